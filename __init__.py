@@ -1,0 +1,15 @@
+"""IterIS for ComfyUI: the host's entry point. Nothing is imported at import time, so that importing never fails."""
+
+import logging
+
+WEB_DIRECTORY = "web"
+
+
+async def comfy_entrypoint():
+    """Return the extension that ComfyUI registers (V3 API)."""
+    try:
+        from .nodes import IterisExtension
+    except Exception:
+        logging.getLogger(__name__).exception("IterIS could not be loaded")
+        raise
+    return IterisExtension()

@@ -1,0 +1,29 @@
+"""IterIS: merge several LoRAs into one by measuring what each of them does (CVPR 2025, arXiv:2411.15231).
+
+The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solve -> merged adapter -> file, report.
+"""
+
+from .adapters import Adapter, LowRankDelta
+from .config import MergeConfig
+from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
+from .merge import MergeResult, merge
+from .network import Network
+from .report import MergeReport
+from .tasks import Sample, Task
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "CalibrationError",
+    "ConfigError",
+    "IterisError",
+    "LowRankDelta",
+    "MergeConfig",
+    "MergeReport",
+    "MergeResult",
+    "Network",
+    "Sample",
+    "SolveError",
+    "Task",
+    "merge",
+]

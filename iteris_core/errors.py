@@ -1,0 +1,21 @@
+"""What can go wrong, as types: every message names the place, what was found, what was expected and the next step."""
+
+
+class IterisError(ValueError):
+    """Base of all errors that a user's input or model can cause."""
+
+
+class AdapterError(IterisError):
+    """An adapter file that cannot be read, or that does not fit the model."""
+
+
+class CalibrationError(IterisError):
+    """Samples or tasks that the sweep cannot use, or a network that does not behave as the method needs."""
+
+
+class SolveError(IterisError):
+    """A layer whose linear system has no usable solution."""
+
+
+class ConfigError(IterisError):
+    """A setting outside its range."""

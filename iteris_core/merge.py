@@ -1,0 +1,60 @@
+"""Merge adapters into one: check, sweep, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .adapters import Adapter, target_layers
+from .config import MergeConfig
+from .errors import AdapterError
+from .network import Network
+from .report import MergeReport
+from .sweep import Progress, sweep
+from .tasks import Task, check_tasks, without_idle_adapters
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The merged adapter, the report, and the rows' outputs (see `sweep.SweepResult`)."""
+
+    adapter: Adapter
+    report: MergeReport
+    outputs: Any = None
+
+
+def merge(
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    config: MergeConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge adapters into the one that does, on the inputs that the merged model sees, what each of them does on its own.
+
+    Args:
+        network: The base model.
+        adapters: One or more. Adapters without deltas are left out, with the tasks that only they teach.
+        tasks: What to reproduce; usually one per adapter, and a preserve task.
+        config: See `MergeConfig`; None: its defaults.
+        progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
+
+    Raises:
+        AdapterError, CalibrationError, SolveError: See `sweep.sweep`.
+    """
+    check_tasks(adapters, tasks)
+    kept, kept_tasks = without_idle_adapters(adapters, tasks)
+    if not target_layers(kept):
+        raise AdapterError("none of the adapters changes anything: every strength is 0, or the files hold no deltas")
+    check_tasks(kept, kept_tasks)
+    result = sweep(network, kept, kept_tasks, config or MergeConfig(), progress)
+    names = [adapter.name for adapter in adapters if adapter.deltas]
+    idle = [adapter.name for adapter in adapters if not adapter.deltas]
+    report = MergeReport(
+        layers=result.layers,
+        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
+        notes=(f"left out, since they change nothing here: {', '.join(idle)}",) if idle else (),
+    )
+    return MergeResult(Adapter(" + ".join(names), result.deltas), report, result.outputs)

@@ -1,0 +1,29 @@
+"""A model as the sweep sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+def _one_stream(path: str) -> str:
+    return "tokens"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, and how to run it on rows.
+
+    Args:
+        modules: Module path -> module, as adapters name them.
+        forward: Runs one batch. Takes what each row reads; row i of every layer's input belongs to item i. It may
+            return a tensor with one entry per row, which the sweep then hands on. Must be deterministic.
+        stream: Module path -> name of the token stream that the layer's input belongs to, for token weights.
+    """
+
+    modules: Mapping[str, nn.Module]
+    forward: Callable[[Sequence[Any]], Any]
+    stream: Callable[[str], str] = _one_stream

@@ -1,0 +1,83 @@
+"""Tasks: what a merged adapter has to do, as samples and the mix of adapters that their teacher wears."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from .adapters import Adapter
+from .errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration sample: a row of the batch for the teacher and one for the student.
+
+    Args:
+        teacher: What the teacher row reads; whatever the network's ``forward`` takes for one row.
+        student: What the student row reads, the same number of tokens; None: the same as the teacher.
+        token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the statistics.
+            0 leaves a token out; a stream that is not named counts every token once.
+    """
+
+    teacher: Any
+    student: Any = None
+    token_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def student_reads(self) -> Any:
+        return self.teacher if self.student is None else self.student
+
+
+@dataclass(frozen=True)
+class Task:
+    """A calibration group.
+
+    Args:
+        name: What to call it in reports and errors.
+        samples: At least one.
+        mix: Index of an adapter -> how much of it the teacher wears: {n: 1.0} is adapter n's own task, {} a preserve
+            task, whose teacher is the base model.
+        weight: The user's weight, 0 or more; only the ratios matter.
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    mix: Mapping[int, float]
+    weight: float = 1.0
+
+
+def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
+    """Refuse tasks that no sweep could use.
+
+    Raises:
+        CalibrationError: No task, a task without samples, with an unusable weight, or with a mix that names no adapter.
+    """
+    if not tasks:
+        raise CalibrationError("there is no task: give every adapter at least one calibration sample")
+    for task in tasks:
+        if not task.samples:
+            raise CalibrationError(f"task {task.name!r} has no samples; give it at least one prompt or input")
+        if not (math.isfinite(task.weight) and task.weight >= 0):
+            raise CalibrationError(f"task {task.name!r} has weight {task.weight}; it must be a finite number, 0 or more")
+        unknown = [k for k in task.mix if not 0 <= k < len(adapters)]
+        if unknown:
+            raise CalibrationError(f"task {task.name!r} wears adapter number {unknown[0]}; there are {len(adapters)} (from 0)")
+    if not any(task.weight > 0 for task in tasks):
+        raise CalibrationError("every task has weight 0: nothing would be measured; give at least one a positive weight")
+
+
+def without_idle_adapters(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> tuple[list[Adapter], list[Task]]:
+    """Leave out adapters that change nothing (strength 0), and the tasks that only they teach."""
+    kept = [k for k, adapter in enumerate(adapters) if adapter.deltas]
+    position = {k: i for i, k in enumerate(kept)}
+    remaining = []
+    for task in tasks:
+        mix = {position[k]: share for k, share in task.mix.items() if k in position and share}
+        if mix or not any(task.mix.values()):
+            remaining.append(replace(task, mix=mix))
+    return [adapters[k] for k in kept], remaining
