@@ -83,16 +83,17 @@ class Adapter:
 
     def scaled(self, strength: float) -> Adapter:
         """Return the adapter at a strength; at strength 0 it changes nothing, so it has no deltas."""
-        deltas = {path: delta.scaled(strength) for path, delta in self.deltas.items()} if strength else {}
+        return self.with_deltas({path: delta.scaled(strength) for path, delta in self.deltas.items()} if strength else {})
+
+    def with_deltas(self, deltas: Mapping[str, LowRankDelta]) -> Adapter:
         return replace(self, deltas=deltas)
 
     def select(self, wanted: Callable[[str], bool]) -> Adapter:
         """Return the part of the adapter whose module paths are wanted."""
-        return replace(self, deltas={path: delta for path, delta in self.deltas.items() if wanted(path)})
+        return self.with_deltas({path: delta for path, delta in self.deltas.items() if wanted(path)})
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
-        deltas = {path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()}
-        return replace(self, deltas=deltas)
+        return self.with_deltas({path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()})
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:

@@ -97,8 +97,8 @@ def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
                 raise AdapterError(f"adapter {adapter.name!r} changes {path!r}, which {error}") from error
             if delta.shape != expected:
                 raise AdapterError(
-                    f"adapter {adapter.name!r} has a delta of {delta.shape[0]} x {delta.shape[1]} for {path!r}, whose weight is "
-                    f"{expected[0]} x {expected[1]}: it was trained for another model"
+                    f"adapter {adapter.name!r} has a delta of {delta.shape[0]} x {delta.shape[1]} for {path!r}, whose weight "
+                    f"is {expected[0]} x {expected[1]}: it was trained for another model"
                 )
 
 

@@ -1,0 +1,161 @@
+"""Calibration for diffusion models: which captions, and which latents of each teacher's own sampling runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import CalibrationError, ConfigError
+
+# Ordinary captions, for the base model's own behaviour and as company for a trigger word.
+PRESERVE_CAPTIONS: tuple[str, ...] = (
+    "a photo of a street in the rain",
+    "a portrait of an old man, studio light",
+    "a red bicycle leaning against a brick wall",
+    "a bowl of fruit on a wooden table, still life",
+    "a mountain lake at sunrise",
+    "a woman reading in a cafe",
+    "a small dog running on the beach",
+    "an oil painting of a harbour with boats",
+    "a cat sleeping on a sofa",
+    "a modern kitchen with large windows",
+    "children playing football in a park",
+    "a watercolor of wild flowers",
+    "an astronaut on the moon, detailed",
+    "a close-up of a bee on a yellow flower",
+    "a steam train crossing a bridge",
+    "a city skyline at night",
+    "a black and white photo of a dancer",
+    "a castle on a hill, fantasy art",
+    "a plate of pasta, food photography",
+    "a snowy forest with a wooden cabin",
+    "a robot holding an umbrella, digital art",
+    "a man in a suit talking on the phone",
+    "an empty desert road under blue sky",
+    "a pencil drawing of two hands",
+)
+COMPANIONS: tuple[str, ...] = (
+    "a red chair",
+    "a small dog",
+    "a wooden table",
+    "a glass of water",
+    "a man in a blue coat",
+    "a bicycle",
+    "a vase of flowers",
+    "an old car",
+    "a black cat",
+    "a tall tree",
+    "a pile of books",
+    "a woman with an umbrella",
+)
+COMPOSITIONS: tuple[str, ...] = (
+    "{prompt} and {thing}",
+    "{thing} and {prompt}",
+    "{prompt} next to {thing}",
+    "{prompt} with {thing} in the background",
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How samples for a diffusion model are made.
+
+    Args:
+        trajectories: Sampling runs per task, each with a caption and a seed of its own.
+        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all steps.
+        sampling_steps: Steps of each run.
+        resolution: Side of the pictures in pixels, a multiple of 64.
+        cfg: Guidance of the runs.
+        unconditional_share: Part of the kept latents that are also sampled with the negative prompt, as guidance does.
+        composition_share: Part of the captions that put ordinary things beside the user's prompt.
+        preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out.
+        preserve_captions: Its captions; every fifth sampling run has an empty one instead.
+        negative_prompt: What unconditional rows read.
+        seed: Of captions and noise.
+    """
+
+    trajectories: int = 16
+    timesteps: int = 4
+    sampling_steps: int = 12
+    resolution: int = 512
+    cfg: float = 7.0
+    unconditional_share: float = 0.5
+    composition_share: float = 0.5
+    preserve_weight: float = 1.0
+    preserve_captions: tuple[str, ...] = PRESERVE_CAPTIONS
+    negative_prompt: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("trajectories", "timesteps", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.timesteps > self.sampling_steps:
+            raise ConfigError(f"{self.timesteps} timesteps cannot be kept of {self.sampling_steps} sampling steps; keep fewer")
+        if self.resolution < 64 or self.resolution % 64:
+            raise ConfigError(f"resolution is {self.resolution}; it must be a multiple of 64")
+        for name in ("unconditional_share", "composition_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        for name in ("cfg", "preserve_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more")
+        if self.preserve_weight and not self.preserve_captions:
+            raise ConfigError("the preserve task has no captions; give it some, or set its weight to 0")
+
+
+def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:
+    """Return one caption per trajectory: the user's prompts in turn, a part of them in company of ordinary things.
+
+    Raises:
+        CalibrationError: No prompt, or an empty one.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise CalibrationError("a prompt is empty; write at least one that contains the LoRA's trigger words")
+    chance, captions = random.Random(seed), []
+    for i in range(calibration.trajectories):
+        share = calibration.composition_share
+        caption = prompts[i % len(prompts)]
+        if math.floor((i + 1) * share) > math.floor(i * share):  # spread evenly over the runs
+            caption = chance.choice(COMPOSITIONS).format(prompt=caption, thing=chance.choice(COMPANIONS))
+        captions.append(caption)
+    return captions
+
+
+def base_captions(calibration: Calibration, count: int) -> list[str]:
+    """Return captions for the preserve task, every fifth of them empty."""
+    known = calibration.preserve_captions
+    return ["" if i % 5 == 4 else known[(i - i // 5) % len(known)] for i in range(count)]
+
+
+def kept_steps(calibration: Calibration, run: int) -> list[int]:
+    """Return which steps of a sampling run are kept: evenly spread, and staggered from one run to the next."""
+    stride = calibration.sampling_steps / calibration.timesteps
+    offset = (run * 0.6180339887) % 1  # the golden ratio: any number of runs covers the steps evenly
+    return [int((i + offset) * stride) for i in range(calibration.timesteps)]
+
+
+def noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Return standard normal noise that depends on nothing but the seed, on the CPU."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+def euler_trajectory(denoise: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor) -> list[Tensor]:
+    """Sample with Euler's method and return the latents that the model saw, one (runs, ...) tensor per step.
+
+    Args:
+        denoise: (latents, sigma) -> estimate of the clean latents, guidance included.
+        start: Unit noise, (runs, channels, height, width).
+        sigmas: (steps + 1,), falling to 0. The variance-exploding scale: latents are clean + sigma * noise.
+    """
+    x, seen = start * (1 + sigmas[0] ** 2).sqrt(), []
+    for sigma, following in itertools.pairwise(sigmas):
+        seen.append(x)
+        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+    return seen

@@ -1,0 +1,112 @@
+"""Safetensors files: read with errors that say what is wrong, written atomically. Nothing is ever opened by pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import AdapterError
+
+_LENGTH_BYTES = 8
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a path that is no whole safetensors file, without reading its tensors.
+
+    Raises:
+        AdapterError: The file is missing, a pickle, truncated, or something else; with what to do about it.
+    """
+    if not path.is_file():
+        raise AdapterError(f"{path.name}: there is no such file ({path}); choose another LoRA, or refresh the list")
+    with path.open("rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        if start[:2] in (b"PK", b"\x80\x02") or path.suffix in (".pt", ".ckpt", ".bin", ".pth"):
+            raise AdapterError(
+                f"{path.name}: this is a pickle file, which can run code when it is opened; "
+                "IterIS reads only .safetensors. Convert it with a tool that you trust, or download the safetensors version"
+            )
+        size, header_size = path.stat().st_size, int.from_bytes(start, "little")
+        if len(start) < _LENGTH_BYTES or not 2 <= header_size <= size - _LENGTH_BYTES:
+            raise AdapterError(
+                f"{path.name}: not a whole safetensors file ({size} bytes, of which its header would be {header_size}); "
+                "the download was probably cut off. Download it again"
+            )
+        try:
+            header = json.loads(file.read(header_size))
+            needed = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise AdapterError(f"{path.name}: its safetensors header cannot be read; download it again") from error
+    if size != _LENGTH_BYTES + header_size + needed:
+        raise AdapterError(
+            f"{path.name}: the file has {size} bytes where its header announces {_LENGTH_BYTES + header_size + needed}; "
+            "the download was probably cut off. Download it again"
+        )
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors, on the CPU in their own precision, and its metadata.
+
+    Raises:
+        AdapterError: See `check_readable`.
+    """
+    path = Path(path)
+    check_readable(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise AdapterError(f"{path.name}: cannot be read as safetensors ({error}); download it again") from error
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a safetensors file in one step: it is there whole or not at all.
+
+    Args:
+        tensors: Written as they are, on whatever device.
+        path: The folder is made if needed.
+        metadata: Strings; ``format`` is added.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        FileExistsError: The file is there and `overwrite` is False; it is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        save_file(contiguous, draft, metadata={"format": "pt", **metadata})
+        os.chmod(draft, 0o644)
+        if overwrite:
+            os.replace(draft, path)
+        else:
+            _move_without_replacing(draft, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(draft)
+
+
+def _move_without_replacing(draft: str, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists already; choose another name, or allow overwriting") from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(f"{path} exists already; choose another name, or allow overwriting") from None
+        os.rename(draft, path)
