@@ -1,0 +1,136 @@
+"""`iteris demo` as a user calls it: the whole command with a real server, and what it says to bad input."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.host
+
+
+def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
+    """Start `iteris demo`; the server's files go under `temporary`, by which its process can be recognised."""
+    command = [sys.executable, "-m", "iteris_core.cli", "demo", *map(str, arguments)]
+    environment = os.environ | {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    root = Path(__file__).resolve().parents[2]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=root, env=environment, **pipes, **options)
+
+
+def servers(temporary: Path) -> list[psutil.Process]:
+    """Return the processes whose command line names a path under `temporary`, other than the demo itself."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "main.py" in line and any(str(temporary) in part for part in line):
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo_temporary")
+
+
+def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
+    output = tmp_path / "result"
+    process = start("--output", output, "--device", "cpu", temporary=temporary)
+    printed, errors = process.communicate(timeout=600)
+    log = output / "comfyui.log"
+    assert process.returncode == 0, errors + (log.read_text(errors="replace") if log.is_file() else "")
+    assert str(output) in printed
+
+    with (output / "merged.safetensors").open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    assert any(key.startswith("lora_unet_") for key in header)
+    assert any(key.startswith("lora_te_") for key in header)
+    assert (output / "sample.png").read_bytes().startswith(b"\x89PNG")
+    assert isinstance(json.loads((output / "report.json").read_text(encoding="utf-8")), dict)
+    assert (output / "report.txt").read_text(encoding="utf-8").strip()
+    assert "lora key not loaded" not in log.read_text(encoding="utf-8", errors="replace")
+    assert "missing" not in [word for line in log.read_text().splitlines() if "unet" in line for word in line.split()]
+
+    assert not servers(temporary)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_demo_stops_its_server_when_it_is_terminated(tmp_path, temporary):
+    process = start("--output", tmp_path / "result", "--device", "cpu", temporary=temporary)
+    deadline = time.monotonic() + 300
+    while not servers(temporary):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not servers(temporary)
+    assert not list(temporary.iterdir())
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    """Empty files by name: bad input is found by name and number, before anything is read."""
+    found = {name: tmp_path / name for name in ("model.safetensors", "a.safetensors", "b.safetensors", "old.ckpt")}
+    for file in found.values():
+        file.touch()
+    return found | {"gone": tmp_path / "gone.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "gone", "--lora", "a.safetensors", "--lora", "b.safetensors"), "does not exist"),
+        (("--checkpoint", "model.safetensors", "--lora", "a.safetensors", "--lora", "gone"), "does not exist"),
+        (("--checkpoint", "old.ckpt", "--lora", "a.safetensors", "--lora", "b.safetensors"), "not a .safetensors"),
+        (("--checkpoint", "model.safetensors", "--lora", "a.safetensors"), "at least two LoRAs"),
+        (("--lora", "a.safetensors", "--lora", "b.safetensors"), "--lora needs --checkpoint"),
+        (("--prompt", "only one"), "1 --prompt for 2 LoRAs"),
+        (("--width", "100"), "multiple of 8"),
+        (("--steps", "0"), "expected 1 or more"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, files, tmp_path, temporary):
+    output = tmp_path / "result"
+    given = [files.get(argument, argument) for argument in arguments]
+    process = start(*given, "--output", output, temporary=temporary)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert printed == ""
+    assert len(errors.splitlines()) == 1 and message in errors
+    assert not output.exists()
+
+
+def test_existing_results_are_kept(tmp_path):
+    from iteris_core.demo.run import _make_output
+
+    first = _make_output(tmp_path / "result")
+    (first / "merged.safetensors").touch()
+    assert _make_output(tmp_path / "result").name == "result-2"
+    shutil.rmtree(first)
+    assert _make_output(tmp_path / "result").name == "result"
+
+
+def test_three_loras_are_chained():
+    from iteris_core.demo.run import DemoRequest, _read_template, make_workflow
+
+    names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
+    request = DemoRequest(Path("out"), Path("model.safetensors"), tuple(map(Path, names)), ("a <x>\nmore", "", "a <w>"))
+    workflow = make_workflow(_read_template(), request, "model.safetensors", names)
+    merge = next(node for node in workflow.values() if node["class_type"] == "IterISMerge")
+    chain, link = [], merge["inputs"]["tasks"]
+    while link:
+        chain.append(workflow[link[0]]["inputs"])
+        link = chain[-1].get("previous")
+    assert [inputs["lora_name"] for inputs in reversed(chain)] == names
+    assert [inputs["prompts"] for inputs in reversed(chain)] == list(request.prompts)
+    assert workflow["7"]["inputs"]["text"] == "a <x>, y z, a <w>"
+    assert workflow["4"]["inputs"]["resolution"] == 512 and workflow["10"]["inputs"]["steps"] == 20
