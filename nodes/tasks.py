@@ -122,7 +122,10 @@ class Calibration(io.ComfyNode):
                     tooltip="Ordinary prompts, one per line, on which the base model is kept. Empty: a list of our own.",
                 ),
                 io.String.Input("negative_prompt", default="", tooltip="The negative prompt that you will sample with."),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Of the captions and the noise."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
+                    tooltip="Of the captions and the noise. Kept, so that a second run is taken from the cache.",
+                ),
             ],
             outputs=[CALIBRATION.Output(display_name="calibration")],
         )  # fmt: skip
