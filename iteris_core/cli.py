@@ -32,7 +32,7 @@ def demo(
     ] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompts of a LoRA, one a line; give it once per LoRA, in order.")
+        list[str] | None, typer.Option(help="A LoRA's prompts, split by \\n; one --prompt per --lora, in order.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path("iteris-demo"),
     width: Annotated[int | None, typer.Option(help="Of the sample picture, in pixels.")] = None,
