@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
@@ -10,8 +11,10 @@ import torch
 
 from .errors import ConfigError
 
+Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
+Target = Literal["delta", "full_output"]
 
 
 @dataclass(frozen=True)
@@ -19,25 +22,47 @@ class MergeConfig:
     """How a merge is solved.
 
     Args:
+        engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's Algorithm 1.
+        max_iter: Solves of ``iterate``; the first uses ``X~ = X``.
+        tolerance: ``iterate`` stops when no layer's delta changed by more than this, relative to its norm.
         alpha: Ridge, relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``).
         alpha_cross: Ridge on the cross term, relative in the same way (official ``alpha_1``); None: the same as alpha.
         ridge: ``consistent`` scales both ridges by ``||X~^T X~||``, so that the answer minimises one objective;
             ``paper`` scales the cross ridge by ``||X~^T X||`` (the published code).
         balance: Weight of a task: ``delta`` is the paper's ``||dW||^2 / ||X dW^T||^2`` (equation 8), ``full`` the
             published code's, which has the base weight in it, ``uniform`` is 1.
+        target: ``delta`` fits what the adapters add, ``X dW_g^T``; ``full_output`` the whole output,
+            ``X (W0 + dW_g)^T - X~ W0^T``, which also makes up for the drift of the inputs (official
+            ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`.
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``), 0 or more, below 1.
+        rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or one per module path.
+            What is cut is chosen by its effect on the measured inputs, see `truncate`.
+        kept_energy: Cut every layer to the smallest rank that keeps this share of the effect, 0 to 1; None: do not.
+        size: Number of weights in all factors together; ranks are shared out over layers by what they gain. Needs
+            two sweeps. None: no limit.
         output_dtype: Precision in which the merged adapter will be saved. The sweep rounds each layer to it before
             going on, so that later layers make up for the rounding.
         samples_per_chunk: Samples in one forward call; each of them is a teacher row and a student row.
+        tokens_per_row: At most this many tokens of a row, chosen evenly, count in the statistics; None: all.
+        statistics_bytes: ``iterate`` measures as many layers at once as have statistics of this many bytes.
     """
 
+    engine: Engine = "sweep"
+    max_iter: int = 20
+    tolerance: float = 1e-6
     alpha: float = 1e-4
     alpha_cross: float | None = None
     ridge: Ridge = "consistent"
     balance: Balance = "delta"
+    target: Target = "delta"
     input_mix: float = 0.0
+    rank: int | str | Mapping[str, int] = "sum"
+    kept_energy: float | None = None
+    size: int | None = None
     output_dtype: torch.dtype = torch.float32
     samples_per_chunk: int = 8
+    tokens_per_row: int | None = None
+    statistics_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -45,11 +70,32 @@ class MergeConfig:
             allowed, value = get_args(hints[item.name]), getattr(self, item.name)
             if allowed and all(isinstance(choice, str) for choice in allowed) and value not in allowed:
                 raise ConfigError(f"{item.name} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
-        for name in ("alpha", "alpha_cross"):
+        for name in ("alpha", "alpha_cross", "tolerance"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value}; it must be a finite number, 0 or more")
         if not 0 <= self.input_mix < 1:
             raise ConfigError(f"input_mix is {self.input_mix}; it must be 0 or more and less than 1")
-        if self.samples_per_chunk < 1:
-            raise ConfigError(f"samples_per_chunk is {self.samples_per_chunk}; a forward call needs at least one sample")
+        for name in ("samples_per_chunk", "max_iter", "size", "tokens_per_row", "statistics_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+        self._check_rank()
+
+    def _check_rank(self) -> None:
+        ranks = self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]
+        if any(rank not in ("sum", "full") and not (isinstance(rank, int) and rank >= 1) for rank in ranks):
+            raise ConfigError(f"rank is {self.rank!r}; it can be 'sum', 'full', a number from 1, or a number per module path")
+        if self.kept_energy is not None and not 0 < self.kept_energy <= 1:
+            raise ConfigError(f"kept_energy is {self.kept_energy}; it must be above 0, and 1 at most")
+        if sum([self.rank != "sum", self.kept_energy is not None, self.size is not None]) > 1:
+            raise ConfigError("rank, kept_energy and size each decide the ranks; give only one of them")
+
+    def rank_at(self, path: str) -> int | str:
+        """Return the rank that is asked for at one layer: a number, ``sum`` or ``full``."""
+        return self.rank.get(path, "sum") if isinstance(self.rank, Mapping) else self.rank
+
+    @property
+    def needs_base_weight(self) -> bool:
+        """Whether the two ridges differ on the base weight, so that it enters the full-output target."""
+        return self.target == "full_output" and (self.ridge == "paper" or self.alpha_cross is not None)

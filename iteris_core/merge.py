@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .adapters import Adapter, target_layers
 from .config import MergeConfig
 from .errors import AdapterError
+from .iterate import iterate
 from .network import Network
 from .report import MergeReport
-from .sweep import Progress, sweep
+from .sweep import EngineResult, Progress, sweep
 from .tasks import Task, check_tasks, without_idle_adapters
+from .truncate import share_out_size
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,30 @@ def merge(
     if not target_layers(kept):
         raise AdapterError("none of the adapters changes anything: every strength is 0, or the files hold no deltas")
     check_tasks(kept, kept_tasks)
-    result = sweep(network, kept, kept_tasks, config or MergeConfig(), progress)
+    result = _solve(network, kept, kept_tasks, config or MergeConfig(), progress)
     names = [adapter.name for adapter in adapters if adapter.deltas]
     idle = [adapter.name for adapter in adapters if not adapter.deltas]
     report = MergeReport(
-        layers=result.layers,
+        layers=tuple(layer.report() for layer in result.layers.values()),
+        changes=result.changes,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         notes=(f"left out, since they change nothing here: {', '.join(idle)}",) if idle else (),
     )
-    return MergeResult(Adapter(" + ".join(names), result.deltas), report, result.outputs)
+    deltas = {path: layer.saved for path, layer in result.layers.items()}
+    return MergeResult(Adapter(" + ".join(names), deltas), report, result.outputs)
+
+
+def _solve(
+    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig, progress: Progress | None
+) -> EngineResult:
+    engine = sweep if config.engine == "sweep" else iterate
+    if config.size is None:
+        return engine(network, adapters, tasks, config, progress)
+    uncut = engine(network, adapters, tasks, config, progress)
+    ranks = share_out_size(
+        {path: layer.values for path, layer in uncut.layers.items()},
+        {path: layer.saved.shape for path, layer in uncut.layers.items()},
+        {path: layer.values.square().sum().item() for path, layer in uncut.layers.items()},
+        config.size,
+    )
+    return engine(network, adapters, tasks, replace(config, size=None, rank=ranks), progress)

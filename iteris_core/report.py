@@ -28,11 +28,21 @@ class TaskAtLayerReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One target layer, in the order of the sweep."""
+    """One target layer, in the order in which the network reached it.
+
+    Args:
+        path: Of the module.
+        rank: Of the merged delta.
+        tasks: How each of them fares.
+        cut: What the cut to a lower rank costs: the part of the uncut answer's effect that is lost, 0 to 1.
+        plain_cut: What a plain SVD of the same rank would cost; None where no rank was asked for.
+    """
 
     path: str
     rank: int
     tasks: tuple[TaskAtLayerReport, ...]
+    cut: float = 0.0
+    plain_cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,14 @@ class MergeReport:
         layers: In the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
         notes: Sentences for the user.
+        changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: What is needed to repeat the merge; JSON values.
     """
 
     layers: tuple[LayerReport, ...]
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    changes: tuple[float, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +81,11 @@ class MergeReport:
         for task, residual in self.task_residuals().items():
             worst = max((e.residual, layer.path) for layer in self.layers for e in layer.tasks if e.task == task)
             lines.append(f"  {task}: median residual {residual:.3f}, worst {worst[0]:.3f} at {worst[1]}")
+        cuts = [layer.cut for layer in self.layers if layer.cut > 0]
+        if cuts:
+            plain = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
+            beside = f" (plain SVD of the same rank: {statistics.median(plain):.3f})" if plain else ""
+            lines.append(f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}")
         for adapter, keys in self.unmatched.items():
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")

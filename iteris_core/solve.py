@@ -1,11 +1,13 @@
 """The closed form of one layer, on its statistics. Pure functions, float64.
 
-    minimise over dW   sum_g lam_g ( ||X_g dW_g^T - X~_g dW^T||_F^2 + mu_g ||dW_g - dW||_F^2 ),   mu_g = alpha ||X~_g^T X~_g||_F
+    minimise over dW   sum_g lam_g ( ||T_g - X~_g dW^T||_F^2 + mu_g ||dW_g - dW||_F^2 ),   mu_g = alpha ||X~_g^T X~_g||_F
+    T_g = X_g dW_g^T  (target "delta"),  or  X_g (W0 + dW_g)^T - X~_g W0^T  (target "full_output")
 
-    dW = up down,   up = [up_1 | ... | up_K],   down^T = S^-1 [D_1 | ... | D_K],   S = sum_g lam_g (X~_g^T X~_g + mu_g I)
+    dW^T = S^-1 B,   S = sum_g lam_g (X~_g^T X~_g + mu_g I),   B = [D_1 | ... | D_K] [up_1 | ... | up_K]^T + sum_g lam_g drift_g
     D_k = sum_g lam_g m_gk (X~_g^T X_g down_k^T + nu_g down_k^T),   nu_g = mu_g, or alpha ||X~_g^T X_g||_F (the paper)
 
-Exactly low rank: the right-hand side is a product with [up_1 | ... | up_K]^T, so only sum r_k columns are solved for.
+With the delta target there is no drift, and the answer is exactly low rank:
+up = [up_1 | ... | up_K], down^T = S^-1 [D_1 | ... | D_K].
 Source: IterIS, arXiv:2411.15231, Algorithm 1 and equation 8; official ``solution_matrix``.
 """
 
@@ -21,6 +23,7 @@ from .adapters import LowRankDelta, stack
 from .config import MergeConfig
 from .errors import SolveError
 from .statistics import TaskStatistics
+from .truncate import Spectrum, delta_of_rank, factored_spectrum, leading_spectrum, rank_for_energy
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,50 @@ class TaskAtLayer:
     worn: LowRankDelta | None
     full_norm: Tensor | None = None
 
+    def delta_energy(self) -> Tensor:
+        """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim."""
+        if self.worn is None:
+            return self.statistics.inputs.energy.new_zeros(())
+        return ((self.worn.up.T @ self.worn.up) * self.statistics.codes).sum().clamp_min(0)
+
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """The merged delta of one layer, lambda per task (n,), and target energies ||X_g dW_g^T||^2 per task (n,)."""
+    """The answer at one layer.
+
+    Args:
+        delta: The merged delta, float64.
+        lambdas: lambda per task, (n,).
+        values: Singular values of the uncut answer in the metric of `truncate`; only for ``config.size``.
+        cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where nothing was cut.
+        plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
+    """
 
     delta: LowRankDelta
     lambdas: Tensor
-    target_energies: Tensor
+    values: Tensor | None = None
+    cut: Tensor | None = None
+    plain_cut: Tensor | None = None
 
 
-def target_energy(task: TaskAtLayer) -> Tensor:
-    """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``."""
-    if task.worn is None:
-        return task.statistics.input_energy.new_zeros(())
-    return ((task.worn.up.T @ task.worn.up) * task.statistics.codes).sum().clamp_min(0)
+@dataclass(frozen=True)
+class System:
+    """S = L L^T, factorised after scaling to a unit diagonal: ``L = factor / scale``."""
+
+    scale: Tensor
+    factor: Tensor
+
+    def half(self, right: Tensor) -> Tensor:
+        """Return ``L^-1 right``."""
+        return torch.linalg.solve_triangular(self.factor, self.scale[:, None] * right, upper=False)
+
+    def other_half(self, right: Tensor) -> Tensor:
+        """Return ``L^-T right``."""
+        return self.scale[:, None] * torch.linalg.solve_triangular(self.factor.T, right, upper=True)
+
+    def metric(self, right: Tensor) -> Tensor:
+        """Return ``L^T right``."""
+        return self.factor.T @ (right / self.scale[:, None])
 
 
 def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
@@ -66,97 +98,168 @@ def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8), and its isotropic limit ``w_g d_in / ||X_g||^2``
     where the teacher wears nothing. ``full``: the same with the base weight in it (official ``ceof_list``).
     """
-    statistics = task.statistics
+    inputs = task.statistics.inputs
     if balance == "uniform":
-        return torch.full_like(statistics.input_energy, task.weight)
+        return torch.full_like(inputs.energy, task.weight)
     if balance == "full":
-        return task.weight * task.full_norm / statistics.output_energy
-    isotropic = task.weight * statistics.gram.shape[0] / statistics.input_energy
+        return task.weight * task.full_norm / task.statistics.output_energy
+    isotropic = task.weight * inputs.gram.shape[0] / inputs.energy
     if task.worn is None:
         return isotropic
-    norm, energy = task.worn.squared_norm(), target_energy(task)
+    norm, energy = task.worn.squared_norm(), task.delta_energy()
     return torch.where((norm > 0) & (energy > 0), task.weight * norm / energy, isotropic)
 
 
-def solve_layer(deltas: Mapping[int, LowRankDelta], tasks: Sequence[TaskAtLayer], config: MergeConfig) -> LayerSolution:
+def solve_layer(
+    deltas: Mapping[int, LowRankDelta],
+    tasks: Sequence[TaskAtLayer],
+    config: MergeConfig,
+    rank: int | str = "sum",
+    base_weight: Tensor | None = None,
+) -> LayerSolution:
     """Merge one layer.
 
     Args:
         deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least one.
         tasks: Every task of the merge, with this layer's statistics.
-        config: Uses ``alpha``, ``alpha_cross``, ``ridge`` and ``balance``.
+        config: Uses the alphas, ``ridge``, ``balance``, ``target``, ``kept_energy`` and ``size``.
+        rank: See `MergeConfig.rank_at`.
+        base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
 
     Raises:
         SolveError: Activations that are not finite or all zero, or a system that is not positive definite.
     """
-    columns, offset = {}, 0
-    for k, delta in deltas.items():
-        columns[k] = slice(offset, offset + delta.rank)
-        offset += delta.rank
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
-    d_in = next(iter(deltas.values())).shape[1]
-    system = torch.zeros_like(tasks[0].statistics.gram)
-    target = system.new_zeros(d_in, offset)
+    together = stack(list(deltas.values()), [1.0] * len(deltas))
+    start, columns = 0, {}
+    for k, delta in deltas.items():
+        columns[k] = slice(start, start := start + delta.rank)
+    matrix = torch.zeros_like(tasks[0].statistics.inputs.gram)
+    thin = matrix.new_zeros(matrix.shape[0], together.rank)  # [D_1 | ... | D_K]
+    drift = None if config.target == "delta" else matrix.new_zeros(together.shape[::-1])
     lambdas = torch.stack([balance_weight(task, config.balance) for task in tasks])
     for task, lam in zip(tasks, lambdas, strict=True):
         if task.weight == 0:
             continue
-        gram, start = task.statistics.gram, 0
-        size = gram.norm()
-        cross_size = size if task.statistics.cross_gram is None else task.statistics.cross_gram.norm()
-        system += lam * gram
-        system.diagonal().add_(lam * config.alpha * size)
+        inputs, start = task.statistics.inputs, 0
+        size = inputs.gram.norm()
+        mu, nu = config.alpha * size, alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
+        matrix.add_(inputs.gram * lam)
+        matrix.diagonal().add_(lam * mu)
         for k, share in task.mix.items():
-            rank = deltas[k].rank
-            cross = task.statistics.cross[:, start : start + rank]
-            target[:, columns[k]] += lam * share * (cross + alpha_cross * cross_size * deltas[k].down.T)
-            start += rank
-    down = solve_positive_definite(system, target, tasks, config.alpha).T
-    merged = LowRankDelta(stack(list(deltas.values()), [1.0] * len(deltas)).up, down)
-    return LayerSolution(merged, lambdas, torch.stack([target_energy(task) for task in tasks]))
+            cross = task.statistics.cross[:, start : start + deltas[k].rank]
+            thin[:, columns[k]] += lam * share * (cross + nu * deltas[k].down.T)
+            start += deltas[k].rank
+        if drift is not None:
+            drift += lam * task.statistics.drift
+            if base_weight is not None:
+                drift += lam * (nu - mu) * base_weight.T
+    system = factorise(matrix, [thin] if drift is None else [thin, drift], tasks, config.alpha)
+    if drift is None:
+        return _thin_solution(system, thin, together.up, lambdas, config, rank)
+    return _dense_solution(system, thin @ together.up.T + drift, together.rank, lambdas, config, rank)
 
 
-def solve_positive_definite(system: Tensor, target: Tensor, tasks: Sequence[TaskAtLayer], alpha: float) -> Tensor:
-    """Return ``system^-1 target`` by a Cholesky factorisation of the system scaled to a unit diagonal.
+def _thin_solution(
+    system: System, thin: Tensor, up: Tensor, lambdas: Tensor, config: MergeConfig, rank: int | str
+) -> LayerSolution:
+    half = system.half(thin)
+    exact = LowRankDelta(up, system.other_half(half).T)
+    if rank in ("sum", "full") and config.kept_energy is None and config.size is None:
+        return LayerSolution(exact, lambdas)
+    spectrum = factored_spectrum(half, up)
+    if config.size is not None:
+        return LayerSolution(exact, lambdas, spectrum.values)
+    wanted = rank_for_energy(spectrum, config.kept_energy) if config.kept_energy is not None else int(rank)
+    if wanted >= exact.rank:
+        return LayerSolution(exact, lambdas)
+    return _cut(system, spectrum, exact, wanted, lambdas)
+
+
+def _dense_solution(
+    system: System, right: Tensor, sum_of_ranks: int, lambdas: Tensor, config: MergeConfig, rank: int | str
+) -> LayerSolution:
+    half, most = system.half(right), min(right.shape)
+    if rank == "full":
+        return LayerSolution(_as_factors(system.other_half(half).T), lambdas)
+    asked = rank != "sum" or config.kept_energy is not None
+    wanted = most if config.kept_energy is not None else min(most, sum_of_ranks if rank == "sum" else int(rank))
+    spectrum = leading_spectrum(half, wanted)
+    if config.kept_energy is not None:
+        wanted = rank_for_energy(spectrum, config.kept_energy)
+    values = spectrum.values if config.size is not None else None
+    exact = _as_factors(system.other_half(half).T) if asked else None
+    return _cut(system, spectrum, exact, wanted, lambdas, values)
+
+
+def _as_factors(weight: Tensor) -> LowRankDelta:
+    """Return a full matrix as a delta whose smaller side is the rank."""
+    d_out, d_in = weight.shape
+    if d_out <= d_in:
+        return LowRankDelta(torch.eye(d_out).to(weight), weight)
+    return LowRankDelta(weight, torch.eye(d_in).to(weight))
+
+
+def _cut(
+    system: System,
+    spectrum: Spectrum,
+    exact: LowRankDelta | None,
+    rank: int,
+    lambdas: Tensor,
+    values: Tensor | None = None,
+) -> LayerSolution:
+    total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
+    lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
+    plain_cut = None
+    if exact is not None:
+        plain = factored_spectrum(exact.down.T, exact.up)
+        rest = LowRankDelta(plain.right[:, rank:], (plain.left[:, rank:] * plain.values[rank:]).T)
+        plain_cut = (LowRankDelta(rest.up, system.metric(rest.down.T).T).squared_norm() / total).sqrt()
+    delta = delta_of_rank(spectrum, rank, system.other_half)
+    return LayerSolution(delta, lambdas, values, (lost / total).sqrt(), plain_cut)
+
+
+def factorise(matrix: Tensor, right_sides: Sequence[Tensor], tasks: Sequence[TaskAtLayer], alpha: float) -> System:
+    """Return the Cholesky factor of the system scaled to a unit diagonal.
 
     Raises:
         SolveError: With the cause, found from the tasks' statistics.
     """
-    scale = system.diagonal().rsqrt()
-    factor, failed_at = torch.linalg.cholesky_ex(system * scale[:, None] * scale)
-    bad = (failed_at != 0) | ~torch.isfinite(scale).all() | ~torch.isfinite(target).all()
-    if bool(bad):  # the only wait for the device in a layer's solve
-        raise SolveError(_why_unsolvable(system, tasks, int(failed_at), alpha))
-    return scale[:, None] * torch.cholesky_solve(scale[:, None] * target, factor)
+    scale = matrix.diagonal().rsqrt()
+    factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
+    finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
+    if bool((failed_at != 0) | ~finite):  # the only wait for the device in a layer's solve
+        raise SolveError(_why_unsolvable(matrix, tasks, int(failed_at), alpha))
+    return System(scale, factor)
 
 
-def _why_unsolvable(system: Tensor, tasks: Sequence[TaskAtLayer], failed_at: int, alpha: float) -> str:
+def _why_unsolvable(matrix: Tensor, tasks: Sequence[TaskAtLayer], failed_at: int, alpha: float) -> str:
     for task in tasks:
-        sums = task.statistics
-        if not (torch.isfinite(sums.gram).all() and torch.isfinite(sums.input_energy)):
+        inputs = task.statistics.inputs
+        if not (torch.isfinite(inputs.gram).all() and torch.isfinite(inputs.energy)):
             return (
                 f"the inputs of task {task.name!r} hold NaN or infinite numbers, most likely an overflow of half precision "
                 "in the layers before; run the model in bfloat16 or float32, or lower the strength of its adapter"
             )
-        if not sums.input_energy > 0:
+        if not inputs.energy > 0:
             return f"all inputs of task {task.name!r} are zero here; use other samples for it"
-    tokens, width = sum(task.statistics.tokens for task in tasks), system.shape[0]
+    tokens, width = sum(task.statistics.inputs.tokens for task in tasks), matrix.shape[0]
     found = f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite"
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return f"{found}{where} with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
 
 
 def squared_residual(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:
-    """Return ``||X_g dW_g^T - X~_g dW^T||_F^2`` from the statistics, 0-dim."""
-    return (target_energy(task) - 2 * _overlap(task, merged) + student_energy(task, merged)).clamp_min(0)
+    """Return ``||T_g - X~_g dW^T||_F^2`` from the statistics, 0-dim."""
+    statistics, overlap = task.statistics, task.statistics.inputs.energy.new_zeros(())
+    if task.worn is not None:
+        overlap = overlap + ((merged.up.T @ task.worn.up) * (merged.down @ statistics.cross)).sum()
+    if statistics.drift is not None:
+        overlap = overlap + (merged.up.T * (merged.down @ statistics.drift)).sum()
+    target = task.delta_energy() if statistics.target_energy is None else statistics.target_energy
+    return (target - 2 * overlap + student_energy(task, merged)).clamp_min(0)
 
 
 def student_energy(task: TaskAtLayer, delta: LowRankDelta) -> Tensor:
     """Return ``||X~_g dW^T||_F^2``, what a delta does on the student's inputs, 0-dim."""
-    return ((delta.up.T @ delta.up) * (delta.down @ task.statistics.gram @ delta.down.T)).sum().clamp_min(0)
-
-
-def _overlap(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:
-    if task.worn is None:
-        return task.statistics.input_energy.new_zeros(())
-    return ((merged.up.T @ task.worn.up) * (merged.down @ task.statistics.cross)).sum()
+    return ((delta.up.T @ delta.up) * (delta.down @ task.statistics.inputs.gram @ delta.down.T)).sum().clamp_min(0)

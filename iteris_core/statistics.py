@@ -1,6 +1,7 @@
 """What one layer's solve needs to know about its inputs: second moments, streamed, never the inputs themselves.
 
-For one task with teacher inputs X and student inputs X~, both (tokens, d_in), and teacher codes H = X down^T (tokens, R).
+For one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T, (tokens, R); and, for the
+full-output target, the drift Y - Y~ of the base layer's outputs, (tokens, d_out).
 """
 
 from __future__ import annotations
@@ -35,72 +36,100 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += (a[part].T @ b[part]).to(total)
 
 
+def _energy(rows: Tensor) -> Tensor:
+    return rows.square().sum(dtype=torch.float64)
+
+
 @dataclass
-class TaskStatistics:
-    """Streamed sums of one task at one layer, float64.
+class InputMoments:
+    """Sums over one task's inputs, float64; layers that read the same tensor share them.
 
     Args:
         gram: X~^T X~, (d_in, d_in).
-        cross: X~^T H, (d_in, R).
-        codes: H^T H, (R, R).
-        input_energy: ||X||_F^2, 0-dim.
+        energy: ||X||_F^2, 0-dim.
         cross_gram: X~^T X, (d_in, d_in); only for the paper's ridge.
-        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim; only for the published code's balance.
         tokens: Number of tokens with a weight above 0.
     """
 
     gram: Tensor
-    cross: Tensor
-    codes: Tensor
-    input_energy: Tensor
+    energy: Tensor
     cross_gram: Tensor | None = None
-    output_energy: Tensor | None = None
     tokens: int = 0
 
     @classmethod
-    def empty(
-        cls, d_in: int, rank: int, device: torch.device, *, cross_gram: bool = False, output_energy: bool = False
-    ) -> TaskStatistics:
+    def empty(cls, d_in: int, device: torch.device, *, cross_gram: bool = False) -> InputMoments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
+        return cls(zeros(d_in, d_in), zeros(), zeros(d_in, d_in) if cross_gram else None)
+
+    def add(self, teacher: Tensor, student: Tensor) -> None:
+        """Add rows of X and X~, already multiplied by the roots of their token weights."""
+        add_product(self.gram, student, student)
+        self.energy += _energy(teacher).to(self.energy)
+        if self.cross_gram is not None:
+            add_product(self.cross_gram, student, teacher)
+
+
+@dataclass
+class TaskStatistics:
+    """Sums of one task at one layer, float64.
+
+    Args:
+        inputs: See `InputMoments`.
+        cross: X~^T H, (d_in, R).
+        codes: H^T H, (R, R).
+        drift: X~^T (Y - Y~), (d_in, d_out); only for the full-output target.
+        target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim; only for the full-output target.
+        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim; only for the published code's balance.
+    """
+
+    inputs: InputMoments
+    cross: Tensor
+    codes: Tensor
+    drift: Tensor | None = None
+    target_energy: Tensor | None = None
+    output_energy: Tensor | None = None
+
+    @classmethod
+    def empty(
+        cls, inputs: InputMoments, rank: int, *, drift_width: int | None = None, output_energy: bool = False
+    ) -> TaskStatistics:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=inputs.gram.device)
+
+        d_in = inputs.gram.shape[0]
         return cls(
-            gram=zeros(d_in, d_in),
+            inputs=inputs,
             cross=zeros(d_in, rank),
             codes=zeros(rank, rank),
-            input_energy=zeros(),
-            cross_gram=zeros(d_in, d_in) if cross_gram else None,
+            drift=None if drift_width is None else zeros(d_in, drift_width),
+            target_energy=None if drift_width is None else zeros(),
             output_energy=zeros() if output_energy else None,
         )
 
     def add(
         self,
-        teacher: Tensor,
         student: Tensor,
         codes: Tensor,
-        weights: Tensor | None = None,
+        *,
+        drift: Tensor | None = None,
+        added: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
-        """Add rows.
+        """Add rows, already multiplied by the roots of their token weights.
 
         Args:
-            teacher: X, (tokens, d_in), in the precision of the products.
-            student: X~, (tokens, d_in).
+            student: X~, (tokens, d_in), in the precision of the products.
             codes: H, (tokens, R).
-            weights: (tokens,) or None for 1 each.
+            drift: Y - Y~, (tokens, d_out); where the target asks for it.
+            added: X dW^T, (tokens, d_out), with `drift`; None: zero.
             outputs: X (W0 + dW)^T, (tokens, d_out); where the balance asks for it.
         """
-        self.tokens += teacher.shape[0]
-        if weights is not None:
-            self.tokens += int(torch.count_nonzero(weights)) - teacher.shape[0]
-            root = weights.to(teacher).sqrt()[:, None]
-            teacher, student, codes = teacher * root, student * root, codes * root
-            outputs = None if outputs is None else outputs * root
-        add_product(self.gram, student, student)
         add_product(self.cross, student, codes)
         add_product(self.codes, codes, codes)
-        self.input_energy += teacher.square().sum(dtype=torch.float64).to(self.input_energy)
-        if self.cross_gram is not None:
-            add_product(self.cross_gram, student, teacher)
+        if self.drift is not None and drift is not None:
+            add_product(self.drift, student, drift)
+            self.target_energy += _energy(drift if added is None else drift + added).to(self.target_energy)
         if self.output_energy is not None and outputs is not None:
-            self.output_energy += outputs.square().sum(dtype=torch.float64).to(self.output_energy)
+            self.output_energy += _energy(outputs).to(self.output_energy)

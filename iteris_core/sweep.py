@@ -7,25 +7,24 @@ the answer. That is the fixed point of the paper's Algorithm 1 (arXiv:2411.15231
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, LowRankDelta, stack, target_layers
+from .adapters import Adapter, LowRankDelta, target_layers
 from .config import MergeConfig
-from .errors import AdapterError, CalibrationError, SolveError
-from .layers import add_to_output, base_weight, input_tokens, output_tokens, weight_shape
+from .errors import AdapterError, CalibrationError
+from .layers import weight_shape
 from .lockstep import pause, run_in_lockstep
+from .measure import Measurement, SolvedLayer, dress
 from .network import Network
-from .report import LayerReport, TaskAtLayerReport
-from .rows import Chunk, check_rows, layer_hooks, split_into_chunks, worn_delta
-from .solve import TaskAtLayer, solve_layer, squared_residual, student_energy
-from .statistics import TaskStatistics, product_dtype, statistics_device
+from .rows import Chunk, check_rows, layer_hooks, split_into_chunks
+from .shared_inputs import SharedInputs
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
@@ -33,15 +32,16 @@ _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=No
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """Merged deltas by module path (on the CPU, as they will be saved), the layers' reports, and the rows' outputs.
+class EngineResult:
+    """Solved layers in the order in which the network reached them, the rows' outputs, and the changes per iteration.
 
     ``outputs[g][s]`` is (teacher's, student's) output row of sample s of task g, if the network returns one.
+    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``.
     """
 
-    deltas: Mapping[str, LowRankDelta]
-    layers: tuple[LayerReport, ...]
+    layers: dict[str, SolvedLayer]
     outputs: tuple[tuple[tuple[Tensor, Tensor], ...], ...] | None
+    changes: tuple[float, ...] = ()
 
 
 def sweep(
@@ -50,7 +50,7 @@ def sweep(
     tasks: Sequence[Task],
     config: MergeConfig,
     progress: Progress | None = None,
-) -> SweepResult:
+) -> EngineResult:
     """Solve all target layers in one forward pass.
 
     Args:
@@ -65,20 +65,15 @@ def sweep(
         CalibrationError: A target layer that is reached twice, never, or not by every row.
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
-    paths = target_layers(adapters)
     check_targets(network, adapters)
+    paths = target_layers(adapters)
     state = _Sweep(network, adapters, tasks, config, progress, total=len(paths))
     chunks = split_into_chunks(tasks, config.samples_per_chunk)
-    workers = [partial(_run_chunk, network, chunk) for chunk in chunks]
+    workers = [partial(run_chunk, network, chunk) for chunk in chunks]
     with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
         answers = run_in_lockstep(workers, state.solve)
-    never = [path for path in paths if path not in state.solved]
-    if never:
-        raise CalibrationError(
-            f"the network never ran {len(never)} of {len(paths)} target layers, such as {never[0]!r}; they cannot be measured. "
-            "Leave them out, or check that the adapters belong to this model"
-        )
-    return SweepResult(state.solved, tuple(report() for report in state.reports), _outputs_by_task(tasks, chunks, answers))
+    check_all_reached(paths, state.solved)
+    return EngineResult(state.solved, outputs_by_task(tasks, chunks, answers))
 
 
 def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
@@ -102,25 +97,35 @@ def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _run_chunk(network: Network, chunk: Chunk) -> Any:
+def check_all_reached(paths: Sequence[str], reached: Sequence[str]) -> None:
+    """Refuse a network that did not run every target layer."""
+    never = [path for path in paths if path not in reached]
+    if never:
+        raise CalibrationError(
+            f"the network never ran {len(never)} of {len(paths)} target layers, such as {never[0]!r}; they cannot be measured. "
+            "Leave them out, or check that the adapters belong to this model"
+        )
+
+
+def reached_twice(path: str) -> CalibrationError:
+    return CalibrationError(
+        f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two inputs cannot be solved in one "
+        "go. Leave it out of the merge"
+    )
+
+
+def run_chunk(network: Network, chunk: Chunk) -> Any:
+    """Run one forward call, in a context of its own in which hooks know whose rows they see."""
     _current_chunk.set(chunk)
     return network.forward(chunk.inputs)
 
 
-@dataclass
-class _Layer:
-    """The one layer that is being measured: its deltas on the device, and its tasks' statistics."""
-
-    path: str
-    deltas: dict[int, LowRankDelta]
-    worn: list[LowRankDelta | None]
-    statistics: list[TaskStatistics]
-    full_norms: list[Tensor | None]
-    bias: Tensor | None
-    device: torch.device
-    dtype: torch.dtype
-    arrived: list[Chunk] = field(default_factory=list)
-    merged: LowRankDelta | None = None
+def current_chunk(path: str, x: Tensor) -> Chunk | None:
+    """Return the chunk whose rows a hook sees; None in somebody else's forward call."""
+    chunk = _current_chunk.get()
+    if chunk is not None:
+        check_rows(path, x, 2 * len(chunk.samples))
+    return chunk
 
 
 @dataclass
@@ -131,134 +136,38 @@ class _Sweep:
     config: MergeConfig
     progress: Progress | None
     total: int
-    solved: dict[str, LowRankDelta] = field(default_factory=dict)
-    reports: list[Callable[[], LayerReport]] = field(default_factory=list)
-    layer: _Layer | None = None
+    solved: dict[str, SolvedLayer] = field(default_factory=dict)
+    inputs: SharedInputs = field(default_factory=SharedInputs)
+    measurement: Measurement | None = None
+    merged: LowRankDelta | None = None
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Measure one chunk's rows at one layer, wait until the layer is solved, dress the rows."""
-        chunk = _current_chunk.get()
-        if chunk is None:  # somebody else's forward
+        chunk = current_chunk(path, x)
+        if chunk is None:
             return y
-        check_rows(path, x, 2 * len(chunk.samples))
         if path in self.solved:
-            raise CalibrationError(
-                f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two inputs has no place in "
-                "a sweep. Leave it out of the merge"
-            )
-        if self.layer is None or self.layer.path != path:
-            self.layer = self._open(path, module, x, y)
-        layer = self.layer
-        tokens = input_tokens(module, x).to(layer.dtype)
-        codes = self._measure(layer, module, chunk, tokens, y)
+            raise reached_twice(path)
+        if self.measurement is None or self.measurement.path != path:
+            stream = self.network.stream(path)
+            self.measurement = Measurement.open(path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs)
+        codes = self.measurement.add(module, chunk, x, y, self.inputs)
+        worn = self.measurement.worn
         pause(path)
-        y, merged = y.clone(), layer.merged.to(device=x.device, dtype=layer.dtype)
-        for block, teacher_codes in zip(chunk.blocks, codes, strict=True):
-            if teacher_codes is not None:
-                add_to_output(module, y[block.teacher], teacher_codes @ layer.worn[block.task].up.T)
-            add_to_output(module, y[block.student], tokens[block.student] @ merged.down.T @ merged.up.T)
-        return y
-
-    def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Layer:
-        device, dtype = statistics_device(x.device), product_dtype(x)
-        deltas = {k: a.deltas[path] for k, a in enumerate(self.adapters) if path in a.deltas}
-        worn = [worn_delta(path, self.adapters, task.mix) for task in self.tasks]
-        d_in, full = weight_shape(module)[1], self.config.balance == "full"
-        statistics = [
-            TaskStatistics.empty(
-                d_in, delta.rank if delta else 0, device, cross_gram=self.config.ridge == "paper", output_energy=full
-            )
-            for delta in worn
-        ]
-        full_norms, bias = [None] * len(worn), None
-        if full:
-            weight = base_weight(module, x.device, x.dtype).to(device=device, dtype=torch.float64)
-            dressed = [
-                weight if delta is None else weight + delta.to(device=device, dtype=torch.float64).dense() for delta in worn
-            ]
-            full_norms = [matrix.square().sum() for matrix in dressed]
-            bias = getattr(module, "bias", None)
-        on_device = [delta and delta.to(device=x.device, dtype=dtype) for delta in worn]
-        deltas = {k: delta.to(device=device, dtype=torch.float64) for k, delta in deltas.items()}
-        return _Layer(path, deltas, on_device, statistics, full_norms, bias, device, dtype)
-
-    def _measure(self, layer: _Layer, module: nn.Module, chunk: Chunk, tokens: Tensor, y: Tensor) -> list[Tensor | None]:
-        layer.arrived.append(chunk)
-        stream, all_codes = self.network.stream(layer.path), []
-        for block in chunk.blocks:
-            worn = layer.worn[block.task]
-            teacher, student = tokens[block.teacher], tokens[block.student]
-            codes = None if worn is None else teacher @ worn.down.T
-            all_codes.append(codes)
-            outputs = None
-            if self.config.balance == "full":
-                outputs = output_tokens(module, y[block.teacher]).to(layer.dtype)
-                outputs = outputs if layer.bias is None else outputs - layer.bias.to(outputs)
-                outputs = (outputs if codes is None else outputs + codes @ worn.up.T).flatten(0, 1)
-            if self.config.input_mix:
-                student = torch.lerp(student, teacher, self.config.input_mix)
-            weights = block.token_weights(stream, teacher.shape[1], layer.path)
-            layer.statistics[block.task].add(
-                teacher.flatten(0, 1),
-                student.flatten(0, 1),
-                teacher.new_zeros(teacher.shape[0] * teacher.shape[1], 0) if codes is None else codes.flatten(0, 1),
-                weights,
-                outputs,
-            )
-        return all_codes
+        return dress(module, chunk, x, y, worn, self.merged, codes)
 
     def solve(self, path: str) -> None:
         """Solve the layer at which all chunks have arrived."""
-        layer = self.layer
-        tasks = [
-            TaskAtLayer(
-                name=task.name,
-                mix={k: share for k, share in task.mix.items() if share and k in layer.deltas},
-                weight=task.weight,
-                statistics=layer.statistics[g],
-                worn=layer.worn[g] and layer.worn[g].to(device=layer.device, dtype=torch.float64),
-                full_norm=layer.full_norms[g],
-            )
-            for g, task in enumerate(self.tasks)
-        ]
-        try:
-            solution = solve_layer(layer.deltas, tasks, self.config)
-        except SolveError as error:
-            raise SolveError(f"layer {path!r}: {error}") from error
-        saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
-        worn = saved.to(dtype=torch.float64)
-        self.reports.append(_layer_report(path, layer.deltas, tasks, worn, solution.lambdas, solution.target_energies))
-        self.solved[path] = saved.to(device="cpu")
-        layer.merged = saved
-        layer.statistics = []  # one layer's sums at a time
+        solved = self.measurement.solve(self.config.rank_at(path))
+        self.merged = solved.saved.to(device=self.measurement.device, dtype=self.measurement.dtype)
+        self.solved[path] = replace(solved, saved=solved.saved.to(device="cpu"))
+        self.measurement = None  # one layer's sums at a time
         if self.progress is not None:
             self.progress(len(self.solved), self.total)
 
 
-def _layer_report(
-    path: str,
-    deltas: Mapping[int, LowRankDelta],
-    tasks: Sequence[TaskAtLayer],
-    merged: LowRankDelta,
-    lambdas: Tensor,
-    target_energies: Tensor,
-) -> Callable[[], LayerReport]:
-    """Return a function that reads the figures from the device: reading now would make every layer wait for it."""
-    together = stack(list(deltas.values()), [1.0] * len(deltas))
-    left = torch.stack([squared_residual(task, merged) for task in tasks])
-    stacked = torch.stack([student_energy(task, together) for task in tasks])
-    reference = torch.where(target_energies > 0, target_energies, stacked)
-    residuals = torch.where(reference > 0, (left / reference).sqrt(), torch.zeros_like(left))
-    names, tokens = [task.name for task in tasks], [task.statistics.tokens for task in tasks]
-
-    def read() -> LayerReport:
-        entries = zip(names, residuals.tolist(), lambdas.tolist(), tokens, strict=True)
-        return LayerReport(path, merged.rank, tuple(TaskAtLayerReport(*entry) for entry in entries))
-
-    return read
-
-
-def _outputs_by_task(tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]) -> Any:
+def outputs_by_task(tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]) -> Any:
+    """Return each sample's (teacher's, student's) output row, by task; None if the network returns no tensor."""
     if not all(isinstance(answer, Tensor) for answer in answers):
         return None
     outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tasks]

@@ -1,0 +1,256 @@
+"""One layer being measured: rows in, statistics, solution out, rows dressed. Both engines work with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import Adapter, LowRankDelta, stack
+from .config import MergeConfig
+from .errors import SolveError
+from .layers import add_to_output, base_weight, input_tokens, output_tokens, weight_shape
+from .report import LayerReport, TaskAtLayerReport
+from .rows import Block, Chunk, worn_delta
+from .shared_inputs import SharedInput, SharedInputs
+from .solve import LayerSolution, TaskAtLayer, solve_layer, squared_residual, student_energy
+from .statistics import InputMoments, TaskStatistics, product_dtype, statistics_device
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """A layer's merged delta as it will be saved, its report, read when asked for, and `LayerSolution.values`."""
+
+    saved: LowRankDelta
+    report: Callable[[], LayerReport]
+    values: Tensor | None = None
+
+
+@dataclass
+class Measurement:
+    """A layer's deltas on the device and the statistics of its tasks, from the first row to the solve."""
+
+    path: str
+    stream: str
+    tasks: Sequence[Task]
+    config: MergeConfig
+    device: torch.device  # of the rows
+    sums_device: torch.device
+    dtype: torch.dtype
+    deltas: dict[int, LowRankDelta]
+    worn: list[LowRankDelta | None]
+    statistics: list[TaskStatistics]
+    shared: SharedInput
+    first_of_its_input: bool
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    arrived: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        stream: str,
+        module: nn.Module,
+        x: Tensor,
+        adapters: Sequence[Adapter],
+        tasks: Sequence[Task],
+        config: MergeConfig,
+        inputs: SharedInputs,
+    ) -> Measurement:
+        """Prepare to measure a layer, when its first rows arrive."""
+        sums_device, dtype, (d_out, d_in) = statistics_device(x.device), product_dtype(x), weight_shape(module)
+        shared, paper = inputs.find(stream, x), config.ridge == "paper"
+        first = shared is None
+        if shared is None:
+            shared = SharedInput(stream, [InputMoments.empty(d_in, sums_device, cross_gram=paper) for _ in tasks])
+            inputs.entries.append(shared)
+        worn = [worn_delta(path, adapters, task.mix) for task in tasks]
+        full = config.balance == "full"
+        statistics = [
+            TaskStatistics.empty(
+                moments,
+                0 if delta is None else delta.rank,
+                drift_width=d_out if config.target == "full_output" else None,
+                output_energy=full,
+            )
+            for delta, moments in zip(worn, shared.moments, strict=True)
+        ]
+        weight = None
+        if full or config.needs_base_weight:
+            weight = base_weight(module, x.device, x.dtype).to(device=sums_device, dtype=torch.float64)
+        return cls(
+            path=path,
+            stream=stream,
+            tasks=tasks,
+            config=config,
+            device=x.device,
+            sums_device=sums_device,
+            dtype=dtype,
+            deltas={
+                k: adapter.deltas[path].to(device=sums_device, dtype=torch.float64)
+                for k, adapter in enumerate(adapters)
+                if path in adapter.deltas
+            },
+            worn=[delta and delta.to(device=x.device, dtype=dtype) for delta in worn],
+            statistics=statistics,
+            shared=shared,
+            first_of_its_input=first,
+            weight=weight,
+            bias=getattr(module, "bias", None) if full else None,
+        )
+
+    def add(self, module: nn.Module, chunk: Chunk, x: Tensor, y: Tensor, inputs: SharedInputs) -> list[Tensor | None]:
+        """Add a chunk's rows to the statistics, and return the teachers' codes per block."""
+        if self.first_of_its_input:
+            self.shared.add(x)
+        else:
+            inputs.check(self.shared, self.arrived, x, self.path)
+        self.arrived += 1
+        tokens = input_tokens(module, x)
+        return [self._add_block(module, block, tokens, y) for block in chunk.blocks]
+
+    def _add_block(self, module: nn.Module, block: Block, tokens: Tensor, y: Tensor) -> Tensor | None:
+        worn, config = self.worn[block.task], self.config
+        teacher, student = tokens[block.teacher].to(self.dtype), tokens[block.student].to(self.dtype)
+        codes = None if worn is None else teacher @ worn.down.T
+        count = teacher.shape[1]
+        weights = block.token_weights(self.stream, count, self.path)
+        picked, roots = _picked_tokens(count, config.tokens_per_row), None
+        if weights is not None:
+            roots = weights.to(teacher).reshape(len(block.samples), count, 1)[:, picked].sqrt()
+
+        def rows(part: Tensor) -> Tensor:
+            """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
+            part = part[:, picked]
+            return (part if roots is None else part * roots).flatten(0, 1)
+
+        if config.input_mix:
+            student = torch.lerp(student, teacher, config.input_mix)
+        student_rows = rows(student)
+        if self.first_of_its_input:
+            moments = self.statistics[block.task].inputs
+            moments.add(rows(teacher), student_rows)
+            moments.tokens += student_rows.shape[0] if roots is None else int((weights > 0).sum())
+        drift = added = outputs = None
+        if config.target == "full_output":
+            ours, theirs = output_tokens(module, y[block.teacher]), output_tokens(module, y[block.student])
+            drift = rows(ours.to(self.dtype) - theirs.to(self.dtype))
+        if codes is not None and (config.target == "full_output" or config.balance == "full"):
+            added = codes @ worn.up.T
+        if config.balance == "full":
+            outputs = output_tokens(module, y[block.teacher]).to(self.dtype)
+            outputs = outputs if self.bias is None else outputs - self.bias.to(outputs)
+            outputs = rows(outputs if added is None else outputs + added)
+        self.statistics[block.task].add(
+            student_rows,
+            student_rows[:, :0] if codes is None else rows(codes),
+            drift=drift,
+            added=None if added is None else rows(added),
+            outputs=outputs,
+        )
+        return codes
+
+    def sum_bytes(self) -> int:
+        """Return the memory that this layer's sums take, without those that it shares."""
+        sums = [tensor for own in self.statistics for tensor in (own.cross, own.codes, own.drift) if tensor is not None]
+        if self.first_of_its_input:
+            sums += [tensor for m in self.shared.moments for tensor in (m.gram, m.cross_gram) if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in sums)
+
+    def solve(self, rank: int | str) -> SolvedLayer:
+        """Solve the layer once all rows have been added.
+
+        Raises:
+            SolveError: With the layer's name.
+        """
+        tasks = [self._task(g, task) for g, task in enumerate(self.tasks)]
+        weight = self.weight if self.config.needs_base_weight else None
+        try:
+            solution = solve_layer(self.deltas, tasks, self.config, rank, weight)
+        except SolveError as error:
+            raise SolveError(f"layer {self.path!r}: {error}") from error
+        saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
+        report = _layer_report(self.path, self.deltas, tasks, saved.to(dtype=torch.float64), solution)
+        return SolvedLayer(saved, report, solution.values)
+
+    def _task(self, g: int, task: Task) -> TaskAtLayer:
+        worn = self.worn[g] and self.worn[g].to(device=self.sums_device, dtype=torch.float64)
+        full_norm = None
+        if self.config.balance == "full":
+            full_norm = (self.weight if worn is None else self.weight + worn.dense()).square().sum()
+        mix = {k: share for k, share in task.mix.items() if share and k in self.deltas}
+        return TaskAtLayer(task.name, mix, task.weight, self.statistics[g], worn, full_norm)
+
+
+def _picked_tokens(count: int, most: int | None) -> slice | Tensor:
+    if most is None or count <= most:
+        return slice(None)
+    return (torch.arange(most) * count) // most
+
+
+def dress(
+    module: nn.Module,
+    chunk: Chunk,
+    x: Tensor,
+    y: Tensor,
+    worn: Sequence[LowRankDelta | None],
+    merged: LowRankDelta | None,
+    codes: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Return a layer's output where each task's teacher rows wear its mix, and student rows the merged delta.
+
+    Args:
+        module: The layer.
+        chunk: Whose rows they are.
+        x: The layer's input.
+        y: Its output, not changed.
+        worn: Each task's mix at this layer, in the precision of the products.
+        merged: The merged delta; None: student rows wear the same as their teachers.
+        codes: Teachers' ``X down^T`` per block, if they are known already.
+    """
+    y = y.clone()
+    tokens = input_tokens(module, x)
+    for i, block in enumerate(chunk.blocks):
+        mine = worn[block.task]
+        if mine is not None:
+            known = codes[i] if codes is not None else tokens[block.teacher].to(mine.down.dtype) @ mine.down.T
+            add_to_output(module, y[block.teacher], known @ mine.up.T)
+        theirs = mine if merged is None else merged
+        if theirs is not None:
+            rows = tokens[block.student].to(theirs.down.dtype)
+            add_to_output(module, y[block.student], rows @ theirs.down.T @ theirs.up.T)
+    return y
+
+
+def _layer_report(
+    path: str,
+    deltas: Mapping[int, LowRankDelta],
+    tasks: Sequence[TaskAtLayer],
+    merged: LowRankDelta,
+    solution: LayerSolution,
+) -> Callable[[], LayerReport]:
+    """Return a function that reads the figures from the device: reading now would make every layer wait for it."""
+    together = stack(list(deltas.values()), [1.0] * len(deltas))
+    left = torch.stack([squared_residual(task, merged) for task in tasks])
+    stacked = torch.stack([student_energy(task, together) for task in tasks])
+    own = torch.stack([task.delta_energy() for task in tasks])
+    reference = torch.where(own > 0, own, stacked)
+    residuals = torch.where(reference > 0, (left / reference).sqrt(), torch.zeros_like(left))
+    names, tokens, rank = [task.name for task in tasks], [task.statistics.inputs.tokens for task in tasks], merged.rank
+    cut, plain_cut, lambdas = solution.cut, solution.plain_cut, solution.lambdas
+
+    def read() -> LayerReport:
+        entries = zip(names, residuals.tolist(), lambdas.tolist(), tokens, strict=True)
+        return LayerReport(
+            path=path,
+            rank=rank,
+            tasks=tuple(TaskAtLayerReport(*entry) for entry in entries),
+            cut=0.0 if cut is None else cut.item(),
+            plain_cut=None if plain_cut is None else plain_cut.item(),
+        )
+
+    return read
