@@ -34,6 +34,23 @@ class LowRankDelta:
         """(d_out, d_in) of the weight that it changes."""
         return self.up.shape[0], self.down.shape[1]
 
+    @property
+    def is_oversized(self) -> bool:
+        """Whether the factors together are no smaller than the weight that they describe."""
+        d_out, d_in = self.shape
+        return self.rank * (d_out + d_in) >= d_out * d_in
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, tolerance: float = 1e-6) -> LowRankDelta:
+        """Return a (d_out, d_in) matrix as factors of its numerical rank.
+
+        Singular values up to ``tolerance`` times the first are left out.
+        """
+        u, values, vh = torch.linalg.svd(weight, full_matrices=False)
+        rank = max(1, int((values > tolerance * values[0]).sum()))
+        root = values[:rank].sqrt()
+        return cls(u[:, :rank] * root, root[:, None] * vh[:rank])
+
     def dense(self) -> Tensor:
         """Return the delta as a (d_out, d_in) matrix."""
         return self.up @ self.down
@@ -74,23 +91,38 @@ class Adapter:
         deltas: Module path in the model -> delta of that module's weight.
         unmatched: Keys of the file that belong to no module of the model; reported, never dropped silently.
         metadata: The file's own metadata.
+        vectors: Parameter path (a bias, or a norm's weight) -> what is added to it.
     """
 
     name: str
     deltas: Mapping[str, LowRankDelta]
     unmatched: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.deltas and not self.vectors
 
     def scaled(self, strength: float) -> Adapter:
-        """Return the adapter at a strength; at strength 0 it changes nothing, so it has no deltas."""
-        return self.with_deltas({path: delta.scaled(strength) for path, delta in self.deltas.items()} if strength else {})
+        """Return the adapter at a strength; at strength 0 it changes nothing, so nothing is left of it."""
+        if not strength:
+            return replace(self, deltas={}, vectors={})
+        vectors = {path: vector * strength for path, vector in self.vectors.items()}
+        return replace(self, deltas={path: delta.scaled(strength) for path, delta in self.deltas.items()}, vectors=vectors)
+
+    def joined_with(self, other: Adapter) -> Adapter:
+        """Return this adapter with another part of the same file."""
+        return replace(self, deltas={**self.deltas, **other.deltas}, vectors={**self.vectors, **other.vectors})
 
     def with_deltas(self, deltas: Mapping[str, LowRankDelta]) -> Adapter:
         return replace(self, deltas=deltas)
 
     def select(self, wanted: Callable[[str], bool]) -> Adapter:
-        """Return the part of the adapter whose module paths are wanted."""
-        return self.with_deltas({path: delta for path, delta in self.deltas.items() if wanted(path)})
+        """Return the part of the adapter whose module and parameter paths are wanted."""
+        vectors = {path: vector for path, vector in self.vectors.items() if wanted(path)}
+        return replace(self, deltas={path: delta for path, delta in self.deltas.items() if wanted(path)}, vectors=vectors)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
         return self.with_deltas({path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()})
@@ -99,3 +131,15 @@ class Adapter:
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:
     """Return the module paths that at least one adapter changes, in order of first appearance."""
     return list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
+
+
+def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """Return the mean of the adapters' bias and norm changes; an adapter without one counts as zero there.
+
+    What is added to a bias does not depend on the input, so the best compromise between tasks is their mean.
+    """
+    paths = dict.fromkeys(path for adapter in adapters for path in adapter.vectors)
+    return {
+        path: torch.stack([adapter.vectors[path] for adapter in adapters if path in adapter.vectors]).sum(0) / len(adapters)
+        for path in paths
+    }

@@ -61,6 +61,9 @@ COMPOSITIONS: tuple[str, ...] = (
     "{prompt} with {thing} in the background",
 )
 
+# The multiples of these, modulo 1, cover an interval evenly, however many there are.
+_GOLDEN_RATIO, _SQUARE_ROOT_OF_2 = 0.6180339887, 1.4142135624
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -120,12 +123,18 @@ def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) ->
         raise CalibrationError("a prompt is empty; write at least one that contains the LoRA's trigger words")
     chance, captions = random.Random(seed), []
     for i in range(calibration.trajectories):
-        share = calibration.composition_share
-        caption = prompts[i % len(prompts)]
-        if math.floor((i + 1) * share) > math.floor(i * share):  # spread evenly over the runs
+        turn, which = divmod(i, len(prompts))
+        caption = prompts[which]
+        if is_chosen(turn, calibration.composition_share, which):
             caption = chance.choice(COMPOSITIONS).format(prompt=caption, thing=chance.choice(COMPANIONS))
         captions.append(caption)
     return captions
+
+
+def is_chosen(index: int, share: float, row: int) -> bool:
+    """Choose a share of the items 0, 1, 2, ... of a row, evenly spread, and staggered from one row to the next."""
+    start = (row * _SQUARE_ROOT_OF_2) % 1  # not the golden ratio, or the choice would go along with the steps that are kept
+    return math.floor((index + 1) * share + start) > math.floor(index * share + start)
 
 
 def base_captions(calibration: Calibration, count: int) -> list[str]:
@@ -137,7 +146,7 @@ def base_captions(calibration: Calibration, count: int) -> list[str]:
 def kept_steps(calibration: Calibration, run: int) -> list[int]:
     """Return which steps of a sampling run are kept: evenly spread, and staggered from one run to the next."""
     stride = calibration.sampling_steps / calibration.timesteps
-    offset = (run * 0.6180339887) % 1  # the golden ratio: any number of runs covers the steps evenly
+    offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
 
 

@@ -1,31 +1,49 @@
-"""The two kinds of target layer, Linear and Conv2d, seen as one: a matrix that multiplies tokens."""
+"""The two kinds of target layer, Linear and Conv2d, seen as one: a matrix that multiplies tokens.
+
+For a k x k convolution a token is a patch, and d_in = channels * k * k, in the order of ``weight.flatten(1)``.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import AdapterError
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
-    """Return (d_out, d_in) of a Linear or 1x1 Conv2d, read from the module's settings, never from its weight.
+    """Return (d_out, d_in) of a layer, read from the module's settings, never from its weight.
 
     Raises:
-        AdapterError: Another kind of module; its class is named.
+        AdapterError: A module that cannot be merged; says what it is.
     """
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and tuple(module.kernel_size) == (1, 1):
-        return module.out_channels, module.in_channels
-    raise AdapterError(f"is a {_describe(module)}; only Linear and 1x1 Conv2d layers can be merged")
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same":
+        height, width = module.kernel_size
+        return module.out_channels, module.in_channels * height * width
+    raise AdapterError(f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged")
 
 
 def _describe(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        return f"Conv2d with a {height}x{width} kernel" + (f" and {module.groups} groups" if module.groups > 1 else "")
+        return f"Conv2d with {module.groups} groups and padding {module.padding_mode!r} {module.padding}"
     return type(module).__name__
+
+
+def is_patchwise(module: nn.Module) -> bool:
+    """Whether a token of the layer is a patch of several positions, so that its tokens take much more room than its input."""
+    return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
+
+
+def token_count(module: nn.Module, x: Tensor) -> int:
+    """Return how many tokens a row of the layer's input has."""
+    if not isinstance(module, nn.Conv2d):
+        return x[0, ..., 0].numel()
+    sides = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
+    rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, padding, dilation in sides)
+    return rows * columns
 
 
 def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
@@ -33,11 +51,27 @@ def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
 
     >>> input_tokens(nn.Linear(4, 2), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 3, 4])
+    >>> input_tokens(nn.Conv2d(4, 2, 3), torch.zeros(2, 4, 5, 6)).shape
+    torch.Size([2, 12, 36])
     """
     if isinstance(module, nn.Conv2d):
-        step_down, step_right = module.stride
-        return x[:, :, ::step_down, ::step_right].flatten(2).transpose(1, 2)
+        return functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
     return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
+    """Return ``tokens @ down^T``, (rows, tokens, r), without making the patches of a convolution.
+
+    Args:
+        module: The layer.
+        x: Its input, in any precision.
+        down: (r, d_in), in the precision of the result.
+    """
+    x = x.to(down.dtype)
+    if isinstance(module, nn.Conv2d):
+        kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
+        return functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation).flatten(2).transpose(1, 2)
+    return x.reshape(x.shape[0], -1, x.shape[-1]) @ down.T
 
 
 def output_tokens(module: nn.Module, y: Tensor) -> Tensor:
@@ -57,10 +91,25 @@ def add_to_output(module: nn.Module, y: Tensor, tokens: Tensor) -> None:
 def base_weight(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the layer's own (d_out, d_in) weight, measured by sending an identity through its ``forward``.
 
-    Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself calls no hooks.
+    Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself calls no hooks. For a
+    convolution each probe is one picture of the kernel's size, read at the output position whose patch it is.
     """
     d_in = weight_shape(module)[1]
     probes = torch.cat([torch.eye(d_in, device=device, dtype=dtype), torch.zeros(1, d_in, device=device, dtype=dtype)])
-    shape = (d_in + 1, d_in, 1, 1) if isinstance(module, nn.Conv2d) else (d_in + 1, d_in)
-    answers = module.forward(probes.reshape(shape)).reshape(d_in + 1, -1)
+    answers = _convolve_patches(module, probes) if isinstance(module, nn.Conv2d) else module.forward(probes)
     return (answers[:-1] - answers[-1]).T
+
+
+def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:
+    """Return the module's output for single patches (n, d_in), as (n, d_out)."""
+    # The patch lies at the input positions that output position 'anchor' reads; padding is skipped by going far enough in.
+    sides, anchors = [], []
+    for size, stride, padding, dilation in zip(module.kernel_size, module.stride, module.padding, module.dilation, strict=True):
+        anchor = -(-padding // stride)
+        anchors.append(anchor)
+        start = anchor * stride - padding
+        sides.append((start, start + (size - 1) * dilation + 1, dilation))
+    picture = patches.new_zeros(len(patches), module.in_channels, sides[0][1], sides[1][1])
+    rows, columns = (slice(start, stop, step) for start, stop, step in sides)
+    picture[:, :, rows, columns] = patches.reshape(len(patches), module.in_channels, *module.kernel_size)
+    return module.forward(picture)[:, :, anchors[0], anchors[1]]

@@ -1,7 +1,7 @@
 """Chunks of one sweep in lockstep: several forward calls that wait for each other at every target layer.
 
-Each chunk runs as a greenlet, so there is one OS thread and one torch state (inference mode, autocast, default device),
-and the model's forward needs no change.
+Each chunk runs as a greenlet, so there is one OS thread and one torch state, and the model's forward needs no change. What
+a forward switches on for itself (autocast, gradients) is put aside while it waits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import CalibrationError
@@ -17,7 +18,14 @@ from .errors import CalibrationError
 
 def pause(place: Hashable) -> None:
     """Wait, inside a worker of `run_in_lockstep`, until every worker has arrived at this place."""
+    if torch.is_inference_mode_enabled() != getcurrent().inference_mode:
+        raise CalibrationError(
+            f"the model switches torch's inference mode inside its forward, around {place!r}; that cannot be put aside while "
+            "other chunks run. Switch it on around the whole merge instead"
+        )
+    modes = _torch_modes()
     getcurrent().parent.switch(place)
+    _set_torch_modes(modes)
 
 
 def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[Any], None]) -> list[Any]:
@@ -33,12 +41,15 @@ def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[
     Raises:
         CalibrationError: Two workers paused at different places, or one ended while another paused.
     """
-    lets = [greenlet(worker) for worker in workers]
+    lets, modes = [_Worker(worker) for worker in workers], _torch_modes()
     for let in lets:  # each needs a context of its own; one context cannot be entered twice
         let.gr_context = contextvars.copy_context()
     try:
         while True:
-            places = [let.switch() for let in lets]
+            places = []
+            for let in lets:
+                places.append(let.switch())
+                _set_torch_modes(modes)
             ended = [let.dead for let in lets]
             if all(ended):
                 return places
@@ -49,6 +60,28 @@ def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[
         for let in lets:
             if let:  # paused: unwind it, so that its frames and their tensors go
                 let.throw(GreenletExit)
+        _set_torch_modes(modes)
+
+
+class _Worker(greenlet):
+    """A greenlet that remembers in which inference mode it was started."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__(run)
+        self.inference_mode = torch.is_inference_mode_enabled()
+
+
+def _torch_modes() -> tuple[bool, list[tuple[str, bool, torch.dtype]]]:
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), autocast
+
+
+def _set_torch_modes(modes: tuple[bool, list[tuple[str, bool, torch.dtype]]]) -> None:
+    gradients, autocast = modes
+    torch.set_grad_enabled(gradients)
+    for kind, enabled, dtype in autocast:
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
 
 
 def _disagreement(places: list[Any], ended: list[bool]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, LowRankDelta, stack
 from .config import MergeConfig
 from .errors import SolveError
-from .layers import add_to_output, base_weight, input_tokens, output_tokens, weight_shape
+from .layers import add_to_output, base_weight, codes_of, input_tokens, is_patchwise, output_tokens, token_count, weight_shape
 from .report import LayerReport, TaskAtLayerReport
 from .rows import Block, Chunk, worn_delta
 from .shared_inputs import SharedInput, SharedInputs
@@ -66,12 +66,16 @@ class Measurement:
         shared, paper = inputs.find(stream, x), config.ridge == "paper"
         first = shared is None
         if shared is None:
-            shared = SharedInput(stream, [InputMoments.empty(d_in, sums_device, cross_gram=paper) for _ in tasks])
+            tokens = token_count(module, x)
+            tokens = tokens if config.tokens_per_row is None else min(tokens, config.tokens_per_row)
+            few = not paper and tokens * sum(len(task.samples) for task in tasks) < d_in
+            moments = [InputMoments(d_in, sums_device, cross_gram=paper, keep_rows=few) for _ in tasks]
+            shared = SharedInput(stream, moments)
             inputs.entries.append(shared)
         worn = [worn_delta(path, adapters, task.mix) for task in tasks]
         full = config.balance == "full"
         statistics = [
-            TaskStatistics.empty(
+            TaskStatistics(
                 moments,
                 0 if delta is None else delta.rank,
                 drift_width=d_out if config.target == "full_output" else None,
@@ -110,18 +114,32 @@ class Measurement:
         else:
             inputs.check(self.shared, self.arrived, x, self.path)
         self.arrived += 1
-        tokens = input_tokens(module, x)
-        return [self._add_block(module, block, tokens, y) for block in chunk.blocks]
+        return [self._add_block(module, block, x, y) for block in chunk.blocks]
 
-    def _add_block(self, module: nn.Module, block: Block, tokens: Tensor, y: Tensor) -> Tensor | None:
+    def _add_block(self, module: nn.Module, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
+        worn = self.worn[block.task]
+        codes = None if worn is None else codes_of(module, x[block.teacher], worn.down)
+        # patches of a convolution take many times the room of its input: one row at a time
+        step = 1 if is_patchwise(module) else len(block.samples)
+        for start in range(0, len(block.samples), step):
+            teacher, student = (
+                slice(side.start + start, min(side.start + start + step, side.stop)) for side in (block.teacher, block.student)
+            )
+            part = None if codes is None else codes[start : start + step]
+            piece = Block(block.task, teacher, student, block.samples[start : start + step])
+            self._add_rows(module, piece, x, y, part)
+        return codes
+
+    def _add_rows(self, module: nn.Module, block: Block, x: Tensor, y: Tensor, codes: Tensor | None) -> None:
+        """Add teacher and student rows of one task; ``codes`` are the teachers'."""
         worn, config = self.worn[block.task], self.config
-        teacher, student = tokens[block.teacher].to(self.dtype), tokens[block.student].to(self.dtype)
-        codes = None if worn is None else teacher @ worn.down.T
+        teacher, student = (input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student))
         count = teacher.shape[1]
         weights = block.token_weights(self.stream, count, self.path)
         picked, roots = _picked_tokens(count, config.tokens_per_row), None
         if weights is not None:
-            roots = weights.to(teacher).reshape(len(block.samples), count, 1)[:, picked].sqrt()
+            weights = weights.reshape(len(block.samples), count)[:, picked]
+            roots = weights.to(teacher).sqrt()[:, :, None]
 
         def rows(part: Tensor) -> Tensor:
             """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
@@ -134,11 +152,11 @@ class Measurement:
         if self.first_of_its_input:
             moments = self.statistics[block.task].inputs
             moments.add(rows(teacher), student_rows)
-            moments.tokens += student_rows.shape[0] if roots is None else int((weights > 0).sum())
+            moments.tokens += student_rows.shape[0] if weights is None else int((weights > 0).sum())
         drift = added = outputs = None
         if config.target == "full_output":
-            ours, theirs = output_tokens(module, y[block.teacher]), output_tokens(module, y[block.student])
-            drift = rows(ours.to(self.dtype) - theirs.to(self.dtype))
+            ours, theirs = (output_tokens(module, y[side]).to(self.dtype) for side in (block.teacher, block.student))
+            drift = rows(ours - theirs)
         if codes is not None and (config.target == "full_output" or config.balance == "full"):
             added = codes @ worn.up.T
         if config.balance == "full":
@@ -152,14 +170,11 @@ class Measurement:
             added=None if added is None else rows(added),
             outputs=outputs,
         )
-        return codes
 
     def sum_bytes(self) -> int:
         """Return the memory that this layer's sums take, without those that it shares."""
-        sums = [tensor for own in self.statistics for tensor in (own.cross, own.codes, own.drift) if tensor is not None]
-        if self.first_of_its_input:
-            sums += [tensor for m in self.shared.moments for tensor in (m.gram, m.cross_gram) if tensor is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in sums)
+        own = sum(statistics.bytes() for statistics in self.statistics)
+        return own + (sum(moments.bytes() for moments in self.shared.moments) if self.first_of_its_input else 0)
 
     def solve(self, rank: int | str) -> SolvedLayer:
         """Solve the layer once all rows have been added.
@@ -213,16 +228,14 @@ def dress(
         codes: Teachers' ``X down^T`` per block, if they are known already.
     """
     y = y.clone()
-    tokens = input_tokens(module, x)
     for i, block in enumerate(chunk.blocks):
         mine = worn[block.task]
         if mine is not None:
-            known = codes[i] if codes is not None else tokens[block.teacher].to(mine.down.dtype) @ mine.down.T
+            known = codes[i] if codes is not None else codes_of(module, x[block.teacher], mine.down)
             add_to_output(module, y[block.teacher], known @ mine.up.T)
         theirs = mine if merged is None else merged
         if theirs is not None:
-            rows = tokens[block.student].to(theirs.down.dtype)
-            add_to_output(module, y[block.student], rows @ theirs.down.T @ theirs.up.T)
+            add_to_output(module, y[block.student], codes_of(module, x[block.student], theirs.down) @ theirs.up.T)
     return y
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .adapters import Adapter, target_layers
+from .adapters import Adapter, mean_vectors, target_layers
 from .config import MergeConfig
 from .errors import AdapterError
 from .iterate import iterate
@@ -52,8 +52,8 @@ def merge(
         raise AdapterError("none of the adapters changes anything: every strength is 0, or the files hold no deltas")
     check_tasks(kept, kept_tasks)
     result = _solve(network, kept, kept_tasks, config or MergeConfig(), progress)
-    names = [adapter.name for adapter in adapters if adapter.deltas]
-    idle = [adapter.name for adapter in adapters if not adapter.deltas]
+    names = [adapter.name for adapter in kept]
+    idle = [adapter.name for adapter in adapters if adapter.is_idle]
     report = MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         changes=result.changes,
@@ -61,7 +61,7 @@ def merge(
         notes=(f"left out, since they change nothing here: {', '.join(idle)}",) if idle else (),
     )
     deltas = {path: layer.saved for path, layer in result.layers.items()}
-    return MergeResult(Adapter(" + ".join(names), deltas), report, result.outputs)
+    return MergeResult(Adapter(" + ".join(names), deltas, vectors=mean_vectors(kept)), report, result.outputs)
 
 
 def _solve(

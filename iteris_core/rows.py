@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, LowRankDelta, stack, target_layers
 from .errors import CalibrationError
-from .layers import add_to_output, input_tokens
+from .layers import add_to_output, codes_of
 from .statistics import product_dtype
 from .tasks import Sample, Task
 
@@ -23,12 +24,18 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
     """Call ``hook(path, module, input, output)`` after each module's forward; what it returns replaces the output."""
 
     def bound(path: str) -> Callable[..., Tensor]:
-        return lambda module, args, output: hook(path, module, args[0], output)
+        def after_forward(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+            inputs = args or tuple(named.values())
+            if not inputs or not isinstance(inputs[0], Tensor):
+                raise CalibrationError(f"layer {path!r} was called without a tensor to work on; it cannot be measured")
+            return hook(path, module, inputs[0], output)
+
+        return after_forward
 
     handles = []
     try:
         for path, module in modules.items():
-            handles.append(module.register_forward_hook(bound(path)))
+            handles.append(module.register_forward_hook(bound(path), with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -72,9 +79,8 @@ def wearing(
                 on_device[key] = worn and worn.to(device=x.device, dtype=product_dtype(x))
             delta = on_device[key]
             if delta is not None:
-                tokens = input_tokens(module, x[rows]).to(delta.down.dtype)
                 added = y[rows]
-                add_to_output(module, added, tokens @ delta.down.T @ delta.up.T)
+                add_to_output(module, added, codes_of(module, x[rows], delta.down) @ delta.up.T)
                 y[rows] = added
         return y
 
@@ -110,6 +116,11 @@ class Block:
                 raise CalibrationError(
                     f"layer {path!r} sees {tokens} tokens a row, but a sample has {tuple(row.shape)} token weights for the "
                     f"stream {stream!r}; give one weight per token"
+                )
+            if not (torch.isfinite(row).all() and (row >= 0).all()):
+                raise CalibrationError(
+                    f"a sample has a token weight in the stream {stream!r} that is below 0 or no finite number; "
+                    "0 leaves a token out, 1 counts it once"
                 )
         return torch.cat(rows)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .adapters import LowRankDelta, stack
 from .config import MergeConfig
-from .errors import SolveError
-from .statistics import TaskStatistics
+from .statistics import InputMoments, TaskStatistics
+from .system import System, factorise
 from .truncate import Spectrum, delta_of_rank, factored_spectrum, leading_spectrum, rank_for_energy
 
 
@@ -72,26 +72,6 @@ class LayerSolution:
     plain_cut: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class System:
-    """S = L L^T, factorised after scaling to a unit diagonal: ``L = factor / scale``."""
-
-    scale: Tensor
-    factor: Tensor
-
-    def half(self, right: Tensor) -> Tensor:
-        """Return ``L^-1 right``."""
-        return torch.linalg.solve_triangular(self.factor, self.scale[:, None] * right, upper=False)
-
-    def other_half(self, right: Tensor) -> Tensor:
-        """Return ``L^-T right``."""
-        return self.scale[:, None] * torch.linalg.solve_triangular(self.factor.T, right, upper=True)
-
-    def metric(self, right: Tensor) -> Tensor:
-        """Return ``L^T right``."""
-        return self.factor.T @ (right / self.scale[:, None])
-
-
 def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     """Return lambda_g, 0-dim.
 
@@ -103,7 +83,7 @@ def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
         return torch.full_like(inputs.energy, task.weight)
     if balance == "full":
         return task.weight * task.full_norm / task.statistics.output_energy
-    isotropic = task.weight * inputs.gram.shape[0] / inputs.energy
+    isotropic = task.weight * inputs.d_in / inputs.energy
     if task.worn is None:
         return isotropic
     norm, energy = task.worn.squared_norm(), task.delta_energy()
@@ -131,18 +111,20 @@ def solve_layer(
     """
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     together = stack(list(deltas.values()), [1.0] * len(deltas))
+    lambdas = torch.stack([balance_weight(task, config.balance) for task in tasks])
     start, columns = 0, {}
     for k, delta in deltas.items():
         columns[k] = slice(start, start := start + delta.rank)
+    if _fits_sample_space(tasks, config, rank, together):
+        return _sample_space_solution(columns, tasks, together, lambdas, config.alpha, alpha_cross)
     matrix = torch.zeros_like(tasks[0].statistics.inputs.gram)
     thin = matrix.new_zeros(matrix.shape[0], together.rank)  # [D_1 | ... | D_K]
     drift = None if config.target == "delta" else matrix.new_zeros(together.shape[::-1])
-    lambdas = torch.stack([balance_weight(task, config.balance) for task in tasks])
     for task, lam in zip(tasks, lambdas, strict=True):
         if task.weight == 0:
             continue
         inputs, start = task.statistics.inputs, 0
-        size = inputs.gram.norm()
+        size = inputs.size()
         mu, nu = config.alpha * size, alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
         matrix.add_(inputs.gram * lam)
         matrix.diagonal().add_(lam * mu)
@@ -154,10 +136,57 @@ def solve_layer(
             drift += lam * task.statistics.drift
             if base_weight is not None:
                 drift += lam * (nu - mu) * base_weight.T
-    system = factorise(matrix, [thin] if drift is None else [thin, drift], tasks, config.alpha)
+    system = factorise(matrix, [thin] if drift is None else [thin, drift], _inputs(tasks), config.alpha)
     if drift is None:
         return _thin_solution(system, thin, together.up, lambdas, config, rank)
     return _dense_solution(system, thin @ together.up.T + drift, together.rank, lambdas, config, rank)
+
+
+def _inputs(tasks: Sequence[TaskAtLayer]) -> dict[str, InputMoments]:
+    return {task.name: task.statistics.inputs for task in tasks if task.weight != 0}
+
+
+def _fits_sample_space(tasks: Sequence[TaskAtLayer], config: MergeConfig, rank: int | str, together: LowRankDelta) -> bool:
+    """Whether fewer tokens than the layer is wide can be solved for directly, and nothing asks for the metric of `truncate`."""
+    plain = config.target == "delta" and rank in ("sum", "full") and config.kept_energy is None and config.size is None
+    few = tasks[0].statistics.inputs.rows is not None
+    return plain and few and config.alpha > 0 and together.rank <= min(together.shape)
+
+
+def _sample_space_solution(
+    columns: Mapping[int, slice],
+    tasks: Sequence[TaskAtLayer],
+    together: LowRankDelta,
+    lambdas: Tensor,
+    alpha: float,
+    alpha_cross: float,
+) -> LayerSolution:
+    """Solve for the tokens instead of the width: the same answer, from a (tokens, tokens) system.
+
+    ``down^T = M + Z^T (Z Z^T + rho I)^-1 (Y - Z M)`` with Z = [sqrt(lam_g) X~_g], Y = [sqrt(lam_g) H_g], rho = sum_g lam_g mu_g
+    and M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... ]: the ridge's own answer, and kernel ridge on what it leaves.
+    """
+    counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.weight != 0]
+    roots = [lam.sqrt() for _, lam in counted]
+    rows = torch.cat([task.statistics.inputs.student_rows() * root for (task, _), root in zip(counted, roots, strict=True)])
+    sizes = torch.stack([lam * task.statistics.inputs.size() for task, lam in counted])
+    rho, prior = alpha * sizes.sum(), torch.zeros_like(together.down)
+    targets = rows.new_zeros(len(rows), together.rank)
+    start = 0
+    for (task, _), root, size in zip(counted, roots, sizes, strict=True):
+        codes = task.statistics.all_codes() * root
+        first = 0
+        for k, share in task.mix.items():
+            down = together.down[columns[k]]
+            prior[columns[k]] += alpha_cross * size * share / rho * down
+            targets[start : start + len(codes), columns[k]] = share * codes[:, first : (first := first + len(down))]
+        start += len(codes)
+    matrix = rows @ rows.T
+    matrix.diagonal().add_(rho)
+    system = factorise(matrix, [targets, prior], _inputs(tasks), alpha)
+    rest = targets - rows @ prior.T
+    down = prior + (rows.T @ system.other_half(system.half(rest))).T
+    return LayerSolution(LowRankDelta(together.up, down), lambdas)
 
 
 def _thin_solution(
@@ -165,12 +194,18 @@ def _thin_solution(
 ) -> LayerSolution:
     half = system.half(thin)
     exact = LowRankDelta(up, system.other_half(half).T)
-    if rank in ("sum", "full") and config.kept_energy is None and config.size is None:
+    most = min(exact.shape)
+    if rank in ("sum", "full") and config.kept_energy is None and config.size is None and exact.rank <= most:
         return LayerSolution(exact, lambdas)
     spectrum = factored_spectrum(half, up)
+    if exact.rank > most:  # more factors than the weight has dimensions: the same delta with as many as it has
+        exact = delta_of_rank(spectrum, most, system.other_half)
     if config.size is not None:
         return LayerSolution(exact, lambdas, spectrum.values)
-    wanted = rank_for_energy(spectrum, config.kept_energy) if config.kept_energy is not None else int(rank)
+    if config.kept_energy is not None:
+        wanted = rank_for_energy(spectrum, config.kept_energy)
+    else:
+        wanted = exact.rank if rank in ("sum", "full") else int(rank)
     if wanted >= exact.rank:
         return LayerSolution(exact, lambdas)
     return _cut(system, spectrum, exact, wanted, lambdas)
@@ -219,36 +254,6 @@ def _cut(
     return LayerSolution(delta, lambdas, values, (lost / total).sqrt(), plain_cut)
 
 
-def factorise(matrix: Tensor, right_sides: Sequence[Tensor], tasks: Sequence[TaskAtLayer], alpha: float) -> System:
-    """Return the Cholesky factor of the system scaled to a unit diagonal.
-
-    Raises:
-        SolveError: With the cause, found from the tasks' statistics.
-    """
-    scale = matrix.diagonal().rsqrt()
-    factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
-    finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
-    if bool((failed_at != 0) | ~finite):  # the only wait for the device in a layer's solve
-        raise SolveError(_why_unsolvable(matrix, tasks, int(failed_at), alpha))
-    return System(scale, factor)
-
-
-def _why_unsolvable(matrix: Tensor, tasks: Sequence[TaskAtLayer], failed_at: int, alpha: float) -> str:
-    for task in tasks:
-        inputs = task.statistics.inputs
-        if not (torch.isfinite(inputs.gram).all() and torch.isfinite(inputs.energy)):
-            return (
-                f"the inputs of task {task.name!r} hold NaN or infinite numbers, most likely an overflow of half precision "
-                "in the layers before; run the model in bfloat16 or float32, or lower the strength of its adapter"
-            )
-        if not inputs.energy > 0:
-            return f"all inputs of task {task.name!r} are zero here; use other samples for it"
-    tokens, width = sum(task.statistics.inputs.tokens for task in tasks), matrix.shape[0]
-    found = f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite"
-    where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
-    return f"{found}{where} with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
-
-
 def squared_residual(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:
     """Return ``||T_g - X~_g dW^T||_F^2`` from the statistics, 0-dim."""
     statistics, overlap = task.statistics, task.statistics.inputs.energy.new_zeros(())
@@ -262,4 +267,4 @@ def squared_residual(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:
 
 def student_energy(task: TaskAtLayer, delta: LowRankDelta) -> Tensor:
     """Return ``||X~_g dW^T||_F^2``, what a delta does on the student's inputs, 0-dim."""
-    return ((delta.up.T @ delta.up) * (delta.down @ task.statistics.inputs.gram @ delta.down.T)).sum().clamp_min(0)
+    return ((delta.up.T @ delta.up) * task.statistics.inputs.form(delta.down)).sum().clamp_min(0)

@@ -6,8 +6,6 @@ full-output target, the drift Y - Y~ of the base layer's outputs, (tokens, d_out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -40,73 +38,93 @@ def _energy(rows: Tensor) -> Tensor:
     return rows.square().sum(dtype=torch.float64)
 
 
-@dataclass
 class InputMoments:
     """Sums over one task's inputs, float64; layers that read the same tensor share them.
 
+    With fewer tokens than the layer is wide, the rows themselves are smaller than their sums, and are kept instead.
+
     Args:
-        gram: X~^T X~, (d_in, d_in).
-        energy: ||X||_F^2, 0-dim.
-        cross_gram: X~^T X, (d_in, d_in); only for the paper's ridge.
-        tokens: Number of tokens with a weight above 0.
+        d_in: Width of the inputs.
+        device: Where sums are kept.
+        cross_gram: Whether X~^T X is needed: for the paper's ridge.
+        keep_rows: See above; not with `cross_gram`.
     """
 
-    gram: Tensor
-    energy: Tensor
-    cross_gram: Tensor | None = None
-    tokens: int = 0
+    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: bool = False) -> None:
+        self.d_in, self.device, self.tokens = d_in, device, 0
+        self.energy = self.zeros()
+        self.rows: list[Tensor] | None = [] if keep_rows else None
+        self.cross_gram = self.zeros(d_in, d_in) if cross_gram else None
+        self._gram = None if keep_rows else self.zeros(d_in, d_in)
 
-    @classmethod
-    def empty(cls, d_in: int, device: torch.device, *, cross_gram: bool = False) -> InputMoments:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        return cls(zeros(d_in, d_in), zeros(), zeros(d_in, d_in) if cross_gram else None)
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add(self, teacher: Tensor, student: Tensor) -> None:
-        """Add rows of X and X~, already multiplied by the roots of their token weights."""
-        add_product(self.gram, student, student)
+        """Add rows of X and X~, (tokens, d_in), already multiplied by the roots of their token weights."""
+        if self.rows is None:
+            add_product(self._gram, student, student)
+        else:
+            self.rows.append(student.to(device=self.device, dtype=torch.float64))
         self.energy += _energy(teacher).to(self.energy)
         if self.cross_gram is not None:
             add_product(self.cross_gram, student, teacher)
 
+    @property
+    def gram(self) -> Tensor:
+        """X~^T X~, (d_in, d_in)."""
+        if self._gram is None:
+            rows = self.student_rows()
+            self._gram = rows.T @ rows
+        return self._gram
 
-@dataclass
+    def student_rows(self) -> Tensor:
+        """X~, (tokens, d_in); only where rows are kept."""
+        return torch.cat([self.zeros(0, self.d_in), *self.rows])
+
+    def size(self) -> Tensor:
+        """Return ``||X~^T X~||_F``, 0-dim."""
+        if self._gram is None:
+            rows = self.student_rows()
+            return (rows @ rows.T).norm()
+        return self._gram.norm()
+
+    def form(self, down: Tensor) -> Tensor:
+        """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
+        if self._gram is None:
+            codes = self.student_rows() @ down.T
+            return codes.T @ codes
+        return down @ self._gram @ down.T
+
+    def bytes(self) -> int:
+        """Return the memory that the sums take."""
+        return sum(8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None)
+
+
 class TaskStatistics:
     """Sums of one task at one layer, float64.
 
     Args:
         inputs: See `InputMoments`.
-        cross: X~^T H, (d_in, R).
+        rank: R, of what the teacher wears.
+        drift_width: d_out, for the full-output target; None: no drift is measured.
+        output_energy: Whether the published code's balance needs the outputs' energy.
+
+    Attributes:
         codes: H^T H, (R, R).
-        drift: X~^T (Y - Y~), (d_in, d_out); only for the full-output target.
-        target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim; only for the full-output target.
-        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim; only for the published code's balance.
+        drift: X~^T (Y - Y~), (d_in, d_out), or None.
+        target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim, or None.
+        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim, or None.
     """
 
-    inputs: InputMoments
-    cross: Tensor
-    codes: Tensor
-    drift: Tensor | None = None
-    target_energy: Tensor | None = None
-    output_energy: Tensor | None = None
-
-    @classmethod
-    def empty(
-        cls, inputs: InputMoments, rank: int, *, drift_width: int | None = None, output_energy: bool = False
-    ) -> TaskStatistics:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=inputs.gram.device)
-
-        d_in = inputs.gram.shape[0]
-        return cls(
-            inputs=inputs,
-            cross=zeros(d_in, rank),
-            codes=zeros(rank, rank),
-            drift=None if drift_width is None else zeros(d_in, drift_width),
-            target_energy=None if drift_width is None else zeros(),
-            output_energy=zeros() if output_energy else None,
-        )
+    def __init__(self, inputs: InputMoments, rank: int, *, drift_width: int | None = None, output_energy: bool = False) -> None:
+        self.inputs = inputs
+        self.codes = inputs.zeros(rank, rank)
+        self.code_rows: list[Tensor] | None = None if inputs.rows is None else []
+        self._cross = inputs.zeros(inputs.d_in, rank) if inputs.rows is None else None
+        self.drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
+        self.target_energy = None if drift_width is None else inputs.zeros()
+        self.output_energy = inputs.zeros() if output_energy else None
 
     def add(
         self,
@@ -126,10 +144,28 @@ class TaskStatistics:
             added: X dW^T, (tokens, d_out), with `drift`; None: zero.
             outputs: X (W0 + dW)^T, (tokens, d_out); where the balance asks for it.
         """
-        add_product(self.cross, student, codes)
+        if self.code_rows is None:
+            add_product(self._cross, student, codes)
+        else:
+            self.code_rows.append(codes.to(self.codes))
         add_product(self.codes, codes, codes)
         if self.drift is not None and drift is not None:
             add_product(self.drift, student, drift)
             self.target_energy += _energy(drift if added is None else drift + added).to(self.target_energy)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs).to(self.output_energy)
+
+    @property
+    def cross(self) -> Tensor:
+        """X~^T H, (d_in, R)."""
+        if self._cross is None:
+            return self.inputs.student_rows().T @ self.all_codes()
+        return self._cross
+
+    def all_codes(self) -> Tensor:
+        """H, (tokens, R); only where rows are kept."""
+        return torch.cat([self.inputs.zeros(0, self.codes.shape[0]), *self.code_rows])
+
+    def bytes(self) -> int:
+        """Return the memory that the sums take, without those of the inputs."""
+        return sum(8 * matrix.numel() for matrix in (self._cross, self.codes, self.drift) if matrix is not None)

@@ -23,8 +23,9 @@ from .layers import weight_shape
 from .lockstep import pause, run_in_lockstep
 from .measure import Measurement, SolvedLayer, dress
 from .network import Network
-from .rows import Chunk, check_rows, layer_hooks, split_into_chunks
+from .rows import Chunk, check_rows, layer_hooks, split_into_chunks, worn_delta
 from .shared_inputs import SharedInputs
+from .statistics import product_dtype
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
@@ -53,6 +54,8 @@ def sweep(
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
+    If the device runs out of memory, it goes on with half as many samples a call, from the layer it had reached.
+
     Args:
         network: Runs the rows; untouched afterwards, also after an exception.
         adapters: At least one target layer among them.
@@ -67,13 +70,25 @@ def sweep(
     """
     check_targets(network, adapters)
     paths = target_layers(adapters)
-    state = _Sweep(network, adapters, tasks, config, progress, total=len(paths))
-    chunks = split_into_chunks(tasks, config.samples_per_chunk)
-    workers = [partial(run_chunk, network, chunk) for chunk in chunks]
-    with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
-        answers = run_in_lockstep(workers, state.solve)
-    check_all_reached(paths, state.solved)
-    return EngineResult(state.solved, outputs_by_task(tasks, chunks, answers))
+    solved: dict[str, SolvedLayer] = {}
+    size: int | None = config.samples_per_chunk
+    while size:
+        state = _Sweep(network, adapters, tasks, config, progress, len(paths), solved)
+        chunks = split_into_chunks(tasks, size)
+        workers = [partial(run_chunk, network, chunk) for chunk in chunks]
+        try:
+            with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
+                answers = run_in_lockstep(workers, state.solve)
+        except torch.OutOfMemoryError:
+            del state
+            size //= 2  # again outside of this block: it holds the frames of the failed call, and their tensors
+            continue
+        check_all_reached(paths, solved)
+        return EngineResult(solved, outputs_by_task(tasks, chunks, answers))
+    raise CalibrationError(
+        f"out of memory with a single sample in each forward call, after {len(solved)} of {len(paths)} layers. All samples "
+        "wait in memory while a layer is solved: use fewer of them, shorter or smaller ones, or another device"
+    )
 
 
 def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
@@ -136,18 +151,29 @@ class _Sweep:
     config: MergeConfig
     progress: Progress | None
     total: int
-    solved: dict[str, SolvedLayer] = field(default_factory=dict)
+    solved: dict[str, SolvedLayer]
+    known: frozenset[str] = frozenset()  # solved before this pass began
+    reached: set[tuple[int, str]] = field(default_factory=set)
     inputs: SharedInputs = field(default_factory=SharedInputs)
     measurement: Measurement | None = None
     merged: LowRankDelta | None = None
+
+    def __post_init__(self) -> None:
+        self.known = frozenset(self.solved)
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Measure one chunk's rows at one layer, wait until the layer is solved, dress the rows."""
         chunk = current_chunk(path, x)
         if chunk is None:
             return y
-        if path in self.solved:
+        if (id(chunk), path) in self.reached:
             raise reached_twice(path)
+        self.reached.add((id(chunk), path))
+        if path in self.known:
+            where = {"device": x.device, "dtype": product_dtype(x)}
+            worn = [worn_delta(path, self.adapters, task.mix) for task in self.tasks]
+            dressed = [delta and delta.to(**where) for delta in worn]
+            return dress(module, chunk, x, y, dressed, self.solved[path].saved.to(**where))
         if self.measurement is None or self.measurement.path != path:
             stream = self.network.stream(path)
             self.measurement = Measurement.open(path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs)

@@ -64,6 +64,9 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
             raise CalibrationError(f"task {task.name!r} has no samples; give it at least one prompt or input")
         if not (math.isfinite(task.weight) and task.weight >= 0):
             raise CalibrationError(f"task {task.name!r} has weight {task.weight}; it must be a finite number, 0 or more")
+        broken = [share for share in task.mix.values() if not math.isfinite(share)]
+        if broken:
+            raise CalibrationError(f"task {task.name!r} wears an adapter at {broken[0]}; a share must be a finite number")
         unknown = [k for k in task.mix if not 0 <= k < len(adapters)]
         if unknown:
             raise CalibrationError(f"task {task.name!r} wears adapter number {unknown[0]}; there are {len(adapters)} (from 0)")
@@ -73,7 +76,7 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
 
 def without_idle_adapters(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> tuple[list[Adapter], list[Task]]:
     """Leave out adapters that change nothing (strength 0), and the tasks that only they teach."""
-    kept = [k for k, adapter in enumerate(adapters) if adapter.deltas]
+    kept = [k for k, adapter in enumerate(adapters) if not adapter.is_idle]
     position = {k: i for i, k in enumerate(kept)}
     remaining = []
     for task in tasks:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.lora_convert
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from ..iteris_core import Adapter, AdapterError, IterisError, Network
-from ..iteris_core.families.stable_diffusion import UnetRow
+from ..iteris_core.families.stable_diffusion import IMAGE_STREAM, TEXT_STREAM, UnetRow
 from ..iteris_core.formats import kohya
+from ..iteris_core.formats.files import read_tensors
 from ..iteris_core.layers import weight_shape
 
 _TEXT_PREFIX, _UNET_PREFIX = "clip_l.", "diffusion_model."
@@ -62,7 +64,7 @@ class ComfyStableDiffusion:
             contexts = self.clip.encode_from_tokens({"l": list(pieces)})  # (1, rows * 77, 768)
             return contexts.reshape(len(pieces), -1, contexts.shape[-1])
 
-        yield Network(dict(self.clip.cond_stage_model.named_modules()), forward, lambda path: "text")
+        yield Network(dict(self.clip.cond_stage_model.named_modules()), forward, lambda path: TEXT_STREAM)
 
     @contextmanager
     def unet(self) -> Iterator[Network]:
@@ -73,7 +75,7 @@ class ComfyStableDiffusion:
         def forward(rows: Sequence[UnetRow]) -> Tensor:
             x = torch.stack([row.latents for row in rows]).to(device)
             sigma = torch.stack([row.sigma for row in rows]).to(device)
-            context = _stack_contexts([row.context for row in rows]).to(device)
+            context = torch.stack([row.context for row in rows]).to(device)
             options = comfy.model_patcher.create_model_options_clone(model.model_options)["transformer_options"]
             return model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
 
@@ -96,40 +98,85 @@ class ComfyStableDiffusion:
         return max(fitting, default=1)
 
     @cached_property
-    def _module_of_base(self) -> dict[str, str]:
+    def _host_keys(self) -> dict[str, str]:
         keys = comfy.lora.model_lora_keys_unet(self.model.model, {})
-        keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
-        return {
-            base: key.removesuffix(".weight") for base, key in keys.items() if isinstance(key, str) and key.endswith(".weight")
-        }
+        return comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
+
+    @cached_property
+    def _module_of_base(self) -> dict[str, str]:
+        """Key base -> module path: the host's spellings, and those of PEFT and diffusers that it does not know."""
+        bases = {base: key.removesuffix(".weight") for base, key in self._host_keys.items() if isinstance(key, str)}
+        for key, path in comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config).items():
+            for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
+                bases[prefix + key.removesuffix(".weight")] = _UNET_PREFIX + path.removesuffix(".weight")
+        text = f"{_TEXT_PREFIX}transformer."
+        for path, _ in self.clip.cond_stage_model.named_modules(prefix=""):
+            if path.startswith(text):
+                for prefix in ("", "base_model.model.", "base_model.model.text_encoder."):
+                    bases[prefix + path.removeprefix(text)] = path
+        return bases
+
+    @cached_property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return dict(self.model.model.named_modules()) | dict(self.clip.cond_stage_model.named_modules())
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
-        modules = [*self.model.model.named_modules(), *self.clip.cond_stage_model.named_modules()]
         shapes = {}
-        for path, module in modules:
+        for path, module in self._modules.items():
             try:
                 shapes[path] = weight_shape(module)
             except AdapterError:  # no target layer, so no adapter may change it
                 continue
         return shapes
 
-    def read_lora(self, path: Path) -> Adapter:
-        """Read a LoRA file for this model; raises AdapterError."""
-        return kohya.load(path, self._module_of_base, self._shapes)
+    @cached_property
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        return {path: module.kernel_size for path, module in self._modules.items() if isinstance(module, torch.nn.Conv2d)}
+
+    def read_lora(self, path: Path, strength_model: float, strength_clip: float) -> Adapter:
+        """Read a LoRA file for this model, at strengths; a part of strength 0 changes nothing.
+
+        Raises:
+            AdapterError: See `kohya.parse`.
+        """
+        tensors, metadata = read_tensors(path)
+        sizes = {
+            f"{module}.{name}": parameter.numel()
+            for module, owner in self._modules.items()
+            for name, parameter in owner.named_parameters(recurse=False)
+            if parameter.ndim == 1
+        }
+        dense = _HostDeltas(self, path.stem, tensors, strength_model, strength_clip)
+        adapter = kohya.parse(
+            path.stem, tensors, self._module_of_base, self._shapes, metadata, vector_sizes=sizes, dense_delta=dense
+        )
+        unet = adapter.select(lambda part: not self.is_text_module(part)).scaled(strength_model)
+        return unet.joined_with(adapter.select(self.is_text_module).scaled(strength_clip))
+
+    def effective_weight(self, path: str) -> Tensor:
+        """Return a weight as the base model uses it, float32 on the CPU, patches that it already carries included."""
+        patcher = self.clip.patcher if self.is_text_module(path) else self.model
+        key = f"{path}.weight"
+        (weight, convert), *patches = patcher.get_key_patches(key)[key]
+        weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
+        return comfy.lora.calculate_weight(patches, weight, key)
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would patch them."""
         model, clip = self.model.clone(), self.clip.clone()
-        text = adapter.select(self.is_text_module)
         _patch(model, adapter.select(lambda path: not self.is_text_module(path)))
-        _patch(clip, text)
+        _patch(clip, adapter.select(self.is_text_module))
         return model, clip
 
     def kohya_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the adapter under the key names that every SD1.5 program knows."""
-        convolutions = {path for path, module in self.model.model.named_modules() if isinstance(module, torch.nn.Conv2d)}
-        return kohya.to_tensors(adapter, self._base_of_module, convolutions)
+        return kohya.to_tensors(adapter, self._base_of_module, self._kernels)
+
+    def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key names."""
+        unet = adapter.select(lambda path: not self.is_text_module(path))
+        return kohya.to_tensors(unet, {path: path for path in self._modules}, self._kernels)
 
     @cached_property
     def _base_of_module(self) -> dict[str, str]:
@@ -140,10 +187,34 @@ class ComfyStableDiffusion:
         return names | {path: base for base, path in self._module_of_base.items() if base.startswith("lora_te_")}
 
 
-def lora_model_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key names."""
-    unet = adapter.select(lambda path: path.startswith(_UNET_PREFIX))
-    return kohya.to_tensors(unet, {path: path for path in unet.deltas})
+@dataclass
+class _HostDeltas:
+    """Dense deltas of the adapter kinds that only the host knows, made by its own classes."""
+
+    base: ComfyStableDiffusion
+    name: str
+    tensors: Mapping[str, Tensor]
+    strength_model: float
+    strength_clip: float
+
+    @cached_property
+    def adapters(self) -> dict[str, Any]:
+        converted = comfy.lora_convert.convert_lora(dict(self.tensors))
+        return comfy.lora.load_lora(converted, self.base._host_keys, log_missing=False)
+
+    def __call__(self, path: str) -> Tensor:
+        """Return the delta of one weight per unit of strength; a DoRA's depends on the strength and on the weight."""
+        strength = self.strength_clip if self.base.is_text_module(path) else self.strength_model
+        adapter, key = self.adapters.get(f"{path}.weight"), f"{path}.weight"
+        if adapter is None:
+            raise AdapterError(f"{self.name}: ComfyUI does not read the tensors for {path!r}; its format is unknown")
+        if not strength:
+            return torch.zeros(self.base._shapes[path])
+        weight = self.base.effective_weight(path)
+        patched = comfy.lora.calculate_weight([(strength, adapter, 1.0, None, None)], weight.clone(), key)
+        if torch.equal(patched, weight):  # calculate_weight logs its errors and goes on
+            raise AdapterError(f"{self.name}: ComfyUI could not apply the tensors for {path!r}; the log says why")
+        return ((patched - weight) / strength).flatten(1)
 
 
 def _patch(patcher: Any, adapter: Adapter) -> None:
@@ -151,19 +222,14 @@ def _patch(patcher: Any, adapter: Adapter) -> None:
         f"{path}.weight": comfy.weight_adapter.LoRAAdapter(set(), (delta.up, delta.down, float(delta.rank), None, None, None))
         for path, delta in adapter.deltas.items()
     }
+    patches |= {parameter: ("diff", (vector,)) for parameter, vector in adapter.vectors.items()}
     missing = set(patches) - set(patcher.add_patches(patches, 1.0))
     if missing:
         raise IterisError(f"ComfyUI did not accept patches for {len(missing)} weights, such as {min(missing)!r}")
 
 
 def _unet_stream(path: str) -> str:
-    return "text" if path.endswith(("attn2.to_k", "attn2.to_v")) else "image"
-
-
-def _stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
-    """Stack contexts of different lengths by repeating the shorter ones, as ComfyUI does: attention is the same."""
-    tokens = math.lcm(*(context.shape[0] for context in contexts))
-    return torch.stack([context.repeat(tokens // context.shape[0], 1) for context in contexts])
+    return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
 
 
 def lora_names() -> list[str]:

@@ -16,6 +16,7 @@ from . import host
 from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+TARGETS = ("delta", "full_output")
 
 
 class Merge(io.ComfyNode):
@@ -42,6 +43,16 @@ class Merge(io.ComfyNode):
                     "precision", options=list(PRECISIONS), default="float16",
                     tooltip="Of the merged LoRA. Later layers make up for the rounding of earlier ones.",
                 ),
+                io.Int.Input(
+                    "rank", default=0, min=0, max=1280, optional=True,
+                    tooltip="Of the merged LoRA. 0: the sum of the LoRAs' ranks, nothing is cut. Lower makes a smaller "
+                    "file; what is cut is what matters least on the measured inputs, and later layers make up for it.",
+                ),
+                io.Combo.Input(
+                    "target", options=list(TARGETS), default="delta", optional=True,
+                    tooltip="delta: reproduce what each LoRA adds. full_output: the whole output of each layer, which "
+                    "also makes up for the drift of its inputs.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -66,14 +77,25 @@ class Merge(io.ComfyNode):
         alpha: float,
         precision: str,
         calibration: Calibration | None = None,
+        rank: int = 0,
+        target: str = "delta",
     ) -> io.NodeOutput:
         if precision not in PRECISIONS:
             raise IterisError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
         calibration = calibration or Calibration()
         base = host.ComfyStableDiffusion(model, clip)
-        loras = [_read(base, entry) for entry in tasks]
+        loras = [
+            PromptedAdapter(
+                base.read_lora(host.lora_path(entry.lora_name), entry.strength_model, entry.strength_clip),
+                entry.prompts,
+                entry.weight,
+            )
+            for entry in tasks
+        ]
         config = MergeConfig(
             alpha=alpha,
+            target=target,
+            rank=rank or "sum",
             output_dtype=PRECISIONS[precision],
             samples_per_chunk=base.samples_per_chunk(calibration.resolution),
         )
@@ -82,16 +104,8 @@ class Merge(io.ComfyNode):
         merged = MergedLora(base.kohya_tensors(result.adapter), metadata)
         return io.NodeOutput(
             *base.patched(result.adapter),
-            host.lora_model_tensors(result.adapter),
+            base.lora_model_tensors(result.adapter),
             merged,
             result.report,
             ui={"iteris_report": [result.report.to_dict()], "text": [str(result.report)]},
         )
-
-
-def _read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:
-    """Read a LoRA at its strengths; at strength 0 a part changes nothing."""
-    adapter = base.read_lora(host.lora_path(entry.lora_name))
-    text = adapter.select(base.is_text_module).scaled(entry.strength_clip)
-    unet = adapter.select(lambda path: not base.is_text_module(path)).scaled(entry.strength_model)
-    return PromptedAdapter(adapter.with_deltas({**text.deltas, **unet.deltas}), entry.prompts, entry.weight)

@@ -5,6 +5,7 @@ Whoever holds the model (a ComfyUI node, a diffusers pipeline) implements `Stabl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from ..calibration import Calibration, base_captions, euler_trajectory, kept_steps, noise, own_captions
+from ..adapters import Adapter, mean_vectors
+from ..calibration import Calibration, base_captions, euler_trajectory, is_chosen, kept_steps, noise, own_captions
 from ..config import MergeConfig
 from ..errors import AdapterError, CalibrationError
 from ..merge import MergeResult, merge
@@ -27,6 +28,7 @@ from ..tasks import Sample, Task
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
 TEXT_STAGE, SAMPLING_STAGE, UNET_STAGE = "Text encoder", "Sampling", "UNet"
+TEXT_STREAM, IMAGE_STREAM = "text", "image"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class StableDiffusion(Protocol):
         ...
 
     def unet(self) -> AbstractContextManager[Network]:
-        """Open the UNet; rows are `UnetRow`, its forward returns estimates of the clean latents."""
+        """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns estimates of the clean latents.
+
+        Layers that read the context are of the stream `TEXT_STREAM`.
+        """
         ...
 
     def sigmas(self, steps: int) -> Tensor:
@@ -107,7 +112,7 @@ def merge_stable_diffusion(
     Raises:
         IterisError: Nothing to merge, unusable prompts, or what `merge` raises.
     """
-    used = [lora for lora in loras if lora.adapter.deltas]
+    used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:
         raise AdapterError("none of the LoRAs changes anything: every strength is 0, or the files hold no weights")
     adapters = [lora.adapter for lora in used]
@@ -126,15 +131,25 @@ def merge_stable_diffusion(
             ]
             parts.append(merge(network, unet, tasks, config, progress=partial(tell, UNET_STAGE)))
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
-    idle = [lora.adapter.name for lora in loras if not lora.adapter.deltas]
+    idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
+    vectors = mean_vectors(adapters)
     report = joined(*(part.report for part in parts))
     report = replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=(*report.notes, *([f"left out, since their strength is 0: {', '.join(idle)}"] if idle else [])),
+        notes=(*report.notes, *_notes(idle, vectors)),
         settings={"calibration": asdict(calibration), "config": _as_json(config), "loras": [_recipe(lora) for lora in loras]},
     )
-    return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas), report)
+    return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)
+
+
+def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor]) -> list[str]:
+    notes = []
+    if idle:
+        notes.append(f"left out, since their strength is 0: {', '.join(idle)}")
+    if vectors:
+        notes.append(f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran without them")
+    return notes
 
 
 def _plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> list[_Plan]:
@@ -160,8 +175,24 @@ def _mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, 
     return {k: share for k, share in mix.items() if adapters[k].deltas}
 
 
-# (task, caption) -> (teacher's, student's) context, each (tokens, 768)
-_Contexts = Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class _Context:
+    """A caption as its teacher and as the student read it, (tokens, 768) each, and the tokens' weights."""
+
+    teacher: Tensor
+    student: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def repeated(cls, teacher: Tensor, student: Tensor, times: int) -> _Context:
+        """Repeat a short context to the length of the longest: attention stays the same, and each token counts once."""
+        if times == 1:
+            return cls(teacher, student, None)
+        teacher, student = teacher.repeat(times, 1), student.repeat(times, 1)
+        return cls(teacher, student, torch.full((len(teacher),), 1 / times))
+
+
+_Contexts = Mapping[tuple[int, str], _Context]  # by task and caption
 
 
 def _sweep_text(
@@ -186,11 +217,14 @@ def _sweep_text(
                 rows = [[(row, row) for row in network.forward([sample.teacher for sample in task])] for task in samples]
             results = []
     contexts = {}
+    longest = math.lcm(*(len(piece) for of_task in pieces for piece in of_task.values()))
     for g, captions in enumerate(wanted):
         left = iter(rows[g])
         for caption in captions:
-            pairs = [next(left) for _ in pieces[g][caption]]
-            contexts[g, caption] = tuple(torch.cat(side) for side in zip(*pairs, strict=True))
+            count = len(pieces[g][caption])
+            pairs = [next(left) for _ in range(count)]
+            teacher, student = (torch.cat(side) for side in zip(*pairs, strict=True))
+            contexts[g, caption] = _Context.repeated(teacher, student, longest // count)
     return contexts, results
 
 
@@ -213,8 +247,8 @@ def _sample(
     done, total = 0, len(batches) * calibration.sampling_steps
 
     for batch in batches:
-        texts = [contexts[g, plans[g].captions[i]][0] for g, i in batch]
-        negatives = [contexts[g, calibration.negative_prompt][0] for g, _ in batch]
+        texts = [contexts[g, plans[g].captions[i]].teacher for g, i in batch]
+        negatives = [contexts[g, calibration.negative_prompt].teacher for g, _ in batch]
 
         def denoise(x: Tensor, sigma: Tensor, texts: list[Tensor] = texts, negatives: list[Tensor] = negatives) -> Tensor:
             nonlocal done
@@ -239,17 +273,14 @@ def _unet_samples(
     g: int, plan: _Plan, calibration: Calibration, contexts: _Contexts, runs: Sequence[Sequence[tuple[Tensor, Tensor]]]
 ) -> list[Sample]:
     """Return a task's UNet samples: each kept latent with its caption, and a share of them with the negative prompt."""
-    samples, unconditional = [], 0
+    samples = []
     for i, (caption, latents) in enumerate(zip(plan.captions, runs, strict=True)):
         for j, (x, sigma) in enumerate(latents):
-            count = i * len(latents) + j + 1
-            captions = [caption]
-            if unconditional < int(count * plan.unconditional_share):
-                unconditional += 1
-                captions.append(calibration.negative_prompt)
-            for text in captions:
-                teacher, student = contexts[g, text]
-                samples.append(Sample(UnetRow(x, sigma, teacher), UnetRow(x, sigma, student)))
+            guided = is_chosen(j, plan.unconditional_share, i)
+            for text in [caption, calibration.negative_prompt] if guided else [caption]:
+                context = contexts[g, text]
+                weights = {TEXT_STREAM: context.weights} if context.weights is not None else {}
+                samples.append(Sample(UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), weights))
     return samples
 
 

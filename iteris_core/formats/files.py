@@ -42,8 +42,10 @@ def check_readable(path: Path) -> None:
         try:
             header = json.loads(file.read(header_size))
             needed = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise AdapterError(f"{path.name}: its safetensors header cannot be read; download it again") from error
+    if not isinstance(needed, int):
+        raise AdapterError(f"{path.name}: its safetensors header cannot be read; download it again")
     if size != _LENGTH_BYTES + header_size + needed:
         raise AdapterError(
             f"{path.name}: the file has {size} bytes where its header announces {_LENGTH_BYTES + header_size + needed}; "

@@ -1,12 +1,12 @@
-"""LoRA files as kohya's trainers write them, and the other spellings of the same two factors.
+"""LoRA files as kohya's and LyCORIS' trainers write them, and the other spellings of the same tensors.
 
-A file is a flat list of ``<base>.<role>`` keys. Which module a base names depends on the model, so the caller brings a
+A file is a flat list of ``<base><suffix>`` keys. Which module a base names depends on the model, so the caller brings a
 table: base -> module path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,15 +14,20 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
+from .factors import DenseDelta, delta_of_group, vectors_of_group
 from .files import read_tensors
 
+# Suffix of a key -> what the tensor is. The same two factors go by many names.
 _ROLES: dict[str, str] = {
     ".lora_up.weight": "up",
     ".lora_down.weight": "down",
+    ".lora_mid.weight": "mid",
     ".lora_B.default.weight": "up",
     ".lora_A.default.weight": "down",
     ".lora_B.weight": "up",
     ".lora_A.weight": "down",
+    ".lora_B": "up",
+    ".lora_A": "down",
     ".lora.up.weight": "up",
     ".lora.down.weight": "down",
     "_lora.up.weight": "up",
@@ -30,18 +35,24 @@ _ROLES: dict[str, str] = {
     ".lora_linear_layer.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".alpha": "alpha",
-}
-_OTHER_KINDS: dict[str, str] = {
-    ".lora_mid.weight": "a LoCon with a Tucker core",
-    ".dora_scale": "a DoRA",
-    ".hada_w1_a": "a LoHa",
-    ".lokr_w1": "a LoKr",
-    ".lokr_w1_a": "a LoKr",
-    ".a1.weight": "a GLoRA",
-    ".oft_blocks": "an OFT",
-    ".diff": "a full weight difference",
-}
-_OTHER_MODELS: dict[str, Callable[[str], bool]] = {
+    ".dora_scale": "dora_scale",
+    ".reshape_weight": "reshape_weight",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".set_weight": "set_weight",
+    ".a1.weight": "glora_a1",
+    ".a2.weight": "glora_a2",
+    ".b1.weight": "glora_b1",
+    ".b2.weight": "glora_b2",
+    ".oft_blocks": "oft_blocks",
+    ".rescale": "rescale",
+} | {f".{name}": name for name in (
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+)}  # fmt: skip
+_OTHER_MODELS = {
     "SDXL": lambda key: key.startswith(("lora_te2_", "text_encoder_2.")) or "transformer_blocks_9_" in key,
     "Flux": lambda key: "double_blocks" in key or "single_transformer_blocks" in key,
     "SD3": lambda key: "joint_blocks" in key,
@@ -51,7 +62,7 @@ _OTHER_MODELS: dict[str, Callable[[str], bool]] = {
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Return (base, role) of a key; None if it is no part of a low-rank pair."""
+    """Return (base, role) of a key; None if its suffix is unknown."""
     for suffix, role in _ROLES.items():
         if key.endswith(suffix):
             return key.removesuffix(suffix), role
@@ -64,6 +75,9 @@ def parse(
     module_of_base: Mapping[str, str],
     shapes: Mapping[str, tuple[int, int]],
     metadata: Mapping[str, str] | None = None,
+    *,
+    vector_sizes: Mapping[str, int] | None = None,
+    dense_delta: DenseDelta | None = None,
 ) -> Adapter:
     """Return the adapter that a file's tensors describe.
 
@@ -73,67 +87,42 @@ def parse(
         module_of_base: Key base -> module path, every spelling that the model knows.
         shapes: Module path -> (d_out, d_in) of the weight; modules that cannot be merged are absent.
         metadata: The file's metadata.
+        vector_sizes: Parameter path -> size, for biases and norms; others count as unmatched.
+        dense_delta: Makes the delta of DoRA, LoKr, GLoRA, OFT and Tucker LoHa; None: they are refused.
 
     Raises:
-        AdapterError: No key fits the model, a pair is incomplete, shapes are wrong, or weights are not finite.
+        AdapterError: No key fits the model, a group is incomplete, shapes are wrong, or weights are not finite.
     """
     groups: dict[str, dict[str, Tensor]] = {}
-    unmatched, other = [], {}
+    keys: dict[str, list[str]] = {}
+    unmatched = []
     for key, tensor in tensors.items():
-        kind = next((kind for suffix, kind in _OTHER_KINDS.items() if key.endswith(suffix)), None)
         parts = split_key(key)
-        if kind is not None and _base_of(key) in module_of_base:
-            other[key] = kind
-        elif parts is None or parts[0] not in module_of_base:
+        if parts is None or parts[0] not in module_of_base:
             unmatched.append(key)
-        else:
-            groups.setdefault(parts[0], {})[parts[1]] = tensor
-    if other:
-        key, kind = next(iter(other.items()))
-        raise AdapterError(f"{name}: {key!r} makes it {kind}, which cannot be merged yet; use plain LoRA files")
-    if not groups:
-        raise AdapterError(_no_key_fits(name, list(tensors)))
+            continue
+        base, role = parts
+        if role in groups.get(base, {}):
+            raise AdapterError(f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is damaged")
+        groups.setdefault(base, {})[role] = tensor
+        keys.setdefault(base, []).append(key)
     deltas: dict[str, LowRankDelta] = {}
+    vectors: dict[str, Tensor] = {}
     for base, group in groups.items():
         path = module_of_base[base]
+        found = vectors_of_group(path, group)
+        misfits = {p for p, vector in found.items() if (vector_sizes or {}).get(p) != vector.numel()}
+        vectors |= {p: vector for p, vector in found.items() if p not in misfits}
+        unmatched += [key for key in keys[base] if misfits and split_key(key)[1] in ("diff_b", "w_norm", "b_norm", "diff")]
+        delta = delta_of_group(name, base, path, group, shapes.get(path), dense_delta)
+        if delta is None:
+            continue
         if path in deltas:
-            raise AdapterError(
-                f"{name}: the module {path!r} is described twice, the second time as {base!r}; the file is damaged"
-            )
-        deltas[path] = _delta(name, base, group, shapes.get(path))
-    return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}))
-
-
-def _base_of(key: str) -> str:
-    return next(key.removesuffix(suffix) for suffix in _OTHER_KINDS if key.endswith(suffix))
-
-
-def _delta(name: str, base: str, group: Mapping[str, Tensor], expected: tuple[int, int] | None) -> LowRankDelta:
-    missing = {"up", "down"} - set(group)
-    if missing:
-        raise AdapterError(f"{name}: {base!r} has no {' and no '.join(sorted(missing))} factor; the file is incomplete")
-    up, down = group["up"].float(), group["down"].float()
-    found = f"{tuple(up.shape)} and {tuple(down.shape)}"
-    if expected is None:
-        raise AdapterError(
-            f"{name}: {base!r} changes a layer that is neither Linear nor a 1x1 convolution; it cannot be merged yet"
-        )
-    if any(size != 1 for factor in (up, down) for size in factor.shape[2:]):
-        raise AdapterError(f"{name}: {base!r} is a k x k convolution with factors {found}; only 1x1 can be merged yet")
-    up, down = up.flatten(1), down.flatten(1)
-    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != expected:
-        raise AdapterError(
-            f"{name}: {base!r} has factors {found}, but this model's weight there is {expected[0]} x {expected[1]}. "
-            "The LoRA was trained for another model; use one for SD1.5"
-        )
-    alpha = group.get("alpha")
-    scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-    delta = LowRankDelta(up * scale, down)
-    if not (torch.isfinite(delta.up).all() and torch.isfinite(delta.down).all()):
-        raise AdapterError(
-            f"{name}: {base!r} holds NaN or infinite weights; the training run broke. Use an earlier epoch of this LoRA"
-        )
-    return delta
+            raise AdapterError(f"{name}: {path!r} is described twice, the second time as {base!r}; the file is damaged")
+        deltas[path] = delta
+    if not deltas and not vectors:
+        raise AdapterError(_no_key_fits(name, list(tensors)))
+    return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
 
 
 def _no_key_fits(name: str, keys: list[str]) -> str:
@@ -143,20 +132,36 @@ def _no_key_fits(name: str, keys: list[str]) -> str:
     return f"{name}: none of its {len(keys)} keys{example} fits this model; {guess}. Choose a LoRA for SD1.5"
 
 
-def to_tensors(adapter: Adapter, base_of_module: Mapping[str, str], convolutions: Collection[str] = ()) -> dict[str, Tensor]:
+def to_tensors(
+    adapter: Adapter,
+    base_of_module: Mapping[str, str],
+    kernels: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    whole: bool = False,
+) -> dict[str, Tensor]:
     """Return the adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and ``<base>.alpha`` = rank.
 
     Args:
         adapter: In the precision in which it is to be saved.
         base_of_module: Module path -> key base.
-        convolutions: Module paths of 1x1 convolutions, whose factors are written as (r, d_in, 1, 1).
+        kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
+        whole: Write deltas whose factors are no smaller than the weight as ``<base>.diff`` instead.
     """
     tensors: dict[str, Tensor] = {}
     for path, delta in adapter.deltas.items():
-        base, shape = base_of_module[path], (1, 1) if path in convolutions else ()
-        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *shape)
-        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(*delta.down.shape, *shape)
+        base, kernel = base_of_module[path], (kernels or {}).get(path)
+        tail = () if kernel is None else kernel
+        if whole and delta.is_oversized:
+            weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
+            tensors[f"{base}.diff"] = weight.reshape(len(weight), -1, *tail)
+            continue
+        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in tail))
+        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(delta.rank, -1, *tail)
         tensors[f"{base}.alpha"] = torch.tensor(float(delta.rank))
+    for parameter, vector in adapter.vectors.items():
+        path, _, kind = parameter.rpartition(".")
+        if path in base_of_module:
+            tensors[f"{base_of_module[path]}.{'diff_b' if kind == 'bias' else 'diff'}"] = vector
     return tensors
 
 
@@ -174,7 +179,7 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
     }
 
 
-def load(path: Path, module_of_base: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]) -> Adapter:
-    """Read a LoRA file; see `parse` and `files.read_tensors` for what is refused."""
+def load(path: Path, module_of_base: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], **options) -> Adapter:
+    """Read a LoRA file; see `parse` for the options, and `files.read_tensors` for what is refused."""
     tensors, metadata = read_tensors(path)
-    return parse(path.stem, tensors, module_of_base, shapes, metadata)
+    return parse(path.stem, tensors, module_of_base, shapes, metadata, **options)

@@ -1,0 +1,72 @@
+"""The arithmetic of low-rank deltas, against dense matrices."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iteris_core import Adapter, LowRankDelta
+from iteris_core.adapters import stack, target_layers
+
+
+def random_delta(rank, d_out=5, d_in=7):
+    return LowRankDelta(torch.randn(d_out, rank).double(), torch.randn(rank, d_in).double())
+
+
+@given(rank=st.integers(1, 9), factor=st.floats(-3, 3))
+def test_norm_shape_and_scale_are_those_of_the_dense_matrix(rank, factor):
+    delta = random_delta(rank)
+    assert (delta.rank, delta.shape, delta.dense().shape) == (rank, (5, 7), (5, 7))
+    torch.testing.assert_close(delta.squared_norm(), delta.dense().square().sum())
+    torch.testing.assert_close(delta.scaled(factor).dense(), factor * delta.dense())
+
+
+@given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_stack_is_the_weighted_sum(ranks):
+    deltas = [random_delta(rank) for rank in ranks]
+    shares = [0.5 * k - 1 for k in range(len(ranks))]
+    stacked = stack(deltas, shares)
+    assert stacked.rank == sum(ranks)
+    torch.testing.assert_close(stacked.dense(), sum(s * d.dense() for s, d in zip(shares, deltas, strict=True)))
+
+
+def test_balanced_factors_have_equal_norms_and_the_same_product():
+    delta = random_delta(3)
+    lopsided = LowRankDelta(delta.up * 1e6, delta.down * 1e-6)
+    balanced = lopsided.balanced()
+    torch.testing.assert_close(balanced.dense(), delta.dense())
+    torch.testing.assert_close(balanced.up.norm(dim=0), balanced.down.norm(dim=1))
+
+
+def test_balancing_an_unused_rank_makes_no_nan():
+    delta = random_delta(3)
+    delta.up[:, 0], delta.down[1] = 0, 0
+    balanced = delta.balanced()
+    assert torch.isfinite(balanced.up).all()
+    assert torch.isfinite(balanced.down).all()
+    torch.testing.assert_close(balanced.dense(), delta.dense())
+
+
+def test_strength_0_leaves_no_deltas():
+    adapter = Adapter("a", {"layer": random_delta(2)}, ("key",), {"ss_tag": "x"})
+    assert adapter.scaled(0.0).deltas == {}
+    assert adapter.scaled(0.0).unmatched == ("key",)
+    torch.testing.assert_close(adapter.scaled(-0.5).deltas["layer"].dense(), -0.5 * adapter.deltas["layer"].dense())
+
+
+def test_select_keeps_everything_but_the_other_layers():
+    adapter = Adapter("a", {"te.x": random_delta(1), "unet.x": random_delta(2)}, ("key",), {"ss_tag": "x"})
+    part = adapter.select(lambda path: path.startswith("te"))
+    assert list(part.deltas) == ["te.x"]
+    assert (part.name, part.unmatched, part.metadata) == ("a", ("key",), {"ss_tag": "x"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_conversion_reaches_both_factors(dtype):
+    delta = Adapter("a", {"layer": random_delta(2)}).to(dtype=dtype, device="cpu").deltas["layer"]
+    assert (delta.up.dtype, delta.down.dtype) == (dtype, dtype)
+
+
+def test_target_layers_come_once_in_order_of_appearance():
+    first, second = Adapter("a", {"x": random_delta(1), "y": random_delta(1)}), Adapter("b", {"z": None, "x": None})
+    assert target_layers([first, second]) == ["x", "y", "z"]

@@ -1,0 +1,178 @@
+"""Captions, kept steps, noise and the sampler that calibrates."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iteris_core import CalibrationError, ConfigError
+from iteris_core.calibration import (
+    COMPANIONS,
+    PRESERVE_CAPTIONS,
+    Calibration,
+    base_captions,
+    euler_trajectory,
+    kept_steps,
+    noise,
+    own_captions,
+)
+
+# --- captions ---
+
+
+def test_prompts_come_in_turn():
+    calibration = Calibration(trajectories=5, composition_share=0.0)
+    assert own_captions(["<a> cat", "<a> dog"], calibration, 0) == ["<a> cat", "<a> dog", "<a> cat", "<a> dog", "<a> cat"]
+
+
+@given(runs=st.integers(1, 60), share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), seed=st.integers(0, 100))
+def test_a_share_of_the_captions_puts_ordinary_things_beside_the_prompt(runs, share, seed):
+    captions = own_captions(["<a>"], Calibration(trajectories=runs, composition_share=share), seed)
+    composed = [caption for caption in captions if caption != "<a>"]
+    assert len(captions) == runs
+    assert len(composed) == math.floor(runs * share)
+    assert all("<a>" in caption and any(thing in caption for thing in COMPANIONS) for caption in composed)
+
+
+def test_captions_depend_on_the_seed_and_on_nothing_else():
+    calibration = Calibration(trajectories=40)
+    assert own_captions(["<a>"], calibration, 1) == own_captions(["<a>"], calibration, 1)
+    assert own_captions(["<a>"], calibration, 1) != own_captions(["<a>"], calibration, 2)
+
+
+def test_braces_in_a_prompt_are_just_text():
+    calibration = Calibration(trajectories=4, composition_share=1.0)
+    assert all("{<a>:1.2} {0}" in caption for caption in own_captions(["{<a>:1.2} {0}"], calibration, 0))
+
+
+def test_every_prompt_comes_alone_and_in_company():
+    captions = own_captions(["<a>", "<b>"], Calibration(trajectories=16), 0)
+    for prompt in ("<a>", "<b>"):
+        assert prompt in captions
+        assert any(prompt in caption and caption != prompt for caption in captions)
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["<a>", "  \n"]])
+def test_empty_prompts_are_refused(prompts):
+    with pytest.raises(CalibrationError, match="a prompt is empty; write at least one that contains the LoRA's trigger words"):
+        own_captions(prompts, Calibration(), 0)
+
+
+def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():
+    captions = base_captions(Calibration(), 30)
+    assert [i for i, caption in enumerate(captions) if not caption] == [4, 9, 14, 19, 24, 29]
+    assert [caption for caption in captions if caption] == list(PRESERVE_CAPTIONS)
+    assert base_captions(Calibration(preserve_captions=("one", "two")), 6) == ["one", "two", "one", "two", "", "one"]
+
+
+# --- which latents are kept ---
+
+schedules = st.integers(1, 40).flatmap(lambda steps: st.tuples(st.integers(1, steps), st.just(steps)))
+
+
+@given(schedule=schedules, run=st.integers(0, 10_000))
+def test_kept_steps_are_different_steps_of_the_run(schedule, run):
+    timesteps, steps = schedule
+    kept = kept_steps(Calibration(timesteps=timesteps, sampling_steps=steps), run)
+    assert len(kept) == timesteps
+    assert kept == sorted(set(kept))
+    assert kept[0] >= 0
+    assert kept[-1] < steps
+
+
+@given(schedule=schedules)
+def test_a_few_staggered_runs_cover_all_steps_evenly(schedule):
+    timesteps, steps = schedule
+    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
+    few = range(math.ceil(2.5 * steps / timesteps))
+    assert {step for run in few for step in kept_steps(calibration, run)} == set(range(steps))
+    counts = [0] * steps
+    for run in range(200):
+        for step in kept_steps(calibration, run):
+            counts[step] += 1
+    assert max(counts) - min(counts) <= 6 + 0.02 * max(counts)
+
+
+# --- noise and sampling ---
+
+
+def test_noise_is_standard_normal_and_belongs_to_its_seed():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = noise((4, 32, 32), 7)
+    assert torch.equal(first, noise((4, 32, 32), 7))
+    assert not torch.equal(first, noise((4, 32, 32), 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.dtype == torch.float32
+    assert abs(first.mean()) < 0.05
+    assert abs(first.std() - 1) < 0.05
+
+
+def gaussian_trajectory(steps, spread=0.5, start_sigma=10.0):
+    """Sample data from N(0, spread^2), for which the best denoiser and its trajectories are known."""
+    sigmas = torch.cat([torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()])
+    start = torch.randn(3, 4, 2, 2).double()
+    seen = euler_trajectory(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas)
+    scale = ((spread**2 + sigmas[:-1] ** 2) / (spread**2 + start_sigma**2)).sqrt()
+    exact = [start * (1 + start_sigma**2) ** 0.5 * factor for factor in scale]
+    return seen, exact
+
+
+def test_trajectories_follow_the_exact_ones_of_a_gaussian():
+    errors = []
+    for steps in (50, 100, 200, 400):
+        seen, exact = gaussian_trajectory(steps)
+        assert len(seen) == steps
+        torch.testing.assert_close(seen[0], exact[0])
+        errors.append(max(((a - b).norm() / b.norm()).item() for a, b in zip(seen, exact, strict=True)))
+    assert errors[-1] < 0.02
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(2.0, rel=0.1)  # Euler's method is of first order
+
+
+def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
+    sigmas, asked = torch.tensor([4.0, 2.0, 1.0, 0.0]), []
+
+    def denoise(x, sigma):
+        asked.append((x, sigma.item()))
+        return torch.zeros_like(x)
+
+    start = torch.ones(2, 1, 1, 1)
+    seen = euler_trajectory(denoise, start, sigmas)
+    assert [sigma for _, sigma in asked] == [4.0, 2.0, 1.0]
+    assert all(torch.equal(x, kept) for (x, _), kept in zip(asked, seen, strict=True))
+    # with zero as the clean picture, the latents are all noise: they shrink with sigma
+    expected = [math.sqrt(17), math.sqrt(17) / 2, math.sqrt(17) / 4]
+    assert [x.flatten()[0].item() for x in seen] == pytest.approx(expected)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trajectories": 0}, "trajectories is 0; it must be 1 or more"),
+        ({"timesteps": 0}, "timesteps is 0"),
+        ({"sampling_steps": 0}, "sampling_steps is 0"),
+        ({"timesteps": 13}, "13 timesteps cannot be kept of 12 sampling steps; keep fewer"),
+        ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
+        ({"resolution": 0}, "resolution is 0"),
+        ({"unconditional_share": 1.5}, "unconditional_share is 1.5; it must be between 0 and 1"),
+        ({"composition_share": -0.1}, "composition_share is -0.1"),
+        ({"unconditional_share": math.nan}, "unconditional_share is nan"),
+        ({"cfg": math.inf}, "cfg is inf; it must be a finite number, 0 or more"),
+        ({"preserve_weight": -1.0}, "preserve_weight is -1.0"),
+        ({"preserve_captions": ()}, "the preserve task has no captions; give it some, or set its weight to 0"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Calibration(**settings)
+
+
+def test_a_preserve_task_that_is_off_needs_no_captions():
+    assert Calibration(preserve_weight=0.0, preserve_captions=()).preserve_captions == ()

@@ -1,0 +1,280 @@
+"""LoRA files: every spelling of a key, alpha / rank, 1x1 convolutions, the way back, and what is refused."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from iteris_core import Adapter, AdapterError, LowRankDelta
+from iteris_core.formats import kohya
+
+# key base -> module path, for every spelling that a model may know
+BASES = {
+    "lora_unet_down_blocks_0_attn1_to_q": "unet.q",
+    "unet.down_blocks.0.attn1.to_q": "unet.q",
+    "diffusion_model.input_blocks.1.q": "unet.q",
+    "lora_unet_down_blocks_0_proj_in": "unet.proj",
+    "lora_te_text_model_encoder_layers_0_q_proj": "text.q",
+    "lora_unet_conv_in": "unet.conv_in",
+}
+SHAPES = {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)}
+UNET, PROJ, TEXT = (
+    "lora_unet_down_blocks_0_attn1_to_q",
+    "lora_unet_down_blocks_0_proj_in",
+    "lora_te_text_model_encoder_layers_0_q_proj",
+)
+
+
+def factors(base=UNET, rank=2, shape=(6, 4), alpha=None, kernel=()):
+    """Return a pair as kohya's trainers write it."""
+    tensors = {
+        f"{base}.lora_up.weight": torch.randn(shape[0], rank, *kernel),
+        f"{base}.lora_down.weight": torch.randn(rank, shape[1], *kernel),
+    }
+    return tensors if alpha is None else {**tensors, f"{base}.alpha": torch.tensor(alpha)}
+
+
+def parse(tensors, **more):
+    return kohya.parse("file", tensors, BASES, SHAPES, **more)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("lora_unet_x.lora_up.weight", ("lora_unet_x", "up")),
+        ("lora_unet_x.lora_down.weight", ("lora_unet_x", "down")),
+        ("lora_unet_x.alpha", ("lora_unet_x", "alpha")),
+        ("base_model.model.x.lora_A.weight", ("base_model.model.x", "down")),
+        ("base_model.model.x.lora_B.weight", ("base_model.model.x", "up")),
+        ("unet.x.lora_A.default.weight", ("unet.x", "down")),
+        ("unet.x.lora_B.default.weight", ("unet.x", "up")),
+        ("unet.x.lora.up.weight", ("unet.x", "up")),
+        ("unet.x.lora.down.weight", ("unet.x", "down")),
+        ("unet.x.to_q_lora.up.weight", ("unet.x.to_q", "up")),
+        ("unet.x.to_q_lora.down.weight", ("unet.x.to_q", "down")),
+        ("text.x.lora_linear_layer.up.weight", ("text.x", "up")),
+        ("text.x.lora_linear_layer.down.weight", ("text.x", "down")),
+        ("lora_unet_x.lora_up.bias", None),
+        ("x.weight", None),
+        ("alpha", None),
+        ("", None),
+    ],
+)
+def test_keys(key, expected):
+    assert kohya.split_key(key) == expected
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        (".lora_up.weight", ".lora_down.weight"),
+        (".lora_B.weight", ".lora_A.weight"),
+        (".lora_B.default.weight", ".lora_A.default.weight"),
+        (".lora.up.weight", ".lora.down.weight"),
+        ("_lora.up.weight", "_lora.down.weight"),
+        (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    ],
+)
+@pytest.mark.parametrize("base", [base for base, path in BASES.items() if path == "unet.q"])
+def test_every_spelling_gives_the_same_delta(base, up, down):
+    a, b = torch.randn(6, 2), torch.randn(2, 4)
+    adapter = parse({base + down: b, base + up: a})
+    assert list(adapter.deltas) == ["unet.q"]
+    torch.testing.assert_close(adapter.deltas["unet.q"].dense(), a @ b)
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [(None, 1.0), (2.0, 1.0), (1.0, 0.5), (0.0, 0.0), (8, 4.0), ([4.0], 2.0)])
+def test_alpha_over_rank_is_folded_into_up(alpha, factor):
+    tensors = factors(alpha=alpha)
+    delta = parse(tensors).deltas["unet.q"]
+    assert torch.equal(delta.down, tensors[f"{UNET}.lora_down.weight"])
+    torch.testing.assert_close(delta.up, factor * tensors[f"{UNET}.lora_up.weight"])
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1,)])
+def test_factors_of_1x1_convolutions_become_matrices(kernel):
+    tensors = factors(PROJ, shape=(5, 4), kernel=kernel)
+    delta = parse(tensors).deltas["unet.proj"]
+    up, down = (tensors[f"{PROJ}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
+    torch.testing.assert_close(delta.dense(), up @ down)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_any_precision_is_read_as_float32(dtype):
+    delta = parse({key: tensor.to(dtype) for key, tensor in factors(alpha=1.0).items()}).deltas["unet.q"]
+    assert (delta.up.dtype, delta.down.dtype) == (torch.float32, torch.float32)
+
+
+def test_keys_of_no_module_are_listed_not_dropped():
+    strange = {
+        "lora_unet_elsewhere.lora_up.weight": torch.zeros(1),
+        "logit_scale": torch.zeros(1),
+        f"{UNET}.bias": torch.zeros(1),
+    }
+    adapter = parse({**strange, **factors()}, metadata={"ss_tag_frequency": "{}"})
+    assert adapter.unmatched == tuple(strange)
+    assert list(adapter.deltas) == ["unet.q"]
+    assert adapter.metadata == {"ss_tag_frequency": "{}"}
+
+
+# --- and back ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_written_is_read_back(dtype):
+    adapter = Adapter(
+        "merged",
+        {
+            "unet.q": LowRankDelta(torch.randn(6, 3).to(dtype), torch.randn(3, 4).to(dtype)),
+            "unet.proj": LowRankDelta(torch.randn(5, 1).to(dtype), torch.randn(1, 4).to(dtype)),
+        },
+    )
+    tensors = kohya.to_tensors(adapter, {"unet.q": UNET, "unet.proj": PROJ}, {"unet.proj": (1, 1)})
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
+        f"{UNET}.lora_up.weight": (6, 3),
+        f"{UNET}.lora_down.weight": (3, 4),
+        f"{UNET}.alpha": (),
+        f"{PROJ}.lora_up.weight": (5, 1, 1, 1),
+        f"{PROJ}.lora_down.weight": (1, 4, 1, 1),
+        f"{PROJ}.alpha": (),
+    }
+    assert {tensor.dtype for key, tensor in tensors.items() if "lora" in key.split(".")[1]} == {dtype}
+    assert tensors[f"{UNET}.alpha"] == 3
+    again = parse(tensors)
+    assert again.unmatched == ()
+    for path, delta in adapter.deltas.items():
+        assert torch.equal(again.deltas[path].up, delta.up.float())
+        assert torch.equal(again.deltas[path].down, delta.down.float())
+
+
+def test_metadata_tells_other_programs_what_it_is():
+    adapter = Adapter(
+        "merged", {"x": LowRankDelta(torch.ones(2, 3), torch.ones(3, 2)), "y": LowRankDelta(torch.ones(2, 5), torch.ones(5, 2))}
+    )
+    metadata = kohya.metadata_of(adapter)
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["modelspec.title"]) == ("5", "5", "merged")
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert kohya.metadata_of(replace(adapter, deltas={}))["ss_network_dim"] == "0"
+
+
+def test_a_file_is_loaded_under_its_own_name(tmp_path):
+    tensors = factors(alpha=1.0)
+    save_file(tensors, tmp_path / "my style.safetensors", {"ss_network_dim": "2"})
+    adapter = kohya.load(Path(tmp_path / "my style.safetensors"), BASES, SHAPES)
+    assert (adapter.name, adapter.metadata) == ("my style", {"ss_network_dim": "2"})
+    assert torch.equal(adapter.deltas["unet.q"].down, tensors[f"{UNET}.lora_down.weight"])
+
+
+# --- what is refused ---
+
+
+def without(tensors, *suffixes):
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith(suffixes)}
+
+
+def with_bad_number(value):
+    tensors = factors()
+    tensors[f"{UNET}.lora_down.weight"][0, 1] = value
+    return tensors
+
+
+BAD = {
+    "no up": (without(factors(alpha=1.0), "up.weight"), f"file: '{UNET}' has no up factor; the file is incomplete"),
+    "no down": (without(factors(), "down.weight"), f"file: '{UNET}' has no down factor; the file is incomplete"),
+    "wrong d_out": (
+        factors(shape=(7, 4)),
+        "has factors (7, 2) and (2, 4), but this model's weight there is 6 x 4. The LoRA was",
+    ),
+    "wrong d_in": (factors(shape=(6, 5)), "has factors (6, 2) and (2, 5), but this model's weight there is 6 x 4"),
+    "ranks differ": ({**factors(), f"{UNET}.lora_up.weight": torch.ones(6, 3)}, "has factors (6, 3) and (2, 4)"),
+    "k x k convolution": (
+        factors(PROJ, shape=(5, 4), kernel=(3, 3)),
+        "factors (5, 2, 3, 3) and (2, 4, 3, 3)",
+    ),
+    "unmergeable module": (
+        factors("lora_unet_conv_in"),
+        "'lora_unet_conv_in' changes a layer that is neither Linear nor a",
+    ),
+    "NaN": (with_bad_number(float("nan")), f"file: '{UNET}' holds NaN or infinite weights; the training run broke"),
+    "infinite": (with_bad_number(float("inf")), f"file: '{UNET}' holds NaN or infinite weights"),
+    "NaN alpha": (factors(alpha=float("nan")), f"file: '{UNET}' holds NaN or infinite weights"),
+    "twice": (
+        {**factors(), **factors("unet.down_blocks.0.attn1.to_q")},
+        "'unet.q' is described twice, the second time as 'unet.down_blocks",
+    ),
+    "nothing": (
+        {},
+        "none of its 0 keys fits this model; it may be for another model, or no LoRA at all. Choose a LoRA for SD1.5",
+    ),
+    "no LoRA": (
+        {"conv.weight": torch.zeros(1), "b": torch.zeros(1)},
+        "file: none of its 2 keys, such as 'conv.weight' fits this model; it may be for",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_a_bad_file_is_refused_with_the_reason(case):
+    tensors, message = BAD[case]
+    with pytest.raises(AdapterError, match=re.escape(message)):
+        parse(tensors)
+
+
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_q_proj.lora_up.weight", "SDXL"),
+        ("text_encoder_2.text_model.encoder.layers.0.q_proj.lora_A.weight", "SDXL"),
+        ("lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q.lora_up.weight", "SDXL"),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "Flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight", "SD3"),
+        ("lora_te_text_model_encoder_layers_22_q_proj.lora_up.weight", "SD2"),
+        ("lora_unet_temporal_transformer_blocks_0.lora_up.weight", "a video model"),
+        ("unet.down_blocks.0.motion_modules.0.lora_A.weight", "a video model"),
+    ],
+)
+def test_a_lora_for_another_model_is_recognised(key, model):
+    with pytest.raises(
+        AdapterError, match=f"none of its 1 keys, such as '{re.escape(key)}'.*looks like a LoRA for {model}. Choose"
+    ):
+        parse({key: torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".dora_scale", "a DoRA"),
+        (".lokr_w1", "a LoKr"),
+        (".lokr_w1_a", "a LoKr"),
+        (".a1.weight", "a GLoRA"),
+        (".oft_blocks", "an OFT"),
+    ],
+)
+def test_another_kind_of_adapter_is_named(suffix, kind):
+    with pytest.raises(AdapterError, match=f"'{UNET}.* {kind}, which cannot be"):
+        parse({**factors(), f"{UNET}{suffix}": torch.zeros(1)})
+
+
+def test_another_kind_at_a_module_that_the_model_does_not_have_is_only_listed():
+    assert parse({**factors(), "lora_unet_elsewhere.dora_scale": torch.zeros(1)}).unmatched == (
+        "lora_unet_elsewhere.dora_scale",
+    )
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {f"{UNET}.lora_up.weight": torch.zeros(6), f"{UNET}.lora_down.weight": torch.zeros(4)},
+        {f"{UNET}.lora_up.weight": torch.zeros(()), f"{UNET}.lora_down.weight": torch.zeros(())},
+        factors(rank=0, alpha=1.0),
+        factors(alpha=[1.0, 1.0]),
+    ],
+    ids=["vectors", "scalars", "rank 0", "alpha of two numbers"],
+)
+def test_impossible_shapes_are_refused_with_the_reason(tensors):
+    with pytest.raises(AdapterError, match=UNET):
+        parse(tensors)

@@ -1,0 +1,87 @@
+"""Linear and Conv2d seen as one: a matrix that multiplies tokens."""
+
+import pytest
+import torch
+from torch import nn
+
+from iteris_core import AdapterError
+from iteris_core.layers import add_to_output, base_weight, input_tokens, output_tokens, weight_shape
+
+LAYERS = {
+    "linear": (nn.Linear(5, 3), (2, 4, 5)),
+    "linear on vectors": (nn.Linear(5, 3), (2, 5)),
+    "linear on grids": (nn.Linear(5, 3, bias=False), (2, 4, 6, 5)),
+    "convolution": (nn.Conv2d(5, 3, 1), (2, 5, 4, 6)),
+    "convolution without bias": (nn.Conv2d(5, 3, 1, bias=False), (2, 5, 4, 6)),
+    "strided convolution": (nn.Conv2d(5, 3, 1, stride=(2, 3)), (2, 5, 5, 7)),
+    "padded 1x1 convolution": (nn.Conv2d(5, 3, 1, padding=1), (2, 5, 4, 6)),
+    "3x3 convolution": (nn.Conv2d(2, 3, 3, padding=1), (2, 2, 4, 6)),
+    "any convolution": (nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2)), (2, 2, 6, 8)),
+}
+
+
+@pytest.fixture(params=LAYERS, ids=str)
+def layer(request):
+    module, shape = LAYERS[request.param]
+    return module.double().requires_grad_(False), torch.randn(shape).double()
+
+
+def test_the_weight_times_the_input_tokens_is_the_output(layer):
+    module, x = layer
+    tokens, weight = input_tokens(module, x), module.weight.flatten(1)
+    bias = 0 if module.bias is None else module.bias
+    y = module(x)
+    assert tokens.shape[0] == x.shape[0]
+    assert tokens.shape[2] == weight_shape(module)[1]
+    torch.testing.assert_close(output_tokens(module, y), tokens @ weight.T + bias)
+
+
+def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer):
+    module, x = layer
+    delta = torch.randn(weight_shape(module)).double()
+    y = module(x)
+    add_to_output(module, y, input_tokens(module, x) @ delta.T)
+    module.weight += delta.reshape(module.weight.shape)
+    expected = module(x)
+    module.weight -= delta.reshape(module.weight.shape)
+    torch.testing.assert_close(y, expected)
+
+
+def test_the_base_weight_is_measured_without_reading_it(layer):
+    module, x = layer
+    calls = []
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    measured = base_weight(module, x.device, x.dtype)
+    handle.remove()
+    torch.testing.assert_close(measured, module.weight.flatten(1))
+    assert calls == []
+
+
+def test_the_shape_comes_from_the_settings_not_from_the_weight():
+    module = nn.Linear(5, 3)
+    module.weight = nn.Parameter(torch.zeros(15))  # as quantised layers keep it
+    assert weight_shape(module) == (3, 5)
+    assert weight_shape(nn.Conv2d(5, 3, 1)) == (3, 5)
+    assert weight_shape(nn.Conv2d(5, 3, (2, 3))) == (3, 30)
+
+
+def test_half_precision_outputs_stay_half_precision():
+    y = torch.zeros(1, 2, 3, dtype=torch.float16)
+    add_to_output(nn.Linear(5, 3), y, torch.full((1, 2, 3), 0.5))
+    assert y.dtype == torch.float16
+    assert y.unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(4, 4, 1, groups=2), "is a Conv2d .*2 groups.*; only Linear and "),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "is a Conv2d "),
+        (nn.LayerNorm(4), "is a LayerNorm"),
+        (nn.Embedding(4, 4), "is a Embedding"),
+        (nn.Conv1d(4, 4, 1), "is a Conv1d"),
+    ],
+)
+def test_other_modules_are_refused(module, message):
+    with pytest.raises(AdapterError, match=message):
+        weight_shape(module)

@@ -1,0 +1,192 @@
+"""Workers that wait for each other: order, disagreement, exceptions, and the state that each of them sees."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+
+import pytest
+import torch
+
+from iteris_core import CalibrationError
+from iteris_core.lockstep import pause, run_in_lockstep
+
+
+def worker(log, name, places):
+    def work():
+        for place in places:
+            log.append(f"{name} at {place}")
+            pause(place)
+        return name
+
+    return work
+
+
+def test_all_workers_arrive_before_any_goes_on():
+    log = []
+    workers = [worker(log, name, ["x", "y"]) for name in "ab"]
+    assert run_in_lockstep(workers, lambda place: log.append(f"solve {place}")) == ["a", "b"]
+    assert log == ["a at x", "b at x", "solve x", "a at y", "b at y", "solve y"]
+
+
+def test_workers_that_never_pause_just_return():
+    assert run_in_lockstep([lambda: 1, lambda: None], lambda place: pytest.fail("nobody paused")) == [1, None]
+    assert run_in_lockstep([], lambda place: pytest.fail("nobody paused")) == []
+
+
+def test_a_worker_may_return_what_looks_like_a_place():
+    assert run_in_lockstep([worker([], "x", ["x"])] * 2, lambda place: None) == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        (["xy", "xz"], "chunk 0 reached 'y' while chunk 1 reached 'z'"),
+        (["xy", "xy", "x"], "chunk 0 reached 'y' while chunk 2 reached the end"),
+        (["", "x"], "chunk 0 reached the end while chunk 1 reached 'x'"),
+        (["xy", "yx"], "chunk 0 reached 'x' while chunk 1 reached 'y'"),
+    ],
+)
+def test_different_ways_are_an_error_that_names_both(ways, message):
+    with pytest.raises(CalibrationError, match=message):
+        run_in_lockstep([worker([], "w", way) for way in ways], lambda place: None)
+
+
+def test_a_worker_that_returns_the_place_where_the_others_pause_has_still_ended():
+    with pytest.raises(CalibrationError, match="chunk 0 reached the end while chunk 1 reached 'x'"):
+        run_in_lockstep([lambda: "x", worker([], "w", "x")], lambda place: None)
+
+
+@pytest.mark.parametrize("culprit", ["worker", "on_arrival"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_comes_out_and_unwinds_the_others(culprit, error):
+    unwound = []
+
+    def waits(name):
+        def work():
+            try:
+                pause("x")
+                pause("y")
+            finally:
+                unwound.append(name)
+
+        return work
+
+    def fails():
+        pause("x")
+        if culprit == "worker":
+            raise error("stop")
+        pause("y")
+
+    def on_arrival(place):
+        if culprit == "on_arrival" and place == "y":
+            raise error("stop")
+
+    with pytest.raises(error, match="stop") as caught:
+        run_in_lockstep([waits("a"), fails, waits("b")], on_arrival)
+    assert sorted(unwound) == ["a", "b"]  # even while somebody still looks at the traceback, which holds the greenlets
+    assert caught.tb
+
+
+def test_a_worker_that_never_started_is_not_started_by_an_exception():
+    started = []
+
+    def fails():
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run_in_lockstep([fails, lambda: started.append("b")], lambda place: None)
+    assert started == []
+
+
+def test_every_worker_has_context_variables_of_its_own():
+    variable = ContextVar("variable")
+
+    def work(value):
+        def inside():
+            before = variable.get()
+            variable.set(value)
+            pause("x")
+            return before, variable.get()
+
+        return inside
+
+    variable.set("caller's")
+    seen_on_arrival = []
+    answers = run_in_lockstep([work(1), work(2)], lambda place: seen_on_arrival.append(variable.get()))
+    assert answers == [("caller's", 1), ("caller's", 2)]
+    assert seen_on_arrival == ["caller's"]
+    assert variable.get() == "caller's"
+
+
+def test_workers_share_the_torch_state_of_their_caller():
+    def work():
+        before = torch.is_grad_enabled()
+        pause("x")
+        return before, torch.is_grad_enabled()
+
+    with torch.no_grad():
+        assert run_in_lockstep([work, work], lambda place: None) == [(False, False)] * 2
+    assert run_in_lockstep([work, work], lambda place: None) == [(True, True)] * 2
+
+
+def in_a_thread(function):
+    """Run where torch's modes, which belong to a thread, cannot leak into other tests."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_torch_mode_that_a_worker_enters_is_its_own(fails):
+    def state():
+        return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_grad_enabled()
+
+    def work():
+        before = state()
+        with torch.autocast("cpu", torch.float16), torch.no_grad():
+            pause("x")
+            inside = state()
+        return before, inside, state()
+
+    on_arrival = []
+
+    def arrive(place):
+        on_arrival.append(state())
+        if fails:
+            raise RuntimeError("stop")
+
+    def whole():
+        outside = state()
+        answers = None
+        with contextlib.suppress(RuntimeError):
+            answers = run_in_lockstep([work, work, work], arrive)
+        return outside, answers, state()
+
+    outside, answers, afterwards = in_a_thread(whole)
+    assert answers == (None if fails else [(outside, (True, torch.float16, False), outside)] * 3)
+    assert on_arrival == [outside]
+    assert afterwards == outside
+
+
+def test_inference_mode_inside_a_worker_is_refused_and_does_not_leak():
+    def work():
+        with torch.inference_mode():
+            pause("layer")
+
+    def whole():
+        with pytest.raises(CalibrationError, match="switches torch's inference mode inside its forward, around 'layer'"):
+            run_in_lockstep([work, work], lambda place: None)
+        with torch.inference_mode():
+            run_in_lockstep([work, work], lambda place: None)
+        return torch.is_inference_mode_enabled()
+
+    assert in_a_thread(whole) is False
+
+
+def test_workers_may_be_nested():
+    def outer():
+        pause("outer")
+        inner = run_in_lockstep([worker([], "i", "x"), worker([], "j", "x")], lambda place: None)
+        pause("outer again")
+        return inner
+
+    assert run_in_lockstep([outer, outer], lambda place: None) == [["i", "j"]] * 2

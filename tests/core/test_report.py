@@ -1,0 +1,50 @@
+"""What a report says, and that it can be saved as JSON."""
+
+import json
+
+from iteris_core.report import LayerReport, MergeReport, TaskAtLayerReport, joined
+
+
+def layer(path, rank, **residuals):
+    return LayerReport(path, rank, tuple(TaskAtLayerReport(task, value, 1.0, 8) for task, value in residuals.items()))
+
+
+def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
+    report = MergeReport(
+        (layer("x", 2, a=0.1, b=0.5), layer("y", 5, a=0.3, b=0.4), layer("z", 3, a=0.2, b=0.9)),
+        {"a": ("k1", "k2", "k3", "k4")},
+        ("a note",),
+    )
+    assert str(report).splitlines() == [
+        "3 layers merged, rank 2 to 5",
+        "  a: median residual 0.200, worst 0.300 at y",
+        "  b: median residual 0.500, worst 0.900 at z",
+        "  a: 4 keys belong to no module of this model: k1, k2, k3, ...",
+        "  a note",
+    ]
+
+
+def test_a_report_of_nothing_can_be_shown():
+    assert str(MergeReport(())) == "0 layers merged, rank 0 to 0"
+
+
+def test_a_report_is_json():
+    report = MergeReport((layer("x", 2, a=0.1),), {"a": ("k",)}, ("note",), settings={"alpha": 1e-4})
+    again = json.loads(json.dumps(report.to_dict()))
+    assert again["unmatched"] == {"a": ["k"]}
+    assert again["notes"] == ["note"]
+    assert again["settings"] == {"alpha": 1e-4}
+    (entry,) = again["layers"]
+    assert (entry["path"], entry["rank"]) == ("x", 2)
+    assert entry["tasks"] == [{"task": "a", "residual": 0.1, "weight": 1.0, "tokens": 8}]
+
+
+def test_joined_reports_keep_the_order_and_say_nothing_twice():
+    text = MergeReport((layer("te", 2, a=0.1),), {"a": ("k",)}, ("same", "text"), settings={"x": 1})
+    unet = MergeReport((layer("unet", 2, a=0.3),), {"b": ("l",)}, ("same", "unet"), settings={"y": 2})
+    both = joined(text, unet)
+    assert [entry.path for entry in both.layers] == ["te", "unet"]
+    assert both.unmatched == {"a": ("k",), "b": ("l",)}
+    assert both.notes == ("same", "text", "unet")
+    assert both.settings == {"x": 1, "y": 2}
+    assert both.task_residuals() == {"a": 0.2}

@@ -1,0 +1,126 @@
+"""Who wears what: rows of one batch that run through different adapters, without patching anything."""
+
+import pytest
+import torch
+from torch import nn
+
+from iteris_core import CalibrationError, Sample, Task
+from iteris_core.rows import layer_hooks, split_into_chunks, wearing, worn_delta
+
+
+@pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
+def test_wearing_is_patching_row_by_row(toy, name):
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("b", rank=1), net.adapter("part", paths=net.targets[:2])]
+    mixes = [{}, {0: 1.0}, {0: 0.5, 1: -2.0}, {}, {2: 1.0}, {0: 1.0}, {1: 0.0}]
+    rows = [net.make_row() for _ in mixes]
+    before = {key: tensor.clone() for key, tensor in net.model.state_dict().items()}
+    with wearing(net.network().modules, adapters, mixes):
+        found = toy.run(net.model, rows)
+        again = toy.run(net.model, rows)
+    shapes = {path: tuple(net.model.get_submodule(path).weight.flatten(1).shape) for path in net.targets}
+    for i, mix in enumerate(mixes):
+        expected = toy.run(toy.patched(net.model, toy.mixed(adapters, mix, shapes)), [rows[i]])[0]
+        torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, again)
+    assert toy.hook_count(net.model) == 0
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
+    torch.testing.assert_close(toy.run(net.model, rows)[0], found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_rows_are_told_apart_by_number_not_by_what_they_read(toy):
+    net = toy.build("stack")
+    row = net.make_row()
+    with wearing(net.network().modules, [net.adapter()], [{0: 1.0}, {}, {0: 1.0}]):
+        dressed, bare, again = toy.run(net.model, [row, row, row])
+    torch.testing.assert_close(dressed, again)
+    torch.testing.assert_close(bare, toy.run(net.model, [row])[0])
+    assert not torch.allclose(dressed, bare)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_batch_of_another_size_is_refused(toy, count):
+    net = toy.build("convolution")
+    with (
+        pytest.raises(CalibrationError, match=f"layer 'inlet' got {count} rows in a batch of 2.*leave this layer out"),
+        wearing(net.network().modules, [net.adapter()], [{0: 1.0}, {}]),
+    ):
+        toy.run(net.model, [net.make_row() for _ in range(count)])
+    assert toy.hook_count(net.model) == 0
+
+
+def test_an_exception_inside_leaves_nothing_behind(toy):
+    net = toy.build("attention")
+    with pytest.raises(KeyboardInterrupt), wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
+        assert toy.hook_count(net.model) == len(net.targets)
+        raise KeyboardInterrupt
+    assert toy.hook_count(net.model) == 0
+
+
+def test_a_module_that_takes_no_hook_leaves_none_on_the_others():
+    class Stubborn(nn.Linear):
+        def register_forward_hook(self, *args, **kwargs):
+            raise RuntimeError("no hooks")
+
+    first = nn.Linear(2, 2)
+    with (
+        pytest.raises(RuntimeError, match="no hooks"),
+        layer_hooks({"first": first, "second": Stubborn(2, 2)}, lambda *_: None),
+    ):
+        pytest.fail("never entered")
+    assert not first._forward_hooks
+
+
+def test_hooks_see_path_module_input_and_output_and_replace_the_output():
+    layers = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}
+    seen = []
+
+    def hook(path, module, x, y):
+        seen.append((path, module is layers[path], torch.equal(y, module.forward(x))))
+        return y + 1
+
+    x = torch.ones(1, 2)
+    expected = layers["b"](layers["a"](x) + 1) + 1
+    with layer_hooks(layers, hook):
+        found = layers["b"](layers["a"](x))
+    assert seen == [("a", True, True), ("b", True, True)]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_layer_may_get_its_input_by_keyword(toy):
+    net = toy.build("stack")
+    with wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
+        net.model.down1(input=net.make_row()[0][None])
+
+
+def test_a_mix_is_one_delta_of_what_changes_the_layer(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a", paths=["down1"]), net.adapter("b", paths=["down1", "up2"])]
+    assert worn_delta("up2", adapters, {0: 1.0}) is None
+    assert worn_delta("down1", adapters, {0: 0.0, 1: 0.0}) is None
+    assert worn_delta("down1", adapters, {}) is None
+    both = worn_delta("down1", adapters, {1: -0.5, 0: 2.0})
+    expected = 2 * adapters[0].deltas["down1"].dense() - 0.5 * adapters[1].deltas["down1"].dense()
+    torch.testing.assert_close(both.dense(), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_chunks_hold_every_sample_once_teachers_before_students(size):
+    tasks = [Task("a", [Sample(f"a{i}", f"A{i}") for i in range(3)], {}), Task("b", [Sample("b0"), Sample("b1", "B1")], {})]
+    chunks = split_into_chunks(tasks, size)
+    assert [len(chunk.samples) for chunk in chunks] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
+    seen = {0: [], 1: []}
+    for chunk in chunks:
+        for block in chunk.blocks:
+            pairs = zip(chunk.inputs[block.teacher], chunk.inputs[block.student], strict=True)
+            seen[block.task].extend(pairs)
+            assert len(block.samples) == block.teacher.stop - block.teacher.start
+    assert seen == {0: [("a0", "A0"), ("a1", "A1"), ("a2", "A2")], 1: [("b0", "b0"), ("b1", "B1")]}
+
+
+def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
+    weights = torch.tensor([0.0, 2.0])
+    (chunk,) = split_into_chunks([Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2)
+    (block,) = chunk.blocks
+    assert block.token_weights("text", 2, "layer").tolist() == [0.0, 2.0, 1.0, 1.0]
+    assert block.token_weights("image", 2, "layer") is None

@@ -1,0 +1,562 @@
+"""The single sweep against the naive fixed point of Algorithm 1, and what any merge has to obey."""
+
+import copy
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig, Sample, Task, merge
+
+NETWORKS = ["stack", "attention", "convolution"]
+CHUNKS = [1, 2, 5, 100]
+
+
+# --- the fixed point ---
+
+
+@pytest.mark.parametrize("samples_per_chunk", CHUNKS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_sweep_is_the_fixed_point_of_the_published_loop(toy, name, samples_per_chunk):
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("b", rank=1)]
+    tasks = toy.own_tasks(net, adapters)
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(toy, name):
+    net = toy.build(name)
+    half = net.targets[: len(net.targets) // 2 + 1]
+    adapters = [net.adapter("a"), net.adapter("b", rank=3), net.adapter("partial", rank=1, paths=half)]
+    tasks = [
+        Task("a", net.samples(4), {0: 1.0}, 2.0),
+        Task("preserve", net.samples(3), {}, 0.5),
+        Task("two at once", net.samples(3), {0: 0.7, 1: -0.4}),
+        Task("partial", net.samples(2), {2: 1.0, 1: 0.0}, 0.1),
+    ]
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+
+
+@pytest.mark.parametrize("samples_per_chunk", [1, 100])
+def test_teacher_and_student_may_read_different_contexts(toy, samples_per_chunk):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [replace(task, samples=[]) for task in toy.own_tasks(net, adapters)]
+    for g, task in enumerate(tasks):
+        for _ in range(4):
+            x, context = net.make_row()
+            task.samples.append(Sample((x, context), (x, context + 0.3 * torch.randn_like(context))))
+        tasks[g] = replace(task, samples=tuple(task.samples))
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    same_text = [replace(task, samples=[Sample(sample.teacher) for sample in task.samples]) for task in tasks]
+    assert toy.largest_error(toy.dense(toy.merge_toy(net, adapters, same_text).adapter), toy.dense(result.adapter)) > 1e-3
+
+
+@pytest.mark.parametrize("samples_per_chunk", [2, 100])
+def test_token_weights_count_in_their_stream_only(toy, samples_per_chunk):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    weights = [{"text": torch.rand(3)}, {"image": torch.tensor([1.0, 0.0, 2.0, 0.5]), "text": torch.rand(3)}, {}]
+    tasks = [
+        replace(task, samples=[Sample(net.make_row(), token_weights=weights[(g + i) % 3]) for i in range(4)])
+        for g, task in enumerate(toy.own_tasks(net, adapters))
+    ]
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+
+
+def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart(toy):
+    net = toy.build("attention")
+    paths = [f"self_attention.{name}" for name in "qkv"]  # all three read the network's own input
+    adapters = [net.adapter("a", paths=paths), net.adapter("b", paths=paths)]
+    tasks = [
+        replace(task, samples=[Sample(net.make_row(), token_weights={"some": torch.rand(4) ** 4}) for _ in range(4)])
+        for task in toy.own_tasks(net, adapters)
+    ]
+
+    def merged(weighted):
+        stream = {path: "some" if path in weighted else "other" for path in paths}
+        network = replace(net.network(), stream=stream.get)
+        return toy.dense(merge(network, adapters, tasks, toy.exact(samples_per_chunk=3)).adapter)
+
+    some, everything, nothing = merged(paths[1:2]), merged(paths), merged([])
+    expected = {path: (everything if path == paths[1] else nothing)[path] for path in paths}
+    assert toy.largest_error(some, expected) < 1e-12
+    assert toy.largest_error(everything, nothing) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 1e-2},
+        {"alpha": 1e-3, "alpha_cross": 0.0},
+        {"balance": "uniform"},
+        {"balance": "full"},
+        {"ridge": "paper", "alpha": 1e-2},
+        {"input_mix": 0.6},
+        {"target": "full_output", "rank": "full"},
+        {"target": "full_output", "rank": "full", "ridge": "paper", "alpha_cross": 1e-2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(toy, name, settings):
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, **settings).adapter)
+    assert toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, MergeConfig(**settings))) < 1e-9
+    assert toy.largest_error(found, toy.dense(toy.merge_toy(net, adapters, tasks).adapter)) > 1e-6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_iterating_engine_stops_at_the_same_point(toy, name):
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    result = toy.merge_toy(net, adapters, tasks, engine="iterate", tolerance=0.0, samples_per_chunk=3)
+    expected = toy.merge_toy(net, adapters, tasks)
+    assert toy.largest_error(toy.dense(result.adapter), toy.dense(expected.adapter)) < 1e-9
+    assert len(result.report.changes) <= len(net.targets) + 1
+    assert toy.hook_count(net.model) == 0
+    for found, wanted in zip(result.outputs, expected.outputs, strict=True):
+        for pair, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(pair, other, rtol=1e-9, atol=1e-9)
+
+
+@given(data=st.data())
+def test_any_mix_of_any_adapters_reaches_the_fixed_point(toy, data):
+    net = toy.build("stack", seed=data.draw(st.integers(0, 1000), label="seed"))
+    adapters = [
+        net.adapter(f"adapter {k}", rank)
+        for k, rank in enumerate(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    ]
+    shares = st.sampled_from([-1.0, 0.0, 0.3, 1.0, 2.5])
+    mixes = st.dictionaries(st.integers(0, len(adapters) - 1), shares)
+    drawn = data.draw(st.lists(st.tuples(mixes, st.integers(1, 3), st.sampled_from([0.1, 1.0, 7.0])), min_size=1, max_size=4))
+    tasks = [Task(f"task {g}", net.samples(2 + count), mix, weight) for g, (mix, count, weight) in enumerate(drawn)]
+    found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=data.draw(st.integers(1, 9))).adapter)
+    for path, expected in toy.naive_fixed_point(net, adapters, tasks).items():
+        assert (found[path] - expected).norm() <= 1e-9 * expected.norm() + 1e-12
+
+
+# --- properties ---
+
+
+@given(seed=st.integers(0, 1000), rank=st.integers(1, 5), name=st.sampled_from(NETWORKS), chunk=st.sampled_from(CHUNKS))
+def test_one_adapter_merges_to_itself(toy, seed, rank, name, chunk):
+    net = toy.build(name, seed)
+    adapter = net.adapter(rank=rank)
+    result = toy.merge_toy(net, [adapter], toy.own_tasks(net, [adapter]), samples_per_chunk=chunk)
+    assert toy.largest_error(toy.dense(result.adapter), toy.dense(adapter)) < 1e-9
+
+
+@given(seed=st.integers(0, 1000), name=st.sampled_from(NETWORKS))
+def test_the_same_adapter_twice_merges_to_itself(toy, seed, name):
+    net = toy.build(name, seed)
+    adapter = net.adapter()
+    result = toy.merge_toy(net, [adapter, adapter], toy.own_tasks(net, [adapter, adapter]))
+    assert toy.largest_error(toy.dense(result.adapter), toy.dense(adapter)) < 1e-9
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_adapter_of_strength_0_is_no_adapter(toy, name):
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("idle").scaled(0.0), net.adapter("c")]
+    own, idle, other = toy.own_tasks(net, adapters)
+    both = Task("both", net.samples(2), {2: 0.5, 1: 0.5})
+    result = toy.merge_toy(net, adapters, [own, idle, other, both])
+    without = toy.merge_toy(net, [adapters[0], adapters[2]], [own, replace(other, mix={1: 1.0}), replace(both, mix={1: 0.5})])
+    assert toy.largest_error(toy.dense(result.adapter), toy.dense(without.adapter)) < 1e-12
+    assert result.adapter.name == "a + c"
+    assert result.report.notes == ("left out, since they change nothing here: idle",)
+
+
+def test_nothing_but_idle_adapters_is_an_error(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a").scaled(0.0)]
+    with pytest.raises(AdapterError, match="every strength is 0"):
+        toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
+
+
+@given(seed=st.integers(0, 1000), order=st.permutations(range(3)), task_order=st.permutations(range(4)))
+def test_the_order_of_adapters_and_tasks_does_not_matter(toy, seed, order, task_order):
+    net = toy.build("attention", seed)
+    adapters = [net.adapter(f"{k}", rank=k + 1) for k in range(3)]
+    tasks = [*toy.own_tasks(net, adapters), Task("mixed", net.samples(2), {0: 0.5, 2: 0.5})]
+    result = toy.merge_toy(net, adapters, tasks)
+    position = {k: i for i, k in enumerate(order)}
+    shuffled = [replace(tasks[g], mix={position[k]: share for k, share in reversed(tasks[g].mix.items())}) for g in task_order]
+    again = toy.merge_toy(net, [adapters[k] for k in order], shuffled, samples_per_chunk=4)
+    assert toy.largest_error(toy.dense(again.adapter), toy.dense(result.adapter)) < 1e-9
+
+
+@given(ranks=st.lists(st.integers(1, 2), min_size=1, max_size=2))
+def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(toy, ranks):
+    net = toy.build("stack")
+    adapters = [net.adapter(f"{k}", rank, net.targets[k:]) for k, rank in enumerate(ranks)]
+    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
+    for layer in result.report.layers:
+        expected = sum(rank for adapter, rank in zip(adapters, ranks, strict=True) if layer.path in adapter.deltas)
+        assert (layer.rank, result.adapter.deltas[layer.path].rank) == (expected, expected)
+
+
+def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each(toy):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [Task("half", net.samples(4), {0: 0.5, 1: 0.5})]
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
+    halves = {path: (adapters[0].deltas[path].dense() + adapters[1].deltas[path].dense()) / 2 for path in net.targets}
+    assert toy.largest_error(toy.dense(result.adapter), halves) < 1e-9
+    teacher = toy.run(toy.patched(net.model, halves), [sample.teacher for sample in tasks[0].samples])
+    torch.testing.assert_close(torch.stack([row for row, _ in result.outputs[0]]), teacher, rtol=1e-12, atol=1e-12)
+
+
+def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples(toy):
+    net = toy.build("convolution")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=4)
+    student = toy.patched(net.model, toy.dense(result.adapter))
+    teachers = [toy.patched(net.model, toy.dense(adapter)) for adapter in adapters] + [net.model]
+    for task, teacher, rows in zip(tasks, teachers, result.outputs, strict=True):
+        assert len(rows) == len(task.samples)
+        for sample, (from_teacher, from_student) in zip(task.samples, rows, strict=True):
+            torch.testing.assert_close(from_teacher, toy.run(teacher, [sample.teacher])[0], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(from_student, toy.run(student, [sample.teacher])[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_returns_no_tensor_has_no_outputs(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+    silent = net.network(lambda rows: {"sample": toy.run(net.model, rows)})
+    assert merge(silent, adapters, toy.own_tasks(net, adapters), toy.exact()).outputs is None
+
+
+def test_tokens_of_weight_0_are_as_good_as_absent(toy):
+    net = toy.build("stack")  # tokens do not see each other in it
+    adapters = [net.adapter("a"), net.adapter("b")]
+    short = toy.own_tasks(net, adapters, samples=4)
+    keep = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    long = []
+    for task in short:
+        samples = []
+        for sample in task.samples:
+            padded = 100 * torch.randn(6, 6).double()
+            padded[keep > 0] = sample.teacher[0]
+            samples.append(Sample((padded,), token_weights={"image": keep}))
+        long.append(replace(task, samples=samples))
+    expected, found = toy.merge_toy(net, adapters, short), toy.merge_toy(net, adapters, long, samples_per_chunk=3)
+    assert toy.largest_error(toy.dense(found.adapter), toy.dense(expected.adapter)) < 1e-9
+    assert [entry.tokens for layer in found.report.layers for entry in layer.tasks] == [16] * 2 * len(net.targets)
+
+
+def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    result = merge(net.network(), adapters, tasks, MergeConfig(alpha=1e-8, output_dtype=torch.float16))
+    deltas = result.adapter.deltas.values()
+    assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {torch.float16}
+    rounded = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    student = toy.patched(net.model, rounded)
+    for task, rows in zip(tasks, result.outputs, strict=True):
+        expected = toy.run(student, [sample.teacher for sample in task.samples])
+        torch.testing.assert_close(torch.stack([row for _, row in rows]), expected, rtol=1e-12, atol=1e-12)
+    # the last layer's answer, but for its own rounding, is that for students that wear the rounded layers before it
+    exact = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-8).adapter)
+    last = net.targets[-1]
+    behind_rounded = one_more_iteration(toy, net, adapters, tasks, rounded)[last]
+    assert (behind_rounded - exact[last]).norm() > 3 * (rounded[last] - behind_rounded).norm()
+
+
+def one_more_iteration(toy, net, adapters, tasks, merged):
+    """Return every layer's dense solution for students that wear these deltas."""
+    worn = [toy.dense(adapter) for adapter in adapters]
+    answers = {}
+    for path in net.targets:
+        at_layer = []
+        for task, delta in zip(tasks, worn, strict=True):
+            rows = [sample.teacher for sample in task.samples]
+            x = torch.cat(toy.layer_inputs(toy.patched(net.model, delta), rows, [path])[path])
+            x_student = torch.cat(toy.layer_inputs(toy.patched(net.model, merged), rows, [path])[path])
+            at_layer.append(toy.DenseTask(x, x_student, delta[path], task.weight))
+        answers[path] = toy.solve_densely(net.model.get_submodule(path).weight, at_layer, MergeConfig(alpha=1e-8))
+    return answers
+
+
+def test_residuals_are_those_of_the_adapter_as_saved(toy):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    result = merge(net.network(), adapters, tasks, MergeConfig(output_dtype=torch.float16, samples_per_chunk=3))
+    saved = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    worn = [*map(toy.dense, adapters), {path: torch.zeros_like(delta) for path, delta in saved.items()}]
+    stacked = {path: worn[0][path] + worn[1][path] for path in saved}
+    models = [toy.patched(net.model, delta) for delta in worn]
+    student = toy.patched(net.model, saved)
+    assert [layer.path for layer in result.report.layers] == list(net.targets)
+    for layer in result.report.layers:
+        for g, (task, entry) in enumerate(zip(tasks, layer.tasks, strict=True)):
+            rows = [sample.teacher for sample in task.samples]
+            x = torch.cat(toy.layer_inputs(models[g], rows, [layer.path])[layer.path])
+            x_student = torch.cat(toy.layer_inputs(student, rows, [layer.path])[layer.path])
+            target, answer = x @ worn[g][layer.path].T, x_student @ saved[layer.path].T
+            scale = target.norm() if g < 2 else (x_student @ stacked[layer.path].T).norm()
+            lam = (worn[g][layer.path].norm() / target.norm()) ** 2 if g < 2 else x.shape[1] / x.norm() ** 2
+            assert entry.task == task.name
+            assert entry.tokens == len(x)
+            assert entry.residual == pytest.approx(((target - answer).norm() / scale).item(), rel=1e-6)
+            assert entry.weight == pytest.approx(lam.item(), rel=1e-9)
+
+
+# --- nothing is left behind ---
+
+
+@pytest.mark.parametrize("samples_per_chunk", [1, 100])
+def test_hooks_and_weights_are_as_before(toy, samples_per_chunk):
+    net = toy.build("attention")
+    before = copy.deepcopy(net.model.state_dict())
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    assert toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    assert toy.hook_count(net.model) == 0
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["forward", "progress"])
+def test_an_exception_unwinds_every_chunk_and_leaves_nothing(toy, place):
+    net = toy.build("stack")
+    before = copy.deepcopy(net.model.state_dict())
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    entered, left, held = [], [], []
+
+    class Held:
+        """Stands for what a paused chunk keeps in memory."""
+
+    def forward(rows):
+        number, keeps = len(entered), Held()
+        entered.append(number)
+        held.append(weakref.ref(keeps))
+        try:
+            if place == "forward" and number == 3:
+                raise Cancelled
+            return toy.run(net.model, rows)
+        finally:
+            left.append(number)
+
+    def progress(done, total):
+        if place == "progress" and done == 2:
+            assert left == []
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        merge(net.network(forward), adapters, tasks, toy.exact(samples_per_chunk=1), progress=progress)
+    assert len(entered) == (4 if place == "forward" else 6)
+    assert sorted(left) == entered
+    gc.collect()
+    assert [keeps() for keeps in held if keeps() is not None] == []
+    assert toy.hook_count(net.model) == 0
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+def test_the_model_can_be_merged_again_after_a_cancelled_merge(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+
+    def cancel(done, total):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=cancel)
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+
+
+def test_progress_counts_the_layers(toy):
+    net = toy.build("stack")
+    adapters, told = [net.adapter()], []
+    tasks = toy.own_tasks(net, adapters)
+    merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=lambda *step: told.append(step))
+    assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
+
+
+def test_a_forward_of_somebody_else_is_left_alone(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+    row, answers = net.make_row(), []
+    expected = toy.run(net.model, [row])
+    merge(
+        net.network(),
+        adapters,
+        toy.own_tasks(net, adapters),
+        toy.exact(samples_per_chunk=1),
+        progress=lambda *_: answers.append(toy.run(net.model, [row])),
+    )
+    assert len(answers) == len(net.targets)
+    assert all(torch.equal(answer, expected) for answer in answers)
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3])
+def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(toy, fits):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks, told = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})], []
+
+    def small_memory(module, args, output):
+        if args[0].shape[0] > 2 * fits:
+            raise torch.OutOfMemoryError("no room")
+
+    handle = net.model.cross_attention["o"].register_forward_hook(small_memory)
+    result = merge(net.network(), adapters, tasks, toy.exact(), progress=lambda *step: told.append(step))
+    handle.remove()
+    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
+    assert [layer.path for layer in result.report.layers] == list(net.targets)
+    assert [len(rows) for rows in result.outputs] == [3, 3, 2]
+    assert toy.hook_count(net.model) == 0
+
+
+def test_out_of_memory_with_one_sample_is_an_error_with_advice(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+
+    def no_memory(module, args, output):
+        raise torch.OutOfMemoryError("no room")
+
+    handle = net.model.middle.register_forward_hook(no_memory)
+    with pytest.raises(CalibrationError, match="out of memory with a single sample in each forward call, after 2 of 5 layers"):
+        toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
+    handle.remove()
+    assert toy.hook_count(net.model) == 0
+
+
+# --- networks and adapters that cannot be swept ---
+
+
+def test_a_layer_that_is_reached_twice_is_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+    twice = net.network(lambda rows: net.model(toy.run(net.model, rows)))
+    with pytest.raises(CalibrationError, match="layer 'down1' is reached twice in one forward pass"):
+        merge(twice, adapters, toy.own_tasks(net, adapters))
+    assert toy.hook_count(net.model) == 0
+
+
+def test_a_layer_that_is_never_reached_is_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+    early = net.network(lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows]))))
+    with pytest.raises(CalibrationError, match="never ran 3 of 5 target layers, such as 'middle'"):
+        merge(early, adapters, toy.own_tasks(net, adapters))
+
+
+def test_chunks_that_take_different_ways_are_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter(paths=["down1", "middle", "up2"])]
+    calls = []
+
+    def forward(rows):
+        calls.append(rows)
+        x = torch.stack([row[0] for row in rows])
+        return net.model(x) if len(calls) < 3 else net.model.up2(net.model.down1(x))
+
+    with pytest.raises(CalibrationError, match="chunk 0 reached 'middle' while chunk 2 reached 'up2'"):
+        merge(net.network(forward), adapters, toy.own_tasks(net, adapters), toy.exact(samples_per_chunk=1))
+    assert toy.hook_count(net.model) == 0
+
+
+def test_a_model_that_splits_its_batch_is_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter()]
+    split = net.network(lambda rows: torch.cat([toy.run(net.model, [row]) for row in rows]))
+    with pytest.raises(CalibrationError, match="layer 'down1' got 1 rows in a batch of 6"):
+        merge(split, adapters, toy.own_tasks(net, adapters))
+
+
+def test_a_wrong_number_of_token_weights_is_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a")]
+    tasks = [Task("a", [Sample(net.make_row(), token_weights={"image": torch.ones(7)})], {0: 1.0})]
+    with pytest.raises(CalibrationError, match=r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'"):
+        toy.merge_toy(net, adapters, tasks)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "message"),
+    [
+        ("nowhere", (4, 4), "adapter 'a' changes 'nowhere', which this model does not have"),
+        ("", (6, 6), "adapter 'a' changes '', which is a Convolution; only"),
+        ("inlet", (6, 4), "adapter 'a' has a delta of 6 x 4 for 'inlet', whose weight is 6 x 3"),
+    ],
+)
+def test_a_delta_that_does_not_fit_is_refused(toy, path, shape, message):
+    net = toy.build("convolution")
+    adapter = Adapter("a", {path: LowRankDelta(torch.ones(shape[0], 1), torch.ones(1, shape[1]))})
+    with pytest.raises(AdapterError, match=message):
+        toy.merge_toy(net, [adapter], [Task("a", net.samples(1), {0: 1.0})])
+
+
+def test_keys_that_fitted_no_module_are_in_the_report(toy):
+    net = toy.build("stack")
+    adapter = replace(net.adapter("a"), unmatched=("strange.key",))
+    result = toy.merge_toy(net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")]))
+    assert result.report.unmatched == {"a": ("strange.key",)}
+    assert "a: 1 keys belong to no module of this model: strange.key" in str(result.report)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_lower_precision_come_close_to_the_exact_merge(toy, dtype):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters, samples=8)
+    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
+    net.model.to(dtype)
+    rows = [replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples]) for task in tasks]
+    result = merge(net.network(), adapters, rows, MergeConfig(alpha=1e-2))
+    assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
+    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    assert toy.largest_error(found, expected) < (1e-4 if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("samples_per_chunk", [1, 100])
+@pytest.mark.parametrize("place", ["inside", "around"])
+def test_a_model_under_autocast_is_merged_in_full_precision(toy, samples_per_chunk, place):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters, samples=8)
+    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
+    net.model.float()
+    rows = [replace(task, samples=[Sample((s.teacher[0].float(),)) for s in task.samples]) for task in tasks]
+
+    def forward(rows):
+        with torch.autocast("cpu", torch.bfloat16, enabled=place == "inside" or torch.is_autocast_enabled("cpu")):
+            return toy.run(net.model, rows)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
+        result = merge(net.network(forward), adapters, rows, MergeConfig(alpha=1e-2, samples_per_chunk=samples_per_chunk))
+    assert not torch.is_autocast_enabled("cpu")
+    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    assert toy.largest_error(found, expected) < 0.2

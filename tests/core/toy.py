@@ -1,0 +1,273 @@
+"""Tiny networks, adapters and samples, and the published algorithm, dense and naive, to compare with."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iteris_core import Adapter, LowRankDelta, MergeConfig, MergeResult, Network, Sample, Task, merge
+
+TOKENS, CONTEXT_TOKENS = 4, 3
+
+
+class Stack(nn.Module):
+    """Linear and tanh blocks with a skip, U-shaped; every token on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2 = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+        self.middle = nn.Linear(4, 4)
+        self.up1, self.up2 = nn.Linear(4 + 5, 5), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.down1(x).tanh()
+        y = self.middle(self.down2(skip).tanh()).tanh()
+        return x + self.up2(self.up1(torch.cat([y, skip], dim=-1)).tanh())
+
+
+class Attention(nn.Module):
+    """Self-attention, cross-attention that reads a context, and a feed-forward layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.self_attention = nn.ModuleDict({name: nn.Linear(6, 6, bias=name == "o") for name in "qkvo"})
+        self.cross_attention = nn.ModuleDict({name: nn.Linear(5 if name in "kv" else 6, 6) for name in "qkvo"})
+        self.feed_forward = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + attend(self.self_attention, x, x)
+        x = x + attend(self.cross_attention, x, context)
+        return x + self.feed_forward(x).tanh()
+
+
+def attend(layers: nn.ModuleDict, x: Tensor, context: Tensor) -> Tensor:
+    q, k, v = layers["q"](x), layers["k"](context), layers["v"](context)
+    return layers["o"]((q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v)
+
+
+class Convolution(nn.Module):
+    """1x1 convolutions around a 3x3 one, on pictures of 4 x 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.inlet = nn.Conv2d(3, 6, 1)
+        self.spatial = nn.Conv2d(6, 6, 3, padding=1)
+        self.shrink = nn.Conv2d(6, 5, 1, stride=2, bias=False)
+        self.outlet = nn.Conv2d(5, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outlet(self.shrink(self.spatial(self.inlet(x).tanh()).tanh()).tanh())
+
+
+class OneLayer(nn.Module):
+    """A single Linear: what teacher and student read *is* X and X~."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def run(model: nn.Module, rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    return model(*(torch.stack(part) for part in zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A model in float64, its target layers, and how to make what one row reads."""
+
+    model: nn.Module
+    targets: tuple[str, ...]
+    make_row: Callable[[], tuple[Tensor, ...]]
+
+    def network(self, forward: Callable[[Sequence[Any]], Any] | None = None) -> Network:
+        return Network(dict(self.model.named_modules()), forward or (lambda rows: run(self.model, rows)), stream_of)
+
+    def samples(self, count: int) -> list[Sample]:
+        return [Sample(self.make_row()) for _ in range(count)]
+
+    def adapter(self, name: str = "adapter", rank: int = 2, paths: Sequence[str] | None = None) -> Adapter:
+        """Return a random adapter of about the size of the weights."""
+        deltas = {}
+        for path in self.targets if paths is None else paths:
+            d_out, d_in = self.model.get_submodule(path).weight.flatten(1).shape
+            up, down = torch.randn(d_out, rank).double(), torch.randn(rank, d_in).double()
+            deltas[path] = LowRankDelta(0.4 * up, down / d_in**0.5)
+        return Adapter(name, deltas)
+
+    def dense_input(self, rows: Sequence[tuple[Tensor, ...]], path: str) -> Tensor:
+        return torch.cat(layer_inputs(self.model, rows, [path])[path])
+
+
+def stream_of(path: str) -> str:
+    return "text" if path.startswith("cross_attention.") and path[-1] in "kv" else "image"
+
+
+def build(name: str, seed: int = 0) -> Toy:
+    """Return one of the toys; its weights, and everything random after it, depend on nothing but the seed."""
+    torch.manual_seed(seed)
+    model, make_row = {
+        "stack": (Stack, lambda: (torch.randn(TOKENS, 6).double(),)),
+        "attention": (Attention, lambda: (torch.randn(TOKENS, 6).double(), torch.randn(CONTEXT_TOKENS, 5).double())),
+        "convolution": (Convolution, lambda: (torch.randn(3, 4, 4).double(),)),
+        "one layer": (OneLayer, lambda: (torch.randn(20, 6).double(),)),
+    }[name]
+    model = model().double().eval().requires_grad_(False)
+    skipped = ("", "self_attention", "cross_attention")
+    return Toy(model, tuple(path for path, _ in model.named_modules() if path not in skipped), make_row)
+
+
+def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[Task]:
+    """Return one task per adapter, as in the paper."""
+    return [Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)]
+
+
+def exact(**settings: Any) -> MergeConfig:
+    return MergeConfig(output_dtype=torch.float64, **settings)
+
+
+def merge_toy(toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], **settings: Any) -> MergeResult:
+    return merge(toy.network(), adapters, tasks, exact(**settings))
+
+
+def dense(adapter: Adapter) -> dict[str, Tensor]:
+    return {path: delta.dense() for path, delta in adapter.deltas.items()}
+
+
+def largest_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest relative error over the layers."""
+    assert set(found) == set(expected)
+    return max(((found[path] - expected[path]).norm() / expected[path].norm()).item() for path in expected)
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+# --- Algorithm 1 of the paper, word by word: dense deltas, patched copies, stored activations ---
+
+
+def patched(model: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of the model with (d_out, d_in) deltas added to its weights."""
+    model = copy.deepcopy(model)
+    for path, delta in deltas.items():
+        weight = model.get_submodule(path).weight
+        weight.data += delta.reshape(weight.shape)
+    return model
+
+
+def mixed(adapters: Sequence[Adapter], mix: Mapping[int, float], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Return what a mix of adapters adds to every target layer, dense."""
+    total = {path: torch.zeros(shape).double() for path, shape in shapes.items()}
+    for k, share in mix.items():
+        for path, delta in adapters[k].deltas.items():
+            total[path] = total[path] + share * (delta.up @ delta.down)
+    return total
+
+
+def layer_inputs(model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Sequence[str]) -> dict[str, list[Tensor]]:
+    """Run each row alone; return path -> one (tokens, d_in) matrix per row."""
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+            x = args[0]
+            if isinstance(module, nn.Conv2d):
+                x = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
+            seen[path].append(x[0])
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    for row in rows:
+        run(model, [row])
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def weighted(inputs: Sequence[Tensor], samples: Sequence[Sample], path: str) -> Tensor:
+    """Return all tokens of a task, each times the root of its weight."""
+    ones = [torch.ones(len(x)) for x in inputs]
+    weights = [sample.token_weights.get(stream_of(path), one) for sample, one in zip(samples, ones, strict=True)]
+    return torch.cat([x * w.double().sqrt()[:, None] for x, w in zip(inputs, weights, strict=True)])
+
+
+@dataclass
+class DenseTask:
+    """A task at one layer: X, X~ (tokens, d_in), dW_g (d_out, d_in), the user's weight."""
+
+    x: Tensor
+    x_student: Tensor
+    delta: Tensor
+    weight: float
+
+
+def normal_equations(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig) -> tuple[Tensor, Tensor]:
+    """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer, as they stand in DESIGN.md."""
+    d_in = base.shape[1]
+    alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
+    eye = torch.eye(d_in).double()
+    left, right = torch.zeros(d_in, d_in).double(), torch.zeros(d_in, base.shape[0]).double()
+    for task in tasks:
+        x, x_student = task.x, (1 - config.input_mix) * task.x_student + config.input_mix * task.x
+        if config.balance == "uniform":
+            lam = task.weight
+        elif config.balance == "full":
+            lam = task.weight * (base + task.delta).norm() ** 2 / (x @ (base + task.delta).T).norm() ** 2
+        elif task.delta.any():
+            lam = task.weight * task.delta.norm() ** 2 / (x @ task.delta.T).norm() ** 2
+        else:
+            lam = task.weight * d_in / x.norm() ** 2
+        gram, cross = x_student.T @ x_student, x_student.T @ x
+        size = (gram if config.ridge == "consistent" else cross).norm()
+        gram, cross = gram + config.alpha * gram.norm() * eye, cross + alpha_cross * size * eye
+        left += lam * gram
+        right += lam * cross @ task.delta.T
+        if config.target == "full_output":
+            right += lam * (cross - gram) @ base.T
+    return left, right
+
+
+def solve_densely(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig) -> Tensor:
+    """Return the merged (d_out, d_in) delta of one layer, of whatever rank it has."""
+    return torch.linalg.solve(*normal_equations(base, tasks, config)).T
+
+
+def naive_fixed_point(
+    toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig | None = None
+) -> dict[str, Tensor]:
+    """Return the dense deltas at which Algorithm 1 stands still: infer, solve all layers, repeat until unchanged."""
+    config = config or MergeConfig()
+    paths = list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
+    bases = {path: toy.model.get_submodule(path).weight.flatten(1) for path in paths}
+    shapes = {path: tuple(base.shape) for path, base in bases.items()}
+    worn = [mixed(adapters, task.mix, shapes) for task in tasks]
+    teachers = [
+        layer_inputs(patched(toy.model, delta), [sample.teacher for sample in task.samples], paths)
+        for task, delta in zip(tasks, worn, strict=True)
+    ]
+    merged = mixed(adapters, {}, shapes)
+    for _ in range(len(paths) + 2):
+        student = patched(toy.model, merged)
+        students = [layer_inputs(student, [sample.student_reads for sample in task.samples], paths) for task in tasks]
+        before, merged = merged, {}
+        for path in paths:
+            at_layer = [
+                DenseTask(
+                    weighted(teachers[g][path], task.samples, path),
+                    weighted(students[g][path], task.samples, path),
+                    worn[g][path],
+                    task.weight,
+                )
+                for g, task in enumerate(tasks)
+            ]
+            merged[path] = solve_densely(bases[path], at_layer, config)
+        if all(torch.equal(merged[path], before[path]) for path in paths):
+            return merged
+    raise AssertionError("Algorithm 1 did not settle within the depth of the network")

@@ -1,0 +1,156 @@
+"""The way of the imports, and the sizes of files and functions, read from the source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "iteris_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
+HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
+HEAVY = {"diffusers", "transformers", "peft", "matplotlib", "typer", "rich", "websocket"}
+# what stands above the rest, from low to high; everything else is below all of them
+FLOORS = {"sweep": 1, "iterate": 1, "merge": 2, "families": 3, "demo": 4, "cli": 5}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in [*CORE, *NODES]}
+
+
+def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
+    """Yield the dotted names that a file imports, those of this project after a dot: ``.nodes.host`` is ours, ``nodes`` is not.
+
+    A `from` import yields one name per imported thing.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in ast.walk(tree) if everywhere else at_import_time(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
+            base = "." * bool(node.level) + ".".join(filter(None, [start, node.module]))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs when the module is imported: not into functions, and not into `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from at_import_time(child)
+
+
+def top(name: str) -> str:
+    """Return the library of a name; nothing for ours."""
+    return name.partition(".")[0]
+
+
+def ours(path: Path) -> set[str]:
+    """Return which modules of this project a file imports, wherever in it."""
+    found = set()
+    for name in imports(path):
+        name = name[1:] if name.startswith(".") else ""
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", name_of(path)}
+
+
+def test_the_reader_reads_every_way_to_import():
+    tree = "import a.b, c\nfrom . import d\nfrom ..e import f\nclass X:\n    import g\ndef h():\n    import i\n"
+    tree += "if TYPE_CHECKING:\n    import j\nif x:\n    import k\ntry:\n    import l\nexcept ImportError:\n    pass\n"
+    path = ROOT / "iteris_core" / "families" / "imaginary.py"
+
+    class Imaginary(type(path)):
+        def read_text(self, encoding=None):
+            return tree
+
+    everything = {"a.b", "c", ".iteris_core.families.d", ".iteris_core.e.f", "g", "i", "j", "k", "l"}
+    assert set(imports(Imaginary(path))) == everything
+    assert set(imports(Imaginary(path), everywhere=False)) == everything - {"i", "j"}
+    assert len(CORE) > 15
+    assert len(NODES) > 4
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_the_core_knows_no_host(path):
+    assert HOST.isdisjoint(map(top, imports(path)))
+
+
+@pytest.mark.parametrize("path", NODES, ids=name_of)
+def test_only_one_file_touches_the_insides_of_the_host(path):
+    forbidden = HOST - {"comfy_api"} if path.name != "host.py" else set()
+    assert forbidden.isdisjoint(map(top, imports(path)))
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_heavy_libraries_are_imported_where_they_are_needed(path):
+    if name_of(path).split(".")[1:2] in (["cli"], ["demo"]):
+        pytest.skip("a face of its own, which nothing below it imports")
+    assert HEAVY.isdisjoint(map(top, imports(path, everywhere=False)))
+    if "families" not in name_of(path).split(".") and "plots" not in name_of(path):
+        assert HEAVY.isdisjoint(map(top, imports(path)))
+
+
+def floor(name: str) -> int:
+    package, *rest = name.split(".")
+    return FLOORS.get(rest[0], 0) if package == "iteris_core" and rest else 9
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_nothing_imports_upwards(path):
+    if path == ROOT / "iteris_core" / "__init__.py":
+        pytest.skip("shows what is public")
+    higher = {name for name in ours(path) if floor(name) > floor(name_of(path))}
+    assert higher == set()
+
+
+def test_no_circle_of_imports():
+    graph = {name: ours(path) - {"iteris_core"} for name, path in MODULES.items() if name != "iteris_core"}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=name_of)
+def test_imports_of_this_project_are_relative(path):
+    assert {"iteris_core", "nodes"}.isdisjoint(map(top, imports(path)))
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=name_of)
+def test_files_and_functions_stay_readable(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 300
+    long = [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno - node.lineno + 1 > 60
+        and not (node.name == "define_schema" and path in NODES)
+    ]
+    assert long == []
+
+
+def test_importing_the_core_costs_torch_and_safetensors_only():
+    code = (
+        "import sys, iteris_core, iteris_core.families.stable_diffusion, iteris_core.formats.kohya;"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert {"torch", "safetensors", "iteris_core"} <= loaded
+    assert loaded.isdisjoint(HEAVY | HOST)
+
+
+def test_the_hosts_entry_point_imports_nothing_of_ours_at_import_time():
+    assert set(map(top, imports(ROOT / "__init__.py", everywhere=False))) == {"logging"}
