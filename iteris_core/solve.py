@@ -247,9 +247,10 @@ def _cut(
     lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
     plain_cut = None
     if exact is not None:
-        plain = factored_spectrum(exact.down.T, exact.up)
-        rest = LowRankDelta(plain.right[:, rank:], (plain.left[:, rank:] * plain.values[rank:]).T)
-        plain_cut = (LowRankDelta(rest.up, system.metric(rest.down.T).T).squared_norm() / total).sqrt()
+        weight = exact.dense().T
+        plain = leading_spectrum(weight, rank)
+        rest = weight - (plain.left * plain.values) @ plain.right.T
+        plain_cut = (system.metric(rest).square().sum() / total).sqrt()
     delta = delta_of_rank(spectrum, rank, system.other_half)
     return LayerSolution(delta, lambdas, values, (lost / total).sqrt(), plain_cut)
 

@@ -28,6 +28,7 @@ from ..tasks import Sample, Task
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
 TEXT_STAGE, SAMPLING_STAGE, UNET_STAGE = "Text encoder", "Sampling", "UNet"
+_MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 TEXT_STREAM, IMAGE_STREAM = "text", "image"
 
 
@@ -137,7 +138,7 @@ def merge_stable_diffusion(
     report = replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=(*report.notes, *_notes(idle, vectors)),
+        notes=tuple(_notes(idle, vectors)),
         settings={"calibration": asdict(calibration), "config": _as_json(config), "loras": [_recipe(lora) for lora in loras]},
     )
     return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)
@@ -217,7 +218,7 @@ def _sweep_text(
                 rows = [[(row, row) for row in network.forward([sample.teacher for sample in task])] for task in samples]
             results = []
     contexts = {}
-    longest = math.lcm(*(len(piece) for of_task in pieces for piece in of_task.values()))
+    longest = _common_length([caption_pieces for of_task in pieces for caption_pieces in of_task.items()])
     for g, captions in enumerate(wanted):
         left = iter(rows[g])
         for caption in captions:
@@ -226,6 +227,17 @@ def _sweep_text(
             teacher, student = (torch.cat(side) for side in zip(*pairs, strict=True))
             contexts[g, caption] = _Context.repeated(teacher, student, longest // count)
     return contexts, results
+
+
+def _common_length(pieces: Sequence[tuple[str, Sequence[Any]]]) -> int:
+    """Return the number of pieces to which every caption's context can be repeated a whole number of times."""
+    caption, longest = max(pieces, key=lambda item: len(item[1]))
+    if len(longest) > _MOST_PIECES:
+        raise CalibrationError(
+            f"the prompt {caption[:40]!r}... has {len(longest)} pieces of 75 tokens; calibration can use prompts of up to "
+            f"{_MOST_PIECES}. Write shorter ones: trigger words and a few others are enough"
+        )
+    return math.lcm(*(len(of_caption) for _, of_caption in pieces))
 
 
 def _sample(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("core", deadline=None, max_examples=15, derandomize=True)
+settings.register_profile("core", deadline=None, max_examples=8, derandomize=True)
 settings.load_profile("core")
 
 

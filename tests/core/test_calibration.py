@@ -55,6 +55,13 @@ def test_every_prompt_comes_alone_and_in_company():
         assert any(prompt in caption and caption != prompt for caption in captions)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_many_prompts_share_the_company_among_them(share):
+    prompts = [f"<{i}>" for i in range(16)]
+    captions = own_captions(prompts, Calibration(trajectories=16, composition_share=share), 0)
+    assert sum(caption not in prompts for caption in captions) == pytest.approx(16 * share, abs=1)
+
+
 @pytest.mark.parametrize("prompts", [[], [""], ["<a>", "  \n"]])
 def test_empty_prompts_are_refused(prompts):
     with pytest.raises(CalibrationError, match="a prompt is empty; write at least one that contains the LoRA's trigger words"):

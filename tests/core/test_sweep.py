@@ -1,8 +1,5 @@
 """The single sweep against the naive fixed point of Algorithm 1, and what any merge has to obey."""
 
-import copy
-import gc
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig, Sample, Task, merge
+from iteris_core import AdapterError, MergeConfig, Sample, Task, merge
 
-NETWORKS = ["stack", "attention", "convolution"]
+NETWORKS = ["stack", "attention", "convolution", "in place"]
 CHUNKS = [1, 2, 5, 100]
 
 
@@ -107,7 +104,7 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart(toy):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS[:3])  # in the last, teacher and student inputs are the same
 def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(toy, name, settings):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
@@ -316,247 +313,3 @@ def test_residuals_are_those_of_the_adapter_as_saved(toy):
             assert entry.tokens == len(x)
             assert entry.residual == pytest.approx(((target - answer).norm() / scale).item(), rel=1e-6)
             assert entry.weight == pytest.approx(lam.item(), rel=1e-9)
-
-
-# --- nothing is left behind ---
-
-
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_hooks_and_weights_are_as_before(toy, samples_per_chunk):
-    net = toy.build("attention")
-    before = copy.deepcopy(net.model.state_dict())
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    assert toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert toy.hook_count(net.model) == 0
-    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
-    assert torch.is_grad_enabled()
-
-
-class Cancelled(Exception):
-    pass
-
-
-@pytest.mark.parametrize("place", ["forward", "progress"])
-def test_an_exception_unwinds_every_chunk_and_leaves_nothing(toy, place):
-    net = toy.build("stack")
-    before = copy.deepcopy(net.model.state_dict())
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    entered, left, held = [], [], []
-
-    class Held:
-        """Stands for what a paused chunk keeps in memory."""
-
-    def forward(rows):
-        number, keeps = len(entered), Held()
-        entered.append(number)
-        held.append(weakref.ref(keeps))
-        try:
-            if place == "forward" and number == 3:
-                raise Cancelled
-            return toy.run(net.model, rows)
-        finally:
-            left.append(number)
-
-    def progress(done, total):
-        if place == "progress" and done == 2:
-            assert left == []
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge(net.network(forward), adapters, tasks, toy.exact(samples_per_chunk=1), progress=progress)
-    assert len(entered) == (4 if place == "forward" else 6)
-    assert sorted(left) == entered
-    gc.collect()
-    assert [keeps() for keeps in held if keeps() is not None] == []
-    assert toy.hook_count(net.model) == 0
-    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
-    assert torch.is_grad_enabled()
-
-
-def test_the_model_can_be_merged_again_after_a_cancelled_merge(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-
-    def cancel(done, total):
-        raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=cancel)
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
-
-
-def test_progress_counts_the_layers(toy):
-    net = toy.build("stack")
-    adapters, told = [net.adapter()], []
-    tasks = toy.own_tasks(net, adapters)
-    merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=lambda *step: told.append(step))
-    assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
-
-
-def test_a_forward_of_somebody_else_is_left_alone(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    row, answers = net.make_row(), []
-    expected = toy.run(net.model, [row])
-    merge(
-        net.network(),
-        adapters,
-        toy.own_tasks(net, adapters),
-        toy.exact(samples_per_chunk=1),
-        progress=lambda *_: answers.append(toy.run(net.model, [row])),
-    )
-    assert len(answers) == len(net.targets)
-    assert all(torch.equal(answer, expected) for answer in answers)
-
-
-# --- memory ---
-
-
-@pytest.mark.parametrize("fits", [1, 2, 3])
-def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(toy, fits):
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks, told = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})], []
-
-    def small_memory(module, args, output):
-        if args[0].shape[0] > 2 * fits:
-            raise torch.OutOfMemoryError("no room")
-
-    handle = net.model.cross_attention["o"].register_forward_hook(small_memory)
-    result = merge(net.network(), adapters, tasks, toy.exact(), progress=lambda *step: told.append(step))
-    handle.remove()
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
-    assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
-    assert [layer.path for layer in result.report.layers] == list(net.targets)
-    assert [len(rows) for rows in result.outputs] == [3, 3, 2]
-    assert toy.hook_count(net.model) == 0
-
-
-def test_out_of_memory_with_one_sample_is_an_error_with_advice(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-
-    def no_memory(module, args, output):
-        raise torch.OutOfMemoryError("no room")
-
-    handle = net.model.middle.register_forward_hook(no_memory)
-    with pytest.raises(CalibrationError, match="out of memory with a single sample in each forward call, after 2 of 5 layers"):
-        toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
-    handle.remove()
-    assert toy.hook_count(net.model) == 0
-
-
-# --- networks and adapters that cannot be swept ---
-
-
-def test_a_layer_that_is_reached_twice_is_refused(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    twice = net.network(lambda rows: net.model(toy.run(net.model, rows)))
-    with pytest.raises(CalibrationError, match="layer 'down1' is reached twice in one forward pass"):
-        merge(twice, adapters, toy.own_tasks(net, adapters))
-    assert toy.hook_count(net.model) == 0
-
-
-def test_a_layer_that_is_never_reached_is_refused(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    early = net.network(lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows]))))
-    with pytest.raises(CalibrationError, match="never ran 3 of 5 target layers, such as 'middle'"):
-        merge(early, adapters, toy.own_tasks(net, adapters))
-
-
-def test_chunks_that_take_different_ways_are_refused(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter(paths=["down1", "middle", "up2"])]
-    calls = []
-
-    def forward(rows):
-        calls.append(rows)
-        x = torch.stack([row[0] for row in rows])
-        return net.model(x) if len(calls) < 3 else net.model.up2(net.model.down1(x))
-
-    with pytest.raises(CalibrationError, match="chunk 0 reached 'middle' while chunk 2 reached 'up2'"):
-        merge(net.network(forward), adapters, toy.own_tasks(net, adapters), toy.exact(samples_per_chunk=1))
-    assert toy.hook_count(net.model) == 0
-
-
-def test_a_model_that_splits_its_batch_is_refused(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    split = net.network(lambda rows: torch.cat([toy.run(net.model, [row]) for row in rows]))
-    with pytest.raises(CalibrationError, match="layer 'down1' got 1 rows in a batch of 6"):
-        merge(split, adapters, toy.own_tasks(net, adapters))
-
-
-def test_a_wrong_number_of_token_weights_is_refused(toy):
-    net = toy.build("stack")
-    adapters = [net.adapter("a")]
-    tasks = [Task("a", [Sample(net.make_row(), token_weights={"image": torch.ones(7)})], {0: 1.0})]
-    with pytest.raises(CalibrationError, match=r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'"):
-        toy.merge_toy(net, adapters, tasks)
-
-
-@pytest.mark.parametrize(
-    ("path", "shape", "message"),
-    [
-        ("nowhere", (4, 4), "adapter 'a' changes 'nowhere', which this model does not have"),
-        ("", (6, 6), "adapter 'a' changes '', which is a Convolution; only"),
-        ("inlet", (6, 4), "adapter 'a' has a delta of 6 x 4 for 'inlet', whose weight is 6 x 3"),
-    ],
-)
-def test_a_delta_that_does_not_fit_is_refused(toy, path, shape, message):
-    net = toy.build("convolution")
-    adapter = Adapter("a", {path: LowRankDelta(torch.ones(shape[0], 1), torch.ones(1, shape[1]))})
-    with pytest.raises(AdapterError, match=message):
-        toy.merge_toy(net, [adapter], [Task("a", net.samples(1), {0: 1.0})])
-
-
-def test_keys_that_fitted_no_module_are_in_the_report(toy):
-    net = toy.build("stack")
-    adapter = replace(net.adapter("a"), unmatched=("strange.key",))
-    result = toy.merge_toy(net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")]))
-    assert result.report.unmatched == {"a": ("strange.key",)}
-    assert "a: 1 keys belong to no module of this model: strange.key" in str(result.report)
-
-
-# --- precision ---
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_of_lower_precision_come_close_to_the_exact_merge(toy, dtype):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=8)
-    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
-    net.model.to(dtype)
-    rows = [replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples]) for task in tasks]
-    result = merge(net.network(), adapters, rows, MergeConfig(alpha=1e-2))
-    assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
-    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
-    assert toy.largest_error(found, expected) < (1e-4 if dtype == torch.float32 else 0.2)
-
-
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-@pytest.mark.parametrize("place", ["inside", "around"])
-def test_a_model_under_autocast_is_merged_in_full_precision(toy, samples_per_chunk, place):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=8)
-    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
-    net.model.float()
-    rows = [replace(task, samples=[Sample((s.teacher[0].float(),)) for s in task.samples]) for task in tasks]
-
-    def forward(rows):
-        with torch.autocast("cpu", torch.bfloat16, enabled=place == "inside" or torch.is_autocast_enabled("cpu")):
-            return toy.run(net.model, rows)
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
-        result = merge(net.network(forward), adapters, rows, MergeConfig(alpha=1e-2, samples_per_chunk=samples_per_chunk))
-    assert not torch.is_autocast_enabled("cpu")
-    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
-    assert toy.largest_error(found, expected) < 0.2

@@ -62,6 +62,19 @@ class Convolution(nn.Module):
         return self.outlet(self.shrink(self.spatial(self.inlet(x).tanh()).tanh()).tanh())
 
 
+class InPlace(nn.Module):
+    """Two layers that read the same tensor, which is changed in place between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        x.square_().sub_(1)
+        return self.after(x) + y
+
+
 class OneLayer(nn.Module):
     """A single Linear: what teacher and student read *is* X and X~."""
 
@@ -115,6 +128,7 @@ def build(name: str, seed: int = 0) -> Toy:
         "stack": (Stack, lambda: (torch.randn(TOKENS, 6).double(),)),
         "attention": (Attention, lambda: (torch.randn(TOKENS, 6).double(), torch.randn(CONTEXT_TOKENS, 5).double())),
         "convolution": (Convolution, lambda: (torch.randn(3, 4, 4).double(),)),
+        "in place": (InPlace, lambda: (torch.randn(TOKENS, 6).double(),)),
         "one layer": (OneLayer, lambda: (torch.randn(20, 6).double(),)),
     }[name]
     model = model().double().eval().requires_grad_(False)
@@ -179,7 +193,7 @@ def layer_inputs(model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Se
             x = args[0]
             if isinstance(module, nn.Conv2d):
                 x = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
-            seen[path].append(x[0])
+            seen[path].append(x[0].clone())
 
         return hook
 

@@ -1,0 +1,94 @@
+"""Cutting the answer to a lower rank: the optimum of the merge's own objective, against dense algebra."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iteris_core import MergeConfig, Task
+
+
+def merge_one_layer(toy, seed=0, **settings):
+    """Return the layer's delta and report, and its dense S and uncut answer."""
+    net = toy.build("one layer", seed)
+    adapters = [net.adapter("a"), net.adapter("b", rank=1)]
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    tasks = [Task(task.name, [toy.Sample(s.teacher, net.make_row()) for s in task.samples], task.mix) for task in tasks]
+    result = toy.merge_toy(net, adapters, tasks, **settings)
+    dense = [adapter.deltas["layer"].dense() for adapter in adapters]
+    dense.append(torch.zeros_like(dense[0]))
+    at_layer = [
+        toy.DenseTask(
+            torch.cat([sample.teacher[0] for sample in task.samples]),
+            torch.cat([sample.student[0] for sample in task.samples]),
+            delta,
+            1.0,
+        )
+        for task, delta in zip(tasks, dense, strict=True)
+    ]
+    config = MergeConfig(**{name: value for name, value in settings.items() if name in ("target", "alpha")})
+    system, right = toy.normal_equations(net.model.layer.weight, at_layer, config)
+    return result.adapter.deltas["layer"], result.report.layers[0], system, torch.linalg.solve(system, right).T
+
+
+def best_of_rank(answer, system, rank):
+    """Return the delta of this rank that is nearest to the answer in the metric of the objective, and the lost share."""
+    root = torch.linalg.cholesky(system)
+    u, values, vh = torch.linalg.svd(answer @ root, full_matrices=False)
+    cut = (u[:, :rank] * values[:rank]) @ vh[:rank]
+    lost = values[rank:].norm() / values.norm()
+    return torch.linalg.solve_triangular(root.T, cut.T, upper=True).T, lost.item()
+
+
+@given(seed=st.integers(0, 1000), rank=st.integers(1, 2), target=st.sampled_from(["delta", "full_output"]))
+def test_a_lower_rank_is_the_best_of_that_rank(toy, seed, rank, target):
+    delta, report, system, answer = merge_one_layer(toy, seed, rank=rank, target=target)
+    expected, lost = best_of_rank(answer, system, rank)
+    assert delta.rank == report.rank == rank
+    torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
+    assert report.cut == pytest.approx(lost, rel=1e-6)
+    assert report.plain_cut >= report.cut
+
+
+def test_the_full_output_is_cut_back_to_the_sum_of_the_ranks(toy):
+    delta, report, system, answer = merge_one_layer(toy, target="full_output")
+    expected, lost = best_of_rank(answer, system, 3)
+    assert delta.rank == 3
+    torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
+    assert report.cut == pytest.approx(lost, rel=1e-6)
+
+
+def test_nothing_is_cut_unless_asked(toy):
+    delta, report, _, answer = merge_one_layer(toy)
+    torch.testing.assert_close(delta.dense(), answer, rtol=1e-9, atol=1e-9)
+    assert (delta.rank, report.cut, report.plain_cut) == (3, 0.0, None)
+
+
+@pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])
+def test_the_smallest_rank_that_keeps_the_energy_is_chosen(toy, kept_energy):
+    delta, _, system, answer = merge_one_layer(toy, kept_energy=kept_energy)
+    kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
+    assert kept[delta.rank - 1] >= kept_energy - 1e-9
+    assert delta.rank == 1 or kept[delta.rank - 2] < kept_energy
+
+
+@pytest.mark.parametrize("size", [60, 120, 10_000])
+def test_a_size_is_shared_out_and_not_exceeded(toy, size):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    result = toy.merge_toy(net, adapters, tasks, size=size)
+    used = sum(delta.up.numel() + delta.down.numel() for delta in result.adapter.deltas.values())
+    assert used <= size
+    assert size - used < 14 or all(delta.rank == 4 for delta in result.adapter.deltas.values())
+
+
+def test_ranks_may_be_given_per_layer(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters), rank={"middle": 1, "up1": 3})
+    assert {path: delta.rank for path, delta in result.adapter.deltas.items()} == {
+        **dict.fromkeys(net.targets, 4),
+        "middle": 1,
+        "up1": 3,
+    }
