@@ -63,7 +63,7 @@ class LowRankDelta:
         return replace(self, up=self.up * factor)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LowRankDelta:
-        return LowRankDelta(self.up.to(device=device, dtype=dtype), self.down.to(device=device, dtype=dtype))
+        return LowRankDelta(moved(self.up, device, dtype), moved(self.down, device, dtype))
 
     def balanced(self) -> LowRankDelta:
         """Return the same product with equal norms of each column of ``up`` and row of ``down``.
@@ -74,6 +74,13 @@ class LowRankDelta:
         used = (up_norm > 0) & (down_norm > 0)
         ratio = torch.where(used, (down_norm / up_norm).sqrt(), torch.ones_like(up_norm))
         return LowRankDelta(self.up * ratio, self.down / ratio[:, None])
+
+
+def moved(tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor on a device and in a dtype, cast on the CPU's side: not every device has float64."""
+    if tensor.device.type == "cpu":
+        return tensor.to(dtype=dtype).to(device=device)
+    return tensor.to(device=device).to(dtype=dtype)
 
 
 def stack(deltas: Sequence[LowRankDelta], coefficients: Sequence[float]) -> LowRankDelta:

@@ -43,7 +43,9 @@ class MergeConfig:
         output_dtype: Precision in which the merged adapter will be saved. The sweep rounds each layer to it before
             going on, so that later layers make up for the rounding.
         samples_per_chunk: Samples in one forward call; each of them is a teacher row and a student row.
-        tokens_per_row: At most this many tokens of a row, chosen evenly, count in the statistics; None: all.
+        tokens_per_row: At most this many tokens of a row, at random places, count in the statistics; None: all.
+        patches: At most this many patches of all rows together count at a k x k convolution, whose inputs are so wide
+            (up to 23040 in SD1.5) that their Gram matrix would not fit into memory.
         statistics_bytes: ``iterate`` measures as many layers at once as have statistics of this many bytes.
     """
 
@@ -62,6 +64,7 @@ class MergeConfig:
     output_dtype: torch.dtype = torch.float32
     samples_per_chunk: int = 8
     tokens_per_row: int | None = None
+    patches: int = 4096
     statistics_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class MergeConfig:
                 raise ConfigError(f"{name} is {value}; it must be a finite number, 0 or more")
         if not 0 <= self.input_mix < 1:
             raise ConfigError(f"input_mix is {self.input_mix}; it must be 0 or more and less than 1")
-        for name in ("samples_per_chunk", "max_iter", "size", "tokens_per_row", "statistics_bytes"):
+        for name in ("samples_per_chunk", "max_iter", "size", "tokens_per_row", "patches", "statistics_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, LowRankDelta, stack, target_layers
 from .config import MergeConfig
-from .measure import Measurement, SolvedLayer, dress
+from .measure import Measurement, SolvedLayer
+from .memory import with_smaller_calls
 from .network import Network
-from .rows import Chunk, layer_hooks, split_into_chunks, worn_delta
+from .rows import Chunk, at_hand, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
-from .statistics import product_dtype
 from .sweep import (
     EngineResult,
     Progress,
@@ -51,6 +51,20 @@ def iterate(
     Args, Raises: See `sweep.sweep`.
     """
     check_targets(network, adapters)
+    return with_smaller_calls(
+        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress),
+        config.samples_per_chunk,
+        "the iteration",
+    )
+
+
+def _iterate(
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    config: MergeConfig,
+    progress: Progress | None,
+) -> EngineResult:
     state = _Iteration(network, adapters, tasks, config, split_into_chunks(tasks, config.samples_per_chunk))
     paths = target_layers(adapters)
     modules = {path: network.modules[path] for path in paths}
@@ -75,7 +89,7 @@ def _tell(progress: Progress | None, start: int, total: int, done: int) -> None:
 
 def _largest_change(before: dict[str, LowRankDelta] | None, after: dict[str, SolvedLayer]) -> float:
     if before is None:
-        return float("inf")
+        return 1.0  # everything is new
     changes = []
     for path, layer in after.items():
         new = layer.saved.to(dtype=torch.float64)
@@ -139,14 +153,9 @@ class _Iteration:
             )
         codes = self.open[path].add(module, chunk, x, y, self.inputs) if path in self.open else None
         if path not in self.on_device:
-            self.on_device[path] = self._at_hand(path, x)
+            merged = self.merged and self.merged[path]
+            self.on_device[path] = at_hand(path, self.adapters, self.tasks, merged, x)
         return dress(module, chunk, x, y, *self.on_device[path], codes)
 
     def _has_room(self) -> bool:
         return sum(measurement.sum_bytes() for measurement in self.open.values()) < self.config.statistics_bytes
-
-    def _at_hand(self, path: str, x: Tensor) -> tuple[list[LowRankDelta | None], LowRankDelta | None]:
-        where = {"device": x.device, "dtype": product_dtype(x)}
-        worn = [worn_delta(path, self.adapters, task.mix) for task in self.tasks]
-        merged = self.merged and self.merged[path].to(**where)
-        return [delta and delta.to(**where) for delta in worn], merged

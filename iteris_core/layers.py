@@ -55,6 +55,9 @@ def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
     torch.Size([2, 12, 36])
     """
     if isinstance(module, nn.Conv2d):
+        if not is_patchwise(module) and not any(module.padding):
+            step_down, step_right = module.stride
+            return x[:, :, ::step_down, ::step_right].flatten(2).transpose(1, 2)
         return functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -68,10 +71,12 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
         down: (r, d_in), in the precision of the result.
     """
     x = x.to(down.dtype)
-    if isinstance(module, nn.Conv2d):
-        kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
-        return functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation).flatten(2).transpose(1, 2)
-    return x.reshape(x.shape[0], -1, x.shape[-1]) @ down.T
+    if not is_patchwise(module):
+        return input_tokens(module, x) @ down.T
+    if x.device.type != "cpu":  # a matrix product, row by row: convolutions there may round to TF32
+        return torch.cat([input_tokens(module, row[None]) @ down.T for row in x])
+    kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
+    return functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation).flatten(2).transpose(1, 2)
 
 
 def output_tokens(module: nn.Module, y: Tensor) -> Tensor:
@@ -88,8 +93,8 @@ def add_to_output(module: nn.Module, y: Tensor, tokens: Tensor) -> None:
     y += tokens.reshape(y.shape).to(y.dtype)
 
 
-def base_weight(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the layer's own (d_out, d_in) weight, measured by sending an identity through its ``forward``.
+def base_weight_and_bias(module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the layer's own weight (d_out, d_in) and bias (d_out,), by sending an identity and zeros through ``forward``.
 
     Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself calls no hooks. For a
     convolution each probe is one picture of the kernel's size, read at the output position whose patch it is.
@@ -97,7 +102,7 @@ def base_weight(module: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     d_in = weight_shape(module)[1]
     probes = torch.cat([torch.eye(d_in, device=device, dtype=dtype), torch.zeros(1, d_in, device=device, dtype=dtype)])
     answers = _convolve_patches(module, probes) if isinstance(module, nn.Conv2d) else module.forward(probes)
-    return (answers[:-1] - answers[-1]).T
+    return (answers[:-1] - answers[-1]).T, answers[-1]
 
 
 def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:

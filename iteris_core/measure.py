@@ -8,10 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, LowRankDelta, stack
+from .adapters import Adapter, LowRankDelta, moved, stack
 from .config import MergeConfig
-from .errors import SolveError
-from .layers import add_to_output, base_weight, codes_of, input_tokens, is_patchwise, output_tokens, token_count, weight_shape
+from .errors import CalibrationError, SolveError
+from .layers import (
+    base_weight_and_bias,
+    codes_of,
+    input_tokens,
+    is_patchwise,
+    output_tokens,
+    token_count,
+    weight_shape,
+)
 from .report import LayerReport, TaskAtLayerReport
 from .rows import Block, Chunk, worn_delta
 from .shared_inputs import SharedInput, SharedInputs
@@ -48,6 +56,7 @@ class Measurement:
     weight: Tensor | None = None
     bias: Tensor | None = None
     arrived: int = 0
+    input_changed: Tensor | None = None  # on the device: whether a shared input is not what was measured
 
     @classmethod
     def open(
@@ -66,10 +75,11 @@ class Measurement:
         shared, paper = inputs.find(stream, x), config.ridge == "paper"
         first = shared is None
         if shared is None:
-            tokens = token_count(module, x)
-            tokens = tokens if config.tokens_per_row is None else min(tokens, config.tokens_per_row)
-            few = not paper and tokens * sum(len(task.samples) for task in tasks) < d_in
-            moments = [InputMoments(d_in, sums_device, cross_gram=paper, keep_rows=few) for _ in tasks]
+            per_row = len(_picked_tokens(module, token_count(module, x), tasks, config))
+            few = not paper and per_row * sum(len(task.samples) for task in tasks) < d_in
+            moments = [
+                InputMoments(d_in, sums_device, cross_gram=paper, keep_rows=few * per_row * len(task.samples)) for task in tasks
+            ]
             shared = SharedInput(stream, moments)
             inputs.entries.append(shared)
         worn = [worn_delta(path, adapters, task.mix) for task in tasks]
@@ -83,9 +93,10 @@ class Measurement:
             )
             for delta, moments in zip(worn, shared.moments, strict=True)
         ]
-        weight = None
+        weight = bias = None
         if full or config.needs_base_weight:
-            weight = base_weight(module, x.device, x.dtype).to(device=sums_device, dtype=torch.float64)
+            weight, bias = base_weight_and_bias(module, x.device, x.dtype)
+            weight = moved(weight, sums_device, torch.float64)
         return cls(
             path=path,
             stream=stream,
@@ -104,7 +115,7 @@ class Measurement:
             shared=shared,
             first_of_its_input=first,
             weight=weight,
-            bias=getattr(module, "bias", None) if full else None,
+            bias=bias,
         )
 
     def add(self, module: nn.Module, chunk: Chunk, x: Tensor, y: Tensor, inputs: SharedInputs) -> list[Tensor | None]:
@@ -112,7 +123,8 @@ class Measurement:
         if self.first_of_its_input:
             self.shared.add(x)
         else:
-            inputs.check(self.shared, self.arrived, x, self.path)
+            changed = inputs.check(self.shared, self.arrived, x, self.path)
+            self.input_changed = changed if self.input_changed is None else self.input_changed | changed
         self.arrived += 1
         return [self._add_block(module, block, x, y) for block in chunk.blocks]
 
@@ -136,14 +148,15 @@ class Measurement:
         teacher, student = (input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student))
         count = teacher.shape[1]
         weights = block.token_weights(self.stream, count, self.path)
-        picked, roots = _picked_tokens(count, config.tokens_per_row), None
+        picked, roots = _picked_tokens(module, count, self.tasks, config), None
+        on_device = slice(None) if len(picked) == count else picked.to(x.device)
         if weights is not None:
             weights = weights.reshape(len(block.samples), count)[:, picked]
             roots = weights.to(teacher).sqrt()[:, :, None]
 
         def rows(part: Tensor) -> Tensor:
             """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
-            part = part[:, picked]
+            part = part[:, on_device]
             return (part if roots is None else part * roots).flatten(0, 1)
 
         if config.input_mix:
@@ -156,7 +169,7 @@ class Measurement:
         drift = added = outputs = None
         if config.target == "full_output":
             ours, theirs = (output_tokens(module, y[side]).to(self.dtype) for side in (block.teacher, block.student))
-            drift = rows(ours - theirs)
+            drift = rows((1 - config.input_mix) * (ours - theirs))
         if codes is not None and (config.target == "full_output" or config.balance == "full"):
             added = codes @ worn.up.T
         if config.balance == "full":
@@ -182,6 +195,11 @@ class Measurement:
         Raises:
             SolveError: With the layer's name.
         """
+        if self.input_changed is not None and bool(self.input_changed):
+            raise CalibrationError(
+                f"layer {self.path!r} reads a tensor that was changed in place after an earlier layer had read it, in torch's "
+                "inference mode, where such changes leave no trace; run the merge under torch.no_grad() instead"
+            )
         tasks = [self._task(g, task) for g, task in enumerate(self.tasks)]
         weight = self.weight if self.config.needs_base_weight else None
         try:
@@ -201,42 +219,14 @@ class Measurement:
         return TaskAtLayer(task.name, mix, task.weight, self.statistics[g], worn, full_norm)
 
 
-def _picked_tokens(count: int, most: int | None) -> slice | Tensor:
-    if most is None or count <= most:
-        return slice(None)
-    return (torch.arange(most) * count) // most
-
-
-def dress(
-    module: nn.Module,
-    chunk: Chunk,
-    x: Tensor,
-    y: Tensor,
-    worn: Sequence[LowRankDelta | None],
-    merged: LowRankDelta | None,
-    codes: Sequence[Tensor | None] | None = None,
-) -> Tensor:
-    """Return a layer's output where each task's teacher rows wear its mix, and student rows the merged delta.
-
-    Args:
-        module: The layer.
-        chunk: Whose rows they are.
-        x: The layer's input.
-        y: Its output, not changed.
-        worn: Each task's mix at this layer, in the precision of the products.
-        merged: The merged delta; None: student rows wear the same as their teachers.
-        codes: Teachers' ``X down^T`` per block, if they are known already.
-    """
-    y = y.clone()
-    for i, block in enumerate(chunk.blocks):
-        mine = worn[block.task]
-        if mine is not None:
-            known = codes[i] if codes is not None else codes_of(module, x[block.teacher], mine.down)
-            add_to_output(module, y[block.teacher], known @ mine.up.T)
-        theirs = mine if merged is None else merged
-        if theirs is not None:
-            add_to_output(module, y[block.student], codes_of(module, x[block.student], theirs.down) @ theirs.up.T)
-    return y
+def _picked_tokens(module: nn.Module, count: int, tasks: Sequence[Task], config: MergeConfig) -> Tensor:
+    """Return which of a row's tokens count, on the CPU: all of them, or as many as the settings allow, at random places."""
+    most = count if config.tokens_per_row is None else min(count, config.tokens_per_row)
+    if is_patchwise(module):
+        most = min(most, max(1, config.patches // sum(len(task.samples) for task in tasks)))
+    if most == count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:most].sort().values
 
 
 def _layer_report(
@@ -247,21 +237,25 @@ def _layer_report(
     solution: LayerSolution,
 ) -> Callable[[], LayerReport]:
     """Return a function that reads the figures from the device: reading now would make every layer wait for it."""
+    counted = [(task, lam) for task, lam in zip(tasks, solution.lambdas, strict=True) if task.counts]
+    tasks, lambdas = [task for task, _ in counted], torch.stack([lam for _, lam in counted])
     together = stack(list(deltas.values()), [1.0] * len(deltas))
     left = torch.stack([squared_residual(task, merged) for task in tasks])
     stacked = torch.stack([student_energy(task, together) for task in tasks])
     own = torch.stack([task.delta_energy() for task in tasks])
     reference = torch.where(own > 0, own, stacked)
     residuals = torch.where(reference > 0, (left / reference).sqrt(), torch.zeros_like(left))
-    names, tokens, rank = [task.name for task in tasks], [task.statistics.inputs.tokens for task in tasks], merged.rank
-    cut, plain_cut, lambdas = solution.cut, solution.plain_cut, solution.lambdas
+    facts = [(task.name, task.worn is not None, task.statistics.inputs.tokens) for task in tasks]
+    cut, plain_cut, rank = solution.cut, solution.plain_cut, merged.rank
 
     def read() -> LayerReport:
-        entries = zip(names, residuals.tolist(), lambdas.tolist(), tokens, strict=True)
+        figures = zip(facts, residuals.tolist(), lambdas.tolist(), strict=True)
         return LayerReport(
             path=path,
             rank=rank,
-            tasks=tuple(TaskAtLayerReport(*entry) for entry in entries),
+            tasks=tuple(
+                TaskAtLayerReport(task, residual, weight, tokens, wears) for (task, wears, tokens), residual, weight in figures
+            ),
             cut=0.0 if cut is None else cut.item(),
             plain_cut=None if plain_cut is None else plain_cut.item(),
         )

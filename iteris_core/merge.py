@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .adapters import Adapter, mean_vectors, target_layers
 from .config import MergeConfig
-from .errors import AdapterError
+from .errors import AdapterError, ConfigError
 from .iterate import iterate
 from .network import Network
 from .report import MergeReport
@@ -19,7 +19,7 @@ from .truncate import share_out_size
 
 @dataclass(frozen=True)
 class MergeResult:
-    """The merged adapter, the report, and the rows' outputs (see `sweep.SweepResult`)."""
+    """The merged adapter, the report, and the rows' outputs (see `sweep.EngineResult`)."""
 
     adapter: Adapter
     report: MergeReport
@@ -51,7 +51,9 @@ def merge(
     if not target_layers(kept):
         raise AdapterError("none of the adapters changes anything: every strength is 0, or the files hold no deltas")
     check_tasks(kept, kept_tasks)
-    result = _solve(network, kept, kept_tasks, config or MergeConfig(), progress)
+    config = config or MergeConfig()
+    _check_ranks(config, kept)
+    result = _solve(network, kept, kept_tasks, config, progress)
     names = [adapter.name for adapter in kept]
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
     report = MergeReport(
@@ -62,6 +64,18 @@ def merge(
     )
     deltas = {path: layer.saved for path, layer in result.layers.items()}
     return MergeResult(Adapter(" + ".join(names), deltas, vectors=mean_vectors(kept)), report, result.outputs)
+
+
+def _check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
+    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    unknown = [path for path in config.rank if path not in shapes] if isinstance(config.rank, Mapping) else []
+    if unknown:
+        raise ConfigError(
+            f"rank names {unknown[0]!r}, which no adapter changes; the layers are {', '.join(list(shapes)[:3])}, ..."
+        )
+    least = sum(sum(shape) for shape in shapes.values())
+    if config.size is not None and config.size < least:
+        raise ConfigError(f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. Allow more")
 
 
 def _solve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 
@@ -18,12 +19,14 @@ class TaskAtLayerReport:
             adapter adds on the task's inputs, relative to what all adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
         tokens: Tokens that were counted.
+        wears: Whether the teacher wears anything here; it decides what the residual is relative to.
     """
 
     task: str
     residual: float
     weight: float
     tokens: int
+    wears: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,22 @@ class MergeReport:
         """Return the report as JSON values."""
         return asdict(self)
 
-    def task_residuals(self) -> dict[str, float]:
-        """Return each task's median residual over the layers."""
-        by_task: dict[str, list[float]] = {}
+    def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
+        """Return each task's (residual, layer's path), where its teacher wears something, or where it wears nothing."""
+        by_task: dict[str, list[tuple[float, str]]] = {}
         for layer in self.layers:
             for entry in layer.tasks:
-                by_task.setdefault(entry.task, []).append(entry.residual)
-        return {task: statistics.median(residuals) for task, residuals in by_task.items()}
+                if entry.wears == wears:
+                    by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
+        return by_task
 
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers]
         lines = [f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to {max(ranks, default=0)}"]
-        for task, residual in self.task_residuals().items():
-            worst = max((e.residual, layer.path) for layer in self.layers for e in layer.tasks if e.task == task)
-            lines.append(f"  {task}: median residual {residual:.3f}, worst {worst[0]:.3f} at {worst[1]}")
+        for wears, what in ((True, "residual"), (False, "leak")):
+            for task, found in self.residuals(wears=wears).items():
+                median, worst = statistics.median(value for value, _ in found), max(found)
+                lines.append(f"  {task}: median {what} {median:.3f}, worst {worst[0]:.3f} at {worst[1]}")
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
             plain = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
@@ -103,5 +108,6 @@ def joined(*reports: MergeReport) -> MergeReport:
         layers=tuple(layer for report in reports for layer in report.layers),
         unmatched=unmatched,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        changes=tuple(max(both) for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)),
         settings=settings,
     )

@@ -110,7 +110,7 @@ class Block:
         """Return the samples' weights in this stream, one per token of all samples, or None where all count once."""
         if not any(stream in sample.token_weights for sample in self.samples):
             return None
-        rows = [sample.token_weights.get(stream, torch.ones(tokens)) for sample in self.samples]
+        rows = [sample.token_weights.get(stream, torch.ones(tokens)).to("cpu", torch.float32) for sample in self.samples]
         for row in rows:
             if row.shape != (tokens,):
                 raise CalibrationError(
@@ -156,3 +156,44 @@ def split_into_chunks(tasks: Sequence[Task], samples_per_chunk: int) -> list[Chu
             blocks.append(Block(g, teacher, student, tuple(part[row][1] for row in rows)))
         chunks.append(Chunk(tuple(blocks)))
     return chunks
+
+
+def at_hand(
+    path: str, adapters: Sequence[Adapter], tasks: Sequence[Task], merged: LowRankDelta | None, x: Tensor
+) -> tuple[list[LowRankDelta | None], LowRankDelta | None]:
+    """Return what teachers and students wear at a layer, where its input is and in the precision of the products."""
+    where = {"device": x.device, "dtype": product_dtype(x)}
+    worn = [worn_delta(path, adapters, task.mix) for task in tasks]
+    return [delta and delta.to(**where) for delta in worn], merged and merged.to(**where)
+
+
+def dress(
+    module: nn.Module,
+    chunk: Chunk,
+    x: Tensor,
+    y: Tensor,
+    worn: Sequence[LowRankDelta | None],
+    merged: LowRankDelta | None,
+    codes: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Return a layer's output where each task's teacher rows wear its mix, and student rows the merged delta.
+
+    Args:
+        module: The layer.
+        chunk: Whose rows they are.
+        x: The layer's input.
+        y: Its output, not changed.
+        worn: Each task's mix at this layer, in the precision of the products.
+        merged: The merged delta; None: student rows wear the same as their teachers.
+        codes: Teachers' ``X down^T`` per block, if they are known already.
+    """
+    y = y.clone()
+    for i, block in enumerate(chunk.blocks):
+        mine = worn[block.task]
+        if mine is not None:
+            known = codes[i] if codes is not None else codes_of(module, x[block.teacher], mine.down)
+            add_to_output(module, y[block.teacher], known @ mine.up.T)
+        theirs = mine if merged is None else merged
+        if theirs is not None:
+            add_to_output(module, y[block.student], codes_of(module, x[block.student], theirs.down) @ theirs.up.T)
+    return y

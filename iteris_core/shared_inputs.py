@@ -10,10 +10,27 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .errors import CalibrationError
 from .statistics import InputMoments
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor that was measured: which one, and its count of in-place changes, or its sum where there is no such count."""
+
+    reference: weakref.ref[Tensor]
+    version: int
+    checksum: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Seen:
+        return cls(weakref.ref(x), -1, _checksum(x)) if x.is_inference() else cls(weakref.ref(x), x._version, None)
+
+    def is_still(self, x: Tensor) -> bool:
+        return self.reference() is x and (self.checksum is not None or self.version == x._version)
 
 
 @dataclass
@@ -22,18 +39,13 @@ class SharedInput:
 
     stream: str
     moments: Sequence[InputMoments]
-    seen: list[tuple[weakref.ref[Tensor], int]] = field(default_factory=list)
+    seen: list[_Seen] = field(default_factory=list)
 
     def add(self, x: Tensor) -> None:
-        self.seen.append((weakref.ref(x), _version(x)))
-
-    def holds(self, chunk: int, x: Tensor) -> bool:
-        """Tell whether chunk number `chunk` was measured on this very tensor, unchanged since."""
-        reference, version = self.seen[chunk]
-        return reference() is x and version == _version(x)
+        self.seen.append(_Seen.of(x))
 
     def alive(self) -> bool:
-        return all(reference() is not None for reference, _ in self.seen)
+        return all(seen.reference() is not None for seen in self.seen)
 
 
 @dataclass
@@ -45,16 +57,24 @@ class SharedInputs:
     def find(self, stream: str, x: Tensor) -> SharedInput | None:
         """Return the entry whose first chunk is this tensor, if there is one; forget those whose tensors are gone."""
         self.entries = [entry for entry in self.entries if entry.alive()]
-        return next((entry for entry in self.entries if entry.stream == stream and entry.holds(0, x)), None)
+        return next((entry for entry in self.entries if entry.stream == stream and entry.seen[0].is_still(x)), None)
 
-    def check(self, entry: SharedInput, chunk: int, x: Tensor, path: str) -> None:
-        """Refuse a chunk that reads another tensor here than where the entry was measured."""
-        if not entry.holds(chunk, x):
+    def check(self, entry: SharedInput, chunk: int, x: Tensor, path: str) -> Tensor:
+        """Return whether a chunk's input was changed in place since it was measured, as a bool on its device.
+
+        Raises:
+            CalibrationError: The chunk reads another tensor here than where the entry was measured.
+        """
+        seen = entry.seen[chunk]
+        if not seen.is_still(x):
             raise CalibrationError(
                 f"layer {path!r} shares its input with an earlier layer in one chunk and not in another: the forward passes "
                 "took different ways. Every sample has to run through the same layers in the same order"
             )
+        if seen.checksum is None:
+            return torch.zeros((), dtype=torch.bool, device=x.device)
+        return ~torch.isclose(_checksum(x), seen.checksum, rtol=0, atol=0, equal_nan=True)
 
 
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version  # inference tensors keep no count of in-place changes
+def _checksum(x: Tensor) -> Tensor:
+    return torch.stack([x.sum(dtype=torch.float32), x.abs().sum(dtype=torch.float32)]).sum()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .adapters import LowRankDelta, stack
 from .config import MergeConfig
+from .errors import SolveError
 from .statistics import InputMoments, TaskStatistics
 from .system import System, factorise
 from .truncate import Spectrum, delta_of_rank, factored_spectrum, leading_spectrum, rank_for_energy
@@ -45,6 +46,11 @@ class TaskAtLayer:
     statistics: TaskStatistics
     worn: LowRankDelta | None
     full_norm: Tensor | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the task has a say here: a weight, and tokens that count in this layer's stream."""
+        return self.weight != 0 and self.statistics.inputs.tokens > 0
 
     def delta_energy(self) -> Tensor:
         """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim."""
@@ -79,6 +85,8 @@ def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     where the teacher wears nothing. ``full``: the same with the base weight in it (official ``ceof_list``).
     """
     inputs = task.statistics.inputs
+    if not task.counts:
+        return torch.zeros_like(inputs.energy)
     if balance == "uniform":
         return torch.full_like(inputs.energy, task.weight)
     if balance == "full":
@@ -109,6 +117,8 @@ def solve_layer(
     Raises:
         SolveError: Activations that are not finite or all zero, or a system that is not positive definite.
     """
+    if not any(task.counts for task in tasks):
+        raise SolveError("no task has tokens that count here; give at least one of them token weights above 0")
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     together = stack(list(deltas.values()), [1.0] * len(deltas))
     lambdas = torch.stack([balance_weight(task, config.balance) for task in tasks])
@@ -121,15 +131,16 @@ def solve_layer(
     thin = matrix.new_zeros(matrix.shape[0], together.rank)  # [D_1 | ... | D_K]
     drift = None if config.target == "delta" else matrix.new_zeros(together.shape[::-1])
     for task, lam in zip(tasks, lambdas, strict=True):
-        if task.weight == 0:
+        if not task.counts:
             continue
         inputs, start = task.statistics.inputs, 0
         size = inputs.size()
         mu, nu = config.alpha * size, alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
         matrix.add_(inputs.gram * lam)
         matrix.diagonal().add_(lam * mu)
+        cross_of_mix = task.statistics.cross
         for k, share in task.mix.items():
-            cross = task.statistics.cross[:, start : start + deltas[k].rank]
+            cross = cross_of_mix[:, start : start + deltas[k].rank]
             thin[:, columns[k]] += lam * share * (cross + nu * deltas[k].down.T)
             start += deltas[k].rank
         if drift is not None:
@@ -143,7 +154,7 @@ def solve_layer(
 
 
 def _inputs(tasks: Sequence[TaskAtLayer]) -> dict[str, InputMoments]:
-    return {task.name: task.statistics.inputs for task in tasks if task.weight != 0}
+    return {task.name: task.statistics.inputs for task in tasks if task.counts}
 
 
 def _fits_sample_space(tasks: Sequence[TaskAtLayer], config: MergeConfig, rank: int | str, together: LowRankDelta) -> bool:
@@ -166,7 +177,7 @@ def _sample_space_solution(
     ``down^T = M + Z^T (Z Z^T + rho I)^-1 (Y - Z M)`` with Z = [sqrt(lam_g) X~_g], Y = [sqrt(lam_g) H_g], rho = sum_g lam_g mu_g
     and M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... ]: the ridge's own answer, and kernel ridge on what it leaves.
     """
-    counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.weight != 0]
+    counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.counts]
     roots = [lam.sqrt() for _, lam in counted]
     rows = torch.cat([task.statistics.inputs.student_rows() * root for (task, _), root in zip(counted, roots, strict=True)])
     sizes = torch.stack([lam * task.statistics.inputs.size() for task, lam in counted])

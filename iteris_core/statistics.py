@@ -9,33 +9,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .adapters import moved
+
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in float64.
 TOKENS_PER_PRODUCT = 2048
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision in which products of these activations are exact enough: float32, or float64 where needed.
+    """Return the precision in which products on x's device are exact enough: float32, or float64 where that means TF32."""
+    return torch.float64 if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32()) else torch.float32
 
-    TF32, if the host has switched it on, keeps all digits of half-precision activations but not of float32 ones.
-    """
-    rounds_to_tf32 = x.is_cuda and x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return torch.float64 if x.dtype == torch.float64 or rounds_to_tf32 else torch.float32
+
+def _rounds_to_tf32() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set through torch's newer, per-backend switches, which this question does not cover
+        return True
 
 
 def statistics_device(device: torch.device) -> torch.device:
-    """Return where float64 sums of this device's activations are kept; MPS has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
+    """Return where float64 sums of this device's activations are kept: there, or on the CPU if it has no float64."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a^T b`` to a float64 total, in short products of the inputs' own precision."""
     for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
         part = slice(start, start + TOKENS_PER_PRODUCT)
-        total += (a[part].T @ b[part]).to(total)
+        total += moved(a[part].T @ b[part], total.device, total.dtype)
 
 
-def _energy(rows: Tensor) -> Tensor:
-    return rows.square().sum(dtype=torch.float64)
+def _energy(rows: Tensor, device: torch.device) -> Tensor:
+    """Return the sum of squares, float64 on a device."""
+    squares = rows.square()
+    same = rows.device.type == device.type
+    return squares.sum(dtype=torch.float64) if same else moved(squares.sum(), device, torch.float64)
 
 
 class InputMoments:
@@ -47,11 +55,11 @@ class InputMoments:
         d_in: Width of the inputs.
         device: Where sums are kept.
         cross_gram: Whether X~^T X is needed: for the paper's ridge.
-        keep_rows: See above; not with `cross_gram`.
+        keep_rows: How many tokens to keep as rows, see above; 0: keep sums. Not with `cross_gram`.
     """
 
-    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: bool = False) -> None:
-        self.d_in, self.device, self.tokens = d_in, device, 0
+    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: int = 0) -> None:
+        self.d_in, self.device, self.tokens, self.keep_rows = d_in, device, 0, keep_rows
         self.energy = self.zeros()
         self.rows: list[Tensor] | None = [] if keep_rows else None
         self.cross_gram = self.zeros(d_in, d_in) if cross_gram else None
@@ -65,8 +73,8 @@ class InputMoments:
         if self.rows is None:
             add_product(self._gram, student, student)
         else:
-            self.rows.append(student.to(device=self.device, dtype=torch.float64))
-        self.energy += _energy(teacher).to(self.energy)
+            self.rows.append(student.to(device=self.device))
+        self.energy += _energy(teacher, self.device)
         if self.cross_gram is not None:
             add_product(self.cross_gram, student, teacher)
 
@@ -80,7 +88,7 @@ class InputMoments:
 
     def student_rows(self) -> Tensor:
         """X~, (tokens, d_in); only where rows are kept."""
-        return torch.cat([self.zeros(0, self.d_in), *self.rows])
+        return torch.cat([self.zeros(0, self.d_in), *self.rows])  # float64, since one of them is
 
     def size(self) -> Tensor:
         """Return ``||X~^T X~||_F``, 0-dim."""
@@ -98,7 +106,8 @@ class InputMoments:
 
     def bytes(self) -> int:
         """Return the memory that the sums take."""
-        return sum(8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None)
+        sums = sum(8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None)
+        return sums + 8 * self.keep_rows * self.d_in
 
 
 class TaskStatistics:
@@ -147,13 +156,13 @@ class TaskStatistics:
         if self.code_rows is None:
             add_product(self._cross, student, codes)
         else:
-            self.code_rows.append(codes.to(self.codes))
+            self.code_rows.append(codes.to(device=self.codes.device))
         add_product(self.codes, codes, codes)
         if self.drift is not None and drift is not None:
             add_product(self.drift, student, drift)
-            self.target_energy += _energy(drift if added is None else drift + added).to(self.target_energy)
+            self.target_energy += _energy(drift if added is None else drift + added, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
-            self.output_energy += _energy(outputs).to(self.output_energy)
+            self.output_energy += _energy(outputs, self.inputs.device)
 
     @property
     def cross(self) -> Tensor:

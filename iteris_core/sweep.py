@@ -21,11 +21,11 @@ from .config import MergeConfig
 from .errors import AdapterError, CalibrationError
 from .layers import weight_shape
 from .lockstep import pause, run_in_lockstep
-from .measure import Measurement, SolvedLayer, dress
+from .measure import Measurement, SolvedLayer
+from .memory import with_smaller_calls
 from .network import Network
-from .rows import Chunk, check_rows, layer_hooks, split_into_chunks, worn_delta
+from .rows import Chunk, at_hand, check_rows, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
-from .statistics import product_dtype
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
@@ -71,24 +71,17 @@ def sweep(
     check_targets(network, adapters)
     paths = target_layers(adapters)
     solved: dict[str, SolvedLayer] = {}
-    size: int | None = config.samples_per_chunk
-    while size:
+
+    def attempt(samples_per_chunk: int) -> EngineResult:
         state = _Sweep(network, adapters, tasks, config, progress, len(paths), solved)
-        chunks = split_into_chunks(tasks, size)
+        chunks = split_into_chunks(tasks, samples_per_chunk)
         workers = [partial(run_chunk, network, chunk) for chunk in chunks]
-        try:
-            with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
-                answers = run_in_lockstep(workers, state.solve)
-        except torch.OutOfMemoryError:
-            del state
-            size //= 2  # again outside of this block: it holds the frames of the failed call, and their tensors
-            continue
+        with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
+            answers = run_in_lockstep(workers, state.solve)
         check_all_reached(paths, solved)
         return EngineResult(solved, outputs_by_task(tasks, chunks, answers))
-    raise CalibrationError(
-        f"out of memory with a single sample in each forward call, after {len(solved)} of {len(paths)} layers. All samples "
-        "wait in memory while a layer is solved: use fewer of them, shorter or smaller ones, or another device"
-    )
+
+    return with_smaller_calls(attempt, config.samples_per_chunk, "the sweep")
 
 
 def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
@@ -170,10 +163,7 @@ class _Sweep:
             raise reached_twice(path)
         self.reached.add((id(chunk), path))
         if path in self.known:
-            where = {"device": x.device, "dtype": product_dtype(x)}
-            worn = [worn_delta(path, self.adapters, task.mix) for task in self.tasks]
-            dressed = [delta and delta.to(**where) for delta in worn]
-            return dress(module, chunk, x, y, dressed, self.solved[path].saved.to(**where))
+            return dress(module, chunk, x, y, *at_hand(path, self.adapters, self.tasks, self.solved[path].saved, x))
         if self.measurement is None or self.measurement.path != path:
             stream = self.network.stream(path)
             self.measurement = Measurement.open(path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..iteris_core import Adapter, AdapterError, IterisError, Network
-from ..iteris_core.families.stable_diffusion import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from ..iteris_core.families.diffusion_samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
 from ..iteris_core.formats import kohya
 from ..iteris_core.formats.files import read_tensors
 from ..iteris_core.layers import weight_shape

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..errors import AdapterError
 
 _LENGTH_BYTES = 8
+_PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
+_PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 
 
 def check_readable(path: Path) -> None:
@@ -27,8 +29,9 @@ def check_readable(path: Path) -> None:
     if not path.is_file():
         raise AdapterError(f"{path.name}: there is no such file ({path}); choose another LoRA, or refresh the list")
     with path.open("rb") as file:
-        start = file.read(_LENGTH_BYTES)
-        if start[:2] in (b"PK", b"\x80\x02") or path.suffix in (".pt", ".ckpt", ".bin", ".pth"):
+        start, brace = file.read(_LENGTH_BYTES), file.read(1)
+        # a header's length may begin with the same bytes as a pickle, but only a header begins with a brace
+        if path.suffix in _PICKLE_SUFFIXES or (start.startswith(_PICKLE_STARTS) and brace != b"{"):
             raise AdapterError(
                 f"{path.name}: this is a pickle file, which can run code when it is opened; "
                 "IterIS reads only .safetensors. Convert it with a tool that you trust, or download the safetensors version"
@@ -40,7 +43,7 @@ def check_readable(path: Path) -> None:
                 "the download was probably cut off. Download it again"
             )
         try:
-            header = json.loads(file.read(header_size))
+            header = json.loads(brace + file.read(header_size - 1))
             needed = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise AdapterError(f"{path.name}: its safetensors header cannot be read; download it again") from error

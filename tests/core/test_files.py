@@ -88,6 +88,23 @@ def test_a_pickle_is_known_by_its_name_too(tmp_path, suffix):
         check_readable(path)
 
 
+@pytest.mark.parametrize("size", [0x280, 0x4B50, 0x380, 0x480, 0x580, 0x04034B50])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, size):
+    """0x280 is little-endian 80 02, a pickle of protocol 2; 0x4B50 is PK."""
+    raw = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(size)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    assert torch.equal(read_tensors(path)[0]["a"], torch.zeros(1))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_known_by_its_bytes_whatever_its_protocol(tmp_path, protocol):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pickle.dumps({"a": list(range(100))}, protocol=protocol))
+    with pytest.raises(AdapterError, match="this is a pickle file"):
+        check_readable(path)
+
+
 def test_nothing_in_a_pickle_is_run(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from iteris_core import AdapterError
-from iteris_core.layers import add_to_output, base_weight, input_tokens, output_tokens, weight_shape
+from iteris_core.layers import add_to_output, base_weight_and_bias, input_tokens, output_tokens, weight_shape
 
 LAYERS = {
     "linear": (nn.Linear(5, 3), (2, 4, 5)),
@@ -51,9 +51,10 @@ def test_the_base_weight_is_measured_without_reading_it(layer):
     module, x = layer
     calls = []
     handle = module.register_forward_hook(lambda *_: calls.append(1))
-    measured = base_weight(module, x.device, x.dtype)
+    measured, bias = base_weight_and_bias(module, x.device, x.dtype)
     handle.remove()
     torch.testing.assert_close(measured, module.weight.flatten(1))
+    torch.testing.assert_close(bias, torch.zeros(len(measured)).to(measured) if module.bias is None else module.bias)
     assert calls == []
 
 

@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, SolveError, Task, merge, statistics
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    SolveError,
+    Task,
+    merge,
+    statistics,
+)
 from iteris_core.statistics import InputMoments
 
 
@@ -163,3 +175,62 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(toy, mon
     # two tasks; the network itself keeps its input and its skip, so their sums may still be needed, and this layer's
     assert max(alive) <= 2 * 3 < 2 * len(net.targets)
     assert Counted.count == 0
+
+
+def test_an_input_that_was_changed_in_place_in_inference_mode_is_an_error():
+    """There torch keeps no count of in-place changes, so the merge must see the change itself."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x + 0
+            x += self.first(x).tanh()
+            return self.second(x)
+
+    model = Residual().requires_grad_(False)
+    adapter = Adapter("a", {p: LowRankDelta(torch.randn(4, 2), torch.randn(2, 4)) for p in ("first", "second")})
+    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(list(rows))))
+    tasks = [Task("a", [Sample(torch.randn(9, 4))], {0: 1.0})]
+    with torch.inference_mode(), pytest.raises(CalibrationError, match="'second' reads a tensor that was changed in place"):
+        merge(network, [adapter], tasks)
+    merge(network, [adapter], tasks)
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(toy, engine):
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    own = toy.own_tasks(net, adapters)
+    silent = [Sample(sample.teacher, token_weights={"image": torch.zeros(4)}) for sample in net.samples(2)]
+    only_text = Task("words", silent, {0: 1.0})
+    found = toy.merge_toy(net, adapters, [*own, only_text], engine=engine)
+    without = toy.merge_toy(net, adapters, own, engine=engine)
+    image, text = "self_attention.q", "cross_attention.k"
+    assert torch.equal(found.adapter.deltas[image].dense(), without.adapter.deltas[image].dense())
+    assert (found.adapter.deltas[text].dense() - without.adapter.deltas[text].dense()).norm() > 1e-6
+    counted = {layer.path: [entry.task for entry in layer.tasks] for layer in found.report.layers}
+    assert "words" not in counted[image] and "words" in counted[text]
+
+
+def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close(toy):
+    net = toy.build("convolution")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters, samples=8)
+    every, some = toy.merge_toy(net, adapters, tasks), toy.merge_toy(net, adapters, tasks, patches=16 * 8)
+    tokens = {layer.path: layer.tasks[0].tokens for layer in some.report.layers}
+    assert tokens == {"inlet": 8 * 16, "spatial": 8 * 8, "shrink": 8 * 4, "outlet": 8 * 4}
+    assert toy.largest_error(toy.dense(some.adapter), toy.dense(every.adapter)) > 1e-9
+    assert [delta.rank for delta in some.adapter.deltas.values()] == [delta.rank for delta in every.adapter.deltas.values()]
+
+
+def test_ranks_and_sizes_that_cannot_be_are_refused(toy):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    with pytest.raises(ConfigError, match=r"rank names 'typo', which no adapter changes; the layers are down1"):
+        toy.merge_toy(net, adapters, tasks, rank={"typo": 1})
+    with pytest.raises(ConfigError, match=r"size is 10; 5 layers of rank 1 take \d+ weights already"):
+        toy.merge_toy(net, adapters, tasks, size=10)

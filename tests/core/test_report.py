@@ -24,6 +24,15 @@ def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
     ]
 
 
+def test_where_a_teacher_wears_nothing_the_figure_is_a_leak_and_no_part_of_the_residual():
+    own, idle = TaskAtLayerReport("a", 0.2, 1.0, 8), TaskAtLayerReport("a", 0.9, 1.0, 8, wears=False)
+    report = MergeReport((LayerReport("x", 2, (own,)), LayerReport("y", 2, (idle,))))
+    assert str(report).splitlines()[1:] == [
+        "  a: median residual 0.200, worst 0.200 at x",
+        "  a: median leak 0.900, worst 0.900 at y",
+    ]
+
+
 def test_a_report_of_nothing_can_be_shown():
     assert str(MergeReport(())) == "0 layers merged, rank 0 to 0"
 
@@ -36,7 +45,7 @@ def test_a_report_is_json():
     assert again["settings"] == {"alpha": 1e-4}
     (entry,) = again["layers"]
     assert (entry["path"], entry["rank"]) == ("x", 2)
-    assert entry["tasks"] == [{"task": "a", "residual": 0.1, "weight": 1.0, "tokens": 8}]
+    assert entry["tasks"] == [{"task": "a", "residual": 0.1, "weight": 1.0, "tokens": 8, "wears": True}]
 
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
@@ -47,4 +56,5 @@ def test_joined_reports_keep_the_order_and_say_nothing_twice():
     assert both.unmatched == {"a": ("k",), "b": ("l",)}
     assert both.notes == ("same", "text", "unet")
     assert both.settings == {"x": 1, "y": 2}
-    assert both.task_residuals() == {"a": 0.2}
+    assert both.residuals(wears=True) == {"a": [(0.1, "te"), (0.3, "unet")]}
+    assert both.residuals(wears=False) == {}

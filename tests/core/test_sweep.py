@@ -100,6 +100,8 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart(toy):
         {"ridge": "paper", "alpha": 1e-2},
         {"input_mix": 0.6},
         {"target": "full_output", "rank": "full"},
+        {"target": "full_output", "rank": "full", "input_mix": 0.6},
+        {"target": "full_output", "rank": "full", "input_mix": 0.3, "ridge": "paper"},
         {"target": "full_output", "rank": "full", "ridge": "paper", "alpha_cross": 1e-2},
     ],
     ids=str,

@@ -1,0 +1,43 @@
+"""Running out of memory: recognise it, and try again with less at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from .errors import CalibrationError
+
+Result = TypeVar("Result")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell an exhausted device from other errors; not every backend has a type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:
+    """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
+
+    Args:
+        run: Takes the number of samples in one forward call.
+        size: To begin with.
+        doing: What runs, for the error.
+
+    Raises:
+        CalibrationError: Out of memory with a single sample.
+    """
+    while size:
+        try:
+            return run(size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            size //= 2  # again outside of this block: the error holds the frames of the failed call, and their tensors
+    raise CalibrationError(
+        f"{doing} ran out of memory with a single sample in each forward call. In a sweep all samples wait in memory while a "
+        "layer is solved: use fewer of them (trajectories, timesteps), a lower resolution or shorter inputs, or another device"
+    )
