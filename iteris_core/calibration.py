@@ -83,8 +83,8 @@ class Calibration:
         seed: Of captions and noise.
     """
 
-    trajectories: int = 16
-    timesteps: int = 4
+    trajectories: int = 10
+    timesteps: int = 2
     sampling_steps: int = 12
     resolution: int = 512
     cfg: float = 7.0

@@ -43,6 +43,8 @@ class MergeConfig:
         output_dtype: Precision in which the merged adapter will be saved. The sweep rounds each layer to it before
             going on, so that later layers make up for the rounding.
         samples_per_chunk: Samples in one forward call; each of them is a teacher row and a student row.
+        park_on_host: Let the tensors of waiting chunks wait in host memory. For devices on which all rows do not fit at
+            once; costs a copy out and back at every layer.
         tokens_per_row: At most this many tokens of a row, at random places, count in the statistics; None: all.
         patches: At most this many patches of all rows together count at a k x k convolution, whose inputs are so wide
             (up to 23040 in SD1.5) that their Gram matrix would not fit into memory.
@@ -63,6 +65,7 @@ class MergeConfig:
     size: int | None = None
     output_dtype: torch.dtype = torch.float32
     samples_per_chunk: int = 8
+    park_on_host: bool = False
     tokens_per_row: int | None = None
     patches: int = 4096
     statistics_bytes: int = 4 << 30

@@ -14,6 +14,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import CalibrationError
+from .parking import Parked, Parking
 
 
 def pause(place: Hashable) -> None:
@@ -28,12 +29,15 @@ def pause(place: Hashable) -> None:
     _set_torch_modes(modes)
 
 
-def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[Any], None]) -> list[Any]:
+def run_in_lockstep(
+    workers: Sequence[Callable[[], Any]], on_arrival: Callable[[Any], None], parking: Parking | None = None
+) -> list[Any]:
     """Run workers side by side; whenever all of them pause at the same place, call ``on_arrival(place)`` and go on.
 
     Args:
         workers: Functions without arguments that call `pause`, all at the same places in the same order.
         on_arrival: Called once per place, between the workers' pauses and their return from them.
+        parking: Where the tensors of paused workers wait; None: where they are.
 
     Returns:
         What each worker returned.
@@ -42,14 +46,19 @@ def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[
         CalibrationError: Two workers paused at different places, or one ended while another paused.
     """
     lets, modes = [_Worker(worker) for worker in workers], _torch_modes()
+    parked: dict[_Worker, Parked] = {}
     for let in lets:  # each needs a context of its own; one context cannot be entered twice
         let.gr_context = contextvars.copy_context()
     try:
         while True:
             places = []
             for let in lets:
+                if let in parked:
+                    parked.pop(let).bring_back()
                 places.append(let.switch())
                 _set_torch_modes(modes)
+                if parking is not None and not let.dead:
+                    parked[let] = parking.park(let.gr_frame)
             ended = [let.dead for let in lets]
             if all(ended):
                 return places
@@ -58,6 +67,8 @@ def run_in_lockstep(workers: Sequence[Callable[[], Any]], on_arrival: Callable[[
             on_arrival(places[0])
     finally:
         for let in lets:
+            if let in parked:  # what a caller handed in must be whole again, whatever happened
+                parked.pop(let).bring_back()
             if let:  # paused: unwind it, so that its frames and their tensors go
                 let.throw(GreenletExit)
         _set_torch_modes(modes)

@@ -208,6 +208,7 @@ class Measurement:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
         report = _layer_report(self.path, self.deltas, tasks, saved.to(dtype=torch.float64), solution)
+        self.statistics.clear()  # paused chunks still hold this measurement; one layer's sums at a time
         return SolvedLayer(saved, report, solution.values)
 
     def _task(self, g: int, task: Task) -> TaskAtLayer:

@@ -24,6 +24,7 @@ from .lockstep import pause, run_in_lockstep
 from .measure import Measurement, SolvedLayer
 from .memory import with_smaller_calls
 from .network import Network
+from .parking import Parking
 from .rows import Chunk, at_hand, check_rows, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
 from .tasks import Task
@@ -71,13 +72,14 @@ def sweep(
     check_targets(network, adapters)
     paths = target_layers(adapters)
     solved: dict[str, SolvedLayer] = {}
+    parking = Parking(network.modules.values()) if config.park_on_host else None
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         state = _Sweep(network, adapters, tasks, config, progress, len(paths), solved)
         chunks = split_into_chunks(tasks, samples_per_chunk)
         workers = [partial(run_chunk, network, chunk) for chunk in chunks]
         with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
-            answers = run_in_lockstep(workers, state.solve)
+            answers = run_in_lockstep(workers, state.solve, parking if len(chunks) > 1 else None)
         check_all_reached(paths, solved)
         return EngineResult(solved, outputs_by_task(tasks, chunks, answers))
 
@@ -167,10 +169,11 @@ class _Sweep:
         if self.measurement is None or self.measurement.path != path:
             stream = self.network.stream(path)
             self.measurement = Measurement.open(path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs)
-        codes = self.measurement.add(module, chunk, x, y, self.inputs)
-        worn = self.measurement.worn
+        # no tensor that chunks share may be a local variable here: it would be parked with the first of them
+        measurement = self.measurement
+        codes = measurement.add(module, chunk, x, y, self.inputs)
         pause(path)
-        return dress(module, chunk, x, y, worn, self.merged, codes)
+        return dress(module, chunk, x, y, measurement.worn, self.merged, codes)
 
     def solve(self, path: str) -> None:
         """Solve the layer at which all chunks have arrived."""
