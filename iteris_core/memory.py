@@ -1,4 +1,4 @@
-"""Running out of memory: recognise it, and try again with less at a time."""
+"""Memory of the device: how much is in use, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Return the bytes that tensors take on a device now; None if it does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return torch.mps.current_allocated_memory() if device.type == "mps" else None
 
 
 def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:

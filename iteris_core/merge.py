@@ -59,6 +59,7 @@ def merge(
     report = MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         changes=result.changes,
+        memory_bytes=result.memory_bytes,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         notes=(f"left out, since they change nothing here: {', '.join(idle)}",) if idle else (),
     )

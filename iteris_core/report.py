@@ -56,6 +56,7 @@ class MergeReport:
         layers: In the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
         notes: Sentences for the user.
+        memory_bytes: Most that was in use on the device when a layer was solved; None if the device does not tell.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: What is needed to repeat the merge; JSON values.
     """
@@ -64,6 +65,7 @@ class MergeReport:
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     changes: tuple[float, ...] = ()
+    memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +96,8 @@ class MergeReport:
         for adapter, keys in self.unmatched.items():
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
+        if self.memory_bytes is not None:
+            lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -108,6 +112,7 @@ def joined(*reports: MergeReport) -> MergeReport:
         layers=tuple(layer for report in reports for layer in report.layers),
         unmatched=unmatched,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        memory_bytes=max((report.memory_bytes for report in reports if report.memory_bytes is not None), default=None),
         changes=tuple(max(both) for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)),
         settings=settings,
     )

@@ -22,7 +22,7 @@ from .errors import AdapterError, CalibrationError
 from .layers import weight_shape
 from .lockstep import pause, run_in_lockstep
 from .measure import Measurement, SolvedLayer
-from .memory import with_smaller_calls
+from .memory import memory_in_use, with_smaller_calls
 from .network import Network
 from .parking import Parking
 from .rows import Chunk, at_hand, check_rows, dress, layer_hooks, split_into_chunks
@@ -38,12 +38,14 @@ class EngineResult:
     """Solved layers in the order in which the network reached them, the rows' outputs, and the changes per iteration.
 
     ``outputs[g][s]`` is (teacher's, student's) output row of sample s of task g, if the network returns one.
-    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``.
+    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``. ``memory_bytes`` is the
+    most that was in use on the device when a layer was solved, if the device tells.
     """
 
     layers: dict[str, SolvedLayer]
     outputs: tuple[tuple[tuple[Tensor, Tensor], ...], ...] | None
     changes: tuple[float, ...] = ()
+    memory_bytes: int | None = None
 
 
 def sweep(
@@ -81,7 +83,7 @@ def sweep(
         with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
             answers = run_in_lockstep(workers, state.solve, parking if len(chunks) > 1 else None)
         check_all_reached(paths, solved)
-        return EngineResult(solved, outputs_by_task(tasks, chunks, answers))
+        return EngineResult(solved, outputs_by_task(tasks, chunks, answers), memory_bytes=state.memory_bytes)
 
     return with_smaller_calls(attempt, config.samples_per_chunk, "the sweep")
 
@@ -152,6 +154,7 @@ class _Sweep:
     inputs: SharedInputs = field(default_factory=SharedInputs)
     measurement: Measurement | None = None
     merged: LowRankDelta | None = None
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.known = frozenset(self.solved)
@@ -177,6 +180,9 @@ class _Sweep:
 
     def solve(self, path: str) -> None:
         """Solve the layer at which all chunks have arrived."""
+        in_use = memory_in_use(self.measurement.device)
+        if in_use is not None:
+            self.memory_bytes = max(in_use, self.memory_bytes or 0)
         solved = self.measurement.solve(self.config.rank_at(path))
         self.merged = solved.saved.to(device=self.measurement.device, dtype=self.measurement.dtype)
         self.solved[path] = replace(solved, saved=solved.saved.to(device="cpu"))
