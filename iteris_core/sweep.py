@@ -38,8 +38,8 @@ class EngineResult:
     """Solved layers in the order in which the network reached them, the rows' outputs, and the changes per iteration.
 
     ``outputs[g][s]`` is (teacher's, student's) output row of sample s of task g, if the network returns one.
-    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``. ``memory_bytes`` is the
-    most that was in use on the device when a layer was solved, if the device tells.
+    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``. ``memory_bytes`` is
+    the most that was in use on the device when a layer was solved, if the device tells.
     """
 
     layers: dict[str, SolvedLayer]
