@@ -113,6 +113,17 @@ class Calibration:
             raise ConfigError("the preserve task has no captions; give it some, or set its weight to 0")
 
 
+def preserve_runs(calibration: Calibration) -> int:
+    """Return the sampling runs of the preserve task: as many rows as one adapter has, empty captions for unconditional ones."""
+    return round(calibration.trajectories * (1 + calibration.unconditional_share)) if calibration.preserve_weight else 0
+
+
+def sample_count(calibration: Calibration, adapters: int) -> int:
+    """Return about how many samples a merge of so many adapters has; each is a teacher row and a student row."""
+    own = calibration.trajectories * (1 + calibration.unconditional_share) * adapters
+    return round((own + preserve_runs(calibration)) * calibration.timesteps)
+
+
 def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:
     """Return one caption per trajectory: the user's prompts in turn, a part of them in company of ordinary things.
 

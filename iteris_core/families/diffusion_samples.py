@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..calibration import Calibration, base_captions, is_chosen, own_captions
+from ..calibration import Calibration, base_captions, is_chosen, own_captions, preserve_runs
 from ..errors import CalibrationError
 from ..tasks import Sample
 
@@ -65,9 +65,7 @@ def make_plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> li
     names = [plan.name for plan in plans]
     plans = [p if names.count(p.name) == 1 else replace(p, name=f"{p.name} ({k + 1})") for k, p in enumerate(plans)]
     if calibration.preserve_weight:
-        # as many rows as one adapter has; its empty captions take the place of unconditional rows
-        runs = round(calibration.trajectories * (1 + calibration.unconditional_share))
-        captions = tuple(base_captions(calibration, runs))
+        captions = tuple(base_captions(calibration, preserve_runs(calibration)))
         plans.append(Plan("base model (preserve)", {}, calibration.preserve_weight, captions, 0.0))
     return plans
 
