@@ -11,6 +11,8 @@ from .network import Network
 from .report import MergeReport
 from .tasks import Sample, Task
 
+__version__ = "0.1.0"  # the same as in pyproject.toml
+
 __all__ = [
     "Adapter",
     "AdapterError",

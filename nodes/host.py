@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +19,18 @@ import comfy.utils
 import comfy.weight_adapter
 import folder_paths
 import torch
+from comfy.cli_args import args
 from torch import Tensor
 
 from ..iteris_core import Adapter, AdapterError, IterisError, Network
 from ..iteris_core.families.diffusion_samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
 from ..iteris_core.formats import kohya
+from ..iteris_core.formats.factors import peft_dora
 from ..iteris_core.formats.files import read_tensors
-from ..iteris_core.layers import weight_shape
+from .foreign import added_by_host
+from .keys import TEXT_PREFIX, ModelKeys, model_keys
 
-_TEXT_PREFIX, _UNET_PREFIX = "clip_l.", "diffusion_model."
+_LATENT_CHANNELS = 4
 _MOST_SAMPLES_PER_CHUNK = 8
 
 
@@ -44,15 +46,12 @@ class ComfyStableDiffusion:
     """
 
     def __init__(self, model: Any, clip: Any) -> None:
-        kind = type(model.model.model_config)
-        if kind is not comfy.supported_models.SD15:
-            raise IterisError(f"the MODEL is a {kind.__name__} model; IterIS merges LoRAs of SD1.5. Load an SD1.5 checkpoint")
-        if clip is None:
-            raise IterisError("the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP loader")
-        self.model, self.clip = model.clone(), clip.clone()
+        _check_model(model)
+        _check_clip(clip)
+        self.model, self.clip, self.memory_required = model.clone(), clip.clone(), 0.0
 
     def is_text_module(self, path: str) -> bool:
-        return path.startswith(_TEXT_PREFIX)
+        return path.startswith(TEXT_PREFIX)
 
     def tokenize(self, caption: str) -> Sequence[Any]:
         """Return a caption's pieces; emphasis is left out, since it would add rows of its own to the batch."""
@@ -69,7 +68,7 @@ class ComfyStableDiffusion:
     @contextmanager
     def unet(self) -> Iterator[Network]:
         model = self.model
-        comfy.model_management.load_models_gpu([model])
+        comfy.model_management.load_models_gpu([model], memory_required=self.memory_required)
         device = model.load_device
 
         def forward(rows: Sequence[UnetRow]) -> Tensor:
@@ -88,79 +87,49 @@ class ComfyStableDiffusion:
     def sigmas(self, steps: int) -> Tensor:
         return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", steps)
 
-    def samples_per_chunk(self, resolution: int) -> int:
-        """Return how many samples (two rows each) fit into a quarter of the free memory; the rest is for waiting chunks."""
-        side = resolution // 8
-        free = comfy.model_management.get_free_memory(self.model.load_device) / 4
-        fitting = [
-            n for n in range(1, _MOST_SAMPLES_PER_CHUNK + 1) if self.model.memory_required([2 * n, 4, side, side]) < free
-        ]
-        return max(fitting, default=1)
+    def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
+        """Choose how a merge of this many samples fits on the device, and remember how much to keep free for it.
+
+        Returns:
+            Samples (two rows each) in one call, and whether those that wait must wait in host memory.
+        """
+        side, device = resolution // 8, self.model.load_device
+
+        def takes(count: int) -> float:
+            return self.model.memory_required([2 * count, 4, side, side])
+
+        free = comfy.model_management.get_free_memory(device)
+        at_once = max((n for n in range(1, _MOST_SAMPLES_PER_CHUNK + 1) if takes(n) < free / 4), default=1)
+        park = device.type != "cpu" and takes(samples) > 0.7 * free
+        self.memory_required = takes(2 * at_once if park else samples)
+        return at_once, park
 
     @cached_property
-    def _host_keys(self) -> dict[str, str]:
+    def keys(self) -> ModelKeys:
+        modules = dict(self.model.model.named_modules()) | dict(self.clip.cond_stage_model.named_modules())
         keys = comfy.lora.model_lora_keys_unet(self.model.model, {})
-        return comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
+        keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
+        return model_keys(modules, keys, comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config))
 
-    @cached_property
-    def _module_of_base(self) -> dict[str, str]:
-        """Key base -> module path: the host's spellings, and those of PEFT and diffusers that it does not know."""
-        bases = {base: key.removesuffix(".weight") for base, key in self._host_keys.items() if isinstance(key, str)}
-        for key, path in comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config).items():
-            for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
-                bases[prefix + key.removesuffix(".weight")] = _UNET_PREFIX + path.removesuffix(".weight")
-        text = f"{_TEXT_PREFIX}transformer."
-        for path, _ in self.clip.cond_stage_model.named_modules(prefix=""):
-            if path.startswith(text):
-                for prefix in ("", "base_model.model.", "base_model.model.text_encoder."):
-                    bases[prefix + path.removeprefix(text)] = path
-        return bases
-
-    @cached_property
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        return dict(self.model.model.named_modules()) | dict(self.clip.cond_stage_model.named_modules())
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[int, int]]:
-        shapes = {}
-        for path, module in self._modules.items():
-            try:
-                shapes[path] = weight_shape(module)
-            except AdapterError:  # no target layer, so no adapter may change it
-                continue
-        return shapes
-
-    @cached_property
-    def _kernels(self) -> dict[str, tuple[int, int]]:
-        return {path: module.kernel_size for path, module in self._modules.items() if isinstance(module, torch.nn.Conv2d)}
-
-    def read_lora(self, path: Path, strength_model: float, strength_clip: float) -> Adapter:
-        """Read a LoRA file for this model, at strengths; a part of strength 0 changes nothing.
+    def read_lora(self, path: Path, name: str, strength_model: float, strength_clip: float) -> Adapter:
+        """Read a LoRA file for this model under a name, at strengths; a part of strength 0 changes nothing.
 
         Raises:
             AdapterError: See `kohya.parse`.
         """
         tensors, metadata = read_tensors(path)
-        sizes = {
-            f"{module}.{name}": parameter.numel()
-            for module, owner in self._modules.items()
-            for name, parameter in owner.named_parameters(recurse=False)
-            if parameter.ndim == 1
-        }
-        dense = _HostDeltas(self, path.stem, tensors, strength_model, strength_clip)
         adapter = kohya.parse(
-            path.stem, tensors, self._module_of_base, self._shapes, metadata, vector_sizes=sizes, dense_delta=dense
+            name,
+            tensors,
+            self.keys.module_of_base,
+            self.keys.shapes,
+            metadata,
+            vector_sizes=self.keys.vector_sizes,
+            dense_delta=_HostDeltas(self, name, strength_model, strength_clip),
+            progress=lambda done, total: comfy.model_management.throw_exception_if_processing_interrupted(),
         )
         unet = adapter.select(lambda part: not self.is_text_module(part)).scaled(strength_model)
         return unet.joined_with(adapter.select(self.is_text_module).scaled(strength_clip))
-
-    def effective_weight(self, path: str) -> Tensor:
-        """Return a weight as the base model uses it, float32 on the CPU, patches that it already carries included."""
-        patcher = self.clip.patcher if self.is_text_module(path) else self.model
-        key = f"{path}.weight"
-        (weight, convert), *patches = patcher.get_key_patches(key)[key]
-        weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
-        return comfy.lora.calculate_weight(patches, weight, key)
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would patch them."""
@@ -169,52 +138,95 @@ class ComfyStableDiffusion:
         _patch(clip, adapter.select(self.is_text_module))
         return model, clip
 
-    def kohya_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
-        """Return the adapter under the key names that every SD1.5 program knows."""
-        return kohya.to_tensors(adapter, self._base_of_module, self._kernels)
-
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key names."""
         unet = adapter.select(lambda path: not self.is_text_module(path))
-        return kohya.to_tensors(unet, {path: path for path in self._modules}, self._kernels)
+        return kohya.to_tensors(unet, {path: path for path in self.keys.base_of_module}, self.keys.kernels)
 
-    @cached_property
-    def _base_of_module(self) -> dict[str, str]:
-        diffusers = comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config)
-        wanted = {"lora_unet_" + key.removesuffix(".weight").replace(".", "_") for key in diffusers}
-        names = {path: base for base, path in self._module_of_base.items() if base.startswith("lora_unet_")}
-        names |= {path: base for base, path in self._module_of_base.items() if base in wanted}
-        return names | {path: base for base, path in self._module_of_base.items() if base.startswith("lora_te_")}
+
+def _check_model(model: Any) -> None:
+    config = model.model.model_config
+    kind = type(config)
+    if kind is not comfy.supported_models.SD15:
+        raise IterisError(f"the MODEL is a {kind.__name__} model; IterIS merges LoRAs of SD1.5. Load an SD1.5 checkpoint")
+    channels = config.unet_config.get("in_channels", _LATENT_CHANNELS)
+    if channels != _LATENT_CHANNELS:
+        what = {9: "an inpainting", 8: "a picture-editing (InstructPix2Pix)"}.get(channels, "an unusual")
+        raise IterisError(
+            f"the MODEL is {what} checkpoint: its UNet reads {channels} channels, and calibration has the "
+            f"{_LATENT_CHANNELS} of a plain SD1.5 UNet. Merge on a plain SD1.5 checkpoint; the merged LoRA works on both"
+        )
+
+
+def _check_clip(clip: Any) -> None:
+    if clip is None:
+        raise IterisError("the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP loader")
+    encoders = sorted(clip.tokenize(""))
+    if not hasattr(clip.cond_stage_model, TEXT_PREFIX.rstrip(".")) or encoders != ["l"]:
+        raise IterisError(
+            f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders {', '.join(encoders)}; SD1.5 has "
+            "CLIP-L alone. Connect the CLIP of an SD1.5 checkpoint, or load CLIP-L with type stable_diffusion"
+        )
 
 
 @dataclass
 class _HostDeltas:
-    """Dense deltas of the adapter kinds that only the host knows, made by its own classes."""
+    """Dense deltas of the adapter kinds that only the host knows, made by its own classes; and PEFT's DoRAs."""
 
     base: ComfyStableDiffusion
     name: str
-    tensors: Mapping[str, Tensor]
     strength_model: float
     strength_clip: float
 
     @cached_property
-    def adapters(self) -> dict[str, Any]:
-        converted = comfy.lora_convert.convert_lora(dict(self.tensors))
-        return comfy.lora.load_lora(converted, self.base._host_keys, log_missing=False)
+    def _weights(self) -> dict[str, Any]:
+        return self.base.model.get_key_patches() | self.base.clip.patcher.get_key_patches()
 
-    def __call__(self, path: str) -> Tensor:
-        """Return the delta of one weight per unit of strength; a DoRA's depends on the strength and on the weight."""
+    def __call__(self, path: str, group: Mapping[str, Tensor]) -> Tensor:
+        """Return the delta of one weight per unit of strength; an OFT's depends on the strength, a DoRA's on the weight.
+
+        Raises:
+            AdapterError: The host cannot apply the tensors; with its own words.
+        """
         strength = self.strength_clip if self.base.is_text_module(path) else self.strength_model
-        adapter, key = self.adapters.get(f"{path}.weight"), f"{path}.weight"
-        if adapter is None:
-            raise AdapterError(f"{self.name}: ComfyUI does not read the tensors for {path!r}; its format is unknown")
         if not strength:
-            return torch.zeros(self.base._shapes[path])
-        weight = self.base.effective_weight(path)
-        patched = comfy.lora.calculate_weight([(strength, adapter, 1.0, None, None)], weight.clone(), key)
-        if torch.equal(patched, weight):  # calculate_weight logs its errors and goes on
-            raise AdapterError(f"{self.name}: ComfyUI could not apply the tensors for {path!r}; the log says why")
-        return ((patched - weight) / strength).flatten(1)
+            return torch.zeros(self.base.keys.shapes[path])
+        key = f"{path}.weight"
+        weight = self._effective_weight(key)
+        if "magnitude" in group:
+            return peft_dora(self.name, path, group, weight)
+        tensors = kohya.tensors_of_group(path, group)
+
+        def apply(weight: Tensor) -> Tensor | None:
+            patch = comfy.lora.load_lora(tensors, {path: key}, log_missing=False).get(key)
+            return None if patch is None else _apply(patch, weight, key, strength)
+
+        return (added_by_host(self.name, path, tensors, weight, apply) / strength).flatten(1)
+
+    def _effective_weight(self, key: str) -> Tensor:
+        """Return a weight as the base model uses it, float32 on the CPU, patches that it already carries included."""
+        (weight, convert), *patches = self._weights[key]
+        weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
+        return comfy.lora.calculate_weight(patches, weight, key)
+
+
+def _apply(patch: Any, weight: Tensor, key: str, strength: float = 1.0) -> Tensor:
+    return comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight, key)
+
+
+def stock_loader(path: Path, keys: ModelKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
+    """Load a LoRA file as the stock LoraLoader does.
+
+    Returns:
+        (parameter path, its shape) -> what the file adds to it at strength 1; None: nothing.
+    """
+    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
+    patches = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
+
+    def added(parameter: str, shape: Sequence[int]) -> Tensor | None:
+        return _apply(patches[parameter], torch.zeros(*shape), parameter) if parameter in patches else None
+
+    return added
 
 
 def _patch(patcher: Any, adapter: Adapter) -> None:
@@ -236,45 +248,31 @@ def lora_names() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
+def find_lora(name: str) -> Path | None:
+    """Return the full path of a LoRA in ComfyUI's folders; None: there is no such file."""
+    path = folder_paths.get_full_path("loras", name)
+    return None if path is None else Path(path)
+
+
 def lora_path(name: str) -> Path:
     """Return the full path of a LoRA in ComfyUI's folders.
 
     Raises:
         AdapterError: No such file there.
     """
-    path = folder_paths.get_full_path("loras", name)
+    path = find_lora(name)
     if path is None:
         raise AdapterError(f"{name}: there is no such file in the loras folders; choose another LoRA, or refresh the list")
-    return Path(path)
-
-
-def file_fingerprint(name: str) -> str:
-    """Return a string that changes when the file changes."""
-    path = folder_paths.get_full_path("loras", name)
-    if path is None or not os.path.isfile(path):
-        return "missing"
-    status = os.stat(path)
-    return f"{status.st_mtime_ns}-{status.st_size}"
-
-
-def output_path(file_name: str, overwrite: bool) -> Path:
-    """Return where to save a LoRA of this name, below the output folder; a free name unless it may be overwritten.
-
-    Raises:
-        IterisError: An empty name, or one that leaves the output folder.
-    """
-    name = file_name.strip().removesuffix(".safetensors")
-    if not name or name.endswith(("/", "\\")):
-        raise IterisError("the file name is empty; write a name such as loras/my_merge")
-    output = Path(folder_paths.get_output_directory()).resolve()
-    wanted = (output / f"{name}.safetensors").resolve()
-    if not wanted.is_relative_to(output):
-        raise IterisError(f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge")
-    number, path = 2, wanted
-    while path.exists() and not overwrite:
-        path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
-        number += 1
     return path
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory())
+
+
+def saves_metadata() -> bool:
+    """Whether files may tell how they were made; the user can start ComfyUI with --disable-metadata."""
+    return not args.disable_metadata
 
 
 def stage_progress(node_id: str) -> Callable[[str, int, int], None]:

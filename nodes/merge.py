@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..iteris_core import IterisError, MergeConfig
-from ..iteris_core.calibration import Calibration
-from ..iteris_core.families.stable_diffusion import PromptedAdapter, merge_stable_diffusion
-from ..iteris_core.formats import kohya
+from ..iteris_core import ConfigError, MergeConfig, MergeReport, __version__
+from ..iteris_core.adapters import target_layers
+from ..iteris_core.calibration import Calibration, sample_count
+from ..iteris_core.families.diffusion_samples import PromptedAdapter
+from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
 from . import host
+from .files import adapter_name, sha256
 from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 TARGETS = ("delta", "full_output")
+_BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
 
 class Merge(io.ComfyNode):
@@ -53,6 +59,16 @@ class Merge(io.ComfyNode):
                     tooltip="delta: reproduce what each LoRA adds. full_output: the whole output of each layer, which "
                     "also makes up for the drift of its inputs.",
                 ),
+                io.Float.Input(
+                    "kept_energy", default=1.0, min=0.01, max=1.0, step=0.001, round=False, optional=True,
+                    tooltip="Instead of rank: give every layer the smallest rank that keeps this share of its effect on "
+                    "the measured inputs; 0.99 is a good start. 1: off.",
+                ),
+                io.Float.Input(
+                    "size_mb", default=0.0, min=0.0, max=10000.0, step=1.0, round=False, optional=True,
+                    tooltip="Instead of rank: the size of the file in MB, at the chosen precision. Ranks go to the layers "
+                    "that gain most by them. Takes twice the time. 0: off.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -79,33 +95,90 @@ class Merge(io.ComfyNode):
         calibration: Calibration | None = None,
         rank: int = 0,
         target: str = "delta",
+        kept_energy: float = 1.0,
+        size_mb: float = 0.0,
     ) -> io.NodeOutput:
         if precision not in PRECISIONS:
-            raise IterisError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
+            raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
+        check_ranks(rank, kept_energy, size_mb)
         calibration = calibration or Calibration()
         base = host.ComfyStableDiffusion(model, clip)
-        loras = [
-            PromptedAdapter(
-                base.read_lora(host.lora_path(entry.lora_name), entry.strength_model, entry.strength_clip),
-                entry.prompts,
-                entry.weight,
-            )
-            for entry in tasks
-        ]
+        paths = [host.lora_path(entry.lora_name) for entry in tasks]
+        loras = [read(base, path, entry) for path, entry in zip(paths, tasks, strict=True)]
+        samples_per_chunk, park_on_host = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
         config = MergeConfig(
             alpha=alpha,
             target=target,
             rank=rank or "sum",
+            kept_energy=kept_energy if kept_energy < 1 else None,
+            size=weights_in(size_mb, PRECISIONS[precision], loras) if size_mb else None,
             output_dtype=PRECISIONS[precision],
-            samples_per_chunk=base.samples_per_chunk(calibration.resolution),
+            samples_per_chunk=samples_per_chunk,
+            park_on_host=park_on_host,
         )
         result = merge_stable_diffusion(base, loras, calibration, config, host.stage_progress(cls.hidden.unique_id))
-        metadata = kohya.metadata_of(result.adapter) | {"iteris.recipe": json.dumps(result.report.settings)}
-        merged = MergedLora(base.kohya_tensors(result.adapter), metadata)
+        report = with_recipe(result.report, tasks, paths)
+        merged = MergedLora(result.adapter, base.keys, json.dumps(report.settings))
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
             merged,
-            result.report,
-            ui={"iteris_report": [result.report.to_dict()], "text": [str(result.report)]},
+            report,
+            ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
         )
+
+
+def read(base: host.ComfyStableDiffusion, path: Path, entry: LoraEntry) -> PromptedAdapter:
+    """Return a LoRA at the strengths that the user asked for."""
+    adapter = base.read_lora(path, adapter_name(entry.lora_name), entry.strength_model, entry.strength_clip)
+    return PromptedAdapter(adapter, entry.prompts, entry.weight)
+
+
+def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
+    """Refuse more than one way to choose ranks.
+
+    Raises:
+        ConfigError: Says which of them are set.
+    """
+    given = {"rank": (rank, 0), "kept_energy": (kept_energy, 1), "size_mb": (size_mb, 0)}
+    used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
+    if len(used) > 1:
+        raise ConfigError(
+            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the others off: "
+            "rank 0, kept_energy 1, size_mb 0"
+        )
+
+
+def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapter]) -> int:
+    """Return how many weights a file of this size has room for, in all factors together.
+
+    Raises:
+        ConfigError: It has no room for rank 1 at every layer.
+    """
+    adapters = [lora.adapter for lora in loras]
+    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    names = _BYTES_OF_NAMES * len(target_layers(adapters))
+    weights, least = int((size_mb * 1e6 - names) / dtype.itemsize), sum(map(sum, shapes.values()))
+    if weights < least:
+        raise ConfigError(
+            f"size_mb is {size_mb:g}; the smallest merge of these LoRAs, rank 1 in all {len(shapes)} layers, takes "
+            f"{(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow more"
+        )
+    return weights
+
+
+def with_recipe(report: MergeReport, entries: Sequence[LoraEntry], paths: Sequence[Path]) -> MergeReport:
+    """Return the report with what is needed to make the merge again: the files, and the version of this pack."""
+    loras = [
+        {
+            "name": adapter_name(entry.lora_name),
+            "file": entry.lora_name,
+            "sha256": sha256(path),
+            "strength_model": entry.strength_model,
+            "strength_clip": entry.strength_clip,
+            "prompts": list(entry.prompts),
+            "weight": entry.weight,
+        }
+        for entry, path in zip(entries, paths, strict=True)
+    ]
+    return replace(report, settings={**report.settings, "loras": loras, "iteris_version": __version__})

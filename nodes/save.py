@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from comfy_api.latest import io
 
+from ..iteris_core import IterisError
+from ..iteris_core.formats import kohya
 from ..iteris_core.formats.files import write_tensors
 from . import host
+from .files import free_path
 from .sockets import MERGED, MergedLora
+
+LOW_RANK, FULL_DIFFERENCE = "low rank", "full difference (.diff)"
+_LARGEST_DIFFERENCE = 0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
+_SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
 class SaveMergedLora(io.ComfyNode):
@@ -24,13 +34,53 @@ class SaveMergedLora(io.ComfyNode):
                     tooltip="Below ComfyUI's output folder. Files in output/loras show up in every LoRA list.",
                 ),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name. Off: a number is added."),
+                io.Combo.Input(
+                    "large_layers", options=[LOW_RANK, FULL_DIFFERENCE], default=LOW_RANK, optional=True,
+                    tooltip="How to save layers whose rank is so high that two factors take more room than the weight "
+                    "itself, as after merging LoKr, OFT, DoRA or full differences. The full difference is smaller; "
+                    "some programs other than ComfyUI do not read it.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path")],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, merged: MergedLora, file_name: str, overwrite: bool) -> io.NodeOutput:
-        path = host.output_path(file_name, overwrite)
-        write_tensors(merged.tensors, path, merged.metadata, overwrite=overwrite)
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+    def execute(cls, merged: MergedLora, file_name: str, overwrite: bool, large_layers: str = LOW_RANK) -> io.NodeOutput:
+        if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
+            raise IterisError(f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}")
+        path, whole = free_path(host.output_folder(), file_name, overwrite), large_layers == FULL_DIFFERENCE
+        tensors = kohya.to_tensors(merged.adapter, merged.keys.base_of_module, merged.keys.kernels, whole=whole)
+        metadata = kohya.metadata_of(merged.adapter, whole=whole)
+        if host.saves_metadata():
+            metadata["iteris.recipe"] = merged.recipe
+        write_tensors(tensors, path, metadata, overwrite=overwrite)
+        return io.NodeOutput(str(path), ui={"text": [str(path), read_back(path, merged)]})
+
+
+def read_back(path: Path, merged: MergedLora) -> str:
+    """Load a saved file as the stock LoraLoader does, and compare it module by module with what was meant.
+
+    Raises:
+        IterisError: A module is missing, or differs by more than rounding.
+    """
+    added = host.stock_loader(path, merged.keys)
+    meant = {f"{module}.weight": delta for module, delta in merged.adapter.deltas.items()}
+    shapes = {f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas}
+    differences: dict[str, float] = {}
+    for parameter, expected in [*meant.items(), *merged.adapter.vectors.items()]:
+        expected = (expected.to(dtype=torch.float32).dense() if parameter in meant else expected.float()).cpu()
+        found = added(parameter, shapes.get(parameter, expected.shape))
+        if found is not None:
+            scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
+            differences[parameter] = (found.reshape(expected.shape) - expected).norm().item() / scale
+    wanted = [*meant, *merged.adapter.vectors]
+    lost = [parameter for parameter in wanted if not differences.get(parameter, 1.0) <= _LARGEST_DIFFERENCE]
+    if lost:
+        raise IterisError(
+            f"{path.name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights are missing or "
+            f"differ, such as {lost[0]!r}. The file is at {path}; do not use it, and report this with ComfyUI's version"
+        )
+    vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
+    largest = max(differences.values(), default=0.0)
+    return f"read back: {len(meant)} of {len(meant)} modules{vectors}, largest difference {largest:.2g}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from comfy_api.latest import io
-from torch import Tensor
+
+from ..iteris_core import Adapter
+from .keys import ModelKeys
 
 TASKS = io.Custom("ITERIS_TASKS")
 CALIBRATION = io.Custom("ITERIS_CALIBRATION")
@@ -28,7 +29,14 @@ class LoraEntry:
 
 @dataclass(frozen=True)
 class MergedLora:
-    """A merged LoRA ready to be saved: tensors under kohya's names, and metadata."""
+    """A merged LoRA ready to be saved.
 
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
+    Args:
+        adapter: In the precision in which it is saved.
+        keys: How the model's modules are called in files.
+        recipe: How it was made; JSON.
+    """
+
+    adapter: Adapter
+    keys: ModelKeys
+    recipe: str

@@ -9,6 +9,7 @@ from ..iteris_core.calibration import PRESERVE_CAPTIONS
 from ..iteris_core.calibration import Calibration as Settings
 from ..iteris_core.formats.files import check_readable
 from . import host
+from .files import fingerprint
 from .sockets import CALIBRATION, TASKS, LoraEntry
 
 _DEFAULTS = Settings()
@@ -41,7 +42,7 @@ class LoraToMerge(io.ComfyNode):
                     "prompts", multiline=True, default="",
                     placeholder="a photo of <trigger word>\na <trigger word> in a forest",
                     tooltip="What this LoRA is for, one prompt per line, with its trigger words. "
-                    "The merged LoRA is made to do on these what this LoRA does.",
+                    "The merged LoRA is made to do on these what this LoRA does. Emphasis such as (word:1.3) counts as 1.",
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=0.0, max=100.0, step=0.05,
@@ -54,7 +55,7 @@ class LoraToMerge(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str = "", **inputs: object) -> str:
-        return host.file_fingerprint(lora_name)
+        return fingerprint(host.find_lora(lora_name))
 
     @classmethod
     def execute(

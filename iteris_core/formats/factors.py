@@ -10,13 +10,15 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
 
-# Module path -> dense delta (d_out, d_in) of an adapter kind that the core does not know; the host's own classes make it.
-DenseDelta = Callable[[str], Tensor]
+# (module path, its tensors by role) -> dense delta (d_out, d_in) of an adapter kind that needs the base weight, or that
+# only the host knows; the host makes it.
+DenseDelta = Callable[[str, Mapping[str, Tensor]], Tensor]
 
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _KINDS = {
     "set_weight": "a replacement of the weight",
     "dora_scale": "a DoRA",
+    "magnitude": "a DoRA",
     "reshape_weight": "a LoRA that reshapes the weight",
     "hada_t1": "a LoHa with a Tucker core",
     "oft_blocks": "an OFT",
@@ -64,7 +66,7 @@ def delta_of_group(
     if kind is not None:
         if dense_delta is None or "set_weight" in group:
             raise AdapterError(f"{name}: {base!r} is {kind}, which cannot be read here; use a plain LoRA, LoCon or LoHa")
-        weight = dense_delta(path)
+        weight = dense_delta(path, group)
         _check_shape(name, base, tuple(weight.shape), shape, f"{kind} of {tuple(weight.shape)}")
         delta = LowRankDelta.from_dense(_finite(name, base, weight))
     elif "hada_w1_a" in group:
@@ -78,6 +80,32 @@ def delta_of_group(
     _finite(name, base, delta.up)
     _finite(name, base, delta.down)
     return delta
+
+
+def peft_dora(name: str, base: str, group: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+    """Return ``m (W + up down) / ||W + up down|| - W``, with one norm per output: a DoRA as PEFT defines it.
+
+    Kohya's ``dora_scale`` means the same in LyCORIS, but the host divides by the norms of ``W`` alone; PEFT's files have never
+    been loaded by it, so theirs keep the meaning with which they were trained.
+
+    Args:
+        name: The file's name, for errors.
+        base: The keys' base, for errors.
+        group: Role -> tensor; ``magnitude`` holds d_out numbers.
+        weight: The base weight, (d_out, ...).
+
+    Raises:
+        AdapterError: As many magnitudes as needed are not there, or what a plain LoRA's factors raise.
+    """
+    weight = weight.float().flatten(1)
+    adapted = weight + _lora(name, base, group, tuple(weight.shape)).dense()
+    magnitude = group["magnitude"].float().reshape(-1, 1)
+    if len(magnitude) != len(weight):
+        raise AdapterError(
+            f"{name}: {base!r} has {len(magnitude)} magnitudes, but this model's weight there has {len(weight)} outputs. "
+            "The LoRA was trained for another model; use one for SD1.5"
+        )
+    return magnitude * adapted / adapted.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) - weight
 
 
 def _lora(name: str, base: str, group: Mapping[str, Tensor], shape: tuple[int, int]) -> LowRankDelta:

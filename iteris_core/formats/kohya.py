@@ -6,7 +6,7 @@ table: base -> module path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -36,6 +36,9 @@ _ROLES: dict[str, str] = {
     ".lora_linear_layer.down.weight": "down",
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
     ".reshape_weight": "reshape_weight",
     ".diff": "diff",
     ".diff_b": "diff_b",
@@ -52,6 +55,8 @@ _ROLES: dict[str, str] = {
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
     "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
 )}  # fmt: skip
+# Role -> the suffix that kohya's and LyCORIS' trainers give it.
+_SUFFIXES = {role: suffix for suffix, role in reversed(_ROLES.items())}
 _OTHER_MODELS = {
     "SDXL": lambda key: key.startswith(("lora_te2_", "text_encoder_2.")) or "transformer_blocks_9_" in key,
     "Flux": lambda key: "double_blocks" in key or "single_transformer_blocks" in key,
@@ -78,6 +83,7 @@ def parse(
     *,
     vector_sizes: Mapping[str, int] | None = None,
     dense_delta: DenseDelta | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Adapter:
     """Return the adapter that a file's tensors describe.
 
@@ -89,26 +95,18 @@ def parse(
         metadata: The file's metadata.
         vector_sizes: Parameter path -> size, for biases and norms; others count as unmatched.
         dense_delta: Makes the delta of DoRA, LoKr, GLoRA, OFT and Tucker LoHa; None: they are refused.
+        progress: Called as ``progress(modules read, modules in all)``; may raise to cancel.
 
     Raises:
-        AdapterError: No key fits the model, a group is incomplete, shapes are wrong, or weights are not finite.
+        AdapterError: No key fits the model, a group is incomplete or has a tensor of unknown meaning, shapes are wrong, or
+            weights are not finite.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    keys: dict[str, list[str]] = {}
-    unmatched = []
-    for key, tensor in tensors.items():
-        parts = split_key(key)
-        if parts is None or parts[0] not in module_of_base:
-            unmatched.append(key)
-            continue
-        base, role = parts
-        if role in groups.get(base, {}):
-            raise AdapterError(f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is damaged")
-        groups.setdefault(base, {})[role] = tensor
-        keys.setdefault(base, []).append(key)
+    groups, keys, unmatched = _grouped(name, tensors, module_of_base)
     deltas: dict[str, LowRankDelta] = {}
     vectors: dict[str, Tensor] = {}
-    for base, group in groups.items():
+    for done, (base, group) in enumerate(groups.items()):
+        if progress:
+            progress(done, len(groups))
         path = module_of_base[base]
         found = vectors_of_group(path, group)
         misfits = {p for p, vector in found.items() if (vector_sizes or {}).get(p) != vector.numel()}
@@ -123,6 +121,47 @@ def parse(
     if not deltas and not vectors:
         raise AdapterError(_no_key_fits(name, list(tensors)))
     return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
+
+
+def _grouped(
+    name: str, tensors: Mapping[str, Tensor], module_of_base: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]], list[str]]:
+    """Return base -> role -> tensor, base -> its keys, and the keys that belong to no module of the model."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    keys: dict[str, list[str]] = {}
+    unmatched = []
+    for key, tensor in tensors.items():
+        parts = split_key(key)
+        if parts is None or parts[0] not in module_of_base:
+            unmatched.append(key)
+            continue
+        base, role = parts
+        if role in groups.get(base, {}):
+            raise AdapterError(f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is damaged")
+        groups.setdefault(base, {})[role] = tensor
+        keys.setdefault(base, []).append(key)
+    for key in unmatched:
+        base = next((start for start in _starts(key) if start in groups), None)
+        if base is not None and split_key(key) is None:
+            raise AdapterError(
+                f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does not know how: its ending "
+                f"{key.removeprefix(base)!r} is of no known kind of adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
+            )
+    return groups, keys, unmatched
+
+
+def _starts(key: str) -> Iterator[str]:
+    """Yield what comes before each dot of a key, longest first."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+        if key.endswith("_lora"):  # old diffusers keys: <base>_lora.up.weight
+            yield key.removesuffix("_lora")
+
+
+def tensors_of_group(base: str, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a group of tensors by role under the key names of kohya's and LyCORIS' trainers."""
+    return {f"{base}{_SUFFIXES[role]}": tensor for role, tensor in group.items()}
 
 
 def _no_key_fits(name: str, keys: list[str]) -> str:
@@ -146,11 +185,23 @@ def to_tensors(
         base_of_module: Module path -> key base.
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
         whole: Write deltas whose factors are no smaller than the weight as ``<base>.diff`` instead.
+
+    Returns:
+        Key -> contiguous tensor, as safetensors wants it.
+
+    Raises:
+        AdapterError: A module has no key base.
     """
+    modules = [*adapter.deltas, *(parameter.rpartition(".")[0] for parameter in adapter.vectors)]
+    nameless = [path for path in modules if path not in base_of_module]
+    if nameless:
+        raise AdapterError(
+            f"{adapter.name}: {nameless[0]!r} has no key name under which other programs would find it, so it cannot be "
+            f"saved ({len(nameless)} such modules). Leave it out of the adapter"
+        )
     tensors: dict[str, Tensor] = {}
     for path, delta in adapter.deltas.items():
-        base, kernel = base_of_module[path], (kernels or {}).get(path)
-        tail = () if kernel is None else kernel
+        base, tail = base_of_module[path], (kernels or {}).get(path, ())
         if whole and delta.is_oversized:
             weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
             tensors[f"{base}.diff"] = weight.reshape(len(weight), -1, *tail)
@@ -160,14 +211,14 @@ def to_tensors(
         tensors[f"{base}.alpha"] = torch.tensor(float(delta.rank))
     for parameter, vector in adapter.vectors.items():
         path, _, kind = parameter.rpartition(".")
-        if path in base_of_module:
-            tensors[f"{base_of_module[path]}.{'diff_b' if kind == 'bias' else 'diff'}"] = vector
-    return tensors
+        tensors[f"{base_of_module[path]}.{'diff_b' if kind == 'bias' else 'diff'}"] = vector
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
-def metadata_of(adapter: Adapter) -> dict[str, str]:
-    """Return the metadata by which other programs recognise an SD1.5 LoRA."""
-    rank = str(max((delta.rank for delta in adapter.deltas.values()), default=0))
+def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
+    """Return the metadata by which other programs recognise an SD1.5 LoRA; `whole` as in `to_tensors`."""
+    ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
+    rank = str(max(ranks, default=0))
     return {
         "ss_base_model_version": "sd_v1",
         "ss_network_module": "networks.lora",

@@ -5,6 +5,7 @@ import torch
 
 from iteris_core import AdapterError
 from iteris_core.formats import kohya
+from iteris_core.formats.factors import peft_dora
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}
@@ -57,10 +58,53 @@ def test_a_full_difference_a_bias_and_a_norm():
 def test_kinds_of_the_host_get_their_delta_from_it():
     weight = torch.randn(6, 2) @ torch.randn(2, 5)
     tensors = {"lora_unet_linear.lokr_w1": torch.randn(2, 1), "lora_unet_linear.lokr_w2": torch.randn(3, 5)}
-    delta = parse(tensors, dense_delta=lambda path: weight).deltas["linear"]
+    asked = []
+    delta = parse(tensors, dense_delta=lambda path, group: asked.append((path, sorted(group))) or weight).deltas["linear"]
+    assert asked == [("linear", ["lokr_w1", "lokr_w2"])]
     torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)
     with pytest.raises(AdapterError, match="'lora_unet_linear' is a LoKr, which cannot be read here"):
         parse(tensors)
+
+
+def peft_dora_layer(layer, rank, **options):
+    """Return a trained-looking DoRA of PEFT's own: its state dict's tensors, and the weight that PEFT merges it into."""
+    peft = pytest.importorskip("peft")
+
+    model = peft.get_peft_model(
+        torch.nn.Sequential(layer), peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], use_dora=True)
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    tensors = {key: tensor.clone() for key, tensor in peft.get_peft_model_state_dict(model).items()}
+    return tensors, model.merge_and_unload()[0].weight.detach()
+
+
+@pytest.mark.parametrize("ending", ["", ".weight", ".default.weight"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_dora_of_peft_is_read_as_peft_merges_it(kind, ending):
+    layer = torch.nn.Linear(5, 6) if kind == "linear" else torch.nn.Conv2d(4, 6, 3)
+    weight = layer.weight.detach().clone()
+    tensors, merged = peft_dora_layer(layer, 2)
+    renamed = {key.replace("base_model.model.0.", f"lora_unet_{kind}."): tensor for key, tensor in tensors.items()}
+    (old,) = [key for key in renamed if "magnitude" in key]
+    renamed[f"lora_unet_{kind}.lora_magnitude_vector{ending}"] = renamed.pop(old)
+    make = lambda path, group: peft_dora("file", path, group, weight)  # noqa: E731
+    adapter = parse(renamed, dense_delta=make)
+    assert adapter.unmatched == ()
+    plain = parse({key: tensor for key, tensor in renamed.items() if "magnitude" not in key}).deltas[kind].dense()
+    expected = (merged - weight).flatten(1)
+    torch.testing.assert_close(adapter.deltas[kind].dense(), expected, rtol=1e-3, atol=1e-4)
+    assert (plain - expected).norm() > 0.1 * expected.norm()
+    with pytest.raises(AdapterError, match=f"'lora_unet_{kind}' is a DoRA, which cannot be read here"):
+        parse(renamed)
+
+
+def test_a_dora_with_too_few_magnitudes_is_refused():
+    group = {"up": torch.ones(6, 2), "down": torch.ones(2, 5), "magnitude": torch.ones(4)}
+    with pytest.raises(AdapterError, match="'base' has 4 magnitudes, but this model's weight there has 6 outputs"):
+        peft_dora("file", "base", group, torch.ones(6, 5))
 
 
 def test_an_oversized_delta_is_written_whole_on_request():

@@ -57,6 +57,9 @@ def parse(tensors, **more):
         ("unet.x.to_q_lora.down.weight", ("unet.x.to_q", "down")),
         ("text.x.lora_linear_layer.up.weight", ("text.x", "up")),
         ("text.x.lora_linear_layer.down.weight", ("text.x", "down")),
+        ("unet.x.lora_magnitude_vector", ("unet.x", "magnitude")),
+        ("unet.x.lora_magnitude_vector.weight", ("unet.x", "magnitude")),
+        ("base_model.model.x.lora_magnitude_vector.default.weight", ("base_model.model.x", "magnitude")),
         ("lora_unet_x.lora_up.bias", None),
         ("x.weight", None),
         ("alpha", None),
@@ -112,7 +115,7 @@ def test_keys_of_no_module_are_listed_not_dropped():
     strange = {
         "lora_unet_elsewhere.lora_up.weight": torch.zeros(1),
         "logit_scale": torch.zeros(1),
-        f"{UNET}.bias": torch.zeros(1),
+        f"{PROJ}.bias": torch.zeros(1),  # of a module that has nothing else in the file
     }
     adapter = parse({**strange, **factors()}, metadata={"ss_tag_frequency": "{}"})
     assert adapter.unmatched == tuple(strange)
@@ -120,7 +123,83 @@ def test_keys_of_no_module_are_listed_not_dropped():
     assert adapter.metadata == {"ss_tag_frequency": "{}"}
 
 
+@pytest.mark.parametrize(
+    ("base", "ending"),
+    [
+        (UNET, "lora_up.bias"),
+        (UNET, "bias"),
+        (UNET, "scalar"),
+        ("unet.down_blocks.0.attn1.to_q", "lora_A.bias"),
+        ("unet.down_blocks.0.attn1.to_q", "lora_magnitude_vector.other.weight"),
+    ],
+)
+def test_a_tensor_of_unknown_meaning_beside_known_ones_is_refused_by_name(base, ending):
+    with pytest.raises(AdapterError, match=f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* no known kind"):
+        parse({f"{base}.{ending}": torch.zeros(1), **factors(base)})
+
+
+def test_an_unknown_tensor_beside_old_diffusers_keys_is_refused_too():
+    base = "unet.down_blocks.0.attn1.to_q"
+    tensors = {f"{base}_lora.up.weight": torch.randn(6, 2), f"{base}_lora.down.weight": torch.randn(2, 4)}
+    with pytest.raises(AdapterError, match=r"to_q_lora\.strange' changes what"):
+        parse({**tensors, f"{base}_lora.strange": torch.zeros(1)})
+
+
+def test_reading_tells_how_far_it_is_and_can_be_stopped():
+    tensors, seen = {**factors(), **factors(PROJ, shape=(5, 4)), **factors(TEXT, shape=(3, 3))}, []
+
+    def stop_at_the_third(done, total):
+        seen.append((done, total))
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        parse(tensors, progress=stop_at_the_third)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_a_group_is_named_as_kohya_names_it():
+    roles = {
+        "up": torch.zeros(1),
+        "down": torch.ones(1),
+        "alpha": torch.ones(1),
+        "lokr_w1": torch.ones(2),
+        "diff": torch.ones(3),
+    }
+    named = kohya.tensors_of_group("x", roles)
+    assert list(named) == ["x.lora_up.weight", "x.lora_down.weight", "x.alpha", "x.lokr_w1", "x.diff"]
+    assert {kohya.split_key(key)[1]: tensor for key, tensor in named.items()} == roles
+
+
 # --- and back ---
+
+
+def test_everything_written_is_contiguous_as_safetensors_wants_it():
+    """A solve leaves transposed factors; core's SaveLoRA calls save_file on them as they are."""
+    up, down = torch.randn(3, 6).T, torch.randn(4, 3).T
+    oversized = LowRankDelta(torch.randn(4, 5).T, torch.randn(4, 4).T)
+    vector = torch.randn(3, 2)[:, 0]
+    adapter = Adapter("merged", {"unet.q": LowRankDelta(up, down), "unet.proj": oversized}, vectors={"text.q.bias": vector})
+    assert not any(tensor.is_contiguous() for tensor in (up, down, vector, oversized.up))
+    names = {"unet.q": UNET, "unet.proj": PROJ, "text.q": TEXT}
+    for whole in (False, True):
+        tensors = kohya.to_tensors(adapter, names, {"unet.proj": (1, 1)}, whole=whole)
+        assert all(tensor.is_contiguous() for tensor in tensors.values())
+        assert (f"{PROJ}.diff" in tensors) is whole
+        assert torch.equal(tensors[f"{TEXT}.diff_b"], vector)
+
+
+NAMELESS = {
+    "delta": {"deltas": {"text.projection": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))}},
+    "vector": {"vectors": {"text.norm.weight": torch.ones(2)}},
+}
+
+
+@pytest.mark.parametrize("parts", NAMELESS.values(), ids=NAMELESS)
+def test_a_module_without_a_key_name_is_an_error_not_left_out(parts):
+    adapter = Adapter("merged", **{"deltas": {}, **parts})
+    with pytest.raises(AdapterError, match=r"merged: 'text\.(projection|norm)' has no key name"):
+        kohya.to_tensors(adapter, {"unet.q": UNET})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -158,6 +237,7 @@ def test_metadata_tells_other_programs_what_it_is():
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["modelspec.title"]) == ("5", "5", "merged")
     assert all(isinstance(value, str) for value in metadata.values())
     assert kohya.metadata_of(replace(adapter, deltas={}))["ss_network_dim"] == "0"
+    assert kohya.metadata_of(adapter, whole=True)["ss_network_dim"] == "0"  # both are larger than their weights
 
 
 def test_a_file_is_loaded_under_its_own_name(tmp_path):

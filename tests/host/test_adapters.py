@@ -92,6 +92,58 @@ def test_peft_keys_are_read_although_the_host_ignores_them(host, prefix):
     assert (found - 0.8 * up @ down).norm() < 0.1 * found.norm()  # exact where the inputs reach; alpha decides elsewhere
 
 
+@pytest.mark.parametrize("ending", ["lora_magnitude_vector", "lora_magnitude_vector.weight"])
+def test_a_dora_with_peft_keys_is_read_with_its_magnitudes(host, ending):
+    up, down, magnitude = random(320, 4), random(4, 320, scale=0.3), 1 + random(320, scale=0.3).abs()
+    path = "base_model.model.unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{path}.lora_B.weight": up, f"{path}.lora_A.weight": down, f"{path}.{ending}": magnitude}
+    save_file(tensors, host.loras / "peft_dora.safetensors")
+    outputs = host.run({**merge_alone(host, "peft_dora.safetensors"), **host.save("loras/peft_dora", overwrite=True)})[
+        "outputs"
+    ]
+    assert outputs["5"]["iteris_report"][0]["unmatched"] == {}
+    saved = load_file(host.output / "loras" / "peft_dora.safetensors")
+    weight = load_file(host.base / "models" / "checkpoints" / "sd15.safetensors")[
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    ].float()
+    adapted = weight + up @ down
+    expected = 0.8 * (magnitude[:, None] * adapted / adapted.norm(dim=1, keepdim=True) - weight)
+    found = saved[f"{UNET}.lora_up.weight"] @ saved[f"{UNET}.lora_down.weight"]
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert (0.8 * up @ down - expected).norm() > 0.3 * expected.norm()  # what it would be without them
+
+
+def test_an_untrained_layer_is_a_delta_of_zero(host):
+    other = UNET.replace("to_q", "to_k")
+    untrained = {f"{other}.lokr_w1": random(4, 4), f"{other}.lokr_w2": torch.zeros(80, 80)}
+    save_file(lokr() | untrained, host.loras / "untrained.safetensors")
+    outputs = host.run({**merge_alone(host, "untrained.safetensors"), **host.save("loras/untrained")})["outputs"]
+    assert outputs["6"]["text"][1].startswith("read back: 2 of 2 modules, largest difference")
+    saved = load_file(host.output / "loras" / "untrained.safetensors")
+    assert not (saved[f"{other}.lora_up.weight"] @ saved[f"{other}.lora_down.weight"]).any()
+
+
+def test_large_layers_can_be_saved_as_full_differences(host):
+    """The same in the stock loader, in less room than their factors."""
+    save_file(lokr(), host.loras / "large.safetensors")
+    nodes = merge_alone(host, "large.safetensors")
+    low_rank, whole = host.save("loras/low_rank"), host.save("loras/whole")
+    whole["6"]["inputs"]["large_layers"] = "full difference (.diff)"
+    both = {**nodes, **low_rank, "7": whole["6"], **host.sample("outputs", ["5", 0], ["5", 1])}
+    outputs = host.run(both)["outputs"]
+    assert outputs["7"]["text"][1].startswith("read back: 1 of 1 modules, largest difference")
+    assert set(load_file(host.output / "loras" / "whole.safetensors")) == {f"{UNET}.diff"}
+    sizes = [(host.output / "loras" / f"{name}.safetensors").stat().st_size for name in ("whole", "low_rank")]
+    assert sizes[0] < 0.6 * sizes[1]
+    for name in ("whole", "low_rank"):
+        loader = host.load_lora(f"{name}.safetensors")
+        host.run({"1": nodes["1"], **loader, **host.sample(name, ["10", 0], ["10", 1])})
+    host.run({"1": nodes["1"], **host.sample("base", ["1", 0], ["1", 1])})
+    model, base = host.latent("outputs"), host.latent("base")
+    for name in ("whole", "low_rank"):
+        assert (host.latent(name) - model).abs().max() <= 1e-4 * (model - base).abs().max()
+
+
 def test_a_lower_rank_and_the_full_output_target(host):
     nodes = host.merge()
     nodes["5"]["inputs"].update(rank=4, target="full_output")

@@ -1,5 +1,7 @@
 """The merge inside a real ComfyUI."""
 
+import hashlib
+import json
 import time
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from iteris_core import __version__
 from iteris_core.demo.client import WorkflowFailed, WorkflowRejected
+from iteris_core.demo.server import ComfyServer
 
 pytestmark = pytest.mark.host
 
@@ -34,7 +38,7 @@ def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
 
 def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     path = host.output / "loras" / "merged_float16.safetensors"
-    assert merged["6"]["text"] == [str(path)]
+    assert merged["6"]["text"] == [str(path), "read back: 120 of 120 modules, largest difference 0"]
     with safe_open(path, "pt") as file:
         keys, metadata = set(file.keys()), file.metadata()
         assert len(keys) == 120 * 3
@@ -45,7 +49,13 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
         assert down.dtype == torch.float16 and down.shape == (16, 320, 1, 1)
         assert file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.alpha") == 16
     assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_network_dim"] == "16"
-    assert "a second thing in a park" in metadata["iteris.recipe"]
+    recipe = json.loads(metadata["iteris.recipe"])
+    assert recipe["iteris_version"] == __version__
+    assert recipe["loras"][1] == {
+        "name": "second", "file": "second.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
+        "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
+        "prompts": ["a photo of a second thing", "a second thing in a park"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
@@ -128,14 +138,62 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     assert not list((host.output / "loras").glob(".*"))
 
 
-def test_keys_without_a_module_are_counted_and_named(host):
-    save_file(
-        load_file(host.loras / "first.safetensors") | {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
-        host.loras / "odd.safetensors",
-    )
-    outputs = host.run({**host.merge(first="odd.safetensors"), **host.save("loras/odd")})["outputs"]
-    assert outputs["5"]["iteris_report"][0]["unmatched"] == {"odd": ["lora_unet_nowhere.alpha"]}
-    assert "odd: 1 keys belong to no module of this model: lora_unet_nowhere.alpha" in outputs["5"]["text"][0]
+def test_keys_without_a_module_are_counted_and_named_per_file(host):
+    """Two files of one stem; a text projection and a text norm, which no saved file could hold, among their odd keys."""
+    odd = {
+        "cat": {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
+        "style/cat": {
+            "text_projection.lora_A.weight": torch.ones(2, 768),
+            "text_projection.lora_B.weight": torch.ones(768, 2),
+            "lora_te_text_model_encoder_layers_0_layer_norm1.w_norm": torch.ones(768),
+            "text_model.encoder.layers.0.layer_norm1.w_norm": torch.ones(768),
+        },
+    }
+    (host.loras / "style").mkdir()
+    for name, keys in odd.items():
+        save_file(load_file(host.loras / "first.safetensors") | keys, host.loras / f"{name}.safetensors")
+    workflow = {**host.merge(first="cat.safetensors", second="style/cat.safetensors"), **host.save("loras/odd")}
+    outputs = host.run(workflow)["outputs"]
+    found = outputs["5"]["iteris_report"][0]["unmatched"]
+    assert {name: sorted(keys) for name, keys in found.items()} == {name: sorted(keys) for name, keys in odd.items()}
+    assert "cat: 1 keys belong to no module of this model: lora_unet_nowhere.alpha" in outputs["5"]["text"][0]
+    assert outputs["6"]["text"][1].startswith("read back: 120 of 120 modules")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("kept_energy", 0.9), ("size_mb", 0.25)])
+def test_ranks_by_kept_energy_or_by_size(host, setting, value):
+    for name in ("first", "second"):
+        tensors = load_file(host.loras / f"{name}.safetensors")
+        middle = {key: tensor for key, tensor in tensors.items() if "mid_block" in key}
+        save_file(middle, host.loras / f"{name}_middle.safetensors")
+    nodes = host.merge("first_middle.safetensors", "second_middle.safetensors", timesteps=1, unconditional_share=0.0)
+    nodes["5"]["inputs"][setting] = value
+    outputs = host.run({**nodes, **host.save(f"loras/{setting}")})["outputs"]
+    ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
+    assert len(ranks) == 12 and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
+    if setting == "size_mb":
+        assert 0.22e6 < (host.output / "loras" / "size_mb.safetensors").stat().st_size < 0.255e6
+
+
+def test_only_one_setting_decides_the_ranks(host):
+    nodes = host.merge()
+    nodes["5"]["inputs"].update(rank=4, size_mb=2.0)
+    with pytest.raises(WorkflowFailed, match="rank is 4 and size_mb is 2, but each of them decides the ranks"):
+        host.run({**nodes, **host.save("loras/bad")})
+
+
+def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
+    """--disable-metadata: only what other programs need to recognise the file."""
+    (tmp_path / "models").symlink_to(host.base / "models")
+    options = {"device": "cpu", "arguments": ["--disable-metadata"]}
+    with ComfyServer(host.server.comfyui, tmp_path, tmp_path / "server.log", **options) as server:
+        private = type(host)(tmp_path, server)
+        private.run({**host.merge(timesteps=1, unconditional_share=0.0), **host.save("loras/private")})
+    with safe_open(tmp_path / "output" / "loras" / "private.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert all(key.startswith(("ss_", "modelspec.")) or key == "format" for key in metadata)
+    assert "second thing" not in json.dumps(metadata)
 
 
 def test_files_are_numbered_or_overwritten_as_asked_and_stay_in_the_output_folder(host, merged):
@@ -176,6 +234,42 @@ def bad_loras(folder):
     yield "shapes.safetensors", "this model's weight there is 768 x 768"
     save_file(good | {te_key: torch.full((768, 8), float("nan"))}, folder / "nan.safetensors")
     yield "nan.safetensors", "NaN or infinite weights"
+    q_proj = te_key.removesuffix(".lora_up.weight")
+    save_file(good | {f"{q_proj}.lora_up.bias": torch.zeros(8)}, folder / "sibling.safetensors")
+    yield "sibling.safetensors", f"'{q_proj}.lora_up.bias' changes what the other tensors"
+    lokr = {f"{q_proj}.lokr_w1": torch.ones(4, 4), f"{q_proj}.lokr_w2": torch.ones(5, 5)}
+    save_file(
+        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr, folder / "lokr_shape.safetensors"
+    )
+    yield "lokr_shape.safetensors", "ComfyUI could not apply lokr_w1, lokr_w2 to .*ERROR lokr .* shape"
+    lokr.pop(f"{q_proj}.lokr_w2")
+    save_file(
+        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr, folder / "lokr_half.safetensors"
+    )
+    yield "lokr_half.safetensors", "ComfyUI could not apply lokr_w1 to"
+
+
+def test_another_kind_of_checkpoint_is_refused_at_the_start(host):
+    checkpoints, encoders = host.base / "models" / "checkpoints", host.base / "models" / "text_encoders"
+    tensors = load_file(checkpoints / "sd15.safetensors")
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file(tensors | {first: torch.zeros(320, 9, 3, 3).half()}, checkpoints / "inpainting.safetensors")
+    encoders.mkdir(exist_ok=True)
+    prefix = "cond_stage_model.transformer."
+    text = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    save_file(text, encoders / "clip_l.safetensors")
+    inpainting, other_clip = host.merge(), host.merge()
+    inpainting["1"]["inputs"]["ckpt_name"] = "inpainting.safetensors"
+    loader = {"clip_name": "clip_l.safetensors", "type": "sd3"}
+    other_clip["9"] = {"class_type": "CLIPLoader", "inputs": loader}
+    other_clip["5"]["inputs"]["clip"] = ["9", 0]
+    for nodes, message in (
+        (inpainting, "an inpainting checkpoint: its UNet reads 9 channels"),
+        (other_clip, r"the CLIP is a SD3\w* with the text encoders g, l, t5xxl; SD1.5 has CLIP-L alone"),
+    ):
+        with pytest.raises(WorkflowFailed, match=message) as failure:
+            host.run({**nodes, **host.save("loras/bad")})
+        assert failure.value.node_type == "IterISMerge"
 
 
 def test_bad_files_are_refused_before_any_sampling(host):

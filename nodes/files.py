@@ -1,0 +1,54 @@
+"""Names and fingerprints of files; where ComfyUI keeps them is `host`'s business."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..iteris_core import IterisError
+
+
+def adapter_name(lora_name: str) -> str:
+    """Return what to call a LoRA: its name in ComfyUI's list without the suffix, so that no two files share it.
+
+    >>> adapter_name("style/cat.safetensors")
+    'style/cat'
+    """
+    return lora_name.replace("\\", "/").removesuffix(".safetensors")
+
+
+def fingerprint(path: Path | None) -> str:
+    """Return a string that changes when the file changes."""
+    if path is None or not path.is_file():
+        return "missing"
+    status = path.stat()
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
+    """Return where to save a file of this name below a folder; a free name unless it may be overwritten.
+
+    Raises:
+        IterisError: An empty name, or one that leaves the folder.
+    """
+    name = file_name.strip().removesuffix(".safetensors")
+    if not name or name.endswith(("/", "\\")):
+        raise IterisError("the file name is empty; write a name such as loras/my_merge")
+    folder = folder.resolve()
+    wanted = (folder / f"{name}.safetensors").resolve()
+    if not wanted.is_relative_to(folder):
+        raise IterisError(f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge")
+    number, path = 2, wanted
+    while path.exists() and not overwrite:
+        path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
+        number += 1
+    return path

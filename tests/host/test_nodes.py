@@ -1,0 +1,244 @@
+"""The parts of the nodes that need no ComfyUI: its modules are stood in for, so these tests are quick."""
+
+import importlib
+import json
+import logging
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import iteris_core
+from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta, MergeReport
+from iteris_core.formats import kohya
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Return a function that imports a module of nodes/, as part of a package whose core is the one imported above."""
+    io = types.SimpleNamespace(ComfyNode=object, Custom=lambda name: name)
+    fakes = {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": types.ModuleType("comfy_api.latest")}
+    fakes["comfy_api.latest"].io = io
+    for name, folder in (("fakepack", ROOT), ("fakepack.nodes", ROOT / "nodes")):
+        fakes[name] = types.ModuleType(name)
+        fakes[name].__path__ = [str(folder)]
+    fakes["fakepack.nodes.host"] = types.ModuleType("fakepack.nodes.host")
+    fakes["fakepack.nodes"].host = fakes["fakepack.nodes.host"]
+    core = {f"fakepack.{name}": module for name, module in sys.modules.items() if name.partition(".")[0] == "iteris_core"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in (fakes | core).items():
+            patch.setitem(sys.modules, name, module)
+        yield lambda name: importlib.import_module(f"fakepack.nodes.{name}")
+    for name in [name for name in sys.modules if name.startswith("fakepack")]:
+        del sys.modules[name]
+
+
+def test_the_version_is_the_one_that_is_installed():
+    assert f'\nversion = "{iteris_core.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+# --- kinds that only the host knows ---
+
+
+def added(nodes, apply, weight=None):
+    weight = torch.ones(3, 2) if weight is None else weight
+    return nodes("foreign").added_by_host("file", "layer", {"layer.lokr_w1": torch.ones(1)}, weight, apply)
+
+
+def test_zero_is_an_answer(nodes):
+    assert torch.equal(added(nodes, lambda weight: weight), torch.zeros(3, 2))
+    assert torch.equal(added(nodes, lambda weight: weight.add_(2)), torch.full((3, 2), 2.0))
+
+
+@pytest.mark.parametrize("verbosity", [logging.INFO, logging.CRITICAL])
+def test_an_error_that_the_host_only_logs_is_raised_with_its_text(nodes, verbosity):
+    def fail_as_the_host_does(weight):
+        logging.error("ERROR lokr layer: shapes do not fit")
+        return weight
+
+    root = logging.getLogger()
+    before, handlers = root.level, list(root.handlers)
+    root.setLevel(verbosity)
+    try:
+        with pytest.raises(AdapterError, match=r"file: ComfyUI could not apply lokr_w1 to 'layer': ERROR lokr.*do not fit"):
+            added(nodes, fail_as_the_host_does)
+        assert (root.level, root.handlers) == (verbosity, handlers)
+    finally:
+        root.setLevel(before)
+
+
+def test_what_the_host_raises_does_not_know_or_reshapes_is_explained(nodes):
+    def fail(weight):
+        raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+    for apply, message in (
+        (fail, "could not apply lokr_w1 to 'layer': AttributeError: 'NoneType'"),
+        (lambda weight: None, "ComfyUI does not know what lokr_w1 do to 'layer'"),
+        (lambda weight: torch.ones(4, 2), "(4, 2), which is (3, 2) in this model"),
+    ):
+        with pytest.raises(AdapterError, match=re.escape(message)):
+            added(nodes, apply)
+
+
+def test_a_cancel_goes_through(nodes):
+    class Interrupt(Exception):
+        pass
+
+    def cancel(weight):
+        raise Interrupt
+
+    with pytest.raises(Interrupt):
+        added(nodes, cancel)
+
+
+# --- names of keys ---
+
+
+def keys_of_a_small_model(nodes):
+    modules = {
+        "diffusion_model.mid.q": nn.Linear(4, 6),
+        "diffusion_model.mid.conv": nn.Conv2d(2, 3, (3, 1)),
+        "clip_l.transformer.text_model.q": nn.Linear(3, 3),
+        "clip_l.transformer.text_model.norm": nn.LayerNorm(3),
+        "clip_l.transformer.text_projection": nn.Linear(3, 3),
+    }
+    host_keys = {
+        "lora_unet_mid_q": "diffusion_model.mid.q.weight",
+        "lora_unet_mid_conv": "diffusion_model.mid.conv.weight",
+        "diffusion_model.mid.conv.bias": "diffusion_model.mid.conv.bias",
+        "lora_te_text_model_q": "clip_l.transformer.text_model.q.weight",
+        "lora_te1_text_projection": "clip_l.transformer.text_projection.weight",
+        "fused": ("diffusion_model.mid.q.weight", (0, 0, 3)),
+    }
+    return nodes("keys").model_keys(
+        modules, host_keys, {"mid_block.q.weight": "mid.q.weight", "mid_block.q.bias": "mid.q.bias"}
+    )
+
+
+def test_only_modules_that_can_be_saved_are_read(nodes):
+    keys = keys_of_a_small_model(nodes)
+    assert keys.base_of_module["diffusion_model.mid.q"] == "lora_unet_mid_block_q"  # the name that every program knows
+    assert set(keys.module_of_base.values()) == {
+        "diffusion_model.mid.q", "diffusion_model.mid.conv", "clip_l.transformer.text_model.q",
+    }  # fmt: skip
+    assert keys.module_of_base["base_model.model.unet.mid_block.q"] == "diffusion_model.mid.q"
+    assert keys.module_of_base["base_model.model.text_encoder.text_model.q"] == "clip_l.transformer.text_model.q"
+    assert set(keys.host_keys) == {
+        "lora_unet_mid_q", "lora_unet_mid_conv", "lora_te_text_model_q", "lora_te1_text_projection",
+    }  # fmt: skip
+    assert keys.weight_shape("diffusion_model.mid.q") == (6, 4)
+    assert keys.weight_shape("diffusion_model.mid.conv") == (3, 2, 3, 1)
+
+
+@pytest.mark.parametrize("rest", ["text_projection.lora_{}.weight", "text_model.norm.{}_norm"])
+def test_keys_of_modules_that_cannot_be_saved_are_unmatched(nodes, rest):
+    keys = keys_of_a_small_model(nodes)
+    odd = {
+        rest.format(letter): torch.ones(3, 3) if "lora" in rest else torch.ones(3)
+        for letter in ("AB" if "lora" in rest else "w")
+    }
+    good = {"lora_te_text_model_q.lora_up.weight": torch.ones(3, 1), "lora_te_text_model_q.lora_down.weight": torch.ones(1, 3)}
+    adapter = kohya.parse("file", good | odd, keys.module_of_base, keys.shapes, vector_sizes=keys.vector_sizes)
+    assert adapter.unmatched == tuple(odd)
+    assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3
+
+
+# --- files ---
+
+
+def test_files_of_one_stem_have_names_of_their_own(nodes):
+    name = nodes("files").adapter_name
+    assert [name(n) for n in ("cat.safetensors", "style/cat.safetensors", "style\\dog.v2.safetensors")] == [
+        "cat", "style/cat", "style/dog.v2",
+    ]  # fmt: skip
+
+
+def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path):
+    file = tmp_path / "cat.safetensors"
+    file.write_bytes(b"abc")
+    entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0)
+    report = nodes("merge").with_recipe(MergeReport((), settings={"config": {"alpha": 1}, "loras": ["old"]}), [entry], [file])
+    assert json.loads(json.dumps(report.settings)) == {
+        "config": {"alpha": 1},
+        "iteris_version": iteris_core.__version__,
+        "loras": [
+            {
+                "name": "style/cat", "file": "style/cat.safetensors", "strength_model": 0.8, "strength_clip": 0.5,
+                "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+                "prompts": ["a cat"], "weight": 2.0,
+            }
+        ],
+    }  # fmt: skip
+
+
+# --- ranks ---
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ((8, 0.9, 0), "rank is 8 and kept_energy is 0.9, but"),
+    ((0, 0.5, 20), "kept_energy is 0.5 and size_mb is 20, but"),
+    ((4, 0.99, 1.5), "rank is 4 and kept_energy is 0.99 and size_mb is 1.5, but"),
+])  # fmt: skip
+def test_only_one_way_to_choose_ranks(nodes, values, words):
+    with pytest.raises(ConfigError, match=re.escape(words) + ".*Set one, and leave the others off: rank 0, kept_energy 1"):
+        nodes("merge").check_ranks(*values)
+
+
+@pytest.mark.parametrize("values", [(0, 1.0, 0.0), (8, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 30.0)])
+def test_one_way_to_choose_ranks_is_fine(nodes, values):
+    nodes("merge").check_ranks(*values)
+
+
+def test_a_size_becomes_weights_and_must_have_room_for_rank_one(nodes):
+    merge = nodes("merge")
+    adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
+    loras = [merge.PromptedAdapter(adapter, ("p",))] * 2
+    assert merge.weights_in(1.0, torch.float16, loras) == (1_000_000 - 500) // 2
+    assert merge.weights_in(1.0, torch.float32, loras) == (1_000_000 - 500) // 4
+    with pytest.raises(ConfigError, match=r"size_mb is 0\.001; .* rank 1 in all 1 layers, takes 0\.0 MB"):
+        merge.weights_in(0.001, torch.float16, loras)
+
+
+# --- reading back ---
+
+
+@pytest.fixture
+def merged(nodes):
+    adapter = Adapter(
+        "merged",
+        {"diffusion_model.mid.q": LowRankDelta(torch.randn(6, 2), torch.randn(2, 4)),
+         "diffusion_model.mid.conv": LowRankDelta(torch.randn(3, 2), torch.randn(2, 6))},
+        vectors={"clip_l.transformer.text_model.q.bias": torch.randn(3)},
+    )  # fmt: skip
+    return nodes("sockets").MergedLora(adapter, keys_of_a_small_model(nodes), "{}")
+
+
+def loader_of(merged, change=lambda parameter, value: value):
+    """Return what the host's loader would, from what was meant."""
+    meant = {f"{path}.weight": delta.dense() for path, delta in merged.adapter.deltas.items()} | dict(merged.adapter.vectors)
+    return lambda path, keys: lambda parameter, shape: change(parameter, meant[parameter].reshape(shape))
+
+
+def test_a_whole_file_is_read_back(nodes, merged, monkeypatch):
+    save = nodes("save")
+    monkeypatch.setattr(save.host, "stock_loader", loader_of(merged), raising=False)
+    text = save.read_back(Path("x.safetensors"), merged)
+    assert text == "read back: 2 of 2 modules, 1 biases and norms, largest difference 0"
+
+
+@pytest.mark.parametrize("change", [lambda value: None, lambda value: value * 1.1, lambda value: value * float("nan")])
+@pytest.mark.parametrize("lost", ["diffusion_model.mid.conv.weight", "clip_l.transformer.text_model.q.bias"])
+def test_a_file_that_lost_something_is_an_error(nodes, merged, monkeypatch, lost, change):
+    save = nodes("save")
+    loader = loader_of(merged, lambda parameter, value: change(value) if parameter == lost else value)
+    monkeypatch.setattr(save.host, "stock_loader", loader, raising=False)
+    with pytest.raises(
+        IterisError, match=rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'"
+    ):
+        save.read_back(Path("x.safetensors"), merged)
