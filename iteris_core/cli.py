@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from . import cli_inspect, cli_merge
 from .errors import IterisError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one.")
+app.add_typer(cli_merge.app, name="merge")
+app.command("inspect")(cli_inspect.inspect_command)
 
 
 class DeviceOption(str, enum.Enum):
@@ -22,7 +25,7 @@ class DeviceOption(str, enum.Enum):
 
 @app.callback()
 def _commands() -> None:
-    """Keep `demo` a command of its own: with one command and no callback, typer would drop its name."""
+    """Merge several LoRAs into one."""
 
 
 @app.command()

@@ -1,0 +1,227 @@
+"""What an adapter is, read from its file alone: no base model is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters import LowRankDelta
+from ..errors import AdapterError
+from . import kohya, peft
+from .factors import delta_of_group
+from .files import read_tensors
+from .peft_kinds import meaning_of, refusal
+
+_TRIGGERS_SHOWN = 8
+_PLAIN_ROLES = {"up", "down", "mid", "alpha", "diff", "diff_b", "w_norm", "b_norm"}
+_LOHA_ROLES = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"}
+# Role of a tensor -> kind of adapter that has it; the first that is found names a module's kind.
+_KINDS = {
+    "dora_scale": "DoRA", "magnitude": "DoRA", "hada_w1_a": "LoHa", "oft_blocks": "OFT", "glora_a1": "GLoRA", "mid": "LoCon",
+    **{f"lokr_{name}": "LoKr" for name in ("w1", "w2", "w1_a", "w2_a", "t2")},
+    "up": "LoRA", "down": "LoRA", "diff": "full difference", "set_weight": "replaced weight",
+    "diff_b": "bias", "w_norm": "norm", "b_norm": "norm",
+}  # fmt: skip
+_WRITERS = {
+    r"lora_(unet|te|te1|te2|transformer|prior)_": "kohya",
+    r"lycoris_": "LyCORIS",
+    r"base_model\.model\.": "PEFT",
+    r"(unet|text_encoder|text_encoder_2|transformer)\.": "diffusers",
+    r"diffusion_model\.": "ComfyUI",
+}
+# Base family -> a pattern that only its keys have.
+_FAMILIES = {
+    "Flux": r"double_blocks|single_transformer_blocks|single_blocks",
+    "SD3": r"joint_blocks",
+    "a video model": r"temporal|motion_modules",
+    "T5": r"EncDecAttention|DenseReluDense|encoder\.block\.\d+\.layer\.0\.SelfAttention",
+    "BLIP": r"text_decoder\.bert\.",
+    "BART": r"model\.decoder\.layers\.\d+\.encoder_attn",
+}
+_CONTEXT_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """How many layers of a block are changed, and their ranks (least, most)."""
+
+    layers: int
+    ranks: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter is.
+
+    Args:
+        path: Of the file or folder.
+        format: Who writes such keys, such as ``kohya``.
+        kinds: Kind of adapter -> number of modules.
+        base: What it was trained for, as far as the file tells.
+        targets: Number of modules that it changes.
+        blocks: Block of the model -> what is changed in it.
+        trigger_words: Most likely first, from the metadata.
+        norm: Frobenius norm of all deltas together; only of deltas that can be measured without the base.
+        largest: Module -> norm of its delta, the largest few.
+        problems: What would not load, and why.
+        metadata: Of the file, without the long lists.
+    """
+
+    path: str
+    format: str
+    kinds: Mapping[str, int]
+    base: str
+    targets: int
+    blocks: Mapping[str, BlockFacts]
+    trigger_words: tuple[str, ...]
+    norm: float
+    largest: Mapping[str, float]
+    problems: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def inspect_adapter(path: Path) -> AdapterFacts:
+    """Return what a LoRA file, or a PEFT adapter's folder or weights, is.
+
+    Raises:
+        AdapterError: It cannot be read at all.
+    """
+    folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft.CONFIG_FILE) else path
+    settings: Mapping[str, Any] = {}
+    if folder.is_dir():
+        settings = peft.read_settings(folder)
+        if not (folder / peft.WEIGHTS_FILE).exists():
+            peft.load(folder, {})  # says what is wrong
+        path, file = folder, folder / peft.WEIGHTS_FILE
+    else:
+        file = path
+    tensors, metadata = read_tensors(file)
+    groups, unknown = _groups(tensors)
+    deltas, problems = _peft_deltas(path.name, tensors, settings) if settings else _deltas(path.name, groups)
+    if settings:
+        problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
+    else:
+        problems += [f"{key!r} is of no known kind" for key in unknown]
+    norms = {base: delta.squared_norm().clamp_min(0).sqrt().item() for base, delta in deltas.items()}
+    return AdapterFacts(
+        path=str(path),
+        format=_format(tensors),
+        kinds=dict(Counter(_kind(group) for group in groups.values()).most_common()),
+        base=_base(tensors, metadata, settings),
+        targets=len(groups),
+        blocks=_blocks(deltas),
+        trigger_words=tuple(_trigger_words(metadata)),
+        norm=sum(norm**2 for norm in norms.values()) ** 0.5,
+        largest=dict(sorted(norms.items(), key=lambda item: -item[1])[:3]),
+        problems=tuple(problems),
+        metadata={key: value for key, value in metadata.items() if len(value) <= 200},
+    )
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in tensors.items():
+        parts = kohya.split_key(key)
+        if parts is None:
+            unknown.append(key)
+        else:
+            groups.setdefault(parts[0], {})[parts[1]] = tensor
+    return groups, unknown
+
+
+def _kind(group: Mapping[str, Tensor]) -> str:
+    if "down" in group and group["down"].shape[2:].numel() > 1 and "dora_scale" not in group:
+        return "LoCon"
+    return next((kind for role, kind in _KINDS.items() if role in group), "unknown")
+
+
+def _deltas(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, LowRankDelta], list[str]]:
+    """Return the deltas that need no base weight, and what is wrong with the others."""
+    deltas, problems = {}, []
+    for base, group in groups.items():
+        if not (set(group) <= _PLAIN_ROLES or set(group) <= _LOHA_ROLES):
+            continue  # needs the base weight or the host; whoever holds those reads it
+        try:
+            delta = delta_of_group(name, base, base, group, _own_shape(group), None)
+        except AdapterError as error:
+            problems.append(str(error))
+            continue
+        if delta is not None:
+            deltas[base] = delta
+    return deltas, problems
+
+
+def _own_shape(group: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return the (d_out, d_in) that a group's own tensors imply; what is missing is found later, by name."""
+    if "diff" in group:
+        return group["diff"].shape[0], group["diff"][0].numel()
+    up, down = ("up", "down") if "up" in group or "down" in group else ("hada_w1_a", "hada_w1_b")
+    if up not in group or down not in group or not group[up].ndim or group[down].ndim < 2:
+        return 0, 0
+    kernel = group["mid"].shape[2:].numel() if "mid" in group else 1
+    return group[up].shape[0], group[down].flatten(1).shape[1] * kernel
+
+
+def _peft_deltas(
+    name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[dict[str, LowRankDelta], list[str]]:
+    problem = refusal(settings)
+    if problem:
+        return {}, [f"it is {problem}"]
+    factors = {key: tensor for key, tensor in tensors.items() if kohya.split_key(key) is not None}
+    groups, _ = _groups(factors)
+    shapes = {base.removeprefix("base_model.model."): _own_shape(group) for base, group in groups.items()}
+    try:
+        return dict(peft.parse(name, factors, settings, shapes).deltas), []
+    except AdapterError as error:
+        return {}, [str(error)]
+
+
+def _format(keys: Iterable[str]) -> str:
+    found = Counter(next((writer for start, writer in _WRITERS.items() if re.match(start, key)), "unknown") for key in keys)
+    return " and ".join(writer for writer, _ in found.most_common()) or "empty"
+
+
+def _base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    named = [
+        settings.get("base_model_name_or_path"),
+        metadata.get("modelspec.architecture"),
+        metadata.get("ss_base_model_version"),
+    ]
+    guess = next((family for family, pattern in _FAMILIES.items() if any(re.search(pattern, key) for key in tensors)), None)
+    if guess is None:
+        widths = {t.shape[1] for key, t in tensors.items() if re.search(r"attn2.*to_[kv].*(down|lora_A)", key) and t.ndim > 1}
+        guess = next((family for width, family in _CONTEXT_WIDTHS.items() if width in widths), None)
+    told = next((name for name in named if name), None)
+    return f"{guess} ({told})" if guess and told else guess or told or "unknown"
+
+
+def _blocks(deltas: Mapping[str, LowRankDelta]) -> dict[str, BlockFacts]:
+    ranks: dict[str, list[int]] = {}
+    for base, delta in deltas.items():
+        numbered = re.match(r"(.*?[._]\d+)(?=[._]|$)", base)
+        ranks.setdefault(numbered[1] if numbered else re.split(r"[.]", base)[0], []).append(delta.rank)
+    return {block: BlockFacts(len(found), (min(found), max(found))) for block, found in ranks.items()}
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """Return trigger words: the phrase that the author gave, then the training folders' names and commonest tags."""
+    words = [metadata["modelspec.trigger_phrase"]] if metadata.get("modelspec.trigger_phrase") else []
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts: Counter[str] = Counter()
+        for folder, tags in folders.items():
+            words.append(re.sub(r"^\d+_", "", folder).strip())
+            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
+    except (ValueError, AttributeError, TypeError):
+        return words
+    words += [tag for tag, _ in counts.most_common(_TRIGGERS_SHOWN)]
+    return list(dict.fromkeys(filter(None, words)))[:_TRIGGERS_SHOWN]

@@ -1,0 +1,257 @@
+"""PEFT adapter folders, ``adapter_config.json`` and ``adapter_model.safetensors``, in our own code: `peft` is not needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter, LowRankDelta
+from ..errors import AdapterError
+from .files import read_tensors, write_tensors
+from .peft_kinds import meaning_of, refusal
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<role>[AB])(?:\.default)?\.weight")
+_OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a PEFT adapter's folder."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def load(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
+    """Read a PEFT adapter folder, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into ``up``.
+
+    Args:
+        folder: Of the adapter.
+        shapes: Module path -> (d_out, d_in) of the base model's weights that can be merged.
+
+    Raises:
+        AdapterError: The folder is incomplete, of another kind or for another base model; names the file and what to do.
+    """
+    settings = read_settings(folder)
+    if not (folder / WEIGHTS_FILE).exists() and any(folder.glob("adapter_model.bin")):
+        raise AdapterError(
+            f"{folder.name}: its weights are a pickle (adapter_model.bin), which can run code when it is opened; IterIS reads "
+            f"only {WEIGHTS_FILE}. Save the adapter again with save_pretrained(..., safe_serialization=True)"
+        )
+    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    return parse(folder.name, tensors, settings, shapes, metadata)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return ``adapter_config.json`` of a folder.
+
+    Raises:
+        AdapterError: It is missing, or not what PEFT writes.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        found = "there is no such folder" if not folder.is_dir() else f"the folder has no {CONFIG_FILE}"
+        raise AdapterError(f"{folder.name}: {found} ({folder}); give the folder that PEFT's save_pretrained wrote")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AdapterError(f"{folder.name}: {CONFIG_FILE} cannot be read ({error}); download it again") from error
+    if not isinstance(settings, dict):
+        raise AdapterError(f"{folder.name}: {CONFIG_FILE} is a {type(settings).__name__}, not an object; download it again")
+    return settings
+
+
+def parse(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, int]],
+    metadata: Mapping[str, str] | None = None,
+) -> Adapter:
+    """Return the adapter that a folder's tensors and settings describe; see `load`."""
+    problem = refusal(settings)
+    if problem:
+        raise AdapterError(f"{name}: it is {problem}")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = _FACTOR.fullmatch(key)
+        if found is None:
+            raise AdapterError(f"{name}: {key!r} {meaning_of(key)}")
+        path, role = found["path"].removeprefix(_PREFIX), found["role"]
+        if role in pairs.setdefault(path, {}):
+            raise AdapterError(f"{name}: {path!r} has two tensors lora_{role}; the file mixes two adapters and is damaged")
+        pairs[path][role] = tensor
+    known = {path: pair for path, pair in pairs.items() if path in shapes}
+    if not known:
+        example = f", such as {next(iter(pairs))!r}" if pairs else ""
+        base = settings.get("base_model_name_or_path")
+        trained = f"it was trained for {base!r}" if base else "it was trained for another model"
+        raise AdapterError(
+            f"{name}: none of its {len(pairs)} layers{example} is in this model; {trained}. Choose that as the base"
+        )
+    unmatched = tuple(key for key in tensors if _FACTOR.fullmatch(key)["path"].removeprefix(_PREFIX) not in shapes)
+    deltas = {path: _delta(name, path, pair, settings, shapes[path]) for path, pair in known.items()}
+    return Adapter(name, deltas, unmatched, dict(metadata or {}))
+
+
+def _delta(
+    name: str, path: str, pair: Mapping[str, Tensor], settings: Mapping[str, Any], shape: tuple[int, int]
+) -> LowRankDelta:
+    """Return one layer's delta. ``fan_in_fan_out`` needs no care: it is about how the base weight is stored."""
+    missing = [role for role in "AB" if role not in pair]
+    if missing:
+        raise AdapterError(f"{name}: {path!r} has no lora_{missing[0]} factor; the file is incomplete. Download it again")
+    words = f"factors {tuple(pair['B'].shape)} and {tuple(pair['A'].shape)}"
+    if any(factor.ndim < 2 or not factor.numel() for factor in pair.values()):
+        raise AdapterError(f"{name}: {path!r} has {words}, which are no matrices; the file is damaged")
+    up, down = pair["B"].float().flatten(1), pair["A"].float().flatten(1)
+    rank = up.shape[1]
+    if rank != down.shape[0]:
+        raise AdapterError(f"{name}: {path!r} has {words}, which have different ranks; the file is damaged")
+    if (up.shape[0], down.shape[1]) != tuple(shape):
+        raise AdapterError(
+            f"{name}: {path!r} has {words}, but this model's weight there is {shape[0]} x {shape[1]}. The adapter was trained "
+            f"for {settings.get('base_model_name_or_path') or 'another model'!r}; choose that as the base"
+        )
+    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        raise AdapterError(
+            f"{name}: {path!r} holds NaN or infinite weights; the training run broke. Use an earlier checkpoint of this adapter"
+        )
+    announced = _at(name, settings, "rank_pattern", "r", path)
+    if announced != rank:
+        raise AdapterError(
+            f"{name}: {path!r} has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are not of one adapter"
+        )
+    alpha = _at(name, settings, "alpha_pattern", "lora_alpha", path)
+    return LowRankDelta(up * (alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)), down)
+
+
+def _at(name: str, settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
+    """Return a setting at one layer, by PEFT's rule: the first pattern that matches the end of the path, else the default."""
+    patterns = settings.get(pattern) or {}
+    try:
+        value = patterns.get(matching_pattern(patterns, path), settings.get(default, 8))  # 8: PEFT's own default of both
+    except re.error as error:
+        raise AdapterError(f"{name}: {pattern} of {CONFIG_FILE} holds a broken pattern ({error}); repair it") from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise AdapterError(f"{name}: {CONFIG_FILE} gives {value!r} as {default} of {path!r}; it must be a number")
+    return value
+
+
+def matching_pattern(patterns: Iterable[str], path: str) -> str | None:
+    """Return the first pattern that matches a path's end, from a dot or the start on, as PEFT does; None if none."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), None)
+
+
+def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:
+    """Return the adapter's factors under PEFT's keys.
+
+    Args:
+        adapter: In the precision in which it is to be saved.
+        kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
+    """
+    tensors = {}
+    for path, delta in adapter.deltas.items():
+        kernel = (kernels or {}).get(path, ())
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = delta.down.reshape(delta.rank, -1, *kernel).contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous()
+    return tensors
+
+
+def settings_of(adapter: Adapter, base_model_name_or_path: str, task_type: str | None) -> dict[str, Any]:
+    """Return ``adapter_config.json``: alpha = rank everywhere; layers of another rank than most of them have patterns."""
+    ranks = {path: delta.rank for path, delta in adapter.deltas.items()}
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    patterns = {path: rank for path, rank in ranks.items() if rank != common}
+    if any(patterns.get(matching_pattern(patterns, path), common) != rank for path, rank in ranks.items()):
+        # one layer's path is the end of another's: bind the patterns to the start
+        patterns = {f"^{re.escape(path)}": rank for path, rank in patterns.items()}
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model_name_or_path,
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": patterns,
+        "alpha_pattern": dict(patterns),
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+
+
+def save(
+    adapter: Adapter,
+    folder: Path,
+    base_model_name_or_path: str,
+    task_type: str | None,
+    *,
+    overwrite: bool = False,
+    kernels: Mapping[str, tuple[int, int]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads, in one step: it is there whole or not at all.
+
+    Args:
+        adapter: In the precision in which it is to be saved.
+        folder: Of the adapter; its parent is made if needed.
+        base_model_name_or_path: For the config.
+        task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain `PeftModel`.
+        overwrite: Replace an adapter that is there.
+        kernels: See `to_tensors`.
+        metadata: Strings for the safetensors file.
+
+    Raises:
+        AdapterError: It has no deltas, or changes that PEFT's format has no place for.
+        FileExistsError: The folder is there and `overwrite` is False, or it holds files of others; it is untouched.
+    """
+    if not adapter.deltas or adapter.vectors:
+        found = "bias and norm changes, which a PEFT adapter cannot hold" if adapter.vectors else "no deltas"
+        raise AdapterError(f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter")
+    folder = folder.resolve()
+    check_free(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent) as drafts:
+        draft, old = Path(drafts) / "new", Path(drafts) / "old"
+        write_tensors(to_tensors(adapter, kernels), draft / WEIGHTS_FILE, metadata or {})
+        settings = settings_of(adapter, base_model_name_or_path, task_type)
+        (draft / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                shutil.move(old, folder)
+            raise
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that `save` would not write to; worth asking before the work, too.
+
+    Raises:
+        FileExistsError: See `save`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose another folder")
+    inside = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if inside and not overwrite:
+        raise FileExistsError(f"{folder} exists already; choose another folder, or allow overwriting")
+    foreign = sorted(inside - _OWN_FILES)
+    if foreign:
+        raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is no part of an adapter; choose another folder")

@@ -1,0 +1,159 @@
+"""BLIP: the text decoder, its cross-attention and the vision tower, on a tiny random model."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
+from typer.testing import CliRunner
+
+from iteris_core import CalibrationError, MergeConfig
+from iteris_core.cli import app
+from iteris_core.families.base_models import load_processor
+from iteris_core.families.blip import CaptionSample, encoded, load_base, merge_blip, read_images, stream_of
+from iteris_core.formats import peft
+
+LENGTHS = (4, 7, 2, 6)
+
+
+def make_blip():
+    torch.manual_seed(0)
+    widths = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = BlipTextConfig(**widths, vocab_size=50, max_position_embeddings=40, bos_token_id=3, sep_token_id=2, pad_token_id=0,
+                          eos_token_id=2, encoder_hidden_size=32, projection_dim=16, initializer_range=0.2)  # fmt: skip
+    vision = BlipVisionConfig(**widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.2)
+    config = BlipConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16, image_text_hidden_size=16
+    )
+    return BlipForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blip")
+    make_blip().save_pretrained(folder / "base")
+    kind = {"kind": BlipForConditionalGeneration, "task_type": None}
+    tiny.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
+    tiny.adapter(folder / "base", folder / "two", 2, ("query", "value", "qkv", "fc1"), r=3, **kind)
+    return folder
+
+
+def samples_of(seed, *, captions=True):
+    torch.manual_seed(seed)
+    drawn = [(torch.randn(3, 16, 16), torch.cat([torch.tensor([3]), torch.randint(4, 50, (n,))])) for n in LENGTHS]
+    return [CaptionSample(pixels, ids if captions else None) for pixels, ids in drawn]
+
+
+def assert_close(found, expected, tolerance):
+    assert set(found) == set(expected)
+    for path, delta in expected.items():
+        want, have = delta.dense(), found[path].dense()
+        assert ((have - want).norm() / want.norm()).item() < tolerance, path
+
+
+def test_one_adapter_merges_to_itself(folder, tiny):
+    base = load_base(str(folder / "base"))
+    expected = peft.load(folder / "two", tiny.shapes(base)).deltas
+    assert any(path.startswith("vision_model.") for path in expected)
+    result = merge_blip(base, [folder / "two"], [samples_of(0)], MergeConfig(alpha=1e-3))
+    assert_close(result.adapter.deltas, expected, 1e-4)
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_sweep_and_iteration_agree(folder, captions):
+    base = load_base(str(folder / "base"), torch.float64)
+    samples = [samples_of(0, captions=captions), samples_of(1, captions=captions)]
+    folders = [folder / "one", folder / "two"]
+    swept = merge_blip(base, folders, samples, MergeConfig(samples_per_chunk=3, alpha=1e-3))
+    iterated = merge_blip(base, folders, samples, MergeConfig(engine="iterate", max_iter=40, alpha=1e-3))
+    assert_close(swept.adapter.deltas, iterated.adapter.deltas, 1e-5)
+
+
+def test_padding_does_not_count(folder):
+    """A chunk of one sample runs as long as the longest; shorter captions alone give the same as beside long ones."""
+    base = load_base(str(folder / "base"), torch.float64)
+    tasks = [[sample for sample in samples_of(seed) if len(sample.caption) == 5] * 2 for seed in (0, 1)]
+    longest = CaptionSample(tasks[0][0].image, torch.arange(3, 30))
+    folders, config = [folder / "one", folder / "two", folder / "one"], MergeConfig(alpha=1e-3)
+    alone = merge_blip(base, folders, [*tasks, tasks[0]], config, weights=[1, 1, 0])
+    beside = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0])
+    assert_close(beside.adapter.deltas, alone.adapter.deltas, 1e-5)
+    counted = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0], count_padding=True)
+    path = "text_decoder.bert.encoder.layer.1.attention.self.query"
+    assert not torch.allclose(counted.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense(), atol=1e-3)
+
+
+def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(folder, tiny, tmp_path):
+    result = merge_blip(str(folder / "base"), [folder / "one", folder / "two"], [samples_of(0), samples_of(1)])
+    peft.save(result.adapter, tmp_path / "out", str(folder / "base"), None)
+    sample = samples_of(5)[0]
+    inputs = {"pixel_values": sample.image[None], "input_ids": sample.caption[None]}
+    with torch.no_grad():
+        found = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        expected = tiny.with_deltas(make_blip(), result.adapter.deltas)(**inputs).logits
+        plain = make_blip()(**inputs).logits
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def pictures(folder, tmp_path_factory):
+    """A processor beside the base, a folder of pictures, and a file that names pictures and captions."""
+    words = ["[PAD]", "[UNK]", "[SEP]", "[DEC]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(44))]
+    made = tmp_path_factory.mktemp("pictures")
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder / "base")
+    (made / "plain").mkdir()
+    for number in range(3):
+        pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(made / "plain" / f"{number}.png")
+    entries = [{"image": "plain/0.png", "caption": "w1 w2 w3"}, {"image": "plain/1.png"}]
+    (made / "captions.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    return made
+
+
+def test_the_command_merges_pictures_and_captions(folder, pictures, tiny, tmp_path):
+    def iteris(*more):
+        arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--adapter", folder / "two",
+                     "--images", pictures / "plain", "--output", tmp_path / "out", *more]  # fmt: skip
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    done = iteris("--images", pictures / "captions.jsonl", "--json", tmp_path / "report.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "layers merged" in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["samples"] == [3, 2]
+    layers = [module for module in tiny.peft(make_blip(), tmp_path / "out").modules() if hasattr(module, "lora_A")]
+    assert {module.r["default"] for module in layers} == {3, 4, 7}
+    wrong = iteris("--images", tmp_path / "nowhere", "--overwrite")
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("iteris merge blip: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_captions_begin_with_the_models_start_token_and_have_no_end_token(folder, pictures):
+    processor = load_processor(str(folder / "base"))
+    sample = read_images(pictures / "captions.jsonl")[0]
+    assert sample.caption == "w1 w2 w3"
+    assert encoded(sample, processor, make_blip(), 64).ids.tolist() == [3, 7, 8, 9]
+
+
+def test_streams_and_wrong_samples(folder):
+    assert stream_of("text_decoder.bert.encoder.layer.0.crossattention.self.key") == "image"
+    assert stream_of("text_decoder.bert.encoder.layer.0.crossattention.self.query") == "text"
+    assert stream_of("vision_model.encoder.layers.0.self_attn.qkv") == "image"
+    base = load_base(str(folder / "base"))
+    for sample, said in (
+        (CaptionSample(torch.zeros(3, 8, 8), torch.tensor([3])), "this model reads"),
+        (CaptionSample(torch.zeros(3, 16, 16), torch.tensor([99])), "ids below 50"),
+    ):
+        with pytest.raises(CalibrationError, match=said):
+            merge_blip(base, [folder / "one"], [[sample]])

@@ -1,0 +1,197 @@
+"""The real command, as users start it, on the golden folders and on tiny models."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from typer.testing import CliRunner
+
+from iteris_core.cli import app
+from iteris_core.formats import peft
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def iteris(*arguments):
+    command = [sys.executable, "-m", "iteris_core.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+
+def in_process(*arguments):
+    """The same without a process of its own, which takes seconds to import its libraries."""
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def golden_arguments(name, output, *more):
+    folder, settings = GOLDEN / name, json.loads((GOLDEN / name / "settings.json").read_text())
+    arguments = ["merge", "t5", "--base", folder / "t5-tiny", "--token-ids", folder / "golden.safetensors", "--output", output]
+    for number in range(settings["ntask"]):
+        arguments += ["--adapter", folder / f"lora{number}"]
+    arguments += ["--modules", "encoder", "--ridge", "paper", "--balance", "full", "--alpha", settings["reg"]]
+    if settings.get("reg_ceof"):
+        arguments += ["--input-mix", settings["reg_ceof"]]
+    if settings.get("manual_ceof"):
+        arguments += ["--weights", ",".join(map(str, settings["manual_ceof"]))]
+    if settings["with_pretrain_matrix"]:
+        arguments += ["--target", "full_output", "--rank", "full"]
+    return [*arguments, *more]
+
+
+def largest_error(name, output, iteration, tiny):
+    """Return the largest relative error over the encoder's layers, as peft reads the adapter (base + delta where meant)."""
+    tensors = load_file(GOLDEN / name / "golden.safetensors")
+    base = T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny").eval()
+    loaded = tiny.peft(T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny"), output)
+    with_base = json.loads((GOLDEN / name / "settings.json").read_text())["with_pretrain_matrix"]
+    errors = []
+    for path, module in loaded.base_model.model.named_modules():
+        if hasattr(module, "lora_A"):
+            found = module.get_delta_weight("default") + (base.get_submodule(path).weight if with_base else 0)
+            expected = tensors[f"iter{iteration}.{path}.delta"]
+            errors.append(((found - expected).norm() / expected.norm()).item())
+    assert len(errors) == sum(key.startswith(f"iter{iteration}.encoder.") for key in tensors)
+    return max(errors)
+
+
+def last_iteration(name):
+    return max(int(key.split(".")[0][4:]) for key in load_file(GOLDEN / name / "golden.safetensors") if key.startswith("iter"))
+
+
+FOLDERS = ["two_tasks", "three_tasks_qkvo", "input_mix_manual", "with_base_weight"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What the command did with every golden folder, two processes at a time; each takes seconds to import its libraries."""
+    folder = tmp_path_factory.mktemp("golden")
+    calls = {name: golden_arguments(name, folder / name, "--json", folder / f"{name}.json") for name in FOLDERS}
+    calls["iterated"] = golden_arguments("two_tasks", folder / "iterated", "--engine", "iterate", "--max-iter", 2)
+    calls["wrong"] = golden_arguments("two_tasks", folder / "wrong", "--weights", "1,x")
+    with ThreadPoolExecutor(2) as pool:
+        done = dict(zip(calls, pool.map(lambda arguments: iteris(*arguments), calls.values()), strict=True))
+    return folder, done
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_command_gives_what_the_published_code_gives(name, runs, tiny):
+    folder, done = runs
+    assert (done[name].returncode, done[name].stderr) == (0, "")
+    error = largest_error(name, folder / name, last_iteration(name), tiny)
+    print(f"{name}: largest relative error {error:.1e}")
+    assert error < 1e-5
+    assert "layers merged" in done[name].stdout
+    report = json.loads((folder / f"{name}.json").read_text())
+    assert report["output"] == str(folder / name)
+    assert report["settings"]["config"]["ridge"] == "paper"
+    assert all(layer["path"].startswith("encoder.") for layer in report["layers"])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_adapter_in_peft_is_the_merged_model(name, runs, tiny):
+    folder = GOLDEN / name / "t5-tiny"
+    merged = T5ForConditionalGeneration.from_pretrained(folder)
+    tiny.with_deltas(merged, peft.load(runs[0] / name, tiny.shapes(merged)).deltas)
+    loaded = tiny.peft(T5ForConditionalGeneration.from_pretrained(folder), runs[0] / name)
+    expected = tiny.logits(merged)
+    assert torch.allclose(tiny.logits(loaded), expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+
+
+def test_the_command_iterates_as_the_published_code_does(runs, tiny):
+    folder, done = runs
+    assert (done["iterated"].returncode, done["iterated"].stderr) == (0, "")
+    assert largest_error("two_tasks", folder / "iterated", 1, tiny) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "solves"),
+    [("two_tasks", 1), ("three_tasks_qkvo", 2), ("three_tasks_qkvo", 3), ("input_mix_manual", 2), ("with_base_weight", 1)],
+)
+def test_every_iteration_is_the_published_codes(name, solves, tiny, tmp_path):
+    done = in_process(*golden_arguments(name, tmp_path / "out", "--engine", "iterate", "--max-iter", solves))
+    assert done.exit_code == 0, done.stderr
+    error = largest_error(name, tmp_path / "out", solves - 1, tiny)
+    print(f"{name}, iteration {solves - 1}: largest relative error {error:.1e}")
+    assert error < 1e-5
+
+
+def test_an_error_of_the_real_command_is_one_line_and_exit_code_2(runs):
+    folder, done = runs
+    assert done["wrong"].returncode == 2
+    assert done["wrong"].stderr == "iteris merge t5: --weights is '1,x'; write one number per adapter, such as 1,0.5\n"
+    assert not (folder / "wrong").exists()
+
+
+@pytest.fixture(scope="module")
+def texts(t5_folder, tmp_path_factory):
+    """A base with a tokenizer beside it, and two files of samples."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(t5_folder / "base")
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "one.txt").write_text("w1 w2 w3\nw4 w5\n\nw6 w7 w8 w9\n")
+    (folder / "two.jsonl").write_text('{"input": "w1 w9", "target": "w3 w4"}\n{"input": "w20 w21 w22", "target": "w5"}\n')
+    yield folder
+    for path in (t5_folder / "base").glob("*tokenizer*"):
+        path.unlink()
+
+
+def arguments_on_texts(t5_folder, texts, output):
+    return ["merge", "t5", "--base", t5_folder / "base", "--output", output, "--adapter", t5_folder / "one", "--samples",
+            texts / "one.txt", "--adapter", t5_folder / "two", "--samples", texts / "two.jsonl"]  # fmt: skip
+
+
+def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
+    arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--rank", "5", "--save-dtype", "bfloat16"]
+    done = in_process(*arguments)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"saved to {tmp_path / 'out'}" in done.stdout
+    loaded = tiny.peft(tiny.t5(), tmp_path / "out")
+    layers = [module for module in loaded.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 2 * 6 + 2 * 10
+    assert {module.r["default"] for module in layers} == {3, 5}  # k, o, wi and wo are changed by one adapter of rank 3 only
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors").popitem()[1].dtype == torch.bfloat16
+    again = in_process(*arguments)
+    assert again.exit_code == 2
+    assert again.stderr == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow overwriting\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--weights", "1,x"], "--weights is '1,x'"),
+        (["--alpha", "-1"], "alpha is -1.0"),
+        (["--rank", "most"], "rank is 'most'"),
+        (["--adapter", "/nowhere"], "3 adapters and samples for 2 tasks"),
+        (["--token-ids", "/nowhere"], "both --samples and --token-ids"),
+        (["--device", "tpu9"], "device 'tpu9' cannot be used"),
+        (["--base", "/nowhere"], "/nowhere: there is no such folder"),
+        (["--base", "no/body/here"], "no/body/here: a tokenizer cannot be loaded"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path, more, said):
+    done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("iteris merge t5: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_an_example():
+    done = in_process("merge", "t5", "--help")
+    assert done.exit_code == 0
+    assert "iteris merge t5 --base google/flan-t5-base" in done.stdout
+    assert "demo" in in_process("--help").stdout

@@ -1,0 +1,218 @@
+"""PEFT adapter folders, read and written by our own code, against peft itself."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iteris_core import Adapter, AdapterError, LowRankDelta
+from iteris_core.formats import peft
+
+TASK = "SEQ_2_SEQ_LM"
+Q = "encoder.block.0.layer.0.SelfAttention.q"
+V = "decoder.block.1.layer.1.EncDecAttention.v"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"SelfAttention.q": 2}, "alpha_pattern": {Q.replace("0", "[01]", 1): 3, "v": 5}},
+        {"rank_pattern": {r"decoder.*\.v": 1}, "alpha_pattern": {"^encoder.*q": 1}},
+        {"fan_in_fan_out": True},
+        {"init_lora_weights": "gaussian"},
+        {"bias": "all"},  # T5 has no biases, so there is nothing to lose
+    ],
+    ids=lambda options: "+".join(options) or "plain",
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_read_adapter_does_what_peft_does_with_it(tiny, t5_folder, tmp_path, options):
+    folder = tiny.adapter(t5_folder / "base", tmp_path / "lora", 3, ("q", "v", "wi"), **options)
+    adapter = peft.load(folder, tiny.shapes(tiny.t5()))
+    assert len(adapter.deltas) == 2 * 3 + 2 * 5
+    expected = tiny.logits(tiny.peft(tiny.t5(), folder))
+    assert torch.allclose(tiny.logits(tiny.with_deltas(tiny.t5(), adapter.deltas)), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(tiny.logits(tiny.t5()), expected, atol=1e-2)
+
+
+def test_keys_of_an_unsaved_state_dict_are_read_too(tiny, t5_folder, tmp_path):
+    folder = copied(t5_folder / "one", tmp_path)
+    rewrite(folder, lambda tensors: {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()})
+    expected = peft.load(t5_folder / "one", tiny.shapes(tiny.t5()))
+    found = peft.load(folder, tiny.shapes(tiny.t5()))
+    assert all(torch.equal(found.deltas[path].up, delta.up) for path, delta in expected.deltas.items())
+
+
+def copied(source, tmp_path):
+    return shutil.copytree(source, tmp_path / "broken")
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({key: value.clone() for key, value in change(tensors).items()}, folder / "adapter_model.safetensors")
+
+
+def configure(folder, **settings):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def key_of(path, role):
+    return f"base_model.model.{path}.lora_{role}.weight"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "use_dora=false"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA"),
+        ({"r": 7}, "has rank 4, but adapter_config.json says 7"),
+        ({"rank_pattern": {"(q": 4}}, "broken pattern"),
+        ({"lora_alpha": "8"}, "must be a number"),
+    ],
+)
+def test_settings_that_cannot_be_merged_are_refused(tiny, t5_folder, tmp_path, settings, said):
+    folder = copied(t5_folder / "one", tmp_path)
+    configure(folder, **settings)
+    with pytest.raises(AdapterError, match="broken: ") as error:
+        peft.load(folder, tiny.shapes(tiny.t5()))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: {k: v for k, v in t.items() if k != key_of(Q, "B")}, f"{Q!r} has no lora_B factor"),
+        (lambda t: {**t, key_of(Q, "A"): t[key_of(Q, "A")] * torch.nan}, f"{Q!r} holds NaN"),
+        (lambda t: {**t, key_of(Q, "A"): torch.zeros(4, 31)}, "weight there is 32 x 32"),
+        (lambda t: {**t, key_of(Q, "A"): torch.zeros(3, 32)}, "different ranks"),
+        (lambda t: {**t, key_of(Q, "A"): torch.zeros(4)}, "no matrices"),
+        (lambda t: {**t, key_of(Q, "A").replace(".w", ".default.w"): torch.zeros(4, 32)}, "two tensors lora_A"),
+        (lambda t: {**t, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, "modules_to_save"),
+        (lambda t: {**t, f"base_model.model.{Q}.lora_magnitude_vector": torch.zeros(2)}, "use_dora=false"),
+        (lambda t: {**t, "base_model.model.shared.lora_embedding_A": torch.zeros(2, 2)}, "changes an embedding"),
+        (lambda t: {**t, "base_model.model.lm_head.base_layer.weight": torch.zeros(2, 2)}, "save_embedding_layers=False"),
+        (lambda t: {**t, f"base_model.model.{Q}.bias": torch.zeros(2)}, "bias='none'"),
+        (lambda t: {k.replace("encoder.block", "e.b").replace("decoder.block", "d.b"): v for k, v in t.items()}, "none of its"),
+        (lambda t: {}, "none of its 0 layers"),
+    ],
+)
+def test_broken_weights_are_refused(tiny, t5_folder, tmp_path, change, said):
+    folder = copied(t5_folder / "one", tmp_path)
+    rewrite(folder, change)
+    with pytest.raises(AdapterError, match="broken: ") as error:
+        peft.load(folder, tiny.shapes(tiny.t5()))
+    assert said in str(error.value)
+
+
+def test_incomplete_folders_are_refused(tiny, t5_folder, tmp_path):
+    shapes = tiny.shapes(tiny.t5())
+    with pytest.raises(AdapterError, match="no such folder"):
+        peft.load(tmp_path / "nowhere", shapes)
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
+        peft.load(tmp_path, shapes)
+    folder = copied(t5_folder / "one", tmp_path)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="pickle"):
+        peft.load(folder, shapes)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(AdapterError, match="cannot be read"):
+        peft.load(folder, shapes)
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(AdapterError, match="is a list"):
+        peft.load(folder, shapes)
+
+
+def test_layers_that_the_model_does_not_have_are_reported(tiny, t5_folder):
+    shapes = {path: shape for path, shape in tiny.shapes(tiny.t5()).items() if path != Q}
+    assert set(peft.load(t5_folder / "one", shapes).unmatched) == {key_of(Q, "A"), key_of(Q, "B")}
+
+
+def random_adapter(ranks):
+    return Adapter("made", {path: LowRankDelta(torch.randn(32, r) / 4, torch.randn(r, 32) / 4) for path, r in ranks.items()})
+
+
+@pytest.mark.parametrize("ranks", [{Q: 3, V: 3}, {Q: 5, V: 2, Q.replace("0", "1", 1): 2}])
+def test_peft_loads_what_is_written_with_every_layers_rank(tiny, t5_folder, tmp_path, ranks):
+    adapter = random_adapter(ranks)
+    peft.save(adapter, tmp_path / "out", str(t5_folder / "base"), TASK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    loaded = tiny.peft(tiny.t5(), tmp_path / "out")
+    assert loaded.peft_config["default"].task_type == TASK
+    found = {name for name, module in loaded.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert found == set(ranks)
+    expected = tiny.logits(tiny.with_deltas(tiny.t5(), adapter.deltas))
+    assert torch.allclose(tiny.logits(loaded), expected, rtol=0, atol=1e-5)
+    again = peft.load(tmp_path / "out", tiny.shapes(tiny.t5()))
+    assert all(torch.equal(again.deltas[path].up, delta.up) for path, delta in adapter.deltas.items())
+
+
+def test_convolutions_keep_their_kernel(tiny, tmp_path):
+    class Pictures(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    model, delta = Pictures(), LowRankDelta(torch.randn(8, 2), torch.randn(2, 27))
+    peft.save(Adapter("made", {"conv": delta}), tmp_path / "out", "base", None, kernels={"conv": (3, 3)})
+    assert torch.equal(peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"].down, delta.down)
+    x = torch.randn(1, 3, 5, 5)
+    expected = model(x) + torch.nn.functional.conv2d(x, delta.dense().reshape(8, 3, 3, 3))
+    assert torch.allclose(tiny.peft(model, tmp_path / "out")(x), expected, atol=1e-4)
+
+
+def test_patterns_are_bound_where_one_path_is_the_end_of_another():
+    settings = peft.settings_of(random_adapter({"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}), "base", None)
+    for path, rank in {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}.items():
+        patterns = settings["rank_pattern"]
+        assert patterns.get(peft.matching_pattern(patterns, path), settings["r"]) == rank
+
+
+def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tiny, tmp_path):
+    first, second, out = random_adapter({Q: 2}), random_adapter({Q: 3}), tmp_path / "out"
+    out.mkdir()
+    peft.save(first, out, "base", TASK)  # an empty folder is free
+    with pytest.raises(FileExistsError, match="exists already"):
+        peft.save(second, out, "base", TASK)
+    assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 2
+    peft.save(second, out, "base", TASK, overwrite=True)
+    assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 3
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        peft.save(first, out, "base", TASK, overwrite=True)
+    assert (out / "thesis.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileExistsError, match="is a file"):
+        peft.save(first, out / "thesis.txt", "base", TASK)
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    peft.save(random_adapter({Q: 2}), out, "base", TASK)
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(peft, "settings_of", fail)
+    with pytest.raises(OSError, match="disk full"):
+        peft.save(random_adapter({Q: 3}), out, "base", TASK, overwrite=True)
+    assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_peft_has_no_place_for_is_not_saved(tmp_path):
+    with pytest.raises(AdapterError, match="no deltas"):
+        peft.save(Adapter("made", {}), tmp_path / "out", "base", TASK)
+    with pytest.raises(AdapterError, match="bias and norm"):
+        peft.save(Adapter("made", {Q: LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))}, vectors={"x.bias": torch.ones(2)}),
+                  tmp_path / "out", "base", TASK)  # fmt: skip
+    assert not list(tmp_path.iterdir())

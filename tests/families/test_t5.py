@@ -1,0 +1,222 @@
+"""T5 and BART: encoder, decoder and cross-attention, on tiny random models."""
+
+import pytest
+import torch
+
+from iteris_core import CalibrationError, ConfigError, MergeConfig, Task, merge
+from iteris_core.families.t5 import load_base, merge_t5, network_of, prepare, stream_of, with_targets
+from iteris_core.families.text_samples import Encoded, TextOptions, TextSample, read_texts, read_token_ids
+from iteris_core.formats import peft
+from iteris_core.rows import layer_hooks
+
+LENGTHS = [(7, 4), (3, 6), (9, 1), (5, 5)]
+
+
+def samples_of(seed, lengths=LENGTHS, *, targets=True):
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length):
+        return torch.randint(2, 60, (length,), generator=generator)
+
+    drawn = [(ids(n), ids(m)) for n, m in lengths]
+    return [TextSample(text, target if targets else None) for text, target in drawn]
+
+
+def both(seed=0, **options):
+    return [samples_of(seed, **options), samples_of(seed + 1, **options)]
+
+
+@pytest.fixture(scope="module")
+def base(t5_folder):
+    return load_base(str(t5_folder / "base"))
+
+
+@pytest.fixture(scope="module")
+def folders(t5_folder):
+    return [t5_folder / "one", t5_folder / "two"]
+
+
+def assert_close(found, expected, tolerance):
+    assert set(found) == set(expected)
+    for path, delta in expected.items():
+        want, have = delta.dense(), found[path].dense()
+        assert ((have - want).norm() / want.norm()).item() < tolerance, path
+
+
+def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(base, folders, tiny):
+    result = merge_t5(base, folders[1:], [samples_of(0)], MergeConfig(alpha=1e-3))
+    expected = peft.load(folders[1], tiny.shapes(base)).deltas
+    assert len(expected) == 2 * 6 + 2 * 10
+    assert_close(result.adapter.deltas, expected, 1e-4)
+    assert max(entry.residual for layer in result.report.layers for entry in layer.tasks) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"ridge": "paper", "balance": "full"}, {"target": "full_output"}])
+def test_sweep_and_iteration_agree(base, folders, options):
+    swept = merge_t5(base, folders, both(), MergeConfig(samples_per_chunk=3, **options))
+    iterated = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=40, **options))
+    assert_close(swept.adapter.deltas, iterated.adapter.deltas, 2e-4)
+
+
+def solve_dense(model, adapters, tasks, config):
+    """The paper's equation at every layer, dense, layer by layer in the order of the network; rows without any padding."""
+    order, merged = [], {}
+    paths = {path for adapter in adapters for path in adapter.deltas}
+    modules = {path: model.get_submodule(path) for path in paths}
+
+    def run(sample, deltas, seen):
+        def hook(path, module, x, y):
+            seen[path] = x[0]
+            return y + x @ deltas[path].T if path in deltas else y
+
+        with torch.no_grad(), layer_hooks(modules, hook):
+            labels = sample.target[None]
+            model(input_ids=sample.input[None], decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
+                  use_cache=False)  # fmt: skip
+        return seen
+
+    dense = [{path: delta.up.double() @ delta.down.double() for path, delta in adapter.deltas.items()} for adapter in adapters]
+    teachers = [[run(s, own, {}) for s in task] for own, task in zip(dense, tasks, strict=True)]
+    order = list(teachers[0][0])
+    for path in order:
+        left = right = 0
+        for g, task in enumerate(tasks):
+            x = torch.cat([seen[path] for seen in teachers[g]])
+            student = torch.cat([run(s, merged, {})[path] for s in task])
+            own = dense[g].get(path, torch.zeros(*modules[path].weight.shape, dtype=torch.float64))
+            energy = (x @ own.T).square().sum()
+            weight = own.square().sum() / energy if energy > 0 else x.shape[1] / x.square().sum()
+            ridge = config.alpha * (student.T @ student).norm() * torch.eye(x.shape[1], dtype=torch.float64)
+            left = left + weight * (student.T @ student + ridge)
+            right = right + weight * (student.T @ x + ridge) @ own.T
+        merged[path] = torch.linalg.solve(left, right).T
+    return merged
+
+
+def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_padding(base, folders, tiny, t5_folder):
+    double = load_base(str(t5_folder / "base"), torch.float64)
+    config = MergeConfig(alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64)
+    found = merge_t5(double, folders, both(), config).adapter.deltas
+    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+    expected = solve_dense(double, adapters, both(), config)
+    assert set(found) == set(expected)
+    for path, want in expected.items():
+        assert ((found[path].dense() - want).norm() / want.norm()).item() < 1e-7, path
+
+
+def test_counting_the_padding_is_another_answer_and_equals_rows_that_end_in_real_padding(base, folders):
+    ignored = merge_t5(base, folders, both()).adapter.deltas
+    counted = merge_t5(base, folders, both(), options=TextOptions(padding="count")).adapter.deltas
+    assert max(((counted[path].dense() - ignored[path].dense()).norm()).item() for path in ignored) > 1e-2
+    network, rows = prepare(base, [], both(), TextOptions(padding="count"))
+    assert all(not sample.token_weights for task in rows for sample in task)
+    assert rows[0][1].teacher.mask.tolist() == [1] * 3 + [0] * 6
+    assert network.stream("encoder.x") == "encoder"
+
+
+def test_without_targets_the_teachers_answer_and_both_rows_read_it(base, folders, tiny):
+    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+    inputs = [Encoded(sample.input, None) for sample in samples_of(0)]
+    for k, folder in enumerate(folders):
+        answers = [sample.target for sample in with_targets(base, adapters, inputs, {k: 1.0}, samples_per_call=3)]
+        model = tiny.peft(tiny.t5(), folder)
+        for sample, answer in zip(inputs, answers, strict=True):
+            own = model.generate(input_ids=sample.ids[None], do_sample=False, max_new_tokens=32)[0, 1:]
+            ends = (own == 1).nonzero()
+            assert answer.tolist() == (own[: int(ends[0]) + 1] if len(ends) else own).tolist()
+    written = [
+        [TextSample(s.ids, s.target) for s in with_targets(base, adapters, [Encoded(t.input, None) for t in task], {k: 1.0})]
+        for k, task in enumerate(both())
+    ]
+    automatic = merge_t5(base, folders, both(targets=False)).adapter.deltas
+    assert_close(automatic, merge_t5(base, folders, written).adapter.deltas, 1e-5)
+
+
+def test_the_encoder_alone_equals_the_encoder_of_the_whole(base, folders):
+    whole = merge_t5(base, folders, both()).adapter.deltas
+    result = merge_t5(base, folders, both(targets=False), options=TextOptions(modules="encoder"))
+    assert_close(result.adapter.deltas, {path: d for path, d in whole.items() if path.startswith("encoder.")}, 1e-5)
+    assert any("deltas of the decoder are left out" in note for note in result.report.notes)
+
+
+def test_the_head_can_be_merged_too(base, tiny, t5_folder, tmp_path):
+    options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
+    folders = [tiny.adapter(t5_folder / "base", tmp_path / str(seed), seed, **options) for seed in (7, 8)]
+    result = merge_t5(base, folders, both())
+    assert result.adapter.deltas["lm_head"].rank == 8
+    assert result.report.layers[-1].path == "lm_head"
+
+
+def test_bart_merges_too(tiny, tmp_path):
+    from transformers import BartForConditionalGeneration
+
+    tiny.bart().save_pretrained(tmp_path / "base")
+    targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+    folders = [
+        tiny.adapter(tmp_path / "base", tmp_path / str(seed), seed, targets, kind=BartForConditionalGeneration)
+        for seed in (1, 2)
+    ]
+    model = load_base(str(tmp_path / "base"))
+    result = merge_t5(model, folders[:1], [samples_of(0)], MergeConfig(alpha=1e-3))
+    assert_close(result.adapter.deltas, peft.load(folders[0], tiny.shapes(model)).deltas, 1e-4)
+    swept, iterated = (
+        merge_t5(model, folders, both(targets=False), MergeConfig(engine=engine, max_iter=30))
+        for engine in ("sweep", "iterate")
+    )
+    assert_close(swept.adapter.deltas, iterated.adapter.deltas, 2e-4)
+
+
+def test_streams():
+    for path in ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDecAttention.k",
+                 "model.encoder.layers.0.fc1", "model.decoder.layers.0.encoder_attn.v_proj"):  # fmt: skip
+        assert stream_of(path) == "encoder"
+    for path in ("decoder.block.0.layer.1.EncDecAttention.q", "decoder.block.0.layer.1.EncDecAttention.o", "lm_head",
+                 "model.decoder.layers.0.encoder_attn.q_proj", "decoder.block.0.layer.0.SelfAttention.v"):  # fmt: skip
+        assert stream_of(path) == "decoder"
+
+
+def test_a_preserve_task_works_beside_the_adapters(base, folders, tiny):
+    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+    network, rows = prepare(base, adapters, both(), TextOptions())
+    tasks = [Task("one", rows[0], {0: 1.0}), Task("two", rows[1], {1: 1.0}), Task("preserve", rows[1], {})]
+    report = merge(network_of(base), adapters, tasks).report
+    assert any(entry.task == "preserve" and not entry.wears for layer in report.layers for entry in layer.tasks)
+    assert network.modules.keys() == network_of(base).modules.keys()
+
+
+def test_samples_from_files(tmp_path):
+    (tmp_path / "a.txt").write_text("first line\n\n second \n")
+    assert read_texts(tmp_path / "a.txt") == [TextSample("first line"), TextSample("second")]
+    (tmp_path / "a.jsonl").write_text('{"input": "x", "target": "y"}\n{"input": "z"}\n')
+    assert read_texts(tmp_path / "a.jsonl") == [TextSample("x", "y"), TextSample("z")]
+    for content, said in (("", "no samples"), ('{"input": 1}', 'line 1: has no text "input"'), ("\n{", "line 2: no JSON"),
+                          ('{"input": "x", "target": 1}', '"target" is no text')):  # fmt: skip
+        (tmp_path / "a.jsonl").write_text(content)
+        with pytest.raises(CalibrationError) as error:
+            read_texts(tmp_path / "a.jsonl")
+        assert said in str(error.value)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        read_texts(tmp_path / "nowhere.txt")
+    with pytest.raises(CalibrationError, match="no such file"):
+        read_token_ids(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda base, f: merge_t5(base, f, [samples_of(0)]), CalibrationError, "2 adapters and samples for 1"),
+        (lambda base, f: merge_t5(base, f, [samples_of(0), []]), CalibrationError, "no samples for"),
+        (lambda base, f: merge_t5(base, f, both(), weights=[1.0]), ConfigError, "2 adapters and 1 weights"),
+        (lambda base, f: merge_t5(base, f, [[TextSample(torch.tensor([99]))]] * 2), CalibrationError, "0 to 59"),
+        (lambda base, f: merge_t5(base, f, [[TextSample(torch.tensor([], dtype=int))]] * 2), CalibrationError, "1 or more"),
+        (lambda base, f: TextOptions(padding="some"), ConfigError, "'ignore' or 'count'"),
+        (lambda base, f: TextOptions(max_length=0), ConfigError, "1 or more"),
+        (lambda base, f: load_base("/nowhere/t5"), ConfigError, "no such folder"),
+        (lambda base, f: load_base(str(f[0])), ConfigError, "cannot be loaded"),
+        (lambda base, f: merge_t5(str(f[0].parent / "base"), f, [[TextSample("x")]] * 2), ConfigError, "no tokenizer"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(base, folders, call, error, said):
+    with pytest.raises(error) as raised:
+        call(base, folders)
+    assert said in str(raised.value)
