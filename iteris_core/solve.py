@@ -22,7 +22,7 @@ from torch import Tensor
 from .adapters import LowRankDelta, stack
 from .config import MergeConfig
 from .errors import SolveError
-from .statistics import InputMoments, TaskStatistics
+from .statistics import InputMoments, TaskStatistics, product_of_rows
 from .system import System, factorise
 from .truncate import Spectrum, delta_of_rank, factored_spectrum, leading_spectrum, rank_for_energy
 
@@ -179,8 +179,14 @@ def _sample_space_solution(
     """
     counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.counts]
     roots = [lam.sqrt() for _, lam in counted]
-    rows = torch.cat([task.statistics.inputs.student_rows() * root for (task, _), root in zip(counted, roots, strict=True)])
-    sizes = torch.stack([lam * task.statistics.inputs.size() for task, lam in counted])
+    unscaled = [task.statistics.inputs.student_rows() for task, _ in counted]
+    matrix = product_of_rows(unscaled)
+    parts = torch.tensor([len(rows) for rows in unscaled]).cumsum(0).tolist()
+    blocks = [slice(stop - len(rows), stop) for rows, stop in zip(unscaled, parts, strict=True)]
+    sizes = torch.stack([lam * matrix[block, block].norm() for (_, lam), block in zip(counted, blocks, strict=True)])
+    scale = torch.cat([root.expand(len(rows)) for root, rows in zip(roots, unscaled, strict=True)])
+    matrix *= scale[:, None] * scale
+    rows = torch.cat(unscaled).to(matrix.dtype) * scale[:, None]
     rho, prior = alpha * sizes.sum(), torch.zeros_like(together.down)
     targets = rows.new_zeros(len(rows), together.rank)
     start = 0
@@ -192,7 +198,6 @@ def _sample_space_solution(
             prior[columns[k]] += alpha_cross * size * share / rho * down
             targets[start : start + len(codes), columns[k]] = share * codes[:, first : (first := first + len(down))]
         start += len(codes)
-    matrix = rows @ rows.T
     matrix.diagonal().add_(rho)
     system = factorise(matrix, [targets, prior], _inputs(tasks), alpha)
     rest = targets - rows @ prior.T

@@ -6,6 +6,8 @@ full-output target, the drift Y - Y~ of the base layer's outputs, (tokens, d_out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,14 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
         part = slice(start, start + TOKENS_PER_PRODUCT)
         total += moved(a[part].T @ b[part], total.device, total.dtype)
+
+
+def product_of_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Return ``Z Z^T`` of the stacked rows, (rows, rows), float64 from short products of their own precision."""
+    rows = torch.cat(list(parts))
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    add_product(total, rows.T, rows.T)
+    return total
 
 
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
@@ -82,25 +92,26 @@ class InputMoments:
     def gram(self) -> Tensor:
         """X~^T X~, (d_in, d_in)."""
         if self._gram is None:
-            rows = self.student_rows()
-            self._gram = rows.T @ rows
+            self._gram = self.zeros(self.d_in, self.d_in)
+            add_product(self._gram, self.student_rows(), self.student_rows())
         return self._gram
 
     def student_rows(self) -> Tensor:
-        """X~, (tokens, d_in); only where rows are kept."""
-        return torch.cat([self.zeros(0, self.d_in), *self.rows])  # float64, since one of them is
+        """X~, (tokens, d_in), in the precision of the products; only where rows are kept."""
+        if len(self.rows) != 1:
+            self.rows = [torch.cat(self.rows) if self.rows else self.zeros(0, self.d_in)]
+        return self.rows[0]
 
     def size(self) -> Tensor:
         """Return ``||X~^T X~||_F``, 0-dim."""
         if self._gram is None:
-            rows = self.student_rows()
-            return (rows @ rows.T).norm()
+            return product_of_rows([self.student_rows()]).norm()
         return self._gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
         """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
         if self._gram is None:
-            codes = self.student_rows() @ down.T
+            codes = self.student_rows().to(down.dtype) @ down.T
             return codes.T @ codes
         return down @ self._gram @ down.T
 
@@ -168,7 +179,7 @@ class TaskStatistics:
     def cross(self) -> Tensor:
         """X~^T H, (d_in, R)."""
         if self._cross is None:
-            return self.inputs.student_rows().T @ self.all_codes()
+            return self.inputs.student_rows().to(self.codes.dtype).T @ self.all_codes()
         return self._cross
 
     def all_codes(self) -> Tensor:
