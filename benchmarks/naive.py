@@ -1,0 +1,116 @@
+"""The paper's procedure, written plainly, to measure the sweep against: IterIS, arXiv:2411.15231, Algorithm 1.
+
+As the published code does it: inputs of all layers stored, deltas added into the weights, per layer a dense solve in float64
+with d_out right-hand sides, and the whole again, ten times. Nothing of `iteris_core` is used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Deltas = dict[str, Tensor]
+
+
+def algorithm_1(
+    modules: Mapping[str, nn.Module],
+    forward: Callable[[Sequence[Any]], Any],
+    adapters: Sequence[Mapping[str, Tensor]],
+    samples: Sequence[Sequence[Any]],
+    *,
+    alpha: float = 1e-4,
+    ridge: str = "paper",
+    rows_per_call: int = 16,
+) -> Iterator[Deltas]:
+    """Yield the merged deltas (d_out, d_in), float64, after each solve; the first uses ``X~ = X``, and there is no last one.
+
+    Args:
+        modules: Module path -> Linear, or 1x1 Conv2d.
+        forward: Runs the model on a list of samples.
+        adapters: Module path -> dense delta; all of them change the same layers.
+        samples: What each adapter's task reads.
+        alpha: Ridge, relative to a Frobenius norm.
+        ridge: ``paper`` scales the cross ridge by ``||X^T X~||``, ``consistent`` by ``||X~^T X~||``.
+        rows_per_call: Samples in one forward call.
+    """
+    paths = list(adapters[0])
+    layers = {path: modules[path] for path in paths}
+    teachers = []
+    for adapter, rows in zip(adapters, samples, strict=True):
+        with _merged_into(layers, adapter):
+            teachers.append(_inputs(layers, forward, rows, rows_per_call))
+    students = teachers
+    while True:
+        merged = {
+            path: _solve(
+                [task[path] for task in teachers],
+                [task[path] for task in students],
+                [adapter[path] for adapter in adapters],
+                alpha,
+                ridge,
+            )
+            for path in paths
+        }
+        yield merged
+        del students  # as the published code does: the old activations go before the new ones come
+        with _merged_into(layers, merged):
+            students = [_inputs(layers, forward, rows, rows_per_call) for rows in samples]
+
+
+@contextmanager
+def _merged_into(layers: Mapping[str, nn.Module], deltas: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add deltas to the weights, and put the weights back afterwards."""
+    before = {path: layer.weight.detach().clone() for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            layer.weight.data += deltas[path].reshape(layer.weight.shape).to(layer.weight)
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer.weight.data.copy_(before[path])
+
+
+@torch.no_grad()
+def _inputs(
+    layers: Mapping[str, nn.Module], forward: Callable[[Sequence[Any]], Any], rows: Sequence[Any], rows_per_call: int
+) -> Deltas:
+    """Return every layer's input, (tokens, d_in)."""
+    seen: dict[str, list[Tensor]] = {path: [] for path in layers}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = args[0] if args else next(iter(named.values()))
+            if isinstance(module, nn.Conv2d):
+                x = x.movedim(1, -1)
+            seen[path].append(x.reshape(-1, x.shape[-1]).clone())
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
+    try:
+        for start in range(0, len(rows), rows_per_call):
+            forward(rows[start : start + rows_per_call])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: torch.cat(seen.pop(path)) for path in layers}
+
+
+def _solve(
+    teachers: Sequence[Tensor], students: Sequence[Tensor], deltas: Sequence[Tensor], alpha: float, ridge: str
+) -> Tensor:
+    """Return the merged delta of one layer: products in the inputs' own precision, solve in float64."""
+    left, right = 0, 0
+    for x, x_student, delta in zip(teachers, students, deltas, strict=True):
+        cross, gram = x_student.T @ x, x_student.T @ x_student
+        size, cross_size = gram.norm(), (cross if ridge == "paper" else gram).norm()
+        gram.diagonal().add_(alpha * size)
+        cross.diagonal().add_(alpha * cross_size)
+        balance = delta.square().sum() / (x @ delta.T).square().sum()
+        left = left + balance * gram
+        right = right + balance * (cross @ delta.T)
+    return torch.linalg.solve(left.double(), right.double()).T
