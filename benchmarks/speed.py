@@ -216,7 +216,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", choices=PARTS, help="one part; the others stay in RESULTS.md as they are")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is reported (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2); 1 where other jobs run, see RESULTS.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--lines", type=int, default=0, help="print this many of the lines where the sweeps spend time")
     options = parser.parse_args()
