@@ -65,11 +65,33 @@ PaddingOption = _choice("PaddingOption", "ignore", "count")
 PrecisionOption = _choice("PrecisionOption", "float32", "bfloat16", "float16", "float64")
 
 
+# What the commands have in common.
+BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
+AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; give it twice or more.")]
+OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
+AlphaSetting = Annotated[float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")]
+EngineSetting = Annotated[EngineOption, typer.Option(help="One sweep, or the paper's iteration.")]
+MaxIterSetting = Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")]
+RidgeSetting = Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")]
+BalanceSetting = Annotated[BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")]
+TargetSetting = Annotated[TargetOption, typer.Option(help="What is fitted: deltas, or whole outputs.")]
+RankSetting = Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")]
+WeightsSetting = Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")]
+InputMixSetting = Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, 0 to 1.")]
+PaddingSetting = Annotated[PaddingOption, typer.Option(help="count: as the published code does.")]
+SamplesPerChunkSetting = Annotated[int, typer.Option(help="Samples in one forward call.")]
+DtypeSetting = Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")]
+SaveDtypeSetting = Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")]
+DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+OverwriteSetting = Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in --output.")]
+ReportSetting = Annotated[Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")]
+
+
 @app.command("t5", help=_T5_HELP)
 def merge_t5_command(
-    base: Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")],
-    adapter: Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; give it twice or more.")],
-    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.")],
+    base: BaseSetting,
+    adapter: AdapterSetting,
+    output: OutputSetting,
     samples: Annotated[list[Path] | None, typer.Option(help="An adapter's samples; one per --adapter, in order.")] = None,
     token_ids: Annotated[
         Path | None,
@@ -77,34 +99,29 @@ def merge_t5_command(
             help="A .safetensors with `input_ids` (adapters, samples, length), without padding, instead of --samples."
         ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")] = 1e-4,
-    engine: Annotated[EngineOption, typer.Option(help="One sweep, or the paper's iteration.")] = EngineOption.sweep,
-    max_iter: Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")] = 20,
-    ridge: Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")] = RidgeOption.consistent,
-    balance: Annotated[
-        BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")
-    ] = BalanceOption.delta,
-    target: Annotated[TargetOption, typer.Option(help="What is fitted: deltas, or whole outputs.")] = TargetOption.delta,
-    rank: Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")] = "sum",
+    alpha: AlphaSetting = 1e-4,
+    engine: EngineSetting = EngineOption.sweep,
+    max_iter: MaxIterSetting = 20,
+    ridge: RidgeSetting = RidgeOption.consistent,
+    balance: BalanceSetting = BalanceOption.delta,
+    target: TargetSetting = TargetOption.delta,
+    rank: RankSetting = "sum",
     modules: Annotated[ModulesOption, typer.Option(help="encoder leaves the decoder out.")] = ModulesOption.all,
-    weights: Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")] = None,
-    input_mix: Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, 0 to 1.")] = 0.0,
-    padding: Annotated[PaddingOption, typer.Option(help="count: as the published code does.")] = PaddingOption.ignore,
+    weights: WeightsSetting = None,
+    input_mix: InputMixSetting = 0.0,
+    padding: PaddingSetting = PaddingOption.ignore,
     max_length: Annotated[int, typer.Option(help="Tokens of a text; what is longer is cut.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer, where samples have no target.")] = 32,
-    samples_per_chunk: Annotated[int, typer.Option(help="Samples in one forward call.")] = 8,
-    dtype: Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")] = PrecisionOption.float32,
-    save_dtype: Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")] = PrecisionOption.float32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in --output.")] = False,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")] = None,
+    samples_per_chunk: SamplesPerChunkSetting = 8,
+    dtype: DtypeSetting = PrecisionOption.float32,
+    save_dtype: SaveDtypeSetting = PrecisionOption.float32,
+    device: DeviceSetting = "cpu",
+    overwrite: OverwriteSetting = False,
+    report: ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge t5"):
         peft.check_free(output, overwrite=overwrite)
-        config = MergeConfig(
-            engine=engine.value, max_iter=max_iter, alpha=alpha, ridge=ridge.value, balance=balance.value, target=target.value,
-            rank=_rank(rank), input_mix=input_mix, samples_per_chunk=samples_per_chunk, output_dtype=_dtype(save_dtype),
-        )  # fmt: skip
+        config = _config(engine, max_iter, alpha, ridge, balance, target, rank, input_mix, samples_per_chunk, save_dtype)
         options = TextOptions(modules.value, padding.value, max_length, max_new_tokens)
         tasks = _samples(samples, token_ids)
         placed = {"dtype": _dtype(dtype), "device": device, "weights": _weights(weights)}
@@ -117,35 +134,30 @@ def merge_t5_command(
 
 @app.command("blip", help=_BLIP_HELP)
 def merge_blip_command(
-    base: Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")],
-    adapter: Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; give it twice or more.")],
+    base: BaseSetting,
+    adapter: AdapterSetting,
     images: Annotated[list[Path], typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter.")],
-    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.")],
-    alpha: Annotated[float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")] = 1e-4,
-    engine: Annotated[EngineOption, typer.Option(help="One sweep, or the paper's iteration.")] = EngineOption.sweep,
-    max_iter: Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")] = 20,
-    ridge: Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")] = RidgeOption.consistent,
-    balance: Annotated[
-        BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")
-    ] = BalanceOption.delta,
-    target: Annotated[TargetOption, typer.Option(help="What is fitted: deltas, or whole outputs.")] = TargetOption.delta,
-    rank: Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")] = "sum",
-    weights: Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")] = None,
-    input_mix: Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, 0 to 1.")] = 0.0,
-    padding: Annotated[PaddingOption, typer.Option(help="count: as the published code does.")] = PaddingOption.ignore,
-    samples_per_chunk: Annotated[int, typer.Option(help="Samples in one forward call.")] = 8,
-    dtype: Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")] = PrecisionOption.float32,
-    save_dtype: Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")] = PrecisionOption.float32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in --output.")] = False,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")] = None,
+    output: OutputSetting,
+    alpha: AlphaSetting = 1e-4,
+    engine: EngineSetting = EngineOption.sweep,
+    max_iter: MaxIterSetting = 20,
+    ridge: RidgeSetting = RidgeOption.consistent,
+    balance: BalanceSetting = BalanceOption.delta,
+    target: TargetSetting = TargetOption.delta,
+    rank: RankSetting = "sum",
+    weights: WeightsSetting = None,
+    input_mix: InputMixSetting = 0.0,
+    padding: PaddingSetting = PaddingOption.ignore,
+    samples_per_chunk: SamplesPerChunkSetting = 8,
+    dtype: DtypeSetting = PrecisionOption.float32,
+    save_dtype: SaveDtypeSetting = PrecisionOption.float32,
+    device: DeviceSetting = "cpu",
+    overwrite: OverwriteSetting = False,
+    report: ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge blip"):
         peft.check_free(output, overwrite=overwrite)
-        config = MergeConfig(
-            engine=engine.value, max_iter=max_iter, alpha=alpha, ridge=ridge.value, balance=balance.value, target=target.value,
-            rank=_rank(rank), input_mix=input_mix, samples_per_chunk=samples_per_chunk, output_dtype=_dtype(save_dtype),
-        )  # fmt: skip
+        config = _config(engine, max_iter, alpha, ridge, balance, target, rank, input_mix, samples_per_chunk, save_dtype)
         tasks = [blip.read_images(path) for path in images]
         placed = {"dtype": _dtype(dtype), "device": device, "weights": _weights(weights)}
         _quiet_transformers()
@@ -167,6 +179,32 @@ def one_line_errors(command: str) -> Iterator[None]:
     except (IterisError, OSError) as error:
         typer.echo(f"{command}: " + " ".join(str(error).split()), err=True)
         raise typer.Exit(2) from None
+
+
+def _config(
+    engine: Any,
+    max_iter: int,
+    alpha: float,
+    ridge: Any,
+    balance: Any,
+    target: Any,
+    rank: str,
+    input_mix: float,
+    samples_per_chunk: int,
+    save_dtype: Any,
+) -> MergeConfig:
+    return MergeConfig(
+        engine=engine.value,
+        max_iter=max_iter,
+        alpha=alpha,
+        ridge=ridge.value,
+        balance=balance.value,
+        target=target.value,
+        rank=_rank(rank),
+        input_mix=input_mix,
+        samples_per_chunk=samples_per_chunk,
+        output_dtype=_dtype(save_dtype),
+    )
 
 
 def _rank(text: str) -> int | str:

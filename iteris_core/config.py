@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -96,6 +96,10 @@ class MergeConfig:
             raise ConfigError(f"kept_energy is {self.kept_energy}; it must be above 0, and 1 at most")
         if sum([self.rank != "sum", self.kept_energy is not None, self.size is not None]) > 1:
             raise ConfigError("rank, kept_energy and size each decide the ranks; give only one of them")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "output_dtype": str(self.output_dtype).removeprefix("torch.")}
 
     def rank_at(self, path: str) -> int | str:
         """Return the rank that is asked for at one layer: a number, ``sum`` or ``full``."""

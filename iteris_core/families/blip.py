@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ def merge_blip(
         "samples": [len(task) for task in samples],
         "weights": weights,
         "options": {"count_padding": count_padding, "max_length": max_length, "max_new_tokens": max_new_tokens},
-        "config": {**asdict(config), "output_dtype": str(config.output_dtype).removeprefix("torch.")},
+        "config": config.to_dict(),
     }
     return replace(result, report=replace(result.report, settings=settings))
 

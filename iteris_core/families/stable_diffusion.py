@@ -120,7 +120,7 @@ def merge_stable_diffusion(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         notes=tuple(_notes(idle, vectors)),
-        settings={"calibration": asdict(calibration), "config": _as_json(config), "loras": [_recipe(lora) for lora in loras]},
+        settings={"calibration": asdict(calibration), "config": config.to_dict(), "loras": [_recipe(lora) for lora in loras]},
     )
     return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)
 
@@ -217,10 +217,6 @@ def config_of_part(config: MergeConfig, part: Sequence[Adapter], whole: Sequence
         return config
     uncut = [sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) for group in (part, whole)]
     return replace(config, size=max(1, config.size * uncut[0] // uncut[1]))
-
-
-def _as_json(config: MergeConfig) -> dict[str, Any]:
-    return {**asdict(config), "output_dtype": str(config.output_dtype).removeprefix("torch.")}
 
 
 def _recipe(lora: PromptedAdapter) -> dict[str, Any]:

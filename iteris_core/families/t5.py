@@ -179,7 +179,7 @@ def merge_t5(
         "samples": [len(task) for task in samples],
         "weights": weights,
         "options": asdict(options),
-        "config": {**asdict(config), "output_dtype": str(config.output_dtype).removeprefix("torch.")},
+        "config": config.to_dict(),
     }
     return replace(result, report=replace(result.report, notes=(*result.report.notes, *notes), settings=settings))
 

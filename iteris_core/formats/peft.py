@@ -26,11 +26,6 @@ _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<role>[AB])(?:\.default)?\.weight")
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a PEFT adapter's folder."""
-    return (path / CONFIG_FILE).is_file()
-
-
 def load(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
     """Read a PEFT adapter folder, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into ``up``.
 
