@@ -87,6 +87,9 @@ class ComfyStableDiffusion:
     def sigmas(self, steps: int) -> Tensor:
         return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", steps)
 
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        return 4, resolution // 8, resolution // 8
+
     def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
         """Choose how a merge of this many samples fits on the device, and remember how much to keep free for it.
 

@@ -63,6 +63,10 @@ class StableDiffusion(Protocol):
         """Return the noise levels of a sampling run, (steps + 1,), ending in 0."""
         ...
 
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the latents of a picture with this side in pixels."""
+        ...
+
     def is_text_module(self, path: str) -> bool:
         """Tell the text encoder's module paths from the UNet's."""
         ...
@@ -179,7 +183,7 @@ def _sample(
 ) -> list[list[list[tuple[Tensor, Tensor]]]]:
     """Run every task's own teacher, and return the kept (latents, sigma) of task g's run i as ``[g][i]``."""
     sigmas = model.sigmas(calibration.sampling_steps).float().cpu()
-    side = calibration.resolution // 8
+    shape = model.latent_shape(calibration.resolution)
     runs = [(g, i) for g, plan in enumerate(plans) for i in range(len(plan.captions))]
     batches = [runs[start : start + runs_per_call] for start in range(0, len(runs), runs_per_call)]
     kept: list[list[list[tuple[Tensor, Tensor]]]] = [[] for _ in plans]
@@ -199,7 +203,7 @@ def _sample(
 
         # seeds differ between tasks, so that no two rows of the merge see the same latents
         seeds = [calibration.seed * 1_000_003 + g * 1009 + i for g, i in batch]
-        start = torch.stack([noise((4, side, side), seed) for seed in seeds])
+        start = torch.stack([noise(shape, seed) for seed in seeds])
         mixes = [mix_in(adapters, plans[g].mix) for g, _ in batch]
         with torch.no_grad(), wearing(network.modules, adapters, mixes * 2):
             seen = euler_trajectory(denoise, start, sigmas)

@@ -87,6 +87,9 @@ class FakeHost:
     def sigmas(self, steps):
         return torch.cat([torch.logspace(1, -1, steps), torch.zeros(1)])
 
+    def latent_shape(self, resolution):
+        return 4, resolution // 8, resolution // 8
+
     def is_text_module(self, path):
         return path.startswith("te.")
 
