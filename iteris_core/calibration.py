@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,8 @@ class Calibration:
         cfg: Guidance of the runs.
         unconditional_share: Part of the kept latents that are also sampled with the negative prompt, as guidance does.
         composition_share: Part of the captions that put ordinary things beside the user's prompt.
+        companions: Those ordinary things; the base model must know how to draw them.
+        compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
         preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out.
         preserve_captions: Its captions; every fifth sampling run has an empty one instead.
         negative_prompt: What unconditional rows read.
@@ -90,6 +93,8 @@ class Calibration:
     cfg: float = 7.0
     unconditional_share: float = 0.5
     composition_share: float = 0.5
+    companions: tuple[str, ...] = COMPANIONS
+    compositions: tuple[str, ...] = COMPOSITIONS
     preserve_weight: float = 1.0
     preserve_captions: tuple[str, ...] = PRESERVE_CAPTIONS
     negative_prompt: str = ""
@@ -111,6 +116,25 @@ class Calibration:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more")
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError("the preserve task has no captions; give it some, or set its weight to 0")
+        if self.composition_share and not (self.companions and self.compositions):
+            raise ConfigError("composition captions need companions and compositions; give both, or set composition_share to 0")
+        for form in self.compositions:
+            check_placeholders(form, {"prompt", "thing"})
+
+
+def check_placeholders(form: str, expected: set[str]) -> None:
+    """Refuse a caption form whose placeholders are not exactly these.
+
+    Raises:
+        ConfigError: Shows the form.
+    """
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(form) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
+    if sorted(found) != sorted(expected):
+        wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
+        raise ConfigError(f"the caption form {form!r} must have {wanted}, once each, and no other placeholder")
 
 
 def preserve_runs(calibration: Calibration) -> int:
@@ -137,7 +161,8 @@ def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) ->
         turn, which = divmod(i, len(prompts))
         caption = prompts[which]
         if is_chosen(turn, calibration.composition_share, which):
-            caption = chance.choice(COMPOSITIONS).format(prompt=caption, thing=chance.choice(COMPANIONS))
+            form = chance.choice(calibration.compositions)
+            caption = form.format(prompt=caption, thing=chance.choice(calibration.companions))
         captions.append(caption)
     return captions
 

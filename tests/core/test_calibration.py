@@ -38,6 +38,14 @@ def test_a_share_of_the_captions_puts_ordinary_things_beside_the_prompt(runs, sh
     assert all("<a>" in caption and any(thing in caption for thing in COMPANIONS) for caption in composed)
 
 
+def test_companions_and_compositions_are_the_users_if_given():
+    calibration = Calibration(
+        trajectories=8, composition_share=1.0, companions=("red circle",), compositions=("{thing} over {prompt}",)
+    )
+    assert set(own_captions(["<a>", "<b>"], calibration, 0)) == {"red circle over <a>", "red circle over <b>"}
+    assert Calibration(composition_share=0.0, companions=(), compositions=()).companions == ()
+
+
 def test_captions_depend_on_the_seed_and_on_nothing_else():
     calibration = Calibration(trajectories=40)
     assert own_captions(["<a>"], calibration, 1) == own_captions(["<a>"], calibration, 1)
@@ -174,6 +182,11 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"unconditional_share": math.nan}, "unconditional_share is nan"),
         ({"cfg": math.inf}, "cfg is inf; it must be a finite number, 0 or more"),
         ({"preserve_weight": -1.0}, "preserve_weight is -1.0"),
+        ({"companions": ()}, "composition captions need companions and compositions; give both, or set composition_share to 0"),
+        ({"compositions": ()}, "composition captions need companions and compositions"),
+        ({"compositions": ("{prompt} alone",)}, "must have {prompt} and {thing}, once each, and no other placeholder"),
+        ({"compositions": ("{prompt} {thing} {}",)}, "must have {prompt} and {thing}, once each"),
+        ({"compositions": ("{prompt} and {thing",)}, "'{prompt} and {thing' cannot be read"),
         ({"preserve_captions": ()}, "the preserve task has no captions; give it some, or set its weight to 0"),
     ],
 )
