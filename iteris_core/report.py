@@ -49,6 +49,26 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class TaskFidelity:
+    """One task at the end of the network, see `fidelity.fidelity`.
+
+    Args:
+        task: The task's name.
+        output_error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect, 1 is no
+            better than the base model. Where the teacher wears nothing: ``||student - base|| / ||stacked - base||``,
+            what the merged adapter changes there, relative to what all adapters stacked would change.
+        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the teacher's effect is
+            there, 1 is all of it; None where the teacher wears nothing.
+        samples: Number of samples.
+    """
+
+    task: str
+    output_error: float
+    strength: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """The whole merge.
 
@@ -59,6 +79,7 @@ class MergeReport:
         memory_bytes: Most that was in use on the device when a layer was solved; None if the device does not tell.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: What is needed to repeat the merge; JSON values.
+        fidelity: Each task at the end of the network, on samples that the solve did not see; empty if not measured.
     """
 
     layers: tuple[LayerReport, ...]
@@ -67,6 +88,7 @@ class MergeReport:
     changes: tuple[float, ...] = ()
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fidelity: tuple[TaskFidelity, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -96,9 +118,16 @@ class MergeReport:
         for adapter, keys in self.unmatched.items():
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
+        lines.extend(_fidelity_line(entry) for entry in self.fidelity)
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def _fidelity_line(entry: TaskFidelity) -> str:
+    if entry.strength is None:
+        return f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}"
+    return f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, strength {entry.strength:.2f}"
 
 
 def joined(*reports: MergeReport) -> MergeReport:
@@ -115,4 +144,5 @@ def joined(*reports: MergeReport) -> MergeReport:
         memory_bytes=max((report.memory_bytes for report in reports if report.memory_bytes is not None), default=None),
         changes=tuple(max(both) for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)),
         settings=settings,
+        fidelity=tuple(entry for report in reports for entry in report.fidelity),
     )

@@ -2,7 +2,7 @@
 
 import json
 
-from iteris_core.report import LayerReport, MergeReport, TaskAtLayerReport, joined
+from iteris_core.report import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity, joined
 
 
 def layer(path, rank, **residuals):
@@ -58,3 +58,11 @@ def test_joined_reports_keep_the_order_and_say_nothing_twice():
     assert both.settings == {"x": 1, "y": 2}
     assert both.residuals(wears=True) == {"a": [(0.1, "te"), (0.3, "unet")]}
     assert both.residuals(wears=False) == {}
+
+
+def test_a_report_tells_how_true_the_merged_model_is_on_unseen_samples():
+    own, preserve = TaskFidelity("cat", 0.125, 0.9, 6), TaskFidelity("preserve", 0.03125, None, 4)
+    text = str(MergeReport((), fidelity=(own, preserve)))
+    assert "cat, unseen samples: output error 0.125, strength 0.90" in text
+    assert "preserve, unseen samples: leak in the output 0.031" in text
+    assert joined(MergeReport((), fidelity=(own,)), MergeReport((), fidelity=(preserve,))).fidelity == (own, preserve)
