@@ -1,6 +1,8 @@
 """Tiny random T5 and BART models, and PEFT adapters for them, made by transformers and peft themselves."""
 
 import contextlib
+import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,3 +96,15 @@ def t5_folder(tmp_path_factory) -> Path:
     make_adapter(folder / "base", folder / "one", 1)
     make_adapter(folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd():
+    """The module `tiny_diffusers.py`: tiny Stable Diffusion models of diffusers."""
+    name = "iteris_test_tiny_diffusers"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_diffusers.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]

@@ -1,0 +1,167 @@
+"""Stable Diffusion in diffusers as the core sees it: noise levels, prediction types, prompts, and whole merges."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+from iteris_core import CalibrationError, ConfigError, MergeConfig
+from iteris_core.calibration import Calibration, euler_trajectory
+from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
+from iteris_core.families.diffusion_samples import PromptedAdapter, UnetRow
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+
+SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
+
+
+def rows(x, sigma, contexts):
+    return [UnetRow(latents, sigma, context) for latents, context in zip(x, contexts, strict=True)]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(tiny_sd, prediction_type):
+    host = tiny_sd.model(prediction_type, dtype=torch.float64)
+    theirs = EulerDiscreteScheduler.from_config(tiny_sd.scheduler(prediction_type).config, timestep_spacing="linspace")
+    theirs.set_timesteps(4)  # 999, 666, 333, 0
+    sigmas = host.sigmas(4)
+    torch.testing.assert_close(sigmas, theirs.sigmas.float(), rtol=1e-5, atol=0)
+    start = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
+        contexts = text.forward([piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)])
+        seen = euler_trajectory(lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas)
+        x = seen[0].clone()
+        for t, ours in zip(theirs.timesteps, seen, strict=True):
+            torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+            output = host.unet_model(theirs.scale_model_input(x, t), t, encoder_hidden_states=contexts).sample
+            x = theirs.step(output, t, x).prev_sample
+    assert (seen[-1] - seen[0]).norm() > 1
+
+
+def test_one_batch_may_hold_different_noise_levels(tiny_sd):
+    host, (high, low) = tiny_sd.model(), (torch.tensor(9.0), torch.tensor(0.3))
+    x, contexts = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 16)
+    with torch.no_grad(), host.unet() as unet:
+        both = unet.forward([UnetRow(x[0], high, contexts[0]), UnetRow(x[1], low, contexts[1])])
+        alone = [unet.forward(rows(x[i : i + 1], sigma, contexts[i : i + 1])) for i, sigma in enumerate((high, low))]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_noise_levels_are_those_of_the_training_and_end_in_0(tiny_sd):
+    host = tiny_sd.model()
+    sigmas = host.sigmas(1000)
+    assert (sigmas[-1], len(sigmas)) == (0, 1001)
+    assert torch.equal(host.timesteps(sigmas[:-1]), torch.arange(999, -1, -1))
+    assert (sigmas.diff() < 0).all()
+    alphas = tiny_sd.scheduler().alphas_cumprod
+    torch.testing.assert_close(sigmas[0] ** 2, 1 / alphas[-1] - 1, rtol=1e-4, atol=0)
+    with pytest.raises(CalibrationError, match="1001 sampling steps are asked for; the model was trained on 1000"):
+        host.sigmas(1001)
+
+
+def test_a_zero_terminal_snr_has_finite_noise_levels(tiny_sd):
+    noisy = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert noisy.alphas_cumprod[-1] == 0
+    host = DiffusersStableDiffusion(tiny_sd.unet(), tiny_sd.text_encoder(), tiny_sd.tokenizer(), noisy)
+    assert host.sigmas(5).isfinite().all()
+
+
+def test_prompts_are_read_as_the_pipeline_reads_them(tiny_sd):
+    host = tiny_sd.model()
+    tokenizer = host.tokenizer
+    (ids,) = host.tokenize("a cat")
+    assert ids.tolist() == tokenizer("a cat", padding="max_length", max_length=16, truncation=True)["input_ids"]
+    words = tokenizer("a cat on a mat and a hat, a bat", add_special_tokens=False)["input_ids"]
+    pieces = host.tokenize("a cat on a mat and a hat, a bat")
+    assert [len(piece) for piece in pieces] == [16, 16]
+    assert [int(piece[0]) for piece in pieces] == [tokenizer.bos_token_id] * 2
+    assert [*pieces[0][1:15].tolist(), *pieces[1][1 : 1 + len(words) - 14].tolist()] == words
+    assert pieces[0][15] == tokenizer.eos_token_id
+    assert set(pieces[1][1 + len(words) - 14 :].tolist()) == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    tokenizer.eos_token = None
+    with pytest.raises(CalibrationError, match="has 22 tokens; the text encoder reads 16"):
+        host.tokenize("a cat on a mat and a hat, a bat")
+
+
+@pytest.mark.parametrize("break_off", [False, True])
+def test_nothing_is_left_behind(tiny_sd, break_off):
+    host = tiny_sd.model()
+    host.unet_model.train()
+    host.text_model.train()
+    host.unet_model.mid_block.eval()
+    modes = {path: module.training for path, module in host.modules.items()}
+    weights = {path: module.weight.clone() for path, module in host.modules.items() if hasattr(module, "weight")}
+    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+
+    def progress(stage, done, total):
+        if break_off and stage == "UNet" and done == 3:
+            raise KeyboardInterrupt
+
+    try:
+        merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+    except KeyboardInterrupt:
+        assert break_off
+    assert tiny_sd.hooks(host) == 0
+    assert {path: module.training for path, module in host.modules.items()} == modes
+    assert all(torch.equal(host.modules[path].weight, weight) for path, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("channels", "prediction_type", "factor"), [(4, "epsilon", 8), (27, "sample", 16), (4, "v_prediction", 8)]
+)
+def test_one_lora_merges_to_itself_and_two_to_another(tiny_sd, channels, prediction_type, factor):
+    host = tiny_sd.model(prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor)
+    assert host.latent_shape(64) == (channels, 64 // factor, 64 // factor)
+    first, second = (PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink")))
+    calibration, config = Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
+    alone = merge_stable_diffusion(host, [first], calibration, config)
+    assert set(alone.adapter.deltas) == set(first.adapter.deltas)
+    for path, delta in first.adapter.deltas.items():
+        torch.testing.assert_close(alone.adapter.deltas[path].dense(), delta.dense().double(), rtol=1e-6, atol=1e-6)
+    both = merge_stable_diffusion(host, [first, second], calibration, config)
+    assert {entry.task for entry in both.report.layers[-1].tasks} == {"lora1", "lora2"}
+    assert not torch.equal(both.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense())
+
+
+def test_teachers_and_student_are_the_patched_models(tiny_sd):
+    """The UNet rows of a merge of one LoRA equal a forward of the model that carries it in its weights."""
+    host = tiny_sd.model(dtype=torch.float64)
+    lora = PromptedAdapter(tiny_sd.adapter(host, 1), ("a cat",))
+    result = merge_stable_diffusion(
+        host, [lora], Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
+    )
+    patched = tiny_sd.model(dtype=torch.float64)
+    tiny_sd.add_deltas(patched, result.adapter)
+    expected = tiny_sd.model(dtype=torch.float64)
+    tiny_sd.add_deltas(expected, lora.adapter)
+    x, sigma = torch.randn(1, 4, 8, 8), torch.tensor(2.0)
+    with torch.no_grad():
+        outputs = []
+        for model in (patched, expected, host):
+            with model.text_encoder() as text, model.unet() as unet:
+                outputs.append(unet.forward(rows(x, sigma, text.forward(model.tokenize("a cat")))))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+    assert (outputs[2] - outputs[1]).norm() > 1e-2 * outputs[1].norm()
+
+
+def test_other_models_are_refused(tiny_sd):
+    parts = [tiny_sd.unet(), tiny_sd.text_encoder(), tiny_sd.tokenizer(), tiny_sd.scheduler()]
+
+    def refused(said, **changed):
+        order = ("unet", "text_encoder", "tokenizer", "scheduler")
+        with pytest.raises(ConfigError, match=said):
+            DiffusersStableDiffusion(*(changed.get(name, part) for name, part in zip(order, parts, strict=True)))
+
+    refused("an inpainting model: it reads 9 channels and answers 4", unet=tiny_sd.unet(in_channels=9))
+    refused("contexts of width 24, the text encoder's have 16", unet=tiny_sd.unet(cross_attention_dim=24))
+    refused("also reads class labels", unet=tiny_sd.unet(num_class_embeds=3))
+    refused("FlowMatchEulerDiscreteScheduler has no alphas_cumprod", scheduler=FlowMatchEulerDiscreteScheduler())
+    odd = copy.deepcopy(tiny_sd.scheduler())
+    odd.register_to_config(prediction_type="flow_prediction")
+    refused("has the prediction_type 'flow_prediction'", scheduler=odd)
+    silent = tiny_sd.tokenizer()
+    silent.pad_token = None
+    refused("the tokenizer has no padding token", tokenizer=silent)
+    masked = tiny_sd.text_encoder()
+    masked.config.use_attention_mask = True
+    refused("the text encoder masks padding", text_encoder=masked)
