@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,8 @@ from . import kohya, peft
 from .factors import delta_of_group
 from .files import read_tensors
 from .peft_kinds import meaning_of, refusal
+from .trigger_words import trigger_words
 
-_TRIGGERS_SHOWN = 8
 _PLAIN_ROLES = {"up", "down", "mid", "alpha", "diff", "diff_b", "w_norm", "b_norm"}
 _LOHA_ROLES = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"}
 # Role of a tensor -> kind of adapter that has it; the first that is found names a module's kind.
@@ -114,10 +113,10 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         path=str(path),
         format=_format(tensors),
         kinds=dict(Counter(_kind(group) for group in groups.values()).most_common()),
-        base=_base(tensors, metadata, settings),
+        base=base_family(tensors, metadata, settings),
         targets=len(groups),
         blocks=_blocks(deltas),
-        trigger_words=tuple(_trigger_words(metadata)),
+        trigger_words=trigger_words(metadata).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         largest=dict(sorted(norms.items(), key=lambda item: -item[1])[:3]),
         problems=tuple(problems),
@@ -190,9 +189,10 @@ def _format(keys: Iterable[str]) -> str:
     return " and ".join(writer for writer, _ in found.most_common()) or "empty"
 
 
-def _base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+def base_family(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Any] | None = None) -> str:
+    """Return what an adapter was trained for, as far as the shapes of its tensors and its metadata tell."""
     named = [
-        settings.get("base_model_name_or_path"),
+        (settings or {}).get("base_model_name_or_path"),
         metadata.get("modelspec.architecture"),
         metadata.get("ss_base_model_version"),
     ]
@@ -210,18 +210,3 @@ def _blocks(deltas: Mapping[str, LowRankDelta]) -> dict[str, BlockFacts]:
         numbered = re.match(r"(.*?[._]\d+)(?=[._]|$)", base)
         ranks.setdefault(numbered[1] if numbered else re.split(r"[.]", base)[0], []).append(delta.rank)
     return {block: BlockFacts(len(found), (min(found), max(found))) for block, found in ranks.items()}
-
-
-def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """Return trigger words: the phrase that the author gave, then the training folders' names and commonest tags."""
-    words = [metadata["modelspec.trigger_phrase"]] if metadata.get("modelspec.trigger_phrase") else []
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        counts: Counter[str] = Counter()
-        for folder, tags in folders.items():
-            words.append(re.sub(r"^\d+_", "", folder).strip())
-            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, AttributeError, TypeError):
-        return words
-    words += [tag for tag, _ in counts.most_common(_TRIGGERS_SHOWN)]
-    return list(dict.fromkeys(filter(None, words)))[:_TRIGGERS_SHOWN]

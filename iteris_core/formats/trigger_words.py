@@ -1,0 +1,108 @@
+"""Trigger words: what to type to use a LoRA, as its file's metadata tells it, and prompts made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import CalibrationError
+
+TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
+_PLACEHOLDER = "{trigger}"
+_MOST_WORDS, _MOST_TRIGGERS, _TAGS_IN_A_CAPTION = 8, 4, 4
+_NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TriggerWords:
+    """What the metadata of one file tells about the words that call it up.
+
+    Args:
+        words: All of them, most likely first.
+        triggers: Those that take the place of ``{trigger}`` in a prompt.
+        source: The metadata field that names the triggers.
+        caption: The commonest tags together, as in training; empty where the author named the triggers.
+    """
+
+    words: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    source: str = ""
+    caption: str = ""
+
+
+def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
+    """Return the phrase that the author named, or else the words, or else the commonest tags of the training captions."""
+    phrase, tags = metadata.get("modelspec.trigger_phrase", "").strip(), _tags(metadata.get("ss_tag_frequency", ""))
+    found = {
+        "modelspec.trigger_phrase": (phrase,) if phrase else (),
+        "trained_words": _listed(metadata.get("trained_words", "") or metadata.get("trainedWords", "")),
+        "ss_tag_frequency": tags,
+    }
+    source = next((field for field, words in found.items() if words), "")
+    words = tuple(dict.fromkeys(word for of_field in found.values() for word in of_field))[:_MOST_WORDS]
+    if source == "ss_tag_frequency":
+        return TriggerWords(words, tags[:1], source, ", ".join(tags[:_TAGS_IN_A_CAPTION]))
+    return TriggerWords(words, found[source][:_MOST_TRIGGERS] if source else (), source)
+
+
+def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ...]:
+    """Return each template with each trigger in place of ``{trigger}``."""
+    prompts = [template.replace(_PLACEHOLDER, trigger) for trigger in found.triggers for template in templates]
+    return tuple(dict.fromkeys(prompts))
+
+
+def default_prompts(found: TriggerWords) -> tuple[str, ...]:
+    """Return what a LoRA is measured on if its user names no prompts; empty if its file names no trigger words."""
+    caption = (found.caption,) if found.caption else ()
+    return tuple(dict.fromkeys([*prompts_from(found, TEMPLATES), *caption]))
+
+
+def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str, ...]:
+    """Return a LoRA's prompts, with its trigger words in place of ``{trigger}``; without prompts, our templates.
+
+    Args:
+        name: Of the file, for errors.
+        prompts: The user's; may be empty.
+        found: What the file's metadata tells.
+
+    Raises:
+        CalibrationError: Trigger words are needed, and the file names none.
+    """
+    if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
+        return tuple(prompts)
+    if not found.triggers:
+        why = f"a prompt has {_PLACEHOLDER} in it" if prompts else "no prompts are given"
+        raise CalibrationError(
+            f"{name} has no prompts: {why}, and the file's metadata names no trigger words (no modelspec.trigger_phrase, "
+            "trained_words or ss_tag_frequency). Write what you would type to use this LoRA, one prompt per line, such as "
+            "'a photo of sks dog'; the page from which you downloaded it names its trigger words"
+        )
+    return prompts_from(found, prompts) if prompts else default_prompts(found)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Return the words of a field that holds a JSON list, or words between commas."""
+    try:
+        words = json.loads(text)
+    except ValueError:
+        words = text.split(",")
+    words = words if isinstance(words, list) else [words]
+    return tuple(dict.fromkeys(word.strip(" ,") for word in words if isinstance(word, str) and word.strip(" ,")))
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    """Return the commonest tags of all training folders; a folder's own name comes first if it says something."""
+    counts: Counter[str] = Counter()
+    names = []
+    try:
+        for folder, tags in json.loads(text or "{}").items():
+            name = re.sub(r"^\d+_", "", folder).strip()
+            if not _NO_NAMES.fullmatch(name):
+                names.append(name)
+            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
+    except (ValueError, AttributeError, TypeError):
+        return ()
+    return tuple(dict.fromkeys(filter(None, [*names, *(tag for tag, _ in counts.most_common(_MOST_WORDS))])))[:_MOST_WORDS]
