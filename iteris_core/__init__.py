@@ -4,7 +4,7 @@ The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solv
 """
 
 from .adapters import Adapter, LowRankDelta
-from .config import MergeConfig
+from .config import BaselineOptions, MergeConfig
 from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
 from .merge import MergeResult, merge
 from .network import Network
@@ -16,6 +16,7 @@ __version__ = "0.1.0"  # the same as in pyproject.toml
 __all__ = [
     "Adapter",
     "AdapterError",
+    "BaselineOptions",
     "CalibrationError",
     "ConfigError",
     "IterisError",

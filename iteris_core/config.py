@@ -11,6 +11,18 @@ import torch
 
 from .errors import ConfigError
 
+Method = Literal[
+    "iteris",
+    "average",
+    "sum",
+    "weighted",
+    "svd",
+    "task_arithmetic",
+    "hyper_linear",
+    "ties",
+    "regmean",
+    "regmean_pp",
+]
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
@@ -18,10 +30,57 @@ Target = Literal["delta", "full_output"]
 
 
 @dataclass(frozen=True)
+class BaselineOptions:
+    """What the rival methods can be told; each says in its own file which of these it uses, and how.
+
+    Args:
+        scale: What the merged delta is multiplied with; ``search``: what gives the smallest error of the network's output on
+            the calibration samples; None: ``search`` for task_arithmetic, 1 for all others.
+        density: Share of the entries that TIES, KnOTS, Core Space, DARE and magnitude pruning keep, above 0, up to 1.
+        sign: How TIES elects a sign: ``total`` by the sum of the values, ``frequency`` by their number.
+        seed: Of DARE's random choice.
+        off_diagonal: RegMean's factor on all but the diagonal of its Gram matrices, 0 to 1.
+        projection: NP-LoRA's mu: 0 is the sum, None takes the style's directions out of the other adapters altogether.
+        solver: Of Mix-of-Show: ``closed_form``, or ``lbfgs`` as published.
+    """
+
+    scale: float | Literal["search"] | None = None
+    density: float = 0.5
+    sign: Literal["total", "frequency"] = "total"
+    seed: int = 0
+    off_diagonal: float = 0.9
+    projection: float | None = 0.5
+    solver: Literal["closed_form", "lbfgs"] = "closed_form"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not (self.scale in (None, "search") or (not isinstance(self.scale, str) and math.isfinite(self.scale))):
+            raise ConfigError(f"scale is {self.scale!r}; it must be a finite number, 'search', or None")
+        if not 0 < self.density <= 1:
+            raise ConfigError(f"density is {self.density}; it must be above 0, and 1 at most")
+        if not 0 <= self.off_diagonal <= 1:
+            raise ConfigError(f"off_diagonal is {self.off_diagonal}; it must be from 0 to 1")
+        if self.projection is not None and not (math.isfinite(self.projection) and self.projection >= 0):
+            raise ConfigError(f"projection is {self.projection}; it must be a finite number, 0 or more, or None")
+
+
+def _check_choices(settings: Any) -> None:
+    """Refuse a setting that is none of the strings that its type names."""
+    hints = get_type_hints(type(settings))
+    for item in fields(settings):
+        allowed, value = get_args(hints[item.name]), getattr(settings, item.name)
+        if allowed and all(isinstance(choice, str) for choice in allowed) and value not in allowed:
+            raise ConfigError(f"{item.name} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """How a merge is solved.
 
     Args:
+        method: ``iteris``, or a rival of it, see `baselines.METHODS`. Rivals take the ranks and the settings of memory from
+            here, and `balance` and `alpha` for the metric in which a cut is made; the other settings are IterIS's own.
+        baseline: What only the rivals can be told.
         engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's Algorithm 1.
         max_iter: Solves of ``iterate``; the first uses ``X~ = X``.
         tolerance: ``iterate`` stops when no layer's delta changed by more than this, relative to its norm.
@@ -51,6 +110,8 @@ class MergeConfig:
         statistics_bytes: ``iterate`` measures as many layers at once as have statistics of this many bytes.
     """
 
+    method: Method = "iteris"
+    baseline: BaselineOptions = BaselineOptions()
     engine: Engine = "sweep"
     max_iter: int = 20
     tolerance: float = 1e-6
@@ -71,11 +132,7 @@ class MergeConfig:
     statistics_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for item in fields(self):
-            allowed, value = get_args(hints[item.name]), getattr(self, item.name)
-            if allowed and all(isinstance(choice, str) for choice in allowed) and value not in allowed:
-                raise ConfigError(f"{item.name} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
+        _check_choices(self)
         for name in ("alpha", "alpha_cross", "tolerance"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

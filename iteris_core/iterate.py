@@ -21,9 +21,11 @@ from .memory import with_smaller_calls
 from .network import Network
 from .rows import Chunk, at_hand, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
+from .solve import solve_layer
 from .sweep import (
     EngineResult,
     Progress,
+    SolverAt,
     check_all_reached,
     check_targets,
     current_chunk,
@@ -40,6 +42,7 @@ def iterate(
     tasks: Sequence[Task],
     config: MergeConfig,
     progress: Progress | None = None,
+    solver_at: SolverAt = lambda path: solve_layer,
 ) -> EngineResult:
     """Solve all target layers again and again, each time on the inputs that the last answer leads to.
 
@@ -52,7 +55,7 @@ def iterate(
     """
     check_targets(network, adapters)
     return with_smaller_calls(
-        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress),
+        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress, solver_at),
         config.samples_per_chunk,
         "the iteration",
     )
@@ -64,8 +67,9 @@ def _iterate(
     tasks: Sequence[Task],
     config: MergeConfig,
     progress: Progress | None,
+    solver_at: SolverAt,
 ) -> EngineResult:
-    state = _Iteration(network, adapters, tasks, config, split_into_chunks(tasks, config.samples_per_chunk))
+    state = _Iteration(network, adapters, tasks, config, solver_at, split_into_chunks(tasks, config.samples_per_chunk))
     paths = target_layers(adapters)
     modules = {path: network.modules[path] for path in paths}
     changes: list[float] = []
@@ -104,6 +108,7 @@ class _Iteration:
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
     config: MergeConfig
+    solver_at: SolverAt
     chunks: list[Chunk]
     merged: dict[str, LowRankDelta] | None = None
     different_inputs: int = 0
@@ -123,7 +128,7 @@ class _Iteration:
             self.run_all()
             check_all_reached(paths, self.reached)
             for path, measurement in self.open.items():
-                solved[path] = measurement.solve(self.config.rank_at(path))
+                solved[path] = measurement.solve(self.config.rank_at(path), self.solver_at(path))
                 inputs += measurement.first_of_its_input
                 tell(len(solved))
             self.waiting -= set(self.open)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, LowRankDelta, moved, stack
+from .answer import LayerSolution
 from .config import MergeConfig
 from .errors import CalibrationError, SolveError
 from .layers import (
@@ -23,7 +24,7 @@ from .layers import (
 from .report import LayerReport, TaskAtLayerReport
 from .rows import Block, Chunk, worn_delta
 from .shared_inputs import SharedInput, SharedInputs
-from .solve import LayerSolution, TaskAtLayer, solve_layer, squared_residual, student_energy
+from .solve import LayerSolver, TaskAtLayer, solve_layer, squared_residual, student_energy
 from .statistics import InputMoments, TaskStatistics, product_dtype, statistics_device
 from .tasks import Task
 
@@ -189,8 +190,12 @@ class Measurement:
         own = sum(statistics.bytes() for statistics in self.statistics)
         return own + (sum(moments.bytes() for moments in self.shared.moments) if self.first_of_its_input else 0)
 
-    def solve(self, rank: int | str) -> SolvedLayer:
+    def solve(self, rank: int | str, solver: LayerSolver = solve_layer) -> SolvedLayer:
         """Solve the layer once all rows have been added.
+
+        Args:
+            rank: See `MergeConfig.rank_at`.
+            solver: What to solve it with.
 
         Raises:
             SolveError: With the layer's name.
@@ -203,7 +208,7 @@ class Measurement:
         tasks = [self._task(g, task) for g, task in enumerate(self.tasks)]
         weight = self.weight if self.config.needs_base_weight else None
         try:
-            solution = solve_layer(self.deltas, tasks, self.config, rank, weight)
+            solution = solver(self.deltas, tasks, self.config, rank, weight)
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=self.config.output_dtype)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .adapters import Adapter, mean_vectors, target_layers
+from .baselines import METHODS, best_scale, layers_that_read_text
 from .config import MergeConfig
 from .errors import AdapterError, ConfigError
+from .fidelity import fidelity
 from .iterate import iterate
 from .network import Network
 from .report import MergeReport
+from .rows import worn_delta
+from .solve import LayerSolver
 from .sweep import EngineResult, Progress, sweep
 from .tasks import Task, check_tasks, without_idle_adapters
 from .truncate import share_out_size
+
+Engine = Callable[[Network, Sequence[Adapter], Sequence[Task], MergeConfig, "Progress | None"], EngineResult]
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,21 @@ def merge(
     check_tasks(kept, kept_tasks)
     config = config or MergeConfig()
     _check_ranks(config, kept)
-    result = _solve(network, kept, kept_tasks, config, progress)
+    if config.method == "iteris":
+        engine, notes = sweep if config.engine == "sweep" else iterate, []
+    else:
+        engine, notes = _Rival(network, kept, kept_tasks, config, progress).engine()
+    result = _solve(engine, network, kept, kept_tasks, config, progress)
     names = [adapter.name for adapter in kept]
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
+    if idle:
+        notes.append(f"left out, since they change nothing here: {', '.join(idle)}")
     report = MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         changes=result.changes,
         memory_bytes=result.memory_bytes,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=(f"left out, since they change nothing here: {', '.join(idle)}",) if idle else (),
+        notes=tuple(notes),
     )
     deltas = {path: layer.saved for path, layer in result.layers.items()}
     return MergeResult(Adapter(" + ".join(names), deltas, vectors=mean_vectors(kept)), report, result.outputs)
@@ -80,9 +92,13 @@ def _check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
 
 
 def _solve(
-    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig, progress: Progress | None
+    engine: Engine,
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    config: MergeConfig,
+    progress: Progress | None,
 ) -> EngineResult:
-    engine = sweep if config.engine == "sweep" else iterate
     if config.size is None:
         return engine(network, adapters, tasks, config, progress)
     uncut = engine(network, adapters, tasks, config, progress)
@@ -93,3 +109,71 @@ def _solve(
         config.size,
     )
     return engine(network, adapters, tasks, replace(config, size=None, rank=ranks), progress)
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """A merge by another method."""
+
+    network: Network
+    adapters: Sequence[Adapter]
+    tasks: Sequence[Task]
+    config: MergeConfig
+    progress: Progress | None
+
+    def engine(self) -> tuple[Engine, list[str]]:
+        """Return what merges, once all that the method has to search is found; and what was found, for the user."""
+        method, name, notes = METHODS[self.config.method], self.config.method, []
+        coefficients: Sequence[float] = ()
+        if method.coefficients is not None:
+            coefficients = method.coefficients(self.tasks, len(self.adapters), lambda c: self.error(self.weighted_sum(c)))
+            if method.searches_coefficients:
+                shares = ", ".join(f"{c:.3f}" for c in coefficients)
+                notes.append(f"{name}: coefficients {shares}, which gave the smallest output error on the calibration samples")
+        scale = self.config.baseline.scale
+        if scale is None:
+            scale = "search" if method.searches_scale else 1.0
+        if scale == "search":
+            scale = best_scale(self.error_of_scale(self.engine_at(coefficients, 1.0)))
+            notes.append(f"{name}: scale {scale:.3f}, which gave the smallest output error on the calibration samples")
+        return self.engine_at(coefficients, scale), notes
+
+    def engine_at(self, coefficients: Sequence[float], scale: float) -> Engine:
+        method = METHODS[self.config.method]
+        text = layers_that_read_text(self.network)
+
+        def solver_at(path: str) -> LayerSolver:
+            return method.solver_of(path, path in text, len(self.adapters), coefficients, scale)
+
+        def run(
+            network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig, progress: Progress | None
+        ) -> EngineResult:
+            once = replace(config, target="delta", ridge="consistent", alpha_cross=None, max_iter=1)
+            engine = iterate if method.inputs == "teacher" else sweep
+            return replace(engine(network, adapters, tasks, once, progress, solver_at), changes=())
+
+        return run
+
+    def error_of_scale(self, engine: Engine) -> Callable[[float], float]:
+        """Return the output's error as a function of the scale of what an engine merges."""
+        found = _solve(engine, self.network, self.adapters, self.tasks, self.config, self.progress)
+        unscaled = Adapter("merged", {path: layer.saved for path, layer in found.layers.items()})
+        return lambda scale: self.error(unscaled.scaled(scale))
+
+    def weighted_sum(self, coefficients: Sequence[float]) -> Adapter:
+        worn = dict(enumerate(coefficients))
+        return Adapter("sum", {path: worn_delta(path, self.adapters, worn) for path in target_layers(self.adapters)})
+
+    def error(self, merged: Adapter) -> float:
+        """Return the mean squared error of the network's output over the tasks, each relative to what its teacher does.
+
+        Raises:
+            CalibrationError: The network returns nothing to compare.
+        """
+        tasks = [task for task in self.tasks if task.weight > 0]
+        tell = self.progress and (lambda done, total: self.progress(0, len(target_layers(self.adapters))))
+        size = self.config.samples_per_chunk
+        found = fidelity(self.network, self.adapters, tasks, merged, samples_per_chunk=size, progress=tell)
+        weights = [task.weight for task in tasks]
+        squares = [task.output_error**2 for task in found]
+        return sum(w * e for w, e in zip(weights, squares, strict=True)) / sum(weights)

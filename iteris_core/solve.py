@@ -13,18 +13,21 @@ Source: IterIS, arXiv:2411.15231, Algorithm 1 and equation 8; official ``solutio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .adapters import LowRankDelta, stack
+from .answer import LayerSolution, dense_answer, thin_answer
 from .config import MergeConfig
 from .errors import SolveError
 from .statistics import InputMoments, TaskStatistics, product_of_rows
-from .system import System, factorise
-from .truncate import Spectrum, delta_of_rank, factored_spectrum, leading_spectrum, rank_for_energy
+from .system import factorise
+
+# solves one layer, with the arguments of `solve_layer`; a rival method is another one
+LayerSolver = Callable[..., LayerSolution]
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,6 @@ class TaskAtLayer:
         if self.worn is None:
             return self.statistics.inputs.energy.new_zeros(())
         return ((self.worn.up.T @ self.worn.up) * self.statistics.codes).sum().clamp_min(0)
-
-
-@dataclass(frozen=True)
-class LayerSolution:
-    """The answer at one layer.
-
-    Args:
-        delta: The merged delta, float64.
-        lambdas: lambda per task, (n,).
-        values: Singular values of the uncut answer in the metric of `truncate`; only for ``config.size``.
-        cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where nothing was cut.
-        plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
-    """
-
-    delta: LowRankDelta
-    lambdas: Tensor
-    values: Tensor | None = None
-    cut: Tensor | None = None
-    plain_cut: Tensor | None = None
 
 
 def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
@@ -127,7 +111,7 @@ def solve_layer(
         columns[k] = slice(start, start := start + delta.rank)
     if _fits_sample_space(tasks, config, rank, together):
         return _sample_space_solution(columns, tasks, together, lambdas, config.alpha, alpha_cross)
-    matrix = torch.zeros_like(tasks[0].statistics.inputs.gram)
+    matrix = normal_matrix(tasks, lambdas, config.alpha)
     thin = matrix.new_zeros(matrix.shape[0], together.rank)  # [D_1 | ... | D_K]
     drift = None if config.target == "delta" else matrix.new_zeros(together.shape[::-1])
     for task, lam in zip(tasks, lambdas, strict=True):
@@ -136,8 +120,6 @@ def solve_layer(
         inputs, start = task.statistics.inputs, 0
         size = inputs.size()
         mu, nu = config.alpha * size, alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
-        matrix.add_(inputs.gram * lam)
-        matrix.diagonal().add_(lam * mu)
         cross_of_mix = task.statistics.cross
         for k, share in task.mix.items():
             cross = cross_of_mix[:, start : start + deltas[k].rank]
@@ -147,13 +129,26 @@ def solve_layer(
             drift += lam * task.statistics.drift
             if base_weight is not None:
                 drift += lam * (nu - mu) * base_weight.T
-    system = factorise(matrix, [thin] if drift is None else [thin, drift], _inputs(tasks), config.alpha)
+    system = factorise(matrix, [thin] if drift is None else [thin, drift], inputs_by_name(tasks), config.alpha)
     if drift is None:
-        return _thin_solution(system, thin, together.up, lambdas, config, rank)
-    return _dense_solution(system, thin @ together.up.T + drift, together.rank, lambdas, config, rank)
+        half = system.half(thin)
+        return thin_answer(system, half, LowRankDelta(together.up, system.other_half(half).T), lambdas, config, rank)
+    return dense_answer(system, system.half(thin @ together.up.T + drift), together.rank, lambdas, config, rank)
 
 
-def _inputs(tasks: Sequence[TaskAtLayer]) -> dict[str, InputMoments]:
+def normal_matrix(tasks: Sequence[TaskAtLayer], lambdas: Tensor, alpha: float) -> Tensor:
+    """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own metric."""
+    matrix = torch.zeros_like(tasks[0].statistics.inputs.gram)
+    for task, lam in zip(tasks, lambdas, strict=True):
+        if task.counts:
+            inputs = task.statistics.inputs
+            matrix.add_(inputs.gram * lam)
+            matrix.diagonal().add_(lam * (alpha * inputs.size()))
+    return matrix
+
+
+def inputs_by_name(tasks: Sequence[TaskAtLayer]) -> dict[str, InputMoments]:
+    """Return the inputs of the tasks that count, to explain a failure with."""
     return {task.name: task.statistics.inputs for task in tasks if task.counts}
 
 
@@ -199,76 +194,10 @@ def _sample_space_solution(
             targets[start : start + len(codes), columns[k]] = share * codes[:, first : (first := first + len(down))]
         start += len(codes)
     matrix.diagonal().add_(rho)
-    system = factorise(matrix, [targets, prior], _inputs(tasks), alpha)
+    system = factorise(matrix, [targets, prior], inputs_by_name(tasks), alpha)
     rest = targets - rows @ prior.T
     down = prior + (rows.T @ system.other_half(system.half(rest))).T
     return LayerSolution(LowRankDelta(together.up, down), lambdas)
-
-
-def _thin_solution(
-    system: System, thin: Tensor, up: Tensor, lambdas: Tensor, config: MergeConfig, rank: int | str
-) -> LayerSolution:
-    half = system.half(thin)
-    exact = LowRankDelta(up, system.other_half(half).T)
-    most = min(exact.shape)
-    if rank in ("sum", "full") and config.kept_energy is None and config.size is None and exact.rank <= most:
-        return LayerSolution(exact, lambdas)
-    spectrum = factored_spectrum(half, up)
-    if exact.rank > most:  # more factors than the weight has dimensions: the same delta with as many as it has
-        exact = delta_of_rank(spectrum, most, system.other_half)
-    if config.size is not None:
-        return LayerSolution(exact, lambdas, spectrum.values)
-    if config.kept_energy is not None:
-        wanted = rank_for_energy(spectrum, config.kept_energy)
-    else:
-        wanted = exact.rank if rank in ("sum", "full") else int(rank)
-    if wanted >= exact.rank:
-        return LayerSolution(exact, lambdas)
-    return _cut(system, spectrum, exact, wanted, lambdas)
-
-
-def _dense_solution(
-    system: System, right: Tensor, sum_of_ranks: int, lambdas: Tensor, config: MergeConfig, rank: int | str
-) -> LayerSolution:
-    half, most = system.half(right), min(right.shape)
-    if rank == "full":
-        return LayerSolution(_as_factors(system.other_half(half).T), lambdas)
-    asked = rank != "sum" or config.kept_energy is not None
-    wanted = most if config.kept_energy is not None else min(most, sum_of_ranks if rank == "sum" else int(rank))
-    spectrum = leading_spectrum(half, wanted)
-    if config.kept_energy is not None:
-        wanted = rank_for_energy(spectrum, config.kept_energy)
-    values = spectrum.values if config.size is not None else None
-    exact = _as_factors(system.other_half(half).T) if asked else None
-    return _cut(system, spectrum, exact, wanted, lambdas, values)
-
-
-def _as_factors(weight: Tensor) -> LowRankDelta:
-    """Return a full matrix as a delta whose smaller side is the rank."""
-    d_out, d_in = weight.shape
-    if d_out <= d_in:
-        return LowRankDelta(torch.eye(d_out).to(weight), weight)
-    return LowRankDelta(weight, torch.eye(d_in).to(weight))
-
-
-def _cut(
-    system: System,
-    spectrum: Spectrum,
-    exact: LowRankDelta | None,
-    rank: int,
-    lambdas: Tensor,
-    values: Tensor | None = None,
-) -> LayerSolution:
-    total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
-    lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
-    plain_cut = None
-    if exact is not None:
-        weight = exact.dense().T
-        plain = leading_spectrum(weight, rank)
-        rest = weight - (plain.left * plain.values) @ plain.right.T
-        plain_cut = (system.metric(rest).square().sum() / total).sqrt()
-    delta = delta_of_rank(spectrum, rank, system.other_half)
-    return LayerSolution(delta, lambdas, values, (lost / total).sqrt(), plain_cut)
 
 
 def squared_residual(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:

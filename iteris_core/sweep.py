@@ -27,9 +27,11 @@ from .network import Network
 from .parking import Parking
 from .rows import Chunk, at_hand, check_rows, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
+from .solve import LayerSolver, solve_layer
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
+SolverAt = Callable[[str], LayerSolver]  # module path -> what solves that layer
 _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=None)
 
 
@@ -54,6 +56,7 @@ def sweep(
     tasks: Sequence[Task],
     config: MergeConfig,
     progress: Progress | None = None,
+    solver_at: SolverAt = lambda path: solve_layer,
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
@@ -65,6 +68,7 @@ def sweep(
         tasks: Checked by `tasks.check_tasks`.
         config: See `MergeConfig`.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
+        solver_at: What solves each layer; a rival method is another solver.
 
     Raises:
         AdapterError: A delta that does not fit its module.
@@ -77,7 +81,7 @@ def sweep(
     parking = Parking(network.modules.values()) if config.park_on_host else None
 
     def attempt(samples_per_chunk: int) -> EngineResult:
-        state = _Sweep(network, adapters, tasks, config, progress, len(paths), solved)
+        state = _Sweep(network, adapters, tasks, config, progress, solver_at, len(paths), solved)
         chunks = split_into_chunks(tasks, samples_per_chunk)
         workers = [partial(run_chunk, network, chunk) for chunk in chunks]
         with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
@@ -147,6 +151,7 @@ class _Sweep:
     tasks: Sequence[Task]
     config: MergeConfig
     progress: Progress | None
+    solver_at: SolverAt
     total: int
     solved: dict[str, SolvedLayer]
     known: frozenset[str] = frozenset()  # solved before this pass began
@@ -183,7 +188,7 @@ class _Sweep:
         in_use = memory_in_use(self.measurement.device)
         if in_use is not None:
             self.memory_bytes = max(in_use, self.memory_bytes or 0)
-        solved = self.measurement.solve(self.config.rank_at(path))
+        solved = self.measurement.solve(self.config.rank_at(path), self.solver_at(path))
         self.merged = solved.saved.to(device=self.measurement.device, dtype=self.measurement.dtype)
         self.solved[path] = replace(solved, saved=solved.saved.to(device="cpu"))
         self.measurement = None  # one layer's sums at a time
