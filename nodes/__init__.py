@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import host
+from .calibration import Calibration
 from .merge import Merge
+from .prompts import about_lora
 from .save import SaveMergedLora
-from .tasks import Calibration, LoraToMerge
+from .stack import LorasOnModel, LoraStack
+from .tasks import LoraToMerge, TrainedLora
 
 
 class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoraToMerge, Calibration, Merge, SaveMergedLora]
+        host.answer_at("/iteris/lora", "name", about_lora)
+        return [LoraToMerge, LoraStack, LorasOnModel, TrainedLora, Calibration, Merge, SaveMergedLora]

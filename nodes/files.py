@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
 
 from ..iteris_core import IterisError
 
@@ -32,6 +36,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
+    contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    return hashlib.sha256(save(contiguous)).hexdigest()
 
 
 def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:

@@ -35,6 +35,12 @@ class ModelKeys:
     kernels: Mapping[str, tuple[int, int]]
     vector_sizes: Mapping[str, int]
 
+    def bases_of(self, path: str) -> list[str]:
+        """Return every key base that names a module, the one under which it is saved first."""
+        own = self.base_of_module.get(path, path)
+        others = (base for base, module in self.module_of_base.items() if module == path)
+        return list(dict.fromkeys([own, *others, *(b for b, weight in self.host_keys.items() if weight == f"{path}.weight")]))
+
     def weight_shape(self, path: str) -> tuple[int, ...]:
         """Return the shape of a weight tensor: four numbers at a convolution."""
         d_out, d_in = self.shapes[path]

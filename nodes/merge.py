@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from ..iteris_core.adapters import target_layers
 from ..iteris_core.calibration import Calibration, sample_count
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
 from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
+from ..iteris_core.formats.files import read_tensors
 from . import host
-from .files import adapter_name, sha256
+from .files import adapter_name, sha256, sha256_of_tensors
 from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -103,8 +103,7 @@ class Merge(io.ComfyNode):
         check_ranks(rank, kept_energy, size_mb)
         calibration = calibration or Calibration()
         base = host.ComfyStableDiffusion(model, clip)
-        paths = [host.lora_path(entry.lora_name) for entry in tasks]
-        loras = [read(base, path, entry) for path, entry in zip(paths, tasks, strict=True)]
+        loras = [read(base, entry) for entry in tasks]
         samples_per_chunk, park_on_host = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
         config = MergeConfig(
             alpha=alpha,
@@ -117,7 +116,7 @@ class Merge(io.ComfyNode):
             park_on_host=park_on_host,
         )
         result = merge_stable_diffusion(base, loras, calibration, config, host.stage_progress(cls.hidden.unique_id))
-        report = with_recipe(result.report, tasks, paths)
+        report = with_recipe(result.report, tasks, [hash_of(entry) for entry in tasks])
         merged = MergedLora(result.adapter, base.keys, json.dumps(report.settings))
         return io.NodeOutput(
             *base.patched(result.adapter),
@@ -128,9 +127,13 @@ class Merge(io.ComfyNode):
         )
 
 
-def read(base: host.ComfyStableDiffusion, path: Path, entry: LoraEntry) -> PromptedAdapter:
+def read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:
     """Return a LoRA at the strengths that the user asked for."""
-    adapter = base.read_lora(path, adapter_name(entry.lora_name), entry.strength_model, entry.strength_clip)
+    if entry.tensors is None:
+        tensors, metadata = read_tensors(host.lora_path(entry.lora_name))
+    else:
+        tensors, metadata = entry.tensors, {}
+    adapter = base.adapter(adapter_name(entry.lora_name), tensors, metadata, entry.strength_model, entry.strength_clip)
     return PromptedAdapter(adapter, entry.prompts, entry.weight)
 
 
@@ -167,18 +170,31 @@ def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapt
     return weights
 
 
-def with_recipe(report: MergeReport, entries: Sequence[LoraEntry], paths: Sequence[Path]) -> MergeReport:
-    """Return the report with what is needed to make the merge again: the files, and the version of this pack."""
+def hash_of(entry: LoraEntry) -> str:
+    """Return the SHA-256 of a LoRA: of its file, or of the tensors of one that is in no file."""
+    return sha256(host.lora_path(entry.lora_name)) if entry.tensors is None else sha256_of_tensors(entry.tensors)
+
+
+def with_recipe(report: MergeReport, entries: Sequence[LoraEntry], hashes: Sequence[str]) -> MergeReport:
+    """Return the report with what is needed to make the merge again: the LoRAs, and the version of this pack."""
     loras = [
         {
             "name": adapter_name(entry.lora_name),
-            "file": entry.lora_name,
-            "sha256": sha256(path),
+            "file": entry.lora_name if entry.tensors is None else None,
+            "sha256": digest,
             "strength_model": entry.strength_model,
             "strength_clip": entry.strength_clip,
             "prompts": list(entry.prompts),
+            "prompts_from": entry.prompts_from,
             "weight": entry.weight,
         }
-        for entry, path in zip(entries, paths, strict=True)
+        for entry, digest in zip(entries, hashes, strict=True)
     ]
-    return replace(report, settings={**report.settings, "loras": loras, "iteris_version": __version__})
+    notes = [
+        f"{adapter_name(entry.lora_name)}: prompts made of the file's trigger words ({entry.prompts_from}): "
+        + "; ".join(entry.prompts)
+        for entry in entries
+        if entry.prompts_from
+    ]
+    settings = {**report.settings, "loras": loras, "iteris_version": __version__}
+    return replace(report, settings=settings, notes=(*report.notes, *notes))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..iteris_core import Adapter
 from .keys import ModelKeys
@@ -14,17 +16,30 @@ CALIBRATION = io.Custom("ITERIS_CALIBRATION")
 MERGED = io.Custom("ITERIS_MERGED")
 REPORT = io.Custom("ITERIS_REPORT")
 LORA_MODEL = io.Custom("LORA_MODEL")
+LORA_STACK = io.Custom("LORA_STACK")
 
 
 @dataclass(frozen=True)
 class LoraEntry:
-    """One LoRA to merge, as the user asked for it; its file is read when the model is known."""
+    """One LoRA to merge, as the user asked for it.
+
+    Args:
+        lora_name: Its file in ComfyUI's list, which is read when the model is known; or what to call `tensors`.
+        strength_model: Of the UNet part.
+        strength_clip: Of the text encoder part.
+        prompts: What it is for.
+        weight: Of its task.
+        prompts_from: Where the trigger words of the prompts come from; empty: the user wrote them.
+        tensors: A LoRA that is in no file: trained in this workflow, or taken off a model.
+    """
 
     lora_name: str
     strength_model: float
     strength_clip: float
     prompts: tuple[str, ...]
     weight: float
+    prompts_from: str = ""
+    tensors: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,26 @@
-"""What to merge, and on which samples: the nodes before the merge."""
+"""One LoRA to merge: from a file, or trained in the same workflow."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from collections.abc import Mapping
 
-from ..iteris_core import CalibrationError
-from ..iteris_core.calibration import PRESERVE_CAPTIONS
-from ..iteris_core.calibration import Calibration as Settings
-from ..iteris_core.formats.files import check_readable
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..iteris_core import CalibrationError, IterisError
 from . import host
 from .files import fingerprint
-from .sockets import CALIBRATION, TASKS, LoraEntry
+from .prompts import entry_of_file, lines, told
+from .sockets import LORA_MODEL, TASKS, LoraEntry
 
-_DEFAULTS = Settings()
-
-
-def lines(text: str) -> tuple[str, ...]:
-    """Return the non-empty lines of a text field."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+PLACEHOLDER = "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"
+PROMPTS = (
+    "What this LoRA is for, one prompt per line, with its trigger words; {trigger} stands for those that the file names. "
+    "Empty: our own prompts with them. The merged LoRA is made to do on these what this LoRA does. Emphasis such as (word:1.3) "
+    "counts as 1."
+)
+WEIGHT = "How much this LoRA counts where the LoRAs are in conflict. Only the ratios matter."
 
 
 class LoraToMerge(io.ComfyNode):
@@ -31,26 +34,16 @@ class LoraToMerge(io.ComfyNode):
             inputs=[
                 io.Combo.Input("lora_name", options=host.lora_names(), tooltip="The LoRA file."),
                 io.Float.Input(
-                    "strength_model", default=1.0, min=-10.0, max=10.0, step=0.01,
+                    "strength_model", **STRENGTH,
                     tooltip="How strongly you would use this LoRA's UNet part on its own. It is baked into the merged LoRA.",
                 ),
-                io.Float.Input(
-                    "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.01,
-                    tooltip="The same for its text encoder part.",
-                ),
-                io.String.Input(
-                    "prompts", multiline=True, default="",
-                    placeholder="a photo of <trigger word>\na <trigger word> in a forest",
-                    tooltip="What this LoRA is for, one prompt per line, with its trigger words. "
-                    "The merged LoRA is made to do on these what this LoRA does. Emphasis such as (word:1.3) counts as 1.",
-                ),
-                io.Float.Input(
-                    "weight", default=1.0, min=0.0, max=100.0, step=0.05,
-                    tooltip="How much this LoRA counts where the LoRAs are in conflict. Only the ratios matter.",
-                ),
+                io.Float.Input("strength_clip", **STRENGTH, tooltip="The same for its text encoder part."),
+                io.String.Input("prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS),
+                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT),
                 TASKS.Input("previous", optional=True, tooltip="The LoRAs before this one."),
             ],
             outputs=[TASKS.Output(display_name="LoRAs")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -67,70 +60,58 @@ class LoraToMerge(io.ComfyNode):
         weight: float,
         previous: tuple[LoraEntry, ...] = (),
     ) -> io.NodeOutput:
-        check_readable(host.lora_path(lora_name))
-        if not lines(prompts):
-            raise CalibrationError(
-                f"{lora_name} has no prompts. Write one per line, with the LoRA's trigger words, "
-                "such as 'a photo of <trigger word>'"
-            )
-        return io.NodeOutput((*previous, LoraEntry(lora_name, strength_model, strength_clip, lines(prompts), weight)))
+        entry = entry_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight)
+        return show(cls.hidden.unique_id, [entry], previous)
 
 
-class Calibration(io.ComfyNode):
+class TrainedLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="IterISCalibration",
-            display_name="Calibration (IterIS)",
+            node_id="IterISTrainedLora",
+            display_name="Trained LoRA to merge (IterIS)",
             category="loaders/IterIS",
-            description="How the samples are made on which the LoRAs are measured. Not connected: these defaults.",
+            description="A LORA_MODEL as one LoRA of a merge: from core's Train LoRA, without saving it first, or from IterIS "
+            "Merge itself.",
             inputs=[
-                io.Int.Input(
-                    "trajectories", default=_DEFAULTS.trajectories, min=1, max=256,
-                    tooltip="Short sampling runs per LoRA, each with a prompt and a seed of its own. More: better, slower.",
-                ),
-                io.Int.Input(
-                    "timesteps", default=_DEFAULTS.timesteps, min=1, max=50,
-                    tooltip="Latents kept of each run, spread over the whole of it.",
-                ),
-                io.Int.Input(
-                    "sampling_steps", default=_DEFAULTS.sampling_steps, min=1, max=100, tooltip="Steps of each run.",
-                ),
-                io.Int.Input(
-                    "resolution", default=_DEFAULTS.resolution, min=64, max=2048, step=64,
-                    tooltip="Side of the pictures in pixels. Smaller is faster and needs less memory.",
-                ),
-                io.Float.Input(
-                    "cfg", default=_DEFAULTS.cfg, min=0.0, max=30.0, step=0.1,
-                    tooltip="Guidance of the runs: what you will sample with.",
-                ),
-                io.Float.Input(
-                    "unconditional_share", default=_DEFAULTS.unconditional_share, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of the samples that are also measured with the negative prompt. Guided sampling needs them.",
-                ),
-                io.Float.Input(
-                    "composition_share", default=_DEFAULTS.composition_share, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of your prompts that get company ('... and a red chair'), "
-                    "so that the merged LoRA can still put its subject beside other things.",
-                ),
-                io.Float.Input(
-                    "preserve_weight", default=_DEFAULTS.preserve_weight, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much the base model's behaviour on ordinary prompts is kept. 0 leaves it out: "
-                    "then the merged LoRA may show up in pictures that did not ask for it.",
-                ),
+                LORA_MODEL.Input("lora", tooltip="From core's Train LoRA, or any node that makes a LORA_MODEL."),
+                io.String.Input("name", default="trained", tooltip="What to call it in reports and errors."),
+                io.Float.Input("strength_model", **STRENGTH, tooltip="How strongly you would use it on its own."),
                 io.String.Input(
-                    "preserve_prompts", multiline=True, default="",
-                    tooltip="Ordinary prompts, one per line, on which the base model is kept. Empty: a list of our own.",
+                    "prompts", multiline=True, default="", placeholder="the captions that it was trained on",
+                    tooltip="What it is for, one prompt per line: the captions that it was trained on, or some like them.",
                 ),
-                io.String.Input("negative_prompt", default="", tooltip="The negative prompt that you will sample with."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
-                    tooltip="Of the captions and the noise. Kept, so that a second run is taken from the cache.",
-                ),
+                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT),
+                TASKS.Input("previous", optional=True, tooltip="The LoRAs before this one."),
             ],
-            outputs=[CALIBRATION.Output(display_name="calibration")],
+            outputs=[TASKS.Output(display_name="LoRAs")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, preserve_prompts: str, **settings: object) -> io.NodeOutput:
-        return io.NodeOutput(Settings(preserve_captions=lines(preserve_prompts) or PRESERVE_CAPTIONS, **settings))
+    def execute(
+        cls,
+        lora: Mapping[str, Tensor],
+        name: str,
+        strength_model: float,
+        prompts: str,
+        weight: float,
+        previous: tuple[LoraEntry, ...] = (),
+    ) -> io.NodeOutput:
+        name = name.strip() or "trained"
+        if not lora:
+            raise IterisError(f"{name}: the LORA_MODEL is empty; connect the 'lora' output of Train LoRA")
+        if not lines(prompts):
+            raise CalibrationError(
+                f"{name} has no prompts, and a LoRA that is in no file has no metadata to take them from. Write the captions "
+                "that it was trained on, one per line"
+            )
+        entry = LoraEntry(name, strength_model, strength_model, lines(prompts), weight, tensors=dict(lora))
+        return show(cls.hidden.unique_id, [entry], previous)
+
+
+def show(node_id: str, entries: list[LoraEntry], previous: tuple[LoraEntry, ...], note: str = "") -> io.NodeOutput:
+    """Return the chain with these LoRAs at its end, and show on the node what is merged with which prompts."""
+    ui = told(entries, note)
+    host.show_text(node_id, ui["text"][0])
+    return io.NodeOutput((*previous, *entries), ui=ui)

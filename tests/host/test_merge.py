@@ -54,7 +54,7 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     assert recipe["loras"][1] == {
         "name": "second", "file": "second.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
         "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
-        "prompts": ["a photo of a second thing", "a second thing in a park"],
+        "prompts": ["a photo of a second thing", "a second thing in a park"], "prompts_from": "",
     }  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def test_bad_files_are_refused_before_any_sampling(host):
         with pytest.raises(WorkflowFailed, match=expected) as failure:
             host.run(
                 {**host.merge(second=name), **host.save("loras/bad")},
-                lambda event, data, stages=stages: stages.append(data) if event == "text" else None,
+                lambda event, data, stages=stages: stages.append(data) if event == "text" and data["node"] == "5" else None,
             )
         assert failure.value.node_type in ("IterISLora", "IterISMerge")
         assert name.removesuffix(".safetensors") in str(failure.value)
@@ -288,7 +288,8 @@ def test_bad_files_are_refused_before_any_sampling(host):
 def test_a_missing_file_and_missing_prompts_are_refused(host):
     with pytest.raises((WorkflowFailed, WorkflowRejected), match=r"gone\.safetensors"):
         host.run({**host.merge(second="gone.safetensors"), **host.save("loras/bad")})
-    nodes = host.merge()
+    save_file(load_file(host.loras / "second.safetensors"), host.loras / "bare.safetensors")
+    nodes = host.merge(second="bare.safetensors")
     nodes["3"]["inputs"]["prompts"] = " \n "
-    with pytest.raises(WorkflowFailed, match=r"second\.safetensors has no prompts"):
+    with pytest.raises(WorkflowFailed, match=r"bare\.safetensors has no prompts: .* names no trigger words"):
         host.run({**nodes, **host.save("loras/bad")})

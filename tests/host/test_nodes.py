@@ -159,11 +159,16 @@ def test_files_of_one_stem_have_names_of_their_own(nodes):
     ]  # fmt: skip
 
 
-def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path):
+def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path, monkeypatch):
     file = tmp_path / "cat.safetensors"
     file.write_bytes(b"abc")
-    entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0)
-    report = nodes("merge").with_recipe(MergeReport((), settings={"config": {"alpha": 1}, "loras": ["old"]}), [entry], [file])
+    entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0, "trained_words")
+    merge = nodes("merge")
+    monkeypatch.setattr(merge.host, "lora_path", lambda name: file, raising=False)
+    report = merge.with_recipe(
+        MergeReport((), settings={"config": {"alpha": 1}, "loras": ["old"]}), [entry], [merge.hash_of(entry)]
+    )
+    assert report.notes == ("style/cat: prompts made of the file's trigger words (trained_words): a cat",)
     assert json.loads(json.dumps(report.settings)) == {
         "config": {"alpha": 1},
         "iteris_version": iteris_core.__version__,
@@ -171,7 +176,7 @@ def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path):
             {
                 "name": "style/cat", "file": "style/cat.safetensors", "strength_model": 0.8, "strength_clip": 0.5,
                 "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "prompts": ["a cat"], "weight": 2.0,
+                "prompts": ["a cat"], "weight": 2.0, "prompts_from": "trained_words",
             }
         ],
     }  # fmt: skip

@@ -1,34 +1,27 @@
-"""The one file that touches ComfyUI's insides: models, LoRA files, patches, progress, paths."""
+"""A MODEL and a CLIP as the core sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import comfy.supported_models
 import comfy.utils
-import comfy.weight_adapter
-import folder_paths
 import torch
-from comfy.cli_args import args
 from torch import Tensor
 
-from ..iteris_core import Adapter, AdapterError, IterisError, Network
-from ..iteris_core.families.diffusion_samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
-from ..iteris_core.formats import kohya
-from ..iteris_core.formats.factors import peft_dora
-from ..iteris_core.formats.files import read_tensors
-from .foreign import added_by_host
-from .keys import TEXT_PREFIX, ModelKeys, model_keys
+from ...iteris_core import Adapter, IterisError, Network
+from ...iteris_core.families.diffusion_samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from ...iteris_core.formats import kohya
+from ..keys import TEXT_PREFIX, ModelKeys, model_keys
+from .deltas import HostDeltas
+from .patches import add_adapter
 
 _LATENT_CHANNELS = 4
 _MOST_SAMPLES_PER_CHUNK = 8
@@ -56,6 +49,12 @@ class ComfyStableDiffusion:
     def tokenize(self, caption: str) -> Sequence[Any]:
         """Return a caption's pieces; emphasis is left out, since it would add rows of its own to the batch."""
         return [[(token, 1.0) for token, *_ in piece] for piece in self.clip.tokenize(caption)["l"]]
+
+    def token_positions(self, text: str) -> Sequence[int]:
+        """Return where, in a text's context, the tokens of its words stand; start, end and padding are left out."""
+        pieces = self.clip.tokenize(text, return_word_ids=True)["l"]
+        words = [word for piece in pieces for _, _, word in piece]
+        return [position for position, word in enumerate(words) if word]
 
     @contextmanager
     def text_encoder(self) -> Iterator[Network]:
@@ -114,13 +113,14 @@ class ComfyStableDiffusion:
         keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
         return model_keys(modules, keys, comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config))
 
-    def read_lora(self, path: Path, name: str, strength_model: float, strength_clip: float) -> Adapter:
-        """Read a LoRA file for this model under a name, at strengths; a part of strength 0 changes nothing.
+    def adapter(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], strength_model: float, strength_clip: float
+    ) -> Adapter:
+        """Return a LoRA's tensors as an adapter of this model, at strengths; a part of strength 0 changes nothing.
 
         Raises:
             AdapterError: See `kohya.parse`.
         """
-        tensors, metadata = read_tensors(path)
         adapter = kohya.parse(
             name,
             tensors,
@@ -128,7 +128,7 @@ class ComfyStableDiffusion:
             self.keys.shapes,
             metadata,
             vector_sizes=self.keys.vector_sizes,
-            dense_delta=_HostDeltas(self, name, strength_model, strength_clip),
+            dense_delta=HostDeltas(self.model, self.clip, self.keys, name, strength_model, strength_clip),
             progress=lambda done, total: comfy.model_management.throw_exception_if_processing_interrupted(),
         )
         unet = adapter.select(lambda part: not self.is_text_module(part)).scaled(strength_model)
@@ -137,8 +137,9 @@ class ComfyStableDiffusion:
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would patch them."""
         model, clip = self.model.clone(), self.clip.clone()
-        _patch(model, adapter.select(lambda path: not self.is_text_module(path)))
-        _patch(clip, adapter.select(self.is_text_module))
+        keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
+        add_adapter(model, adapter.select(lambda path: not self.is_text_module(path)), keys)
+        add_adapter(clip, adapter.select(self.is_text_module), keys)
         return model, clip
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
@@ -172,123 +173,5 @@ def _check_clip(clip: Any) -> None:
         )
 
 
-@dataclass
-class _HostDeltas:
-    """Dense deltas of the adapter kinds that only the host knows, made by its own classes; and PEFT's DoRAs."""
-
-    base: ComfyStableDiffusion
-    name: str
-    strength_model: float
-    strength_clip: float
-
-    @cached_property
-    def _weights(self) -> dict[str, Any]:
-        return self.base.model.get_key_patches() | self.base.clip.patcher.get_key_patches()
-
-    def __call__(self, path: str, group: Mapping[str, Tensor]) -> Tensor:
-        """Return the delta of one weight per unit of strength; an OFT's depends on the strength, a DoRA's on the weight.
-
-        Raises:
-            AdapterError: The host cannot apply the tensors; with its own words.
-        """
-        strength = self.strength_clip if self.base.is_text_module(path) else self.strength_model
-        if not strength:
-            return torch.zeros(self.base.keys.shapes[path])
-        key = f"{path}.weight"
-        weight = self._effective_weight(key)
-        if "magnitude" in group:
-            return peft_dora(self.name, path, group, weight)
-        tensors = kohya.tensors_of_group(path, group)
-
-        def apply(weight: Tensor) -> Tensor | None:
-            patch = comfy.lora.load_lora(tensors, {path: key}, log_missing=False).get(key)
-            return None if patch is None else _apply(patch, weight, key, strength)
-
-        return (added_by_host(self.name, path, tensors, weight, apply) / strength).flatten(1)
-
-    def _effective_weight(self, key: str) -> Tensor:
-        """Return a weight as the base model uses it, float32 on the CPU, patches that it already carries included."""
-        (weight, convert), *patches = self._weights[key]
-        weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
-        return comfy.lora.calculate_weight(patches, weight, key)
-
-
-def _apply(patch: Any, weight: Tensor, key: str, strength: float = 1.0) -> Tensor:
-    return comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight, key)
-
-
-def stock_loader(path: Path, keys: ModelKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
-    """Load a LoRA file as the stock LoraLoader does.
-
-    Returns:
-        (parameter path, its shape) -> what the file adds to it at strength 1; None: nothing.
-    """
-    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
-    patches = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
-
-    def added(parameter: str, shape: Sequence[int]) -> Tensor | None:
-        return _apply(patches[parameter], torch.zeros(*shape), parameter) if parameter in patches else None
-
-    return added
-
-
-def _patch(patcher: Any, adapter: Adapter) -> None:
-    patches = {
-        f"{path}.weight": comfy.weight_adapter.LoRAAdapter(set(), (delta.up, delta.down, float(delta.rank), None, None, None))
-        for path, delta in adapter.deltas.items()
-    }
-    patches |= {parameter: ("diff", (vector,)) for parameter, vector in adapter.vectors.items()}
-    missing = set(patches) - set(patcher.add_patches(patches, 1.0))
-    if missing:
-        raise IterisError(f"ComfyUI did not accept patches for {len(missing)} weights, such as {min(missing)!r}")
-
-
 def _unet_stream(path: str) -> str:
     return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
-
-
-def lora_names() -> list[str]:
-    return folder_paths.get_filename_list("loras")
-
-
-def find_lora(name: str) -> Path | None:
-    """Return the full path of a LoRA in ComfyUI's folders; None: there is no such file."""
-    path = folder_paths.get_full_path("loras", name)
-    return None if path is None else Path(path)
-
-
-def lora_path(name: str) -> Path:
-    """Return the full path of a LoRA in ComfyUI's folders.
-
-    Raises:
-        AdapterError: No such file there.
-    """
-    path = find_lora(name)
-    if path is None:
-        raise AdapterError(f"{name}: there is no such file in the loras folders; choose another LoRA, or refresh the list")
-    return path
-
-
-def output_folder() -> Path:
-    return Path(folder_paths.get_output_directory())
-
-
-def saves_metadata() -> bool:
-    """Whether files may tell how they were made; the user can start ComfyUI with --disable-metadata."""
-    return not args.disable_metadata
-
-
-def stage_progress(node_id: str) -> Callable[[str, int, int], None]:
-    """Return a progress callback that shows the stage's name on the node and its steps in the node's bar."""
-    from server import PromptServer
-
-    bars: dict[str, comfy.utils.ProgressBar] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if stage not in bars:
-            bars[stage] = comfy.utils.ProgressBar(total)
-        PromptServer.instance.send_progress_text(f"{stage} {done}/{total}", node_id)
-        bars[stage].update_absolute(done, total)
-
-    return show

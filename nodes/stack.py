@@ -1,0 +1,159 @@
+"""Several LoRAs at once: a LORA_STACK, a text, or those that a model already carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core.formats import kohya
+from ..iteris_core.formats.files import read_tensors
+from . import host
+from .files import adapter_name, fingerprint
+from .harvest import CarriedLora, take_off
+from .prompts import entry_of_file
+from .sockets import LORA_STACK, TASKS, LoraEntry
+from .stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
+from .tasks import show
+
+_EXAMPLE = "cat: a photo of a sks cat"
+_PROMPTS = (
+    "Empty: each file's own trigger words, in prompts of ours. A line with {trigger} is for every LoRA: "
+    "'a drawing of {trigger}'. A line for one of them begins with its name: 'cat: a photo of a sks cat'."
+)
+
+
+class LoraStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IterISStack",
+            display_name="LoRA stack to merge (IterIS)",
+            category="loaders/IterIS",
+            description="The LoRAs of a LORA_STACK, or of a text with <lora:name:1.0>, as LoRAs of a merge.",
+            inputs=[
+                io.String.Input(
+                    "text", multiline=True, default="", placeholder="<lora:cat:1.0> <lora:style:0.8:0.6>",
+                    tooltip="LoRAs as in a prompt: <lora:name:strength>, or <lora:name:model strength:clip strength>. Other "
+                    "words are left out. They come after those of the stack.",
+                ),
+                io.String.Input("prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS),
+                LORA_STACK.Input("lora_stack", optional=True, tooltip="From any LoRA stacker."),
+                TASKS.Input("previous", optional=True, tooltip="LoRAs before these."),
+            ],
+            outputs=[TASKS.Output(display_name="LoRAs")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
+        """Return what changes with any LoRA file: the stack's names are not known here."""
+        return " ".join(fingerprint(host.find_lora(name)) for name in host.lora_names())
+
+    @classmethod
+    def execute(cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
+        stacked = [*read_stack(lora_stack), *read_text(text)]
+        if not stacked:
+            raise IterisError(
+                "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or write <lora:name:1.0> into text"
+            )
+        return show(cls.hidden.unique_id, list(stack_entries(stacked, prompts)), previous)
+
+
+def stack_entries(stacked: Sequence[StackedLora], prompts: str) -> Iterator[LoraEntry]:
+    """Yield the LoRAs of a stack, each with its prompts."""
+    files = [find_name(lora.name, host.lora_names()) for lora in stacked]
+    given = prompts_by_name(prompts, [adapter_name(file) for file in files])
+    for file, lora in zip(files, stacked, strict=True):
+        yield entry_of_file(file, lora.strength_model, lora.strength_clip, given[adapter_name(file)])
+
+
+class LorasOnModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IterISModelLoras",
+            display_name="LoRAs on this model (IterIS)",
+            category="loaders/IterIS",
+            description="Takes the LoRAs that MODEL and CLIP already carry off them, as LoRAs of a merge. Connect all three "
+            "outputs to IterIS Merge.",
+            inputs=[
+                io.Model.Input("model", tooltip="Behind any number of LoRA loaders."),
+                io.Clip.Input("clip", tooltip="Behind the same loaders."),
+                io.String.Input("prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS),
+                TASKS.Input("previous", optional=True, tooltip="LoRAs before these."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="Without the LoRAs."),
+                io.Clip.Output(display_name="CLIP", tooltip="Without the LoRAs."),
+                TASKS.Output(display_name="LoRAs"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
+        base = host.ComfyStableDiffusion(model, clip)
+        loras, rest = take_off(host.patches_of(model, clip), base.is_text_module, base.keys.bases_of)
+        if not loras:
+            raise IterisError(
+                "MODEL and CLIP carry no LoRA that could be taken off them"
+                + (f"; {len(rest)} weights are changed by something else, such as a merge of checkpoints" if rest else "")
+                + ". Connect them behind a LoRA loader, or choose the files with 'LoRA to merge'"
+            )
+        named = set(strings_in(cls.hidden.prompt)) & set(host.lora_names())
+        files = [file_of(lora, sorted(named), base.keys.module_of_base, base.keys.base_of_module) for lora in loras]
+        names = [adapter_name(file) if file else f"LoRA {i} on this model" for i, file in enumerate(files, 1)]
+        given = prompts_by_name(prompts, names)
+        entries = [carried_entry(*found, given[found[2]]) for found in zip(loras, files, names, strict=True)]
+        note = f"{len(rest)} weights are changed by something that is no LoRA; that stays on the model" if rest else ""
+        tasks = show(cls.hidden.unique_id, entries, previous, note)
+        return io.NodeOutput(*host.with_patches(model, clip, rest), *tasks.args, ui=tasks.ui)
+
+
+def carried_entry(lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]) -> LoraEntry:
+    """Return a LoRA that was on a model as one to merge; from its file, if that is known."""
+    strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
+    if file:
+        return entry_of_file(file, strength_model, strength_clip, prompts)
+    if not prompts or any("{trigger}" in prompt for prompt in prompts):
+        raise CalibrationError(
+            f"{name} has no prompts, and no file of this workflow is known to be it, so its trigger words are unknown. "
+            f"Write them as '{name}: a photo of <trigger word>' into prompts"
+        )
+    return LoraEntry(name, strength_model, strength_clip, prompts, 1.0, tensors=lora.tensors)
+
+
+def file_of(
+    lora: CarriedLora, candidates: Sequence[str], module_of_base: Mapping[str, str], base_of_module: Mapping[str, str]
+) -> str | None:
+    """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
+    matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}
+    for name in candidates:
+        path = host.find_lora(name)
+        if path is None or path.suffix != ".safetensors":
+            continue
+        own = {}
+        for key, tensor in read_tensors(path)[0].items():
+            base, role = kohya.split_key(key) or ("", "")
+            module = module_of_base.get(base)
+            if module is not None:
+                own |= kohya.tensors_of_group(base_of_module[module], {role: tensor})
+        if all(key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
+            return name
+    return None
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield every text in a workflow, however deep: names of LoRA files are among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings_in(item)
