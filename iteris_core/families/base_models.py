@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterError, ConfigError
-from ..layers import weight_shape
+from ..errors import ConfigError
+from ..formats.layer_tables import layer_shapes
 
 _FEWEST_WORDS = 8
 
@@ -89,10 +89,4 @@ def _first_line(error: Exception) -> str:
 
 def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return module path -> (d_out, d_in) of every layer that can be merged."""
-    shapes = {}
-    for path, module in model.named_modules():
-        try:
-            shapes[path] = weight_shape(module)
-        except AdapterError:
-            continue
-    return shapes
+    return layer_shapes(dict(model.named_modules()))

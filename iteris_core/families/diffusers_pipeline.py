@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigError
+from ..formats.diffusers import TEXT_PREFIX, UNET_PREFIX, ModelKeys, model_keys
 from ..network import Network
 from .diffusion_samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
 
-UNET_PREFIX, TEXT_PREFIX = "unet.", "text_encoder."
-_INNER_TEXT = "text_model."  # which transformers 5 leaves out of module paths, and LoRA files do not
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SMALLEST_ALPHA = 2.0**-24  # at the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it
 # Parts of UNets of other models than Stable Diffusion 1 and 2: setting -> what they would need to read.
@@ -57,6 +56,11 @@ class DiffusersStableDiffusion:
         """Module path -> module, as adapters name them; both parts."""
         text = {_text_path(path): module for path, module in self.text_model.named_modules() if path}
         return text | {UNET_PREFIX + path: module for path, module in self.unet_model.named_modules() if path}
+
+    @cached_property
+    def keys(self) -> ModelKeys:
+        """How files name the modules."""
+        return model_keys(self.modules)
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)
@@ -143,7 +147,7 @@ class DiffusersStableDiffusion:
 
 
 def _text_path(path: str) -> str:
-    return TEXT_PREFIX + _INNER_TEXT + path.removeprefix(_INNER_TEXT)
+    return TEXT_PREFIX + path.removeprefix("text_model.")  # a level that transformers 5 leaves out, and LoRA files do not
 
 
 def _stream(path: str) -> str:

@@ -37,6 +37,11 @@ def vectors_of_group(path: str, group: Mapping[str, Tensor]) -> dict[str, Tensor
     return vectors
 
 
+def kind_of_group(group: Mapping[str, Tensor]) -> str | None:
+    """Return what a group is that is more than two factors or a difference, such as ``a LoKr``; None if it is not."""
+    return next((kind for role, kind in _KINDS.items() if role in group), None)
+
+
 def delta_of_group(
     name: str,
     base: str,
@@ -62,7 +67,7 @@ def delta_of_group(
         return None
     if shape is None:
         raise AdapterError(f"{name}: {base!r} changes a layer that is neither Linear nor a convolution without groups")
-    kind = next((kind for role, kind in _KINDS.items() if role in group), None)
+    kind = kind_of_group(group)
     if kind is not None:
         if dense_delta is None or "set_weight" in group:
             raise AdapterError(f"{name}: {base!r} is {kind}, which cannot be read here; use a plain LoRA, LoCon or LoHa")

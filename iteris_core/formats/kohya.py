@@ -180,6 +180,9 @@ def to_tensors(
 ) -> dict[str, Tensor]:
     """Return the adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and ``<base>.alpha`` = rank.
 
+    Where layers have different ranks there are no alphas, which means the same: diffusers would read alphas that differ, but
+    give those of attention layers to other modules.
+
     Args:
         adapter: In the precision in which it is to be saved.
         base_of_module: Module path -> key base.
@@ -200,6 +203,7 @@ def to_tensors(
             f"saved ({len(nameless)} such modules). Leave it out of the adapter"
         )
     tensors: dict[str, Tensor] = {}
+    one_rank = len({delta.rank for delta in adapter.deltas.values()}) == 1
     for path, delta in adapter.deltas.items():
         base, tail = base_of_module[path], (kernels or {}).get(path, ())
         if whole and delta.is_oversized:
@@ -208,7 +212,8 @@ def to_tensors(
             continue
         tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in tail))
         tensors[f"{base}.lora_down.weight"] = delta.down.reshape(delta.rank, -1, *tail)
-        tensors[f"{base}.alpha"] = torch.tensor(float(delta.rank))
+        if one_rank:
+            tensors[f"{base}.alpha"] = torch.tensor(float(delta.rank))
     for parameter, vector in adapter.vectors.items():
         path, _, kind = parameter.rpartition(".")
         tensors[f"{base_of_module[path]}.{'diff_b' if kind == 'bias' else 'diff'}"] = vector

@@ -21,7 +21,7 @@ from .files import read_tensors, write_tensors
 from .peft_kinds import meaning_of, refusal
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<role>[AB])(?:\.default)?\.weight")
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
 
@@ -81,7 +81,7 @@ def parse(
         found = _FACTOR.fullmatch(key)
         if found is None:
             raise AdapterError(f"{name}: {key!r} {meaning_of(key)}")
-        path, role = found["path"].removeprefix(_PREFIX), found["role"]
+        path, role = found["path"].removeprefix(PREFIX), found["role"]
         if role in pairs.setdefault(path, {}):
             raise AdapterError(f"{name}: {path!r} has two tensors lora_{role}; the file mixes two adapters and is damaged")
         pairs[path][role] = tensor
@@ -93,7 +93,7 @@ def parse(
         raise AdapterError(
             f"{name}: none of its {len(pairs)} layers{example} is in this model; {trained}. Choose that as the base"
         )
-    unmatched = tuple(key for key in tensors if _FACTOR.fullmatch(key)["path"].removeprefix(_PREFIX) not in shapes)
+    unmatched = tuple(key for key in tensors if _FACTOR.fullmatch(key)["path"].removeprefix(PREFIX) not in shapes)
     deltas = {path: _delta(name, path, pair, settings, shapes[path]) for path, pair in known.items()}
     return Adapter(name, deltas, unmatched, dict(metadata or {}))
 
@@ -121,13 +121,28 @@ def _delta(
         raise AdapterError(
             f"{name}: {path!r} holds NaN or infinite weights; the training run broke. Use an earlier checkpoint of this adapter"
         )
+    return LowRankDelta(up * scale_at(name, settings, path, rank), down)
+
+
+def scale_at(name: str, settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """Return what PEFT multiplies one layer's ``up @ down`` with.
+
+    Args:
+        name: Of the adapter, for errors.
+        settings: As `read_settings` returns them.
+        path: Of the layer.
+        rank: Of its factors.
+
+    Raises:
+        AdapterError: The settings announce another rank, or hold no number.
+    """
     announced = _at(name, settings, "rank_pattern", "r", path)
     if announced != rank:
         raise AdapterError(
             f"{name}: {path!r} has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are not of one adapter"
         )
     alpha = _at(name, settings, "alpha_pattern", "lora_alpha", path)
-    return LowRankDelta(up * (alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)), down)
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _at(name: str, settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
@@ -157,8 +172,8 @@ def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None =
     tensors = {}
     for path, delta in adapter.deltas.items():
         kernel = (kernels or {}).get(path, ())
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = delta.down.reshape(delta.rank, -1, *kernel).contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous()
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = delta.down.reshape(delta.rank, -1, *kernel).contiguous()
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous()
     return tensors
 
 

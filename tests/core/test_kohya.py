@@ -208,7 +208,7 @@ def test_what_is_written_is_read_back(dtype):
         "merged",
         {
             "unet.q": LowRankDelta(torch.randn(6, 3).to(dtype), torch.randn(3, 4).to(dtype)),
-            "unet.proj": LowRankDelta(torch.randn(5, 1).to(dtype), torch.randn(1, 4).to(dtype)),
+            "unet.proj": LowRankDelta(torch.randn(5, 3).to(dtype), torch.randn(3, 4).to(dtype)),
         },
     )
     tensors = kohya.to_tensors(adapter, {"unet.q": UNET, "unet.proj": PROJ}, {"unet.proj": (1, 1)})
@@ -216,8 +216,8 @@ def test_what_is_written_is_read_back(dtype):
         f"{UNET}.lora_up.weight": (6, 3),
         f"{UNET}.lora_down.weight": (3, 4),
         f"{UNET}.alpha": (),
-        f"{PROJ}.lora_up.weight": (5, 1, 1, 1),
-        f"{PROJ}.lora_down.weight": (1, 4, 1, 1),
+        f"{PROJ}.lora_up.weight": (5, 3, 1, 1),
+        f"{PROJ}.lora_down.weight": (3, 4, 1, 1),
         f"{PROJ}.alpha": (),
     }
     assert {tensor.dtype for key, tensor in tensors.items() if "lora" in key.split(".")[1]} == {dtype}
@@ -227,6 +227,16 @@ def test_what_is_written_is_read_back(dtype):
     for path, delta in adapter.deltas.items():
         assert torch.equal(again.deltas[path].up, delta.up.float())
         assert torch.equal(again.deltas[path].down, delta.down.float())
+
+
+def test_different_ranks_have_no_alphas_and_mean_the_same():
+    ranks = {
+        "unet.q": LowRankDelta(torch.randn(6, 3), torch.randn(3, 4)),
+        "unet.proj": LowRankDelta(torch.ones(5, 1), torch.ones(1, 4)),
+    }
+    tensors = kohya.to_tensors(Adapter("merged", ranks), {"unet.q": UNET, "unet.proj": PROJ}, {"unet.proj": (1, 1)})
+    assert not any(key.endswith(".alpha") for key in tensors)
+    assert all(torch.equal(delta.up, ranks[path].up) for path, delta in parse(tensors).deltas.items())
 
 
 def test_metadata_tells_other_programs_what_it_is():

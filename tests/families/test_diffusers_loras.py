@@ -1,0 +1,228 @@
+"""LoRA files of a diffusers model: every spelling in, two styles out, and what diffusers makes of ours."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+
+from iteris_core import Adapter, AdapterError, ConfigError
+from iteris_core.families.diffusers_loras import read_lora, save_lora
+from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
+from iteris_core.families.diffusion_samples import UnetRow
+from iteris_core.formats.ldm import ldm_names
+
+ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
+STYLES = ("kohya", "diffusers")
+
+
+@pytest.fixture(scope="module")
+def host(tiny_sd):
+    return tiny_sd.model()
+
+
+def pipeline(host, tiny_sd):
+    parts = host.unet_model, tiny_sd.scheduler(steps_offset=1, clip_sample=False), None, None
+    return StableDiffusionPipeline(None, host.text_model, host.tokenizer, *parts, requires_safety_checker=False)
+
+
+def outputs(host):
+    x, sigma = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(2.0)
+    with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
+        context = text.forward(host.tokenize("a cat"))
+        return context, unet.forward([UnetRow(x, sigma, context[0])])
+
+
+def in_diffusers(tiny_sd, path):
+    """Return the outputs of a new model into which diffusers has loaded a file."""
+    host = tiny_sd.model()
+    loaded = pipeline(host, tiny_sd)
+    loaded.load_lora_weights(str(path))
+    return outputs(DiffusersStableDiffusion(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_sd.scheduler()))
+
+
+def with_weights(tiny_sd, adapter):
+    host = tiny_sd.model()
+    tiny_sd.add_deltas(host, adapter)
+    return outputs(host)
+
+
+def assert_same_effect(found, expected, base):
+    for ours, theirs, without in zip(found, expected, base, strict=True):
+        assert (theirs - without).norm() > 0.05 * without.norm()
+        assert (ours - theirs).norm() <= 1e-5 * (theirs - without).norm()
+
+
+def mixed_ranks(host, tiny_sd):
+    one, other = tiny_sd.adapter(host, 1, wanted=ALL), tiny_sd.adapter(host, 2, wanted=ALL, rank=3)
+    return Adapter("mixed", {p: (other if i % 3 == 0 else one).deltas[p] for i, p in enumerate(one.deltas)})
+
+
+def one_rank(host, tiny_sd):
+    return tiny_sd.adapter(host, 1, wanted=ALL)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("make", [one_rank, mixed_ranks])
+def test_diffusers_loads_what_is_saved_and_so_do_we(host, tiny_sd, tmp_path, style, make):
+    adapter, path = make(host, tiny_sd), tmp_path / "merged.safetensors"
+    assert len(adapter.deltas) > 80
+    save_lora(host, adapter, path, style, {"iteris.recipe": "{}"})
+    assert_same_effect(in_diffusers(tiny_sd, path), with_weights(tiny_sd, adapter), outputs(host))
+    again = read_lora(host, path)
+    assert (again.name, again.unmatched, again.metadata["iteris.recipe"]) == ("merged", (), "{}")
+    assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
+    assert all(torch.equal(again.deltas[p].down, delta.down) for p, delta in adapter.deltas.items())
+
+
+def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tiny_sd, tmp_path):
+    trained, layers, settings = tiny_sd.model(), {}, {}
+    parts = {
+        "unet": (trained.unet_model, ["to_q", "to_out.0", "conv1"]),
+        "text_encoder": (trained.text_model, ["q_proj", "fc1"]),
+    }
+    for part, (model, targets) in parts.items():
+        config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, rank_pattern={targets[0]: 4}, init_lora_weights=False)
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(inject_adapter_in_model(config, model))
+        settings[f"{part}_lora_adapter_metadata"] = {**config.to_dict(), "target_modules": sorted(targets)}
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers, **settings)
+    (path,) = tmp_path.glob("*.safetensors")
+    adapter = read_lora(host, path)
+    assert adapter.unmatched == ()
+    assert {delta.rank for delta in adapter.deltas.values()} == {2, 4}
+    assert_same_effect(with_weights(tiny_sd, adapter), in_diffusers(tiny_sd, path), outputs(host))
+
+
+def renamed(tensors, change):
+    return {change(key): tensor for key, tensor in tensors.items()}
+
+
+def old_processors(key):
+    for name in ("q", "k", "v"):
+        key = key.replace(f".to_{name}.lora_", f".processor.to_{name}_lora.")
+        key = key.replace(f".{name}_proj.lora_", f".to_{name}_lora.")
+    key = key.replace(".to_out.0.lora_", ".processor.to_out_lora.").replace(".out_proj.lora_", ".to_out_lora.")
+    for place in (".proj_in", ".proj_out", ".proj", ".net.2", ".conv1"):
+        key = key.replace(f"{place}.lora_", f"{place}.lora.")
+    for place in (".fc1", ".fc2"):
+        key = key.replace(f"{place}.lora_", f"{place}.lora_linear_layer.")
+    return key.replace(".A.weight", ".down.weight").replace(".B.weight", ".up.weight")
+
+
+SPELLINGS = {
+    "PEFT": lambda key: "base_model.model." + key,
+    "PEFT of one part": lambda key: "base_model.model." + key.partition(".")[2],
+    "without parts": lambda key: key.partition(".")[2],
+    "transformers 5": lambda key: key.replace("text_model.", ""),
+    "processors": old_processors,
+}
+
+
+@pytest.mark.parametrize("change", SPELLINGS.values(), ids=SPELLINGS)
+def test_every_spelling_is_read(host, tiny_sd, tmp_path, change):
+    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+    save_lora(host, adapter, path, "diffusers")
+    tensors = renamed(load_file(path), change)
+    assert len(tensors) == 2 * len(adapter.deltas)
+    save_file(tensors, path)
+    again = read_lora(host, path)
+    assert again.unmatched == ()
+    assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
+
+
+def test_the_text_encoders_second_name_in_kohyas_files_is_read(host, tiny_sd, tmp_path):
+    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+    save_lora(host, adapter, path)
+    save_file(renamed(load_file(path), lambda key: key.replace("lora_te_", "lora_te1_")), path)
+    assert set(read_lora(host, path).deltas) == set(adapter.deltas)
+
+
+def test_names_of_the_original_code_are_read(host, tiny_sd, tmp_path):
+    adapter, names = tiny_sd.adapter(host, 1, wanted=ALL), ldm_names(p.removeprefix("unet.") for p in host.modules)
+    unet = adapter.select(lambda path: not host.is_text_module(path))
+    tensors = {}
+    for path, delta in unet.deltas.items():
+        kernel = host.keys.kernels.get(path, ())
+        base = "diffusion_model." + names[path.removeprefix("unet.")]
+        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous()
+        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(delta.rank, -1, *kernel).contiguous()
+    save_file(tensors, tmp_path / "comfy.safetensors")
+    again = read_lora(host, tmp_path / "comfy.safetensors")
+    assert again.unmatched == ()
+    assert all(torch.equal(again.deltas[p].dense(), delta.dense()) for p, delta in unet.deltas.items())
+
+
+@pytest.mark.parametrize("layers_per_block", [1, 2])
+def test_the_original_names_are_those_that_diffusers_converts(tiny_sd, layers_per_block):
+    down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    model = tiny_sd.unet(
+        layers_per_block=layers_per_block, block_out_channels=(8, 8, 16), down_block_types=down, up_block_types=up
+    )
+    parameters = dict(model.named_parameters())
+    names = ldm_names(path for path, _ in model.named_modules())
+    original = {}
+    for key, parameter in parameters.items():
+        path, _, kind = key.rpartition(".")
+        original[f"model.diffusion_model.{names[path]}.{kind}"] = parameter
+    assert len(original) == len(parameters)
+    converted = convert_ldm_unet_checkpoint(original, dict(model.config))
+    assert {key: id(tensor) for key, tensor in converted.items()} == {key: id(tensor) for key, tensor in parameters.items()}
+
+
+# --- strengths, other kinds, refusals ---
+
+
+def test_strengths_are_baked_in(host, tiny_sd, tmp_path):
+    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+    save_lora(host, adapter, path)
+    found = read_lora(host, path, 0.5, 2.0)
+    for module, delta in adapter.deltas.items():
+        factor = 2.0 if host.is_text_module(module) else 0.5
+        torch.testing.assert_close(found.deltas[module].dense(), factor * delta.dense())
+    assert not any(map(host.is_text_module, read_lora(host, path, 1.0, 0.0).deltas))
+    assert set(read_lora(host, path, 0.7).deltas) == set(adapter.deltas)
+
+
+def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tiny_sd, tmp_path):
+    trained = tiny_sd.model()
+    trained.unet_model.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, use_dora=True, target_modules=["to_q"], init_lora_weights=False)
+    )
+    state = {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(trained.unet_model).items()}
+    assert any("magnitude" in key for key in state)
+    save_file(state, tmp_path / "dora.safetensors")
+    adapter = read_lora(host, tmp_path / "dora.safetensors")
+    patched = with_weights(tiny_sd, adapter)
+    expected = outputs(DiffusersStableDiffusion(trained.unet_model, trained.text_model, host.tokenizer, tiny_sd.scheduler()))
+    torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_read_or_written_is_refused(host, tiny_sd, tmp_path):
+    base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{base}.lokr_w1": torch.ones(2, 2), f"{base}.lokr_w2": torch.ones(4, 4)}, tmp_path / "lokr.safetensors")
+    with pytest.raises(AdapterError, match=r"lokr: .* is a LoKr, which only ComfyUI's own code applies; merge it there"):
+        read_lora(host, tmp_path / "lokr.safetensors")
+    adapter = tiny_sd.adapter(host, 1)
+    with pytest.raises(ConfigError, match="style is 'peft'; it can be 'kohya' or 'diffusers'"):
+        save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
+    biased = Adapter("biased", adapter.deltas, vectors={"unet.conv_in.bias": torch.ones(8)})
+    with pytest.raises(AdapterError, match=r"changes biases or norms .* save it in the style of kohya"):
+        save_lora(host, biased, tmp_path / "a.safetensors", "diffusers")
+    assert not (tmp_path / "a.safetensors").exists()
+    save_lora(host, biased, tmp_path / "a.safetensors")
+    assert torch.equal(read_lora(host, tmp_path / "a.safetensors").vectors["unet.conv_in.bias"], torch.ones(8))
+    with pytest.raises(FileExistsError, match="exists already"):
+        save_lora(host, adapter, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [("{", "cannot be read"), (json.dumps({"unet.r": 4, "unet.lora_alpha": 4}), "has rank 2, but")]
+)
+def test_settings_in_the_metadata_must_fit(host, tiny_sd, tmp_path, settings, said):
+    save_lora(host, tiny_sd.adapter(host, 1), tmp_path / "a.safetensors", "diffusers", {"lora_adapter_metadata": settings})
+    with pytest.raises(AdapterError, match=said):
+        read_lora(host, tmp_path / "a.safetensors")
