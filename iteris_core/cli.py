@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from . import cli_inspect, cli_merge
+from . import cli_eval, cli_inspect, cli_merge
 from .errors import IterisError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one.")
 app.add_typer(cli_merge.app, name="merge")
+app.add_typer(cli_eval.app, name="eval")
 app.command("inspect")(cli_inspect.inspect_command)
 
 
@@ -43,7 +44,10 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Sampling steps of the sample picture.")] = None,
     device: Annotated[DeviceOption, typer.Option(help="cpu keeps ComfyUI off the GPU.")] = DeviceOption.auto,
 ) -> None:
-    """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result."""
+    """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result.
+
+    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server failed (its log is named).
+    """
     from rich.console import Console
 
     from .demo.run import DemoRequest, InputError, run_demo
@@ -63,9 +67,9 @@ def demo(
     except InputError as error:
         typer.echo("iteris demo: " + " ".join(str(error).split()), err=True)
         raise typer.Exit(2) from None
-    except IterisError as error:
+    except IterisError as error:  # with the last lines of the server's log
         typer.echo(f"iteris demo: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None
 
 
 def main() -> None:

@@ -1,0 +1,219 @@
+"""The tasks of the paper's language and captioning tables, read from files in their public formats.
+
+Answers are the published ones; prompts say the same in words of ours, so adapters that were trained with other prompts need
+theirs (`TextTask.prompt`, `CaptionTask.prompt`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+from ..errors import ConfigError
+from .data_files import read_rows
+from .text_metrics import EvaluationError
+
+TextScore = Literal["accuracy", "macro_f1", "scaled_matthews"]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Classification as generation: a prompt is read, an answer is written.
+
+    Args:
+        name: As in ``--task name=file``.
+        prompt: With the data set's field names in braces.
+        answers: The word for label 0, 1, ...; empty: the label field holds the answer itself.
+        label: The field of the label.
+        score: That the paper's table shows.
+    """
+
+    name: str
+    prompt: str
+    answers: tuple[str, ...] = ()
+    label: str = "label"
+    score: TextScore = "accuracy"
+
+    def __post_init__(self) -> None:
+        try:
+            parts = [part for part in Formatter().parse(self.prompt) if part[1] is not None]
+            usable = parts and all(field.isidentifier() and not more and not kind for _, field, more, kind in parts)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigError(
+                f"the prompt of {self.name} is {self.prompt!r}; write a text with field names of the data set in braces, "
+                "such as {sentence}, and {{ or }} for a brace"
+            )
+
+    @property
+    def fields(self) -> list[str]:
+        """The data set's fields that the prompt reads."""
+        return [field for _, field, _, _ in Formatter().parse(self.prompt) if field is not None]
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """Captions of one style.
+
+    Args:
+        name: As in ``--task name=file``.
+        style: That a style classifier should find; None: any.
+        prompt: That the decoder begins with; not part of the caption.
+    """
+
+    name: str
+    style: str | None = None
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A prompt, and the answer to it."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class CaptionExample:
+    """A picture (a file, or a file's bytes), and captions by people."""
+
+    image: Path | bytes
+    references: tuple[str, ...]
+
+
+_PAIR = "First: {{{}}} Second: {{{}}} "
+TEXT_TASKS: dict[str, TextTask] = {
+    task.name: task
+    for task in (
+        TextTask(
+            "mnli",
+            _PAIR.format("premise", "hypothesis") + "Does the first follow up to imply the second? Answer yes, maybe or no.",
+            ("yes", "maybe", "no"),
+        ),
+        TextTask(
+            "cola",
+            "Sentence: {sentence} Is this sentence grammatical English? Answer yes or no.",
+            ("no", "yes"),
+            score="scaled_matthews",
+        ),
+        TextTask(
+            "qqp",
+            _PAIR.format("question1", "question2") + "Do these two questions ask the same? Answer yes or no.",
+            ("no", "yes"),
+        ),
+        TextTask(
+            "qnli",
+            "Question: {question} Text: {sentence} Is the question answered by the text? Answer yes or no.",
+            ("yes", "no"),
+        ),
+        TextTask(
+            "mrpc",
+            _PAIR.format("sentence1", "sentence2") + "Do these two sentences mean the same? Answer yes or no.",
+            ("no", "yes"),
+        ),
+        TextTask("sst2", "Review: {sentence} Is this review favourable? Answer yes or no.", ("no", "yes")),
+        TextTask(
+            "rte",
+            _PAIR.format("sentence1", "sentence2") + "Does the second follow from the first? Answer yes or no.",
+            ("yes", "no"),
+        ),
+        *(TextTask(name, "{instruction}", label="output", score="macro_f1") for name in ("emoint", "ec", "tec", "isear")),
+    )
+}
+CAPTION_TASKS: dict[str, CaptionTask] = {
+    task.name: task
+    for task in (
+        CaptionTask("senticap-positive", "positive", "a photo in a happy and pleasant mood of "),
+        CaptionTask("senticap-negative", "negative", "a photo in a sad and unpleasant mood of "),
+        CaptionTask("flickrstyle-romantic", "romantic", "a photo with romantic feelings of "),
+        CaptionTask("flickrstyle-humorous", "humorous", "a photo with a funny joke of "),
+        CaptionTask("captions"),
+    )
+}
+
+
+def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
+    """Read a task's examples from a file (`read_rows`) with the data set's field names.
+
+    Raises:
+        EvaluationError: A field is missing or a label unknown; names the row, and the fields that are there.
+    """
+    examples = []
+    for number, row in enumerate(read_rows(path), 1):
+        place = f"{path}, row {number}"
+        for field in (*task.fields, task.label):
+            if row.get(field) is None:
+                raise EvaluationError(
+                    f"{place}: has no field {field!r} but {_listed(row)}; {task.name} reads "
+                    f"{', '.join(task.fields)} and {task.label}, as on the hub"
+                )
+        values = {field: str(row[field]) for field in task.fields}
+        examples.append(TextExample(task.prompt.format(**values), _answer(task, row[task.label], place)))
+    return examples
+
+
+def _answer(task: TextTask, label: Any, place: str) -> str:
+    if not task.answers:
+        if isinstance(label, str) and label.strip():
+            return label.strip()
+        raise EvaluationError(f"{place}: {task.label!r} is {label!r}; it must be a text, the answer")
+    text = str(label).strip()
+    if text in task.answers:
+        return text
+    if text.isdecimal() and int(text) < len(task.answers):
+        return task.answers[int(text)]
+    hidden = ", which hides the label of a test split; give the validation split" if text == "-1" else ""
+    numbers = ", ".join(f"{number} ({word})" for number, word in enumerate(task.answers))
+    raise EvaluationError(f"{place}: {task.label!r} is {label!r}{hidden}; {task.name} has the labels {numbers}")
+
+
+def read_caption_task(path: Path) -> list[CaptionExample]:
+    """Read pictures and references: parquet with ``image`` and ``text``, or JSON lines ``{"image": ..., "references": [...]}``.
+
+    Raises:
+        EvaluationError: A row has other fields; names it.
+    """
+    examples = []
+    for number, row in enumerate(read_rows(path), 1):
+        place = f"{path}, row {number}"
+        references = row["references"] if "references" in row else row.get("text")
+        if row.get("image") is None or references is None:
+            raise EvaluationError(
+                f'{place}: has {_listed(row)}; give parquet with "image" and "text", or JSON lines '
+                '{"image": "a.png", "references": ["..."]}'
+            )
+        examples.append(CaptionExample(_image(row["image"], path.parent, place), _references(references, place)))
+    return examples
+
+
+def _image(image: Any, folder: Path, place: str) -> Path | bytes:
+    if isinstance(image, Mapping):  # as the `datasets` library stores pictures
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and image:
+        return folder / image
+    raise EvaluationError(f'{place}: "image" is {type(image).__name__}; give a file name, or the bytes of a picture')
+
+
+def _references(value: Any, place: str) -> tuple[str, ...]:
+    """Return the captions of a list, of a text that holds a JSON list, or of a text that is one caption."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise EvaluationError(f"{place}: its references are no JSON list ({error}); repair it") from error
+    captions: Sequence[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions) or not any(captions):
+        raise EvaluationError(f"{place}: its references are {value!r:.80}; give one caption or a list of captions")
+    return tuple(text for text in captions if text.strip())
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    return "the fields " + ", ".join(map(str, row)) if row else "no fields"

@@ -1,0 +1,98 @@
+"""Predictions as JSON lines beside what made them, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .text_metrics import EvaluationError
+
+Input = TypeVar("Input")
+
+
+def fingerprint(*parts: str | bytes) -> str:
+    """Return a short hash of texts and bytes, in order."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()[:16]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return a short hash of a file's content."""
+    return fingerprint(path.read_bytes())
+
+
+def predict(
+    path: Path,
+    made_by: Mapping[str, Any],
+    inputs: Sequence[Input],
+    write: Callable[[Sequence[Input]], Sequence[str]],
+    batch: int,
+    progress: Callable[[int, int], None],
+) -> list[str]:
+    """Return one prediction per input: those of the file, then new ones, which are appended batch by batch.
+
+    Args:
+        path: The file; its first line is `made_by`.
+        made_by: Everything that a prediction depends on, as JSON.
+        inputs: Of the task, in order.
+        write: Inputs -> predictions.
+        batch: Inputs of one call.
+        progress: Told (done, total).
+
+    Raises:
+        EvaluationError: The file was made by something else; says by what.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _resumed(path, made_by)
+    progress(min(len(done), len(inputs)), len(inputs))
+    with path.open("a", encoding="utf-8") as file:
+        for start in range(len(done), len(inputs), batch):
+            written = write(inputs[start : start + batch])
+            file.writelines(_line({"index": start + i, "prediction": text}) for i, text in enumerate(written))
+            file.flush()
+            done.extend(written)
+            progress(len(done), len(inputs))
+    return done[: len(inputs)]
+
+
+def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
+    """Return the predictions that a file holds; what was cut off in the middle of a line is taken out of it."""
+    lines = list(_whole_lines(path)) if path.exists() else []
+    if not lines:
+        path.write_text(_line(made_by), encoding="utf-8")
+        return []
+    if lines[0] != dict(made_by):
+        first = next(name for name in {**made_by, **lines[0]} if lines[0].get(name) != made_by.get(name))
+        raise EvaluationError(
+            f"{path}: holds predictions made with another {first} ({lines[0].get(first)!r}, now {made_by.get(first)!r}); "
+            "choose another --output, or give --overwrite to begin again"
+        )
+    predictions = [line["prediction"] for line in lines[1:]]
+    content = _line(made_by) + "".join(_line({"index": i, "prediction": text}) for i, text in enumerate(predictions))
+    if content != path.read_text(encoding="utf-8"):
+        path.write_text(content, encoding="utf-8")
+    return predictions
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what made the predictions, then the predictions, up to a line that has no end."""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]):
+        try:
+            entry = json.loads(line)
+            if number and (entry["index"] != number - 1 or not isinstance(entry["prediction"], str)):
+                raise ValueError(f"prediction {number - 1} is expected here")
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(
+                f"{path}, line {number + 1}: is no prediction ({error}); give --overwrite to begin again"
+            ) from error
+        yield entry
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

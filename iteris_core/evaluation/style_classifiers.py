@@ -1,0 +1,123 @@
+"""Classifiers of caption styles: a sequence classifier of transformers, or one trained here on labelled captions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data_files import EXTENSIONS, read_rows
+from .text_metrics import EvaluationError, StyleClassifier
+
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class TrainedStyles:
+    """A classifier of styles, and how good it is.
+
+    Args:
+        classify: Texts -> style names.
+        styles: That it knows.
+        held_out: Its accuracy on captions that it was not trained on; None where that is not known.
+    """
+
+    classify: StyleClassifier
+    styles: tuple[str, ...]
+    held_out: float | None = None
+
+
+def load_style_classifier(path: Path, labels: Mapping[str, str] | None = None, device: str = "cpu") -> TrainedStyles:
+    """Load a folder of a sequence classifier, or train a classifier on a file of captions ``text`` with a ``label``.
+
+    Args:
+        path: What `save_pretrained` of transformers wrote, or a file (`read_rows`).
+        labels: Style -> the classifier's name for it, such as ``positive`` -> ``LABEL_1``, where they differ.
+        device: Where a sequence classifier runs.
+
+    Raises:
+        EvaluationError: It cannot be used; says why.
+    """
+    found = _sequence_classifier(path, device) if path.is_dir() else train_style_classifier(read_captions(path))
+    styles = {name.lower(): name.lower() for name in found.styles}
+    for style, name in (labels or {}).items():
+        if name.lower() not in styles:
+            raise EvaluationError(f"{path}: knows no label {name!r}; its labels are {', '.join(found.styles)}")
+        styles[name.lower()] = style.lower()
+
+    def classify(texts: Sequence[str]) -> list[str]:
+        return [styles[name.lower()] for name in found.classify(texts)]
+
+    return TrainedStyles(classify, tuple(styles.values()), found.held_out)
+
+
+def read_captions(path: Path) -> list[tuple[str, str]]:
+    """Read (caption, style) from a file of rows with ``text`` and ``label``.
+
+    Raises:
+        EvaluationError: The file has other fields, or cannot be read.
+    """
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):
+            raise EvaluationError(
+                f'{path}, row {number}: has no texts "text" and "label" but {", ".join(row) or "nothing"}; give captions '
+                f'such as {{"text": "a lovely dog", "label": "positive"}} ({EXTENSIONS}), or the folder of a classifier'
+            )
+    return [(row["text"], row["label"]) for row in rows]
+
+
+def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles:
+    """Train logistic regression on the TF-IDF of words and word pairs; its own accuracy is by cross-validation.
+
+    Args:
+        captions: (text, style), at least two of each of at least two styles.
+
+    Raises:
+        EvaluationError: There are too few.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    counts = Counter(style for _, style in captions)
+    if len(counts) < 2 or min(counts.values()) < 2:
+        found = ", ".join(f"{count} {style}" for style, count in sorted(counts.items())) or "none"
+        raise EvaluationError(f"labelled captions: there are {found}; a classifier needs two or more of two or more styles")
+    texts, styles = [text for text, _ in captions], [style for _, style in captions]
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    model = make_pipeline(words, LogisticRegression(max_iter=1000, C=10.0))
+    folds = min(_FOLDS, *counts.values())
+    held_out = float(cross_val_score(model, texts, styles, cv=folds).mean())
+    model.fit(texts, styles)
+    return TrainedStyles(lambda batch: [str(name) for name in model.predict(list(batch))], tuple(sorted(counts)), held_out)
+
+
+def _sequence_classifier(folder: Path, device: str, size: int = 32) -> TrainedStyles:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EvaluationError(
+            f"{folder}: cannot be loaded as a sequence classifier ({reason}); give the folder that save_pretrained wrote, with "
+            "its tokenizer, or a file of labelled captions"
+        ) from error
+    names = model.config.id2label
+
+    def classify(texts: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        for start in range(0, len(texts), size):
+            batch = list(texts[start : start + size])
+            inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(device)
+            with torch.no_grad():
+                found.extend(names[int(label)] for label in model(**inputs).logits.argmax(-1))
+        return found
+
+    return TrainedStyles(classify, tuple(names[i] for i in sorted(names)))

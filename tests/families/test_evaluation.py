@@ -1,0 +1,368 @@
+"""Scores against values computed by hand, data sets in their public formats, and predictions that survive a stop."""
+
+import csv
+import json
+import math
+
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from sklearn.metrics import f1_score
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from iteris_core.errors import ConfigError, IterisError
+from iteris_core.evaluation.data_files import read_rows
+from iteris_core.evaluation.language import Run, text_scores
+from iteris_core.evaluation.language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
+from iteris_core.evaluation.paper_figures import ALIGNMENT_MEANS, ALIGNMENTS, CONCEPT_PAIRS, caption_figures, text_figures
+from iteris_core.evaluation.predictions import predict
+from iteris_core.evaluation.style_classifiers import load_style_classifier, train_style_classifier
+from iteris_core.evaluation.text_metrics import (
+    EvaluationError,
+    caption_scores,
+    classification_scores,
+    style_accuracy,
+    tokenized,
+)
+from iteris_core.evaluation.writers import Generation
+
+
+def test_accuracy_f1_and_matthews_correlation():
+    scores = classification_scores(["A.", " a", "b", "c"], ["a", "a", "b", "b"])
+    assert scores["accuracy"] == 0.75
+    assert scores["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)  # c is wrong, but no class of its own
+    assert f1_score(["a", "a", "b", "b"], ["a", "a", "b", "c"], average="macro", zero_division=0) < scores["macro_f1"]
+    binary = text_scores(["yes", "no", "no", "no"], ["yes", "yes", "no", "no"])
+    assert binary["matthews"] == pytest.approx(2 / math.sqrt(1 * 2 * 2 * 3))
+    assert binary["scaled_matthews"] == pytest.approx((1 + 2 / math.sqrt(12)) / 2)
+    assert classification_scores(["yes"] * 4, ["yes", "yes", "no", "no"])["matthews"] == 0
+    with pytest.raises(EvaluationError, match="1 predictions for 2 examples"):
+        classification_scores(["a"], ["a", "b"])
+    with pytest.raises(EvaluationError, match="0 predictions"):
+        classification_scores([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog, running!", "a dog running"),
+        ("The dog's well-fed, isn't it?", "the dog 's well-fed is n't it"),
+        ("They can't; we'll see - I\u2019m sure.", "they ca n't we 'll see i \u2019m sure"),
+        ("10 'quoted' words --", "10 quoted words"),
+        ("  ", ""),
+    ],
+)
+def test_the_tokenizer_follows_the_treebank_without_its_punctuation(text, expected):
+    assert tokenized(text) == expected
+
+
+def test_bleu_and_rouge_by_hand():
+    scores = caption_scores(["The the the cat."], [["the cat sat"]])
+    assert scores["bleu_1"] == pytest.approx(2 / 4)  # "the" counts once, as often as the reference has it
+    assert scores["bleu_2"] == pytest.approx(math.sqrt(2 / 4 * 1 / 3))
+    assert scores["bleu_4"] < 1e-3
+    precision, recall, beta = 2 / 4, 2 / 3, 1.2
+    assert scores["rouge_l"] == pytest.approx((1 + beta**2) * precision * recall / (recall + beta**2 * precision))
+    short = caption_scores(["the cat"], [["the cat sat on"]])
+    assert short["bleu_1"] == pytest.approx(math.exp(1 - 4 / 2))  # the brevity penalty
+
+
+def test_cider_of_the_references_themselves_is_ten_and_of_others_zero():
+    references = [["a red bird flies over hills"], ["two old men play chess outside"]]
+    captions = [texts[0] for texts in references]
+    assert caption_scores(captions, references)["cider"] == pytest.approx(10)
+    assert caption_scores(captions[::-1], references)["cider"] == 0
+    assert caption_scores(captions[:1], references[:1])["cider"] == 0
+
+
+def test_scores_are_the_librarys_on_tokenized_captions(capsys):
+    captions = ["A dog's day on the beach.", "nice small house by a lake", "", "the man rides a big horse"]
+    references = [["a dog on a beach", "The dog's day"], ["a house by the lake"], ["a car"], ["the man rides a horse", ""]]
+    found = caption_scores(captions, references)
+    assert capsys.readouterr().out == ""
+    plain = {0: ["a dog 's day on the beach"], 1: [captions[1]], 2: [""], 3: [captions[3]]}
+    wanted = {0: ["a dog on a beach", "the dog 's day"], 1: references[1], 2: references[2], 3: references[3][:1]}
+    bleu = Bleu(4).compute_score(wanted, plain, verbose=0)[0]
+    assert [found[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(bleu)
+    assert found["cider"] == pytest.approx(Cider().compute_score(wanted, plain)[0])
+    with pytest.raises(EvaluationError, match="picture 2 has no reference"):
+        caption_scores(["a", "b"], [["a"], ["!"]])
+
+
+CAPTIONS = [(f"a {word} {thing}", style) for style, words in
+            {"positive": ("lovely", "happy", "great"), "negative": ("ugly", "sad", "dirty")}.items()
+            for word in words for thing in ("dog", "house", "street")]  # fmt: skip
+
+
+def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_path):
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS))
+    styles = load_style_classifier(tmp_path / "captions.jsonl")
+    assert styles.styles == ("negative", "positive")
+    assert styles.classify(["a happy man", "an ugly man"]) == ["positive", "negative"]
+    assert style_accuracy(["a happy man", "a great cat", "a sad cat", "dirty"], "positive", styles.classify) == 0.5
+    assert 0.9 < styles.held_out <= 1  # words of the folds that were left out come in the others
+    noise = [(f"word{i}", "positive" if i % 2 else "negative") for i in range(20)]
+    assert train_style_classifier(noise).held_out < 0.7
+    renamed = load_style_classifier(tmp_path / "captions.jsonl", {"humorous": "Positive"})
+    assert renamed.classify(["a happy man", "an ugly man"]) == ["humorous", "negative"]
+    with pytest.raises(EvaluationError, match="no label 'LABEL_1'; its labels are negative, positive"):
+        load_style_classifier(tmp_path / "captions.jsonl", {"positive": "LABEL_1"})
+    with pytest.raises(EvaluationError, match="there are 9 positive; a classifier needs"):
+        train_style_classifier([pair for pair in CAPTIONS if pair[1] == "positive"])
+    (tmp_path / "wrong.jsonl").write_text('{"caption": "a"}')
+    with pytest.raises(EvaluationError, match='row 1: has no texts "text" and "label" but caption'):
+        load_style_classifier(tmp_path / "wrong.jsonl")
+
+
+def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(20))]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = {0: "LABEL_0", 1: "LABEL_1"}
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=25, **sizes, num_labels=2, id2label=labels, initializer_range=1.0)
+    ).eval()
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    texts = [f"w{i} w{(7 * i) % 20} w{i + 1}" for i in range(18)]
+    inputs = [tokenizer(text, return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        gaps = torch.cat([model(**batch).logits.diff(dim=-1)[0] for batch in inputs])
+        model.classifier.bias[1] -= gaps.median()  # so that both labels come
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "classifier")
+    styles = load_style_classifier(tmp_path / "classifier", {"positive": "LABEL_1", "negative": "LABEL_0"})
+    with torch.no_grad():
+        expected = [("negative", "positive")[int(model(**batch).logits.argmax())] for batch in inputs]
+    assert styles.classify(texts) == expected
+    assert set(expected) == {"positive", "negative"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvaluationError, match="cannot be loaded as a sequence classifier"):
+        load_style_classifier(tmp_path / "empty")
+
+
+ROWS = [{"sentence1": 'He said "yes', "sentence2": "No.", "label": 1}, {"sentence1": "A b", "sentence2": "c", "label": 0}]
+
+
+def write(path, rows):
+    """Write rows in the format of the file's name."""
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if path.suffix == ".tsv" else {}
+            table = csv.DictWriter(file, list(rows[0]), **kind)
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".tsv", ".csv", ".parquet"])
+def test_every_format_gives_the_same_examples(suffix, tmp_path):
+    examples = read_text_task(TEXT_TASKS["rte"], write(tmp_path / f"rte{suffix}", ROWS))
+    assert [example.answer for example in examples] == ["no", "yes"]
+    assert 'First: He said "yes Second: No. ' in examples[0].prompt
+    assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
+
+
+def test_answers_are_the_papers():
+    words = {name: task.answers for name, task in TEXT_TASKS.items() if task.answers}
+    assert words == {
+        "mnli": ("yes", "maybe", "no"),
+        "rte": ("yes", "no"),
+        "qnli": ("yes", "no"),
+        **dict.fromkeys(("cola", "sst2", "qqp", "mrpc"), ("no", "yes")),
+    }
+    fields = {name: task.fields for name, task in TEXT_TASKS.items() if task.answers}
+    assert fields == {
+        "mnli": ["premise", "hypothesis"],
+        "cola": ["sentence"],
+        "sst2": ["sentence"],
+        "qqp": ["question1", "question2"],
+        "qnli": ["question", "sentence"],
+        "mrpc": ["sentence1", "sentence2"],
+        "rte": ["sentence1", "sentence2"],
+    }
+
+
+def test_emotions_are_instructions_and_outputs(tmp_path):
+    rows = [{"instruction": "Which emotion? {x}", "output": " joy "}]
+    (example,) = read_text_task(TEXT_TASKS["tec"], write(tmp_path / "tec.json", rows))
+    assert (example.prompt, example.answer) == ("Which emotion? {x}", "joy")
+
+
+PNG = b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [({"bytes": PNG, "path": None}, PNG), ({"bytes": None, "path": "b.png"}, "b.png"), (PNG, PNG), ("a.png", "a.png")],
+)
+@pytest.mark.parametrize("text", ['["one", "two", ""]', "a [caption]"])
+def test_captions_are_read_from_parquet(image, expected, text, tmp_path):
+    (example,) = read_caption_task(write(tmp_path / "test.parquet", [{"image": image, "text": text}]))
+    assert example.image == (expected if isinstance(expected, bytes) else tmp_path / expected)
+    assert example.references == (("one", "two") if text.startswith("[") else ("a [caption]",))
+
+
+def test_captions_are_read_from_json_lines(tmp_path):
+    (example,) = read_caption_task(write(tmp_path / "a.jsonl", [{"image": "x/a.png", "references": ["one", "two"]}]))
+    assert example.image == tmp_path / "x" / "a.png"
+    assert example.references == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "x", "is no .jsonl, .json"),
+        ("a.jsonl", "", "there are no rows"),
+        ("a.jsonl", '{"sentence": "x"}\n{"sentence"', "line 2: is no JSON"),
+        ("a.jsonl", "[1]", "line 1: is no object but list"),
+        ("a.json", "{}", "is no JSON list but dict"),
+        ("a.json", "[1]", "entry 1: is no object but int"),
+        ("a.json", "[", "is no JSON"),
+        ("a.parquet", "x", "is no parquet file"),
+        ("a.jsonl", b"\xff\xfe", "cannot be read"),
+        ("b.jsonl", None, "cannot be read"),
+        (
+            "a.tsv",
+            "text\tlabel\nx\t1\n",
+            "row 1: has no field 'sentence' but the fields text, label; cola reads sentence and label",
+        ),
+        ("a.jsonl", '{"sentence": "x", "label": null}', "has no field 'label'"),
+        (
+            "a.jsonl",
+            '{"sentence": "x", "label": -1}',
+            "test split; give the validation split; cola has the labels 0 (no), 1 (yes)",
+        ),
+        ("a.jsonl", '{"sentence": "x", "label": 2}', "'label' is 2; cola has the labels 0 (no), 1 (yes)"),
+    ],
+)
+def test_wrong_files_are_named_with_their_place(name, content, said, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(EvaluationError) as error:
+        read_text_task(TEXT_TASKS["cola"], path)
+    assert str(error.value).startswith(str(path))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"image": "a.png"}, 'has the fields image; give parquet with "image" and "text"'),
+        ({"image": 3, "references": ["a"]}, '"image" is int'),
+        ({"image": "a.png", "references": []}, "its references are []"),
+        ({"image": "a.png", "text": ""}, "its references are ''"),
+        ({"image": "a.png", "text": '["a", 3]'}, "its references are ['a', 3]"),
+        ({"image": "a.png", "text": "[a]"}, "no JSON list"),
+        ({}, "has no fields"),
+    ],
+)
+def test_wrong_pictures_and_references_are_named(row, said, tmp_path):
+    with pytest.raises(EvaluationError) as error:
+        read_caption_task(write(tmp_path / "a.jsonl", [row]))
+    assert str(error.value).startswith(f"{tmp_path / 'a.jsonl'}, row 1: ")
+    assert said in str(error.value)
+
+
+def test_an_output_that_is_no_text_is_refused(tmp_path):
+    path = write(tmp_path / "a.json", [{"instruction": "x", "output": 3}])
+    with pytest.raises(EvaluationError, match="'output' is 3; it must be a text"):
+        read_text_task(TEXT_TASKS["isear"], path)
+
+
+class Writer:
+    """Answers in capitals, and stops for good after some calls."""
+
+    def __init__(self, calls=100):
+        self.seen, self.calls = [], calls
+
+    def __call__(self, texts):
+        if len(self.seen) == self.calls:
+            raise KeyboardInterrupt
+        self.seen.append(list(texts))
+        return [text.upper() for text in texts]
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    path, texts, told = tmp_path / "x" / "rte.jsonl", list("abcde"), []
+
+    def run(writer, made_by=None, count=5):
+        return predict(path, made_by or {"base": "t5"}, texts[:count], writer, 2, lambda *step: told.append(step))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Writer(calls=1))
+    whole = path.read_text()
+    path.write_text(whole + '{"index": 2, "pred')  # killed in the middle of a line
+    rest = Writer()
+    assert run(rest) == list("ABCDE")
+    assert rest.seen == [["c", "d"], ["e"]]
+    assert told == [(0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]
+    again = Writer(calls=0)
+    assert run(again) == list("ABCDE")
+    assert run(again, count=3) == list("ABC")
+    with pytest.raises(
+        EvaluationError, match=r"another base \('t5', now 'bart'\); choose another --output, or give --overwrite"
+    ):
+        run(again, {"base": "bart"})
+    path.write_text(whole.replace('"index": 1', '"index": 7'))
+    with pytest.raises(EvaluationError, match=r"line 3: is no prediction \(prediction 1 is expected here\)"):
+        run(again)
+    path.write_text("{}\nnonsense\n")
+    with pytest.raises(EvaluationError, match="line 2: is no prediction"):
+        run(again)
+
+
+def test_rows_have_different_names(tmp_path):
+    folders = tuple(tmp_path / name for name in ("a/merged", "b/merged", "base", "c/merged"))
+    assert Run("t5", folders, tmp_path).row_names() == ["merged", "merged-2", "base-2", "merged-3"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Run("t5", (), "out", with_base=False), "nothing to evaluate"),
+        (lambda: Run("t5", (), "out", limit=0), "limit is 0"),
+        (lambda: Run("t5", (), "out", batch=0), "batch is 0"),
+        (lambda: Generation(beams=0), "beams is 0"),
+        (lambda: Generation(max_new_tokens=0), "max_new_tokens is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+    assert issubclass(EvaluationError, IterisError)
+
+
+def test_the_papers_figures():
+    glue = {row.method: row.values for row in text_figures([name for name, task in TEXT_TASKS.items() if task.answers])}
+    assert sum(glue["IterIS"].values()) == pytest.approx(5.811)  # the table's own sum
+    assert sum(glue["linear"].values()) == pytest.approx(5.625)
+    emotions = {row.method: row.values for row in text_figures(["emoint", "ec", "tec", "isear"])}
+    assert sum(emotions["RegMean"].values()) == pytest.approx(2.854)
+    pair = text_figures(["mnli", "cola"])
+    assert pair[0].values == {"cola": pytest.approx(0.6495), "mnli": 0.780}
+    assert [row.method for row in pair] == ["IterIS", "linear", "RegMean", "IterIS"]
+    assert text_figures([]) == []
+    for method, means in ALIGNMENT_MEANS.items():
+        for name, mean in zip(("image_1", "image_2", "text"), means, strict=True):
+            values = ALIGNMENTS[method][name]
+            assert len(values) == len(CONCEPT_PAIRS)
+            assert sum(values) / len(values) == pytest.approx(mean, abs=6e-4)
+    assert {row.method: row.values["style_accuracy"] for row in caption_figures("senticap-negative")}["IterIS"] == 0.781
+    assert caption_figures("flickrstyle-romantic")[-1].values == {"cider": 0.524}
+    assert caption_figures("captions") == []
+    assert set(CAPTION_TASKS) > {"senticap-positive", "flickrstyle-humorous"}
+
+
+def test_a_table_with_cells_missing_names_the_field(tmp_path):
+    (tmp_path / "a.csv").write_text("sentence,label\nx\n")
+    assert read_rows(tmp_path / "a.csv") == [{"sentence": "x"}]
