@@ -90,6 +90,15 @@ class DiffusersStableDiffusion:
         pieces = [ids[i : i + length - 2] for i in range(0, len(ids), length - 2)]
         return [torch.tensor([start, *piece, end] + [fill] * (length - 2 - len(piece))) for piece in pieces]
 
+    def token_positions(self, text: str) -> list[int]:
+        """Return where, in a text's context, the tokens of its words stand: not the start, end and padding."""
+        length = self.piece_length
+        read = self.tokenizer(text, padding="max_length", max_length=length, truncation=False, return_special_tokens_mask=True)
+        if len(read["input_ids"]) <= length:
+            return [position for position, special in enumerate(read["special_tokens_mask"]) if not special]
+        words = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [i // (length - 2) * length + 1 + i % (length - 2) for i in range(words)]
+
     @contextmanager
     def text_encoder(self) -> Iterator[Network]:
         """Open the text encoder; rows are token ids (length,), its forward returns contexts (rows, length, width)."""

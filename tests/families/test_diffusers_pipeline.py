@@ -83,6 +83,13 @@ def test_prompts_are_read_as_the_pipeline_reads_them(tiny_sd):
         host.tokenize("a cat on a mat and a hat, a bat")
 
 
+@pytest.mark.parametrize("text", ["", "a cat", "a cat on a mat", "a cat on a mat and a hat, a bat"])
+def test_positions_are_those_of_the_words(tiny_sd, text):
+    host = tiny_sd.model()
+    ids = torch.cat(host.tokenize(text))
+    assert ids[host.token_positions(text)].tolist() == host.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.parametrize("break_off", [False, True])
 def test_nothing_is_left_behind(tiny_sd, break_off):
     host = tiny_sd.model()
