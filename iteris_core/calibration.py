@@ -5,62 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .captions import (
+    COMPANIONS,
+    COMPOSITIONS,
+    ORDINARY_STYLES,
+    PRESERVE_CAPTIONS,
+    SCENE_FORMS,
+    check_placeholders,
+    check_scene_form,
+)
 from .errors import CalibrationError, ConfigError
-
-# Ordinary captions, for the base model's own behaviour and as company for a trigger word.
-PRESERVE_CAPTIONS: tuple[str, ...] = (
-    "a photo of a street in the rain",
-    "a portrait of an old man, studio light",
-    "a red bicycle leaning against a brick wall",
-    "a bowl of fruit on a wooden table, still life",
-    "a mountain lake at sunrise",
-    "a woman reading in a cafe",
-    "a small dog running on the beach",
-    "an oil painting of a harbour with boats",
-    "a cat sleeping on a sofa",
-    "a modern kitchen with large windows",
-    "children playing football in a park",
-    "a watercolor of wild flowers",
-    "an astronaut on the moon, detailed",
-    "a close-up of a bee on a yellow flower",
-    "a steam train crossing a bridge",
-    "a city skyline at night",
-    "a black and white photo of a dancer",
-    "a castle on a hill, fantasy art",
-    "a plate of pasta, food photography",
-    "a snowy forest with a wooden cabin",
-    "a robot holding an umbrella, digital art",
-    "a man in a suit talking on the phone",
-    "an empty desert road under blue sky",
-    "a pencil drawing of two hands",
-)
-COMPANIONS: tuple[str, ...] = (
-    "a red chair",
-    "a small dog",
-    "a wooden table",
-    "a glass of water",
-    "a man in a blue coat",
-    "a bicycle",
-    "a vase of flowers",
-    "an old car",
-    "a black cat",
-    "a tall tree",
-    "a pile of books",
-    "a woman with an umbrella",
-)
-COMPOSITIONS: tuple[str, ...] = (
-    "{prompt} and {thing}",
-    "{thing} and {prompt}",
-    "{prompt} next to {thing}",
-    "{prompt} with {thing} in the background",
-)
 
 # The multiples of these, modulo 1, cover an interval evenly, however many there are.
 _GOLDEN_RATIO, _SQUARE_ROOT_OF_2 = 0.6180339887, 1.4142135624
@@ -82,6 +42,12 @@ class Calibration:
         compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
         preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out.
         preserve_captions: Its captions; every fifth sampling run has an empty one instead.
+        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others; 0 leaves them out. Needs
+            ``MergeConfig.target="full_output"``.
+        scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for subjects, and ``{style}``.
+        scene_pictures: Whether scenes also count in the picture, each LoRA in its own part of it; otherwise they count in
+            the text alone: the text encoder, and keys and values of cross-attention.
+        ordinary_styles: What stands for a style LoRA's trigger where only the subject's LoRA is worn.
         negative_prompt: What unconditional rows read.
         seed: Of captions and noise.
     """
@@ -97,6 +63,10 @@ class Calibration:
     compositions: tuple[str, ...] = COMPOSITIONS
     preserve_weight: float = 1.0
     preserve_captions: tuple[str, ...] = PRESERVE_CAPTIONS
+    scene_weight: float = 0.0
+    scene_forms: tuple[str, ...] = SCENE_FORMS
+    scene_pictures: bool = False
+    ordinary_styles: tuple[str, ...] = ORDINARY_STYLES
     negative_prompt: str = ""
     seed: int = 0
 
@@ -111,7 +81,7 @@ class Calibration:
         for name in ("unconditional_share", "composition_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
-        for name in ("cfg", "preserve_weight"):
+        for name in ("cfg", "preserve_weight", "scene_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more")
         if self.preserve_weight and not self.preserve_captions:
@@ -120,21 +90,10 @@ class Calibration:
             raise ConfigError("composition captions need companions and compositions; give both, or set composition_share to 0")
         for form in self.compositions:
             check_placeholders(form, {"prompt", "thing"})
-
-
-def check_placeholders(form: str, expected: set[str]) -> None:
-    """Refuse a caption form whose placeholders are not exactly these.
-
-    Raises:
-        ConfigError: Shows the form.
-    """
-    try:
-        found = [name for _, name, _, _ in string.Formatter().parse(form) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
-    if sorted(found) != sorted(expected):
-        wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
-        raise ConfigError(f"the caption form {form!r} must have {wanted}, once each, and no other placeholder")
+        if self.scene_weight and not (self.scene_forms and self.companions):
+            raise ConfigError("scene tasks need scene_forms and companions; give both, or set scene_weight to 0")
+        for form in self.scene_forms:
+            check_scene_form(form)
 
 
 def preserve_runs(calibration: Calibration) -> int:
@@ -145,7 +104,8 @@ def preserve_runs(calibration: Calibration) -> int:
 def sample_count(calibration: Calibration, adapters: int) -> int:
     """Return about how many samples a merge of so many adapters has; each is a teacher row and a student row."""
     own = calibration.trajectories * (1 + calibration.unconditional_share) * adapters
-    return round((own + preserve_runs(calibration)) * calibration.timesteps)
+    scenes = calibration.trajectories * adapters if calibration.scene_weight and adapters > 1 else 0
+    return round((own + preserve_runs(calibration) + scenes) * calibration.timesteps)
 
 
 def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:

@@ -110,7 +110,7 @@ class Block:
         """Return the samples' weights in this stream, one per token of all samples, or None where all count once."""
         if not any(stream in sample.token_weights for sample in self.samples):
             return None
-        rows = [sample.token_weights.get(stream, torch.ones(tokens)).to("cpu", torch.float32) for sample in self.samples]
+        rows = [sample.weights_of(stream, tokens).to("cpu", torch.float32) for sample in self.samples]
         for row in rows:
             if row.shape != (tokens,):
                 raise CalibrationError(

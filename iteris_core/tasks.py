@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .adapters import Adapter
 from .errors import CalibrationError
+
+# One weight per token, or what gives them for a layer's number of tokens: layers see a picture at several resolutions.
+TokenWeights = Tensor | Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,25 @@ class Sample:
     Args:
         teacher: What the teacher row reads; whatever the network's ``forward`` takes for one row.
         student: What the student row reads, the same number of tokens; None: the same as the teacher.
-        token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the statistics.
-            0 leaves a token out; a stream that is not named counts every token once.
+        token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the statistics, or
+            a function from a layer's number of tokens to them. 0 leaves a token out; a stream that is not named counts every
+            token once.
     """
 
     teacher: Any
     student: Any = None
-    token_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    token_weights: Mapping[str, TokenWeights] = field(default_factory=dict)
 
     @property
     def student_reads(self) -> Any:
         return self.teacher if self.student is None else self.student
+
+    def weights_of(self, stream: str, tokens: int) -> Tensor:
+        """Return the weights that a layer with this many tokens needs, (tokens,) if they fit."""
+        weights = self.token_weights.get(stream)
+        if weights is None:
+            return torch.ones(tokens)
+        return weights(tokens) if callable(weights) else weights
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..calibration import Calibration, base_captions, is_chosen, own_captions, preserve_runs
-from ..errors import CalibrationError
-from ..tasks import Sample
+from ..errors import CalibrationError, ConfigError
+from ..scenes import Kind, Trigger
+from ..tasks import Sample, TokenWeights
 
 TEXT_STREAM, IMAGE_STREAM = "text", "image"
+_PICTURE_OF = re.compile(r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE)
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 
 
@@ -36,11 +40,41 @@ class PromptedAdapter:
         adapter: At the strengths at which the user would use it.
         prompts: What it is for; with its trigger words.
         weight: Of its task, relative to the others'.
+        trigger: What to call it in captions with other LoRAs, see `scenes.Trigger`; empty: the shortest prompt, without
+            "a photo of" and the like.
+        kind: Whether it is a thing, or a way to render whole pictures.
+
+    Raises:
+        ConfigError: Another kind.
     """
 
     adapter: Adapter
     prompts: tuple[str, ...]
     weight: float = 1.0
+    trigger: str = ""
+    kind: Kind = "subject"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"LoRA {self.adapter.name!r} is a {self.kind!r}; it can be {' or '.join(get_args(Kind))}")
+
+    @property
+    def in_scenes(self) -> Trigger:
+        shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
+        return Trigger(self.trigger.strip() or _PICTURE_OF.sub("", shortest), self.kind)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the two rows of a sample read, and which tokens of it count; None: all."""
+
+    teacher: str
+    student: str
+    positions: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, caption: str) -> Reading:
+        return cls(caption, caption)
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,9 @@ class Plan:
     weight: float
     captions: tuple[str, ...]
     unconditional_share: float
+
+    def readings(self, negative_prompt: str) -> list[Reading]:
+        return [Reading.of(caption) for caption in dict.fromkeys([*self.captions, negative_prompt])]
 
 
 def make_plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> list[Plan]:
@@ -84,15 +121,29 @@ class Context:
     weights: Tensor | None
 
     @classmethod
-    def repeated(cls, teacher: Tensor, student: Tensor, times: int) -> Context:
+    def repeated(cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None) -> Context:
         """Repeat a short context to the length of the longest: attention stays the same, and each token counts once."""
+        weights = position_weights(positions, len(teacher))
         if times == 1:
-            return cls(teacher, student, None)
-        teacher, student = teacher.repeat(times, 1), student.repeat(times, 1)
-        return cls(teacher, student, torch.full((len(teacher),), 1 / times))
+            return cls(teacher, student, weights)
+        weights = torch.ones(len(teacher)) if weights is None else weights
+        return cls(teacher.repeat(times, 1), student.repeat(times, 1), weights.repeat(times) / times)
+
+    @property
+    def token_weights(self) -> dict[str, TokenWeights]:
+        return {} if self.weights is None else {TEXT_STREAM: self.weights}
 
 
-Contexts = Mapping[tuple[int, str], Context]  # by task and caption
+def position_weights(positions: Sequence[int] | None, tokens: int) -> Tensor | None:
+    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere; None where all tokens count."""
+    if positions is None:
+        return None
+    weights = torch.zeros(tokens)
+    weights[list(positions)] = 1
+    return weights
+
+
+Contexts = Mapping[tuple[int, Reading], Context]  # by task and what it reads
 
 
 def common_length(pieces: Sequence[tuple[str, Sequence[Any]]]) -> int:
@@ -115,7 +166,34 @@ def unet_samples(
         for j, (x, sigma) in enumerate(latents):
             guided = is_chosen(j, plan.unconditional_share, i)
             for text in [caption, calibration.negative_prompt] if guided else [caption]:
-                context = contexts[g, text]
-                weights = {TEXT_STREAM: context.weights} if context.weights is not None else {}
-                samples.append(Sample(UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), weights))
+                samples.append(unet_sample(x, sigma, contexts[g, Reading.of(text)], {}))
     return samples
+
+
+def unet_sample(x: Tensor, sigma: Tensor, context: Context, weights: Mapping[str, TokenWeights]) -> Sample:
+    """Return the sample of one kept latent with one context; ``weights`` of other streams than the text."""
+    token_weights = {**context.token_weights, **weights}
+    return Sample(UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), token_weights)
+
+
+def text_samples(reading: Reading, pieces: Mapping[str, Sequence[Any]]) -> list[Sample]:
+    """Return the text encoder's samples of one reading, one per piece."""
+    if reading.teacher == reading.student and reading.positions is None:
+        return [Sample(piece) for piece in pieces[reading.teacher]]
+    weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
+    pairs = zip(pieces[reading.teacher], pieces[reading.student], strict=True)
+    return [Sample(teacher, student, weights) for teacher, student in pairs]
+
+
+def check_one_piece(readings: Sequence[Reading], pieces: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse captions of scenes that the text encoder cannot read at once.
+
+    Raises:
+        CalibrationError: Shows the caption.
+    """
+    for reading in readings:
+        if reading.positions is not None and (len(pieces[reading.teacher]), len(pieces[reading.student])) != (1, 1):
+            raise CalibrationError(
+                f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one piece; shorten the LoRAs' "
+                "triggers (a few words that name the subject), or set scene_weight to 0"
+            )

@@ -15,26 +15,28 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter, mean_vectors, target_layers
-from ..calibration import Calibration, euler_trajectory, kept_steps, noise
+from ..calibration import Calibration
 from ..config import MergeConfig
-from ..errors import AdapterError
+from ..errors import AdapterError, ConfigError
 from ..memory import with_smaller_calls
 from ..merge import MergeResult, merge
 from ..network import Network
 from ..report import joined
-from ..rows import wearing
 from ..tasks import Sample, Task
 from .diffusion_samples import (
     Context,
     Contexts,
     Plan,
     PromptedAdapter,
-    UnetRow,
+    check_one_piece,
     common_length,
     make_plans,
     mix_in,
+    text_samples,
     unet_samples,
 )
+from .diffusion_sampling import own_runs, sample_runs
+from .diffusion_scenes import ScenePlan, make_scene_plans, scene_runs, scene_samples
 
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
@@ -71,6 +73,13 @@ class StableDiffusion(Protocol):
         """Tell the text encoder's module paths from the UNet's."""
         ...
 
+    def token_positions(self, text: str) -> Sequence[int]:
+        """Return where, in a text's context (its pieces one after the other), the tokens of its words stand.
+
+        Start, end and padding are left out. Only scene tasks ask for it.
+        """
+        ...
+
 
 def merge_stable_diffusion(
     model: StableDiffusion,
@@ -94,122 +103,122 @@ def merge_stable_diffusion(
     used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:
         raise AdapterError("none of the LoRAs changes anything: every strength is 0, or the files hold no weights")
-    adapters = [lora.adapter for lora in used]
+    adapters, tell = [lora.adapter for lora in used], progress or (lambda stage, done, total: None)
     plans = make_plans(used, calibration)
+    scenes = make_scene_plans(used, [plan.name for plan in plans], calibration, lambda text: model.token_positions(text))
+    if scenes and config.target != "full_output":
+        raise ConfigError(
+            f"scene tasks need the target 'full_output', since teacher and student read different captions; it is "
+            f"{config.target!r}. Set target to 'full_output', or scene_weight to 0"
+        )
     text = [adapter.select(model.is_text_module) for adapter in adapters]
     unet = [adapter.select(lambda path: not model.is_text_module(path)) for adapter in adapters]
-    tell = progress or (lambda stage, done, total: None)
-
+    settings = config_of_part(config, text, adapters)
     contexts, parts = _sweep_text(
-        model, text, plans, calibration, config_of_part(config, text, adapters), partial(tell, TEXT_STAGE)
+        model, text, [*plans, *scenes], calibration.negative_prompt, settings, partial(tell, TEXT_STAGE)
     )
     if any(adapter.deltas for adapter in unet):
         with model.unet() as network:
-            latents = with_smaller_calls(
-                lambda size: _sample(model, network, unet, plans, calibration, contexts, size, partial(tell, SAMPLING_STAGE)),
-                config.samples_per_chunk,
-                "sampling",
-            )
-            tasks = [
-                Task(plan.name, unet_samples(g, plan, calibration, contexts, latents[g]), mix_in(unet, plan.mix), plan.weight)
-                for g, plan in enumerate(plans)
-            ]
-            part = config_of_part(config, unet, adapters)
-            parts.append(merge(network, unet, tasks, part, progress=partial(tell, UNET_STAGE)))
+            tasks = _unet_tasks(model, network, unet, plans, scenes, calibration, contexts, config.samples_per_chunk, tell)
+            settings = config_of_part(config, unet, adapters)
+            parts.append(merge(network, unet, tasks, settings, progress=partial(tell, UNET_STAGE)))
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
-    vectors = mean_vectors(adapters)
+    vectors, alone = mean_vectors(adapters), bool(calibration.scene_weight and not scenes)
     report = joined(*(part.report for part in parts))
     report = replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=tuple(_notes(idle, vectors)),
+        notes=tuple(_notes(idle, vectors, alone)),
         settings={"calibration": asdict(calibration), "config": config.to_dict(), "loras": [_recipe(lora) for lora in loras]},
     )
     return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)
 
 
-def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor]) -> list[str]:
+def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> list[str]:
     notes = []
     if idle:
         notes.append(f"left out, since their strength is 0: {', '.join(idle)}")
     if vectors:
         notes.append(f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran without them")
+    if alone:
+        notes.append("there are no scene tasks: a single LoRA meets no other")
     return notes
 
 
 def _sweep_text(
     model: StableDiffusion,
     adapters: Sequence[Adapter],
-    plans: Sequence[Plan],
-    calibration: Calibration,
+    plans: Sequence[Plan | ScenePlan],
+    negative_prompt: str,
     config: MergeConfig,
     progress: Callable[[int, int], None],
 ) -> tuple[Contexts, list[MergeResult]]:
     """Merge the text encoder's part, and encode every caption as its teacher and as the student read it."""
-    wanted = [list(dict.fromkeys([*plan.captions, calibration.negative_prompt])) for plan in plans]
-    pieces = [{caption: model.tokenize(caption) for caption in captions} for captions in wanted]
-    samples = [[Sample(piece) for caption in captions for piece in pieces[g][caption]] for g, captions in enumerate(wanted)]
+    wanted = [plan.readings(negative_prompt) for plan in plans]
+    captions = dict.fromkeys(text for readings in wanted for reading in readings for text in (reading.teacher, reading.student))
+    pieces = {caption: model.tokenize(caption) for caption in captions}
+    check_one_piece([reading for readings in wanted for reading in readings], pieces)
+    samples = [[sample for reading in readings for sample in text_samples(reading, pieces)] for readings in wanted]
     with model.text_encoder() as network:
         if any(adapter.deltas for adapter in adapters):
             tasks = [Task(p.name, samples[g], mix_in(adapters, p.mix), p.weight) for g, p in enumerate(plans)]
             result = merge(network, adapters, tasks, config, progress=progress)
             rows, results = result.outputs, [result]
         else:
-            with torch.no_grad():
-                rows = [[(row, row) for row in network.forward([sample.teacher for sample in task])] for task in samples]
-            results = []
+            rows, results = [_encoded(network, task) for task in samples], []
     contexts = {}
-    longest = common_length([caption_pieces for of_task in pieces for caption_pieces in of_task.items()])
-    for g, captions in enumerate(wanted):
+    longest = common_length(list(pieces.items()))
+    for g, readings in enumerate(wanted):
         left = iter(rows[g])
-        for caption in captions:
-            count = len(pieces[g][caption])
+        for reading in readings:
+            count = len(pieces[reading.teacher])
             pairs = [next(left) for _ in range(count)]
             teacher, student = (torch.cat(side) for side in zip(*pairs, strict=True))
-            contexts[g, caption] = Context.repeated(teacher, student, longest // count)
+            contexts[g, reading] = Context.repeated(teacher, student, longest // count, reading.positions)
     return contexts, results
 
 
-def _sample(
+@torch.no_grad()
+def _encoded(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
+    """Return what teacher and student read of each sample, without any adapter."""
+    rows = network.forward([sample.teacher for sample in samples])
+    others = [sample.student for sample in samples if sample.student is not None]
+    students = iter(network.forward(others) if others else ())
+    return [(row, row if sample.student is None else next(students)) for row, sample in zip(rows, samples, strict=True)]
+
+
+def _unet_tasks(
     model: StableDiffusion,
     network: Network,
     adapters: Sequence[Adapter],
     plans: Sequence[Plan],
+    scenes: Sequence[ScenePlan],
     calibration: Calibration,
     contexts: Contexts,
-    runs_per_call: int,
-    progress: Callable[[int, int], None],
-) -> list[list[list[tuple[Tensor, Tensor]]]]:
-    """Run every task's own teacher, and return the kept (latents, sigma) of task g's run i as ``[g][i]``."""
+    rows_per_call: int,
+    tell: StageProgress,
+) -> list[Task]:
+    """Run every task's own teacher, and return the UNet's tasks on the latents that it saw."""
     sigmas = model.sigmas(calibration.sampling_steps).float().cpu()
     shape = model.latent_shape(calibration.resolution)
-    runs = [(g, i) for g, plan in enumerate(plans) for i in range(len(plan.captions))]
-    batches = [runs[start : start + runs_per_call] for start in range(0, len(runs), runs_per_call)]
-    kept: list[list[list[tuple[Tensor, Tensor]]]] = [[] for _ in plans]
-    done, total = 0, len(batches) * calibration.sampling_steps
-
-    for batch in batches:
-        texts = [contexts[g, plans[g].captions[i]].teacher for g, i in batch]
-        negatives = [contexts[g, calibration.negative_prompt].teacher for g, _ in batch]
-
-        def denoise(x: Tensor, sigma: Tensor, texts: list[Tensor] = texts, negatives: list[Tensor] = negatives) -> Tensor:
-            nonlocal done
-            rows = [UnetRow(latents, sigma, text) for latents, text in zip([*x, *x], [*texts, *negatives], strict=True)]
-            conditional, unconditional = network.forward(rows).float().cpu().chunk(2)
-            done += 1
-            progress(done, total)
-            return unconditional + calibration.cfg * (conditional - unconditional)
-
-        # seeds differ between tasks, so that no two rows of the merge see the same latents
-        seeds = [calibration.seed * 1_000_003 + g * 1009 + i for g, i in batch]
-        start = torch.stack([noise(shape, seed) for seed in seeds])
-        mixes = [mix_in(adapters, plans[g].mix) for g, _ in batch]
-        with torch.no_grad(), wearing(network.modules, adapters, mixes * 2):
-            seen = euler_trajectory(denoise, start, sigmas)
-        for row, (g, i) in enumerate(batch):
-            kept[g].append([(seen[step][row], sigmas[step]) for step in kept_steps(calibration, i)])
-    return kept
+    own = [run for g, plan in enumerate(plans) for run in own_runs(g, plan, calibration, contexts)]
+    of_scenes = scene_runs(scenes, len(plans), calibration, contexts, shape)
+    runs = [*own, *of_scenes.values()]
+    kept = with_smaller_calls(
+        lambda size: sample_runs(network, adapters, runs, sigmas, shape, calibration, size, partial(tell, SAMPLING_STAGE)),
+        rows_per_call,
+        "sampling",
+    )
+    left, tasks = iter(kept), []
+    for g, plan in enumerate(plans):
+        samples = unet_samples(g, plan, calibration, contexts, [next(left) for _ in plan.captions])
+        tasks.append(Task(plan.name, samples, mix_in(adapters, plan.mix), plan.weight))
+    latents = dict(zip(of_scenes, left, strict=True))
+    for g, plan in enumerate(scenes, len(plans)):
+        samples = scene_samples(g, plan, contexts, latents, shape, sigmas[0])
+        tasks.append(Task(plan.name, samples, mix_in(adapters, plan.mix), plan.weight))
+    return tasks
 
 
 def config_of_part(config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]) -> MergeConfig:
@@ -224,4 +233,5 @@ def config_of_part(config: MergeConfig, part: Sequence[Adapter], whole: Sequence
 
 
 def _recipe(lora: PromptedAdapter) -> dict[str, Any]:
-    return {"name": lora.adapter.name, "prompts": list(lora.prompts), "weight": lora.weight}
+    recipe = {"name": lora.adapter.name, "prompts": list(lora.prompts), "weight": lora.weight}
+    return {**recipe, "trigger": lora.in_scenes.words, "kind": lora.kind}

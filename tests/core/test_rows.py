@@ -124,3 +124,17 @@ def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
     (block,) = chunk.blocks
     assert block.token_weights("text", 2, "layer").tolist() == [0.0, 2.0, 1.0, 1.0]
     assert block.token_weights("image", 2, "layer") is None
+
+
+def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
+    samples = [Sample("x", token_weights={"image": lambda tokens: torch.arange(tokens)}), Sample("y")]
+    (chunk,) = split_into_chunks([Task("a", samples, {})], 2)
+    (block,) = chunk.blocks
+    assert block.token_weights("image", 3, "layer").tolist() == [0, 1, 2, 1, 1, 1]
+    assert block.token_weights("image", 2, "layer").tolist() == [0, 1, 1, 1]
+
+
+def test_a_function_with_another_number_of_weights_is_refused():
+    (chunk,) = split_into_chunks([Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})], 1)
+    with pytest.raises(CalibrationError, match=r"layer 'layer' sees 4 tokens a row, but a sample has \(5,\) token weights"):
+        chunk.blocks[0].token_weights("image", 4, "layer")

@@ -1,0 +1,149 @@
+"""A Stable Diffusion of two tiny networks, a text encoder and a UNet with cross-attention, that notes what it is asked."""
+
+import copy
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
+from iteris_core.families.stable_diffusion import PromptedAdapter, merge_stable_diffusion
+
+PIECE, WIDTH = 5, 6  # tokens of a text piece, and the width of a context
+EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3)
+
+
+class TextEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, WIDTH)
+        self.q, self.v, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = x + (self.q(x) @ x.transpose(1, 2)).softmax(-1) @ self.v(x)
+        return x + self.out(x).tanh()
+
+
+class Unet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inlet, self.outlet = nn.Conv2d(4, WIDTH, 1), nn.Conv2d(WIDTH, 4, 1)
+        self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, sigma, context):
+        """Return an estimate of the clean latents."""
+        sigma = sigma[:, None, None, None]
+        hidden = self.inlet(x / (1 + sigma**2).sqrt()).tanh() + sigma.log() / 5
+        tokens = hidden.flatten(2).transpose(1, 2)
+        found = (self.q(tokens) @ self.k(context).transpose(1, 2)).softmax(-1) @ self.v(context)
+        hidden = hidden + found.transpose(1, 2).reshape(hidden.shape)
+        return x / (1 + sigma**2) + sigma / (1 + sigma**2).sqrt() * self.outlet(hidden.tanh())
+
+
+class FakeHost:
+    """Implements `StableDiffusion`, and notes what its UNet was asked."""
+
+    EXACT, PIECE = EXACT, PIECE
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.te, self.u = (part().double().eval().requires_grad_(False) for part in (TextEncoder, Unet))
+        self.open, self.unet_batches = [], []
+
+    def tokenize(self, caption):
+        words = [1 + sum(map(ord, word)) % 49 for word in caption.split()] or [0]
+        words += [0] * (-len(words) % PIECE)
+        return list(torch.tensor(words).split(PIECE))
+
+    @contextmanager
+    def _part(self, name, model, forward):
+        self.open.append(name)
+        try:
+            modules = {f"{name}.{path}": module for path, module in model.named_modules() if path}
+            yield Network(
+                modules, forward, lambda path: "text" if path[:3] == "te." or path in ("unet.k", "unet.v") else "image"
+            )
+        finally:
+            self.open.remove(name)
+
+    def text_encoder(self):
+        return self._part("te", self.te, lambda rows: self.te(torch.stack(list(rows))))
+
+    def unet(self):
+        return self._part("unet", self.u, self._denoise)
+
+    def _denoise(self, rows):
+        self.unet_batches.append(list(rows))
+        latents, sigmas, contexts = (
+            torch.stack([getattr(row, name) for row in rows]) for name in ("latents", "sigma", "context")
+        )
+        return self.u(latents.double(), sigmas.double(), contexts)
+
+    def sigmas(self, steps):
+        return torch.cat([torch.logspace(1, -1, steps), torch.zeros(1)])
+
+    def latent_shape(self, resolution):
+        return 4, resolution // 8, resolution // 8
+
+    def is_text_module(self, path):
+        return path.startswith("te.")
+
+    def token_positions(self, text):
+        return range(len(text.split()))
+
+    # what the tests ask
+
+    def lora(self, name, parts=("te", "unet"), prompts=("<x> cat",), strength=1.0, weight=1.0, unmatched=()):
+        paths = [f"te.{p}" for p in ("q", "v", "out")] * ("te" in parts)
+        paths += [f"unet.{p}" for p in ("inlet", "q", "k", "v", "outlet")] * ("unet" in parts)
+        deltas = {}
+        for path in paths:
+            d_out, d_in = self.module(path).weight.shape[:2]
+            deltas[path] = LowRankDelta(0.3 * torch.randn(d_out, 2).double(), torch.randn(2, d_in).double() / d_in**0.5)
+        return PromptedAdapter(Adapter(name, deltas, unmatched).scaled(strength), tuple(prompts), weight)
+
+    def module(self, path):
+        part, _, name = path.partition(".")
+        return {"te": self.te, "unet": self.u}[part].get_submodule(name)
+
+    def hooks(self):
+        return sum(len(module._forward_hooks) for part in (self.te, self.u) for module in part.modules())
+
+    def patched(self, *adapters):
+        host = copy.deepcopy(self)
+        for adapter in adapters:
+            for path, delta in adapter.deltas.items():
+                weight = host.module(path).weight
+                weight += delta.dense().reshape(weight.shape)
+        return host
+
+    def context(self, caption, length):
+        """Return a caption's context, repeated to a length as hosts do: attention stays the same."""
+        context = torch.cat(list(self.te(torch.stack(self.tokenize(caption)))))
+        return context.repeat(length // len(context), 1)
+
+    def merge_rows(self):
+        """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one sigma per batch."""
+        pairs = []
+        for batch in self.unet_batches[-self.sweep_batches :]:
+            half = len(batch) // 2
+            pairs += zip(batch[:half], batch[half:], strict=True)
+        return pairs
+
+    def merge(self, loras, calibration, config=EXACT):
+        stages = []
+        result = merge_stable_diffusion(self, loras, calibration, config, lambda *step: stages.append(step))
+        samplings = sum(stage == "Sampling" for stage, *_ in stages)
+        self.sweep_batches = len(self.unet_batches) - samplings
+        return result, stages
+
+    @staticmethod
+    def largest_error(found, expected):
+        assert set(found.deltas) == set(expected.deltas)
+        pairs = [(found.deltas[path].dense(), expected.deltas[path].dense()) for path in expected.deltas]
+        return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+    @staticmethod
+    def is_close(a, b):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-9)

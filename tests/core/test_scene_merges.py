@@ -1,0 +1,322 @@
+"""Whole merges with scene tasks: only the intended tokens count, in the text and in each region of the picture."""
+
+import itertools
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Network, Sample, Task, merge
+from iteris_core.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions, sample_count
+from iteris_core.families.diffusion_samples import PromptedAdapter
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.scenes import Trigger, make_scenes, on_grid, region_masks
+
+SCENES = Calibration(
+    **{"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0, "preserve_weight": 0.0},
+    companions=("chair", "dog"),
+    scene_weight=0.1,
+    scene_forms=("{first} and {second}", "{first} above {second}"),
+)
+PICTURES = replace(SCENES, scene_pictures=True)
+FULL = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3, target="full_output", rank="full")
+
+
+def two_loras(host, parts=("te", "unet")):
+    return [replace(host.lora(name, parts, (f"<{name}>",)), trigger=f"<{name}>") for name in "ab"]
+
+
+def scenes_of(host, loras, calibration):
+    return make_scenes([Trigger(lora.trigger) for lora in loras], calibration, host.token_positions)
+
+
+def dense_task(toy, teacher, student, delta, weight=1.0):
+    return toy.DenseTask(torch.cat(teacher), torch.cat(student), delta, weight)
+
+
+# --- what counts ---
+
+
+def test_in_the_text_only_a_teachers_own_words_count(toy, host):
+    """Keys of cross-attention read the contexts themselves; the text encoder is the base model's here."""
+    loras = two_loras(host, ("unet",))
+    result, _ = host.merge(loras, SCENES, FULL)
+    tasks, scenes = [], scenes_of(host, loras, SCENES)
+    for k, lora in enumerate(loras):
+        captions = own_captions(lora.prompts, SCENES, k)
+        # both latents of a caption are rows with it, and one of them is a row with the negative prompt, too
+        read = [
+            host.context(text, host.PIECE * len(host.tokenize(text))) for caption in captions for text in (caption, caption, "")
+        ]
+        tasks.append(dense_task(toy, read, read, lora.adapter.deltas["unet.k"].dense()))
+    for k, lora in enumerate(loras):
+        parts = [(s.caption, m) for s in scenes for m in s.members if m.lora == k]
+        teacher = [host.context(m.caption, host.PIECE)[list(m.positions)] for _, m in parts]
+        student = [host.context(caption, host.PIECE)[list(m.positions)] for caption, m in parts]
+        tasks.append(dense_task(toy, teacher, student, lora.adapter.deltas["unet.k"].dense(), 0.1))
+        assert not torch.equal(tasks[-1].x, tasks[-1].x_student)
+    expected = toy.solve_densely(host.u.k.weight, tasks, FULL)
+    torch.testing.assert_close(result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_the_text_encoder_learns_a_teachers_own_words_too(toy, host):
+    loras = two_loras(host)
+    result, _ = host.merge(loras, SCENES, FULL)
+    tasks, scenes = [], scenes_of(host, loras, SCENES)
+    deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
+    for k, lora in enumerate(loras):
+        known = dict.fromkeys([*own_captions(lora.prompts, SCENES, k), ""])
+        x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
+        tasks.append(dense_task(toy, x, x, deltas[k]))
+    for k in range(2):
+        read = dict.fromkeys((s.caption, m.caption, m.positions) for s in scenes for m in s.members if m.lora == k)
+        x = [host.te.embedding(host.tokenize(caption)[0])[list(positions)] for caption, _, positions in read]
+        tasks.append(dense_task(toy, x, x, deltas[k], 0.1))
+    expected = toy.solve_densely(host.te.q.weight, tasks, FULL)
+    torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_scenes_in_the_text_leave_the_picture_side_alone(host):
+    loras = two_loras(host, ("unet",))
+    result, _ = host.merge(loras, SCENES, FULL)
+    without, _ = host.merge(loras, replace(SCENES, scene_weight=0.0), FULL)
+    for path, same in {"unet.inlet": True, "unet.q": True, "unet.k": False, "unet.v": False}.items():
+        found, plain = (one.adapter.deltas[path].dense() for one in (result, without))
+        assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same
+
+
+def test_in_pictures_each_teacher_counts_in_its_own_region(toy, host):
+    """The inlet reads the latents themselves, the same for teacher and student."""
+    loras = two_loras(host, ("unet",))
+    result, _ = host.merge(loras, PICTURES, FULL)
+    rows, scenes = [row for row, _ in host.merge_rows()], scenes_of(host, loras, PICTURES)
+    tokens = [(row.latents.double() / (1 + row.sigma.double() ** 2).sqrt()).flatten(1).T for row in rows]
+    own, tasks = 12, []  # rows of one LoRA's own task: 4 runs x 2 latents, half of them also unconditional
+    for k, lora in enumerate(loras):
+        x = tokens[k * own : (k + 1) * own]
+        tasks.append(dense_task(toy, x, x, lora.adapter.deltas["unet.inlet"].dense()))
+    left = iter(tokens[2 * own :])
+    for k, lora in enumerate(loras):
+        parts = [(scene, member) for scene in scenes for member in scene.members if member.lora == k]
+        masks = [region_masks(scene.layout, 2, 8, 8)[member.region].flatten() for scene, member in parts]
+        x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
+        tasks.append(dense_task(toy, x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
+    assert next(left, None) is None
+    expected = toy.solve_densely(host.u.inlet.weight.flatten(1), tasks, FULL)
+    torch.testing.assert_close(result.adapter.deltas["unet.inlet"].dense(), expected, rtol=1e-6, atol=1e-6)
+
+
+class Pyramid(nn.Module):
+    """Layers at four resolutions, in each of which a place of the picture sees itself only."""
+
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(3)])
+        self.tokens = nn.Linear(3, 3)
+
+    def forward(self, x):
+        for level in self.levels:
+            x = nn.functional.avg_pool2d(level(x).tanh(), 2)
+        return self.tokens(x.flatten(2).transpose(1, 2))
+
+
+def test_at_every_resolution_only_the_region_counts():
+    model = Pyramid().double().requires_grad_(False)
+    paths = [f"levels.{i}" for i in range(3)] + ["tokens"]
+    adapters = [
+        Adapter(name, {path: LowRankDelta(torch.randn(3, 1).double(), torch.randn(1, 3).double()) for path in paths})
+        for name in "ab"
+    ]
+    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(rows)), lambda path: "image")
+    pictures = torch.randn(2, 4, 3, 16, 16).double()
+    sides = region_masks("columns", 2, 16, 16)
+
+    def merged(pictures):
+        tasks = [
+            Task(name, [Sample(x, token_weights={"image": partial(on_grid, side)}) for x in group], {k: 1.0})
+            for k, (name, side, group) in enumerate(zip("ab", sides, pictures, strict=True))
+        ]
+        return merge(network, adapters, tasks, FULL)
+
+    before = merged(pictures)
+    assert [task.tokens for task in before.report.layers[0].tasks] == [4 * 128] * 2
+    assert [task.tokens for task in before.report.layers[3].tasks] == [4 * 2] * 2
+    for outside, same in ((True, True), (False, False)):
+        other = pictures.clone()
+        for group, side in zip(other, sides, strict=True):
+            group[:, :, (side == 0) if outside else (side == 1)] += 1
+        after = merged(other)
+        for path in paths:
+            pair = [one.adapter.deltas[path].dense() for one in (before, after)]
+            assert torch.allclose(*pair, rtol=1e-9, atol=1e-12) is same
+
+
+# --- latents of scenes ---
+
+
+def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
+    loras = two_loras(host)
+    host.merge(loras, PICTURES, FULL)
+    teachers, sigmas = [host.patched(lora.adapter) for lora in loras], host.sigmas(4)
+    scenes = scenes_of(host, loras, PICTURES)
+    rows = [row for row, _ in host.merge_rows()][24:]
+    for number, scene in enumerate(scenes):
+
+        def denoise(x, sigma, scene=scene):
+            joined = torch.zeros_like(x)
+            for member in scene.members:
+                teacher, region = teachers[member.lora], region_masks(scene.layout, 2, 8, 8)[member.region]
+                texts = [teacher.context(text, 2 * host.PIECE)[None] for text in (member.caption, "")]
+                good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
+                joined += region * (bad + 3.0 * (good - bad)).float()
+            return joined
+
+        seen = euler_trajectory(denoise, noise((1, 4, 8, 8), 2 * 1009 + number), sigmas)
+        for step, member in itertools.product(kept_steps(PICTURES, number), scene.members):
+            expected = seen[step][0]
+            context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
+            assert any(
+                row.sigma == sigmas[step]
+                and torch.allclose(row.latents, expected, rtol=1e-4, atol=1e-4)
+                and torch.allclose(row.context, context, rtol=1e-9, atol=1e-9)
+                for row in rows
+            )
+
+
+def test_scenes_in_the_text_alone_need_no_sampling(host):
+    loras = two_loras(host)
+    _, stages = host.merge(loras, SCENES, FULL)
+    _, plain = host.merge(loras, replace(SCENES, scene_weight=0.0), FULL)
+    samplings = [sum(stage == "Sampling" for stage, *_ in one) for one in (stages, plain)]
+    assert samplings[0] == samplings[1] > 0
+
+
+@pytest.mark.parametrize("calibration", [SCENES, PICTURES], ids=["text", "pictures"])
+def test_rows_and_names_of_scene_tasks(host, calibration):
+    loras = two_loras(host)
+    result, _ = host.merge(loras, calibration, FULL)
+    assert len(host.merge_rows()) == sample_count(calibration, 2)
+    names = [task.task for task in result.report.layers[-1].tasks]
+    assert names == (["a", "b"] if calibration is SCENES else ["a", "b", "a in scenes", "b in scenes"])
+    assert {task.task for layer in result.report.layers for task in layer.tasks} == {"a", "b", "a in scenes", "b in scenes"}
+    assert result.report.settings["calibration"]["scene_weight"] == 0.1
+    assert [recipe["trigger"] for recipe in result.report.settings["loras"]] == ["<a>", "<b>"]
+
+
+def test_the_number_of_rows_in_a_call_does_not_matter(host):
+    loras = two_loras(host)
+    one, many = (host.merge(loras, PICTURES, replace(FULL, samples_per_chunk=size))[0] for size in (1, 100))
+    assert host.largest_error(one.adapter, many.adapter) < 1e-4
+
+
+# --- a case whose answer is known ---
+
+
+class CausalText(nn.Module):
+    """One layer that reads each token mixed with the one before it: enough for a teacher's company to matter."""
+
+    def __init__(self, words, width):
+        super().__init__()
+        self.embedding = nn.Embedding(words, width, padding_idx=0)
+        self.layer = nn.Linear(width, width, bias=False)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        before = nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+        return self.layer((x + before / 2).tanh())
+
+
+class TextHost:
+    """A text encoder alone; the UNet has no part in the LoRAs."""
+
+    def __init__(self):
+        self.known = {}
+        self.te = CausalText(20, 24).double().requires_grad_(False)
+
+    def tokenize(self, caption):
+        ids = [1 + self.known.setdefault(word, len(self.known)) for word in caption.split()]
+        return [torch.tensor(ids + [0] * (5 - len(ids)))]
+
+    def token_positions(self, text):
+        return range(len(text.split()))
+
+    def text_encoder(self):
+        modules = {"te.layer": self.te.layer}
+        return nullcontext(Network(modules, lambda rows: self.te(torch.stack(list(rows))), lambda path: "text"))
+
+    def is_text_module(self, path):
+        return True
+
+    def says(self, caption, delta=None):
+        (tokens,) = self.tokenize(caption)
+        with_delta = CausalText(20, 24).double().requires_grad_(False)
+        with_delta.load_state_dict(self.te.state_dict())
+        if delta is not None:
+            with_delta.layer.weight += delta.dense()
+        return with_delta(tokens[None])[0]
+
+
+def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_thing():
+    """There is room for all that is asked, so without a ridge the merge does exactly that; a sum of the LoRAs does not."""
+    host = TextHost()
+    deltas = [LowRankDelta(torch.randn(24, 2).double() / 5, torch.randn(2, 24).double() / 5) for _ in "ab"]
+    loras = [
+        PromptedAdapter(Adapter(name, {"te.layer": delta}), (f"<{name}>",)) for name, delta in zip("ab", deltas, strict=True)
+    ]
+    calibration = replace(SCENES, companions=("chair",), composition_share=0.0, scene_forms=("{first} {second}",))
+    merged = merge_stable_diffusion(host, loras, calibration, replace(FULL, alpha=1e-12)).adapter.deltas["te.layer"]
+    together = LowRankDelta(torch.cat([d.up for d in deltas], 1), torch.cat([d.down for d in deltas]))
+    for own, other, delta in (("<a>", "<b>", deltas[0]), ("<b>", "<a>", deltas[1])):
+        wanted = host.says(f"chair {own}", delta)[1]
+        torch.testing.assert_close(host.says(f"{other} {own}", merged)[1], wanted, rtol=1e-6, atol=1e-6)
+        assert (host.says(f"{other} {own}", together)[1] - wanted).norm() > 0.1 * wanted.norm()
+        torch.testing.assert_close(host.says(own, merged)[0], host.says(own, delta)[0], rtol=1e-6, atol=1e-6)
+
+
+# --- refusals ---
+
+
+def test_scenes_with_the_delta_target_are_refused(host):
+    with pytest.raises(
+        ConfigError, match=r"scene tasks need the target 'full_output'.*Set target to 'full_output', or scene_weight"
+    ):
+        host.merge(two_loras(host), SCENES)
+
+
+def test_a_single_lora_meets_nobody_and_is_told_so(host):
+    lora = host.lora("a")
+    result, _ = host.merge([lora], SCENES)
+    assert "there are no scene tasks: a single LoRA meets no other" in result.report.notes
+    assert host.largest_error(result.adapter, lora.adapter) < 1e-8
+
+
+def test_a_caption_of_more_than_one_piece_is_refused(host):
+    loras = [replace(lora, trigger=f"a long {lora.trigger}") for lora in two_loras(host)]
+    with pytest.raises(CalibrationError, match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece"):
+        host.merge(loras, SCENES, FULL)
+
+
+def test_a_host_that_cannot_tell_positions_still_merges_without_scenes(host):
+    host.token_positions = None
+    host.merge(two_loras(host), replace(SCENES, scene_weight=0.0))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "trigger", "words"),
+    [
+        (("a photo of a <x> cat, studio", "A photograph of a <x> cat"), "", "a <x> cat"),
+        (("<x>",), "", "<x>"),
+        (("<x>",), " a <x> dog ", "a <x> dog"),
+        (("a photo of ",), "", "a photo of"),
+    ],
+)
+def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words):
+    assert PromptedAdapter(Adapter("a", {}), prompts, trigger=trigger).in_scenes == Trigger(words)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match="LoRA 'a' is a 'pose'; it can be subject or style"):
+        PromptedAdapter(Adapter("a", {}), ("x",), kind="pose")

@@ -1,0 +1,246 @@
+"""Captions in which several LoRAs meet: forms, stand-ins, token positions, and the regions of a picture."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iteris_core import CalibrationError, ConfigError
+from iteris_core.calibration import Calibration, sample_count
+from iteris_core.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
+from iteris_core.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of
+
+PAIR_FORMS = ("{first} and {second}", "a photo of {second} next to {first}", "{first} above {second}")
+
+
+def tokens_of(text):
+    """A tokenizer like CLIP's: words and commas; of a long word, every four letters are a token."""
+    return [word[i : i + 4] for word in text.replace(",", " , ").split() for i in range(0, len(word), 4)]
+
+
+def positions_of(text):
+    return [1 + i for i in range(len(tokens_of(text)))]  # after the start
+
+
+def scenes_of(*words, kinds=(), positions=positions_of, **settings):
+    kinds = kinds or ["subject"] * len(words)
+    triggers = [Trigger(word, kind) for word, kind in zip(words, kinds, strict=True)]
+    return make_scenes(triggers, Calibration(**{"scene_weight": 0.1, **settings}), positions)
+
+
+# --- captions ---
+
+
+@given(
+    seed=st.integers(0, 50), words=st.sampled_from([("a <v1>", "a <v2>", "a <longtrigger>"), ("<v1>", "a tall <v2> man", "x")])
+)
+def test_own_words_stand_at_the_same_tokens_in_both_captions(seed, words):
+    scenes = scenes_of(*words, "in sks style", kinds=(*["subject"] * 3, "style"), seed=seed)
+    for scene in scenes:
+        for member in scene.members:
+            own = [*words, "in sks style"][member.lora]
+            for caption in (scene.caption, member.caption):
+                assert [tokens_of(caption)[p - 1] for p in member.positions] == tokens_of(own)
+
+
+def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
+    words = ("a <v1>", "a <v2>", "a <v3>")
+    for scene in scenes_of(*words, trajectories=30):
+        assert [words[member.lora] in scene.caption for member in scene.members] == [True] * len(scene.members)
+        for member in scene.members:
+            assert [word for word in words if word in member.caption] == [words[member.lora]]
+            assert any(thing.split()[-1] in member.caption for thing in COMPANIONS)
+
+
+def test_forms_and_orders_all_come():
+    def captions(form):
+        return {form.format(first=a, second=b) for a, b in (("a <v1>", "a <v2>"), ("a <v2>", "a <v1>"))}
+
+    scenes = scenes_of("a <v1>", "a <v2>", trajectories=6, timesteps=1, scene_forms=PAIR_FORMS)
+    assert [scene.caption in captions(form) for form in PAIR_FORMS for scene in scenes].count(True) == len(scenes) == 6
+    assert all(any(scene.caption in captions(form) for scene in scenes[:3]) for form in PAIR_FORMS)
+    assert Counter(scene.members[0].lora for scene in scenes) == {0: 3, 1: 3}
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_every_lora_meets_the_others_about_as_often_as_it_keeps_latents(count):
+    words = [f"a <v{k}>" for k in range(count)]
+    for pictures, per_lora in ((False, 20), (True, 10)):
+        scenes = scenes_of(*words, trajectories=10, timesteps=2, scene_pictures=pictures)
+        parts = Counter(member.lora for scene in scenes for member in scene.members)
+        assert per_lora * count <= sum(parts.values()) <= per_lora * count + 2
+        assert min(parts.values()) >= 0.6 * per_lora
+        assert max(parts.values()) <= 1.5 * per_lora
+
+
+def test_pairs_and_triples_come_in_turn_and_no_lora_meets_itself():
+    scenes = scenes_of("a <v1>", "a <v2>", "a <v3>")
+    assert [len(scene.members) for scene in scenes[:4]] == [2, 3, 2, 3]
+    assert all(len({member.lora for member in scene.members}) == len(scene.members) for scene in scenes)
+    assert {len(scene.members) for scene in scenes_of("a <v1>", "a <v2>")} == {2}
+
+
+def test_a_style_comes_beside_subjects_and_never_beside_itself():
+    scenes = scenes_of("a <v1>", "in <s1> style", "in <s2> style", kinds=("subject", "style", "style"))
+    assert all({member.lora for member in scene.members} in ({0, 1}, {0, 2}) for scene in scenes)
+    for scene in scenes:
+        assert scene.layout is None
+        subject, style = scene.members
+        assert "<s" not in subject.caption
+        assert any(ordinary in subject.caption for ordinary in ORDINARY_STYLES)
+        assert "<v1>" not in style.caption
+
+
+def test_no_form_for_these_loras_is_an_error():
+    with pytest.raises(
+        CalibrationError, match="none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do"
+    ):
+        scenes_of("in a", "in b", kinds=("style", "style"))
+    with pytest.raises(CalibrationError, match="fits 2 subjects and 0 styles"):
+        scenes_of("a", "b", scene_forms=("{first}, {second}, {third}",))
+
+
+def test_scenes_depend_on_the_seed_and_on_nothing_else():
+    first, again, other = (scenes_of("a <v1>", "a <v2>", seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+# --- ordinary things of the right length ---
+
+
+@pytest.mark.parametrize(
+    ("trigger", "stand_ins"),
+    [
+        ("one two three", {"a wet dog"}),
+        ("one two", {"wet dog", "salt"}),  # salt itself, or a part of the dog; both are known or parts of what is
+        ("one", {"dog"}),
+        ("1 2 3 4 5", {"a wet dog and dog", "wet dog and wet dog", "dog and a wet dog"}),
+    ],
+)
+def test_a_stand_in_is_a_known_thing_a_part_of_one_or_a_chain(trigger, stand_ins):
+    def words(text):
+        return list(range(len(text.replace("salt", "s alt").split())))
+
+    known = ("a wet dog", "salt") if trigger == "one two" else ("a wet dog",)
+    scenes = scenes_of(trigger, "x", scene_forms=("{first} & {second}",), companions=known, positions=words, trajectories=40)
+    alone = {m.caption.removesuffix(" & x") for s in scenes for m in s.members if m.lora == 1 and s.members[1].lora == 1}
+    assert alone
+    assert alone <= stand_ins
+    if trigger == "one two":
+        assert alone == {"salt"}  # whole things first
+
+
+def test_a_length_that_nothing_has_is_an_error():
+    with pytest.raises(
+        CalibrationError, match=r"nothing ordinary has the 1 tokens of '.', so that '.' cannot stand .* add companions"
+    ):
+        scenes_of("a", "b", scene_forms=("{first} & {second}",), companions=("longer",))
+
+
+def test_what_stands_behind_the_trigger_may_have_any_length():
+    scenes = scenes_of(
+        "a", "in b", kinds=("subject", "style"), scene_forms=("{first} {style}",), companions=("x", "some thing")
+    )
+    subjects = {member.caption for scene in scenes for member in scene.members if member.lora == 0}
+    assert subjects <= {f"a {style}" for style in ORDINARY_STYLES}
+    assert len(subjects) > 2
+
+
+def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
+    def joining(text):
+        return range(len(text.replace(">,", "").split()))
+
+    with pytest.raises(CalibrationError, match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'"):
+        scenes_of("<v1>", "<v2>", scene_forms=("{first}, {second}",), positions=joining)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{first}", "{style}", "{second} and {third}", "{first} {first}", "{first} {style} {style}", "{first} and {other}", ""],
+)
+def test_a_scene_form_without_its_places_is_refused(form):
+    with pytest.raises(ConfigError, match=r"must have {first} and {second}.*each once, and no other placeholder"):
+        Calibration(scene_forms=(form,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a finite number, 0 or more"),
+        ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
+        ({"scene_weight": 0.1, "companions": (), "composition_share": 0.0}, "scene tasks need scene_forms and companions"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Calibration(**settings)
+
+
+def test_rows_of_scenes_are_in_the_number_of_samples():
+    plain, scenes = (Calibration(trajectories=6, timesteps=2, scene_weight=weight) for weight in (0.0, 0.1))
+    assert sample_count(scenes, 3) - sample_count(plain, 3) == 3 * 6 * 2
+    assert sample_count(scenes, 1) == sample_count(plain, 1)
+
+
+# --- regions ---
+
+
+@pytest.mark.parametrize(
+    ("form", "layout", "regions"),
+    [
+        ("{first} and {second}", "columns", {"first": 0, "second": 1}),
+        ("{second} with {first}", "columns", {"second": 0, "first": 1}),
+        ("{first} on the left, {second} on the right", "columns", {"first": 0, "second": 1}),
+        ("{first} on the right, {second} on the left", "columns", {"first": 1, "second": 0}),
+        ("{first} right of {second}", "columns", {"first": 1, "second": 0}),
+        ("{first} above {second}", "rows", {"first": 0, "second": 1}),
+        ("{first} below {second}", "rows", {"first": 1, "second": 0}),
+        ("{first}, {second} and {third}", "columns", {"first": 0, "second": 1, "third": 2}),
+        ("{first} behind {second}", None, None),
+        ("{first}, {style}", None, None),
+    ],
+)
+def test_the_words_of_a_form_say_how_its_subjects_lie(form, layout, regions):
+    assert layout_of(form) == layout
+    if layout:
+        assert regions_of(form) == regions
+
+
+def test_regions_cut_the_picture_into_equal_parts():
+    for layout, count, (height, width) in itertools.product(("columns", "rows"), (2, 3), ((8, 8), (6, 9), (5, 7))):
+        masks = torch.stack(region_masks(layout, count, height, width))
+        torch.testing.assert_close(masks.sum(0), torch.ones(height, width))
+        torch.testing.assert_close(masks.sum((1, 2)), torch.full((count,), height * width / count))
+        assert masks[0, 0, 0] == 1
+        assert masks[-1, -1, -1] == 1
+    left, right = region_masks("columns", 2, 4, 4)
+    assert left.tolist() == [[1, 1, 0, 0]] * 4
+    assert right.tolist() == [[0, 0, 1, 1]] * 4
+    assert region_masks("rows", 2, 2, 3)[1].tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_a_mask_is_seen_at_every_resolution_of_the_unet():
+    left, _ = region_masks("columns", 2, 64, 64)
+    for side in (64, 32, 16, 8):
+        assert on_grid(left, side * side).view(side, side).tolist() == [[1] * (side // 2) + [0] * (side // 2)] * side
+    assert on_grid(left, 1).tolist() == [0.5]
+    top, _ = region_masks("rows", 2, 6, 10)  # 3 x 5 and 2 x 3 after halving, odd sides rounded up
+    torch.testing.assert_close(on_grid(top, 15).view(3, 5), torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5))
+    assert on_grid(top, 6).view(2, 3).tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("tokens", [7, 100, 0])
+def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
+    with pytest.raises(CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"):
+        on_grid(torch.ones(8, 8), tokens)
+
+
+def test_the_default_forms_have_both_kinds_of_layout_and_none():
+    assert {layout_of(form) for form in SCENE_FORMS} == {"columns", "rows", None}
