@@ -1,7 +1,10 @@
 """A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint. $COMFYUI_PATH points the tests at another ComfyUI."""
 
 import copy
+import importlib
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from iteris_core.demo.checkpoint import write_checkpoint, write_lora
 from iteris_core.demo.client import ComfyClient
 from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
 
-TEMPLATE = Path(__file__).parents[2] / "workflows" / "api" / "merge_two_loras.json"
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "workflows" / "api" / "merge_two_loras.json"
 SMALL = {"trajectories": 1, "timesteps": 2, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.5}
 
 
@@ -80,3 +84,23 @@ def host(tmp_path_factory):
     write_lora(base / "models" / "loras" / "second.safetensors", seed=2)
     with ComfyServer(find_comfyui(cache_folder()), base, base / "server.log", device="cpu") as server:
         yield Host(base, server)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Return a function that imports a module of nodes/, as part of a package whose core is the one imported above."""
+    io = types.SimpleNamespace(ComfyNode=object, Custom=lambda name: name)
+    fakes = {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": types.ModuleType("comfy_api.latest")}
+    fakes["comfy_api.latest"].io = io
+    for name, folder in (("fakepack", ROOT), ("fakepack.nodes", ROOT / "nodes")):
+        fakes[name] = types.ModuleType(name)
+        fakes[name].__path__ = [str(folder)]
+    fakes["fakepack.nodes.host"] = types.ModuleType("fakepack.nodes.host")
+    fakes["fakepack.nodes"].host = fakes["fakepack.nodes.host"]
+    core = {f"fakepack.{name}": module for name, module in sys.modules.items() if name.partition(".")[0] == "iteris_core"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in (fakes | core).items():
+            patch.setitem(sys.modules, name, module)
+        yield lambda name: importlib.import_module(f"fakepack.nodes.{name}")
+    for name in [name for name in sys.modules if name.startswith("fakepack")]:
+        del sys.modules[name]

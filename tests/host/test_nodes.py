@@ -1,11 +1,8 @@
 """The parts of the nodes that need no ComfyUI: its modules are stood in for, so these tests are quick."""
 
-import importlib
 import json
 import logging
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -17,26 +14,6 @@ from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRank
 from iteris_core.formats import kohya
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    """Return a function that imports a module of nodes/, as part of a package whose core is the one imported above."""
-    io = types.SimpleNamespace(ComfyNode=object, Custom=lambda name: name)
-    fakes = {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": types.ModuleType("comfy_api.latest")}
-    fakes["comfy_api.latest"].io = io
-    for name, folder in (("fakepack", ROOT), ("fakepack.nodes", ROOT / "nodes")):
-        fakes[name] = types.ModuleType(name)
-        fakes[name].__path__ = [str(folder)]
-    fakes["fakepack.nodes.host"] = types.ModuleType("fakepack.nodes.host")
-    fakes["fakepack.nodes"].host = fakes["fakepack.nodes.host"]
-    core = {f"fakepack.{name}": module for name, module in sys.modules.items() if name.partition(".")[0] == "iteris_core"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in (fakes | core).items():
-            patch.setitem(sys.modules, name, module)
-        yield lambda name: importlib.import_module(f"fakepack.nodes.{name}")
-    for name in [name for name in sys.modules if name.startswith("fakepack")]:
-        del sys.modules[name]
 
 
 def test_the_version_is_the_one_that_is_installed():

@@ -1,0 +1,136 @@
+"""What LoRAs can come from, in a real ComfyUI."""
+
+import json
+import urllib.request
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iteris_core.demo.client import WorkflowFailed
+
+pytestmark = pytest.mark.host
+
+
+def show(node, output=0, node_id="90"):
+    """Return a node that makes ComfyUI run another one, without a merge."""
+    return {node_id: {"class_type": "PreviewAny", "inputs": {"source": [node, output]}}}
+
+
+def ask(host, name: str):
+    url = f"http://{host.server.address}/iteris/lora?name={name}"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+@pytest.fixture(scope="module")
+def files(host):
+    """Three files: with a trigger phrase, with tags, with neither."""
+    tensors = load_file(host.loras / "first.safetensors")
+    tags = json.dumps({"10_ohwx": {"ohwx": 9, "outdoors": 4}})
+    (host.loras / "named").mkdir()
+    save_file(tensors, host.loras / "named" / "phrase.safetensors", {"modelspec.trigger_phrase": "a sks cat"})
+    save_file(tensors, host.loras / "tags.safetensors", {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1"})
+    save_file(tensors, host.loras / "silent.safetensors")
+
+
+def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
+    answer = ask(host, "tags.safetensors")
+    assert answer == {
+        "name": "tags.safetensors", "trigger_words": ["ohwx", "outdoors"], "rank": 8, "base": "SD1.x (sd_v1)", "error": None,
+        "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
+    }  # fmt: skip
+    for name in ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors", ""):
+        assert "is not in ComfyUI's list of LoRAs" in ask(host, name)["error"]
+    (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
+    assert "pickle" in ask(host, "code.pt")["error"]
+
+
+def test_prompts_come_from_the_file_and_are_shown(host, files):
+    inputs = {
+        "lora_name": "named/phrase.safetensors",
+        "strength_model": 1.0,
+        "strength_clip": 0.5,
+        "weight": 1.0,
+        "prompts": "",
+    }
+    texts = []
+    outputs = host.run(
+        {"1": {"class_type": "IterISLora", "inputs": inputs}, **show("1")},
+        lambda event, data: texts.append(data["text"]) if event == "text" else None,
+    )["outputs"]
+    assert outputs["1"]["iteris_loras"] == [{
+        "name": "named/phrase.safetensors", "source": "modelspec.trigger_phrase", "strengths": [1.0, 0.5],
+        "prompts": ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"],
+    }]  # fmt: skip
+    assert outputs["1"]["text"] == texts
+    assert texts[0].startswith(
+        "named/phrase.safetensors at 1 / 0.5, its trigger words from the file (modelspec.trigger_phrase)"
+    )
+
+
+def test_a_stack_from_a_text_in_any_number(host, files):
+    text = "<lora:phrase:0.5:0.25> and <lora:tags> and <lora:first:-1>"
+    inputs = {"text": text, "prompts": "a drawing of {trigger}\ntags: my own"}
+    outputs = host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})["outputs"]
+    found = [(lora["name"], lora["strengths"], lora["prompts"]) for lora in outputs["1"]["iteris_loras"]]
+    assert found[:2] == [
+        ("named/phrase.safetensors", [0.5, 0.25], ["a drawing of a sks cat"]),
+        ("tags.safetensors", [1.0, 1.0], ["a drawing of ohwx", "my own"]),
+    ]
+    assert found[2][:2] == ("first.safetensors", [-1.0, -1.0])
+    inputs["text"] = "<lora:silent:1>"
+    with pytest.raises(WorkflowFailed, match=r"silent\.safetensors has no prompts"):
+        host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})
+
+
+def loaders(host, first, second):
+    """Return a checkpoint with two LoRAs on it, and the node that takes them off."""
+    nodes = {"1": host.merge()["1"], **host.load_lora(first, "10"), **host.load_lora(second, "11")}
+    nodes["10"]["inputs"].update(strength_model=0.7, strength_clip=0.4)
+    nodes["11"]["inputs"].update(model=["10", 0], clip=["10", 1])
+    inputs = {"model": ["11", 0], "clip": ["11", 1], "prompts": ""}
+    return nodes | {"12": {"class_type": "IterISModelLoras", "inputs": inputs}}
+
+
+def test_loras_on_a_model_are_taken_off_it(host, files):
+    nodes = loaders(host, "tags.safetensors", "second.safetensors")
+    outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})["outputs"]
+    host.run({"1": nodes["1"], **host.sample("base", ["1", 0], ["1", 1])})
+    found = outputs["12"]["iteris_loras"]
+    assert [(lora["name"], lora["strengths"]) for lora in found] == [
+        ("tags.safetensors", [0.7, 0.4]), ("second.safetensors", [1.0, 1.0]),
+    ]  # fmt: skip
+    assert found[0]["prompts"][0] == "a photo of ohwx"
+    assert torch.equal(host.latent("bare"), host.latent("base"))
+
+
+def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
+    """A merged LoRA on a model is known by no file; merged alone it must do what it did."""
+    nodes = host.merge("first.safetensors", "second.safetensors", precision="float32", timesteps=1, unconditional_share=0.0)
+    inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
+    nodes["12"] = {"class_type": "IterISModelLoras", "inputs": inputs}
+    alone = host.merge(precision="float32", preserve_weight=0.0)
+    nodes["14"] = alone["4"]
+    inputs = {**alone["5"]["inputs"], "model": ["12", 0], "clip": ["12", 1], "tasks": ["12", 2], "calibration": ["14", 0]}
+    nodes["15"] = {"class_type": "IterISMerge", "inputs": inputs}
+    outputs = host.run({
+        **nodes, **host.sample("again", ["15", 0], ["15", 1]), **host.sample("once", ["5", 0], ["5", 1], 30),
+        **host.sample("base", ["1", 0], ["1", 1], 40),
+    })["outputs"]  # fmt: skip
+    assert outputs["12"]["iteris_loras"][0]["name"] == "LoRA 1 on this model"
+    recipe = outputs["15"]["iteris_report"][0]["settings"]["loras"][0]
+    assert recipe["file"] is None and len(recipe["sha256"]) == 64
+    once, again, base = host.latent("once"), host.latent("again"), host.latent("base")
+    assert (again - once).norm() < 0.02 * (once - base).norm()
+    del nodes["12"]["inputs"]["prompts"]
+    nodes["12"]["inputs"]["prompts"] = ""
+    with pytest.raises(WorkflowFailed, match="LoRA 1 on this model has no prompts"):
+        host.run({**nodes, **show("12", 2)})
+
+
+def test_a_model_without_loras_is_told(host):
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "prompts": ""}
+    nodes = {"1": host.merge()["1"], "12": {"class_type": "IterISModelLoras", "inputs": inputs}}
+    with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
+        host.run({**nodes, **show("12", 2)})
