@@ -1,0 +1,98 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { bars, figures, layersOf, loras, median, place, scaleTop } from "../../web/report.js";
+
+const UNET = "diffusion_model.";
+const layer = (path, rank, ...tasks) => ({
+  path,
+  rank,
+  tasks: tasks.map(([task, residual, wears = true]) => ({ task, residual, wears, weight: 1, tokens: 10 })),
+});
+const REPORT = {
+  layers: [
+    layer("clip_l.transformer.text_model.encoder.layers.3.self_attn.q_proj", 16, ["cat", 0.25], ["ink", 0.75, false], ["base", 0.5, false]),
+    layer(`${UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q`, 8, ["cat", 0.1], ["ink", 0.2], ["base", 0.125, false]),
+    layer(`${UNET}input_blocks.1.1.proj_in`, 4, ["cat", 0.123456], ["ink", 0.1], ["base", 0.25, false]),
+    layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
+  ],
+  unmatched: { cat: ["a", "b"], ink: [] },
+  notes: ["a note"],
+};
+
+test("a layer's place is said in the words of block weights", () => {
+  const said = {
+    "clip_l.transformer.text_model.encoder.layers.11.mlp.fc1": ["TE11", "mlp.fc1"],
+    "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_out.0": ["IN04", "attn2.to_out.0"],
+    "diffusion_model.input_blocks.11.0.in_layers.2": ["IN11", "0.in_layers.2"],
+    "diffusion_model.middle_block.2.in_layers.2": ["MID", "2.in_layers.2"],
+    "diffusion_model.middle_block.1.proj_in": ["MID", "proj_in"],
+    "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_k": ["OUT03", "attn1.to_k"],
+    "diffusion_model.time_embed.0": ["other", "time_embed.0"],
+    "encoder.block.0.layer.0.SelfAttention.q": ["other", "encoder.block.0.layer.0.SelfAttention.q"],
+  };
+  for (const [path, [block, name]] of Object.entries(said)) assert.deepEqual(place(path), { block, layer: name });
+});
+
+test("the median is the one of Python's statistics", () => {
+  assert.equal(median([]), undefined);
+  assert.equal(median([3]), 3);
+  assert.equal(median([10, 1, 2]), 2);
+  assert.equal(median([0, 0]), 0);
+  assert.equal(median([4, 1, 3, 10]), 3.5);
+});
+
+test("median and worst are told apart for what a task wears and where it wears nothing", () => {
+  assert.deepEqual(figures(REPORT).overall, [
+    { task: 0, wears: true, median: 0.1235, worst: 0.25, at: "TE03 self_attn.q_proj" },
+    { task: 1, wears: true, median: 0.2, worst: 1.5, at: "MID ff.net.2" },
+    { task: 1, wears: false, median: 0.75, worst: 0.75, at: "TE03 self_attn.q_proj" },
+    { task: 2, wears: false, median: 0.1875, worst: 0.5, at: "TE03 self_attn.q_proj" },
+  ]);
+});
+
+test("blocks keep the network's order, and a saved model is its own JSON", () => {
+  const model = figures(REPORT);
+  assert.deepEqual(model.tasks, ["cat", "ink", "base"]);
+  assert.deepEqual(model.blocks.map(({ name }) => name), ["TE03", "IN01", "MID"]);
+  assert.deepEqual(model.blocks[1].layers[1], ["proj_in", 4, [0.1235, 0.1, 0.25], "110"]);
+  assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
+  assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
+  assert.deepEqual(model.notes, ["cat: 2 keys belong to no module of this model", "a note"]);
+});
+
+test("bars are the LoRAs', where they wear something", () => {
+  const model = figures(REPORT);
+  assert.deepEqual(loras(model), [0, 1]);
+  assert.deepEqual(bars(model), [
+    { name: "TE03", bars: [{ task: 0, median: 0.25, worst: 0.25 }] },
+    { name: "IN01", bars: [{ task: 0, median: (0.1 + 0.1235) / 2, worst: 0.1235 }, { task: 1, median: (0.2 + 0.1) / 2, worst: 0.2 }] },
+    { name: "MID", bars: [{ task: 1, median: 1.5, worst: 1.5 }] },
+  ]);
+  assert.equal(scaleTop(bars(model)), 2);
+  assert.equal(scaleTop([{ bars: [{ worst: 0.2 }] }]), 0.2);
+  assert.equal(scaleTop([{ bars: [{ worst: 37.2 }] }]), 38);
+  assert.equal(scaleTop([]), 0.05);
+});
+
+test("a block's layers come with who suffers, the worst first", () => {
+  const model = figures(REPORT);
+  assert.deepEqual(layersOf(model, "IN01"), [
+    { name: "attn1.to_q", rank: 8, residuals: [0.1, 0.2, null], suffers: 1, worst: 0.2 },
+    { name: "proj_in", rank: 4, residuals: [0.1235, 0.1, null], suffers: 0, worst: 0.1235 },
+  ]);
+  assert.deepEqual(layersOf(model, "TE03").map(({ suffers, residuals }) => [suffers, residuals]), [[0, [0.25, null, null]]]);
+  assert.deepEqual(layersOf(model, "OUT01"), []);
+});
+
+test("a report without layers is an empty picture", () => {
+  const model = figures({ layers: [] });
+  assert.deepEqual([model.overall, bars(model), model.notes], [[], [], []]);
+});
+
+test("the report of a whole SD1.5 stays small in a saved workflow", () => {
+  const tasks = ["character", "style", "base model (preserve)"].map((name, i) => [name, 0.123456 + i, i < 2]);
+  const numbers = [...Array(264).keys()];
+  const layers = numbers.map((n) => layer(`${UNET}input_blocks.${n % 12}.1.transformer_blocks.0.attn1.to_out.${n}`, 16, ...tasks));
+  assert.ok(JSON.stringify(figures({ layers })).length < 20_000);
+});

@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { about, add, holds, lines, suggestions } from "../../web/triggers.js";
+import { languages, sayer } from "../../web/words.js";
+
+const word = (text) => ({ kind: "word", text });
+const prompt = (text) => ({ kind: "prompt", text });
+
+test("lines are what the node reads", () => assert.deepEqual(lines(" a \n\n b c\n"), ["a", "b c"]));
+
+test("a word is found whole, whatever its letters mean to a pattern", () => {
+  assert.ok(holds("a photo of SKS dog", word("sks")));
+  assert.ok(holds("a (cat:1.2), c++ style", word("c++ style")));
+  assert.ok(!holds("a category", word("cat")));
+  assert.ok(!holds("a straße", word("stra")));
+  assert.ok(!holds("", word("cat")));
+});
+
+test("a prompt is found as a line of its own", () => {
+  assert.ok(holds("x\n a photo of sks \ny", prompt("a photo of sks")));
+  assert.ok(!holds("a photo of sks dog", prompt("a photo of sks")));
+});
+
+for (const [name, before, suggestion, after] of [
+  ["a word begins an empty field", " \n", word("sks"), "sks"],
+  ["a word goes to the line being written", "a photo", word("sks"), "a photo, sks"],
+  ["no second comma", "a photo, ", word("sks"), "a photo, sks"],
+  ["a word begins a new line", "a photo\n", word("sks"), "a photo\nsks"],
+  ["a prompt is a line", "a photo", prompt("b"), "a photo\nb"],
+  ["a prompt after a line break", "a photo\n", prompt("b"), "a photo\nb"],
+  ["nothing twice", "a photo of sks", word("sks"), "a photo of sks"],
+  ["no prompt twice", "b\nc", prompt("b"), "b\nc"],
+])
+  test(`add: ${name}`, () => assert.equal(add(before, suggestion), after));
+
+test("prompts come first, nothing twice, and no more than asked for", () => {
+  const lora = { prompts: ["a photo of sks", " "], trigger_words: ["sks", " sks ", "dog", "a photo of sks"] };
+  assert.deepEqual(suggestions(lora), [prompt("a photo of sks"), word("sks"), word("dog")]);
+  assert.equal(suggestions(lora, 2).length, 2);
+  assert.deepEqual(suggestions({}), []);
+});
+
+test("the line about a file", () => {
+  assert.equal(about({ error: "no such file", base: "SD1.5" }), "no such file");
+  assert.equal(about({ base: "SD1.5", rank: 16 }), "SD1.5, rank 16");
+  assert.equal(about({ base: null, rank: null }), "");
+});
+
+test("every language says everything, with the same figures in it", () => {
+  const values = (text) => [...text.matchAll(/\{\w+\}/g)].map(([value]) => value).sort();
+  for (const [language, words] of Object.entries(languages)) {
+    assert.deepEqual(Object.keys(words), Object.keys(languages.en), language);
+    for (const [key, text] of Object.entries(words)) assert.deepEqual(values(text), values(languages.en[key]), `${language} ${key}`);
+  }
+  assert.equal(sayer("ja")("suffers", { lora: "cat" }), "cat の損失が最大");
+  assert.equal(sayer("de")("suffers", { lora: "cat" }), "cat suffers most");
+});

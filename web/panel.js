@@ -1,0 +1,116 @@
+// The report in a node: a line per LoRA, bars per block, and the layers of the block under the pointer.
+
+import { bars, layersOf, scaleTop } from "./report.js";
+
+// Okabe and Ito's palette, without the yellow that light themes swallow and the grey of the rest
+const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"];
+const WIDTH = 360;
+const HEIGHT = 96;
+const LABELS = 12;
+const MOST_LAYERS = 3;
+
+const colour = (task) => COLOURS[task % COLOURS.length];
+const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
+
+function html(tag, className = "", text = "") {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
+  return element;
+}
+
+function svg(tag, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return element;
+}
+
+/**
+ * Draw a report, or what will be there once there is one.
+ *
+ * @param {HTMLElement} element what was in it is replaced
+ * @param {object|undefined} model `figures()` of a report
+ * @param {(word: string, values?: object) => string} say
+ */
+export function draw(element, model, say) {
+  element.replaceChildren();
+  element.classList.toggle("iteris-empty", !model);
+  if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
+  const detail = html("div", "iteris-detail");
+  const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
+  show();
+  element.append(overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")));
+  for (const note of model.notes) element.append(html("div", "iteris-note", note));
+}
+
+function overallOf(model, say) {
+  const list = html("div", "iteris-overall");
+  for (const { task, wears, median, worst, at } of model.overall) {
+    const line = html("div", "iteris-line");
+    line.dataset.task = model.tasks[task];
+    line.dataset.kind = wears ? "residual" : "leak";
+    line.dataset.median = median;
+    line.dataset.worst = worst;
+    const swatch = html("span", "iteris-swatch");
+    swatch.style.background = wears ? colour(task) : "";
+    line.append(swatch, html("b", "", model.tasks[task]), html("span", "iteris-figures", say(line.dataset.kind, { median: figure(median), worst: figure(worst), at })));
+    line.title = line.textContent;
+    list.append(line);
+  }
+  return list;
+}
+
+function chart(model, show) {
+  const columns = bars(model);
+  const top = scaleTop(columns);
+  const left = 24;
+  const column = (WIDTH - left) / columns.length;
+  const y = (value) => HEIGHT - (HEIGHT - 6) * (value / top);
+  const picture = svg("svg", { class: "iteris-chart", viewBox: `0 0 ${WIDTH} ${HEIGHT + LABELS}` });
+  for (const value of [0, top / 2, top]) {
+    picture.append(svg("line", { class: "iteris-grid", x1: left, x2: WIDTH, y1: y(value), y2: y(value) }));
+    picture.append(svg("text", { class: "iteris-label", x: left - 3, y: y(value) + 3, "text-anchor": "end" }, value));
+  }
+  let labelled = -Infinity;
+  columns.forEach(({ name, bars: found }, index) => {
+    const x = left + index * column;
+    const group = svg("g", { class: "iteris-block", "data-block": name });
+    group.append(svg("rect", { class: "iteris-hit", x, y: 0, width: column, height: HEIGHT + LABELS }));
+    const width = (column * 0.8) / Math.max(1, found.length);
+    found.forEach(({ task, median, worst }, place) => {
+      const start = x + column * 0.1 + place * width;
+      const middle = start + width / 2;
+      group.append(svg("line", { class: "iteris-whisker", x1: middle, x2: middle, y1: y(worst), y2: y(median) }));
+      group.append(svg("rect", { x: start, y: y(median), width: width * 0.92, height: HEIGHT - y(median), fill: colour(task), "data-task": model.tasks[task], "data-median": median }));
+    });
+    if (x >= labelled) {
+      group.append(svg("text", { class: "iteris-label", x: x + column / 2, y: HEIGHT + 9, "text-anchor": "middle" }, name));
+      labelled = x + 28;
+    }
+    group.addEventListener("pointerenter", () => show(name));
+    picture.append(group);
+  });
+  return picture;
+}
+
+function detailOf(model, block, say) {
+  const rows = layersOf(model, block);
+  if (!rows.length) return [html("b", "", block)];
+  const heading = html("div", "iteris-heading");
+  heading.append(html("b", "", block), html("span", "", say("suffers", { lora: model.tasks[rows[0].suffers] })));
+  const lines = rows.slice(0, MOST_LAYERS).map(({ name, rank, residuals, suffers }) => {
+    const line = html("div", "iteris-layer");
+    line.append(html("span", "iteris-name", name));
+    residuals.forEach((value, task) => {
+      if (value === null) return;
+      const shown = html("span", task === suffers ? "iteris-value iteris-suffers" : "iteris-value", figure(value));
+      shown.style.color = colour(task);
+      shown.title = model.tasks[task];
+      line.append(shown);
+    });
+    line.append(html("span", "iteris-rank", `r${rank}`));
+    return line;
+  });
+  return [heading, ...lines];
+}

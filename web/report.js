@@ -1,0 +1,120 @@
+// A merge report as what the panel draws. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+const DIGITS = 4;
+const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
+
+/**
+ * Say where a layer is, in the words of block weights: "TE03", "IN04", "MID", "OUT07", and what it is there.
+ *
+ * @param {string} path of the module, such as "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+ * @returns {{block: string, layer: string}}
+ */
+export function place(path) {
+  const text = path.match(/(?:^|\.)encoder\.layers\.(\d+)\.(.+)$/);
+  if (text) return { block: `TE${text[1].padStart(2, "0")}`, layer: text[2] };
+  const unet = path.match(/^diffusion_model\.(input_blocks|middle_block|output_blocks)\.(.+)$/);
+  if (!unet) return { block: "other", layer: path.replace(/^diffusion_model\./, "") };
+  const [, number, inner] = unet[1] === "middle_block" ? [, , unet[2]] : unet[2].match(/^(\d+)\.(.+)$/);
+  const block = number === undefined ? "MID" : `${unet[1] === "input_blocks" ? "IN" : "OUT"}${number.padStart(2, "0")}`;
+  return { block, layer: inner.replace("transformer_blocks.0.", "").replace(/^1\.(?=attn|ff|proj_)/, "") };
+}
+
+/** Return the median of numbers; undefined of none. */
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const last = sorted.length - 1;
+  return last < 0 ? undefined : (sorted[Math.floor(last / 2)] + sorted[Math.ceil(last / 2)]) / 2;
+}
+
+const rounded = (value) => Number(value.toPrecision(DIGITS));
+
+/**
+ * Return the figures that the panel needs, small enough to be kept in a saved workflow.
+ *
+ * @param {object} report `MergeReport.to_dict()`
+ * @returns {{version: 1, tasks: string[], overall: object[], blocks: object[], notes: string[]}}
+ *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
+ *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears something].
+ */
+export function figures(report) {
+  const tasks = [...new Set(report.layers.flatMap((layer) => layer.tasks.map((entry) => entry.task)))];
+  const blocks = new Map();
+  for (const { path, rank, tasks: entries } of report.layers) {
+    const { block, layer } = place(path);
+    const found = tasks.map((task) => entries.find((entry) => entry.task === task));
+    const residuals = found.map((entry) => (entry ? rounded(entry.residual) : null));
+    const wears = found.map((entry) => (entry?.wears ? "1" : "0")).join("");
+    if (!blocks.has(block)) blocks.set(block, { name: block, layers: [] });
+    blocks.get(block).layers.push([layer, rank, residuals, wears]);
+  }
+  return { version: 1, tasks, overall: overall(report, tasks), blocks: [...blocks.values()], notes: notes(report) };
+}
+
+function overall(report, tasks) {
+  const lines = [];
+  for (const wears of [true, false]) {
+    tasks.forEach((task, index) => {
+      const found = report.layers.flatMap(({ path, tasks: entries }) =>
+        entries.filter((entry) => entry.task === task && entry.wears === wears).map(({ residual }) => ({ residual, path })),
+      );
+      if (!found.length) return;
+      const worst = found.reduce((a, b) => (b.residual > a.residual ? b : a));
+      const { block, layer } = place(worst.path);
+      lines.push({
+        task: index,
+        wears,
+        median: rounded(median(found.map(({ residual }) => residual))),
+        worst: rounded(worst.residual),
+        at: `${block} ${layer}`,
+      });
+    });
+  }
+  return lines;
+}
+
+function notes(report) {
+  const unmatched = Object.entries(report.unmatched ?? {}).filter(([, keys]) => keys.length);
+  return [...unmatched.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model`), ...(report.notes ?? [])];
+}
+
+/** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */
+export function loras({ overall }) {
+  return overall.filter(({ wears }) => wears).map(({ task }) => task);
+}
+
+/**
+ * Return the bars: per block one for each LoRA that wears something in it.
+ *
+ * @returns {{name: string, bars: {task: number, median: number, worst: number}[]}[]}
+ */
+export function bars(model) {
+  return model.blocks.map(({ name, layers }) => ({
+    name,
+    bars: loras(model).flatMap((task) => {
+      const found = layers.filter(([, , , wears]) => wears[task] === "1").map(([, , residuals]) => residuals[task]);
+      return found.length ? [{ task, median: median(found), worst: Math.max(...found) }] : [];
+    }),
+  }));
+}
+
+/** Return the top of the scale: the lowest round number above every bar and whisker. */
+export function scaleTop(columns) {
+  const highest = Math.max(0, ...columns.flatMap((column) => column.bars.map(({ worst }) => worst)));
+  return TOPS.find((top) => top >= highest) ?? Math.ceil(highest);
+}
+
+/**
+ * Return a block's layers, the one that suffers most first; `suffers` is the LoRA with the largest residual there.
+ *
+ * @returns {{name: string, rank: number, residuals: (number|null)[], suffers: number, worst: number}[]}
+ */
+export function layersOf(model, block) {
+  const found = model.blocks.find(({ name }) => name === block)?.layers ?? [];
+  const rows = found.flatMap(([name, rank, residuals, wears]) => {
+    const wearing = loras(model).filter((task) => wears[task] === "1");
+    if (!wearing.length) return [];
+    const suffers = wearing.reduce((a, b) => (residuals[b] > residuals[a] ? b : a));
+    return [{ name, rank, residuals: residuals.map((value, task) => (wears[task] === "1" ? value : null)), suffers, worst: residuals[suffers] }];
+  });
+  return rows.sort((a, b) => b.worst - a.worst);
+}

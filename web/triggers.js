@@ -1,0 +1,51 @@
+// Prompts and trigger words as text. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+/** Return the non-empty lines of a text field. */
+export function lines(text) {
+  return text.split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
+/** Return whether the prompts hold this text: a prompt as a line of its own, a word anywhere but inside another word. */
+export function holds(prompts, { kind, text }) {
+  if (kind === "prompt") return lines(prompts).includes(text);
+  const escaped = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  return new RegExp(`(?<![\\p{L}\\p{N}_])${escaped}(?![\\p{L}\\p{N}_])`, "iu").test(prompts);
+}
+
+/**
+ * Add a suggestion to the prompts: a prompt as a new line, a word to the line that is being written.
+ *
+ * @param {string} prompts the field's text
+ * @param {{kind: "prompt"|"word", text: string}} suggestion
+ * @returns {string} the same text if it is in there already
+ */
+export function add(prompts, suggestion) {
+  if (holds(prompts, suggestion)) return prompts;
+  const { kind, text } = suggestion;
+  const written = prompts.replace(/[ \t]+$/, "");
+  if (!written.trim()) return text;
+  if (written.endsWith("\n")) return written + text;
+  if (kind === "prompt") return `${written}\n${text}`;
+  return `${written}${written.endsWith(",") ? "" : ","} ${text}`;
+}
+
+/**
+ * Return what the chips offer for a LoRA: its prompts first, then its trigger words.
+ *
+ * @param {{prompts?: string[], trigger_words?: string[]}} lora answer of `/iteris/lora`
+ * @param {number} most
+ */
+export function suggestions({ prompts = [], trigger_words: words = [] }, most = 12) {
+  const offered = [...prompts.map((text) => ({ kind: "prompt", text })), ...words.map((text) => ({ kind: "word", text }))];
+  const seen = new Set();
+  return offered
+    .map(({ kind, text }) => ({ kind, text: text.trim() }))
+    .filter(({ text }) => text && !seen.has(text) && seen.add(text))
+    .slice(0, most);
+}
+
+/** Return one line about the file: its error, or its base model and rank. */
+export function about({ error, base, rank }) {
+  if (error) return error;
+  return [base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
+}
