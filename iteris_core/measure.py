@@ -149,16 +149,19 @@ class Measurement:
         teacher, student = (input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student))
         count = teacher.shape[1]
         weights = block.token_weights(self.stream, count, self.path)
-        picked, roots = _picked_tokens(module, count, self.tasks, config), None
+        picked, counted = _picked_tokens(module, count, self.tasks, config), None
         on_device = slice(None) if len(picked) == count else picked.to(x.device)
         if weights is not None:
-            weights = weights.reshape(len(block.samples), count)[:, picked]
-            roots = weights.to(teacher).sqrt()[:, :, None]
+            weights = weights.reshape(len(block.samples), count)[:, picked].flatten()
+            counted = weights.nonzero()[:, 0]
+            if not len(counted):
+                return
+            roots, counted = weights[counted].to(teacher).sqrt()[:, None], counted.to(x.device)
 
         def rows(part: Tensor) -> Tensor:
             """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
-            part = part[:, on_device]
-            return (part if roots is None else part * roots).flatten(0, 1)
+            part = part[:, on_device].flatten(0, 1)
+            return part if counted is None else part[counted] * roots
 
         if config.input_mix:
             student = torch.lerp(student, teacher, config.input_mix)
@@ -166,7 +169,7 @@ class Measurement:
         if self.first_of_its_input:
             moments = self.statistics[block.task].inputs
             moments.add(rows(teacher), student_rows)
-            moments.tokens += student_rows.shape[0] if weights is None else int((weights > 0).sum())
+            moments.tokens += student_rows.shape[0]
         drift = added = outputs = None
         if config.target == "full_output":
             ours, theirs = (output_tokens(module, y[side]).to(self.dtype) for side in (block.teacher, block.student))
