@@ -32,10 +32,18 @@ def load_model(
     """
     from transformers import AutoConfig
 
-    kind = _loaded(AutoConfig.from_pretrained, source, "a model").model_type
+    kind = loaded(AutoConfig.from_pretrained, source, "a model").model_type
     if kind not in kinds:
         raise ConfigError(f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}")
-    model = _loaded(auto_class.from_pretrained, source, "a model", dtype=dtype)
+    return placed(loaded(auto_class.from_pretrained, source, "a model", dtype=dtype), device)
+
+
+def placed(model: nn.Module, device: str) -> nn.Module:
+    """Return a model on a device, ready to be measured.
+
+    Raises:
+        ConfigError: The device cannot be used.
+    """
     try:
         return model.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that a device is not there
@@ -50,7 +58,7 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _loaded(AutoTokenizer.from_pretrained, source, "a tokenizer")
+    tokenizer = loaded(AutoTokenizer.from_pretrained, source, "a tokenizer")
     # where the files are missing, transformers makes a tokenizer up that knows no word
     words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
     if len(words) < _FEWEST_WORDS:
@@ -68,10 +76,15 @@ def load_processor(source: str) -> Any:
     """
     from transformers import AutoProcessor
 
-    return _loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer")
+    return loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer")
 
 
-def _loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
+def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
+    """Return ``load(source, **options)``.
+
+    Raises:
+        ConfigError: It cannot be loaded; says why and what to give instead.
+    """
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ConfigError(f"{source}: there is no such folder; give the folder of a base model, or its name on the hub")
     try:

@@ -24,11 +24,6 @@ def host(tiny_sd):
     return tiny_sd.model()
 
 
-def pipeline(host, tiny_sd):
-    parts = host.unet_model, tiny_sd.scheduler(steps_offset=1, clip_sample=False), None, None
-    return StableDiffusionPipeline(None, host.text_model, host.tokenizer, *parts, requires_safety_checker=False)
-
-
 def outputs(host):
     x, sigma = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(2.0)
     with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
@@ -39,7 +34,7 @@ def outputs(host):
 def in_diffusers(tiny_sd, path):
     """Return the outputs of a new model into which diffusers has loaded a file."""
     host = tiny_sd.model()
-    loaded = pipeline(host, tiny_sd)
+    loaded = tiny_sd.pipeline(host)
     loaded.load_lora_weights(str(path))
     return outputs(DiffusersStableDiffusion(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_sd.scheduler()))
 

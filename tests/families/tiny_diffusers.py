@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
+from iteris_core.formats.ldm import ldm_names
 from iteris_core.layers import weight_shape
 
 LENGTH, WIDTH = 16, 16
@@ -62,6 +64,31 @@ def scheduler(prediction_type="epsilon", **options):
 def model(prediction_type="epsilon", channels=4, dtype=torch.float32, **options):
     parts = unet(channels=channels).to(dtype), text_encoder().to(dtype), tokenizer(), scheduler(prediction_type)
     return DiffusersStableDiffusion(*parts, **options)
+
+
+def pipeline(host, prediction_type="epsilon", vae=None):
+    steps = scheduler(prediction_type, steps_offset=1, clip_sample=False)
+    parts = host.text_model, host.tokenizer, host.unet_model, steps, None, None
+    return StableDiffusionPipeline(vae, *parts, requires_safety_checker=False)
+
+
+def save_folder(host, folder, **options):
+    """Save a diffusers folder, with a VAE of two pixels per latent."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    pipeline(host, vae=vae, **options).save_pretrained(folder)
+
+
+def save_checkpoint(host, path):
+    """Save a checkpoint of one file, with the names of Stable Diffusion's original code."""
+    names, tensors = ldm_names(module for module, _ in host.unet_model.named_modules()), {}
+    for key, weight in host.unet_model.state_dict().items():
+        module, _, kind = key.rpartition(".")
+        tensors[f"model.diffusion_model.{names[module]}.{kind}"] = weight.contiguous()
+    for key, weight in host.text_model.state_dict().items():
+        name = key.removeprefix("text_model.")
+        tensors[f"cond_stage_model.transformer.text_model.{name}"] = weight.contiguous()
+    save_file(tensors, path)
 
 
 def adapter(host, seed, name=None, wanted=("to_", "q_proj", "v_proj", "fc1", "proj_in", "ff.net", "conv1"), rank=2):
