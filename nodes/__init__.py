@@ -8,7 +8,9 @@ from . import host
 from .calibration import Calibration
 from .merge import Merge
 from .prompts import about_lora
+from .report import ShowReport
 from .save import SaveMergedLora
+from .scene import ScenePrompts
 from .stack import LorasOnModel, LoraStack
 from .tasks import LoraToMerge, TrainedLora
 
@@ -16,4 +18,4 @@ from .tasks import LoraToMerge, TrainedLora
 class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.answer_at("/iteris/lora", "name", about_lora)
-        return [LoraToMerge, LoraStack, LorasOnModel, TrainedLora, Calibration, Merge, SaveMergedLora]
+        return [LoraToMerge, LoraStack, LorasOnModel, TrainedLora, ScenePrompts, Calibration, Merge, ShowReport, SaveMergedLora]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..iteris_core import ConfigError, MergeConfig, MergeReport, __version__
 from ..iteris_core.adapters import target_layers
 from ..iteris_core.calibration import Calibration, sample_count
+from ..iteris_core.config import Method
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
 from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
 from ..iteris_core.formats.files import read_tensors
@@ -22,6 +23,7 @@ from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, 
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 TARGETS = ("delta", "full_output")
+METHODS = list(get_args(Method))
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
 
@@ -69,6 +71,11 @@ class Merge(io.ComfyNode):
                     tooltip="Instead of rank: the size of the file in MB, at the chosen precision. Ranks go to the layers "
                     "that gain most by them. Takes twice the time. 0: off.",
                 ),
+                io.Combo.Input(
+                    "method", options=METHODS, default=METHODS[0], optional=True,
+                    tooltip="iteris, or another way to merge, to compare with; those take rank and precision, and leave alpha "
+                    "and target alone.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -97,6 +104,7 @@ class Merge(io.ComfyNode):
         target: str = "delta",
         kept_energy: float = 1.0,
         size_mb: float = 0.0,
+        method: str = METHODS[0],
     ) -> io.NodeOutput:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
@@ -106,6 +114,7 @@ class Merge(io.ComfyNode):
         loras = [read(base, entry) for entry in tasks]
         samples_per_chunk, park_on_host = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
         config = MergeConfig(
+            method=method,
             alpha=alpha,
             target=target,
             rank=rank or "sum",
@@ -134,7 +143,7 @@ def read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:
     else:
         tensors, metadata = entry.tensors, {}
     adapter = base.adapter(adapter_name(entry.lora_name), tensors, metadata, entry.strength_model, entry.strength_clip)
-    return PromptedAdapter(adapter, entry.prompts, entry.weight)
+    return PromptedAdapter(adapter, entry.prompts, entry.weight, entry.trigger, entry.kind)
 
 
 def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
@@ -187,6 +196,8 @@ def with_recipe(report: MergeReport, entries: Sequence[LoraEntry], hashes: Seque
             "prompts": list(entry.prompts),
             "prompts_from": entry.prompts_from,
             "weight": entry.weight,
+            "trigger": entry.trigger,
+            "kind": entry.kind,
         }
         for entry, digest in zip(entries, hashes, strict=True)
     ]

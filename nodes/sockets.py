@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..iteris_core import Adapter
+from ..iteris_core.scenes import Kind
 from .keys import ModelKeys
 
 TASKS = io.Custom("ITERIS_TASKS")
@@ -31,6 +32,8 @@ class LoraEntry:
         weight: Of its task.
         prompts_from: Where the trigger words of the prompts come from; empty: the user wrote them.
         tensors: A LoRA that is in no file: trained in this workflow, or taken off a model.
+        trigger: What to call it beside other LoRAs; see `PromptedAdapter`.
+        kind: Whether it is a thing, or a way to render whole pictures.
     """
 
     lora_name: str
@@ -40,6 +43,8 @@ class LoraEntry:
     weight: float
     prompts_from: str = ""
     tensors: Mapping[str, Tensor] | None = None
+    trigger: str = ""
+    kind: Kind = "subject"
 
 
 @dataclass(frozen=True)

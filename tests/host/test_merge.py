@@ -54,7 +54,8 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     assert recipe["loras"][1] == {
         "name": "second", "file": "second.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
         "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
-        "prompts": ["a photo of a second thing", "a second thing in a park"], "prompts_from": "",
+        "prompts": ["a photo of a second thing", "a second thing in a park"], "prompts_from": "", "trigger": "",
+        "kind": "subject",
     }  # fmt: skip
 
 

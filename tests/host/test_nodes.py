@@ -153,7 +153,7 @@ def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path, monkeypatch
             {
                 "name": "style/cat", "file": "style/cat.safetensors", "strength_model": 0.8, "strength_clip": 0.5,
                 "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "prompts": ["a cat"], "weight": 2.0, "prompts_from": "trained_words",
+                "prompts": ["a cat"], "weight": 2.0, "prompts_from": "trained_words", "trigger": "", "kind": "subject",
             }
         ],
     }  # fmt: skip

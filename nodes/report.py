@@ -1,0 +1,44 @@
+"""What a merge tells about itself, to look at."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..iteris_core import MergeReport
+from ..iteris_core.plots import pictures
+from . import host
+from .sockets import REPORT
+
+
+class ShowReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IterISReport",
+            display_name="Merge report (IterIS)",
+            category="loaders/IterIS",
+            description="Pictures and the text of a merge's report: how well each LoRA is reproduced, layer by layer. Needs "
+            "matplotlib.",
+            inputs=[
+                REPORT.Input("report", tooltip="From IterIS Merge."),
+                REPORT.Input(
+                    "compare_with", optional=True,
+                    tooltip="The report of another merge of the same LoRAs, by another method or with other settings.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="pictures", tooltip="One picture per question; connect Preview Image."),
+                io.String.Output(display_name="text"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, report: MergeReport, compare_with: MergeReport | None = None) -> io.NodeOutput:
+        drawn = pictures(report, [compare_with] if compare_with else [])
+        host.show_text(cls.hidden.unique_id, str(report))
+        images = torch.stack(list(drawn.values()))
+        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), "iteris_report": [report.to_dict()], "text": [str(report)]}
+        return io.NodeOutput(images, str(report), ui=shown)

@@ -1,0 +1,125 @@
+"""Several concepts in one picture, said in one place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..iteris_core import Adapter, IterisError
+from ..iteris_core.calibration import Calibration
+from ..iteris_core.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
+from ..iteris_core.families.diffusion_samples import PromptedAdapter
+from . import host
+from .files import adapter_name
+from .prompts import lines
+from .sockets import CALIBRATION, TASKS, LoraEntry
+from .stack_formats import prompts_by_name
+
+_WEIGHT = 0.1
+_SHOWN = 4
+
+
+class ScenePrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IterISScene",
+            display_name="Scene prompts (IterIS)",
+            category="loaders/IterIS",
+            description="For pictures with several of the LoRAs' concepts in them: their captions are written for you from the "
+            "trigger words. Between the last LoRA and IterIS Merge, whose target must be full_output.",
+            inputs=[
+                TASKS.Input("tasks", tooltip="The last 'LoRA to merge' of the chain."),
+                io.String.Input(
+                    "subjects", multiline=True, default="", placeholder="cat: a sks cat\ndog: a ohwx dog",
+                    tooltip="How to call each LoRA's subject in a sentence, with its article, one per line. A LoRA that is not "
+                    "named is called by its shortest prompt.",
+                ),
+                io.String.Input(
+                    "styles", multiline=True, default="", placeholder="ink: in ink wash style",
+                    tooltip="The same for LoRAs that are styles: the words behind 'a cat'.",
+                ),
+                io.Float.Input(
+                    "scene_weight", default=_WEIGHT, min=0.0, max=10.0, step=0.05,
+                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off.",
+                ),
+                io.Boolean.Input(
+                    "pictures", default=False,
+                    tooltip="Also measure scenes in the picture, each LoRA in its own half of it. Better at keeping concepts "
+                    "apart, and slower. Off: they are measured in the text alone.",
+                ),
+                io.String.Input(
+                    "forms", multiline=True, default="", placeholder="{first} and {second}\n{first} {style}",
+                    tooltip="Forms of the captions, one per line, with {first}, {second}, {third} and {style}. Concepts meet "
+                    "best in forms that were measured, so write those that you will use. Empty: a list of our own.",
+                ),
+                io.String.Input(
+                    "companions", multiline=True, default="", placeholder="a red chair\nan old car",
+                    tooltip="Ordinary things that stand in for a concept where only the others are worn. Empty: our own list.",
+                ),
+                CALIBRATION.Input("calibration", optional=True, tooltip="How samples are made. Not connected: the defaults."),
+            ],
+            outputs=[TASKS.Output(display_name="LoRAs"), CALIBRATION.Output(display_name="calibration")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        tasks: tuple[LoraEntry, ...],
+        subjects: str,
+        styles: str,
+        scene_weight: float,
+        pictures: bool,
+        forms: str,
+        companions: str,
+        calibration: Calibration | None = None,
+    ) -> io.NodeOutput:
+        if len(tasks) < 2:
+            raise IterisError(f"a scene needs two LoRAs or more; {len(tasks)} is connected. Chain them through 'previous'")
+        named = with_triggers(tasks, subjects, styles)
+        settings = replace(
+            calibration or Calibration(),
+            scene_weight=scene_weight,
+            scene_pictures=pictures,
+            scene_forms=lines(forms) or SCENE_FORMS,
+            companions=lines(companions) or (calibration or Calibration()).companions,
+        )
+        text = "captions such as\n" + "\n".join(f"  {caption}" for caption in example_captions(named, settings.scene_forms))
+        host.show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(named, settings, ui={"text": [text]})
+
+
+def with_triggers(tasks: Sequence[LoraEntry], subjects: str, styles: str) -> tuple[LoraEntry, ...]:
+    """Return the LoRAs with what to call them in scenes.
+
+    Raises:
+        IterisError: A line that names no LoRA, or a LoRA that is called in two ways.
+    """
+    names = [adapter_name(entry.lora_name) for entry in tasks]
+    given = {kind: prompts_by_name(text, names) for kind, text in (("subject", subjects), ("style", styles))}
+    named = []
+    for entry, name in zip(tasks, names, strict=True):
+        found = [(kind, words) for kind, by_name in given.items() for words in by_name[name]]
+        if len(found) > 1:
+            raise IterisError(f"{name} is called {' and '.join(repr(words) for _, words in found)}; give it one name in scenes")
+        named.append(replace(entry, kind=found[0][0], trigger=found[0][1]) if found else entry)
+    return tuple(named)
+
+
+def example_captions(tasks: Sequence[LoraEntry], forms: Sequence[str]) -> list[str]:
+    """Return a few captions as they will be written; the forms that fit these LoRAs are all used in the end."""
+    shown = [PromptedAdapter(Adapter(e.lora_name, {}), e.prompts, trigger=e.trigger, kind=e.kind).in_scenes for e in tasks]
+    of_kind = {kind: [trigger.words for trigger in shown if trigger.kind == kind] for kind in ("subject", "style")}
+    found = []
+    for form in forms:
+        places = placeholders(form)
+        subjects = [name for name in SUBJECT_PLACES if name in places]
+        styles = places.count(STYLE_PLACE)
+        if len(subjects) <= len(of_kind["subject"]) and styles <= len(of_kind["style"]):
+            words = dict(zip(subjects, of_kind["subject"], strict=False))
+            found.append(form.format(**words, **{STYLE_PLACE: of_kind["style"][0]} if styles else {}))
+    return list(itertools.islice(found, _SHOWN))
