@@ -20,8 +20,19 @@ Method = Literal[
     "task_arithmetic",
     "hyper_linear",
     "ties",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+    "knots",
+    "core_space_ties",
+    "tsv_m",
+    "iso_c",
+    "np_lora",
     "regmean",
     "regmean_pp",
+    "ssr",
+    "mix_of_show",
+    "custom_diffusion",
 ]
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]

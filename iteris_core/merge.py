@@ -113,7 +113,7 @@ def _solve(
 
 @dataclass(frozen=True)
 class _Rival:
-    """A merge by another method."""
+    """A merge by a rival method, with the arguments of `merge`."""
 
     network: Network
     adapters: Sequence[Adapter]
@@ -136,6 +136,12 @@ class _Rival:
         if scale == "search":
             scale = best_scale(self.error_of_scale(self.engine_at(coefficients, 1.0)))
             notes.append(f"{name}: scale {scale:.3f}, which gave the smallest output error on the calibration samples")
+        if method.only_text:
+            paths = target_layers(self.adapters)
+            solved = layers_that_read_text(self.network).intersection(paths)
+            notes.append(
+                f"{name}: solved at {len(solved)} layers that read text, averaged at {len(paths) - len(solved)} others"
+            )
         return self.engine_at(coefficients, scale), notes
 
     def engine_at(self, coefficients: Sequence[float], scale: float) -> Engine:
@@ -161,8 +167,8 @@ class _Rival:
         return lambda scale: self.error(unscaled.scaled(scale))
 
     def weighted_sum(self, coefficients: Sequence[float]) -> Adapter:
-        worn = dict(enumerate(coefficients))
-        return Adapter("sum", {path: worn_delta(path, self.adapters, worn) for path in target_layers(self.adapters)})
+        worn = {path: worn_delta(path, self.adapters, dict(enumerate(coefficients))) for path in target_layers(self.adapters)}
+        return Adapter("sum", {path: delta for path, delta in worn.items() if delta is not None})
 
     def error(self, merged: Adapter) -> float:
         """Return the mean squared error of the network's output over the tasks, each relative to what its teacher does.

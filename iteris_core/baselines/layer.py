@@ -17,6 +17,8 @@ from ..truncate import Spectrum, factored_spectrum
 
 # Singular values below this share of the first are rounding: their directions mean nothing.
 RELATIVE_ZERO = 1e-6
+# The same for eigenvalues of a Gram matrix, which is summed up from products in float32.
+GRAM_ZERO = 1e-6
 TEXT_STREAM = "text"
 
 

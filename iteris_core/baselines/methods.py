@@ -12,6 +12,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..answer import LayerSolution, dense_answer, is_left_whole, thin_answer
 from ..config import MergeConfig
+from ..errors import SolveError
 from ..solve import LayerSolver, TaskAtLayer, balance_weight, inputs_by_name, normal_matrix
 from ..system import System, factorise
 from ..tasks import Task
@@ -31,6 +32,7 @@ class Method:
         coefficients: (tasks, number of adapters, error of the network's output with such coefficients) -> one per adapter.
         searches_coefficients: Whether those depend on the error.
         searches_scale: Whether the scale is searched if the user names none.
+        only_text: Whether the rule is for layers that read text, and averages at others.
         plain_cut: Whether a cut to a lower rank is a plain SVD, and not made by its effect on the measured inputs.
     """
 
@@ -39,6 +41,7 @@ class Method:
     coefficients: Coefficients | None = None
     searches_coefficients: bool = False
     searches_scale: bool = False
+    only_text: bool = False
     plain_cut: bool = False
 
     def solver_of(self, path: str, reads_text: bool, adapters: int, coefficients: Sequence[float], scale: float) -> LayerSolver:
@@ -47,12 +50,26 @@ class Method:
         def solve(
             deltas: dict[int, LowRankDelta], tasks: Sequence[TaskAtLayer], config: MergeConfig, rank: int | str, base: None
         ) -> LayerSolution:
+            _check_inputs(tasks)
             layer = Layer(path, reads_text, deltas, adapters, tasks, config.baseline, coefficients)
             merged = self.rule(layer)
             merged = merged.scaled(scale) if isinstance(merged, LowRankDelta) else scale * merged
             return _cut(merged, layer, config, rank, self.plain_cut)
 
         return solve
+
+
+def _check_inputs(tasks: Sequence[TaskAtLayer]) -> None:
+    """Refuse inputs of which no report could be true, whether or not the rule looks at them."""
+    counted = [task for task in tasks if task.counts]
+    if not counted:
+        raise SolveError("no task has tokens that count here; give at least one of them token weights above 0")
+    for task in counted:
+        if not torch.isfinite(task.statistics.inputs.size() + task.statistics.inputs.energy):
+            raise SolveError(
+                f"the inputs of task {task.name!r} hold NaN or infinite numbers; a method that adds too much makes a half "
+                "precision overflow: run the model in bfloat16 or float32, or set a smaller scale"
+            )
 
 
 def _cut(merged: LowRankDelta | Tensor, layer: Layer, config: MergeConfig, rank: int | str, plain: bool) -> LayerSolution:

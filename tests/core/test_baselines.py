@@ -1,6 +1,7 @@
-"""The rivals against naive float64 references, written from their formulas on dense deltas."""
+"""The rivals against naive float64 references, written from their formulas on dense deltas, and against PEFT."""
 
 import dataclasses
+import warnings
 from typing import get_args
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 
 from iteris_core import BaselineOptions, Task
 from iteris_core.baselines import METHODS
+from iteris_core.baselines.dare import dropped_and_rescaled
+from iteris_core.baselines.knots import in_knots_space
+from iteris_core.baselines.layer import Layer
 from iteris_core.config import Method
 
 
 @pytest.fixture(scope="module")
 def net(toy):
-    """A network of cross-attention, three adapters, one of which does not change every layer, a preserve task."""
+    """A network with cross-attention, three adapters, one of which does not change every layer, and a preserve task."""
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
@@ -26,16 +30,38 @@ def merged(toy, net, method, rank="sum", **options):
     return toy.merge_toy(model, adapters, tasks, method=method, rank=rank, baseline=BaselineOptions(**options))
 
 
+def shapes_of(net):
+    model = net[0]
+    return {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
+
+
 def dense_deltas(toy, net):
     """Return path -> (N, d_out, d_in), zeros where an adapter changes nothing."""
     model, adapters, _ = net
-    shapes = {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
-    each = [toy.mixed(adapters, {k: 1.0}, shapes) for k in range(len(adapters))]
+    each = [toy.mixed(adapters, {k: 1.0}, shapes_of(net)) for k in range(len(adapters))]
     return {path: torch.stack([deltas[path] for deltas in each]) for path in model.targets}
+
+
+def layers(net, **options):
+    """Return each layer as a rule sees it, without statistics."""
+    model, adapters, _ = net
+    for path in model.targets:
+        deltas = {k: adapter.deltas[path] for k, adapter in enumerate(adapters) if path in adapter.deltas}
+        yield Layer(path, False, deltas, len(adapters), (), BaselineOptions(**options))
+
+
+def check(toy, net, method, expected, tolerance=1e-10, rank="sum", **options):
+    """Compare a method with a naive function of (N, d_out, d_in) and the ranks of a layer's adapters."""
+    found = toy.dense(merged(toy, net, method, rank, **options).adapter)
+    reference = {path: expected(deltas) for path, deltas in dense_deltas(toy, net).items()}
+    assert toy.largest_error(found, reference) < tolerance
 
 
 def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
     assert {"iteris", *METHODS} == set(get_args(Method))
+
+
+# --- sums ---
 
 
 @pytest.mark.parametrize(
@@ -43,61 +69,174 @@ def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
     [("average", [1 / 3] * 3), ("sum", [1.0] * 3), ("weighted", [0.25, 0.5, 0.25]), ("svd", [1.0] * 3)],
 )
 def test_linear_methods_lose_nothing(toy, net, method, coefficients):
-    result = merged(toy, net, method)
     weights = torch.tensor(coefficients, dtype=torch.float64)
-    expected = {path: torch.einsum("n,noi->oi", weights, deltas) for path, deltas in dense_deltas(toy, net).items()}
-    assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-12
-    assert all(layer.cut == 0 for layer in result.report.layers)
+    check(toy, net, method, lambda deltas: torch.einsum("n,noi->oi", weights, deltas), 1e-12)
+    assert all(layer.cut == 0 for layer in merged(toy, net, method).report.layers)
 
 
-def naive_ties(deltas, density, sign="total"):
-    """Return TIES of (N, d_out, d_in), entry by entry."""
-    kept = []
-    for delta in deltas:
-        entries = delta.flatten().tolist()
-        largest = sorted(range(len(entries)), key=lambda i, entries=entries: -abs(entries[i]))[: int(density * len(entries))]
-        kept.append([entry if i in largest else 0.0 for i, entry in enumerate(entries)])
+def test_svd_cuts_the_sum_by_its_weights(toy, net):
+    def reference(deltas):
+        u, values, vh = torch.linalg.svd(deltas.sum(0))
+        return u[:, :2] * values[:2] @ vh[:2]
+
+    check(toy, net, "svd", reference, rank=2)
+
+
+# --- TIES, DARE, pruning ---
+
+
+def naive_trim(delta, density):
+    entries = delta.flatten().tolist()
+    largest = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))[: int(density * len(entries))]
+    kept = [entry if i in largest else 0.0 for i, entry in enumerate(entries)]
+    return torch.tensor(kept, dtype=torch.float64).reshape(delta.shape)
+
+
+def naive_elect(deltas, sign="total"):
     out = []
-    for entries in zip(*kept, strict=True):
+    for entries in zip(*(delta.flatten().tolist() for delta in deltas), strict=True):
         votes = sum(entries) if sign == "total" else sum((e > 0) - (e < 0) for e in entries)
         agree = [e for e in entries if (e > 0 if votes >= 0 else e < 0)]
         out.append(sum(agree) / max(1, len(agree)))
-    return torch.tensor(out, dtype=torch.float64).reshape(deltas.shape[1:])
+    return torch.tensor(out, dtype=torch.float64).reshape(deltas[0].shape)
+
+
+def naive_ties(deltas, density, sign="total"):
+    return naive_elect([naive_trim(delta, density) for delta in deltas], sign)
 
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
 def test_ties(toy, net, density, sign):
-    found = merged(toy, net, "ties", "full", density=density, sign=sign)
-    expected = {path: naive_ties(deltas, density, sign) for path, deltas in dense_deltas(toy, net).items()}
-    assert toy.largest_error(toy.dense(found.adapter), expected) < 1e-12
+    check(toy, net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign)
 
 
-def naive_regmean(toy, net, b, students=None):
-    """Return RegMean on the teachers' inputs, or on the inputs of a student that wears these deltas."""
-    model, adapters, tasks = net
-    left, right = {}, {}
-    shapes = {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
-    for task in tasks:
-        own = toy.mixed(adapters, task.mix, shapes)
-        rows = [sample.teacher for sample in task.samples]
-        inputs = toy.layer_inputs(toy.patched(model.model, own if students is None else students), rows, model.targets)
-        for path in model.targets:
-            x = torch.cat(inputs[path])
-            gram = task.weight * x.T @ x / len(x)
-            gram = torch.where(torch.eye(len(gram), dtype=torch.bool), gram, b * gram)
-            left[path] = left.get(path, 0) + gram
-            right[path] = right.get(path, 0) + gram @ own[path].T
-    return {path: torch.linalg.solve(left[path], right[path]).T for path in model.targets}
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_magnitude_prune(toy, net, density):
+    reference = lambda deltas: sum(naive_trim(delta, density) for delta in deltas) / len(deltas)  # noqa: E731
+    check(toy, net, "magnitude_prune", reference, rank="full", density=density)
 
 
-@pytest.mark.parametrize("b", [0.0, 0.9])
-def test_regmean(toy, net, b):
-    found = merged(toy, net, "regmean", off_diagonal=b)
-    assert toy.largest_error(toy.dense(found.adapter), naive_regmean(toy, net, b)) < 1e-9
+@pytest.mark.parametrize("sign", ["total", "frequency"])
+def test_ties_dare_and_pruning_are_pefts(net, sign):
+    peft = pytest.importorskip("peft.utils.merge_utils")
+    options = {"density": 0.4, "sign": sign}
+    for layer in layers(net, **options):
+        deltas, ones = list(layer.dense()), torch.ones(len(layer.deltas)).double()
+        shares = ones / layer.adapters
+        thinned = list(dropped_and_rescaled(layer))
+        torch.testing.assert_close(METHODS["ties"].rule(layer), peft.ties(deltas, ones, 0.4, sign))
+        torch.testing.assert_close(METHODS["magnitude_prune"].rule(layer), peft.magnitude_prune(deltas, shares, 0.4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns that a density of 1 prunes nothing: DARE's masks are ours
+            torch.testing.assert_close(METHODS["dare_ties"].rule(layer), peft.dare_ties(thinned, ones, 1.0, sign))
+            torch.testing.assert_close(METHODS["dare_linear"].rule(layer), peft.dare_linear(thinned, shares, 1.0))
 
 
-def test_regmean_pp_is_regmean_on_the_inputs_that_its_own_answer_leads_to(toy, net):
-    found = toy.dense(merged(toy, net, "regmean_pp").adapter)
-    assert toy.largest_error(found, naive_regmean(toy, net, 0.9, students=found)) < 1e-9
-    assert toy.largest_error(found, naive_regmean(toy, net, 0.9)) > 1e-2
+def test_dare_drops_at_random_and_makes_up_for_it(net):
+    first = next(layers(net, density=0.25, seed=3))
+    thinned, deltas = dropped_and_rescaled(first), first.dense()
+    kept = thinned != 0
+    torch.testing.assert_close(thinned[kept], 4 * deltas[kept])
+    assert not torch.equal(kept[0], kept[1])
+    seeds = [dropped_and_rescaled(next(layers(net, density=0.25, seed=seed))) for seed in range(2000)]
+    torch.testing.assert_close(torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item())
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare_is_the_same_for_the_same_seed_and_another_for_another(toy, net, method):
+    once, again, other = (toy.dense(merged(toy, net, method, seed=seed).adapter) for seed in (7, 7, 8))
+    assert all(torch.equal(once[path], again[path]) for path in once)
+    assert toy.largest_error(once, other) > 0.1
+
+
+# --- methods of subspaces ---
+
+
+def naive_space(deltas):
+    """Return U, S, and the V_k (N, R, d_in) of KnOTS."""
+    u, values, vh = torch.linalg.svd(torch.cat(list(deltas), dim=1), full_matrices=False)
+    used = values > 1e-9 * values[0]
+    return u[:, used], values[used], torch.stack(vh[used].chunk(len(deltas), dim=1))
+
+
+def test_knots(toy, net):
+    def reference(deltas):
+        u, values, parts = naive_space(deltas)
+        return u * values @ naive_ties(parts, 0.5)
+
+    check(toy, net, "knots", reference)
+
+
+def test_knots_with_the_mean_is_the_mean(net):
+    for layer in layers(net):
+        found = in_knots_space(layer, lambda parts: parts.mean(0)).dense()
+        torch.testing.assert_close(found, layer.dense().mean(0))
+
+
+def test_core_space_ties(toy, net):
+    model, adapters, _ = net
+    found = toy.dense(merged(toy, net, "core_space_ties").adapter)
+    for path in model.targets:
+        deltas = [adapter.deltas[path] for adapter in adapters if path in adapter.deltas]
+        left = torch.linalg.svd(torch.cat([delta.up for delta in deltas], dim=1), full_matrices=False)[0]
+        right = torch.linalg.svd(torch.cat([delta.down for delta in deltas]), full_matrices=False)[2]
+        cores = torch.stack([left.T @ delta.dense() @ right.T for delta in deltas])
+        torch.testing.assert_close(found[path], left @ naive_ties(cores, 0.5) @ right)
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c"])
+def test_in_core_space_these_are_what_they_are_outside(net, name):
+    rule = METHODS[name].rule
+    for layer in layers(net):
+        left = torch.linalg.svd(layer.together.up, full_matrices=False)[0]
+        right = torch.linalg.svd(layer.together.down.T, full_matrices=False)[0]
+        cores = {k: dataclasses.replace(d, up=left.T @ d.up, down=d.down @ right) for k, d in layer.deltas.items()}
+        inside = rule(dataclasses.replace(layer, deltas=cores)).dense()
+        torch.testing.assert_close(left @ inside @ right.T, rule(layer).dense())
+
+
+def test_tsv_m(toy, net):
+    def orthonormal(columns):
+        """Return ``M (M^T M)^(-1/2)``."""
+        values, vectors = torch.linalg.eigh(columns.T @ columns)
+        return columns @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+    def reference(deltas):
+        parts = [torch.linalg.svd(delta) for delta in deltas if delta.any()]
+        ranks = [int((values > 1e-9).sum()) for _, values, _ in parts]
+        u = orthonormal(torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1))
+        v = orthonormal(torch.cat([vh[:r].T for (_, _, vh), r in zip(parts, ranks, strict=True)], dim=1))
+        return u @ torch.diag(torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)])) @ v.T
+
+    check(toy, net, "tsv_m", reference)
+
+
+def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
+    model = net[0]
+    path = "cross_attention.k"  # 6 x 5, for ranks 4 + 4
+    deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
+    found = METHODS["tsv_m"].rule(Layer(path, True, deltas, 2, (), BaselineOptions()))
+    kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
+    torch.testing.assert_close(torch.linalg.svdvals(found.dense())[:4], torch.cat(kept).sort(descending=True).values)
+    assert found.rank == 4
+
+
+def test_iso_c(toy, net):
+    def reference(deltas):
+        u, values, vh = torch.linalg.svd(deltas.sum(0), full_matrices=False)
+        used = values > 1e-9
+        return values[used].mean() * u[:, used] @ vh[used]
+
+    check(toy, net, "iso_c", reference)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 4.0, None])
+def test_np_lora(toy, net, mu):
+    def reference(deltas):
+        style, *others = deltas
+        directions = torch.linalg.svd(style)[2][:2].T  # its rank is 2
+        share = 1.0 if mu is None else mu / (1 + mu)
+        return style + sum(others) @ (torch.eye(style.shape[1]).double() - share * directions @ directions.T)
+
+    check(toy, net, "np_lora", reference, projection=mu)

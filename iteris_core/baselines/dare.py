@@ -1,0 +1,44 @@
+"""DARE, and pruning by magnitude: thin the deltas out, then average or run TIES.
+
+    dare_linear:      dW = 1/N sum_k M_k o dW_k / p,    M_k ~ Bernoulli(p), p = ``density``
+    dare_ties:        TIES without its trim, of M_k o dW_k / p
+    magnitude_prune:  dW = 1/N sum_k (the p largest entries of dW_k by magnitude, the rest 0)
+
+DARE: Yu et al., "Language Models are Super Mario", arXiv:2311.03099; its expectation is the average. The random choice depends
+on ``seed``, the layer and the adapter's number only, never on the device. Magnitude pruning: PEFT's ``magnitude_prune``.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from .layer import Layer
+from .ties import elect_and_average, trimmed
+
+
+def dare_linear(layer: Layer) -> Tensor:
+    """Return the (d_out, d_in) mean of randomly thinned deltas."""
+    return dropped_and_rescaled(layer).sum(0) / layer.adapters
+
+
+def dare_ties(layer: Layer) -> Tensor:
+    """Return the (d_out, d_in) TIES of randomly thinned deltas."""
+    return elect_and_average(dropped_and_rescaled(layer), layer.options.sign)
+
+
+def magnitude_prune(layer: Layer) -> Tensor:
+    """Return the (d_out, d_in) mean of the deltas' largest entries."""
+    return trimmed(layer.dense(), layer.options.density).sum(0) / layer.adapters
+
+
+def dropped_and_rescaled(layer: Layer) -> Tensor:
+    """Return the deltas, each entry kept with probability p and divided by p, (adapters at this layer, d_out, d_in)."""
+    deltas, density = layer.dense(), layer.options.density
+    masks = []
+    for k in layer.deltas:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{layer.options.seed} {layer.path} {k}".encode()))
+        masks.append(torch.rand(deltas.shape[1:], generator=generator) < density)
+    return deltas * torch.stack(masks).to(deltas) / density
