@@ -10,8 +10,7 @@ from .merge import MergeResult, merge
 from .network import Network
 from .report import MergeReport
 from .tasks import Sample, Task
-
-__version__ = "0.1.0"  # the same as in pyproject.toml
+from .version import __version__ as __version__
 
 __all__ = [
     "Adapter",

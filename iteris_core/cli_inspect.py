@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_merge import one_line_errors
+from .cli_terminal import one_line_errors
 from .formats.inspection import AdapterFacts, inspect_adapter
 
 
@@ -23,7 +23,7 @@ def inspect_command(
 
         iteris inspect style.safetensors
     """
-    with one_line_errors("iteris inspect"):
+    with one_line_errors("iteris inspect", "language"):
         facts = inspect_adapter(path)
         typer.echo(json.dumps(asdict(facts), indent=2) if as_json else _as_text(facts))
 

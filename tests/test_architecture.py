@@ -15,8 +15,8 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 HEAVY = {"diffusers", "transformers", "peft", "matplotlib", "typer", "rich", "websocket"}
 # what stands above the rest, from low to high; everything else is below all of them
-FLOORS = {"sweep": 1, "iterate": 1, "merge": 2, "families": 3, "evaluation": 4, "demo": 4, "cli_merge": 4,
-          "cli_eval": 5, "cli_eval_pictures": 5, "cli_inspect": 5, "cli": 6}  # fmt: skip
+FLOORS = {"sweep": 1, "iterate": 1, "merge": 2, "families": 3, "evaluation": 4, "demo": 4, "cli_options": 4,
+          "cli_merge": 4, "cli_merge_sd15": 4, "cli_eval": 5, "cli_eval_pictures": 5, "cli_inspect": 5, "cli": 6}  # fmt: skip
 
 
 def name_of(path: Path) -> str:

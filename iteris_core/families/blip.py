@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,15 @@ from ..config import MergeConfig
 from ..errors import CalibrationError
 from ..formats import peft
 from ..memory import with_smaller_calls
-from ..merge import MergeResult, merge
+from ..merge import MergeResult
 from ..network import Network
 from ..rows import wearing
-from ..tasks import Sample, Task
+from ..tasks import Sample
 from .base_models import load_model, load_processor, mergeable_shapes
-from .text_samples import check_counts, padded, until_end
+from .merge_job import MergeJob, StageProgress, merge_job
+from .text_samples import padded, until_end
 
-# (name of the stage, steps done, steps in all); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
-CAPTION_STAGE, SOLVE_STAGE = "Teachers' captions", "Layers"
+CAPTION_STAGE = "Teachers' captions"
 IMAGE_STREAM, TEXT_STREAM = "image", "text"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
@@ -140,6 +139,8 @@ def merge_blip(
     config: MergeConfig | None = None,
     *,
     weights: Sequence[float] | None = None,
+    preserve: Sequence[CaptionSample] = (),
+    preserve_weight: float = 1.0,
     count_padding: bool = False,
     max_length: int = 64,
     max_new_tokens: int = 32,
@@ -156,6 +157,8 @@ def merge_blip(
         samples: Per adapter, its task's pictures and captions.
         config: How layers are solved; None: the defaults.
         weights: Per adapter, how much its task counts; None: all the same.
+        preserve: Ordinary pictures, on which the base model is to be kept as it is; none: no such task.
+        preserve_weight: How much that task counts.
         count_padding: Let the padding of captions count in the statistics, as the published code does.
         max_length: Tokens of a caption; what is longer is cut.
         max_new_tokens: Length of a caption that a teacher has to write.
@@ -168,36 +171,23 @@ def merge_blip(
         IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
     """
     config = config or MergeConfig()
-    weights = [1.0] * len(adapter_folders) if weights is None else list(weights)
-    check_counts(adapter_folders, samples, weights)
-    flat = [part for task in samples for sample in task for part in (sample.image, sample.caption)]
+    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight)
+    flat = [part for task in job.samples for sample in task for part in (sample.image, sample.caption)]
     if processor is None and any(isinstance(part, (str, Path)) for part in flat):
-        processor = load_processor(base if isinstance(base, str) else getattr(base, "name_or_path", ""))
+        processor = load_processor(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base
     shapes = mergeable_shapes(model)
-    adapters = [peft.load(Path(folder), shapes) for folder in adapter_folders]
-    tokens = _read_and_write(
-        model, adapters, samples, processor, (max_length, max_new_tokens), config.samples_per_chunk, progress
-    )
-    rows = _rows(tokens, count_padding)
-    tasks = [Task(adapter.name, rows[k], {k: 1.0}, weights[k]) for k, adapter in enumerate(adapters)]
+    adapters = [peft.load(folder, shapes) for folder in job.folders]
+    tokens = _read_and_write(model, adapters, job, processor, (max_length, max_new_tokens), config.samples_per_chunk, progress)
     head = any(path.startswith("text_decoder.cls.") for adapter in adapters for path in adapter.deltas)
-    result = merge(network_of(model, head=head), adapters, tasks, config, progress=progress and partial(progress, SOLVE_STAGE))
-    settings = {
-        "base": base if isinstance(base, str) else getattr(base, "name_or_path", ""),
-        "adapters": [str(folder) for folder in adapter_folders],
-        "samples": [len(task) for task in samples],
-        "weights": weights,
-        "options": {"count_padding": count_padding, "max_length": max_length, "max_new_tokens": max_new_tokens},
-        "config": config.to_dict(),
-    }
-    return replace(result, report=replace(result.report, settings=settings))
+    options = {"count_padding": count_padding, "max_length": max_length, "max_new_tokens": max_new_tokens}
+    return job.run(network_of(model, head=head), adapters, _rows(tokens, count_padding), config, options, progress=progress)
 
 
 def _read_and_write(
     model: nn.Module,
     adapters: Sequence[Adapter],
-    samples: Sequence[Sequence[CaptionSample]],
+    job: MergeJob,
     processor: Any,
     lengths: tuple[int, int],
     samples_per_call: int,
@@ -205,12 +195,12 @@ def _read_and_write(
 ) -> list[list[Encoded]]:
     """Encode all tasks' samples, and let teachers write what captions are missing; lengths of captions given and written."""
     tokens = []
-    for k, task in enumerate(samples):
+    for k, (task, mix) in enumerate(zip(job.samples, job.mixes, strict=True)):
         read = [encoded(sample, processor, model, lengths[0]) for sample in task]
-        write = partial(_with_captions, model, adapters, read, {k: 1.0}, lengths[1])
+        write = partial(_with_captions, model, adapters, read, mix, lengths[1])
         tokens.append(with_smaller_calls(write, samples_per_call, "writing the teachers' captions"))
         if progress is not None:
-            progress(CAPTION_STAGE, k + 1, len(samples))
+            progress(CAPTION_STAGE, k + 1, len(job.samples))
     return tokens
 
 

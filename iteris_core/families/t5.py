@@ -7,9 +7,8 @@ only on the layers before it. They are the sample's target, or what the task's o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from ..adapters import Adapter
 from ..config import MergeConfig
 from ..formats import peft
 from ..memory import with_smaller_calls
-from ..merge import MergeResult, merge
+from ..merge import MergeResult
 from ..network import Network
 from ..rows import wearing
-from ..tasks import Sample, Task
+from ..tasks import Sample
 from .base_models import load_model, load_tokenizer, mergeable_shapes
+from .merge_job import StageProgress, merge_job
 from .text_samples import (
     DECODER_STREAM,
     ENCODER_STREAM,
@@ -32,16 +32,13 @@ from .text_samples import (
     TextOptions,
     TextSample,
     TokenRow,
-    check_counts,
     encode,
     padded,
     token_samples,
     until_end,
 )
 
-# (name of the stage, steps done, steps in all); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
-TEACHER_STAGE, SOLVE_STAGE = "Teachers' answers", "Layers"
+TEACHER_STAGE = "Teachers' answers"
 TASK_TYPE = "SEQ_2_SEQ_LM"
 _KINDS = ("t5", "mt5", "bart")
 _IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
@@ -140,6 +137,8 @@ def merge_t5(
     options: TextOptions | None = None,
     *,
     weights: Sequence[float] | None = None,
+    preserve: Sequence[TextSample] = (),
+    preserve_weight: float = 1.0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     tokenizer: Any = None,
@@ -154,6 +153,8 @@ def merge_t5(
         config: How layers are solved; None: the defaults.
         options: How texts are read, and which modules are merged; None: the defaults.
         weights: Per adapter, how much its task counts; None: all the same.
+        preserve: Ordinary inputs, on which the base model is to be kept as it is; none: no such task.
+        preserve_weight: How much that task counts.
         dtype: In which the base runs, if it is loaded here.
         device: Where the base runs, if it is loaded here.
         tokenizer: Of a base that is loaded already; needed for samples that are texts.
@@ -163,25 +164,15 @@ def merge_t5(
         IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
     """
     config, options = config or MergeConfig(), options or TextOptions()
-    weights = [1.0] * len(adapter_folders) if weights is None else list(weights)
-    check_counts(adapter_folders, samples, weights)
-    name = base if isinstance(base, str) else getattr(base, "name_or_path", "")
-    if tokenizer is None and any(sample.is_text for task in samples for sample in task):
-        tokenizer = load_tokenizer(name)
+    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight)
+    if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
+        tokenizer = load_tokenizer(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base
-    adapters, notes = _load_adapters(model, adapter_folders, options)
-    network, rows = prepare(model, adapters, samples, options, tokenizer, config.samples_per_chunk, progress)
-    tasks = [Task(adapter.name, rows[k], {k: 1.0}, weights[k]) for k, adapter in enumerate(adapters)]
-    result = merge(network, adapters, tasks, config, progress=progress and partial(progress, SOLVE_STAGE))
-    settings = {
-        "base": name,
-        "adapters": [str(folder) for folder in adapter_folders],
-        "samples": [len(task) for task in samples],
-        "weights": weights,
-        "options": asdict(options),
-        "config": config.to_dict(),
-    }
-    return replace(result, report=replace(result.report, notes=(*result.report.notes, *notes), settings=settings))
+    adapters, notes = _load_adapters(model, job.folders, options)
+    network, rows = prepare(
+        model, adapters, job.samples, options, tokenizer, config.samples_per_chunk, progress, mixes=job.mixes
+    )
+    return job.run(network, adapters, rows, config, asdict(options), notes, progress)
 
 
 def prepare(
@@ -192,17 +183,20 @@ def prepare(
     tokenizer: Any = None,
     samples_per_call: int = 8,
     progress: StageProgress | None = None,
+    *,
+    mixes: Sequence[Mapping[int, float]] | None = None,
 ) -> tuple[Network, list[list[Sample]]]:
-    """Return the network to merge in, and the samples of each adapter's task as its rows.
+    """Return the network to merge in, and the samples of each task as its rows.
 
-    Args: See `merge_t5`.
+    Args: See `merge_t5`; `mixes`: per task, what its teacher wears; None: one task per adapter.
     """
+    mixes = [{k: 1.0} for k in range(len(samples))] if mixes is None else mixes
     vocabulary = model.get_input_embeddings().num_embeddings
     encoded = [encode(task, tokenizer, options.max_length, vocabulary) for task in samples]
     paths = {path for adapter in adapters for path in adapter.deltas}
     decoder = not all(map(in_encoder, paths))
     if decoder:
-        encoded = _answered(model, adapters, encoded, options.max_new_tokens, samples_per_call, progress)
+        encoded = _answered(model, adapters, mixes, encoded, options.max_new_tokens, samples_per_call, progress)
     else:
         encoded = [[replace(sample, target=None) for sample in task] for task in encoded]
     texts = any(sample.is_text for task in samples for sample in task)
@@ -225,6 +219,7 @@ def _load_adapters(model: nn.Module, folders: Sequence[Path], options: TextOptio
 def _answered(
     model: nn.Module,
     adapters: Sequence[Adapter],
+    mixes: Sequence[Mapping[int, float]],
     tasks: Sequence[Sequence[Encoded]],
     max_new_tokens: int,
     size: int,
@@ -233,8 +228,8 @@ def _answered(
     answered = []
     for k, task in enumerate(tasks):
 
-        def write(size: int, k: int = k, task: Sequence[Encoded] = task) -> list[Encoded]:
-            return with_targets(model, adapters, task, {k: 1.0}, max_new_tokens=max_new_tokens, samples_per_call=size)
+        def write(size: int, mix: Mapping[int, float] = mixes[k], task: Sequence[Encoded] = task) -> list[Encoded]:
+            return with_targets(model, adapters, task, mix, max_new_tokens=max_new_tokens, samples_per_call=size)
 
         answered.append(with_smaller_calls(write, size, "writing the teachers' answers"))
         if progress is not None:

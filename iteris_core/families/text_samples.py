@@ -208,18 +208,3 @@ def until_end(row: Tensor, end_id: int | Sequence[int] | None) -> Tensor:
     """Return generated token ids up to the end of the sentence, that one included."""
     ends = torch.isin(row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype)).nonzero()
     return row[: int(ends[0]) + 1] if len(ends) else row
-
-
-def check_counts(folders: Sequence[Path], samples: Sequence[Sequence[Any]], weights: Sequence[float]) -> None:
-    """Refuse adapters without samples or weights of their own.
-
-    Raises:
-        CalibrationError, ConfigError: Says how many there are.
-    """
-    if len(samples) != len(folders):
-        raise CalibrationError(f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each its own")
-    if len(weights) != len(folders):
-        raise ConfigError(f"there are {len(folders)} adapters and {len(weights)} weights; give each its own")
-    empty = [str(folder) for folder, task in zip(folders, samples, strict=True) if not task]
-    if empty:
-        raise CalibrationError(f"there are no samples for {empty[0]}; give it at least one input")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -115,3 +116,46 @@ def _move_without_replacing(draft: str, path: Path) -> None:
         if path.exists():
             raise FileExistsError(f"{path} exists already; choose another name, or allow overwriting") from None
         os.rename(draft, path)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which takes the place of `folder` in one step when all is written.
+
+    Whether a folder may be replaced is for the caller to decide; see `check_replaceable`.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent) as drafts:
+        draft, old = Path(drafts) / "new", Path(drafts) / "old"
+        draft.mkdir()
+        yield draft
+        if folder.exists():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                shutil.move(old, folder)
+            raise
+
+
+def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwrite: bool) -> None:
+    """Refuse to write to a folder that holds anything, unless it may be overwritten and everything in it is ours.
+
+    Args:
+        folder: Where something is to be written; it need not exist.
+        own_files: Whether a file of this name belongs to what is written there.
+        overwrite: Whether the user allows to replace it.
+
+    Raises:
+        FileExistsError: With what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose another folder")
+    inside = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if inside and not overwrite:
+        raise FileExistsError(f"{folder} exists already; choose another folder, or allow overwriting")
+    foreign = [name for name in inside if not own_files(name)]
+    if foreign:
+        raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is not of this kind; choose another folder")

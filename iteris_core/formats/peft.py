@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
-from .files import read_tensors, write_tensors
+from .files import check_replaceable, read_tensors, whole_folder, write_tensors
 from .peft_kinds import meaning_of, refusal
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -233,22 +231,11 @@ def save(
     if not adapter.deltas or adapter.vectors:
         found = "bias and norm changes, which a PEFT adapter cannot hold" if adapter.vectors else "no deltas"
         raise AdapterError(f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter")
-    folder = folder.resolve()
     check_free(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent) as drafts:
-        draft, old = Path(drafts) / "new", Path(drafts) / "old"
+    with whole_folder(folder) as draft:
         write_tensors(to_tensors(adapter, kernels), draft / WEIGHTS_FILE, metadata or {})
         settings = settings_of(adapter, base_model_name_or_path, task_type)
         (draft / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if old.exists() and not folder.exists():
-                shutil.move(old, folder)
-            raise
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -257,11 +244,4 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     Raises:
         FileExistsError: See `save`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; choose another folder")
-    inside = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if inside and not overwrite:
-        raise FileExistsError(f"{folder} exists already; choose another folder, or allow overwriting")
-    foreign = sorted(inside - _OWN_FILES)
-    if foreign:
-        raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is no part of an adapter; choose another folder")
+    check_replaceable(folder, _OWN_FILES.__contains__, overwrite=overwrite)

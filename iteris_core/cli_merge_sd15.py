@@ -1,0 +1,209 @@
+"""The command `iteris merge sd15`: LoRA files of Stable Diffusion merged into one, without ComfyUI."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import cli_options as options
+from .calibration import Calibration
+from .cli_options import PrecisionOption, StyleOption
+from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
+from .config import MergeConfig
+from .errors import ConfigError
+from .families.diffusers_loading import load_diffusers
+from .families.diffusers_loras import read_lora, save_lora
+from .families.diffusers_pipeline import DiffusersStableDiffusion
+from .families.diffusion_samples import PromptedAdapter
+from .families.stable_diffusion import merge_stable_diffusion
+from .formats.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
+from .formats.trigger_words import default_prompts, trigger_words
+
+SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
+
+Every LoRA is run on its own prompts; the merged one is solved for, layer by layer, so that it does the same.
+
+Example:
+
+    iteris merge sd15 --base stable-diffusion-v1-5/ --output merged.safetensors
+        --lora dog.safetensors --prompts "a photo of sks dog\\n sks dog on a beach"
+        --lora ink.safetensors --prompts "a castle, xyz ink drawing" --strength 1,0.8
+
+Prompts are split at \\n, and have the trigger words in them; --prompts-file takes a text file with one a line. Without any (or
+with --prompts "") they are made of the trigger words in the file's metadata. The base is a diffusers folder, a .safetensors
+checkpoint or a name on the hub; a checkpoint also needs SD1.5's settings and tokenizer: from the hub, or a folder, --config.
+
+LoRAs in the spelling of kohya, LyCORIS, diffusers, PEFT and ComfyUI are read. Strengths are baked into the result: load it at
+1. It has kohya's key names, which ComfyUI, A1111 and diffusers load; --style diffusers writes those of diffusers.
+
+Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
+"""
+
+_DEFAULTS = Calibration()
+
+SdBaseSetting = Annotated[str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a hub name.")]
+LoraSetting = Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; give it twice or more.")]
+OutputFileSetting = Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")]
+PromptsSetting = Annotated[list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")]
+PromptsFileSetting = Annotated[list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")]
+ConfigSetting = Annotated[str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")]
+StrengthSetting = Annotated[str | None, typer.Option(help="Of each LoRA, such as 1,0.8; 1 if left out.")]
+StrengthTextSetting = Annotated[str | None, typer.Option(help="Of the text encoder parts; else as --strength.")]
+TrajectoriesSetting = Annotated[int, typer.Option(help="Sampling runs per LoRA.")]
+TimestepsSetting = Annotated[int, typer.Option(help="Latents kept of each run.")]
+StepsSetting = Annotated[int, typer.Option(help="Sampling steps of each run.")]
+ResolutionSetting = Annotated[int, typer.Option(help="Side of the pictures in pixels, a multiple of 64.")]
+CfgSetting = Annotated[float, typer.Option(help="Guidance of the runs.")]
+NegativeSetting = Annotated[str, typer.Option(help="What unconditional rows read.")]
+UnconditionalSetting = Annotated[float, typer.Option(help="Part of the latents that are seen without the prompt, too.")]
+CompositionSetting = Annotated[float, typer.Option(help="Part of the captions with ordinary things beside the prompt.")]
+SceneSetting = Annotated[float, typer.Option(help="Of captions in which several LoRAs meet; needs full_output.")]
+TriggerSetting = Annotated[list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")]
+KindSetting = Annotated[list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")]
+SeedSetting = Annotated[int, typer.Option(help="Of captions and noise.")]
+StyleSetting = Annotated[StyleOption, typer.Option(help="Key names of the result.")]
+
+
+def merge_sd15_command(
+    base: SdBaseSetting,
+    lora: LoraSetting,
+    output: OutputFileSetting,
+    prompts: PromptsSetting = None,
+    prompts_file: PromptsFileSetting = None,
+    config: ConfigSetting = None,
+    strength: StrengthSetting = None,
+    strength_text: StrengthTextSetting = None,
+    weights: options.WeightsSetting = None,
+    trajectories: TrajectoriesSetting = _DEFAULTS.trajectories,
+    timesteps: TimestepsSetting = _DEFAULTS.timesteps,
+    steps: StepsSetting = _DEFAULTS.sampling_steps,
+    resolution: ResolutionSetting = _DEFAULTS.resolution,
+    cfg: CfgSetting = _DEFAULTS.cfg,
+    negative_prompt: NegativeSetting = _DEFAULTS.negative_prompt,
+    unconditional_share: UnconditionalSetting = _DEFAULTS.unconditional_share,
+    composition_share: CompositionSetting = _DEFAULTS.composition_share,
+    preserve_weight: options.PreserveWeightSetting = _DEFAULTS.preserve_weight,
+    scene_weight: SceneSetting = _DEFAULTS.scene_weight,
+    trigger: TriggerSetting = None,
+    kind: KindSetting = None,
+    seed: SeedSetting = _DEFAULTS.seed,
+    method: options.MethodSetting = MergeConfig.method,
+    method_option: options.MethodOptionSetting = None,
+    rank: options.RankSetting = "sum",
+    alpha: options.AlphaSetting = MergeConfig.alpha,
+    target: options.TargetSetting = options.TARGET,
+    samples_per_chunk: options.SamplesPerChunkSetting = 4,
+    dtype: options.DtypeSetting = PrecisionOption.float32,
+    save_dtype: options.SaveDtypeSetting = PrecisionOption.float16,
+    device: options.DeviceSetting = "cpu",
+    style: StyleSetting = StyleOption.kohya,
+    overwrite: options.OverwriteSetting = False,
+    report: options.ReportSetting = None,
+) -> None:
+    with one_line_errors("iteris merge sd15", "diffusion"):
+        _check_output(output, overwrite)
+        calibration = Calibration(
+            trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
+            negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
+            preserve_weight=preserve_weight, scene_weight=scene_weight, seed=seed,
+        )  # fmt: skip
+        settings = options.merge_config(
+            method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
+            samples_per_chunk=samples_per_chunk, save_dtype=save_dtype,
+        )  # fmt: skip
+        chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
+        with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
+            read = [_read(model, path, **how) for path, how in zip(lora, chosen, strict=True)]
+            result = merge_stable_diffusion(model, [adapter for adapter, _ in read], calibration, settings, progress)
+        told = with_recipe(result.report, [used for _, used in read], base=base)
+        save_lora(model, result.adapter, output, style.value, {METADATA_KEY: json.dumps(told.settings)}, overwrite=overwrite)
+        options.tell(result.adapter.name, told, output, report)
+
+
+@contextlib.contextmanager
+def _loaded(base: str, config: str | None, dtype: str, device: str) -> Iterator[DiffusersStableDiffusion]:
+    """Load the model, and keep what diffusers advises about its own settings off the terminal."""
+    quiet_libraries()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield load_diffusers(base, config, dtype_of(dtype), device)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output is {output}; its name must end in .safetensors")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting")
+
+
+def _per_lora(
+    loras: Sequence[Path],
+    prompts: Sequence[str] | None,
+    files: Sequence[Path] | None,
+    strength: str | None,
+    strength_text: str | None,
+    weights: str | None,
+    triggers: Sequence[str] | None,
+    kinds: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Return, per LoRA, what was asked for it.
+
+    Raises:
+        ConfigError: An option is there more or less often than LoRAs.
+    """
+    if prompts and files:
+        raise ConfigError("there are both --prompts and --prompts-file; give one of them, once for every --lora")
+    texts = [_lines(text.replace("\\n", "\n")) for text in prompts or ()]
+    texts = texts or [_lines(_text_of(file)) for file in files or ()] or [()] * len(loras)
+    strengths = options.numbers("--strength", strength) or [1.0] * len(loras)
+    given = {
+        "prompts": texts,
+        "strength": strengths,
+        "strength_text": options.numbers("--strength-text", strength_text) or strengths,
+        "weight": options.numbers("--weights", weights) or [1.0] * len(loras),
+        "trigger": triggers or [""] * len(loras),
+        "kind": kinds or ["subject"] * len(loras),
+    }
+    for name, values in given.items():
+        if len(values) != len(loras):
+            what = name.replace("_", "-")
+            raise ConfigError(f"there are {len(loras)} LoRAs and {len(values)} values of {what}; give each LoRA its own")
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as text ({error}); give a text file with one prompt a line") from error
+
+
+def _read(
+    model: DiffusersStableDiffusion,
+    path: Path,
+    prompts: tuple[str, ...],
+    strength: float,
+    strength_text: float,
+    weight: float,
+    trigger: str,
+    kind: str,
+) -> tuple[PromptedAdapter, UsedLora]:
+    """Return a LoRA with its prompts, those of its metadata if the user named none, and what is to be remembered of it."""
+    adapter = read_lora(model, path, strength, strength_text)
+    found = trigger_words(adapter.metadata)
+    texts = prompts or default_prompts(found)
+    if not texts:
+        raise ConfigError(f"{path.name}: there are no trigger words in its metadata; name its prompts with --prompts")
+    source = "" if prompts else found.source
+    used = UsedLora(adapter.name, path.name, sha256(path), strength, strength_text, texts, source, weight, trigger, kind)
+    return PromptedAdapter(adapter, texts, weight, trigger, kind), used
