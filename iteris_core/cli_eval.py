@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_terminal import one_line_errors, progress_bars, quiet_libraries
+from .cli_eval_pictures import SD15_HELP, eval_sd15_command
+from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .errors import ConfigError
 from .evaluation.language import Run, Scores, evaluate_captions, evaluate_texts
 from .evaluation.language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
@@ -22,6 +22,7 @@ from .evaluation.style_classifiers import TrainedStyles, load_style_classifier
 from .evaluation.writers import CAPTIONS, Generation
 
 app = typer.Typer(no_args_is_help=True, help="Score adapters on the paper's tasks.")
+app.command("sd15", help=SD15_HELP)(eval_sd15_command)
 
 _T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
 
@@ -158,17 +159,6 @@ def eval_blip_command(
         typer.echo(f"predictions in {output}")
         settings = {"generation": asdict(how), "prompts": _prompts(tasks)}
         _write(report, run, scores, paper, {**settings, "style_classifier_held_out": styles and styles.held_out})
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the precision of this name.
-
-    Raises:
-        ConfigError: There is none that models run in.
-    """
-    if name not in ("float32", "bfloat16", "float16", "float64"):
-        raise ConfigError(f"--dtype is {name!r}; it can be float32, bfloat16, float16 or float64")
-    return getattr(torch, name)
 
 
 def _assigned(given: Sequence[str] | None, option: str, known: Mapping[str, Any]) -> dict[str, str]:

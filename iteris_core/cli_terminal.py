@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .errors import IterisError
+from .errors import ConfigError, IterisError
 
 
 @contextlib.contextmanager
@@ -33,6 +35,7 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the loading bars and advice of transformers and diffusers off the terminal: there is one bar, ours."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # theirs to each other
     for library in ("transformers", "diffusers"):
         with contextlib.suppress(ImportError):  # said where it is needed
             logging = __import__(f"{library}.utils", fromlist=["logging"]).logging
@@ -54,3 +57,14 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(stages[stage], completed=done, total=total)
 
         yield tell
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the precision of this name.
+
+    Raises:
+        ConfigError: There is none that models run in.
+    """
+    if name not in ("float32", "bfloat16", "float16", "float64"):
+        raise ConfigError(f"--dtype is {name!r}; it can be float32, bfloat16, float16 or float64")
+    return getattr(torch, name)

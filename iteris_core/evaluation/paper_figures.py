@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 # Table 1: pairs of concepts; image alignment of the first and second concept, and text alignment.
@@ -142,4 +142,27 @@ def caption_figures(task: str) -> list[PaperRow]:
             {"style_accuracy": accuracies[styles.index(task)], **dict(zip(metrics, texts, strict=True))},
         )
         for method, (accuracies, texts) in _STYLED.items()
+    ]
+
+
+def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
+    """Return the paper's figures for two concepts in one picture: of this pair, in this order, or the means of all pairs."""
+    if len(concepts) != 2:
+        return []
+    for pair in (tuple(concepts), tuple(reversed(concepts))):
+        if pair in CONCEPT_PAIRS:
+            column = CONCEPT_PAIRS.index(pair)
+            names = ("image_1", "image_2") if pair == tuple(concepts) else ("image_2", "image_1")
+            return [
+                PaperRow(
+                    method,
+                    "this pair, table 1",
+                    {**{name: figures[part][column] for name, part in zip(names, ("image_1", "image_2"), strict=True)},
+                     "text": figures["text"][column]},
+                )
+                for method, figures in ALIGNMENTS.items()
+            ]  # fmt: skip
+    return [
+        PaperRow(method, "mean of its 7 pairs, table 1", dict(zip(("image_1", "image_2", "text"), means, strict=True)))
+        for method, means in ALIGNMENT_MEANS.items()
     ]

@@ -1,0 +1,96 @@
+"""CLIP's judgement of pictures: likeness to photos of a concept, and likeness to a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..families.base_models import load_processor, loaded, placed
+from .text_metrics import EvaluationError
+
+# CLIPScore (Hessel et al. 2021): 2.5 max(cos, 0), of the text behind these words.
+CLIPSCORE_SCALE, CLIPSCORE_PREFIX = 2.5, "A photo depicts "
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A `CLIPModel` of transformers and its processor."""
+
+    model: Any
+    processor: Any
+
+    def of_pictures(
+        self, files: Sequence[Path], batch: int = 16, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Tensor:
+        """Return the pictures' features (pictures, width), each of length 1.
+
+        Raises:
+            EvaluationError: A file is no picture.
+        """
+        found = []
+        for start in range(0, len(files), batch):
+            pictures = [_opened(file) for file in files[start : start + batch]]
+            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            with torch.no_grad():
+                seen = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype)).pooler_output
+                found.append(functional.normalize(self.model.visual_projection(seen).float(), dim=-1).cpu())
+            progress(min(start + batch, len(files)), len(files))
+        return torch.cat(found)
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the texts' features (texts, width), each of length 1; what is longer than CLIP reads is cut."""
+        length = self.model.config.text_config.max_position_embeddings
+        ids = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            read = self.model.text_model(**ids.to(self.model.device)).pooler_output
+            return functional.normalize(self.model.text_projection(read).float(), dim=-1).cpu()
+
+
+def load_clip(source: str, device: str = "cpu") -> Clip:
+    """Load a CLIP model from a folder or by its name on the hub.
+
+    Raises:
+        ConfigError: There is none, or the device cannot be used.
+    """
+    from transformers import CLIPModel
+
+    model = loaded(CLIPModel.from_pretrained, source, "a CLIP model")
+    return Clip(placed(model, device), load_processor(source))
+
+
+def image_alignment(pictures: Tensor, photos: Tensor) -> float:
+    """Return the mean cosine of every picture with every photo of a concept.
+
+    Args:
+        pictures: (pictures, width), of length 1 each.
+        photos: (photos, width), of length 1 each.
+    """
+    return float((pictures @ photos.T).mean())
+
+
+def text_alignment(pictures: Tensor, texts: Tensor) -> float:
+    """Return the mean CLIPScore, ``2.5 max(cos, 0)``, of each picture with its own text.
+
+    Args:
+        pictures: (pictures, width), of length 1 each.
+        texts: (pictures, width), of length 1 each.
+    """
+    return float(CLIPSCORE_SCALE * (pictures * texts).sum(-1).clamp_min(0).mean())
+
+
+def _opened(file: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise EvaluationError(
+            f"{file}: cannot be read as a picture ({error}); give a PNG or JPEG file, or delete it"
+        ) from error
