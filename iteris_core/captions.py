@@ -86,6 +86,8 @@ SCENE_FORMS: tuple[str, ...] = (
     "{first} and {second}, {style}",
     "a photo of {first} next to {second}, {style}",
 )
+# What makes a caption longer without more things in the picture.
+DETAILS: tuple[str, ...] = ("detailed", "sharp", "clear", "natural light", "soft light", "even light")
 SUBJECT_PLACES = ("first", "second", "third")
 STYLE_PLACE = "style"
 

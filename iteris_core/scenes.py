@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .calibration import Calibration
-from .captions import STYLE_PLACE, SUBJECT_PLACES, placeholders
+from .captions import DETAILS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from .errors import CalibrationError
 
 T = TypeVar("T")
@@ -146,21 +146,24 @@ class _Stage:
         return found
 
     def of_length(self, known: Sequence[str], length: int, *, exact: bool) -> str | None:
-        """Return one of the known phrases, or a part or a chain of them, that has this many tokens; None: there is none."""
+        """Return a known phrase, or the end of one, or one with details, that has this many tokens; None: there is none."""
         whole = [phrase for phrase in known if self.count(phrase) == length]
         if whole or not exact:
             return self.chance.choice(whole or list(known))
-        parts = list(dict.fromkeys(part for phrase in known for part in _endings(phrase)))
-        fitting = [part for part in parts if self.count(part) == length]
-        if fitting:
-            return self.chance.choice(fitting)
-        joint = self.count("and")
-        shorter = [part for part in (*known, *parts) if self.count(part) + joint < length]
-        for part in self.chance.sample(shorter, len(shorter)):
-            rest = self.of_length(known, length - self.count(part) - joint, exact=True)
-            if rest is not None:
-                return f"{part} and {rest}"
-        return None
+        ends = [end for phrase in known for end in _endings(phrase) if self.count(end) == length]
+        if ends:
+            return self.chance.choice(ends)
+        detailed = (self.with_details(phrase, length) for phrase in self.chance.sample(known, len(known)))
+        return next((phrase for phrase in detailed if phrase is not None), None)
+
+    def with_details(self, phrase: str, length: int) -> str | None:
+        details = [f", {detail}" for detail in DETAILS]
+        while (gap := length - self.count(phrase)) > 0:
+            fitting = [more for more in details if gap - self.count(more) == 0 or gap - self.count(more) > 1]
+            if not fitting:
+                return None
+            phrase += self.chance.choice(fitting)
+        return phrase if gap == 0 else None
 
     def count(self, text: str) -> int:
         if text not in self.counts:
