@@ -98,13 +98,22 @@ def t5_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_sd():
-    """The module `tiny_diffusers.py`: tiny Stable Diffusion models of diffusers."""
-    name = "iteris_test_tiny_diffusers"
+def load(name: str, path: Path):
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_diffusers.py"))
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tiny_sd():
+    """The module `tiny_diffusers.py`: tiny Stable Diffusion models of diffusers."""
+    return load("iteris_test_tiny_diffusers", Path(__file__).with_name("tiny_diffusers.py"))
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The core's `toy.py`, for the equation that every layer must solve, dense and naive."""
+    return load("iteris_test_toy", Path(__file__).parent.parent / "core" / "toy.py")

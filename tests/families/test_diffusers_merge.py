@@ -1,0 +1,133 @@
+"""Whole merges through diffusers, held against the equation of the method on plainly patched models."""
+
+import copy
+
+import pytest
+import torch
+
+from iteris_core import MergeConfig
+from iteris_core.calibration import Calibration
+from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
+from iteris_core.families.diffusion_samples import PromptedAdapter
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.layers import input_tokens
+
+SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
+EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=100)
+
+
+class Recorder(DiffusersStableDiffusion):
+    """Notes what its two networks read, batch by batch."""
+
+    def _network(self, belongs, forward):
+        def noted(rows):
+            self.batches.append(list(rows))
+            return forward(rows)
+
+        return super()._network(belongs, noted)
+
+
+def recorder(tiny_sd, prediction_type):
+    parts = tiny_sd.unet().double(), tiny_sd.text_encoder().double(), tiny_sd.tokenizer(), tiny_sd.scheduler(prediction_type)
+    host = Recorder(*parts)
+    host.batches = []
+    return host
+
+
+def patched(host, tiny_sd, adapter=None):
+    model = copy.deepcopy(host)
+    model.__dict__.pop("modules", None)
+    if adapter is not None:
+        tiny_sd.add_deltas(model, adapter)
+    return model
+
+
+def inputs_of_layers(model, opened, rows, paths):
+    """Return what layers read when a model runs, (tokens, d_in), caught by plain hooks."""
+    seen, handles = {}, []
+    for path in paths:
+        module = model.modules[path]
+
+        def catch(module, args, kwargs, path=path):
+            x = (args or tuple(kwargs.values()))[0]
+            seen[path] = input_tokens(module, x).flatten(0, 1).double()
+
+        handles.append(module.register_forward_pre_hook(catch, with_kwargs=True))
+    with torch.no_grad(), opened(model) as network:
+        network.forward(rows)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_every_layer_solves_the_equation_on_plainly_patched_models(tiny_sd, toy, prediction_type):
+    host = recorder(tiny_sd, prediction_type)
+    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))]
+    calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
+    result = merge_stable_diffusion(host, loras, calibration, EXACT)
+    text_batch, unet_batch = host.batches[0], host.batches[-1]
+    models = [patched(host, tiny_sd, lora.adapter) for lora in loras] + [patched(host, tiny_sd)]
+    student, checked = patched(host, tiny_sd, result.adapter), 0
+    for batch, opened, mine in (
+        (text_batch, lambda model: model.text_encoder(), host.is_text_module),
+        (unet_batch, lambda model: model.unet(), lambda path: not host.is_text_module(path)),
+    ):
+        layers = [layer for layer in result.report.layers if mine(layer.path)]
+        paths, half = [layer.path for layer in layers], len(batch) // 2
+        (total,) = {sum(task.tokens for task in layer.tasks) for layer in layers[:1]}
+        counts = [task.tokens * half // total for task in layers[0].tasks]
+        assert sum(counts) == half
+        at_layer = {path: [] for path in paths}
+        start = 0
+        for g, count in enumerate(counts):
+            rows = slice(start, start + count)
+            teacher = inputs_of_layers(models[g], opened, batch[:half][rows], paths)
+            reads = inputs_of_layers(student, opened, batch[half:][rows], paths)
+            start += count
+            for path in paths:
+                worn = result.adapter.deltas[path].dense() * 0 if g == 2 else loras[g].adapter.deltas[path].dense().double()
+                at_layer[path].append(toy.DenseTask(teacher[path], reads[path], worn, 1.0))
+        for path in paths:
+            base = host.modules[path].weight.flatten(1)
+            expected = toy.solve_densely(base, at_layer[path], EXACT)
+            error = (result.adapter.deltas[path].dense() - expected).norm() / expected.norm()
+            assert error < 1e-6, path
+            checked += 1
+    assert checked == len(result.adapter.deltas) > 50
+
+
+def test_cancelling_is_heard_in_every_stage(tiny_sd):
+    host = tiny_sd.model()
+    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+    for wanted in ("Text encoder", "Sampling", "UNet"):
+
+        def progress(stage, done, total, wanted=wanted):
+            if stage == wanted:
+                raise InterruptedError(stage)
+
+        with pytest.raises(InterruptedError, match=wanted):
+            merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+        assert tiny_sd.hooks(host) == 0
+
+
+def test_scenes_can_be_merged(tiny_sd):
+    host = tiny_sd.model()
+    loras = [
+        PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,), trigger=prompt) for seed, prompt in ((1, "bat"), (2, "hat"))
+    ]
+    calibration = Calibration(
+        **SMALL, scene_weight=0.1, scene_forms=("{first} {second}",), companions=("mat",), compositions=("{prompt} {thing}",),
+        preserve_captions=("a hat",),
+    )  # fmt: skip
+    result = merge_stable_diffusion(host, loras, calibration, MergeConfig(target="full_output"))
+    assert {"lora1 in scenes", "lora2 in scenes"} <= {task.task for task in result.report.layers[0].tasks}
+
+
+def test_a_long_prompt_is_merged_beside_a_short_one(tiny_sd):
+    host = tiny_sd.model()
+    long = "a cat on a mat and a hat, a bat"
+    assert len(host.tokenize(long)) == 2
+    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, long))]
+    result = merge_stable_diffusion(host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig())
+    assert all(delta.up.isfinite().all() for delta in result.adapter.deltas.values())
