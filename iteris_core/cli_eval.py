@@ -34,6 +34,9 @@ Example:
 Tasks are {", ".join(TEXT_TASKS)}. A file is .jsonl, .json (a list), .tsv or .csv (with a header) or .parquet, with the field
 names that the data set has on the hub; the emotion sets (emoint, ec, tec, isear) are lists of {{"instruction", "output"}}.
 
+An adapter is what `iteris merge` reads: a PEFT folder of a LoRA. It answers well only to the prompts of its training; those of
+GLUE here are in words of ours, with the published answers (mnli: yes, maybe, no), and --prompt takes others.
+
 Shown are accuracy, (1 + Matthews correlation) / 2 for cola and macro F1 for emotions, as in the paper's table 3; --json has all
 metrics. Predictions are kept in --output: the same command goes on where it was stopped.
 
@@ -53,7 +56,8 @@ lines {{"image": "a.png", "references": ["..."]}}, paths relative to the file.
 
 BLEU, ROUGE-L and CIDEr are pycocoevalcap's, on tokens without punctuation, cut by a plain tokenizer after the rules of the Penn
 Treebank (pycocoevalcap's own is a Java program). --style-classifier is a folder of a sequence classifier of transformers, or a
-file of captions {{"text", "label"}} on which one is trained. Exit codes and --output as of `iteris eval t5`.
+file of captions {{"text", "label"}} on which one is trained. --prompt takes the words before a caption that an adapter was
+trained with. Exit codes and --output as of `iteris eval t5`.
 """
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
@@ -191,7 +195,8 @@ def _prompts(tasks: Sequence[tuple[Any, Any]]) -> dict[str, str]:
 
 def _text_table(scores: Sequence[Scores], shown: Mapping[str, str], paper: Sequence[PaperRow]) -> Table:
     names = {"accuracy": "accuracy", "macro_f1": "macro F1", "scaled_matthews": "(1 + MCC) / 2"}
-    table = Table()
+    counts = {found.task: found.examples for found in scores}
+    table = Table(title=", ".join(f"{task}: {counts[task]} examples" for task in shown), title_justify="left")
     table.add_column("")
     for task, metric in shown.items():
         table.add_column(f"{task}\n{names[metric]}", justify="right")

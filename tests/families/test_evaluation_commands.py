@@ -113,6 +113,7 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
     assert report["prompts"] == {"tec": "{instruction}", "rte": "{sentence1}"}
     assert report["adapters"] == {"one": str(base / "one"), "two": str(base / "two")}
     assert [row["method"] for row in report["paper"]["tasks"]] == ["linear", "RegMean", "IterIS"]
+    assert "tec: 5 examples, rte: 5 examples" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "paper, IterIS" in line]
     assert len(lines) == 1 and "0.547" in lines[0] and "0.804" in lines[0]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("│ one")]
