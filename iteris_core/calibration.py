@@ -49,6 +49,7 @@ class Calibration:
             the text alone: the text encoder, and keys and values of cross-attention.
         ordinary_styles: What stands for a style LoRA's trigger where only the subject's LoRA is worn.
         negative_prompt: What unconditional rows read.
+        held_out: Sampling runs per task, with captions and seeds that the merge does not see, on which it is checked.
         seed: Of captions and noise.
     """
 
@@ -68,12 +69,15 @@ class Calibration:
     scene_pictures: bool = False
     ordinary_styles: tuple[str, ...] = ORDINARY_STYLES
     negative_prompt: str = ""
+    held_out: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("trajectories", "timesteps", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.held_out < 0:
+            raise ConfigError(f"held_out is {self.held_out}; it must be 0 or more")
         if self.timesteps > self.sampling_steps:
             raise ConfigError(f"{self.timesteps} timesteps cannot be kept of {self.sampling_steps} sampling steps; keep fewer")
         if self.resolution < 64 or self.resolution % 64:

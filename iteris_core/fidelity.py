@@ -47,7 +47,7 @@ def fidelity(
     everything = {k: 1.0 for k in range(len(adapters))}
     found, done, total = [], 0, sum(len(task.samples) for task in tasks)
     for g, task in enumerate(tasks):
-        wears = any(share and adapters[k].deltas for k, share in task.mix.items())
+        wears = any(task.mix.values())
         sums = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(task.samples), samples_per_chunk):
             samples = task.samples[start : start + samples_per_chunk]

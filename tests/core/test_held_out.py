@@ -1,0 +1,118 @@
+"""A merge of Stable Diffusion LoRAs, checked on captions and seeds that it has not seen."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iteris_core.calibration import Calibration, base_captions, own_captions, preserve_runs
+from iteris_core.families.diffusion_held_out import strength_correction, unseen_captions, with_held_out
+from iteris_core.report import TaskFidelity
+
+CALIBRATION = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2)
+
+
+@pytest.fixture
+def merged(host):
+    loras = [host.lora("a"), host.lora("text only", ("te",), ["<y> dog"]), host.lora("unet only", ("unet",), ["<z> car"])]
+    return loras, host.merge(loras, CALIBRATION)[0]
+
+
+def measured_rows(host, calls):
+    """Return the last ``calls`` batches that the UNet was asked, as stacked arguments."""
+    found = []
+    for batch in host.unet_batches[-calls:]:
+        parts = (torch.stack([getattr(row, name) for row in batch]) for name in ("latents", "sigma", "context"))
+        found.append([part.double() for part in parts])
+    return found
+
+
+def test_figures_are_those_of_patched_models(host, merged):
+    loras, result = merged
+    checked = with_held_out(host, loras, result, CALIBRATION, samples_per_chunk=100)
+    names = [entry.task for entry in checked.report.fidelity]
+    assert names == ["a", "text only", "unet only", "base model"]
+    rows = measured_rows(host, 12)
+    student_model, together = host.patched(result.adapter), host.patched(*(lora.adapter for lora in loras))
+    for g, entry in enumerate(checked.report.fidelity):
+        asked = rows[3 * g : 3 * g + 3]
+        teacher_model = host.patched(loras[g].adapter) if g < 3 else host
+        models = [teacher_model, student_model, host if g < 3 else together]
+        outputs = [model.u(*args) for model, args in zip(models, asked, strict=True)]
+        teacher, student, reference = outputs
+        error = ((student - teacher).norm() / (teacher - reference).norm()).item()
+        assert entry.output_error == pytest.approx(error, rel=1e-9)
+        assert entry.samples == 6  # two runs of two latents, and half of them without the caption
+        for model, (latents, sigma, context) in zip(models, asked, strict=True):
+            assert torch.equal(latents, asked[0][0])
+            assert torch.equal(sigma, asked[0][1])
+            length = context.shape[1]
+            expected = [model.context(text, length) for text in captions_of(loras, g)]
+            assert all(any(host.is_close(found, text) for text in expected) for found in context)
+
+
+def captions_of(loras, g):
+    if g == 3:
+        return [*CALIBRATION.preserve_captions[-2:], ""]
+    lora = loras[g]
+    seen = own_captions(lora.prompts, CALIBRATION, CALIBRATION.seed + g)
+    captions = unseen_captions(lora, [*seen, *lora.prompts], CALIBRATION, CALIBRATION.seed + 7919 + g)
+    assert not set(captions) & set(seen)
+    return [*captions, ""]
+
+
+def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
+    loras, result = merged
+    before = [row.latents for batch in host.unet_batches for row in batch]
+    asked = len(host.unet_batches)
+    with_held_out(host, loras, result, CALIBRATION)
+    after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
+    assert not any(torch.equal(new, old) for new in after for old in before)
+    assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION, preserve_runs(CALIBRATION)))
+
+
+def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
+    loras, result = merged
+    stages = []
+    checked = with_held_out(host, loras, result, CALIBRATION, progress=lambda *step: stages.append(step))
+    assert checked.adapter is result.adapter
+    assert replace(checked.report, fidelity=()) == result.report
+    assert {stage for stage, *_ in stages} == {"Check on unseen samples"}
+    assert host.hooks() == 0
+    assert host.open == []
+
+
+def test_none_held_out_measures_nothing(host, merged):
+    loras, result = merged
+    asked = len(host.unet_batches)
+    assert with_held_out(host, loras, result, replace(CALIBRATION, held_out=0)) is result
+    assert len(host.unet_batches) == asked
+
+
+def test_a_corrected_strength_is_measured_before_and_after(host):
+    loras = [host.lora("a")]
+    result, _ = host.merge(loras, replace(CALIBRATION, preserve_weight=0.0))
+    weak = replace(result, adapter=result.adapter.scaled(0.85))
+    before = with_held_out(host, loras, weak, CALIBRATION).report.fidelity
+    factor = strength_correction(before)
+    assert 1 < factor < 1.3
+    corrected = with_held_out(host, loras, weak, CALIBRATION, correct_strength=True)
+    assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
+    scaled = replace(weak, adapter=weak.adapter.scaled(factor))
+    assert corrected.report.fidelity == with_held_out(host, loras, scaled, CALIBRATION).report.fidelity
+    assert corrected.report.settings["strength_correction"] == factor
+    assert f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}" in corrected.report.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("strengths", "factor"), [([0.8, 1.0, None], 1 / 0.9), ([1.2], 1.0), ([0.2], 1.3), ([-0.1], 1.3), ([None], 1.0)]
+)
+def test_the_correction_only_makes_stronger_and_within_reason(strengths, factor):
+    found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]
+    assert strength_correction(found) == pytest.approx(factor)
+
+
+def test_without_compositions_the_prompts_themselves_are_drawn_with_new_seeds(host):
+    lora = host.lora("a", prompts=["<x> cat", "<x> on a chair"])
+    alone = replace(CALIBRATION, compositions=(), companions=(), composition_share=0.0)
+    assert set(unseen_captions(lora, [], alone, 0)) <= set(lora.prompts)
