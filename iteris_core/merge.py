@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from .adapters import Adapter, mean_vectors, target_layers
 from .baselines import METHODS, best_scale, layers_that_read_text
 from .config import MergeConfig
 from .errors import AdapterError, ConfigError
-from .fidelity import fidelity
 from .iterate import iterate
 from .network import Network
+from .output_error import OutputError
 from .report import MergeReport
 from .rows import worn_delta
 from .solve import LayerSolver
@@ -121,12 +122,19 @@ class _Rival:
     config: MergeConfig
     progress: Progress | None
 
+    @cached_property
+    def output_error(self) -> OutputError:
+        """What scales are searched by; measured when it is first asked for."""
+        layers = len(target_layers(self.adapters))
+        tell = (lambda: None) if self.progress is None else partial(self.progress, 0, layers)
+        return OutputError(self.network, self.adapters, self.tasks, self.config.samples_per_chunk, tell)
+
     def engine(self) -> tuple[Engine, list[str]]:
         """Return what merges, once all that the method has to search is found; and what was found, for the user."""
         method, name, notes = METHODS[self.config.method], self.config.method, []
         coefficients: Sequence[float] = ()
         if method.coefficients is not None:
-            coefficients = method.coefficients(self.tasks, len(self.adapters), lambda c: self.error(self.weighted_sum(c)))
+            coefficients = method.coefficients(self.tasks, len(self.adapters), self.error_of_coefficients)
             if method.searches_coefficients:
                 shares = ", ".join(f"{c:.3f}" for c in coefficients)
                 notes.append(f"{name}: coefficients {shares}, which gave the smallest output error on the calibration samples")
@@ -164,22 +172,9 @@ class _Rival:
         """Return the output's error as a function of the scale of what an engine merges."""
         found = _solve(engine, self.network, self.adapters, self.tasks, self.config, self.progress)
         unscaled = Adapter("merged", {path: layer.saved for path, layer in found.layers.items()})
-        return lambda scale: self.error(unscaled.scaled(scale))
+        return lambda scale: self.output_error(unscaled.scaled(scale))
 
-    def weighted_sum(self, coefficients: Sequence[float]) -> Adapter:
+    def error_of_coefficients(self, coefficients: Sequence[float]) -> float:
+        """Return the output's error with a weighted sum of the adapters."""
         worn = {path: worn_delta(path, self.adapters, dict(enumerate(coefficients))) for path in target_layers(self.adapters)}
-        return Adapter("sum", {path: delta for path, delta in worn.items() if delta is not None})
-
-    def error(self, merged: Adapter) -> float:
-        """Return the mean squared error of the network's output over the tasks, each relative to what its teacher does.
-
-        Raises:
-            CalibrationError: The network returns nothing to compare.
-        """
-        tasks = [task for task in self.tasks if task.weight > 0]
-        tell = self.progress and (lambda done, total: self.progress(0, len(target_layers(self.adapters))))
-        size = self.config.samples_per_chunk
-        found = fidelity(self.network, self.adapters, tasks, merged, samples_per_chunk=size, progress=tell)
-        weights = [task.weight for task in tasks]
-        squares = [task.output_error**2 for task in found]
-        return sum(w * e for w, e in zip(weights, squares, strict=True)) / sum(weights)
+        return self.output_error(Adapter("sum", {path: delta for path, delta in worn.items() if delta is not None}))

@@ -1,0 +1,96 @@
+"""The error of the network's output for one merged adapter after the other, to search a scale by.
+
+What `fidelity` measures, on the calibration samples; but teachers run once, not once for every candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .adapters import Adapter
+from .errors import CalibrationError
+from .network import Network
+from .rows import wearing
+from .tasks import Sample, Task
+
+# Samples of a task that are looked at, at even distances: a scale is one number, and each try is a forward pass.
+SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A chunk of samples, their teacher's outputs, float64 on the CPU, and what their squared error is multiplied with."""
+
+    samples: Sequence[Sample]
+    teacher: Tensor
+    share: float
+
+
+class OutputError:
+    """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 / ||teacher - reference||^2``.
+
+    The reference is the base model, or, where the teacher wears nothing, base + all adapters stacked, as in `fidelity`. A task
+    whose teacher is the same as its reference has no such error, and is left out.
+
+    Args:
+        network: The base model; its forward returns one entry per row.
+        adapters: What the tasks' mixes mean.
+        tasks: The calibration.
+        samples_per_chunk: Samples in one forward call.
+        progress: Called before every forward call; may raise to cancel.
+
+    Raises:
+        CalibrationError: The network returns no tensor, or no teacher changes what it returns.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        adapters: Sequence[Adapter],
+        tasks: Sequence[Task],
+        samples_per_chunk: int,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.network, self.adapters, self.progress = network, adapters, progress
+        self.wanted: list[_Wanted] = []
+        self.total = 0.0
+        everything = {k: 1.0 for k in range(len(adapters))}
+        for task in tasks:
+            step = -(-len(task.samples) // SAMPLES)
+            chosen, chunks, scale = task.samples[::step], [], 0.0
+            wears = any(share and adapters[k].deltas for k, share in task.mix.items())
+            for start in range(0, len(chosen) if task.weight else 0, samples_per_chunk):
+                samples = chosen[start : start + samples_per_chunk]
+                reads = [sample.teacher for sample in samples]
+                teacher = self._outputs(adapters, reads, task.mix)
+                reference = self._outputs(adapters, reads, {} if wears else everything)
+                scale += (teacher - reference).square().sum().item()
+                chunks.append(_Wanted(samples, teacher, task.weight))
+            if scale:
+                self.wanted += [replace(chunk, share=chunk.share / scale) for chunk in chunks]
+                self.total += task.weight
+        if not self.wanted:
+            raise CalibrationError(
+                "no task's teacher changes what the network returns, so a scale cannot be searched; set the scale to a number"
+            )
+
+    def __call__(self, merged: Adapter) -> float:
+        """Return the error; infinite if the output is not finite."""
+        error = 0.0
+        for chunk in self.wanted:
+            reads = [sample.student_reads for sample in chunk.samples]
+            error += chunk.share * (self._outputs([merged], reads, {0: 1.0}) - chunk.teacher).square().sum().item()
+        return error / self.total if math.isfinite(error) else math.inf
+
+    def _outputs(self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]) -> Tensor:
+        self.progress()
+        with torch.no_grad(), wearing(self.network.modules, adapters, [mix] * len(reads)):
+            outputs = self.network.forward(reads)
+        if not isinstance(outputs, Tensor):
+            raise CalibrationError("the network's forward returns no tensor, so there is no output to search a scale by")
+        return outputs.detach().cpu().double()
