@@ -90,7 +90,8 @@ class MergeConfig:
 
     Args:
         method: ``iteris``, or a rival of it, see `baselines.METHODS`. Rivals take the ranks and the settings of memory from
-            here, and `balance` and `alpha` for the metric in which a cut is made; the other settings are IterIS's own.
+            here, `balance` and `alpha` for the metric in which a cut is made, and `target` for the residuals of the report; the
+            other settings are IterIS's own.
         baseline: What only the rivals can be told.
         engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's Algorithm 1.
         max_iter: Solves of ``iterate``; the first uses ``X~ = X``.

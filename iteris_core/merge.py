@@ -162,7 +162,7 @@ class _Rival:
         def run(
             network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig, progress: Progress | None
         ) -> EngineResult:
-            once = replace(config, target="delta", ridge="consistent", alpha_cross=None, max_iter=1)
+            once = replace(config, ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
             engine = iterate if method.inputs == "teacher" else sweep
             return replace(engine(network, adapters, tasks, once, progress, solver_at), changes=())
 

@@ -129,7 +129,7 @@ def merge_stable_diffusion(
     report = replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=tuple(_notes(idle, vectors, alone)),
+        notes=(*(note for note in report.notes if note.startswith(f"{config.method}:")), *_notes(idle, vectors, alone)),
         settings={"calibration": asdict(calibration), "config": config.to_dict(), "loras": [_recipe(lora) for lora in loras]},
     )
     return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from iteris_core import Adapter, BaselineOptions, CalibrationError, ConfigError, LowRankDelta, Sample, SolveError, Task, merge
 from iteris_core.baselines import METHODS
 from iteris_core.baselines.search import best_coefficients, best_scale
+from iteris_core.calibration import Calibration
 from iteris_core.fidelity import fidelity
 from iteris_core.output_error import OutputError
 
@@ -228,6 +229,37 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(toy, n
             assert entry.residual == pytest.approx((left.norm() / reference.norm()).item(), rel=1e-5, abs=1e-6)
     assert result.report.changes == ()
     assert toy.hook_count(model.model) == 0
+
+
+@pytest.mark.parametrize("method", ["average", "regmean"])
+def test_the_target_is_what_residuals_are_measured_against_and_nothing_else(toy, net, method):
+    delta, full = (merged(toy, net, method, target=target) for target in ("delta", "full_output"))
+    assert toy.largest_error(toy.dense(delta.adapter), toy.dense(full.adapter)) == 0
+    before, after = (
+        [entry.residual for layer in result.report.layers for entry in layer.tasks if entry.wears] for result in (delta, full)
+    )
+    nothing_drifts = METHODS[method].inputs == "teacher"  # X~ = X
+    assert (before == pytest.approx(after, rel=1e-9)) == nothing_drifts
+
+
+@pytest.mark.parametrize("method", ["average", "regmean", "task_arithmetic", "custom_diffusion"])
+def test_a_whole_stable_diffusion_model(host, method):
+    loras = [host.lora("both"), host.lora("unet only", ("unet",), ["<y> dog"])]
+    calibration = Calibration(trajectories=2, timesteps=2, sampling_steps=4, resolution=64, preserve_captions=("a street",))
+    result, _ = host.merge(loras, calibration, dataclasses.replace(host.EXACT, method=method))
+    paths = dict.fromkeys(path for lora in loras for path in lora.adapter.deltas)
+    assert list(result.adapter.deltas) == list(paths)
+    # the text encoder and the UNet are merged one after the other; each part has its own scale and its own note
+    notes = [note for note in result.report.notes if note.startswith(f"{method}:")]
+    assert len(notes) == {"task_arithmetic": 2, "custom_diffusion": 2}.get(method, 0)
+    if method == "custom_diffusion":
+        assert "solved at 0 layers that read text, averaged at 3 others" in notes[0]
+        assert "solved at 2 layers that read text, averaged at 3 others" in notes[1]
+    if method == "average":
+        for path in paths:
+            parts = [lora.adapter.deltas[path].dense() for lora in loras if path in lora.adapter.deltas]
+            adapters = 2 if path.startswith("unet.") else 1  # an adapter without a part is no adapter of that part
+            torch.testing.assert_close(result.adapter.deltas[path].dense(), sum(parts) / adapters)
 
 
 # --- ranks ---
