@@ -22,6 +22,7 @@ from .families.diffusers_loras import read_lora, save_lora
 from .families.diffusers_pipeline import DiffusersStableDiffusion
 from .families.diffusion_samples import PromptedAdapter
 from .families.stable_diffusion import merge_stable_diffusion
+from .formats.diffusers import kohya_warning
 from .formats.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
 from .formats.trigger_words import default_prompts, trigger_words
 
@@ -124,6 +125,9 @@ def merge_sd15_command(
         told = with_recipe(result.report, [used for _, used in read], base=base)
         save_lora(model, result.adapter, output, style.value, {METADATA_KEY: json.dumps(told.settings)}, overwrite=overwrite)
         options.tell(result.adapter.name, told, output, report)
+        warning = kohya_warning(result.adapter) if style is StyleOption.kohya else None
+        if warning:
+            typer.echo(f"note: {warning}")
 
 
 @contextlib.contextmanager

@@ -145,3 +145,17 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
                 f"{part}.{key}": own[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
             }
     return {"modelspec.title": adapter.name} | ({_SETTINGS_KEY: json.dumps(settings)} if settings else {})
+
+
+def kohya_warning(adapter: Adapter) -> str | None:
+    """Return what `diffusers` would make of the adapter in a file in kohya's style, where that is not what is meant.
+
+    It takes text encoder keys for another format if there are none of ``out_proj``, and then leaves attention layers out.
+    """
+    text = [path for path in adapter.deltas if path.startswith(TEXT_PREFIX)]
+    if not text or any(path.endswith(".out_proj") for path in text):
+        return None
+    return (
+        "the text encoder part has no out_proj, so that diffusers misreads it in a file in kohya's style (ComfyUI and A1111 do "
+        "not); for diffusers, save it in the style of diffusers"
+    )

@@ -23,7 +23,7 @@ def host(tiny_sd):
 @pytest.fixture(scope="module")
 def saved(host, tiny_sd, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd")
-    tiny_sd.save_folder(host, folder / "pipeline")
+    tiny_sd.save_folder(host, folder / "pipeline", vae_scale_factor=2)
     tiny_sd.save_checkpoint(host, folder / "one.safetensors")
     return folder
 

@@ -72,10 +72,11 @@ def pipeline(host, prediction_type="epsilon", vae=None):
     return StableDiffusionPipeline(vae, *parts, requires_safety_checker=False)
 
 
-def save_folder(host, folder, **options):
-    """Save a diffusers folder, with a VAE of two pixels per latent."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+def save_folder(host, folder, vae_scale_factor=8, **options):
+    """Save a diffusers folder."""
+    levels = vae_scale_factor.bit_length()
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    vae = AutoencoderKL(block_out_channels=(4,) * levels, norm_num_groups=2, **blocks)
     pipeline(host, vae=vae, **options).save_pretrained(folder)
 
 

@@ -1,0 +1,225 @@
+"""The command `iteris merge sd15` on a tiny random pipeline, and its file in diffusers."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from iteris_core import MergeConfig, __version__
+from iteris_core.calibration import Calibration
+from iteris_core.cli import app
+from iteris_core.families.diffusers_loading import load_diffusers
+from iteris_core.families.diffusers_loras import read_lora, save_lora
+from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
+from iteris_core.families.diffusion_samples import PromptedAdapter, UnetRow
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+
+QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2, "--save-dtype", "float32"]
+CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_sd, tmp_path_factory):
+    """A pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its trigger words."""
+    folder, host = tmp_path_factory.mktemp("sd15"), tiny_sd.model()
+    tiny_sd.save_folder(host, folder / "base")
+    tiny_sd.save_checkpoint(host, folder / "base.safetensors")
+    wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
+    save_lora(host, tiny_sd.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
+    metadata = {"modelspec.trigger_phrase": "a hat"}
+    save_lora(host, tiny_sd.adapter(host, 2, wanted=wanted), folder / "two.safetensors", "diffusers", metadata)
+    return folder
+
+
+def iteris(world, *more, base="base", prompts=("a cat\\nink", "a hat")):
+    arguments = ["merge", "sd15", "--base", world / base, *QUICK]
+    for name in ("one", "two"):
+        arguments += ["--lora", world / f"{name}.safetensors"]
+    for text in prompts:
+        arguments += ["--prompts", text]
+    environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+    return CliRunner().invoke(app, list(map(str, [*arguments, *more])), env=environment)
+
+
+def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **changes):
+    model = load_diffusers(str(world / "base"))
+    loras = [
+        PromptedAdapter(read_lora(model, world / f"{name}.safetensors", *strength), prompts)
+        for name, prompts, strength in zip(("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, strict=True)
+    ]
+    calibration = Calibration(**{**CALIBRATION.__dict__, **changes})
+    return model, merge_stable_diffusion(model, loras, calibration, config or MergeConfig(samples_per_chunk=4)).adapter
+
+
+def assert_same(found, expected):
+    assert set(found.deltas) == set(expected.deltas)
+    for path, delta in expected.deltas.items():
+        torch.testing.assert_close(found.deltas[path].dense(), delta.dense(), rtol=1e-4, atol=1e-6)
+
+
+def forward(model):
+    with torch.no_grad(), model.text_encoder() as text, model.unet() as unet:
+        context = text.forward(model.tokenize("a cat"))
+        x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
+        return context, unet.forward([UnetRow(x, torch.tensor(3.0), context[0])])
+
+
+@pytest.mark.parametrize("style", ["kohya", "diffusers"])
+def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, tiny_sd, tmp_path, style):
+    output = tmp_path / "merged.safetensors"
+    done = iteris(world, "--output", output, "--style", style, "--json", tmp_path / "report.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"saved to {output}" in done.stdout
+    model, expected = merged_here(world)
+    assert_same(read_lora(model, output), expected)
+    pipeline = tiny_sd.pipeline(tiny_sd.model())
+    pipeline.load_lora_weights(str(output))
+    loaded = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_sd.scheduler())
+    base = tiny_sd.model()
+    plain = forward(base)
+    tiny_sd.add_deltas(base, expected)
+    for found, wanted, without in zip(forward(loaded), forward(base), plain, strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
+    with safe_open(output, "pt") as file:
+        recipe, keys = json.loads(file.metadata()["iteris.recipe"]), list(file.keys())
+    assert all(key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys)
+    assert recipe == json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert (recipe["iteris_version"], recipe["base"]) == (__version__, str(world / "base"))
+    assert recipe["loras"][0] == {
+        "name": "one", "file": "one.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
+        "sha256": hashlib.sha256((world / "one.safetensors").read_bytes()).hexdigest(),
+        "prompts": ["a cat", "ink"], "prompts_from": "", "trigger": "", "kind": "subject",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
+    done = iteris(world, "--output", tmp_path / "a.safetensors", "--config", world / "base", base="base.safetensors")
+    assert (done.exit_code, done.stderr) == (0, "")
+    from_folder = iteris(world, "--output", tmp_path / "b.safetensors")
+    assert from_folder.exit_code == 0
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], tensor, atol=1e-6) for key, tensor in second.items())
+
+
+def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
+    output = tmp_path / "merged.safetensors"
+    more = ["--strength", "0.5,-1", "--strength-text", "0.7,0", "--rank", 3, "--preserve-weight", 0, "--alpha", 1e-3]
+    done = iteris(world, "--output", output, *more)
+    assert (done.exit_code, done.stderr) == (0, "")
+    config = MergeConfig(samples_per_chunk=4, rank=3, alpha=1e-3)
+    model, expected = merged_here(world, ((0.5, 0.7), (-1.0, 0.0)), config, preserve_weight=0.0)
+    found = read_lora(model, output)
+    assert_same(found, expected)
+    ranks = {path: delta.rank for path, delta in found.deltas.items()}
+    assert {rank for path, rank in ranks.items() if not model.is_text_module(path)} == {3}
+    assert {rank for path, rank in ranks.items() if model.is_text_module(path)} == {2}  # of one LoRA alone
+
+
+def test_a_rival_method_and_its_option(world, tmp_path):
+    done = iteris(world, "--output", tmp_path / "m.safetensors", "--method", "average")
+    assert (done.exit_code, done.stderr) == (0, "")
+    model = load_diffusers(str(world / "base"))
+    one, two = (read_lora(model, world / f"{name}.safetensors") for name in ("one", "two"))
+    found = read_lora(model, tmp_path / "m.safetensors")
+    for path, delta in found.deltas.items():
+        mean = (one.deltas[path].dense() + two.deltas[path].dense()) / 2
+        torch.testing.assert_close(delta.dense(), mean, rtol=1e-4, atol=1e-6)
+    done = iteris(world, "--output", tmp_path / "t.safetensors", "--method", "ties", "--method-option", "density=0.2")
+    assert done.exit_code == 0
+    with safe_open(tmp_path / "t.safetensors", "pt") as file:
+        settings = json.loads(file.metadata()["iteris.recipe"])["config"]
+    assert (settings["method"], settings["baseline"]["density"]) == ("ties", 0.2)
+
+
+def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
+    (tmp_path / "one.txt").write_text("a cat\n\nink\n")
+    (tmp_path / "two.txt").write_text("a hat\n")
+    files = [part for name in ("one", "two") for part in ("--prompts-file", tmp_path / f"{name}.txt")]
+    assert iteris(world, "--output", tmp_path / "a.safetensors", *files, prompts=()).exit_code == 0
+    _, expected = merged_here(world)
+    model = load_diffusers(str(world / "base"))
+    assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
+    done = iteris(world, "--output", tmp_path / "b.safetensors", prompts=("a cat", ""))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "two: prompts made of the file's trigger words (modelspec.trigger_phrase): a photo of a hat" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--strength", "1,x"], "--strength is '1,x'"),
+        (["--strength", "1"], "there are 2 LoRAs and 1 values of strength"),
+        (["--weights", "1,2,3"], "there are 2 LoRAs and 3 values of weight"),
+        (["--prompts", "more"], "there are 2 LoRAs and 3 values of prompts"),
+        (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
+        (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
+        (["--timesteps", "9"], "9 timesteps cannot be kept of 3 sampling steps"),
+        (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
+        (["--method-option", "colour=1"], "--method-option is 'colour=1'; write NAME=VALUE with one of density"),
+        (["--method-option", "density=2"], "density is 2; it must be above 0"),
+        (["--kind", "thing", "--kind", "style"], "LoRA 'one' is a 'thing'; it can be subject or style"),
+        (["--scene-weight", "0.1"], "scene tasks need"),
+        (["--config", "/nowhere"], "has its own settings. Leave it out"),
+        (["--base", "/nowhere"], "/nowhere: there is no such folder"),
+        (["--lora", "/no.safetensors", "--prompts", "x"], "no.safetensors: there is no such file"),
+        (["--output", "merged.ckpt"], "--output is merged.ckpt; its name must end in .safetensors"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, said):
+    done = iteris(world, *(() if "--output" in more else ("--output", tmp_path / "out.safetensors")), *more)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("iteris merge sd15: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
+    output = tmp_path / "merged.safetensors"
+    output.write_text("mine")
+    done = iteris(world, "--output", output)
+    assert (done.exit_code, output.read_text()) == (2, "mine")
+    assert done.stderr == f"iteris merge sd15: {output} exists already; choose another name, or allow overwriting\n"
+    assert iteris(world, "--output", output, "--overwrite").exit_code == 0
+    assert load_file(output)
+
+
+def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
+    done = iteris(world, "--output", tmp_path / "out.safetensors", prompts=("", "a hat"))
+    assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "one.safetensors: there are no trigger words in its metadata; name its prompts with --prompts" in done.stderr
+
+
+def test_a_file_that_diffusers_would_misread_is_named(world, tiny_sd, tmp_path):
+    host = tiny_sd.model()
+    for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
+        save_lora(host, tiny_sd.adapter(host, 3, wanted=wanted), tmp_path / f"{name}.safetensors")
+    arguments = ["merge", "sd15", "--base", world / "base", *QUICK, "--output", tmp_path / "out.safetensors"]
+    for name in ("three", "four"):
+        arguments += ["--lora", tmp_path / f"{name}.safetensors", "--prompts", "a cat"]
+    said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
+    for style, is_said in (("kohya", True), ("diffusers", False)):
+        done = CliRunner().invoke(app, list(map(str, [*arguments, "--style", style, "--overwrite"])))
+        assert done.exit_code == 0
+        assert (said in done.stdout) is is_said
+
+
+def test_a_lora_for_another_model_is_refused(world, tmp_path):
+    save_file({"lora_te2_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "xl.safetensors")
+    arguments = ["--lora", tmp_path / "xl.safetensors", "--prompts", "x", "--output", tmp_path / "out.safetensors"]
+    done = iteris(world, *arguments)
+    assert done.exit_code == 2
+    assert "xl: none of its 1 keys" in done.stderr
+    assert "it looks like a LoRA for SDXL" in done.stderr
+
+
+def test_help_shows_an_example():
+    done = CliRunner().invoke(app, ["merge", "sd15", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == 0
+    assert "iteris merge sd15 --base stable-diffusion-v1-5/" in done.stdout
+    assert '--prompts "a photo of sks dog\\n sks dog on a beach"' in done.stdout
