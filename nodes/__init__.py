@@ -8,6 +8,7 @@ from . import host
 from .calibration import Calibration
 from .merge import Merge
 from .prompts import about_lora
+from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
@@ -18,4 +19,15 @@ from .tasks import LoraToMerge, TrainedLora
 class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.answer_at("/iteris/lora", "name", about_lora)
-        return [LoraToMerge, LoraStack, LorasOnModel, TrainedLora, ScenePrompts, Calibration, Merge, ShowReport, SaveMergedLora]
+        return [
+            LoraToMerge,
+            LoraStack,
+            LorasOnModel,
+            TrainedLora,
+            ScenePrompts,
+            Calibration,
+            Merge,
+            ShowReport,
+            SaveMergedLora,
+            LoadRecipe,
+        ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,15 +31,6 @@ def fingerprint(path: Path | None) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
     contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -62,3 +55,15 @@ def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
         path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
         number += 1
     return path
+
+
+def jpeg_uri(picture: Tensor, most: int = 512) -> str:
+    """Return a picture (height, width, 3) from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels."""
+    from PIL import Image
+
+    pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().contiguous()
+    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
+    image.thumbnail((most, most))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 
-from ..iteris_core import ConfigError, MergeConfig, MergeReport, __version__
+from ..iteris_core import ConfigError, MergeConfig
 from ..iteris_core.adapters import target_layers
 from ..iteris_core.calibration import Calibration, sample_count
 from ..iteris_core.config import Method
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
 from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
 from ..iteris_core.formats.files import read_tensors
+from ..iteris_core.formats.recipe import UsedLora, sha256, with_recipe
 from . import host
-from .files import adapter_name, sha256, sha256_of_tensors
+from .files import adapter_name, sha256_of_tensors
 from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -125,8 +125,9 @@ class Merge(io.ComfyNode):
             park_on_host=park_on_host,
         )
         result = merge_stable_diffusion(base, loras, calibration, config, host.stage_progress(cls.hidden.unique_id))
-        report = with_recipe(result.report, tasks, [hash_of(entry) for entry in tasks])
-        merged = MergedLora(result.adapter, base.keys, json.dumps(report.settings))
+        report = with_recipe(result.report, [used(entry) for entry in tasks])
+        sources = tuple((lora.adapter.name, lora.adapter.metadata) for lora in loras if not lora.adapter.is_idle)
+        merged = MergedLora(result.adapter, base.keys, json.dumps(report.settings), sources)
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
@@ -179,33 +180,18 @@ def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapt
     return weights
 
 
-def hash_of(entry: LoraEntry) -> str:
-    """Return the SHA-256 of a LoRA: of its file, or of the tensors of one that is in no file."""
-    return sha256(host.lora_path(entry.lora_name)) if entry.tensors is None else sha256_of_tensors(entry.tensors)
-
-
-def with_recipe(report: MergeReport, entries: Sequence[LoraEntry], hashes: Sequence[str]) -> MergeReport:
-    """Return the report with what is needed to make the merge again: the LoRAs, and the version of this pack."""
-    loras = [
-        {
-            "name": adapter_name(entry.lora_name),
-            "file": entry.lora_name if entry.tensors is None else None,
-            "sha256": digest,
-            "strength_model": entry.strength_model,
-            "strength_clip": entry.strength_clip,
-            "prompts": list(entry.prompts),
-            "prompts_from": entry.prompts_from,
-            "weight": entry.weight,
-            "trigger": entry.trigger,
-            "kind": entry.kind,
-        }
-        for entry, digest in zip(entries, hashes, strict=True)
-    ]
-    notes = [
-        f"{adapter_name(entry.lora_name)}: prompts made of the file's trigger words ({entry.prompts_from}): "
-        + "; ".join(entry.prompts)
-        for entry in entries
-        if entry.prompts_from
-    ]
-    settings = {**report.settings, "loras": loras, "iteris_version": __version__}
-    return replace(report, settings=settings, notes=(*report.notes, *notes))
+def used(entry: LoraEntry) -> UsedLora:
+    """Return a LoRA as the recipe tells it."""
+    is_file = entry.tensors is None
+    return UsedLora(
+        name=adapter_name(entry.lora_name),
+        file=entry.lora_name if is_file else None,
+        sha256=sha256(host.lora_path(entry.lora_name)) if is_file else sha256_of_tensors(entry.tensors),
+        strength_model=entry.strength_model,
+        strength_clip=entry.strength_clip,
+        prompts=entry.prompts,
+        prompts_from=entry.prompts_from,
+        weight=entry.weight,
+        trigger=entry.trigger,
+        kind=entry.kind,
+    )

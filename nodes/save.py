@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from comfy_api.latest import io
 from ..iteris_core import IterisError
 from ..iteris_core.formats import kohya
 from ..iteris_core.formats.files import write_tensors
+from ..iteris_core.formats.metadata import hashes, merged_metadata
+from ..iteris_core.formats.recipe import METADATA_KEY
 from . import host
-from .files import free_path
-from .sockets import MERGED, MergedLora
+from .files import free_path, jpeg_uri
+from .sockets import LORA_STACK, MERGED, MergedLora
 
 LOW_RANK, FULL_DIFFERENCE = "low rank", "full difference (.diff)"
 _LARGEST_DIFFERENCE = 0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
@@ -40,22 +43,41 @@ class SaveMergedLora(io.ComfyNode):
                     "itself, as after merging LoKr, OFT, DoRA or full differences. The full difference is smaller; "
                     "some programs other than ComfyUI do not read it.",
                 ),
+                io.Image.Input(
+                    "cover", optional=True, tooltip="A picture that goes into the file, for programs that show pictures.",
+                ),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[
+                io.String.Output(display_name="path"),
+                LORA_STACK.Output(display_name="LORA_STACK", tooltip="The saved LoRA, for nodes that take a LoRA stack."),
+            ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, merged: MergedLora, file_name: str, overwrite: bool, large_layers: str = LOW_RANK) -> io.NodeOutput:
+    def execute(
+        cls,
+        merged: MergedLora,
+        file_name: str,
+        overwrite: bool,
+        large_layers: str = LOW_RANK,
+        cover: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
             raise IterisError(f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}")
         path, whole = free_path(host.output_folder(), file_name, overwrite), large_layers == FULL_DIFFERENCE
         tensors = kohya.to_tensors(merged.adapter, merged.keys.base_of_module, merged.keys.kernels, whole=whole)
         metadata = kohya.metadata_of(merged.adapter, whole=whole)
         if host.saves_metadata():
-            metadata["iteris.recipe"] = merged.recipe
+            thumbnail = "" if cover is None else jpeg_uri(cover[0])
+            metadata |= merged_metadata(path.stem, merged.sources, datetime.now(), thumbnail)
+            metadata |= {**hashes(tensors, metadata), METADATA_KEY: merged.recipe}
         write_tensors(tensors, path, metadata, overwrite=overwrite)
-        return io.NodeOutput(str(path), ui={"text": [str(path), read_back(path, merged)]})
+        shown = [str(path), read_back(path, merged)]
+        host.show_text(cls.hidden.unique_id, "\n".join(shown))
+        name = host.lora_name_of(path)
+        return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui={"text": shown})
 
 
 def read_back(path: Path, merged: MergedLora) -> str:

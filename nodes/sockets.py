@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..iteris_core import Adapter
+from ..iteris_core.formats.metadata import Source
 from ..iteris_core.scenes import Kind
 from .keys import ModelKeys
 
@@ -55,8 +56,10 @@ class MergedLora:
         adapter: In the precision in which it is saved.
         keys: How the model's modules are called in files.
         recipe: How it was made; JSON.
+        sources: The LoRAs that are in it: name and metadata of each.
     """
 
     adapter: Adapter
     keys: ModelKeys
     recipe: str
+    sources: tuple[Source, ...] = ()

@@ -94,15 +94,15 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _tags(text: str) -> tuple[str, ...]:
-    """Return the commonest tags of all training folders; a folder's own name comes first if it says something."""
+    """Return the commonest tags of all training folders, before them the folders' own names that are tags, too."""
     counts: Counter[str] = Counter()
     names = []
     try:
         for folder, tags in json.loads(text or "{}").items():
-            name = re.sub(r"^\d+_", "", folder).strip()
-            if not _NO_NAMES.fullmatch(name):
-                names.append(name)
+            names.append(re.sub(r"^\d+_", "", folder).strip())
             counts.update({tag.strip(): int(count) for tag, count in tags.items()})
     except (ValueError, AttributeError, TypeError):
         return ()
-    return tuple(dict.fromkeys(filter(None, [*names, *(tag for tag, _ in counts.most_common(_MOST_WORDS))])))[:_MOST_WORDS]
+    common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
+    called = [name for name in names if name in counts or not (counts or _NO_NAMES.fullmatch(name))]
+    return tuple(dict.fromkeys(filter(None, [*called, *common])))[:_MOST_WORDS]

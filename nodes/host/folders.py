@@ -32,6 +32,13 @@ def lora_path(name: str) -> Path:
     return path
 
 
+def lora_name_of(path: Path) -> str | None:
+    """Return the name of a file in ComfyUI's list of LoRAs; None: it is in no loras folder."""
+    folders = (Path(folder).resolve() for folder in folder_paths.get_folder_paths("loras"))
+    inside = (folder for folder in folders if path.resolve().is_relative_to(folder))
+    return next((str(path.resolve().relative_to(folder)) for folder in inside), None)
+
+
 def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 

@@ -21,6 +21,8 @@ TAGS = json.dumps({"10_sks dog": {"sks dog": 12, "grass": 3, "smile": 7}, "1_img
     ({"trainedWords": "ohwx, , red coat,"}, "trained_words", ("ohwx", "red coat"), ("ohwx", "red coat")),
     ({"ss_tag_frequency": TAGS}, "ss_tag_frequency", ("sks dog",), ("sks dog", "grass", "smile")),
     ({"ss_tag_frequency": json.dumps({"5_images": {"b": 1, "a": 4}})}, "ss_tag_frequency", ("a",), ("a", "b")),
+    ({"ss_tag_frequency": json.dumps({"5_dog": {"b": 1, "a": 4}})}, "ss_tag_frequency", ("a",), ("a", "b")),
+    ({"ss_tag_frequency": json.dumps({"5_sks dog": {}, "2_img": {}})}, "ss_tag_frequency", ("sks dog",), ("sks dog",)),
     ({"ss_tag_frequency": "not json"}, "", (), ()),
     ({"ss_tag_frequency": json.dumps({"x": {"a": "many"}}), "modelspec.trigger_phrase": " "}, "", (), ()),
     ({}, "", (), ()),

@@ -1,16 +1,17 @@
 """The parts of the nodes that need no ComfyUI: its modules are stood in for, so these tests are quick."""
 
-import json
+import hashlib
 import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import iteris_core
-from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta, MergeReport
+from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta
 from iteris_core.formats import kohya
 
 ROOT = Path(__file__).parents[2]
@@ -136,27 +137,18 @@ def test_files_of_one_stem_have_names_of_their_own(nodes):
     ]  # fmt: skip
 
 
-def test_a_recipe_tells_how_to_make_the_merge_again(nodes, tmp_path, monkeypatch):
-    file = tmp_path / "cat.safetensors"
+def test_what_went_into_a_merge_is_known_by_its_hash(nodes, tmp_path, monkeypatch):
+    file, merge = tmp_path / "cat.safetensors", nodes("merge")
     file.write_bytes(b"abc")
-    entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0, "trained_words")
-    merge = nodes("merge")
     monkeypatch.setattr(merge.host, "lora_path", lambda name: file, raising=False)
-    report = merge.with_recipe(
-        MergeReport((), settings={"config": {"alpha": 1}, "loras": ["old"]}), [entry], [merge.hash_of(entry)]
-    )
-    assert report.notes == ("style/cat: prompts made of the file's trigger words (trained_words): a cat",)
-    assert json.loads(json.dumps(report.settings)) == {
-        "config": {"alpha": 1},
-        "iteris_version": iteris_core.__version__,
-        "loras": [
-            {
-                "name": "style/cat", "file": "style/cat.safetensors", "strength_model": 0.8, "strength_clip": 0.5,
-                "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "prompts": ["a cat"], "weight": 2.0, "prompts_from": "trained_words", "trigger": "", "kind": "subject",
-            }
-        ],
-    }  # fmt: skip
+    entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0, "trained_words")
+    used = merge.used(entry)
+    assert (used.name, used.file, used.prompts_from) == ("style/cat", "style/cat.safetensors", "trained_words")
+    assert used.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    tensors = {"a": torch.ones(2)}
+    save_file(tensors, file)
+    trained = merge.used(nodes("sockets").LoraEntry("trained", 1.0, 1.0, ("x",), 1.0, tensors=tensors))
+    assert trained.file is None and trained.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # --- ranks ---

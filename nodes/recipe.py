@@ -1,0 +1,136 @@
+"""From a merged LoRA's file back to how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..iteris_core import IterisError
+from ..iteris_core.calibration import Calibration
+from ..iteris_core.formats.headers import read_header
+from ..iteris_core.formats.recipe import METADATA_KEY, sha256
+from . import host
+from .files import fingerprint
+from .sockets import CALIBRATION, TASKS, LoraEntry
+from .tasks import show
+
+
+class LoadRecipe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IterISRecipe",
+            display_name="Load recipe (IterIS)",
+            category="loaders/IterIS",
+            description="How a merged LoRA was made: its LoRAs with prompts and strengths, its calibration and its settings, "
+            "read from its file. Connect them to IterIS Merge to make it again, or to change something.",
+            inputs=[
+                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A LoRA that Save merged LoRA has saved."),
+                io.Boolean.Input(
+                    "check_files", default=True,
+                    tooltip="Refuse LoRA files that have changed since, by their SHA-256. Off: only say so.",
+                ),
+            ],
+            outputs=[
+                TASKS.Output(display_name="LoRAs"),
+                CALIBRATION.Output(display_name="calibration"),
+                io.String.Output(display_name="settings", tooltip="Of IterIS Merge, as text for Preview Any."),
+                io.Float.Output(display_name="alpha"),
+                io.Int.Output(display_name="rank", tooltip="0: the sum of the LoRAs' ranks."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: object) -> str:
+        """Return what changes with any LoRA file: the recipe's files are not known here."""
+        return " ".join(fingerprint(host.find_lora(name)) for name in host.lora_names())
+
+    @classmethod
+    def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
+        recipe = read_recipe(lora_name)
+        loras = [source_of(lora_name, lora) for lora in recipe["loras"]]
+        changed = [told for _, told in loras if told]
+        if changed and check_files:
+            raise IterisError(
+                f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch check_files off to merge the "
+                "present one"
+            )
+        config = recipe["config"]
+        settings = "\n".join(f"{name}: {value}" for name, value in config.items())
+        rank = config.get("rank") if isinstance(config.get("rank"), int) else 0
+        tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))
+        calibration = calibration_of(lora_name, recipe["calibration"])
+        return io.NodeOutput(*tasks.args, calibration, settings, float(config["alpha"]), rank, ui=tasks.ui)
+
+
+def read_recipe(lora_name: str) -> dict[str, Any]:
+    """Return the recipe in a file's metadata.
+
+    Raises:
+        IterisError: It has none, or one that cannot be read.
+    """
+    text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
+    if text is None:
+        raise IterisError(
+            f"{lora_name} has no recipe: it was not saved by Save merged LoRA, or ComfyUI ran with --disable-metadata. "
+            "Choose a LoRA that IterIS has merged"
+        )
+    try:
+        recipe = json.loads(text)
+        if isinstance(recipe["loras"], list) and isinstance(recipe["calibration"], dict) and "alpha" in recipe["config"]:
+            return recipe
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise IterisError(f"{lora_name}: its recipe cannot be read; it was changed by hand, or made by another version of IterIS")
+
+
+def source_of(lora_name: str, lora: Mapping[str, Any]) -> tuple[LoraEntry, str]:
+    """Return a recipe's LoRA as one to merge, and what is different about its file today; empty: nothing.
+
+    Raises:
+        IterisError: There is no such file any more, or there never was one.
+    """
+    name, stem = lora["file"], str(lora["name"]).rpartition("/")[2]
+    if name is None:
+        raise IterisError(
+            f"{lora_name}: its LoRA {lora['name']!r} was in no file: it was trained in the workflow, or taken off a model. "
+            "Save that LoRA and merge it with 'LoRA to merge'"
+        )
+    names = [name, *(other for other in host.lora_names() if stem in other and other != name)]
+    found = [other for other in names if host.find_lora(other) is not None]
+    if not found:
+        raise IterisError(
+            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora['sha256']}). Put it back, under any "
+            f"name with {stem!r} in it"
+        )
+    same = next((other for other in found if sha256(host.lora_path(other)) == lora["sha256"]), None)
+    told = "" if same else f"{found[0]} is another file than the one that was merged, whose SHA-256 began {lora['sha256'][:10]}"
+    entry = LoraEntry(
+        same or found[0],
+        lora["strength_model"],
+        lora["strength_clip"],
+        tuple(lora["prompts"]),
+        lora["weight"],
+        trigger=lora.get("trigger", ""),
+        kind=lora.get("kind", "subject"),
+    )
+    return entry, told
+
+
+def calibration_of(lora_name: str, settings: Mapping[str, Any]) -> Calibration:
+    """Return a recipe's calibration.
+
+    Raises:
+        IterisError: It has a setting that this version does not know.
+    """
+    unknown = sorted(set(settings) - {field.name for field in fields(Calibration)})
+    if unknown:
+        raise IterisError(
+            f"{lora_name}: its calibration has the setting {unknown[0]!r}, unknown to this version of IterIS; update it"
+        )
+    return Calibration(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

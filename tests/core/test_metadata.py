@@ -1,0 +1,45 @@
+"""What a merged file tells other programs."""
+
+import hashlib
+import json
+from datetime import datetime
+
+import torch
+from safetensors.torch import save_file
+
+from iteris_core.formats.metadata import hashes, merged_metadata, merged_tags
+
+WHEN = datetime(2026, 11, 25, 4, 5, 6, 789)
+
+
+def test_triggers_tags_and_titles_of_the_sources_live_on():
+    cat = {"modelspec.trigger_phrase": "sks cat", "modelspec.title": "My cat", "ss_tag_frequency": '{"1_x": {"cat": 2}}'}
+    ink = {"ss_tag_frequency": json.dumps({"1_x": {"cat": 1, "ink": 5}, "2_y": {"ink": 1}})}
+    found = merged_metadata("both", [("cat", cat), ("style/ink", ink)], WHEN, "data:image/jpeg;base64,xx")
+    assert found["modelspec.trigger_phrase"] == "sks cat, ink"
+    assert found["modelspec.merged_from"] == "My cat, style/ink"
+    assert json.loads(found["ss_tag_frequency"]) == {"1_x": {"cat": 3, "ink": 5}, "2_y": {"ink": 1}}
+    assert found["modelspec.date"] == "2026-11-25T04:05:06"
+    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert found["modelspec.title"] == found["ss_output_name"] == "both"
+
+
+def test_what_is_not_known_is_left_out():
+    found = merged_metadata("x", [("a", {}), ("b", {"ss_tag_frequency": "{broken"})], WHEN)
+    assert {"ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.thumbnail"}.isdisjoint(found)
+    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}']) == {"f": {"t": 2}}
+
+
+def test_hashes_are_those_of_sd_scripts(tmp_path):
+    """The reference reads the file that would be saved, as sd-scripts' train_util does."""
+    tensors = {"a.lora_up.weight": torch.randn(512, 600), "a.lora_down.weight": torch.randn(600, 512)}
+    metadata = {"ss_network_dim": "600", "modelspec.title": "changed later"}
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_network_dim": "600"})
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert len(content) > 0x110000
+    header = int.from_bytes(content[:8], "little")
+    found = hashes(tensors, metadata)
+    assert found["sshs_model_hash"] == hashlib.sha256(content[8 + header :]).hexdigest()
+    assert found["sshs_legacy_hash"] == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    assert found["modelspec.hash_sha256"] == "0x" + found["sshs_model_hash"]
+    assert hashes(tensors, metadata | {"modelspec.title": "other"}) == found

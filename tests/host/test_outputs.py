@@ -1,0 +1,139 @@
+"""What a merge leaves behind, in a real ComfyUI: pictures, a file that tells where it is from, and the way back from it."""
+
+import base64
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from iteris_core.demo.client import WorkflowFailed
+
+pytestmark = pytest.mark.host
+
+
+def node(kind: str, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+@pytest.fixture(scope="module")
+def scene(host):
+    """A merge for scenes: reported with pictures, saved with the first of them as its cover, and passed on as a stack."""
+    for name in ("first", "second"):  # fewer layers, the same metadata
+        with safe_open(host.loras / f"{name}.safetensors", "pt") as file:
+            middle = {key: file.get_tensor(key) for key in file.keys() if "mid_block" in key}  # noqa: SIM118 (no dict)
+            save_file(middle, host.loras / f"{name}_mid.safetensors", file.metadata())
+    nodes = host.merge("first_mid.safetensors", "second_mid.safetensors", timesteps=1, unconditional_share=0.0)
+    nodes["4"] = node(
+        "IterISScene", tasks=["3", 0], subjects="first_mid: a demo1", styles="", scene_weight=0.1, pictures=False,
+        forms="{first} and {second}", companions="", calibration=["14", 0],
+    )  # fmt: skip
+    nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0)["4"]
+    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["4", 1], target="full_output")
+    nodes["6"] = node("IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0])
+    nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
+    nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
+    nodes["9"] = node("PreviewAny", source=["8", 0])
+    return nodes, host.run(nodes)["outputs"]
+
+
+def metadata_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_scene_captions_are_shown_and_measured(scene):
+    outputs = scene[1]
+    assert outputs["4"]["text"] == ["captions such as\n  a demo1 and a second thing in a park"]
+    report = outputs["5"]["iteris_report"][0]
+    tasks = {entry["task"] for layer in report["layers"] for entry in layer["tasks"]}
+    assert {"first_mid in scenes", "second_mid in scenes"} < tasks
+    assert [lora["trigger"] for lora in report["settings"]["loras"]] == ["a demo1", ""]
+    assert report["settings"]["calibration"]["scene_forms"] == ["{first} and {second}"]
+
+
+def test_the_report_is_shown_as_pictures_and_text(scene):
+    shown = scene[1]["7"]
+    assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) >= 4
+    assert shown["text"][0].startswith("12 layers merged")
+    assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
+
+
+def test_the_file_tells_what_is_in_it(host, scene):
+    metadata = metadata_of(host.output / "loras" / "scene.safetensors")
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["modelspec.title"] == "scene"
+    assert metadata["modelspec.merged_from"] == "first_mid, second_mid"
+    assert metadata["modelspec.trigger_phrase"] == "demo1, demo2"
+    assert json.loads(metadata["ss_tag_frequency"]) == {"1_demo": {"demo1": 10, "demo2": 10}}
+    assert len(metadata["sshs_model_hash"]) == 64 and len(metadata["sshs_legacy_hash"]) == 8
+    cover = Image.open(io.BytesIO(base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2])))
+    assert cover.format == "JPEG" and max(cover.size) == 512 and cover.convert("L").getextrema()[1] > 240
+
+
+def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
+    outputs = scene[1]
+    assert outputs["6"]["text"][1].startswith("read back: 12 of 12 modules, largest difference")
+    stacked = outputs["8"]["iteris_loras"]
+    assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
+        ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase"),
+    ]  # fmt: skip
+
+
+def test_a_recipe_makes_the_same_file_again(host, scene):
+    nodes = {"1": scene[0]["1"], "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True)}
+    settings = {**scene[0]["5"]["inputs"], "tasks": ["5", 0], "calibration": ["5", 1], "alpha": ["5", 3], "rank": ["5", 4]}
+    nodes["6"] = node("IterISMerge", **settings)
+    nodes["7"] = node("IterISSave", merged=["6", 3], file_name="loras/again", overwrite=False)
+    nodes["8"] = node("PreviewAny", source=["5", 2])
+    outputs = host.run(nodes)["outputs"]
+    assert "target: full_output" in outputs["8"]["text"][0]
+    first, again = (load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again"))
+    assert set(first) == set(again)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
+    moved = host.loras / "moved" / "first_mid_renamed.safetensors"
+    moved.parent.mkdir()
+    (host.loras / "first_mid.safetensors").rename(moved)
+    recipe = node("IterISRecipe", lora_name="scene.safetensors", check_files=True)
+    show = {"5": recipe, "8": node("PreviewAny", source=["5", 0])}
+    try:
+        found = host.run(show)["outputs"]["5"]["iteris_loras"]
+        assert found[0]["name"] == "moved/first_mid_renamed.safetensors"
+        save_file(load_file(host.loras / "second_mid.safetensors"), host.loras / "first_mid.safetensors")
+        moved.rename(moved.with_name("hidden.bin"))
+        with pytest.raises(WorkflowFailed, match=r"first_mid\.safetensors is another file than the one that was merged"):
+            host.run(show)
+        recipe["inputs"]["check_files"] = False
+        assert "first_mid.safetensors is another file" in host.run(show)["outputs"]["5"]["text"][0]
+        (host.loras / "first_mid.safetensors").unlink()
+        with pytest.raises(WorkflowFailed, match=r"its LoRA 'first_mid\.safetensors' is not in the loras folders"):
+            host.run(show)
+    finally:
+        next(moved.parent.iterdir()).rename(host.loras / "first_mid.safetensors")
+
+
+def test_a_file_without_a_recipe_says_so(host):
+    nodes = {
+        "5": node("IterISRecipe", lora_name="first.safetensors", check_files=True),
+        "8": node("PreviewAny", source=["5", 0]),
+    }
+    with pytest.raises(WorkflowFailed, match=r"first\.safetensors has no recipe: it was not saved by Save merged LoRA"):
+        host.run(nodes)
+
+
+def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
+    trained = node("IterISTrainedLora", lora=["5", 2], name="mine", strength_model=0.5, prompts="a caption", weight=1.0)
+    nodes = {key: scene[0][key] for key in ("1", "2", "3", "4", "14", "5")} | {"8": trained}
+    nodes["9"] = node("PreviewAny", source=["8", 0])
+    found = host.run(nodes)["outputs"]["8"]["iteris_loras"]
+    assert found == [{"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}]
+    trained["inputs"]["prompts"] = ""
+    with pytest.raises(WorkflowFailed, match="mine has no prompts, and a LoRA that is in no file has no metadata"):
+        host.run(nodes)
