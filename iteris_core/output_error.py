@@ -18,7 +18,7 @@ from .network import Network
 from .rows import wearing
 from .tasks import Sample, Task
 
-# Samples of a task that are looked at, at even distances: a scale is one number, and each try is a forward pass.
+# Samples of a task that are looked at: a scale is one number, and each try is a forward pass.
 SAMPLES = 32
 
 
@@ -45,7 +45,7 @@ class OutputError:
         progress: Called before every forward call; may raise to cancel.
 
     Raises:
-        CalibrationError: The network returns no tensor, or no teacher changes what it returns.
+        CalibrationError: The network returns no tensor or one that is not finite, or no teacher changes what it returns.
     """
 
     def __init__(
@@ -59,25 +59,31 @@ class OutputError:
         self.network, self.adapters, self.progress = network, adapters, progress
         self.wanted: list[_Wanted] = []
         self.total = 0.0
-        everything = {k: 1.0 for k in range(len(adapters))}
         for task in tasks:
-            step = -(-len(task.samples) // SAMPLES)
-            chosen, chunks, scale = task.samples[::step], [], 0.0
-            wears = any(share and adapters[k].deltas for k, share in task.mix.items())
-            for start in range(0, len(chosen) if task.weight else 0, samples_per_chunk):
-                samples = chosen[start : start + samples_per_chunk]
-                reads = [sample.teacher for sample in samples]
-                teacher = self._outputs(adapters, reads, task.mix)
-                reference = self._outputs(adapters, reads, {} if wears else everything)
-                scale += (teacher - reference).square().sum().item()
-                chunks.append(_Wanted(samples, teacher, task.weight))
-            if scale:
-                self.wanted += [replace(chunk, share=chunk.share / scale) for chunk in chunks]
-                self.total += task.weight
+            chunks = self._measure(task, samples_per_chunk) if task.weight else []
+            self.wanted += chunks
+            self.total += task.weight if chunks else 0.0
         if not self.wanted:
             raise CalibrationError(
                 "no task's teacher changes what the network returns, so a scale cannot be searched; set the scale to a number"
             )
+
+    def _measure(self, task: Task, samples_per_chunk: int) -> list[_Wanted]:
+        """Run a task's teacher and its reference; return nothing where they are the same."""
+        chosen, chunks, scale = _some(task.samples), [], 0.0
+        wears = any(share and self.adapters[k].deltas for k, share in task.mix.items())
+        base = {} if wears else {k: 1.0 for k in range(len(self.adapters))}
+        for start in range(0, len(chosen), samples_per_chunk):
+            samples = chosen[start : start + samples_per_chunk]
+            reads = [sample.teacher for sample in samples]
+            teacher = self._outputs(self.adapters, reads, task.mix)
+            scale += (teacher - self._outputs(self.adapters, reads, base)).square().sum().item()
+            chunks.append(_Wanted(samples, teacher, task.weight))
+        if not math.isfinite(scale):
+            raise CalibrationError(
+                f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a NaN"
+            )
+        return [replace(chunk, share=chunk.share / scale) for chunk in chunks] if scale else []
 
     def __call__(self, merged: Adapter) -> float:
         """Return the error; infinite if the output is not finite."""
@@ -94,3 +100,9 @@ class OutputError:
         if not isinstance(outputs, Tensor):
             raise CalibrationError("the network's forward returns no tensor, so there is no output to search a scale by")
         return outputs.detach().cpu().double()
+
+
+def _some(samples: Sequence[Sample]) -> list[Sample]:
+    """Return `SAMPLES` of them at most, chosen at random: at even distances, all might be of one timestep."""
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    return [samples[i] for i in chosen.sort().values.tolist()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..errors import CalibrationError
+
 SMALLEST, LARGEST = 1 / 32, 16.0
 _PARABOLAS, _ROUNDS, _STEP, _CLOSE = 4, 4, 0.1, 0.02
 
@@ -18,6 +20,9 @@ def best_scale(error: Callable[[float], float]) -> float:
 
     Args:
         error: Of a scale; may be infinite.
+
+    Raises:
+        CalibrationError: Every error is infinite.
     """
     known: dict[float, float] = {}
 
@@ -27,7 +32,9 @@ def best_scale(error: Callable[[float], float]) -> float:
         return known[scale]
 
     best = 1.0
-    while math.isinf(at(best)) and best > SMALLEST:
+    while math.isinf(at(best)):
+        if best <= SMALLEST:
+            raise CalibrationError(f"no scale from {SMALLEST} to 1 gives a finite output of the network; use a wider precision")
         best /= 2
     for factor in (0.5, 2.0):
         while SMALLEST <= best * factor <= LARGEST and at(best * factor) < at(best):

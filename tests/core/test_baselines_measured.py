@@ -314,6 +314,11 @@ def test_best_scale_finds_the_bottom_of_a_bowl(bowl, best, floor):
     assert len(asked) == len(set(asked)) <= 11
 
 
+def test_no_scale_at_all_is_an_error():
+    with pytest.raises(CalibrationError, match="no scale from 0.03125 to 1 gives a finite output"):
+        best_scale(lambda scale: math.inf)
+
+
 @given(target=st.lists(st.floats(0.2, 2.0), min_size=1, max_size=5))
 def test_best_coefficients_find_the_bottom_of_a_bowl(target):
     found = best_coefficients(lambda c: sum((a - b) ** 2 for a, b in zip(c, target, strict=True)), len(target))
@@ -337,7 +342,7 @@ def test_the_error_that_is_searched_is_fidelitys(toy, net, chunk):
     calls = []
     many = [dataclasses.replace(tasks[0], samples=model.samples(100)), tasks[3]]
     OutputError(model.network(), adapters, many, 8, lambda: calls.append(0))
-    assert len(calls) == 2 * (4 + 1)  # 25 of the 100 samples, 3 of the other task; a teacher and a reference each
+    assert len(calls) == 2 * (4 + 1)  # 32 of the 100 samples, 3 of the other task; a teacher and a reference each
 
 
 def test_a_teacher_that_changes_nothing_is_no_measure_of_a_scale(toy, net):
@@ -385,6 +390,15 @@ def test_a_scale_is_a_factor(toy, net):
 
 
 # --- errors ---
+
+
+def test_a_search_needs_an_output_that_is_finite(toy, net):
+    model, adapters, tasks = net
+    broken = dataclasses.replace(
+        tasks[1], samples=[Sample((torch.full((4, 6), math.inf).double(), torch.zeros(3, 5).double()))]
+    )
+    with pytest.raises(CalibrationError, match="task 'b': the network's output is not finite"):
+        OutputError(model.network(), adapters, [tasks[0], broken], 8)
 
 
 def test_a_search_needs_the_output_of_the_network(toy, net):
