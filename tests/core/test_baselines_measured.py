@@ -315,7 +315,7 @@ def test_best_scale_finds_the_bottom_of_a_bowl(bowl, best, floor):
 
 
 def test_no_scale_at_all_is_an_error():
-    with pytest.raises(CalibrationError, match="no scale from 0.03125 to 1 gives a finite output"):
+    with pytest.raises(CalibrationError, match=r"no scale from 0\.03125 to 1 gives a finite output"):
         best_scale(lambda scale: math.inf)
 
 
