@@ -1,0 +1,85 @@
+"""Every workflow of `workflows/api`, queued on a real ComfyUI: with small LoRAs, few samples and small pictures."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from iteris_core.demo.checkpoint import write_lora
+
+pytestmark = pytest.mark.host
+FOLDER = Path(__file__).parents[2] / "workflows" / "api"
+SMALL = {
+    "IterISCalibration": {
+        "trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.0,
+    },
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 1},
+    "TrainLoraNode": {"steps": 1, "rank": 2},
+}  # fmt: skip
+
+
+def small(name: str) -> dict:
+    """Return a workflow with the small files of `files`, and as little work in it as it can have."""
+    nodes = json.loads((FOLDER / f"{name}.json").read_text())
+    for node in nodes.values():
+        for key, value in node["inputs"].items():
+            if isinstance(value, str):
+                node["inputs"][key] = re.sub(r"\b(first|second|third)(?=\.safetensors|:)", r"small_\1", value)
+        node["inputs"].update(SMALL.get(node["class_type"], {}))
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def files(host):
+    """Three LoRAs of the middle block, with the metadata that kohya's trainer writes, and a picture."""
+    for seed, name in enumerate(("first", "second", "third"), 1):
+        write_lora(host.loras / "whole.safetensors", seed=seed)
+        with safe_open(host.loras / "whole.safetensors", "pt") as file:
+            middle = {key: file.get_tensor(key) for key in file.keys() if "mid_block" in key}  # noqa: SIM118 (no dict)
+            save_file(middle, host.loras / f"small_{name}.safetensors", file.metadata())
+    (host.base / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), "teal").save(host.base / "input" / "example.png")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_it_runs(host, files, name):
+    if name == "from_recipe" and not list((host.output / "loras").glob("iteris_merged.safetensors")):
+        host.run(small("merge_two_loras"))
+    nodes = small(name)
+    if name == "train_and_merge" and host.client.object_info("TrainLoraNode")["output"][1] != "LORA_MODEL":
+        pytest.skip("Train LoRA of newer ComfyUIs has other inputs and outputs")
+    outputs = host.run(nodes)["outputs"]
+    merges = [key for key, node in nodes.items() if node["class_type"] == "IterISMerge"]
+    saved = [key for key, node in nodes.items() if node["class_type"] == "IterISSave"]
+    assert len(merges) == len(saved) == 1
+    assert outputs[merges[0]]["iteris_report"][0]["layers"]
+    assert outputs[saved[0]]["text"][1].startswith("read back:")
+    pictures = [key for key, node in nodes.items() if node["class_type"] in ("SaveImage", "IterISReport")]
+    assert all(outputs[key]["images"] for key in pictures)
+    if name == "compare_grid":
+        assert len(outputs["80"]["images"]) == 5
+    if name == "reduce_rank":
+        assert {layer["rank"] for layer in outputs["4"]["iteris_report"][0]["layers"]} == {4}
+
+
+def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
+    def client(workflow):
+        (tmp_path / "workflow.json").write_text(json.dumps(workflow))
+        command = [sys.executable, FOLDER / "run.py", tmp_path / "workflow.json", host.server.address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    workflow = small("from_lora_stack")
+    done = client(workflow)
+    assert done.returncode == 0, done.stderr
+    assert "node 5:" in done.stdout and "read back: 12 of 12 modules" in done.stdout
+    workflow["2"]["inputs"]["text"] = ""
+    assert "IterISStack: there is no LoRA in the stack" in client(workflow).stderr
+    workflow["3"]["inputs"]["trajectories"] = 0
+    assert "value_smaller_than_min" in client(workflow).stderr
