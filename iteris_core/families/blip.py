@@ -106,21 +106,23 @@ def stream_of(path: str) -> str:
 
 
 def network_of(model: nn.Module, *, head: bool = False) -> Network:
-    """Return a BLIP captioning model as the engines see it; rows are `CaptionRow`.
+    """Return a BLIP captioning model as the engines see it; rows are `CaptionRow`, outputs the last hidden states or logits.
+
+    Outputs are 0 where a caption has padding.
 
     Args:
         model: As `load_base` returns it.
         head: Whether to run the layers that make words of the decoder's outputs, too.
     """
 
-    def forward(rows: Sequence[CaptionRow]) -> None:
+    def forward(rows: Sequence[CaptionRow]) -> Tensor:
         pixels, ids, mask = (
             torch.stack([getattr(row, part) for row in rows]).to(model.device) for part in ("pixels", "ids", "mask")
         )
         picture = model.vision_model(pixel_values=pixels.to(model.dtype)).last_hidden_state
         seen = torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device)
         decoder = model.text_decoder if head else model.text_decoder.bert
-        decoder(
+        answers = decoder(
             input_ids=ids,
             attention_mask=mask,
             encoder_hidden_states=picture,
@@ -128,6 +130,7 @@ def network_of(model: nn.Module, *, head: bool = False) -> Network:
             is_decoder=True,
             use_cache=False,
         )
+        return (answers.logits if head else answers.last_hidden_state) * mask[..., None]
 
     return Network(dict(model.named_modules()), forward, stream_of)
 

@@ -63,7 +63,9 @@ def in_encoder(path: str) -> bool:
 
 
 def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) -> Network:
-    """Return an encoder-decoder as the engines see it; rows are `TokenRow`.
+    """Return an encoder-decoder as the engines see it; rows are `TokenRow`, outputs the last hidden states or logits.
+
+    Outputs are 0 where a row has padding.
 
     Args:
         model: As `load_base` returns it.
@@ -71,22 +73,22 @@ def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) ->
         head: Whether to run the layer that makes words of the decoder's outputs, too.
     """
 
-    def forward(rows: Sequence[TokenRow]) -> None:
+    def forward(rows: Sequence[TokenRow]) -> Tensor:
         inputs = {"input_ids": stacked([row.ids for row in rows]), "attention_mask": stacked([row.mask for row in rows])}
         if not decoder:
-            model.get_encoder()(**inputs)
-            return
+            return model.get_encoder()(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
         decoder_ids = stacked([row.decoder_ids for row in rows])
+        counts = stacked([row.decoder_mask for row in rows])[..., None]
         if head:
-            model(**inputs, decoder_input_ids=decoder_ids, use_cache=False)
-            return
+            return model(**inputs, decoder_input_ids=decoder_ids, use_cache=False).logits * counts
         states = model.get_encoder()(**inputs).last_hidden_state
-        model.get_decoder()(
+        answers = model.get_decoder()(
             input_ids=decoder_ids,
             encoder_hidden_states=states,
             encoder_attention_mask=inputs["attention_mask"],
             use_cache=False,
         )
+        return answers.last_hidden_state * counts
 
     def stacked(rows: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(rows)).to(model.device)

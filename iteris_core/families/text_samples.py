@@ -116,11 +116,12 @@ def read_token_ids(path: Path) -> list[list[TextSample]]:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """What one row of a batch reads: token ids (length,), which of them are no padding, and the decoder's inputs."""
+    """What one row of a batch reads: token ids (length,), which of them are no padding, and the same of the decoder."""
 
     ids: Tensor
     mask: Tensor
     decoder_ids: Tensor | None = None
+    decoder_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,17 @@ def token_samples(
     mask = padded([torch.ones_like(sample.ids) for sample in flat], length, 0)
     counts = {ENCODER_STREAM: mask}
     decoder_ids: Sequence[Tensor | None] = [None] * len(flat)
+    decoder_mask: Sequence[Tensor | None] = [None] * len(flat)
     if flat[0].target is not None:
         labels = padded([s.target for s in flat], max(len(s.target) for s in flat), IGNORED_LABEL)
-        decoder_ids = shift_right(labels)
-        counts[DECODER_STREAM] = (labels != IGNORED_LABEL).long()
+        decoder_ids, decoder_mask = shift_right(labels), (labels != IGNORED_LABEL).long()
+        counts[DECODER_STREAM] = decoder_mask
     counts = {} if padding == "count" else {stream: c.float() for stream, c in counts.items() if not c.all()}
     rows = iter(
-        Sample(TokenRow(ids[i], mask[i], decoder_ids[i]), token_weights={stream: c[i] for stream, c in counts.items()})
+        Sample(
+            TokenRow(ids[i], mask[i], decoder_ids[i], decoder_mask[i]),
+            token_weights={stream: c[i] for stream, c in counts.items()},
+        )
         for i in range(len(flat))
     )
     return [[next(rows) for _ in task] for task in tasks]

@@ -139,6 +139,28 @@ def test_the_command_merges_pictures_and_captions(folder, pictures, tiny, tmp_pa
     assert wrong.stderr.count("\n") == 1
 
 
+def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, pictures, tiny, tmp_path):
+    arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--images", pictures / "plain",
+                 "--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5", "--json", tmp_path / "report.json",
+                 "--output", tmp_path / "out", "--save-model", tmp_path / "model"]  # fmt: skip
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert (done.exit_code, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["settings"]["samples"], report["settings"]["weights"]) == ([3, 2], [1.0, 0.5])
+    assert [task["task"] for task in report["layers"][0]["tasks"]] == ["one", "base model (preserve)"]
+    inputs = {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(4, 50, (2, 5))}
+    with torch.no_grad():
+        whole = BlipForConditionalGeneration.from_pretrained(tmp_path / "model").eval()(**inputs).logits
+        adapted = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        plain = make_blip()(**inputs).logits
+    assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
+    assert not torch.allclose(whole, plain, atol=1e-2)
+    assert (
+        load_processor(str(tmp_path / "model")).tokenizer("w1")["input_ids"]
+        == load_processor(str(folder / "base")).tokenizer("w1")["input_ids"]
+    )
+
+
 def test_captions_begin_with_the_models_start_token_and_have_no_end_token(folder, pictures):
     processor = load_processor(str(folder / "base"))
     sample = read_images(pictures / "captions.jsonl")[0]

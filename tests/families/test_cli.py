@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from iteris_core.cli import app
@@ -168,9 +168,53 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
     assert again.stderr == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow overwriting\n"
 
 
+def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tiny, tmp_path):
+    arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--save-model", tmp_path / "model"]
+    arguments += ["--preserve", texts / "one.txt", "--preserve-weight", "0.5", "--json", tmp_path / "report.json"]
+    done = in_process(*arguments)
+    assert (done.exit_code, done.stderr) == (0, "")
+    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert (settings["samples"], settings["weights"]) == ([3, 2, 3], [1.0, 1.0, 0.5])
+    whole = tiny.logits(T5ForConditionalGeneration.from_pretrained(tmp_path / "model"))
+    with_adapter = tiny.logits(tiny.peft(tiny.t5(), tmp_path / "out"))
+    assert torch.allclose(whole, with_adapter, rtol=0, atol=1e-5 * with_adapter.abs().max().item())
+    assert not torch.allclose(whole, tiny.logits(tiny.t5()), atol=1e-2)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("w1 w9")["input_ids"] == [4, 12, 1]
+    again = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "other"), "--save-model", tmp_path / "model")
+    assert again.exit_code == 2
+    assert (
+        again.stderr == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another folder, or allow overwriting\n"
+    )
+    assert not (tmp_path / "other").exists()
+    assert in_process(*arguments, "--overwrite").exit_code == 0
+
+
+def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
+    preserved = GOLDEN / "two_tasks" / "golden.safetensors"
+    done = in_process(
+        *golden_arguments("two_tasks", tmp_path / "out", "--save-model", tmp_path / "model", "--preserve", preserved)
+    )
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"{tmp_path / 'model'} holds the model alone" in done.stdout
+    assert T5ForConditionalGeneration.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("method", ["ties", "regmean", "regmean_pp", "task_arithmetic", "hyper_linear", "mix_of_show"])
+def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tiny, tmp_path, method):
+    done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert tiny.logits(tiny.peft(tiny.t5(), tmp_path / "out")).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
+        (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
+        (["--method-option", "density=x"], "a word stands where a number is expected"),
+        (["--preserve", "/nowhere"], "/nowhere: cannot be read as text"),
+        (["--preserve-weight", "-1", "--preserve", "{texts}/one.txt"], "the preserve task has weight -1.0"),
+        (["--save-model", "{output}"], "--save-model and --output are both"),
         (["--weights", "1,x"], "--weights is '1,x'"),
         (["--alpha", "-1"], "alpha is -1.0"),
         (["--rank", "most"], "rank is 'most'"),
@@ -182,6 +226,7 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path, more, said):
+    more = [part.format(texts=texts, output=tmp_path / "out") for part in more]
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more)
     assert done.exit_code == 2
     assert done.stderr.startswith("iteris merge t5: ")

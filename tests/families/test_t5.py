@@ -1,9 +1,12 @@
 """T5 and BART: encoder, decoder and cross-attention, on tiny random models."""
 
+import copy
+
 import pytest
 import torch
 
-from iteris_core import CalibrationError, ConfigError, MergeConfig, Task, merge
+from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Task, merge
+from iteris_core.families.merged_model import save_merged_model
 from iteris_core.families.t5 import load_base, merge_t5, network_of, prepare, stream_of, with_targets
 from iteris_core.families.text_samples import Encoded, TextOptions, TextSample, read_texts, read_token_ids
 from iteris_core.formats import peft
@@ -182,6 +185,80 @@ def test_a_preserve_task_works_beside_the_adapters(base, folders, tiny):
     report = merge(network_of(base), adapters, tasks).report
     assert any(entry.task == "preserve" and not entry.wears for layer in report.layers for entry in layer.tasks)
     assert network.modules.keys() == network_of(base).modules.keys()
+
+
+@pytest.mark.parametrize("options", [{}, {"head": True}, {"decoder": False}], ids=str)
+def test_outputs_are_those_of_the_model_and_0_where_there_is_padding(base, options):
+    _, (rows, _) = prepare(base, [adapter_of_the_decoder()], both(), TextOptions())
+    network = network_of(base, **options)
+    with torch.no_grad():
+        outputs = network.forward([sample.teacher for sample in rows])
+        for sample, found, given in zip(rows, outputs, samples_of(0), strict=True):
+            inputs = {"input_ids": given.input[None]}
+            states = base.get_encoder()(**inputs).last_hidden_state
+            if options == {"head": True}:
+                states = base(**inputs, labels=given.target[None]).logits
+            elif not options:
+                read = sample.teacher.decoder_ids[None, : len(given.target)]
+                states = base.get_decoder()(input_ids=read, encoder_hidden_states=states).last_hidden_state
+            length = states.shape[1]
+            torch.testing.assert_close(found[:length], states[0], rtol=1e-4, atol=1e-5)
+            assert not found[length:].any()
+
+
+def adapter_of_the_decoder():
+    path = "decoder.block.0.layer.0.SelfAttention.q"
+    return Adapter("decoder", {path: LowRankDelta(torch.ones(32, 1), torch.ones(1, 32))})
+
+
+def drift(base, deltas, samples, tiny):
+    """Return how far a model with these deltas answers from the base, relative to the base's hidden states."""
+    changed = tiny.with_deltas(copy.deepcopy(base), deltas)
+    with torch.no_grad():
+        pairs = [
+            [model(input_ids=s.input[None], decoder_input_ids=s.target[None]).logits for model in (base, changed)]
+            for s in samples
+        ]
+    return (sum((a - b).norm() ** 2 for a, b in pairs) / sum(a.norm() ** 2 for a, _ in pairs)).sqrt().item()
+
+
+@pytest.mark.parametrize("targets", [True, False])
+def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix(base, folders, tiny, targets):
+    ordinary = samples_of(7, targets=targets)
+    plain = merge_t5(base, folders, both())
+    kept = merge_t5(base, folders, both(), preserve=ordinary, preserve_weight=2.0)
+    if targets:
+        before, after = (drift(base, result.adapter.deltas, ordinary, tiny) for result in (plain, kept))
+        assert after < 0.8 * before
+    adapters, mixes = [peft.load(folder, tiny.shapes(base)) for folder in folders], [{0: 1.0}, {1: 1.0}, {}]
+    network, rows = prepare(base, adapters, [*both(), ordinary], TextOptions(), mixes=mixes)
+    tasks = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
+    assert_close(kept.adapter.deltas, merge(network, adapters, tasks).adapter.deltas, 1e-6)
+    assert [task.task for task in kept.report.layers[0].tasks] == ["one", "two", "base model (preserve)"]
+    assert (kept.report.settings["samples"], kept.report.settings["weights"]) == ([4, 4, 4], [1.0, 1.0, 2.0])
+    if not targets:
+        inputs = [Encoded(sample.input, None) for sample in ordinary]
+        answered = [TextSample(s.ids, s.target) for s in with_targets(base, adapters, inputs, {})]
+        again = merge_t5(base, folders, both(), preserve=answered, preserve_weight=2.0)
+        assert_close(kept.adapter.deltas, again.adapter.deltas, 1e-5)
+
+
+def test_a_preserve_weight_of_0_is_no_preserve_task(base, folders):
+    plain, without = (
+        merge_t5(base, folders, both()),
+        merge_t5(base, folders, both(), preserve=samples_of(7), preserve_weight=0.0),
+    )
+    assert_close(without.adapter.deltas, plain.adapter.deltas, 1e-7)
+    with pytest.raises(ConfigError, match=r"the preserve task has weight -1\.0"):
+        merge_t5(base, folders, both(), preserve=samples_of(7), preserve_weight=-1.0)
+
+
+def test_a_whole_model_with_a_tied_layer_is_refused(base, tiny, tmp_path):
+    model = tiny.t5(tie_word_embeddings=True)
+    adapter = Adapter("head", {"lm_head": LowRankDelta(torch.ones(60, 1), torch.ones(1, 32))})
+    with pytest.raises(AdapterError, match="head: 'lm_head' shares its weight with another module"):
+        save_merged_model(model, adapter, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_samples_from_files(tmp_path):
