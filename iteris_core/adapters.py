@@ -140,6 +140,12 @@ def target_layers(adapters: Sequence[Adapter]) -> list[str]:
     return list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
 
 
+def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """Return the adapters' names, with a number where several have the same."""
+    names = [adapter.name for adapter in adapters]
+    return tuple(name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names))
+
+
 def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
     """Return the mean of the adapters' bias and norm changes; an adapter without one counts as zero there.
 

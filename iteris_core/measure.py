@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, LowRankDelta, moved, stack
-from .answer import LayerSolution
+from .adapters import Adapter, LowRankDelta, moved, names_of
 from .config import MergeConfig
 from .errors import CalibrationError, SolveError
+from .layer_report import figures_of
 from .layers import (
     base_weight_and_bias,
     codes_of,
@@ -21,10 +21,10 @@ from .layers import (
     token_count,
     weight_shape,
 )
-from .report import LayerReport, TaskAtLayerReport
+from .report import LayerReport
 from .rows import Block, Chunk, worn_delta
 from .shared_inputs import SharedInput, SharedInputs
-from .solve import LayerSolver, TaskAtLayer, solve_layer, squared_residual, student_energy
+from .solve import LayerSolver, TaskAtLayer, solve_layer
 from .statistics import InputMoments, TaskStatistics, product_dtype, statistics_device
 from .tasks import Task
 
@@ -49,6 +49,7 @@ class Measurement:
     device: torch.device  # of the rows
     sums_device: torch.device
     dtype: torch.dtype
+    names: tuple[str, ...]  # of the adapters
     deltas: dict[int, LowRankDelta]
     worn: list[LowRankDelta | None]
     statistics: list[TaskStatistics]
@@ -106,6 +107,7 @@ class Measurement:
             device=x.device,
             sums_device=sums_device,
             dtype=dtype,
+            names=names_of(adapters),
             deltas={
                 k: adapter.deltas[path].to(device=sums_device, dtype=torch.float64)
                 for k, adapter in enumerate(adapters)
@@ -215,7 +217,8 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
-        report = _layer_report(self.path, self.deltas, tasks, saved.to(dtype=torch.float64), solution)
+        deltas = {k: (self.names[k], delta) for k, delta in self.deltas.items()}
+        report = figures_of(self.path, deltas, tasks, saved.to(dtype=torch.float64), solution)
         self.statistics.clear()  # paused chunks still hold this measurement; one layer's sums at a time
         return SolvedLayer(saved, report, solution.values)
 
@@ -236,37 +239,3 @@ def _picked_tokens(module: nn.Module, count: int, tasks: Sequence[Task], config:
     if most == count:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:most].sort().values
-
-
-def _layer_report(
-    path: str,
-    deltas: Mapping[int, LowRankDelta],
-    tasks: Sequence[TaskAtLayer],
-    merged: LowRankDelta,
-    solution: LayerSolution,
-) -> Callable[[], LayerReport]:
-    """Return a function that reads the figures from the device: reading now would make every layer wait for it."""
-    counted = [(task, lam) for task, lam in zip(tasks, solution.lambdas, strict=True) if task.counts]
-    tasks, lambdas = [task for task, _ in counted], torch.stack([lam for _, lam in counted])
-    together = stack(list(deltas.values()), [1.0] * len(deltas))
-    left = torch.stack([squared_residual(task, merged) for task in tasks])
-    stacked = torch.stack([student_energy(task, together) for task in tasks])
-    own = torch.stack([task.delta_energy() for task in tasks])
-    reference = torch.where(own > 0, own, stacked)
-    residuals = torch.where(reference > 0, (left / reference).sqrt(), torch.zeros_like(left))
-    facts = [(task.name, task.worn is not None, task.statistics.inputs.tokens) for task in tasks]
-    cut, plain_cut, rank = solution.cut, solution.plain_cut, merged.rank
-
-    def read() -> LayerReport:
-        figures = zip(facts, residuals.tolist(), lambdas.tolist(), strict=True)
-        return LayerReport(
-            path=path,
-            rank=rank,
-            tasks=tuple(
-                TaskAtLayerReport(task, residual, weight, tokens, wears) for (task, wears, tokens), residual, weight in figures
-            ),
-            cut=0.0 if cut is None else cut.item(),
-            plain_cut=None if plain_cut is None else plain_cut.item(),
-        )
-
-    return read

@@ -10,6 +10,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Interference:
+    """How much of an adapter gets into a task that is not its own, on the student's inputs.
+
+    Args:
+        adapter: The adapter's name.
+        stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked, relative to what the task
+            is about (see `TaskAtLayerReport.residual`).
+        merged: The part of it that is left after the merge, ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~ dW_k^T||^2`` of the same;
+            below 0: less than nothing.
+    """
+
+    adapter: str
+    stacked: float
+    merged: float
+
+
+@dataclass(frozen=True)
 class TaskAtLayerReport:
     """How one task fares at one layer.
 
@@ -20,6 +37,7 @@ class TaskAtLayerReport:
         weight: lambda, the weight of the task in the solve.
         tokens: Tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
+        interference: Of the adapters that the teacher does not wear.
     """
 
     task: str
@@ -27,6 +45,7 @@ class TaskAtLayerReport:
     weight: float
     tokens: int
     wears: bool = True
+    interference: tuple[Interference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,18 @@ class MergeReport:
                 if entry.wears == wears:
                     by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
         return by_task
+
+    def interference(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute value of ``merged``."""
+        found: dict[tuple[str, str], list[Interference]] = {}
+        for layer in self.layers:
+            for entry in layer.tasks:
+                for other in entry.interference:
+                    found.setdefault((entry.task, other.adapter), []).append(other)
+        return {
+            pair: (statistics.median(o.stacked for o in others), statistics.median(abs(o.merged) for o in others))
+            for pair, others in found.items()
+        }
 
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers]

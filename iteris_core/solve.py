@@ -23,7 +23,7 @@ from .adapters import LowRankDelta, stack
 from .answer import LayerSolution, dense_answer, thin_answer
 from .config import MergeConfig
 from .errors import SolveError
-from .statistics import InputMoments, TaskStatistics, product_of_rows
+from .statistics import InputMoments, TaskStatistics, joint_product
 from .system import factorise
 
 # solves one layer, with the arguments of `solve_layer`; a rival method is another one
@@ -175,7 +175,7 @@ def _sample_space_solution(
     counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.counts]
     roots = [lam.sqrt() for _, lam in counted]
     unscaled = [task.statistics.inputs.student_rows() for task, _ in counted]
-    matrix = product_of_rows(unscaled)
+    matrix = joint_product([task.statistics.inputs for task, _ in counted]).clone()
     parts = torch.tensor([len(rows) for rows in unscaled]).cumsum(0).tolist()
     blocks = [slice(stop - len(rows), stop) for rows, stop in zip(unscaled, parts, strict=True)]
     sizes = torch.stack([lam * matrix[block, block].norm() for (_, lam), block in zip(counted, blocks, strict=True)])
@@ -198,19 +198,3 @@ def _sample_space_solution(
     rest = targets - rows @ prior.T
     down = prior + (rows.T @ system.other_half(system.half(rest))).T
     return LayerSolution(LowRankDelta(together.up, down), lambdas)
-
-
-def squared_residual(task: TaskAtLayer, merged: LowRankDelta) -> Tensor:
-    """Return ``||T_g - X~_g dW^T||_F^2`` from the statistics, 0-dim."""
-    statistics, overlap = task.statistics, task.statistics.inputs.energy.new_zeros(())
-    if task.worn is not None:
-        overlap = overlap + ((merged.up.T @ task.worn.up) * (merged.down @ statistics.cross)).sum()
-    if statistics.drift is not None:
-        overlap = overlap + (merged.up.T * (merged.down @ statistics.drift)).sum()
-    target = task.delta_energy() if statistics.target_energy is None else statistics.target_energy
-    return (target - 2 * overlap + student_energy(task, merged)).clamp_min(0)
-
-
-def student_energy(task: TaskAtLayer, delta: LowRankDelta) -> Tensor:
-    """Return ``||X~_g dW^T||_F^2``, what a delta does on the student's inputs, 0-dim."""
-    return ((delta.up.T @ delta.up) * task.statistics.inputs.form(delta.down)).sum().clamp_min(0)

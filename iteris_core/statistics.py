@@ -15,6 +15,8 @@ from .adapters import moved
 
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in float64.
 TOKENS_PER_PRODUCT = 2048
+# Columns of a symmetric product that are computed together: wide enough for a fast product, narrow enough to skip much.
+BLOCK = 256
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -41,12 +43,38 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += moved(a[part].T @ b[part], total.device, total.dtype)
 
 
-def product_of_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Return ``Z Z^T`` of the stacked rows, (rows, rows), float64 from short products of their own precision."""
-    rows = torch.cat(list(parts))
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    add_product(total, rows.T, rows.T)
+def add_square(total: Tensor, rows: Tensor) -> None:
+    """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror` fills in the rest.
+
+    Blocks are `BLOCK` columns wide. With many of them that is half the work of the whole product.
+    """
+    for start in range(0, rows.shape[1], BLOCK):
+        add_product(total[start : start + BLOCK, start:], rows[:, start : start + BLOCK], rows[:, start:])
+
+
+def mirror(total: Tensor) -> Tensor:
+    """Return the whole of a symmetric matrix of which `add_square` made a half; in place."""
+    for start in range(0, len(total), BLOCK):
+        total[start + BLOCK :, start : start + BLOCK] = total[start : start + BLOCK, start + BLOCK :].T
     return total
+
+
+def product_of_rows(rows: Tensor) -> Tensor:
+    """Return ``Z Z^T``, (rows, rows), float64 from short products of the rows' own precision."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    add_square(total, rows.T)
+    return mirror(total)
+
+
+def joint_product(parts: Sequence[InputMoments]) -> Tensor:
+    """Return ``Z Z^T`` of several tasks' kept rows, one below the other; layers that share an input share it, so do not write.
+
+    The first task's moments keep it, and are gone with the input.
+    """
+    first = parts[0]
+    if first.joint is None or first.joint[0] != tuple(map(id, parts)):
+        first.joint = tuple(map(id, parts)), product_of_rows(torch.cat([part.student_rows() for part in parts]))
+    return first.joint[1]
 
 
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
@@ -73,7 +101,9 @@ class InputMoments:
         self.energy = self.zeros()
         self.rows: list[Tensor] | None = [] if keep_rows else None
         self.cross_gram = self.zeros(d_in, d_in) if cross_gram else None
+        self.joint: tuple[tuple[int, ...], Tensor] | None = None  # see `joint_product`
         self._gram = None if keep_rows else self.zeros(d_in, d_in)
+        self._mirrored = True  # whether the Gram matrix is whole, not only filled in above its diagonal
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
@@ -81,7 +111,8 @@ class InputMoments:
     def add(self, teacher: Tensor, student: Tensor) -> None:
         """Add rows of X and X~, (tokens, d_in), already multiplied by the roots of their token weights."""
         if self.rows is None:
-            add_product(self._gram, student, student)
+            add_square(self._gram, student)
+            self._mirrored = False
         else:
             self.rows.append(student.to(device=self.device))
         self.energy += _energy(teacher, self.device)
@@ -93,7 +124,11 @@ class InputMoments:
         """X~^T X~, (d_in, d_in)."""
         if self._gram is None:
             self._gram = self.zeros(self.d_in, self.d_in)
-            add_product(self._gram, self.student_rows(), self.student_rows())
+            add_square(self._gram, self.student_rows())
+            self._mirrored = False
+        if not self._mirrored:
+            mirror(self._gram)
+            self._mirrored = True
         return self._gram
 
     def student_rows(self) -> Tensor:
@@ -104,16 +139,14 @@ class InputMoments:
 
     def size(self) -> Tensor:
         """Return ``||X~^T X~||_F``, 0-dim."""
-        if self._gram is None:
-            return product_of_rows([self.student_rows()]).norm()
-        return self._gram.norm()
+        return product_of_rows(self.student_rows()).norm() if self._gram is None else self.gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
         """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
         if self._gram is None:
             codes = self.student_rows().to(down.dtype) @ down.T
             return codes.T @ codes
-        return down @ self._gram @ down.T
+        return down @ self.gram @ down.T
 
     def bytes(self) -> int:
         """Return the memory that the sums take."""

@@ -19,8 +19,8 @@ from ..merge import MergeResult
 from ..network import Network
 from ..report import TaskFidelity
 from ..rows import wearing
-from ..tasks import Sample, Task
-from .diffusion_samples import Context, Contexts, Plan, PromptedAdapter, Reading, UnetRow, common_length, unet_samples
+from ..tasks import Task
+from .diffusion_samples import Context, Contexts, Plan, PromptedAdapter, Reading, common_length, unet_samples
 from .diffusion_sampling import own_runs, sample_runs
 from .stable_diffusion import StableDiffusion, StageProgress
 

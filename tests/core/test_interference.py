@@ -1,0 +1,51 @@
+"""How much of one adapter gets into another's task: the report's figures against plain matrices."""
+
+import pytest
+import torch
+
+from iteris_core import Task
+
+
+@pytest.mark.parametrize("settings", [{}, {"target": "full_output"}, {"samples_per_chunk": 1}], ids=str)
+def test_interference_is_measured_on_the_students_inputs(toy, settings):
+    net = toy.build("one layer")
+    adapters = [net.adapter("a"), net.adapter("b", rank=1)]
+    # enough tokens for the Gram matrix, teacher and student reading different things, and a task for nobody
+    samples = [[toy.Sample(net.make_row(), net.make_row()) for _ in range(3)] for _ in range(3)]
+    tasks = [Task("a", samples[0], {0: 1.0}), Task("b", samples[1], {1: 1.0}), Task("preserve", samples[2], {})]
+    result = toy.merge_toy(net, adapters, tasks, **settings)
+    merged, deltas = toy.dense(result.adapter)["layer"], [toy.dense(adapter)["layer"] for adapter in adapters]
+    (layer,) = result.report.layers
+    found = {(entry.task, other.adapter): other for entry in layer.tasks for other in entry.interference}
+    assert set(found) == {("a", "b"), ("b", "a"), ("preserve", "a"), ("preserve", "b")}
+    for task, own in zip(tasks, [deltas[0], deltas[1], None], strict=True):
+        x, student = (
+            net.dense_input([side(sample) for sample in task.samples], "layer")
+            for side in (lambda sample: sample.teacher, lambda sample: sample.student)
+        )
+        wanted = student @ sum(deltas).T if own is None else x @ own.T
+        error = student @ merged.T - (0 if own is None else wanted)
+        for name, delta in zip("ab", deltas, strict=True):
+            if (task.name, name) in found:
+                other = student @ delta.T
+                stacked = (other.norm() / wanted.norm()).item()
+                left = ((error * other).sum() / other.square().sum()).item() * stacked
+                entry = found[task.name, name]
+                assert (entry.stacked, entry.merged) == (pytest.approx(stacked, rel=1e-8), pytest.approx(left, rel=1e-6))
+
+
+def test_the_whole_reports_interference_is_a_median_over_layers(toy):
+    net = toy.build("attention")
+    adapters = [net.adapter("same"), net.adapter("same")]
+    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
+    pairs = result.report.interference()
+    assert set(pairs) == {("same", "same (1)"), ("same", "same (2)")}
+    stacked = [
+        other.stacked
+        for layer in result.report.layers
+        for entry in layer.tasks
+        for other in entry.interference
+        if other.adapter == "same (2)"
+    ]
+    assert pairs["same", "same (2)"][0] == pytest.approx(torch.tensor(stacked).double().quantile(0.5).item())
+    assert all(left < before for before, left in pairs.values())
