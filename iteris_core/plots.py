@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,8 @@ def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]
         yield "Mean residual of the LoRAs at every layer, by method", lambda figure: _comparison(figure, [report, *others])
     if report.fidelity:
         yield "The whole model, on samples that the merge has not seen", lambda figure: _fidelity(figure, report)
+    if hasattr(report, "interference") and report.interference():
+        yield "How much of each LoRA gets into the others' pictures", lambda figure: _interference(figure, report)
     yield "Weight of each task (lambda) at every layer", lambda figure: _balance(figure, report)
     yield "Rank of the merged LoRA at every layer", lambda figure: _ranks(figure, report)
     if report.changes:
@@ -174,6 +177,24 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
         axes.set_xlim(min(0.0, *known) if known else 0.0, 1.25 * max(1.0, *known))
     left.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=12)
     left.invert_yaxis()
+
+
+def _interference(figure: Any, report: MergeReport) -> None:
+    found = report.interference()
+    tasks, adapters = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    sides = figure.subplots(1, 2, sharey=True)
+    highest = max(1e-6, *(value for both in found.values() for value in both))
+    for k, (axes, title) in enumerate(zip(sides, ("LoRAs stacked", "merged"), strict=True)):
+        table = [[found.get((task, adapter), (math.nan,) * 2)[k] for adapter in adapters] for task in tasks]
+        image = axes.imshow(table, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
+        for row, column in itertools.product(range(len(tasks)), range(len(adapters))):
+            value = table[row][column]
+            color = "white" if value < highest / 2 else "black"
+            axes.text(column, row, "own" if math.isnan(value) else f"{value:.2f}", color=color, ha="center", va="center")
+        axes.set_title(title, fontsize=13)
+        axes.set_xticks(range(len(adapters)), [_short(name, 24) for name in adapters], rotation=30, ha="right")
+        axes.set_yticks(range(len(tasks)), [_short(name, 30) for name in tasks])
+    figure.colorbar(image, ax=list(sides), label="relative to what the task is about")
 
 
 def _changes(figure: Any, report: MergeReport) -> None:

@@ -63,6 +63,11 @@ class Calibration(io.ComfyNode):
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
                     tooltip="Of the captions and the noise. Kept, so that a second run is taken from the cache.",
                 ),
+                io.Int.Input(
+                    "held_out", default=_DEFAULTS.held_out, min=0, max=64, optional=True,
+                    tooltip="Sampling runs per LoRA, with prompts and seeds that the merge has not seen, to check it. "
+                    "0: no check, which saves some time.",
+                ),
             ],
             outputs=[CALIBRATION.Output(display_name="calibration")],
         )  # fmt: skip

@@ -60,7 +60,7 @@ class LoadRecipe(io.ComfyNode):
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch check_files off to merge the "
                 "present one"
             )
-        config = recipe["config"]
+        config = {**recipe["config"], "correct_strength": "strength_correction" in recipe}
         settings = "\n".join(f"{name}: {value}" for name, value in config.items())
         rank = config.get("rank") if isinstance(config.get("rank"), int) else 0
         tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))

@@ -16,7 +16,7 @@ from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "workflows" / "api" / "merge_two_loras.json"
-SMALL = {"trajectories": 1, "timesteps": 2, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.5}
+SMALL = {"trajectories": 1, "timesteps": 2, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.5, "held_out": 0}
 
 
 class Host:

@@ -26,13 +26,13 @@ def scene(host):
         with safe_open(host.loras / f"{name}.safetensors", "pt") as file:
             middle = {key: file.get_tensor(key) for key in file.keys() if "mid_block" in key}  # noqa: SIM118 (no dict)
             save_file(middle, host.loras / f"{name}_mid.safetensors", file.metadata())
-    nodes = host.merge("first_mid.safetensors", "second_mid.safetensors", timesteps=1, unconditional_share=0.0)
+    nodes = host.merge("first_mid.safetensors", "second_mid.safetensors", timesteps=1, unconditional_share=0.0, held_out=1)
     nodes["4"] = node(
         "IterISScene", tasks=["3", 0], subjects="first_mid: a demo1", styles="", scene_weight=0.1, pictures=False,
         forms="{first} and {second}", companions="", calibration=["14", 0],
     )  # fmt: skip
-    nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0)["4"]
-    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["4", 1], target="full_output")
+    nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0, held_out=1)["4"]
+    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["4", 1], target="full_output", correct_strength=True)
     nodes["6"] = node("IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0])
     nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
     nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
@@ -55,9 +55,16 @@ def test_scene_captions_are_shown_and_measured(scene):
     assert report["settings"]["calibration"]["scene_forms"] == ["{first} and {second}"]
 
 
+def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected(scene):
+    report = scene[1]["5"]["iteris_report"][0]
+    assert [entry["task"] for entry in report["fidelity"]] == ["first_mid", "second_mid", "base model"]
+    assert 1.0 <= report["settings"]["strength_correction"] <= 1.3
+    assert any(note.startswith("scaled by") for note in report["notes"])
+
+
 def test_the_report_is_shown_as_pictures_and_text(scene):
     shown = scene[1]["7"]
-    assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) >= 4
+    assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) == 5
     assert shown["text"][0].startswith("12 layers merged")
     assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
 

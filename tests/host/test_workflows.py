@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 SMALL = {
     "IterISCalibration": {
         "trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.0,
+        "held_out": 0,
     },
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 1},
