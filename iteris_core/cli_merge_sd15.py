@@ -6,25 +6,31 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import cli_options as options
+from .adapters import Adapter
 from .calibration import Calibration
 from .cli_options import PrecisionOption, StyleOption
 from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .config import MergeConfig
 from .errors import ConfigError
 from .families.diffusers_loading import load_diffusers
-from .families.diffusers_loras import read_lora, save_lora
+from .families.diffusers_loras import Style, read_lora, save_lora
 from .families.diffusers_pipeline import DiffusersStableDiffusion
+from .families.diffusion_held_out import with_held_out
 from .families.diffusion_samples import PromptedAdapter
-from .families.stable_diffusion import merge_stable_diffusion
+from .families.stable_diffusion import StageProgress, merge_stable_diffusion
 from .formats.diffusers import kohya_warning
+from .formats.metadata import merged_metadata
 from .formats.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
 from .formats.trigger_words import default_prompts, trigger_words
+from .merge import MergeResult
+from .report import MergeReport
 
 SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
 
@@ -67,6 +73,8 @@ CompositionSetting = Annotated[float, typer.Option(help="Part of the captions wi
 SceneSetting = Annotated[float, typer.Option(help="Of captions in which several LoRAs meet; needs full_output.")]
 TriggerSetting = Annotated[list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")]
 KindSetting = Annotated[list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")]
+HeldOutSetting = Annotated[int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")]
+CorrectSetting = Annotated[bool, typer.Option("--correct-strength", help="Scale the result by what that check measures.")]
 SeedSetting = Annotated[int, typer.Option(help="Of captions and noise.")]
 StyleSetting = Annotated[StyleOption, typer.Option(help="Key names of the result.")]
 
@@ -93,6 +101,8 @@ def merge_sd15_command(
     scene_weight: SceneSetting = _DEFAULTS.scene_weight,
     trigger: TriggerSetting = None,
     kind: KindSetting = None,
+    held_out: HeldOutSetting = _DEFAULTS.held_out,
+    correct_strength: CorrectSetting = False,
     seed: SeedSetting = _DEFAULTS.seed,
     method: options.MethodSetting = MergeConfig.method,
     method_option: options.MethodOptionSetting = None,
@@ -108,11 +118,11 @@ def merge_sd15_command(
     report: options.ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge sd15", "diffusion"):
-        _check_output(output, overwrite)
+        _check(output, overwrite, correct_strength, held_out)
         calibration = Calibration(
             trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
             negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
-            preserve_weight=preserve_weight, scene_weight=scene_weight, seed=seed,
+            preserve_weight=preserve_weight, scene_weight=scene_weight, held_out=held_out, seed=seed,
         )  # fmt: skip
         settings = options.merge_config(
             method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
@@ -121,13 +131,42 @@ def merge_sd15_command(
         chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
         with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
             read = [_read(model, path, **how) for path, how in zip(lora, chosen, strict=True)]
-            result = merge_stable_diffusion(model, [adapter for adapter, _ in read], calibration, settings, progress)
+            loras = [adapter for adapter, _ in read]
+            result = _merged(model, loras, calibration, settings, correct_strength, progress)
         told = with_recipe(result.report, [used for _, used in read], base=base)
-        save_lora(model, result.adapter, output, style.value, {METADATA_KEY: json.dumps(told.settings)}, overwrite=overwrite)
+        _write(model, loras, result.adapter, told, output, style.value, overwrite)
         options.tell(result.adapter.name, told, output, report)
-        warning = kohya_warning(result.adapter) if style is StyleOption.kohya else None
-        if warning:
-            typer.echo(f"note: {warning}")
+
+
+def _merged(
+    model: DiffusersStableDiffusion,
+    loras: Sequence[PromptedAdapter],
+    calibration: Calibration,
+    settings: MergeConfig,
+    correct_strength: bool,
+    progress: StageProgress,
+) -> MergeResult:
+    result = merge_stable_diffusion(model, loras, calibration, settings, progress)
+    checked = {"correct_strength": correct_strength, "samples_per_chunk": settings.samples_per_chunk}
+    return with_held_out(model, loras, result, calibration, progress=progress, **checked)
+
+
+def _write(
+    model: DiffusersStableDiffusion,
+    loras: Sequence[PromptedAdapter],
+    merged: Adapter,
+    report: MergeReport,
+    output: Path,
+    style: Style,
+    overwrite: bool,
+) -> None:
+    sources = [(lora.adapter.name, lora.adapter.metadata) for lora in loras if not lora.adapter.is_idle]
+    metadata = merged_metadata(output.stem, sources, datetime.now()) | {METADATA_KEY: json.dumps(report.settings)}
+    metadata["modelspec.prediction_type"] = model.prediction_type
+    save_lora(model, merged, output, style, metadata, overwrite=overwrite)
+    warning = kohya_warning(merged) if style == "kohya" else None
+    if warning:
+        typer.echo(f"note: {warning}")
 
 
 @contextlib.contextmanager
@@ -139,7 +178,9 @@ def _loaded(base: str, config: str | None, dtype: str, device: str) -> Iterator[
         yield load_diffusers(base, config, dtype_of(dtype), device)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check(output: Path, overwrite: bool, correct_strength: bool, held_out: int) -> None:
+    if correct_strength and not held_out:
+        raise ConfigError("--correct-strength needs runs to measure it on; set --held-out to 1 or more")
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output is {output}; its name must end in .safetensors")
     if output.exists() and not overwrite:

@@ -13,6 +13,7 @@ from ..errors import AdapterError, ConfigError
 from ..formats import diffusers, kohya
 from ..formats.factors import kind_of_group, peft_dora
 from ..formats.files import read_tensors, write_tensors
+from ..formats.metadata import hashes
 from .diffusers_pipeline import DiffusersStableDiffusion
 
 Style = Literal["kohya", "diffusers"]
@@ -82,9 +83,11 @@ def save_lora(
     """
     if style not in get_args(Style):
         raise ConfigError(f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}")
-    keys = model.keys
+    keys, more = model.keys, metadata or {}
     if style == "kohya":
-        tensors, own = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels), kohya.metadata_of(adapter)
+        tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)
+        content = {**kohya.metadata_of(adapter), **more}
+        content |= hashes(tensors, content)
     else:
-        tensors, own = diffusers.to_tensors(adapter, keys.kernels), diffusers.metadata_of(adapter)
-    write_tensors(tensors, path, {**own, **(metadata or {})}, overwrite=overwrite)
+        tensors, content = diffusers.to_tensors(adapter, keys.kernels), {**diffusers.metadata_of(adapter), **more}
+    write_tensors(tensors, path, content, overwrite=overwrite)

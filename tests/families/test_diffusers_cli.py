@@ -18,8 +18,9 @@ from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
 from iteris_core.families.diffusion_samples import PromptedAdapter, UnetRow
 from iteris_core.families.stable_diffusion import merge_stable_diffusion
 
-QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2, "--save-dtype", "float32"]
-CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0)
+QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2, "--save-dtype", "float32",
+         "--held-out", 0]  # fmt: skip
+CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0, held_out=0)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,13 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     for found, wanted, without in zip(forward(loaded), forward(base), plain, strict=True):
         assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
     with safe_open(output, "pt") as file:
-        recipe, keys = json.loads(file.metadata()["iteris.recipe"]), list(file.keys())
+        metadata, keys = file.metadata(), list(file.keys())
+    recipe = json.loads(metadata["iteris.recipe"])
+    assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == ("merged", "a hat")
+    assert metadata["modelspec.merged_from"] == "lora1, lora2"  # their titles
+    assert ("sshs_model_hash" in metadata, metadata.get("ss_base_model_version")) == (
+        (True, "sd_v1") if style == "kohya" else (False, None)
+    )
     assert all(key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys)
     assert recipe == json.loads((tmp_path / "report.json").read_text())["settings"]
     assert (recipe["iteris_version"], recipe["base"]) == (__version__, str(world / "base"))
@@ -118,6 +125,21 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     ranks = {path: delta.rank for path, delta in found.deltas.items()}
     assert {rank for path, rank in ranks.items() if not model.is_text_module(path)} == {3}
     assert {rank for path, rank in ranks.items() if model.is_text_module(path)} == {2}  # of one LoRA alone
+
+
+def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(world, tmp_path):
+    (tmp_path / "r").mkdir()
+    done = iteris(world, "--output", tmp_path / "a.safetensors", "--held-out", 1, "--json", tmp_path / "r" / "a.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "r" / "a.json").read_text())
+    assert [entry["task"] for entry in report["fidelity"]] == ["one", "two", "base model"]
+    more = ["--output", tmp_path / "b.safetensors", "--correct-strength", "--json", tmp_path / "r" / "b.json"]
+    assert iteris(world, "--held-out", 1, *more).exit_code == 0
+    factor = json.loads((tmp_path / "r" / "b.json").read_text())["settings"]["strength_correction"]
+    assert 1 < factor <= 1.3
+    model = load_diffusers(str(world / "base"))
+    plain, scaled = (read_lora(model, tmp_path / f"{name}.safetensors") for name in "ab")
+    assert_same(scaled, plain.scaled(factor))
 
 
 def test_a_rival_method_and_its_option(world, tmp_path):
@@ -163,6 +185,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--method-option", "colour=1"], "--method-option is 'colour=1'; write NAME=VALUE with one of density"),
         (["--method-option", "density=2"], "density is 2; it must be above 0"),
         (["--kind", "thing", "--kind", "style"], "LoRA 'one' is a 'thing'; it can be subject or style"),
+        (["--correct-strength"], "--correct-strength needs runs to measure it on"),
         (["--scene-weight", "0.1"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
