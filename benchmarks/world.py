@@ -1,0 +1,208 @@
+"""Merging methods in a small trained world: `python benchmarks/world.py` trains it, merges, scores, and writes RESULTS.md.
+
+Everything is kept in a cache, so that a run goes on where the last one ended; `--quick` is a smaller world of its own.
+World: world_scenes.py (what is drawn), world_base.py, world_loras.py (what is trained), world_recogniser.py (who judges).
+Measurement: world_bench.py (the API for other experiments), world_score.py (what is asked), world_methods.py (which merges).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# before torch is imported: threads that wait by spinning make everything several times slower where another job runs
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from rich.console import Console
+from world_base import BaseSettings, Phase, load_base, train_base
+from world_bench import DEFAULT_CACHE, load_bench, lora_folder
+from world_loras import FILE, LoraSettings, train_lora
+from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes
+from world_recogniser import train_recogniser
+from world_scenes import TRIGGERS
+from world_score import SinglePictures
+
+STAGES = ("base", "recogniser", "loras", "main", "scales", "guidance", "ablations", "tables")
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: the whole, or a quick one."""
+
+    folder: Path
+    base: BaseSettings
+    recogniser_steps: int
+    lora: LoraSettings
+    triggers: tuple[str, ...]
+    groups: dict[str, tuple[tuple[str, ...], ...]]
+    recipes: tuple[Recipe, ...]
+    lora_seeds: tuple[int, ...]
+
+
+def whole(cache: Path, seeds: int) -> Plan:
+    recipes = tuple(main_recipes())
+    return Plan(cache / "full", BaseSettings(), 3500, LoraSettings(), TRIGGERS, GROUPS, recipes, tuple(range(seeds)))
+
+
+def quick(cache: Path) -> Plan:
+    """Return a plan whose figures mean little: it shows that everything runs."""
+    names = ("base model", "single LoRAs", "average", "sum", "IterIS, full output", "IterIS + scenes, text")
+    recipes = tuple(recipe for recipe in main_recipes() if recipe.name in names)
+    base = BaseSettings(widths=(48, 64), phases=(Phase(400, 1e-3, snapped=True),), scenes=4000)
+    groups = {"pairs": (("<v1>", "<v2>"),), "styles": (("<v1>", "<s1>"),)}
+    lora = LoraSettings(steps=80)
+    return Plan(cache / "quick", base, 400, lora, ("<v1>", "<v2>", "<s1>"), groups, recipes, (0,))
+
+
+def note_time(folder: Path, stage: str, name: str, began: tuple[float, float]) -> None:
+    """Append what a piece of work took, by the clock and of the CPU."""
+    entry = {"stage": stage, "name": name, "clock": time.time() - began[0], "cpu": time.process_time() - began[1]}
+    with (folder / "times.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def now() -> tuple[float, float]:
+    return time.time(), time.process_time()
+
+
+def teller(name: str) -> Callable[[int, int, float], None]:
+    return lambda done, total, loss: console.print(f"{name}: {done}/{total}, loss {loss:.4f}")
+
+
+def base_stage(plan: Plan) -> None:
+    if not (plan.folder / "base" / "scheduler").exists():
+        began = now()
+        train_base(plan.base, plan.folder / "base", teller("base model"))
+        note_time(plan.folder, "base", "base model", began)
+
+
+def recogniser_stage(plan: Plan) -> None:
+    path = plan.folder / "recogniser.pt"
+    if not path.exists():
+        began = now()
+        found = train_recogniser(path, plan.recogniser_steps, teller("recogniser"))
+        path.with_suffix(".json").write_text(json.dumps(found))
+        note_time(plan.folder, "recogniser", "recogniser", began)
+
+
+def one_lora(plan: Plan, trigger: str, seed: int) -> str:
+    torch.set_num_threads(1)
+    began, folder = now(), lora_folder(plan.folder, trigger, seed)
+    found = train_lora(load_base(plan.folder / "base"), trigger, plan.lora, seed, folder)
+    note_time(plan.folder, "loras", f"{trigger}, seed {seed}", began)
+    return f"LoRA {trigger}, seed {seed}: {found['seconds']:.0f} s, loss {found['loss']:.4f}"
+
+
+def lora_stage(plan: Plan, jobs: int) -> None:
+    wanted = [(plan, trigger, seed) for seed in plan.lora_seeds for trigger in plan.triggers]
+    in_parallel(one_lora, [job for job in wanted if not (lora_folder(plan.folder, *job[1:]) / FILE).exists()], jobs)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cells of one set of LoRAs in one group of recipes, measured by one process one after the other."""
+
+    folder: Path
+    stage: str
+    triggers: tuple[str, ...]
+    lora_seed: int
+    recipes: tuple[Recipe, ...]
+    entries: tuple[dict[str, Any], ...] = ({},)
+
+
+def measure(work: Work) -> str:
+    torch.set_num_threads(1)
+    bench = load_bench(work.folder)
+    singles, name = SinglePictures(bench, work.lora_seed), " ".join(work.triggers)
+    for recipe in work.recipes:
+        began, cell = now(), Cell(bench, recipe, work.triggers, work.lora_seed)
+        known = len(cell.read()["entries"])
+        for entry in work.entries:
+            cell.entry(singles, **entry)
+        if len(cell.read()["entries"]) > known:
+            note_time(work.folder, work.stage, f"{recipe.name}, {name}, seed {work.lora_seed}", began)
+            console.print(f"{work.stage}: {name}, seed {work.lora_seed}, {recipe.name}: {time.time() - began[0]:.0f} s")
+    return f"{work.stage}: {name}, seed {work.lora_seed}: done"
+
+
+def measuring_stage(plan: Plan, stage: str, jobs: int) -> None:
+    """Measure what a stage asks for."""
+    work = []
+    seeds = plan.lora_seeds
+    if stage == "main":
+        for seed in seeds:
+            for kind, groups in plan.groups.items():
+                if seed == 0 or kind != "styles":
+                    work += [Work(plan.folder, stage, triggers, seed, plan.recipes) for triggers in groups]
+    elif stage == "scales":
+        # at other scales, on two pairs; the best is then measured on all groups
+        recipes = tuple(r for r in plan.recipes if r.adapter == "merge")
+        entries = tuple({"scale": scale} for scale in SCALES)
+        work += [Work(plan.folder, stage, triggers, 0, recipes, entries) for triggers in plan.groups["pairs"][:2]]
+    elif stage == "guidance":
+        entries = tuple({"cfg": cfg} for cfg in (1.0, 7.0))
+        work += [Work(plan.folder, stage, triggers, 0, plan.recipes, entries) for triggers in plan.groups["pairs"][:2]]
+    else:
+        recipes = tuple(recipe for rows in ablation_recipes().values() for recipe in rows)
+        work += [Work(plan.folder, stage, triggers, 0, recipes) for triggers in plan.groups["pairs"][:2]]
+    in_parallel(measure, [(item,) for item in work], jobs)
+
+
+def in_parallel(work: Callable[..., str], arguments: Sequence[tuple[Any, ...]], jobs: int) -> None:
+    """Do all work in processes of one thread each, and say what is done."""
+    if jobs == 1:
+        for done, given in enumerate(arguments, 1):
+            console.print(f"[{done}/{len(arguments)}] {work(*given)}")
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for done, future in enumerate(as_completed([pool.submit(work, *given) for given in arguments]), 1):
+            console.print(f"[{done}/{len(arguments)}] {future.result()}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller world, minutes; nothing is written to RESULTS.md")
+    parser.add_argument(
+        "--stage", choices=STAGES, action="append", help="only this; what it needs must be there (default: all)"
+    )
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help=f"where everything is kept (default {DEFAULT_CACHE})")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    parser.add_argument("--seeds", type=int, default=3, help="of LoRAs and calibration (default 3)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(1)
+    plan = quick(options.cache) if options.quick else whole(options.cache, options.seeds)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    stages = options.stage or [
+        stage for stage in STAGES if not (options.quick and stage in ("scales", "guidance", "ablations"))
+    ]
+    for stage in stages:
+        if stage == "base":
+            base_stage(plan)
+        elif stage == "recogniser":
+            recogniser_stage(plan)
+        elif stage == "loras":
+            lora_stage(plan, options.jobs)
+        elif stage == "tables":
+            from world_tables import report
+
+            report(plan.folder, plan.groups, plan.lora_seeds, write=not options.quick)
+        else:
+            measuring_stage(plan, stage, options.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Which merges benchmarks/world.py makes, and their cached results: one cell per merge, one entry per way to use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from world_bench import Bench
+from world_score import SinglePictures, probes_of, score
+
+from iteris_core.adapters import Adapter, LowRankDelta
+from iteris_core.baselines import METHODS
+from iteris_core.config import BaselineOptions, MergeConfig
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+
+GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "pairs": (
+        ("<v1>", "<v2>"),
+        ("<v3>", "<v4>"),
+        ("<v5>", "<v6>"),
+        ("<v7>", "<v8>"),
+        ("<v2>", "<v7>"),
+        ("<v4>", "<v5>"),
+    ),
+    "styles": (("<v1>", "<s1>"), ("<v6>", "<s2>")),
+    "triples": (("<v1>", "<v3>", "<v5>"), ("<v2>", "<v6>", "<v8>")),
+    "eight": (tuple(f"<v{k}>" for k in range(1, 9)),),
+}
+SCALES = (0.6, 0.8, 1.2, 1.5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to merge: settings that replace the product's defaults.
+
+    Args:
+        name: Its row in the tables.
+        config: Of `MergeConfig`.
+        calibration: Of `Calibration`.
+        adapter: ``merge``, or what stands for bounds: ``none``, the base model, and ``single``, each LoRA alone.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = "merge"
+
+    @property
+    def key(self) -> str:
+        told = json.dumps([dict(self.config), dict(self.calibration), self.adapter], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+OWN_ONLY = {"preserve_weight": 0.0, "composition_share": 0.0, "unconditional_share": 0.0}
+FULL = {"target": "full_output"}
+SCENES = {"scene_weight": 0.1}
+
+
+def main_recipes() -> list[Recipe]:
+    """Return the rows of the main tables: bounds, all rivals, and IterIS in its stages."""
+    recipes = [Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single")]
+    recipes += [Recipe(name, {"method": name}) for name in METHODS if name not in ("weighted", "svd")]
+    recipes += [Recipe(f"{name}, own prompts only", {"method": name}, OWN_ONLY) for name in ("regmean", "mix_of_show")]
+    recipes += [
+        Recipe("IterIS as published", {"engine": "iterate", "max_iter": 20}, OWN_ONLY),
+        Recipe("IterIS, delta target"),
+        Recipe("IterIS, full output", FULL),
+        Recipe("IterIS + scenes, text", FULL, SCENES),
+        Recipe("IterIS + scenes, pictures", FULL, {**SCENES, "scene_pictures": True}),
+    ]
+    return recipes
+
+
+def ablation_recipes() -> dict[str, list[Recipe]]:
+    """Return heading -> rows; all against IterIS with the full-output target."""
+    full = dict(FULL)
+    both = {**SCENES, "scene_pictures": True}
+    return {
+        "iterations": [
+            *(Recipe(f"iterate, {n}", {"engine": "iterate", "max_iter": n, "tolerance": 0.0}) for n in (1, 2, 3, 5, 10, 20)),
+            Recipe("sweep"),
+        ],
+        "alpha": [Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)],
+        "balance": [Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")],
+        "target, equal rank": [
+            Recipe("delta, rank 4", {"rank": 4}),
+            Recipe("full output, rank 4", {**full, "rank": 4}),
+            Recipe("delta, rank sum"),
+            Recipe("full output, rank sum", full),
+        ],
+        "trajectories": [Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)],
+        "timesteps": [Recipe(f"timesteps {n}", full, {"timesteps": n}) for n in (1, 2, 4, 8)],
+        "unconditional share": [
+            Recipe(f"unconditional {s:g}", full, {"unconditional_share": s}) for s in (0.0, 0.25, 0.5, 1.0)
+        ],
+        "preserve weight": [Recipe(f"preserve {w:g}", full, {"preserve_weight": w}) for w in (0.0, 0.1, 0.3, 1.0, 3.0)],
+        "composition share": [
+            Recipe(f"composition {s:g}", full, {"composition_share": s}) for s in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ],
+        "scene weight, text": [Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0)],
+        "scene weight, pictures": [
+            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0)
+        ],
+        "scene forms": [
+            Recipe("one scene form", full, {**both, "scene_forms": ("{first} and {second}",)}),
+            Recipe("six scene forms", full, both),
+        ],
+        "tokens per row": [Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)],
+        "cut": [
+            Recipe("sum, plain SVD", {"method": "svd", "rank": 4}),
+            Recipe("sum, activation-aware", {"method": "sum", "rank": 4}),
+        ],
+    }
+
+
+def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_seed: int) -> tuple[Adapter | None, float]:
+    """Return what a recipe makes of the LoRAs, and the seconds it took."""
+    if recipe.adapter == "none":
+        return None, 0.0
+    config = dict(recipe.config)
+    if "baseline" in config:
+        config["baseline"] = BaselineOptions(**config["baseline"])
+    calibration = bench.calibration(**{"held_out": 0, "seed": lora_seed, **recipe.calibration})
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    result = merge_stable_diffusion(bench.model, bench.loras(triggers, lora_seed), calibration, MergeConfig(**config))
+    return result.adapter, time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A merge of some LoRAs, kept in a file, with what was found about it."""
+
+    bench: Bench
+    recipe: Recipe
+    triggers: tuple[str, ...]
+    lora_seed: int
+
+    @property
+    def path(self) -> Path:
+        name = f"{self.lora_seed}-{'+'.join(t.strip('<>') for t in self.triggers)}-{self.recipe.key}"
+        return self.bench.folder / "cells" / f"{name}.json"
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {"recipe": self.recipe.name, "entries": {}}
+
+    def adapter(self) -> tuple[Adapter | None, float]:
+        """Return the merged adapter, from its file if it is there."""
+        file = self.path.with_suffix(".pt")
+        if not file.exists():
+            adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_seed)
+            factors = {path: (delta.up, delta.down) for path, delta in adapter.deltas.items()} if adapter else {}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"factors": factors, "seconds": seconds}, file)
+        state = torch.load(file, weights_only=True)
+        deltas = {path: LowRankDelta(*factors) for path, factors in state["factors"].items()}
+        return (Adapter(self.recipe.name, deltas) if deltas else None), state["seconds"]
+
+    def entry(self, singles: SinglePictures, scale: float = 1.0, cfg: float = 3.0, effort: int = 2) -> dict[str, Any]:
+        """Return the scores at a scale and a guidance, measured unless they are known."""
+        found, name = self.read(), f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
+        if name not in found["entries"]:
+            began = time.perf_counter()
+            probes = probes_of(self.triggers, effort)
+            if self.recipe.adapter == "single":
+                scores = self._single(singles, probes, cfg)
+            else:
+                adapter, found["merge_seconds"] = self.adapter()
+                adapter = adapter.scaled(scale) if adapter else None
+                scores = score(self.bench, adapter, probes, self.triggers, singles, cfg)
+            found["entries"][name] = scores | {"seconds": time.perf_counter() - began}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(found))
+        return found["entries"][name]
+
+    def _single(self, singles: SinglePictures, probes: Sequence[Any], cfg: float) -> dict[str, Any]:
+        """Score each LoRA alone on what is asked about it; what is asked about two has no answer."""
+        hits: dict[str, Any] = {}
+        leaks = [0, 0]
+        for trigger in self.triggers:
+            asked = [probe for probe in probes if probe.about in ((trigger,), ())]
+            adapter = self.bench.lora(trigger, self.lora_seed).adapter
+            found = score(self.bench, adapter, asked, (trigger,), singles, cfg)
+            for kind, of_kind in found["hits"].items():
+                for about, counts in of_kind.items():
+                    name = about or trigger
+                    hits.setdefault(kind, {})[name] = counts
+            leaks = [a + b for a, b in zip(leaks, found["leaks"], strict=True)]
+        return {"hits": hits, "leaks": leaks, "distance": 0.0}

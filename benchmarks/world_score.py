@@ -1,0 +1,182 @@
+"""What is asked of a merge in benchmarks/world.py, and how the pictures are judged."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from world_bench import Bench
+from world_recogniser import Judgement
+from world_scenes import CONCEPT_TRIGGERS, CONCEPTS, STYLE_TRIGGERS, STYLES
+
+from iteris_core.adapters import Adapter
+
+Label = tuple[str, str]
+ALONE = ("a {a}", "a photo of a {a}")
+COMPANY = ("a {a} and a red circle", "a blue square next to a {a}", "a photo of a {a} with a green star")
+COMPANY_LABELS: tuple[Label, ...] = (("red", "circle"), ("blue", "square"), ("green", "star"))
+SEEN = ("a {a} and a {b}", "a photo of a {a} and a {b}", "a {a} next to a {b}", "a photo of a {a} with a {b}")
+UNSEEN = (  # what no calibration has read; the last three lie in other ways than left and right, or on another ground
+    "a drawing of a {a} and a {b}",
+    "a {a} beside a {b}",
+    "here is a {a} together with a {b}",
+    "a {a} above a {b}",
+    "a picture of a {a} near a {b}",
+    "a {a} left of a {b} on grass",
+)
+STYLED = ("a {a} in {s} style", "a photo of a {a} in {s} style")
+STYLE_ALONE = (("a green square in {s} style", ("green", "square")), ("a slashed heart in {s} style", ("slashed", "heart")))
+BASE: tuple[tuple[str, tuple[Label, ...]], ...] = (
+    ("a yellow moon", (("yellow", "moon"),)),
+    ("a photo of a striped circle", (("striped", "circle"),)),
+    ("a quartered star", (("quartered", "star"),)),
+    ("a picture of a blue diamond", (("blue", "diamond"),)),
+    ("a red heart and a rimmed circle", (("red", "heart"), ("rimmed", "circle"))),
+    ("a photo of a green cross next to a purple square", (("green", "cross"), ("purple", "square"))),
+    ("a halved star above an orange moon".replace("an ", "a "), (("halved", "star"), ("orange", "moon"))),
+    ("a dipped square with a blue triangle", (("dipped", "square"), ("blue", "triangle"))),
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One picture that is asked for.
+
+    Args:
+        kind: Of the question, a column of the tables.
+        about: The triggers that it is about.
+        caption, seed: What is sampled, from which noise.
+        labels: What must be in the picture, no more and no less.
+        style: How it must be rendered.
+    """
+
+    kind: str
+    about: tuple[str, ...]
+    caption: str
+    seed: int
+    labels: tuple[Label, ...]
+    style: str | None = None
+
+    def is_hit(self, seen: Judgement) -> bool:
+        return sorted(seen.labels) == sorted(self.labels) and seen.style == self.style
+
+    def leaks(self, seen: Judgement, triggers: Sequence[str]) -> bool:
+        """Tell whether one of the merged concepts or styles is there unasked."""
+        concepts = {label_of(trigger) for trigger in triggers if trigger in CONCEPT_TRIGGERS}
+        styles = {style_of(trigger) for trigger in triggers if trigger in STYLE_TRIGGERS}
+        unasked = seen.style in styles and seen.style != self.style
+        return unasked or any(label in concepts and label not in self.labels for label in seen.labels)
+
+
+def label_of(trigger: str) -> Label:
+    return CONCEPTS[CONCEPT_TRIGGERS.index(trigger)]
+
+
+def style_of(trigger: str) -> str:
+    return STYLES[STYLE_TRIGGERS.index(trigger)]
+
+
+def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> list[Probe]:
+    """Return the pictures that are asked of a merge of these triggers; effort: noise seeds per caption of two things."""
+    concepts = [trigger for trigger in triggers if trigger in CONCEPT_TRIGGERS]
+    styles = [trigger for trigger in triggers if trigger in STYLE_TRIGGERS]
+    probes: list[Probe] = []
+
+    def ask(kind: str, about: tuple[str, ...], caption: str, count: int, labels: tuple[Label, ...], style: str | None = None):
+        for _ in range(count):  # the number of the picture within its kind and its triggers is its seed
+            number = sum(probe.kind == kind and probe.about == about for probe in probes)
+            probes.append(Probe(kind, about, caption, 10_000 + number, labels, style))
+
+    for a in concepts:
+        for form in ALONE:
+            ask("alone", (a,), form.format(a=a), 3 * effort, (label_of(a),))
+        for form, other in zip(COMPANY, COMPANY_LABELS, strict=True):
+            ask("company", (a,), form.format(a=a), effort, (label_of(a), other))
+    for s in styles:
+        for form, label in STYLE_ALONE:
+            ask("alone", (s,), form.format(s=s), 3 * effort, (label,), style_of(s))
+    for a, b in pairs_to_ask(concepts, most_pairs):
+        for kind, forms in (("seen", SEEN), ("unseen", UNSEEN)):
+            for form, (first, second) in itertools.product(forms, ((a, b), (b, a))):
+                ask(kind, (a, b), form.format(a=first, b=second), effort, (label_of(a), label_of(b)))
+    for a, s in itertools.product(concepts, styles):
+        for form in STYLED:
+            ask("styled", (a, s), form.format(a=a, s=s), 3 * effort, (label_of(a),), style_of(s))
+    for caption, labels in BASE:
+        ask("base", (), caption, effort, labels)
+    return probes
+
+
+def pairs_to_ask(concepts: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """Return all pairs, or, where these are too many, each concept with the next."""
+    pairs = list(itertools.combinations(concepts, 2))
+    return pairs if len(pairs) <= most else list(zip(concepts, [*concepts[1:], concepts[0]], strict=True))[:most]
+
+
+def score(
+    bench: Bench,
+    adapter: Adapter | None,
+    probes: Sequence[Probe],
+    triggers: Sequence[str],
+    alone: Callable[[Sequence[Probe], float], tuple[Tensor, Tensor]] | None = None,
+    cfg: float = 3.0,
+) -> dict[str, Any]:
+    """Sample the probes and judge them.
+
+    Args:
+        alone: (probes about one trigger, cfg) -> their pictures by the single LoRAs and by the base model, for distances.
+
+    Returns:
+        ``hits``: kind -> trigger(s) -> [hits, pictures]; ``leaks``: [pictures with something unasked, pictures];
+        ``distance``: squared distance to the single LoRA's pictures, over the base model's to them.
+    """
+    pictures = bench.sample(adapter, [probe.caption for probe in probes], [probe.seed for probe in probes], cfg)
+    return tally(probes, bench.recogniser.judge(pictures), triggers) | distances(probes, pictures, alone, cfg)
+
+
+def tally(probes: Sequence[Probe], judged: Sequence[Judgement], triggers: Sequence[str]) -> dict[str, Any]:
+    hits: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    leaks = 0
+    for probe, seen in zip(probes, judged, strict=True):
+        entry = hits[probe.kind][" ".join(probe.about)]
+        entry[0] += probe.is_hit(seen)
+        entry[1] += 1
+        leaks += probe.leaks(seen, triggers)
+    return {"hits": {kind: dict(of_kind) for kind, of_kind in hits.items()}, "leaks": [leaks, len(probes)]}
+
+
+def distances(
+    probes: Sequence[Probe],
+    pictures: Tensor,
+    alone: Callable[[Sequence[Probe], float], tuple[Tensor, Tensor]] | None,
+    cfg: float,
+) -> dict[str, float]:
+    about_one = [i for i, probe in enumerate(probes) if probe.kind == "alone"]
+    if alone is None or not about_one:
+        return {}
+    single, base = alone([probes[i] for i in about_one], cfg)
+    return {"distance": float((pictures[about_one] - single).square().sum() / (base - single).square().sum())}
+
+
+class SinglePictures:
+    """Pictures of the single LoRAs and of the base model, sampled once."""
+
+    def __init__(self, bench: Bench, lora_seed: int) -> None:
+        self.bench, self.lora_seed = bench, lora_seed
+        self.known: dict[tuple[Probe, float, bool], Tensor] = {}
+
+    def __call__(self, probes: Sequence[Probe], cfg: float) -> tuple[Tensor, Tensor]:
+        for worn in (True, False):
+            for trigger in dict.fromkeys(probe.about[0] for probe in probes):
+                new = [p for p in probes if p.about[0] == trigger and (p, cfg, worn) not in self.known]
+                if new:
+                    adapter = self.bench.lora(trigger, self.lora_seed).adapter if worn else None
+                    found = self.bench.sample(adapter, [p.caption for p in new], [p.seed for p in new], cfg)
+                    self.known.update({(p, cfg, worn): picture for p, picture in zip(new, found, strict=True)})
+        single, base = (torch.stack([self.known[p, cfg, worn] for p in probes]) for worn in (True, False))
+        return single, base
