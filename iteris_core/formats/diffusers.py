@@ -83,6 +83,7 @@ def _unet_spellings(name: str, original: str | None) -> Iterator[str]:
 def _text_spellings(name: str) -> Iterator[str]:
     flat = "text_model_" + name.replace(".", "_")
     yield from ("lora_te_" + flat, "lora_te1_" + flat)
+    yield from (f"{start}transformer.text_model.{name}" for start in ("clip_l.", "text_encoders.clip_l."))  # ComfyUI's own
     for old in {name, name.replace("q_proj", "to_q").replace("k_proj", "to_k").replace("v_proj", "to_v"),
                 name.replace("out_proj", "to_out")}:  # fmt: skip
         for prefix in ("", "text_encoder.", "base_model.model.", "base_model.model.text_encoder."):

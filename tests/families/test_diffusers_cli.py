@@ -113,6 +113,16 @@ def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
     assert all(torch.allclose(first[key], tensor, atol=1e-6) for key, tensor in second.items())
 
 
+def test_half_precision_is_close(world, tmp_path):
+    done = iteris(world, "--output", tmp_path / "m.safetensors", "--dtype", "bfloat16", "--save-dtype", "float16")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert {tensor.dtype for key, tensor in load_file(tmp_path / "m.safetensors").items() if ".lora_" in key} == {torch.float16}
+    model, expected = merged_here(world)
+    found = read_lora(model, tmp_path / "m.safetensors")
+    errors = [((found.deltas[p].dense() - d.dense()).norm() / d.dense().norm()).item() for p, d in expected.deltas.items()]
+    assert sorted(errors)[len(errors) // 2] < 0.1
+
+
 def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     output = tmp_path / "merged.safetensors"
     more = ["--strength", "0.5,-1", "--strength-text", "0.7,0", "--rank", 3, "--preserve-weight", 0, "--alpha", 1e-3]

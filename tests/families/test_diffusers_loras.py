@@ -113,6 +113,7 @@ SPELLINGS = {
     "without parts": lambda key: key.partition(".")[2],
     "transformers 5": lambda key: key.replace("text_model.", ""),
     "processors": old_processors,
+    "ComfyUI's text encoder": lambda key: key.replace("text_encoder.", "text_encoders.clip_l.transformer."),
 }
 
 
