@@ -75,6 +75,7 @@ TriggerSetting = Annotated[list[str] | None, typer.Option(help="What scenes call
 KindSetting = Annotated[list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")]
 HeldOutSetting = Annotated[int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")]
 CorrectSetting = Annotated[bool, typer.Option("--correct-strength", help="Scale the result by what that check measures.")]
+ParkSetting = Annotated[bool, typer.Option("--park-on-host", help="Let waiting samples wait in host memory; saves GPU memory.")]
 SeedSetting = Annotated[int, typer.Option(help="Of captions and noise.")]
 StyleSetting = Annotated[StyleOption, typer.Option(help="Key names of the result.")]
 
@@ -110,6 +111,7 @@ def merge_sd15_command(
     alpha: options.AlphaSetting = MergeConfig.alpha,
     target: options.TargetSetting = options.TARGET,
     samples_per_chunk: options.SamplesPerChunkSetting = 4,
+    park_on_host: ParkSetting = False,
     dtype: options.DtypeSetting = PrecisionOption.float32,
     save_dtype: options.SaveDtypeSetting = PrecisionOption.float16,
     device: options.DeviceSetting = "cpu",
@@ -126,7 +128,7 @@ def merge_sd15_command(
         )  # fmt: skip
         settings = options.merge_config(
             method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
-            samples_per_chunk=samples_per_chunk, save_dtype=save_dtype,
+            samples_per_chunk=samples_per_chunk, park_on_host=park_on_host, save_dtype=save_dtype,
         )  # fmt: skip
         chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
         with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:

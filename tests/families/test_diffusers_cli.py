@@ -125,7 +125,19 @@ def test_half_precision_is_close(world, tmp_path):
 
 def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     output = tmp_path / "merged.safetensors"
-    more = ["--strength", "0.5,-1", "--strength-text", "0.7,0", "--rank", 3, "--preserve-weight", 0, "--alpha", 1e-3]
+    more = [
+        "--park-on-host",
+        "--strength",
+        "0.5,-1",
+        "--strength-text",
+        "0.7,0",
+        "--rank",
+        3,
+        "--preserve-weight",
+        0,
+        "--alpha",
+        1e-3,
+    ]
     done = iteris(world, "--output", output, *more)
     assert (done.exit_code, done.stderr) == (0, "")
     config = MergeConfig(samples_per_chunk=4, rank=3, alpha=1e-3)
