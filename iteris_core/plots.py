@@ -89,7 +89,7 @@ def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]
         yield "Mean residual of the LoRAs at every layer, by method", lambda figure: _comparison(figure, [report, *others])
     if report.fidelity:
         yield "The whole model, on samples that the merge has not seen", lambda figure: _fidelity(figure, report)
-    if hasattr(report, "interference") and report.interference():
+    if report.interference():
         yield "How much of each LoRA gets into the others' pictures", lambda figure: _interference(figure, report)
     yield "Weight of each task (lambda) at every layer", lambda figure: _balance(figure, report)
     yield "Rank of the merged LoRA at every layer", lambda figure: _ranks(figure, report)

@@ -91,7 +91,7 @@ class Merge(io.ComfyNode):
                 ),
                 MERGED.Output(display_name="merged LoRA", tooltip="UNet and text encoder, for Save merged LoRA."),
                 REPORT.Output(
-                    display_name="report", tooltip="How well each LoRA is reproduced; connect Preview Any to read it.",
+                    display_name="report", tooltip="How well each LoRA is reproduced, for Merge report.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -53,8 +53,8 @@ class ScenePrompts(io.ComfyNode):
                 ),
                 io.String.Input(
                     "forms", multiline=True, default="", placeholder="{first} and {second}\n{first} {style}",
-                    tooltip="Forms of the captions, one per line, with {first}, {second}, {third} and {style}. Concepts meet "
-                    "best in forms that were measured, so write those that you will use. Empty: a list of our own.",
+                    tooltip="Forms of the captions, one per line, with first, second, third and style in curly braces. "
+                    "Concepts meet best in forms that were measured, so write those that you will use. Empty: our own list.",
                 ),
                 io.String.Input(
                     "companions", multiline=True, default="", placeholder="a red chair\nan old car",

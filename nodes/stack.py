@@ -19,10 +19,10 @@ from .sockets import LORA_STACK, TASKS, LoraEntry
 from .stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
 from .tasks import show
 
-_EXAMPLE = "cat: a photo of a sks cat"
+_EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
 _PROMPTS = (
-    "Empty: each file's own trigger words, in prompts of ours. A line with {trigger} is for every LoRA: "
-    "'a drawing of {trigger}'. A line for one of them begins with its name: 'cat: a photo of a sks cat'."
+    "Empty: each file's own trigger words, in prompts of ours. A line with the word trigger in curly "
+    "braces is for every LoRA; a line for one of them begins with its name: 'cat: a photo of a sks cat'."
 )
 
 

@@ -16,9 +16,9 @@ from .sockets import LORA_MODEL, TASKS, LoraEntry
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
 PLACEHOLDER = "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"
 PROMPTS = (
-    "What this LoRA is for, one prompt per line, with its trigger words; {trigger} stands for those that the file names. "
-    "Empty: our own prompts with them. The merged LoRA is made to do on these what this LoRA does. Emphasis such as (word:1.3) "
-    "counts as 1."
+    "What this LoRA is for, one prompt per line, with its trigger words; trigger in curly braces stands for those "
+    "that the file names. Empty: our own prompts with them. The merged LoRA is made to do on these what this "
+    "LoRA does. Emphasis such as (word:1.3) counts as 1."
 )
 WEIGHT = "How much this LoRA counts where the LoRAs are in conflict. Only the ratios matter."
 

@@ -7,7 +7,7 @@ import torch
 
 from iteris_core import IterisError, MergeReport
 from iteris_core.plots import PALETTE, block_of, pictures
-from iteris_core.report import LayerReport, TaskAtLayerReport, TaskFidelity
+from iteris_core.report import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 
 PATHS = [
     *(f"clip_l.transformer.text_model.encoder.layers.{i}.mlp.fc1" for i in range(3)),
@@ -39,6 +39,18 @@ def test_convergence_and_unseen_samples_are_drawn_if_they_were_measured():
     fidelity = (TaskFidelity("cat", 0.1, 0.9, 4), TaskFidelity("base", 0.3, None, 4))
     drawn = pictures(report(changes=(1.0, 0.1, 0.01), fidelity=fidelity))
     assert [title.split(" ")[0] for title in drawn] == ["Residual", "The", "Weight", "Rank", "Largest"]
+
+
+def test_interference_is_a_table_before_and_after():
+    tasks = (
+        TaskAtLayerReport("cat", 0.1, 1.0, 9, interference=(Interference("dog", 0.9, 0.0),)),
+        TaskAtLayerReport("dog", 0.1, 1.0, 9, interference=(Interference("cat", 0.9, 0.0),)),
+    )
+    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, tasks) for path in PATHS)))
+    picture = next(picture for title, picture in drawn.items() if title.startswith("How much of each LoRA"))
+    most, least = "#fee838", "#00224e"  # the ends of the colour map
+    stacked, merged = (painted(picture, color)[:, 1].float().median() for color in (most, least))
+    assert stacked < 512 < merged
 
 
 def test_a_task_that_fares_worse_stands_higher():
