@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import AdapterError, ConfigError
 from ..formats import diffusers, kohya
-from ..formats.factors import kind_of_group, peft_dora
+from ..formats.factors import kind_of_group, lokr, peft_dora
 from ..formats.files import read_tensors, write_tensors
 from ..formats.metadata import hashes
 from .diffusers_pipeline import DiffusersStableDiffusion
@@ -35,6 +35,8 @@ def read_lora(
     """
 
     def dense_delta(module: str, group: Mapping[str, Tensor]) -> Tensor:
+        if kind_of_group(group) == "a LoKr":
+            return lokr(path.stem, module, group)
         if "magnitude" not in group:
             raise AdapterError(
                 f"{path.stem}: {module!r} is {kind_of_group(group)}, which only ComfyUI's own code applies; merge it there, or "

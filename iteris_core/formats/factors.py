@@ -113,6 +113,41 @@ def peft_dora(name: str, base: str, group: Mapping[str, Tensor], weight: Tensor)
     return magnitude * adapted / adapted.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) - weight
 
 
+def lokr(name: str, base: str, group: Mapping[str, Tensor]) -> Tensor:
+    """Return the delta of a LoKr, the Kronecker product of two matrices, each whole or as two factors; as LyCORIS has it.
+
+    Args:
+        name: The file's name, for errors.
+        base: The keys' base, for errors.
+        group: Role -> tensor.
+
+    Raises:
+        AdapterError: Factors are missing or do not fit together.
+    """
+    parts, rank = [], None
+    for part in ("lokr_w1", "lokr_w2"):
+        if part in group:
+            parts.append(group[part].float())
+            continue
+        _check_complete(name, base, group, (f"{part}_a", f"{part}_b"))
+        up, down = group[f"{part}_a"].float(), group[f"{part}_b"].float()
+        rank = down.shape[0]
+        try:
+            if part == "lokr_w2" and "lokr_t2" in group:
+                parts.append(torch.einsum("ijkl,jr,ip->prkl", group["lokr_t2"].float(), down, up))
+            else:
+                parts.append(up @ down.flatten(1))
+        except RuntimeError as error:
+            found = f"{tuple(up.shape)} and {tuple(down.shape)}"
+            raise AdapterError(
+                f"{name}: {base!r} has LoKr factors {found}, which do not fit together; it is damaged"
+            ) from error
+    first, second = parts
+    if second.ndim == 4:
+        first = first[:, :, None, None]
+    return torch.kron(first, second.contiguous()).flatten(1) * (1.0 if rank is None else _scale(name, base, group, rank))
+
+
 def _lora(name: str, base: str, group: Mapping[str, Tensor], shape: tuple[int, int]) -> LowRankDelta:
     _check_complete(name, base, group, ("up", "down"))
     up, down = group["up"].float(), group["down"].float()

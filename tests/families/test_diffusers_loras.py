@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
@@ -197,11 +197,45 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tiny_sd, tmp_p
     torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options", [{"r": 2}, {"r": 64}, {"r": 2, "decompose_both": True}, {"r": 2, "use_effective_conv2d": True}], ids=str
+)
+def test_a_lokr_of_peft_is_read(host, tiny_sd, tmp_path, options):
+    trained = tiny_sd.model()
+    config = LoKrConfig(alpha=options["r"], target_modules=["to_q", "proj_in", "conv1"], init_weights=False, **options)
+    inject_adapter_in_model(config, trained.unet_model)
+    state = {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(trained.unet_model).items()}
+    save_file(state, tmp_path / "lokr.safetensors")
+    adapter = read_lora(host, tmp_path / "lokr.safetensors")
+    assert adapter.unmatched == ()
+    layers = {f"unet.{name}": m for name, m in trained.unet_model.named_modules() if hasattr(m, "lokr_w1")}
+    assert set(adapter.deltas) == set(layers)
+    for path, layer in layers.items():
+        expected = layer.get_delta_weight("default").flatten(1)
+        torch.testing.assert_close(adapter.deltas[path].dense(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
+    base, path = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", tmp_path / "lokr.safetensors"
+    factors = {"lokr_w1": torch.randn(2, 2), "lokr_w2_a": torch.randn(4, 3), "lokr_w2_b": torch.randn(3, 4)}
+    save_file({f"{base}.{role}": tensor for role, tensor in factors.items()} | {f"{base}.alpha": torch.tensor(1.5)}, path)
+    (delta,) = read_lora(host, path).deltas.values()
+    expected = 0.5 * torch.kron(factors["lokr_w1"], factors["lokr_w2_a"] @ factors["lokr_w2_b"])
+    torch.testing.assert_close(delta.dense(), expected)
+    for wrong, said in (
+        ({"lokr_w2_b": torch.randn(2, 4)}, "do not fit together"),
+        ({"lokr_w1": torch.randn(3, 2)}, "is 8 x 8"),
+    ):
+        save_file({f"{base}.{role}": tensor for role, tensor in {**factors, **wrong}.items()}, path)
+        with pytest.raises(AdapterError, match=said):
+            read_lora(host, path)
+
+
 def test_what_cannot_be_read_or_written_is_refused(host, tiny_sd, tmp_path):
     base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{base}.lokr_w1": torch.ones(2, 2), f"{base}.lokr_w2": torch.ones(4, 4)}, tmp_path / "lokr.safetensors")
-    with pytest.raises(AdapterError, match=r"lokr: .* is a LoKr, which only ComfyUI's own code applies; merge it there"):
-        read_lora(host, tmp_path / "lokr.safetensors")
+    save_file({f"{base}.oft_blocks": torch.ones(2, 4, 4)}, tmp_path / "oft.safetensors")
+    with pytest.raises(AdapterError, match=r"oft: .* is an OFT, which only ComfyUI's own code applies; merge it there"):
+        read_lora(host, tmp_path / "oft.safetensors")
     adapter = tiny_sd.adapter(host, 1)
     with pytest.raises(ConfigError, match="style is 'peft'; it can be 'kohya' or 'diffusers'"):
         save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
