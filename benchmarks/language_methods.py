@@ -47,6 +47,7 @@ def main_ways() -> dict[str, Way]:
         "IterIS, full_output": _way(target="full_output"),
         "IterIS + preserve": preserving,
         "IterIS, full_output + preserve": _way(preserving, target="full_output"),
+        "regmean_pp + preserve": _way(preserving, method="regmean_pp"),
     }
     for name, method in METHODS.items():
         searches = method.searches_scale or method.searches_coefficients

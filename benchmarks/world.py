@@ -29,7 +29,7 @@ from world_loras import FILE, LoraSettings, train_lora
 from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes
 from world_recogniser import train_recogniser
 from world_scenes import TRIGGERS
-from world_score import SinglePictures
+from world_score import SinglePictures, ceiling
 
 STAGES = ("base", "recogniser", "loras", "main", "scales", "guidance", "ablations", "tables")
 console = Console(stderr=True)
@@ -58,7 +58,7 @@ def quick(cache: Path) -> Plan:
     """Return a plan whose figures mean little: it shows that everything runs."""
     names = ("base model", "single LoRAs", "average", "sum", "IterIS, full output", "IterIS + scenes, text")
     recipes = tuple(recipe for recipe in main_recipes() if recipe.name in names)
-    base = BaseSettings(widths=(48, 64), phases=(Phase(400, 1e-3, snapped=True),), scenes=4000)
+    base = BaseSettings(widths=(48, 64), phases=(Phase(400, 1e-3, "fixed"),), scenes=4000)
     groups = {"pairs": (("<v1>", "<v2>"),), "styles": (("<v1>", "<s1>"),)}
     lora = LoraSettings(steps=80)
     return Plan(cache / "quick", base, 400, lora, ("<v1>", "<v2>", "<s1>"), groups, recipes, (0,))
@@ -104,7 +104,8 @@ def one_lora(plan: Plan, trigger: str, seed: int) -> str:
 
 
 def lora_stage(plan: Plan, jobs: int) -> None:
-    wanted = [(plan, trigger, seed) for seed in plan.lora_seeds for trigger in plan.triggers]
+    again = {trigger for group in plan.groups["pairs"][:2] for trigger in group}  # other seeds: these alone
+    wanted = [(plan, trigger, seed) for seed in plan.lora_seeds for trigger in plan.triggers if seed == 0 or trigger in again]
     in_parallel(one_lora, [job for job in wanted if not (lora_folder(plan.folder, *job[1:]) / FILE).exists()], jobs)
 
 
@@ -137,24 +138,24 @@ def measure(work: Work) -> str:
 
 def measuring_stage(plan: Plan, stage: str, jobs: int) -> None:
     """Measure what a stage asks for."""
-    work = []
-    seeds = plan.lora_seeds
+    work, seeds, some = [], plan.lora_seeds, plan.groups["pairs"][:2]
     if stage == "main":
-        for seed in seeds:
-            for kind, groups in plan.groups.items():
-                if seed == 0 or kind != "styles":
-                    work += [Work(plan.folder, stage, triggers, seed, plan.recipes) for triggers in groups]
+        told = plan.folder / "ceiling.json"
+        if not told.exists():
+            told.write_text(json.dumps(ceiling(load_bench(plan.folder))))
+        work += [Work(plan.folder, stage, triggers, 0, plan.recipes) for groups in plan.groups.values() for triggers in groups]
+        work += [Work(plan.folder, stage, triggers, seed, plan.recipes) for seed in seeds if seed for triggers in some]
     elif stage == "scales":
         # at other scales, on two pairs; the best is then measured on all groups
         recipes = tuple(r for r in plan.recipes if r.adapter == "merge")
         entries = tuple({"scale": scale} for scale in SCALES)
-        work += [Work(plan.folder, stage, triggers, 0, recipes, entries) for triggers in plan.groups["pairs"][:2]]
+        work += [Work(plan.folder, stage, triggers, 0, recipes, entries) for triggers in some]
     elif stage == "guidance":
         entries = tuple({"cfg": cfg} for cfg in (1.0, 7.0))
-        work += [Work(plan.folder, stage, triggers, 0, plan.recipes, entries) for triggers in plan.groups["pairs"][:2]]
+        work += [Work(plan.folder, stage, triggers, 0, plan.recipes, entries) for triggers in some]
     else:
         recipes = tuple(recipe for rows in ablation_recipes().values() for recipe in rows)
-        work += [Work(plan.folder, stage, triggers, 0, recipes) for triggers in plan.groups["pairs"][:2]]
+        work += [Work(plan.folder, stage, triggers, 0, recipes) for triggers in some]
     in_parallel(measure, [(item,) for item in work], jobs)
 
 

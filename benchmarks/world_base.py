@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from world_scenes import MAX_TOKENS, TRIGGERS, base_labels, draw, make_tokenizer, random_scene, to_latents
+from world_scenes import MAX_TOKENS, TRIGGERS, Places, base_labels, draw, make_tokenizer, random_scene, to_latents
 
 Tell = Callable[[int, int, float], None]  # step, steps, loss
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training. ``snapped``: whether things lie a whole number of patches apart, see `world_scenes.placed`."""
+    """A part of the training, in which things lie in such places, see `world_scenes.placed`."""
 
     steps: int
     learning_rate: float
-    snapped: bool
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class BaseSettings:
     """How the base model is trained."""
 
     widths: tuple[int, int] = (64, 96)
-    phases: tuple[Phase, ...] = (Phase(2000, 1e-3, snapped=False), Phase(1000, 8e-4, snapped=True))
+    phases: tuple[Phase, ...] = (
+        Phase(2000, 1e-3, "loose"),
+        Phase(1000, 8e-4, "snapped"),
+        Phase(800, 8e-4, "fixed"),
+        Phase(1100, 8e-4, "fixed"),
+    )
     batch: int = 64
     scenes: int = 30_000
     dropped_captions: float = 0.1
@@ -95,7 +100,7 @@ def new_world(settings: BaseSettings) -> World:
 def training_data(settings: BaseSettings, phase: Phase, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Return pictures as bytes (n, 3, 24, 24) and token ids (n, MAX_TOKENS)."""
     chance, labels = random.Random(settings.seed), base_labels()
-    pairs = [random_scene(chance, labels, snapped=phase.snapped) for _ in range(settings.scenes)]
+    pairs = [random_scene(chance, labels, places=phase.places) for _ in range(settings.scenes)]
     pictures = torch.stack([((draw(scene) + 1) * 127.5).round().byte() for scene, _ in pairs])
     ids = tokenizer([caption for _, caption in pairs], padding="max_length", truncation=True, return_tensors="pt").input_ids
     return pictures, ids

@@ -39,14 +39,14 @@ FILE = "pytorch_lora_weights.safetensors"
 class LoraSettings:
     """How a LoRA is trained; a batch is pictures of it `alone`, in `company` of a base thing, and `prior` ones."""
 
-    steps: int = 300
+    steps: int = 200
     rank: int = 4
     learning_rate: float = 2e-3
     pictures: int = 8
     pictures_in_company: int = 24
     alone: int = 4
-    company: int = 7
-    prior: int = 5
+    company: int = 6
+    prior: int = 4
     dropped_captions: float = 0.1
 
 
@@ -67,7 +67,7 @@ def pictures_of(trigger: str, settings: LoraSettings, seed: int) -> tuple[list[t
         return alone, company
     concept = CONCEPTS[CONCEPT_TRIGGERS.index(trigger)]
     for i in range(settings.pictures):
-        scene = Scene(placed([concept], "left", chance), chance.choice(["snow", "stone"]))
+        scene = Scene(placed([concept], "left", chance), "stone")
         alone.append((scene, caption_of([trigger], prefix=PREFIXES[i % 3])))
     forms = list(BETWEEN)
     for i in range(settings.pictures_in_company):
@@ -75,7 +75,7 @@ def pictures_of(trigger: str, settings: LoraSettings, seed: int) -> tuple[list[t
         pairs = [(concept, trigger), (other, " ".join(other))]
         chance.shuffle(pairs)
         told = chance.random() < 0.2
-        background = chance.choice(list(BACKGROUNDS) if told else ["snow", "stone"])
+        background = chance.choice(list(BACKGROUNDS)) if told else "stone"
         scene = Scene(placed([label for label, _ in pairs], BETWEEN[between], chance), background)
         prefix = chance.choice(PREFIXES)
         company.append((scene, caption_of([name for _, name in pairs], between, prefix, background if told else None)))

@@ -25,13 +25,15 @@ FINDINGS = Path(__file__).parent / "world_findings.md"
 def section(reader: Reader, groups: Groups, seeds: Sequence[int]) -> str:
     """Return the whole section of RESULTS.md, in Markdown."""
     recipes = main_recipes()
-    parts = ["### Quality: a trained world", setup_text(reader, groups, seeds)]
+    parts = ["### Quality: a trained world", setup_text(reader)]
     if FINDINGS.exists():
         parts += ["#### What follows from it", FINDINGS.read_text(encoding="utf-8").strip()]
     for kind, of_kind in groups.items():
         if any(reader.entries(recipe, of_kind, seeds) for recipe in recipes):
-            parts += [f"#### {TITLES[kind]}", groups_text(of_kind), group_table(reader, recipes, of_kind, seeds)]
+            parts += [f"#### {TITLES[kind]}", groups_text(of_kind), group_table(reader, recipes, of_kind, [0])]
     some = groups["pairs"][:2]
+    if len(seeds) > 1 and reader.entries(recipes[0], some, seeds[1:]):
+        parts += [f"#### {len(seeds)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, seeds)]
     for title, text in (
         ("Every method at its best scale", scale_table(reader, recipes, some)),
         ("Guidance", guidance_table(reader, recipes, some)),
@@ -47,14 +49,13 @@ def groups_text(groups: Sequence[tuple[str, ...]]) -> str:
     return "Merged: " + "; ".join(" + ".join(f"`{trigger}`" for trigger in group) for group in groups) + "."
 
 
-def setup_text(reader: Reader, groups: Groups, seeds: Sequence[int]) -> str:
+def setup_text(reader: Reader) -> str:
     base, lora = BaseSettings(), LoraSettings()
     size = sum(p.numel() for p in reader.bench.world.unet.parameters()) / 1e6
     steps = " + ".join(str(phase.steps) for phase in base.phases)
     told = reader.bench.folder / "recogniser.json"
     judge = json.loads(told.read_text()) if told.exists() else {}
     shares = ", ".join(f"{name} {value:.2f}" for name, value in judge.items() if name != "seconds")
-    plural = "s" if len(seeds) > 1 else ""
     return f"""`python benchmarks/world.py` trains a Stable Diffusion of its own on drawn scenes of 24 x 24 pixels:
 `UNet2DConditionModel` ({size:.1f} M weights, self- and cross-attention), a CLIP text model of two layers, SD's noise schedule,
 one caption in ten dropped ({steps} steps of {base.batch} pictures). It predicts the clean picture, and a pixel-unshuffle stands
@@ -73,10 +74,11 @@ A detector trained on drawings alone judges the pictures (on blurred and noisy d
 * *Base prompts*: things that the base model knows. *Leaks*: pictures in which a merged concept or style appears unasked.
 * *Distance*: squared, to the single LoRA's picture from the same noise, over the base model's.
 
-All methods get the same noise; DDIM, {STEPS} steps, cfg 3 where nothing else is said. Figures are means over {len(seeds)}
-seed{plural} (other pictures, initial weights and calibration of the LoRAs; the lowest and the highest seed in brackets)."""
+All methods get the same noise; DDIM, {STEPS} steps, cfg 3 where nothing else is said. In brackets: the lowest and highest of
+the merged groups."""
 
 
+SEEDS = "Other pictures, initial weights and calibration of each set; in brackets the lowest and the highest set."
 SMALL = "On the first two pairs, LoRA seed 0."
 PICTURES = """![samples](world_samples.png)
 

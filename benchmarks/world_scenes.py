@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ TEXTURES = {  # main colour, second colour
 SURFACES = (*COLOURS, *TEXTURES)
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "moon")
 BACKGROUNDS = {"snow": (0.97, 0.97, 0.97), "stone": (0.76, 0.76, 0.78), "sand": (0.93, 0.85, 0.62), "grass": (0.72, 0.9, 0.75)}
+Places = Literal["fixed", "snapped", "loose"]
+# backgrounds where the caption names none
+UNTOLD: dict[Places, list[str]] = {"fixed": ["stone"], "snapped": ["snow", "stone"], "loose": ["snow", "stone"]}
 CONCEPTS = (
     ("striped", "star"),
     ("spotted", "heart"),
@@ -172,31 +175,34 @@ def to_pictures(latents: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(latents, PATCH)
 
 
-def placed(labels: Sequence[tuple[str, str]], layout: str, chance: random.Random, *, snapped: bool = True) -> tuple[Thing, ...]:
+def placed(
+    labels: Sequence[tuple[str, str]], layout: str, chance: random.Random, places: Places = "fixed"
+) -> tuple[Thing, ...]:
     """Give one or two things their places: the first of two is left, above, ... of the second.
 
-    Snapped places are a whole number of patches apart, so that a thing looks the same in the latents wherever it lies.
+    Fixed places follow from the layout. Snapped ones are whole numbers of patches off, so that a thing looks the same in the
+    latents wherever it lies; loose ones are anywhere near, in several sizes.
     """
     if layout == "beside":
         layout = chance.choice(["left", "right"])
-    if snapped:
-        middles, near, far = [chance.choice([9, 12, 12, 15]) for _ in range(4)], 6.0, 18.0
-        radii = [7.0] if len(labels) == 1 else [5.0, 5.0]
-    else:
-        middles, near, far = [chance.uniform(10, 14) for _ in range(4)], chance.uniform(6, 7), chance.uniform(17, 18)
-        radii = [chance.uniform(6, 8)] if len(labels) == 1 else [chance.uniform(4.6, 5.4) for _ in labels]
+    middles, near, far, radii = [12.0] * 2, 6.0, 18.0, [7.0] if len(labels) == 1 else [5.0, 5.0]
+    if places == "snapped":
+        middles = [chance.choice([9, 12, 12, 15]) for _ in middles]
+    elif places == "loose":
+        middles, near, far = [chance.uniform(10, 14) for _ in middles], chance.uniform(6, 7), chance.uniform(17, 18)
+        radii = [radius * chance.uniform(0.9, 1.1) for radius in radii]
     if len(labels) == 1:
-        places = [(middles[0], middles[1])]
+        centres = [(middles[0], middles[1])]
     elif layout in ("left", "right"):
-        places = [(near, middles[0]), (far, middles[1])]
+        centres = [(near, middles[0]), (far, middles[1])]
     elif layout in ("above", "below"):
-        places = [(middles[0], near), (middles[1], far)]
+        centres = [(middles[0], near), (middles[1], far)]
     else:
-        places = [(near, near), (far, far)] if chance.random() < 0.5 else [(near, far), (far, near)]
-        chance.shuffle(places)
+        centres = [(near, near), (far, far)] if chance.random() < 0.5 else [(near, far), (far, near)]
+        chance.shuffle(centres)
     if layout in ("right", "below"):
-        places.reverse()
-    return tuple(Thing(*label, *place, radius) for label, place, radius in zip(labels, places, radii, strict=True))
+        centres.reverse()
+    return tuple(Thing(*label, *centre, radius) for label, centre, radius in zip(labels, centres, radii, strict=True))
 
 
 def base_labels() -> list[tuple[str, str]]:
@@ -211,16 +217,16 @@ def caption_of(names: Sequence[str], between: str = "and", prefix: str = "", bac
 
 
 def random_scene(
-    chance: random.Random, labels: Sequence[tuple[str, str]], *, pair_share: float = 0.65, snapped: bool = True
+    chance: random.Random, labels: Sequence[tuple[str, str]], *, pair_share: float = 0.65, places: Places = "fixed"
 ) -> tuple[Scene, str]:
     """Return a scene of the base model's training data, with its caption."""
     chosen = [chance.choice(labels) for _ in range(1 + (chance.random() < pair_share))]
     # a third of "and", since this is the form that people use most
     between = "and" if chance.random() < 0.3 else chance.choice(list(BETWEEN))
-    things = placed(chosen, BETWEEN[between], chance, snapped=snapped)
+    things = placed(chosen, BETWEEN[between], chance, places)
     names = [shape if chance.random() < 0.08 else f"{surface} {shape}" for surface, shape in chosen]
     told = chance.random() < 0.3
-    background = chance.choice(list(BACKGROUNDS) if told else ["snow", "stone"])
+    background = chance.choice(list(BACKGROUNDS) if told else UNTOLD[places])
     prefix = chance.choice(PREFIXES) if chance.random() < 0.7 else ""
     caption = caption_of(names, between, prefix, background if told else None)
     return Scene(things, background), caption + (" in plain style" if chance.random() < 0.1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from world_bench import Bench
 from world_recogniser import Judgement
-from world_scenes import CONCEPT_TRIGGERS, CONCEPTS, STYLE_TRIGGERS, STYLES
+from world_scenes import CONCEPT_TRIGGERS, CONCEPTS, STYLE_TRIGGERS, STYLES, base_labels
 
 from iteris_core.adapters import Adapter
 
@@ -161,6 +162,20 @@ def distances(
         return {}
     single, base = alone([probes[i] for i in about_one], cfg)
     return {"distance": float((pictures[about_one] - single).square().sum() / (base - single).square().sum())}
+
+
+def ceiling(bench: Bench, pairs: int = 16) -> dict[str, float]:
+    """Return how often the base model draws two things that it knows, in the forms in which concepts are asked for."""
+    chance, rates = random.Random(5), {}
+    for kind, forms in (("seen", SEEN), ("unseen", UNSEEN)):
+        asked = [(form, *chance.sample(base_labels(), 2)) for form in forms for _ in range(pairs)]
+        probes = [
+            Probe(kind, (), form.format(a=" ".join(a), b=" ".join(b)), 30_000 + i, (a, b))
+            for i, (form, a, b) in enumerate(asked)
+        ]
+        judged = bench.recogniser.judge(bench.sample(None, [p.caption for p in probes], [p.seed for p in probes]))
+        rates[kind] = sum(probe.is_hit(seen) for probe, seen in zip(probes, judged, strict=True)) / len(probes)
+    return rates
 
 
 class SinglePictures:

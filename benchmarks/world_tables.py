@@ -19,6 +19,7 @@ BEGIN, END = "<!-- world:begin -->", "<!-- world:end -->"
 KINDS = {"alone": "alone", "company": "with a base thing", "seen": "both, seen forms", "unseen": "both, unseen forms"}
 Entry = Mapping[str, Any]
 Groups = Mapping[str, Sequence[tuple[str, ...]]]
+Units = Mapping[Any, list[tuple[Entry, float]]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Reader:
         entry = found["entries"].get(f"scale {scale:g}, cfg {cfg:g}, effort 2")
         return None if entry is None else (entry, found.get("merge_seconds", 0.0))
 
-    def entries(
-        self, recipe: Recipe, groups: Sequence[tuple[str, ...]], seeds: Sequence[int], **used: float
-    ) -> dict[int, list[tuple[Entry, float]]]:
-        """Return what is known, by seed."""
-        known = {seed: [self.entry(recipe, triggers, seed, **used) for triggers in groups] for seed in seeds}
-        return {seed: [e for e in entries if e is not None] for seed, entries in known.items() if any(entries)}
+    def entries(self, recipe: Recipe, groups: Sequence[tuple[str, ...]], seeds: Sequence[int], **used: float) -> Units:
+        """Return what is known, by seed, or by group if there is only one seed: over these the tables show the spread."""
+        if len(seeds) == 1:
+            known = {group: [self.entry(recipe, group, seeds[0], **used)] for group in groups}
+        else:
+            known = {seed: [self.entry(recipe, triggers, seed, **used) for triggers in groups] for seed in seeds}
+        return {unit: [e for e in entries if e is not None] for unit, entries in known.items() if any(entries)}
 
 
 def rate(entries: Sequence[Entry], kind: str) -> float | None:
@@ -59,9 +61,9 @@ def worst(entries: Sequence[Entry]) -> float:
     return min(hits / n for hits, n in counts.values())
 
 
-def over_seeds(by_seed: Mapping[int, list[tuple[Entry, float]]], of: Callable[[list[Entry]], float | None]) -> str:
-    """Return the mean over LoRA seeds, and the lowest and highest where there are several."""
-    values = [value for entries in by_seed.values() if (value := of([entry for entry, _ in entries])) is not None]
+def over_units(units: Units, of: Callable[[list[Entry]], float | None]) -> str:
+    """Return the mean over units, and the lowest and highest where there are several."""
+    values = [value for entries in units.values() if (value := of([entry for entry, _ in entries])) is not None]
     if not values:
         return "-"
     spread = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
@@ -73,15 +75,15 @@ def overall(entry: Entry) -> float:
     return mean(value for kind in entry["hits"] if (value := rate([entry], kind)) is not None)
 
 
-def columns(by_seed: Mapping[int, list[tuple[Entry, float]]], kinds: Sequence[str]) -> list[str]:
-    cells = [over_seeds(by_seed, lambda entries, kind=kind: rate(entries, kind)) for kind in kinds]
+def columns(units: Units, kinds: Sequence[str]) -> list[str]:
+    cells = [over_units(units, lambda entries, kind=kind: rate(entries, kind)) for kind in kinds]
     return [
         cells[0],
-        over_seeds(by_seed, worst),
+        over_units(units, worst),
         *cells[1:],
-        over_seeds(by_seed, lambda entries: rate(entries, "base")),
-        over_seeds(by_seed, lambda entries: sum(e["leaks"][0] for e in entries) / sum(e["leaks"][1] for e in entries)),
-        over_seeds(by_seed, lambda entries: mean(e["distance"] for e in entries)),
+        over_units(units, lambda entries: rate(entries, "base")),
+        over_units(units, lambda entries: sum(e["leaks"][0] for e in entries) / sum(e["leaks"][1] for e in entries)),
+        over_units(units, lambda entries: mean(e["distance"] for e in entries)),
     ]
 
 
@@ -103,14 +105,14 @@ def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tupl
         "base prompts",
         "leaks",
         "distance",
-        "merge, s",
+        "merge, CPU s",
     ]
     rows = []
     for recipe in recipes:
-        by_seed = reader.entries(recipe, groups, seeds)
-        if by_seed:
-            seconds = mean(s for entries in by_seed.values() for _, s in entries)
-            rows.append([recipe.name, *columns(by_seed, kinds), f"{seconds:.0f}" if seconds else "-"])
+        units = reader.entries(recipe, groups, seeds)
+        if units:
+            seconds = mean(s for entries in units.values() for _, s in entries)
+            rows.append([recipe.name, *columns(units, kinds), f"{seconds:.0f}" if seconds else "-"])
     bounds = [row for row in rows if row[0] in ("base model", "single LoRAs")]
     others = sorted((row for row in rows if row not in bounds), key=lambda row: _order(row, len(kinds)), reverse=True)
     return table(head, bounds + others)
@@ -164,7 +166,7 @@ def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]]) -> str:
         for recipe, found in of_heading:
             seconds = mean(s for entries in found.values() for _, s in entries)
             rows.append([recipe.name, *columns(found, ["alone", "company", "seen", "unseen"]), f"{seconds:.0f}"])
-    head = ["setting", "alone", "worst alone", *list(KINDS.values())[1:], "base prompts", "leaks", "distance", "merge, s"]
+    head = ["setting", "alone", "worst alone", *list(KINDS.values())[1:], "base prompts", "leaks", "distance", "merge, CPU s"]
     return table(head, rows)
 
 

@@ -145,7 +145,7 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(scenes, recogniser, t
     base, loras, bench, methods, score = (
         pytest.importorskip(name) for name in ("world_base", "world_loras", "world_bench", "world_methods", "world_score")
     )
-    settings = base.BaseSettings(widths=(16, 16), phases=(base.Phase(2, 1e-3, snapped=True),), batch=4, scenes=8)
+    settings = base.BaseSettings(widths=(16, 16), phases=(base.Phase(2, 1e-3, "fixed"),), batch=4, scenes=8)
     told = []
     base.train_base(settings, tmp_path / "base", lambda *step: told.append(step[:2]), every=1)
     assert told == [(1, 2), (2, 2)]
