@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ class Network:
         forward: Runs one batch. Takes what each row reads; row i of every layer's input belongs to item i. It may
             return a tensor with one entry per row, which the sweep then hands on. Must be deterministic.
         stream: Module path -> name of the token stream that the layer's input belongs to, for token weights.
+        memory: Where results of this very model may be kept from one merge to the next, by a hash of everything else that
+            decides them; None: nowhere.
     """
 
     modules: Mapping[str, nn.Module]
     forward: Callable[[Sequence[Any]], Any]
     stream: Callable[[str], str] = _one_stream
+    memory: MutableMapping[str, Any] | None = None

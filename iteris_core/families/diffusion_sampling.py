@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import Adapter
@@ -63,7 +66,7 @@ def sample_runs(
     rows_per_call: int,
     progress: Callable[[int, int], None],
 ) -> list[Kept]:
-    """Sample, with guidance, and return what each run keeps.
+    """Sample, with guidance, and return what each run keeps; runs that the network's memory has are taken from there.
 
     Args:
         network: The UNet, see `StableDiffusion.unet`.
@@ -75,7 +78,57 @@ def sample_runs(
         rows_per_call: Teachers in one forward call, two rows each; a run's own always come together.
         progress: Told about steps done and in all; may raise to cancel.
     """
-    batches, kept = _batches(runs, rows_per_call), []
+    sample = partial(_sample, network, adapters, sigmas=sigmas, shape=shape, cfg=calibration.cfg, progress=progress)
+    memory = network.memory
+    if memory is None:
+        return sample(_batches(runs, rows_per_call))
+    digests = [_digest(adapter) for adapter in adapters]
+    keys = [_key(run, adapters, digests, sigmas, shape, calibration.cfg) for run in runs]
+    found = {key: memory[key] for key in keys if key in memory}
+    missing = {key: run for key, run in zip(keys, runs, strict=True) if key not in found}
+    found |= zip(missing, sample(_batches(list(missing.values()), rows_per_call)), strict=True)
+    memory.update(found)
+    return [found[key] for key in keys]
+
+
+def _digest(adapter: Adapter) -> str:
+    """Return a hash of what an adapter adds."""
+    tensors = {f"{path} {side}": getattr(delta, side) for path, delta in adapter.deltas.items() for side in ("up", "down")}
+    return _hash(tensors)
+
+
+def _key(
+    run: Run,
+    adapters: Sequence[Adapter],
+    digests: Sequence[str],
+    sigmas: Tensor,
+    shape: tuple[int, int, int],
+    cfg: float,
+) -> str:
+    """Return a hash of everything that decides what a run keeps, but for the model."""
+    tensors, mixes = {"sigmas": sigmas}, []
+    for i, part in enumerate(run.parts):
+        tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
+        tensors |= {} if part.region is None else {f"{i} region": part.region}
+        mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
+    return _hash(tensors) + repr((mixes, run.seed, run.steps, shape, cfg))
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    return sha256(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})).hexdigest()
+
+
+def _sample(
+    network: Network,
+    adapters: Sequence[Adapter],
+    batches: Sequence[Sequence[Run]],
+    *,
+    sigmas: Tensor,
+    shape: tuple[int, int, int],
+    cfg: float,
+    progress: Callable[[int, int], None],
+) -> list[Kept]:
+    kept: list[Kept] = []
     done, total = 0, len(batches) * (len(sigmas) - 1)
 
     for batch in batches:
@@ -88,7 +141,7 @@ def sample_runs(
             conditional, unconditional = network.forward(rows).float().cpu().chunk(2)
             done += 1
             progress(done, total)
-            estimates, joined = unconditional + calibration.cfg * (conditional - unconditional), torch.zeros_like(x)
+            estimates, joined = unconditional + cfg * (conditional - unconditional), torch.zeros_like(x)
             for (i, part), estimate in zip(parts, estimates, strict=True):
                 joined[i] += estimate if part.region is None else part.region * estimate
             return joined
@@ -97,7 +150,7 @@ def sample_runs(
         mixes = [mix_in(adapters, part.mix) for _, part in parts]
         with torch.no_grad(), wearing(network.modules, adapters, mixes * 2):
             seen = euler_trajectory(denoise, start, sigmas)
-        kept += [[(seen[step][i], sigmas[step]) for step in run.steps] for i, run in enumerate(batch)]
+        kept += [[(seen[step][i].clone(), sigmas[step]) for step in run.steps] for i, run in enumerate(batch)]
     return kept
 
 

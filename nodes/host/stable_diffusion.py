@@ -21,6 +21,7 @@ from ...iteris_core.families.diffusion_samples import IMAGE_STREAM, TEXT_STREAM,
 from ...iteris_core.formats import kohya
 from ..keys import TEXT_PREFIX, ModelKeys, model_keys
 from .deltas import HostDeltas
+from .memory import memory_of
 from .patches import add_adapter
 
 _LATENT_CHANNELS = 4
@@ -79,7 +80,7 @@ class ComfyStableDiffusion:
 
         model.pre_run()
         try:
-            yield Network(dict(model.model.named_modules()), forward, _unet_stream)
+            yield Network(dict(model.model.named_modules()), forward, _unet_stream, memory_of(model))
         finally:
             model.cleanup()
 

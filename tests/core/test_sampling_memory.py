@@ -1,0 +1,69 @@
+"""Sampling runs that are taken from the last merge: the same answer, and nothing else may be taken."""
+
+import dataclasses
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from iteris_core import MergeConfig
+from iteris_core.calibration import Calibration
+from iteris_core.families.stable_diffusion import SAMPLING_STAGE
+
+CALIBRATION = Calibration(
+    trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, preserve_captions=("a street", "a lake")
+)
+PRESERVE_RUNS = 6  # one and a half times as many
+
+
+@pytest.fixture
+def remembering(host, monkeypatch):
+    """The host with a memory for its UNet; the memory is returned, too."""
+    memory, unet = {}, host.unet
+
+    @contextmanager
+    def with_memory():
+        with unet() as network:
+            yield dataclasses.replace(network, memory=memory)
+
+    monkeypatch.setattr(host, "unet", with_memory)
+    return host, memory
+
+
+def sampled(stages):
+    return [stage for stage in stages if stage[0] == SAMPLING_STAGE]
+
+
+def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(remembering, monkeypatch):
+    host, memory = remembering
+    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
+    _, stages = host.merge(loras, CALIBRATION)
+    assert sampled(stages) and len(memory) == 2 * 4 + PRESERVE_RUNS
+    again, stages = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
+    assert not sampled(stages) and len(memory) == 2 * 4 + PRESERVE_RUNS
+    memory.clear()
+    afresh, _ = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
+    assert again.adapter.deltas.keys() == afresh.adapter.deltas.keys()
+    for path, delta in again.adapter.deltas.items():
+        assert torch.equal(delta.dense(), afresh.adapter.deltas[path].dense())
+
+
+def test_another_strength_samples_only_that_lora_again(remembering):
+    host, memory = remembering
+    first, second = host.lora("a"), host.lora("b", prompts=["<y> dog"])
+    host.merge([first, second], CALIBRATION)
+    known = set(memory)
+    host.merge([first, dataclasses.replace(second, adapter=second.adapter.scaled(0.5))], CALIBRATION)
+    assert len(set(memory) - known) == 4
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"cfg": 3.5}, {"sampling_steps": 5}, {"resolution": 128}, {"timesteps": 1}, {"negative_prompt": "bad"},
+], ids=str)  # fmt: skip
+def test_whatever_decides_a_run_is_part_of_what_it_is_known_by(remembering, change):
+    host, memory = remembering
+    lora = host.lora("a")
+    host.merge([lora], CALIBRATION)
+    known = set(memory)
+    host.merge([lora], dataclasses.replace(CALIBRATION, **change))
+    assert len(memory) == 2 * len(known)
