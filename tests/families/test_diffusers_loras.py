@@ -73,6 +73,22 @@ def test_diffusers_loads_what_is_saved_and_so_do_we(host, tiny_sd, tmp_path, sty
     assert all(torch.equal(again.deltas[p].down, delta.down) for p, delta in adapter.deltas.items())
 
 
+def test_lycoris_reads_what_is_saved_for_kohya(host, tiny_sd, tmp_path):
+    """Not so with mixed ranks: lycoris-lora 4.1 cannot read a file without alphas, and diffusers misreads one with them."""
+    from lycoris.modules import get_module, make_module
+
+    adapter, path = one_rank(host, tiny_sd), tmp_path / "merged.safetensors"
+    save_lora(host, adapter, path, "kohya")
+    tensors = load_file(path)
+    paths = {host.keys.base_of_module[path]: path for path in adapter.deltas}
+    assert {key.split(".")[0] for key in tensors} == set(paths)
+    for base, module in paths.items():
+        read = make_module(*get_module(tensors, base), base, host.modules[module])
+        difference, _ = read.get_diff_weight(1.0)
+        expected = adapter.deltas[module].dense()
+        assert (difference.reshape(expected.shape) - expected).norm() <= 1e-5 * expected.norm()
+
+
 def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tiny_sd, tmp_path):
     trained, layers, settings = tiny_sd.model(), {}, {}
     parts = {
