@@ -26,6 +26,7 @@ from .sweep import (
     EngineResult,
     Progress,
     SolverAt,
+    Watch,
     check_all_reached,
     check_targets,
     current_chunk,
@@ -43,6 +44,7 @@ def iterate(
     config: MergeConfig,
     progress: Progress | None = None,
     solver_at: SolverAt = lambda path: solve_layer,
+    watch: Watch | None = None,
 ) -> EngineResult:
     """Solve all target layers again and again, each time on the inputs that the last answer leads to.
 
@@ -55,7 +57,7 @@ def iterate(
     """
     check_targets(network, adapters)
     return with_smaller_calls(
-        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress, solver_at),
+        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress, solver_at, watch),
         config.samples_per_chunk,
         "the iteration",
     )
@@ -68,8 +70,9 @@ def _iterate(
     config: MergeConfig,
     progress: Progress | None,
     solver_at: SolverAt,
+    watch: Watch | None,
 ) -> EngineResult:
-    state = _Iteration(network, adapters, tasks, config, solver_at, split_into_chunks(tasks, config.samples_per_chunk))
+    state = _Iteration(network, adapters, tasks, config, solver_at, watch, split_into_chunks(tasks, config.samples_per_chunk))
     paths = target_layers(adapters)
     modules = {path: network.modules[path] for path in paths}
     changes: list[float] = []
@@ -109,6 +112,7 @@ class _Iteration:
     tasks: Sequence[Task]
     config: MergeConfig
     solver_at: SolverAt
+    watch: Watch | None
     chunks: list[Chunk]
     merged: dict[str, LowRankDelta] | None = None
     different_inputs: int = 0
@@ -131,6 +135,8 @@ class _Iteration:
                 solved[path] = measurement.solve(self.config.rank_at(path), self.solver_at(path))
                 inputs += measurement.first_of_its_input
                 tell(len(solved))
+                if self.watch is not None:
+                    self.watch(solved[path].report())
             self.waiting -= set(self.open)
         self.open = {}
         self.different_inputs = inputs

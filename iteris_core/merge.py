@@ -17,11 +17,11 @@ from .output_error import OutputError
 from .report import MergeReport
 from .rows import worn_delta
 from .solve import LayerSolver
-from .sweep import EngineResult, Progress, sweep
+from .sweep import EngineResult, Progress, Watch, sweep
 from .tasks import Task, check_tasks, without_idle_adapters
 from .truncate import share_out_size
 
-Engine = Callable[[Network, Sequence[Adapter], Sequence[Task], MergeConfig, "Progress | None"], EngineResult]
+Engine = Callable[..., EngineResult]  # takes what `sweep.sweep` takes, but for the solver
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def merge(
     config: MergeConfig | None = None,
     *,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> MergeResult:
     """Merge adapters into the one that does, on the inputs that the merged model sees, what each of them does on its own.
 
@@ -49,6 +50,7 @@ def merge(
         tasks: What to reproduce; usually one per adapter, and a preserve task.
         config: See `MergeConfig`; None: its defaults.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
+        watch: Told each layer's report the moment it is solved; again where layers are solved again.
 
     Raises:
         AdapterError, CalibrationError, SolveError: See `sweep.sweep`.
@@ -64,7 +66,7 @@ def merge(
         engine, notes = sweep if config.engine == "sweep" else iterate, []
     else:
         engine, notes = _Rival(network, kept, kept_tasks, config, progress).engine()
-    result = _solve(engine, network, kept, kept_tasks, config, progress)
+    result = _solve(partial(engine, watch=watch), network, kept, kept_tasks, config, progress)
     names = [adapter.name for adapter in kept]
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
     if idle:
@@ -160,11 +162,16 @@ class _Rival:
             return method.solver_of(path, path in text, len(self.adapters), coefficients, scale)
 
         def run(
-            network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig, progress: Progress | None
+            network: Network,
+            adapters: Sequence[Adapter],
+            tasks: Sequence[Task],
+            config: MergeConfig,
+            progress: Progress | None,
+            watch: Watch | None = None,
         ) -> EngineResult:
             once = replace(config, ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
             engine = iterate if method.inputs == "teacher" else sweep
-            return replace(engine(network, adapters, tasks, once, progress, solver_at), changes=())
+            return replace(engine(network, adapters, tasks, once, progress, solver_at, watch), changes=())
 
         return run
 

@@ -25,6 +25,7 @@ from .measure import Measurement, SolvedLayer
 from .memory import memory_in_use, with_smaller_calls
 from .network import Network
 from .parking import Parking
+from .report import LayerReport
 from .rows import Chunk, at_hand, check_rows, dress, layer_hooks, split_into_chunks
 from .shared_inputs import SharedInputs
 from .solve import LayerSolver, solve_layer
@@ -32,6 +33,7 @@ from .tasks import Task
 
 Progress = Callable[[int, int], None]
 SolverAt = Callable[[str], LayerSolver]  # module path -> what solves that layer
+Watch = Callable[[LayerReport], None]  # told about every layer the moment it is solved
 _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=None)
 
 
@@ -57,6 +59,7 @@ def sweep(
     config: MergeConfig,
     progress: Progress | None = None,
     solver_at: SolverAt = lambda path: solve_layer,
+    watch: Watch | None = None,
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
@@ -69,6 +72,7 @@ def sweep(
         config: See `MergeConfig`.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
         solver_at: What solves each layer; a rival method is another solver.
+        watch: Told each layer's report as soon as it is solved, which waits for the device once more a layer.
 
     Raises:
         AdapterError: A delta that does not fit its module.
@@ -81,7 +85,7 @@ def sweep(
     parking = Parking(network.modules.values()) if config.park_on_host else None
 
     def attempt(samples_per_chunk: int) -> EngineResult:
-        state = _Sweep(network, adapters, tasks, config, progress, solver_at, len(paths), solved)
+        state = _Sweep(network, adapters, tasks, config, progress, watch, solver_at, len(paths), solved)
         chunks = split_into_chunks(tasks, samples_per_chunk)
         workers = [partial(run_chunk, network, chunk) for chunk in chunks]
         with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
@@ -151,6 +155,7 @@ class _Sweep:
     tasks: Sequence[Task]
     config: MergeConfig
     progress: Progress | None
+    watch: Watch | None
     solver_at: SolverAt
     total: int
     solved: dict[str, SolvedLayer]
@@ -194,6 +199,8 @@ class _Sweep:
         self.measurement = None  # one layer's sums at a time
         if self.progress is not None:
             self.progress(len(self.solved), self.total)
+        if self.watch is not None:
+            self.watch(solved.report())
 
 
 def outputs_by_task(tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]) -> Any:

@@ -21,7 +21,7 @@ from ..errors import AdapterError, ConfigError
 from ..memory import with_smaller_calls
 from ..merge import MergeResult, merge
 from ..network import Network
-from ..report import joined
+from ..report import LayerReport, joined
 from ..tasks import Sample, Task
 from .diffusion_samples import (
     Context,
@@ -87,6 +87,7 @@ def merge_stable_diffusion(
     calibration: Calibration,
     config: MergeConfig,
     progress: StageProgress | None = None,
+    watch: Callable[[LayerReport], None] | None = None,
 ) -> MergeResult:
     """Merge LoRAs of one Stable Diffusion model, text encoder and UNet.
 
@@ -96,6 +97,7 @@ def merge_stable_diffusion(
         calibration: How samples are made.
         config: How layers are solved.
         progress: Told about stages and steps; may raise to cancel.
+        watch: Told each layer's report the moment it is solved.
 
     Raises:
         IterisError: Nothing to merge, unusable prompts, or what `merge` raises.
@@ -113,15 +115,16 @@ def merge_stable_diffusion(
         )
     text = [adapter.select(model.is_text_module) for adapter in adapters]
     unet = [adapter.select(lambda path: not model.is_text_module(path)) for adapter in adapters]
-    settings = config_of_part(config, text, adapters)
-    contexts, parts = _sweep_text(
-        model, text, [*plans, *scenes], calibration.negative_prompt, settings, partial(tell, TEXT_STAGE)
-    )
+
+    def solve(network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str) -> MergeResult:
+        settings = config_of_part(config, part, adapters)
+        return merge(network, part, tasks, settings, progress=partial(tell, stage), watch=watch)
+
+    contexts, parts = _sweep_text(model, text, [*plans, *scenes], calibration.negative_prompt, solve)
     if any(adapter.deltas for adapter in unet):
         with model.unet() as network:
             tasks = _unet_tasks(model, network, unet, plans, scenes, calibration, contexts, config.samples_per_chunk, tell)
-            settings = config_of_part(config, unet, adapters)
-            parts.append(merge(network, unet, tasks, settings, progress=partial(tell, UNET_STAGE)))
+            parts.append(solve(network, unet, tasks, UNET_STAGE))
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     vectors, alone = mean_vectors(adapters), bool(calibration.scene_weight and not scenes)
@@ -151,8 +154,7 @@ def _sweep_text(
     adapters: Sequence[Adapter],
     plans: Sequence[Plan | ScenePlan],
     negative_prompt: str,
-    config: MergeConfig,
-    progress: Callable[[int, int], None],
+    solve: Callable[[Network, Sequence[Adapter], Sequence[Task], str], MergeResult],
 ) -> tuple[Contexts, list[MergeResult]]:
     """Merge the text encoder's part, and encode every caption as its teacher and as the student read it."""
     wanted = [plan.readings(negative_prompt) for plan in plans]
@@ -163,7 +165,7 @@ def _sweep_text(
     with model.text_encoder() as network:
         if any(adapter.deltas for adapter in adapters):
             tasks = [Task(p.name, samples[g], mix_in(adapters, p.mix), p.weight) for g, p in enumerate(plans)]
-            result = merge(network, adapters, tasks, config, progress=progress)
+            result = solve(network, adapters, tasks, TEXT_STAGE)
             rows, results = result.outputs, [result]
         else:
             rows, results = [_encoded(network, task) for task in samples], []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig, Sample, Task, merge
+from iteris_core.config import BaselineOptions
 
 # --- nothing is left behind ---
 
@@ -87,6 +88,23 @@ def test_progress_counts_the_layers(toy):
     tasks = toy.own_tasks(net, adapters)
     merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=lambda *step: told.append(step))
     assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"method": "ties"}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3, "tolerance": 0.0},
+    {"method": "average", "baseline": BaselineOptions(scale="search")},
+], ids=str)  # fmt: skip
+def test_every_layer_is_told_the_moment_it_is_solved(toy, settings):
+    net = toy.build("stack")
+    adapters, told, at = [net.adapter("a"), net.adapter("b")], [], []
+    tasks = toy.own_tasks(net, adapters)
+    config = toy.exact(samples_per_chunk=1, **settings)
+    progress = lambda *_: at.append(len(told))  # noqa: E731
+    result = merge(net.network(), adapters, tasks, config, progress=progress, watch=told.append)
+    count = len(net.targets)
+    assert tuple(told[-count:]) == result.report.layers
+    assert len(told) == count * settings.get("max_iter", 1)
+    assert at[-count:] == list(range(len(told) - count, len(told)))
 
 
 def test_a_forward_of_somebody_else_is_left_alone(toy):
