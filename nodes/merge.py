@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -20,7 +20,7 @@ from ..iteris_core.formats.files import read_tensors
 from ..iteris_core.formats.recipe import UsedLora, sha256, with_recipe
 from . import host
 from .files import adapter_name, sha256_of_tensors
-from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora
+from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora, growing
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 TARGETS = ("delta", "full_output")
@@ -82,6 +82,7 @@ class Merge(io.ComfyNode):
                     tooltip="A merge is often a little weaker than its LoRAs. On: it is scaled by what the check on unseen "
                     "prompts measures, by 1.3 at most; that needs held_out samples.",
                 ),
+                *growing("more", TASKS, "More LoRAs, each in a socket of its own instead of a chain."),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -113,6 +114,7 @@ class Merge(io.ComfyNode):
         size_mb: float = 0.0,
         method: str = METHODS[0],
         correct_strength: bool = False,
+        more: Mapping[str, tuple[LoraEntry, ...] | None] | None = None,
     ) -> io.NodeOutput:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
@@ -120,6 +122,7 @@ class Merge(io.ComfyNode):
         calibration = calibration or Calibration()
         if correct_strength and not calibration.held_out:
             raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
+        tasks = (*tasks, *in_sockets(more or {}))
         base = host.ComfyStableDiffusion(model, clip)
         loras = [read(base, entry) for entry in tasks]
         samples_per_chunk, park_on_host = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
@@ -134,8 +137,8 @@ class Merge(io.ComfyNode):
             samples_per_chunk=samples_per_chunk,
             park_on_host=park_on_host,
         )
-        progress = host.stage_progress(cls.hidden.unique_id)
-        result = merge_stable_diffusion(base, loras, calibration, config, progress)
+        progress, watch = host.stage_progress(cls.hidden.unique_id), host.layer_teller(cls.hidden.unique_id)
+        result = merge_stable_diffusion(base, loras, calibration, config, progress, watch)
         checked = {"correct_strength": correct_strength, "samples_per_chunk": samples_per_chunk}
         result = with_held_out(base, loras, result, calibration, progress=progress, **checked)
         report = with_recipe(result.report, [used(entry) for entry in tasks])
@@ -148,6 +151,12 @@ class Merge(io.ComfyNode):
             report,
             ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
         )
+
+
+def in_sockets(more: Mapping[str, tuple[LoraEntry, ...] | None]) -> Iterator[LoraEntry]:
+    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order; sockets may be free."""
+    for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
+        yield from more[name] or ()
 
 
 def read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:

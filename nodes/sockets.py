@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -19,6 +20,15 @@ MERGED = io.Custom("ITERIS_MERGED")
 REPORT = io.Custom("ITERIS_REPORT")
 LORA_MODEL = io.Custom("LORA_MODEL")
 LORA_STACK = io.Custom("LORA_STACK")
+_MOST_SOCKETS = 32
+
+
+def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
+    """Return an input that always has one more free socket; none where the host has no such inputs (before ComfyUI 0.8)."""
+    if not hasattr(io, "Autogrow"):
+        return []
+    template = io.Autogrow.TemplatePrefix(socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS)
+    return [io.Autogrow.Input(name, template, optional=True, tooltip=tooltip)]
 
 
 @dataclass(frozen=True)

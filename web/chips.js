@@ -27,7 +27,7 @@ export function draw(element, lora, prompts, say) {
     return [chip, offered];
   });
   const line = document.createElement("div");
-  line.className = lora.error ? "iteris-note" : "iteris-quiet";
+  line.className = lora.error ? "iteris-warning" : "iteris-quiet";
   line.textContent = about(lora);
   element.append(...chips.map(([chip]) => chip), line);
   element.onpointerenter = mark; // the prompts may have been edited by hand

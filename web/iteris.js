@@ -9,7 +9,7 @@ import { sayer } from "./words.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const PANEL_WIDTH = 400;
-const MARGIN = 32; // the frontend's around a widget, and our own padding
+const MARGIN = 10; // the frontend's, above and below a widget
 const PROGRESS_TEXT = "$$node-text-preview"; // the frontend's name for it
 
 const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Locale"))(word, values);
@@ -32,7 +32,8 @@ function addElement(node, name, height) {
   widget.serialize = false;
   // what others add behind our inputs is not theirs to keep: it would be read as the next version's new inputs
   also(node, "onSerialize", (saved) => {
-    if (saved.widgets_values) saved.widgets_values.length = node.widgets.indexOf(widget);
+    const own = node.widgets.indexOf(widget);
+    if (saved.widgets_values?.length > own) saved.widgets_values.length = own;
   });
   return element;
 }
@@ -48,15 +49,39 @@ function fit(node, width = 0) {
   requestAnimationFrame(() => requestAnimationFrame(grow));
 }
 
+/** Take away the text that told how far a node is, once it has told more than that. */
+function removeProgress(node) {
+  const progress = node.widgets.find(({ name }) => name === PROGRESS_TEXT);
+  if (progress) node.removeWidget?.(progress);
+}
+
 /** Return the height of an element's content, however high the element itself is; 0 while it is not shown. */
-function heightOf({ firstElementChild: first, lastElementChild: last }) {
-  return last?.offsetHeight ? last.offsetTop + last.offsetHeight - first.offsetTop + MARGIN : 0;
+function heightOf({ firstElementChild: first, lastElementChild: last }, padding) {
+  return last?.offsetHeight ? last.offsetTop + last.offsetHeight - first.offsetTop + padding + 2 * MARGIN : 0;
 }
 
 function addReport(node) {
-  const height = (shown) => heightOf(shown) || (node.properties[PROPERTY] ? 250 : 44);
+  const height = (shown) => heightOf(shown, 12) || (node.properties[PROPERTY] ? 250 : 44);
   const element = addElement(node, "report", height);
+  let layers; // of a run that has not ended, by path: what is solved again takes its own place
+  let waiting = false;
+  const showLive = () => {
+    waiting = false;
+    if (!layers) return;
+    drawReport(element, figures({ layers: [...layers.values()] }), say);
+    fit(node, PANEL_WIDTH);
+  };
+  node.showIterisLayer = ({ first, layer }) => {
+    if (first) layers = new Map();
+    layers?.set(layer.path, layer);
+    if (!waiting) requestAnimationFrame(showLive);
+    waiting = true;
+  };
+  node.endIterisRun = () => {
+    if (layers) show();
+  };
   const show = () => {
+    layers = undefined;
     drawReport(element, node.properties[PROPERTY], say);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0);
   };
@@ -64,14 +89,27 @@ function addReport(node) {
     const [report] = output?.iteris_report ?? [];
     if (!report) return;
     node.properties[PROPERTY] = figures(report);
-    const progress = node.widgets.find(({ name }) => name === PROGRESS_TEXT);
-    if (progress) node.removeWidget?.(progress);
+    removeProgress(node);
     show();
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
   };
   also(node, "onExecuted", node.showIterisReport);
   also(node, "onConfigure", show);
   show();
+}
+
+/** Show the text of a run whole; the frontend shows two lines of it. */
+function addText(node) {
+  let element;
+  also(node, "onExecuted", (output) => {
+    if (!output?.text?.length) return;
+    element ??= addElement(node, "text", (text) => heightOf(text, 12) || 44);
+    const text = document.createElement("div");
+    text.textContent = output.text.join("\n");
+    element.replaceChildren(text);
+    removeProgress(node);
+    fit(node);
+  });
 }
 
 async function fetchLora(name) {
@@ -86,7 +124,7 @@ async function fetchLora(name) {
 function addTriggers(node) {
   const [name, prompts] = ["lora_name", "prompts"].map((wanted) => node.widgets?.find((widget) => widget.name === wanted));
   if (!name || !prompts) return;
-  const element = addElement(node, "triggers", (chips) => heightOf(chips) || 4);
+  const element = addElement(node, "triggers", (chips) => heightOf(chips, 0) || 4);
   const show = async () => {
     const wanted = name.value;
     const lora = wanted ? await fetchLora(wanted) : null;
@@ -127,8 +165,16 @@ app.registerExtension({
     style.href = new URL("./iteris.css", import.meta.url).href;
     document.head.append(style);
   },
+  setup() {
+    api.addEventListener("iteris.layer", ({ detail }) => app.graph?.getNodeById(detail.node)?.showIterisLayer?.(detail));
+    for (const end of ["execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, () => app.graph?.nodes.forEach((node) => node.endIterisRun?.()));
+    }
+  },
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("IterIS")) return;
     if (node.comfyClass === "IterISMerge") addReport(node);
+    else addText(node);
     if (node.comfyClass === "IterISLora") {
       addTriggers(node);
       addButton(node);

@@ -41,24 +41,38 @@ export function draw(element, model, say) {
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
   show();
   element.append(overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")));
-  for (const note of model.notes) element.append(html("div", "iteris-note", note));
+  for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
+  for (const note of model.notes) element.append(html("div", "iteris-quiet iteris-note", note));
 }
 
 function overallOf(model, say) {
   const list = html("div", "iteris-overall");
+  const left = new Set(model.unseen);
+  const unseen = (found) => {
+    const { name, error, strength } = found;
+    const values = { error: figure(error), percent: Math.round(100 * strength) };
+    list.append(lineOf(name, model.tasks.indexOf(name), say(strength === null ? "change" : "strength", values), { kind: "unseen", error, strength }));
+    left.delete(found);
+  };
   for (const { task, wears, median, worst, at } of model.overall) {
-    const line = html("div", "iteris-line");
-    line.dataset.task = model.tasks[task];
-    line.dataset.kind = wears ? "residual" : "leak";
-    line.dataset.median = median;
-    line.dataset.worst = worst;
-    const swatch = html("span", "iteris-swatch");
-    swatch.style.background = wears ? colour(task) : "";
-    line.append(swatch, html("b", "", model.tasks[task]), html("span", "iteris-figures", say(line.dataset.kind, { median: figure(median), worst: figure(worst), at })));
-    line.title = line.textContent;
-    list.append(line);
+    [...left].filter(({ name, strength }) => name === model.tasks[task] && (strength !== null) === wears).forEach(unseen);
+    const kind = wears ? "residual" : "leak";
+    const text = say(kind, { median: figure(median), worst: figure(worst), at });
+    list.append(lineOf(model.tasks[task], wears ? task : -1, text, { kind, median, worst }));
   }
+  left.forEach(unseen);
   return list;
+}
+
+/** Return one line about a task; its place among the bars is -1 where it has none. */
+function lineOf(name, place, text, data) {
+  const line = html("div", "iteris-line");
+  Object.assign(line.dataset, { task: name, ...data });
+  const swatch = html("span", "iteris-swatch");
+  if (place >= 0) swatch.style.background = colour(place);
+  line.append(swatch, html("b", "", name), html("span", "iteris-figures", text));
+  line.title = `${name}: ${text}`;
+  return line;
 }
 
 function chart(model, show) {

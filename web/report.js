@@ -32,7 +32,8 @@ const rounded = (value) => Number(value.toPrecision(DIGITS));
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
  *
  * @param {object} report `MergeReport.to_dict()`
- * @returns {{version: 1, tasks: string[], overall: object[], blocks: object[], notes: string[]}}
+ * @returns {{version: 1, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], notes: string[]}}
+ *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
  *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears something].
  */
@@ -47,7 +48,15 @@ export function figures(report) {
     if (!blocks.has(block)) blocks.set(block, { name: block, layers: [] });
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
-  return { version: 1, tasks, overall: overall(report, tasks), blocks: [...blocks.values()], notes: notes(report) };
+  return { version: 1, tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: report.notes ?? [] };
+}
+
+function unseen({ fidelity = [] }) {
+  return fidelity.map(({ task, output_error: error, strength }) => ({
+    name: task,
+    error: rounded(error),
+    strength: strength === null ? null : rounded(strength),
+  }));
 }
 
 function overall(report, tasks) {
@@ -72,9 +81,9 @@ function overall(report, tasks) {
   return lines;
 }
 
-function notes(report) {
-  const unmatched = Object.entries(report.unmatched ?? {}).filter(([, keys]) => keys.length);
-  return [...unmatched.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model`), ...(report.notes ?? [])];
+function warnings({ unmatched = {} }) {
+  const found = Object.entries(unmatched).filter(([, keys]) => keys.length);
+  return found.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`);
 }
 
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */

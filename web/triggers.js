@@ -30,18 +30,16 @@ export function add(prompts, suggestion) {
 }
 
 /**
- * Return what the chips offer for a LoRA: its prompts first, then its trigger words.
+ * Return what the chips offer for a LoRA: its prompts first, then its trigger words. A prompt of one word is that word.
  *
  * @param {{prompts?: string[], trigger_words?: string[]}} lora answer of `/iteris/lora`
  * @param {number} most
  */
 export function suggestions({ prompts = [], trigger_words: words = [] }, most = 12) {
-  const offered = [...prompts.map((text) => ({ kind: "prompt", text })), ...words.map((text) => ({ kind: "word", text }))];
-  const seen = new Set();
-  return offered
-    .map(({ kind, text }) => ({ kind, text: text.trim() }))
-    .filter(({ text }) => text && !seen.has(text) && seen.add(text))
-    .slice(0, most);
+  const clean = (texts) => [...new Set(texts.map((text) => text.trim()))].filter(Boolean);
+  const as = (kind) => (text) => ({ kind, text });
+  const triggers = clean(words);
+  return [...clean(prompts).filter((text) => !triggers.includes(text)).map(as("prompt")), ...triggers.map(as("word"))].slice(0, most);
 }
 
 /** Return one line about the file: its error, or its base model and rank. */

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+
+from ...iteris_core.report import LayerReport
+
+_TELLING_SECONDS = 2
 
 
 def show_text(node_id: str, text: str) -> None:
@@ -15,6 +21,20 @@ def show_text(node_id: str, text: str) -> None:
     from server import PromptServer
 
     PromptServer.instance.send_progress_text(text, node_id)
+
+
+def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
+    """Return what tells the pack's web extension about every layer of one run, the first as such."""
+    from server import PromptServer
+
+    server, told = PromptServer.instance, []
+
+    def tell(layer: LayerReport) -> None:
+        event = {"prompt_id": server.last_prompt_id, "node": node_id, "first": not told, "layer": asdict(layer)}
+        server.send_sync("iteris.layer", event, server.client_id)
+        told.append(layer.path)
+
+    return tell
 
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
@@ -28,16 +48,17 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
 
 
 def stage_progress(node_id: str) -> Callable[[str, int, int], None]:
-    """Return a progress callback that shows the stage's name on the node and its steps in the node's bar."""
-    from server import PromptServer
-
+    """Return a progress callback that shows a stage's steps and the time that is left on the node, and in the node's bar."""
     bars: dict[str, comfy.utils.ProgressBar] = {}
+    started: dict[str, float] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if stage not in bars:
-            bars[stage] = comfy.utils.ProgressBar(total)
-        PromptServer.instance.send_progress_text(f"{stage} {done}/{total}", node_id)
+            bars[stage], started[stage] = comfy.utils.ProgressBar(total), time.monotonic()
+        left = (time.monotonic() - started[stage]) / done * (total - done) if done else 0.0
+        about = f", about {left:.0f} s left" if left >= _TELLING_SECONDS else ""
+        show_text(node_id, f"{stage} {done}/{total}{about}")
         bars[stage].update_absolute(done, total)
 
     return show

@@ -134,3 +134,13 @@ def test_a_model_without_loras_is_told(host):
     nodes = {"1": host.merge()["1"], "12": {"class_type": "IterISModelLoras", "inputs": inputs}}
     with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
         host.run({**nodes, **show("12", 2)})
+
+
+def test_loras_in_sockets_of_their_own_are_those_of_the_chain(host):
+    if "more" not in host.client.object_info("IterISMerge")["input"]["optional"]:
+        pytest.skip("inputs that grow came with ComfyUI 0.8")
+    chain = host.merge(timesteps=1, trajectories=1)
+    apart = {**chain, "3": {**chain["3"], "inputs": {k: v for k, v in chain["3"]["inputs"].items() if k != "previous"}}}
+    apart["5"] = {**chain["5"], "inputs": {**chain["5"]["inputs"], "tasks": ["2", 0], "more.loras0": ["3", 0]}}
+    reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, apart)]
+    assert reports[0]["layers"] == reports[1]["layers"]

@@ -118,6 +118,42 @@ def test_second_run_is_cached_until_a_lora_file_changes(host):
     assert cached_nodes(host, workflow) == {"1", "2", "4"}
 
 
+def test_every_layer_is_told_to_the_browser_while_it_solves(host):
+    told, stages = [], []
+
+    def listen(event, data):
+        if event == "iteris.layer":
+            told.append(data)
+        elif "text" in data and data["text"].startswith(("Text encoder", "UNet")):
+            stages.append(len(told))
+
+    report = host.run(host.merge(seed=77, timesteps=1), listen)["outputs"]["5"]["iteris_report"][0]
+    assert [event["layer"] for event in told] == report["layers"]
+    assert [event["first"] for event in told] == [True] + [False] * (len(told) - 1)
+    assert {event["node"] for event in told} == {"5"}
+    assert stages == sorted(stages) and stages[0] <= 1 and stages[-1] >= len(told) - 1
+
+
+def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
+    """Only a base model that other nodes change by functions is sampled again, since functions cannot be compared."""
+
+    def sampled(nodes) -> bool:
+        texts = []
+        host.run({**nodes, **host.save("loras/rank")}, lambda event, data: texts.append(data.get("text", "")))
+        assert any(text.startswith("UNet ") for text in texts)
+        return any(text.startswith("Sampling ") for text in texts)
+
+    nodes = host.merge(seed=5, timesteps=1)
+    assert sampled(nodes)
+    nodes["5"]["inputs"]["rank"] = 3
+    assert not sampled(nodes)
+    nodes["9"] = {"class_type": "FreeU_V2", "inputs": {"model": ["1", 0], "b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}}
+    nodes["5"]["inputs"]["model"] = ["9", 0]
+    assert sampled(nodes)
+    nodes["5"]["inputs"]["rank"] = 4
+    assert sampled(nodes)
+
+
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     base_only = {"1": host.merge()["1"], **host.sample("before", ["1", 0], ["1", 1])}
     host.run(base_only)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,17 @@ def test_a_file_that_lost_something_is_an_error(nodes, merged, monkeypatch, lost
         IterisError, match=rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'"
     ):
         save.read_back(Path("x.safetensors"), merged)
+
+
+# --- inputs that grow ---
+
+
+def test_an_older_host_has_no_inputs_that_grow_and_a_newer_one_is_asked_for_optional_ones(nodes, monkeypatch):
+    sockets = nodes("sockets")
+    assert sockets.growing("more", None, "") == []
+    autogrow = types.SimpleNamespace(TemplatePrefix=lambda *told: told, Input=lambda *told, **more: (*told, more))
+    monkeypatch.setattr(sockets.io, "Autogrow", autogrow, raising=False)
+    socket = types.SimpleNamespace(Input=lambda name, **told: (name, told))
+    [(name, template, told)] = sockets.growing("more", socket, "more of them")
+    assert (name, told) == ("more", {"optional": True, "tooltip": "more of them"})
+    assert template[:3] == (("loras", {"optional": True, "tooltip": "more of them"}), "loras", 0)

@@ -9,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ja")
+ONLY_NEWER_HOSTS = [("IterISMerge", "more")]  # inputs that grow, from ComfyUI 0.8 on
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,22 @@ def texts(value):
     return [text for item in value.values() for text in texts(item)] if isinstance(value, dict) else [value]
 
 
+def nodes_in(language: str, schemas):
+    """Return a language's words for the nodes, without those for inputs that this host is too old for."""
+    nodes = read(language, "nodeDefs")
+    for name, key in ONLY_NEWER_HOSTS:
+        if key not in schemas[name]["inputs"]:
+            del nodes[name]["inputs"][key]
+    return nodes
+
+
 def test_english_is_what_the_schemas_say(schemas):
-    assert read("en", "nodeDefs") == schemas
+    assert nodes_in("en", schemas) == schemas
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_translations_are_complete_and_the_frontend_can_read_them(schemas, language):
-    nodes, main = read(language, "nodeDefs"), read(language, "main")
+    nodes, main = nodes_in(language, schemas), read(language, "main")
     assert shape(nodes) == shape(schemas)
     assert shape(main) == shape(read("en", "main"))
     for text in (*texts(nodes), *texts(main)):

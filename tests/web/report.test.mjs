@@ -51,6 +51,18 @@ test("median and worst are told apart for what a task wears and where it wears n
   ]);
 });
 
+test("what was measured on unseen samples is kept, if it was", () => {
+  const fidelity = [
+    { task: "ink", output_error: 0.123456, strength: 0.98765, samples: 4 },
+    { task: "base", output_error: 0.3, strength: null, samples: 4 },
+  ];
+  assert.deepEqual(figures({ ...REPORT, fidelity }).unseen, [
+    { name: "ink", error: 0.1235, strength: 0.9877 },
+    { name: "base", error: 0.3, strength: null },
+  ]);
+  assert.deepEqual(figures(REPORT).unseen, []);
+});
+
 test("blocks keep the network's order, and a saved model is its own JSON", () => {
   const model = figures(REPORT);
   assert.deepEqual(model.tasks, ["cat", "ink", "base"]);
@@ -58,7 +70,8 @@ test("blocks keep the network's order, and a saved model is its own JSON", () =>
   assert.deepEqual(model.blocks[1].layers[1], ["proj_in", 4, [0.1235, 0.1, 0.25], "110"]);
   assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
   assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
-  assert.deepEqual(model.notes, ["cat: 2 keys belong to no module of this model", "a note"]);
+  assert.deepEqual(model.warnings, ["cat: 2 keys belong to no module of this model, such as a"]);
+  assert.deepEqual(model.notes, ["a note"]);
 });
 
 test("bars are the LoRAs', where they wear something", () => {
@@ -87,7 +100,7 @@ test("a block's layers come with who suffers, the worst first", () => {
 
 test("a report without layers is an empty picture", () => {
   const model = figures({ layers: [] });
-  assert.deepEqual([model.overall, bars(model), model.notes], [[], [], []]);
+  assert.deepEqual([model.overall, bars(model), model.warnings, model.notes], [[], [], [], []]);
 });
 
 test("the report of a whole SD1.5 stays small in a saved workflow", () => {

@@ -35,7 +35,7 @@ for (const [name, before, suggestion, after] of [
   test(`add: ${name}`, () => assert.equal(add(before, suggestion), after));
 
 test("prompts come first, nothing twice, and no more than asked for", () => {
-  const lora = { prompts: ["a photo of sks", " "], trigger_words: ["sks", " sks ", "dog", "a photo of sks"] };
+  const lora = { prompts: ["a photo of sks", " ", "sks", "a photo of sks"], trigger_words: ["sks", " sks ", "dog"] };
   assert.deepEqual(suggestions(lora), [prompt("a photo of sks"), word("sks"), word("dog")]);
   assert.equal(suggestions(lora, 2).length, 2);
   assert.deepEqual(suggestions({}), []);

@@ -1,0 +1,132 @@
+"""ComfyUI's own frontend in headless Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+Json = dict[str, Any]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+# no tour, no news, no maps over the canvas
+SETTINGS = {
+    "Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9", "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False, "Comfy.VueNodes.Enabled": False, "Comfy.Workflow.ShowMissingModelsWarning": False,
+}  # fmt: skip
+START_MS, WAIT_MS = 600_000, 240_000  # on a quiet machine 7 s and 15 s
+
+
+def find_chromium() -> str | None:
+    """Return the path of a Chromium: $CHROMIUM, else Debian's, else whatever is on the path."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@contextlib.contextmanager
+def chromium(executable: str) -> Iterator[Any]:
+    """Start Chromium; every page gets an empty profile of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Frontend:
+    """One page with the frontend of a running ComfyUI.
+
+    Args:
+        browser: From `chromium`.
+        address: The server's host and port.
+        settings: The frontend's, beside `SETTINGS`.
+    """
+
+    def __init__(self, browser: Any, address: str, width: int = 1720, height: int = 980, **settings: Any) -> None:
+        self.address, self.errors = address, []
+        self._configure({**SETTINGS, **{name.replace("_", "."): value for name, value in settings.items()}})
+        self.page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1)
+        self.page.set_default_timeout(WAIT_MS)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.route("**/*", self._local_only)
+        self.open()
+
+    def _configure(self, settings: Json) -> None:
+        data, kind = json.dumps(settings).encode(), {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(f"http://{self.address}/api/settings", data, kind)):
+            pass
+
+    def _local_only(self, route: Any) -> None:
+        url = route.request.url
+        if url.startswith((f"http://{self.address}/", f"ws://{self.address}/", "data:", "blob:")):
+            route.continue_()
+        else:
+            route.abort()
+
+    def open(self) -> None:
+        """Open the frontend, anew if it is open already, and wait until it has its graph and our nodes."""
+        # "load" waits for several hundred modules, one after the other
+        self.page.goto(f"http://{self.address}/", wait_until="commit")
+        nodes, workflow = "window.LiteGraph?.registered_node_types.IterISMerge", "app.extensionManager?.workflow.activeWorkflow"
+        ready = f"!!(window.app?.vueAppReady && app.graph && {nodes} && {workflow}?.isLoaded)"
+        self.page.wait_for_function(ready, timeout=START_MS)
+        self.settle()
+
+    def settle(self, frames: int = 20) -> None:
+        """Wait until the frontend has drawn what it was told."""
+        wait = "n => new Promise(done => { const next = () => n-- ? requestAnimationFrame(next) : done(); next(); })"
+        self.page.evaluate(wait, frames)
+
+    def load(self, workflow: Json, name: str) -> None:
+        """Load a workflow: in the API's format, or in the frontend's own."""
+        if "nodes" in workflow:
+            self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+        else:
+            self.page.evaluate("([api, name]) => app.loadApiJson(api, name)", [workflow, name])
+        self.settle()
+
+    def workflow(self) -> Json:
+        """Return the workflow in the frontend's format."""
+        return json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
+
+    def prompt(self) -> Json:
+        """Return the workflow in the API's format, as the Run button would post it."""
+        return self.page.evaluate("app.graphToPrompt().then(({ output }) => output)")
+
+    def set_widgets(self, node_id: int, **values: Any) -> None:
+        """Set widgets of a node by name, as a user does: their callbacks are called."""
+        self.page.evaluate(
+            """([id, values]) => {
+                for (const [name, value] of Object.entries(values)) {
+                    const widget = app.graph.getNodeById(id).widgets.find((widget) => widget.name === name);
+                    widget.value = value;
+                    widget.callback?.(value);
+                }
+            }""",
+            [node_id, values],
+        )
+
+    def show(self, node_id: int, left: int = 500, top: int = 150, scale: float = 1.0) -> None:
+        """Move the canvas so that a node's upper left corner is at a place of the page."""
+        self.page.evaluate(
+            """([id, left, top, scale]) => {
+                const { pos } = app.graph.getNodeById(id);
+                app.canvas.ds.scale = scale;
+                app.canvas.ds.offset = [left / scale - pos[0], top / scale - pos[1]];
+                app.canvas.setDirty(true, true);
+            }""",
+            [node_id, left, top, scale],
+        )
+        self.settle()
+
+    def run(self) -> None:
+        """Press the Run button."""
+        self.page.get_by_test_id("queue-button").get_by_role("button", name="Run").click()

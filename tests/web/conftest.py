@@ -1,0 +1,68 @@
+"""The real frontend in a real browser, on a real ComfyUI with the small checkpoint."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from iteris_core.demo.checkpoint import write_checkpoint, write_lora
+from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
+
+
+def load(name):
+    """Return a module of this folder under a name of its own: with `--import-mode=importlib`, tests cannot import it."""
+    full = f"iteris_test_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfy")
+    write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
+    for seed, name in enumerate(("first", "second", "third"), start=1):
+        write_lora(base / "models" / "loras" / f"{name}.safetensors", seed=seed)
+    with ComfyServer(find_comfyui(cache_folder()), base, base / "server.log", device="cpu", start_seconds=600) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    executable = load("browser").find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to one")
+    with load("browser").chromium(executable) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def frontend(chromium, server):
+    return load("browser").Frontend(chromium, server.address)
+
+
+@pytest.fixture
+def open_frontend(chromium, server):
+    """Open another page, with settings of its own."""
+    opened = []
+
+    def open_one(**settings):
+        opened.append(load("browser").Frontend(chromium, server.address, **settings))
+        return opened[-1]
+
+    yield open_one
+    for frontend in opened:
+        frontend.page.close()
+
+
+@pytest.fixture
+def picture(tmp_path_factory):
+    """Save screenshots to $ITERIS_SCREENSHOTS, or below pytest's folder for temporary files."""
+    given = os.environ.get("ITERIS_SCREENSHOTS")
+    folder = Path(given) if given else tmp_path_factory.getbasetemp() / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda frontend, name: frontend.page.screenshot(path=folder / f"{name}.png")

@@ -1,0 +1,237 @@
+"""What a user does and sees: the pack in ComfyUI's own frontend, in headless Chromium."""
+
+import json
+import re
+import statistics
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.host
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+MERGE, FIRST, SECOND, CALIBRATION, SAVE = 5, 2, 3, 4, 6  # nodes of merge_two_loras
+WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
+SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}
+
+
+def small(frontend, seed):
+    """Load the first template, at sizes for a test; no two seeds are the same work to the server."""
+    frontend.load(json.loads((ROOT / "workflows" / "merge_two_loras.json").read_text(encoding="utf-8")), f"merge_{seed}")
+    frontend.set_widgets(CALIBRATION, **SMALL, seed=seed)
+    frontend.page.evaluate("[7, 8, 9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))")
+
+
+def get(frontend, path):
+    with urllib.request.urlopen(f"http://{frontend.address}{path}") as response:
+        return json.load(response)
+
+
+def the_only_run(frontend):
+    """Return the history's entry of a run, once it has ended."""
+    deadline = time.monotonic() + 60
+    while not (runs := get(frontend, "/history")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (entry,) = runs.values()
+    return entry
+
+
+def lines_of(page):
+    """Return the report panel's lines: (task, kind) -> its two figures; what is read there is what is meant."""
+    page.wait_for_selector(".iteris-line")
+    found = page.eval_on_selector_all(
+        ".iteris-line", "lines => lines.map(line => ({ ...line.dataset, text: line.textContent }))"
+    )
+    lines = {}
+    for line in found:
+        if line["kind"] == "unseen":
+            strength = None if line["strength"] == "null" else float(line["strength"])
+            values = (float(line["error"]), strength)
+            read = re.search(r"(?:([\d-]+) % of its effect, error|changes) ([\d.]+)", line["text"])
+            assert float(read[2]) == pytest.approx(values[0], abs=0.0051)
+            assert strength is None or int(read[1]) == pytest.approx(100 * strength, abs=0.51)
+        else:
+            values = (float(line["median"]), float(line["worst"]))
+            read = re.search(r"median ([\d.]+), worst ([\d.]+) at [A-Z]+\d*", line["text"])
+            assert [float(value) for value in read.groups()] == pytest.approx(values, abs=0.0051)
+        lines[line["task"], line["kind"]] = values
+    return lines
+
+
+def expected_lines(report):
+    """Return the same from the report that the server's history holds."""
+    values = {}
+    for layer in report["layers"]:
+        for entry in layer["tasks"]:
+            kind = "residual" if entry["wears"] else "leak"
+            values.setdefault((entry["task"], kind), []).append(entry["residual"])
+    lines = {key: (statistics.median(found), max(found)) for key, found in values.items()}
+    return lines | {(entry["task"], "unseen"): (entry["output_error"], entry["strength"]) for entry in report["fidelity"]}
+
+
+def test_nodes_are_found_by_search_and_placed(frontend, picture):
+    page = frontend.page
+    for name, node_type in (("IterIS Merge", "IterISMerge"), ("LoRA to merge", "IterISLora")):
+        page.evaluate("app.graph.clear()")
+        frontend.settle()
+        page.mouse.dblclick(860, 560)
+        search = page.locator(".comfy-vue-node-search-container input")
+        search.wait_for()
+        search.press_sequentially(name)
+        page.get_by_role("option").filter(has_text=name).first.wait_for()
+        picture(frontend, f"search_{node_type}")
+        page.keyboard.press("Enter")
+        page.wait_for_function("type => app.graph.nodes.some((node) => node.type === type)", arg=node_type)
+        search.wait_for(state="hidden")
+
+
+def test_the_template_opens_without_complaint(frontend, picture):
+    page = frontend.page
+    page.get_by_role("button", name="Templates").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("iteris", exact=True).click()
+    dialog.get_by_text("merge_two_loras").first.wait_for()
+    picture(frontend, "templates")
+    dialog.get_by_text("merge_two_loras").first.click()
+    page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
+    frontend.settle()
+    picture(frontend, "template")
+    assert page.locator(".p-toast-message").count() == 0, page.locator(".p-toast-message").first.inner_text()
+    assert page.get_by_role("dialog").count() == 0
+    assert frontend.prompt()["5"]["class_type"] == "IterISMerge"
+    assert frontend.errors == []
+
+
+def test_trigger_words_are_offered_and_written(frontend, picture):
+    small(frontend, seed=1)
+    page = frontend.page
+    frontend.set_widgets(FIRST, prompts="")
+    frontend.show(FIRST)
+    chip = page.locator(".iteris-word", has_text="demo1").first
+    chip.click()
+    assert frontend.prompt()["2"]["inputs"]["prompts"] == "demo1"
+    assert "iteris-used" in chip.get_attribute("class")
+    frontend.set_widgets(FIRST, lora_name="third.safetensors")
+    page.locator(".iteris-word", has_text="demo3").first.click()
+    assert frontend.prompt()["2"]["inputs"]["prompts"] == "demo1, demo3"
+    picture(frontend, "trigger_words")
+
+
+def test_another_lora_joins_the_chain(frontend, picture):
+    small(frontend, seed=2)
+    frontend.page.evaluate("app.graph.getNodeById(2).widgets.at(-1).callback()")
+    frontend.settle()
+    frontend.show(FIRST, scale=0.6)
+    picture(frontend, "another_lora")
+    loras = {key: node["inputs"] for key, node in frontend.prompt().items() if node["class_type"] == "IterISLora"}
+    (added,) = set(loras) - {"2", "3"}
+    assert (loras["2"].get("previous"), loras[added]["previous"], loras["3"]["previous"]) == (None, ["2", 0], [added, 0])
+
+
+def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture):
+    """Run from the button; figures as in the history; kept when the page is opened anew; then in the new Vue nodes, too."""
+    small(frontend, seed=3)
+    page = frontend.page
+    page.wait_for_selector(".iteris-report .iteris-quiet")
+    page.evaluate(
+        """() => {
+            window.blocks = [];
+            const count = () => document.querySelectorAll('.iteris-block').length;
+            const panel = document.querySelector('.iteris-report');
+            new MutationObserver(() => blocks.push(count())).observe(panel, { childList: true });
+        }"""
+    )
+    frontend.run()
+    report = the_only_run(frontend)["outputs"]["5"]["iteris_report"][0]
+    page.wait_for_selector('.iteris-line[data-kind="unseen"]')
+    shown = lines_of(page)
+    growing = page.evaluate("blocks")
+    assert 0 < growing[0] < growing[-1], "blocks join the panel while the merge runs"
+    assert growing == sorted(growing)
+    expected = expected_lines(report)
+    assert {("first", "residual"), ("second", "residual"), ("base model (preserve)", "leak")} <= set(expected)
+    assert shown == {key: pytest.approx(values, rel=1e-3) for key, values in expected.items()}
+
+    frontend.show(MERGE, top=200)
+    page.locator('.iteris-block[data-block="MID"]').hover()
+    picture(frontend, "report")
+    worst = max(
+        (task["residual"], task["task"], layer["path"])
+        for layer in report["layers"] for task in layer["tasks"] if task["wears"] and ".middle_block." in layer["path"]
+    )  # fmt: skip
+    detail = page.locator(".iteris-detail").inner_text()
+    assert detail.startswith("MID") and f"{worst[1]} suffers most" in detail
+    assert worst[2].rpartition(".attn")[2] in detail or worst[2].rpartition(".")[2] in detail
+
+    before = frontend.prompt()
+    frontend.open()
+    assert lines_of(page) == shown
+    assert frontend.prompt() == before
+    picture(frontend, "after_reload")
+
+
+def test_in_vue_nodes_the_report_and_the_chips_are_there(frontend, open_frontend, picture):
+    saved = frontend.workflow()
+    assert saved["nodes"], "the test before leaves a merged workflow"
+    vue = open_frontend(Comfy_VueNodes_Enabled=True)
+    vue.load(saved, "vue")
+    vue.show(MERGE, top=150)
+    vue.page.locator(".lg-node .iteris-line").first.wait_for()
+    picture(vue, "vue_report")
+    assert lines_of(vue.page) == lines_of(frontend.page)
+    vue.show(FIRST, top=150)
+    vue.page.locator(".lg-node .iteris-word", has_text="demo1").first.click()
+    assert "demo1" in vue.prompt()["2"]["inputs"]["prompts"]
+    picture(vue, "vue_chips")
+    assert vue.errors == []
+
+
+def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(frontend):
+    """The frontend would save its progress text as one more value, and read it back as the next version's new input."""
+    saved = {node["id"]: node for node in frontend.workflow()["nodes"]}
+    for node_id in (FIRST, MERGE):
+        schema = get(frontend, f"/object_info/{saved[node_id]['type']}")[saved[node_id]["type"]]["input"]
+        inputs = {**schema["required"], **schema.get("optional", {})}
+        widgets = [name for name, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+        assert len(saved[node_id]["widgets_values"]) == len(widgets)
+
+
+@pytest.mark.parametrize(("node", "values", "message"), [
+    (FIRST, {"lora_name": "gone.safetensors"}, "gone.safetensors"),
+    (MERGE, {"rank": 4, "size_mb": 5}, "each of them decides the ranks"),
+])  # fmt: skip
+def test_an_error_shows_on_its_node(frontend, picture, node, values, message):
+    small(frontend, seed=4)
+    page = frontend.page
+    frontend.set_widgets(node, **values)
+    frontend.run()
+    page.get_by_role("dialog").get_by_text(message).first.wait_for()
+    picture(frontend, f"error_{node}")
+    assert page.evaluate("Number(app.lastExecutionError?.node_id ?? Object.keys(app.lastNodeErrors ?? {})[0])") == node
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_is_its_api_twin(frontend, picture, path):
+    """Opened in the frontend, it posts what its twin in `workflows/api` says; beyond that, defaults only."""
+    twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+    frontend.load(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    picture(frontend, f"workflow_{path.stem}")
+    assert frontend.page.locator(".p-toast-message").count() == 0
+    prompt = frontend.prompt()
+    assert {key: node["class_type"] for key, node in prompt.items()} == {key: node["class_type"] for key, node in twin.items()}
+    for key, node in twin.items():
+        inputs = prompt[key]["inputs"]
+        assert {name: inputs.get(name) for name in node["inputs"]} == node["inputs"], key
+        optional = get(frontend, f"/object_info/{node['class_type']}")[node["class_type"]]["input"].get("optional", {})
+        for name in optional.keys() & (inputs.keys() - node["inputs"].keys()):
+            assert inputs[name] == optional[name][1]["default"], f"{key} {name}"
+    assert frontend.errors == []
+    assert path.with_suffix(".jpg").stat().st_size < 200_000
+
+
+def test_every_api_workflow_has_its_twin_for_the_frontend():
+    assert {path.name for path in (ROOT / "workflows" / "api").glob("*.json")} == {path.name for path in WORKFLOWS}
