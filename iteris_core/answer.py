@@ -20,14 +20,14 @@ class LayerSolution:
     Args:
         delta: The merged delta, float64.
         lambdas: lambda per task, (n,).
-        values: Singular values of the uncut answer in the metric of `truncate`; only for ``config.size``.
+        spectrum: Of the uncut answer in the metric of `truncate`, as far as it was needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where nothing was cut.
         plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
     """
 
     delta: LowRankDelta
     lambdas: Tensor
-    values: Tensor | None = None
+    spectrum: Spectrum | None = None
     cut: Tensor | None = None
     plain_cut: Tensor | None = None
 
@@ -58,13 +58,13 @@ def thin_answer(
     if exact.rank > most:  # more factors than the weight has dimensions: the same delta with as many as it has
         exact = delta_of_rank(spectrum, most, system.other_half)
     if config.size is not None:
-        return LayerSolution(exact, lambdas, spectrum.values)
+        return LayerSolution(exact, lambdas, spectrum)
     if config.kept_energy is not None:
         wanted = rank_for_energy(spectrum, config.kept_energy)
     else:
         wanted = exact.rank if rank in ("sum", "full") else int(rank)
     if wanted >= exact.rank:
-        return LayerSolution(exact, lambdas)
+        return LayerSolution(exact, lambdas, spectrum)
     return _cut(system, spectrum, exact, wanted, lambdas)
 
 
@@ -89,9 +89,8 @@ def dense_answer(
     spectrum = leading_spectrum(half, wanted)
     if config.kept_energy is not None:
         wanted = rank_for_energy(spectrum, config.kept_energy)
-    values = spectrum.values if config.size is not None else None
     exact = _as_factors(system.other_half(half).T) if asked else None
-    return _cut(system, spectrum, exact, wanted, lambdas, values)
+    return _cut(system, spectrum, exact, wanted, lambdas)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:
@@ -108,7 +107,6 @@ def _cut(
     exact: LowRankDelta | None,
     rank: int,
     lambdas: Tensor,
-    values: Tensor | None = None,
 ) -> LayerSolution:
     total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
     lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
@@ -119,4 +117,4 @@ def _cut(
         rest = weight - (plain.left * plain.values) @ plain.right.T
         plain_cut = (system.metric(rest).square().sum() / total).sqrt()
     delta = delta_of_rank(spectrum, rank, system.other_half)
-    return LayerSolution(delta, lambdas, values, (lost / total).sqrt(), plain_cut)
+    return LayerSolution(delta, lambdas, spectrum, (lost / total).sqrt(), plain_cut)

@@ -31,7 +31,7 @@ from .tasks import Task
 
 @dataclass(frozen=True)
 class SolvedLayer:
-    """A layer's merged delta as it will be saved, its report, read when asked for, and `LayerSolution.values`."""
+    """A layer's merged delta as it will be saved, its report, read when asked for, and its uncut answer's singular values."""
 
     saved: LowRankDelta
     report: Callable[[], LayerReport]
@@ -220,7 +220,7 @@ class Measurement:
         deltas = {k: (self.names[k], delta) for k, delta in self.deltas.items()}
         report = figures_of(self.path, deltas, tasks, saved.to(dtype=torch.float64), solution)
         self.statistics.clear()  # paused chunks still hold this measurement; one layer's sums at a time
-        return SolvedLayer(saved, report, solution.values)
+        return SolvedLayer(saved, report, solution.spectrum and solution.spectrum.values)
 
     def _task(self, g: int, task: Task) -> TaskAtLayer:
         worn = self.worn[g] and self.worn[g].to(device=self.sums_device, dtype=torch.float64)

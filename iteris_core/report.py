@@ -38,6 +38,9 @@ class TaskAtLayerReport:
         tokens: Tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
         interference: Of the adapters that the teacher does not wear.
+        stacked: The residual if the adapters of this layer were stacked, on the same inputs.
+        averaged: The residual of their average, on the same inputs.
+        energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
     """
 
     task: str
@@ -46,6 +49,9 @@ class TaskAtLayerReport:
     tokens: int
     wears: bool = True
     interference: tuple[Interference, ...] = ()
+    stacked: float | None = None
+    averaged: float | None = None
+    energy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class LayerReport:
         tasks: How each of them fares.
         cut: What the cut to a lower rank costs: the part of the uncut answer's effect that is lost, 0 to 1.
         plain_cut: What a plain SVD of the same rank would cost; None where no rank was asked for.
+        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no cut was considered.
     """
 
     path: str
@@ -65,6 +72,7 @@ class LayerReport:
     tasks: tuple[TaskAtLayerReport, ...]
     cut: float = 0.0
     plain_cut: float | None = None
+    kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

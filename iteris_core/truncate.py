@@ -27,6 +27,10 @@ class Spectrum:
     right: Tensor
     total: Tensor
 
+    def kept(self) -> Tensor:
+        """Return the share of the total that a cut to rank 1, 2, ... keeps, (n,)."""
+        return self.values.square().cumsum(0) / self.total.clamp_min(torch.finfo(torch.float64).tiny)
+
 
 def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
     """Return the whole spectrum of ``half @ up^T`` through QR of the thin factors and an SVD of a small core.
@@ -61,8 +65,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
 
 def rank_for_energy(spectrum: Spectrum, kept_energy: float) -> int:
     """Return the smallest rank, at least 1, that keeps this share of the effect."""
-    kept = spectrum.values.square().cumsum(0) / spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
-    return max(1, min(int((kept < kept_energy - 1e-12).sum()) + 1, len(spectrum.values)))
+    return max(1, min(int((spectrum.kept() < kept_energy - 1e-12).sum()) + 1, len(spectrum.values)))
 
 
 def delta_of_rank(spectrum: Spectrum, rank: int, solve_transposed) -> LowRankDelta:

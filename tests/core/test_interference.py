@@ -25,6 +25,13 @@ def test_interference_is_measured_on_the_students_inputs(toy, settings):
         )
         wanted = student @ sum(deltas).T if own is None else x @ own.T
         error = student @ merged.T - (0 if own is None else wanted)
+        told = next(entry for entry in layer.tasks if entry.task == task.name)
+        # the residual is of what the target asks for: with the base weight in it where the whole output counts
+        base = net.model.layer.weight.detach().double() if settings.get("target") == "full_output" else 0 * merged
+        asked = (x - student) @ base.T + (0 if own is None else wanted)
+        for value, delta in ((told.residual, merged), (told.stacked, sum(deltas)), (told.averaged, sum(deltas) / 2)):
+            assert value == pytest.approx(((asked - student @ delta.T).norm() / wanted.norm()).item(), rel=1e-6)
+        assert told.energy == pytest.approx(0 if own is None else wanted.square().sum().item(), rel=1e-8)
         for name, delta in zip("ab", deltas, strict=True):
             if (task.name, name) in found:
                 other = student @ delta.T

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from iteris_core import IterisError, MergeReport
-from iteris_core.plots import PALETTE, block_of, pictures
+from iteris_core.plot_axes import PALETTE, block_of
+from iteris_core.plots import pictures
 from iteris_core.report import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 
 PATHS = [
@@ -68,6 +69,28 @@ def test_another_method_is_drawn_beside_it():
     picture = next(picture for title, picture in drawn.items() if title.startswith("Mean residual"))
     ours, theirs = (painted(picture, color)[:, 0].float().median() for color in PALETTE[:2])
     assert ours > theirs + 100
+
+
+def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured():
+    entry = TaskAtLayerReport("cat", 0.1, 1.0, 9, stacked=0.9, averaged=0.5, energy=2.0)
+    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, (entry,)) for path in PATHS)))
+    picture = next(picture for title, picture in drawn.items() if title.startswith("Mean residual"))
+    ours, stacked, averaged = (painted(picture, color)[:, 0].float().median() for color in PALETTE[:3])
+    assert ours > averaged + 50 > stacked + 100
+
+
+def test_what_a_lower_rank_would_keep_is_drawn_if_it_is_known():
+    entry = TaskAtLayerReport("cat", 0.1, 1.0, 9)
+    layers = [LayerReport(path, 3, (entry,), kept=(0.5, 0.9, 0.99)[: 2 + i % 2]) for i, path in enumerate(PATHS)]
+    assert "What a lower rank would keep" in pictures(MergeReport(tuple(layers)))
+
+
+@pytest.mark.parametrize("name", ["_mine", "a$x_{$b", "猫の絵", "x" * 90])
+def test_any_file_name_can_be_drawn(name, recwarn):
+    entries = tuple(TaskAtLayerReport(f"{name}{i or ''}", 0.1 * (1 + i), 1.0, 9) for i in range(9))
+    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, entries) for path in PATHS)))
+    picture = drawn["Residual at every layer: 0 is what each LoRA does alone"]
+    assert len(painted(picture, PALETTE[0])) and not any("legend" in str(w.message).lower() for w in recwarn)
 
 
 def test_what_a_cut_costs_is_drawn_only_where_something_was_cut():

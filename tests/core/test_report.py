@@ -45,7 +45,19 @@ def test_a_report_is_json():
     assert again["settings"] == {"alpha": 1e-4}
     (entry,) = again["layers"]
     assert (entry["path"], entry["rank"]) == ("x", 2)
-    assert entry["tasks"] == [{"task": "a", "residual": 0.1, "weight": 1.0, "tokens": 8, "wears": True, "interference": []}]
+    assert entry["tasks"] == [
+        {
+            "task": "a",
+            "residual": 0.1,
+            "weight": 1.0,
+            "tokens": 8,
+            "wears": True,
+            "interference": [],
+            "stacked": None,
+            "averaged": None,
+            "energy": 0.0,
+        }
+    ]
 
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
