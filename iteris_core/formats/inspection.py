@@ -44,6 +44,11 @@ _FAMILIES = {
     "BLIP": r"text_decoder\.bert\.",
     "BART": r"model\.decoder\.layers\.\d+\.encoder_attn",
 }
+# Names of modules that have more than one part, or that no dot divides from the rest of a key.
+_MODULES = re.compile(
+    r"(to_[qkv]|to_out[._]0|ff[._]net[._]0[._]proj|ff[._]net[._]2|[qkv]_proj|out_proj|proj_in|proj_out|fc[12]|conv_in|conv_out|"
+    r"conv_shortcut|conv[12]|conv|time_emb_proj|linear_[12])$"
+)
 _CONTEXT_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}
 
 
@@ -65,6 +70,8 @@ class AdapterFacts:
         kinds: Kind of adapter -> number of modules.
         base: What it was trained for, as far as the file tells.
         targets: Number of modules that it changes.
+        modules: What they are called, such as ``q`` or ``to_k`` -> how many of them.
+        peft: Of a PEFT adapter: ``r``, ``alpha`` and ``rslora`` of its settings; else empty.
         blocks: Block of the model -> what is changed in it.
         trigger_words: Most likely first, from the metadata.
         norm: Frobenius norm of all deltas together; only of deltas that can be measured without the base.
@@ -78,6 +85,8 @@ class AdapterFacts:
     kinds: Mapping[str, int]
     base: str
     targets: int
+    modules: Mapping[str, int]
+    peft: Mapping[str, Any]
     blocks: Mapping[str, BlockFacts]
     trigger_words: tuple[str, ...]
     norm: float
@@ -90,19 +99,23 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     """Return what a LoRA file, or a PEFT adapter's folder or weights, is.
 
     Raises:
-        AdapterError: It cannot be read at all.
+        AdapterError: It cannot be read at all, or is no adapter but a model.
     """
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft.CONFIG_FILE) else path
     settings: Mapping[str, Any] = {}
     if folder.is_dir():
         settings = peft.read_settings(folder)
-        if not (folder / peft.WEIGHTS_FILE).exists():
-            peft.load(folder, {})  # says what is wrong
+        peft.check_weights(folder)
         path, file = folder, folder / peft.WEIGHTS_FILE
     else:
         file = path
     tensors, metadata = read_tensors(file)
     groups, unknown = _groups(tensors)
+    if unknown and not groups and not settings:
+        raise AdapterError(
+            f"{path.name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an adapter's: this is a model, or "
+            "part of one. Give the file or folder of an adapter"
+        )
     deltas, problems = _peft_deltas(path.name, tensors, settings) if settings else _deltas(path.name, groups)
     if settings:
         problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
@@ -115,6 +128,8 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         kinds=dict(Counter(_kind(group) for group in groups.values()).most_common()),
         base=base_family(tensors, metadata, settings),
         targets=len(groups),
+        modules=dict(Counter(map(_module_name, groups)).most_common()),
+        peft=_peft_facts(settings),
         blocks=_blocks(deltas),
         trigger_words=trigger_words(metadata).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
@@ -177,11 +192,30 @@ def _peft_deltas(
         return {}, [f"it is {problem}"]
     factors = {key: tensor for key, tensor in tensors.items() if kohya.split_key(key) is not None}
     groups, _ = _groups(factors)
-    shapes = {base.removeprefix("base_model.model."): _own_shape(group) for base, group in groups.items()}
+    # a DoRA's delta needs the base weight; whoever holds that reads it
+    dora = {base for base, group in groups.items() if settings.get("use_dora") and "magnitude" in group}
+    factors = {key: tensor for key, tensor in factors.items() if kohya.split_key(key)[0] not in dora}
+    shapes = {base.removeprefix(peft.PREFIX): _own_shape(group) for base, group in groups.items() if base not in dora}
+    if dora and not factors:
+        return {}, []
     try:
         return dict(peft.parse(name, factors, settings, shapes).deltas), []
     except AdapterError as error:
         return {}, [str(error)]
+
+
+def _module_name(base: str) -> str:
+    """Return what a module is called, without its place in the model."""
+    known = _MODULES.search(base)
+    if known:
+        return known[1]
+    return re.search(r"[^.]+(\.\d+)*$", base)[0] if "." in base else re.split(r"_\d+_", base)[-1]
+
+
+def _peft_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if not settings:
+        return {}
+    return {"r": settings.get("r"), "alpha": settings.get("lora_alpha"), "rslora": bool(settings.get("use_rslora"))}
 
 
 def _format(keys: Iterable[str]) -> str:

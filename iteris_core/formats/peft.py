@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,54 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
+from .factors import peft_dora
 from .files import check_replaceable, read_tensors, whole_folder, write_tensors
 from .peft_kinds import meaning_of, refusal
+from .peft_settings import CONFIG_FILE, matching_pattern, read_settings, scale_at
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<role>[AB])(?:\.default)?\.weight")
+MAGNITUDES = "magnitude_vector"  # of a DoRA, one per output
+_FACTOR = re.compile(rf"(?P<path>.+)\.lora_(?P<role>[AB](?=(?:\.default)?\.weight$)|{MAGNITUDES})(?:\.default)?(?:\.weight)?")
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
+WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
 
-def load(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
+def load(folder: Path, shapes: Mapping[str, tuple[int, int]], weight_at: WeightAt | None = None) -> Adapter:
     """Read a PEFT adapter folder, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into ``up``.
+
+    The delta of a DoRA is what it changes in the base weight, ``m (W + up down) / ||W + up down|| - W``, of full rank.
 
     Args:
         folder: Of the adapter.
         shapes: Module path -> (d_out, d_in) of the base model's weights that can be merged.
+        weight_at: See `WeightAt`; only a DoRA needs it.
 
     Raises:
         AdapterError: The folder is incomplete, of another kind or for another base model; names the file and what to do.
     """
     settings = read_settings(folder)
-    if not (folder / WEIGHTS_FILE).exists() and any(folder.glob("adapter_model.bin")):
+    check_weights(folder)
+    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    return parse(folder.name, tensors, settings, shapes, metadata, weight_at)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse an adapter's folder that has no weights that can be read.
+
+    Raises:
+        AdapterError: There are none, or a pickle's.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        return
+    if (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder.name}: its weights are a pickle (adapter_model.bin), which can run code when it is opened; IterIS reads "
             f"only {WEIGHTS_FILE}. Save the adapter again with save_pretrained(..., safe_serialization=True)"
         )
-    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
-    return parse(folder.name, tensors, settings, shapes, metadata)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return ``adapter_config.json`` of a folder.
-
-    Raises:
-        AdapterError: It is missing, or not what PEFT writes.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        found = "there is no such folder" if not folder.is_dir() else f"the folder has no {CONFIG_FILE}"
-        raise AdapterError(f"{folder.name}: {found} ({folder}); give the folder that PEFT's save_pretrained wrote")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise AdapterError(f"{folder.name}: {CONFIG_FILE} cannot be read ({error}); download it again") from error
-    if not isinstance(settings, dict):
-        raise AdapterError(f"{folder.name}: {CONFIG_FILE} is a {type(settings).__name__}, not an object; download it again")
-    return settings
+    raise AdapterError(
+        f"{folder.name}: the folder has no {WEIGHTS_FILE} ({folder}); give the folder that PEFT's save_pretrained wrote"
+    )
 
 
 def parse(
@@ -69,6 +70,7 @@ def parse(
     settings: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, int]],
     metadata: Mapping[str, str] | None = None,
+    weight_at: WeightAt | None = None,
 ) -> Adapter:
     """Return the adapter that a folder's tensors and settings describe; see `load`."""
     problem = refusal(settings)
@@ -83,28 +85,33 @@ def parse(
         if role in pairs.setdefault(path, {}):
             raise AdapterError(f"{name}: {path!r} has two tensors lora_{role}; the file mixes two adapters and is damaged")
         pairs[path][role] = tensor
-    known = {path: pair for path, pair in pairs.items() if path in shapes}
-    if not known:
-        example = f", such as {next(iter(pairs))!r}" if pairs else ""
+    foreign = [path for path in pairs if path not in shapes]  # PEFT names modules exactly, so each of them has to be there
+    if foreign or not pairs:
+        which = "none" if len(foreign) == len(pairs) else f"only {len(pairs) - len(foreign)}"
+        example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
         base = settings.get("base_model_name_or_path")
         trained = f"it was trained for {base!r}" if base else "it was trained for another model"
         raise AdapterError(
-            f"{name}: none of its {len(pairs)} layers{example} is in this model; {trained}. Choose that as the base"
+            f"{name}: {which} of its {len(pairs)} layers is in this model{example}. Perhaps {trained}: choose that as the base"
         )
-    unmatched = tuple(key for key in tensors if _FACTOR.fullmatch(key)["path"].removeprefix(PREFIX) not in shapes)
-    deltas = {path: _delta(name, path, pair, settings, shapes[path]) for path, pair in known.items()}
-    return Adapter(name, deltas, unmatched, dict(metadata or {}))
+    deltas = {path: _delta(name, path, pair, settings, shapes[path], weight_at) for path, pair in pairs.items()}
+    return Adapter(name, deltas, metadata=dict(metadata or {}))
 
 
 def _delta(
-    name: str, path: str, pair: Mapping[str, Tensor], settings: Mapping[str, Any], shape: tuple[int, int]
+    name: str,
+    path: str,
+    pair: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    shape: tuple[int, int],
+    weight_at: WeightAt | None,
 ) -> LowRankDelta:
     """Return one layer's delta. ``fan_in_fan_out`` needs no care: it is about how the base weight is stored."""
     missing = [role for role in "AB" if role not in pair]
     if missing:
         raise AdapterError(f"{name}: {path!r} has no lora_{missing[0]} factor; the file is incomplete. Download it again")
     words = f"factors {tuple(pair['B'].shape)} and {tuple(pair['A'].shape)}"
-    if any(factor.ndim < 2 or not factor.numel() for factor in pair.values()):
+    if any(pair[role].ndim < 2 or not pair[role].numel() for role in "AB"):
         raise AdapterError(f"{name}: {path!r} has {words}, which are no matrices; the file is damaged")
     up, down = pair["B"].float().flatten(1), pair["A"].float().flatten(1)
     rank = up.shape[1]
@@ -115,49 +122,37 @@ def _delta(
             f"{name}: {path!r} has {words}, but this model's weight there is {shape[0]} x {shape[1]}. The adapter was trained "
             f"for {settings.get('base_model_name_or_path') or 'another model'!r}; choose that as the base"
         )
-    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+    if not all(torch.isfinite(tensor).all() for tensor in pair.values()):
         raise AdapterError(
             f"{name}: {path!r} holds NaN or infinite weights; the training run broke. Use an earlier checkpoint of this adapter"
         )
-    return LowRankDelta(up * scale_at(name, settings, path, rank), down)
+    delta = LowRankDelta(up * scale_at(name, settings, path, rank), down)
+    if settings.get("use_dora") or MAGNITUDES in pair:
+        return _dora(name, path, delta, pair.get(MAGNITUDES), settings, weight_at)
+    return delta
 
 
-def scale_at(name: str, settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return what PEFT multiplies one layer's ``up @ down`` with.
-
-    Args:
-        name: Of the adapter, for errors.
-        settings: As `read_settings` returns them.
-        path: Of the layer.
-        rank: Of its factors.
-
-    Raises:
-        AdapterError: The settings announce another rank, or hold no number.
-    """
-    announced = _at(name, settings, "rank_pattern", "r", path)
-    if announced != rank:
+def _dora(
+    name: str,
+    path: str,
+    delta: LowRankDelta,
+    magnitudes: Tensor | None,
+    settings: Mapping[str, Any],
+    weight_at: WeightAt | None,
+) -> LowRankDelta:
+    found = 0 if magnitudes is None else magnitudes.numel()
+    expected = delta.shape[0] if settings.get("use_dora") else 0
+    if found != expected or magnitudes is None:
         raise AdapterError(
-            f"{name}: {path!r} has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are not of one adapter"
+            f"{name}: {path!r} has {found} magnitudes of a DoRA where {CONFIG_FILE} and the model announce {expected}; config, "
+            "weights and base are not of one adapter"
         )
-    alpha = _at(name, settings, "alpha_pattern", "lora_alpha", path)
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _at(name: str, settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
-    """Return a setting at one layer, by PEFT's rule: the first pattern that matches the end of the path, else the default."""
-    patterns = settings.get(pattern) or {}
-    try:
-        value = patterns.get(matching_pattern(patterns, path), settings.get(default, 8))  # 8: PEFT's own default of both
-    except re.error as error:
-        raise AdapterError(f"{name}: {pattern} of {CONFIG_FILE} holds a broken pattern ({error}); repair it") from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise AdapterError(f"{name}: {CONFIG_FILE} gives {value!r} as {default} of {path!r}; it must be a number")
-    return value
-
-
-def matching_pattern(patterns: Iterable[str], path: str) -> str | None:
-    """Return the first pattern that matches a path's end, from a dot or the start on, as PEFT does; None if none."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), None)
+    if weight_at is None:
+        raise AdapterError(
+            f"{name}: it is a DoRA, whose delta depends on the base model's weights; give `weight_at`, which returns them"
+        )
+    group = {"up": delta.up, "down": delta.down, "magnitude": magnitudes}
+    return LowRankDelta.from_dense(peft_dora(name, path, group, weight_at(path).detach().cpu()))
 
 
 def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 # What changes the meaning of the factors, or adds weights beside them: setting -> what it is and what to do.
 _REFUSED = {
-    "use_dora": "a DoRA, whose magnitudes are no low-rank delta. Train it with use_dora=false",
     "modules_to_save": "trained with whole modules beside its LoRA (modules_to_save), "
     "which the merge would lose. Train it without",
     "trainable_token_indices": "trained with token embeddings of its own (trainable_token_indices). Train it without",
@@ -44,8 +43,6 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
 
 def meaning_of(key: str) -> str:
     """Return what a tensor is that is no factor of a LoRA, and what to do."""
-    if "lora_magnitude_vector" in key:
-        return f"belongs to {_REFUSED['use_dora']}"
     if "lora_embedding_" in key:
         return "changes an embedding; only Linear and Conv2d layers can be merged. Train the adapter without embeddings"
     if key.endswith(".base_layer.weight"):

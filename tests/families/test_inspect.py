@@ -36,6 +36,7 @@ def test_a_kohya_file(tmp_path):
     assert facts.base == "SD1.x (sd_v1)"
     assert facts.kinds == {"LoRA": 3, "LoCon": 1, "LoHa": 1, "LoKr": 1}
     assert facts.targets == 6
+    assert facts.modules == {"to_k": 1, "x": 1, "y": 1, "conv1": 1, "fc1": 2}
     assert facts.blocks["lora_unet_up_blocks_1"] == BlockFacts(2, (2, 8))
     assert facts.trigger_words == ("sks", "sks dog", "a photo")
     assert facts.problems == ()
@@ -66,6 +67,8 @@ def test_a_peft_folder_and_its_weights_file(t5_folder):
     assert facts.format == "PEFT"
     assert facts.base.startswith("T5 (")
     assert facts.targets == 2 * 6 + 2 * 10
+    assert facts.modules == {**dict.fromkeys("qkvo", 6), "wi": 4, "wo": 4}
+    assert facts.peft == {"r": 3, "alpha": 6, "rslora": False}
     assert facts.blocks["decoder.block.1"] == BlockFacts(10, (3, 3))
     assert facts.problems == ()
 
@@ -76,8 +79,27 @@ def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
     save_file({**tensors, "base_model.model.lm_head.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
     assert "modules_to_save" in inspect_adapter(folder).problems[0]
     settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
-    assert "use_dora=false" in inspect_adapter(folder).problems[0]
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": ["q"]}))
+    assert "rank_pattern of adapter_config.json is a list" in inspect_adapter(folder).problems[0]
+
+
+def test_a_peft_dora(tiny, t5_folder, tmp_path):
+    facts = inspect_adapter(tiny.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True))
+    assert (facts.kinds, facts.modules, facts.problems) == ({"DoRA": 12}, {"q": 6, "v": 6}, ())
+
+
+@pytest.mark.parametrize("name", ["to_out.0", "to_out_0", "ff.net.0.proj", "ff_net_2", "net.3"])
+def test_modules_of_several_parts_keep_their_names(name, tmp_path):
+    start = "unet.mid_block.0." if "." in name else "lora_unet_mid_block_transformer_blocks_0_"
+    save_file(lora(start + name), tmp_path / "a.safetensors")
+    assert inspect_adapter(tmp_path / "a.safetensors").modules == {name: 1}
+
+
+def test_a_model_is_no_adapter(t5_folder):
+    done = CliRunner().invoke(app, ["inspect", str(t5_folder / "base" / "model.safetensors")])
+    assert done.exit_code == 2
+    assert "this is a model, or part of one. Give the file or folder of an adapter" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_diffusers_keys(tmp_path):
@@ -96,6 +118,8 @@ def test_the_command(t5_folder, tmp_path):
     assert text.exit_code == 0
     assert "encoder.block.0: 2 layers, rank 4" in text.stdout
     assert "would not load: nothing" in text.stdout
+    assert "targets        12: q x 6, v x 6" in text.stdout
+    assert "PEFT settings  r 4, alpha 8, rslora False" in text.stdout
     facts = json.loads(CliRunner().invoke(app, ["inspect", str(t5_folder / "one"), "--json"]).stdout)
     assert facts["targets"] == 12
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])
