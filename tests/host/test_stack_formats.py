@@ -27,12 +27,25 @@ def read(nodes, stack):
     {"loras": [{"file_name": "cat.safetensors", "model_weight": 0.8, "clip_weight": 0.5}, ["style/dog.safetensors", -1.0]]},
     "a photo <lora:cat.safetensors:0.8:0.5> on grass <lora:style/dog.safetensors:-1>, <lora:none:1>",
     ["<lora:cat.safetensors:0.8:0.5>", "<lora:style/dog.safetensors:-1>"],
+    [["cat.safetensors", "0.8", "0.5", ""], ("style/dog.safetensors", "-1")],
+    [{"name": "cat.safetensors", "strength": 0.8, "clip_strength": 0.5, "on": 1, "lbw": ""},
+     {"name": "style/dog.safetensors", "strength": -1}, {"name": None, "strength": 1}, {"lora": "None"}, {"lora_name": ""},
+     {"lora": "x", "on": 0}, {"lora": "x", "enabled": "off"}, {"lora": "x", "active": "False"}],
+    {"name": "my stack", "loras": [("cat.safetensors", 0.8, 0.5), (None, 1.0, 1.0), ("style/dog.safetensors", -1.0)]},
+    [{"name": "off", "enabled": False, "loras": [("x", 1.0, 1.0)]},
+     {"stack": {"a": {"lora": "cat.safetensors", "strength": 0.8, "strength_clip": 0.5}}},
+     {"lora": {"name": "style/dog.safetensors", "strength": -1}}],
 ])  # fmt: skip
 def test_every_shape_in_use_is_read(nodes, stack):
     assert read(nodes, stack) == [CAT, DOG]
 
 
-@pytest.mark.parametrize("stack", [None, [], "", "words only", {}, [{"lora": "x", "active": False}]])
+@pytest.mark.parametrize("stack", [["cat", "b/dog"], [["cat"], "b/dog", "None"], {"loras": ["cat", {"lora": "b/dog"}]}])
+def test_names_alone_are_used_at_strength_one(nodes, stack):
+    assert read(nodes, stack) == [("cat", 1.0, 1.0), ("b/dog", 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("stack", [None, [], "", "words only", {}, [{"lora": "x", "active": False}], ["None", "", None]])
 def test_an_empty_stack_is_empty(nodes, stack):
     assert read(nodes, stack) == []
 
@@ -42,6 +55,13 @@ def test_an_empty_stack_is_empty(nodes, stack):
     ([{"model": "cat", "power": 2}], "the stack[0] has 'model', 'power', and none of the names"),
     ([{"lora": "cat", "strength": "much"}], "the stack[0] has the strength 'much', which is no number"),
     ("<lora:cat:high>", "<lora:cat:high>: a strength is no number; write <lora:name:1.0>"),
+    ("<lora:cat:nan>", "<lora:cat:nan>: cat has the strength nan; write a number"),
+    ([("cat", 1.0, float("inf"))], "the stack[0]: cat has the strength inf; write a number"),
+    ([{"lora": "cat", "strength": "NaN"}], "the stack[0]: cat has the strength nan; write a number"),
+    ("<lora:cat:1:1:lbw=OUTALL>", "<lora:cat:1:1:lbw=OUTALL> has 'lbw=OUTALL' behind the strengths, as block-weight loaders"),
+    ("<lora:cat:1:lbw=1,0,0>", "<lora:cat:1:lbw=1,0,0> has 'lbw=1,0,0' behind"),
+    ([("cat", 1.0, 1.0, "1,0,0")], "the stack[0] has '1,0,0' behind the strengths"),
+    ([{"lora": "cat", "lbw": "1,0"}], "the stack[0] has '1,0' behind the strengths"),
 ])  # fmt: skip
 def test_what_is_no_stack_is_named(nodes, stack, words):
     with pytest.raises(IterisError, match=re.escape(words)):
@@ -55,6 +75,8 @@ def test_names_without_folder_or_suffix_find_their_file(nodes):
     assert find("style/cat", names) == "style/cat.safetensors"
     assert find("dog", names) == find("style/dog", names) == "style\\dog.safetensors"
     assert find("/models/loras/style/dog.safetensors", names) == "style\\dog.safetensors"
+    assert find("D:\\loras\\style\\cat.safetensors", names) == "style/cat.safetensors"  # not the shorter end, "cat"
+    assert find("dog", [*names, "dog.safetensors", "x/dog.safetensors"]) == "dog.safetensors"
     with pytest.raises(IterisError, match="'bird' is in none of ComfyUI's loras folders"):
         find("bird", names)
     with pytest.raises(IterisError, match=r"'cat' is the name of 2 files: a/cat\.safetensors, b/cat\.safetensors"):
@@ -74,6 +96,9 @@ def test_one_text_has_the_prompts_of_all(nodes):
         by_name("cat: x\na stray one", ["cat", "dog"])
     with pytest.raises(IterisError, match="'cat' is the name of 2 of them"):
         by_name("cat: x", ["a/cat", "b/cat"])
+    assert by_name("a photo of sks\nstyle/cat: x", ["style/cat", "style/cat"]) == {"style/cat": ("a photo of sks", "x")}
+    with pytest.raises(IterisError, match=r"^styles, line 1: which LoRA is it for"):
+        by_name("stray", ["cat", "dog"], "styles")
 
 
 # --- LoRAs on a model ---
