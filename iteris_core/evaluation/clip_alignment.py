@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..families.base_models import load_processor, loaded, placed
+from ..families.base_models import load_processor, placed, whole_model
 from .text_metrics import EvaluationError
 
 # CLIPScore (Hessel et al. 2021): 2.5 max(cos, 0), of the text behind these words.
@@ -60,7 +60,7 @@ def load_clip(source: str, device: str = "cpu") -> Clip:
     """
     from transformers import CLIPModel
 
-    model = loaded(CLIPModel.from_pretrained, source, "a CLIP model")
+    model = whole_model(CLIPModel, source, "a CLIP model")
     return Clip(placed(model, device), load_processor(source))
 
 

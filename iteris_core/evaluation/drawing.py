@@ -91,6 +91,7 @@ def load_pipeline(
             "give --config a diffusers folder of the same kind of model, of which only the settings and the tokenizer are read",
         )
     else:
+        options["use_safetensors"] = True
         pipeline = loaded(StableDiffusionPipeline.from_pretrained, source, "a diffusers pipeline", **options)
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)

@@ -14,7 +14,7 @@ from torch import nn
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..families import blip, t5
-from ..families.base_models import load_processor, load_tokenizer, mergeable_shapes
+from ..families.base_models import load_adapter, load_processor, load_tokenizer
 from ..formats import peft
 from ..memory import with_smaller_calls
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
@@ -182,10 +182,9 @@ def _all_rows(
 ) -> list[Scores]:
     if len(set(names)) < len(names):
         raise EvaluationError(f"a task is given twice ({', '.join(names)}); give each once, for another file run again")
-    shapes = mergeable_shapes(model)
     adapters: list[tuple[str, Adapter | None, str]] = [(BASE, None, "")] if run.with_base else []
     for name, folder in zip(run.row_names(), run.adapters, strict=True):
-        adapter = replace(peft.load(folder, shapes), name=name)  # all are read first: a wrong one is said at once
+        adapter = replace(load_adapter(model, folder), name=name)  # all are read first: a wrong one is said at once
         hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
         adapters.append((name, adapter, "-".join(hashes)))
     scores = []

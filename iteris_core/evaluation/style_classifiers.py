@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..families.base_models import load_tokenizer, placed, whole_model
 from .data_files import EXTENSIONS, read_rows
 from .text_metrics import EvaluationError, StyleClassifier
 
@@ -38,7 +39,7 @@ def load_style_classifier(path: Path, labels: Mapping[str, str] | None = None, d
         device: Where a sequence classifier runs.
 
     Raises:
-        EvaluationError: It cannot be used; says why.
+        ConfigError, EvaluationError: It cannot be used, or the device cannot; says why.
     """
     found = _sequence_classifier(path, device) if path.is_dir() else train_style_classifier(read_captions(path))
     styles = {name.lower(): name.lower() for name in found.styles}
@@ -98,17 +99,11 @@ def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles
 
 def _sequence_classifier(folder: Path, device: str, size: int = 32) -> TrainedStyles:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EvaluationError(
-            f"{folder}: cannot be loaded as a sequence classifier ({reason}); give the folder that save_pretrained wrote, with "
-            "its tokenizer, or a file of labelled captions"
-        ) from error
+    # a folder of another model has no head that classifies; `whole_model` refuses to make one up
+    model: Any = placed(whole_model(AutoModelForSequenceClassification, str(folder), "a sequence classifier"), device)
+    tokenizer = load_tokenizer(str(folder))
     names = model.config.id2label
 
     def classify(texts: Sequence[str]) -> list[str]:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from ..adapters import Adapter
 from ..errors import ConfigError
+from ..formats import peft
 from ..formats.layer_tables import layer_shapes
 
 _FEWEST_WORDS = 8
+# What the libraries raise at files that are missing, damaged or of another kind.
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 def load_model(
@@ -28,14 +33,39 @@ def load_model(
         device: Where it runs.
 
     Raises:
-        ConfigError: There is none, or a model of another kind; the device cannot be used.
+        ConfigError: There is none, a model of another kind, or one with weights missing; the device cannot be used.
     """
     from transformers import AutoConfig
 
-    kind = loaded(AutoConfig.from_pretrained, source, "a model").model_type
+    kind = loaded(AutoConfig.from_pretrained, source, "a model", trust_remote_code=False).model_type
     if kind not in kinds:
         raise ConfigError(f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}")
-    return placed(loaded(auto_class.from_pretrained, source, "a model", dtype=dtype), device)
+    return placed(whole_model(auto_class, source, "a model", dtype=dtype), device)
+
+
+def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
+    """Load a model all of whose weights are in its files: transformers would draw what is missing at random.
+
+    Nothing is opened by pickle, and no code of the model's own is run.
+
+    Args:
+        auto_class: Of `transformers`; its ``from_pretrained`` loads the model.
+        source: Folder or hub name.
+        what: The model, for errors.
+        options: For ``from_pretrained``.
+
+    Raises:
+        ConfigError: It cannot be loaded, or not all of it.
+    """
+    safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)
+    lost = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if lost:
+        raise ConfigError(
+            f"{source}: {what} cannot be loaded whole: {len(lost)} of its weights, such as {lost[0]}, are missing or of "
+            "another size, and would be random numbers. Download it again, or give the folder that save_pretrained wrote"
+        )
+    return model
 
 
 def placed(model: nn.Module, device: str) -> nn.Module:
@@ -44,6 +74,8 @@ def placed(model: nn.Module, device: str) -> nn.Module:
     Raises:
         ConfigError: The device cannot be used.
     """
+    if device.startswith("meta"):
+        raise ConfigError(f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU")
     try:
         return model.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that a device is not there
@@ -58,7 +90,7 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = loaded(AutoTokenizer.from_pretrained, source, "a tokenizer")
+    tokenizer = loaded(AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False)
     # where the files are missing, transformers makes a tokenizer up that knows no word
     words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
     if len(words) < _FEWEST_WORDS:
@@ -76,7 +108,7 @@ def load_processor(source: str) -> Any:
     """
     from transformers import AutoProcessor
 
-    return loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer")
+    return loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer", trust_remote_code=False)
 
 
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
@@ -89,7 +121,7 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
         raise ConfigError(f"{source}: there is no such folder; give the folder of a base model, or its name on the hub")
     try:
         return load(source, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except _LOADING_ERRORS as error:
         raise ConfigError(
             f"{source}: {what} cannot be loaded from this folder or hub name ({_first_line(error)}); give the folder that "
             "save_pretrained wrote, or a name on the hub"
@@ -98,6 +130,15 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Adapter:
+    """Read a PEFT adapter for a model; see `peft.load`.
+
+    Raises:
+        AdapterError: It cannot be read, or is for another model.
+    """
+    return peft.load(folder, mergeable_shapes(model), lambda path: model.get_submodule(path).weight)
 
 
 def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..config import MergeConfig
 from ..errors import CalibrationError
-from ..formats import peft
 from ..memory import with_smaller_calls
 from ..merge import MergeResult
 from ..network import Network
 from ..rows import wearing
 from ..tasks import Sample
-from .base_models import load_model, load_processor, mergeable_shapes
+from .base_models import load_adapter, load_model, load_processor
 from .merge_job import MergeJob, StageProgress, merge_job
 from .text_samples import padded, until_end
 
@@ -179,8 +178,7 @@ def merge_blip(
     if processor is None and any(isinstance(part, (str, Path)) for part in flat):
         processor = load_processor(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base
-    shapes = mergeable_shapes(model)
-    adapters = [peft.load(folder, shapes) for folder in job.folders]
+    adapters = [load_adapter(model, folder) for folder in job.folders]
     tokens = _read_and_write(model, adapters, job, processor, (max_length, max_new_tokens), config.samples_per_chunk, progress)
     head = any(path.startswith("text_decoder.cls.") for adapter in adapters for path in adapter.deltas)
     options = {"count_padding": count_padding, "max_length": max_length, "max_new_tokens": max_new_tokens}

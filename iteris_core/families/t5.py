@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..config import MergeConfig
-from ..formats import peft
 from ..memory import with_smaller_calls
 from ..merge import MergeResult
 from ..network import Network
 from ..rows import wearing
 from ..tasks import Sample
-from .base_models import load_model, load_tokenizer, mergeable_shapes
+from .base_models import load_adapter, load_model, load_tokenizer
 from .merge_job import StageProgress, merge_job
 from .text_samples import (
     DECODER_STREAM,
@@ -209,8 +208,7 @@ def prepare(
 
 
 def _load_adapters(model: nn.Module, folders: Sequence[Path], options: TextOptions) -> tuple[list[Adapter], list[str]]:
-    shapes = mergeable_shapes(model)
-    adapters = [peft.load(Path(folder), shapes) for folder in folders]
+    adapters = [load_adapter(model, Path(folder)) for folder in folders]
     if options.modules == "all":
         return adapters, []
     parts = [adapter.select(in_encoder) for adapter in adapters]

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from sklearn.metrics import f1_score
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from iteris_core.errors import ConfigError, IterisError
 from iteris_core.evaluation.data_files import read_rows
@@ -130,7 +130,7 @@ def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
     inputs = [tokenizer(text, return_tensors="pt") for text in texts]
     with torch.no_grad():
         gaps = torch.cat([model(**batch).logits.diff(dim=-1)[0] for batch in inputs])
-        model.classifier.bias[1] -= gaps.median()  # so that both labels come
+        model.classifier.bias[1] -= gaps.quantile(0.5)  # so that both labels come, and none by a hair
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "classifier")
     styles = load_style_classifier(tmp_path / "classifier", {"positive": "LABEL_1", "negative": "LABEL_0"})
@@ -139,8 +139,19 @@ def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
     assert styles.classify(texts) == expected
     assert set(expected) == {"positive", "negative"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvaluationError, match="cannot be loaded as a sequence classifier"):
-        load_style_classifier(tmp_path / "empty")
+    BertModel(model.config).save_pretrained(tmp_path / "headless")
+    for folder, device, said in (
+        ("empty", "cpu", "a sequence classifier cannot be loaded"),
+        ("headless", "cpu", "2 of its weights, such as classifier.bias, are missing"),
+        ("classifier", "tpu9", "device 'tpu9' cannot be used"),
+        ("classifier", "meta", "device 'meta' cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_style_classifier(tmp_path / folder, device=device)
+    for file in (tmp_path / "classifier").glob("token*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="there is no tokenizer beside the model"):
+        load_style_classifier(tmp_path / "classifier")
 
 
 ROWS = [{"sentence1": 'He said "yes', "sentence2": "No.", "label": 1}, {"sentence1": "A b", "sentence2": "c", "label": 0}]

@@ -150,6 +150,41 @@ def test_the_head_can_be_merged_too(base, tiny, t5_folder, tmp_path):
     assert result.report.layers[-1].path == "lm_head"
 
 
+@pytest.fixture(scope="module")
+def flan(tiny, tmp_path_factory):
+    """A FLAN-T5 in small: gated feed-forward layers, and a head that is not the embedding; two adapters, one of them a DoRA."""
+    folder, model = tmp_path_factory.mktemp("flan"), tiny.t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(60, 32) / 4)
+    model.save_pretrained(folder / "base")
+    tiny.adapter(folder / "base", folder / "one", 1, ("q", "v", "wi_0", "wi_1", "wo"))
+    tiny.adapter(folder / "base", folder / "dora", 2, ("q", "wi_1"), use_dora=True)
+    return folder
+
+
+def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tiny, tmp_path):
+    base = load_base(str(flan / "base"))
+    assert not torch.equal(base.lm_head.weight, base.shared.weight)
+    alone = merge_t5(base, [flan / "one"], [samples_of(0)], MergeConfig(alpha=1e-3)).adapter.deltas
+    assert "decoder.block.1.layer.2.DenseReluDense.wi_1" in alone
+    assert_close(alone, peft.load(flan / "one", tiny.shapes(base)).deltas, 1e-4)
+    dora = merge_t5(base, [flan / "dora"], [samples_of(0)], MergeConfig(alpha=1e-3))
+    peft.save(dora.adapter, tmp_path / "out", "base", "SEQ_2_SEQ_LM")
+    expected = tiny.logits(tiny.peft(load_base(str(flan / "base")), flan / "dora"))
+    assert torch.allclose(tiny.logits(tiny.peft(load_base(str(flan / "base")), tmp_path / "out")), expected, atol=1e-3)
+    both_ways = [
+        merge_t5(base, [flan / "one", flan / "dora"], both(), MergeConfig(engine=engine, max_iter=60))
+        for engine in ("sweep", "iterate")
+    ]
+    assert_close(both_ways[0].adapter.deltas, both_ways[1].adapter.deltas, 2e-4)
+
+
+def test_the_whole_model_of_a_flan_t5_keeps_its_own_head(flan, tiny, tmp_path):
+    result = merge_t5(str(flan / "base"), [flan / "one"], [samples_of(0)])
+    save_merged_model(load_base(str(flan / "base")), result.adapter, tmp_path / "out")
+    expected = tiny.logits(tiny.with_deltas(load_base(str(flan / "base")), result.adapter.deltas))
+    assert torch.allclose(tiny.logits(load_base(str(tmp_path / "out"))), expected, atol=1e-5)
+
+
 def test_bart_merges_too(tiny, tmp_path):
     from transformers import BartForConditionalGeneration
 

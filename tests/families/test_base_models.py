@@ -1,0 +1,97 @@
+"""Base models that are damaged, incomplete or not trusted: one line says what is wrong, and nothing of theirs is run."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iteris_core import ConfigError
+from iteris_core.families.base_models import load_processor, load_tokenizer
+from iteris_core.families.t5 import load_base
+
+Q = "encoder.block.1.layer.0.SelfAttention.q.weight"
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    save_file(change(tensors), folder / "model.safetensors", {"format": "pt"})
+
+
+def without(*keys):
+    return lambda folder: change_weights(folder, lambda t: {key: value for key, value in t.items() if key not in keys})
+
+
+def cut_off(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ("trap", "w")
+
+
+def as_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}))
+
+
+def as_code(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "evil", "auto_map": {name: "evil.Config" for name in ("AutoConfig", "AutoTokenizer")}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text("open('trap', 'w')\nfrom transformers import PretrainedConfig as Config\n")
+
+
+@pytest.fixture
+def folder(t5_folder, tmp_path, monkeypatch):
+    """A copy of the tiny T5, in a folder where a trap would leave a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *args: "y")  # to whoever asks whether to run the model's code
+    return shutil.copytree(t5_folder / "base", tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without(Q), f"1 of its weights, such as {Q}, are missing"),
+        (without("shared.weight"), "4 of its weights"),  # all that are tied to it
+        (lambda f: change_weights(f, lambda t: {**t, Q: t[Q][:3].clone()}), "a model cannot be loaded"),
+        (cut_off, "a model cannot be loaded"),
+        (as_pickle, "a model cannot be loaded"),
+        (as_code, "a model cannot be loaded"),
+        (lambda f: (f / "config.json").write_text("[]"), "a model cannot be loaded"),
+        (lambda f: (f / "config.json").write_text("{"), "a model cannot be loaded"),
+    ],
+    ids=["missing", "tied and missing", "other size", "cut off", "pickle", "code", "no settings", "no JSON"],
+)
+def test_a_base_that_cannot_be_used_is_refused(folder, damage, said):
+    damage(folder)
+    with pytest.raises(ConfigError) as error:
+        load_base(str(folder))
+    assert said in str(error.value)
+    assert str(error.value).count("\n") == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["base"]
+
+
+def test_weights_that_are_tied_are_saved_once_only(folder):
+    change_weights(folder, lambda t: {"lm_head.weight" if key == "shared.weight" else key: value for key, value in t.items()})
+    model = load_base(str(folder))
+    assert torch.equal(model.shared.weight, load_file(folder / "model.safetensors")["lm_head.weight"])
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_processor])
+def test_no_code_of_a_tokenizer_is_run(folder, load):
+    as_code(folder)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load(str(folder))
+    assert not (folder.parent / "trap").exists()
+
+
+def test_a_device_without_content_is_refused(folder):
+    with pytest.raises(ConfigError, match="device 'meta' cannot be used: tensors have no content there"):
+        load_base(str(folder), device="meta")
