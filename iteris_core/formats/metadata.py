@@ -18,7 +18,9 @@ _LEGACY_START, _LEGACY_BYTES, _LEGACY_DIGITS = 0x100000, 0x10000, 8
 Source = tuple[str, Mapping[str, str]]  # name and metadata of a LoRA that was merged
 
 
-def merged_metadata(title: str, sources: Sequence[Source], when: datetime, thumbnail: str = "") -> dict[str, str]:
+def merged_metadata(
+    title: str, sources: Sequence[Source], when: datetime, thumbnail: str = "", called: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return what is worth telling about a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
 
     Args:
@@ -26,10 +28,13 @@ def merged_metadata(title: str, sources: Sequence[Source], when: datetime, thumb
         sources: The LoRAs; their trigger words and tags live on.
         when: It was merged.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
+        called: Name of a LoRA -> what calls it up, for those whose own metadata does not tell.
     """
-    triggers = dict.fromkeys(trigger for _, metadata in sources for trigger in trigger_words(metadata).triggers)
+    known = {name: (words,) for name, words in (called or {}).items() if words}
+    found = (trigger_words(metadata).triggers or known.get(name, ()) for name, metadata in sources)
+    triggers = dict.fromkeys(trigger for of_source in found for trigger in of_source)
     tags = merged_tags([metadata.get("ss_tag_frequency", "") for _, metadata in sources])
-    found = {
+    metadata = {
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags) if tags else "",
         "modelspec.title": title,
@@ -41,7 +46,7 @@ def merged_metadata(title: str, sources: Sequence[Source], when: datetime, thumb
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.thumbnail": thumbnail,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in metadata.items() if value}
 
 
 def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -52,7 +57,7 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
             of_file = {
                 folder: {tag: int(count) for tag, count in tags.items()} for folder, tags in json.loads(text or "{}").items()
             }
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, OverflowError):
             continue
         for folder, counts in of_file.items():
             folders.setdefault(folder, Counter()).update(counts)

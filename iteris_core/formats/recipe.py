@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..report import MergeReport
 from ..version import __version__
 
@@ -43,14 +45,15 @@ class UsedLora:
 
 
 def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> MergeReport:
-    """Return the report with what is needed to make the merge again: the LoRAs, the version of this package, and more."""
+    """Return the report with what is needed to make the merge again: the LoRAs, our version, torch's, and more."""
     notes = [
         f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): {'; '.join(lora.prompts)}"
         for lora in loras
         if lora.prompts_from
     ]
     used = [{**asdict(lora), "prompts": list(lora.prompts)} for lora in loras]
-    settings = {**report.settings, "loras": used, "iteris_version": __version__, **more}
+    versions = {"iteris_version": __version__, "torch_version": str(torch.__version__)}
+    settings = {**report.settings, "loras": used, **versions, **more}
     return replace(report, settings=settings, notes=(*report.notes, *notes))
 
 

@@ -14,6 +14,7 @@ TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
 _MOST_WORDS, _MOST_TRIGGERS, _TAGS_IN_A_CAPTION = 8, 4, 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
+_NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the author wrote nothing
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
     """Return the phrase that the author named, or else the words, or else the commonest tags of the training captions."""
     phrase, tags = metadata.get("modelspec.trigger_phrase", "").strip(), _tags(metadata.get("ss_tag_frequency", ""))
     found = {
-        "modelspec.trigger_phrase": (phrase,) if phrase else (),
+        "modelspec.trigger_phrase": () if phrase.lower() in _NO_PHRASES else (phrase,),
         "trained_words": _listed(metadata.get("trained_words", "") or metadata.get("trainedWords", "")),
         "ss_tag_frequency": tags,
     }
@@ -74,9 +75,9 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
     if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
         return tuple(prompts)
     if not found.triggers:
-        why = f"a prompt has {_PLACEHOLDER} in it" if prompts else "no prompts are given"
+        why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
-            f"{name} has no prompts: {why}, and the file's metadata names no trigger words (no modelspec.trigger_phrase, "
+            f"{name} {why}, and the file's metadata names no trigger words (no modelspec.trigger_phrase, "
             "trained_words or ss_tag_frequency). Write what you would type to use this LoRA, one prompt per line, such as "
             "'a photo of sks dog'; the page from which you downloaded it names its trigger words"
         )
@@ -90,19 +91,33 @@ def _listed(text: str) -> tuple[str, ...]:
     except ValueError:
         words = text.split(",")
     words = words if isinstance(words, list) else [words]
-    return tuple(dict.fromkeys(word.strip(" ,") for word in words if isinstance(word, str) and word.strip(" ,")))
+    stripped = (word.strip(" ,") for word in words if isinstance(word, str))
+    return tuple(dict.fromkeys(word for word in stripped if word.lower() not in _NO_PHRASES))
 
 
 def _tags(text: str) -> tuple[str, ...]:
-    """Return the commonest tags of all training folders, before them the folders' own names that are tags, too."""
+    """Return the commonest tags of all training folders, before them what the folders' own names call the subject."""
     counts: Counter[str] = Counter()
     names = []
     try:
         for folder, tags in json.loads(text or "{}").items():
             names.append(re.sub(r"^\d+_", "", folder).strip())
             counts.update({tag.strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
     common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    called = [name for name in names if name in counts or not (counts or _NO_NAMES.fullmatch(name))]
+    called = [name for name in names if _is_trigger(name, counts)]
     return tuple(dict.fromkeys(filter(None, [*called, *common])))[:_MOST_WORDS]
+
+
+def _is_trigger(folder: str, counts: Mapping[str, int]) -> bool:
+    """Whether a training folder, "10_sks dog", is named as the subject is called and not just somehow.
+
+    It is where the captions have its words, where there are none, or where it is an instance and a class, as kohya asks for.
+    """
+    if folder in counts:
+        return True
+    words = folder.split()
+    if all(_NO_NAMES.fullmatch(word) for word in words):
+        return False
+    return not counts or len(words) > 1 or any(re.search(rf"\b{re.escape(folder)}\b", tag) for tag in counts)

@@ -27,7 +27,13 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
 def test_what_is_not_known_is_left_out():
     found = merged_metadata("x", [("a", {}), ("b", {"ss_tag_frequency": "{broken"})], WHEN)
     assert {"ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.thumbnail"}.isdisjoint(found)
-    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}']) == {"f": {"t": 2}}
+    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {"f": {"t": 2}}
+
+
+def test_the_user_calls_what_the_file_does_not_name():
+    sources = [("cat", {"modelspec.trigger_phrase": "sks cat"}), ("dog", {}), ("ink", {"modelspec.trigger_phrase": "None"})]
+    found = merged_metadata("x", sources, WHEN, called={"cat": "a cat", "dog": "a ohwx dog", "ink": "in ink style"})
+    assert found["modelspec.trigger_phrase"] == "sks cat, a ohwx dog, in ink style"
 
 
 def test_hashes_are_those_of_sd_scripts(tmp_path):

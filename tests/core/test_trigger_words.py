@@ -25,6 +25,13 @@ TAGS = json.dumps({"10_sks dog": {"sks dog": 12, "grass": 3, "smile": 7}, "1_img
     ({"ss_tag_frequency": json.dumps({"5_sks dog": {}, "2_img": {}})}, "ss_tag_frequency", ("sks dog",), ("sks dog",)),
     ({"ss_tag_frequency": "not json"}, "", (), ()),
     ({"ss_tag_frequency": json.dumps({"x": {"a": "many"}}), "modelspec.trigger_phrase": " "}, "", (), ()),
+    ({"ss_tag_frequency": json.dumps({"10_sks dog": {"1girl": 20, "smile": 3}})}, "ss_tag_frequency", ("sks dog",),
+     ("sks dog", "1girl", "smile")),
+    ({"ss_tag_frequency": json.dumps({"10_ohwx": {"a photo of ohwx": 1, "grass": 20}})}, "ss_tag_frequency", ("ohwx",),
+     ("ohwx", "grass", "a photo of ohwx")),
+    ({"ss_tag_frequency": json.dumps({"10_train images": {"b": 1, "a": 4}})}, "ss_tag_frequency", ("a",), ("a", "b")),
+    ({"ss_tag_frequency": '{"x": {"a": Infinity}}'}, "", (), ()),
+    ({"modelspec.trigger_phrase": "None", "trained_words": '["none", "ohwx"]'}, "trained_words", ("ohwx",), ("ohwx",)),
     ({}, "", (), ()),
 ])  # fmt: skip
 def test_the_author_is_believed_before_the_captions(metadata, source, triggers, words):
@@ -46,11 +53,9 @@ def test_the_users_templates_are_filled_and_the_users_prompts_are_kept():
     assert fill_in("x", ["my own words"], TriggerWords()) == ("my own words",)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "why"), [([], "no prompts are given"), (["a {trigger}"], r"a prompt has \{trigger\} in it")]
-)
+@pytest.mark.parametrize(("prompts", "why"), [([], "has no prompts"), (["a {trigger}"], r"has \{trigger\} in a prompt")])
 def test_a_file_that_names_no_trigger_words_says_what_to_type(prompts, why):
-    with pytest.raises(CalibrationError, match=rf"cat\.safetensors has no prompts: {why}.*such as 'a photo of sks dog'"):
+    with pytest.raises(CalibrationError, match=rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"):
         fill_in("cat.safetensors", prompts, TriggerWords())
 
 
