@@ -1,6 +1,6 @@
 // Chips with a LoRA's prompts and trigger words: a click writes them into the prompts.
 
-import { about, add, holds, suggestions } from "./triggers.js";
+import { about, add, filled, holds, suggestions } from "./triggers.js";
 
 /**
  * Draw the chips of a LoRA.
@@ -8,13 +8,26 @@ import { about, add, holds, suggestions } from "./triggers.js";
  * @param {HTMLElement} element what was in it is replaced
  * @param {object|null} lora answer of `/iteris/lora`; null: there is none
  * @param {{value: string}} prompts the widget that they are written into
- * @param {(word: string) => string} say
+ * @param {(word: string, values?: object) => string} say
+ * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
+ *   with the prompts that it made of the trigger words
  */
 export function draw(element, lora, prompts, say) {
   element.replaceChildren();
-  if (!lora) return;
-  const mark = () => chips.forEach(([chip, offered]) => chip.classList.toggle("iteris-used", holds(prompts.value, offered)));
-  const chips = suggestions(lora).map((offered) => {
+  let made;
+  const line = document.createElement("div");
+  const empty = document.createElement("div");
+  empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
+  const mark = () => {
+    chips.forEach(([chip, offered]) => chip.classList.toggle("iteris-used", holds(prompts.value, offered)));
+    empty.textContent = empty.title = filled(prompts.value, lora, made, say);
+    empty.classList.toggle("iteris-warning", !chips.length);
+  };
+  const tell = (found) => {
+    made = found;
+    mark();
+  };
+  const chips = suggestions(lora ?? {}).map((offered) => {
     const chip = document.createElement("button");
     chip.type = "button";
     chip.className = `iteris-chip iteris-${offered.kind}`;
@@ -26,10 +39,10 @@ export function draw(element, lora, prompts, say) {
     });
     return [chip, offered];
   });
-  const line = document.createElement("div");
+  if (!lora) return { mark, tell };
   line.className = lora.error ? "iteris-warning" : "iteris-quiet";
   line.textContent = about(lora);
-  element.append(...chips.map(([chip]) => chip), line);
-  element.onpointerenter = mark; // the prompts may have been edited by hand
+  element.append(...chips.map(([chip]) => chip), line, empty);
   mark();
+  return { mark, tell };
 }

@@ -1,15 +1,13 @@
 // The report in a node: a line per LoRA, bars per block, and the layers of the block under the pointer.
 
+import { paintOf } from "./paint.js";
 import { bars, layersOf, scaleTop } from "./report.js";
 
-// Okabe and Ito's palette, without the yellow that light themes swallow and the grey of the rest
-const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"];
 const WIDTH = 360;
 const HEIGHT = 96;
 const LABELS = 12;
 const MOST_LAYERS = 3;
 
-const colour = (task) => COLOURS[task % COLOURS.length];
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
 
 function html(tag, className = "", text = "") {
@@ -26,20 +24,30 @@ function svg(tag, attributes, text = "") {
   return element;
 }
 
+/** Let an element look like its task: a bar, a swatch, or the line under a figure. */
+function paint(element, task) {
+  const { colour, kind } = paintOf(task);
+  element.style.setProperty("--iteris-colour", colour);
+  element.classList.add(`iteris-${kind}`);
+  return element;
+}
+
 /**
  * Draw a report, or what will be there once there is one.
  *
  * @param {HTMLElement} element what was in it is replaced
  * @param {object|undefined} model `figures()` of a report
  * @param {(word: string, values?: object) => string} say
+ * @param {boolean} [ofEarlierRun] the last run did not come to a report
  */
-export function draw(element, model, say) {
+export function draw(element, model, say, ofEarlierRun = false) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model);
   if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
   const detail = html("div", "iteris-detail");
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
   show();
+  if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
   element.append(overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
   for (const note of model.notes) element.append(html("div", "iteris-quiet iteris-note", note));
@@ -69,7 +77,7 @@ function lineOf(name, place, text, data) {
   const line = html("div", "iteris-line");
   Object.assign(line.dataset, { task: name, ...data });
   const swatch = html("span", "iteris-swatch");
-  if (place >= 0) swatch.style.background = colour(place);
+  if (place >= 0) paint(swatch, place);
   line.append(swatch, html("b", "", name), html("span", "iteris-figures", text));
   line.title = `${name}: ${text}`;
   return line;
@@ -96,7 +104,8 @@ function chart(model, show) {
       const start = x + column * 0.1 + place * width;
       const middle = start + width / 2;
       group.append(svg("line", { class: "iteris-whisker", x1: middle, x2: middle, y1: y(worst), y2: y(median) }));
-      group.append(svg("rect", { x: start, y: y(median), width: width * 0.92, height: HEIGHT - y(median), fill: colour(task), "data-task": model.tasks[task], "data-median": median }));
+      const bar = svg("rect", { x: start, y: y(median), width: width * 0.92, height: HEIGHT - y(median), "data-task": model.tasks[task], "data-median": median });
+      group.append(paint(bar, task));
     });
     if (x >= labelled) {
       group.append(svg("text", { class: "iteris-label", x: x + column / 2, y: HEIGHT + 9, "text-anchor": "middle" }, name));
@@ -119,7 +128,7 @@ function detailOf(model, block, say) {
     residuals.forEach((value, task) => {
       if (value === null) return;
       const shown = html("span", task === suffers ? "iteris-value iteris-suffers" : "iteris-value", figure(value));
-      shown.style.color = colour(task);
+      paint(shown, task);
       shown.title = model.tasks[task];
       line.append(shown);
     });

@@ -47,3 +47,17 @@ export function about({ error, base, rank }) {
   if (error) return error;
   return [base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
 }
+
+/**
+ * Return one line about prompts that the user has left empty: what the last run made of the trigger words, or what will be.
+ *
+ * @param {string} prompts the field's text
+ * @param {object|null} lora answer of `/iteris/lora`
+ * @param {string[]} [made] by the last run
+ * @param {(word: string, values?: object) => string} say
+ */
+export function filled(prompts, lora, made, say) {
+  if (lines(prompts).length || !lora || lora.error) return "";
+  if (made?.length) return say("made", { prompts: made.join(" · ") });
+  return say(suggestions(lora).length ? "making" : "no_words");
+}

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { about, add, holds, lines, suggestions } from "../../web/triggers.js";
+import { about, add, filled, holds, lines, suggestions } from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
 
 const word = (text) => ({ kind: "word", text });
@@ -39,6 +39,16 @@ test("prompts come first, nothing twice, and no more than asked for", () => {
   assert.deepEqual(suggestions(lora), [prompt("a photo of sks"), word("sks"), word("dog")]);
   assert.equal(suggestions(lora, 2).length, 2);
   assert.deepEqual(suggestions({}), []);
+});
+
+test("empty prompts are said to be filled in, and with what", () => {
+  const [lora, say] = [{ trigger_words: ["sks"] }, sayer("en")];
+  assert.equal(filled("a photo", lora, ["sks"], say), "");
+  assert.equal(filled(" \n", lora, ["a photo of sks", "sks"], say), "Prompts of the last run: a photo of sks · sks");
+  assert.equal(filled("", lora, undefined, say), "No prompts given: a run makes them of these words.");
+  assert.equal(filled("", {}, undefined, say), "The file names no trigger words: write prompts.");
+  assert.equal(filled("", { error: "no such file" }, undefined, say), "");
+  assert.equal(filled("", null, undefined, say), "");
 });
 
 test("the line about a file", () => {

@@ -1,0 +1,38 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { nodeAt, nodesOf } from "../../web/graph.js";
+import { paintOf } from "../../web/paint.js";
+
+const graph = (nodes, subgraphs = []) => ({
+  nodes,
+  subgraphs: new Map(subgraphs.map((inner) => [inner.id, inner])),
+  getNodeById: (id) => nodes.find((node) => String(node.id) === String(id)) ?? null,
+});
+const innermost = { ...graph([{ id: 5, name: "innermost" }]), id: "b-b" };
+const inner = { ...graph([{ id: 5, name: "inner" }, { id: 7, subgraph: innermost }]), id: "a-a" };
+const outer = graph([{ id: 5, name: "outer" }, { id: 12, subgraph: inner }], [inner, innermost]);
+
+test("a node is found by its number, by its way through subgraph nodes, and by its subgraph's id", () => {
+  const names = { 5: "outer", "12:5": "inner", "12:7:5": "innermost", "a-a:5": "inner", "b-b:5": "innermost" };
+  for (const [id, name] of Object.entries(names)) assert.equal(nodeAt(outer, id)?.name, name, id);
+  assert.equal(nodeAt(outer, 5).name, "outer");
+});
+
+test("a node that is not there is undefined", () => {
+  for (const id of ["6", "12:6", "5:5", "13:5", "c-c:5", ""]) assert.equal(nodeAt(outer, id), undefined, id);
+  assert.equal(nodeAt(undefined, "5"), undefined);
+  assert.equal(nodeAt(undefined, "12:5"), undefined);
+});
+
+test("every node is visited, those in subgraphs, too", () => {
+  assert.deepEqual([...nodesOf(outer)].map(({ id, name }) => name ?? id), ["outer", 12, "inner", 7, "innermost"]);
+  assert.deepEqual([...nodesOf(undefined)], []);
+});
+
+test("eighteen tasks look different", () => {
+  const looks = [...Array(18).keys()].map((task) => Object.values(paintOf(task)).join());
+  assert.equal(new Set(looks).size, 18);
+  assert.deepEqual(paintOf(0), { colour: "#56b4e9", kind: "solid" });
+  assert.deepEqual(paintOf(6), { colour: "#56b4e9", kind: "hollow" });
+});

@@ -1,0 +1,61 @@
+// LoRAs in a chain: one more behind a node, and a node taken out with its neighbours joined.
+
+const GAP = 60;
+
+/** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
+function ends(graph, ids) {
+  return ids.map((id) => graph.getLink(id)).filter(Boolean).map((link) => link.resolve(graph));
+}
+
+const originsOf = (node) => ends(node.graph, node.inputs.filter(({ name }) => name === "previous").map(({ link }) => link));
+const targetsOf = (node) => ends(node.graph, node.outputs[0].links ?? []);
+
+/** Link the place where one link began to the place where another ended, instead of that other. */
+function join({ outputNode, output, subgraphInput }, { inputNode, input, subgraphOutput }) {
+  const place = inputNode?.inputs.indexOf(input);
+  if (subgraphOutput && outputNode) subgraphOutput.connect(output, outputNode);
+  else if (inputNode && outputNode) outputNode.connect(outputNode.outputs.indexOf(output), inputNode, place);
+  else if (inputNode && subgraphInput) {
+    inputNode.disconnectInput(place);
+    subgraphInput.connect(input, inputNode);
+  } // a subgraph's input straight to its output: the frontend has no such link
+}
+
+/** Do what Undo takes back in one step. */
+function asOneChange(canvas, change) {
+  canvas.emitBeforeChange();
+  try {
+    change();
+  } finally {
+    canvas.emitAfterChange();
+  }
+}
+
+/**
+ * Put another LoRA behind this one in the chain, below whatever stands under it.
+ *
+ * @param {object} node whose first output is the chain
+ * @param {() => object} create makes the new node
+ * @param {object} canvas of the frontend
+ */
+export function addBehind(node, create, canvas) {
+  const { graph } = node;
+  const column = graph.nodes.filter(({ pos, size }) => pos[0] < node.pos[0] + node.size[0] && node.pos[0] < pos[0] + size[0]);
+  asOneChange(canvas, () => {
+    const next = create();
+    next.pos = [node.pos[0], Math.max(...column.map(({ pos, size }) => pos[1] + size[1])) + GAP];
+    next.setSize([...node.size]); // it would grow to that once its chips have come, which would be another step of Undo
+    graph.add(next);
+    for (const target of targetsOf(node)) join({ outputNode: next, output: next.outputs[0] }, target);
+    node.connect(0, next, "previous");
+  });
+}
+
+/** Take a LoRA out of the chain: what came before it goes on to where it went. */
+export function takeOut(node, canvas) {
+  const after = targetsOf(node);
+  asOneChange(canvas, () => {
+    for (const origin of originsOf(node)) for (const target of after) join(origin, target);
+    node.graph.remove(node);
+  });
+}

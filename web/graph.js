@@ -1,0 +1,23 @@
+// Where a node is in a workflow with subgraphs. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+/**
+ * Return the node that the server or the frontend names.
+ *
+ * @param {object} graph the workflow's outermost
+ * @param {string|number} id "7"; "12:5" is node 5 in the subgraph node 12, "<UUID>:5" is node 5 in the subgraph of that id
+ * @returns {object|undefined}
+ */
+export function nodeAt(graph, id) {
+  const path = String(id).split(":");
+  const own = path.pop();
+  const inner = path.reduce((at, part) => at?.getNodeById(part)?.subgraph ?? graph?.subgraphs?.get(part), graph);
+  return inner?.getNodeById(own) ?? undefined;
+}
+
+/** Yield every node of a graph, those in subgraphs, too. */
+export function* nodesOf(graph) {
+  for (const node of graph?.nodes ?? []) {
+    yield node;
+    if (node.subgraph) yield* nodesOf(node.subgraph);
+  }
+}

@@ -1,0 +1,63 @@
+// The report panel of IterIS Merge: what a run tells layer by layer, and then its report.
+
+import { app } from "../../scripts/app.js";
+import { draw } from "./panel.js";
+import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
+import { figures } from "./report.js";
+
+const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
+const PANEL_WIDTH = 400;
+
+/** Put what has changed without a click into the frontend's history. */
+function keep() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
+}
+
+/**
+ * Add the panel; the node gets what a run's events call.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ */
+export function addReport(node, say) {
+  const height = (shown) => heightOf(shown, 12) || (node.properties[PROPERTY] ? 250 : 44);
+  const element = addElement(node, "report", height);
+  const removeProgress = progressRemover(node);
+  let layers; // of a run that has not ended, by path: what is solved again takes its own place
+  let told = true; // the report is of the run that began last
+  let waiting = false;
+  const show = (ofEarlierRun = false) => {
+    layers = undefined;
+    draw(element, node.properties[PROPERTY], say, ofEarlierRun);
+    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0);
+  };
+  const showLive = () => {
+    waiting = false;
+    if (!layers) return;
+    draw(element, figures({ layers: [...layers.values()] }), say);
+    fit(node, PANEL_WIDTH);
+  };
+  node.startIterisRun = () => (told = false);
+  node.showIterisLayer = ({ first, layer }) => {
+    if (first) layers = new Map();
+    layers?.set(layer.path, layer);
+    if (!waiting) requestAnimationFrame(showLive);
+    waiting = true;
+  };
+  node.endIterisRun = () => {
+    if (!told) show(true);
+  };
+  node.showIterisReport = (output) => {
+    const [report] = output?.iteris_report ?? [];
+    if (!report) return;
+    node.properties[PROPERTY] = figures(report);
+    told = true;
+    removeProgress();
+    show();
+    keep();
+  };
+  also(node, "onExecuted", node.showIterisReport);
+  also(node, "onConfigure", () => show());
+  show();
+}
