@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def fingerprint(path: Path | None) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
+def fingerprints(files: Mapping[str, Path | None]) -> str:
+    """Return a string that changes when one of these files changes, or is called something else."""
+    return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
+
+
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
     contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -46,8 +52,8 @@ def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
     name = file_name.strip().removesuffix(".safetensors")
     if not name or name.endswith(("/", "\\")):
         raise IterisError("the file name is empty; write a name such as loras/my_merge")
-    folder = folder.resolve()
-    wanted = (folder / f"{name}.safetensors").resolve()
+    folder = Path(os.path.abspath(folder))  # not resolved: output/loras may be a link to another disk
+    wanted = Path(os.path.abspath(folder / f"{name}.safetensors"))
     if not wanted.is_relative_to(folder):
         raise IterisError(f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge")
     number, path = 2, wanted
@@ -58,9 +64,15 @@ def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
 
 
 def jpeg_uri(picture: Tensor, most: int = 512) -> str:
-    """Return a picture (height, width, 3) from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels."""
+    """Return a picture from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels.
+
+    Args:
+        picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is left out.
+        most: In pixels.
+    """
     from PIL import Image
 
+    picture = picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(-1, -1, 3)
     pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().contiguous()
     image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
     image.thumbnail((most, most))

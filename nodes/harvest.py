@@ -85,6 +85,11 @@ def take_off(
     return list(loras.values()), rest
 
 
+def count_loras(patches: Mapping[str, Sequence[Patch]]) -> int:
+    """Return how many LoRAs are on a model."""
+    return len(_marked(patches))
+
+
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
     """Return a LoRA per set of used keys, in the order of application: a later one stands behind the earlier ones in a list."""
     loras: dict[int, CarriedLora] = {}

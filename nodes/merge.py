@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
-import torch
 from comfy_api.latest import io
 
-from ..iteris_core import ConfigError, MergeConfig
-from ..iteris_core.adapters import target_layers
+from ..iteris_core import ConfigError, MergeConfig, MergeReport
 from ..iteris_core.calibration import Calibration, sample_count
 from ..iteris_core.config import Method
 from ..iteris_core.families.diffusion_held_out import with_held_out
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
 from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
-from ..iteris_core.formats.files import read_tensors
-from ..iteris_core.formats.recipe import UsedLora, sha256, with_recipe
+from ..iteris_core.formats.recipe import with_recipe
+from ..iteris_core.merge import MergeResult
 from . import host
-from .files import adapter_name, sha256_of_tensors
-from .sockets import CALIBRATION, LORA_MODEL, MERGED, REPORT, TASKS, LoraEntry, MergedLora, growing
+from .entries import each_once, in_sockets, read, scenes_of, used
+from .harvest import count_loras
+from .origin import texts_upstream
+from .settings import PRECISIONS, from_widgets
+from .sockets import (
+    CALIBRATION,
+    LORA_MODEL,
+    MERGED,
+    REPORT,
+    SETTINGS,
+    TASKS,
+    LoraEntry,
+    MergedLora,
+    MergeSettings,
+    growing,
+)  # fmt: skip
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 TARGETS = ("delta", "full_output")
 METHODS = list(get_args(Method))
-_BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
 
 class Merge(io.ComfyNode):
@@ -83,6 +94,10 @@ class Merge(io.ComfyNode):
                     "prompts measures, by 1.3 at most; that needs held_out samples.",
                 ),
                 *growing("more", TASKS, "More LoRAs, each in a socket of its own instead of a chain."),
+                SETTINGS.Input(
+                    "settings", optional=True,
+                    tooltip="From Load recipe: takes the place of all settings on this node, so that a file is made as it was.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -95,7 +110,7 @@ class Merge(io.ComfyNode):
                     display_name="report", tooltip="How well each LoRA is reproduced, for Merge report.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,  # a merge may end in its report; and only an output node's is sent again from the cache
         )  # fmt: skip
 
@@ -115,105 +130,71 @@ class Merge(io.ComfyNode):
         method: str = METHODS[0],
         correct_strength: bool = False,
         more: Mapping[str, tuple[LoraEntry, ...] | None] | None = None,
+        settings: MergeSettings | None = None,
     ) -> io.NodeOutput:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
-        check_ranks(rank, kept_energy, size_mb)
-        calibration = calibration or Calibration()
-        if correct_strength and not calibration.held_out:
-            raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
-        tasks = (*tasks, *in_sockets(more or {}))
+        entries, calibration = [*tasks, *in_sockets(more or {})], calibration or Calibration()
+        scenes, (tasks, notes) = scenes_of(entries), each_once(entries)
+        calibration = scenes.applied_to(calibration) if scenes else calibration
         base = host.ComfyStableDiffusion(model, clip)
-        loras = [read(base, entry) for entry in tasks]
-        samples_per_chunk, park_on_host = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
-        config = MergeConfig(
-            method=method,
-            alpha=alpha,
-            target=target,
-            rank=rank or "sum",
-            kept_energy=kept_energy if kept_energy < 1 else None,
-            size=weights_in(size_mb, PRECISIONS[precision], loras) if size_mb else None,
-            output_dtype=PRECISIONS[precision],
-            samples_per_chunk=samples_per_chunk,
-            park_on_host=park_on_host,
-        )
-        progress, watch = host.stage_progress(cls.hidden.unique_id), host.layer_teller(cls.hidden.unique_id)
-        result = merge_stable_diffusion(base, loras, calibration, config, progress, watch)
-        checked = {"correct_strength": correct_strength, "samples_per_chunk": samples_per_chunk}
-        result = with_held_out(base, loras, result, calibration, progress=progress, **checked)
-        report = with_recipe(result.report, [used(entry) for entry in tasks])
-        sources = tuple((lora.adapter.name, lora.adapter.metadata) for lora in loras if not lora.adapter.is_idle)
-        merged = MergedLora(result.adapter, base.keys, json.dumps(report.settings), sources)
+        loras = read(base, tasks.values())
+        settings = settings or from_widgets(
+            loras, precision=precision, rank=rank, kept_energy=kept_energy, size_mb=size_mb, correct_strength=correct_strength,
+            alpha=alpha, target=target, method=method,
+        )  # fmt: skip
+        result = cls.merged(base, loras, calibration, settings)
+        names = [lora.adapter.name for lora in loras]
+        sources = [used(entry, name, content) for (content, entry), name in zip(tasks.items(), names, strict=True)]
+        report = with_recipe(result.report, sources, **cls.made_on())
+        report = replace(report, notes=(*report.notes, *notes, *carried(host.patches_of(model, clip))))
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
-            merged,
+            merged_lora(result, base, loras, report),
             report,
             ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
         )
 
+    @classmethod
+    def merged(
+        cls,
+        base: host.ComfyStableDiffusion,
+        loras: Sequence[PromptedAdapter],
+        calibration: Calibration,
+        settings: MergeSettings,
+    ) -> MergeResult:
+        """Merge, and check what came out; both are shown on the node as they go on."""
+        if settings.correct_strength and not calibration.held_out:
+            raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
+        at_once, park = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
+        config = replace(settings.config, samples_per_chunk=at_once, park_on_host=park)
+        progress, watch = host.stage_progress(cls.hidden.unique_id), host.layer_teller(cls.hidden.unique_id)
+        result = merge_stable_diffusion(base, loras, calibration, config, progress, watch)
+        checked = {"correct_strength": settings.correct_strength, "samples_per_chunk": at_once}
+        return with_held_out(base, loras, result, calibration, progress=progress, **checked)
 
-def in_sockets(more: Mapping[str, tuple[LoraEntry, ...] | None]) -> Iterator[LoraEntry]:
-    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order; sockets may be free."""
-    for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
-        yield from more[name] or ()
-
-
-def read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:
-    """Return a LoRA at the strengths that the user asked for."""
-    if entry.tensors is None:
-        tensors, metadata = read_tensors(host.lora_path(entry.lora_name))
-    else:
-        tensors, metadata = entry.tensors, {}
-    adapter = base.adapter(adapter_name(entry.lora_name), tensors, metadata, entry.strength_model, entry.strength_clip)
-    return PromptedAdapter(adapter, entry.prompts, entry.weight, entry.trigger, entry.kind)
-
-
-def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
-    """Refuse more than one way to choose ranks.
-
-    Raises:
-        ConfigError: Says which of them are set.
-    """
-    given = {"rank": (rank, 0), "kept_energy": (kept_energy, 1), "size_mb": (size_mb, 0)}
-    used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
-    if len(used) > 1:
-        raise ConfigError(
-            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the others off: "
-            "rank 0, kept_energy 1, size_mb 0"
-        )
+    @classmethod
+    def made_on(cls) -> dict[str, str]:
+        """Return what else a recipe should know: ComfyUI's version, and the base model's files as the workflow names them."""
+        named = set(texts_upstream(cls.hidden.prompt or {}, cls.hidden.unique_id, ("model", "clip")))
+        base = ", ".join(host.model_files(named))
+        return {"comfyui_version": host.version(), **({"base": base} if base else {})}
 
 
-def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapter]) -> int:
-    """Return how many weights a file of this size has room for, in all factors together.
-
-    Raises:
-        ConfigError: It has no room for rank 1 at every layer.
-    """
-    adapters = [lora.adapter for lora in loras]
-    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
-    names = _BYTES_OF_NAMES * len(target_layers(adapters))
-    weights, least = int((size_mb * 1e6 - names) / dtype.itemsize), sum(map(sum, shapes.values()))
-    if weights < least:
-        raise ConfigError(
-            f"size_mb is {size_mb:g}; the smallest merge of these LoRAs, rank 1 in all {len(shapes)} layers, takes "
-            f"{(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow more"
-        )
-    return weights
-
-
-def used(entry: LoraEntry) -> UsedLora:
-    """Return a LoRA as the recipe tells it."""
-    is_file = entry.tensors is None
-    return UsedLora(
-        name=adapter_name(entry.lora_name),
-        file=entry.lora_name if is_file else None,
-        sha256=sha256(host.lora_path(entry.lora_name)) if is_file else sha256_of_tensors(entry.tensors),
-        strength_model=entry.strength_model,
-        strength_clip=entry.strength_clip,
-        prompts=entry.prompts,
-        prompts_from=entry.prompts_from,
-        weight=entry.weight,
-        trigger=entry.trigger,
-        kind=entry.kind,
+def carried(patches: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return a note about LoRAs that are on the model and not in the merge."""
+    count = count_loras(patches)
+    note = (
+        f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already, which count as part of the base model: they are not in "
+        "the merged LoRA. 'LoRAs on this model' takes them off and merges them"
     )
+    return [note] if count else []
+
+
+def merged_lora(
+    result: MergeResult, base: host.ComfyStableDiffusion, loras: Sequence[PromptedAdapter], report: MergeReport
+) -> MergedLora:
+    """Return a merge as Save merged LoRA needs it."""
+    there = [lora for lora in loras if not lora.adapter.is_idle]
+    sources = tuple((lora.adapter.name, lora.adapter.metadata) for lora in there)
+    called = {lora.adapter.name: lora.in_scenes.words for lora in there}
+    return MergedLora(result.adapter, base.keys, json.dumps(report.settings), sources, called)

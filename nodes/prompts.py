@@ -20,16 +20,23 @@ def lines(text: str) -> tuple[str, ...]:
 def entry_of_file(
     lora_name: str, strength_model: float, strength_clip: float, prompts: Sequence[str], weight: float = 1.0
 ) -> LoraEntry:
-    """Return a LoRA file to merge, its prompts filled in.
+    """Return a LoRA file to merge, its prompts filled in; one whose strengths are 0 is left out later, and needs none.
 
     Raises:
         AdapterError: The file cannot be read.
         CalibrationError: No prompts, and the file names no trigger words.
     """
     triggers = lora_header(host.lora_path(lora_name)).triggers
+    if not (strength_model or strength_clip):
+        return LoraEntry(lora_name, strength_model, strength_clip, tuple(prompts), weight)
     filled = fill_in(lora_name, prompts, triggers)
     source = "" if filled == tuple(prompts) else triggers.source
     return LoraEntry(lora_name, strength_model, strength_clip, filled, weight, source)
+
+
+def triggers_of(entry: LoraEntry) -> tuple[str, ...]:
+    """Return the trigger words that a LoRA's file names; none for one that is in no file."""
+    return lora_header(host.lora_path(entry.lora_name)).triggers.triggers if entry.tensors is None else ()
 
 
 def told(entries: Sequence[LoraEntry], note: str = "") -> dict[str, list[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,8 +13,9 @@ from ..iteris_core.calibration import Calibration
 from ..iteris_core.formats.headers import read_header
 from ..iteris_core.formats.recipe import METADATA_KEY, sha256
 from . import host
-from .files import fingerprint
-from .sockets import CALIBRATION, TASKS, LoraEntry
+from .files import adapter_name, fingerprints
+from .settings import check_known, from_recipe
+from .sockets import CALIBRATION, SETTINGS, TASKS, LoraEntry
 from .tasks import show
 
 
@@ -41,14 +41,18 @@ class LoadRecipe(io.ComfyNode):
                 io.String.Output(display_name="settings", tooltip="Of IterIS Merge, as text for Preview Any."),
                 io.Float.Output(display_name="alpha"),
                 io.Int.Output(display_name="rank", tooltip="0: the sum of the LoRAs' ranks."),
+                SETTINGS.Output(display_name="all settings", tooltip="For settings of IterIS Merge: the same again."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: object) -> str:
-        """Return what changes with any LoRA file: the recipe's files are not known here."""
-        return " ".join(fingerprint(host.find_lora(name)) for name in host.lora_names())
+    def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
+        """Return what changes with the file or any that its recipe names; where the name comes through a link, "linked"."""
+        if not lora_name:
+            return "linked"
+        names = [lora_name, *(name for lora in read_recipe(lora_name)["loras"] for name in files_of(lora))]
+        return fingerprints({name: host.find_lora(name) for name in names})
 
     @classmethod
     def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
@@ -60,12 +64,11 @@ class LoadRecipe(io.ComfyNode):
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch check_files off to merge the "
                 "present one"
             )
-        config = {**recipe["config"], "correct_strength": "strength_correction" in recipe}
-        settings = "\n".join(f"{name}: {value}" for name, value in config.items())
-        rank = config.get("rank") if isinstance(config.get("rank"), int) else 0
+        settings = from_recipe(lora_name, recipe)
+        rank = settings.config.rank if isinstance(settings.config.rank, int) else 0
         tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))
         calibration = calibration_of(lora_name, recipe["calibration"])
-        return io.NodeOutput(*tasks.args, calibration, settings, float(config["alpha"]), rank, ui=tasks.ui)
+        return io.NodeOutput(*tasks.args, calibration, as_text(recipe), settings.config.alpha, rank, settings, ui=tasks.ui)
 
 
 def read_recipe(lora_name: str) -> dict[str, Any]:
@@ -89,24 +92,43 @@ def read_recipe(lora_name: str) -> dict[str, Any]:
     raise IterisError(f"{lora_name}: its recipe cannot be read; it was changed by hand, or made by another version of IterIS")
 
 
+def as_text(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe's settings and versions, one per line."""
+    facts = {**recipe["config"], "correct_strength": "strength_correction" in recipe}
+    facts |= {name: value for name, value in recipe.items() if name == "base" or name.endswith("_version")}
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())
+
+
+def files_of(lora: Mapping[str, Any]) -> list[str]:
+    """Return which of today's files a recipe's LoRA may be: the one of its name, or else those whose names have it in them."""
+    name = lora["file"]
+    if name is None or host.find_lora(name) is not None:
+        return [name] if name else []
+    return namesakes(name)
+
+
+def namesakes(file: str) -> list[str]:
+    """Return the LoRA files that may be one that was renamed or moved."""
+    return [name for name in host.lora_names() if adapter_name(file).rpartition("/")[2] in name]
+
+
 def source_of(lora_name: str, lora: Mapping[str, Any]) -> tuple[LoraEntry, str]:
     """Return a recipe's LoRA as one to merge, and what is different about its file today; empty: nothing.
 
     Raises:
         IterisError: There is no such file any more, or there never was one.
     """
-    name, stem = lora["file"], str(lora["name"]).rpartition("/")[2]
+    name = lora["file"]
     if name is None:
         raise IterisError(
             f"{lora_name}: its LoRA {lora['name']!r} was in no file: it was trained in the workflow, or taken off a model. "
             "Save that LoRA and merge it with 'LoRA to merge'"
         )
-    names = [name, *(other for other in host.lora_names() if stem in other and other != name)]
-    found = [other for other in names if host.find_lora(other) is not None]
+    found = list(dict.fromkeys([*files_of(lora), *namesakes(name)]))
     if not found:
         raise IterisError(
             f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora['sha256']}). Put it back, under any "
-            f"name with {stem!r} in it"
+            f"name with {adapter_name(name).rpartition('/')[2]!r} in it"
         )
     same = next((other for other in found if sha256(host.lora_path(other)) == lora["sha256"]), None)
     told = "" if same else f"{found[0]} is another file than the one that was merged, whose SHA-256 began {lora['sha256'][:10]}"
@@ -128,9 +150,5 @@ def calibration_of(lora_name: str, settings: Mapping[str, Any]) -> Calibration:
     Raises:
         IterisError: It has a setting that this version does not know.
     """
-    unknown = sorted(set(settings) - {field.name for field in fields(Calibration)})
-    if unknown:
-        raise IterisError(
-            f"{lora_name}: its calibration has the setting {unknown[0]!r}, unknown to this version of IterIS; update it"
-        )
+    check_known(lora_name, settings, Calibration)
     return Calibration(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

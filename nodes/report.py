@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..iteris_core import MergeReport
+from ..iteris_core import IterisError, MergeReport
 from ..iteris_core.plots import pictures
 from . import host
 from .sockets import REPORT
@@ -37,8 +37,18 @@ class ShowReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, report: MergeReport, compare_with: MergeReport | None = None) -> io.NodeOutput:
-        drawn = pictures(report, [compare_with] if compare_with else [])
-        host.show_text(cls.hidden.unique_id, str(report))
-        images = torch.stack(list(drawn.values()))
-        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), "iteris_report": [report.to_dict()], "text": [str(report)]}
-        return io.NodeOutput(images, str(report), ui=shown)
+        images, note = drawn(report, compare_with)
+        text = "\n".join([str(report), *note])
+        host.show_text(cls.hidden.unique_id, text)
+        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), "iteris_report": [report.to_dict()], "text": [text]}
+        return io.NodeOutput(images, text, ui=shown)
+
+
+def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
+    """Return the pictures (count, height, width, 3), and a note if there are none: a long merge must not fail at its end."""
+    try:
+        return torch.stack(list(pictures(report, [other] if other else []).values())), []
+    except IterisError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        return torch.full((1, 64, 64, 3), 0.5), [str(error)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from .sockets import LORA_STACK, MERGED, MergedLora
 
 LOW_RANK, FULL_DIFFERENCE = "low rank", "full difference (.diff)"
 _LARGEST_DIFFERENCE = 0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
+_UNLISTED = "this is in no loras folder, so LoRA loaders do not list it; save it as loras/... to have it in their lists"
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
@@ -71,16 +75,37 @@ class SaveMergedLora(io.ComfyNode):
         metadata = kohya.metadata_of(merged.adapter, whole=whole)
         if host.saves_metadata():
             thumbnail = "" if cover is None else jpeg_uri(cover[0])
-            metadata |= merged_metadata(path.stem, merged.sources, datetime.now(), thumbnail)
+            metadata |= merged_metadata(path.stem, merged.sources, datetime.now(), thumbnail, merged.called)
             metadata |= {**hashes(tensors, metadata), METADATA_KEY: merged.recipe}
-        write_tensors(tensors, path, metadata, overwrite=overwrite)
-        shown = [str(path), read_back(path, merged)]
-        host.show_text(cls.hidden.unique_id, "\n".join(shown))
+        with draft_of(path, overwrite) as draft:
+            write_tensors(tensors, draft, metadata, overwrite=overwrite)
+            found = read_back(draft, merged, path.name)
         name = host.lora_name_of(path)
+        shown = [str(path), found, *([] if name else [_UNLISTED])]
+        host.show_text(cls.hidden.unique_id, "\n".join(shown))
         return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui={"text": shown})
 
 
-def read_back(path: Path, merged: MergedLora) -> str:
+@contextmanager
+def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a place to write a file to; it gets to `path`, and replaces what is there, only if it turns out well.
+
+    Args:
+        path: Where it is to be; a free name, unless it may be overwritten.
+        overwrite: Whether it may replace a file.
+    """
+    draft = path.with_name(f".{path.stem}-new.safetensors") if overwrite else path
+    try:
+        yield draft
+        os.replace(draft, path)
+    except FileExistsError:  # not ours: somebody else was quicker
+        raise
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def read_back(path: Path, merged: MergedLora, name: str) -> str:
     """Load a saved file as the stock LoraLoader does, and compare it module by module with what was meant.
 
     Raises:
@@ -100,8 +125,8 @@ def read_back(path: Path, merged: MergedLora) -> str:
     lost = [parameter for parameter in wanted if not differences.get(parameter, 1.0) <= _LARGEST_DIFFERENCE]
     if lost:
         raise IterisError(
-            f"{path.name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights are missing or "
-            f"differ, such as {lost[0]!r}. The file is at {path}; do not use it, and report this with ComfyUI's version"
+            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights are missing or "
+            f"differ, such as {lost[0]!r}. The file was not kept; report this with ComfyUI's version"
         )
     vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
     largest = max(differences.values(), default=0.0)

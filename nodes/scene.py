@@ -8,16 +8,18 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..iteris_core import Adapter, IterisError
+from ..iteris_core import Adapter, CalibrationError, IterisError
 from ..iteris_core.calibration import Calibration
 from ..iteris_core.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
+from ..iteris_core.scenes import Kind
 from . import host
 from .files import adapter_name
-from .prompts import lines
-from .sockets import CALIBRATION, TASKS, LoraEntry
+from .prompts import lines, triggers_of
+from .sockets import TASKS, LoraEntry, Scenes
 from .stack_formats import prompts_by_name
 
+_TRIGGER = "{trigger}"
 _WEIGHT = 0.1
 _SHOWN = 4
 
@@ -60,9 +62,8 @@ class ScenePrompts(io.ComfyNode):
                     "companions", multiline=True, default="", placeholder="a red chair\nan old car",
                     tooltip="Ordinary things that stand in for a concept where only the others are worn. Empty: our own list.",
                 ),
-                CALIBRATION.Input("calibration", optional=True, tooltip="How samples are made. Not connected: the defaults."),
             ],
-            outputs=[TASKS.Output(display_name="LoRAs"), CALIBRATION.Output(display_name="calibration")],
+            outputs=[TASKS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
@@ -76,43 +77,52 @@ class ScenePrompts(io.ComfyNode):
         pictures: bool,
         forms: str,
         companions: str,
-        calibration: Calibration | None = None,
     ) -> io.NodeOutput:
-        if len(tasks) < 2:
-            raise IterisError(f"a scene needs two LoRAs or more; {len(tasks)} is connected. Chain them through 'previous'")
-        named = with_triggers(tasks, subjects, styles)
-        settings = replace(
-            calibration or Calibration(),
-            scene_weight=scene_weight,
-            scene_pictures=pictures,
-            scene_forms=lines(forms) or SCENE_FORMS,
-            companions=lines(companions) or (calibration or Calibration()).companions,
-        )
-        text = "captions such as\n" + "\n".join(f"  {caption}" for caption in example_captions(named, settings.scene_forms))
+        count = sum(not entry.is_idle for entry in tasks)
+        if count < 2:
+            raise IterisError(
+                f"a scene needs two LoRAs or more with a strength other than 0; there is {count}. Chain them through 'previous'"
+            )
+        scenes = Scenes(scene_weight, pictures, lines(forms) or SCENE_FORMS, lines(companions))
+        scenes.applied_to(Calibration())  # a wrong form is an error of this node, not of the merge
+        named = tuple(replace(entry, scenes=scenes) for entry in with_triggers(tasks, subjects, styles))
+        text = "captions such as\n" + "\n".join(f"  {caption}" for caption in example_captions(named, scenes.scene_forms))
         host.show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(named, settings, ui={"text": [text]})
+        return io.NodeOutput(named, ui={"text": [text]})
 
 
 def with_triggers(tasks: Sequence[LoraEntry], subjects: str, styles: str) -> tuple[LoraEntry, ...]:
     """Return the LoRAs with what to call them in scenes.
 
     Raises:
-        IterisError: A line that names no LoRA, or a LoRA that is called in two ways.
+        IterisError: A line that names no LoRA, a LoRA that is called in two ways, or trigger words that no file names.
     """
     names = [adapter_name(entry.lora_name) for entry in tasks]
-    given = {kind: prompts_by_name(text, names) for kind, text in (("subject", subjects), ("style", styles))}
+    given = {kind: prompts_by_name(text, names, f"{kind}s") for kind, text in (("subject", subjects), ("style", styles))}
     named = []
     for entry, name in zip(tasks, names, strict=True):
         found = [(kind, words) for kind, by_name in given.items() for words in by_name[name]]
         if len(found) > 1:
-            raise IterisError(f"{name} is called {' and '.join(repr(words) for _, words in found)}; give it one name in scenes")
-        named.append(replace(entry, kind=found[0][0], trigger=found[0][1]) if found else entry)
+            called = " and ".join(f"{words!r} in {kind}s" for kind, words in found)
+            raise IterisError(f"{name} is called {called}; give it one name in scenes")
+        named.append(_called(entry, *found[0]) if found else entry)
     return tuple(named)
+
+
+def _called(entry: LoraEntry, kind: Kind, words: str) -> LoraEntry:
+    triggers = triggers_of(entry) if _TRIGGER in words else ()
+    if _TRIGGER in words and not triggers:
+        raise CalibrationError(
+            f"{kind}s: {entry.lora_name} is called {words!r}, and its file names no trigger words; write them instead of "
+            f"{_TRIGGER}, such as 'a sks cat'"
+        )
+    return replace(entry, kind=kind, trigger=words.replace(_TRIGGER, *triggers[:1]) if triggers else words)
 
 
 def example_captions(tasks: Sequence[LoraEntry], forms: Sequence[str]) -> list[str]:
     """Return a few captions as they will be written; the forms that fit these LoRAs are all used in the end."""
-    shown = [PromptedAdapter(Adapter(e.lora_name, {}), e.prompts, trigger=e.trigger, kind=e.kind).in_scenes for e in tasks]
+    used = [entry for entry in tasks if not entry.is_idle]
+    shown = [PromptedAdapter(Adapter(e.lora_name, {}), e.prompts, trigger=e.trigger, kind=e.kind).in_scenes for e in used]
     of_kind = {kind: [trigger.words for trigger in shown if trigger.kind == kind] for kind in ("subject", "style")}
     found = []
     for form in forms:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..iteris_core import Adapter
+from ..iteris_core import Adapter, MergeConfig
+from ..iteris_core.calibration import Calibration
 from ..iteris_core.formats.metadata import Source
 from ..iteris_core.scenes import Kind
 from .keys import ModelKeys
@@ -18,6 +19,7 @@ TASKS = io.Custom("ITERIS_TASKS")
 CALIBRATION = io.Custom("ITERIS_CALIBRATION")
 MERGED = io.Custom("ITERIS_MERGED")
 REPORT = io.Custom("ITERIS_REPORT")
+SETTINGS = io.Custom("ITERIS_SETTINGS")
 LORA_MODEL = io.Custom("LORA_MODEL")
 LORA_STACK = io.Custom("LORA_STACK")
 _MOST_SOCKETS = 32
@@ -29,6 +31,30 @@ def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
         return []
     template = io.Autogrow.TemplatePrefix(socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS)
     return [io.Autogrow.Input(name, template, optional=True, tooltip=tooltip)]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """How LoRAs are measured together; the names are those of `Calibration`. Empty companions: those of the calibration."""
+
+    scene_weight: float
+    scene_pictures: bool
+    scene_forms: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+
+    def applied_to(self, calibration: Calibration) -> Calibration:
+        """Return the calibration with these scenes in it.
+
+        Raises:
+            ConfigError: A form that no scene could use, or a weight that is no number.
+        """
+        return replace(
+            calibration,
+            scene_weight=self.scene_weight,
+            scene_pictures=self.scene_pictures,
+            scene_forms=self.scene_forms,
+            companions=self.companions or calibration.companions,
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,7 @@ class LoraEntry:
         tensors: A LoRA that is in no file: trained in this workflow, or taken off a model.
         trigger: What to call it beside other LoRAs; see `PromptedAdapter`.
         kind: Whether it is a thing, or a way to render whole pictures.
+        scenes: How it is measured together with the others; None: it is not.
     """
 
     lora_name: str
@@ -56,6 +83,20 @@ class LoraEntry:
     tensors: Mapping[str, Tensor] | None = None
     trigger: str = ""
     kind: Kind = "subject"
+    scenes: Scenes | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it changes nothing, since both strengths are 0."""
+        return not (self.strength_model or self.strength_clip)
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How a merged file was made, but for its LoRAs and its calibration."""
+
+    config: MergeConfig
+    correct_strength: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +108,11 @@ class MergedLora:
         keys: How the model's modules are called in files.
         recipe: How it was made; JSON.
         sources: The LoRAs that are in it: name and metadata of each.
+        called: Name of a LoRA -> what calls it up, as the user wrote it.
     """
 
     adapter: Adapter
     keys: ModelKeys
     recipe: str
     sources: tuple[Source, ...] = ()
+    called: Mapping[str, str] | None = None

@@ -12,8 +12,9 @@ from ..iteris_core import CalibrationError, IterisError
 from ..iteris_core.formats import kohya
 from ..iteris_core.formats.files import read_tensors
 from . import host
-from .files import adapter_name, fingerprint
+from .files import adapter_name, fingerprints
 from .harvest import CarriedLora, take_off
+from .origin import strings_in
 from .prompts import entry_of_file
 from .sockets import LORA_STACK, TASKS, LoraEntry
 from .stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
@@ -50,8 +51,14 @@ class LoraStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
-        """Return what changes with any LoRA file: the stack's names are not known here."""
-        return " ".join(fingerprint(host.find_lora(name)) for name in host.lora_names())
+        """Return what changes with any LoRA file that may be meant: the stack's names are not known here.
+
+        Files in the output folder count only if `text` names them, or each merge that is saved would be a change.
+        """
+        names = host.lora_names()
+        meant = [find_name(lora.name, names) for lora in read_text(text or "")]
+        meant += [name for name in names if not host.is_output(host.find_lora(name))]
+        return fingerprints({name: host.find_lora(name) for name in meant})
 
     @classmethod
     def execute(cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
@@ -145,15 +152,3 @@ def file_of(
         if all(key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
             return name
     return None
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """Yield every text in a workflow, however deep: names of LoRA files are among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from strings_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from strings_in(item)

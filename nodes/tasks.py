@@ -47,8 +47,9 @@ class LoraToMerge(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str = "", **inputs: object) -> str:
-        return fingerprint(host.find_lora(lora_name))
+    def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
+        """Return what changes with the file; where the name comes through a link, only what it is decides."""
+        return fingerprint(host.find_lora(lora_name)) if lora_name else "linked"
 
     @classmethod
     def execute(
@@ -101,7 +102,7 @@ class TrainedLora(io.ComfyNode):
         name = name.strip() or "trained"
         if not lora:
             raise IterisError(f"{name}: the LORA_MODEL is empty; connect the 'lora' output of Train LoRA")
-        if not lines(prompts):
+        if strength_model and not lines(prompts):
             raise CalibrationError(
                 f"{name} has no prompts, and a LoRA that is in no file has no metadata to take them from. Write the captions "
                 "that it was trained on, one per line"

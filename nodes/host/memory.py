@@ -6,7 +6,9 @@ from collections import OrderedDict
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_MOST_RUNS = 512  # of about 130 kB each
+import torch
+
+MOST_BYTES = 256 << 20  # of all models together; a run of two latents takes about 130 kB
 
 
 class Memory(OrderedDict):
@@ -14,17 +16,39 @@ class Memory(OrderedDict):
 
     def __init__(self, patches: Any) -> None:
         super().__init__()
-        self.patches = patches
+        self.patches, self.size = patches, 0
 
     def __setitem__(self, key: str, value: Any) -> None:
+        self.size += bytes_of(value) - bytes_of(self.get(key))
         super().__setitem__(key, value)
         self.move_to_end(key)
-        while len(self) > _MOST_RUNS:
-            self.popitem(last=False)
+        forget_oldest(self)
+
+    def forget_first(self) -> None:
+        """Drop the oldest result."""
+        self.size -= bytes_of(self.popitem(last=False)[1])
 
 
 # Model -> its results. The model itself is not held: what is known of it goes when it goes.
 _MEMORIES: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
+
+
+def forget_oldest(latest: Memory) -> None:
+    """Keep within `MOST_BYTES`: other models' results go first, the oldest of each before the newer ones."""
+    memories = [*(memory for memory in _MEMORIES.values() if memory is not latest), latest]
+    held = sum(memory.size for memory in memories)
+    for memory in memories:
+        while memory and held > MOST_BYTES:
+            before = memory.size
+            memory.forget_first()
+            held -= before - memory.size
+
+
+def bytes_of(value: Any) -> int:
+    """Return how much room the tensors in a result take, however deep they are in lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(map(bytes_of, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def memory_of(patcher: Any) -> Memory | None:

@@ -12,8 +12,7 @@ import comfy.model_management
 import comfy.utils
 
 from ...iteris_core.report import LayerReport
-
-_TELLING_SECONDS = 2
+from ..progress import StageClock
 
 
 def show_text(node_id: str, text: str) -> None:
@@ -50,15 +49,13 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
 def stage_progress(node_id: str) -> Callable[[str, int, int], None]:
     """Return a progress callback that shows a stage's steps and the time that is left on the node, and in the node's bar."""
     bars: dict[str, comfy.utils.ProgressBar] = {}
-    started: dict[str, float] = {}
+    clocks: dict[str, StageClock] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if stage not in bars:
-            bars[stage], started[stage] = comfy.utils.ProgressBar(total), time.monotonic()
-        left = (time.monotonic() - started[stage]) / done * (total - done) if done else 0.0
-        about = f", about {left:.0f} s left" if left >= _TELLING_SECONDS else ""
-        show_text(node_id, f"{stage} {done}/{total}{about}")
+            bars[stage], clocks[stage] = comfy.utils.ProgressBar(total), StageClock()
+        show_text(node_id, clocks[stage].told(stage, done, total, time.monotonic()))
         bars[stage].update_absolute(done, total)
 
     return show

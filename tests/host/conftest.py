@@ -91,7 +91,7 @@ def nodes():
     """Return a function that imports a module of nodes/, as part of a package whose core is the one imported above."""
     io = types.SimpleNamespace(ComfyNode=object, Custom=lambda name: name)
     fakes = {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": types.ModuleType("comfy_api.latest")}
-    fakes["comfy_api.latest"].io = io
+    fakes["comfy_api.latest"].io, fakes["comfy_api.latest"].ui = io, types.SimpleNamespace()
     for name, folder in (("fakepack", ROOT), ("fakepack.nodes", ROOT / "nodes")):
         fakes[name] = types.ModuleType(name)
         fakes[name].__path__ = [str(folder)]

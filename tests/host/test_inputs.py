@@ -80,7 +80,7 @@ def test_a_stack_from_a_text_in_any_number(host, files):
     ]
     assert found[2][:2] == ("first.safetensors", [-1.0, -1.0])
     inputs["text"] = "<lora:silent:1>"
-    with pytest.raises(WorkflowFailed, match=r"silent\.safetensors has no prompts"):
+    with pytest.raises(WorkflowFailed, match=r"silent\.safetensors has \{trigger\} in a prompt"):
         host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})
 
 
@@ -91,6 +91,19 @@ def loaders(host, first, second):
     nodes["11"]["inputs"].update(model=["10", 0], clip=["10", 1])
     inputs = {"model": ["11", 0], "clip": ["11", 1], "prompts": ""}
     return nodes | {"12": {"class_type": "IterISModelLoras", "inputs": inputs}}
+
+
+def test_one_lora_in_a_stack_and_in_the_chain_is_one_task(host, files):
+    nodes = host.merge(timesteps=1, trajectories=1)
+    inputs = {"text": "<lora:first:0.5:-1>", "prompts": "first: another first thing", "previous": ["3", 0]}
+    nodes["9"] = {"class_type": "IterISStack", "inputs": inputs}
+    nodes["5"]["inputs"]["tasks"] = ["9", 0]
+    report = host.run(nodes)["outputs"]["5"]["iteris_report"][0]
+    assert [(lora["name"], lora["strength_model"], lora["strength_clip"]) for lora in report["settings"]["loras"]] == [
+        ("first", 1.5, 0.0), ("second", 1.0, 1.0),
+    ]  # fmt: skip
+    assert report["settings"]["loras"][0]["prompts"] == ["a photo of a first thing", "another first thing"]
+    assert any(note.startswith("first: the same LoRA 2 times") for note in report["notes"])
 
 
 def test_loras_on_a_model_are_taken_off_it(host, files):

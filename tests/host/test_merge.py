@@ -50,7 +50,10 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
         assert file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.alpha") == 16
     assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_network_dim"] == "16"
     recipe = json.loads(metadata["iteris.recipe"])
-    assert recipe["iteris_version"] == __version__
+    assert (recipe["iteris_version"], recipe["torch_version"]) == (__version__, torch.__version__)
+    checkpoint = (host.base / "models" / "checkpoints" / "sd15.safetensors").read_bytes()
+    assert recipe["base"] == f"sd15.safetensors ({hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]})"
+    assert recipe["comfyui_version"]
     assert recipe["loras"][1] == {
         "name": "second", "file": "second.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
         "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
@@ -220,12 +223,19 @@ def test_only_one_setting_decides_the_ranks(host):
 
 
 def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
-    """--disable-metadata: only what other programs need to recognise the file."""
+    """--disable-metadata: only what other programs need to recognise the file. The loras folder is on another disk here."""
     (tmp_path / "models").symlink_to(host.base / "models")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
     options = {"device": "cpu", "arguments": ["--disable-metadata"]}
     with ComfyServer(host.server.comfyui, tmp_path, tmp_path / "server.log", **options) as server:
         private = type(host)(tmp_path, server)
-        private.run({**host.merge(timesteps=1, unconditional_share=0.0), **host.save("loras/private")})
+        nodes = {**host.merge(timesteps=1, unconditional_share=0.0), **host.save("loras/private")}
+        listed = private.run(nodes)["outputs"]["6"]["text"]
+        unlisted = private.run({**nodes, **host.save("elsewhere/private")})["outputs"]["6"]["text"]
+    assert len(listed) == 2
+    assert unlisted[2].startswith("this is in no loras folder, so LoRA loaders do not list it")
     with safe_open(tmp_path / "output" / "loras" / "private.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_base_model_version"] == "sd_v1"
@@ -250,7 +260,9 @@ def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     nodes = {**host.merge(), **host.load_lora("second.safetensors")}
     nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], tasks=["2", 0])
     history = host.run({**nodes, **host.sample("on_top", ["5", 0], ["5", 1])})
-    assert len(history["outputs"]["5"]["iteris_report"][0]["layers"]) == 120
+    report = history["outputs"]["5"]["iteris_report"][0]
+    assert len(report["layers"]) == 120
+    assert any(note.startswith("MODEL and CLIP carry 1 LoRA already") for note in report["notes"])
     assert torch.isfinite(host.latent("on_top")).all()
 
 

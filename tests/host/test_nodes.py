@@ -1,19 +1,25 @@
 """The parts of the nodes that need no ComfyUI: its modules are stood in for, so these tests are quick."""
 
+import base64
 import hashlib
+import importlib.util
+import io
 import logging
 import re
+import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import iteris_core
-from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta
+from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta, MergeReport
 from iteris_core.formats import kohya
+from iteris_core.report import LayerReport, TaskAtLayerReport
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,17 +145,110 @@ def test_files_of_one_stem_have_names_of_their_own(nodes):
 
 
 def test_what_went_into_a_merge_is_known_by_its_hash(nodes, tmp_path, monkeypatch):
-    file, merge = tmp_path / "cat.safetensors", nodes("merge")
+    file, entries = tmp_path / "cat.safetensors", nodes("entries")
     file.write_bytes(b"abc")
-    monkeypatch.setattr(merge.host, "lora_path", lambda name: file, raising=False)
+    monkeypatch.setattr(entries.host, "lora_path", lambda name: file, raising=False)
     entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0, "trained_words")
-    used = merge.used(entry)
+    [content] = entries.each_once([entry])[0]
+    used = entries.used(entry, "style/cat", content)
     assert (used.name, used.file, used.prompts_from) == ("style/cat", "style/cat.safetensors", "trained_words")
     assert used.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    tensors = {"a": torch.ones(2)}
-    save_file(tensors, file)
-    trained = merge.used(nodes("sockets").LoraEntry("trained", 1.0, 1.0, ("x",), 1.0, tensors=tensors))
-    assert trained.file is None and trained.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    trained = nodes("sockets").LoraEntry("trained", 1.0, 1.0, ("x",), 1.0, tensors={"a": torch.ones(2)})
+    save_file(trained.tensors, file)
+    [content] = entries.each_once([trained])[0]
+    assert content == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert entries.used(trained, "trained", content).file is None
+
+
+# --- progress and memory ---
+
+
+def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew(nodes):
+    clock = nodes("progress").StageClock()
+    assert clock.told("UNet", 0, 10, 100.0) == "UNet 0/10"
+    assert clock.told("UNet", 5, 10, 150.0) == "UNet 5/10, about 50 s left"
+    assert clock.told("UNet", 0, 10, 200.0) == "UNet 0/10"  # the second sweep
+    assert clock.told("UNet", 5, 10, 205.0) == "UNet 5/10, about 5 s left"
+    assert clock.told("UNet", 6, 20, 300.0) == "UNet 6/20"  # another total
+    assert clock.told("UNet", 7, 20, 301.0) == "UNet 7/20, about 13 s left"
+    assert clock.told("UNet", 19, 20, 301.5) == "UNet 19/20"
+
+
+def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
+    spec = importlib.util.spec_from_file_location("memory", ROOT / "nodes" / "host" / "memory.py")
+    memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(memory)
+    monkeypatch.setattr(memory, "MOST_BYTES", 100)
+    kept = [(torch.zeros(5), torch.zeros(5))]  # 40 bytes
+    patchers = [
+        types.SimpleNamespace(model=Adapter(name, {}), model_options={}, object_patches={}, patches_uuid=name) for name in "ab"
+    ]
+    for patcher in patchers:
+        patcher.model = type("Model", (), {})()
+    first, second = map(memory.memory_of, patchers)
+    first |= {"x": kept, "y": kept}
+    first["x"] = kept  # again: the size stays
+    assert (list(first), first.size) == (["y", "x"], 80)
+    second["z"] = kept
+    assert (list(first), list(second)) == (["x"], ["z"])
+    second["w"] = kept
+    assert (list(first), list(second), first.size, second.size) == ([], ["z", "w"], 0, 80)
+    second["big"] = [torch.zeros(100)]
+    assert (list(second), second.size) == ([], 0)
+
+
+# --- the report ---
+
+
+def test_a_report_without_matplotlib_is_still_told(nodes, monkeypatch):
+    layer = LayerReport("net.a", 1, (TaskAtLayerReport("cat", 0.1, 1.0, 3),))
+    report = nodes("report")
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    pictures, [note] = report.drawn(MergeReport((layer,)), None)
+    assert pictures.ndim == 4 and pictures.shape[-1] == 3
+    assert "python -m pip install matplotlib" in note
+    with pytest.raises(IterisError, match="has no layers"):
+        report.drawn(MergeReport(()), None)
+
+
+# --- saving ---
+
+
+@pytest.mark.parametrize(
+    ("channels", "color"), [(1, (128, 128, 128)), (2, (128, 128, 128)), (3, (128, 0, 255)), (4, (128, 0, 255))]
+)
+def test_a_cover_of_any_channels(nodes, channels, color):
+    picture = torch.tensor([0.5, 0.0, 1.0, 0.2])[:channels] if channels > 2 else torch.tensor([0.5, 1.0])[:channels]
+    uri = nodes("files").jpeg_uri(picture.expand(8, 8, channels))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert image.mode == "RGB"
+    assert max(abs(a - b) for a, b in zip(image.getpixel((4, 4)), color, strict=True)) < 8
+
+
+def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(nodes, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
+    free_path = nodes("files").free_path
+    assert free_path(tmp_path / "output", "loras/a", False) == tmp_path / "output" / "loras" / "a.safetensors"
+    (tmp_path / "disk" / "a.safetensors").touch()
+    assert free_path(tmp_path / "output", "loras/a", False).name == "a_02.safetensors"
+    with pytest.raises(IterisError, match="is outside ComfyUI's output folder"):
+        free_path(tmp_path / "output", "loras/../../a", False)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_bad_file_does_not_replace_a_good_one(nodes, tmp_path, overwrite):
+    path, draft_of = tmp_path / "a.safetensors", nodes("save").draft_of
+    if overwrite:
+        path.write_text("good")
+    with pytest.raises(IterisError), draft_of(path, overwrite) as draft:
+        draft.write_text("bad")
+        raise IterisError("it did not turn out well")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["good"] * overwrite
+    with draft_of(path, overwrite) as draft:
+        draft.write_text("better")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["better"]
 
 
 # --- ranks ---
@@ -162,16 +261,16 @@ def test_what_went_into_a_merge_is_known_by_its_hash(nodes, tmp_path, monkeypatc
 ])  # fmt: skip
 def test_only_one_way_to_choose_ranks(nodes, values, words):
     with pytest.raises(ConfigError, match=re.escape(words) + ".*Set one, and leave the others off: rank 0, kept_energy 1"):
-        nodes("merge").check_ranks(*values)
+        nodes("settings").check_ranks(*values)
 
 
 @pytest.mark.parametrize("values", [(0, 1.0, 0.0), (8, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 30.0)])
 def test_one_way_to_choose_ranks_is_fine(nodes, values):
-    nodes("merge").check_ranks(*values)
+    nodes("settings").check_ranks(*values)
 
 
 def test_a_size_becomes_weights_and_must_have_room_for_rank_one(nodes):
-    merge = nodes("merge")
+    merge = nodes("settings")
     adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
     loras = [merge.PromptedAdapter(adapter, ("p",))] * 2
     assert merge.weights_in(1.0, torch.float16, loras) == (1_000_000 - 500) // 2
@@ -203,7 +302,7 @@ def loader_of(merged, change=lambda parameter, value: value):
 def test_a_whole_file_is_read_back(nodes, merged, monkeypatch):
     save = nodes("save")
     monkeypatch.setattr(save.host, "stock_loader", loader_of(merged), raising=False)
-    text = save.read_back(Path("x.safetensors"), merged)
+    text = save.read_back(Path("draft.safetensors"), merged, "x.safetensors")
     assert text == "read back: 2 of 2 modules, 1 biases and norms, largest difference 0"
 
 
@@ -216,7 +315,7 @@ def test_a_file_that_lost_something_is_an_error(nodes, merged, monkeypatch, lost
     with pytest.raises(
         IterisError, match=rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'"
     ):
-        save.read_back(Path("x.safetensors"), merged)
+        save.read_back(Path("draft.safetensors"), merged, "x.safetensors")
 
 
 # --- inputs that grow ---

@@ -29,10 +29,11 @@ def scene(host):
     nodes = host.merge("first_mid.safetensors", "second_mid.safetensors", timesteps=1, unconditional_share=0.0, held_out=1)
     nodes["4"] = node(
         "IterISScene", tasks=["3", 0], subjects="first_mid: a demo1", styles="", scene_weight=0.1, pictures=False,
-        forms="{first} and {second}", companions="", calibration=["14", 0],
+        forms="{first} and {second}", companions="",
     )  # fmt: skip
     nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0, held_out=1)["4"]
-    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["4", 1], target="full_output", correct_strength=True)
+    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["14", 0], target="full_output", correct_strength=True)
+    nodes["5"]["inputs"]["kept_energy"] = 0.9
     nodes["6"] = node("IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0])
     nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
     nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
@@ -64,7 +65,7 @@ def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected
 
 def test_the_report_is_shown_as_pictures_and_text(scene):
     shown = scene[1]["7"]
-    assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) == 6
+    assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) == 7
     assert shown["text"][0].startswith("12 layers merged")
     assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
 
@@ -92,16 +93,25 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
 
 
 def test_a_recipe_makes_the_same_file_again(host, scene):
+    """The widgets say something else: the recipe's settings take their place."""
     nodes = {"1": scene[0]["1"], "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True)}
-    settings = {**scene[0]["5"]["inputs"], "tasks": ["5", 0], "calibration": ["5", 1], "alpha": ["5", 3], "rank": ["5", 4]}
-    nodes["6"] = node("IterISMerge", **settings)
+    widgets = {"alpha": 0.5, "precision": "float32", "rank": 3, "target": "delta"}
+    nodes["6"] = node(
+        "IterISMerge", model=["1", 0], clip=["1", 1], tasks=["5", 0], calibration=["5", 1], settings=["5", 5], **widgets
+    )
     nodes["7"] = node("IterISSave", merged=["6", 3], file_name="loras/again", overwrite=False)
-    nodes["8"] = node("PreviewAny", source=["5", 2])
+    nodes |= {str(8 + i): node("PreviewAny", source=["5", output]) for i, output in enumerate((2, 3, 4))}
     outputs = host.run(nodes)["outputs"]
-    assert "target: full_output" in outputs["8"]["text"][0]
+    facts = outputs["8"]["text"][0].splitlines()
+    assert {"target: full_output", "kept_energy: 0.9", "correct_strength: True"} < set(facts)
+    assert any(fact.startswith("base: sd15.safetensors (") for fact in facts)
+    assert (outputs["9"]["text"], outputs["10"]["text"]) == (["0.0001"], ["0"])
     first, again = (load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again"))
     assert set(first) == set(again)
     assert all(torch.equal(first[key], again[key]) for key in first)
+    cached = []
+    host.run(nodes, lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None)
+    assert set(cached) == set(nodes)  # though a file has been saved since
 
 
 def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):

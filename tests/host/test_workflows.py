@@ -70,6 +70,15 @@ def test_it_runs(host, files, name):
         assert {layer["rank"] for layer in outputs["4"]["iteris_report"][0]["layers"]} == {4}
 
 
+def test_a_merge_of_a_stack_that_was_saved_is_not_made_again(host, files):
+    nodes, cached = small("from_lora_stack"), []
+    nodes["5"]["inputs"]["file_name"] = "loras/from_stack_once"
+    host.run(nodes)
+    host.run(nodes, lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None)
+    assert set(cached) == set(nodes)
+    assert len(list((host.output / "loras").glob("from_stack_once*"))) == 1
+
+
 def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     def client(workflow):
         (tmp_path / "workflow.json").write_text(json.dumps(workflow))

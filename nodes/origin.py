@@ -1,0 +1,42 @@
+"""What a workflow tells about where something comes from: the texts in the nodes before it, file names among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield every text in a workflow, however deep: names of LoRA files are among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings_in(item)
+
+
+def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> Iterator[str]:
+    """Yield every text in the nodes from which some inputs of a node come, however far back.
+
+    Args:
+        prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the output].
+        node_id: The node.
+        inputs: Which of its inputs count.
+    """
+    values = {name: value for name, value in inputs_of(prompt, node_id).items() if name in inputs}
+    waiting, seen = [values], set()
+    while waiting:
+        for value in waiting.pop().values():
+            if isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt:
+                if str(value[0]) not in seen:
+                    seen.add(str(value[0]))
+                    waiting.append(inputs_of(prompt, str(value[0])))
+            else:
+                yield from strings_in(value)
+
+
+def inputs_of(prompt: Mapping[str, Any], node_id: str) -> Mapping[str, Any]:
+    return prompt.get(str(node_id), {}).get("inputs", {})
