@@ -87,7 +87,12 @@ def take_off(
 
 def count_loras(patches: Mapping[str, Sequence[Patch]]) -> int:
     """Return how many LoRAs are on a model."""
-    return len(_marked(patches))
+    values = (value for on_weight in patches.values() for _, value, *_ in on_weight)
+    return len({id(value.loaded_keys) for value in values if _is_adapter(value)})
+
+
+def _is_adapter(value: Any) -> bool:
+    return getattr(value, "name", None) in _ROLES and bool(getattr(value, "loaded_keys", None))
 
 
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
@@ -97,8 +102,8 @@ def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
     for on_weight in patches.values():
         seen: list[int] = []
         for _, value, *_ in on_weight:
-            keys = getattr(value, "loaded_keys", None)
-            if getattr(value, "name", None) in _ROLES and keys:
+            if _is_adapter(value):
+                keys = value.loaded_keys
                 loras.setdefault(id(keys), CarriedLora(frozenset(keys)))
                 before.setdefault(id(keys), set()).update(seen)
                 seen.append(id(keys))
@@ -114,7 +119,7 @@ def _owner(
     Raises:
         IterisError: It may belong to several.
     """
-    if getattr(value, "name", None) in _ROLES and getattr(value, "loaded_keys", None):
+    if _is_adapter(value):
         return loras[id(value.loaded_keys)]
     if not (isinstance(value, tuple) and value[0] == "diff"):
         return None

@@ -158,3 +158,7 @@ def test_loras_that_the_model_carries_are_told(nodes):
     [note] = nodes("merge").carried(patches)
     assert note.startswith("MODEL and CLIP carry 1 LoRA already, which count as part of the base model")
     assert nodes("merge").carried({}) == []
+    other = types.SimpleNamespace(name="lora", loaded_keys={"b"})  # in another order at another weight: no order of all
+    both = [[(1.0, value, 1.0, None, None) for value in order] for order in ((lora, other), (other, lora))]
+    [note] = nodes("merge").carried(dict(zip("ab", both, strict=True)))
+    assert note.startswith("MODEL and CLIP carry 2 LoRAs already")
