@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,19 +12,23 @@ import typer
 from . import cli_options as options
 from .cli_merge_sd15 import SD15_HELP, merge_sd15_command
 from .cli_options import ModulesOption, PaddingOption, PrecisionOption
+from .cli_paths import check_places
 from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .config import MergeConfig
 from .errors import ConfigError
 from .families import blip, t5
 from .families.base_models import load_processor, load_tokenizer
+from .families.caption_samples import CaptionOptions, CaptionSample, read_images
+from .families.merge_job import PeftMergeResult
 from .families.merged_model import check_free as check_model_free
 from .families.merged_model import save_merged_model
 from .families.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from .formats import peft
-from .merge import MergeResult
 
 app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
 app.command("sd15", help=SD15_HELP)(merge_sd15_command)
+
+PreserveWeightSetting = Annotated[float | None, typer.Option(help="How much --preserve counts; 1 if left out.")]
 
 _T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
 
@@ -50,8 +56,9 @@ Example:
         --adapter negative/ --images pictures/ --output merged/
 
 Samples are a folder of pictures, or JSON lines {"image": ..., "caption": ...}. Without captions the decoder reads what each
-adapter's own model writes about a picture. --preserve takes ordinary pictures in the same format, about which the merged model
-is to write as the base model does. Exit codes as of `iteris merge t5`.
+adapter's own model writes about a picture. --prompt is what an adapter's captions began with in its training, such as "a photo
+in a happy and pleasant mood of"; captions that are given are to be without it. --preserve takes ordinary pictures in the same
+format, about which the merged model is to write as the base model does. Exit codes as of `iteris merge t5`.
 """
 
 
@@ -68,7 +75,7 @@ def merge_t5_command(
         ),
     ] = None,
     preserve: Annotated[Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")] = None,
-    preserve_weight: options.PreserveWeightSetting = 1.0,
+    preserve_weight: PreserveWeightSetting = None,
     method: options.MethodSetting = MergeConfig.method,
     method_option: options.MethodOptionSetting = None,
     alpha: options.AlphaSetting = MergeConfig.alpha,
@@ -93,24 +100,22 @@ def merge_t5_command(
     report: options.ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge t5", "language"):
-        _check_free(output, save_model, overwrite)
+        read = {"--samples": samples, "--token-ids": [token_ids], "--preserve": [preserve]}
+        _check_places(output, save_model, report, {"--base": [base], "--adapter": adapter, **read}, overwrite)
         config = options.merge_config(
             method=method, method_option=method_option, engine=engine, max_iter=max_iter, alpha=alpha, ridge=ridge,
             balance=balance, target=target, rank=rank, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
             save_dtype=save_dtype,
         )  # fmt: skip
         reading = TextOptions(modules.value, padding.value, max_length, max_new_tokens)
+        how = {"dtype": dtype_of(dtype.value), "device": device, **_weights(weights, preserve_weight, preserve)}
         tasks, kept = _samples(samples, token_ids), _preserved(preserve)
-        placed = {"dtype": dtype_of(dtype.value), "device": device}
-        weighted = {"weights": options.numbers("--weights", weights), "preserve_weight": preserve_weight}
         quiet_libraries()
         with progress_bars() as progress:
-            result = t5.merge_t5(base, adapter, tasks, config, reading, preserve=kept, progress=progress, **weighted, **placed)
+            result = t5.merge_t5(base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how)
+        _save(result, output, report, overwrite)
         if save_model:
-            model = t5.load_base(base, placed["dtype"])
-            _save_model(model, result, save_model, load_tokenizer, base, overwrite)
-        peft.save(result.adapter, output, base, t5.TASK_TYPE, overwrite=overwrite)
-        options.tell(result.adapter.name, result.report, output, report)
+            _save_model(t5.load_base(base, how["dtype"]), result, save_model, load_tokenizer, overwrite)
 
 
 @app.command("blip", help=_BLIP_HELP)
@@ -119,8 +124,11 @@ def merge_blip_command(
     adapter: options.AdapterSetting,
     images: Annotated[list[Path], typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter.")],
     output: options.OutputSetting,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What captions begin with; one per --adapter, in order, or one for all.")
+    ] = None,
     preserve: Annotated[Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")] = None,
-    preserve_weight: options.PreserveWeightSetting = 1.0,
+    preserve_weight: PreserveWeightSetting = None,
     method: options.MethodSetting = MergeConfig.method,
     method_option: options.MethodOptionSetting = None,
     alpha: options.AlphaSetting = MergeConfig.alpha,
@@ -132,7 +140,13 @@ def merge_blip_command(
     rank: options.RankSetting = "sum",
     weights: options.WeightsSetting = None,
     input_mix: options.InputMixSetting = 0.0,
-    padding: options.PaddingSetting = PaddingOption.ignore,
+    padding: Annotated[
+        PaddingOption, typer.Option(help="count: fill up to --max-length and count it, as the published code does, with 168.")
+    ] = PaddingOption.ignore,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of a caption with its prompt; what is longer is cut.")
+    ] = CaptionOptions.max_length,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a caption, where samples have none.")] = CaptionOptions.max_new_tokens,
     samples_per_chunk: options.SamplesPerChunkSetting = 8,
     dtype: options.DtypeSetting = PrecisionOption.float32,
     save_dtype: options.SaveDtypeSetting = PrecisionOption.float32,
@@ -142,42 +156,63 @@ def merge_blip_command(
     report: options.ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge blip", "language"):
-        _check_free(output, save_model, overwrite)
+        read = {"--base": [base], "--adapter": adapter, "--images": images, "--preserve": [preserve]}
+        _check_places(output, save_model, report, read, overwrite)
         config = options.merge_config(
             method=method, method_option=method_option, engine=engine, max_iter=max_iter, alpha=alpha, ridge=ridge,
             balance=balance, target=target, rank=rank, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
             save_dtype=save_dtype,
         )  # fmt: skip
-        tasks, kept = [blip.read_images(path) for path in images], blip.read_images(preserve) if preserve else ()
-        placed = {"dtype": dtype_of(dtype.value), "device": device, "count_padding": padding is PaddingOption.count}
-        weighted = {"weights": options.numbers("--weights", weights), "preserve_weight": preserve_weight}
+        reading = CaptionOptions(padding is PaddingOption.count, max_length, max_new_tokens)
+        how = {"dtype": dtype_of(dtype.value), "device": device, **_weights(weights, preserve_weight, preserve)}
+        tasks, kept = _captions(images, prompt), read_images(preserve) if preserve else ()
         quiet_libraries()
         with progress_bars() as progress:
-            result = blip.merge_blip(base, adapter, tasks, config, preserve=kept, progress=progress, **weighted, **placed)
+            result = blip.merge_blip(base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how)
+        _save(result, output, report, overwrite)
         if save_model:
-            model = blip.load_base(base, placed["dtype"])
-            _save_model(model, result, save_model, load_processor, base, overwrite)
-        peft.save(result.adapter, output, base, None, overwrite=overwrite)
-        options.tell(result.adapter.name, result.report, output, report)
+            _save_model(blip.load_base(base, how["dtype"]), result, save_model, load_processor, overwrite)
 
 
-def _check_free(output: Path, save_model: Path | None, overwrite: bool) -> None:
+def _check_places(
+    output: Path, save_model: Path | None, report: Path | None, inputs: Mapping[str, Sequence[Any] | None], overwrite: bool
+) -> None:
+    check_places(whole={"--output": output, "--save-model": save_model}, files={"--json": report}, inputs=inputs)
     peft.check_free(output, overwrite=overwrite)
     if save_model is not None:
-        if save_model.resolve() == output.resolve():
-            raise ConfigError(f"--save-model and --output are both {output}; give each a folder of its own")
         check_model_free(save_model, overwrite=overwrite)
 
 
-def _save_model(model: Any, result: MergeResult, folder: Path, companion: Any, base: str, overwrite: bool) -> None:
+def _weights(weights: str | None, preserve_weight: float | None, preserve: Path | None) -> dict[str, Any]:
+    if preserve_weight is not None and preserve is None:
+        raise ConfigError("--preserve-weight needs --preserve: the inputs on which the base model is to be kept as it is")
+    kept = 1.0 if preserve_weight is None else preserve_weight
+    return {"weights": options.numbers("--weights", weights), "preserve_weight": kept}
+
+
+def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite: bool) -> None:
+    result.save(output, overwrite=overwrite)
+    options.tell(result.adapter.name, result.report, output, report)
+
+
+def _save_model(model: Any, result: PeftMergeResult, folder: Path, companion: Any, overwrite: bool) -> None:
     """Save the whole model, with its tokenizer or processor if there is one beside the base."""
     try:
-        companions = [companion(base)]
+        companions = [companion(result.base)]
     except ConfigError as error:
         companions = []
         typer.echo(f"{folder} holds the model alone: {error}")
     save_merged_model(model, result.adapter, folder, companions, overwrite=overwrite)
     typer.echo(f"the whole model is in {folder}")
+
+
+def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[CaptionSample]]:
+    """Return each adapter's samples, with its prompt."""
+    given = list(prompts or [""])
+    if len(given) not in (1, len(images)):
+        raise ConfigError(f"there are {len(images)} --images and {len(given)} --prompt; give one per adapter, or one for all")
+    given = given * len(images) if len(given) == 1 else given
+    return [[replace(sample, prompt=text) for sample in read_images(path)] for path, text in zip(images, given, strict=True)]
 
 
 def _samples(files: list[Path] | None, token_ids: Path | None) -> list[list[TextSample]]:

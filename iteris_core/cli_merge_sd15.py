@@ -6,6 +6,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_options as options
-from .adapters import Adapter
 from .calibration import Calibration
 from .cli_options import PrecisionOption, StyleOption
+from .cli_paths import check_places
 from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .config import MergeConfig
 from .errors import ConfigError
@@ -30,7 +31,6 @@ from .formats.metadata import merged_metadata
 from .formats.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
 from .formats.trigger_words import default_prompts, trigger_words
 from .merge import MergeResult
-from .report import MergeReport
 
 SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
 
@@ -55,7 +55,7 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 _DEFAULTS = Calibration()
 
 SdBaseSetting = Annotated[str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a hub name.")]
-LoraSetting = Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; give it twice or more.")]
+LoraSetting = Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")]
 OutputFileSetting = Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")]
 PromptsSetting = Annotated[list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")]
 PromptsFileSetting = Annotated[list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")]
@@ -110,6 +110,11 @@ def merge_sd15_command(
     rank: options.RankSetting = "sum",
     alpha: options.AlphaSetting = MergeConfig.alpha,
     target: options.TargetSetting = options.TARGET,
+    engine: options.EngineSetting = options.ENGINE,
+    max_iter: options.MaxIterSetting = MergeConfig.max_iter,
+    ridge: options.RidgeSetting = options.RIDGE,
+    balance: options.BalanceSetting = options.BALANCE,
+    input_mix: options.InputMixSetting = 0.0,
     samples_per_chunk: options.SamplesPerChunkSetting = 4,
     park_on_host: ParkSetting = False,
     dtype: options.DtypeSetting = PrecisionOption.float32,
@@ -120,50 +125,52 @@ def merge_sd15_command(
     report: options.ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge sd15", "diffusion"):
-        _check(output, overwrite, correct_strength, held_out)
+        _check(output, report, (base, lora, prompts_file), overwrite, correct_strength, held_out)
         calibration = Calibration(
             trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
             negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
             preserve_weight=preserve_weight, scene_weight=scene_weight, held_out=held_out, seed=seed,
         )  # fmt: skip
         settings = options.merge_config(
-            method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
-            samples_per_chunk=samples_per_chunk, park_on_host=park_on_host, save_dtype=save_dtype,
-        )  # fmt: skip
+            method=method, method_option=method_option, rank=rank, alpha=alpha, target=target, engine=engine, ridge=ridge,
+            max_iter=max_iter, balance=balance, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
+            park_on_host=park_on_host, save_dtype=save_dtype)  # fmt: skip
         chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
         with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
-            read = [_read(model, path, **how) for path, how in zip(lora, chosen, strict=True)]
-            loras = [adapter for adapter, _ in read]
-            result = _merged(model, loras, calibration, settings, correct_strength, progress)
-        told = with_recipe(result.report, [used for _, used in read], base=base)
-        _write(model, loras, result.adapter, told, output, style.value, overwrite)
-        options.tell(result.adapter.name, told, output, report)
+            read, result = _merged(model, chosen, base, calibration, settings, correct_strength, progress)
+        _write(model, read, result, output, style.value, overwrite)
+        options.tell(result.adapter.name, result.report, output, report)
 
 
 def _merged(
     model: DiffusersStableDiffusion,
-    loras: Sequence[PromptedAdapter],
+    chosen: Sequence[dict[str, Any]],
+    base: str,
     calibration: Calibration,
     settings: MergeConfig,
     correct_strength: bool,
     progress: StageProgress,
-) -> MergeResult:
+) -> tuple[list[tuple[PromptedAdapter, UsedLora]], MergeResult]:
+    """Return what was read of each LoRA, and the merge, checked on unseen samples, whose report has what was used."""
+    read = [_read(model, **how) for how in chosen]
+    loras = [adapter for adapter, _ in read]
     result = merge_stable_diffusion(model, loras, calibration, settings, progress)
     checked = {"correct_strength": correct_strength, "samples_per_chunk": settings.samples_per_chunk}
-    return with_held_out(model, loras, result, calibration, progress=progress, **checked)
+    result = with_held_out(model, loras, result, calibration, progress=progress, **checked)
+    return read, replace(result, report=with_recipe(result.report, [used for _, used in read], base=base))
 
 
 def _write(
     model: DiffusersStableDiffusion,
-    loras: Sequence[PromptedAdapter],
-    merged: Adapter,
-    report: MergeReport,
+    read: Sequence[tuple[PromptedAdapter, UsedLora]],
+    result: MergeResult,
     output: Path,
     style: Style,
     overwrite: bool,
 ) -> None:
-    sources = [(lora.adapter.name, lora.adapter.metadata) for lora in loras if not lora.adapter.is_idle]
-    metadata = merged_metadata(output.stem, sources, datetime.now()) | {METADATA_KEY: json.dumps(report.settings)}
+    merged = result.adapter
+    sources = [(lora.adapter.name, lora.adapter.metadata) for lora, _ in read if not lora.adapter.is_idle]
+    metadata = merged_metadata(output.stem, sources, datetime.now()) | {METADATA_KEY: json.dumps(result.report.settings)}
     metadata["modelspec.prediction_type"] = model.prediction_type
     save_lora(model, merged, output, style, metadata, overwrite=overwrite)
     warning = kohya_warning(merged) if style == "kohya" else None
@@ -180,7 +187,17 @@ def _loaded(base: str, config: str | None, dtype: str, device: str) -> Iterator[
         yield load_diffusers(base, config, dtype_of(dtype), device)
 
 
-def _check(output: Path, overwrite: bool, correct_strength: bool, held_out: int) -> None:
+def _check(
+    output: Path,
+    report: Path | None,
+    inputs: tuple[str, Sequence[Path], Sequence[Path] | None],
+    overwrite: bool,
+    correct_strength: bool,
+    held_out: int,
+) -> None:
+    base, loras, files = inputs
+    read = {"--base": [base], "--lora": loras, "--prompts-file": files}
+    check_places(files={"--output": output, "--json": report}, inputs=read)
     if correct_strength and not held_out:
         raise ConfigError("--correct-strength needs runs to measure it on; set --held-out to 1 or more")
     if output.suffix != ".safetensors":
@@ -210,6 +227,7 @@ def _per_lora(
     texts = texts or [_lines(_text_of(file)) for file in files or ()] or [()] * len(loras)
     strengths = options.numbers("--strength", strength) or [1.0] * len(loras)
     given = {
+        "path": loras,
         "prompts": texts,
         "strength": strengths,
         "strength_text": options.numbers("--strength-text", strength_text) or strengths,

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -34,11 +35,14 @@ PrecisionOption = _choice("PrecisionOption", "float32", "bfloat16", "float16", "
 ENGINE, RIDGE = EngineOption(MergeConfig.engine), RidgeOption(MergeConfig.ridge)
 BALANCE, TARGET = BalanceOption(MergeConfig.balance), TargetOption(MergeConfig.target)
 
+_ITERIS_ONLY = ("engine", "max_iter", "ridge", "input_mix")
+_WORDS = {int: "a whole number", float: "a number", str: "a word", NoneType: "none"}
+
 _METHODS_HELP = f"iteris, or a rival: {', '.join(METHODS)}."
 _OPTIONS_HELP = f"NAME=VALUE for a rival: {', '.join(item.name for item in fields(BaselineOptions))}."
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
-AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; give it twice or more.")]
+AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
 OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
 SaveModelSetting = Annotated[Path | None, typer.Option(help="Folder for the whole merged model, too.")]
 MethodSetting = Annotated[str, typer.Option(help=_METHODS_HELP)]
@@ -52,8 +56,10 @@ TargetSetting = Annotated[TargetOption, typer.Option(help="What is fitted: delta
 RankSetting = Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")]
 WeightsSetting = Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")]
 PreserveWeightSetting = Annotated[float, typer.Option(help="How much the task counts that keeps the base model as it is.")]
-InputMixSetting = Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, 0 to 1.")]
-PaddingSetting = Annotated[PaddingOption, typer.Option(help="count: as the published code does.")]
+InputMixSetting = Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, from 0 to below 1.")]
+PaddingSetting = Annotated[
+    PaddingOption, typer.Option(help="count: fill inputs (not targets) up to --max-length and count that, as published.")
+]
 SamplesPerChunkSetting = Annotated[int, typer.Option(help="Samples in one forward call.")]
 DtypeSetting = Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")]
 SaveDtypeSetting = Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")]
@@ -75,12 +81,28 @@ def merge_config(*, rank: str, save_dtype: Any, method_option: Sequence[str] | N
         ConfigError: A setting out of its range, or an unknown one.
     """
     values = {name: value.value if isinstance(value, enum.Enum) else value for name, value in options.items()}
-    return MergeConfig(
+    config = MergeConfig(
         rank=int(rank) if rank.isdecimal() else rank,
         output_dtype=dtype_of(save_dtype.value),
         baseline=_baseline_options(method_option or ()),
         **values,
     )
+    _check_used(config, bool(method_option))
+    return config
+
+
+def _check_used(config: MergeConfig, method_option: bool) -> None:
+    """Refuse what the method or engine would not look at."""
+    changed = [name for name in _ITERIS_ONLY if getattr(config, name) != getattr(MergeConfig, name)]
+    if config.method != "iteris" and changed:
+        option = "--" + changed[0].replace("_", "-")
+        raise ConfigError(f"{option} is for the method iteris; {config.method} does not use it. Leave it out")
+    if config.method == "iteris" and method_option:
+        raise ConfigError(
+            "--method-option is for rivals; iteris has no such options. Name a rival with --method, or leave it out"
+        )
+    if config.engine == "sweep" and config.max_iter != MergeConfig.max_iter:
+        raise ConfigError("--max-iter is for --engine iterate; the sweep solves every layer once. Leave it out")
 
 
 def _baseline_options(texts: Sequence[str]) -> BaselineOptions:
@@ -90,10 +112,17 @@ def _baseline_options(texts: Sequence[str]) -> BaselineOptions:
         if not is_named or name not in known:
             raise ConfigError(f"--method-option is {text!r}; write NAME=VALUE with one of {', '.join(sorted(known))}")
         found[name] = _number_or_word(value)
-    try:
-        return BaselineOptions(**found)
-    except TypeError as error:
-        raise ConfigError(f"--method-option {' '.join(texts)}: a word stands where a number is expected") from error
+        kinds = _kinds(get_type_hints(BaselineOptions)[name])
+        if type(found[name]) not in kinds and not (float in kinds and isinstance(found[name], int)):
+            raise ConfigError(f"--method-option is {text!r}; {name} must be {' or '.join(_WORDS[kind] for kind in kinds)}")
+    return BaselineOptions(**found)
+
+
+def _kinds(hint: Any) -> list[type]:
+    """Return of which types a value may be."""
+    if get_origin(hint) is Literal:
+        return [str]
+    return [kind for part in get_args(hint) for kind in _kinds(part)] or [hint]
 
 
 def _number_or_word(text: str) -> int | float | str | None:

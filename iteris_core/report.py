@@ -158,6 +158,8 @@ class MergeReport:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
+        if self.changes:
+            lines.append(f"  stopped after {len(self.changes)} solves, last change {self.changes[-1]:.1e}")
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

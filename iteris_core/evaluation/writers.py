@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import ConfigError
+from ..families.base_models import generation_settings
 from ..layers import add_to_output, codes_of
 from ..rows import layer_hooks
 from ..statistics import product_dtype
@@ -78,11 +79,13 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
 def text_writer(model: nn.Module, tokenizer: Any, how: Generation) -> Callable[[Sequence[str]], list[str]]:
     """Return what answers prompts with an encoder-decoder of `families.t5`."""
 
+    settings = generation_settings(model, num_return_sequences=1, **how.options())
+
     def write(prompts: Sequence[str]) -> list[str]:
         inputs = tokenizer(list(prompts), padding=True, truncation=True, max_length=how.max_length, return_tensors="pt")
         ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
         with torch.no_grad():
-            written = model.generate(input_ids=ids, attention_mask=mask, **how.options())
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,17 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
         AdapterError: It cannot be read, or is for another model.
     """
     return peft.load(folder, mergeable_shapes(model), lambda path: model.get_submodule(path).weight)
+
+
+def generation_settings(model: nn.Module, **changed: Any) -> Any:
+    """Return a model's own settings of generation with some of them changed, for ``model.generate(generation_config=...)``.
+
+    As arguments of `generate` they would be checked beside those that they replace, and refused if they do not fit to them.
+    """
+    settings = copy.deepcopy(model.generation_config)
+    for name, value in changed.items():
+        setattr(settings, name, value)
+    return settings
 
 
 def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import nn
 from ..adapters import Adapter
 from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
+from ..formats import peft
+from ..formats.layer_tables import layer_kernels
 from ..merge import MergeResult, merge
 from ..network import Network
 from ..tasks import Sample, Task
@@ -22,6 +24,29 @@ from ..tasks import Sample, Task
 StageProgress = Callable[[str, int, int], None]
 SOLVE_STAGE = "Layers"
 PRESERVE = "base model (preserve)"
+
+
+@dataclass(frozen=True)
+class PeftMergeResult(MergeResult):
+    """A merge of PEFT adapters, which can be saved as one.
+
+    Args:
+        base: Folder or hub name of the base model.
+        task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
+        kernels: Module path -> (height, width) of the model's convolutions.
+    """
+
+    base: str = ""
+    task_type: str | None = None
+    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def save(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write the merged adapter's folder; see `peft.save`.
+
+        Raises:
+            AdapterError, FileExistsError: See `peft.save`.
+        """
+        peft.save(self.adapter, folder, self.base, self.task_type, overwrite=overwrite, kernels=self.kernels)
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,7 @@ class MergeJob:
         samples: Per task; the adapters' first, then the preserve task's, if there is one.
         mixes: Per task, what its teacher wears.
         weights: Per task.
+        task_type: See `PeftMergeResult`.
     """
 
     base: str
@@ -41,6 +67,7 @@ class MergeJob:
     samples: tuple[Sequence[Any], ...]
     mixes: tuple[Mapping[int, float], ...]
     weights: tuple[float, ...]
+    task_type: str | None = None
 
     def run(
         self,
@@ -51,7 +78,7 @@ class MergeJob:
         options: Mapping[str, Any],
         notes: Sequence[str] = (),
         progress: StageProgress | None = None,
-    ) -> MergeResult:
+    ) -> PeftMergeResult:
         """Merge, and put into the report what is needed to do it again.
 
         Args:
@@ -74,7 +101,9 @@ class MergeJob:
             "options": dict(options),
             "config": config.to_dict(),
         }
-        return replace(result, report=replace(result.report, notes=(*result.report.notes, *notes), settings=settings))
+        report = replace(result.report, notes=(*result.report.notes, *notes), settings=settings)
+        kernels = layer_kernels(network.modules)
+        return PeftMergeResult(result.adapter, report, result.outputs, self.base, self.task_type, kernels)
 
 
 def merge_job(
@@ -84,6 +113,7 @@ def merge_job(
     weights: Sequence[float] | None = None,
     preserve: Sequence[Any] = (),
     preserve_weight: float = 1.0,
+    task_type: str | None = None,
 ) -> MergeJob:
     """Return the tasks of a merge, checked before anything is loaded.
 
@@ -94,6 +124,7 @@ def merge_job(
         weights: Per adapter; None: all the same.
         preserve: Ordinary samples, on which the base model is to be kept as it is; none: no such task.
         preserve_weight: Of that task; 0 leaves it out.
+        task_type: See `PeftMergeResult`.
 
     Raises:
         CalibrationError, ConfigError: An adapter without samples or a weight of its own; a weight that is none.
@@ -116,4 +147,5 @@ def merge_job(
         samples=(*samples, *kept),
         mixes=(*mixes, *({} for _ in kept)),
         weights=(*weights, *(preserve_weight for _ in kept)),
+        task_type=task_type,
     )

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..config import MergeConfig
 from ..memory import with_smaller_calls
-from ..merge import MergeResult
 from ..network import Network
 from ..rows import wearing
 from ..tasks import Sample
-from .base_models import load_adapter, load_model, load_tokenizer
-from .merge_job import StageProgress, merge_job
+from .base_models import generation_settings, load_adapter, load_model, load_tokenizer
+from .merge_job import PeftMergeResult, StageProgress, merge_job
 from .text_samples import (
     DECODER_STREAM,
     ENCODER_STREAM,
@@ -115,6 +114,8 @@ def with_targets(
         samples_per_call: Rows of one batch.
     """
     missing = [sample for sample in samples if sample.target is None]
+    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    settings = generation_settings(model, max_new_tokens=max_new_tokens, **greedy)
     answers: list[Tensor] = []
     for start in range(0, len(missing), samples_per_call):
         batch = [sample.ids for sample in missing[start : start + samples_per_call]]
@@ -122,9 +123,7 @@ def with_targets(
         inputs = padded(batch, length, pad_id).to(model.device)
         mask = padded([torch.ones_like(ids) for ids in batch], length, 0).to(model.device)
         with torch.no_grad(), wearing(dict(model.named_modules()), adapters, [mix] * len(batch)):
-            written = model.generate(
-                input_ids=inputs, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
-            )
+            written = model.generate(input_ids=inputs, attention_mask=mask, generation_config=settings)
         answers.extend(until_end(row, model.generation_config.eos_token_id) for row in written[:, 1:].cpu())
     left = iter(answers)
     return [replace(sample, target=next(left)) if sample.target is None else sample for sample in samples]
@@ -144,7 +143,7 @@ def merge_t5(
     device: str = "cpu",
     tokenizer: Any = None,
     progress: StageProgress | None = None,
-) -> MergeResult:
+) -> PeftMergeResult:
     """Merge PEFT adapters of one T5, FLAN-T5 or BART.
 
     Args:
@@ -165,7 +164,7 @@ def merge_t5(
         IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
     """
     config, options = config or MergeConfig(), options or TextOptions()
-    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight)
+    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight, TASK_TYPE)
     if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
         tokenizer = load_tokenizer(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base

@@ -19,6 +19,7 @@ Modules = Literal["all", "encoder"]
 Padding = Literal["ignore", "count"]
 ENCODER_STREAM, DECODER_STREAM = "encoder", "decoder"
 IGNORED_LABEL = -100
+_EXAMPLE = '{"input": "...", "target": "..."}'
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,45 @@ def read_texts(path: Path) -> list[TextSample]:
     Raises:
         CalibrationError: The file cannot be read, or a line of it; names the line.
     """
+    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
+        return [TextSample(line) for _, line in read_lines(path, "one input")]
+    return [_of_json(f"{path}, line {number}", line) for number, line in read_lines(path, _EXAMPLE)]
+
+
+def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
+
+    Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits at.
+
+    Args:
+        path: In UTF-8, with or without a byte order mark.
+        content: Of a line, for errors.
+
+    Raises:
+        CalibrationError: The file cannot be read, or there is nothing in it.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read as text ({error}); give a text file with one input a line") from error
+        raise CalibrationError(f"{path}: cannot be read as text ({error}); give a text file with {content} a line") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise CalibrationError(f"{path}: there are no samples in it; write one input a line")
-    if path.suffix not in (".jsonl", ".json", ".ndjson"):
-        return [TextSample(line) for _, line in numbered]
-    return [_of_json(f"{path}, line {number}", line) for number, line in numbered]
+        raise CalibrationError(f"{path}: there are no samples in it; write {content} a line")
+    return numbered
 
 
 def _of_json(place: str, line: str) -> TextSample:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise CalibrationError(f'{place}: no JSON ({error}); write {{"input": "...", "target": "..."}} on each line') from error
+        raise CalibrationError(f"{place}: no JSON ({error}); write {_EXAMPLE} on each line") from error
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), str) or not entry["input"].strip():
-        raise CalibrationError(
-            f'{place}: has no text "input"; write {{"input": "...", "target": "..."}} ("target" is optional)'
-        )
-    if not isinstance(entry.get("target"), (str, type(None))):
-        raise CalibrationError(f'{place}: "target" is no text; write a text, or leave it out')
-    return TextSample(entry["input"], entry.get("target") or None)
+        raise CalibrationError(f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)')
+    target = entry.get("target")
+    if target is not None and not (isinstance(target, str) and target.strip()):
+        found = "empty" if isinstance(target, str) else "no text"
+        raise CalibrationError(f'{place}: "target" is {found}; write a text, or leave it out, so that the teacher answers')
+    return TextSample(entry["input"], target)
 
 
 def read_token_ids(path: Path) -> list[list[TextSample]]:
@@ -163,7 +179,16 @@ def _tokens(tokenizer: Any, text: str, name: str, max_length: int) -> Tensor:
 
 
 def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
-    """Return rows of token ids as one tensor (rows, length), filled up at their ends."""
+    """Return rows of token ids as one tensor (rows, length), filled up at their ends.
+
+    Raises:
+        CalibrationError: A row is longer.
+    """
+    longest = max(map(len, rows), default=0)
+    if longest > length:
+        raise CalibrationError(
+            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set max_length to {longest} or more"
+        )
     filled = torch.full((len(rows), length), value, dtype=torch.long)
     for row, ids in zip(filled, rows, strict=True):
         row[: len(ids)] = ids

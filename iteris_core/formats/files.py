@@ -1,4 +1,4 @@
-"""Safetensors files: read with errors that say what is wrong, written atomically. Nothing is ever opened by pickle."""
+"""Safetensors files: read with errors that say what is wrong, written atomically. Nothing here is opened by pickle."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """BLIP: the text decoder, its cross-attention and the vision tower, on a tiny random model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,18 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from iteris_core import CalibrationError, MergeConfig
+from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.cli import app
 from iteris_core.families.base_models import load_processor
-from iteris_core.families.blip import CaptionSample, encoded, load_base, merge_blip, read_images, stream_of
+from iteris_core.families.blip import load_base, merge_blip, stream_of
+from iteris_core.families.caption_samples import (
+    CaptionOptions,
+    CaptionSample,
+    caption_rows,
+    encode_captions,
+    read_images,
+    with_captions,
+)
 from iteris_core.formats import peft
 
 LENGTHS = (4, 7, 2, 6)
@@ -87,7 +96,7 @@ def test_padding_does_not_count(folder):
     alone = merge_blip(base, folders, [*tasks, tasks[0]], config, weights=[1, 1, 0])
     beside = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0])
     assert_close(beside.adapter.deltas, alone.adapter.deltas, 1e-5)
-    counted = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0], count_padding=True)
+    counted = merge_blip(base, folders, [*tasks, [longest]], config, CaptionOptions(count_padding=True), weights=[1, 1, 0])
     path = "text_decoder.bert.encoder.layer.1.attention.self.query"
     assert not torch.allclose(counted.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense(), atol=1e-3)
 
@@ -165,7 +174,117 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(folder
     processor = load_processor(str(folder / "base"))
     sample = read_images(pictures / "captions.jsonl")[0]
     assert sample.caption == "w1 w2 w3"
-    assert encoded(sample, processor, make_blip(), 64).ids.tolist() == [3, 7, 8, 9]
+    assert ids_of([sample], processor) == [[3, 7, 8, 9]]
+    assert ids_of([replace(sample, prompt=" w5 w6 ")], processor) == [[3, 11, 12, 7, 8, 9]]
+    assert ids_of([replace(sample, prompt="w5 w6")], processor, CaptionOptions(max_length=6)) == [[3, 11, 12, 7, 8]]
+
+
+def ids_of(samples, processor, options=None):
+    return [found.ids.tolist() for found in encode_captions([samples], processor, make_blip(), options or CaptionOptions())[0]]
+
+
+def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pictures):
+    processor, options = load_processor(str(folder / "base")), CaptionOptions(count_padding=True, max_length=20)
+    samples = read_images(pictures / "captions.jsonl")[:1]
+    (row,) = caption_rows(encode_captions([samples], processor, make_blip(), options), options, fill=True)[0]
+    assert row.teacher.ids.tolist() == [3, 7, 8, 9] + [0] * 16
+    assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
+    base = load_base(str(folder / "base"))
+    merged = [
+        merge_blip(base, [folder / "one"], [samples], options=o, processor=processor)
+        for o in (CaptionOptions(), options, CaptionOptions(count_padding=True, max_length=30))
+    ]
+    path = "text_decoder.bert.encoder.layer.0.attention.self.query"
+    assert [next(x for x in result.report.layers if x.path == path).tasks[0].tokens for result in merged] == [4, 20, 30]
+
+
+def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folder, pictures, tiny):
+    processor, base = load_processor(str(folder / "base")), load_base(str(folder / "base"))
+    adapter = peft.load(folder / "one", tiny.shapes(base))
+    prompts = ["w5 w6", "", "w5 w6", "w7"]
+    samples = [replace(sample, prompt=prompt) for sample, prompt in zip(samples_of(0, captions=False), prompts, strict=True)]
+    (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
+    found = with_captions(base, [adapter], tokens, {0: 1.0}, 5, 8)
+    model = tiny.peft(make_blip(), folder / "one").eval()
+    for sample, written in zip(samples, found, strict=True):
+        ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            own = model.generate(pixel_values=sample.image[None], input_ids=ids, max_new_tokens=5, do_sample=False)[0].tolist()
+        assert written.ids.tolist() == own[: own.index(2)] if 2 in own else own[:-1]
+
+
+def test_the_command_takes_a_prompt_per_adapter_or_one_for_all(folder, pictures, tmp_path):
+    def iteris(*more):
+        arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--images", pictures / "plain",
+                     "--adapter", folder / "two", "--images", pictures / "captions.jsonl", "--max-new-tokens", 4,
+                     "--overwrite", "--json", tmp_path / "report.json", "--output", tmp_path / "out", *more]  # fmt: skip
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    tokens = []
+    for prompts in ([], ["--prompt", "w1 w2 w3"], ["--prompt", "w1 w2 w3", "--prompt", "w4"]):
+        assert iteris(*prompts).exit_code == 0
+        layers = json.loads((tmp_path / "report.json").read_text())["layers"]
+        (layer,) = [one for one in layers if one["path"] == "text_decoder.bert.encoder.layer.0.attention.self.query"]
+        tokens.append([task["tokens"] for task in layer["tasks"]])
+    assert tokens[1][1] >= tokens[0][1] + 3 and tokens[2][1] < tokens[1][1]
+    assert iteris("--padding", "count", "--max-length", 25).exit_code == 0
+    wrong = iteris(*["--prompt", "w1"] * 3)
+    assert (wrong.exit_code, "there are 2 --images and 3 --prompt; give one per adapter" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"image": "0.png", "caption": 1}', 'line 1: "caption" is 1, no text; write one, or leave it out'),
+        ('{"image": "0.png", "caption": ["a"]}', "no text"),
+        ('{"image": "0.png", "caption": ""}', "no text"),
+        ('\n{"image": 3}', 'line 2: names no file as "image"'),
+        ('["0.png"]', "names no file"),
+        ("0.png", "no JSON"),
+        ("", "there are no samples in it"),
+    ],
+)
+def test_wrong_lines_are_named(content, said, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(CalibrationError) as error:
+        read_images(tmp_path / "a.jsonl")
+    assert said in str(error.value)
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    entry = {"image": "0.png", "caption": "one\u2028two\x85three"}
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(entry, ensure_ascii=False) + "\r\n", newline="")
+    assert read_images(tmp_path / "a.jsonl") == [CaptionSample(tmp_path / "0.png", entry["caption"])]
+
+
+@pytest.mark.parametrize(
+    ("caption", "options", "said"),
+    [
+        (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder reads 40"),
+        ("w1 " * 60, {}, "may have 61 tokens"),
+        ("w1", {"count_padding": True}, "a caption filled up to max_length may have 64 tokens"),
+        (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41 tokens"),
+    ],
+    ids=["ids", "text", "filled", "written"],
+)
+def test_captions_that_are_longer_than_the_decoder_reads_are_refused(folder, pictures, caption, options, said):
+    processor, base = load_processor(str(folder / "base")), load_base(str(folder / "base"))
+    sample = CaptionSample(torch.zeros(3, 16, 16), caption)
+    with pytest.raises(ConfigError, match=said):
+        merge_blip(base, [folder / "one"], [[sample]], options=CaptionOptions(**options), processor=processor)
+
+
+def test_a_patch_embedding_is_saved_as_a_convolution(folder, tiny, tmp_path):
+    kind = {"kind": BlipForConditionalGeneration, "task_type": None}
+    tiny.adapter(folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind)
+    merge_blip(str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]).save(tmp_path / "out")
+    inputs = {"pixel_values": samples_of(5)[0].image[None], "input_ids": samples_of(5)[0].caption[None]}
+    deltas = peft.load(tmp_path / "out", tiny.shapes(make_blip())).deltas
+    assert "vision_model.embeddings.patch_embedding" in deltas
+    with torch.no_grad():
+        found = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        expected = tiny.with_deltas(make_blip(), deltas)(**inputs).logits
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 def test_streams_and_wrong_samples(folder):

@@ -211,10 +211,29 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tiny, tmp_
     [
         (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
         (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
-        (["--method-option", "density=x"], "a word stands where a number is expected"),
+        (["--method", "ties", "--method-option", "density=x"], "is 'density=x'; density must be a number"),
+        (["--method", "ties", "--method-option", "seed=1.5"], "is 'seed=1.5'; seed must be a whole number"),
+        (["--method", "ties", "--method-option", "sign=1"], "is 'sign=1'; sign must be a word"),
+        (["--method", "ties", "--method-option", "scale=big"], "scale is 'big'"),
+        (["--method-option", "density=0.5"], "--method-option is for rivals; iteris has no such options"),
+        (["--method", "ties", "--engine", "iterate"], "--engine is for the method iteris; ties does not use it"),
+        (["--method", "ties", "--input-mix", "0.1"], "--input-mix is for the method iteris"),
+        (["--max-iter", "3"], "--max-iter is for --engine iterate"),
+        (["--preserve-weight", "0.5"], "--preserve-weight needs --preserve"),
         (["--preserve", "/nowhere"], "/nowhere: cannot be read as text"),
         (["--preserve-weight", "-1", "--preserve", "{texts}/one.txt"], "the preserve task has weight -1.0"),
         (["--save-model", "{output}"], "--save-model and --output are both"),
+        (["--save-model", "{output}/model"], "--save-model is {output}/model, inside of --output, {output}"),
+        (["--save-model", "{output}/.."], "--output is {output}, inside of --save-model"),
+        (["--json", "{output}/report.json"], "--json is {output}/report.json, inside of --output"),
+        (["--json", "{texts}"], "--json is {texts}, a folder; name a file"),
+        (["--json", "{texts}/one.txt"], "--json is {texts}/one.txt, which would take the place of --samples {texts}/one.txt"),
+        (["--json", "{texts}/one.txt/report.json"], "but {texts}/one.txt is a file; choose another place"),
+        (["--json", "/proc/iteris/report.json"], "nothing can be written into /proc"),
+        (["--save-model", "/proc/iteris/model"], "nothing can be written into /proc"),
+        (["--save-model", "{base}", "--overwrite"], "--save-model is {base}, which would take the place of --base {base}"),
+        (["--save-model", "{base}/../one/", "--overwrite"], "which would take the place of --adapter"),
+        (["--save-model", "{texts}", "--overwrite"], "which would take the place of --samples {texts}/one.txt"),
         (["--weights", "1,x"], "--weights is '1,x'"),
         (["--alpha", "-1"], "alpha is -1.0"),
         (["--rank", "most"], "rank is 'most'"),
@@ -226,11 +245,12 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tiny, tmp_
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path, more, said):
-    more = [part.format(texts=texts, output=tmp_path / "out") for part in more]
+    places = {"texts": texts, "output": tmp_path / "out", "base": t5_folder / "base"}
+    more = [part.format(**places) for part in more]
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more)
     assert done.exit_code == 2
     assert done.stderr.startswith("iteris merge t5: ")
-    assert said in done.stderr
+    assert said.format(**places) in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

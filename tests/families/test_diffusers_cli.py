@@ -180,6 +180,27 @@ def test_a_rival_method_and_its_option(world, tmp_path):
     assert (settings["method"], settings["baseline"]["density"]) == ("ties", 0.2)
 
 
+def test_engine_ridge_balance_and_input_mix_reach_the_merge(world, tmp_path):
+    config = {"engine": "iterate", "max_iter": 2, "ridge": "paper", "balance": "full", "input_mix": 0.2}
+    more = [part for name, value in config.items() for part in ("--" + name.replace("_", "-"), value)]
+    done = iteris(world, "--output", tmp_path / "a.safetensors", *more, "--json", tmp_path / "a.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["settings"]["config"].items() >= config.items()
+    assert len(report["changes"]) == 2
+    assert f"stopped after 2 solves, last change {report['changes'][-1]:.1e}" in done.stdout
+    model, expected = merged_here(world, config=MergeConfig(samples_per_chunk=4, **config))
+    assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
+
+
+def test_no_input_is_overwritten(world, tmp_path):
+    for option in ("--output", "--json"):
+        where = {"--output": tmp_path / "out.safetensors", option: world / "one.safetensors"}
+        done = iteris(world, *(part for pair in where.items() for part in pair), "--overwrite")
+        assert done.exit_code == 2
+        assert f"{option} is {world / 'one.safetensors'}, which would take the place of --lora" in done.stderr
+
+
 def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     (tmp_path / "one.txt").write_text("a cat\n\nink\n")
     (tmp_path / "two.txt").write_text("a hat\n")

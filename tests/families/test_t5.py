@@ -1,6 +1,7 @@
 """T5 and BART: encoder, decoder and cross-attention, on tiny random models."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -302,7 +303,8 @@ def test_samples_from_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "x", "target": "y"}\n{"input": "z"}\n')
     assert read_texts(tmp_path / "a.jsonl") == [TextSample("x", "y"), TextSample("z")]
     for content, said in (("", "no samples"), ('{"input": 1}', 'line 1: has no text "input"'), ("\n{", "line 2: no JSON"),
-                          ('{"input": "x", "target": 1}', '"target" is no text')):  # fmt: skip
+                          ('{"input": "x", "target": 1}', '"target" is no text'),
+                          ('{"input": "x", "target": " "}', '"target" is empty; write a text, or leave it out')):  # fmt: skip
         (tmp_path / "a.jsonl").write_text(content)
         with pytest.raises(CalibrationError) as error:
             read_texts(tmp_path / "a.jsonl")
@@ -311,6 +313,34 @@ def test_samples_from_files(tmp_path):
         read_texts(tmp_path / "nowhere.txt")
     with pytest.raises(CalibrationError, match="no such file"):
         read_token_ids(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])
+def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_no_text(name, tmp_path):
+    text = "one\u2028two\x85three"
+    (tmp_path / name).write_text("\ufeff" + json.dumps({"input": text}, ensure_ascii=False) + "\r\n", newline="")
+    assert read_texts(tmp_path / name) == [TextSample(text)]
+    (tmp_path / "a.txt").write_text(f"\ufeff{text}\r\nfour\n", newline="")
+    assert read_texts(tmp_path / "a.txt") == [TextSample(text), TextSample("four")]
+
+
+def test_token_ids_longer_than_counted_padding_are_refused(base):
+    texts = [[TextSample("w1")], [TextSample(torch.arange(2, 12))]]
+    with pytest.raises(CalibrationError, match="a sample has 10 tokens, but padding that counts fills up to 6; set max_length"):
+        prepare(base, [], texts, TextOptions(padding="count", max_length=6), lambda **text: {"input_ids": [5, 1]})
+
+
+def test_a_model_that_asks_for_several_answers_gives_one_as_a_teacher(t5_folder):
+    model, inputs = load_base(str(t5_folder / "base")), [Encoded(sample.input, None) for sample in samples_of(0)]
+    expected = with_targets(model, [], inputs, {})
+    model.generation_config.num_return_sequences = 2
+    assert [s.target.tolist() for s in with_targets(model, [], inputs, {})] == [s.target.tolist() for s in expected]
+
+
+def test_an_iteration_says_how_far_it_came(base, folders):
+    report = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=2)).report
+    assert f"stopped after 2 solves, last change {report.changes[-1]:.1e}" in str(report)
+    assert "stopped" not in str(merge_t5(base, folders, both()).report)
 
 
 @pytest.mark.parametrize(
