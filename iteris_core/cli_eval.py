@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cli_eval_pictures import SD15_HELP, eval_sd15_command
+from .cli_paths import check_places
 from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .errors import ConfigError
 from .evaluation.language import Run, Scores, evaluate_captions, evaluate_texts
@@ -69,7 +70,7 @@ BatchSetting = Annotated[int, typer.Option(help="Examples of one call.")]
 BeamsSetting = Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")]
 NewTokensSetting = Annotated[int, typer.Option(help="Of an answer, at most.")]
 NoBaseSetting = Annotated[bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")]
-DtypeSetting = Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16.")]
+DtypeSetting = Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")]
 DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 OverwriteSetting = Annotated[bool, typer.Option("--overwrite", help="Begin again.")]
 ReportSetting = Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")]
@@ -104,9 +105,12 @@ def eval_t5_command(
 ) -> None:
     with one_line_errors("iteris eval t5", "eval"):
         run = Run(base, tuple(adapter or ()), output, not no_base, limit, batch, dtype_of(dtype), device, overwrite)
+        files = _assigned(task, "--task", TEXT_TASKS)
+        read = {"--base": [base], "--adapter": adapter, "--task": files.values()}
+        check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         prompts = _assigned(prompt, "--prompt", TEXT_TASKS)
         tasks = []
-        for name, file in _assigned(task, "--task", TEXT_TASKS).items():
+        for name, file in files.items():
             definition = replace(TEXT_TASKS[name], prompt=prompts.get(name, TEXT_TASKS[name].prompt))
             tasks.append((definition, read_text_task(definition, Path(file))))
         how = Generation(beams, max_new_tokens, max_length)
@@ -145,9 +149,12 @@ def eval_blip_command(
 ) -> None:
     with one_line_errors("iteris eval blip", "eval"):
         run = Run(base, tuple(adapter or ()), output, not no_base, limit, batch, dtype_of(dtype), device, overwrite)
+        files = _assigned(task, "--task", CAPTION_TASKS)
+        read = {"--base": [base], "--adapter": adapter, "--task": files.values(), "--style-classifier": [style_classifier]}
+        check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         prompts = _assigned(prompt, "--prompt", CAPTION_TASKS)
         tasks = []
-        for name, file in _assigned(task, "--task", CAPTION_TASKS).items():
+        for name, file in files.items():
             definition = replace(CAPTION_TASKS[name], prompt=prompts.get(name, CAPTION_TASKS[name].prompt))
             tasks.append((definition, read_caption_task(Path(file))))
         quiet_libraries()

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cli_paths import check_places
 from .cli_terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 from .errors import ConfigError
 from .evaluation.drawing import Sampling
@@ -53,7 +54,7 @@ def eval_sd15_command(
     seed: Annotated[int, typer.Option(help="Pictures of all rows begin with the same noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures of one call.")] = 4,
     no_base: Annotated[bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")] = False,
-    dtype: Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
     report: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")] = None,
 ) -> None:
@@ -62,6 +63,8 @@ def eval_sd15_command(
         files = tuple(lora or ())
         learned, kind = tuple(embedding or ()), dtype_of(dtype)
         run = PictureRun(base, files, output, not no_base, config, learned, clip, batch, kind, device)
+        read = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
+        check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         concepts = _concepts(concept, words)
         templates = PROMPTS if prompts is None else read_prompts(prompts)
         quiet_libraries()

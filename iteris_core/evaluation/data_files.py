@@ -11,6 +11,7 @@ from typing import Any
 from .text_metrics import EvaluationError
 
 EXTENSIONS = ".jsonl, .json, .tsv, .csv, .parquet"
+_ENCODING = "utf-8-sig"  # with or without a byte order mark
 _NEEDED = "give a file {}, with the field names that the data set has on the hub"
 
 
@@ -35,14 +36,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # only a line feed ends a line: JSON may hold the other characters that str.splitlines splits at
+    for number, line in enumerate(path.read_text(encoding=_ENCODING).split("\n"), 1):
         if line.strip():
             rows.append(_object(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}"))
     return rows
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
-    content = _parsed(path.read_text(encoding="utf-8"), str(path))
+    content = _parsed(path.read_text(encoding=_ENCODING), str(path))
     if not isinstance(content, list):
         raise EvaluationError(f"{path}: is no JSON list but {type(content).__name__}; write a list of objects")
     return [_object(entry, f"{path}, entry {number}") for number, entry in enumerate(content, 1)]
@@ -63,7 +65,7 @@ def _object(entry: Any, place: str) -> dict[str, Any]:
 
 def _table(path: Path) -> list[dict[str, Any]]:
     tabs = path.suffix.lower() == ".tsv"
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=_ENCODING, newline="") as file:
         # GLUE's tables have quotation marks in them that quote nothing
         table = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
         return [{name: value for name, value in row.items() if name is not None and value is not None} for row in table]

@@ -148,12 +148,13 @@ def evaluate_captions(
         IterisError: As `evaluate_texts`; a style that the classifier does not know.
     """
     how = how or CAPTIONS
-    for task, _ in tasks:
+    for task, examples in tasks:
         if styles is not None and task.style is not None and task.style not in styles.styles:
             raise EvaluationError(
                 f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not {task.style!r}; say which of its "
                 f"labels that is (--style-label {task.style}=LABEL)"
             )
+        _check_pictures(task, examples[: run.limit])
     model, processor = blip.load_base(run.base, run.dtype, run.device), load_processor(run.base)
 
     def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
@@ -168,6 +169,15 @@ def evaluate_captions(
         return Scores(row, task.name, len(found), scores)
 
     return _all_rows(run, model, [task.name for task, _ in tasks], on_task)
+
+
+def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> None:
+    missing = [example.image for example in examples if isinstance(example.image, Path) and not example.image.is_file()]
+    if missing:
+        raise EvaluationError(
+            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; put them beside the file that "
+            "names them"
+        )
 
 
 def _identity(picture: Path | bytes) -> str | bytes:

@@ -210,7 +210,11 @@ def _references(value: Any, place: str) -> tuple[str, ...]:
         except ValueError as error:
             raise EvaluationError(f"{place}: its references are no JSON list ({error}); repair it") from error
     captions: Sequence[Any] = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions) or not any(captions):
+    if (
+        not isinstance(captions, list)
+        or not all(isinstance(text, str) for text in captions)
+        or not any(map(str.strip, captions))
+    ):
         raise EvaluationError(f"{place}: its references are {value!r:.80}; give one caption or a list of captions")
     return tuple(text for text in captions if text.strip())
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..formats.files import check_readable
 from ..memory import with_smaller_calls
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
@@ -149,6 +150,8 @@ def evaluate_pictures(
     """
     sampling = sampling or Sampling()
     _check_concepts(concepts)
+    for file in (*run.loras, *run.embeddings):
+        check_readable(file)  # a wrong one is said before anything is drawn
     photos = [concept.files() for concept in concepts]
     clip = load_clip(run.clip, run.device)
     known = [clip.of_pictures(files) for files in photos]

@@ -182,6 +182,16 @@ def test_every_format_gives_the_same_examples(suffix, tmp_path):
     assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+def test_a_byte_order_mark_and_ends_of_lines_inside_of_texts_are_read(suffix, tmp_path):
+    rows = [{"sentence": "one\u2028two\x85three", "label": "1"}] * 2
+    path = write(tmp_path / f"a{suffix}", rows)
+    if suffix == ".jsonl":
+        path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == rows
+
+
 def test_answers_are_the_papers():
     words = {name: task.answers for name, task in TEXT_TASKS.items() if task.answers}
     assert words == {
@@ -272,6 +282,7 @@ def test_wrong_files_are_named_with_their_place(name, content, said, tmp_path):
         ({"image": 3, "references": ["a"]}, '"image" is int'),
         ({"image": "a.png", "references": []}, "its references are []"),
         ({"image": "a.png", "text": ""}, "its references are ''"),
+        ({"image": "a.png", "references": [" ", ""]}, "its references are [' ', '']"),
         ({"image": "a.png", "text": '["a", 3]'}, "its references are ['a', 3]"),
         ({"image": "a.png", "text": "[a]"}, "no JSON list"),
         ({}, "has no fields"),

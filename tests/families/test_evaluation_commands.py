@@ -166,11 +166,18 @@ def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base,
         (["--adapter", "/nowhere"], "there is no such folder"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
+        (["--json", "{base}/base"], "--json is {base}/base, a folder; name a file"),
+        (["--json", "{base}/base/config.json"], "which would take the place of --base"),
+        (["--json", "{base}/tec.json"], "which would take the place of --task {base}/tec.json"),
+        (["--json", "/proc/iteris/scores.json"], "nothing can be written into /proc"),
+        (["--output", "{base}/tec.json"], "--output is {base}/tec.json, but {base}/tec.json is a file"),
     ],
 )
 def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, more, expected):
+    more = [part.replace("{base}", str(base)) for part in more]
     done = iteris(*t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}", *more))
-    assert expected in said(done, "t5")
+    assert expected.replace("{base}", str(base)) in said(done, "t5")
     assert not (tmp_path / "out").exists()
 
 
@@ -293,6 +300,13 @@ def test_a_style_that_the_classifier_does_not_know_and_a_picture_that_is_none(bl
     assert "knows negative, positive, not 'romantic'; say which of its labels that is" in said(done, "blip")
     renamed = iteris(*blip_arguments(blip, tmp_path / "out", *task, "--style-label", "romantic=positive", "--limit", 2))
     assert renamed.exit_code == 0
+    lines = [json.dumps({"image": str(blip / name), "references": ["w1"]}) for name in ("0.png", "9.png")]
+    (tmp_path / "gone.jsonl").write_text("\n".join(lines))
+    gone = ["--task", f"captions={tmp_path / 'gone.jsonl'}"]
+    done = iteris(*blip_arguments(blip, tmp_path / "gone", *gone))
+    assert f"captions: 1 of its pictures, such as {blip / '9.png'}, are not there" in said(done, "blip")
+    assert not (tmp_path / "gone").exists()  # no picture was written about before
+    assert iteris(*blip_arguments(blip, tmp_path / "gone", *gone, "--limit", 1)).exit_code == 0
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
     rows = [{"image": buffer.getvalue(), "text": "w1"}, {"image": b"no picture", "text": "w2"}]
