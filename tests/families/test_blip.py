@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.cli import app
-from iteris_core.families.base_models import load_processor
+from iteris_core.families.base_models import load_adapter, load_processor
 from iteris_core.families.blip import load_base, merge_blip, stream_of
 from iteris_core.families.caption_samples import (
     CaptionOptions,
@@ -274,15 +274,21 @@ def test_captions_that_are_longer_than_the_decoder_reads_are_refused(folder, pic
         merge_blip(base, [folder / "one"], [[sample]], options=CaptionOptions(**options), processor=processor)
 
 
-def test_a_patch_embedding_is_saved_as_a_convolution(folder, tiny, tmp_path):
-    kind = {"kind": BlipForConditionalGeneration, "task_type": None}
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_patch_embedding_is_saved_as_a_convolution(folder, tiny, tmp_path, use_dora):
+    kind = {"kind": BlipForConditionalGeneration, "task_type": None, "use_dora": use_dora}
     tiny.adapter(folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind)
+    assert_peft_does_what_deltas_do(tmp_path / "conv", tiny)
     merge_blip(str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]).save(tmp_path / "out")
+    assert_peft_does_what_deltas_do(tmp_path / "out", tiny)
+
+
+def assert_peft_does_what_deltas_do(folder, tiny):
     inputs = {"pixel_values": samples_of(5)[0].image[None], "input_ids": samples_of(5)[0].caption[None]}
-    deltas = peft.load(tmp_path / "out", tiny.shapes(make_blip())).deltas
+    deltas = load_adapter(make_blip(), folder).deltas
     assert "vision_model.embeddings.patch_embedding" in deltas
     with torch.no_grad():
-        found = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        found = tiny.peft(make_blip(), folder).eval()(**inputs).logits
         expected = tiny.with_deltas(make_blip(), deltas)(**inputs).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 

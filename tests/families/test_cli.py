@@ -189,6 +189,17 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, ti
     assert in_process(*arguments, "--overwrite").exit_code == 0
 
 
+def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tiny, tmp_path):
+    options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
+    tiny.adapter(t5_folder / "base", tmp_path / "head", 7, **options)
+    done = in_process("merge", "t5", "--base", t5_folder / "base", "--adapter", tmp_path / "head", "--samples",
+                      texts / "one.txt", "--output", tmp_path / "out", "--save-model", tmp_path / "model")  # fmt: skip
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "'lm_head' shares its weight with another module" in done.stderr
+    assert f"saved to {tmp_path / 'out'}" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "out"]
+
+
 def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
     preserved = GOLDEN / "two_tasks" / "golden.safetensors"
     done = in_process(
@@ -259,4 +270,6 @@ def test_help_shows_an_example():
     done = in_process("merge", "t5", "--help")
     assert done.exit_code == 0
     assert "iteris merge t5 --base google/flan-t5-base" in done.stdout
+    for said in ("one or more", "from 0 to below 1", "fill inputs (not targets) up to --max-length"):
+        assert said in " ".join(done.stdout.replace("│", " ").split())
     assert "demo" in in_process("--help").stdout

@@ -122,6 +122,7 @@ def test_the_command(t5_folder, tmp_path):
     assert "PEFT settings  r 4, alpha 8, rslora False" in text.stdout
     facts = json.loads(CliRunner().invoke(app, ["inspect", str(t5_folder / "one"), "--json"]).stdout)
     assert facts["targets"] == 12
+    assert "Exit code 0: told" in CliRunner().invoke(app, ["inspect", "--help"]).stdout
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])
     assert missing.exit_code == 2
     assert missing.stderr.count("\n") == 1
