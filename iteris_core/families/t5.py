@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..config import MergeConfig
+from ..errors import CalibrationError
 from ..memory import with_smaller_calls
 from ..network import Network
 from ..rows import wearing
@@ -30,6 +31,7 @@ from .text_samples import (
     TextOptions,
     TextSample,
     TokenRow,
+    check_fits,
     encode,
     padded,
     token_samples,
@@ -195,15 +197,28 @@ def prepare(
     encoded = [encode(task, tokenizer, options.max_length, vocabulary) for task in samples]
     paths = {path for adapter in adapters for path in adapter.deltas}
     decoder = not all(map(in_encoder, paths))
+    texts = any(sample.is_text for task in samples for sample in task)
+    fill_to = options.max_length if texts and options.padding == "count" else None
+    _check_lengths(model, [sample for task in encoded for sample in task], fill_to)
     if decoder:
         encoded = _answered(model, adapters, mixes, encoded, options.max_new_tokens, samples_per_call, progress)
     else:
         encoded = [[replace(sample, target=None) for sample in task] for task in encoded]
-    texts = any(sample.is_text for task in samples for sample in task)
-    fill_to = options.max_length if texts and options.padding == "count" else None
     shift = model.prepare_decoder_input_ids_from_labels
     rows = token_samples(encoded, model.config.pad_token_id, shift, padding=options.padding, fill_to=fill_to)
     return network_of(model, decoder=decoder, head="lm_head" in paths), rows
+
+
+def _check_lengths(model: nn.Module, samples: Sequence[Encoded], fill_to: int | None) -> None:
+    """Refuse samples that are too long, before teachers answer them."""
+    if fill_to is not None:
+        check_fits([sample.ids for sample in samples], fill_to)
+    positions = getattr(model.config, "max_position_embeddings", None)  # T5 has none: its positions are relative
+    longest = max([fill_to or 0, *(len(ids) for s in samples for ids in (s.ids, s.target) if ids is not None)])
+    if positions is not None and longest > positions:
+        raise CalibrationError(
+            f"a sample has {longest} tokens, but this model reads {positions}; set max_length to {positions}"
+        )
 
 
 def _load_adapters(model: nn.Module, folders: Sequence[Path], options: TextOptions) -> tuple[list[Adapter], list[str]]:

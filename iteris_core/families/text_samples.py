@@ -184,15 +184,24 @@ def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
     Raises:
         CalibrationError: A row is longer.
     """
+    check_fits(rows, length)
+    filled = torch.full((len(rows), length), value, dtype=torch.long)
+    for row, ids in zip(filled, rows, strict=True):
+        row[: len(ids)] = ids
+    return filled
+
+
+def check_fits(rows: Sequence[Tensor], length: int) -> None:
+    """Refuse rows of token ids that are longer than what they are to be filled up to.
+
+    Raises:
+        CalibrationError: One is.
+    """
     longest = max(map(len, rows), default=0)
     if longest > length:
         raise CalibrationError(
             f"a sample has {longest} tokens, but padding that counts fills up to {length}; set max_length to {longest} or more"
         )
-    filled = torch.full((len(rows), length), value, dtype=torch.long)
-    for row, ids in zip(filled, rows, strict=True):
-        row[: len(ids)] = ids
-    return filled
 
 
 def token_samples(

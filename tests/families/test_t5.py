@@ -198,6 +198,9 @@ def test_bart_merges_too(tiny, tmp_path):
     model = load_base(str(tmp_path / "base"))
     result = merge_t5(model, folders[:1], [samples_of(0)], MergeConfig(alpha=1e-3))
     assert_close(result.adapter.deltas, peft.load(folders[0], tiny.shapes(model)).deltas, 1e-4)
+    long = [[TextSample(torch.full((65,), 5))], [TextSample(torch.tensor([5]))]]
+    with pytest.raises(CalibrationError, match="a sample has 65 tokens, but this model reads 64; set max_length to 64"):
+        merge_t5(model, folders, long)
     swept, iterated = (
         merge_t5(model, folders, both(targets=False), MergeConfig(engine=engine, max_iter=30))
         for engine in ("sweep", "iterate")
