@@ -38,10 +38,9 @@ def check_places(
         if one.resolve() == other.resolve():
             raise ConfigError(f"{second} and {first} are both {one}; give each a place of its own")
         for (outer, folder), (inner, place) in (((first, one), (second, other)), ((second, other), (first, one))):
-            if outer in whole and folder.resolve() in place.resolve().parents:
-                raise ConfigError(
-                    f"{inner} is {place}, inside of {outer}, {folder}, which is written as a whole; choose a place outside"
-                )
+            if folder.resolve() in place.resolve().parents:
+                what = "which is written as a whole" if outer in whole else "which is to be a file"
+                raise ConfigError(f"{inner} is {place}, inside of {outer}, {folder}, {what}; choose a place outside")
     for option, place in files.items():
         if place.is_dir():
             raise ConfigError(f"{option} is {place}, a folder; name a file")

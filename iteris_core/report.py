@@ -159,7 +159,8 @@ class MergeReport:
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
         if self.changes:
-            lines.append(f"  stopped after {len(self.changes)} solves, last change {self.changes[-1]:.1e}")
+            plural = "s" if len(self.changes) > 1 else ""
+            lines.append(f"  stopped after {len(self.changes)} solve{plural}, last change {self.changes[-1]:.1e}")
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

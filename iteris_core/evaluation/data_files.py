@@ -53,7 +53,7 @@ def _json(path: Path) -> list[dict[str, Any]]:
 def _parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{place}: is no JSON ({error}); download the file again, or repair it") from error
 
 

@@ -156,13 +156,13 @@ def evaluate_captions(
             )
         _check_pictures(task, examples[: run.limit])
     model, processor = blip.load_base(run.base, run.dtype, run.device), load_processor(run.base)
+    writers = [caption_writer(model, processor, task.prompt, how) for task, _ in tasks]
 
     def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
         task, examples = tasks[index]
         pictures = [example.image for example in examples]
         made_by |= {"generation": asdict(how), "prompt": task.prompt, "examples": fingerprint(*map(_identity, pictures))}
-        write = caption_writer(model, processor, task.prompt, how)
-        found = _predictions(run, model, adapter, (row, task.name), made_by, pictures[: run.limit], write, progress)
+        found = _predictions(run, model, adapter, (row, task.name), made_by, pictures[: run.limit], writers[index], progress)
         scores = caption_scores(found, [example.references for example in examples[: run.limit]])
         if styles is not None and task.style is not None:
             scores = {"style_accuracy": style_accuracy(found, task.style, styles.classify), **scores}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..families.base_models import generation_settings
+from ..families.caption_samples import check_length
 from ..layers import add_to_output, codes_of
 from ..rows import layer_hooks
 from ..statistics import product_dtype
@@ -94,8 +95,14 @@ def text_writer(model: nn.Module, tokenizer: Any, how: Generation) -> Callable[[
 def caption_writer(
     model: nn.Module, processor: Any, prompt: str, how: Generation
 ) -> Callable[[Sequence[Path | bytes]], list[str]]:
-    """Return what writes captions with a model of `families.blip`, behind a prompt that is not part of the caption."""
+    """Return what writes captions with a model of `families.blip`, behind a prompt that is not part of the caption.
+
+    Raises:
+        ConfigError: Prompt and caption together may become longer than what the model's decoder reads.
+    """
     start = processor.tokenizer(prompt, truncation=True, max_length=how.max_length, return_tensors="pt")["input_ids"]
+    # the end tokens, of the prompt and of the caption, are never read
+    check_length(model, start.shape[1] - 1 + how.max_new_tokens - 1, "a caption with its prompt and max_new_tokens")
 
     def write(pictures: Sequence[Path | bytes]) -> list[str]:
         images = [_opened(picture) for picture in pictures]

@@ -99,13 +99,15 @@ def read_images(path: Path) -> list[CaptionSample]:
         if not found:
             raise CalibrationError(f"{path}: there are no pictures in this folder ({', '.join(_PICTURES)})")
         return found
+    if not path.is_file():
+        raise CalibrationError(f"{path}: there is no such folder or file; give a folder of pictures, or lines {_EXAMPLE}")
     return [_of_json(path, f"{path}, line {number}", line) for number, line in read_lines(path, _EXAMPLE)]
 
 
 def _of_json(path: Path, place: str, line: str) -> CaptionSample:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{place}: no JSON ({error}); write {_EXAMPLE} on each line") from error
     if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str) or not entry["image"].strip():
         raise CalibrationError(f'{place}: names no file as "image"; write {_EXAMPLE}')
@@ -132,11 +134,11 @@ def encode_captions(
     """
     tokens = [[_encoded(sample, processor, model, options.max_length) for sample in task] for task in tasks]
     if options.count_padding and has_texts(tasks):
-        _check_length(model, options.max_length, "a caption filled up to max_length")
+        check_length(model, options.max_length, "a caption filled up to max_length")
     written = [sample for task in tokens for sample in task if sample.ids is None]
     if written:
         longest = max(len(sample.start) for sample in written) + options.max_new_tokens - 1  # the last one is never read
-        _check_length(model, longest, "a caption with its prompt and max_new_tokens")
+        check_length(model, longest, "a caption with its prompt and max_new_tokens")
     return tokens
 
 
@@ -144,7 +146,17 @@ def has_texts(tasks: Sequence[Sequence[CaptionSample]]) -> bool:
     return not all(isinstance(sample.caption, Tensor) for task in tasks for sample in task)
 
 
-def _check_length(model: nn.Module, length: int, what: str) -> None:
+def check_length(model: nn.Module, length: int, what: str) -> None:
+    """Refuse what is longer than a BLIP's decoder can read.
+
+    Args:
+        model: The captioning model.
+        length: In tokens.
+        what: May become that long, for the error.
+
+    Raises:
+        ConfigError: It has fewer positions.
+    """
     positions = model.config.text_config.max_position_embeddings
     if length > positions:
         raise ConfigError(f"{what} may have {length} tokens, but this model's decoder reads {positions}; set a smaller number")
@@ -171,7 +183,7 @@ def _encoded(sample: CaptionSample, processor: Any, model: nn.Module, max_length
             f"a caption has token ids of shape {tuple(ids.shape)}; the model reads 1 or more ids below {settings.vocab_size}"
         )
     if ids is not None:
-        _check_length(model, len(ids), "a caption (max_length cuts those that are texts)")
+        check_length(model, len(ids), "a caption (max_length cuts those that are texts)")
     return Encoded(pixels, ids, start)
 
 

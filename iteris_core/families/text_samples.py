@@ -102,7 +102,7 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
 def _of_json(place: str, line: str) -> TextSample:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{place}: no JSON ({error}); write {_EXAMPLE} on each line") from error
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), str) or not entry["input"].strip():
         raise CalibrationError(f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)')

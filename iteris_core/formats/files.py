@@ -28,7 +28,7 @@ def check_readable(path: Path) -> None:
         AdapterError: The file is missing, a pickle, truncated, or something else; with what to do about it.
     """
     if not path.is_file():
-        raise AdapterError(f"{path.name}: there is no such file ({path}); choose another LoRA, or refresh the list")
+        raise AdapterError(f"{path.name}: there is no such file ({path}); give the path of a .safetensors file")
     with path.open("rb") as file:
         start, brace = file.read(_LENGTH_BYTES), file.read(1)
         # a header's length may begin with the same bytes as a pickle, but only a header begins with a brace

@@ -92,7 +92,7 @@ def parse(
         base = settings.get("base_model_name_or_path")
         trained = f"it was trained for {base!r}" if base else "it was trained for another model"
         raise AdapterError(
-            f"{name}: {which} of its {len(pairs)} layers is in this model{example}. Perhaps {trained}: choose that as the base"
+            f"{name}: {which} of its {len(pairs)} layers are in this model{example}. Perhaps {trained}: choose that as the base"
         )
     deltas = {path: _delta(name, path, pair, settings, shapes[path], weight_at) for path, pair in pairs.items()}
     return Adapter(name, deltas, metadata=dict(metadata or {}))

@@ -26,7 +26,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{folder.name}: {found} ({folder}); give the folder that PEFT's save_pretrained wrote")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{folder.name}: {CONFIG_FILE} cannot be read ({error}); download it again") from error
     if not isinstance(settings, dict):
         raise AdapterError(f"{folder.name}: {CONFIG_FILE} is a {type(settings).__name__}, not an object; download it again")

@@ -119,7 +119,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "."])
 def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(AdapterError, match=r"there is no such file .*choose another LoRA, or refresh the list"):
+    with pytest.raises(AdapterError, match=r"there is no such file .*give the path of a .safetensors file"):
         read_tensors(tmp_path / name)
 
 

@@ -242,6 +242,7 @@ def test_the_command_takes_a_prompt_per_adapter_or_one_for_all(folder, pictures,
         ('["0.png"]', "names no file"),
         ("0.png", "no JSON"),
         ("", "there are no samples in it"),
+        ("[" * 100000, "no JSON"),
     ],
 )
 def test_wrong_lines_are_named(content, said, tmp_path):

@@ -237,6 +237,10 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tiny, tmp_
         (["--save-model", "{output}/model"], "--save-model is {output}/model, inside of --output, {output}"),
         (["--save-model", "{output}/.."], "--output is {output}, inside of --save-model"),
         (["--json", "{output}/report.json"], "--json is {output}/report.json, inside of --output"),
+        (
+            ["--json", "{output}", "--output", "{output}/out"],
+            "--output is {output}/out, inside of --json, {output}, which is to be a file",
+        ),
         (["--json", "{texts}"], "--json is {texts}, a folder; name a file"),
         (["--json", "{texts}/one.txt"], "--json is {texts}/one.txt, which would take the place of --samples {texts}/one.txt"),
         (["--json", "{texts}/one.txt/report.json"], "but {texts}/one.txt is a file; choose another place"),

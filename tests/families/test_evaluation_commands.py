@@ -283,6 +283,7 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tiny
     [
         (["--task", "captions=/nowhere.parquet"], "/nowhere.parquet: cannot be read"),
         (["--task", "coco=x.jsonl"], "--task 'coco' is no task; the tasks are senticap-positive"),
+        (["--max-new-tokens", "41"], "a caption with its prompt and max_new_tokens may have 50 tokens"),
         (["--style-label", "positive=LABEL_1"], "--style-label needs --style-classifier"),
         (["--style-classifier", "STYLES", "--style-label", "funny=x"], "--style-label 'funny' is no task"),
         (["--style-classifier", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),

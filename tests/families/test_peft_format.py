@@ -112,7 +112,7 @@ def test_settings_that_cannot_be_merged_are_refused(tiny, t5_folder, tmp_path, s
         (lambda t: {**t, f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(32)}, "has 32 magnitudes of a DoRA where"),
         (
             lambda t: {k.replace("decoder.block.1", "decoder.block.7"): v for k, v in t.items()},
-            "only 8 of its 12 layers is in this model; there is no layer 'decoder.block.7.layer.0.SelfAttention.q'",
+            "only 8 of its 12 layers are in this model; there is no layer 'decoder.block.7.layer.0.SelfAttention.q'",
         ),
         (lambda t: {**t, "base_model.model.shared.lora_embedding_A": torch.zeros(2, 2)}, "changes an embedding"),
         (lambda t: {**t, "base_model.model.lm_head.base_layer.weight": torch.zeros(2, 2)}, "save_embedding_layers=False"),

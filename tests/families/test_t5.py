@@ -306,6 +306,7 @@ def test_samples_from_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "x", "target": "y"}\n{"input": "z"}\n')
     assert read_texts(tmp_path / "a.jsonl") == [TextSample("x", "y"), TextSample("z")]
     for content, said in (("", "no samples"), ('{"input": 1}', 'line 1: has no text "input"'), ("\n{", "line 2: no JSON"),
+                          ("[" * 100000, "no JSON"),
                           ('{"input": "x", "target": 1}', '"target" is no text'),
                           ('{"input": "x", "target": " "}', '"target" is empty; write a text, or leave it out')):  # fmt: skip
         (tmp_path / "a.jsonl").write_text(content)
