@@ -159,11 +159,19 @@ class MergeReport:
             lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
         if self.changes:
-            plural = "s" if len(self.changes) > 1 else ""
-            lines.append(f"  stopped after {len(self.changes)} solve{plural}, last change {self.changes[-1]:.1e}")
+            lines.append(self._solves())
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    def _solves(self) -> str:
+        """Return how the iteration ended. The solve that settles the last layers may change them a lot."""
+        solves, most = len(self.changes), self.settings.get("config", {}).get("max_iter")
+        number = f"{solves} solve{'s' if solves > 1 else ''}"
+        if most is not None and solves < most:
+            return f"  settled after {number}, last change {self.changes[-1]:.1e}"
+        allowed = ", as many as max_iter allows" if solves == most else ""
+        return f"  stopped after {number}{allowed}, last change {self.changes[-1]:.1e}"
 
 
 def _fidelity_line(entry: TaskFidelity) -> str:

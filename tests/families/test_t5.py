@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -343,7 +344,10 @@ def test_a_model_that_asks_for_several_answers_gives_one_as_a_teacher(t5_folder)
 
 def test_an_iteration_says_how_far_it_came(base, folders):
     report = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=2)).report
-    assert f"stopped after 2 solves, last change {report.changes[-1]:.1e}" in str(report)
+    assert f"stopped after 2 solves, as many as max_iter allows, last change {report.changes[-1]:.1e}" in str(report)
+    assert f"stopped after 2 solves, last change {report.changes[-1]:.1e}" in str(replace(report, settings={}))
+    settled = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=40)).report
+    assert f"settled after {len(settled.changes)} solves, last change" in str(settled)
     assert "stopped" not in str(merge_t5(base, folders, both()).report)
 
 
