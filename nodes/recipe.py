@@ -124,16 +124,16 @@ def source_of(lora_name: str, lora: Mapping[str, Any]) -> tuple[LoraEntry, str]:
             f"{lora_name}: its LoRA {lora['name']!r} was in no file: it was trained in the workflow, or taken off a model. "
             "Save that LoRA and merge it with 'LoRA to merge'"
         )
-    found = list(dict.fromkeys([*files_of(lora), *namesakes(name)]))
-    if not found:
+    possible = [other for other in dict.fromkeys([name, *namesakes(name)]) if host.find_lora(other) is not None]
+    same = next((other for other in possible if sha256(host.lora_path(other)) == lora["sha256"]), None)
+    if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
             f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora['sha256']}). Put it back, under any "
             f"name with {adapter_name(name).rpartition('/')[2]!r} in it"
         )
-    same = next((other for other in found if sha256(host.lora_path(other)) == lora["sha256"]), None)
-    told = "" if same else f"{found[0]} is another file than the one that was merged, whose SHA-256 began {lora['sha256'][:10]}"
+    told = "" if same else f"{name} is another file than the one that was merged, whose SHA-256 began {lora['sha256'][:10]}"
     entry = LoraEntry(
-        same or found[0],
+        same or name,
         lora["strength_model"],
         lora["strength_clip"],
         tuple(lora["prompts"]),

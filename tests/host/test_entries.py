@@ -1,6 +1,7 @@
 """What goes into a merge and what decides whether it runs again: without ComfyUI, so these tests are quick."""
 
 import dataclasses
+import hashlib
 import json
 import types
 
@@ -125,6 +126,20 @@ def test_a_recipe_changes_with_the_files_that_it_names(nodes, monkeypatch, tmp_p
     assert found[0] == found[1] != found[2]
     files["moved cat"] = files.pop("cat")
     assert recipe.LoadRecipe.fingerprint_inputs(lora_name="merged") != found[2]
+
+
+def test_a_file_that_is_only_called_alike_is_not_the_recipes(nodes, monkeypatch, tmp_path):
+    recipe, files = nodes("recipe"), {"cat_two.safetensors": tmp_path / "cat_two", "my cat.safetensors": tmp_path / "my"}
+    for name, attribute in (("lora_names", lambda: list(files)), ("find_lora", files.get), ("lora_path", files.get)):
+        monkeypatch.setattr(recipe.host, name, attribute, raising=False)
+    for path in files.values():
+        path.write_text(path.name)
+    lora = {"file": "cat.safetensors", "name": "cat", "sha256": hashlib.sha256(b"my").hexdigest(), "prompts": [], "weight": 1.0,
+            "strength_model": 1.0, "strength_clip": 1.0}  # fmt: skip
+    entry, told = recipe.source_of("merged", lora)
+    assert (entry.lora_name, told) == ("my cat.safetensors", "")
+    with pytest.raises(IterisError, match=r"its LoRA 'cat\.safetensors' is not in the loras folders"):
+        recipe.source_of("merged", {**lora, "sha256": "another"})
 
 
 # --- what a recipe says about how to solve ---
