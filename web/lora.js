@@ -6,6 +6,8 @@ import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
 
+const USUAL_HEIGHT = 76;
+
 async function fetchLora(name) {
   try {
     const response = await api.fetchApi(`/iteris/lora?name=${encodeURIComponent(name)}`);
@@ -19,7 +21,8 @@ async function fetchLora(name) {
 export function addTriggers(node, say) {
   const [name, prompts] = ["lora_name", "prompts"].map((wanted) => node.widgets?.find((widget) => widget.name === wanted));
   if (!name || !prompts) return;
-  const element = addElement(node, "triggers", (chips) => heightOf(chips, 0) || 4);
+  const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4); // the usual while out of sight
+  const element = addElement(node, "triggers", height);
   const removeProgress = progressRemover(node);
   let chips;
   const show = async () => {

@@ -1,6 +1,7 @@
 """The real frontend in a real browser, on a real ComfyUI with the small checkpoint."""
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 from iteris_core.demo.checkpoint import write_checkpoint, write_lora
 from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
+
+TEMPLATE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.json"
+SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}
 
 
 def load(name):
@@ -57,6 +61,18 @@ def open_frontend(chromium, server):
     yield open_one
     for frontend in opened:
         frontend.page.close()
+
+
+@pytest.fixture
+def small():
+    """Load the first template without its sampler, at sizes for a test; no two seeds are the same work to the server."""
+
+    def load_small(frontend, seed):
+        frontend.load(json.loads(TEMPLATE.read_text(encoding="utf-8")), f"merge_{seed}")
+        frontend.set_widgets(4, **SMALL, seed=seed)
+        frontend.page.evaluate("[9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))")
+
+    return load_small
 
 
 @pytest.fixture

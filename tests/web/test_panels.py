@@ -1,0 +1,187 @@
+"""The pack's own parts of nodes: the chain's buttons, the report panel and what a run tells it, in subgraphs, too."""
+
+import pytest
+
+pytestmark = pytest.mark.host
+MERGE, FIRST, SECOND = 5, 2, 3  # nodes of merge_two_loras
+
+
+def chain_of(frontend):
+    """Return the chain as the Run button would post it: each LoRA's node, and what comes before it."""
+    return {key: n["inputs"].get("previous") for key, n in frontend.prompt().items() if n["class_type"] == "IterISLora"}
+
+
+def press(frontend, node_id, name):
+    """Press a button of a node in the graph that is shown; without a mouse, whose click would select the node, too."""
+    find = "([id, name]) => app.canvas.graph.getNodeById(id).widgets.map(w => w.element?.querySelector(name)).find(Boolean)"
+    frontend.page.evaluate(f"found => ({find})(found).click()", [node_id, f".iteris-{name}"])
+    frontend.settle()
+
+
+def undo(frontend):
+    frontend.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    frontend.settle()
+
+
+def send(frontend, event, **detail):
+    """Let the page believe that the server has sent it something."""
+    frontend.page.evaluate(
+        "([event, detail]) => comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }))", [event, detail]
+    )
+    frontend.settle()
+
+
+def layer(block, residual):
+    entry = {"task": "first", "residual": residual, "wears": True}
+    path = f"diffusion_model.input_blocks.{block}.1.transformer_blocks.0.attn1.to_q"
+    return {"path": path, "rank": 8, "tasks": [entry]}
+
+
+def send_layer(frontend, prompt_id, node, number, residual=0.5):
+    send(frontend, "iteris.layer", prompt_id=prompt_id, node=node, first=number == 1, layer=layer(number, residual))
+
+
+def report_of(residual, *others):
+    layers = [layer(1, residual)]
+    layers[0]["tasks"] += [{"task": name, "residual": residual, "wears": True} for name in others]
+    return {"iteris_report": [{"layers": layers, "fidelity": [], "unmatched": {}, "notes": []}]}
+
+
+def blocks_of(frontend, selector=".iteris-report"):
+    return frontend.page.eval_on_selector_all(f"{selector} .iteris-block", "all => all.map(b => b.dataset.block)")
+
+
+def into_subgraph(frontend, *ids):
+    """Put nodes into a subgraph, as the menu's Convert to Subgraph does, and return the subgraph node's id."""
+    return frontend.page.evaluate(
+        "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id)))).node.id", ids
+    )
+
+
+def residual_of(frontend):
+    """Return median and worst of the first line that the panel shows."""
+    line = frontend.page.locator('.iteris-line[data-kind="residual"]').first
+    return float(line.get_attribute("data-median")), float(line.get_attribute("data-worst"))
+
+
+def test_another_lora_joins_the_chain(frontend, picture, small):
+    small(frontend, seed=2)
+    frontend.show(FIRST, scale=0.6)
+    press(frontend, FIRST, "add")
+    picture(frontend, "another_lora")
+    chain = chain_of(frontend)
+    (added,) = set(chain) - {"2", "3"}
+    assert chain == {"2": None, added: ["2", 0], "3": [added, 0]}
+
+    frontend.show(FIRST, scale=0.6)
+    press(frontend, int(added), "remove")
+    picture(frontend, "taken_out")
+    assert chain_of(frontend) == {"2": None, "3": ["2", 0]}
+    undo(frontend)
+    assert chain_of(frontend) == chain, "one step of Undo brings the node and its links back"
+    undo(frontend)
+    assert chain_of(frontend) == {"2": None, "3": ["2", 0]}
+    assert frontend.errors == []
+
+
+def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
+    """There, the first LoRA may hang on the subgraph's input, and the last one on its output."""
+    small(frontend, seed=5)
+    press(frontend, FIRST, "add")
+    (added,) = set(chain_of(frontend)) - {"2", "3"}
+    outer = into_subgraph(frontend, int(added), SECOND)
+    inside = f"{outer}:{SECOND}"
+    assert chain_of(frontend) == {"2": None, f"{outer}:{added}": ["2", 0], inside: [f"{outer}:{added}", 0]}
+    frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
+    frontend.settle()
+    press(frontend, SECOND, "add")
+    picture(frontend, "chain_in_subgraph")
+    (last,) = set(chain_of(frontend)) - {"2", f"{outer}:{added}", inside}
+    assert frontend.prompt()["5"]["inputs"]["tasks"] == [last, 0]
+    assert chain_of(frontend)[last] == [inside, 0]
+    for node in (int(last.partition(":")[2]), int(added)):
+        press(frontend, node, "remove")
+    assert chain_of(frontend) == {"2": None, inside: ["2", 0]}
+    assert frontend.prompt()["5"]["inputs"]["tasks"] == [inside, 0]
+    assert frontend.errors == []
+
+
+def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
+    small(frontend, seed=6)
+    frontend.show(MERGE, top=200)
+    send_layer(frontend, "other", str(MERGE), 1)
+    assert blocks_of(frontend) == [], "nothing runs here"
+    send(frontend, "execution_start", prompt_id="mine", timestamp=0)
+    send_layer(frontend, "other", str(MERGE), 1)
+    assert blocks_of(frontend) == []
+    send_layer(frontend, "mine", str(MERGE), 1)
+    send_layer(frontend, "other", str(MERGE), 2)
+    send_layer(frontend, "mine", str(MERGE), 3)
+    assert blocks_of(frontend) == ["IN01", "IN03"]
+    send(frontend, "execution_interrupted", prompt_id="other")
+    assert blocks_of(frontend) == ["IN01", "IN03"]
+    send(frontend, "execution_interrupted", prompt_id="mine")
+    assert blocks_of(frontend) == []
+
+
+def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
+    small(frontend, seed=7)
+    frontend.show(MERGE, top=200)
+    earlier = frontend.page.locator(".iteris-earlier")
+    send(frontend, "execution_start", prompt_id="a", timestamp=0)
+    send(frontend, "executed", prompt_id="a", node=str(MERGE), display_node=str(MERGE), output=report_of(0.25))
+    assert blocks_of(frontend) == ["IN01"]
+    send(frontend, "execution_interrupted", prompt_id="a")
+    assert earlier.count() == 0, "the run had come to this report when it was stopped"
+    send(frontend, "execution_start", prompt_id="b", timestamp=0)
+    send_layer(frontend, "b", str(MERGE), 1, residual=0.75)
+    send(frontend, "execution_interrupted", prompt_id="b")
+    assert (residual_of(frontend), earlier.count()) == ((0.25, 0.25), 1)
+    picture(frontend, "report_of_an_earlier_run")
+    send(frontend, "execution_start", prompt_id="c", timestamp=0)
+    send(frontend, "executed", prompt_id="c", node=str(MERGE), display_node=str(MERGE), output=report_of(0.5))
+    assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
+
+
+def test_more_loras_than_colours_can_be_told_apart(frontend, picture, small):
+    small(frontend, seed=10)
+    frontend.show(MERGE, top=200)
+    report = report_of(0.5, *(f"lora {number}" for number in range(2, 15)))
+    frontend.page.evaluate("outputs => { app.nodeOutputs = outputs; }", {str(MERGE): report})
+    frontend.page.locator(".iteris-block").hover()
+    picture(frontend, "fourteen_loras")
+    look = "all => all.map(e => (({ fill, fillOpacity, stroke, backgroundColor, border }) => JSON.stringify("
+    look += "[fill, fillOpacity, stroke, backgroundColor, border]))(getComputedStyle(e)))"
+    for part in (".iteris-swatch", ".iteris-block rect[data-task]"):
+        looks = frontend.page.eval_on_selector_all(part, look)
+        assert len(looks) == len(set(looks)) == 14, part
+
+
+def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, small):
+    small(frontend, seed=8)
+    outer = into_subgraph(frontend, MERGE)
+    inside = f"{outer}:{MERGE}"
+    assert inside in frontend.prompt()
+    frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
+    frontend.settle()
+    frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", MERGE)
+    send(frontend, "execution_start", prompt_id="a", timestamp=0)
+    send_layer(frontend, "a", inside, 1)
+    assert blocks_of(frontend) == ["IN01"]
+    picture(frontend, "subgraph_live")
+    send(frontend, "execution_interrupted", prompt_id="a")
+    assert blocks_of(frontend) == []
+    subgraph = frontend.page.evaluate("id => app.graph.getNodeById(id).subgraph.id", outer)
+    for found, residual in ((inside, 0.25), (f"{subgraph}:{MERGE}", 0.5)):
+        frontend.page.evaluate("outputs => { app.nodeOutputs = outputs; }", {found: report_of(residual)})
+        frontend.settle()
+        assert residual_of(frontend) == (residual, residual)
+
+
+def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
+    vue = open_frontend(Comfy_VueNodes_Enabled=True)
+    small(vue, seed=9)
+    vue.show(MERGE, top=150)
+    picture(vue, "vue_alpha")
+    alpha = vue.page.locator(".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input").first
+    assert float(alpha.input_value()) == 0.0001
