@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import browser
+from notes import NOTES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -30,15 +31,26 @@ WIDTHS = {
     "IterISScene": 320,
     "IterISSave": 300,
     "IterISStack": 320,
+    "IterISCalibration": 280,
+    "IterISRecipe": 340,
+    "IterISReport": 300,
+    "CheckpointLoaderSimple": 280,
+    "LoraLoader": 280,
+    "SaveImage": 300,
 }
-ROOM_BELOW = {"IterISMerge": 260}  # for the report that comes with a run
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 340, 14, 46
+# for what comes with a run: a report, or a few lines of text
+ROOM_BELOW = {"IterISMerge": 260} | dict.fromkeys(
+    ("IterISSave", "IterISStack", "IterISModelLoras", "IterISScene", "IterISTrainedLora"), 110
+)
 MOST_BYTES = {"workflows": 195_000, "walkthrough": 145_000}
 
 
 def columns(prompt: dict) -> dict[str, int]:
     """Return each node's column: what ends a branch right behind what it needs, the rest right before what it is for."""
+    scene = any(node["class_type"] == "IterISScene" for node in prompt.values())
     edges = [
-        (value[0], key, steps(node["class_type"], name))
+        (value[0], key, steps(node["class_type"], name, scene))
         for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)
     ]  # fmt: skip
 
@@ -51,11 +63,13 @@ def columns(prompt: dict) -> dict[str, int]:
     return {key: column(key) for key in prompt}
 
 
-def steps(class_type: str, name: str) -> int:
+def steps(class_type: str, name: str, scene: bool) -> int:
     """Return how many columns an input's node stands before its user: LoRAs of a chain in one, right before their merge."""
     if name == "previous":
         return 0
-    return 2 if class_type == "IterISMerge" and name in ("model", "clip", "calibration") else 1
+    if class_type == "IterISMerge" and name == "calibration":
+        return 1 if scene else 2  # below what is short, to the left of the LoRAs or behind them
+    return 2 if class_type == "IterISMerge" and name in ("model", "clip") else 1
 
 
 def arrange(frontend: browser.Frontend, prompt: dict) -> None:
@@ -63,7 +77,7 @@ def arrange(frontend: browser.Frontend, prompt: dict) -> None:
     sizes = frontend.page.evaluate(
         """widths => Object.fromEntries(app.graph.nodes.map((node) => {
             const [width, height] = node.computeSize();
-            node.setSize([Math.max(width, widths[node.type] ?? 0, 9 * node.title.length + 40), height]);
+            node.setSize([Math.max(width, widths[node.type] ?? 0, 10 * node.title.length + 60), height]);
             return [node.id, [...node.size]];
         }))""",
         WIDTHS,
@@ -77,6 +91,23 @@ def arrange(frontend: browser.Frontend, prompt: dict) -> None:
             y += sizes[key][1] + TITLE + GAP_Y + ROOM_BELOW.get(prompt[key]["class_type"], 0)
         x += max((sizes[key][0] for key in members), default=-GAP_X) + GAP_X
     frontend.page.evaluate("places => app.graph.nodes.forEach((node) => { node.pos = places[node.id]; })", places)
+    frontend.settle()
+
+
+def add_note(frontend: browser.Frontend, text: str) -> None:
+    """Put a note to the left of everything, as high as its text."""
+    lines = sum(1 + len(line) // NOTE_LETTERS for line in text.splitlines())
+    frontend.page.evaluate(
+        """([text, size, gap]) => {
+            const note = LiteGraph.createNode('MarkdownNote');
+            note.title = 'What this does';
+            note.widgets[0].value = text;
+            note.pos = [Math.min(...app.graph.nodes.map(({ pos }) => pos[0])) - size[0] - gap, 0];
+            app.graph.add(note);
+            note.setSize(size);
+        }""",
+        [text, [NOTE_WIDTH, NOTE_LINE * lines], GAP_X],
+    )
     frontend.settle()
 
 
@@ -97,6 +128,7 @@ def whole(frontend: browser.Frontend) -> dict[str, float]:
             const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])) - 20);
             const [right, bottom] = [2, 3].map((i) => Math.max(...boxes.map((box) => box[i])) + 20);
             const scale = Math.min((innerWidth - 100) / (right - left), (innerHeight - 220) / (bottom - top), 1);
+            app.canvas.min_font_size_for_lod = 0;  // text, however small
             app.canvas.ds.scale = scale;
             app.canvas.ds.offset = [80 / scale - left, 130 / scale - top];
             app.canvas.setDirty(true, true);
@@ -125,8 +157,10 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         prompt = json.loads(path.read_text(encoding="utf-8"))
         frontend.load(prompt, path.stem)
         fixed_seeds(frontend)
+        whole(frontend)  # what is out of sight has no height
         frontend.page.wait_for_timeout(1000)  # trigger words come from the server
         arrange(frontend, prompt)
+        add_note(frontend, NOTES[path.stem])
         place = whole(frontend)
         frontend.page.wait_for_timeout(500)
         save(frontend.page.screenshot(clip=place), ROOT / "workflows" / f"{path.stem}.jpg", MOST_BYTES["workflows"])
@@ -158,12 +192,15 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     shoot("1_template")
     dialog.get_by_text("merge_two_loras").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
-    lora, second, calibration, merge = 2, 3, 4, 5
+    page.wait_for_timeout(1000)
+    shoot("2_workflow", clip=whole(frontend))
+    lora, second, calibration, merge, prompt = 2, 3, 4, 5, 7
     for node, name in ((lora, "sks_dog"), (second, "ink_wash")):
         frontend.set_widgets(node, lora_name=f"{name}.safetensors")
+    frontend.set_widgets(prompt, text="a photo of sks dog in a garden, ink wash style")
+    page.wait_for_timeout(1000)
     frontend.show(lora, left=430, top=130)
-    page.locator(".iteris-prompt", has_text="sks dog").first.click()
-    shoot("2_loras")
+    shoot("3_loras")
     frontend.set_widgets(calibration, trajectories=4, timesteps=2, sampling_steps=4, resolution=128)
     frontend.set_widgets(9, width=64, height=64)
     frontend.set_widgets(10, steps=2)
@@ -171,12 +208,14 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.run()
     page.wait_for_function("app.graph.getNodeById(5).widgets.some((widget) => widget.name.includes('text-preview'))")
     frontend.show(merge, left=330, top=130)
-    shoot("3_running")
-    page.wait_for_selector(".iteris-line")
+    page.locator(".iteris-block").nth(5).wait_for()
+    shoot("4_running")
+    page.wait_for_selector('.iteris-line[data-kind="unseen"]')
     page.wait_for_selector(".iteris-text >> text=read back")
+    page.locator(".p-toast-message").first.wait_for(state="hidden")
     frontend.show(merge, left=330, top=90)
     page.locator('.iteris-block[data-block="MID"]').hover()
-    shoot("4_report")
+    shoot("5_report")
 
 
 def main() -> None:
