@@ -32,7 +32,16 @@ refuses Gram matrices that cannot be solved."""
 SCALES = """\
 Rivals that have a free scale, as published and at the scale with the smallest error of the logits on 20 calibration samples per
 task (RegMean: 50), on the pairs of neighbours:"""
+FINDINGS_T5 = """\
+T5: IterIS wins everywhere it is measured on the tasks: pairs 0.961 (full output 0.968) against 0.940 for RegMean++, its
+closest rival, and the lead grows with the number of LoRAs (five: 0.788 and 0.820 against 0.719). Why: the inputs of the merged
+model differ from those of the single ones, and most in the later layers; RegMean++ corrects only that, with its shrunk
+off-diagonal, and averages of weights correct nothing. It does not keep the base model's own tasks by itself (0.53); a preserve
+task of weight 1 does (0.93), and costs too much here (0.67): the LoRAs answer the same kind of input by another rule."""
+FINDINGS_BLIP = """\
+BLIP: the same order, wider: 0.980 against 0.941 for Mix-of-Show and 0.902 for RegMean++. A preserve task of weight 0.01 or 0.1
+keeps the plain captions (0.99) and costs nothing (0.984, 0.981); weight 1 costs 0.056."""
 PROSE = {
-    "t5": {"what": T5_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": ""},
-    "blip": {"what": BLIP_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": ""},
+    "t5": {"what": T5_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_T5},
+    "blip": {"what": BLIP_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_BLIP},
 }
