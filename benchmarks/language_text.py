@@ -178,7 +178,7 @@ def style_table(records: Records, names: Sequence[str]) -> str:
 def section(world: str, names: Sequence[str], records: Records) -> str:
     """Return a model's part of RESULTS.md."""
     prose = PROSE[world]
-    parts = [f"### Language: {TITLES[world]}", prose["what"]]
+    parts = [f"### Language: {TITLES[world]}", prose["what"], *filter(None, [prose["findings"]])]
     parts += ["Pairs:", method_table(records, names, [2])]
     larger = sorted({len(group) for _, group in records} - {1, 2})
     for size in larger:
@@ -190,7 +190,7 @@ def section(world: str, names: Sequence[str], records: Records) -> str:
         parts += [prose["iterations"].format(solves=solves(records)), iteration_table(records)]
         parts += [SCALES, scale_table(records, names)] if any(same_pairs(records, way) for way in best_scale_ways()) else []
         parts += ["![Iterations against the sweep](language.png)", prose["ablations"], ablation_table(records, names)]
-    return "\n\n".join([*parts, prose["findings"]]) + refusals(records)
+    return "\n\n".join(parts) + refusals(records)
 
 
 def draw(worlds: Mapping[str, Records], path: Path) -> None:
