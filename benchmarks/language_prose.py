@@ -39,11 +39,11 @@ model differ from those of the single ones, and most in the later layers; RegMea
 off-diagonal, and averages of weights correct nothing. It does not keep the base model's own tasks by itself (0.53); a preserve
 task of weight 1 does (0.93), and costs too much here (0.67): the LoRAs answer the same kind of input by another rule."""
 FINDINGS_BLIP = """\
-BLIP: the same order: pairs 0.851 (full output 0.856) against 0.783 for Mix-of-Show and 0.750 for RegMean++, each LoRA alone 0.950;
-three 0.828, 0.783, 0.567. A preserve task of weight 0.01 keeps the plain captions (0.97) at no measurable cost (-0.005 ± 0.004), of
-weight 1 (0.99) at -0.040. The absolute figures depend on what the training came to: the same command and seeds, with earlier code
-and on another processor, gave a base and LoRAs with which it was 0.980, 0.941 and 0.902. The ± here, over three LoRA seeds on one
-base, does not cover that."""
+BLIP: the same order: pairs 0.851 (full output 0.856) against 0.783 for Mix-of-Show and 0.750 for RegMean++, each LoRA alone
+0.950; three 0.828, 0.783, 0.567. A preserve task of weight 0.01 keeps the plain captions (0.97) at no measurable cost
+(-0.005 ± 0.004), of weight 1 (0.99) at -0.040. The absolute figures depend on what the training came to: the same command
+and seeds, with earlier code and on another processor, gave a base and LoRAs with which it was 0.980, 0.941 and 0.902. The ±
+here, over three LoRA seeds on one base, does not cover that."""
 PROSE = {
     "t5": {"what": T5_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_T5},
     "blip": {"what": BLIP_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_BLIP},
