@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -39,7 +40,7 @@ def figures_of(
     left = torch.stack([entry.squared_residuals() for entry in energies])
     reference = torch.stack([entry.reference() for entry in energies])[:, None]
     residuals = torch.where(reference > 0, (left / reference).sqrt(), torch.zeros_like(left))
-    taught = torch.stack([task.delta_energy() for task, _ in counted])
+    taught = torch.stack([entry.taught for entry in energies])
     strangers = [[k for k in deltas if k not in task.mix] for task, _ in counted]
     pairs = [torch.stack(entry.interference(k)) for entry, own in zip(energies, strangers, strict=True) for k in own]
     interference = torch.stack(pairs) if pairs else left.new_zeros(0, 2)
@@ -47,6 +48,7 @@ def figures_of(
     cut, plain_cut, rank = solution.cut, solution.plain_cut, merged.rank
     kept = None if solution.spectrum is None else solution.spectrum.kept()
 
+    @functools.cache  # whoever watches the merge has read it already
     def read() -> LayerReport:
         known, entries = iter(interference.tolist()), []
         figures = zip(facts, strangers, residuals.tolist(), lambdas.tolist(), taught.tolist(), strict=True)
@@ -64,7 +66,7 @@ class _Energies:
     """What the merged delta, and every adapter, do on one task's inputs at one layer: all from one form of the Gram matrix."""
 
     def __init__(self, task: TaskAtLayer, deltas: Mapping[int, LowRankDelta], merged: LowRankDelta) -> None:
-        self.task, statistics = task, task.statistics
+        self.task, self.taught, statistics = task, task.delta_energy(), task.statistics
         both = stack([merged, *deltas.values()], [1.0] * (1 + len(deltas)))
         # entry (i, j) of this matrix, summed over a pair of blocks, is <X~ dW_i^T, X~ dW_j^T>
         self.products = (both.up.T @ both.up) * statistics.inputs.form(both.down)
@@ -91,15 +93,14 @@ class _Energies:
         T_g is what the target asks for.
         """
         target = self.task.statistics.target_energy
-        target = self.task.delta_energy() if target is None else target
+        target = self.taught if target is None else target
         ways = ((self.merged, 1.0), (self.adapters, 1.0), (self.adapters, 1 / len(self.blocks)))
         left = [target - 2 * c * self.with_target[of].sum() + c**2 * self.energy(of) for of, c in ways]
         return torch.stack(left).clamp_min(0)
 
     def reference(self) -> Tensor:
         """Return what a residual is relative to: what the teacher adds; where that is nothing, what all adapters would."""
-        own = self.task.delta_energy()
-        return torch.where(own > 0, own, self.energy(self.adapters))
+        return torch.where(self.taught > 0, self.taught, self.energy(self.adapters))
 
     def interference(self, k: int) -> tuple[Tensor, Tensor]:
         """Return `report.Interference`'s ``stacked`` and ``merged`` for an adapter that the teacher does not wear, 0-dim."""

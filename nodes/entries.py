@@ -9,9 +9,9 @@ from ..iteris_core import ConfigError
 from ..iteris_core.adapters import names_of
 from ..iteris_core.families.diffusion_samples import PromptedAdapter
 from ..iteris_core.formats.files import read_tensors
-from ..iteris_core.formats.recipe import UsedLora, sha256
+from ..iteris_core.formats.recipe import UsedLora, sha256, sha256_of_tensors
 from . import host
-from .files import adapter_name, sha256_of_tensors
+from .files import adapter_name
 from .sockets import LoraEntry, Scenes
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
 from ..iteris_core import IterisError
@@ -35,12 +33,6 @@ def fingerprint(path: Path | None) -> str:
 def fingerprints(files: Mapping[str, Path | None]) -> str:
     """Return a string that changes when one of these files changes, or is called something else."""
     return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
-
-
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
-    contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    return hashlib.sha256(save(contiguous)).hexdigest()
 
 
 def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:

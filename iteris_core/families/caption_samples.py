@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..adapters import Adapter
 from ..errors import CalibrationError, ConfigError
 from ..rows import wearing
 from ..tasks import Sample
-from .text_samples import padded, read_lines, until_end
+from .text_samples import padded, parse_line, read_lines, until_end
 
 IMAGE_STREAM, TEXT_STREAM = "image", "text"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -105,10 +104,7 @@ def read_images(path: Path) -> list[CaptionSample]:
 
 
 def _of_json(path: Path, place: str, line: str) -> CaptionSample:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{place}: no JSON ({error}); write {_EXAMPLE} on each line") from error
+    entry = parse_line(place, line, _EXAMPLE)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str) or not entry["image"].strip():
         raise CalibrationError(f'{place}: names no file as "image"; write {_EXAMPLE}')
     caption = entry.get("caption")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..calibration import Calibration, euler_trajectory, kept_steps, noise
+from ..formats.recipe import sha256_of_tensors
 from ..network import Network
 from ..rows import wearing
 from .diffusion_samples import Contexts, Plan, Reading, UnetRow, mix_in
@@ -94,7 +93,7 @@ def sample_runs(
 def _digest(adapter: Adapter) -> str:
     """Return a hash of what an adapter adds."""
     tensors = {f"{path} {side}": getattr(delta, side) for path, delta in adapter.deltas.items() for side in ("up", "down")}
-    return _hash(tensors)
+    return sha256_of_tensors(tensors)
 
 
 def _key(
@@ -111,11 +110,7 @@ def _key(
         tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
         tensors |= {} if part.region is None else {f"{i} region": part.region}
         mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-    return _hash(tensors) + repr((mixes, run.seed, run.steps, shape, cfg))
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    return sha256(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})).hexdigest()
+    return sha256_of_tensors(tensors) + repr((mixes, run.seed, run.steps, shape, cfg))
 
 
 def _sample(

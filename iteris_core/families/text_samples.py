@@ -99,11 +99,20 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     return numbered
 
 
-def _of_json(place: str, line: str) -> TextSample:
+def parse_line(place: str, line: str, example: str) -> Any:
+    """Return what a line of JSON lines says.
+
+    Raises:
+        CalibrationError: It is no JSON; shows an example.
+    """
     try:
-        entry = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{place}: no JSON ({error}); write {_EXAMPLE} on each line") from error
+        raise CalibrationError(f"{place}: no JSON ({error}); write {example} on each line") from error
+
+
+def _of_json(place: str, line: str) -> TextSample:
+    entry = parse_line(place, line, _EXAMPLE)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), str) or not entry["input"].strip():
         raise CalibrationError(f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)')
     target = entry.get("target")

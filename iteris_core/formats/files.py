@@ -72,6 +72,11 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise AdapterError(f"{path.name}: cannot be read as safetensors ({error}); download it again") from error
 
 
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, contiguous, and none a view of another."""
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+
+
 def write_tensors(
     tensors: Mapping[str, Tensor],
     path: str | os.PathLike[str],
@@ -95,8 +100,7 @@ def write_tensors(
     handle, draft = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        save_file(contiguous, draft, metadata={"format": "pt", **metadata})
+        save_file(storable(tensors), draft, metadata={"format": "pt", **metadata})
         os.chmod(draft, 0o644)
         if overwrite:
             os.replace(draft, path)

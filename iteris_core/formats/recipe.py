@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from ..report import MergeReport
 from ..version import __version__
+from .files import storable
 
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
 
@@ -64,3 +67,8 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
+    return hashlib.sha256(save(storable(tensors))).hexdigest()

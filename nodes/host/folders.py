@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Container
 from pathlib import Path
@@ -12,9 +11,9 @@ import folder_paths
 from comfy.cli_args import args
 
 from ...iteris_core import AdapterError
+from ...iteris_core.formats.metadata import short_hash
 
 _MODELS = ("checkpoints", "diffusion_models", "text_encoders")
-_HASH_START, _HASH_BYTES, _HASH_DIGITS = 0x100000, 0x10000, 8
 
 
 def lora_names() -> list[str]:
@@ -49,19 +48,14 @@ def lora_name_of(path: Path) -> str | None:
 
 
 def model_files(names: Container[str]) -> list[str]:
-    """Return those of these names that are model files, each with its hash.
-
-    The hash is that of 64 KiB from 1 MiB on: as A1111 showed it, and quick.
-    """
+    """Return those of these names that are model files, each with its short hash."""
     found = {}
     for kind in _MODELS:
         for name in folder_paths.get_filename_list(kind):
             path = folder_paths.get_full_path(kind, name) if name in names else None
             if path is not None:
                 with open(path, "rb") as file:
-                    file.seek(_HASH_START)
-                    digest = hashlib.sha256(file.read(_HASH_BYTES)).hexdigest()[:_HASH_DIGITS]
-                found[name] = f"{name} ({digest})"
+                    found[name] = f"{name} ({short_hash(file)})"
     return list(found.values())
 
 
