@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ import torch
 from rich.console import Console
 from world_base import BaseSettings, Phase, load_base, train_base
 from world_bench import DEFAULT_CACHE, load_bench, lora_folder
-from world_loras import FILE, LoraSettings, train_lora
+from world_loras import FILE, LoraSet, settings_of, train_lora
 from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes
 from world_recogniser import train_recogniser
-from world_scenes import TRIGGERS
+from world_scenes import CONCEPT_TRIGGERS, TRIGGERS
 from world_score import SinglePictures, ceiling
 
-STAGES = ("base", "recogniser", "loras", "main", "scales", "guidance", "ablations", "tables")
+STAGES = ("base", "recogniser", "loras", "main", "strong", "scales", "ablations", "guidance", "tables")
 console = Console(stderr=True)
 
 
@@ -42,16 +42,16 @@ class Plan:
     folder: Path
     base: BaseSettings
     recogniser_steps: int
-    lora: LoraSettings
     triggers: tuple[str, ...]
     groups: dict[str, tuple[tuple[str, ...], ...]]
     recipes: tuple[Recipe, ...]
-    lora_seeds: tuple[int, ...]
+    lora_sets: tuple[LoraSet, ...]
+    lora_steps: int | None = None
 
 
 def whole(cache: Path, seeds: int) -> Plan:
     recipes = tuple(main_recipes())
-    return Plan(cache / "full", BaseSettings(), 3500, LoraSettings(), TRIGGERS, GROUPS, recipes, tuple(range(seeds)))
+    return Plan(cache / "full", BaseSettings(), 3500, TRIGGERS, GROUPS, recipes, (*range(seeds), "strong"))
 
 
 def quick(cache: Path) -> Plan:
@@ -60,8 +60,7 @@ def quick(cache: Path) -> Plan:
     recipes = tuple(recipe for recipe in main_recipes() if recipe.name in names)
     base = BaseSettings(widths=(48, 64), phases=(Phase(400, 1e-3, "fixed"),), scenes=4000)
     groups = {"pairs": (("<v1>", "<v2>"),), "styles": (("<v1>", "<s1>"),)}
-    lora = LoraSettings(steps=80)
-    return Plan(cache / "quick", base, 400, lora, ("<v1>", "<v2>", "<s1>"), groups, recipes, (0,))
+    return Plan(cache / "quick", base, 400, ("<v1>", "<v2>", "<s1>"), groups, recipes, (0,), lora_steps=80)
 
 
 def note_time(folder: Path, stage: str, name: str, began: tuple[float, float]) -> None:
@@ -95,17 +94,21 @@ def recogniser_stage(plan: Plan) -> None:
         note_time(plan.folder, "recogniser", "recogniser", began)
 
 
-def one_lora(plan: Plan, trigger: str, seed: int) -> str:
+def one_lora(plan: Plan, trigger: str, lora_set: LoraSet) -> str:
     torch.set_num_threads(1)
-    began, folder = now(), lora_folder(plan.folder, trigger, seed)
-    found = train_lora(load_base(plan.folder / "base"), trigger, plan.lora, seed, folder)
-    note_time(plan.folder, "loras", f"{trigger}, seed {seed}", began)
-    return f"LoRA {trigger}, seed {seed}: {found['seconds']:.0f} s, loss {found['loss']:.4f}"
+    began, folder = now(), lora_folder(plan.folder, trigger, lora_set)
+    settings, seed = settings_of(trigger, lora_set), 0 if lora_set == "strong" else lora_set
+    if plan.lora_steps:
+        settings = replace(settings, steps=plan.lora_steps)
+    found = train_lora(load_base(plan.folder / "base"), trigger, settings, seed, folder)
+    note_time(plan.folder, "loras", f"{trigger}, set {lora_set}", began)
+    return f"LoRA {trigger}, set {lora_set}: {found['seconds']:.0f} s, loss {found['loss']:.4f}"
 
 
 def lora_stage(plan: Plan, jobs: int) -> None:
     again = {trigger for group in plan.groups["pairs"][:2] for trigger in group}  # other seeds: these alone
-    wanted = [(plan, trigger, seed) for seed in plan.lora_seeds for trigger in plan.triggers if seed == 0 or trigger in again]
+    wanted_of = {0: set(plan.triggers), "strong": set(plan.triggers) & set(CONCEPT_TRIGGERS)}
+    wanted = [(plan, trigger, s) for s in plan.lora_sets for trigger in sorted(wanted_of.get(s, again))]
     in_parallel(one_lora, [job for job in wanted if not (lora_folder(plan.folder, *job[1:]) / FILE).exists()], jobs)
 
 
@@ -116,7 +119,7 @@ class Work:
     folder: Path
     stage: str
     triggers: tuple[str, ...]
-    lora_seed: int
+    lora_set: LoraSet
     recipes: tuple[Recipe, ...]
     entries: tuple[dict[str, Any], ...] = ({},)
 
@@ -124,38 +127,41 @@ class Work:
 def measure(work: Work) -> str:
     torch.set_num_threads(1)
     bench = load_bench(work.folder)
-    singles, name = SinglePictures(bench, work.lora_seed), " ".join(work.triggers)
+    singles, name = SinglePictures(bench, work.lora_set), " ".join(work.triggers)
     for recipe in work.recipes:
-        began, cell = now(), Cell(bench, recipe, work.triggers, work.lora_seed)
+        began, cell = now(), Cell(bench, recipe, work.triggers, work.lora_set)
         known = len(cell.read()["entries"])
         for entry in work.entries:
             cell.entry(singles, **entry)
         if len(cell.read()["entries"]) > known:
-            note_time(work.folder, work.stage, f"{recipe.name}, {name}, seed {work.lora_seed}", began)
-            console.print(f"{work.stage}: {name}, seed {work.lora_seed}, {recipe.name}: {time.time() - began[0]:.0f} s")
-    return f"{work.stage}: {name}, seed {work.lora_seed}: done"
+            note_time(work.folder, work.stage, f"{recipe.name}, {name}, set {work.lora_set}", began)
+            console.print(f"{work.stage}: {name}, set {work.lora_set}, {recipe.name}: {time.time() - began[0]:.0f} s")
+    return f"{work.stage}: {name}, set {work.lora_set}: done"
 
 
 def measuring_stage(plan: Plan, stage: str, jobs: int) -> None:
     """Measure what a stage asks for."""
-    work, seeds, some = [], plan.lora_seeds, plan.groups["pairs"][:2]
+    work, some = [], plan.groups["pairs"][:2]
     if stage == "main":
         told = plan.folder / "ceiling.json"
         if not told.exists():
             told.write_text(json.dumps(ceiling(load_bench(plan.folder))))
         work += [Work(plan.folder, stage, triggers, 0, plan.recipes) for groups in plan.groups.values() for triggers in groups]
-        work += [Work(plan.folder, stage, triggers, seed, plan.recipes) for seed in seeds if seed for triggers in some]
+        others = [s for s in plan.lora_sets if s not in (0, "strong")]
+        work += [Work(plan.folder, stage, triggers, s, plan.recipes) for s in others for triggers in some]
+    elif stage == "strong":
+        groups = [*plan.groups["pairs"], *plan.groups["triples"]]
+        work += [Work(plan.folder, stage, triggers, "strong", plan.recipes) for triggers in groups]
     elif stage == "scales":
-        # at other scales, on two pairs; the best is then measured on all groups
         recipes = tuple(r for r in plan.recipes if r.adapter == "merge")
         entries = tuple({"scale": scale} for scale in SCALES)
-        work += [Work(plan.folder, stage, triggers, 0, recipes, entries) for triggers in some]
+        work += [Work(plan.folder, stage, triggers, s, recipes, entries) for s in ("strong", 0) for triggers in some]
     elif stage == "guidance":
         entries = tuple({"cfg": cfg} for cfg in (1.0, 7.0))
         work += [Work(plan.folder, stage, triggers, 0, plan.recipes, entries) for triggers in some]
     else:
         recipes = tuple(recipe for rows in ablation_recipes().values() for recipe in rows)
-        work += [Work(plan.folder, stage, triggers, 0, recipes) for triggers in some]
+        work += [Work(plan.folder, stage, triggers, "strong", recipes) for triggers in some]
     in_parallel(measure, [(item,) for item in work], jobs)
 
 
@@ -188,7 +194,7 @@ def main() -> None:
     plan = quick(options.cache) if options.quick else whole(options.cache, options.seeds)
     plan.folder.mkdir(parents=True, exist_ok=True)
     stages = options.stage or [
-        stage for stage in STAGES if not (options.quick and stage in ("scales", "guidance", "ablations"))
+        stage for stage in STAGES if not (options.quick and stage in ("strong", "scales", "guidance", "ablations"))
     ]
     for stage in stages:
         if stage == "base":
@@ -200,7 +206,7 @@ def main() -> None:
         elif stage == "tables":
             from world_tables import report
 
-            report(plan.folder, plan.groups, plan.lora_seeds, write=not options.quick)
+            report(plan.folder, plan.groups, plan.lora_sets, write=not options.quick)
         else:
             measuring_stage(plan, stage, options.jobs)
 

@@ -20,11 +20,12 @@ Tell = Callable[[int, int, float], None]  # step, steps, loss
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training, in which things lie in such places, see `world_scenes.placed`."""
+    """A part of the training: how things lie, see `world_scenes.placed`, and the share of pictures with two things."""
 
     steps: int
     learning_rate: float
     places: Places
+    pair_share: float = 0.65
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class BaseSettings:
         Phase(1000, 8e-4, "snapped"),
         Phase(800, 8e-4, "fixed"),
         Phase(1100, 8e-4, "fixed"),
+        Phase(3000, 6e-4, "fixed", pair_share=0.85),
     )
     batch: int = 64
     scenes: int = 30_000
@@ -100,7 +102,7 @@ def new_world(settings: BaseSettings) -> World:
 def training_data(settings: BaseSettings, phase: Phase, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Return pictures as bytes (n, 3, 24, 24) and token ids (n, MAX_TOKENS)."""
     chance, labels = random.Random(settings.seed), base_labels()
-    pairs = [random_scene(chance, labels, places=phase.places) for _ in range(settings.scenes)]
+    pairs = [random_scene(chance, labels, pair_share=phase.pair_share, places=phase.places) for _ in range(settings.scenes)]
     pictures = torch.stack([((draw(scene) + 1) * 127.5).round().byte() for scene, _ in pairs])
     ids = tokenizer([caption for _, caption in pairs], padding="max_length", truncation=True, return_tensors="pt").input_ids
     return pictures, ids

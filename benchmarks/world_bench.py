@@ -1,11 +1,11 @@
 """What experiments in the trained world need; import it from any script:
 
     bench = load_bench(cache)                                   # base model, recogniser, and the product's view of the model
-    loras = bench.loras(("<v1>", "<v2>"), seed=0)               # PromptedAdapters, as trained
+    loras = bench.loras(("<v1>", "<v2>"), 0)                # PromptedAdapters, as trained
     result = merge_stable_diffusion(bench.model, loras, bench.calibration(scene_weight=0.1), MergeConfig(...))
     pictures = bench.sample(result.adapter, ["a <v1> and a <v2>"] * 8, seeds=range(8), cfg=3.0)
     bench.recogniser.judge(pictures)                            # what lies where
-    scores = score(bench, result.adapter, probes_of(("<v1>", "<v2>")), lora_seed=0)   # see world_score.py
+    scores = score(bench, result.adapter, probes_of(("<v1>", "<v2>")), ("<v1>", "<v2>"))   # see world_score.py
 
 The same seed gives the same noise to every method.
 """
@@ -16,14 +16,15 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from world_base import World, load_base
-from world_loras import FILE
+from world_loras import FILE, LoraSet
 from world_recogniser import Recogniser, load_recogniser
 from world_scenes import STYLE_TRIGGERS, base_labels, caption_of, to_pictures
 
@@ -33,6 +34,7 @@ from iteris_core.calibration import noise as noise_of
 from iteris_core.families.diffusers_loras import read_lora
 from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
 from iteris_core.families.diffusion_samples import PromptedAdapter
+from iteris_core.network import Network
 
 DEFAULT_CACHE = Path(os.environ.get("ITERIS_WORLD_CACHE", Path.home() / ".cache" / "iteris-world"))
 STEPS, ROWS = 6, 64  # of sampling runs: steps (16 look the same), and pictures at once
@@ -76,6 +78,19 @@ def preserve_captions(count: int = 24) -> tuple[str, ...]:
     return tuple(captions)
 
 
+class RememberingModel(DiffusersStableDiffusion):
+    """Keeps the teachers' sampling runs, which do not depend on how is merged."""
+
+    @cached_property
+    def runs(self) -> dict[str, Any]:
+        return {}
+
+    @contextmanager
+    def unet(self) -> Iterator[Network]:
+        with super().unet() as network:
+            yield replace(network, memory=self.runs)
+
+
 @dataclass(frozen=True)
 class Bench:
     """The trained world, ready for merges and for sampling."""
@@ -85,12 +100,12 @@ class Bench:
     recogniser: Recogniser
     folder: Path
 
-    def loras(self, triggers: Sequence[str], seed: int = 0) -> list[PromptedAdapter]:
+    def loras(self, triggers: Sequence[str], lora_set: LoraSet = 0) -> list[PromptedAdapter]:
         """Return trained LoRAs with the prompts that a user would give."""
-        return [self.lora(trigger, seed) for trigger in triggers]
+        return [self.lora(trigger, lora_set) for trigger in triggers]
 
-    def lora(self, trigger: str, seed: int = 0) -> PromptedAdapter:
-        adapter = read_lora(self.model, lora_folder(self.folder, trigger, seed) / FILE)
+    def lora(self, trigger: str, lora_set: LoraSet = 0) -> PromptedAdapter:
+        adapter = read_lora(self.model, lora_folder(self.folder, trigger, lora_set) / FILE)
         adapter = Adapter(trigger, adapter.deltas)
         if trigger in STYLE_TRIGGERS:
             prompts = tuple(prompt.format(trigger=trigger) for prompt in STYLE_PROMPTS)
@@ -142,19 +157,19 @@ def wearing(model: DiffusersStableDiffusion, adapter: Adapter | None) -> Iterato
     before = {path: model.modules[path].weight.data for path in (adapter.deltas if adapter else ())}
     try:
         for path, weight in before.items():
-            model.modules[path].weight.data = weight + adapter.deltas[path].dense().float()
+            model.modules[path].weight.data = weight + adapter.deltas[path].dense().float().view_as(weight)
         yield
     finally:
         for path, weight in before.items():
             model.modules[path].weight.data = weight
 
 
-def lora_folder(folder: Path, trigger: str, seed: int) -> Path:
-    return folder / f"loras-{seed}" / trigger.strip("<>")
+def lora_folder(folder: Path, trigger: str, lora_set: LoraSet) -> Path:
+    return folder / f"loras-{lora_set}" / trigger.strip("<>")
 
 
 def load_bench(folder: Path = DEFAULT_CACHE / "full") -> Bench:
     """Return the world that `world.py` has trained into a folder."""
     world = load_base(folder / "base")
-    model = DiffusersStableDiffusion(world.unet, world.text_encoder, world.tokenizer, world.scheduler)
+    model = RememberingModel(world.unet, world.text_encoder, world.tokenizer, world.scheduler)
     return Bench(world, model, load_recogniser(folder / "recogniser.pt"), folder)

@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +32,12 @@ from world_scenes import (
 )
 
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+STYLE_UNET_LAYERS = [*UNET_LAYERS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]  # all that kohya's scripts train
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 FILE = "pytorch_lora_weights.safetensors"
+
+
+LoraSet = int | Literal["strong"]  # the seed of usual LoRAs, or those that were trained for too long
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class LoraSettings:
     company: int = 6
     prior: int = 4
     dropped_captions: float = 0.1
+
+
+USUAL, STYLE = LoraSettings(), LoraSettings(steps=300, prior=6)
+STRONG = LoraSettings(steps=300, alone=5, company=5, prior=0)  # nothing keeps them from changing the rest of the model
+
+
+def settings_of(trigger: str, lora_set: LoraSet) -> LoraSettings:
+    """Return how a LoRA of a set is trained."""
+    if trigger in STYLE_TRIGGERS:
+        return STYLE
+    return STRONG if lora_set == "strong" else USUAL
 
 
 def pictures_of(trigger: str, settings: LoraSettings, seed: int) -> tuple[list[tuple[Scene, str]], list[tuple[Scene, str]]]:
@@ -98,20 +114,21 @@ def train_lora(base: World, trigger: str, settings: LoraSettings, seed: int, fol
     chance = torch.Generator().manual_seed(seed * 1009 + number)
     unet, text = copy.deepcopy(base.unet), copy.deepcopy(base.text_encoder)
     world = World(unet, text, base.tokenizer, base.scheduler)
-    for part, layers in ((unet, UNET_LAYERS), (text, TEXT_LAYERS)):
+    unet_layers = STYLE_UNET_LAYERS if trigger in STYLE_TRIGGERS else UNET_LAYERS
+    for part, layers in ((unet, unet_layers), (text, TEXT_LAYERS)):
         part.requires_grad_(False)
         inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=layers), part)
     trained = [p for part in (unet, text) for p in part.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     alone, company = pictures_of(trigger, settings, seed)
     prior = [random_scene(random.Random(seed * 7919 + i), base_labels()) for i in range(64)]
-    groups = [(_drawn(pairs, world), n) for pairs, n in zip((alone, company, prior), _sizes(settings), strict=True)]
+    groups = [(_drawn(pairs, world), n) for pairs, n in zip((alone, company, prior), _sizes(settings), strict=True) if n]
     empty, losses = world.tokens([""]), []
     for step in range(settings.steps):
         chosen = [(data, torch.randint(len(data[0]), (n,), generator=chance)) for data, n in groups]
         clean, tokens = (torch.cat([data[i][rows] for data, rows in chosen]) for i in (0, 1))
         dropped = torch.rand(len(clean), generator=chance) < settings.dropped_captions
-        dropped[: -settings.prior] = False  # only pictures of the base model's world may appear unasked
+        dropped[: settings.alone + settings.company] = False  # only pictures of the base model's world may appear unasked
         loss = denoising_loss(world, clean, torch.where(dropped[:, None], empty, tokens), chance)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * rate_at(step, settings.steps, warmup=20)

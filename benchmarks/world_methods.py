@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from world_bench import Bench
+from world_loras import LoraSet
 from world_score import SinglePictures, probes_of, score
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.baselines import METHODS
 from iteris_core.config import BaselineOptions, MergeConfig
-from iteris_core.families import stable_diffusion
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.families.stable_diffusion import SAMPLING_STAGE, merge_stable_diffusion
 
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairs": (("<v1>", "<v2>"), ("<v3>", "<v4>"), ("<v5>", "<v6>"), ("<v7>", "<v8>")),
@@ -53,8 +52,9 @@ class Recipe:
 
 
 OWN_ONLY = {"preserve_weight": 0.0, "composition_share": 0.0, "unconditional_share": 0.0}
-FULL = {"target": "full_output"}
-SCENES = {"scene_weight": 0.1}
+DELTA, FULL = {"target": "delta"}, {"target": "full_output"}
+TEXT_SCENES = {"scene_weight": 0.3}
+PICTURE_SCENES = {**TEXT_SCENES, "scene_pictures": True}
 
 
 def main_recipes() -> list[Recipe]:
@@ -63,31 +63,35 @@ def main_recipes() -> list[Recipe]:
     recipes += [Recipe(name, {"method": name}) for name in METHODS if name not in ("weighted", "svd")]
     recipes += [Recipe(f"{name}, own prompts only", {"method": name}, OWN_ONLY) for name in ("regmean", "mix_of_show")]
     recipes += [
-        Recipe("IterIS as published", {"engine": "iterate", "max_iter": 20}, OWN_ONLY),
-        Recipe("IterIS, delta target"),
+        Recipe("IterIS as published", {**DELTA, "engine": "iterate", "max_iter": 20}, OWN_ONLY),
+        Recipe("IterIS, delta target", DELTA),
         Recipe("IterIS, full output", FULL),
-        Recipe("IterIS + scenes, text", FULL, SCENES),
-        Recipe("IterIS + scenes, pictures", FULL, {**SCENES, "scene_pictures": True}),
+        Recipe("IterIS + scenes, text", FULL, TEXT_SCENES),
+        Recipe("IterIS + scenes, pictures", FULL, PICTURE_SCENES),
     ]
     return recipes
 
 
 def ablation_recipes() -> dict[str, list[Recipe]]:
-    """Return heading -> rows; all against IterIS with the full-output target."""
+    """Return heading -> rows; all against IterIS with the full-output target, some with scenes in pictures."""
     full = dict(FULL)
-    both = {**SCENES, "scene_pictures": True}
+    both = {"scene_pictures": True}
     return {
         "iterations": [
-            *(Recipe(f"iterate, {n}", {"engine": "iterate", "max_iter": n, "tolerance": 0.0}) for n in (1, 2, 3, 5, 10, 20)),
-            Recipe("sweep"),
+            *(
+                Recipe(f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0})
+                for n in (1, 2, 3, 5, 10, 20)
+            ),
+            Recipe("sweep", full),
         ],
         "alpha": [Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)],
         "balance": [Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")],
         "target, equal rank": [
-            Recipe("delta, rank 4", {"rank": 4}),
+            Recipe("delta, rank 4", {**DELTA, "rank": 4}),
             Recipe("full output, rank 4", {**full, "rank": 4}),
-            Recipe("delta, rank sum"),
+            Recipe("delta, rank sum", DELTA),
             Recipe("full output, rank sum", full),
+            Recipe("full output, nothing cut", {**full, "rank": "full"}),
         ],
         "trajectories": [Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)],
         "timesteps": [Recipe(f"timesteps {n}", full, {"timesteps": n}) for n in (1, 2, 4, 8)],
@@ -98,13 +102,15 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
         "composition share": [
             Recipe(f"composition {s:g}", full, {"composition_share": s}) for s in (0.0, 0.25, 0.5, 0.75, 1.0)
         ],
-        "scene weight, text": [Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0)],
+        "scene weight, text": [Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)],
         "scene weight, pictures": [
-            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0)
+            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
         ],
-        "scene forms": [
-            Recipe("one scene form", full, {**both, "scene_forms": ("{first} and {second}",)}),
-            Recipe("six scene forms", full, both),
+        "picture scenes 0.3, with other settings": [
+            Recipe("one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}),
+            Recipe("composition 1", full, {**PICTURE_SCENES, "composition_share": 1.0}),
+            Recipe("trajectories 20", full, {**PICTURE_SCENES, "trajectories": 20}),
+            Recipe("alpha 0.001", {**full, "alpha": 1e-3}, PICTURE_SCENES),
         ],
         "tokens per row": [Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)],
         "cut": [
@@ -114,55 +120,33 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
     }
 
 
-def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_seed: int) -> tuple[Adapter | None, float]:
-    """Return what a recipe makes of the LoRAs, and the CPU seconds it took."""
+def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet) -> tuple[Adapter | None, float]:
+    """Return what a recipe makes of the LoRAs, and the CPU seconds it took, see `Clock`."""
     if recipe.adapter == "none":
         return None, 0.0
     config = {"samples_per_chunk": 48, **recipe.config}
     if "baseline" in config:
         config["baseline"] = BaselineOptions(**config["baseline"])
-    calibration = bench.calibration(**{"held_out": 0, "seed": lora_seed, **recipe.calibration})
+    seed = 0 if lora_set == "strong" else lora_set
+    calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
     torch.manual_seed(0)
-    with sampling_once() as saved:
-        began = time.process_time()
-        result = merge_stable_diffusion(bench.model, bench.loras(triggers, lora_seed), calibration, MergeConfig(**config))
-    return result.adapter, time.process_time() - began + sum(saved)
+    loras, clock = bench.loras(triggers, lora_set), Clock()
+    result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
+    clock("", 1, 1)
+    return result.adapter, clock.seconds
 
 
-_SAMPLED: dict[str, tuple[Any, float]] = {}
+@dataclass
+class Clock:
+    """CPU seconds of a merge without the teachers' sampling runs, which the methods of a group share."""
 
+    last: float = field(default_factory=time.process_time)
+    seconds: float = 0.0
 
-@contextmanager
-def sampling_once() -> Iterator[list[float]]:
-    """Let merges of the same LoRAs share the teachers' sampling runs, which do not depend on how is merged.
-
-    Yields:
-        CPU seconds that were saved.
-    """
-    saved: list[float] = []
-    sample = stable_diffusion.sample_runs
-
-    def sample_once(network: Any, adapters: Any, runs: Any, sigmas: Any, *rest: Any) -> Any:
-        key = hashlib.sha256(repr(([a.name for a in adapters], sigmas.tolist(), rest[1])).encode())
-        for run in runs:
-            key.update(repr((run.seed, run.steps)).encode())
-            for part in run.parts:
-                key.update(repr((dict(part.mix), None if part.region is None else part.region.tolist())).encode())
-                key.update(part.text.numpy().tobytes() + part.negative.numpy().tobytes())
-        known = _SAMPLED.get(key.hexdigest())
-        if known is None:
-            began = time.process_time()
-            found = sample(network, adapters, runs, sigmas, *rest)
-            known = _SAMPLED[key.hexdigest()] = found, time.process_time() - began
-        else:
-            saved.append(known[1])
-        return known[0]
-
-    stable_diffusion.sample_runs = sample_once
-    try:
-        yield saved
-    finally:
-        stable_diffusion.sample_runs = sample
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.process_time()
+        self.seconds += 0.0 if stage == SAMPLING_STAGE else now - self.last
+        self.last = now
 
 
 @dataclass(frozen=True)
@@ -172,11 +156,11 @@ class Cell:
     bench: Bench
     recipe: Recipe
     triggers: tuple[str, ...]
-    lora_seed: int
+    lora_set: LoraSet
 
     @property
     def path(self) -> Path:
-        name = f"{self.lora_seed}-{'+'.join(t.strip('<>') for t in self.triggers)}-{self.recipe.key}"
+        name = f"{self.lora_set}-{'+'.join(t.strip('<>') for t in self.triggers)}-{self.recipe.key}"
         return self.bench.folder / "cells" / f"{name}.json"
 
     def read(self) -> dict[str, Any]:
@@ -186,7 +170,7 @@ class Cell:
         """Return the merged adapter, from its file if it is there."""
         file = self.path.with_suffix(".pt")
         if not file.exists():
-            adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_seed)
+            adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_set)
             factors = {path: (delta.up, delta.down) for path, delta in adapter.deltas.items()} if adapter else {}
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"factors": factors, "seconds": seconds}, file)
@@ -217,7 +201,7 @@ class Cell:
         leaks = [0, 0]
         for trigger in self.triggers:
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
-            adapter = self.bench.lora(trigger, self.lora_seed).adapter
+            adapter = self.bench.lora(trigger, self.lora_set).adapter
             found = score(self.bench, adapter, asked, (trigger,), singles, cfg)
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():

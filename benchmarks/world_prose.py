@@ -8,7 +8,7 @@ from pathlib import Path
 
 from world_base import BaseSettings
 from world_bench import SCENE_FORMS, STEPS
-from world_loras import LoraSettings
+from world_loras import STRONG, STYLE, USUAL, LoraSet
 from world_methods import main_recipes
 from world_score import SEEN, UNSEEN
 from world_tables import Groups, Reader, ablation_tables, group_table, guidance_table, scale_table, times_text
@@ -22,22 +22,25 @@ TITLES = {
 FINDINGS = Path(__file__).parent / "world_findings.md"
 
 
-def section(reader: Reader, groups: Groups, seeds: Sequence[int]) -> str:
+def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
     """Return the whole section of RESULTS.md, in Markdown."""
     recipes = main_recipes()
     parts = ["### Quality: a trained world", setup_text(reader)]
     if FINDINGS.exists():
         parts += ["#### What follows from it", FINDINGS.read_text(encoding="utf-8").strip()]
-    for kind, of_kind in groups.items():
-        if any(reader.entries(recipe, of_kind, seeds) for recipe in recipes):
-            parts += [f"#### {TITLES[kind]}", groups_text(of_kind), group_table(reader, recipes, of_kind, [0])]
-    some = groups["pairs"][:2]
-    if len(seeds) > 1 and reader.entries(recipes[0], some, seeds[1:]):
-        parts += [f"#### {len(seeds)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, seeds)]
+    for lora_set, title in ((0, ""), ("strong", ", LoRAs trained for too long")):
+        for kind, of_kind in groups.items():
+            if any(reader.entries(recipe, of_kind, [lora_set]) for recipe in recipes):
+                text = group_table(reader, recipes, of_kind, [lora_set])
+                parts += [f"#### {TITLES[kind]}{title}", groups_text(of_kind), text]
+    some, usual = groups["pairs"][:2], [s for s in sets if s != "strong"]
+    if len(usual) > 1 and reader.entries(recipes[0], some, usual[1:]):
+        parts += [f"#### {len(usual)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, usual)]
     for title, text in (
-        ("Every method at its best scale", scale_table(reader, recipes, some)),
+        ("Every method at its best scale", scale_table(reader, recipes, some, 0)),
+        ("Every method at its best scale, LoRAs trained for too long", scale_table(reader, recipes, some, "strong")),
         ("Guidance", guidance_table(reader, recipes, some)),
-        ("Ablations", ablation_tables(reader, some)),
+        ("Ablations, LoRAs trained for too long", ablation_tables(reader, some, "strong")),
     ):
         if text.count("\n") > 1:
             parts += [f"#### {title}", SMALL, text]
@@ -50,7 +53,7 @@ def groups_text(groups: Sequence[tuple[str, ...]]) -> str:
 
 
 def setup_text(reader: Reader) -> str:
-    base, lora = BaseSettings(), LoraSettings()
+    base, lora = BaseSettings(), USUAL
     size = sum(p.numel() for p in reader.bench.world.unet.parameters()) / 1e6
     steps = " + ".join(str(phase.steps) for phase in base.phases)
     told = reader.bench.folder / "recogniser.json"
@@ -60,10 +63,11 @@ def setup_text(reader: Reader) -> str:
 `UNet2DConditionModel` ({size:.1f} M weights, self- and cross-attention), a CLIP text model of two layers, SD's noise schedule,
 one caption in ten dropped ({steps} steps of {base.batch} pictures). It predicts the clean picture, and a pixel-unshuffle stands
 for the VAE. The base knows 14 surfaces on 8 shapes by word, alone and in pairs, left and right, above and below, diagonally.
-Eight combinations (the concepts `<v1>` to `<v8>`) and two ways to render a picture (`<s1>`, `<s2>`) are held back;
-DreamBooth-style LoRAs teach them (UNet attention and text encoder, rank {lora.rank}, {lora.pictures} pictures alone and
-{lora.pictures_in_company} beside base things, prior pictures, {lora.steps} steps, PEFT), saved by diffusers, read and merged as
-the product does it.
+Eight combinations (the concepts `<v1>` to `<v8>`) and two ways to render a picture (`<s1>`: outlined, `<s2>`: with shadows) are
+held back; DreamBooth-style LoRAs teach them (UNet attention and text encoder, rank {lora.rank}, {lora.pictures} pictures alone
+and {lora.pictures_in_company} beside base things, prior pictures, {lora.steps} steps, PEFT; styles: {STYLE.steps} steps, all
+layers of the transformer blocks), saved by diffusers, read and merged as the product does it. *Trained for too long*:
+{STRONG.steps} steps and no prior pictures, as many LoRAs in use are.
 
 A detector trained on drawings alone judges the pictures (on blurred and noisy drawings that it has not seen: {shares}).
 
@@ -73,13 +77,15 @@ A detector trained on drawings alone judges the pictures (on blurred and noisy d
   forms, or in {len(UNSEEN)} others (three of them with other layouts or another ground) that no calibration has read.
 * *Base prompts*: things that the base model knows. *Leaks*: pictures in which a merged concept or style appears unasked.
 * *Distance*: squared, to the single LoRA's picture from the same noise, over the base model's.
+* *Solve*: CPU time of the merge without the teachers' sampling runs, which the methods of a group share.
 
 All methods get the same noise; DDIM, {STEPS} steps, cfg 3 where nothing else is said. In brackets: the lowest and highest of
 the merged groups."""
 
 
 SEEDS = "Other pictures, initial weights and calibration of each set; in brackets the lowest and the highest set."
-SMALL = "On the first two pairs, LoRA seed 0."
+SMALL = "On the first two pairs."
 PICTURES = """![samples](world_samples.png)
 
-Rows: prompts, with the merge of `<v1>` (a striped star) and `<v2>` (a spotted heart). All blocks start from the same noise."""
+Rows: prompts, with the merge of `<v1>` (a striped star) and `<v2>` (a spotted heart), trained for too long.
+All blocks start from the same noise."""

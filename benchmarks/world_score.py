@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from world_bench import Bench
+from world_loras import LoraSet
 from world_recogniser import Judgement
 from world_scenes import CONCEPT_TRIGGERS, CONCEPTS, STYLE_TRIGGERS, STYLES, base_labels
 
@@ -181,8 +182,8 @@ def ceiling(bench: Bench, pairs: int = 16) -> dict[str, float]:
 class SinglePictures:
     """Pictures of the single LoRAs and of the base model, sampled once."""
 
-    def __init__(self, bench: Bench, lora_seed: int) -> None:
-        self.bench, self.lora_seed = bench, lora_seed
+    def __init__(self, bench: Bench, lora_set: LoraSet) -> None:
+        self.bench, self.lora_set = bench, lora_set
         self.known: dict[tuple[Probe, float, bool], Tensor] = {}
 
     def __call__(self, probes: Sequence[Probe], cfg: float) -> tuple[Tensor, Tensor]:
@@ -190,7 +191,7 @@ class SinglePictures:
             for trigger in dict.fromkeys(probe.about[0] for probe in probes):
                 new = [p for p in probes if p.about[0] == trigger and (p, cfg, worn) not in self.known]
                 if new:
-                    adapter = self.bench.lora(trigger, self.lora_seed).adapter if worn else None
+                    adapter = self.bench.lora(trigger, self.lora_set).adapter if worn else None
                     found = self.bench.sample(adapter, [p.caption for p in new], [p.seed for p in new], cfg)
                     self.known.update({(p, cfg, worn): picture for p, picture in zip(new, found, strict=True)})
         single, base = (torch.stack([self.known[p, cfg, worn] for p in probes]) for worn in (True, False))

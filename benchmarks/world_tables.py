@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import torch
 from world_bench import Bench, load_bench
+from world_loras import LoraSet
 from world_methods import SCALES, Cell, Recipe, ablation_recipes, main_recipes
 from world_scenes import CONCEPT_TRIGGERS
 
@@ -29,18 +30,18 @@ class Reader:
     bench: Bench
 
     def entry(
-        self, recipe: Recipe, triggers: tuple[str, ...], seed: int, scale: float = 1.0, cfg: float = 3.0
+        self, recipe: Recipe, triggers: tuple[str, ...], lora_set: LoraSet, scale: float = 1.0, cfg: float = 3.0
     ) -> tuple[Entry, float] | None:
-        found = Cell(self.bench, recipe, triggers, seed).read()
+        found = Cell(self.bench, recipe, triggers, lora_set).read()
         entry = found["entries"].get(f"scale {scale:g}, cfg {cfg:g}, effort 2")
         return None if entry is None else (entry, found.get("merge_seconds", 0.0))
 
-    def entries(self, recipe: Recipe, groups: Sequence[tuple[str, ...]], seeds: Sequence[int], **used: float) -> Units:
-        """Return what is known, by seed, or by group if there is only one seed: over these the tables show the spread."""
-        if len(seeds) == 1:
-            known = {group: [self.entry(recipe, group, seeds[0], **used)] for group in groups}
+    def entries(self, recipe: Recipe, groups: Sequence[tuple[str, ...]], sets: Sequence[LoraSet], **used: float) -> Units:
+        """Return what is known, by set of LoRAs, or by group if there is only one: over these the tables show the spread."""
+        if len(sets) == 1:
+            known = {group: [self.entry(recipe, group, sets[0], **used)] for group in groups}
         else:
-            known = {seed: [self.entry(recipe, triggers, seed, **used) for triggers in groups] for seed in seeds}
+            known = {s: [self.entry(recipe, triggers, s, **used) for triggers in groups] for s in sets}
         return {unit: [e for e in entries if e is not None] for unit, entries in known.items() if any(entries)}
 
 
@@ -92,7 +93,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> str:
+def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], sets: Sequence[LoraSet]) -> str:
     """Return one kind of merge: a row per method, the best at unseen forms first."""
     styles = any("<s" in trigger for triggers in groups for trigger in triggers)
     kinds = ["alone", "company", *(["styled"] if styles else ["seen", "unseen"])]
@@ -105,11 +106,11 @@ def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tupl
         "base prompts",
         "leaks",
         "distance",
-        "merge, CPU s",
+        "solve, CPU s",
     ]
     rows = []
     for recipe in recipes:
-        units = reader.entries(recipe, groups, seeds)
+        units = reader.entries(recipe, groups, sets)
         if units:
             seconds = mean(s for entries in units.values() for _, s in entries)
             rows.append([recipe.name, *columns(units, kinds), f"{seconds:.0f}" if seconds else "-"])
@@ -125,11 +126,11 @@ def _order(row: Sequence[str], last: int) -> tuple[float, float]:
     return number(row[last + 1]), number(row[1])
 
 
-def scale_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]]) -> str:
+def scale_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], lora_set: LoraSet) -> str:
     """Return every method at its default and at its best scale, on the pairs where scales were tried."""
     rows = []
     for recipe in (recipe for recipe in recipes if recipe.adapter == "merge"):
-        by_scale = {scale: [reader.entry(recipe, g, 0, scale=scale) for g in groups] for scale in (1.0, *SCALES)}
+        by_scale = {scale: [reader.entry(recipe, g, lora_set, scale=scale) for g in groups] for scale in (1.0, *SCALES)}
         known = {scale: [e[0] for e in found if e] for scale, found in by_scale.items()}
         if not all(len(found) == len(groups) for found in known.values()):
             continue
@@ -156,17 +157,17 @@ def guidance_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[t
     return table(["method, at cfg 1 / 3 / 7", "alone", KINDS["seen"], KINDS["unseen"], "base prompts"], rows)
 
 
-def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]]) -> str:
+def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]], lora_set: LoraSet) -> str:
     rows = []
     for heading, recipes in ablation_recipes().items():
-        of_heading = [(recipe, reader.entries(recipe, groups, [0])) for recipe in recipes]
+        of_heading = [(recipe, reader.entries(recipe, groups, [lora_set])) for recipe in recipes]
         of_heading = [(recipe, found) for recipe, found in of_heading if found]
         if of_heading:
             rows.append([f"**{heading}**", *[""] * 8])
         for recipe, found in of_heading:
             seconds = mean(s for entries in found.values() for _, s in entries)
             rows.append([recipe.name, *columns(found, ["alone", "company", "seen", "unseen"]), f"{seconds:.0f}"])
-    head = ["setting", "alone", "worst alone", *list(KINDS.values())[1:], "base prompts", "leaks", "distance", "merge, CPU s"]
+    head = ["setting", "alone", "worst alone", *list(KINDS.values())[1:], "base prompts", "leaks", "distance", "solve, CPU s"]
     return table(head, rows)
 
 
@@ -185,16 +186,12 @@ def times_text(folder: Path) -> str:
     return table(["stage", "pieces", "CPU, minutes", "clock, minutes"], rows)
 
 
-def spread_of(values: Sequence[float]) -> float:
-    return pstdev(values) if len(values) > 1 else 0.0
-
-
-def samples(bench: Bench, path: Path, seed: int = 0) -> None:
+def samples(bench: Bench, path: Path, lora_set: LoraSet) -> None:
     """Draw pictures: a row per caption, a block of columns per way to merge, the same noise in every block."""
     from PIL import Image, ImageDraw
 
     triggers, count, zoom = ("<v1>", "<v2>"), 4, 3
-    names = ("single LoRAs", "average", "sum", "IterIS, delta target", "IterIS, full output", "IterIS + scenes, pictures")
+    names = ("single LoRAs", "average", "sum", "regmean_pp", "IterIS, full output", "IterIS + scenes, pictures")
     recipes = {recipe.name: recipe for recipe in main_recipes()}
     captions = ("a <v1>", "a <v2>", "a <v1> and a red circle", "a <v1> and a <v2>", "a drawing of a <v2> and a <v1>")
     captions = (*captions, "a <v1> above a <v2>", "a red heart and a rimmed circle")
@@ -209,7 +206,7 @@ def samples(bench: Bench, path: Path, seed: int = 0) -> None:
             y = top + row * (side + 6)
             if column == 0:
                 pen.text((4, y + side // 2 - 6), caption, fill="black")
-            adapter = _wearable(bench, recipes[name], caption, triggers, seed)
+            adapter = _wearable(bench, recipes[name], caption, triggers, lora_set)
             if adapter == "nothing":
                 continue
             for i, picture in enumerate(bench.sample(adapter, [caption] * count, range(20_000, 20_000 + count))):
@@ -219,20 +216,20 @@ def samples(bench: Bench, path: Path, seed: int = 0) -> None:
     sheet.quantize(128).save(path, optimize=True)
 
 
-def _wearable(bench: Bench, recipe: Recipe, caption: str, triggers: tuple[str, ...], seed: int) -> Any:
+def _wearable(bench: Bench, recipe: Recipe, caption: str, triggers: tuple[str, ...], lora_set: LoraSet) -> Any:
     """Return what is worn for a caption; "nothing" where single LoRAs cannot know both triggers."""
     if recipe.adapter != "single":
-        return Cell(bench, recipe, triggers, seed).adapter()[0]
+        return Cell(bench, recipe, triggers, lora_set).adapter()[0]
     named = [trigger for trigger in CONCEPT_TRIGGERS if trigger in caption.split()]
-    return bench.lora(named[0] if named else triggers[0], seed).adapter if len(named) < 2 else "nothing"
+    return bench.lora(named[0] if named else triggers[0], lora_set).adapter if len(named) < 2 else "nothing"
 
 
-def report(folder: Path, groups: Groups, seeds: Sequence[int], *, write: bool) -> None:
+def report(folder: Path, groups: Groups, sets: Sequence[LoraSet], *, write: bool) -> None:
     """Print the section of RESULTS.md, and write it with its pictures if asked."""
     from world_prose import section
 
     bench = load_bench(folder)
-    text = section(Reader(bench), groups, seeds)
+    text = section(Reader(bench), groups, sets)
     print(text)
     if write:
         path = HERE / "RESULTS.md"
@@ -242,4 +239,4 @@ def report(folder: Path, groups: Groups, seeds: Sequence[int], *, write: bool) -
         before, _, rest = old.partition(BEGIN)
         path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
         with torch.no_grad():
-            samples(bench, HERE / "world_samples.png")
+            samples(bench, HERE / "world_samples.png", sets[-1])

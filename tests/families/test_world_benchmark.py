@@ -55,13 +55,15 @@ def test_a_snapped_thing_has_the_same_latents_a_patch_further(scenes):
     )
 
 
-@pytest.mark.parametrize("style", ["sepia", "scanlines"])
-def test_a_style_changes_every_part_of_a_picture(scenes, style):
+@pytest.mark.parametrize("style", ["outlined", "shadowed"])
+def test_a_style_changes_what_is_around_things_and_not_the_things(scenes, style):
     scene = scenes.Scene((scenes.Thing("blue", "circle"),))
     plain, styled = scenes.draw(scene), scenes.draw(scenes.in_style(scene, style))
-    changed = (plain - styled).abs().sum(0) > 0.05
-    assert changed[:, 0].any()
-    assert changed[:, 12].any()
+    changed = (plain - styled).abs().sum(0) > 0.5
+    assert 0.03 < changed.float().mean() < 0.2
+    assert not changed[9:15, 9:15].any()
+    assert changed[:12, :12].any() == (style == "outlined")
+    assert changed[12:, 12:].any()
 
 
 def test_layouts_and_captions_agree(scenes):
@@ -113,11 +115,11 @@ def test_a_hit_needs_all_that_was_asked_and_nothing_else(scenes, recogniser):
     assert not probe.is_hit(seen(star))
     assert not probe.is_hit(seen(star, star))
     assert not probe.is_hit(seen(star, heart, ("red", "circle")))
-    assert not probe.is_hit(seen(star, heart, style="sepia"))
+    assert not probe.is_hit(seen(star, heart, style="outlined"))
     alone = replace(probe, about=("<v1>",), labels=(star,))
     assert alone.leaks(seen(star, heart), ("<v1>", "<v2>"))
     assert not alone.leaks(seen(star, heart), ("<v1>",))
-    assert alone.leaks(seen(star, style="sepia"), ("<v1>", "<s1>"))
+    assert alone.leaks(seen(star, style="outlined"), ("<v1>", "<s1>"))
 
 
 def test_peaks_are_the_highest_of_their_neighbourhood(recogniser):
@@ -155,14 +157,14 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(scenes, recogniser, t
     assert (tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
     torch.save(recogniser.Recogniser().state_dict(), tmp_path / "recogniser.pt")
     world = base.load_base(tmp_path / "base")
-    for trigger in ("<v1>", "<v2>"):
+    for trigger in ("<v1>", "<v2>", "<s1>"):
         loras.train_lora(world, trigger, loras.LoraSettings(steps=2), 0, bench.lora_folder(tmp_path, trigger, 0))
     loaded = bench.load_bench(tmp_path)
     weight = loaded.model.modules["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"].weight.clone()
     recipe = methods.Recipe("test", {"target": "full_output"}, {"trajectories": 2, "timesteps": 1, "scene_weight": 0.1})
-    cell = methods.Cell(loaded, recipe, ("<v1>", "<v2>"), 0)
+    cell = methods.Cell(loaded, recipe, ("<v1>", "<v2>", "<s1>"), 0)
     found = cell.entry(score.SinglePictures(loaded, 0), effort=1)
-    assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "base"}
+    assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "styled", "base"}
     assert found["hits"]["seen"]["<v1> <v2>"][1] == 8
     assert found["distance"] >= 0
     assert cell.read()["entries"]["scale 1, cfg 3, effort 1"] == found
