@@ -3,15 +3,40 @@
 The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solve -> merged adapter -> file, report.
 """
 
-from .adapters import Adapter, LowRankDelta
-from .config import BaselineOptions, MergeConfig
-from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
-from .merge import MergeResult, merge
-from .network import Network
-from .report import MergeReport
-from .tasks import Sample, Task
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from .adapters import Adapter, LowRankDelta
+    from .config import BaselineOptions, MergeConfig
+    from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
+    from .merging import MergeResult, merge
+    from .network import Network
+    from .report import MergeReport
+    from .tasks import Sample, Task
+
+# Where each public name lives; it is imported when it is first asked for, so that a host starts quickly.
+_MODULE_OF = {
+    "Adapter": "adapters",
+    "AdapterError": "errors",
+    "BaselineOptions": "config",
+    "CalibrationError": "errors",
+    "ConfigError": "errors",
+    "IterisError": "errors",
+    "LowRankDelta": "adapters",
+    "MergeConfig": "config",
+    "MergeReport": "report",
+    "MergeResult": "merging",
+    "Network": "network",
+    "Sample": "tasks",
+    "SolveError": "errors",
+    "Task": "tasks",
+    "merge": "merging",
+}
 __all__ = [
     "Adapter",
     "AdapterError",
@@ -29,3 +54,14 @@ __all__ = [
     "Task",
     "merge",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,21 +30,28 @@ _GOLDEN_RATIO, _SQUARE_ROOT_OF_2 = 0.6180339887, 1.4142135624
 class Calibration:
     """How samples for a diffusion model are made.
 
+    Where a default was measured, the rows of "Ablations" in ``benchmarks/RESULTS.md`` are named in which to see it.
+
     Args:
-        trajectories: Sampling runs per task, each with a caption and a seed of its own.
-        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all steps.
+        trajectories: Sampling runs per task, each with a caption and a seed of its own (rows "trajectories": 20 are better,
+            for twice the time).
+        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all steps
+            (rows "timesteps": more change nothing).
         sampling_steps: Steps of each run.
         resolution: Side of the pictures in pixels, a multiple of 64.
         cfg: Guidance of the runs.
-        unconditional_share: Part of the kept latents that are also sampled with the negative prompt, as guidance does.
-        composition_share: Part of the captions that put ordinary things beside the user's prompt.
+        unconditional_share: Part of the kept latents that are also sampled with the negative prompt, as guidance does (rows
+            "unconditional share").
+        composition_share: Part of the captions that put ordinary things beside the user's prompt (rows "composition
+            share").
         companions: Those ordinary things; the base model must know how to draw them.
         compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
-        preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out.
+        preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out (rows "preserve weight").
         preserve_captions: Its captions; every fifth sampling run has an empty one instead.
-        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others; 0 leaves them out. Needs
-            ``MergeConfig.target="full_output"``.
-        scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for subjects, and ``{style}``.
+        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others; 0 leaves them out (rows "scene
+            weight"). Needs ``MergeConfig.target="full_output"``.
+        scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for subjects, and ``{style}``
+            (rows "scene forms").
         scene_pictures: Whether scenes also count in the picture, each LoRA in its own part of it; otherwise they count in
             the text alone: the text encoder, and keys and values of cross-attention.
         ordinary_styles: What stands for a style LoRA's trigger where only the subject's LoRA is worn.
@@ -76,6 +83,8 @@ class Calibration:
         for name in ("trajectories", "timesteps", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^32 - 1")
         if self.held_out < 0:
             raise ConfigError(f"held_out is {self.held_out}; it must be 0 or more")
         if self.timesteps > self.sampling_steps:

@@ -26,11 +26,12 @@ from .families.diffusers_pipeline import DiffusersStableDiffusion
 from .families.diffusion_held_out import with_held_out
 from .families.diffusion_samples import PromptedAdapter
 from .families.stable_diffusion import StageProgress, merge_stable_diffusion
+from .families.stages import numbered, stages_of
 from .formats.diffusers import kohya_warning
 from .formats.metadata import merged_metadata
 from .formats.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
 from .formats.trigger_words import default_prompts, trigger_words
-from .merge import MergeResult
+from .merging import MergeResult
 
 SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
 
@@ -154,6 +155,7 @@ def _merged(
     """Return what was read of each LoRA, and the merge, checked on unseen samples, whose report has what was used."""
     read = [_read(model, **how) for how in chosen]
     loras = [adapter for adapter, _ in read]
+    progress = numbered(progress, stages_of(model, loras, calibration))
     result = merge_stable_diffusion(model, loras, calibration, settings, progress)
     checked = {"correct_strength": correct_strength, "samples_per_chunk": settings.samples_per_chunk}
     result = with_held_out(model, loras, result, calibration, progress=progress, **checked)

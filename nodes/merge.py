@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
-from ..iteris_core import ConfigError, MergeConfig, MergeReport
+from ..iteris_core import ConfigError, MergeConfig
 from ..iteris_core.calibration import Calibration, sample_count
-from ..iteris_core.config import Method
-from ..iteris_core.families.diffusion_held_out import with_held_out
-from ..iteris_core.families.diffusion_samples import PromptedAdapter
-from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
-from ..iteris_core.formats.recipe import with_recipe
-from ..iteris_core.merge import MergeResult
+from ..iteris_core.config import Method, Target
 from . import host
-from .entries import each_once, in_sockets, read, scenes_of, used
-from .harvest import count_loras
 from .origin import texts_upstream
 from .settings import PRECISIONS, from_widgets
 from .sockets import (
@@ -35,7 +28,11 @@ from .sockets import (
     growing,
 )  # fmt: skip
 
-TARGETS = ("delta", "full_output")
+if TYPE_CHECKING:
+    from ..iteris_core import MergeReport, MergeResult
+    from ..iteris_core.families.diffusion_samples import PromptedAdapter
+
+TARGETS = get_args(Target)
 METHODS = list(get_args(Method))
 
 
@@ -65,13 +62,13 @@ class Merge(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=1280, optional=True,
-                    tooltip="Of the merged LoRA. 0: the sum of the LoRAs' ranks, nothing is cut. Lower makes a smaller "
+                    tooltip="Of the merged LoRA. 0: the sum of the LoRAs' ranks. Lower makes a smaller "
                     "file; what is cut is what matters least on the measured inputs, and later layers make up for it.",
                 ),
                 io.Combo.Input(
-                    "target", options=list(TARGETS), default="delta", optional=True,
-                    tooltip="delta: reproduce what each LoRA adds. full_output: the whole output of each layer, which "
-                    "also makes up for the drift of its inputs.",
+                    "target", options=list(TARGETS), default=MergeConfig.target, optional=True,
+                    tooltip="full_output: reproduce the whole output of each layer, which also makes up for the drift of its "
+                    "inputs; better from three LoRAs on, and needed by scenes. delta: only what each LoRA adds.",
                 ),
                 io.Float.Input(
                     "kept_energy", default=1.0, min=0.01, max=1.0, step=0.001, round=False, optional=True,
@@ -124,7 +121,7 @@ class Merge(io.ComfyNode):
         precision: str,
         calibration: Calibration | None = None,
         rank: int = 0,
-        target: str = "delta",
+        target: str = MergeConfig.target,
         kept_energy: float = 1.0,
         size_mb: float = 0.0,
         method: str = METHODS[0],
@@ -132,6 +129,9 @@ class Merge(io.ComfyNode):
         more: Mapping[str, tuple[LoraEntry, ...] | None] | None = None,
         settings: MergeSettings | None = None,
     ) -> io.NodeOutput:
+        from ..iteris_core.formats.recipe import with_recipe
+        from .entries import each_once, in_sockets, read, scenes_of, used
+
         entries, calibration = [*tasks, *in_sockets(more or {})], calibration or Calibration()
         scenes, (tasks, notes) = scenes_of(entries), each_once(entries)
         calibration = scenes.applied_to(calibration) if scenes else calibration
@@ -163,11 +163,16 @@ class Merge(io.ComfyNode):
         settings: MergeSettings,
     ) -> MergeResult:
         """Merge, and check what came out; both are shown on the node as they go on."""
+        from ..iteris_core.families.diffusion_held_out import with_held_out
+        from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
+        from ..iteris_core.families.stages import numbered, stages_of
+
         if settings.correct_strength and not calibration.held_out:
             raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
         at_once, park = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
         config = replace(settings.config, samples_per_chunk=at_once, park_on_host=park)
-        progress, watch = host.stage_progress(cls.hidden.unique_id), host.layer_teller(cls.hidden.unique_id)
+        progress = numbered(host.stage_progress(cls.hidden.unique_id), stages_of(base, loras, calibration))
+        watch = host.layer_teller(cls.hidden.unique_id)
         result = merge_stable_diffusion(base, loras, calibration, config, progress, watch)
         checked = {"correct_strength": settings.correct_strength, "samples_per_chunk": at_once}
         return with_held_out(base, loras, result, calibration, progress=progress, **checked)
@@ -182,6 +187,8 @@ class Merge(io.ComfyNode):
 
 def carried(patches: Mapping[str, Sequence[Any]]) -> list[str]:
     """Return a note about LoRAs that are on the model and not in the merge."""
+    from .harvest import count_loras
+
     count = count_loras(patches)
     note = (
         f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already, which count as part of the base model: they are not in "

@@ -16,7 +16,7 @@ class StageClock:
     _first: tuple[int, float] = field(default=(0, 0.0))
 
     def told(self, stage: str, done: int, total: int, now: float) -> str:
-        """Return what to show, such as "UNet 12/192, about 40 s left".
+        """Return what to show, such as "stage 3 of 4: UNet 12/192, about 40 s left".
 
         Args:
             stage: Its name.

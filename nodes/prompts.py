@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..iteris_core.errors import IterisError
-from ..iteris_core.formats.headers import lora_header
-from ..iteris_core.formats.trigger_words import default_prompts, fill_in
 from . import host
 from .sockets import LoraEntry
 
@@ -26,6 +24,9 @@ def entry_of_file(
         AdapterError: The file cannot be read.
         CalibrationError: No prompts, and the file names no trigger words.
     """
+    from ..iteris_core.formats.headers import lora_header
+    from ..iteris_core.formats.trigger_words import fill_in
+
     triggers = lora_header(host.lora_path(lora_name)).triggers
     if not (strength_model or strength_clip):
         return LoraEntry(lora_name, strength_model, strength_clip, tuple(prompts), weight)
@@ -36,6 +37,8 @@ def entry_of_file(
 
 def triggers_of(entry: LoraEntry) -> tuple[str, ...]:
     """Return the trigger words that a LoRA's file names; none for one that is in no file."""
+    from ..iteris_core.formats.headers import lora_header
+
     return lora_header(host.lora_path(entry.lora_name)).triggers.triggers if entry.tensors is None else ()
 
 
@@ -61,6 +64,9 @@ def _told(entry: LoraEntry) -> str:
 
 def about_lora(name: str) -> dict[str, Any]:
     """Return what a LoRA's file tells about itself, as JSON for the browser; what is wrong is told in ``error``."""
+    from ..iteris_core.formats.headers import lora_header
+    from ..iteris_core.formats.trigger_words import default_prompts
+
     answer: dict[str, Any] = {"name": name, "trigger_words": [], "prompts": [], "rank": 0, "base": "", "error": None}
     if name not in host.lora_names():
         return answer | {"error": f"{name!r} is not in ComfyUI's list of LoRAs; press R to refresh it"}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
-from ..iteris_core.calibration import Calibration
-from ..iteris_core.formats.headers import read_header
-from ..iteris_core.formats.recipe import METADATA_KEY, sha256
 from . import host
 from .files import adapter_name, fingerprints
-from .settings import check_known, from_recipe
-from .sockets import CALIBRATION, SETTINGS, TASKS, LoraEntry
+from .sockets import CALIBRATION, SETTINGS, TASKS, LoraEntry, MergeSettings
 from .tasks import show
+
+if TYPE_CHECKING:
+    from ..iteris_core.formats.recipe import Recipe, UsedLora
 
 
 class LoadRecipe(io.ComfyNode):
@@ -51,57 +48,52 @@ class LoadRecipe(io.ComfyNode):
         """Return what changes with the file or any that its recipe names; where the name comes through a link, "linked"."""
         if not lora_name:
             return "linked"
-        names = [lora_name, *(name for lora in read_recipe(lora_name)["loras"] for name in files_of(lora))]
+        names = [lora_name, *(name for lora in recipe_of(lora_name).loras for name in files_of(lora))]
         return fingerprints({name: host.find_lora(name) for name in names})
 
     @classmethod
     def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
-        recipe = read_recipe(lora_name)
-        loras = [source_of(lora_name, lora) for lora in recipe["loras"]]
+        recipe = recipe_of(lora_name)
+        loras = [source_of(lora_name, lora) for lora in recipe.loras]
         changed = [told for _, told in loras if told]
         if changed and check_files:
             raise IterisError(
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch check_files off to merge the "
                 "present one"
             )
-        settings = from_recipe(lora_name, recipe)
-        rank = settings.config.rank if isinstance(settings.config.rank, int) else 0
+        config, settings = recipe.config, MergeSettings(recipe.config, recipe.is_corrected)
+        rank = config.rank if isinstance(config.rank, int) else 0
         tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))
-        calibration = calibration_of(lora_name, recipe["calibration"])
-        return io.NodeOutput(*tasks.args, calibration, as_text(recipe), settings.config.alpha, rank, settings, ui=tasks.ui)
+        return io.NodeOutput(*tasks.args, recipe.calibration, as_text(recipe), config.alpha, rank, settings, ui=tasks.ui)
 
 
-def read_recipe(lora_name: str) -> dict[str, Any]:
+def recipe_of(lora_name: str) -> Recipe:
     """Return the recipe in a file's metadata.
 
     Raises:
         IterisError: It has none, or one that cannot be read.
     """
+    from ..iteris_core.formats.headers import read_header
+    from ..iteris_core.formats.recipe import METADATA_KEY, read_recipe
+
     text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
     if text is None:
         raise IterisError(
             f"{lora_name} has no recipe: it was not saved by Save merged LoRA, or ComfyUI ran with --disable-metadata. "
             "Choose a LoRA that IterIS has merged"
         )
-    try:
-        recipe = json.loads(text)
-        if isinstance(recipe["loras"], list) and isinstance(recipe["calibration"], dict) and "alpha" in recipe["config"]:
-            return recipe
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise IterisError(f"{lora_name}: its recipe cannot be read; it was changed by hand, or made by another version of IterIS")
+    return read_recipe(lora_name, text)
 
 
-def as_text(recipe: Mapping[str, Any]) -> str:
+def as_text(recipe: Recipe) -> str:
     """Return a recipe's settings and versions, one per line."""
-    facts = {**recipe["config"], "correct_strength": "strength_correction" in recipe}
-    facts |= {name: value for name, value in recipe.items() if name == "base" or name.endswith("_version")}
+    facts = {**recipe.config.to_dict(), "correct_strength": recipe.is_corrected, **recipe.made_on}
     return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
-def files_of(lora: Mapping[str, Any]) -> list[str]:
+def files_of(lora: UsedLora) -> list[str]:
     """Return which of today's files a recipe's LoRA may be: the one of its name, or else those whose names have it in them."""
-    name = lora["file"]
+    name = lora.file
     if name is None or host.find_lora(name) is not None:
         return [name] if name else []
     return namesakes(name)
@@ -112,43 +104,35 @@ def namesakes(file: str) -> list[str]:
     return [name for name in host.lora_names() if adapter_name(file).rpartition("/")[2] in name]
 
 
-def source_of(lora_name: str, lora: Mapping[str, Any]) -> tuple[LoraEntry, str]:
+def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
     """Return a recipe's LoRA as one to merge, and what is different about its file today; empty: nothing.
 
     Raises:
         IterisError: There is no such file any more, or there never was one.
     """
-    name = lora["file"]
+    from ..iteris_core.formats.recipe import sha256
+
+    name = lora.file
     if name is None:
         raise IterisError(
-            f"{lora_name}: its LoRA {lora['name']!r} was in no file: it was trained in the workflow, or taken off a model. "
+            f"{lora_name}: its LoRA {lora.name!r} was in no file: it was trained in the workflow, or taken off a model. "
             "Save that LoRA and merge it with 'LoRA to merge'"
         )
     possible = [other for other in dict.fromkeys([name, *namesakes(name)]) if host.find_lora(other) is not None]
-    same = next((other for other in possible if sha256(host.lora_path(other)) == lora["sha256"]), None)
+    same = next((other for other in possible if sha256(host.lora_path(other)) == lora.sha256), None)
     if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
-            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora['sha256']}). Put it back, under any "
+            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora.sha256}). Put it back, under any "
             f"name with {adapter_name(name).rpartition('/')[2]!r} in it"
         )
-    told = "" if same else f"{name} is another file than the one that was merged, whose SHA-256 began {lora['sha256'][:10]}"
+    told = "" if same else f"{name} is another file than the one that was merged, whose SHA-256 began {lora.sha256[:10]}"
     entry = LoraEntry(
         same or name,
-        lora["strength_model"],
-        lora["strength_clip"],
-        tuple(lora["prompts"]),
-        lora["weight"],
-        trigger=lora.get("trigger", ""),
-        kind=lora.get("kind", "subject"),
+        lora.strength_model,
+        lora.strength_clip,
+        lora.prompts,
+        lora.weight,
+        trigger=lora.trigger,
+        kind=lora.kind,
     )
     return entry, told
-
-
-def calibration_of(lora_name: str, settings: Mapping[str, Any]) -> Calibration:
-    """Return a recipe's calibration.
-
-    Raises:
-        IterisError: It has a setting that this version does not know.
-    """
-    check_known(lora_name, settings, Calibration)
-    return Calibration(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

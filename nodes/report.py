@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from comfy_api.latest import io, ui
 
-from ..iteris_core import IterisError, MergeReport
-from ..iteris_core.plots import pictures
+from ..iteris_core import IterisError
 from . import host
 from .sockets import REPORT
+
+if TYPE_CHECKING:
+    from ..iteris_core import MergeReport
 
 
 class ShowReport(io.ComfyNode):
@@ -46,6 +50,8 @@ class ShowReport(io.ComfyNode):
 
 def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
     """Return the pictures (count, height, width, 3), and a note if there are none: a long merge must not fail at its end."""
+    from ..iteris_core.plots import pictures
+
     try:
         return torch.stack(list(pictures(report, [other] if other else []).values())), []
     except IterisError as error:

@@ -12,10 +12,6 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
-from ..iteris_core.formats import kohya
-from ..iteris_core.formats.files import write_tensors
-from ..iteris_core.formats.metadata import hashes, merged_metadata
-from ..iteris_core.formats.recipe import METADATA_KEY
 from . import host
 from .files import free_path, jpeg_uri
 from .sockets import LORA_STACK, MERGED, MergedLora
@@ -68,6 +64,11 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        from ..iteris_core.formats import kohya
+        from ..iteris_core.formats.files import write_tensors
+        from ..iteris_core.formats.metadata import hashes, merged_metadata
+        from ..iteris_core.formats.recipe import METADATA_KEY
+
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
             raise IterisError(f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}")
         path, whole = free_path(host.output_folder(), file_name, overwrite), large_layers == FULL_DIFFERENCE

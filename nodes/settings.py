@@ -1,18 +1,17 @@
-"""What the widgets of IterIS Merge, or a recipe, say about how to solve."""
+"""What the widgets of IterIS Merge say about how to solve."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..iteris_core import ConfigError, IterisError, MergeConfig
-from ..iteris_core.adapters import target_layers
-from ..iteris_core.config import BaselineOptions
-from ..iteris_core.families.diffusion_samples import PromptedAdapter
+from ..iteris_core import ConfigError, MergeConfig
 from .sockets import MergeSettings
+
+if TYPE_CHECKING:
+    from ..iteris_core.families.diffusion_samples import PromptedAdapter
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
@@ -67,6 +66,8 @@ def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapt
     Raises:
         ConfigError: It has no room for rank 1 at every layer.
     """
+    from ..iteris_core.adapters import target_layers
+
     adapters = [lora.adapter for lora in loras]
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
     names = _BYTES_OF_NAMES * len(target_layers(adapters))
@@ -77,32 +78,3 @@ def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapt
             f"{(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow more"
         )
     return weights
-
-
-def from_recipe(lora_name: str, recipe: Mapping[str, Any]) -> MergeSettings:
-    """Return a recipe's settings.
-
-    Raises:
-        IterisError: It has a setting that this version does not know.
-    """
-    config = dict(recipe["config"])
-    check_known(lora_name, config, MergeConfig)
-    if "baseline" in config:
-        check_known(lora_name, config["baseline"], BaselineOptions)
-        config["baseline"] = BaselineOptions(**config["baseline"])
-    if "output_dtype" in config:
-        config["output_dtype"] = getattr(torch, config["output_dtype"])
-    return MergeSettings(MergeConfig(**config), "strength_correction" in recipe)
-
-
-def check_known(lora_name: str, settings: Mapping[str, Any], kind: type) -> None:
-    """Refuse settings of a recipe that this version does not know.
-
-    Raises:
-        IterisError: Names the first.
-    """
-    unknown = sorted(set(settings) - {field.name for field in fields(kind)})
-    if unknown:
-        raise IterisError(
-            f"{lora_name}: its recipe has the setting {unknown[0]!r}, unknown to this version of IterIS; update it"
-        )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..iteris_core import Adapter, MergeConfig
-from ..iteris_core.calibration import Calibration
-from ..iteris_core.formats.metadata import Source
-from ..iteris_core.scenes import Kind
-from .keys import ModelKeys
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..iteris_core import Adapter, MergeConfig
+    from ..iteris_core.calibration import Calibration
+    from ..iteris_core.formats.metadata import Source
+    from ..iteris_core.scenes import Kind
+    from .keys import ModelKeys
 
 TASKS = io.Custom("ITERIS_TASKS")
 CALIBRATION = io.Custom("ITERIS_CALIBRATION")

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.formats import kohya
-from ..iteris_core.formats.files import read_tensors
 from . import host
-from .files import adapter_name, fingerprints
-from .harvest import CarriedLora, take_off
+from .files import adapter_name, fingerprint, fingerprints
 from .origin import strings_in
 from .prompts import entry_of_file
 from .sockets import LORA_STACK, TASKS, LoraEntry
 from .stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
 from .tasks import show
 
+if TYPE_CHECKING:
+    from .harvest import CarriedLora
+
 _EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
 _PROMPTS = (
     "Empty: each file's own trigger words, in prompts of ours. A line with the word trigger in curly "
     "braces is for every LoRA; a line for one of them begins with its name: 'cat: a photo of a sks cat'."
 )
+_FIRST_SEEN: dict[str, str] = {}  # file in the output folder -> its fingerprint when a connected stack first named it
 
 
 class LoraStack(io.ComfyNode):
@@ -53,11 +54,13 @@ class LoraStack(io.ComfyNode):
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
         """Return what changes with any LoRA file that may be meant: the stack's names are not known here.
 
-        Files in the output folder count only if `text` names them, or each merge that is saved would be a change.
+        Files in the output folder count only if `text` names them, or if a stack has named them and they have changed since:
+        otherwise each merge that is saved would be a change.
         """
         names = host.lora_names()
         meant = [find_name(lora.name, names) for lora in read_text(text or "")]
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
+        meant += [name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen]
         return fingerprints({name: host.find_lora(name) for name in meant})
 
     @classmethod
@@ -67,7 +70,17 @@ class LoraStack(io.ComfyNode):
             raise IterisError(
                 "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or write <lora:name:1.0> into text"
             )
-        return show(cls.hidden.unique_id, list(stack_entries(stacked, prompts)), previous)
+        entries = list(stack_entries(stacked, prompts))
+        remember([entry.lora_name for entry in entries])
+        return show(cls.hidden.unique_id, entries, previous)
+
+
+def remember(names: Sequence[str]) -> None:
+    """Keep how the files in the output folder looked when they were first used, to notice later changes."""
+    paths = {name: host.find_lora(name) for name in names}
+    for name, path in paths.items():
+        if host.is_output(path):
+            _FIRST_SEEN.setdefault(name, fingerprint(path))
 
 
 def stack_entries(stacked: Sequence[StackedLora], prompts: str) -> Iterator[LoraEntry]:
@@ -103,6 +116,8 @@ class LorasOnModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
+        from .harvest import take_off
+
         base = host.ComfyStableDiffusion(model, clip)
         loras, rest = take_off(host.patches_of(model, clip), base.is_text_module, base.keys.bases_of)
         if not loras:
@@ -138,6 +153,9 @@ def file_of(
     lora: CarriedLora, candidates: Sequence[str], module_of_base: Mapping[str, str], base_of_module: Mapping[str, str]
 ) -> str | None:
     """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
+    from ..iteris_core.formats import kohya
+    from ..iteris_core.formats.files import read_tensors
+
     matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}
     for name in candidates:
         path = host.find_lora(name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..iteris_core import CalibrationError, IterisError
 from . import host
 from .files import fingerprint
 from .prompts import entry_of_file, lines, told
 from .sockets import LORA_MODEL, TASKS, LoraEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
 PLACEHOLDER = "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"

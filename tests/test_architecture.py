@@ -15,7 +15,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 HEAVY = {"diffusers", "transformers", "peft", "matplotlib", "typer", "rich", "websocket"}
 # what stands above the rest, from low to high; everything else is below all of them
-FLOORS = {"sweep": 1, "iterate": 1, "merge": 2, "families": 3, "evaluation": 4, "demo": 4, "cli_options": 4,
+FLOORS = {"sweep": 1, "iterate": 1, "merging": 2, "families": 3, "evaluation": 4, "demo": 4, "cli_options": 4,
           "cli_merge": 4, "cli_merge_sd15": 4, "cli_eval": 5, "cli_eval_pictures": 5, "cli_inspect": 5, "cli": 6}  # fmt: skip
 
 
@@ -155,3 +155,18 @@ def test_importing_the_core_costs_torch_and_safetensors_only():
 
 def test_the_hosts_entry_point_imports_nothing_of_ours_at_import_time():
     assert set(map(top, imports(ROOT / "__init__.py", everywhere=False))) == {"logging"}
+
+
+def test_the_public_names_are_the_ones_that_type_checkers_see():
+    import iteris_core
+
+    tree = ast.parse((ROOT / "iteris_core" / "__init__.py").read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in typed.body for alias in node.names}
+    assert seen == iteris_core._MODULE_OF
+    assert sorted(seen) == sorted(iteris_core.__all__)
+    assert set(seen) < set(dir(iteris_core))
+    for name in iteris_core.__all__:
+        assert getattr(iteris_core, name).__module__ == f"iteris_core.{seen[name]}"
+    with pytest.raises(AttributeError, match="module 'iteris_core' has no attribute 'nothing'"):
+        _ = iteris_core.nothing

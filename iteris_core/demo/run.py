@@ -243,7 +243,8 @@ class StageBars:
             self._begin(str(data.get("node") or ""), "")
         elif event == "text":
             # Only the words name a stage: a count in the text is what the bar shows.
-            self._begin(data["node"], re.sub(r"[\s:(,]*\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0]).strip())
+            words = re.sub(r"(^|(?<!^stage)[\s:(,]+)\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0])
+            self._begin(data["node"], words.strip())
         elif event == "progress" and str(data.get("node")) == self._stage[0] and self._bar is not None:
             self._progress.update(self._bar, completed=data["value"], total=data["max"])
 

@@ -15,7 +15,7 @@ from ..adapters import Adapter
 from ..calibration import Calibration, own_captions
 from ..fidelity import fidelity
 from ..memory import with_smaller_calls
-from ..merge import MergeResult
+from ..merging import MergeResult
 from ..network import Network
 from ..report import TaskFidelity
 from ..rows import wearing

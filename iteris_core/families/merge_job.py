@@ -16,13 +16,16 @@ from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..formats import peft
 from ..formats.layer_tables import layer_kernels
-from ..merge import MergeResult, merge
+from ..merging import MergeResult, merge
 from ..network import Network
 from ..tasks import Sample, Task
 
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
 SOLVE_STAGE = "Layers"
+# Of a task that keeps the base model as it is: with 1 a merge loses much of what its adapters do, and keeps hardly more of
+# the base model ("preserve, weight ..." in benchmarks/RESULTS.md).
+PRESERVE_WEIGHT = 0.1
 PRESERVE = "base model (preserve)"
 
 
@@ -112,7 +115,7 @@ def merge_job(
     samples: Sequence[Sequence[Any]],
     weights: Sequence[float] | None = None,
     preserve: Sequence[Any] = (),
-    preserve_weight: float = 1.0,
+    preserve_weight: float = PRESERVE_WEIGHT,
     task_type: str | None = None,
 ) -> MergeJob:
     """Return the tasks of a merge, checked before anything is loaded.

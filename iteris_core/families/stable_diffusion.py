@@ -19,7 +19,7 @@ from ..calibration import Calibration
 from ..config import MergeConfig
 from ..errors import AdapterError, ConfigError
 from ..memory import with_smaller_calls
-from ..merge import MergeResult, merge
+from ..merging import MergeResult, merge
 from ..network import Network
 from ..report import LayerReport, joined
 from ..tasks import Sample, Task
@@ -36,7 +36,7 @@ from .diffusion_samples import (
     unet_samples,
 )
 from .diffusion_sampling import own_runs, sample_runs
-from .diffusion_scenes import ScenePlan, make_scene_plans, scene_runs, scene_samples
+from .diffusion_scenes import ScenePlan, make_scene_plans, make_styled_plans, scene_runs, scene_samples
 
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
@@ -107,7 +107,9 @@ def merge_stable_diffusion(
         raise AdapterError("none of the LoRAs changes anything: every strength is 0, or the files hold no weights")
     adapters, tell = [lora.adapter for lora in used], progress or (lambda stage, done, total: None)
     plans = make_plans(used, calibration)
-    scenes = make_scene_plans(used, [plan.name for plan in plans], calibration, lambda text: model.token_positions(text))
+    names = [plan.name for plan in plans]
+    scenes = make_scene_plans(used, names, calibration, lambda text: model.token_positions(text))
+    plans += make_styled_plans(used, names, calibration)
     if scenes and config.target != "full_output":
         raise ConfigError(
             f"scene tasks need the target 'full_output', since teacher and student read different captions; it is "
@@ -127,7 +129,7 @@ def merge_stable_diffusion(
             parts.append(solve(network, unet, tasks, UNET_STAGE))
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
-    vectors, alone = mean_vectors(adapters), bool(calibration.scene_weight and not scenes)
+    vectors, alone = mean_vectors(adapters), bool(calibration.scene_weight and len(used) == 1)
     report = joined(*(part.report for part in parts))
     report = replace(
         report,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..calibration import Calibration
+from ..config import MergeConfig
+from ..errors import ConfigError
 from ..report import MergeReport
+from ..scenes import Kind
 from ..version import __version__
 from .files import storable
+from .json_settings import from_json, shown
 
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
 
@@ -44,7 +51,60 @@ class UsedLora:
     prompts_from: str = ""
     weight: float = 1.0
     trigger: str = ""
-    kind: str = "subject"
+    kind: Kind = "subject"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file was made.
+
+    Args:
+        loras: That went into it.
+        calibration: On which samples they were measured.
+        config: How layers were solved.
+        is_corrected: Whether its strength was corrected by what the check on unseen samples measured.
+        made_on: The base model and the versions, as far as they are known.
+    """
+
+    loras: tuple[UsedLora, ...]
+    calibration: Calibration
+    config: MergeConfig
+    is_corrected: bool
+    made_on: dict[str, Any]
+
+
+def read_recipe(name: str, text: str) -> Recipe:
+    """Return a recipe from a file's metadata, which anybody may have edited.
+
+    Args:
+        name: The file's name, for errors.
+        text: JSON, as `with_recipe` leaves it in a report's settings.
+
+    Raises:
+        ConfigError: Says where something is wrong, what stands there, and what may.
+    """
+    place = f"{name}: its recipe"
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is no JSON ({error}); it was changed by hand. Merge the LoRAs anew") from None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{place} is {shown(recipe)}; it must be an object with loras, calibration and config")
+    missing = [part for part in ("loras", "calibration", "config") if part not in recipe]
+    if missing:
+        raise ConfigError(f"{place} has no {missing[0]!r}; it was changed by hand, or made by another version of IterIS")
+    loras, config = recipe["loras"], recipe["config"]
+    if not isinstance(loras, list) or not loras:
+        raise ConfigError(f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more")
+    if isinstance(config, dict):
+        config = {"target": "delta", **config}  # what it was before there was a choice
+    return Recipe(
+        tuple(from_json(f"{place}: LoRA {number}", lora, UsedLora) for number, lora in enumerate(loras, 1)),
+        from_json(f"{place}: calibration", recipe["calibration"], Calibration),
+        from_json(f"{place}: config", config, MergeConfig),
+        "strength_correction" in recipe,
+        {key: value for key, value in recipe.items() if key == "base" or key.endswith("_version")},
+    )
 
 
 def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> MergeReport:

@@ -1,6 +1,10 @@
 """The one package that touches ComfyUI's insides: models, LoRA files, patches, folders, the browser."""
 
-from .deltas import stock_loader
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .folders import (
     find_lora,
     is_output,
@@ -12,12 +16,29 @@ from .folders import (
     saves_metadata,
     version,
 )  # fmt: skip
-from .patches import patches_of, with_patches
 from .server import answer_at, layer_teller, show_text, stage_progress
-from .stable_diffusion import ComfyStableDiffusion
 
+if TYPE_CHECKING:
+    from .deltas import stock_loader
+    from .patches import patches_of, with_patches
+    from .stable_diffusion import ComfyStableDiffusion
+
+# What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
+_MODULE_OF = {
+    "ComfyStableDiffusion": "stable_diffusion",
+    "patches_of": "patches",
+    "stock_loader": "deltas",
+    "with_patches": "patches",
+}
 __all__ = [
     "ComfyStableDiffusion", "answer_at", "find_lora", "is_output", "layer_teller", "lora_name_of", "lora_names", "lora_path",
     "model_files", "output_folder", "patches_of", "saves_metadata", "show_text", "stage_progress", "stock_loader", "version",
     "with_patches",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value

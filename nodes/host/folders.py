@@ -10,8 +10,7 @@ import comfyui_version
 import folder_paths
 from comfy.cli_args import args
 
-from ...iteris_core import AdapterError
-from ...iteris_core.formats.metadata import short_hash
+from ...iteris_core.errors import AdapterError
 
 _MODELS = ("checkpoints", "diffusion_models", "text_encoders")
 
@@ -49,6 +48,8 @@ def lora_name_of(path: Path) -> str | None:
 
 def model_files(names: Container[str]) -> list[str]:
     """Return those of these names that are model files, each with its short hash."""
+    from ...iteris_core.formats.metadata import short_hash
+
     found = {}
     for kind in _MODELS:
         for name in folder_paths.get_filename_list(kind):

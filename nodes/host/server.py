@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.utils
 
-from ...iteris_core.report import LayerReport
 from ..progress import StageClock
+
+if TYPE_CHECKING:
+    from ...iteris_core.report import LayerReport
 
 
 def show_text(node_id: str, text: str) -> None:

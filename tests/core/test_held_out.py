@@ -7,6 +7,8 @@ import torch
 
 from iteris_core.calibration import Calibration, base_captions, own_captions, preserve_runs
 from iteris_core.families.diffusion_held_out import strength_correction, unseen_captions, with_held_out
+from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.families.stages import numbered, stages_of
 from iteris_core.report import TaskFidelity
 
 CALIBRATION = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2)
@@ -80,6 +82,21 @@ def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
     assert {stage for stage, *_ in stages} == {"Check on unseen samples"}
     assert host.hooks() == 0
     assert host.open == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "held_out"), [((("te", "unet"),), 2), ((("te",),), 2), ((("unet",),), 1), ((("unet",), ("te",)), 0)]
+)
+def test_stages_are_numbered_as_they_come(host, parts, held_out):
+    loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [host.lora("idle", strength=0.0)]
+    calibration, told = replace(CALIBRATION, held_out=held_out), []
+    stages = stages_of(host, loras, calibration)
+    progress = numbered(lambda *step: told.append(step), stages)
+    result = merge_stable_diffusion(host, loras, calibration, host.EXACT, progress)
+    with_held_out(host, loras, result, calibration, progress=progress)
+    assert list(dict.fromkeys(stage for stage, *_ in told)) == [
+        f"stage {number} of {len(stages)}: {stage}" for number, stage in enumerate(stages, 1)
+    ]
 
 
 def test_none_held_out_measures_nothing(host, merged):

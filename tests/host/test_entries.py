@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError, IterisError, LowRankDelta
 from iteris_core.calibration import Calibration
+from iteris_core.families.diffusion_samples import PromptedAdapter
+from iteris_core.formats.recipe import UsedLora, read_recipe
 
 
 def test_one_content_is_one_lora_at_the_sum_of_the_strengths(nodes, tmp_path, monkeypatch):
@@ -112,12 +114,31 @@ def test_saving_a_merge_changes_nothing_for_a_stack(nodes, monkeypatch, tmp_path
     assert stack.LoraStack.fingerprint_inputs(text="") != after[0]
 
 
+def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(nodes, monkeypatch, tmp_path):
+    stack = nodes("stack")
+    files = {name: tmp_path / "output" / name for name in ("used", "other")}
+    (tmp_path / "output").mkdir()
+    for name, attribute in (("lora_names", lambda: list(files)), ("find_lora", files.get), ("is_output", lambda path: True)):
+        monkeypatch.setattr(stack.host, name, attribute, raising=False)
+    monkeypatch.setattr(stack, "_FIRST_SEEN", {})
+    files["used"].write_bytes(b"1")
+    before = stack.LoraStack.fingerprint_inputs(text="")
+    stack.remember(["used"])
+    files["other"].write_bytes(b"1")
+    assert stack.LoraStack.fingerprint_inputs(text="") == before  # a second run is taken from the cache
+    files["used"].write_bytes(b"22")
+    changed = stack.LoraStack.fingerprint_inputs(text="")
+    stack.remember(["used"])  # it runs again, and after that it is taken from the cache
+    assert changed != before and stack.LoraStack.fingerprint_inputs(text="") == changed
+
+
 def test_a_recipe_changes_with_the_files_that_it_names(nodes, monkeypatch, tmp_path):
     recipe = nodes("recipe")
     files = {name: tmp_path / name for name in ("merged", "cat", "dog")}
     for name, attribute in (("lora_names", lambda: list(files)), ("find_lora", files.get), ("lora_path", files.get)):
         monkeypatch.setattr(recipe.host, name, attribute, raising=False)
-    told = {"loras": [{"file": "cat", "name": "cat"}], "calibration": {}, "config": {"alpha": 1.0}}
+    lora = {"file": "cat", "name": "cat", "sha256": "", "strength_model": 1.0, "strength_clip": 1.0, "prompts": []}
+    told = {"loras": [lora], "calibration": {}, "config": {"alpha": 1.0}}
     save_file({"a": torch.ones(1)}, files["merged"], {"iteris.recipe": json.dumps(told)})
     found = [recipe.LoadRecipe.fingerprint_inputs(lora_name="merged")]
     for name in ("dog", "cat"):
@@ -134,28 +155,26 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(nodes, monkeypatch,
         monkeypatch.setattr(recipe.host, name, attribute, raising=False)
     for path in files.values():
         path.write_text(path.name)
-    lora = {"file": "cat.safetensors", "name": "cat", "sha256": hashlib.sha256(b"my").hexdigest(), "prompts": [], "weight": 1.0,
-            "strength_model": 1.0, "strength_clip": 1.0}  # fmt: skip
+    lora = UsedLora("cat", "cat.safetensors", hashlib.sha256(b"my").hexdigest(), 1.0, 1.0, ())
     entry, told = recipe.source_of("merged", lora)
     assert (entry.lora_name, told) == ("my cat.safetensors", "")
     with pytest.raises(IterisError, match=r"its LoRA 'cat\.safetensors' is not in the loras folders"):
-        recipe.source_of("merged", {**lora, "sha256": "another"})
+        recipe.source_of("merged", dataclasses.replace(lora, sha256="another"))
 
 
 # --- what a recipe says about how to solve ---
 
 
 def test_widgets_and_recipe_say_the_same(nodes):
-    settings, merge = nodes("settings"), nodes("merge")
+    settings = nodes("settings")
     adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
     widgets = {"alpha": 1e-3, "precision": "bfloat16", "rank": 0, "kept_energy": 0.9, "size_mb": 0.0, "target": "full_output"}
-    meant = settings.from_widgets([merge.PromptedAdapter(adapter, ("p",))], method="svd", correct_strength=True, **widgets)
+    meant = settings.from_widgets([PromptedAdapter(adapter, ("p",))], method="svd", correct_strength=True, **widgets)
     assert (meant.config.kept_energy, meant.config.output_dtype, meant.config.rank) == (0.9, torch.bfloat16, "sum")
-    recipe = json.loads(json.dumps({"config": meant.config.to_dict(), "strength_correction": 1.1}))
-    assert settings.from_recipe("file", recipe) == meant
-    recipe["config"]["new"] = 1
-    with pytest.raises(IterisError, match="file: its recipe has the setting 'new', unknown to this version"):
-        settings.from_recipe("file", recipe)
+    used = dataclasses.asdict(UsedLora("a", "a.safetensors", "", 1.0, 1.0, ("p",)))
+    recipe = {"loras": [used], "calibration": {}, "config": meant.config.to_dict(), "strength_correction": 1.1}
+    found = read_recipe("file", json.dumps(recipe))
+    assert (found.config, found.is_corrected) == (meant.config, meant.correct_strength)
 
 
 def test_the_base_model_is_what_the_workflow_names_before_the_merge(nodes):

@@ -127,7 +127,7 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
     def listen(event, data):
         if event == "iteris.layer":
             told.append(data)
-        elif "text" in data and data["text"].startswith(("Text encoder", "UNet")):
+        elif "text" in data and data["text"].startswith(("stage 1 of 3: Text encoder ", "stage 3 of 3: UNet ")):
             stages.append(len(told))
 
     report = host.run(host.merge(seed=77, timesteps=1), listen)["outputs"]["5"]["iteris_report"][0]
@@ -143,8 +143,8 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
     def sampled(nodes) -> bool:
         texts = []
         host.run({**nodes, **host.save("loras/rank")}, lambda event, data: texts.append(data.get("text", "")))
-        assert any(text.startswith("UNet ") for text in texts)
-        return any(text.startswith("Sampling ") for text in texts)
+        assert any(text.startswith("stage 3 of 3: UNet ") for text in texts)
+        return any(text.startswith("stage 2 of 3: Sampling ") for text in texts)
 
     nodes = host.merge(seed=5, timesteps=1)
     assert sampled(nodes)

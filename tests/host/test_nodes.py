@@ -18,6 +18,7 @@ from torch import nn
 
 import iteris_core
 from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta, MergeReport
+from iteris_core.families.diffusion_samples import PromptedAdapter
 from iteris_core.formats import kohya
 from iteris_core.report import LayerReport, TaskAtLayerReport
 
@@ -272,7 +273,7 @@ def test_one_way_to_choose_ranks_is_fine(nodes, values):
 def test_a_size_becomes_weights_and_must_have_room_for_rank_one(nodes):
     merge = nodes("settings")
     adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
-    loras = [merge.PromptedAdapter(adapter, ("p",))] * 2
+    loras = [PromptedAdapter(adapter, ("p",))] * 2
     assert merge.weights_in(1.0, torch.float16, loras) == (1_000_000 - 500) // 2
     assert merge.weights_in(1.0, torch.float32, loras) == (1_000_000 - 500) // 4
     with pytest.raises(ConfigError, match=r"size_mb is 0\.001; .* rank 1 in all 1 layers, takes 0\.0 MB"):
