@@ -78,14 +78,14 @@ def dense_answer(
         half: ``L^T dW^T``, (d_in, d_out).
         sum_of_ranks: What the rank ``sum`` means here.
         lambdas: lambda per task, handed on.
-        config: Uses ``kept_energy`` and ``size``.
+        config: Uses ``kept_energy``, which never takes more than the sum of the ranks, as with the delta target.
         rank: See `MergeConfig.rank_at`.
     """
     most = min(half.shape)
     if rank == "full":
         return LayerSolution(_as_factors(system.other_half(half).T), lambdas)
     asked = rank != "sum" or config.kept_energy is not None
-    wanted = most if config.kept_energy is not None else min(most, sum_of_ranks if rank == "sum" else int(rank))
+    wanted = min(most, sum_of_ranks if rank == "sum" else int(rank))
     spectrum = leading_spectrum(half, wanted)
     if config.kept_energy is not None:
         wanted = rank_for_energy(spectrum, config.kept_energy)

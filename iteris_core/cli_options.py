@@ -26,7 +26,7 @@ def _choice(name: str, *values: str) -> Any:
 EngineOption = _choice("EngineOption", "sweep", "iterate")
 RidgeOption = _choice("RidgeOption", "consistent", "paper")
 BalanceOption = _choice("BalanceOption", "delta", "full", "uniform")
-TargetOption = _choice("TargetOption", "delta", "full_output")
+TargetOption = _choice("TargetOption", "full_output", "delta")
 ModulesOption = _choice("ModulesOption", "all", "encoder")
 PaddingOption = _choice("PaddingOption", "ignore", "count")
 StyleOption = _choice("StyleOption", "kohya", "diffusers")
@@ -52,7 +52,7 @@ EngineSetting = Annotated[EngineOption, typer.Option(help="One sweep, or the pap
 MaxIterSetting = Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")]
 RidgeSetting = Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")]
 BalanceSetting = Annotated[BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")]
-TargetSetting = Annotated[TargetOption, typer.Option(help="What is fitted: deltas, or whole outputs.")]
+TargetSetting = Annotated[TargetOption, typer.Option(help="What is fitted: whole outputs, or what adapters add.")]
 RankSetting = Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")]
 WeightsSetting = Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")]
 PreserveWeightSetting = Annotated[float, typer.Option(help="How much the task counts that keeps the base model as it is.")]

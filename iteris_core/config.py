@@ -37,7 +37,7 @@ Method = Literal[
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
-Target = Literal["delta", "full_output"]
+Target = Literal["full_output", "delta"]
 
 
 @dataclass(frozen=True)
@@ -88,27 +88,32 @@ def _check_choices(settings: Any) -> None:
 class MergeConfig:
     """How a merge is solved.
 
+    Where a default was measured, the rows are named in which to see it: in "Ablations" of ``benchmarks/RESULTS.md``, or in the
+    tables "One setting of the sweep changed" of its T5 and BLIP.
+
     Args:
         method: ``iteris``, or a rival of it, see `baselines.METHODS`. Rivals take the ranks and the settings of memory from
             here, `balance` and `alpha` for the metric in which a cut is made, and `target` for the residuals of the report; the
             other settings are IterIS's own.
         baseline: What only the rivals can be told.
-        engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's Algorithm 1.
+        engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's Algorithm 1 (rows "iterations").
         max_iter: Solves of ``iterate``; the first uses ``X~ = X``.
         tolerance: ``iterate`` stops when no layer's delta changed by more than this, relative to its norm.
-        alpha: Ridge, relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``).
+        alpha: Ridge, relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``; rows "alpha").
         alpha_cross: Ridge on the cross term, relative in the same way (official ``alpha_1``); None: the same as alpha.
         ridge: ``consistent`` scales both ridges by ``||X~^T X~||``, so that the answer minimises one objective;
-            ``paper`` scales the cross ridge by ``||X~^T X||`` (the published code).
+            ``paper`` scales the cross ridge by ``||X~^T X||`` (the published code; row "ridge paper": no difference).
         balance: Weight of a task: ``delta`` is the paper's ``||dW||^2 / ||X dW^T||^2`` (equation 8), ``full`` the
-            published code's, which has the base weight in it, ``uniform`` is 1.
+            published code's, which has the base weight in it, ``uniform`` is 1 (rows "balance").
         target: ``delta`` fits what the adapters add, ``X dW_g^T``; ``full_output`` the whole output,
             ``X (W0 + dW_g)^T - X~ W0^T``, which also makes up for the drift of the inputs (official
-            ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`.
+            ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`. It is the default since it is as
+            good on pairs and better on more (rows "target, equal rank", and "Eight concepts at once").
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``), 0 or more, below 1.
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or one per module path.
-            What is cut is chosen by its effect on the measured inputs, see `truncate`.
-        kept_energy: Cut every layer to the smallest rank that keeps this share of the effect, 0 to 1; None: do not.
+            What is cut is chosen by its effect on the measured inputs, see `truncate` (row "rank of one LoRA": costs little).
+        kept_energy: Cut every layer to the smallest rank that keeps this share of the effect, 0 to 1, but never to more than
+            the sum of the ranks; None: do not.
         size: Number of weights in all factors together; ranks are shared out over layers by what they gain. Needs
             two sweeps. None: no limit.
         output_dtype: Precision in which the merged adapter will be saved. The sweep rounds each layer to it before
@@ -116,7 +121,8 @@ class MergeConfig:
         samples_per_chunk: Samples in one forward call; each of them is a teacher row and a student row.
         park_on_host: Let the tensors of waiting chunks wait in host memory. For devices on which all rows do not fit at
             once; costs a copy out and back at every layer.
-        tokens_per_row: At most this many tokens of a row, at random places, count in the statistics; None: all.
+        tokens_per_row: At most this many tokens of a row, at random places, count in the statistics; None: all (rows
+            "tokens per row").
         patches: At most this many patches of all rows together count at a k x k convolution, whose inputs are so wide
             (up to 23040 in SD1.5) that their Gram matrix would not fit into memory.
         statistics_bytes: ``iterate`` measures as many layers at once as have statistics of this many bytes.
@@ -131,7 +137,7 @@ class MergeConfig:
     alpha_cross: float | None = None
     ridge: Ridge = "consistent"
     balance: Balance = "delta"
-    target: Target = "delta"
+    target: Target = "full_output"
     input_mix: float = 0.0
     rank: int | str | Mapping[str, int] = "sum"
     kept_energy: float | None = None

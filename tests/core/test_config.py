@@ -23,7 +23,7 @@ from iteris_core import BaselineOptions, ConfigError, MergeConfig
         ({"input_mix": math.nan}, "input_mix is nan"),
         ({"samples_per_chunk": 0}, "samples_per_chunk is 0"),
         ({"engine": "loop"}, "engine is 'loop'; it can be 'sweep' or 'iterate'"),
-        ({"target": "output"}, "target is 'output'; it can be 'delta' or 'full_output'"),
+        ({"target": "output"}, "target is 'output'; it can be 'full_output' or 'delta'"),
         ({"max_iter": 0}, "max_iter is 0; it must be 1 or more"),
         ({"tolerance": math.nan}, "tolerance is nan"),
         ({"tokens_per_row": 0}, "tokens_per_row is 0"),

@@ -1,5 +1,7 @@
 """Precision, few tokens, shared inputs: what must not change the answer does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,6 +19,8 @@ from iteris_core import (
     statistics,
 )
 from iteris_core.statistics import InputMoments
+
+DELTA = MergeConfig(target="delta")  # whose answer needs no cut, and can be solved for on fewer tokens than the layer is wide
 
 
 def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
@@ -53,7 +57,7 @@ def objective(delta, tasks, adapters, alpha):
 @pytest.mark.parametrize("alpha", [1e-3, 1e-5, 1e-7])
 def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels(dtype, alpha):
     network, adapters, tasks = wide_layer(dtype, tokens=300)
-    found = merge(network, adapters, tasks, MergeConfig(alpha=alpha)).adapter.deltas["0"].to(dtype=torch.float64).dense()
+    found = merge(network, adapters, tasks, replace(DELTA, alpha=alpha)).adapter.deltas["0"].to(dtype=torch.float64).dense()
     normal, right = torch.zeros(96, 96).double(), torch.zeros(96, 48).double()
     for task, adapter in zip(tasks, adapters, strict=True):
         x = torch.cat([sample.teacher for sample in task.samples]).double()
@@ -68,9 +72,9 @@ def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels
 @pytest.mark.parametrize("tokens", [1, 3, 11])
 def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeypatch, tokens):
     network, adapters, tasks = wide_layer(torch.float64, tokens)
-    few = merge(network, adapters, tasks, MergeConfig(alpha=1e-6, output_dtype=torch.float64))
+    few = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
     monkeypatch.setattr("iteris_core.measure.token_count", lambda module, x: 10**6)
-    gram = merge(network, adapters, tasks, MergeConfig(alpha=1e-6, output_dtype=torch.float64))
+    gram = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
     torch.testing.assert_close(few.adapter.deltas["0"].dense(), gram.adapter.deltas["0"].dense(), rtol=1e-6, atol=1e-7)
     for mine, theirs in zip(few.report.layers[0].tasks, gram.report.layers[0].tasks, strict=True):
         assert mine.residual == pytest.approx(theirs.residual, rel=1e-4, abs=1e-6)
@@ -80,14 +84,14 @@ def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeyp
 def test_duplicate_tokens_change_nothing():
     network, adapters, tasks = wide_layer(torch.float64, tokens=20)
     doubled = [Task(t.name, [Sample(torch.cat([s.teacher, s.teacher])) for s in t.samples], t.mix) for t in tasks]
-    once, twice = (merge(network, adapters, group, MergeConfig(output_dtype=torch.float64)) for group in (tasks, doubled))
+    once, twice = (merge(network, adapters, group, replace(DELTA, output_dtype=torch.float64)) for group in (tasks, doubled))
     torch.testing.assert_close(once.adapter.deltas["0"].dense(), twice.adapter.deltas["0"].dense(), rtol=1e-7, atol=1e-9)
 
 
 def test_few_tokens_without_a_ridge_are_an_error_with_advice():
     network, adapters, tasks = wide_layer(torch.float64, tokens=2)
     with pytest.raises(SolveError, match=r"layer '0'.*not positive definite.*set alpha to 1e-6"):
-        merge(network, adapters, tasks, MergeConfig(alpha=0.0))
+        merge(network, adapters, tasks, replace(DELTA, alpha=0.0))
 
 
 @pytest.mark.parametrize("tokens", [2, 300])
@@ -95,21 +99,21 @@ def test_numbers_that_are_not_finite_name_layer_and_task(tokens):
     network, adapters, tasks = wide_layer(torch.float32, tokens)
     tasks[1].samples[0].teacher[0, 0] = float("nan")
     with pytest.raises(SolveError, match=r"layer '0': the inputs of task 'b' hold NaN"):
-        merge(network, adapters, tasks)
+        merge(network, adapters, tasks, DELTA)
 
 
 def test_a_task_with_a_zero_delta_counts_as_base_rows():
     network, adapters, tasks = wide_layer(torch.float64, tokens=40)
     zero = Adapter("b", {"0": LowRankDelta(torch.zeros(48, 4), torch.randn(4, 96))})
-    result = merge(network, [adapters[0], zero], tasks, MergeConfig(output_dtype=torch.float64))
-    base = merge(network, adapters[:1], [tasks[0], Task("b", tasks[1].samples, {})], MergeConfig(output_dtype=torch.float64))
+    result = merge(network, [adapters[0], zero], tasks, replace(DELTA, output_dtype=torch.float64))
+    base = merge(network, adapters[:1], [tasks[0], Task("b", tasks[1].samples, {})], replace(DELTA, output_dtype=torch.float64))
     torch.testing.assert_close(result.adapter.deltas["0"].dense(), base.adapter.deltas["0"].dense(), rtol=1e-6, atol=1e-9)
 
 
 def test_some_tokens_of_each_row_come_close_to_all_of_them():
     network, adapters, tasks = wide_layer(torch.float64, tokens=400)
-    every = merge(network, adapters, tasks)
-    some = merge(network, adapters, tasks, MergeConfig(tokens_per_row=200))
+    every = merge(network, adapters, tasks, DELTA)
+    some = merge(network, adapters, tasks, replace(DELTA, tokens_per_row=200))
     assert some.report.layers[0].tasks[0].tokens == 4 * 200
     cost = [objective(result.adapter.deltas["0"].dense().double(), tasks, adapters, 1e-4) for result in (every, some)]
     assert cost[0] < cost[1] < 1.2 * cost[0]

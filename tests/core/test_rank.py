@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import MergeConfig, Task
+from iteris_core import Task
 
 
 def merge_one_layer(toy, seed=0, **settings):
@@ -26,7 +26,7 @@ def merge_one_layer(toy, seed=0, **settings):
         )
         for task, delta in zip(tasks, dense, strict=True)
     ]
-    config = MergeConfig(**{name: value for name, value in settings.items() if name in ("target", "alpha")})
+    config = toy.exact(**{name: value for name, value in settings.items() if name in ("target", "alpha")})
     system, right = toy.normal_equations(net.model.layer.weight, at_layer, config)
     return result.adapter.deltas["layer"], result.report.layers[0], system, torch.linalg.solve(system, right).T
 
@@ -70,6 +70,14 @@ def test_the_smallest_rank_that_keeps_the_energy_is_chosen(toy, kept_energy):
     kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
     assert kept[delta.rank - 1] >= kept_energy - 1e-9
     assert delta.rank == 1 or kept[delta.rank - 2] < kept_energy
+
+
+@pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])
+def test_of_a_full_output_it_keeps_no_more_than_the_sum_of_the_ranks(toy, kept_energy):
+    delta, _, system, answer = merge_one_layer(toy, target="full_output", kept_energy=kept_energy)
+    kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
+    assert torch.linalg.matrix_rank(answer) > 3
+    assert delta.rank == next((rank for rank in (1, 2) if kept[rank - 1] >= kept_energy), 3)
 
 
 @pytest.mark.parametrize("size", [60, 120, 10_000])

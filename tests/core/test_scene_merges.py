@@ -154,6 +154,62 @@ def test_at_every_resolution_only_the_region_counts():
             assert torch.allclose(*pair, rtol=1e-9, atol=1e-12) is same
 
 
+# --- a subject in a style ---
+
+STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "photo {first} {style}"))
+
+
+def subjects_and_a_style(host, subjects="a"):
+    loras = [replace(host.lora(name, ("te", "unet"), (f"<{name}>",)), trigger=f"<{name}>") for name in [*subjects, "s"]]
+    return [*loras[:-1], replace(loras[-1], kind="style")]
+
+
+def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(toy, host):
+    """The text encoder's first layer reads the captions themselves: what is learned of them is the sum of both LoRAs."""
+    loras = subjects_and_a_style(host)
+    for target in ("delta", "full_output"):
+        result, _ = host.merge(loras, STYLED, replace(FULL, target=target))
+        deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
+        tasks = []
+        for k, lora in enumerate(loras):
+            known = dict.fromkeys([*own_captions(lora.prompts, STYLED, k), ""])
+            x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
+            tasks.append(dense_task(toy, x, x, deltas[k]))
+        x = [host.te.embedding(host.tokenize(caption)[0]) for caption in ("<a> <s>", "photo <a> <s>", "")]
+        tasks.append(dense_task(toy, x, x, deltas[0] + deltas[1], 0.3))
+        expected = toy.solve_densely(host.te.q.weight, tasks, replace(FULL, target=target))
+        torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_its_latents_come_from_the_stacks_own_runs(host):
+    loras = subjects_and_a_style(host)
+    host.merge(loras, STYLED, FULL)
+    both = host.patched(*(lora.adapter for lora in loras))
+    rows, sigmas = [row for row, _ in host.merge_rows()][24:], host.sigmas(4)
+    for run, caption in enumerate(("<a> <s>", "photo <a> <s>")):
+        texts = [both.context(text, host.PIECE)[None] for text in (caption, "")]
+
+        def denoise(x, sigma, texts=texts):
+            good, bad = (both.u(x.double(), sigma[None].double(), text) for text in texts)
+            return (bad + 3.0 * (good - bad)).float()
+
+        wanted = [
+            euler_trajectory(denoise, noise((1, 4, 8, 8), 2 * 1009 + number), sigmas)[step][0]
+            for number in range(4)
+            for step in kept_steps(STYLED, number)
+        ]
+        assert any(torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted), run
+
+
+def test_a_styles_captions_are_shared_out_over_subjects(host):
+    loras = subjects_and_a_style(host, "ab")
+    result, _ = host.merge(loras, STYLED, FULL)
+    counts = {task.task: task.tokens for task in result.report.layers[0].tasks}
+    assert {name for name in counts if "style" in name} == {"a in the style of s", "b in the style of s"}
+    without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
+    assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
+
+
 # --- latents of scenes ---
 
 
@@ -283,7 +339,7 @@ def test_scenes_with_the_delta_target_are_refused(host):
     with pytest.raises(
         ConfigError, match=r"scene tasks need the target 'full_output'.*Set target to 'full_output', or scene_weight"
     ):
-        host.merge(two_loras(host), SCENES)
+        host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
 
 
 def test_a_single_lora_meets_nobody_and_is_told_so(host):

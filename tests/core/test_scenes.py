@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.calibration import Calibration, sample_count
 from iteris_core.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
-from iteris_core.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of
+from iteris_core.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of, styled_forms
 
 PAIR_FORMS = ("{first} and {second}", "a photo of {second} next to {first}", "{first} above {second}")
 
@@ -84,15 +84,27 @@ def test_pairs_and_triples_come_in_turn_and_no_lora_meets_itself():
     assert {len(scene.members) for scene in scenes_of("a <v1>", "a <v2>")} == {2}
 
 
-def test_a_style_comes_beside_subjects_and_never_beside_itself():
-    scenes = scenes_of("a <v1>", "in <s1> style", "in <s2> style", kinds=("subject", "style", "style"))
-    assert all({member.lora for member in scene.members} in ({0, 1}, {0, 2}) for scene in scenes)
-    for scene in scenes:
+def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
+    scenes = scenes_of("a <v1>", "a <v2>", "in <s1> style", "in <s2> style", kinds=("subject",) * 2 + ("style",) * 2)
+    styled = [scene for scene in scenes if len(scene.members) == 3]
+    assert {frozenset(member.lora for member in scene.members) for scene in styled} == {
+        frozenset((0, 1, 2)),
+        frozenset((0, 1, 3)),
+    }
+    for scene in styled:
         assert scene.layout is None
-        subject, style = scene.members
-        assert "<s" not in subject.caption
-        assert any(ordinary in subject.caption for ordinary in ORDINARY_STYLES)
-        assert "<v1>" not in style.caption
+        *subjects, style = scene.members
+        for subject in subjects:
+            assert "<s" not in subject.caption
+            assert any(ordinary in subject.caption for ordinary in ORDINARY_STYLES)
+        assert "<v" not in style.caption
+
+
+def test_one_subject_in_a_style_is_no_scene_of_many():
+    scenes = scenes_of("a <v1>", "a <v2>", "in <s1> style", kinds=("subject", "subject", "style"))
+    assert all(sum(member.lora < 2 for member in scene.members) == 2 for scene in scenes)
+    assert scenes_of("a <v1>", "in <s1> style", kinds=("subject", "style")) == []
+    assert styled_forms(Calibration(scene_forms=("{first} {style}", "{first} and {second}, {style}"))) == ["{first} {style}"]
 
 
 def test_no_form_for_these_loras_is_an_error():
@@ -145,10 +157,10 @@ def test_a_length_that_nothing_has_is_an_error():
 
 def test_what_stands_behind_the_trigger_may_have_any_length():
     scenes = scenes_of(
-        "a", "in b", kinds=("subject", "style"), scene_forms=("{first} {style}",), companions=("x", "some thing")
+        *("a", "c", "in b"), kinds=("subject", "subject", "style"), scene_forms=("{first} {second} {style}",), companions=("x",)
     )
-    subjects = {member.caption for scene in scenes for member in scene.members if member.lora == 0}
-    assert subjects <= {f"a {style}" for style in ORDINARY_STYLES}
+    subjects = {scene.members[0].caption for scene in scenes if scene.members[0].lora == 0}
+    assert subjects <= {f"a x {style}" for style in ORDINARY_STYLES}
     assert len(subjects) > 2
 
 

@@ -112,7 +112,7 @@ def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(toy, name, s
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
     found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, **settings).adapter)
-    assert toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, MergeConfig(**settings))) < 1e-9
+    assert toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings))) < 1e-9
     assert toy.largest_error(found, toy.dense(toy.merge_toy(net, adapters, tasks).adapter)) > 1e-6
 
 
@@ -262,7 +262,7 @@ def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them(t
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
-    result = merge(net.network(), adapters, tasks, MergeConfig(alpha=1e-8, output_dtype=torch.float16))
+    result = merge(net.network(), adapters, tasks, MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16))
     deltas = result.adapter.deltas.values()
     assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {torch.float16}
     rounded = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
@@ -288,7 +288,7 @@ def one_more_iteration(toy, net, adapters, tasks, merged):
             x = torch.cat(toy.layer_inputs(toy.patched(net.model, delta), rows, [path])[path])
             x_student = torch.cat(toy.layer_inputs(toy.patched(net.model, merged), rows, [path])[path])
             at_layer.append(toy.DenseTask(x, x_student, delta[path], task.weight))
-        answers[path] = toy.solve_densely(net.model.get_submodule(path).weight, at_layer, MergeConfig(alpha=1e-8))
+        answers[path] = toy.solve_densely(net.model.get_submodule(path).weight, at_layer, toy.exact(alpha=1e-8))
     return answers
 
 
@@ -296,7 +296,8 @@ def test_residuals_are_those_of_the_adapter_as_saved(toy):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
-    result = merge(net.network(), adapters, tasks, MergeConfig(output_dtype=torch.float16, samples_per_chunk=3))
+    config = MergeConfig(target="delta", output_dtype=torch.float16, samples_per_chunk=3)
+    result = merge(net.network(), adapters, tasks, config)
     saved = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
     worn = [*map(toy.dense, adapters), {path: torch.zeros_like(delta) for path, delta in saved.items()}]
     stacked = {path: worn[0][path] + worn[1][path] for path in saved}

@@ -245,7 +245,7 @@ def test_models_of_lower_precision_come_close_to_the_exact_merge(toy, dtype):
     expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
     net.model.to(dtype)
     rows = [replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples]) for task in tasks]
-    result = merge(net.network(), adapters, rows, MergeConfig(alpha=1e-2))
+    result = merge(net.network(), adapters, rows, MergeConfig(target="delta", alpha=1e-2))
     assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
     found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
     assert toy.largest_error(found, expected) < (1e-4 if dtype == torch.float32 else 0.2)
@@ -266,7 +266,8 @@ def test_a_model_under_autocast_is_merged_in_full_precision(toy, samples_per_chu
             return toy.run(net.model, rows)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
-        result = merge(net.network(forward), adapters, rows, MergeConfig(alpha=1e-2, samples_per_chunk=samples_per_chunk))
+        config = MergeConfig(target="delta", alpha=1e-2, samples_per_chunk=samples_per_chunk)
+        result = merge(net.network(forward), adapters, rows, config)
     assert not torch.is_autocast_enabled("cpu")
     found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
     assert toy.largest_error(found, expected) < 0.2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, MergeResult, Network, Sample, Task, merge
+from iteris_core.config import Target
 
 TOKENS, CONTEXT_TOKENS = 4, 3
 
@@ -141,8 +142,9 @@ def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[T
     return [Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)]
 
 
-def exact(**settings: Any) -> MergeConfig:
-    return MergeConfig(output_dtype=torch.float64, **settings)
+def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
+    """Return settings in which nothing is lost: the delta target, whose answer needs no cut, in float64."""
+    return MergeConfig(target=target, output_dtype=torch.float64, **settings)
 
 
 def merge_toy(toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], **settings: Any) -> MergeResult:
@@ -257,7 +259,7 @@ def naive_fixed_point(
     toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig | None = None
 ) -> dict[str, Tensor]:
     """Return the dense deltas at which Algorithm 1 stands still: infer, solve all layers, repeat until unchanged."""
-    config = config or MergeConfig()
+    config = config or MergeConfig(target="delta")
     paths = list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
     bases = {path: toy.model.get_submodule(path).weight.flatten(1) for path in paths}
     shapes = {path: tuple(base.shape) for path, base in bases.items()}

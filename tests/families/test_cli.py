@@ -40,8 +40,7 @@ def golden_arguments(name, output, *more):
         arguments += ["--input-mix", settings["reg_ceof"]]
     if settings.get("manual_ceof"):
         arguments += ["--weights", ",".join(map(str, settings["manual_ceof"]))]
-    if settings["with_pretrain_matrix"]:
-        arguments += ["--target", "full_output", "--rank", "full"]
+    arguments += ["--target", "full_output", "--rank", "full"] if settings["with_pretrain_matrix"] else ["--target", "delta"]
     return [*arguments, *more]
 
 
@@ -154,7 +153,8 @@ def arguments_on_texts(t5_folder, texts, output):
 
 
 def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
-    arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--rank", "5", "--save-dtype", "bfloat16"]
+    more = ["--target", "delta", "--rank", "5", "--save-dtype", "bfloat16"]
+    arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more]
     done = in_process(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"saved to {tmp_path / 'out'}" in done.stdout

@@ -137,10 +137,12 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
         0,
         "--alpha",
         1e-3,
+        "--target",
+        "delta",
     ]
     done = iteris(world, "--output", output, *more)
     assert (done.exit_code, done.stderr) == (0, "")
-    config = MergeConfig(samples_per_chunk=4, rank=3, alpha=1e-3)
+    config = MergeConfig(target="delta", samples_per_chunk=4, rank=3, alpha=1e-3)
     model, expected = merged_here(world, ((0.5, 0.7), (-1.0, 0.0)), config, preserve_weight=0.0)
     found = read_lora(model, output)
     assert_same(found, expected)
@@ -229,7 +231,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--method-option", "density=2"], "density is 2; it must be above 0"),
         (["--kind", "thing", "--kind", "style"], "LoRA 'one' is a 'thing'; it can be subject or style"),
         (["--correct-strength"], "--correct-strength needs runs to measure it on"),
-        (["--scene-weight", "0.1"], "scene tasks need"),
+        (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
         (["--lora", "/no.safetensors", "--prompts", "x"], "no.safetensors: there is no such file"),

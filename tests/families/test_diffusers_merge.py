@@ -13,7 +13,7 @@ from iteris_core.families.stable_diffusion import merge_stable_diffusion
 from iteris_core.layers import input_tokens
 
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
-EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=100)
+EXACT = MergeConfig(target="delta", output_dtype=torch.float64, samples_per_chunk=100)
 
 
 class Recorder(DiffusersStableDiffusion):
