@@ -19,7 +19,7 @@ from .errors import ConfigError
 from .families import blip, t5
 from .families.base_models import load_processor, load_tokenizer
 from .families.caption_samples import CaptionOptions, CaptionSample, read_images
-from .families.merge_job import PeftMergeResult
+from .families.merge_job import PRESERVE_WEIGHT, PeftMergeResult
 from .families.merged_model import check_free as check_model_free
 from .families.merged_model import save_merged_model
 from .families.text_samples import TextOptions, TextSample, read_texts, read_token_ids
@@ -28,7 +28,8 @@ from .formats import peft
 app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
 app.command("sd15", help=SD15_HELP)(merge_sd15_command)
 
-PreserveWeightSetting = Annotated[float | None, typer.Option(help="How much --preserve counts; 1 if left out.")]
+_PRESERVE_WEIGHT_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
+PreserveWeightSetting = Annotated[float | None, typer.Option(help=_PRESERVE_WEIGHT_HELP)]
 
 _T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
 
@@ -186,7 +187,7 @@ def _check_places(
 def _weights(weights: str | None, preserve_weight: float | None, preserve: Path | None) -> dict[str, Any]:
     if preserve_weight is not None and preserve is None:
         raise ConfigError("--preserve-weight needs --preserve: the inputs on which the base model is to be kept as it is")
-    kept = 1.0 if preserve_weight is None else preserve_weight
+    kept = PRESERVE_WEIGHT if preserve_weight is None else preserve_weight
     return {"weights": options.numbers("--weights", weights), "preserve_weight": kept}
 
 

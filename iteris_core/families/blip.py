@@ -33,7 +33,7 @@ from .caption_samples import (
     has_texts,
     with_captions,
 )
-from .merge_job import MergeJob, PeftMergeResult, StageProgress, merge_job
+from .merge_job import PRESERVE_WEIGHT, MergeJob, PeftMergeResult, StageProgress, merge_job
 
 CAPTION_STAGE = "Teachers' captions"
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
@@ -90,7 +90,7 @@ def merge_blip(
     *,
     weights: Sequence[float] | None = None,
     preserve: Sequence[CaptionSample] = (),
-    preserve_weight: float = 1.0,
+    preserve_weight: float = PRESERVE_WEIGHT,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     processor: Any = None,

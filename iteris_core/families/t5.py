@@ -23,7 +23,7 @@ from ..network import Network
 from ..rows import wearing
 from ..tasks import Sample
 from .base_models import generation_settings, load_adapter, load_model, load_tokenizer
-from .merge_job import PeftMergeResult, StageProgress, merge_job
+from .merge_job import PRESERVE_WEIGHT, PeftMergeResult, StageProgress, merge_job
 from .text_samples import (
     DECODER_STREAM,
     ENCODER_STREAM,
@@ -140,7 +140,7 @@ def merge_t5(
     *,
     weights: Sequence[float] | None = None,
     preserve: Sequence[TextSample] = (),
-    preserve_weight: float = 1.0,
+    preserve_weight: float = PRESERVE_WEIGHT,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     tokenizer: Any = None,

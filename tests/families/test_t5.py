@@ -56,7 +56,7 @@ def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(bas
     assert max(entry.residual for layer in result.report.layers for entry in layer.tasks) < 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"ridge": "paper", "balance": "full"}, {"target": "full_output"}])
+@pytest.mark.parametrize("options", [{}, {"target": "delta"}, {"target": "delta", "ridge": "paper", "balance": "full"}])
 def test_sweep_and_iteration_agree(base, folders, options):
     swept = merge_t5(base, folders, both(), MergeConfig(samples_per_chunk=3, **options))
     iterated = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=40, **options))
@@ -100,7 +100,7 @@ def solve_dense(model, adapters, tasks, config):
 
 def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_padding(base, folders, tiny, t5_folder):
     double = load_base(str(t5_folder / "base"), torch.float64)
-    config = MergeConfig(alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64)
+    config = MergeConfig(target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64)
     found = merge_t5(double, folders, both(), config).adapter.deltas
     adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
     expected = solve_dense(double, adapters, both(), config)
@@ -281,6 +281,11 @@ def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix
         answered = [TextSample(s.ids, s.target) for s in with_targets(base, adapters, inputs, {})]
         again = merge_t5(base, folders, both(), preserve=answered, preserve_weight=2.0)
         assert_close(kept.adapter.deltas, again.adapter.deltas, 1e-5)
+
+
+def test_a_preserve_task_counts_a_tenth_unless_told_otherwise(base, folders):
+    kept = merge_t5(base, folders, both(), preserve=samples_of(7))
+    assert kept.report.settings["weights"] == [1.0, 1.0, 0.1]
 
 
 def test_a_preserve_weight_of_0_is_no_preserve_task(base, folders):
