@@ -39,11 +39,12 @@ WIDTHS = {
     "SaveImage": 300,
 }
 NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 340, 14, 46
-# for what comes with a run: a report, or a few lines of text
-ROOM_BELOW = {"IterISMerge": 260} | dict.fromkeys(
+# for what comes with a run: a report, pictures, or a few lines of text; and for inputs that a newer ComfyUI adds
+ROOM_BELOW = {"IterISMerge": 260, "IterISReport": 420, "TrainLoraNode": 200} | dict.fromkeys(
     ("IterISSave", "IterISStack", "IterISModelLoras", "IterISScene", "IterISTrainedLora"), 110
 )
 MOST_BYTES = {"workflows": 195_000, "walkthrough": 145_000}
+READABLE = 0.6  # of the frontend's own size: titles can still be read
 
 
 def columns(prompt: dict) -> dict[str, int]:
@@ -150,7 +151,7 @@ def save(picture: bytes, path: Path, most_bytes: int, width: int = 1500) -> None
 
 
 def make_workflows(chromium: object, address: str, names: list[str]) -> None:
-    frontend = browser.Frontend(chromium, address, width=2400, height=1500)
+    frontend = browser.Frontend(chromium, address, width=3200, height=1500)
     for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
         if names and path.stem not in names:
             continue
@@ -163,7 +164,9 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         add_note(frontend, NOTES[path.stem])
         place = whole(frontend)
         frontend.page.wait_for_timeout(500)
-        save(frontend.page.screenshot(clip=place), ROOT / "workflows" / f"{path.stem}.jpg", MOST_BYTES["workflows"])
+        width = round(place["width"] * READABLE / frontend.page.evaluate("app.canvas.ds.scale"))
+        picture = frontend.page.screenshot(clip=place)
+        save(picture, ROOT / "workflows" / f"{path.stem}.jpg", MOST_BYTES["workflows"], max(1500, width))
         frontend.show(int(min(prompt, key=int)), left=150, top=200)
         text = json.dumps(frontend.workflow(), indent=1, ensure_ascii=False)
         (ROOT / "workflows" / path.name).write_text(text + "\n", encoding="utf-8")
