@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from world_base import BaseSettings, Phase, load_base, train_base
 from world_bench import DEFAULT_CACHE, load_bench, lora_folder
-from world_loras import FILE, LoraSet, settings_of, train_lora
+from world_loras import FILE, LoraSet, seed_of, settings_of, train_lora
 from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes
 from world_recogniser import train_recogniser
 from world_scenes import CONCEPT_TRIGGERS, TRIGGERS
@@ -51,7 +51,7 @@ class Plan:
 
 def whole(cache: Path, seeds: int) -> Plan:
     recipes = tuple(main_recipes())
-    return Plan(cache / "full", BaseSettings(), 3500, TRIGGERS, GROUPS, recipes, (*range(seeds), "strong"))
+    return Plan(cache / "full", BaseSettings(), 3500, TRIGGERS, GROUPS, recipes, (*range(seeds), "strong", "alone"))
 
 
 def quick(cache: Path) -> Plan:
@@ -97,10 +97,10 @@ def recogniser_stage(plan: Plan) -> None:
 def one_lora(plan: Plan, trigger: str, lora_set: LoraSet) -> str:
     torch.set_num_threads(1)
     began, folder = now(), lora_folder(plan.folder, trigger, lora_set)
-    settings, seed = settings_of(trigger, lora_set), 0 if lora_set == "strong" else lora_set
+    settings = settings_of(trigger, lora_set)
     if plan.lora_steps:
         settings = replace(settings, steps=plan.lora_steps)
-    found = train_lora(load_base(plan.folder / "base"), trigger, settings, seed, folder)
+    found = train_lora(load_base(plan.folder / "base"), trigger, settings, seed_of(lora_set), folder)
     note_time(plan.folder, "loras", f"{trigger}, set {lora_set}", began)
     return f"LoRA {trigger}, set {lora_set}: {found['seconds']:.0f} s, loss {found['loss']:.4f}"
 
@@ -147,11 +147,12 @@ def measuring_stage(plan: Plan, stage: str, jobs: int) -> None:
         if not told.exists():
             told.write_text(json.dumps(ceiling(load_bench(plan.folder))))
         work += [Work(plan.folder, stage, triggers, 0, plan.recipes) for groups in plan.groups.values() for triggers in groups]
-        others = [s for s in plan.lora_sets if s not in (0, "strong")]
+        others = [s for s in plan.lora_sets if isinstance(s, int) and s]
         work += [Work(plan.folder, stage, triggers, s, plan.recipes) for s in others for triggers in some]
     elif stage == "strong":
         groups = [*plan.groups["pairs"], *plan.groups["triples"]]
         work += [Work(plan.folder, stage, triggers, "strong", plan.recipes) for triggers in groups]
+        work += [Work(plan.folder, stage, triggers, "alone", plan.recipes) for triggers in some]
     elif stage == "scales":
         recipes = tuple(r for r in plan.recipes if r.adapter == "merge")
         entries = tuple({"scale": scale} for scale in SCALES)

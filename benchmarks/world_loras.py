@@ -37,7 +37,8 @@ TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 FILE = "pytorch_lora_weights.safetensors"
 
 
-LoraSet = int | Literal["strong"]  # the seed of usual LoRAs, or those that were trained for too long
+# The seed of usual LoRAs, or those that were trained for too long, or those that saw their concept alone.
+LoraSet = int | Literal["strong", "alone"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,19 @@ class LoraSettings:
 
 USUAL, STYLE = LoraSettings(), LoraSettings(steps=300, prior=6)
 STRONG = LoraSettings(steps=300, alone=5, company=5, prior=0)  # nothing keeps them from changing the rest of the model
+ALONE = LoraSettings(steps=300, alone=6, company=0)
 
 
 def settings_of(trigger: str, lora_set: LoraSet) -> LoraSettings:
     """Return how a LoRA of a set is trained."""
     if trigger in STYLE_TRIGGERS:
         return STYLE
-    return STRONG if lora_set == "strong" else USUAL
+    return {"strong": STRONG, "alone": ALONE}.get(lora_set, USUAL)
+
+
+def seed_of(lora_set: LoraSet) -> int:
+    """Return the seed of a set's training and calibration."""
+    return lora_set if isinstance(lora_set, int) else 0
 
 
 def pictures_of(trigger: str, settings: LoraSettings, seed: int) -> tuple[list[tuple[Scene, str]], list[tuple[Scene, str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from world_bench import Bench
-from world_loras import LoraSet
+from world_loras import LoraSet, seed_of
 from world_score import SinglePictures, probes_of, score
 
 from iteris_core.adapters import Adapter, LowRankDelta
@@ -53,7 +53,7 @@ class Recipe:
 
 OWN_ONLY = {"preserve_weight": 0.0, "composition_share": 0.0, "unconditional_share": 0.0}
 DELTA, FULL = {"target": "delta"}, {"target": "full_output"}
-TEXT_SCENES = {"scene_weight": 0.3}
+TEXT_SCENES = {"scene_weight": 1.0}
 PICTURE_SCENES = {**TEXT_SCENES, "scene_pictures": True}
 
 
@@ -106,7 +106,7 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
         "scene weight, pictures": [
             Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
         ],
-        "picture scenes 0.3, with other settings": [
+        "picture scenes 1, with other settings": [
             Recipe("one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}),
             Recipe("composition 1", full, {**PICTURE_SCENES, "composition_share": 1.0}),
             Recipe("trajectories 20", full, {**PICTURE_SCENES, "trajectories": 20}),
@@ -127,8 +127,7 @@ def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: Lora
     config = {"samples_per_chunk": 48, **recipe.config}
     if "baseline" in config:
         config["baseline"] = BaselineOptions(**config["baseline"])
-    seed = 0 if lora_set == "strong" else lora_set
-    calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
+    calibration = bench.calibration(**{"held_out": 0, "seed": seed_of(lora_set), **recipe.calibration})
     torch.manual_seed(0)
     loras, clock = bench.loras(triggers, lora_set), Clock()
     result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from world_base import BaseSettings
 from world_bench import SCENE_FORMS, STEPS
-from world_loras import STRONG, STYLE, USUAL, LoraSet
+from world_loras import ALONE, STRONG, STYLE, USUAL, LoraSet
 from world_methods import main_recipes
 from world_score import SEEN, UNSEEN
 from world_tables import Groups, Reader, ablation_tables, group_table, guidance_table, scale_table, times_text
@@ -19,6 +19,7 @@ TITLES = {
     "triples": "Three concepts",
     "eight": "Eight concepts at once",
 }
+SETS: dict[LoraSet, str] = {0: "", "strong": ", LoRAs trained for too long", "alone": ", LoRAs that saw their concept alone"}
 FINDINGS = Path(__file__).parent / "world_findings.md"
 
 
@@ -28,12 +29,12 @@ def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
     parts = ["### Quality: a trained world", setup_text(reader)]
     if FINDINGS.exists():
         parts += ["#### What follows from it", FINDINGS.read_text(encoding="utf-8").strip()]
-    for lora_set, title in ((0, ""), ("strong", ", LoRAs trained for too long")):
+    for lora_set, title in SETS.items():
         for kind, of_kind in groups.items():
             if any(reader.entries(recipe, of_kind, [lora_set]) for recipe in recipes):
                 text = group_table(reader, recipes, of_kind, [lora_set])
                 parts += [f"#### {TITLES[kind]}{title}", groups_text(of_kind), text]
-    some, usual = groups["pairs"][:2], [s for s in sets if s != "strong"]
+    some, usual = groups["pairs"][:2], [s for s in sets if isinstance(s, int)]
     if len(usual) > 1 and reader.entries(recipes[0], some, usual[1:]):
         parts += [f"#### {len(usual)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, usual)]
     for title, text in (
@@ -67,7 +68,8 @@ Eight combinations (the concepts `<v1>` to `<v8>`) and two ways to render a pict
 held back; DreamBooth-style LoRAs teach them (UNet attention and text encoder, rank {lora.rank}, {lora.pictures} pictures alone
 and {lora.pictures_in_company} beside base things, prior pictures, {lora.steps} steps, PEFT; styles: {STYLE.steps} steps, all
 layers of the transformer blocks), saved by diffusers, read and merged as the product does it. *Trained for too long*:
-{STRONG.steps} steps and no prior pictures, as many LoRAs in use are.
+{STRONG.steps} steps and no prior pictures, as many LoRAs in use are. *That saw their concept alone*: {ALONE.steps} steps, no
+pictures beside base things.
 
 A detector trained on drawings alone judges the pictures (on blurred and noisy drawings that it has not seen: {shares}).
 

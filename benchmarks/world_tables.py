@@ -239,4 +239,4 @@ def report(folder: Path, groups: Groups, sets: Sequence[LoraSet], *, write: bool
         before, _, rest = old.partition(BEGIN)
         path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
         with torch.no_grad():
-            samples(bench, HERE / "world_samples.png", sets[-1])
+            samples(bench, HERE / "world_samples.png", "strong")

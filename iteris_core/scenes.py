@@ -3,6 +3,9 @@
 The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers, so the teacher of <v2> reads "a red chair
 and a <v2>", with an ordinary thing of as many tokens in the place of <v1>: its own words then stand at the same positions
 in both captions, and only they count.
+
+One subject in a style is another matter: the style is in all of the picture, and two LoRAs of which one says what and one how
+can be worn together. There the stack of both is the teacher and reads the student's caption (`styled_forms`).
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ class Scene:
 def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_positions: TokenPositions) -> list[Scene]:
     """Return scenes: each LoRA takes part in about ``trajectories``, or without pictures in as many as it keeps latents.
 
-    Kinds of forms (two subjects, three, subject and style) come in turn; in each, all casts in all orders, in random forms.
+    Kinds of forms (two subjects, three, two and a style) come in turn; in each, all casts in all orders, in random forms. Forms
+    of one subject in a style are left to `styled_forms`.
 
     Raises:
         CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be lined up.
@@ -74,14 +78,18 @@ def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_pos
     subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
     chance, decks = random.Random(calibration.seed), []
     forms: dict[tuple[int, int], list[str]] = {}
+    styled = styled_forms(calibration)
     for form in calibration.scene_forms:
-        names = placeholders(form)
-        forms.setdefault((len(names) - names.count(STYLE_PLACE), names.count(STYLE_PLACE)), []).append(form)
+        if form not in styled:
+            names = placeholders(form)
+            forms.setdefault((len(names) - names.count(STYLE_PLACE), names.count(STYLE_PLACE)), []).append(form)
     for (of_subjects, of_styles), of_kind in forms.items():
         casts = itertools.product(itertools.permutations(subjects, of_subjects), itertools.permutations(styles, of_styles))
         known = [(*cast, *style) for cast, style in casts]
         if known:
             decks.append(zip(_deck(of_kind, chance), _deck(known, chance), strict=False))
+    if not decks and subjects and styles and styled:
+        return []
     if not decks:
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give scene_forms that do, "
@@ -96,6 +104,11 @@ def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_pos
         if parts >= runs * len(triggers):
             break
     return scenes
+
+
+def styled_forms(calibration: Calibration) -> list[str]:
+    """Return the scene forms of one subject in a style."""
+    return [form for form in calibration.scene_forms if sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))]
 
 
 def _deck(cards: Sequence[T], chance: random.Random) -> Iterator[T]:

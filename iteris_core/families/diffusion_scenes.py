@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, kept_steps, noise
-from ..scenes import Member, Scene, TokenPositions, make_scenes, on_grid, region_masks
+from ..scenes import Member, Scene, TokenPositions, make_scenes, on_grid, region_masks, styled_forms
 from ..tasks import Sample
-from .diffusion_samples import IMAGE_STREAM, Contexts, PromptedAdapter, Reading, unet_sample
+from .diffusion_samples import IMAGE_STREAM, Contexts, Plan, PromptedAdapter, Reading, unet_sample
 from .diffusion_sampling import Part, Run
 
 
@@ -52,13 +55,29 @@ def make_scene_plans(
     return plans
 
 
+def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration) -> list[Plan]:
+    """Return a task per subject and style, whose teacher wears both; a style has as many captions as a LoRA's own task."""
+    forms, triggers = styled_forms(calibration), [lora.in_scenes for lora in loras]
+    subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
+    if not (calibration.scene_weight and forms and subjects):
+        return []
+    count, chance, plans = math.ceil(calibration.trajectories / len(subjects)), random.Random(calibration.seed), []
+    for i, j in itertools.product(subjects, styles):
+        chosen = [form for _ in range(math.ceil(count / len(forms))) for form in chance.sample(forms, len(forms))][:count]
+        captions = tuple(form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen)
+        weight = calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2
+        name, both = f"{names[i]} in the style of {names[j]}", {i: 1.0, j: 1.0}
+        plans.append(Plan(name, both, weight, captions, calibration.unconditional_share))
+    return plans
+
+
 def scene_runs(
     plans: Sequence[ScenePlan], first: int, calibration: Calibration, contexts: Contexts, shape: tuple[int, int, int]
 ) -> dict[int, Run]:
     """Return one sampling run per scene with regions, by its number: each member's teacher draws its own region.
 
     Args:
-        plans: Of the scene tasks; number ``first`` and following of the merge. Task k before them is LoRA k's own.
+        plans: Of the scene tasks; number ``first`` and following of the merge. Task k of the merge is LoRA k's own.
         shape: Of the latents.
     """
     if not calibration.scene_pictures:
