@@ -163,7 +163,7 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     asked_at = []
 
     def interrupt_in_the_unet(event, data):
-        if event == "text" and data["text"].startswith("UNet 3/") and not asked_at:
+        if event == "text" and data["text"].startswith("stage 3 of 3: UNet 3/") and not asked_at:
             asked_at.append(time.monotonic())
             host.client.interrupt()
 
