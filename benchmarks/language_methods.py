@@ -31,7 +31,7 @@ class Way:
     samples: int = 50
 
 
-_DEFAULT = Way(MergeConfig(samples_per_chunk=_CHUNK))
+_DEFAULT = Way(MergeConfig(target="delta", samples_per_chunk=_CHUNK))
 _SEARCHING = replace(_DEFAULT, samples=20)  # of rules without statistics: the samples serve the search alone
 
 
@@ -44,7 +44,7 @@ def main_ways() -> dict[str, Way]:
     preserving = replace(_DEFAULT, preserve=1.0)
     ways = {
         SWEEP: _DEFAULT,
-        "IterIS, full_output": _way(target="full_output"),
+        "IterIS, full_output": _way(target="full_output"),  # the default
         "IterIS + preserve": preserving,
         "IterIS, full_output + preserve": _way(preserving, target="full_output"),
         "regmean_pp + preserve": _way(preserving, method="regmean_pp"),

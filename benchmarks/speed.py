@@ -34,7 +34,8 @@ def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], lis
     """Measure sweeps against their plain forward passes; return rows of the table of ratios and of that of shares."""
     console.print(f"building {name}")
     results, shares = [], []
-    for case in speed_models.CASES[name](options.device, options.quick):
+    for made in speed_models.CASES[name](options.device, options.quick):
+        case = replace(made, target=options.target)
         console.print(f"{case.name}: {case.size}")
         if not options.quick:
             case.plain_forward()
@@ -215,6 +216,9 @@ def arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="tiny inputs, no T5-large, about a minute on an idle machine; nothing is written"
     )
     parser.add_argument("--only", choices=PARTS, help="one part; the others stay in RESULTS.md as they are")
+    parser.add_argument(
+        "--target", choices=["delta", "full_output"], default="full_output", help="of the sweeps over their forward passes"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is reported (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2); 1 where other jobs run, see RESULTS.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -235,7 +239,7 @@ def main() -> None:
     for name in parts:
         torch.manual_seed(0)
         if name in speed_models.CASES:
-            text = ratio_text(name, *ratios(name, options))
+            text = ratio_text(name, options.target, *ratios(name, options))
         elif name == "naive":
             text = naive_text(against_naive(options), ITERATIONS)
         else:

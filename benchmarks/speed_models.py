@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, MergeResult, Network, Sample, Task, merge
+from iteris_core.config import Target
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SAMPLES_PER_CHUNK = 8
@@ -26,9 +27,11 @@ class Case:
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
     aim: float = 1.5
+    target: Target = "delta"
 
     def sweep(self) -> MergeResult:
-        return merge(self.network, self.adapters, self.tasks, MergeConfig(samples_per_chunk=SAMPLES_PER_CHUNK))
+        config = MergeConfig(target=self.target, samples_per_chunk=SAMPLES_PER_CHUNK)
+        return merge(self.network, self.adapters, self.tasks, config)
 
     @torch.no_grad()
     def plain_forward(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from speed_measure import KINDS, table
 
 RATIO = """\
-A sweep over the forward pass of its own rows: random weights of the real shape, float32, two LoRAs. The forward pass runs the
+A sweep over the forward pass of its own rows: random weights of the real shape, float32, two LoRAs, target {}. The forward pass runs the
 same teacher and student rows in the same chunks through the base model, in the same process, in turns with the sweep. Median
 (lowest-highest); the ratio of CPU time suffers least from other jobs on the machine, the aim is about the clock.
 Where other jobs run, two threads wait for each other
@@ -23,10 +23,10 @@ Four transformer layers, LoRAs on all weights, 64 tokens a sample, one task per 
 rank 16, width 512, of which one is varied. One run each, in a process of its own."""
 
 
-def ratio_text(name: str, results: list[list[str]], shares: list[list[str]]) -> str:
+def ratio_text(name: str, target: str, results: list[list[str]], shares: list[list[str]]) -> str:
     """Return the tables of ratios and of where the time goes."""
     head = [name, "size", "forward, s", "sweep, s", "ratio", "of CPU time", "aim", ""]
-    text = f"### Speed: {name}\n\n{RATIO}\n\n{table(head, results)}"
+    text = f"### Speed: {name}\n\n{RATIO.format(target)}\n\n{table(head, results)}"
     return f"{text}\n\n{SHARES}\n\n{table(['Share of the sweep', *KINDS], shares)}" if shares else text
 
 

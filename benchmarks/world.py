@@ -26,7 +26,7 @@ from rich.console import Console
 from world_base import BaseSettings, Phase, load_base, train_base
 from world_bench import DEFAULT_CACHE, load_bench, lora_folder
 from world_loras import FILE, LoraSet, seed_of, settings_of, train_lora
-from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes
+from world_methods import GROUPS, SCALES, Cell, Recipe, ablation_recipes, main_recipes, style_recipes
 from world_recogniser import train_recogniser
 from world_scenes import CONCEPT_TRIGGERS, TRIGGERS
 from world_score import SinglePictures, ceiling
@@ -163,6 +163,7 @@ def measuring_stage(plan: Plan, stage: str, jobs: int) -> None:
     else:
         recipes = tuple(recipe for rows in ablation_recipes().values() for recipe in rows)
         work += [Work(plan.folder, stage, triggers, "strong", recipes) for triggers in some]
+        work += [Work(plan.folder, stage, triggers, 0, tuple(style_recipes())) for triggers in plan.groups["styles"]]
     in_parallel(measure, [(item,) for item in work], jobs)
 
 

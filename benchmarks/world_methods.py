@@ -120,6 +120,13 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
     }
 
 
+def style_recipes() -> list[Recipe]:
+    """Return the rows about a concept in a style: how much the tasks count whose teacher is the stack of both."""
+    cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.3, 1.0, 3.0, 10.0)]
+    whole = [Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w}) for w in (1.0, 3.0, 10.0)]
+    return [Recipe("sum", {"method": "sum"}), Recipe("no scenes", FULL), *cut, *whole]
+
+
 def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet) -> tuple[Adapter | None, float]:
     """Return what a recipe makes of the LoRAs, and the CPU seconds it took, see `Clock`."""
     if recipe.adapter == "none":

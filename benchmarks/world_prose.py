@@ -9,7 +9,7 @@ from pathlib import Path
 from world_base import BaseSettings
 from world_bench import SCENE_FORMS, STEPS
 from world_loras import ALONE, STRONG, STYLE, USUAL, LoraSet
-from world_methods import main_recipes
+from world_methods import main_recipes, style_recipes
 from world_score import SEEN, UNSEEN
 from world_tables import Groups, Reader, ablation_tables, group_table, guidance_table, scale_table, times_text
 
@@ -45,6 +45,9 @@ def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
     ):
         if text.count("\n") > 1:
             parts += [f"#### {title}", SMALL, text]
+    if any(reader.entries(recipe, groups["styles"], [0]) for recipe in style_recipes()[2:]):
+        text = group_table(reader, style_recipes(), groups["styles"], [0])
+        parts += ["#### A concept in a style: weight of the scenes", groups_text(groups["styles"]), text]
     parts += ["#### What it took", times_text(reader.bench.folder), PICTURES]
     return "\n\n".join(parts)
 
