@@ -5,11 +5,11 @@ from __future__ import annotations
 from speed_measure import KINDS, table
 
 RATIO = """\
-A sweep over the forward pass of its own rows: random weights of the real shape, float32, two LoRAs, target {}. The forward pass runs the
-same teacher and student rows in the same chunks through the base model, in the same process, in turns with the sweep. Median
-(lowest-highest); the ratio of CPU time suffers least from other jobs on the machine, the aim is about the clock.
-Where other jobs run, two threads wait for each other
-in every small product and factorisation (LU of width 512: 72 ms with two, 8 ms with one): measure with `--threads 1` there."""
+A sweep over the forward pass of its own rows: random weights of the real shape, float32, two LoRAs, target {}.
+The forward pass runs the same teacher and student rows in the same chunks through the base model, in the same process, in turns
+with the sweep. Median (lowest-highest); the ratio of CPU time suffers least from other jobs on the machine, the aim is about
+the clock. Where other jobs run, two threads wait for each other in every small product and factorisation (LU of width 512:
+72 ms with two, 8 ms with one): measure with `--threads 1` there."""
 SHARES = """\
 Where a sweep's time goes, from a profile of one run: *LoRA on rows* are the low-rank products and additions that teacher and
 student rows wear, *statistics* the Gram matrices, *solve* factorising and solving in float64, *report* the residuals."""
