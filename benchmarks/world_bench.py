@@ -122,6 +122,7 @@ class Bench:
             "preserve_captions": preserve_captions(),
             "scene_forms": SCENE_FORMS,
             "ordinary_styles": ("in plain style",),
+            "scene_pictures": False,
         }
         return Calibration(**{**words, **settings})
 

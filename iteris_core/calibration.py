@@ -73,7 +73,7 @@ class Calibration:
     preserve_captions: tuple[str, ...] = PRESERVE_CAPTIONS
     scene_weight: float = 0.0
     scene_forms: tuple[str, ...] = SCENE_FORMS
-    scene_pictures: bool = False
+    scene_pictures: bool = True
     ordinary_styles: tuple[str, ...] = ORDINARY_STYLES
     negative_prompt: str = ""
     held_out: int = 2

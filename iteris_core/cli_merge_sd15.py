@@ -71,7 +71,10 @@ CfgSetting = Annotated[float, typer.Option(help="Guidance of the runs.")]
 NegativeSetting = Annotated[str, typer.Option(help="What unconditional rows read.")]
 UnconditionalSetting = Annotated[float, typer.Option(help="Part of the latents that are seen without the prompt, too.")]
 CompositionSetting = Annotated[float, typer.Option(help="Part of the captions with ordinary things beside the prompt.")]
-SceneSetting = Annotated[float, typer.Option(help="Of captions in which several LoRAs meet; needs full_output.")]
+SceneSetting = Annotated[float, typer.Option(help="Of captions in which several LoRAs meet, such as 1; 0: none.")]
+ScenePicturesSetting = Annotated[
+    bool, typer.Option("--scene-pictures/--scene-text", help="Measure scenes in the picture too, or in the text alone.")
+]
 TriggerSetting = Annotated[list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")]
 KindSetting = Annotated[list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")]
 HeldOutSetting = Annotated[int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")]
@@ -101,6 +104,7 @@ def merge_sd15_command(
     composition_share: CompositionSetting = _DEFAULTS.composition_share,
     preserve_weight: options.PreserveWeightSetting = _DEFAULTS.preserve_weight,
     scene_weight: SceneSetting = _DEFAULTS.scene_weight,
+    scene_pictures: ScenePicturesSetting = _DEFAULTS.scene_pictures,
     trigger: TriggerSetting = None,
     kind: KindSetting = None,
     held_out: HeldOutSetting = _DEFAULTS.held_out,
@@ -130,7 +134,8 @@ def merge_sd15_command(
         calibration = Calibration(
             trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
             negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
-            preserve_weight=preserve_weight, scene_weight=scene_weight, held_out=held_out, seed=seed,
+            preserve_weight=preserve_weight, scene_weight=scene_weight, scene_pictures=scene_pictures,
+            held_out=held_out, seed=seed,
         )  # fmt: skip
         settings = options.merge_config(
             method=method, method_option=method_option, rank=rank, alpha=alpha, target=target, engine=engine, ridge=ridge,

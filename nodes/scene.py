@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..iteris_core.scenes import Kind
 
 _TRIGGER = "{trigger}"
-_WEIGHT = 0.1
+_WEIGHT = 1.0
 _SHOWN = 4
 
 
@@ -48,12 +48,13 @@ class ScenePrompts(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scene_weight", default=_WEIGHT, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off.",
+                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off. 3 or more makes a subject "
+                    "in a style surer, and other things less sure.",
                 ),
                 io.Boolean.Input(
-                    "pictures", default=False,
+                    "pictures", default=True,
                     tooltip="Also measure scenes in the picture, each LoRA in its own half of it. Better at keeping concepts "
-                    "apart, and slower. Off: they are measured in the text alone.",
+                    "apart, above all of three, and slower. Off: they are measured in the text alone.",
                 ),
                 io.String.Input(
                     "forms", multiline=True, default="", placeholder="{first} and {second}\n{first} {style}",

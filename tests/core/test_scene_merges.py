@@ -19,6 +19,7 @@ SCENES = Calibration(
     **{"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0, "preserve_weight": 0.0},
     companions=("chair", "dog"),
     scene_weight=0.1,
+    scene_pictures=False,
     scene_forms=("{first} and {second}", "{first} above {second}"),
 )
 PICTURES = replace(SCENES, scene_pictures=True)

@@ -29,7 +29,7 @@ def positions_of(text):
 def scenes_of(*words, kinds=(), positions=positions_of, **settings):
     kinds = kinds or ["subject"] * len(words)
     triggers = [Trigger(word, kind) for word, kind in zip(words, kinds, strict=True)]
-    return make_scenes(triggers, Calibration(**{"scene_weight": 0.1, **settings}), positions)
+    return make_scenes(triggers, Calibration(**{"scene_weight": 0.1, "scene_pictures": False, **settings}), positions)
 
 
 # --- captions ---
