@@ -33,8 +33,8 @@ class Calibration:
     Where a default was measured, the rows of "Ablations" in ``benchmarks/RESULTS.md`` are named in which to see it.
 
     Args:
-        trajectories: Sampling runs per task, each with a caption and a seed of its own (rows "trajectories": 20 are better,
-            for twice the time).
+        trajectories: Sampling runs per task, each with a caption and a seed of its own (rows "trajectories": more are not
+            better in a world with few captions).
         timesteps: Latents kept of each run. The runs are staggered, so that together they cover all steps
             (rows "timesteps": more change nothing).
         sampling_steps: Steps of each run.
@@ -48,12 +48,12 @@ class Calibration:
         compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
         preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out (rows "preserve weight").
         preserve_captions: Its captions; every fifth sampling run has an empty one instead.
-        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others; 0 leaves them out (rows "scene
-            weight"). Needs ``MergeConfig.target="full_output"``.
+        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others, and of a subject's in a style;
+            0 leaves them out, 1 is a good one (rows "scene weight"). Needs ``MergeConfig.target="full_output"``.
         scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for subjects, and ``{style}``
-            (rows "scene forms").
+            (row "one scene form").
         scene_pictures: Whether scenes also count in the picture, each LoRA in its own part of it; otherwise they count in
-            the text alone: the text encoder, and keys and values of cross-attention.
+            the text alone: the text encoder, and keys and values of cross-attention (rows "scene weight, pictures").
         ordinary_styles: What stands for a style LoRA's trigger where only the subject's LoRA is worn.
         negative_prompt: What unconditional rows read.
         held_out: Sampling runs per task, with captions and seeds that the merge does not see, on which it is checked.

@@ -108,7 +108,7 @@ class MergeConfig:
         target: ``delta`` fits what the adapters add, ``X dW_g^T``; ``full_output`` the whole output,
             ``X (W0 + dW_g)^T - X~ W0^T``, which also makes up for the drift of the inputs (official
             ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`. It is the default since it is as
-            good on pairs and better on more (rows "target, equal rank", and "Eight concepts at once").
+            good on usual pairs and better on more, and on strong LoRAs (rows "target, equal rank", "Three concepts").
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``), 0 or more, below 1.
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or one per module path.
             What is cut is chosen by its effect on the measured inputs, see `truncate` (row "rank of one LoRA": costs little).
