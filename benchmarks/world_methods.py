@@ -122,8 +122,8 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
 
 def style_recipes() -> list[Recipe]:
     """Return the rows about a concept in a style: how much the tasks count whose teacher is the stack of both."""
-    cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.3, 1.0, 3.0, 10.0)]
-    whole = [Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w}) for w in (1.0, 3.0, 10.0)]
+    cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0, 3.0)]
+    whole = [Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w}) for w in (0.1, 0.3, 1.0)]
     return [Recipe("sum", {"method": "sum"}), Recipe("no scenes", FULL), *cut, *whole]
 
 

@@ -48,8 +48,8 @@ class Calibration:
         compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
         preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out (rows "preserve weight").
         preserve_captions: Its captions; every fifth sampling run has an empty one instead.
-        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others, and of a subject's in a style;
-            0 leaves them out, 1 is a good one (rows "scene weight"). Needs ``MergeConfig.target="full_output"``.
+        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others, and a tenth of that of a subject
+            in a style; 0 leaves them out, 1 is a good one (rows "scene weight"). Needs ``MergeConfig.target="full_output"``.
         scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for subjects, and ``{style}``
             (row "one scene form").
         scene_pictures: Whether scenes also count in the picture, each LoRA in its own part of it; otherwise they count in

@@ -48,8 +48,8 @@ class ScenePrompts(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scene_weight", default=_WEIGHT, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off. 3 or more makes a subject "
-                    "in a style surer, and other things less sure.",
+                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off. More makes these pictures "
+                    "surer, and others less sure.",
                 ),
                 io.Boolean.Input(
                     "pictures", default=True,

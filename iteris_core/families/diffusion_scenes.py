@@ -18,6 +18,10 @@ from ..tasks import Sample
 from .diffusion_samples import IMAGE_STREAM, Contexts, Plan, PromptedAdapter, Reading, unet_sample
 from .diffusion_sampling import Part, Run
 
+# How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the subject without the style, and in
+# layers that read the picture alone the two are hard to tell apart ("weight of the scenes" in benchmarks/RESULTS.md).
+_STYLED_WEIGHT = 10.0
+
 
 @dataclass(frozen=True)
 class ScenePlan:
@@ -65,7 +69,7 @@ def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], ca
     for i, j in itertools.product(subjects, styles):
         chosen = [form for _ in range(math.ceil(count / len(forms))) for form in chance.sample(forms, len(forms))][:count]
         captions = tuple(form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen)
-        weight = calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2
+        weight = _STYLED_WEIGHT * calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2
         name, both = f"{names[i]} in the style of {names[j]}", {i: 1.0, j: 1.0}
         plans.append(Plan(name, both, weight, captions, calibration.unconditional_share))
     return plans

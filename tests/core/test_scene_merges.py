@@ -177,7 +177,7 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(toy, host):
             x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
             tasks.append(dense_task(toy, x, x, deltas[k]))
         x = [host.te.embedding(host.tokenize(caption)[0]) for caption in ("<a> <s>", "photo <a> <s>", "")]
-        tasks.append(dense_task(toy, x, x, deltas[0] + deltas[1], 0.3))
+        tasks.append(dense_task(toy, x, x, deltas[0] + deltas[1], 3.0))
         expected = toy.solve_densely(host.te.q.weight, tasks, replace(FULL, target=target))
         torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
 
