@@ -32,8 +32,9 @@ def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
     for lora_set, title in SETS.items():
         for kind, of_kind in groups.items():
             if any(reader.entries(recipe, of_kind, [lora_set]) for recipe in recipes):
-                text = group_table(reader, recipes, of_kind, [lora_set])
-                parts += [f"#### {TITLES[kind]}{title}", groups_text(of_kind), text]
+                known = [group for group in of_kind if any(reader.entries(recipe, [group], [lora_set]) for recipe in recipes)]
+                text = group_table(reader, recipes, known, [lora_set])
+                parts += [f"#### {TITLES[kind]}{title}", groups_text(known), text]
     some, usual = groups["pairs"][:2], [s for s in sets if isinstance(s, int)]
     if len(usual) > 1 and reader.entries(recipes[0], some, usual[1:]):
         parts += [f"#### {len(usual)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, usual)]
@@ -80,6 +81,7 @@ A detector trained on drawings alone judges the pictures (on blurred and noisy d
 * *With a base thing*: both of `a <v1> and a red circle` and the like are there, and nothing else.
 * *Both*: `a <v1> and a <v2>` shows exactly these two, in {len(SEEN)} forms that are among the scene tasks' {len(SCENE_FORMS)}
   forms, or in {len(UNSEEN)} others (three of them with other layouts or another ground) that no calibration has read.
+* *Style + concept*: the concept, and only it, in the style; in two forms that scenes calibrate, or in two others.
 * *Base prompts*: things that the base model knows. *Leaks*: pictures in which a merged concept or style appears unasked.
 * *Distance*: squared, to the single LoRA's picture from the same noise, over the base model's.
 * *Solve*: CPU time of the merge without the teachers' sampling runs, which the methods of a group share.

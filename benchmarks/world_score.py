@@ -32,6 +32,7 @@ UNSEEN = (  # what no calibration has read; the last three lie in other ways tha
     "a {a} left of a {b} on grass",
 )
 STYLED = ("a {a} in {s} style", "a photo of a {a} in {s} style")
+STYLED_UNSEEN = ("a drawing of a {a} in {s} style", "here is a {a} in {s} style")
 STYLE_ALONE = (("a green square in {s} style", ("green", "square")), ("a slashed heart in {s} style", ("slashed", "heart")))
 BASE: tuple[tuple[str, tuple[Label, ...]], ...] = (
     ("a yellow moon", (("yellow", "moon"),)),
@@ -107,8 +108,9 @@ def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> 
             for form, (first, second) in itertools.product(forms, ((a, b), (b, a))):
                 ask(kind, (a, b), form.format(a=first, b=second), effort, (label_of(a), label_of(b)))
     for a, s in itertools.product(concepts, styles):
-        for form in STYLED:
-            ask("styled", (a, s), form.format(a=a, s=s), 3 * effort, (label_of(a),), style_of(s))
+        for kind, forms in (("styled", STYLED), ("styled unseen", STYLED_UNSEEN)):
+            for form in forms:
+                ask(kind, (a, s), form.format(a=a, s=s), 3 * effort, (label_of(a),), style_of(s))
     for caption, labels in BASE:
         ask("base", (), caption, effort, labels)
     return probes

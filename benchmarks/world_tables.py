@@ -96,8 +96,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], sets: Sequence[LoraSet]) -> str:
     """Return one kind of merge: a row per method, the best at unseen forms first."""
     styles = any("<s" in trigger for triggers in groups for trigger in triggers)
-    kinds = ["alone", "company", *(["styled"] if styles else ["seen", "unseen"])]
-    names = KINDS | {"styled": "style + concept"}
+    kinds = ["alone", "company", *(["styled", "styled unseen"] if styles else ["seen", "unseen"])]
+    names = KINDS | {"styled": "style + concept, seen forms", "styled unseen": "style + concept, unseen forms"}
     head = [
         "method",
         names[kinds[0]],

@@ -30,7 +30,8 @@ _GOLDEN_RATIO, _SQUARE_ROOT_OF_2 = 0.6180339887, 1.4142135624
 class Calibration:
     """How samples for a diffusion model are made.
 
-    Where a default was measured, the rows of "Ablations" in ``benchmarks/RESULTS.md`` are named in which to see it.
+    Where a default was measured, the rows are named in which to see it: of "Ablations, LoRAs trained for too long" in
+    ``benchmarks/RESULTS.md``.
 
     Args:
         trajectories: Sampling runs per task, each with a caption and a seed of its own (rows "trajectories": more are not
@@ -114,11 +115,12 @@ def preserve_runs(calibration: Calibration) -> int:
     return round(calibration.trajectories * (1 + calibration.unconditional_share)) if calibration.preserve_weight else 0
 
 
-def sample_count(calibration: Calibration, adapters: int) -> int:
-    """Return about how many samples a merge of so many adapters has; each is a teacher row and a student row."""
-    own = calibration.trajectories * (1 + calibration.unconditional_share) * adapters
-    scenes = calibration.trajectories * adapters if calibration.scene_weight and adapters > 1 else 0
-    return round((own + preserve_runs(calibration) + scenes) * calibration.timesteps)
+def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> int:
+    """Return about how many samples a merge of so many adapters, or styles among them, has; each is two rows."""
+    own = calibration.trajectories * (1 + calibration.unconditional_share)
+    meets = bool(calibration.scene_weight) and adapters > 1
+    scenes = calibration.trajectories * adapters + own * (styles if styles < adapters else 0)
+    return round((own * adapters + preserve_runs(calibration) + meets * scenes) * calibration.timesteps)
 
 
 def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:

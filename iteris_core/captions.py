@@ -96,12 +96,15 @@ def placeholders(form: str) -> list[str]:
     """Return a caption form's placeholders in order.
 
     Raises:
-        ConfigError: Braces that do not match.
+        ConfigError: Braces that do not match, or that hold more than a name.
     """
     try:
-        return [name for _, name, _, _ in string.Formatter().parse(form) if name is not None]
+        found = [part[1:] for part in string.Formatter().parse(form) if part[1] is not None]
     except ValueError as error:
         raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
+    if any(spec or conversion for _, spec, conversion in found):
+        raise ConfigError(f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, such as {{first}}")
+    return [name for name, _, _ in found]
 
 
 def check_placeholders(form: str, expected: set[str]) -> None:

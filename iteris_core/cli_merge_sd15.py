@@ -135,12 +135,10 @@ def merge_sd15_command(
             trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
             negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
             preserve_weight=preserve_weight, scene_weight=scene_weight, scene_pictures=scene_pictures,
-            held_out=held_out, seed=seed,
-        )  # fmt: skip
-        settings = options.merge_config(
-            method=method, method_option=method_option, rank=rank, alpha=alpha, target=target, engine=engine, ridge=ridge,
-            max_iter=max_iter, balance=balance, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
-            park_on_host=park_on_host, save_dtype=save_dtype)  # fmt: skip
+            held_out=held_out, seed=seed)  # fmt: skip
+        settings = options.merge_config(method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
+            engine=engine, ridge=ridge, max_iter=max_iter, balance=balance, input_mix=input_mix,
+            samples_per_chunk=samples_per_chunk, park_on_host=park_on_host, save_dtype=save_dtype)  # fmt: skip
         chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
         with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
             read, result = _merged(model, chosen, base, calibration, settings, correct_strength, progress)

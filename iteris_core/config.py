@@ -88,8 +88,8 @@ def _check_choices(settings: Any) -> None:
 class MergeConfig:
     """How a merge is solved.
 
-    Where a default was measured, the rows are named in which to see it: in "Ablations" of ``benchmarks/RESULTS.md``, or in the
-    tables "One setting of the sweep changed" of its T5 and BLIP.
+    Where a default was measured, the rows are named in which to see it: of "Ablations, LoRAs trained for too long" in
+    ``benchmarks/RESULTS.md``, or of "One setting of the sweep changed" of its T5 and BLIP.
 
     Args:
         method: ``iteris``, or a rival of it, see `baselines.METHODS`. Rivals take the ranks and the settings of memory from
@@ -107,8 +107,8 @@ class MergeConfig:
             published code's, which has the base weight in it, ``uniform`` is 1 (rows "balance").
         target: ``delta`` fits what the adapters add, ``X dW_g^T``; ``full_output`` the whole output,
             ``X (W0 + dW_g)^T - X~ W0^T``, which also makes up for the drift of the inputs (official
-            ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`. It is the default since it is as
-            good on usual pairs and better on more, and on strong LoRAs (rows "target, equal rank", "Three concepts").
+            ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`. It is the default since at
+            strength 1 it is as good on usual pairs, and better on more or stronger LoRAs (rows "target, equal rank").
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``), 0 or more, below 1.
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or one per module path.
             What is cut is chosen by its effect on the measured inputs, see `truncate` (row "rank of one LoRA": costs little).

@@ -67,7 +67,7 @@ class Scene:
 
 
 def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_positions: TokenPositions) -> list[Scene]:
-    """Return scenes: each LoRA takes part in about ``trajectories``, or without pictures in as many as it keeps latents.
+    """Return scenes: on average a LoRA takes part in ``trajectories``, or without pictures in as many as it keeps latents.
 
     Kinds of forms (two subjects, three, two and a style) come in turn; in each, all casts in all orders, in random forms. Forms
     of one subject in a style are left to `styled_forms`.

@@ -169,7 +169,8 @@ class Merge(io.ComfyNode):
 
         if settings.correct_strength and not calibration.held_out:
             raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
-        at_once, park = base.make_room(calibration.resolution, sample_count(calibration, len(loras)))
+        rows = sample_count(calibration, len(loras), sum(lora.kind == "style" for lora in loras))
+        at_once, park = base.make_room(calibration.resolution, rows)
         config = replace(settings.config, samples_per_chunk=at_once, park_on_host=park)
         progress = numbered(host.stage_progress(cls.hidden.unique_id), stages_of(base, loras, calibration))
         watch = host.layer_teller(cls.hidden.unique_id)

@@ -34,7 +34,7 @@ class ScenePrompts(io.ComfyNode):
             display_name="Scene prompts (IterIS)",
             category="loaders/IterIS",
             description="For pictures with several of the LoRAs' concepts in them: their captions are written for you from the "
-            "trigger words. Between the last LoRA and IterIS Merge, whose target must be full_output.",
+            "trigger words. Between the last LoRA and IterIS Merge, whose target must be full_output (its default).",
             inputs=[
                 TASKS.Input("tasks", tooltip="The last 'LoRA to merge' of the chain."),
                 io.String.Input(
@@ -53,7 +53,7 @@ class ScenePrompts(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "pictures", default=True,
-                    tooltip="Also measure scenes in the picture, each LoRA in its own half of it. Better at keeping concepts "
+                    tooltip="Also measure scenes in the picture, each LoRA in its own part of it. Better at keeping concepts "
                     "apart, above all of three, and slower. Off: they are measured in the text alone.",
                 ),
                 io.String.Input(

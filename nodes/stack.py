@@ -54,8 +54,8 @@ class LoraStack(io.ComfyNode):
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
         """Return what changes with any LoRA file that may be meant: the stack's names are not known here.
 
-        Files in the output folder count only if `text` names them, or if a stack has named them and they have changed since:
-        otherwise each merge that is saved would be a change.
+        Files in the output folder count only if `text` names them, or if a stack (of any workflow, since the host started)
+        has named them and they have changed since: otherwise each merge that is saved would be a change.
         """
         names = host.lora_names()
         meant = [find_name(lora.name, names) for lora in read_text(text or "")]

@@ -60,7 +60,7 @@ def make_scene_plans(
 
 
 def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration) -> list[Plan]:
-    """Return a task per subject and style, whose teacher wears both; a style has as many captions as a LoRA's own task."""
+    """Return a task per subject and style, whose teacher wears both; a style's captions and weight are shared over subjects."""
     forms, triggers = styled_forms(calibration), [lora.in_scenes for lora in loras]
     subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
     if not (calibration.scene_weight and forms and subjects):
@@ -69,7 +69,7 @@ def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], ca
     for i, j in itertools.product(subjects, styles):
         chosen = [form for _ in range(math.ceil(count / len(forms))) for form in chance.sample(forms, len(forms))][:count]
         captions = tuple(form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen)
-        weight = _STYLED_WEIGHT * calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2
+        weight = _STYLED_WEIGHT * calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2 / len(subjects)
         name, both = f"{names[i]} in the style of {names[j]}", {i: 1.0, j: 1.0}
         plans.append(Plan(name, both, weight, captions, calibration.unconditional_share))
     return plans

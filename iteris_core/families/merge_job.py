@@ -23,8 +23,8 @@ from ..tasks import Sample, Task
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
 SOLVE_STAGE = "Layers"
-# Of a task that keeps the base model as it is: with 1 a merge loses much of what its adapters do, and keeps hardly more of
-# the base model ("preserve, weight ..." in benchmarks/RESULTS.md).
+# Of a task that keeps the base model as it is: with 1 a merge loses more of what its adapters do, and BLIP keeps no more of
+# the base model ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was measured with 1 alone, which costs it much).
 PRESERVE_WEIGHT = 0.1
 PRESERVE = "base model (preserve)"
 

@@ -205,10 +205,20 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
 def test_a_styles_captions_are_shared_out_over_subjects(host):
     loras = subjects_and_a_style(host, "ab")
     result, _ = host.merge(loras, STYLED, FULL)
-    counts = {task.task: task.tokens for task in result.report.layers[0].tasks}
-    assert {name for name in counts if "style" in name} == {"a in the style of s", "b in the style of s"}
+    of_layer = {task.task: task for task in result.report.layers[-1].tasks}
+    assert {name for name in of_layer if "style" in name} == {"a in the style of s", "b in the style of s"}
+    alone, _ = host.merge(loras[1:], STYLED, FULL)
+    (whole,) = (task for task in alone.report.layers[-1].tasks if task.task == "b in the style of s")
+    assert of_layer["b in the style of s"].tokens == of_layer["a in the style of s"].tokens == whole.tokens / 2
     without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
     assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
+
+
+def test_rows_of_styles_are_in_the_number_of_samples(host):
+    loras = subjects_and_a_style(host, "ab")
+    calibration = replace(STYLED, scene_forms=("{first} and {second}", "{first} {style}"))
+    host.merge(loras, calibration, FULL)
+    assert 0.8 < len(host.merge_rows()) / sample_count(calibration, 3, styles=1) <= 1
 
 
 # --- latents of scenes ---

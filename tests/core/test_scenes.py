@@ -184,6 +184,12 @@ def test_a_scene_form_without_its_places_is_refused(form):
         Calibration(scene_forms=(form,))
 
 
+@pytest.mark.parametrize("form", ["{first!r} and {second}", "{first} {style:d}"])
+def test_a_form_with_more_than_names_in_braces_is_refused(form):
+    with pytest.raises(ConfigError, match=r"has a ':' or '!' in curly braces; write the bare name, such as {first}"):
+        Calibration(scene_forms=(form,))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

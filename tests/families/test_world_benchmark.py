@@ -100,7 +100,8 @@ def test_seen_forms_are_calibrated_and_unseen_ones_are_not(scenes):
     score, bench = pytest.importorskip("world_score"), pytest.importorskip("world_bench")
     calibrated = {form.format(first="a {a}", second="a {b}", style="in {s} style") for form in bench.SCENE_FORMS}
     assert set(score.SEEN) <= calibrated
-    assert calibrated.isdisjoint(score.UNSEEN)
+    assert set(score.STYLED) <= calibrated
+    assert calibrated.isdisjoint({*score.UNSEEN, *score.STYLED_UNSEEN})
 
 
 def test_a_hit_needs_all_that_was_asked_and_nothing_else(scenes, recogniser):
@@ -164,7 +165,7 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(scenes, recogniser, t
     recipe = methods.Recipe("test", {"target": "full_output"}, {"trajectories": 2, "timesteps": 1, "scene_weight": 0.1})
     cell = methods.Cell(loaded, recipe, ("<v1>", "<v2>", "<s1>"), 0)
     found = cell.entry(score.SinglePictures(loaded, 0), effort=1)
-    assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "styled", "base"}
+    assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "styled", "styled unseen", "base"}
     assert found["hits"]["seen"]["<v1> <v2>"][1] == 8
     assert found["distance"] >= 0
     assert cell.read()["entries"]["scale 1, cfg 3, effort 1"] == found
