@@ -3,7 +3,7 @@
 const WORDS = {
   en: {
     waiting: "After a run: how well each LoRA is reproduced, block by block.",
-    scale: "0: the merge does what the LoRA does. 1: as if it were not there.",
+    scale: "0: a layer gives what it gives with the LoRA alone. 1: it is as far off as the LoRA moves it.",
     strength: "{percent} % of its effect, error {error} on unseen prompts",
     change: "changes {error} of what a stack changes, on unseen prompts",
     residual: "layers: median {median}, worst {worst} at {at}",
@@ -22,7 +22,7 @@ const WORDS = {
   },
   zh: {
     waiting: "运行之后，这里按模块显示每个 LoRA 被还原得多好。",
-    scale: "0：合并结果与该 LoRA 一致。1：如同没有它。",
+    scale: "0：该层的输出与单独使用该 LoRA 时相同。1：偏差与该 LoRA 造成的改变一样大。",
     strength: "未见过的提示词上：效果的 {percent} %，误差 {error}",
     change: "未见过的提示词上：改变量为叠加时的 {error}",
     residual: "各层：中位数 {median}，最差 {worst}（{at}）",
@@ -41,7 +41,7 @@ const WORDS = {
   },
   ja: {
     waiting: "実行後、各 LoRA がどれだけ再現されたかをブロックごとに表示します。",
-    scale: "0：LoRA と同じ働き。1：LoRA が無いのと同じ。",
+    scale: "0：その層の出力は LoRA 単独のときと同じ。1：LoRA による変化と同じだけずれている。",
     strength: "未使用のプロンプトで効果の {percent} %、誤差 {error}",
     change: "未使用のプロンプトでの変化は重ね掛けの {error}",
     residual: "層ごと：中央値 {median}、最大 {worst}（{at}）",

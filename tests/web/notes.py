@@ -3,7 +3,10 @@
 _CHOOSE = "**Load checkpoint**: an SD1.5 model"
 _WORDS = "*prompts* may stay empty: they are made of the file's trigger words, which the chips show"
 _SAVED = "a LoRA in *output/loras*, in every LoRA list at once"
-_REPORT = "In the merge node a report: 0 means the merge does what the LoRA does, 1 that it is as if it were not there"
+_REPORT = (
+    "In the merge node a report: 0 means a layer gives what it gives with the LoRA alone, 1 that it is as far off as the LoRA "
+    "moves it"
+)
 
 
 def _note(does: str, choose: list[str], out: list[str]) -> str:
