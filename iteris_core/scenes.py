@@ -75,7 +75,7 @@ def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_pos
     Raises:
         CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be lined up.
     """
-    subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
+    subjects, styles = by_kind(triggers)
     chance, decks = random.Random(calibration.seed), []
     forms: dict[tuple[int, int], list[str]] = {}
     styled = styled_forms(calibration)
@@ -87,7 +87,7 @@ def make_scenes(triggers: Sequence[Trigger], calibration: Calibration, token_pos
         casts = itertools.product(itertools.permutations(subjects, of_subjects), itertools.permutations(styles, of_styles))
         known = [(*cast, *style) for cast, style in casts]
         if known:
-            decks.append(zip(_deck(of_kind, chance), _deck(known, chance), strict=False))
+            decks.append(zip(shuffled(of_kind, chance), shuffled(known, chance), strict=False))
     if not decks and subjects and styles and styled:
         return []
     if not decks:
@@ -111,7 +111,13 @@ def styled_forms(calibration: Calibration) -> list[str]:
     return [form for form in calibration.scene_forms if sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))]
 
 
-def _deck(cards: Sequence[T], chance: random.Random) -> Iterator[T]:
+def by_kind(triggers: Sequence[Trigger]) -> tuple[list[int], list[int]]:
+    """Return the numbers of the subjects, and of the styles."""
+    subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
+    return subjects, styles
+
+
+def shuffled(cards: Sequence[T], chance: random.Random) -> Iterator[T]:
     """Yield all cards in random order, again and again."""
     while True:
         yield from chance.sample(cards, len(cards))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, kept_steps, noise
-from ..scenes import Member, Scene, TokenPositions, make_scenes, on_grid, region_masks, styled_forms
+from ..scenes import Member, Scene, TokenPositions, by_kind, make_scenes, on_grid, region_masks, shuffled, styled_forms
 from ..tasks import Sample
 from .diffusion_samples import IMAGE_STREAM, Contexts, Plan, PromptedAdapter, Reading, unet_sample
 from .diffusion_sampling import Part, Run
@@ -62,12 +62,12 @@ def make_scene_plans(
 def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration) -> list[Plan]:
     """Return a task per subject and style, whose teacher wears both; a style's captions and weight are shared over subjects."""
     forms, triggers = styled_forms(calibration), [lora.in_scenes for lora in loras]
-    subjects, styles = ([k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style"))
+    subjects, styles = by_kind(triggers)
     if not (calibration.scene_weight and forms and subjects):
         return []
     count, chance, plans = math.ceil(calibration.trajectories / len(subjects)), random.Random(calibration.seed), []
     for i, j in itertools.product(subjects, styles):
-        chosen = [form for _ in range(math.ceil(count / len(forms))) for form in chance.sample(forms, len(forms))][:count]
+        chosen = itertools.islice(shuffled(forms, chance), count)
         captions = tuple(form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen)
         weight = _STYLED_WEIGHT * calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2 / len(subjects)
         name, both = f"{names[i]} in the style of {names[j]}", {i: 1.0, j: 1.0}

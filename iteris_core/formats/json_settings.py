@@ -61,7 +61,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in of
     if origin is tuple:
         return isinstance(value, list) and all(fits(item, of[0]) for item in value)
-    if origin is not None and issubclass(origin if isinstance(origin, type) else object, Mapping):
+    if _is_mapping(origin):
         return isinstance(value, dict) and all(fits(item, of[1]) for item in value.values())
     if of:
         return any(fits(value, part) for part in of)
@@ -79,13 +79,17 @@ def described(hint: Any) -> str:
         return _either([repr(choice) for choice in of])
     if origin is tuple:
         return "a list, each item " + described(of[0])
-    if origin is not None and issubclass(origin if isinstance(origin, type) else object, Mapping):
+    if _is_mapping(origin):
         return "an object, each value " + described(of[1])
     if of:
         return _either([described(part) for part in of])
     if hint is torch.dtype:
         return _either(_PRECISIONS)
     return "an object" if is_dataclass(hint) else _WORDS[hint]
+
+
+def _is_mapping(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def shown(value: Any) -> str:
