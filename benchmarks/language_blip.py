@@ -15,10 +15,10 @@ from language_world import Size, Tell
 from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Sample, Task
-from iteris_core.families.base_models import mergeable_shapes
-from iteris_core.families.blip import TEXT_STREAM, CaptionRow, network_of
-from iteris_core.families.text_samples import padded
-from iteris_core.formats import peft
+from iteris_core.files import peft
+from iteris_core.files.pretrained import mergeable_shapes
+from iteris_core.language.blip import TEXT_STREAM, CaptionRow, network_of
+from iteris_core.language.text_samples import padded
 
 SIDE = 32
 COLOURS = {

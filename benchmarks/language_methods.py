@@ -1,4 +1,4 @@
-"""What is compared: IterIS in its variants, and every rival that `iteris_core.baselines` has."""
+"""What is compared: IterIS in its variants, and every rival that `iteris_core.rivals` has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from iteris_core import MergeConfig
-from iteris_core.baselines import METHODS
 from iteris_core.config import BaselineOptions
+from iteris_core.rivals import METHODS
 
 SWEEP = "IterIS, sweep"
 ITERATIONS = 15

@@ -14,10 +14,10 @@ from language_train import answers, fit, make_t5, patched, save_whole, text_batc
 from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Task
-from iteris_core.families.base_models import mergeable_shapes
-from iteris_core.families.t5 import network_of, with_targets
-from iteris_core.families.text_samples import Encoded, token_samples
-from iteris_core.formats import peft
+from iteris_core.files import peft
+from iteris_core.files.pretrained import mergeable_shapes
+from iteris_core.language.t5 import network_of, with_targets
+from iteris_core.language.text_samples import Encoded, token_samples
 
 _FILLED = 32  # tokens of an input whose padding counts, as the published code fills texts up
 

@@ -29,11 +29,11 @@ from world_recogniser import Recogniser, load_recogniser
 from world_scenes import STYLE_TRIGGERS, base_labels, caption_of, to_pictures
 
 from iteris_core.adapters import Adapter
-from iteris_core.calibration import Calibration
-from iteris_core.calibration import noise as noise_of
-from iteris_core.families.diffusers_loras import read_lora
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.families.diffusion_samples import PromptedAdapter
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.calibration import noise as noise_of
+from iteris_core.diffusion.loras import read_lora
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.samples import PromptedAdapter
 from iteris_core.network import Network
 
 DEFAULT_CACHE = Path(os.environ.get("ITERIS_WORLD_CACHE", Path.home() / ".cache" / "iteris-world"))

@@ -16,9 +16,9 @@ from world_loras import LoraSet, seed_of
 from world_score import SinglePictures, probes_of, score
 
 from iteris_core.adapters import Adapter, LowRankDelta
-from iteris_core.baselines import METHODS
 from iteris_core.config import BaselineOptions, MergeConfig
-from iteris_core.families.stable_diffusion import SAMPLING_STAGE, merge_stable_diffusion
+from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE, merge_stable_diffusion
+from iteris_core.rivals import METHODS
 
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairs": (("<v1>", "<v2>"), ("<v3>", "<v4>"), ("<v5>", "<v6>"), ("<v7>", "<v8>")),

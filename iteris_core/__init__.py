@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
     from .merging import MergeResult, merge
     from .network import Network
-    from .report import MergeReport
+    from .report.records import MergeReport
     from .tasks import Sample, Task
 
 # Where each public name lives; it is imported when it is first asked for, so that a host starts quickly.
@@ -29,7 +29,7 @@ _MODULE_OF = {
     "IterisError": "errors",
     "LowRankDelta": "adapters",
     "MergeConfig": "config",
-    "MergeReport": "report",
+    "MergeReport": "report.records",
     "MergeResult": "merging",
     "Network": "network",
     "Sample": "tasks",

@@ -8,18 +8,18 @@ from functools import cached_property, partial
 from typing import Any
 
 from .adapters import Adapter, mean_vectors, target_layers
-from .baselines import METHODS, best_scale, layers_that_read_text
+from .algebra.solve import LayerSolver
+from .algebra.truncate import share_out_size
 from .config import MergeConfig
+from .engines.iterate import iterate
+from .engines.sweep import EngineResult, Progress, Watch, sweep
 from .errors import AdapterError, ConfigError
-from .iterate import iterate
 from .network import Network
-from .output_error import OutputError
-from .report import MergeReport
-from .rows import worn_delta
-from .solve import LayerSolver
-from .sweep import EngineResult, Progress, Watch, sweep
+from .report.records import MergeReport
+from .rivals import METHODS, best_scale, layers_that_read_text
+from .rivals.output_error import OutputError
+from .rows.chunks import worn_delta
 from .tasks import Task, check_tasks, without_idle_adapters
-from .truncate import share_out_size
 
 Engine = Callable[..., EngineResult]  # takes what `sweep.sweep` takes, but for the solver
 

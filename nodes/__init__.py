@@ -6,14 +6,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .calibration import Calibration
+from .lora import LoraToMerge, TrainedLora
+from .loras.prompts import about_lora
 from .merge import Merge
-from .prompts import about_lora
 from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
 from .stack import LorasOnModel, LoraStack
-from .tasks import LoraToMerge, TrainedLora
 
 
 class IterisExtension(ComfyExtension):

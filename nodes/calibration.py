@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..iteris_core.calibration import PRESERVE_CAPTIONS
-from ..iteris_core.calibration import Calibration as Settings
-from .prompts import lines
+from ..iteris_core.diffusion.calibration import PRESERVE_CAPTIONS
+from ..iteris_core.diffusion.calibration import Calibration as Settings
+from .loras.prompts import lines
 from .sockets import CALIBRATION
 
 _DEFAULTS = Settings()

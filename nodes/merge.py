@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from comfy_api.latest import io
 
 from ..iteris_core import ConfigError, MergeConfig
-from ..iteris_core.calibration import Calibration, sample_count
 from ..iteris_core.config import Method, Target
+from ..iteris_core.diffusion.calibration import Calibration, sample_count
 from . import host
-from .origin import texts_upstream
 from .settings import PRECISIONS, from_widgets
-from .sockets import (
+from .sockets import (  # fmt: skip
     CALIBRATION,
     LORA_MODEL,
     MERGED,
@@ -26,11 +25,12 @@ from .sockets import (
     MergedLora,
     MergeSettings,
     growing,
-)  # fmt: skip
+)
+from .workflow import texts_upstream
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeReport, MergeResult
-    from ..iteris_core.families.diffusion_samples import PromptedAdapter
+    from ..iteris_core.diffusion.samples import PromptedAdapter
 
 TARGETS = get_args(Target)
 METHODS = list(get_args(Method))
@@ -129,8 +129,8 @@ class Merge(io.ComfyNode):
         more: Mapping[str, tuple[LoraEntry, ...] | None] | None = None,
         settings: MergeSettings | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.formats.recipe import with_recipe
-        from .entries import each_once, in_sockets, read, scenes_of, used
+        from ..iteris_core.diffusion.recipe import with_recipe
+        from .loras.entries import each_once, in_sockets, read, scenes_of, used
 
         entries, calibration = [*tasks, *in_sockets(more or {})], calibration or Calibration()
         scenes, (tasks, notes) = scenes_of(entries), each_once(entries)
@@ -163,9 +163,9 @@ class Merge(io.ComfyNode):
         settings: MergeSettings,
     ) -> MergeResult:
         """Merge, and check what came out; both are shown on the node as they go on."""
-        from ..iteris_core.families.diffusion_held_out import with_held_out
-        from ..iteris_core.families.stable_diffusion import merge_stable_diffusion
-        from ..iteris_core.families.stages import numbered, stages_of
+        from ..iteris_core.diffusion.held_out import with_held_out
+        from ..iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+        from ..iteris_core.diffusion.stages import numbered, stages_of
 
         if settings.correct_strength and not calibration.held_out:
             raise ConfigError("correct_strength needs samples to measure it on; set held_out of the calibration to 1 or more")
@@ -188,7 +188,7 @@ class Merge(io.ComfyNode):
 
 def carried(patches: Mapping[str, Sequence[Any]]) -> list[str]:
     """Return a note about LoRAs that are on the model and not in the merge."""
-    from .harvest import count_loras
+    from .loras.harvest import count_loras
 
     count = count_loras(patches)
     note = (

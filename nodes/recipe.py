@@ -8,12 +8,12 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
-from .files import adapter_name, fingerprints
+from .lora import show
+from .loras.names import adapter_name, fingerprints
 from .sockets import CALIBRATION, SETTINGS, TASKS, LoraEntry, MergeSettings
-from .tasks import show
 
 if TYPE_CHECKING:
-    from ..iteris_core.formats.recipe import Recipe, UsedLora
+    from ..iteris_core.diffusion.recipe import Recipe, UsedLora
 
 
 class LoadRecipe(io.ComfyNode):
@@ -73,8 +73,8 @@ def recipe_of(lora_name: str) -> Recipe:
     Raises:
         IterisError: It has none, or one that cannot be read.
     """
-    from ..iteris_core.formats.headers import read_header
-    from ..iteris_core.formats.recipe import METADATA_KEY, read_recipe
+    from ..iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
+    from ..iteris_core.files.headers import read_header
 
     text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
     if text is None:
@@ -110,7 +110,7 @@ def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
     Raises:
         IterisError: There is no such file any more, or there never was one.
     """
-    from ..iteris_core.formats.recipe import sha256
+    from ..iteris_core.diffusion.recipe import sha256
 
     name = lora.file
     if name is None:

@@ -50,7 +50,7 @@ class ShowReport(io.ComfyNode):
 
 def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
     """Return the pictures (count, height, width, 3), and a note if there are none: a long merge must not fail at its end."""
-    from ..iteris_core.plots import pictures
+    from ..iteris_core.report.plots import pictures
 
     try:
         return torch.stack(list(pictures(report, [other] if other else []).values())), []

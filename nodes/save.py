@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
-from .files import free_path, jpeg_uri
+from .loras.names import free_path, jpeg_uri
 from .sockets import LORA_STACK, MERGED, MergedLora
 
 LOW_RANK, FULL_DIFFERENCE = "low rank", "full difference (.diff)"
@@ -64,10 +64,10 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.formats import kohya
-        from ..iteris_core.formats.files import write_tensors
-        from ..iteris_core.formats.metadata import hashes, merged_metadata
-        from ..iteris_core.formats.recipe import METADATA_KEY
+        from ..iteris_core.diffusion.recipe import METADATA_KEY
+        from ..iteris_core.files import kohya
+        from ..iteris_core.files.metadata import hashes, merged_metadata
+        from ..iteris_core.files.tensors import write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
             raise IterisError(f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}")

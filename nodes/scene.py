@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.calibration import Calibration
-from ..iteris_core.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
+from ..iteris_core.diffusion.calibration import Calibration
+from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from . import host
-from .files import adapter_name
-from .prompts import lines, triggers_of
+from .loras.names import adapter_name
+from .loras.prompts import lines, triggers_of
+from .loras.stack_formats import prompts_by_name
 from .sockets import TASKS, LoraEntry, Scenes
-from .stack_formats import prompts_by_name
 
 if TYPE_CHECKING:
-    from ..iteris_core.scenes import Kind
+    from ..iteris_core.diffusion.scenes import Kind
 
 _TRIGGER = "{trigger}"
 _WEIGHT = 1.0
@@ -125,7 +125,7 @@ def _called(entry: LoraEntry, kind: Kind, words: str) -> LoraEntry:
 def example_captions(tasks: Sequence[LoraEntry], forms: Sequence[str]) -> list[str]:
     """Return a few captions as they will be written; the forms that fit these LoRAs are all used in the end."""
     from ..iteris_core import Adapter
-    from ..iteris_core.families.diffusion_samples import PromptedAdapter
+    from ..iteris_core.diffusion.samples import PromptedAdapter
 
     used = [entry for entry in tasks if not entry.is_idle]
     shown = [PromptedAdapter(Adapter(e.lora_name, {}), e.prompts, trigger=e.trigger, kind=e.kind).in_scenes for e in used]

@@ -11,7 +11,7 @@ from ..iteris_core import ConfigError, MergeConfig
 from .sockets import MergeSettings
 
 if TYPE_CHECKING:
-    from ..iteris_core.families.diffusion_samples import PromptedAdapter
+    from ..iteris_core.diffusion.samples import PromptedAdapter
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..iteris_core import Adapter, MergeConfig
-    from ..iteris_core.calibration import Calibration
-    from ..iteris_core.formats.metadata import Source
-    from ..iteris_core.scenes import Kind
+    from ..iteris_core.diffusion.calibration import Calibration
+    from ..iteris_core.diffusion.scenes import Kind
+    from ..iteris_core.files.metadata import Source
     from .keys import ModelKeys
 
 TASKS = io.Custom("ITERIS_TASKS")

@@ -10,15 +10,15 @@ from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
 from . import host
-from .files import adapter_name, fingerprint, fingerprints
-from .origin import strings_in
-from .prompts import entry_of_file
+from .lora import show
+from .loras.names import adapter_name, fingerprint, fingerprints
+from .loras.prompts import entry_of_file
+from .loras.stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
 from .sockets import LORA_STACK, TASKS, LoraEntry
-from .stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
-from .tasks import show
+from .workflow import strings_in
 
 if TYPE_CHECKING:
-    from .harvest import CarriedLora
+    from .loras.harvest import CarriedLora
 
 _EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
 _PROMPTS = (
@@ -116,7 +116,7 @@ class LorasOnModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
-        from .harvest import take_off
+        from .loras.harvest import take_off
 
         base = host.ComfyStableDiffusion(model, clip)
         loras, rest = take_off(host.patches_of(model, clip), base.is_text_module, base.keys.bases_of)
@@ -153,8 +153,8 @@ def file_of(
     lora: CarriedLora, candidates: Sequence[str], module_of_base: Mapping[str, str], base_of_module: Mapping[str, str]
 ) -> str | None:
     """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
-    from ..iteris_core.formats import kohya
-    from ..iteris_core.formats.files import read_tensors
+    from ..iteris_core.files import kohya
+    from ..iteris_core.files.tensors import read_tensors
 
     matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}
     for name in candidates:

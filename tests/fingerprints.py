@@ -32,9 +32,9 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "families")]
 import tiny_diffusers  # noqa: E402
 
 from iteris_core import MergeConfig, Network, Sample, Task, merge  # noqa: E402
-from iteris_core.families.diffusers_loras import save_lora  # noqa: E402
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion  # noqa: E402
-from iteris_core.formats import peft  # noqa: E402
+from iteris_core.diffusion.loras import save_lora  # noqa: E402
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion  # noqa: E402
+from iteris_core.files import peft  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"
 # Of what a file says: another one every second, or with the order in which safetensors writes the metadata of the inputs.

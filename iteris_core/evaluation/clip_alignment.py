@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..families.base_models import load_processor, placed, whole_model
+from ..files.pretrained import load_processor, placed, whole_model
 from .text_metrics import EvaluationError
 
 # CLIPScore (Hessel et al. 2021): 2.5 max(cos, 0), of the text behind these words.

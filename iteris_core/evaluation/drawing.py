@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..diffusion.loras import read_lora, save_lora
+from ..diffusion.pipeline import DiffusersStableDiffusion
 from ..errors import AdapterError, ConfigError
-from ..families.base_models import loaded
-from ..families.diffusers_loras import read_lora, save_lora
-from ..families.diffusers_pipeline import DiffusersStableDiffusion
-from ..formats.files import check_readable
+from ..files.pretrained import loaded
+from ..files.tensors import check_readable
 from .text_metrics import EvaluationError
 
 Scheduler = Literal["ddpm", "model"]

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..adapters import Adapter
+from ..devices import with_smaller_calls
 from ..errors import ConfigError
-from ..families import blip, t5
-from ..families.base_models import load_adapter, load_processor, load_tokenizer
-from ..formats import peft
-from ..memory import with_smaller_calls
+from ..files import peft
+from ..files.pretrained import load_adapter, load_processor, load_tokenizer
+from ..language import blip, t5
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
 from .predictions import file_fingerprint, fingerprint, predict
 from .style_classifiers import TrainedStyles

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ..devices import with_smaller_calls
 from ..errors import ConfigError
-from ..formats.files import check_readable
-from ..memory import with_smaller_calls
+from ..files.tensors import check_readable
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
 from .language import BASE, Scores

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..families.base_models import load_tokenizer, placed, whole_model
+from ..files.pretrained import load_tokenizer, placed, whole_model
 from .data_files import EXTENSIONS, read_rows
 from .text_metrics import EvaluationError, StyleClassifier
 

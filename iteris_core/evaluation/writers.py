@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter
+from ..algebra.statistics import product_dtype
 from ..errors import ConfigError
-from ..families.base_models import generation_settings
-from ..families.caption_samples import check_length
+from ..files.pretrained import generation_settings
+from ..language.caption_samples import check_length
 from ..layers import add_to_output, codes_of
-from ..rows import layer_hooks
-from ..statistics import product_dtype
+from ..rows.chunks import layer_hooks
 from .text_metrics import EvaluationError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .folders import (
+from .folders import (  # fmt: skip
     find_lora,
     is_output,
     lora_name_of,
@@ -15,17 +15,17 @@ from .folders import (
     output_folder,
     saves_metadata,
     version,
-)  # fmt: skip
+)
 from .server import answer_at, layer_teller, show_text, stage_progress
 
 if TYPE_CHECKING:
     from .deltas import stock_loader
+    from .diffusion_model import ComfyStableDiffusion
     from .patches import patches_of, with_patches
-    from .stable_diffusion import ComfyStableDiffusion
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
-    "ComfyStableDiffusion": "stable_diffusion",
+    "ComfyStableDiffusion": "diffusion_model",
     "patches_of": "patches",
     "stock_loader": "deltas",
     "with_patches": "patches",

@@ -14,8 +14,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...iteris_core.formats import kohya
-from ...iteris_core.formats.factors import peft_dora
+from ...iteris_core.files import kohya
+from ...iteris_core.files.kinds import peft_dora
 from ..foreign import added_by_host
 from ..keys import TEXT_PREFIX, ModelKeys
 

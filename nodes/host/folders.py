@@ -48,7 +48,7 @@ def lora_name_of(path: Path) -> str | None:
 
 def model_files(names: Container[str]) -> list[str]:
     """Return those of these names that are model files, each with its short hash."""
-    from ...iteris_core.formats.metadata import short_hash
+    from ...iteris_core.files.metadata import short_hash
 
     found = {}
     for kind in _MODELS:

@@ -14,7 +14,7 @@ import comfy.utils
 from ..progress import StageClock
 
 if TYPE_CHECKING:
-    from ...iteris_core.report import LayerReport
+    from ...iteris_core.report.records import LayerReport
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
-from iteris_core.families.stable_diffusion import PromptedAdapter, merge_stable_diffusion
+from iteris_core.diffusion.stable_diffusion import PromptedAdapter, merge_stable_diffusion
 
 PIECE, WIDTH = 5, 6  # tokens of a text piece, and the width of a context
 EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from iteris_core import BaselineOptions, Task
-from iteris_core.baselines import METHODS
-from iteris_core.baselines.dare import dropped_and_rescaled
-from iteris_core.baselines.knots import in_knots_space
-from iteris_core.baselines.layer import Layer
 from iteris_core.config import Method
+from iteris_core.rivals import METHODS
+from iteris_core.rivals.dare import dropped_and_rescaled
+from iteris_core.rivals.knots import in_knots_space
+from iteris_core.rivals.layer import Layer
 
 
 @pytest.fixture(scope="module")

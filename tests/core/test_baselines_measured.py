@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import Adapter, BaselineOptions, CalibrationError, ConfigError, LowRankDelta, Sample, SolveError, Task, merge
-from iteris_core.baselines import METHODS
-from iteris_core.baselines.search import best_coefficients, best_scale
-from iteris_core.calibration import Calibration
-from iteris_core.fidelity import fidelity
-from iteris_core.output_error import OutputError
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.report.fidelity import fidelity
+from iteris_core.rivals import METHODS
+from iteris_core.rivals.output_error import OutputError
+from iteris_core.rivals.search import best_coefficients, best_scale
 
 TEXT = ("cross_attention.k", "cross_attention.v")
 SEARCHING = ("task_arithmetic", "hyper_linear")

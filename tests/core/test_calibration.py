@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
-from iteris_core.calibration import (
+from iteris_core.diffusion.calibration import (
     COMPANIONS,
     PRESERVE_CAPTIONS,
     Calibration,

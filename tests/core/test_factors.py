@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from iteris_core import AdapterError
-from iteris_core.formats import kohya
-from iteris_core.formats.factors import peft_dora
+from iteris_core.files import kohya
+from iteris_core.files.kinds import peft_dora
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iteris_core import Adapter, CalibrationError, Sample, Task
-from iteris_core.fidelity import fidelity
+from iteris_core.report.fidelity import fidelity
 
 NETWORKS = ["stack", "attention", "convolution"]
 

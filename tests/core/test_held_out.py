@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iteris_core.calibration import Calibration, base_captions, own_captions, preserve_runs
-from iteris_core.families.diffusion_held_out import strength_correction, unseen_captions, with_held_out
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
-from iteris_core.families.stages import numbered, stages_of
-from iteris_core.report import TaskFidelity
+from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions, preserve_runs
+from iteris_core.diffusion.held_out import strength_correction, unseen_captions, with_held_out
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.stages import numbered, stages_of
+from iteris_core.report.records import TaskFidelity
 
 CALIBRATION = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta
-from iteris_core.formats import kohya
+from iteris_core.files import kohya
 
 # key base -> module path, for every spelling that a model may know
 BASES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iteris_core import CalibrationError
-from iteris_core.lockstep import pause, run_in_lockstep
+from iteris_core.rows.lockstep import pause, run_in_lockstep
 
 
 def worker(log, name, places):

@@ -7,7 +7,7 @@ from datetime import datetime
 import torch
 from safetensors.torch import save_file
 
-from iteris_core.formats.metadata import hashes, merged_metadata, merged_tags
+from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
 
 WHEN = datetime(2026, 11, 25, 4, 5, 6, 789)
 

@@ -16,9 +16,9 @@ from iteris_core import (
     SolveError,
     Task,
     merge,
-    statistics,
 )
-from iteris_core.statistics import InputMoments
+from iteris_core.algebra import statistics
+from iteris_core.algebra.statistics import InputMoments
 
 DELTA = MergeConfig(target="delta")  # whose answer needs no cut, and can be solved for on fewer tokens than the layer is wide
 
@@ -73,7 +73,7 @@ def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels
 def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeypatch, tokens):
     network, adapters, tasks = wide_layer(torch.float64, tokens)
     few = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
-    monkeypatch.setattr("iteris_core.measure.token_count", lambda module, x: 10**6)
+    monkeypatch.setattr("iteris_core.engines.measure.token_count", lambda module, x: 10**6)
     gram = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
     torch.testing.assert_close(few.adapter.deltas["0"].dense(), gram.adapter.deltas["0"].dense(), rtol=1e-6, atol=1e-7)
     for mine, theirs in zip(few.report.layers[0].tasks, gram.report.layers[0].tasks, strict=True):
@@ -174,7 +174,7 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(toy, mon
         def __del__(self):
             Counted.count -= 1
 
-    monkeypatch.setattr("iteris_core.measure.InputMoments", Counted)
+    monkeypatch.setattr("iteris_core.engines.measure.InputMoments", Counted)
     toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
     # two tasks; the network itself keeps its input and its skip, so their sums may still be needed, and this layer's
     assert max(alive) <= 2 * 3 < 2 * len(net.targets)

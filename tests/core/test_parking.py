@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from iteris_core.lockstep import pause, run_in_lockstep
-from iteris_core.parking import Parking
+from iteris_core.rows.lockstep import pause, run_in_lockstep
+from iteris_core.rows.parking import Parking
 
 
 @pytest.fixture

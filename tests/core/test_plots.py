@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from iteris_core import IterisError, MergeReport
-from iteris_core.plot_axes import PALETTE, block_of
-from iteris_core.plots import pictures
-from iteris_core.report import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
+from iteris_core.report.plot_axes import PALETTE, block_of
+from iteris_core.report.plots import pictures
+from iteris_core.report.records import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 
 PATHS = [
     *(f"clip_l.transformer.text_model.encoder.layers.{i}.mlp.fc1" for i in range(3)),

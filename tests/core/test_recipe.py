@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iteris_core import ConfigError, MergeConfig, MergeReport
-from iteris_core.calibration import Calibration
 from iteris_core.config import BaselineOptions
-from iteris_core.formats.recipe import UsedLora, read_recipe, with_recipe
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.recipe import UsedLora, read_recipe, with_recipe
 
 CONFIG = MergeConfig(
     rank={"a.b": 3}, alpha=1e-3, alpha_cross=0.0, output_dtype=torch.bfloat16, tokens_per_row=7,

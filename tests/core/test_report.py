@@ -2,7 +2,7 @@
 
 import json
 
-from iteris_core.report import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity, joined
+from iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity, joined
 
 
 def layer(path, rank, **residuals):

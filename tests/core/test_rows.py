@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from iteris_core import CalibrationError, Sample, Task
-from iteris_core.rows import layer_hooks, split_into_chunks, wearing, worn_delta
+from iteris_core.rows.chunks import layer_hooks, split_into_chunks, wearing, worn_delta
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])

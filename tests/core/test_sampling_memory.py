@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from iteris_core import MergeConfig
-from iteris_core.calibration import Calibration
-from iteris_core.families.stable_diffusion import SAMPLING_STAGE
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE
 
 CALIBRATION = Calibration(
     trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, preserve_captions=("a street", "a lake")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Network, Sample, Task, merge
-from iteris_core.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions, sample_count
-from iteris_core.families.diffusion_samples import PromptedAdapter
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
-from iteris_core.scenes import Trigger, make_scenes, on_grid, region_masks
+from iteris_core.diffusion.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions, sample_count
+from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.diffusion.scenes import Trigger, make_scenes, on_grid, region_masks
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SCENES = Calibration(
     **{"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0, "preserve_weight": 0.0},

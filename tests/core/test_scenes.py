@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
-from iteris_core.calibration import Calibration, sample_count
-from iteris_core.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
-from iteris_core.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of, styled_forms
+from iteris_core.diffusion.calibration import Calibration, sample_count
+from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
+from iteris_core.diffusion.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of, styled_forms
 
 PAIR_FORMS = ("{first} and {second}", "a photo of {second} next to {first}", "{first} above {second}")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from iteris_core import AdapterError, CalibrationError, MergeConfig
-from iteris_core.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iteris_core.statistics import (
+from iteris_core.algebra.statistics import (
     BLOCK,
     TOKENS_PER_PRODUCT,
     InputMoments,

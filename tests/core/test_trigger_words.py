@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from iteris_core import CalibrationError
 from iteris_core.errors import AdapterError
-from iteris_core.formats.headers import lora_header
-from iteris_core.formats.trigger_words import TEMPLATES, TriggerWords, default_prompts, fill_in, trigger_words
+from iteris_core.files.headers import lora_header
+from iteris_core.files.trigger_words import TEMPLATES, TriggerWords, default_prompts, fill_in, trigger_words
 
 TAGS = json.dumps({"10_sks dog": {"sks dog": 12, "grass": 3, "smile": 7}, "1_img": {"grass": 9}})
 

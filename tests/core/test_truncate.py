@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iteris_core import LowRankDelta
-from iteris_core.truncate import factored_spectrum, leading_spectrum, rank_for_energy, share_out_size
+from iteris_core.algebra.truncate import factored_spectrum, leading_spectrum, rank_for_energy, share_out_size
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
-from iteris_core.cli import app
-from iteris_core.families.base_models import load_adapter, load_processor
-from iteris_core.families.blip import load_base, merge_blip, stream_of
-from iteris_core.families.caption_samples import (
+from iteris_core.cli.main import app
+from iteris_core.files import peft
+from iteris_core.files.pretrained import load_adapter, load_processor
+from iteris_core.language.blip import load_base, merge_blip, stream_of
+from iteris_core.language.caption_samples import (
     CaptionOptions,
     CaptionSample,
     caption_rows,
@@ -29,7 +30,6 @@ from iteris_core.families.caption_samples import (
     read_images,
     with_captions,
 )
-from iteris_core.formats import peft
 
 LENGTHS = (4, 7, 2, 6)
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
-from iteris_core.cli import app
-from iteris_core.formats import peft
+from iteris_core.cli.main import app
+from iteris_core.files import peft
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}

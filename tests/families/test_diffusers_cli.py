@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from iteris_core import MergeConfig, __version__
-from iteris_core.calibration import Calibration
-from iteris_core.cli import app
-from iteris_core.families.diffusers_loading import load_diffusers
-from iteris_core.families.diffusers_loras import read_lora, save_lora
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.families.diffusion_samples import PromptedAdapter, UnetRow
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.cli.main import app
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.loading import load_diffusers
+from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.samples import PromptedAdapter, UnetRow
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2, "--save-dtype", "float32",
          "--held-out", 0]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iteris_core import AdapterError, ConfigError
-from iteris_core.families.diffusers_loading import load_diffusers
+from iteris_core.diffusion.loading import load_diffusers
 
 
 @pytest.fixture(autouse=True)

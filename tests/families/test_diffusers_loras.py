@@ -10,10 +10,10 @@ from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapt
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
-from iteris_core.families.diffusers_loras import read_lora, save_lora
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.families.diffusion_samples import UnetRow
-from iteris_core.formats.ldm import ldm_names
+from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.samples import UnetRow
+from iteris_core.files.ldm_names import ldm_names
 
 ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
 STYLES = ("kohya", "diffusers")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from iteris_core import MergeConfig
-from iteris_core.calibration import Calibration
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.families.diffusion_samples import PromptedAdapter
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 from iteris_core.layers import input_tokens
 
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
-from iteris_core.calibration import Calibration, euler_trajectory
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.families.diffusion_samples import PromptedAdapter, UnetRow
-from iteris_core.families.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.calibration import Calibration, euler_trajectory
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.samples import PromptedAdapter, UnetRow
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
 

@@ -21,8 +21,8 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from iteris_core import cli_eval
-from iteris_core.cli import app
+from iteris_core.cli import eval_language as cli_eval
+from iteris_core.cli.main import app
 from iteris_core.evaluation.text_metrics import caption_scores, classification_scores
 
 TEXTS = ["w1 w2 w3", "w40", "w7 w7 w8 w9 w10 w11", "w30 w5", "w12 w13 w14 w15"]

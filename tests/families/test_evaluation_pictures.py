@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
-from iteris_core.cli import app
+from iteris_core.cli.main import app
+from iteris_core.diffusion.loras import save_lora
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.errors import ConfigError
 from iteris_core.evaluation.clip_alignment import image_alignment, load_clip, text_alignment
 from iteris_core.evaluation.drawing import Sampling, load_pipeline, wearing_lora
 from iteris_core.evaluation.paper_figures import picture_figures
 from iteris_core.evaluation.pictures import PROMPTS
-from iteris_core.families.diffusers_loras import save_lora
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
 
 TEMPLATES = ("a photo of {concepts}", "{concepts} on a cat")
 

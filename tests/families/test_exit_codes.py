@@ -3,10 +3,10 @@
 import pytest
 from typer.testing import CliRunner
 
-from iteris_core.cli import app
-from iteris_core.demo import run
-from iteris_core.demo.run import InputError
-from iteris_core.demo.server import ServerError
+from iteris_core.cli.demo import run
+from iteris_core.cli.demo.run import InputError
+from iteris_core.cli.demo.server import ServerError
+from iteris_core.cli.main import app
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from iteris_core.cli import app
-from iteris_core.formats.inspection import BlockFacts, inspect_adapter
+from iteris_core.cli.main import app
+from iteris_core.files.inspection import BlockFacts, inspect_adapter
 
 
 def lora(base, rank=4, d_in=32, d_out=16, alpha=2.0):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta
-from iteris_core.formats import peft
+from iteris_core.files import peft
 
 TASK = "SEQ_2_SEQ_LM"
 Q = "encoder.block.0.layer.0.SelfAttention.q"

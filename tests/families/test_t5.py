@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Task, merge
-from iteris_core.families.merged_model import save_merged_model
-from iteris_core.families.t5 import load_base, merge_t5, network_of, prepare, stream_of, with_targets
-from iteris_core.families.text_samples import Encoded, TextOptions, TextSample, read_texts, read_token_ids
-from iteris_core.formats import peft
-from iteris_core.rows import layer_hooks
+from iteris_core.files import peft
+from iteris_core.language.merged_model import save_merged_model
+from iteris_core.language.t5 import load_base, merge_t5, network_of, prepare, stream_of, with_targets
+from iteris_core.language.text_samples import Encoded, TextOptions, TextSample, read_texts, read_token_ids
+from iteris_core.rows.chunks import layer_hooks
 
 LENGTHS = [(7, 4), (3, 6), (9, 1), (5, 5)]
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from iteris_core import Adapter, LowRankDelta
-from iteris_core.families.diffusers_pipeline import DiffusersStableDiffusion
-from iteris_core.formats.ldm import ldm_names
+from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.files.ldm_names import ldm_names
 from iteris_core.layers import weight_shape
 
 LENGTH, WIDTH = 16, 16

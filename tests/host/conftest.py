@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from iteris_core.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.demo.client import ComfyClient
-from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
+from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
+from iteris_core.cli.demo.client import ComfyClient
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "workflows" / "api" / "merge_two_loras.json"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iteris_core.demo.client import WorkflowFailed
+from iteris_core.cli.demo.client import WorkflowFailed
 
 pytestmark = pytest.mark.host
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, files, tmp_pa
 
 
 def test_existing_results_are_kept(tmp_path):
-    from iteris_core.demo.run import _make_output
+    from iteris_core.cli.demo.run import _make_output
 
     first = _make_output(tmp_path / "result")
     (first / "merged.safetensors").touch()
@@ -123,7 +123,7 @@ def test_existing_results_are_kept(tmp_path):
 
 
 def test_three_loras_are_chained():
-    from iteris_core.demo.run import DemoRequest, _read_template, make_workflow
+    from iteris_core.cli.demo.run import DemoRequest, _read_template, make_workflow
 
     names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
     request = DemoRequest(Path("out"), Path("model.safetensors"), tuple(map(Path, names)), ("a <x>\nmore", "y", "a <w>"))

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError, IterisError, LowRankDelta
-from iteris_core.calibration import Calibration
-from iteris_core.families.diffusion_samples import PromptedAdapter
-from iteris_core.formats.recipe import UsedLora, read_recipe
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.recipe import UsedLora, read_recipe
+from iteris_core.diffusion.samples import PromptedAdapter
 
 
 def test_one_content_is_one_lora_at_the_sum_of_the_strengths(nodes, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from iteris_core import __version__
-from iteris_core.demo.client import WorkflowFailed, WorkflowRejected
-from iteris_core.demo.server import ComfyServer
+from iteris_core.cli.demo.client import WorkflowFailed, WorkflowRejected
+from iteris_core.cli.demo.server import ComfyServer
 
 pytestmark = pytest.mark.host
 

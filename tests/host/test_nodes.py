@@ -18,9 +18,9 @@ from torch import nn
 
 import iteris_core
 from iteris_core import Adapter, AdapterError, ConfigError, IterisError, LowRankDelta, MergeReport
-from iteris_core.families.diffusion_samples import PromptedAdapter
-from iteris_core.formats import kohya
-from iteris_core.report import LayerReport, TaskAtLayerReport
+from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.files import kohya
+from iteris_core.report.records import LayerReport, TaskAtLayerReport
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iteris_core.demo.client import WorkflowFailed
+from iteris_core.cli.demo.client import WorkflowFailed
 
 pytestmark = pytest.mark.host
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from iteris_core.demo.checkpoint import write_lora
+from iteris_core.cli.demo.checkpoint import write_lora
 
 pytestmark = pytest.mark.host
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"

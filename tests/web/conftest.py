@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iteris_core.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
+from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 TEMPLATE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.json"
 SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}

@@ -17,9 +17,9 @@ from notes import NOTES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from iteris_core.demo import server as demo_server
-from iteris_core.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.demo.server import ComfyServer, cache_folder, find_comfyui
+from iteris_core.cli.demo import server as demo_server
+from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "iteris-lora-merge"  # the folder that git clone makes

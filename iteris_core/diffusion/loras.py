@@ -1,0 +1,95 @@
+"""LoRA files of a Stable Diffusion model in `diffusers`: in, at strengths, and out, in the style of kohya or of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..errors import AdapterError, ConfigError
+from ..files import diffusers, kohya
+from ..files.kinds import kind_of_group, lokr, peft_dora
+from ..files.metadata import hashes
+from ..files.tensors import read_tensors, write_tensors
+from .pipeline import DiffusersStableDiffusion
+
+Style = Literal["kohya", "diffusers"]
+
+
+def read_lora(
+    model: DiffusersStableDiffusion, path: Path, strength: float = 1.0, strength_text: float | None = None
+) -> Adapter:
+    """Read a LoRA file for this model, in the spelling of kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI.
+
+    Args:
+        model: Whose modules it changes.
+        path: A .safetensors file.
+        strength: At which it is used; baked in.
+        strength_text: The same of its text encoder part; None: as `strength`.
+
+    Raises:
+        AdapterError: See `kohya.parse`; also adapter kinds that only ComfyUI's own code can apply.
+    """
+
+    def dense_delta(module: str, group: Mapping[str, Tensor]) -> Tensor:
+        if kind_of_group(group) == "a LoKr":
+            return lokr(path.stem, module, group)
+        if "magnitude" not in group:
+            raise AdapterError(
+                f"{path.stem}: {module!r} is {kind_of_group(group)}, which only ComfyUI's own code applies; merge it there, or "
+                "use a plain LoRA, LoCon or LoHa"
+            )
+        return peft_dora(path.stem, module, group, model.modules[module].weight.detach().float().cpu())
+
+    tensors, metadata = read_tensors(path)
+    keys = model.keys
+    adapter = kohya.parse(
+        path.stem,
+        diffusers.with_alphas(path.stem, tensors, metadata),
+        keys.module_of_base,
+        keys.shapes,
+        metadata,
+        vector_sizes=keys.vector_sizes,
+        dense_delta=dense_delta,
+    )
+    text = adapter.select(model.is_text_module).scaled(strength if strength_text is None else strength_text)
+    return adapter.select(lambda part: not model.is_text_module(part)).scaled(strength).joined_with(text)
+
+
+def save_lora(
+    model: DiffusersStableDiffusion,
+    adapter: Adapter,
+    path: Path,
+    style: Style = "kohya",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a LoRA file in one step: it is there whole or not at all.
+
+    Args:
+        model: Whose modules the adapter changes.
+        adapter: In the precision in which it is to be saved.
+        path: The .safetensors file; its folder is made if needed.
+        style: ``kohya``: read by ComfyUI, A1111 and diffusers. ``diffusers``: by diffusers and ComfyUI.
+        metadata: More strings for the file, such as the recipe.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        AdapterError: The style has no place for what the adapter changes.
+        ConfigError: An unknown style.
+        FileExistsError: The file is there and `overwrite` is False; it is untouched.
+    """
+    if style not in get_args(Style):
+        raise ConfigError(f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}")
+    keys, more = model.keys, metadata or {}
+    if style == "kohya":
+        tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)
+        content = {**kohya.metadata_of(adapter), **more}
+        content |= hashes(tensors, content)
+    else:
+        tensors, content = diffusers.to_tensors(adapter, keys.kernels), {**diffusers.metadata_of(adapter), **more}
+    write_tensors(tensors, path, content, overwrite=overwrite)

@@ -1,0 +1,89 @@
+"""What a merged LoRA's file tells other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec 1.0.1."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import BinaryIO
+
+from safetensors.torch import save
+from torch import Tensor
+
+from .tensors import storable
+from .trigger_words import trigger_words
+
+_SHORT_START, _SHORT_BYTES, _SHORT_DIGITS = 0x100000, 0x10000, 8
+
+Source = tuple[str, Mapping[str, str]]  # name and metadata of a LoRA that was merged
+
+
+def merged_metadata(
+    title: str, sources: Sequence[Source], when: datetime, thumbnail: str = "", called: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what is worth telling about a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
+
+    Args:
+        title: What to call it.
+        sources: The LoRAs; their trigger words and tags live on.
+        when: It was merged.
+        thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
+        called: Name of a LoRA -> what calls it up, for those whose own metadata does not tell.
+    """
+    known = {name: (words,) for name, words in (called or {}).items() if words}
+    found = (trigger_words(metadata).triggers or known.get(name, ()) for name, metadata in sources)
+    triggers = dict.fromkeys(trigger for of_source in found for trigger in of_source)
+    tags = merged_tags([metadata.get("ss_tag_frequency", "") for _, metadata in sources])
+    metadata = {
+        "ss_output_name": title,
+        "ss_tag_frequency": json.dumps(tags) if tags else "",
+        "modelspec.title": title,
+        "modelspec.implementation": "diffusers",  # what sd-scripts writes for a LoRA of SD1.x
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.resolution": "512x512",
+        "modelspec.date": when.isoformat(timespec="seconds"),
+        "modelspec.merged_from": ", ".join(metadata.get("modelspec.title") or name for name, metadata in sources),
+        "modelspec.trigger_phrase": ", ".join(triggers),
+        "modelspec.thumbnail": thumbnail,
+    }
+    return {key: value for key, value in metadata.items() if value}
+
+
+def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the tag counts of several files as one: training folder -> tag -> count; unreadable ones are left out."""
+    folders: dict[str, Counter[str]] = {}
+    for text in frequencies:
+        try:
+            of_file = {
+                folder: {tag: int(count) for tag, count in tags.items()} for folder, tags in json.loads(text or "{}").items()
+            }
+        except (ValueError, AttributeError, TypeError, OverflowError):
+            continue
+        for folder, counts in of_file.items():
+            folders.setdefault(folder, Counter()).update(counts)
+    return {folder: dict(counts) for folder, counts in folders.items()}
+
+
+def short_hash(file: BinaryIO) -> str:
+    """Return the first digits of the SHA-256 of 64 KiB of a file from 1 MiB on: as A1111 showed it, and quick."""
+    file.seek(_SHORT_START)
+    return hashlib.sha256(file.read(_SHORT_BYTES)).hexdigest()[:_SHORT_DIGITS]
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes by which A1111's extensions and kohya's trainers know a LoRA, whatever metadata is changed later.
+
+    Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows the header, and the
+    `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).
+    """
+    content = save(storable(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    start = 8 + int.from_bytes(content[:8], "little")
+    model = hashlib.sha256(content[start:]).hexdigest()
+    return {
+        "sshs_model_hash": model,
+        "sshs_legacy_hash": short_hash(io.BytesIO(content)),
+        "modelspec.hash_sha256": f"0x{model}",
+    }

@@ -1,0 +1,164 @@
+"""Base models of `transformers`: loaded from a folder or the hub, with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ..adapters import Adapter
+from ..errors import ConfigError
+from . import peft
+from .model_keys import layer_shapes
+
+_FEWEST_WORDS = 8
+# What the libraries raise at files that are missing, damaged or of another kind.
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
+
+
+def load_model(
+    auto_class: Any, kinds: Sequence[str], source: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> nn.Module:
+    """Load a model from a folder or by its name on the hub, ready to be measured.
+
+    Args:
+        auto_class: Of `transformers`; its ``from_pretrained`` loads the model.
+        kinds: ``model_type`` that the model may have.
+        source: Folder or hub name.
+        dtype: In which it runs.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: There is none, a model of another kind, or one with weights missing; the device cannot be used.
+    """
+    from transformers import AutoConfig
+
+    kind = loaded(AutoConfig.from_pretrained, source, "a model", trust_remote_code=False).model_type
+    if kind not in kinds:
+        raise ConfigError(f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}")
+    return placed(whole_model(auto_class, source, "a model", dtype=dtype), device)
+
+
+def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
+    """Load a model all of whose weights are in its files: transformers would draw what is missing at random.
+
+    Nothing is opened by pickle, and no code of the model's own is run.
+
+    Args:
+        auto_class: Of `transformers`; its ``from_pretrained`` loads the model.
+        source: Folder or hub name.
+        what: The model, for errors.
+        options: For ``from_pretrained``.
+
+    Raises:
+        ConfigError: It cannot be loaded, or not all of it.
+    """
+    folder = Path(source)
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; only .safetensors are read. "
+            "Save the model again with save_pretrained, where you trust it, or download its safetensors version"
+        )
+    safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)
+    lost = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if lost:
+        raise ConfigError(
+            f"{source}: {what} cannot be loaded whole: {len(lost)} of its weights, such as {lost[0]}, are missing or of "
+            "another size, and would be random numbers. Download it again, or give the folder that save_pretrained wrote"
+        )
+    return model
+
+
+def placed(model: nn.Module, device: str) -> nn.Module:
+    """Return a model on a device, ready to be measured.
+
+    Raises:
+        ConfigError: The device cannot be used.
+    """
+    if device.startswith("meta"):
+        raise ConfigError(f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU")
+    try:
+        return model.to(device).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that a device is not there
+        raise ConfigError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+
+
+def load_tokenizer(source: str) -> Any:
+    """Load the tokenizer of a base model.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = loaded(AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False)
+    # where the files are missing, transformers makes a tokenizer up that knows no word
+    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
+    if len(words) < _FEWEST_WORDS:
+        raise ConfigError(
+            f"{source}: there is no tokenizer beside the model; save it there with tokenizer.save_pretrained, or give token ids"
+        )
+    return tokenizer
+
+
+def load_processor(source: str) -> Any:
+    """Load what turns pictures and texts into a base model's inputs.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from transformers import AutoProcessor
+
+    return loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer", trust_remote_code=False)
+
+
+def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
+    """Return ``load(source, **options)``.
+
+    Raises:
+        ConfigError: It cannot be loaded; says why and what to give instead.
+    """
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise ConfigError(f"{source}: there is no such folder; give the folder of a base model, or its name on the hub")
+    try:
+        return load(source, **options)
+    except _LOADING_ERRORS as error:
+        raise ConfigError(
+            f"{source}: {what} cannot be loaded from this folder or hub name ({_first_line(error)}); give the folder that "
+            "save_pretrained wrote, or a name on the hub"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Adapter:
+    """Read a PEFT adapter for a model; see `peft.load`.
+
+    Raises:
+        AdapterError: It cannot be read, or is for another model.
+    """
+    return peft.load(folder, mergeable_shapes(model), lambda path: model.get_submodule(path).weight)
+
+
+def generation_settings(model: nn.Module, **changed: Any) -> Any:
+    """Return a model's own settings of generation with some of them changed, for ``model.generate(generation_config=...)``.
+
+    As arguments of `generate` they would be checked beside those that they replace, and refused if they do not fit to them.
+    """
+    settings = copy.deepcopy(model.generation_config)
+    for name, value in changed.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return module path -> (d_out, d_in) of every layer that can be merged."""
+    return layer_shapes(dict(model.named_modules()))

@@ -1,0 +1,1 @@
+"""Language models: T5, FLAN-T5, BART and BLIP."""

@@ -1,0 +1,97 @@
+"""How well a merged adapter does what each task's teacher does, seen at the end of the network.
+
+Residuals of single layers say where a merge suffers. What counts for the user is the network's output, on samples that the
+solve did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..errors import CalibrationError
+from ..network import Network
+from ..rows.chunks import wearing
+from ..tasks import Sample, Task
+from .records import TaskFidelity
+
+
+def fidelity(
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    merged: Adapter,
+    *,
+    samples_per_chunk: int = 8,
+    base_reads: Callable[[int, int], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[TaskFidelity, ...]:
+    """Compare a merged adapter with each task's teacher, and with the base model.
+
+    Args:
+        network: The base model; its forward returns one entry per row. Untouched afterwards.
+        adapters: What the tasks' mixes mean.
+        tasks: With samples that the merge did not see, for an honest figure.
+        merged: What the student rows wear.
+        samples_per_chunk: Samples of one forward call; each is three rows.
+        base_reads: (task, sample) -> what the base model's row reads, where it is not what the teacher reads.
+        progress: Called as ``progress(samples done, samples in all)``; may raise to cancel.
+
+    Raises:
+        CalibrationError: The network returns nothing to compare, or rows that are not finite.
+    """
+    worn = [*adapters, merged]
+    everything = {k: 1.0 for k in range(len(adapters))}
+    found, done, total = [], 0, sum(len(task.samples) for task in tasks)
+    for g, task in enumerate(tasks):
+        wears = any(task.mix.values())
+        sums = torch.zeros(3, dtype=torch.float64)
+        for start in range(0, len(task.samples), samples_per_chunk):
+            samples = task.samples[start : start + samples_per_chunk]
+            bases = [sample.teacher if base_reads is None else base_reads(g, start + i) for i, sample in enumerate(samples)]
+            mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
+            sums += _squares(task, *_outputs(network, worn, samples, bases, mixes))
+            done += len(samples)
+            if progress is not None:
+                progress(done, total)
+        found.append(_task_fidelity(task, wears, sums))
+    return tuple(found)
+
+
+def _outputs(
+    network: Network,
+    adapters: Sequence[Adapter],
+    samples: Sequence[Sample],
+    bases: Sequence[object],
+    mixes: Sequence[Mapping[int, float]],
+) -> tuple[Tensor, ...]:
+    """Return the teachers', the students' and the reference rows' outputs, (samples, ...) each."""
+    reads = [[s.teacher for s in samples], [s.student_reads for s in samples], list(bases)]
+    outputs = []
+    for row_inputs, mix in zip(reads, mixes, strict=True):
+        with torch.no_grad(), wearing(network.modules, adapters, [mix] * len(samples)):
+            outputs.append(network.forward(row_inputs))
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise CalibrationError("the network's forward returns no tensor, so there is no output whose error could be measured")
+    return tuple(outputs)
+
+
+def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) -> Tensor:
+    """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher - reference||^2``."""
+    teacher, student, reference = (output.detach().cpu().double() for output in (teacher, student, reference))
+    wanted = teacher - reference
+    sums = torch.stack([(student - teacher).square().sum(), ((student - reference) * wanted).sum(), wanted.square().sum()])
+    if not torch.isfinite(sums).all():
+        raise CalibrationError(f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a NaN")
+    return sums
+
+
+def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
+    left, together, wanted = sums.tolist()
+    # where teacher and reference are the same, any difference is infinitely worse than none
+    error = (left / wanted) ** 0.5 if wanted else (0.0 if left == 0 else float("inf"))
+    strength = together / wanted if wears and wanted else None
+    return TaskFidelity(task.name, error, strength, len(task.samples))

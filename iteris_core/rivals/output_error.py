@@ -1,0 +1,108 @@
+"""The error of the network's output for one merged adapter after the other, to search a scale by.
+
+What `fidelity` measures, on the calibration samples; but teachers run once, not once for every candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..errors import CalibrationError
+from ..network import Network
+from ..rows.chunks import wearing
+from ..tasks import Sample, Task
+
+# Samples of a task that are looked at: a scale is one number, and each try is a forward pass.
+SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A chunk of samples, their teacher's outputs, float64 on the CPU, and what their squared error is multiplied with."""
+
+    samples: Sequence[Sample]
+    teacher: Tensor
+    share: float
+
+
+class OutputError:
+    """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 / ||teacher - reference||^2``.
+
+    The reference is the base model, or, where the teacher wears nothing, base + all adapters stacked, as in `fidelity`. A task
+    whose teacher is the same as its reference has no such error, and is left out.
+
+    Args:
+        network: The base model; its forward returns one entry per row.
+        adapters: What the tasks' mixes mean.
+        tasks: The calibration.
+        samples_per_chunk: Samples in one forward call.
+        progress: Called before every forward call; may raise to cancel.
+
+    Raises:
+        CalibrationError: The network returns no tensor or one that is not finite, or no teacher changes what it returns.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        adapters: Sequence[Adapter],
+        tasks: Sequence[Task],
+        samples_per_chunk: int,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.network, self.adapters, self.progress = network, adapters, progress
+        self.wanted: list[_Wanted] = []
+        self.total = 0.0
+        for task in tasks:
+            chunks = self._measure(task, samples_per_chunk) if task.weight else []
+            self.wanted += chunks
+            self.total += task.weight if chunks else 0.0
+        if not self.wanted:
+            raise CalibrationError(
+                "no task's teacher changes what the network returns, so a scale cannot be searched; set the scale to a number"
+            )
+
+    def _measure(self, task: Task, samples_per_chunk: int) -> list[_Wanted]:
+        """Run a task's teacher and its reference; return nothing where they are the same."""
+        chosen, chunks, scale = _some(task.samples), [], 0.0
+        wears = any(share and self.adapters[k].deltas for k, share in task.mix.items())
+        base = {} if wears else {k: 1.0 for k in range(len(self.adapters))}
+        for start in range(0, len(chosen), samples_per_chunk):
+            samples = chosen[start : start + samples_per_chunk]
+            reads = [sample.teacher for sample in samples]
+            teacher = self._outputs(self.adapters, reads, task.mix)
+            scale += (teacher - self._outputs(self.adapters, reads, base)).square().sum().item()
+            chunks.append(_Wanted(samples, teacher, task.weight))
+        if not math.isfinite(scale):
+            raise CalibrationError(
+                f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a NaN"
+            )
+        return [replace(chunk, share=chunk.share / scale) for chunk in chunks] if scale else []
+
+    def __call__(self, merged: Adapter) -> float:
+        """Return the error; infinite if the output is not finite."""
+        error = 0.0
+        for chunk in self.wanted:
+            reads = [sample.student_reads for sample in chunk.samples]
+            error += chunk.share * (self._outputs([merged], reads, {0: 1.0}) - chunk.teacher).square().sum().item()
+        return error / self.total if math.isfinite(error) else math.inf
+
+    def _outputs(self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]) -> Tensor:
+        self.progress()
+        with torch.no_grad(), wearing(self.network.modules, adapters, [mix] * len(reads)):
+            outputs = self.network.forward(reads)
+        if not isinstance(outputs, Tensor):
+            raise CalibrationError("the network's forward returns no tensor, so there is no output to search a scale by")
+        return outputs.detach().cpu().double()
+
+
+def _some(samples: Sequence[Sample]) -> list[Sample]:
+    """Return `SAMPLES` of them at most, chosen at random: at even distances, all might be of one timestep."""
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    return [samples[i] for i in chosen.sort().values.tolist()]

@@ -1,0 +1,1 @@
+"""Rows of a batch that wear adapters, and chunks of rows that wait for each other."""

@@ -1,0 +1,1 @@
+"""From what users connect to LoRAs that can be merged."""

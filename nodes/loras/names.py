@@ -1,0 +1,73 @@
+"""Names and fingerprints of files; where ComfyUI keeps them is `host`'s business."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ...iteris_core import IterisError
+
+
+def adapter_name(lora_name: str) -> str:
+    """Return what to call a LoRA: its name in ComfyUI's list without the suffix, so that no two files share it.
+
+    >>> adapter_name("style/cat.safetensors")
+    'style/cat'
+    """
+    return lora_name.replace("\\", "/").removesuffix(".safetensors")
+
+
+def fingerprint(path: Path | None) -> str:
+    """Return a string that changes when the file changes."""
+    if path is None or not path.is_file():
+        return "missing"
+    status = path.stat()
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def fingerprints(files: Mapping[str, Path | None]) -> str:
+    """Return a string that changes when one of these files changes, or is called something else."""
+    return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
+
+
+def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
+    """Return where to save a file of this name below a folder; a free name unless it may be overwritten.
+
+    Raises:
+        IterisError: An empty name, or one that leaves the folder.
+    """
+    name = file_name.strip().removesuffix(".safetensors")
+    if not name or name.endswith(("/", "\\")):
+        raise IterisError("the file name is empty; write a name such as loras/my_merge")
+    folder = Path(os.path.abspath(folder))  # not resolved: output/loras may be a link to another disk
+    wanted = Path(os.path.abspath(folder / f"{name}.safetensors"))
+    if not wanted.is_relative_to(folder):
+        raise IterisError(f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge")
+    number, path = 2, wanted
+    while path.exists() and not overwrite:
+        path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
+        number += 1
+    return path
+
+
+def jpeg_uri(picture: Tensor, most: int = 512) -> str:
+    """Return a picture from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels.
+
+    Args:
+        picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is left out.
+        most: In pixels.
+    """
+    from PIL import Image
+
+    picture = picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(-1, -1, 3)
+    pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().contiguous()
+    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
+    image.thumbnail((most, most))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
