@@ -1,11 +1,26 @@
-"""Shared settings: one torch thread, since small matrices on many threads wait more than they work."""
+"""What all tests share: one torch thread, one seed, and models that many of them merge."""
 
 import pytest
 import torch
+from hypothesis import settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # small matrices on many threads wait more than they work
+settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=True)
+settings.load_profile("iteris")
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory):
+    """A saved tiny T5, and the adapters `one` (q, v) and `two` (q, k, v, o, wi, wo) beside it."""
+    import tiny_language
+
+    folder = tmp_path_factory.mktemp("t5")
+    tiny_language.t5().save_pretrained(folder / "base")
+    tiny_language.adapter(folder / "base", folder / "one", 1)
+    tiny_language.adapter(folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6)
+    return folder

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from transformers import T5ForConditionalGeneration
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS.parent), str(TESTS / "families")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
 import tiny_diffusers  # noqa: E402
 

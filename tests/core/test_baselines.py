@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+import toy
 
 from iteris_core import BaselineOptions, Task
 from iteris_core.config import Method
@@ -16,7 +17,7 @@ from iteris_core.rivals.layer import Layer
 
 
 @pytest.fixture(scope="module")
-def net(toy):
+def net():
     """A network with cross-attention, three adapters, one of which does not change every layer, and a preserve task."""
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
@@ -25,7 +26,7 @@ def net(toy):
     return net, adapters, tasks
 
 
-def merged(toy, net, method, rank="sum", **options):
+def merged(net, method, rank="sum", **options):
     model, adapters, tasks = net
     return toy.merge_toy(model, adapters, tasks, method=method, rank=rank, baseline=BaselineOptions(**options))
 
@@ -35,7 +36,7 @@ def shapes_of(net):
     return {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
 
 
-def dense_deltas(toy, net):
+def dense_deltas(net):
     """Return path -> (N, d_out, d_in), zeros where an adapter changes nothing."""
     model, adapters, _ = net
     each = [toy.mixed(adapters, {k: 1.0}, shapes_of(net)) for k in range(len(adapters))]
@@ -50,10 +51,10 @@ def layers(net, **options):
         yield Layer(path, False, deltas, len(adapters), (), BaselineOptions(**options))
 
 
-def check(toy, net, method, expected, tolerance=1e-10, rank="sum", **options):
+def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
     """Compare a method with a naive function of (N, d_out, d_in) and the ranks of a layer's adapters."""
-    found = toy.dense(merged(toy, net, method, rank, **options).adapter)
-    reference = {path: expected(deltas) for path, deltas in dense_deltas(toy, net).items()}
+    found = toy.dense(merged(net, method, rank, **options).adapter)
+    reference = {path: expected(deltas) for path, deltas in dense_deltas(net).items()}
     assert toy.largest_error(found, reference) < tolerance
 
 
@@ -68,18 +69,18 @@ def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
     ("method", "coefficients"),
     [("average", [1 / 3] * 3), ("sum", [1.0] * 3), ("weighted", [0.25, 0.5, 0.25]), ("svd", [1.0] * 3)],
 )
-def test_linear_methods_lose_nothing(toy, net, method, coefficients):
+def test_linear_methods_lose_nothing(net, method, coefficients):
     weights = torch.tensor(coefficients, dtype=torch.float64)
-    check(toy, net, method, lambda deltas: torch.einsum("n,noi->oi", weights, deltas), 1e-12)
-    assert all(layer.cut == 0 for layer in merged(toy, net, method).report.layers)
+    check(net, method, lambda deltas: torch.einsum("n,noi->oi", weights, deltas), 1e-12)
+    assert all(layer.cut == 0 for layer in merged(net, method).report.layers)
 
 
-def test_svd_cuts_the_sum_by_its_weights(toy, net):
+def test_svd_cuts_the_sum_by_its_weights(net):
     def reference(deltas):
         u, values, vh = torch.linalg.svd(deltas.sum(0))
         return u[:, :2] * values[:2] @ vh[:2]
 
-    check(toy, net, "svd", reference, rank=2)
+    check(net, "svd", reference, rank=2)
 
 
 # --- TIES, DARE, pruning ---
@@ -107,14 +108,14 @@ def naive_ties(deltas, density, sign="total"):
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
-def test_ties(toy, net, density, sign):
-    check(toy, net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign)
+def test_ties(net, density, sign):
+    check(net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign)
 
 
 @pytest.mark.parametrize("density", [0.3, 1.0])
-def test_magnitude_prune(toy, net, density):
+def test_magnitude_prune(net, density):
     reference = lambda deltas: sum(naive_trim(delta, density) for delta in deltas) / len(deltas)  # noqa: E731
-    check(toy, net, "magnitude_prune", reference, rank="full", density=density)
+    check(net, "magnitude_prune", reference, rank="full", density=density)
 
 
 @pytest.mark.parametrize("sign", ["total", "frequency"])
@@ -144,8 +145,8 @@ def test_dare_drops_at_random_and_makes_up_for_it(net):
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_dare_is_the_same_for_the_same_seed_and_another_for_another(toy, net, method):
-    once, again, other = (toy.dense(merged(toy, net, method, seed=seed).adapter) for seed in (7, 7, 8))
+def test_dare_is_the_same_for_the_same_seed_and_another_for_another(net, method):
+    once, again, other = (toy.dense(merged(net, method, seed=seed).adapter) for seed in (7, 7, 8))
     assert all(torch.equal(once[path], again[path]) for path in once)
     assert toy.largest_error(once, other) > 0.1
 
@@ -160,12 +161,12 @@ def naive_space(deltas):
     return u[:, used], values[used], torch.stack(vh[used].chunk(len(deltas), dim=1))
 
 
-def test_knots(toy, net):
+def test_knots(net):
     def reference(deltas):
         u, values, parts = naive_space(deltas)
         return u * values @ naive_ties(parts, 0.5)
 
-    check(toy, net, "knots", reference)
+    check(net, "knots", reference)
 
 
 def test_knots_with_the_mean_is_the_mean(net):
@@ -174,9 +175,9 @@ def test_knots_with_the_mean_is_the_mean(net):
         torch.testing.assert_close(found, layer.dense().mean(0))
 
 
-def test_core_space_ties(toy, net):
+def test_core_space_ties(net):
     model, adapters, _ = net
-    found = toy.dense(merged(toy, net, "core_space_ties").adapter)
+    found = toy.dense(merged(net, "core_space_ties").adapter)
     for path in model.targets:
         deltas = [adapter.deltas[path] for adapter in adapters if path in adapter.deltas]
         left = torch.linalg.svd(torch.cat([delta.up for delta in deltas], dim=1), full_matrices=False)[0]
@@ -196,7 +197,7 @@ def test_in_core_space_these_are_what_they_are_outside(net, name):
         torch.testing.assert_close(left @ inside @ right.T, rule(layer).dense())
 
 
-def test_tsv_m(toy, net):
+def test_tsv_m(net):
     def orthonormal(columns):
         """Return ``M (M^T M)^(-1/2)``."""
         values, vectors = torch.linalg.eigh(columns.T @ columns)
@@ -209,7 +210,7 @@ def test_tsv_m(toy, net):
         v = orthonormal(torch.cat([vh[:r].T for (_, _, vh), r in zip(parts, ranks, strict=True)], dim=1))
         return u @ torch.diag(torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)])) @ v.T
 
-    check(toy, net, "tsv_m", reference)
+    check(net, "tsv_m", reference)
 
 
 def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
@@ -222,21 +223,21 @@ def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
     assert found.rank == 4
 
 
-def test_iso_c(toy, net):
+def test_iso_c(net):
     def reference(deltas):
         u, values, vh = torch.linalg.svd(deltas.sum(0), full_matrices=False)
         used = values > 1e-9
         return values[used].mean() * u[:, used] @ vh[used]
 
-    check(toy, net, "iso_c", reference)
+    check(net, "iso_c", reference)
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 4.0, None])
-def test_np_lora(toy, net, mu):
+def test_np_lora(net, mu):
     def reference(deltas):
         style, *others = deltas
         directions = torch.linalg.svd(style)[2][:2].T  # its rank is 2
         share = 1.0 if mu is None else mu / (1 + mu)
         return style + sum(others) @ (torch.eye(style.shape[1]).double() - share * directions @ directions.T)
 
-    check(toy, net, "np_lora", reference, projection=mu)
+    check(net, "np_lora", reference, projection=mu)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ SEARCHING = ("task_arithmetic", "hyper_linear")
 
 
 @pytest.fixture(scope="module")
-def net(toy):
+def net():
     """A network with cross-attention, three adapters, one of which does not change every layer, and a preserve task."""
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
@@ -29,13 +30,13 @@ def net(toy):
     return net, adapters, tasks
 
 
-def merged(toy, net, method, **settings):
+def merged(net, method, **settings):
     model, adapters, tasks = net
     options = {name: settings.pop(name) for name in list(settings) if name in BaselineOptions.__dataclass_fields__}
     return toy.merge_toy(model, adapters, tasks, method=method, baseline=BaselineOptions(**options), **settings)
 
 
-def measured(toy, net, students=None):
+def measured(net, students=None):
     """Return path -> one (X, dW_g, weight) per task; X of the teachers, or of a student that wears dense deltas."""
     model, adapters, tasks = net
     shapes = {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
@@ -62,24 +63,24 @@ def naive_regmean(tasks, b):
 
 
 @pytest.mark.parametrize("b", [0.0, 0.9])
-def test_regmean(toy, net, b):
-    found = toy.dense(merged(toy, net, "regmean", off_diagonal=b).adapter)
-    expected = {path: naive_regmean(tasks, b) for path, tasks in measured(toy, net).items()}
+def test_regmean(net, b):
+    found = toy.dense(merged(net, "regmean", off_diagonal=b).adapter)
+    expected = {path: naive_regmean(tasks, b) for path, tasks in measured(net).items()}
     assert toy.largest_error(found, expected) < 1e-9
 
 
-def test_regmean_pp_is_regmean_on_the_inputs_that_its_own_answer_leads_to(toy, net):
-    found = toy.dense(merged(toy, net, "regmean_pp").adapter)
+def test_regmean_pp_is_regmean_on_the_inputs_that_its_own_answer_leads_to(net):
+    found = toy.dense(merged(net, "regmean_pp").adapter)
     students, teachers = (
-        {path: naive_regmean(tasks, 0.9) for path, tasks in measured(toy, net, worn).items()} for worn in (found, None)
+        {path: naive_regmean(tasks, 0.9) for path, tasks in measured(net, worn).items()} for worn in (found, None)
     )
     assert toy.largest_error(found, students) < 1e-9
     assert toy.largest_error(found, teachers) > 1e-2
 
 
-def test_ssr(toy, net):
+def test_ssr(net):
     model, adapters, tasks = net
-    found, inputs = toy.dense(merged(toy, net, "ssr").adapter), measured(toy, net)
+    found, inputs = toy.dense(merged(net, "ssr").adapter), measured(net)
     for path in model.targets:
         present = [k for k, adapter in enumerate(adapters) if path in adapter.deltas]
         down = torch.cat([adapters[k].deltas[path].down for k in present])
@@ -94,10 +95,10 @@ def test_ssr(toy, net):
         torch.testing.assert_close(found[path], up @ torch.cat(routed) @ torch.linalg.inv(gram) @ down, rtol=1e-6, atol=1e-8)
 
 
-def test_ssr_passes_a_lone_adapter_through(toy, net):
+def test_ssr_passes_a_lone_adapter_through(net):
     model, adapters, _ = net
     pair = [adapters[0], adapters[2]]
-    found = toy.dense(merged(toy, (model, pair, toy.own_tasks(model, pair)), "ssr").adapter)
+    found = toy.dense(merged((model, pair, toy.own_tasks(model, pair)), "ssr").adapter)
     for path in model.targets[7:]:
         torch.testing.assert_close(found[path], adapters[0].deltas[path].dense())
 
@@ -108,27 +109,27 @@ def least_norm(tasks):
     return torch.linalg.lstsq(x, y, driver="gelsd").solution.T
 
 
-def test_mix_of_show_is_least_squares_of_least_norm(toy, net):
-    found = toy.dense(merged(toy, net, "mix_of_show").adapter)
-    expected = {path: least_norm(tasks) for path, tasks in measured(toy, net).items()}
+def test_mix_of_show_is_least_squares_of_least_norm(net):
+    found = toy.dense(merged(net, "mix_of_show").adapter)
+    expected = {path: least_norm(tasks) for path, tasks in measured(net).items()}
     assert toy.largest_error(found, expected) < 1e-6
     one = (
         net[0],
         net[1][:1],
         [dataclasses.replace(net[2][0], samples=net[2][0].samples[:1])],
     )  # 4 and 3 tokens: not of full rank
-    found = toy.dense(merged(toy, one, "mix_of_show").adapter)
-    assert toy.largest_error(found, {path: least_norm(tasks) for path, tasks in measured(toy, one).items()}) < 1e-6
+    found = toy.dense(merged(one, "mix_of_show").adapter)
+    assert toy.largest_error(found, {path: least_norm(tasks) for path, tasks in measured(one).items()}) < 1e-6
 
 
-def test_mix_of_shows_descent_approaches_the_closed_form(toy, net):
-    closed, descent = (merged(toy, net, "mix_of_show", solver=solver, rank="full") for solver in ("closed_form", "lbfgs"))
+def test_mix_of_shows_descent_approaches_the_closed_form(net):
+    closed, descent = (merged(net, "mix_of_show", solver=solver, rank="full") for solver in ("closed_form", "lbfgs"))
     assert toy.largest_error(toy.dense(descent.adapter), toy.dense(closed.adapter)) < 1e-4
     exact = toy.dense(closed.adapter)
     assert not any(torch.equal(delta, exact[path]) for path, delta in toy.dense(descent.adapter).items())
 
 
-def text_net(toy, preserve=True):
+def text_net(preserve=True):
     """Return a network, two adapters, and tasks with so few text tokens that all of them can be constraints."""
     model = toy.build("attention", seed=3)
     adapters = [model.adapter("a"), model.adapter("b")]
@@ -141,10 +142,10 @@ def text_net(toy, preserve=True):
 
 
 @pytest.mark.parametrize("preserve", [True, False])
-def test_custom_diffusion_meets_its_constraints_as_published(toy, preserve):
-    net = text_net(toy, preserve)
-    found = merged(toy, net, "custom_diffusion")
-    deltas, inputs = toy.dense(found.adapter), measured(toy, net)
+def test_custom_diffusion_meets_its_constraints_as_published(preserve):
+    net = text_net(preserve)
+    found = merged(net, "custom_diffusion")
+    deltas, inputs = toy.dense(found.adapter), measured(net)
     for path in TEXT:
         concepts = [(x[x.any(1)], delta) for x, delta, _ in inputs[path][:2]]
         k = torch.cat([x for x, _ in concepts]).T  # (d_in, 4)
@@ -160,18 +161,18 @@ def test_custom_diffusion_meets_its_constraints_as_published(toy, preserve):
     assert found.report.notes == ("custom_diffusion: solved at 2 layers that read text, averaged at 7 others",)
 
 
-def test_custom_diffusion_without_a_token_to_constrain_is_an_error(toy):
-    model, adapters, tasks = text_net(toy)
+def test_custom_diffusion_without_a_token_to_constrain_is_an_error():
+    model, adapters, tasks = text_net()
     blind = [Sample(model.make_row(), token_weights={"text": torch.zeros(3)})]
     tasks = [*(dataclasses.replace(task, samples=blind) for task in tasks[:2]), tasks[2]]
     with pytest.raises(SolveError, match=r"^layer 'cross_attention.k': no task whose teacher wears something here has tokens"):
-        merged(toy, (model, adapters, tasks), "custom_diffusion")
+        merged((model, adapters, tasks), "custom_diffusion")
 
 
 # --- what holds for all of them ---
 
 
-def one_layer(toy, seed, count=3):
+def one_layer(seed, count=3):
     torch.manual_seed(seed)
     model = toy.build("one layer", seed)
     adapters = [model.adapter(f"{k}", rank=1 + k % 2) for k in range(count)]
@@ -180,37 +181,37 @@ def one_layer(toy, seed, count=3):
 
 @given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"np_lora", "dare_linear", "dare_ties", *SEARCHING}))
-def test_the_order_of_the_adapters_does_not_matter(toy, method, seed, order):
-    model, adapters, tasks = one_layer(toy, seed)
+def test_the_order_of_the_adapters_does_not_matter(method, seed, order):
+    model, adapters, tasks = one_layer(seed)
     moved = [dataclasses.replace(tasks[k], mix={i: 1.0}) for i, k in enumerate(order)]
-    one = merged(toy, (model, adapters, tasks), method, rank="full")
-    other = merged(toy, (model, [adapters[k] for k in order], moved), method, rank="full")
+    one = merged((model, adapters, tasks), method, rank="full")
+    other = merged((model, [adapters[k] for k in order], moved), method, rank="full")
     torch.testing.assert_close(one.adapter.deltas["layer"].dense(), other.adapter.deltas["layer"].dense(), rtol=1e-6, atol=1e-8)
 
 
 @given(seed=st.integers(0, 1000), factor=st.sampled_from([-1.0, 0.5, 3.0]))
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {*SEARCHING}))
-def test_twice_the_adapters_give_twice_the_merge(toy, method, seed, factor):
-    model, adapters, tasks = one_layer(toy, seed)
-    one = merged(toy, (model, adapters, tasks), method, rank="full")
-    other = merged(toy, (model, [adapter.scaled(factor) for adapter in adapters], tasks), method, rank="full")
+def test_twice_the_adapters_give_twice_the_merge(method, seed, factor):
+    model, adapters, tasks = one_layer(seed)
+    one = merged((model, adapters, tasks), method, rank="full")
+    other = merged((model, [adapter.scaled(factor) for adapter in adapters], tasks), method, rank="full")
     expected = factor * one.adapter.deltas["layer"].dense()
     torch.testing.assert_close(other.adapter.deltas["layer"].dense(), expected, rtol=1e-6, atol=1e-8)
 
 
 @given(seed=st.integers(0, 1000))
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"iso_c", "task_arithmetic", "hyper_linear"}))
-def test_one_adapter_is_merged_into_itself(toy, method, seed):
-    model, adapters, tasks = one_layer(toy, seed, count=1)
-    found = merged(toy, (model, adapters, tasks), method, density=1.0)
+def test_one_adapter_is_merged_into_itself(method, seed):
+    model, adapters, tasks = one_layer(seed, count=1)
+    found = merged((model, adapters, tasks), method, density=1.0)
     rtol = 1e-3 if method == "ssr" else 1e-6  # its ridge is absolute
     torch.testing.assert_close(found.adapter.deltas["layer"].dense(), adapters[0].deltas["layer"].dense(), rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(toy, net, method):
+def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, method):
     model, adapters, tasks = net
-    result = merged(toy, net, method)
+    result = merged(net, method)
     students = toy.patched(model.model, toy.dense(result.adapter))
     shapes = {path: tuple(delta.shape) for path, delta in toy.dense(result.adapter).items()}
     for task, rows in zip(tasks, result.outputs, strict=True):
@@ -219,7 +220,7 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(toy, n
             torch.testing.assert_close(as_student, toy.run(students, [sample.teacher])[0])
             torch.testing.assert_close(as_teacher, toy.run(teacher, [sample.teacher])[0])
     worn = toy.dense(result.adapter) if METHODS[method].inputs == "student" else None
-    theirs, ours = measured(toy, net), measured(toy, net, worn)
+    theirs, ours = measured(net), measured(net, worn)
     for layer in result.report.layers:
         assert layer.rank <= sum(adapter.deltas[layer.path].rank for adapter in adapters if layer.path in adapter.deltas)
         together = sum(adapter.deltas[layer.path].dense() for adapter in adapters if layer.path in adapter.deltas)
@@ -232,8 +233,8 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(toy, n
 
 
 @pytest.mark.parametrize("method", ["average", "regmean"])
-def test_the_target_is_what_residuals_are_measured_against_and_nothing_else(toy, net, method):
-    delta, full = (merged(toy, net, method, target=target) for target in ("delta", "full_output"))
+def test_the_target_is_what_residuals_are_measured_against_and_nothing_else(net, method):
+    delta, full = (merged(net, method, target=target) for target in ("delta", "full_output"))
     assert toy.largest_error(toy.dense(delta.adapter), toy.dense(full.adapter)) == 0
     before, after = (
         [entry.residual for layer in result.report.layers for entry in layer.tasks if entry.wears] for result in (delta, full)
@@ -266,29 +267,29 @@ def test_a_whole_stable_diffusion_model(host, method):
 
 
 @pytest.mark.parametrize("method", ["sum", "ties", "iso_c", "regmean"])
-def test_a_cut_to_a_lower_rank_is_made_by_its_effect(toy, net, method):
-    for layer in merged(toy, net, method, rank=2).report.layers:
+def test_a_cut_to_a_lower_rank_is_made_by_its_effect(net, method):
+    for layer in merged(net, method, rank=2).report.layers:
         assert layer.rank == 2
         assert layer.cut <= layer.plain_cut + 1e-9
-    assert any(layer.cut < 0.99 * layer.plain_cut for layer in merged(toy, net, method, rank=2).report.layers)
+    assert any(layer.cut < 0.99 * layer.plain_cut for layer in merged(net, method, rank=2).report.layers)
 
 
-def test_an_answer_of_full_rank_is_cut_to_the_sum_of_the_ranks(toy, net):
+def test_an_answer_of_full_rank_is_cut_to_the_sum_of_the_ranks(net):
     model, adapters, tasks = net
     pair = model, [adapters[0], adapters[1]], tasks[:2]
-    result, whole = merged(toy, pair, "ties"), merged(toy, pair, "ties", rank="full")
+    result, whole = merged(pair, "ties"), merged(pair, "ties", rank="full")
     assert {layer.rank for layer in result.report.layers} == {3}
     assert all(0 < layer.cut < 1 for layer in result.report.layers)
     assert torch.linalg.matrix_rank(whole.adapter.deltas["self_attention.q"].dense()) > 3
 
 
 @pytest.mark.parametrize("method", ["ties", "svd", "regmean"])
-def test_a_total_size_and_kept_energy_work_for_every_method(toy, net, method):
-    result = merged(toy, net, method, size=200)
+def test_a_total_size_and_kept_energy_work_for_every_method(net, method):
+    result = merged(net, method, size=200)
     assert sum(delta.rank * sum(delta.shape) for delta in result.adapter.deltas.values()) <= 200
-    ranks = [layer.rank for layer in merged(toy, net, method, kept_energy=0.8).report.layers]
+    ranks = [layer.rank for layer in merged(net, method, kept_energy=0.8).report.layers]
     assert max(ranks) < 5
-    assert all(layer.cut**2 <= 0.2 + 1e-9 for layer in merged(toy, net, method, kept_energy=0.8).report.layers)
+    assert all(layer.cut**2 <= 0.2 + 1e-9 for layer in merged(net, method, kept_energy=0.8).report.layers)
 
 
 # --- scales ---
@@ -333,10 +334,10 @@ def test_coefficients_of_adapters_that_get_in_each_others_way():
 
 
 @pytest.mark.parametrize("chunk", [1, 8])
-def test_the_error_that_is_searched_is_fidelitys(toy, net, chunk):
+def test_the_error_that_is_searched_is_fidelitys(net, chunk):
     model, adapters, tasks = net
     tasks = [*tasks, Task("of no weight", model.samples(2), {0: 1.0}, 0.0)]
-    adapter = merged(toy, net, "average").adapter
+    adapter = merged(net, "average").adapter
     searched = OutputError(model.network(), adapters, tasks, chunk)
     assert searched(adapter) == pytest.approx(output_error((model, adapters, tasks), adapter), rel=1e-9)
     calls = []
@@ -345,12 +346,12 @@ def test_the_error_that_is_searched_is_fidelitys(toy, net, chunk):
     assert len(calls) == 2 * (4 + 1)  # 32 of the 100 samples, 3 of the other task; a teacher and a reference each
 
 
-def test_a_teacher_that_changes_nothing_is_no_measure_of_a_scale(toy, net):
+def test_a_teacher_that_changes_nothing_is_no_measure_of_a_scale(net):
     model, adapters, tasks = net
     idle = Adapter("idle", {path: delta.scaled(0.0) for path, delta in adapters[0].deltas.items()})
     unseen = Task("unseen", model.samples(2), {3: 1.0})
     searched = OutputError(model.network(), [*adapters, idle], [*tasks, unseen], 8)
-    adapter = merged(toy, net, "average").adapter
+    adapter = merged(net, "average").adapter
     assert searched(adapter) == pytest.approx(output_error(net, adapter), rel=1e-9)
     with pytest.raises(CalibrationError, match="no task's teacher changes what the network returns"):
         OutputError(model.network(), [*adapters, idle], [unseen], 8)
@@ -364,10 +365,10 @@ def output_error(net, adapter):
     return sum(squares) / sum(task.weight for task in tasks)
 
 
-def test_searched_scales_are_the_best_ones(toy, net):
+def test_searched_scales_are_the_best_ones(net):
     scales = (0.1, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0)
-    by_hand = min(output_error(net, merged(toy, net, "sum", scale=scale).adapter) for scale in scales)
-    arithmetic, hyper = merged(toy, net, "task_arithmetic"), merged(toy, net, "hyper_linear")
+    by_hand = min(output_error(net, merged(net, "sum", scale=scale).adapter) for scale in scales)
+    arithmetic, hyper = merged(net, "task_arithmetic"), merged(net, "hyper_linear")
     assert output_error(net, arithmetic.adapter) <= 1.02 * by_hand
     assert output_error(net, hyper.adapter) < output_error(net, arithmetic.adapter)
     assert "task_arithmetic: scale 0." in arithmetic.report.notes[0]
@@ -375,24 +376,24 @@ def test_searched_scales_are_the_best_ones(toy, net):
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "regmean", "regmean_pp", "knots"])
-def test_every_method_can_have_its_best_scale(toy, net, method):
-    found, plain = merged(toy, net, method, scale="search"), merged(toy, net, method)
+def test_every_method_can_have_its_best_scale(net, method):
+    found, plain = merged(net, method, scale="search"), merged(net, method)
     assert output_error(net, found.adapter) <= output_error(net, plain.adapter) * (1 + 1e-9)
     scale = float(found.report.notes[0].removeprefix(f"{method}: scale ").split(",")[0])
-    assert output_error(net, merged(toy, net, method, scale=scale).adapter) == pytest.approx(
+    assert output_error(net, merged(net, method, scale=scale).adapter) == pytest.approx(
         output_error(net, found.adapter), rel=0.01
     )
 
 
-def test_a_scale_is_a_factor(toy, net):
-    one, half = (toy.dense(merged(toy, net, "knots", scale=scale).adapter) for scale in (None, 0.5))
+def test_a_scale_is_a_factor(net):
+    one, half = (toy.dense(merged(net, "knots", scale=scale).adapter) for scale in (None, 0.5))
     assert toy.largest_error(half, {path: 0.5 * delta for path, delta in one.items()}) < 1e-12
 
 
 # --- errors ---
 
 
-def test_a_search_needs_an_output_that_is_finite(toy, net):
+def test_a_search_needs_an_output_that_is_finite(net):
     model, adapters, tasks = net
     broken = dataclasses.replace(
         tasks[1], samples=[Sample((torch.full((4, 6), math.inf).double(), torch.zeros(3, 5).double()))]
@@ -401,7 +402,7 @@ def test_a_search_needs_an_output_that_is_finite(toy, net):
         OutputError(model.network(), adapters, [tasks[0], broken], 8)
 
 
-def test_a_search_needs_the_output_of_the_network(toy, net):
+def test_a_search_needs_the_output_of_the_network(net):
     model, adapters, tasks = net
     network = model.network(
         lambda rows: toy.run(model.model, rows) and None if False else (toy.run(model.model, rows), None)[1]
@@ -411,28 +412,28 @@ def test_a_search_needs_the_output_of_the_network(toy, net):
         merge(network, adapters, tasks, toy.exact(method="task_arithmetic"))
 
 
-def test_weights_need_a_task_of_ones_own(toy, net):
+def test_weights_need_a_task_of_ones_own(net):
     model, adapters, _ = net
     both = [Task("both", model.samples(2), {0: 1.0, 1: 1.0, 2: 0.5})]
     with pytest.raises(
         ConfigError, match="'weighted' needs a task with a weight above 0 whose teacher wears one adapter alone"
     ):
-        merged(toy, (model, adapters, both), "weighted")
+        merged((model, adapters, both), "weighted")
 
 
 @pytest.mark.parametrize("method", ["average", "regmean"])
-def test_inputs_that_are_not_finite_are_an_error_whatever_the_method(toy, method):
-    model, adapters, tasks = one_layer(toy, 0)
+def test_inputs_that_are_not_finite_are_an_error_whatever_the_method(method):
+    model, adapters, tasks = one_layer(0)
     tasks[1].samples[0].teacher[0][3, 2] = math.nan
     with pytest.raises(SolveError, match=r"^layer 'layer': the inputs of task '1' hold NaN or infinite numbers"):
-        merged(toy, (model, adapters, tasks), method)
+        merged((model, adapters, tasks), method)
 
 
-def test_regmean_says_what_makes_it_solvable(toy):
+def test_regmean_says_what_makes_it_solvable():
     model = toy.build("one layer")
     adapter = Adapter("a", {"layer": LowRankDelta(torch.ones(4, 1).double(), torch.ones(1, 6).double())})
     task = Task("a", [Sample((torch.ones(20, 6).double(),))], {0: 1.0})
     with pytest.raises(SolveError, match="not positive definite; set off_diagonal below 1, or use more samples"):
-        merged(toy, (model, [adapter], [task]), "regmean", off_diagonal=1.0)
-    found = merged(toy, (model, [adapter], [task]), "regmean", off_diagonal=0.5)
+        merged((model, [adapter], [task]), "regmean", off_diagonal=1.0)
+    found = merged((model, [adapter], [task]), "regmean", off_diagonal=0.5)
     torch.testing.assert_close(found.adapter.deltas["layer"].dense(), torch.ones(4, 6).double())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
@@ -117,7 +118,7 @@ def test_an_oversized_delta_is_written_whole_on_request():
     )
 
 
-def test_biases_are_merged_by_their_mean_where_an_adapter_without_one_counts_as_zero(toy):
+def test_biases_are_merged_by_their_mean_where_an_adapter_without_one_counts_as_zero():
     net = toy.build("one layer")
     adapters = [net.adapter("a"), net.adapter("b")]
     adapters[0] = type(adapters[0])("a", adapters[0].deltas, vectors={"layer.bias": torch.ones(4)})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import toy
 
 from iteris_core import Adapter, CalibrationError, Sample, Task
 from iteris_core.report.fidelity import fidelity
@@ -9,7 +10,7 @@ from iteris_core.report.fidelity import fidelity
 NETWORKS = ["stack", "attention", "convolution"]
 
 
-def outputs(toy, net, adapters, mix, rows):
+def outputs(net, adapters, mix, rows):
     shapes = {path: net.model.get_submodule(path).weight.flatten(1).shape for path in net.targets}
     model = toy.patched(net.model, toy.mixed(adapters, mix, shapes))
     return torch.cat([toy.run(model, [row]) for row in rows])
@@ -17,26 +18,26 @@ def outputs(toy, net, adapters, mix, rows):
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 2, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_error_and_strength_are_those_of_patched_models(toy, name, samples_per_chunk):
+def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk):
     net = toy.build(name)
     adapters, merged = [net.adapter("a"), net.adapter("b")], net.adapter("merged", rank=3)
     tasks = [Task("both", net.samples(3), {0: 0.5, 1: 1.0}), Task("preserve", net.samples(2), {})]
     own, preserve = fidelity(net.network(), adapters, tasks, merged, samples_per_chunk=samples_per_chunk)
 
     rows = [sample.teacher for sample in tasks[0].samples]
-    teacher, student, base = (outputs(toy, net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {}))
+    teacher, student, base = (outputs(net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {}))
     wanted = teacher - base
     assert own.output_error == pytest.approx(((student - teacher).norm() / wanted.norm()).item(), rel=1e-9)
     assert own.strength == pytest.approx((((student - base) * wanted).sum() / wanted.square().sum()).item(), rel=1e-9)
     assert own.samples == 3
 
     rows = [sample.teacher for sample in tasks[1].samples]
-    base, student, stacked = (outputs(toy, net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0}))
+    base, student, stacked = (outputs(net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0}))
     leak = ((student - base).norm() / (stacked - base).norm()).item()
     assert (preserve.output_error, preserve.strength) == (pytest.approx(leak, rel=1e-9), None)
 
 
-def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody(toy):
+def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
     net = toy.build("attention")
     adapter = net.adapter("a")
     task = Task("a", net.samples(2), {0: 1.0})
@@ -46,18 +47,18 @@ def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody(toy):
     assert (nothing.output_error, nothing.strength) == (pytest.approx(1.0), 0.0)
 
 
-def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told(toy):
+def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     net = toy.build("stack")
     adapter = net.adapter("a")
     first, second = net.make_row(), net.make_row()
     task = Task("a", [Sample(first, second)], {0: 1.0})
     (found,) = fidelity(net.network(), [adapter], [task], adapter, base_reads=lambda g, i: second)
-    teacher = outputs(toy, net, [adapter], {0: 1.0}, [first])
-    student, base = (outputs(toy, net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
+    teacher = outputs(net, [adapter], {0: 1.0}, [first])
+    student, base = (outputs(net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
     assert found.output_error == pytest.approx(((student - teacher).norm() / (teacher - base).norm()).item(), rel=1e-9)
 
 
-def test_it_leaves_no_hooks_and_tells_its_progress(toy):
+def test_it_leaves_no_hooks_and_tells_its_progress():
     net, seen = toy.build("stack"), []
     task = Task("a", net.samples(3), {0: 1.0})
     fidelity(net.network(), [net.adapter()], [task], net.adapter(), samples_per_chunk=2, progress=lambda *at: seen.append(at))
@@ -65,14 +66,14 @@ def test_it_leaves_no_hooks_and_tells_its_progress(toy):
     assert toy.hook_count(net.model) == 0
 
 
-def test_a_network_without_outputs_is_refused(toy):
+def test_a_network_without_outputs_is_refused():
     net = toy.build("stack")
     silent = net.network(lambda rows: None)
     with pytest.raises(CalibrationError, match="returns no tensor"):
         fidelity(silent, [net.adapter()], [Task("a", net.samples(1), {0: 1.0})], net.adapter())
 
 
-def test_outputs_that_are_not_finite_are_refused(toy):
+def test_outputs_that_are_not_finite_are_refused():
     net = toy.build("stack")
     broken = net.network(lambda rows: toy.run(net.model, rows) * float("nan"))
     with pytest.raises(CalibrationError, match=r"task 'a'.*not finite"):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import toy
 
 from iteris_core import Task
 
 
 @pytest.mark.parametrize("settings", [{}, {"target": "full_output"}, {"samples_per_chunk": 1}], ids=str)
-def test_interference_is_measured_on_the_students_inputs(toy, settings):
+def test_interference_is_measured_on_the_students_inputs(settings):
     net = toy.build("one layer")
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     # enough tokens for the Gram matrix, teacher and student reading different things, and a task for nobody
@@ -41,7 +42,7 @@ def test_interference_is_measured_on_the_students_inputs(toy, settings):
                 assert (entry.stacked, entry.merged) == (pytest.approx(stacked, rel=1e-8), pytest.approx(left, rel=1e-6))
 
 
-def test_the_whole_reports_interference_is_a_median_over_layers(toy):
+def test_the_whole_reports_interference_is_a_median_over_layers():
     net = toy.build("attention")
     adapters = [net.adapter("same"), net.adapter("same")]
     result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
 
 from iteris_core import (
     Adapter,
@@ -127,7 +128,7 @@ def count_measured_inputs(monkeypatch):
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_layers_that_read_one_tensor_measure_it_once(toy, monkeypatch, samples_per_chunk):
+def test_layers_that_read_one_tensor_measure_it_once(monkeypatch, samples_per_chunk):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=2)
@@ -159,7 +160,7 @@ def test_an_input_that_was_changed_in_place_is_measured_again(monkeypatch):
     assert len(sizes) == 2
 
 
-def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(toy, monkeypatch):
+def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypatch):
     net, alive = toy.build("stack"), []
     adapters = [net.adapter("a"), net.adapter("b")]
 
@@ -204,7 +205,7 @@ def test_an_input_that_was_changed_in_place_in_inference_mode_is_an_error():
 
 
 @pytest.mark.parametrize("engine", ["sweep", "iterate"])
-def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(toy, engine):
+def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(engine):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     own = toy.own_tasks(net, adapters)
@@ -219,7 +220,7 @@ def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(toy, engi
     assert "words" not in counted[image] and "words" in counted[text]
 
 
-def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close(toy):
+def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
     net = toy.build("convolution")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=8)
@@ -230,7 +231,7 @@ def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close(toy):
     assert [delta.rank for delta in some.adapter.deltas.values()] == [delta.rank for delta in every.adapter.deltas.values()]
 
 
-def test_ranks_and_sizes_that_cannot_be_are_refused(toy):
+def test_ranks_and_sizes_that_cannot_be_are_refused():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import toy
 
 from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
@@ -28,7 +29,7 @@ def park_everything(monkeypatch):
     ("name", "inference"),
     [("stack", False), ("attention", False), ("attention", True), ("convolution", True), ("in place", False)],
 )
-def test_parking_changes_nothing(toy, park_everything, name, inference):
+def test_parking_changes_nothing(park_everything, name, inference):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)

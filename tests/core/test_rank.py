@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import Task
 
 
-def merge_one_layer(toy, seed=0, **settings):
+def merge_one_layer(seed=0, **settings):
     """Return the layer's delta and report, and its dense S and uncut answer."""
     net = toy.build("one layer", seed)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
@@ -41,8 +42,8 @@ def best_of_rank(answer, system, rank):
 
 
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 2), target=st.sampled_from(["delta", "full_output"]))
-def test_a_lower_rank_is_the_best_of_that_rank(toy, seed, rank, target):
-    delta, report, system, answer = merge_one_layer(toy, seed, rank=rank, target=target)
+def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
+    delta, report, system, answer = merge_one_layer(seed, rank=rank, target=target)
     expected, lost = best_of_rank(answer, system, rank)
     assert delta.rank == report.rank == rank
     torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
@@ -50,38 +51,38 @@ def test_a_lower_rank_is_the_best_of_that_rank(toy, seed, rank, target):
     assert report.plain_cut >= report.cut
 
 
-def test_the_full_output_is_cut_back_to_the_sum_of_the_ranks(toy):
-    delta, report, system, answer = merge_one_layer(toy, target="full_output")
+def test_the_full_output_is_cut_back_to_the_sum_of_the_ranks():
+    delta, report, system, answer = merge_one_layer(target="full_output")
     expected, lost = best_of_rank(answer, system, 3)
     assert delta.rank == 3
     torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
     assert report.cut == pytest.approx(lost, rel=1e-6)
 
 
-def test_nothing_is_cut_unless_asked(toy):
-    delta, report, _, answer = merge_one_layer(toy)
+def test_nothing_is_cut_unless_asked():
+    delta, report, _, answer = merge_one_layer()
     torch.testing.assert_close(delta.dense(), answer, rtol=1e-9, atol=1e-9)
     assert (delta.rank, report.cut, report.plain_cut) == (3, 0.0, None)
 
 
 @pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])
-def test_the_smallest_rank_that_keeps_the_energy_is_chosen(toy, kept_energy):
-    delta, _, system, answer = merge_one_layer(toy, kept_energy=kept_energy)
+def test_the_smallest_rank_that_keeps_the_energy_is_chosen(kept_energy):
+    delta, _, system, answer = merge_one_layer(kept_energy=kept_energy)
     kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
     assert kept[delta.rank - 1] >= kept_energy - 1e-9
     assert delta.rank == 1 or kept[delta.rank - 2] < kept_energy
 
 
 @pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])
-def test_of_a_full_output_it_keeps_no_more_than_the_sum_of_the_ranks(toy, kept_energy):
-    delta, _, system, answer = merge_one_layer(toy, target="full_output", kept_energy=kept_energy)
+def test_of_a_full_output_it_keeps_no_more_than_the_sum_of_the_ranks(kept_energy):
+    delta, _, system, answer = merge_one_layer(target="full_output", kept_energy=kept_energy)
     kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
     assert torch.linalg.matrix_rank(answer) > 3
     assert delta.rank == next((rank for rank in (1, 2) if kept[rank - 1] >= kept_energy), 3)
 
 
 @pytest.mark.parametrize("size", [60, 120, 10_000])
-def test_a_size_is_shared_out_and_not_exceeded(toy, size):
+def test_a_size_is_shared_out_and_not_exceeded(size):
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
@@ -91,7 +92,7 @@ def test_a_size_is_shared_out_and_not_exceeded(toy, size):
     assert size - used < 14 or all(delta.rank == 4 for delta in result.adapter.deltas.values())
 
 
-def test_ranks_may_be_given_per_layer(toy):
+def test_ranks_may_be_given_per_layer():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters), rank={"middle": 1, "up1": 3})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import toy
 from torch import nn
 
 from iteris_core import CalibrationError, Sample, Task
@@ -9,7 +10,7 @@ from iteris_core.rows.chunks import layer_hooks, split_into_chunks, wearing, wor
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
-def test_wearing_is_patching_row_by_row(toy, name):
+def test_wearing_is_patching_row_by_row(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b", rank=1), net.adapter("part", paths=net.targets[:2])]
     mixes = [{}, {0: 1.0}, {0: 0.5, 1: -2.0}, {}, {2: 1.0}, {0: 1.0}, {1: 0.0}]
@@ -28,7 +29,7 @@ def test_wearing_is_patching_row_by_row(toy, name):
     torch.testing.assert_close(toy.run(net.model, rows)[0], found[0], rtol=1e-12, atol=1e-12)
 
 
-def test_rows_are_told_apart_by_number_not_by_what_they_read(toy):
+def test_rows_are_told_apart_by_number_not_by_what_they_read():
     net = toy.build("stack")
     row = net.make_row()
     with wearing(net.network().modules, [net.adapter()], [{0: 1.0}, {}, {0: 1.0}]):
@@ -39,7 +40,7 @@ def test_rows_are_told_apart_by_number_not_by_what_they_read(toy):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_batch_of_another_size_is_refused(toy, count):
+def test_a_batch_of_another_size_is_refused(count):
     net = toy.build("convolution")
     with (
         pytest.raises(CalibrationError, match=f"layer 'inlet' got {count} rows in a batch of 2.*leave this layer out"),
@@ -49,7 +50,7 @@ def test_a_batch_of_another_size_is_refused(toy, count):
     assert toy.hook_count(net.model) == 0
 
 
-def test_an_exception_inside_leaves_nothing_behind(toy):
+def test_an_exception_inside_leaves_nothing_behind():
     net = toy.build("attention")
     with pytest.raises(KeyboardInterrupt), wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
         assert toy.hook_count(net.model) == len(net.targets)
@@ -87,13 +88,13 @@ def test_hooks_see_path_module_input_and_output_and_replace_the_output():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_layer_may_get_its_input_by_keyword(toy):
+def test_a_layer_may_get_its_input_by_keyword():
     net = toy.build("stack")
     with wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
         net.model.down1(input=net.make_row()[0][None])
 
 
-def test_a_mix_is_one_delta_of_what_changes_the_layer(toy):
+def test_a_mix_is_one_delta_of_what_changes_the_layer():
     net = toy.build("stack")
     adapters = [net.adapter("a", paths=["down1"]), net.adapter("b", paths=["down1", "up2"])]
     assert worn_delta("up2", adapters, {0: 1.0}) is None

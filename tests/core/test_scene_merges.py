@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import toy
 from torch import nn
 
 from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Network, Sample, Task, merge
@@ -34,14 +35,14 @@ def scenes_of(host, loras, calibration):
     return make_scenes([Trigger(lora.trigger) for lora in loras], calibration, host.token_positions)
 
 
-def dense_task(toy, teacher, student, delta, weight=1.0):
+def dense_task(teacher, student, delta, weight=1.0):
     return toy.DenseTask(torch.cat(teacher), torch.cat(student), delta, weight)
 
 
 # --- what counts ---
 
 
-def test_in_the_text_only_a_teachers_own_words_count(toy, host):
+def test_in_the_text_only_a_teachers_own_words_count(host):
     """Keys of cross-attention read the contexts themselves; the text encoder is the base model's here."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, SCENES, FULL)
@@ -52,18 +53,18 @@ def test_in_the_text_only_a_teachers_own_words_count(toy, host):
         read = [
             host.context(text, host.PIECE * len(host.tokenize(text))) for caption in captions for text in (caption, caption, "")
         ]
-        tasks.append(dense_task(toy, read, read, lora.adapter.deltas["unet.k"].dense()))
+        tasks.append(dense_task(read, read, lora.adapter.deltas["unet.k"].dense()))
     for k, lora in enumerate(loras):
         parts = [(s.caption, m) for s in scenes for m in s.members if m.lora == k]
         teacher = [host.context(m.caption, host.PIECE)[list(m.positions)] for _, m in parts]
         student = [host.context(caption, host.PIECE)[list(m.positions)] for caption, m in parts]
-        tasks.append(dense_task(toy, teacher, student, lora.adapter.deltas["unet.k"].dense(), 0.1))
+        tasks.append(dense_task(teacher, student, lora.adapter.deltas["unet.k"].dense(), 0.1))
         assert not torch.equal(tasks[-1].x, tasks[-1].x_student)
     expected = toy.solve_densely(host.u.k.weight, tasks, FULL)
     torch.testing.assert_close(result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7)
 
 
-def test_the_text_encoder_learns_a_teachers_own_words_too(toy, host):
+def test_the_text_encoder_learns_a_teachers_own_words_too(host):
     loras = two_loras(host)
     result, _ = host.merge(loras, SCENES, FULL)
     tasks, scenes = [], scenes_of(host, loras, SCENES)
@@ -71,11 +72,11 @@ def test_the_text_encoder_learns_a_teachers_own_words_too(toy, host):
     for k, lora in enumerate(loras):
         known = dict.fromkeys([*own_captions(lora.prompts, SCENES, k), ""])
         x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
-        tasks.append(dense_task(toy, x, x, deltas[k]))
+        tasks.append(dense_task(x, x, deltas[k]))
     for k in range(2):
         read = dict.fromkeys((s.caption, m.caption, m.positions) for s in scenes for m in s.members if m.lora == k)
         x = [host.te.embedding(host.tokenize(caption)[0])[list(positions)] for caption, _, positions in read]
-        tasks.append(dense_task(toy, x, x, deltas[k], 0.1))
+        tasks.append(dense_task(x, x, deltas[k], 0.1))
     expected = toy.solve_densely(host.te.q.weight, tasks, FULL)
     torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
 
@@ -89,7 +90,7 @@ def test_scenes_in_the_text_leave_the_picture_side_alone(host):
         assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same
 
 
-def test_in_pictures_each_teacher_counts_in_its_own_region(toy, host):
+def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     """The inlet reads the latents themselves, the same for teacher and student."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, PICTURES, FULL)
@@ -98,13 +99,13 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(toy, host):
     own, tasks = 12, []  # rows of one LoRA's own task: 4 runs x 2 latents, half of them also unconditional
     for k, lora in enumerate(loras):
         x = tokens[k * own : (k + 1) * own]
-        tasks.append(dense_task(toy, x, x, lora.adapter.deltas["unet.inlet"].dense()))
+        tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense()))
     left = iter(tokens[2 * own :])
     for k, lora in enumerate(loras):
         parts = [(scene, member) for scene in scenes for member in scene.members if member.lora == k]
         masks = [region_masks(scene.layout, 2, 8, 8)[member.region].flatten() for scene, member in parts]
         x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
-        tasks.append(dense_task(toy, x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
+        tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
     assert next(left, None) is None
     expected = toy.solve_densely(host.u.inlet.weight.flatten(1), tasks, FULL)
     torch.testing.assert_close(result.adapter.deltas["unet.inlet"].dense(), expected, rtol=1e-6, atol=1e-6)
@@ -165,7 +166,7 @@ def subjects_and_a_style(host, subjects="a"):
     return [*loras[:-1], replace(loras[-1], kind="style")]
 
 
-def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(toy, host):
+def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
     """The text encoder's first layer reads the captions themselves: what is learned of them is the sum of both LoRAs."""
     loras = subjects_and_a_style(host)
     for target in ("delta", "full_output"):
@@ -175,9 +176,9 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(toy, host):
         for k, lora in enumerate(loras):
             known = dict.fromkeys([*own_captions(lora.prompts, STYLED, k), ""])
             x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
-            tasks.append(dense_task(toy, x, x, deltas[k]))
+            tasks.append(dense_task(x, x, deltas[k]))
         x = [host.te.embedding(host.tokenize(caption)[0]) for caption in ("<a> <s>", "photo <a> <s>", "")]
-        tasks.append(dense_task(toy, x, x, deltas[0] + deltas[1], 3.0))
+        tasks.append(dense_task(x, x, deltas[0] + deltas[1], 3.0))
         expected = toy.solve_densely(host.te.q.weight, tasks, replace(FULL, target=target))
         torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ D_IN, D_OUT = 6, 4
 
 
 @pytest.fixture(scope="module")
-def net(toy):
+def net():
     return toy.build("one layer")
 
 
@@ -35,7 +36,7 @@ def task_of(name, mix, x, x_student=None, weight=1.0):
     return Task(name, [Sample((x,), None if x_student is None else (x_student,))], mix, weight)
 
 
-def solve(toy, net, adapters, tasks, **settings):
+def solve(net, adapters, tasks, **settings):
     """Return the merged delta, dense, and the layer's report."""
     result = toy.merge_toy(net, adapters, tasks, **settings)
     return result.adapter.deltas["layer"].dense(), result.report.layers[0]
@@ -45,11 +46,11 @@ def solve(toy, net, adapters, tasks, **settings):
 
 
 @given(seed=st.integers(0, 1000), alpha=st.sampled_from([1e-6, 1e-4, 1e-2, 1.0]))
-def test_the_answer_minimises_the_objective(toy, net, seed, alpha):
+def test_the_answer_minimises_the_objective(net, seed, alpha):
     torch.manual_seed(seed)
     adapters, rows = [random_adapter(), random_adapter(1)], [random_inputs() for _ in range(3)]
     tasks = [task_of(f"{g}", mix, *rows[g], 0.5 + g) for g, mix in enumerate([{0: 1.0}, {1: 1.0}, {}])]
-    merged, report = solve(toy, net, adapters, tasks, alpha=alpha)
+    merged, report = solve(net, adapters, tasks, alpha=alpha)
     targets = [*(adapter.deltas["layer"].dense() for adapter in adapters), torch.zeros(D_OUT, D_IN).double()]
 
     def slope(delta):
@@ -64,19 +65,19 @@ def test_the_answer_minimises_the_objective(toy, net, seed, alpha):
     assert slope(merged) < 1e-9 * slope(targets[0])
 
 
-def test_a_huge_ridge_gives_the_average_that_the_ridges_ask_for(toy, net):
+def test_a_huge_ridge_gives_the_average_that_the_ridges_ask_for(net):
     adapters, rows = [random_adapter(), random_adapter()], [random_inputs(), random_inputs()]
-    merged, report = solve(toy, net, adapters, [task_of(f"{k}", {k: 1.0}, *rows[k]) for k in (0, 1)], alpha=1e9)
+    merged, report = solve(net, adapters, [task_of(f"{k}", {k: 1.0}, *rows[k]) for k in (0, 1)], alpha=1e9)
     shares = [entry.weight * (x.T @ x).norm() for entry, (_, x) in zip(report.tasks, rows, strict=True)]
     deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
     average = sum(share * delta for share, delta in zip(shares, deltas, strict=True)) / sum(shares)
     torch.testing.assert_close(merged, average, rtol=1e-6, atol=1e-6)
 
 
-def test_features_of_very_different_size_are_solved_well(toy, net):
+def test_features_of_very_different_size_are_solved_well(net):
     x = torch.randn(40, D_IN).double() * torch.logspace(-3, 3, D_IN).double()
     adapter = random_adapter()
-    merged, _ = solve(toy, net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
+    merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
     torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-8, atol=1e-8)
 
 
@@ -95,7 +96,7 @@ def two_tasks(first=1.0, second=1.0, weight=1.0):
 
 @given(exponent=st.integers(-12, 12))
 @pytest.mark.parametrize("scaled", ["all inputs", "one task's inputs", "all weights"])
-def test_scales_that_do_not_matter(toy, net, scaled, exponent):
+def test_scales_that_do_not_matter(net, scaled, exponent):
     torch.manual_seed(1)
     adapters, factor = [random_adapter(), random_adapter()], 10.0**exponent
     tasks = {
@@ -103,24 +104,24 @@ def test_scales_that_do_not_matter(toy, net, scaled, exponent):
         "one task's inputs": two_tasks(factor),
         "all weights": two_tasks(weight=factor),
     }[scaled]
-    expected, _ = solve(toy, net, adapters, two_tasks())
-    torch.testing.assert_close(solve(toy, net, adapters, tasks)[0], expected, rtol=1e-9, atol=1e-12)
+    expected, _ = solve(net, adapters, two_tasks())
+    torch.testing.assert_close(solve(net, adapters, tasks)[0], expected, rtol=1e-9, atol=1e-12)
 
 
 @given(exponent=st.integers(-8, 8))
-def test_adapters_of_another_strength_give_an_answer_of_that_strength(toy, net, exponent):
+def test_adapters_of_another_strength_give_an_answer_of_that_strength(net, exponent):
     torch.manual_seed(1)
     adapters, factor = [random_adapter(), random_adapter()], 10.0**exponent
-    expected, _ = solve(toy, net, adapters, two_tasks())
-    found, _ = solve(toy, net, [adapter.scaled(factor) for adapter in adapters], two_tasks())
+    expected, _ = solve(net, adapters, two_tasks())
+    found, _ = solve(net, [adapter.scaled(factor) for adapter in adapters], two_tasks())
     torch.testing.assert_close(found / factor, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_heavier_task_is_served_better(toy, net):
+def test_a_heavier_task_is_served_better(net):
     adapters, residuals = [random_adapter(), random_adapter()], []
     for weight in (0.01, 1.0, 100.0):
         first, second = two_tasks()
-        _, report = solve(toy, net, adapters, [replace(first, weight=weight), second])
+        _, report = solve(net, adapters, [replace(first, weight=weight), second])
         residuals.append(report.tasks[0].residual)
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[0] > 2 * residuals[2]
@@ -130,7 +131,7 @@ def test_a_heavier_task_is_served_better(toy, net):
 
 
 @pytest.mark.parametrize("balance", ["delta", "full", "uniform"])
-def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(toy, net, balance):
+def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(net, balance):
     adapter, (x, x_student) = random_adapter(), random_inputs()
     base, delta = net.model.layer.weight, adapter.deltas["layer"].dense()
     own, preserve = {
@@ -139,25 +140,25 @@ def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(toy, n
         "uniform": (1.0, 1.0),
     }[balance]
     tasks = [task_of("own", {0: 1.0}, x, x_student, 3.0), task_of("preserve", {}, x, x_student, 0.5)]
-    _, report = solve(toy, net, [adapter], tasks, balance=balance)
+    _, report = solve(net, [adapter], tasks, balance=balance)
     assert report.tasks[0].weight == pytest.approx(3.0 * float(own), rel=1e-9)
     assert report.tasks[1].weight == pytest.approx(0.5 * float(preserve), rel=1e-9)
 
 
-def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_one(toy, net):
+def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_one(net):
     adapter = Adapter("a", {"layer": LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())})
     x, _ = random_inputs()
     x[:, 0] = 0
-    _, report = solve(toy, net, [adapter], [task_of("a", {0: 1.0}, x)])
+    _, report = solve(net, [adapter], [task_of("a", {0: 1.0}, x)])
     assert report.tasks[0].weight == pytest.approx(D_IN / x.norm().item() ** 2)
 
 
 @given(seed=st.integers(0, 1000))
-def test_residuals_are_those_of_the_inputs(toy, net, seed):
+def test_residuals_are_those_of_the_inputs(net, seed):
     torch.manual_seed(seed)
     adapters, rows = [random_adapter(), random_adapter(3)], [random_inputs() for _ in range(3)]
     mixes = [{0: 0.3, 1: -1.0}, {1: 1.0}, {}]
-    merged, report = solve(toy, net, adapters, [task_of(f"{g}", mix, *rows[g]) for g, mix in enumerate(mixes)])
+    merged, report = solve(net, adapters, [task_of(f"{g}", mix, *rows[g]) for g, mix in enumerate(mixes)])
     deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
     for entry, mix, (x, x_student) in zip(report.tasks, mixes, rows, strict=True):
         target = sum((share * x @ deltas[k].T for k, share in mix.items()), torch.zeros(len(x), D_OUT).double())
@@ -171,16 +172,16 @@ def test_residuals_are_those_of_the_inputs(toy, net, seed):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_activations_that_are_not_finite_name_layer_and_task(toy, net, bad, side):
+def test_activations_that_are_not_finite_name_layer_and_task(net, bad, side):
     (x, x_student), good = random_inputs(), random_inputs()
     (x if side == "teacher" else x_student)[3, 2] = bad
     tasks = [task_of("good", {0: 1.0}, *good), task_of("broken", {1: 1.0}, x, x_student)]
     message = r"^layer 'layer': the inputs of task 'broken' hold NaN or infinite numbers.*bfloat16 or float32"
     with pytest.raises(SolveError, match=message):
-        solve(toy, net, [random_adapter(), random_adapter()], tasks)
+        solve(net, [random_adapter(), random_adapter()], tasks)
 
 
-def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named(toy):
+def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named():
     deep = toy.build("stack")
     adapters = [deep.adapter("a"), deep.adapter("b")]
     tasks = toy.own_tasks(deep, adapters)
@@ -190,59 +191,59 @@ def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named(toy):
 
 
 @pytest.mark.parametrize("balance", ["delta", "full"])
-def test_inputs_that_are_all_zero_name_layer_and_task(toy, net, balance):
+def test_inputs_that_are_all_zero_name_layer_and_task(net, balance):
     x, x_student = random_inputs()
     tasks = [task_of("good", {0: 1.0}, x, x_student), task_of("empty", {1: 1.0}, 0 * x)]
     with pytest.raises(SolveError, match=r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples"):
-        solve(toy, net, [random_adapter(), random_adapter()], tasks, balance=balance)
+        solve(net, [random_adapter(), random_adapter()], tasks, balance=balance)
 
 
 @given(seed=st.integers(0, 1000))
-def test_fewer_tokens_than_width_without_a_ridge_is_an_error_with_advice(toy, net, seed):
+def test_fewer_tokens_than_width_without_a_ridge_is_an_error_with_advice(net, seed):
     torch.manual_seed(seed)
     x = torch.randn(1, D_IN).double()
     message = r"Gram matrix \(6 x 6\) of 1 tokens is not positive definite.*alpha = 0; set alpha to 1e-6 or more, or use more"
     with pytest.raises(SolveError, match=message):
-        solve(toy, net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
+        solve(net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
 
 
-def test_one_token_too_few_without_a_ridge_is_an_error_or_the_adapter_itself(toy, net):
+def test_one_token_too_few_without_a_ridge_is_an_error_or_the_adapter_itself(net):
     for seed in range(20):
         torch.manual_seed(seed)
         adapter, x = random_adapter(), torch.randn(D_IN - 1, D_IN).double()
         try:
-            merged, _ = solve(toy, net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
+            merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
         except SolveError:
             continue
         torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-3, atol=1e-3)
 
 
 @given(seed=st.integers(0, 1000), tokens=st.integers(1, D_IN))
-def test_fewer_tokens_than_width_with_a_ridge_are_solved(toy, net, seed, tokens):
+def test_fewer_tokens_than_width_with_a_ridge_are_solved(net, seed, tokens):
     torch.manual_seed(seed)
     adapter, x = random_adapter(), torch.randn(tokens, D_IN).double()
-    merged, _ = solve(toy, net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=1e-6)
+    merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=1e-6)
     torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_dead_feature_without_a_ridge_is_an_error(toy, net):
+def test_a_dead_feature_without_a_ridge_is_an_error(net):
     x, _ = random_inputs(40)
     x[:, 2] = 0
     with pytest.raises(SolveError, match="set alpha to 1e-6 or more"):
-        solve(toy, net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
+        solve(net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
 
 
-def test_a_task_of_weight_0_has_no_say_even_if_its_inputs_are_broken(toy, net):
+def test_a_task_of_weight_0_has_no_say_even_if_its_inputs_are_broken(net):
     adapter, rows = random_adapter(), random_inputs()
     good = task_of("good", {0: 1.0}, *rows)
     broken = task_of("broken", {}, rows[0] * math.nan, weight=0.0)
-    alone, _ = solve(toy, net, [adapter], [good])
-    assert torch.equal(solve(toy, net, [adapter], [good, broken])[0], alone)
+    alone, _ = solve(net, [adapter], [good])
+    assert torch.equal(solve(net, [adapter], [good, broken])[0], alone)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan])
-def test_token_weights_have_to_be_numbers_from_0(toy, net, bad):
+def test_token_weights_have_to_be_numbers_from_0(net, bad):
     x, _ = random_inputs()
     task = Task("a", [Sample((x,), token_weights={"image": torch.full((20,), bad)})], {0: 1.0})
     with pytest.raises(ValueError, match="token weight"):
-        solve(toy, net, [random_adapter()], [task])
+        solve(net, [random_adapter()], [task])

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import pytest
 import torch
+import toy
 
 from iteris_core import AdapterError, CalibrationError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions
@@ -108,7 +109,7 @@ def test_a_text_only_and_a_unet_only_lora_each_keep_their_part(host):
         assert layer.rank == 2
 
 
-def test_a_text_encoder_part_is_swept_like_any_network(toy, host):
+def test_a_text_encoder_part_is_swept_like_any_network(host):
     """The text sweep minimises over all captions of all tasks: its own fixed point, computed by hand for the first layer."""
     loras = [host.lora("a"), host.lora("b", ("unet",), ["<y> dog"])]
     result, _ = host.merge(loras, NO_PRESERVE)
@@ -195,7 +196,7 @@ def check_chunks(host, first, second, composition_share):
     assert host.largest_error(found.adapter, expected.adapter) < 1e-4
 
 
-def test_tokens_of_a_repeated_context_count_once(toy, host):
+def test_tokens_of_a_repeated_context_count_once(host):
     """At keys of cross-attention, whose inputs are the contexts, in a merge that leaves the text encoder alone."""
     lora = host.lora("a", ("unet",))
     calibration = Calibration(**SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise"))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ CHUNKS = [1, 2, 5, 100]
 
 @pytest.mark.parametrize("samples_per_chunk", CHUNKS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_sweep_is_the_fixed_point_of_the_published_loop(toy, name, samples_per_chunk):
+def test_one_sweep_is_the_fixed_point_of_the_published_loop(name, samples_per_chunk):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
@@ -27,7 +28,7 @@ def test_one_sweep_is_the_fixed_point_of_the_published_loop(toy, name, samples_p
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(toy, name):
+def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(name):
     net = toy.build(name)
     half = net.targets[: len(net.targets) // 2 + 1]
     adapters = [net.adapter("a"), net.adapter("b", rank=3), net.adapter("partial", rank=1, paths=half)]
@@ -42,7 +43,7 @@ def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(toy, name):
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_teacher_and_student_may_read_different_contexts(toy, samples_per_chunk):
+def test_teacher_and_student_may_read_different_contexts(samples_per_chunk):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [replace(task, samples=[]) for task in toy.own_tasks(net, adapters)]
@@ -58,7 +59,7 @@ def test_teacher_and_student_may_read_different_contexts(toy, samples_per_chunk)
 
 
 @pytest.mark.parametrize("samples_per_chunk", [2, 100])
-def test_token_weights_count_in_their_stream_only(toy, samples_per_chunk):
+def test_token_weights_count_in_their_stream_only(samples_per_chunk):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     weights = [{"text": torch.rand(3)}, {"image": torch.tensor([1.0, 0.0, 2.0, 0.5]), "text": torch.rand(3)}, {}]
@@ -70,7 +71,7 @@ def test_token_weights_count_in_their_stream_only(toy, samples_per_chunk):
     assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
 
 
-def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart(toy):
+def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
     net = toy.build("attention")
     paths = [f"self_attention.{name}" for name in "qkv"]  # all three read the network's own input
     adapters = [net.adapter("a", paths=paths), net.adapter("b", paths=paths)]
@@ -107,7 +108,7 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart(toy):
     ids=str,
 )
 @pytest.mark.parametrize("name", NETWORKS[:3])  # in the last, teacher and student inputs are the same
-def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(toy, name, settings):
+def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(name, settings):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
@@ -117,7 +118,7 @@ def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(toy, name, s
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_iterating_engine_stops_at_the_same_point(toy, name):
+def test_the_iterating_engine_stops_at_the_same_point(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
@@ -132,7 +133,7 @@ def test_the_iterating_engine_stops_at_the_same_point(toy, name):
 
 
 @given(data=st.data())
-def test_any_mix_of_any_adapters_reaches_the_fixed_point(toy, data):
+def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
     net = toy.build("stack", seed=data.draw(st.integers(0, 1000), label="seed"))
     adapters = [
         net.adapter(f"adapter {k}", rank)
@@ -151,7 +152,7 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(toy, data):
 
 
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 5), name=st.sampled_from(NETWORKS), chunk=st.sampled_from(CHUNKS))
-def test_one_adapter_merges_to_itself(toy, seed, rank, name, chunk):
+def test_one_adapter_merges_to_itself(seed, rank, name, chunk):
     net = toy.build(name, seed)
     adapter = net.adapter(rank=rank)
     result = toy.merge_toy(net, [adapter], toy.own_tasks(net, [adapter]), samples_per_chunk=chunk)
@@ -159,7 +160,7 @@ def test_one_adapter_merges_to_itself(toy, seed, rank, name, chunk):
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(NETWORKS))
-def test_the_same_adapter_twice_merges_to_itself(toy, seed, name):
+def test_the_same_adapter_twice_merges_to_itself(seed, name):
     net = toy.build(name, seed)
     adapter = net.adapter()
     result = toy.merge_toy(net, [adapter, adapter], toy.own_tasks(net, [adapter, adapter]))
@@ -167,7 +168,7 @@ def test_the_same_adapter_twice_merges_to_itself(toy, seed, name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_adapter_of_strength_0_is_no_adapter(toy, name):
+def test_an_adapter_of_strength_0_is_no_adapter(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("idle").scaled(0.0), net.adapter("c")]
     own, idle, other = toy.own_tasks(net, adapters)
@@ -179,7 +180,7 @@ def test_an_adapter_of_strength_0_is_no_adapter(toy, name):
     assert result.report.notes == ("left out, since they change nothing here: idle",)
 
 
-def test_nothing_but_idle_adapters_is_an_error(toy):
+def test_nothing_but_idle_adapters_is_an_error():
     net = toy.build("stack")
     adapters = [net.adapter("a").scaled(0.0)]
     with pytest.raises(AdapterError, match="every strength is 0"):
@@ -187,7 +188,7 @@ def test_nothing_but_idle_adapters_is_an_error(toy):
 
 
 @given(seed=st.integers(0, 1000), order=st.permutations(range(3)), task_order=st.permutations(range(4)))
-def test_the_order_of_adapters_and_tasks_does_not_matter(toy, seed, order, task_order):
+def test_the_order_of_adapters_and_tasks_does_not_matter(seed, order, task_order):
     net = toy.build("attention", seed)
     adapters = [net.adapter(f"{k}", rank=k + 1) for k in range(3)]
     tasks = [*toy.own_tasks(net, adapters), Task("mixed", net.samples(2), {0: 0.5, 2: 0.5})]
@@ -199,7 +200,7 @@ def test_the_order_of_adapters_and_tasks_does_not_matter(toy, seed, order, task_
 
 
 @given(ranks=st.lists(st.integers(1, 2), min_size=1, max_size=2))
-def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(toy, ranks):
+def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(ranks):
     net = toy.build("stack")
     adapters = [net.adapter(f"{k}", rank, net.targets[k:]) for k, rank in enumerate(ranks)]
     result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
@@ -208,7 +209,7 @@ def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(toy, ranks):
         assert (layer.rank, result.adapter.deltas[layer.path].rank) == (expected, expected)
 
 
-def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each(toy):
+def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each():
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [Task("half", net.samples(4), {0: 0.5, 1: 0.5})]
@@ -219,7 +220,7 @@ def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each(toy):
     torch.testing.assert_close(torch.stack([row for row, _ in result.outputs[0]]), teacher, rtol=1e-12, atol=1e-12)
 
 
-def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples(toy):
+def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
     net = toy.build("convolution")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
@@ -233,14 +234,14 @@ def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples(toy):
             torch.testing.assert_close(from_student, toy.run(student, [sample.teacher])[0], rtol=1e-12, atol=1e-12)
 
 
-def test_a_network_that_returns_no_tensor_has_no_outputs(toy):
+def test_a_network_that_returns_no_tensor_has_no_outputs():
     net = toy.build("stack")
     adapters = [net.adapter()]
     silent = net.network(lambda rows: {"sample": toy.run(net.model, rows)})
     assert merge(silent, adapters, toy.own_tasks(net, adapters), toy.exact()).outputs is None
 
 
-def test_tokens_of_weight_0_are_as_good_as_absent(toy):
+def test_tokens_of_weight_0_are_as_good_as_absent():
     net = toy.build("stack")  # tokens do not see each other in it
     adapters = [net.adapter("a"), net.adapter("b")]
     short = toy.own_tasks(net, adapters, samples=4)
@@ -258,7 +259,7 @@ def test_tokens_of_weight_0_are_as_good_as_absent(toy):
     assert [entry.tokens for layer in found.report.layers for entry in layer.tasks] == [16] * 2 * len(net.targets)
 
 
-def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them(toy):
+def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
@@ -273,11 +274,11 @@ def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them(t
     # the last layer's answer, but for its own rounding, is that for students that wear the rounded layers before it
     exact = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-8).adapter)
     last = net.targets[-1]
-    behind_rounded = one_more_iteration(toy, net, adapters, tasks, rounded)[last]
+    behind_rounded = one_more_iteration(net, adapters, tasks, rounded)[last]
     assert (behind_rounded - exact[last]).norm() > 3 * (rounded[last] - behind_rounded).norm()
 
 
-def one_more_iteration(toy, net, adapters, tasks, merged):
+def one_more_iteration(net, adapters, tasks, merged):
     """Return every layer's dense solution for students that wear these deltas."""
     worn = [toy.dense(adapter) for adapter in adapters]
     answers = {}
@@ -292,7 +293,7 @@ def one_more_iteration(toy, net, adapters, tasks, merged):
     return answers
 
 
-def test_residuals_are_those_of_the_adapter_as_saved(toy):
+def test_residuals_are_those_of_the_adapter_as_saved():
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig, Sample, Task, merge
 from iteris_core.config import BaselineOptions
@@ -15,7 +16,7 @@ from iteris_core.config import BaselineOptions
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_hooks_and_weights_are_as_before(toy, samples_per_chunk):
+def test_hooks_and_weights_are_as_before(samples_per_chunk):
     net = toy.build("attention")
     before = copy.deepcopy(net.model.state_dict())
     adapters = [net.adapter("a"), net.adapter("b")]
@@ -31,7 +32,7 @@ class Cancelled(Exception):
 
 
 @pytest.mark.parametrize("place", ["forward", "progress"])
-def test_an_exception_unwinds_every_chunk_and_leaves_nothing(toy, place):
+def test_an_exception_unwinds_every_chunk_and_leaves_nothing(place):
     net = toy.build("stack")
     before = copy.deepcopy(net.model.state_dict())
     adapters = [net.adapter("a"), net.adapter("b")]
@@ -68,7 +69,7 @@ def test_an_exception_unwinds_every_chunk_and_leaves_nothing(toy, place):
     assert torch.is_grad_enabled()
 
 
-def test_the_model_can_be_merged_again_after_a_cancelled_merge(toy):
+def test_the_model_can_be_merged_again_after_a_cancelled_merge():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
@@ -82,7 +83,7 @@ def test_the_model_can_be_merged_again_after_a_cancelled_merge(toy):
     assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
 
 
-def test_progress_counts_the_layers(toy):
+def test_progress_counts_the_layers():
     net = toy.build("stack")
     adapters, told = [net.adapter()], []
     tasks = toy.own_tasks(net, adapters)
@@ -94,7 +95,7 @@ def test_progress_counts_the_layers(toy):
     {}, {"method": "ties"}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3, "tolerance": 0.0},
     {"method": "average", "baseline": BaselineOptions(scale="search")},
 ], ids=str)  # fmt: skip
-def test_every_layer_is_told_the_moment_it_is_solved(toy, settings):
+def test_every_layer_is_told_the_moment_it_is_solved(settings):
     net = toy.build("stack")
     adapters, told, at = [net.adapter("a"), net.adapter("b")], [], []
     tasks = toy.own_tasks(net, adapters)
@@ -107,7 +108,7 @@ def test_every_layer_is_told_the_moment_it_is_solved(toy, settings):
     assert at[-count:] == list(range(len(told) - count, len(told)))
 
 
-def test_a_forward_of_somebody_else_is_left_alone(toy):
+def test_a_forward_of_somebody_else_is_left_alone():
     net = toy.build("stack")
     adapters = [net.adapter()]
     row, answers = net.make_row(), []
@@ -127,7 +128,7 @@ def test_a_forward_of_somebody_else_is_left_alone(toy):
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3])
-def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(toy, fits):
+def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks, told = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})], []
@@ -146,7 +147,7 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
     assert toy.hook_count(net.model) == 0
 
 
-def test_out_of_memory_with_one_sample_is_an_error_with_advice(toy):
+def test_out_of_memory_with_one_sample_is_an_error_with_advice():
     net = toy.build("stack")
     adapters = [net.adapter()]
 
@@ -163,7 +164,7 @@ def test_out_of_memory_with_one_sample_is_an_error_with_advice(toy):
 # --- networks and adapters that cannot be swept ---
 
 
-def test_a_layer_that_is_reached_twice_is_refused(toy):
+def test_a_layer_that_is_reached_twice_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter()]
     twice = net.network(lambda rows: net.model(toy.run(net.model, rows)))
@@ -172,7 +173,7 @@ def test_a_layer_that_is_reached_twice_is_refused(toy):
     assert toy.hook_count(net.model) == 0
 
 
-def test_a_layer_that_is_never_reached_is_refused(toy):
+def test_a_layer_that_is_never_reached_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter()]
     early = net.network(lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows]))))
@@ -180,7 +181,7 @@ def test_a_layer_that_is_never_reached_is_refused(toy):
         merge(early, adapters, toy.own_tasks(net, adapters))
 
 
-def test_chunks_that_take_different_ways_are_refused(toy):
+def test_chunks_that_take_different_ways_are_refused():
     net = toy.build("stack")
     adapters = [net.adapter(paths=["down1", "middle", "up2"])]
     calls = []
@@ -195,7 +196,7 @@ def test_chunks_that_take_different_ways_are_refused(toy):
     assert toy.hook_count(net.model) == 0
 
 
-def test_a_model_that_splits_its_batch_is_refused(toy):
+def test_a_model_that_splits_its_batch_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter()]
     split = net.network(lambda rows: torch.cat([toy.run(net.model, [row]) for row in rows]))
@@ -203,7 +204,7 @@ def test_a_model_that_splits_its_batch_is_refused(toy):
         merge(split, adapters, toy.own_tasks(net, adapters))
 
 
-def test_a_wrong_number_of_token_weights_is_refused(toy):
+def test_a_wrong_number_of_token_weights_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter("a")]
     tasks = [Task("a", [Sample(net.make_row(), token_weights={"image": torch.ones(7)})], {0: 1.0})]
@@ -219,14 +220,14 @@ def test_a_wrong_number_of_token_weights_is_refused(toy):
         ("inlet", (6, 4), "adapter 'a' has a delta of 6 x 4 for 'inlet', whose weight is 6 x 3"),
     ],
 )
-def test_a_delta_that_does_not_fit_is_refused(toy, path, shape, message):
+def test_a_delta_that_does_not_fit_is_refused(path, shape, message):
     net = toy.build("convolution")
     adapter = Adapter("a", {path: LowRankDelta(torch.ones(shape[0], 1), torch.ones(1, shape[1]))})
     with pytest.raises(AdapterError, match=message):
         toy.merge_toy(net, [adapter], [Task("a", net.samples(1), {0: 1.0})])
 
 
-def test_keys_that_fitted_no_module_are_in_the_report(toy):
+def test_keys_that_fitted_no_module_are_in_the_report():
     net = toy.build("stack")
     adapter = replace(net.adapter("a"), unmatched=("strange.key",))
     result = toy.merge_toy(net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")]))
@@ -238,7 +239,7 @@ def test_keys_that_fitted_no_module_are_in_the_report(toy):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_of_lower_precision_come_close_to_the_exact_merge(toy, dtype):
+def test_models_of_lower_precision_come_close_to_the_exact_merge(dtype):
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=8)
@@ -253,7 +254,7 @@ def test_models_of_lower_precision_come_close_to_the_exact_merge(toy, dtype):
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
 @pytest.mark.parametrize("place", ["inside", "around"])
-def test_a_model_under_autocast_is_merged_in_full_precision(toy, samples_per_chunk, place):
+def test_a_model_under_autocast_is_merged_in_full_precision(samples_per_chunk, place):
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=8)

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
+import toy
 
 from iteris_core import LowRankDelta
 from iteris_core.algebra.truncate import factored_spectrum, leading_spectrum, rank_for_energy, share_out_size
 
 
 @pytest.fixture
-def net(toy):
+def net():
     return toy.build("one layer")
 
 
-def merged_and_system(toy, net, rank_of_each=2, **settings):
+def merged_and_system(net, rank_of_each=2, **settings):
     """Return the merge of two adapters, and S and the uncut optimum by dense algebra."""
     adapters = [net.adapter("a", rank_of_each), net.adapter("b", rank_of_each)]
     tasks = toy.own_tasks(net, adapters)
@@ -33,8 +34,8 @@ def excess(delta, optimum, system):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_a_lower_rank_is_the_dense_optimum_and_beats_a_plain_svd(toy, net, rank):
-    result, optimum, system = merged_and_system(toy, net, rank=rank)
+def test_a_lower_rank_is_the_dense_optimum_and_beats_a_plain_svd(net, rank):
+    result, optimum, system = merged_and_system(net, rank=rank)
     found = result.adapter.deltas["layer"]
     half = torch.linalg.cholesky(system).T @ optimum.T  # (W L)^T
     u, s, vh = torch.linalg.svd(half, full_matrices=False)
@@ -50,7 +51,7 @@ def test_a_lower_rank_is_the_dense_optimum_and_beats_a_plain_svd(toy, net, rank)
     assert layer.cut <= layer.plain_cut
 
 
-def test_a_full_output_target_is_cut_to_the_sum_of_the_ranks_in_the_same_metric(toy, net):
+def test_a_full_output_target_is_cut_to_the_sum_of_the_ranks_in_the_same_metric(net):
     adapters = [net.adapter("a", 1), net.adapter("b", 1)]
     tasks = toy.own_tasks(net, adapters)
     whole = toy.merge_toy(net, adapters, tasks, target="full_output", rank="full")
@@ -62,7 +63,7 @@ def test_a_full_output_target_is_cut_to_the_sum_of_the_ranks_in_the_same_metric(
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
-def test_later_layers_make_up_for_a_cut(toy, name):
+def test_later_layers_make_up_for_a_cut(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=8)
@@ -73,7 +74,7 @@ def test_later_layers_make_up_for_a_cut(toy, name):
     assert (toy.dense(inside.adapter)[last] - toy.dense(outside.adapter)[last]).norm() > 1e-6
 
 
-def test_ranks_per_layer_and_by_kept_energy(toy):
+def test_ranks_per_layer_and_by_kept_energy():
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=4)
@@ -87,7 +88,7 @@ def test_ranks_per_layer_and_by_kept_energy(toy):
 
 
 @pytest.mark.parametrize("target", ["delta", "full_output"])
-def test_a_total_size_is_kept_and_used(toy, target):
+def test_a_total_size_is_kept_and_used(target):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters, samples=4)

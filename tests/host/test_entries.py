@@ -17,7 +17,7 @@ from iteris_core.diffusion.samples import PromptedAdapter
 
 def test_one_content_is_one_lora_at_the_sum_of_the_strengths(nodes, tmp_path, monkeypatch):
     """Two files of one content, and a third one; a row that is off adds neither prompts nor weight."""
-    entries, entry = nodes("entries"), nodes("sockets").LoraEntry
+    entries, entry = nodes("loras.entries"), nodes("sockets").LoraEntry
     monkeypatch.setattr(entries.host, "lora_path", lambda name: tmp_path / name, raising=False)
     for name, content in (("cat", b"1"), ("copy of cat", b"1"), ("dog", b"2")):
         (tmp_path / f"{name}.safetensors").write_bytes(content)
@@ -37,14 +37,14 @@ def test_one_content_is_one_lora_at_the_sum_of_the_strengths(nodes, tmp_path, mo
 
 
 def test_loras_of_one_name_are_numbered(nodes):
-    entries, sockets = nodes("entries"), nodes("sockets")
+    entries, sockets = nodes("loras.entries"), nodes("sockets")
     base = types.SimpleNamespace(adapter=lambda name, tensors, metadata, *strengths: Adapter(name, {}))
     loras = [sockets.LoraEntry(name, 1.0, 1.0, ("x",), 1.0, tensors={}) for name in ("trained", "cat", "trained")]
     assert [lora.adapter.name for lora in entries.read(base, loras)] == ["trained (1)", "cat", "trained (3)"]
 
 
 def test_scenes_come_with_the_loras_and_only_one_kind_of_them(nodes):
-    entries, sockets = nodes("entries"), nodes("sockets")
+    entries, sockets = nodes("loras.entries"), nodes("sockets")
     scenes = sockets.Scenes(0.2, True, ("{first} and {second}",))
     plain = sockets.LoraEntry("a", 1.0, 1.0, ("x",), 1.0)
     with_scenes = dataclasses.replace(plain, scenes=scenes)
@@ -61,7 +61,7 @@ def test_scenes_come_with_the_loras_and_only_one_kind_of_them(nodes):
 @pytest.fixture
 def cats(nodes, tmp_path, monkeypatch):
     """Return entries of two files, of which only the first names its trigger words."""
-    prompts, entry = nodes("prompts"), nodes("sockets").LoraEntry
+    prompts, entry = nodes("loras.prompts"), nodes("sockets").LoraEntry
     monkeypatch.setattr(prompts.host, "lora_path", lambda name: tmp_path / name, raising=False)
     monkeypatch.setattr(prompts.host, "find_lora", lambda name: tmp_path / name, raising=False)
     save_file({"a": torch.ones(1)}, tmp_path / "cat.safetensors", {"modelspec.trigger_phrase": "sks cat"})
@@ -82,7 +82,7 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(nodes, cats):
 
 
 def test_a_lora_without_strength_needs_no_prompts(nodes, cats):
-    prompts = nodes("prompts")
+    prompts = nodes("loras.prompts")
     assert prompts.entry_of_file("bare.safetensors", 0.0, 0.0, ()).prompts == ()
     with pytest.raises(IterisError, match="has no prompts"):
         prompts.entry_of_file("bare.safetensors", 0.0, 0.1, ())
@@ -92,9 +92,9 @@ def test_a_lora_without_strength_needs_no_prompts(nodes, cats):
 
 
 def test_a_name_that_comes_through_a_link_does_not_break_the_cache(nodes, cats):
-    for node in (nodes("tasks").LoraToMerge, nodes("recipe").LoadRecipe):
+    for node in (nodes("lora").LoraToMerge, nodes("recipe").LoadRecipe):
         assert node.fingerprint_inputs(lora_name=None) == "linked"
-    assert nodes("tasks").LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors") not in ("linked", "missing")
+    assert nodes("lora").LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors") not in ("linked", "missing")
 
 
 def test_saving_a_merge_changes_nothing_for_a_stack(nodes, monkeypatch, tmp_path):
@@ -182,8 +182,8 @@ def test_the_base_model_is_what_the_workflow_names_before_the_merge(nodes):
         "1": {"inputs": {"ckpt_name": "sd15.safetensors"}}, "2": {"inputs": {"model": ["1", 0], "lora": "x"}},
         "3": {"inputs": {"ckpt_name": "other"}}, "5": {"inputs": {"model": ["2", 0], "clip": ["gone", 1], "tasks": ["3", 0]}},
     }  # fmt: skip
-    assert set(nodes("origin").texts_upstream(prompt, "5", ("model", "clip"))) == {"sd15.safetensors", "x", "gone"}
-    assert list(nodes("origin").texts_upstream({}, "5", ("model",))) == []
+    assert set(nodes("workflow").texts_upstream(prompt, "5", ("model", "clip"))) == {"sd15.safetensors", "x", "gone"}
+    assert list(nodes("workflow").texts_upstream({}, "5", ("model",))) == []
 
 
 def test_loras_that_the_model_carries_are_told(nodes):

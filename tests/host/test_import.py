@@ -49,6 +49,6 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
     libraries = {name.partition(".")[0] for name in new} - {"pack"} - set(sys.stdlib_module_names)
     assert libraries == set()
     core = {name.removeprefix("pack.iteris_core.") for name in new if name.startswith("pack.iteris_core.")}
-    assert core == {"calibration", "captions", "config", "errors", "version"}
+    assert core == {"diffusion", "diffusion.calibration", "diffusion.captions", "config", "errors", "version"}
     assert "pack.nodes.merge" in new
     assert seconds < MOST_SECONDS

@@ -139,14 +139,14 @@ def test_keys_of_modules_that_cannot_be_saved_are_unmatched(nodes, rest):
 
 
 def test_files_of_one_stem_have_names_of_their_own(nodes):
-    name = nodes("files").adapter_name
+    name = nodes("loras.names").adapter_name
     assert [name(n) for n in ("cat.safetensors", "style/cat.safetensors", "style\\dog.v2.safetensors")] == [
         "cat", "style/cat", "style/dog.v2",
     ]  # fmt: skip
 
 
 def test_what_went_into_a_merge_is_known_by_its_hash(nodes, tmp_path, monkeypatch):
-    file, entries = tmp_path / "cat.safetensors", nodes("entries")
+    file, entries = tmp_path / "cat.safetensors", nodes("loras.entries")
     file.write_bytes(b"abc")
     monkeypatch.setattr(entries.host, "lora_path", lambda name: file, raising=False)
     entry = nodes("sockets").LoraEntry("style/cat.safetensors", 0.8, 0.5, ("a cat",), 2.0, "trained_words")
@@ -176,7 +176,7 @@ def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew(nodes):
 
 
 def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
-    spec = importlib.util.spec_from_file_location("memory", ROOT / "nodes" / "host" / "memory.py")
+    spec = importlib.util.spec_from_file_location("memory", ROOT / "nodes" / "host" / "latent_cache.py")
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
     monkeypatch.setattr(memory, "MOST_BYTES", 100)
@@ -220,7 +220,7 @@ def test_a_report_without_matplotlib_is_still_told(nodes, monkeypatch):
 )
 def test_a_cover_of_any_channels(nodes, channels, color):
     picture = torch.tensor([0.5, 0.0, 1.0, 0.2])[:channels] if channels > 2 else torch.tensor([0.5, 1.0])[:channels]
-    uri = nodes("files").jpeg_uri(picture.expand(8, 8, channels))
+    uri = nodes("loras.names").jpeg_uri(picture.expand(8, 8, channels))
     image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert image.mode == "RGB"
     assert max(abs(a - b) for a, b in zip(image.getpixel((4, 4)), color, strict=True)) < 8
@@ -230,7 +230,7 @@ def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(nodes, tmp_pat
     (tmp_path / "output").mkdir()
     (tmp_path / "disk").mkdir()
     (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
-    free_path = nodes("files").free_path
+    free_path = nodes("loras.names").free_path
     assert free_path(tmp_path / "output", "loras/a", False) == tmp_path / "output" / "loras" / "a.safetensors"
     (tmp_path / "disk" / "a.safetensors").touch()
     assert free_path(tmp_path / "output", "loras/a", False).name == "a_02.safetensors"

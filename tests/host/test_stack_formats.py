@@ -12,7 +12,7 @@ CAT, DOG = ("cat.safetensors", 0.8, 0.5), ("style/dog.safetensors", -1.0, -1.0)
 
 
 def read(nodes, stack):
-    return [(lora.name, lora.strength_model, lora.strength_clip) for lora in nodes("stack_formats").read_stack(stack)]
+    return [(lora.name, lora.strength_model, lora.strength_clip) for lora in nodes("loras.stack_formats").read_stack(stack)]
 
 
 @pytest.mark.parametrize("stack", [
@@ -69,7 +69,7 @@ def test_what_is_no_stack_is_named(nodes, stack, words):
 
 
 def test_names_without_folder_or_suffix_find_their_file(nodes):
-    find = nodes("stack_formats").find_name
+    find = nodes("loras.stack_formats").find_name
     names = ["cat.safetensors", "style/cat.safetensors", "style\\dog.safetensors"]
     assert find("cat", names) == "cat.safetensors"
     assert find("style/cat", names) == "style/cat.safetensors"
@@ -84,7 +84,7 @@ def test_names_without_folder_or_suffix_find_their_file(nodes):
 
 
 def test_one_text_has_the_prompts_of_all(nodes):
-    by_name = nodes("stack_formats").prompts_by_name
+    by_name = nodes("loras.stack_formats").prompts_by_name
     text = "cat: a photo of a sks cat\n\nDOG.safetensors: one dog: big\na drawing of {trigger}\ncat: a cat"
     assert by_name(text, ["cat", "style/DOG", "bird"]) == {
         "cat": ("a photo of a sks cat", "a drawing of {trigger}", "a cat"),
@@ -119,7 +119,7 @@ def patch(strength, value, of_weight=1.0):
 
 
 def take(nodes, patches):
-    return nodes("harvest").take_off(
+    return nodes("loras.harvest").take_off(
         patches, lambda weight: weight.startswith("clip"), lambda path: [f"lora_{path.replace('.', '_')}", f"other.{path}"]
     )
 

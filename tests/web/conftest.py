@@ -1,11 +1,10 @@
 """The real frontend in a real browser, on a real ComfyUI with the small checkpoint."""
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
+import browser
 import pytest
 
 from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
@@ -13,16 +12,6 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 TEMPLATE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.json"
 SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}
-
-
-def load(name):
-    """Return a module of this folder under a name of its own: with `--import-mode=importlib`, tests cannot import it."""
-    full = f"iteris_test_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
 
 
 @pytest.fixture(scope="session")
@@ -37,16 +26,16 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chromium():
-    executable = load("browser").find_chromium()
+    executable = browser.find_chromium()
     if executable is None:
         pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to one")
-    with load("browser").chromium(executable) as browser:
-        yield browser
+    with browser.chromium(executable) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def frontend(chromium, server):
-    return load("browser").Frontend(chromium, server.address)
+    return browser.Frontend(chromium, server.address)
 
 
 @pytest.fixture
@@ -55,7 +44,7 @@ def open_frontend(chromium, server):
     opened = []
 
     def open_one(**settings):
-        opened.append(load("browser").Frontend(chromium, server.address, **settings))
+        opened.append(browser.Frontend(chromium, server.address, **settings))
         return opened[-1]
 
     yield open_one

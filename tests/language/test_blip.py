@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_language
 import torch
 from PIL import Image
 from transformers import (
@@ -47,12 +48,12 @@ def make_blip():
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blip")
     make_blip().save_pretrained(folder / "base")
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
-    tiny.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
-    tiny.adapter(folder / "base", folder / "two", 2, ("query", "value", "qkv", "fc1"), r=3, **kind)
+    tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
+    tiny_language.adapter(folder / "base", folder / "two", 2, ("query", "value", "qkv", "fc1"), r=3, **kind)
     return folder
 
 
@@ -69,9 +70,9 @@ def assert_close(found, expected, tolerance):
         assert ((have - want).norm() / want.norm()).item() < tolerance, path
 
 
-def test_one_adapter_merges_to_itself(folder, tiny):
+def test_one_adapter_merges_to_itself(folder):
     base = load_base(str(folder / "base"))
-    expected = peft.load(folder / "two", tiny.shapes(base)).deltas
+    expected = peft.load(folder / "two", tiny_language.shapes(base)).deltas
     assert any(path.startswith("vision_model.") for path in expected)
     result = merge_blip(base, [folder / "two"], [samples_of(0)], MergeConfig(alpha=1e-3))
     assert_close(result.adapter.deltas, expected, 1e-4)
@@ -101,14 +102,14 @@ def test_padding_does_not_count(folder):
     assert not torch.allclose(counted.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense(), atol=1e-3)
 
 
-def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(folder, tiny, tmp_path):
+def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(folder, tmp_path):
     result = merge_blip(str(folder / "base"), [folder / "one", folder / "two"], [samples_of(0), samples_of(1)])
     peft.save(result.adapter, tmp_path / "out", str(folder / "base"), None)
     sample = samples_of(5)[0]
     inputs = {"pixel_values": sample.image[None], "input_ids": sample.caption[None]}
     with torch.no_grad():
-        found = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
-        expected = tiny.with_deltas(make_blip(), result.adapter.deltas)(**inputs).logits
+        found = tiny_language.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        expected = tiny_language.with_deltas(make_blip(), result.adapter.deltas)(**inputs).logits
         plain = make_blip()(**inputs).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert not torch.allclose(found, plain, atol=1e-2)
@@ -130,7 +131,7 @@ def pictures(folder, tmp_path_factory):
     return made
 
 
-def test_the_command_merges_pictures_and_captions(folder, pictures, tiny, tmp_path):
+def test_the_command_merges_pictures_and_captions(folder, pictures, tmp_path):
     def iteris(*more):
         arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--adapter", folder / "two",
                      "--images", pictures / "plain", "--output", tmp_path / "out", *more]  # fmt: skip
@@ -140,7 +141,7 @@ def test_the_command_merges_pictures_and_captions(folder, pictures, tiny, tmp_pa
     assert (done.exit_code, done.stderr) == (0, "")
     assert "layers merged" in done.stdout
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["samples"] == [3, 2]
-    layers = [module for module in tiny.peft(make_blip(), tmp_path / "out").modules() if hasattr(module, "lora_A")]
+    layers = [module for module in tiny_language.peft(make_blip(), tmp_path / "out").modules() if hasattr(module, "lora_A")]
     assert {module.r["default"] for module in layers} == {3, 4, 7}
     wrong = iteris("--images", tmp_path / "nowhere", "--overwrite")
     assert wrong.exit_code == 2
@@ -148,7 +149,7 @@ def test_the_command_merges_pictures_and_captions(folder, pictures, tiny, tmp_pa
     assert wrong.stderr.count("\n") == 1
 
 
-def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, pictures, tiny, tmp_path):
+def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, pictures, tmp_path):
     arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--images", pictures / "plain",
                  "--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5", "--json", tmp_path / "report.json",
                  "--output", tmp_path / "out", "--save-model", tmp_path / "model"]  # fmt: skip
@@ -160,7 +161,7 @@ def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, picture
     inputs = {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(4, 50, (2, 5))}
     with torch.no_grad():
         whole = BlipForConditionalGeneration.from_pretrained(tmp_path / "model").eval()(**inputs).logits
-        adapted = tiny.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
+        adapted = tiny_language.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
         plain = make_blip()(**inputs).logits
     assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
     assert not torch.allclose(whole, plain, atol=1e-2)
@@ -198,14 +199,14 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pi
     assert [next(x for x in result.report.layers if x.path == path).tasks[0].tokens for result in merged] == [4, 20, 30]
 
 
-def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folder, pictures, tiny):
+def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folder, pictures):
     processor, base = load_processor(str(folder / "base")), load_base(str(folder / "base"))
-    adapter = peft.load(folder / "one", tiny.shapes(base))
+    adapter = peft.load(folder / "one", tiny_language.shapes(base))
     prompts = ["w5 w6", "", "w5 w6", "w7"]
     samples = [replace(sample, prompt=prompt) for sample, prompt in zip(samples_of(0, captions=False), prompts, strict=True)]
     (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
     found = with_captions(base, [adapter], tokens, {0: 1.0}, 5, 8)
-    model = tiny.peft(make_blip(), folder / "one").eval()
+    model = tiny_language.peft(make_blip(), folder / "one").eval()
     for sample, written in zip(samples, found, strict=True):
         ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -276,21 +277,21 @@ def test_captions_that_are_longer_than_the_decoder_reads_are_refused(folder, pic
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_a_patch_embedding_is_saved_as_a_convolution(folder, tiny, tmp_path, use_dora):
+def test_a_patch_embedding_is_saved_as_a_convolution(folder, tmp_path, use_dora):
     kind = {"kind": BlipForConditionalGeneration, "task_type": None, "use_dora": use_dora}
-    tiny.adapter(folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind)
-    assert_peft_does_what_deltas_do(tmp_path / "conv", tiny)
+    tiny_language.adapter(folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind)
+    assert_peft_does_what_deltas_do(tmp_path / "conv")
     merge_blip(str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]).save(tmp_path / "out")
-    assert_peft_does_what_deltas_do(tmp_path / "out", tiny)
+    assert_peft_does_what_deltas_do(tmp_path / "out")
 
 
-def assert_peft_does_what_deltas_do(folder, tiny):
+def assert_peft_does_what_deltas_do(folder):
     inputs = {"pixel_values": samples_of(5)[0].image[None], "input_ids": samples_of(5)[0].caption[None]}
     deltas = load_adapter(make_blip(), folder).deltas
     assert "vision_model.embeddings.patch_embedding" in deltas
     with torch.no_grad():
-        found = tiny.peft(make_blip(), folder).eval()(**inputs).logits
-        expected = tiny.with_deltas(make_blip(), deltas)(**inputs).logits
+        found = tiny_language.peft(make_blip(), folder).eval()(**inputs).logits
+        expected = tiny_language.with_deltas(make_blip(), deltas)(**inputs).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 

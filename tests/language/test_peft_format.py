@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny_language
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -29,32 +30,37 @@ V = "decoder.block.1.layer.1.EncDecAttention.v"
     ids=lambda options: "+".join(options) or "plain",
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_read_adapter_does_what_peft_does_with_it(tiny, t5_folder, tmp_path, options):
-    folder = tiny.adapter(t5_folder / "base", tmp_path / "lora", 3, ("q", "v", "wi"), **options)
-    adapter = peft.load(folder, tiny.shapes(tiny.t5()))
+def test_a_read_adapter_does_what_peft_does_with_it(t5_folder, tmp_path, options):
+    folder = tiny_language.adapter(t5_folder / "base", tmp_path / "lora", 3, ("q", "v", "wi"), **options)
+    adapter = peft.load(folder, tiny_language.shapes(tiny_language.t5()))
     assert len(adapter.deltas) == 2 * 3 + 2 * 5
-    expected = tiny.logits(tiny.peft(tiny.t5(), folder))
-    assert torch.allclose(tiny.logits(tiny.with_deltas(tiny.t5(), adapter.deltas)), expected, rtol=0, atol=1e-5)
-    assert not torch.allclose(tiny.logits(tiny.t5()), expected, atol=1e-2)
+    expected = tiny_language.logits(tiny_language.peft(tiny_language.t5(), folder))
+    assert torch.allclose(
+        tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas)), expected, rtol=0, atol=1e-5
+    )
+    assert not torch.allclose(tiny_language.logits(tiny_language.t5()), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "alpha_pattern": {"v": 3}}], ids=["plain", "rslora"])
-def test_a_dora_does_what_peft_does_with_it(tiny, t5_folder, tmp_path, options):
-    folder, base = tiny.adapter(t5_folder / "base", tmp_path / "dora", 3, ("q", "v", "wi"), use_dora=True, **options), tiny.t5()
+def test_a_dora_does_what_peft_does_with_it(t5_folder, tmp_path, options):
+    folder, base = (
+        tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, ("q", "v", "wi"), use_dora=True, **options),
+        tiny_language.t5(),
+    )
     rewrite(folder, lambda tensors: {key: 1.3 * t if "magnitude" in key else t for key, t in tensors.items()})
-    adapter = peft.load(folder, tiny.shapes(base), lambda path: base.get_submodule(path).weight)
-    expected = tiny.logits(tiny.peft(tiny.t5(), folder))
-    assert torch.allclose(tiny.logits(tiny.with_deltas(base, adapter.deltas)), expected, rtol=0, atol=1e-5)
-    assert not torch.allclose(tiny.logits(tiny.t5()), expected, atol=1e-2)
+    adapter = peft.load(folder, tiny_language.shapes(base), lambda path: base.get_submodule(path).weight)
+    expected = tiny_language.logits(tiny_language.peft(tiny_language.t5(), folder))
+    assert torch.allclose(tiny_language.logits(tiny_language.with_deltas(base, adapter.deltas)), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(tiny_language.logits(tiny_language.t5()), expected, atol=1e-2)
     with pytest.raises(AdapterError, match="dora: it is a DoRA, whose delta depends on the base model's weights"):
-        peft.load(folder, tiny.shapes(base))
+        peft.load(folder, tiny_language.shapes(base))
 
 
-def test_keys_of_an_unsaved_state_dict_are_read_too(tiny, t5_folder, tmp_path):
+def test_keys_of_an_unsaved_state_dict_are_read_too(t5_folder, tmp_path):
     folder = copied(t5_folder / "one", tmp_path)
     rewrite(folder, lambda tensors: {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()})
-    expected = peft.load(t5_folder / "one", tiny.shapes(tiny.t5()))
-    found = peft.load(folder, tiny.shapes(tiny.t5()))
+    expected = peft.load(t5_folder / "one", tiny_language.shapes(tiny_language.t5()))
+    found = peft.load(folder, tiny_language.shapes(tiny_language.t5()))
     assert all(torch.equal(found.deltas[path].up, delta.up) for path, delta in expected.deltas.items())
 
 
@@ -91,11 +97,11 @@ def key_of(path, role):
         ({"lora_alpha": "8"}, "must be a number"),
     ],
 )
-def test_settings_that_cannot_be_merged_are_refused(tiny, t5_folder, tmp_path, settings, said):
+def test_settings_that_cannot_be_merged_are_refused(t5_folder, tmp_path, settings, said):
     folder = copied(t5_folder / "one", tmp_path)
     configure(folder, **settings)
     with pytest.raises(AdapterError, match="broken: ") as error:
-        peft.load(folder, tiny.shapes(tiny.t5()))
+        peft.load(folder, tiny_language.shapes(tiny_language.t5()))
     assert said in str(error.value)
 
 
@@ -121,16 +127,16 @@ def test_settings_that_cannot_be_merged_are_refused(tiny, t5_folder, tmp_path, s
         (lambda t: {}, "none of its 0 layers"),
     ],
 )
-def test_broken_weights_are_refused(tiny, t5_folder, tmp_path, change, said):
+def test_broken_weights_are_refused(t5_folder, tmp_path, change, said):
     folder = copied(t5_folder / "one", tmp_path)
     rewrite(folder, change)
     with pytest.raises(AdapterError, match="broken: ") as error:
-        peft.load(folder, tiny.shapes(tiny.t5()))
+        peft.load(folder, tiny_language.shapes(tiny_language.t5()))
     assert said in str(error.value)
 
 
-def test_incomplete_folders_are_refused(tiny, t5_folder, tmp_path):
-    shapes = tiny.shapes(tiny.t5())
+def test_incomplete_folders_are_refused(t5_folder, tmp_path):
+    shapes = tiny_language.shapes(tiny_language.t5())
     with pytest.raises(AdapterError, match="no such folder"):
         peft.load(tmp_path / "nowhere", shapes)
     with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
@@ -157,21 +163,21 @@ def random_adapter(ranks):
 
 
 @pytest.mark.parametrize("ranks", [{Q: 3, V: 3}, {Q: 5, V: 2, Q.replace("0", "1", 1): 2}])
-def test_peft_loads_what_is_written_with_every_layers_rank(tiny, t5_folder, tmp_path, ranks):
+def test_peft_loads_what_is_written_with_every_layers_rank(t5_folder, tmp_path, ranks):
     adapter = random_adapter(ranks)
     peft.save(adapter, tmp_path / "out", str(t5_folder / "base"), TASK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    loaded = tiny.peft(tiny.t5(), tmp_path / "out")
+    loaded = tiny_language.peft(tiny_language.t5(), tmp_path / "out")
     assert loaded.peft_config["default"].task_type == TASK
     found = {name for name, module in loaded.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert found == set(ranks)
-    expected = tiny.logits(tiny.with_deltas(tiny.t5(), adapter.deltas))
-    assert torch.allclose(tiny.logits(loaded), expected, rtol=0, atol=1e-5)
-    again = peft.load(tmp_path / "out", tiny.shapes(tiny.t5()))
+    expected = tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas))
+    assert torch.allclose(tiny_language.logits(loaded), expected, rtol=0, atol=1e-5)
+    again = peft.load(tmp_path / "out", tiny_language.shapes(tiny_language.t5()))
     assert all(torch.equal(again.deltas[path].up, delta.up) for path, delta in adapter.deltas.items())
 
 
-def test_convolutions_keep_their_kernel(tiny, tmp_path):
+def test_convolutions_keep_their_kernel(tmp_path):
     class Pictures(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -185,7 +191,7 @@ def test_convolutions_keep_their_kernel(tiny, tmp_path):
     assert torch.equal(peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"].down, delta.down)
     x = torch.randn(1, 3, 5, 5)
     expected = model(x) + torch.nn.functional.conv2d(x, delta.dense().reshape(8, 3, 3, 3))
-    assert torch.allclose(tiny.peft(model, tmp_path / "out")(x), expected, atol=1e-4)
+    assert torch.allclose(tiny_language.peft(model, tmp_path / "out")(x), expected, atol=1e-4)
 
 
 def test_patterns_are_bound_where_one_path_is_the_end_of_another():
@@ -195,7 +201,7 @@ def test_patterns_are_bound_where_one_path_is_the_end_of_another():
         assert patterns.get(peft.matching_pattern(patterns, path), settings["r"]) == rank
 
 
-def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tiny, tmp_path):
+def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tmp_path):
     first, second, out = random_adapter({Q: 2}), random_adapter({Q: 3}), tmp_path / "out"
     out.mkdir()
     peft.save(first, out, "base", TASK)  # an empty folder is free

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_diffusers
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.schedulers import DDPMScheduler, PNDMScheduler
@@ -49,7 +50,7 @@ def make_clip(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def world(tiny_sd, tmp_path_factory):
+def world(tmp_path_factory):
     """A pipeline folder, a CLIP folder, two LoRAs in both of our styles, and photos of two concepts."""
     folder = tmp_path_factory.mktemp("eval-sd15")
     torch.manual_seed(0)
@@ -57,12 +58,12 @@ def world(tiny_sd, tmp_path_factory):
         block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4, norm_num_groups=2, layers_per_block=1,
     )  # fmt: skip
-    tokenizer = tiny_sd.tokenizer()
+    tokenizer = tiny_diffusers.tokenizer()
     StableDiffusionPipeline(
         vae,
-        tiny_sd.text_encoder(),
+        tiny_diffusers.text_encoder(),
         tokenizer,
-        tiny_sd.unet(),
+        tiny_diffusers.unet(),
         PNDMScheduler(steps_offset=1, skip_prk_steps=True),
         None,
         None,
@@ -71,9 +72,9 @@ def world(tiny_sd, tmp_path_factory):
     make_clip(tokenizer).save_pretrained(folder / "clip")
     images = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
-    host = tiny_sd.model()
-    save_lora(host, tiny_sd.adapter(host, 1), folder / "merged.safetensors", "kohya")
-    save_lora(host, tiny_sd.adapter(host, 2), folder / "other.safetensors", "diffusers")
+    host = tiny_diffusers.model()
+    save_lora(host, tiny_diffusers.adapter(host, 1), folder / "merged.safetensors", "kohya")
+    save_lora(host, tiny_diffusers.adapter(host, 2), folder / "other.safetensors", "diffusers")
     for number, name in enumerate(("pot", "teddybear")):
         (folder / name).mkdir()
         for photo in range(2 + number):
@@ -90,14 +91,14 @@ def arguments_for(world, output, *more, count=2):
             "--steps", 3, "--size", 16, "--count", count, *more]  # fmt: skip
 
 
-def drawn_alone(world, tiny_sd, prompt, seed, lora=None):
+def drawn_alone(world, prompt, seed, lora=None):
     """Return one picture of diffusers, where a LoRA's deltas are added to the weights."""
     pipeline = StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if lora:
         host = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
-        tiny_sd.add_deltas(host, tiny_sd.adapter(host, lora))
+        tiny_diffusers.add_deltas(host, tiny_diffusers.adapter(host, lora))
     generator = torch.Generator().manual_seed(seed)
     return pipeline(prompt, num_inference_steps=3, guidance_scale=12, width=16, height=16, generator=generator).images[0]
 
@@ -107,14 +108,14 @@ def pixels(picture):
     return torch.tensor(list(image.convert("RGB").tobytes()), dtype=torch.int16)
 
 
-def test_pictures_are_those_of_diffusers_and_scores_those_of_clip(world, tiny_sd, tmp_path):
+def test_pictures_are_those_of_diffusers_and_scores_those_of_clip(world, tmp_path):
     loras = ["--lora", world / "merged.safetensors", "--lora", world / "other.safetensors"]
     done = iteris(*arguments_for(world, tmp_path / "out", *loras, "--json", tmp_path / "scores.json", "--batch", 3))
     assert (done.exit_code, done.stderr) == (0, "")
     prompts = ["a photo of a <a> pot and a teddybear", "a <a> pot and a teddybear on a cat"]
     for row, lora in (("base", None), ("merged", 1), ("other", 2)):
         for p, n in ((0, 1), (1, 0)):
-            alone = drawn_alone(world, tiny_sd, prompts[p], Sampling().seed_of(p, n), lora)
+            alone = drawn_alone(world, prompts[p], Sampling().seed_of(p, n), lora)
             assert (pixels(tmp_path / "out" / row / f"{p:02d}-{n:04d}.png") - pixels(alone)).abs().max() <= 1
     first = [pixels(tmp_path / "out" / row / "00-0000.png") for row in ("base", "merged", "other")]
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
@@ -198,9 +199,9 @@ def original_name(key):
     return f"first_stage_model.{part}.{rest}" if part in ("encoder", "decoder") else f"first_stage_model.{key}"
 
 
-def test_a_checkpoint_of_one_file_draws_the_same_pictures(world, tiny_sd, tmp_path):
-    host, folder = tiny_sd.model(), StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
-    tiny_sd.save_checkpoint(host, tmp_path / "parts.safetensors")
+def test_a_checkpoint_of_one_file_draws_the_same_pictures(world, tmp_path):
+    host, folder = tiny_diffusers.model(), StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
+    tiny_diffusers.save_checkpoint(host, tmp_path / "parts.safetensors")
     vae = {}
     for key, tensor in folder.vae.state_dict().items():
         inside = "attentions" in key and key.endswith("weight") and "group_norm" not in key
@@ -209,7 +210,7 @@ def test_a_checkpoint_of_one_file_draws_the_same_pictures(world, tiny_sd, tmp_pa
     arguments = arguments_for(world, tmp_path / "out", "--config", world / "base", count=1)
     done = iteris(*arguments, "--base", tmp_path / "tiny.safetensors")
     assert (done.exit_code, done.stderr) == (0, "")
-    alone = drawn_alone(world, tiny_sd, "a photo of a <a> pot and a teddybear", Sampling().seed_of(0, 0))
+    alone = drawn_alone(world, "a photo of a <a> pot and a teddybear", Sampling().seed_of(0, 0))
     assert (pixels(tmp_path / "out" / "base" / "00-0000.png") - pixels(alone)).abs().max() <= 1
 
 

@@ -1,30 +1,19 @@
 """benchmarks/world.py: the renderer, the words, the judge's rules, and the whole way, on a world trained for two steps."""
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def benchmarks_on_the_path():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
 
 @pytest.fixture(scope="module")
-def scenes(benchmarks_on_the_path):
+def scenes():
     return pytest.importorskip("world_scenes")
 
 
 @pytest.fixture(scope="module")
-def recogniser(benchmarks_on_the_path):
+def recogniser():
     return pytest.importorskip("world_recogniser")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny_language
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -83,8 +84,8 @@ def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
     assert "rank_pattern of adapter_config.json is a list" in inspect_adapter(folder).problems[0]
 
 
-def test_a_peft_dora(tiny, t5_folder, tmp_path):
-    facts = inspect_adapter(tiny.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True))
+def test_a_peft_dora(t5_folder, tmp_path):
+    facts = inspect_adapter(tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True))
     assert (facts.kinds, facts.modules, facts.problems) == ({"DoRA": 12}, {"q": 6, "v": 6}, ())
 
 

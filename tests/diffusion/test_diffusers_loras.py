@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -20,8 +21,8 @@ STYLES = ("kohya", "diffusers")
 
 
 @pytest.fixture(scope="module")
-def host(tiny_sd):
-    return tiny_sd.model()
+def host():
+    return tiny_diffusers.model()
 
 
 def outputs(host):
@@ -31,17 +32,17 @@ def outputs(host):
         return context, unet.forward([UnetRow(x, sigma, context[0])])
 
 
-def in_diffusers(tiny_sd, path):
+def in_diffusers(path):
     """Return the outputs of a new model into which diffusers has loaded a file."""
-    host = tiny_sd.model()
-    loaded = tiny_sd.pipeline(host)
+    host = tiny_diffusers.model()
+    loaded = tiny_diffusers.pipeline(host)
     loaded.load_lora_weights(str(path))
-    return outputs(DiffusersStableDiffusion(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_sd.scheduler()))
+    return outputs(DiffusersStableDiffusion(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler()))
 
 
-def with_weights(tiny_sd, adapter):
-    host = tiny_sd.model()
-    tiny_sd.add_deltas(host, adapter)
+def with_weights(adapter):
+    host = tiny_diffusers.model()
+    tiny_diffusers.add_deltas(host, adapter)
     return outputs(host)
 
 
@@ -51,33 +52,33 @@ def assert_same_effect(found, expected, base):
         assert (ours - theirs).norm() <= 1e-5 * (theirs - without).norm()
 
 
-def mixed_ranks(host, tiny_sd):
-    one, other = tiny_sd.adapter(host, 1, wanted=ALL), tiny_sd.adapter(host, 2, wanted=ALL, rank=3)
+def mixed_ranks(host):
+    one, other = tiny_diffusers.adapter(host, 1, wanted=ALL), tiny_diffusers.adapter(host, 2, wanted=ALL, rank=3)
     return Adapter("mixed", {p: (other if i % 3 == 0 else one).deltas[p] for i, p in enumerate(one.deltas)})
 
 
-def one_rank(host, tiny_sd):
-    return tiny_sd.adapter(host, 1, wanted=ALL)
+def one_rank(host):
+    return tiny_diffusers.adapter(host, 1, wanted=ALL)
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("make", [one_rank, mixed_ranks])
-def test_diffusers_loads_what_is_saved_and_so_do_we(host, tiny_sd, tmp_path, style, make):
-    adapter, path = make(host, tiny_sd), tmp_path / "merged.safetensors"
+def test_diffusers_loads_what_is_saved_and_so_do_we(host, tmp_path, style, make):
+    adapter, path = make(host), tmp_path / "merged.safetensors"
     assert len(adapter.deltas) > 80
     save_lora(host, adapter, path, style, {"iteris.recipe": "{}"})
-    assert_same_effect(in_diffusers(tiny_sd, path), with_weights(tiny_sd, adapter), outputs(host))
+    assert_same_effect(in_diffusers(path), with_weights(adapter), outputs(host))
     again = read_lora(host, path)
     assert (again.name, again.unmatched, again.metadata["iteris.recipe"]) == ("merged", (), "{}")
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
     assert all(torch.equal(again.deltas[p].down, delta.down) for p, delta in adapter.deltas.items())
 
 
-def test_lycoris_reads_what_is_saved_for_kohya(host, tiny_sd, tmp_path):
+def test_lycoris_reads_what_is_saved_for_kohya(host, tmp_path):
     """Not so with mixed ranks: lycoris-lora 4.1 cannot read a file without alphas, and diffusers misreads one with them."""
     from lycoris.modules import get_module, make_module
 
-    adapter, path = one_rank(host, tiny_sd), tmp_path / "merged.safetensors"
+    adapter, path = one_rank(host), tmp_path / "merged.safetensors"
     save_lora(host, adapter, path, "kohya")
     tensors = load_file(path)
     paths = {host.keys.base_of_module[path]: path for path in adapter.deltas}
@@ -89,8 +90,8 @@ def test_lycoris_reads_what_is_saved_for_kohya(host, tiny_sd, tmp_path):
         assert (difference.reshape(expected.shape) - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tiny_sd, tmp_path):
-    trained, layers, settings = tiny_sd.model(), {}, {}
+def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tmp_path):
+    trained, layers, settings = tiny_diffusers.model(), {}, {}
     parts = {
         "unet": (trained.unet_model, ["to_q", "to_out.0", "conv1"]),
         "text_encoder": (trained.text_model, ["q_proj", "fc1"]),
@@ -104,7 +105,7 @@ def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tiny_sd, tmp_path):
     adapter = read_lora(host, path)
     assert adapter.unmatched == ()
     assert {delta.rank for delta in adapter.deltas.values()} == {2, 4}
-    assert_same_effect(with_weights(tiny_sd, adapter), in_diffusers(tiny_sd, path), outputs(host))
+    assert_same_effect(with_weights(adapter), in_diffusers(path), outputs(host))
 
 
 def renamed(tensors, change):
@@ -134,8 +135,8 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("change", SPELLINGS.values(), ids=SPELLINGS)
-def test_every_spelling_is_read(host, tiny_sd, tmp_path, change):
-    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+def test_every_spelling_is_read(host, tmp_path, change):
+    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
     save_lora(host, adapter, path, "diffusers")
     tensors = renamed(load_file(path), change)
     assert len(tensors) == 2 * len(adapter.deltas)
@@ -145,15 +146,15 @@ def test_every_spelling_is_read(host, tiny_sd, tmp_path, change):
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
 
 
-def test_the_text_encoders_second_name_in_kohyas_files_is_read(host, tiny_sd, tmp_path):
-    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+def test_the_text_encoders_second_name_in_kohyas_files_is_read(host, tmp_path):
+    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
     save_lora(host, adapter, path)
     save_file(renamed(load_file(path), lambda key: key.replace("lora_te_", "lora_te1_")), path)
     assert set(read_lora(host, path).deltas) == set(adapter.deltas)
 
 
-def test_names_of_the_original_code_are_read(host, tiny_sd, tmp_path):
-    adapter, names = tiny_sd.adapter(host, 1, wanted=ALL), ldm_names(p.removeprefix("unet.") for p in host.modules)
+def test_names_of_the_original_code_are_read(host, tmp_path):
+    adapter, names = tiny_diffusers.adapter(host, 1, wanted=ALL), ldm_names(p.removeprefix("unet.") for p in host.modules)
     unet = adapter.select(lambda path: not host.is_text_module(path))
     tensors = {}
     for path, delta in unet.deltas.items():
@@ -168,10 +169,10 @@ def test_names_of_the_original_code_are_read(host, tiny_sd, tmp_path):
 
 
 @pytest.mark.parametrize("layers_per_block", [1, 2])
-def test_the_original_names_are_those_that_diffusers_converts(tiny_sd, layers_per_block):
+def test_the_original_names_are_those_that_diffusers_converts(layers_per_block):
     down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
     up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    model = tiny_sd.unet(
+    model = tiny_diffusers.unet(
         layers_per_block=layers_per_block, block_out_channels=(8, 8, 16), down_block_types=down, up_block_types=up
     )
     parameters = dict(model.named_parameters())
@@ -188,8 +189,8 @@ def test_the_original_names_are_those_that_diffusers_converts(tiny_sd, layers_pe
 # --- strengths, other kinds, refusals ---
 
 
-def test_strengths_are_baked_in(host, tiny_sd, tmp_path):
-    adapter, path = tiny_sd.adapter(host, 1), tmp_path / "a.safetensors"
+def test_strengths_are_baked_in(host, tmp_path):
+    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
     save_lora(host, adapter, path)
     found = read_lora(host, path, 0.5, 2.0)
     for module, delta in adapter.deltas.items():
@@ -199,8 +200,8 @@ def test_strengths_are_baked_in(host, tiny_sd, tmp_path):
     assert set(read_lora(host, path, 0.7).deltas) == set(adapter.deltas)
 
 
-def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tiny_sd, tmp_path):
-    trained = tiny_sd.model()
+def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
+    trained = tiny_diffusers.model()
     trained.unet_model.add_adapter(
         LoraConfig(r=2, lora_alpha=2, use_dora=True, target_modules=["to_q"], init_lora_weights=False)
     )
@@ -208,16 +209,18 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tiny_sd, tmp_p
     assert any("magnitude" in key for key in state)
     save_file(state, tmp_path / "dora.safetensors")
     adapter = read_lora(host, tmp_path / "dora.safetensors")
-    patched = with_weights(tiny_sd, adapter)
-    expected = outputs(DiffusersStableDiffusion(trained.unet_model, trained.text_model, host.tokenizer, tiny_sd.scheduler()))
+    patched = with_weights(adapter)
+    expected = outputs(
+        DiffusersStableDiffusion(trained.unet_model, trained.text_model, host.tokenizer, tiny_diffusers.scheduler())
+    )
     torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "options", [{"r": 2}, {"r": 64}, {"r": 2, "decompose_both": True}, {"r": 2, "use_effective_conv2d": True}], ids=str
 )
-def test_a_lokr_of_peft_is_read(host, tiny_sd, tmp_path, options):
-    trained = tiny_sd.model()
+def test_a_lokr_of_peft_is_read(host, tmp_path, options):
+    trained = tiny_diffusers.model()
     config = LoKrConfig(alpha=options["r"], target_modules=["to_q", "proj_in", "conv1"], init_weights=False, **options)
     inject_adapter_in_model(config, trained.unet_model)
     state = {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(trained.unet_model).items()}
@@ -247,12 +250,12 @@ def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
             read_lora(host, path)
 
 
-def test_what_cannot_be_read_or_written_is_refused(host, tiny_sd, tmp_path):
+def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):
     base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file({f"{base}.oft_blocks": torch.ones(2, 4, 4)}, tmp_path / "oft.safetensors")
     with pytest.raises(AdapterError, match=r"oft: .* is an OFT, which only ComfyUI's own code applies; merge it there"):
         read_lora(host, tmp_path / "oft.safetensors")
-    adapter = tiny_sd.adapter(host, 1)
+    adapter = tiny_diffusers.adapter(host, 1)
     with pytest.raises(ConfigError, match="style is 'peft'; it can be 'kohya' or 'diffusers'"):
         save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
     biased = Adapter("biased", adapter.deltas, vectors={"unet.conv_in.bias": torch.ones(8)})
@@ -268,7 +271,9 @@ def test_what_cannot_be_read_or_written_is_refused(host, tiny_sd, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"), [("{", "cannot be read"), (json.dumps({"unet.r": 4, "unet.lora_alpha": 4}), "has rank 2, but")]
 )
-def test_settings_in_the_metadata_must_fit(host, tiny_sd, tmp_path, settings, said):
-    save_lora(host, tiny_sd.adapter(host, 1), tmp_path / "a.safetensors", "diffusers", {"lora_adapter_metadata": settings})
+def test_settings_in_the_metadata_must_fit(host, tmp_path, settings, said):
+    save_lora(
+        host, tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors", "diffusers", {"lora_adapter_metadata": settings}
+    )
     with pytest.raises(AdapterError, match=said):
         read_lora(host, tmp_path / "a.safetensors")

@@ -3,7 +3,9 @@
 import copy
 
 import pytest
+import tiny_diffusers
 import torch
+import toy
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
@@ -27,18 +29,23 @@ class Recorder(DiffusersStableDiffusion):
         return super()._network(belongs, noted)
 
 
-def recorder(tiny_sd, prediction_type):
-    parts = tiny_sd.unet().double(), tiny_sd.text_encoder().double(), tiny_sd.tokenizer(), tiny_sd.scheduler(prediction_type)
+def recorder(prediction_type):
+    parts = (
+        tiny_diffusers.unet().double(),
+        tiny_diffusers.text_encoder().double(),
+        tiny_diffusers.tokenizer(),
+        tiny_diffusers.scheduler(prediction_type),
+    )
     host = Recorder(*parts)
     host.batches = []
     return host
 
 
-def patched(host, tiny_sd, adapter=None):
+def patched(host, adapter=None):
     model = copy.deepcopy(host)
     model.__dict__.pop("modules", None)
     if adapter is not None:
-        tiny_sd.add_deltas(model, adapter)
+        tiny_diffusers.add_deltas(model, adapter)
     return model
 
 
@@ -61,14 +68,14 @@ def inputs_of_layers(model, opened, rows, paths):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_every_layer_solves_the_equation_on_plainly_patched_models(tiny_sd, toy, prediction_type):
-    host = recorder(tiny_sd, prediction_type)
-    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))]
+def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_type):
+    host = recorder(prediction_type)
+    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
     result = merge_stable_diffusion(host, loras, calibration, EXACT)
     text_batch, unet_batch = host.batches[0], host.batches[-1]
-    models = [patched(host, tiny_sd, lora.adapter) for lora in loras] + [patched(host, tiny_sd)]
-    student, checked = patched(host, tiny_sd, result.adapter), 0
+    models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
+    student, checked = patched(host, result.adapter), 0
     for batch, opened, mine in (
         (text_batch, lambda model: model.text_encoder(), host.is_text_module),
         (unet_batch, lambda model: model.unet(), lambda path: not host.is_text_module(path)),
@@ -97,9 +104,9 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(tiny_sd, toy,
     assert checked == len(result.adapter.deltas) > 50
 
 
-def test_cancelling_is_heard_in_every_stage(tiny_sd):
-    host = tiny_sd.model()
-    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+def test_cancelling_is_heard_in_every_stage():
+    host = tiny_diffusers.model()
+    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
     for wanted in ("Text encoder", "Sampling", "UNet"):
 
         def progress(stage, done, total, wanted=wanted):
@@ -108,13 +115,14 @@ def test_cancelling_is_heard_in_every_stage(tiny_sd):
 
         with pytest.raises(InterruptedError, match=wanted):
             merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
-        assert tiny_sd.hooks(host) == 0
+        assert tiny_diffusers.hooks(host) == 0
 
 
-def test_scenes_can_be_merged(tiny_sd):
-    host = tiny_sd.model()
+def test_scenes_can_be_merged():
+    host = tiny_diffusers.model()
     loras = [
-        PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,), trigger=prompt) for seed, prompt in ((1, "bat"), (2, "hat"))
+        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,), trigger=prompt)
+        for seed, prompt in ((1, "bat"), (2, "hat"))
     ]
     calibration = Calibration(
         **SMALL, scene_weight=0.1, scene_forms=("{first} {second}",), companions=("mat",), compositions=("{prompt} {thing}",),
@@ -124,10 +132,10 @@ def test_scenes_can_be_merged(tiny_sd):
     assert {"lora1 in scenes", "lora2 in scenes"} <= {task.task for task in result.report.layers[0].tasks}
 
 
-def test_a_long_prompt_is_merged_beside_a_short_one(tiny_sd):
-    host = tiny_sd.model()
+def test_a_long_prompt_is_merged_beside_a_short_one():
+    host = tiny_diffusers.model()
     long = "a cat on a mat and a hat, a bat"
     assert len(host.tokenize(long)) == 2
-    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, long))]
+    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, long))]
     result = merge_stable_diffusion(host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig())
     assert all(delta.up.isfinite().all() for delta in result.adapter.deltas.values())

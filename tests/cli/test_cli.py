@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tiny_language
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
@@ -44,11 +45,11 @@ def golden_arguments(name, output, *more):
     return [*arguments, *more]
 
 
-def largest_error(name, output, iteration, tiny):
+def largest_error(name, output, iteration):
     """Return the largest relative error over the encoder's layers, as peft reads the adapter (base + delta where meant)."""
     tensors = load_file(GOLDEN / name / "golden.safetensors")
     base = T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny").eval()
-    loaded = tiny.peft(T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny"), output)
+    loaded = tiny_language.peft(T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny"), output)
     with_base = json.loads((GOLDEN / name / "settings.json").read_text())["with_pretrain_matrix"]
     errors = []
     for path, module in loaded.base_model.model.named_modules():
@@ -80,10 +81,10 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_command_gives_what_the_published_code_gives(name, runs, tiny):
+def test_the_command_gives_what_the_published_code_gives(name, runs):
     folder, done = runs
     assert (done[name].returncode, done[name].stderr) == (0, "")
-    error = largest_error(name, folder / name, last_iteration(name), tiny)
+    error = largest_error(name, folder / name, last_iteration(name))
     print(f"{name}: largest relative error {error:.1e}")
     assert error < 1e-5
     assert "layers merged" in done[name].stdout
@@ -94,29 +95,29 @@ def test_the_command_gives_what_the_published_code_gives(name, runs, tiny):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_adapter_in_peft_is_the_merged_model(name, runs, tiny):
+def test_the_adapter_in_peft_is_the_merged_model(name, runs):
     folder = GOLDEN / name / "t5-tiny"
     merged = T5ForConditionalGeneration.from_pretrained(folder)
-    tiny.with_deltas(merged, peft.load(runs[0] / name, tiny.shapes(merged)).deltas)
-    loaded = tiny.peft(T5ForConditionalGeneration.from_pretrained(folder), runs[0] / name)
-    expected = tiny.logits(merged)
-    assert torch.allclose(tiny.logits(loaded), expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    tiny_language.with_deltas(merged, peft.load(runs[0] / name, tiny_language.shapes(merged)).deltas)
+    loaded = tiny_language.peft(T5ForConditionalGeneration.from_pretrained(folder), runs[0] / name)
+    expected = tiny_language.logits(merged)
+    assert torch.allclose(tiny_language.logits(loaded), expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
 
 
-def test_the_command_iterates_as_the_published_code_does(runs, tiny):
+def test_the_command_iterates_as_the_published_code_does(runs):
     folder, done = runs
     assert (done["iterated"].returncode, done["iterated"].stderr) == (0, "")
-    assert largest_error("two_tasks", folder / "iterated", 1, tiny) < 1e-5
+    assert largest_error("two_tasks", folder / "iterated", 1) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("name", "solves"),
     [("two_tasks", 1), ("three_tasks_qkvo", 2), ("three_tasks_qkvo", 3), ("input_mix_manual", 2), ("with_base_weight", 1)],
 )
-def test_every_iteration_is_the_published_codes(name, solves, tiny, tmp_path):
+def test_every_iteration_is_the_published_codes(name, solves, tmp_path):
     done = in_process(*golden_arguments(name, tmp_path / "out", "--engine", "iterate", "--max-iter", solves))
     assert done.exit_code == 0, done.stderr
-    error = largest_error(name, tmp_path / "out", solves - 1, tiny)
+    error = largest_error(name, tmp_path / "out", solves - 1)
     print(f"{name}, iteration {solves - 1}: largest relative error {error:.1e}")
     assert error < 1e-5
 
@@ -152,13 +153,13 @@ def arguments_on_texts(t5_folder, texts, output):
             texts / "one.txt", "--adapter", t5_folder / "two", "--samples", texts / "two.jsonl"]  # fmt: skip
 
 
-def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
+def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
     more = ["--target", "delta", "--rank", "5", "--save-dtype", "bfloat16"]
     arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more]
     done = in_process(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"saved to {tmp_path / 'out'}" in done.stdout
-    loaded = tiny.peft(tiny.t5(), tmp_path / "out")
+    loaded = tiny_language.peft(tiny_language.t5(), tmp_path / "out")
     layers = [module for module in loaded.modules() if hasattr(module, "lora_A")]
     assert len(layers) == 2 * 6 + 2 * 10
     assert {module.r["default"] for module in layers} == {3, 5}  # k, o, wi and wo are changed by one adapter of rank 3 only
@@ -168,17 +169,17 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tiny, tmp_path):
     assert again.stderr == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow overwriting\n"
 
 
-def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tiny, tmp_path):
+def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tmp_path):
     arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--save-model", tmp_path / "model"]
     arguments += ["--preserve", texts / "one.txt", "--preserve-weight", "0.5", "--json", tmp_path / "report.json"]
     done = in_process(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
     assert (settings["samples"], settings["weights"]) == ([3, 2, 3], [1.0, 1.0, 0.5])
-    whole = tiny.logits(T5ForConditionalGeneration.from_pretrained(tmp_path / "model"))
-    with_adapter = tiny.logits(tiny.peft(tiny.t5(), tmp_path / "out"))
+    whole = tiny_language.logits(T5ForConditionalGeneration.from_pretrained(tmp_path / "model"))
+    with_adapter = tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out"))
     assert torch.allclose(whole, with_adapter, rtol=0, atol=1e-5 * with_adapter.abs().max().item())
-    assert not torch.allclose(whole, tiny.logits(tiny.t5()), atol=1e-2)
+    assert not torch.allclose(whole, tiny_language.logits(tiny_language.t5()), atol=1e-2)
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("w1 w9")["input_ids"] == [4, 12, 1]
     again = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "other"), "--save-model", tmp_path / "model")
     assert again.exit_code == 2
@@ -189,9 +190,9 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, ti
     assert in_process(*arguments, "--overwrite").exit_code == 0
 
 
-def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tiny, tmp_path):
+def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tmp_path):
     options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
-    tiny.adapter(t5_folder / "base", tmp_path / "head", 7, **options)
+    tiny_language.adapter(t5_folder / "base", tmp_path / "head", 7, **options)
     done = in_process("merge", "t5", "--base", t5_folder / "base", "--adapter", tmp_path / "head", "--samples",
                       texts / "one.txt", "--output", tmp_path / "out", "--save-model", tmp_path / "model")  # fmt: skip
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
@@ -211,10 +212,10 @@ def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ties", "regmean", "regmean_pp", "task_arithmetic", "hyper_linear", "mix_of_show"])
-def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tiny, tmp_path, method):
+def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, method):
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert tiny.logits(tiny.peft(tiny.t5(), tmp_path / "out")).isfinite().all()
+    assert tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out")).isfinite().all()
 
 
 @pytest.mark.parametrize(

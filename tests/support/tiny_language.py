@@ -1,12 +1,8 @@
 """Tiny random T5 and BART models, and PEFT adapters for them, made by transformers and peft themselves."""
 
 import contextlib
-import importlib.util
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
@@ -16,7 +12,7 @@ from iteris_core.layers import weight_shape
 VOCABULARY = 60
 
 
-def make_t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
+def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
     torch.manual_seed(seed)
     widths = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2, "vocab_size": VOCABULARY}
     model = T5ForConditionalGeneration(T5Config(**{**widths, "decoder_start_token_id": 0, **options})).eval()
@@ -26,7 +22,7 @@ def make_t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
     return model
 
 
-def make_bart(seed: int = 0) -> BartForConditionalGeneration:
+def bart(seed: int = 0) -> BartForConditionalGeneration:
     torch.manual_seed(seed)
     sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in
              (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
@@ -35,7 +31,7 @@ def make_bart(seed: int = 0) -> BartForConditionalGeneration:
     ).eval()
 
 
-def make_adapter(base: Path, folder: Path, seed: int, targets=("q", "v"), kind=T5ForConditionalGeneration, **options) -> Path:
+def adapter(base: Path, folder: Path, seed: int, targets=("q", "v"), kind=T5ForConditionalGeneration, **options) -> Path:
     """Save an adapter with random factors for a base model, by peft."""
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -49,7 +45,7 @@ def make_adapter(base: Path, folder: Path, seed: int, targets=("q", "v"), kind=T
     return folder
 
 
-def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     found = {}
     for path, module in model.named_modules():
         with contextlib.suppress(ValueError):
@@ -73,47 +69,6 @@ def logits(model: torch.nn.Module, seed: int = 5) -> torch.Tensor:
         return model.eval()(input_ids=ids, decoder_input_ids=targets).logits
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """The helpers of this file: with `--import-mode=importlib`, tests cannot import each other."""
-    return SimpleNamespace(
-        t5=make_t5,
-        bart=make_bart,
-        adapter=make_adapter,
-        shapes=shapes_of,
-        with_deltas=with_deltas,
-        logits=logits,
-        vocabulary=VOCABULARY,
-        peft=PeftModel.from_pretrained,
-    )
-
-
-@pytest.fixture(scope="session")
-def t5_folder(tmp_path_factory) -> Path:
-    """A saved tiny T5, and the adapters `one` (q, v) and `two` (q, k, v, o, wi, wo) beside it."""
-    folder = tmp_path_factory.mktemp("t5")
-    make_t5().save_pretrained(folder / "base")
-    make_adapter(folder / "base", folder / "one", 1)
-    make_adapter(folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6)
-    return folder
-
-
-def load(name: str, path: Path):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="session")
-def tiny_sd():
-    """The module `tiny_diffusers.py`: tiny Stable Diffusion models of diffusers."""
-    return load("iteris_test_tiny_diffusers", Path(__file__).with_name("tiny_diffusers.py"))
-
-
-@pytest.fixture(scope="session")
-def toy():
-    """The core's `toy.py`, for the equation that every layer must solve, dense and naive."""
-    return load("iteris_test_toy", Path(__file__).parent.parent / "core" / "toy.py")
+def peft(model: torch.nn.Module, folder: Path) -> PeftModel:
+    """Return a model with a saved adapter, as peft loads it."""
+    return PeftModel.from_pretrained(model, folder)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny_diffusers
 import torch
 
 from iteris_core import AdapterError, ConfigError
@@ -16,15 +17,15 @@ def offline(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def host(tiny_sd):
-    return tiny_sd.model()
+def host():
+    return tiny_diffusers.model()
 
 
 @pytest.fixture(scope="module")
-def saved(host, tiny_sd, tmp_path_factory):
+def saved(host, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd")
-    tiny_sd.save_folder(host, folder / "pipeline", vae_scale_factor=2)
-    tiny_sd.save_checkpoint(host, folder / "one.safetensors")
+    tiny_diffusers.save_folder(host, folder / "pipeline", vae_scale_factor=2)
+    tiny_diffusers.save_checkpoint(host, folder / "one.safetensors")
     return folder
 
 
@@ -36,14 +37,14 @@ def assert_same_weights(found, expected):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "half precision"])
-def test_a_model_is_loaded_without_a_network(host, tiny_sd, saved, kind, tmp_path):
+def test_a_model_is_loaded_without_a_network(host, saved, kind, tmp_path):
     if kind == "folder":
         model = load_diffusers(str(saved / "pipeline"))
     elif kind == "file":
         model = load_diffusers(str(saved / "one.safetensors"), config=str(saved / "pipeline"))
     else:
-        half = tiny_sd.model(dtype=torch.float16)
-        tiny_sd.pipeline(half).save_pretrained(tmp_path / "half", variant="fp16")
+        half = tiny_diffusers.model(dtype=torch.float16)
+        tiny_diffusers.pipeline(half).save_pretrained(tmp_path / "half", variant="fp16")
         shutil.copytree(saved / "pipeline" / "vae", tmp_path / "half" / "vae")
         model = load_diffusers(str(tmp_path / "half"), dtype=torch.bfloat16)
         assert {p.dtype for m in (model.unet_model, model.text_model) for p in m.parameters()} == {torch.bfloat16}
@@ -55,8 +56,8 @@ def test_a_model_is_loaded_without_a_network(host, tiny_sd, saved, kind, tmp_pat
     assert not any(p.requires_grad or m.training for m in (model.unet_model, model.text_model) for p in m.parameters())
 
 
-def test_the_prediction_type_is_the_folders(tiny_sd, tmp_path):
-    tiny_sd.save_folder(tiny_sd.model(), tmp_path / "v", prediction_type="v_prediction")
+def test_the_prediction_type_is_the_folders(tmp_path):
+    tiny_diffusers.save_folder(tiny_diffusers.model(), tmp_path / "v", prediction_type="v_prediction")
     assert load_diffusers(str(tmp_path / "v")).prediction_type == "v_prediction"
 
 
@@ -73,7 +74,7 @@ def test_the_prediction_type_is_the_folders(tiny_sd, tmp_path):
         (["{one}", "{other}"], "cannot be loaded with the settings in"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_in_one_sentence(saved, tiny_sd, tmp_path, arguments, said):
+def test_what_cannot_be_loaded_is_said_in_one_sentence(saved, tmp_path, arguments, said):
     other = tmp_path / "other"
     shutil.copytree(saved / "pipeline", other)
     settings = json.loads((other / "unet" / "config.json").read_text())

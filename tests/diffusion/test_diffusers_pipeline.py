@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny_diffusers
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -20,9 +21,9 @@ def rows(x, sigma, contexts):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(tiny_sd, prediction_type):
-    host = tiny_sd.model(prediction_type, dtype=torch.float64)
-    theirs = EulerDiscreteScheduler.from_config(tiny_sd.scheduler(prediction_type).config, timestep_spacing="linspace")
+def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_type):
+    host = tiny_diffusers.model(prediction_type, dtype=torch.float64)
+    theirs = EulerDiscreteScheduler.from_config(tiny_diffusers.scheduler(prediction_type).config, timestep_spacing="linspace")
     theirs.set_timesteps(4)  # 999, 666, 333, 0
     sigmas = host.sigmas(4)
     torch.testing.assert_close(sigmas, theirs.sigmas.float(), rtol=1e-5, atol=0)
@@ -38,8 +39,8 @@ def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(tiny_sd, pre
     assert (seen[-1] - seen[0]).norm() > 1
 
 
-def test_one_batch_may_hold_different_noise_levels(tiny_sd):
-    host, (high, low) = tiny_sd.model(), (torch.tensor(9.0), torch.tensor(0.3))
+def test_one_batch_may_hold_different_noise_levels():
+    host, (high, low) = tiny_diffusers.model(), (torch.tensor(9.0), torch.tensor(0.3))
     x, contexts = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 16)
     with torch.no_grad(), host.unet() as unet:
         both = unet.forward([UnetRow(x[0], high, contexts[0]), UnetRow(x[1], low, contexts[1])])
@@ -47,27 +48,27 @@ def test_one_batch_may_hold_different_noise_levels(tiny_sd):
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_noise_levels_are_those_of_the_training_and_end_in_0(tiny_sd):
-    host = tiny_sd.model()
+def test_noise_levels_are_those_of_the_training_and_end_in_0():
+    host = tiny_diffusers.model()
     sigmas = host.sigmas(1000)
     assert (sigmas[-1], len(sigmas)) == (0, 1001)
     assert torch.equal(host.timesteps(sigmas[:-1]), torch.arange(999, -1, -1))
     assert (sigmas.diff() < 0).all()
-    alphas = tiny_sd.scheduler().alphas_cumprod
+    alphas = tiny_diffusers.scheduler().alphas_cumprod
     torch.testing.assert_close(sigmas[0] ** 2, 1 / alphas[-1] - 1, rtol=1e-4, atol=0)
     with pytest.raises(CalibrationError, match="1001 sampling steps are asked for; the model was trained on 1000"):
         host.sigmas(1001)
 
 
-def test_a_zero_terminal_snr_has_finite_noise_levels(tiny_sd):
+def test_a_zero_terminal_snr_has_finite_noise_levels():
     noisy = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert noisy.alphas_cumprod[-1] == 0
-    host = DiffusersStableDiffusion(tiny_sd.unet(), tiny_sd.text_encoder(), tiny_sd.tokenizer(), noisy)
+    host = DiffusersStableDiffusion(tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), noisy)
     assert host.sigmas(5).isfinite().all()
 
 
-def test_prompts_are_read_as_the_pipeline_reads_them(tiny_sd):
-    host = tiny_sd.model()
+def test_prompts_are_read_as_the_pipeline_reads_them():
+    host = tiny_diffusers.model()
     tokenizer = host.tokenizer
     (ids,) = host.tokenize("a cat")
     assert ids.tolist() == tokenizer("a cat", padding="max_length", max_length=16, truncation=True)["input_ids"]
@@ -84,21 +85,21 @@ def test_prompts_are_read_as_the_pipeline_reads_them(tiny_sd):
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "a cat on a mat", "a cat on a mat and a hat, a bat"])
-def test_positions_are_those_of_the_words(tiny_sd, text):
-    host = tiny_sd.model()
+def test_positions_are_those_of_the_words(text):
+    host = tiny_diffusers.model()
     ids = torch.cat(host.tokenize(text))
     assert ids[host.token_positions(text)].tolist() == host.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("break_off", [False, True])
-def test_nothing_is_left_behind(tiny_sd, break_off):
-    host = tiny_sd.model()
+def test_nothing_is_left_behind(break_off):
+    host = tiny_diffusers.model()
     host.unet_model.train()
     host.text_model.train()
     host.unet_model.mid_block.eval()
     modes = {path: module.training for path, module in host.modules.items()}
     weights = {path: module.weight.clone() for path, module in host.modules.items() if hasattr(module, "weight")}
-    loras = [PromptedAdapter(tiny_sd.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
 
     def progress(stage, done, total):
         if break_off and stage == "UNet" and done == 3:
@@ -108,7 +109,7 @@ def test_nothing_is_left_behind(tiny_sd, break_off):
         merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
     except KeyboardInterrupt:
         assert break_off
-    assert tiny_sd.hooks(host) == 0
+    assert tiny_diffusers.hooks(host) == 0
     assert {path: module.training for path, module in host.modules.items()} == modes
     assert all(torch.equal(host.modules[path].weight, weight) for path, weight in weights.items())
 
@@ -116,10 +117,12 @@ def test_nothing_is_left_behind(tiny_sd, break_off):
 @pytest.mark.parametrize(
     ("channels", "prediction_type", "factor"), [(4, "epsilon", 8), (27, "sample", 16), (4, "v_prediction", 8)]
 )
-def test_one_lora_merges_to_itself_and_two_to_another(tiny_sd, channels, prediction_type, factor):
-    host = tiny_sd.model(prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor)
+def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type, factor):
+    host = tiny_diffusers.model(prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor)
     assert host.latent_shape(64) == (channels, 64 // factor, 64 // factor)
-    first, second = (PromptedAdapter(tiny_sd.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink")))
+    first, second = (
+        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))
+    )
     calibration, config = Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
     alone = merge_stable_diffusion(host, [first], calibration, config)
     assert set(alone.adapter.deltas) == set(first.adapter.deltas)
@@ -130,17 +133,17 @@ def test_one_lora_merges_to_itself_and_two_to_another(tiny_sd, channels, predict
     assert not torch.equal(both.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense())
 
 
-def test_teachers_and_student_are_the_patched_models(tiny_sd):
+def test_teachers_and_student_are_the_patched_models():
     """The UNet rows of a merge of one LoRA equal a forward of the model that carries it in its weights."""
-    host = tiny_sd.model(dtype=torch.float64)
-    lora = PromptedAdapter(tiny_sd.adapter(host, 1), ("a cat",))
+    host = tiny_diffusers.model(dtype=torch.float64)
+    lora = PromptedAdapter(tiny_diffusers.adapter(host, 1), ("a cat",))
     result = merge_stable_diffusion(
         host, [lora], Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
     )
-    patched = tiny_sd.model(dtype=torch.float64)
-    tiny_sd.add_deltas(patched, result.adapter)
-    expected = tiny_sd.model(dtype=torch.float64)
-    tiny_sd.add_deltas(expected, lora.adapter)
+    patched = tiny_diffusers.model(dtype=torch.float64)
+    tiny_diffusers.add_deltas(patched, result.adapter)
+    expected = tiny_diffusers.model(dtype=torch.float64)
+    tiny_diffusers.add_deltas(expected, lora.adapter)
     x, sigma = torch.randn(1, 4, 8, 8), torch.tensor(2.0)
     with torch.no_grad():
         outputs = []
@@ -151,24 +154,24 @@ def test_teachers_and_student_are_the_patched_models(tiny_sd):
     assert (outputs[2] - outputs[1]).norm() > 1e-2 * outputs[1].norm()
 
 
-def test_other_models_are_refused(tiny_sd):
-    parts = [tiny_sd.unet(), tiny_sd.text_encoder(), tiny_sd.tokenizer(), tiny_sd.scheduler()]
+def test_other_models_are_refused():
+    parts = [tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), tiny_diffusers.scheduler()]
 
     def refused(said, **changed):
         order = ("unet", "text_encoder", "tokenizer", "scheduler")
         with pytest.raises(ConfigError, match=said):
             DiffusersStableDiffusion(*(changed.get(name, part) for name, part in zip(order, parts, strict=True)))
 
-    refused("an inpainting model: it reads 9 channels and answers 4", unet=tiny_sd.unet(in_channels=9))
-    refused("contexts of width 24, the text encoder's have 16", unet=tiny_sd.unet(cross_attention_dim=24))
-    refused("also reads class labels", unet=tiny_sd.unet(num_class_embeds=3))
+    refused("an inpainting model: it reads 9 channels and answers 4", unet=tiny_diffusers.unet(in_channels=9))
+    refused("contexts of width 24, the text encoder's have 16", unet=tiny_diffusers.unet(cross_attention_dim=24))
+    refused("also reads class labels", unet=tiny_diffusers.unet(num_class_embeds=3))
     refused("FlowMatchEulerDiscreteScheduler has no alphas_cumprod", scheduler=FlowMatchEulerDiscreteScheduler())
-    odd = copy.deepcopy(tiny_sd.scheduler())
+    odd = copy.deepcopy(tiny_diffusers.scheduler())
     odd.register_to_config(prediction_type="flow_prediction")
     refused("has the prediction_type 'flow_prediction'", scheduler=odd)
-    silent = tiny_sd.tokenizer()
+    silent = tiny_diffusers.tokenizer()
     silent.pad_token = None
     refused("the tokenizer has no padding token", tokenizer=silent)
-    masked = tiny_sd.text_encoder()
+    masked = tiny_diffusers.text_encoder()
     masked.config.use_attention_mask = True
     refused("the text encoder masks padding", text_encoder=masked)

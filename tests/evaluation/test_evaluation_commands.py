@@ -5,6 +5,7 @@ import json
 
 import pyarrow
 import pytest
+import tiny_language
 import torch
 from PIL import Image
 from pyarrow import parquet
@@ -42,12 +43,12 @@ def said(done, command):
 
 
 @pytest.fixture(scope="module")
-def base(tiny, tmp_path_factory):
+def base(tmp_path_factory):
     """A tiny T5 with a tokenizer of its own, whose words are w0 to w56, and two adapters."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder = tmp_path_factory.mktemp("eval-t5")
-    tiny.t5().save_pretrained(folder / "base")
+    tiny_language.t5().save_pretrained(folder / "base")
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -55,14 +56,14 @@ def base(tiny, tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
     fast.save_pretrained(folder / "base")
     for seed, name in enumerate(("one", "two"), 1):
-        tiny.adapter(folder / "base", folder / name, seed, ("q", "k", "v", "o"))
+        tiny_language.adapter(folder / "base", folder / name, seed, ("q", "k", "v", "o"))
     return folder
 
 
-def answers_of(base, adapter, tiny, beams=1):
+def answers_of(base, adapter, beams=1):
     """Return what peft's own model answers to each text alone, without any padding."""
     model = T5ForConditionalGeneration.from_pretrained(base / "base").eval()
-    model = tiny.peft(model, base / adapter).eval() if adapter else model
+    model = tiny_language.peft(model, base / adapter).eval() if adapter else model
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base / "base")
     found = []
     for text in TEXTS:
@@ -73,9 +74,9 @@ def answers_of(base, adapter, tiny, beams=1):
 
 
 @pytest.fixture(scope="module")
-def emotions(base, tiny):
+def emotions(base):
     """A set of instructions, in which adapter `one` is right on the first, third and fifth, and nobody on the others."""
-    right = answers_of(base, "one", tiny)
+    right = answers_of(base, "one")
     outputs = [right[i] if i % 2 == 0 else "joy" for i in range(len(TEXTS))]
     path = base / "tec.json"
     path.write_text(json.dumps([{"instruction": t, "output": o} for t, o in zip(TEXTS, outputs, strict=True)]))
@@ -90,14 +91,14 @@ def predictions(path):
     return [json.loads(line)["prediction"] for line in path.read_text().splitlines()[1:]]
 
 
-def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, tiny, tmp_path):
+def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, tmp_path):
     rte = tmp_path / "rte.jsonl"
     rte.write_text("\n".join(json.dumps({"sentence1": t, "sentence2": "w1", "label": 0}) for t in TEXTS))
     tasks = ["--task", f"tec={emotions}", "--task", f"rte={rte}", "--prompt", "rte={sentence1}"]
     adapters = ["--adapter", base / "one", "--adapter", base / "two"]
     done = iteris(*t5_arguments(base, tmp_path / "out", *adapters, *tasks, "--json", tmp_path / "scores.json"))
     assert (done.exit_code, done.stderr) == (0, "")
-    expected = {name: answers_of(base, name, tiny) for name in ("", "one", "two")}
+    expected = {name: answers_of(base, name) for name in ("", "one", "two")}
     assert len({tuple(found) for found in expected.values()}) == 3
     for name, found in expected.items():
         for task in ("tec", "rte"):
@@ -121,12 +122,12 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
     assert [cell.strip() for cell in line.split("│")[1:-1]] == ["one", f"{f1:.3f}", "0.000", f"{f1 / 2:.3f}"]
 
 
-def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tiny, tmp_path):
+def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path):
     def run(*more):
         arguments = ["--adapter", base / "one", "--no-base", "--task", f"tec={emotions}"]
         return iteris(*t5_arguments(base, tmp_path / "out", *arguments, *more))
 
-    expected, path = answers_of(base, "one", tiny), tmp_path / "out" / "one" / "tec.jsonl"
+    expected, path = answers_of(base, "one"), tmp_path / "out" / "one" / "tec.jsonl"
     assert run("--limit", 3).exit_code == 0
     assert predictions(path) == expected[:3]
     assert not (tmp_path / "out" / "base").exists()
@@ -136,14 +137,14 @@ def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tiny, tm
     assert "made with another generation" in said(run("--beams", 2), "t5")
     assert "made with another examples" in said(run("--prompt", "tec={instruction} w1"), "t5")
     assert run("--beams", 2, "--overwrite").exit_code == 0
-    assert predictions(path) == answers_of(base, "one", tiny, beams=2)
+    assert predictions(path) == answers_of(base, "one", beams=2)
 
 
-def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base, emotions, tiny, tmp_path):
-    tiny.adapter(base / "base", tmp_path / "mine", 5)
+def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base, emotions, tmp_path):
+    tiny_language.adapter(base / "base", tmp_path / "mine", 5)
     arguments = t5_arguments(base, tmp_path / "out", "--adapter", tmp_path / "mine", "--task", f"tec={emotions}")
     assert iteris(*arguments).exit_code == 0
-    tiny.adapter(base / "base", tmp_path / "mine", 6)
+    tiny_language.adapter(base / "base", tmp_path / "mine", 6)
     assert "made with another adapter" in said(iteris(*arguments), "t5")
 
 
@@ -203,7 +204,7 @@ PROMPT = "w1 w2 w3"
 
 
 @pytest.fixture(scope="module")
-def blip(tiny, tmp_path_factory):
+def blip(tmp_path_factory):
     """A tiny BLIP with a processor, an adapter, and four pictures as parquet and as JSON lines."""
     folder = tmp_path_factory.mktemp("eval-blip")
     torch.manual_seed(0)
@@ -218,7 +219,7 @@ def blip(tiny, tmp_path_factory):
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
     BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder / "base")
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
-    tiny.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
+    tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
     rows, lines = [], []
     for number in range(4):
         file = folder / f"{number}.png"
@@ -233,10 +234,10 @@ def blip(tiny, tmp_path_factory):
     return folder
 
 
-def captions_of(blip, tiny, adapter, prompt, beams):
+def captions_of(blip, adapter, prompt, beams):
     """Return what peft's own model writes about each picture alone."""
     model = BlipForConditionalGeneration.from_pretrained(blip / "base").eval()
-    model = tiny.peft(model, blip / adapter).eval() if adapter else model
+    model = tiny_language.peft(model, blip / adapter).eval() if adapter else model
     processor = BlipProcessor.from_pretrained(blip / "base")
     found = []
     for number in range(4):
@@ -256,7 +257,7 @@ def blip_arguments(blip, output, *more):
     return ["eval", "blip", "--base", blip / "base", "--output", output, "--max-new-tokens", 6, "--batch", 3, *more]
 
 
-def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tiny, tmp_path):
+def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_path):
     tasks = ["--task", f"senticap-positive={blip / 'test.parquet'}", "--task", f"captions={blip / 'test.jsonl'}"]
     more = ["--prompt", f"senticap-positive={PROMPT}", "--style-classifier", blip / "styles.jsonl"]
     more += ["--adapter", blip / "one", "--json", tmp_path / "scores.json"]
@@ -269,10 +270,10 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tiny
         adapter = "" if row == "base" else row
         for task, prompt in (("senticap-positive", PROMPT), ("captions", "")):
             found = predictions(tmp_path / "out" / row / f"{task}.jsonl")
-            assert found == captions_of(blip, tiny, adapter, prompt, beams=4)
+            assert found == captions_of(blip, adapter, prompt, beams=4)
             assert scores[row, task].items() >= caption_scores(found, references).items()
             assert ("style_accuracy" in scores[row, task]) == (task == "senticap-positive")
-    assert captions_of(blip, tiny, "one", PROMPT, 4) != captions_of(blip, tiny, "", PROMPT, 4)
+    assert captions_of(blip, "one", PROMPT, 4) != captions_of(blip, "", PROMPT, 4)
     assert "paper, IterIS" in done.stdout and "0.831" in done.stdout
     assert "the style classifier is right on" in done.stdout
     assert 0 <= report["style_classifier_held_out"] <= 1

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_language
 import torch
 
 from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Task, merge
@@ -48,9 +49,9 @@ def assert_close(found, expected, tolerance):
         assert ((have - want).norm() / want.norm()).item() < tolerance, path
 
 
-def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(base, folders, tiny):
+def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(base, folders):
     result = merge_t5(base, folders[1:], [samples_of(0)], MergeConfig(alpha=1e-3))
-    expected = peft.load(folders[1], tiny.shapes(base)).deltas
+    expected = peft.load(folders[1], tiny_language.shapes(base)).deltas
     assert len(expected) == 2 * 6 + 2 * 10
     assert_close(result.adapter.deltas, expected, 1e-4)
     assert max(entry.residual for layer in result.report.layers for entry in layer.tasks) < 1e-3
@@ -98,11 +99,11 @@ def solve_dense(model, adapters, tasks, config):
     return merged
 
 
-def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_padding(base, folders, tiny, t5_folder):
+def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_padding(base, folders, t5_folder):
     double = load_base(str(t5_folder / "base"), torch.float64)
     config = MergeConfig(target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64)
     found = merge_t5(double, folders, both(), config).adapter.deltas
-    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+    adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
     expected = solve_dense(double, adapters, both(), config)
     assert set(found) == set(expected)
     for path, want in expected.items():
@@ -119,12 +120,12 @@ def test_counting_the_padding_is_another_answer_and_equals_rows_that_end_in_real
     assert network.stream("encoder.x") == "encoder"
 
 
-def test_without_targets_the_teachers_answer_and_both_rows_read_it(base, folders, tiny):
-    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+def test_without_targets_the_teachers_answer_and_both_rows_read_it(base, folders):
+    adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
     inputs = [Encoded(sample.input, None) for sample in samples_of(0)]
     for k, folder in enumerate(folders):
         answers = [sample.target for sample in with_targets(base, adapters, inputs, {k: 1.0}, samples_per_call=3)]
-        model = tiny.peft(tiny.t5(), folder)
+        model = tiny_language.peft(tiny_language.t5(), folder)
         for sample, answer in zip(inputs, answers, strict=True):
             own = model.generate(input_ids=sample.ids[None], do_sample=False, max_new_tokens=32)[0, 1:]
             ends = (own == 1).nonzero()
@@ -144,35 +145,37 @@ def test_the_encoder_alone_equals_the_encoder_of_the_whole(base, folders):
     assert any("deltas of the decoder are left out" in note for note in result.report.notes)
 
 
-def test_the_head_can_be_merged_too(base, tiny, t5_folder, tmp_path):
+def test_the_head_can_be_merged_too(base, t5_folder, tmp_path):
     options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
-    folders = [tiny.adapter(t5_folder / "base", tmp_path / str(seed), seed, **options) for seed in (7, 8)]
+    folders = [tiny_language.adapter(t5_folder / "base", tmp_path / str(seed), seed, **options) for seed in (7, 8)]
     result = merge_t5(base, folders, both())
     assert result.adapter.deltas["lm_head"].rank == 8
     assert result.report.layers[-1].path == "lm_head"
 
 
 @pytest.fixture(scope="module")
-def flan(tiny, tmp_path_factory):
+def flan(tmp_path_factory):
     """A FLAN-T5 in small: gated feed-forward layers, and a head that is not the embedding; two adapters, one of them a DoRA."""
-    folder, model = tmp_path_factory.mktemp("flan"), tiny.t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    folder, model = tmp_path_factory.mktemp("flan"), tiny_language.t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(60, 32) / 4)
     model.save_pretrained(folder / "base")
-    tiny.adapter(folder / "base", folder / "one", 1, ("q", "v", "wi_0", "wi_1", "wo"))
-    tiny.adapter(folder / "base", folder / "dora", 2, ("q", "wi_1"), use_dora=True)
+    tiny_language.adapter(folder / "base", folder / "one", 1, ("q", "v", "wi_0", "wi_1", "wo"))
+    tiny_language.adapter(folder / "base", folder / "dora", 2, ("q", "wi_1"), use_dora=True)
     return folder
 
 
-def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tiny, tmp_path):
+def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tmp_path):
     base = load_base(str(flan / "base"))
     assert not torch.equal(base.lm_head.weight, base.shared.weight)
     alone = merge_t5(base, [flan / "one"], [samples_of(0)], MergeConfig(alpha=1e-3)).adapter.deltas
     assert "decoder.block.1.layer.2.DenseReluDense.wi_1" in alone
-    assert_close(alone, peft.load(flan / "one", tiny.shapes(base)).deltas, 1e-4)
+    assert_close(alone, peft.load(flan / "one", tiny_language.shapes(base)).deltas, 1e-4)
     dora = merge_t5(base, [flan / "dora"], [samples_of(0)], MergeConfig(alpha=1e-3))
     peft.save(dora.adapter, tmp_path / "out", "base", "SEQ_2_SEQ_LM")
-    expected = tiny.logits(tiny.peft(load_base(str(flan / "base")), flan / "dora"))
-    assert torch.allclose(tiny.logits(tiny.peft(load_base(str(flan / "base")), tmp_path / "out")), expected, atol=1e-3)
+    expected = tiny_language.logits(tiny_language.peft(load_base(str(flan / "base")), flan / "dora"))
+    assert torch.allclose(
+        tiny_language.logits(tiny_language.peft(load_base(str(flan / "base")), tmp_path / "out")), expected, atol=1e-3
+    )
     both_ways = [
         merge_t5(base, [flan / "one", flan / "dora"], both(), MergeConfig(engine=engine, max_iter=60))
         for engine in ("sweep", "iterate")
@@ -180,25 +183,25 @@ def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tiny, tmp_path):
     assert_close(both_ways[0].adapter.deltas, both_ways[1].adapter.deltas, 2e-4)
 
 
-def test_the_whole_model_of_a_flan_t5_keeps_its_own_head(flan, tiny, tmp_path):
+def test_the_whole_model_of_a_flan_t5_keeps_its_own_head(flan, tmp_path):
     result = merge_t5(str(flan / "base"), [flan / "one"], [samples_of(0)])
     save_merged_model(load_base(str(flan / "base")), result.adapter, tmp_path / "out")
-    expected = tiny.logits(tiny.with_deltas(load_base(str(flan / "base")), result.adapter.deltas))
-    assert torch.allclose(tiny.logits(load_base(str(tmp_path / "out"))), expected, atol=1e-5)
+    expected = tiny_language.logits(tiny_language.with_deltas(load_base(str(flan / "base")), result.adapter.deltas))
+    assert torch.allclose(tiny_language.logits(load_base(str(tmp_path / "out"))), expected, atol=1e-5)
 
 
-def test_bart_merges_too(tiny, tmp_path):
+def test_bart_merges_too(tmp_path):
     from transformers import BartForConditionalGeneration
 
-    tiny.bart().save_pretrained(tmp_path / "base")
+    tiny_language.bart().save_pretrained(tmp_path / "base")
     targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
     folders = [
-        tiny.adapter(tmp_path / "base", tmp_path / str(seed), seed, targets, kind=BartForConditionalGeneration)
+        tiny_language.adapter(tmp_path / "base", tmp_path / str(seed), seed, targets, kind=BartForConditionalGeneration)
         for seed in (1, 2)
     ]
     model = load_base(str(tmp_path / "base"))
     result = merge_t5(model, folders[:1], [samples_of(0)], MergeConfig(alpha=1e-3))
-    assert_close(result.adapter.deltas, peft.load(folders[0], tiny.shapes(model)).deltas, 1e-4)
+    assert_close(result.adapter.deltas, peft.load(folders[0], tiny_language.shapes(model)).deltas, 1e-4)
     long = [[TextSample(torch.full((65,), 5))], [TextSample(torch.tensor([5]))]]
     with pytest.raises(CalibrationError, match="a sample has 65 tokens, but this model reads 64; set max_length to 64"):
         merge_t5(model, folders, long)
@@ -218,8 +221,8 @@ def test_streams():
         assert stream_of(path) == "decoder"
 
 
-def test_a_preserve_task_works_beside_the_adapters(base, folders, tiny):
-    adapters = [peft.load(folder, tiny.shapes(base)) for folder in folders]
+def test_a_preserve_task_works_beside_the_adapters(base, folders):
+    adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
     network, rows = prepare(base, adapters, both(), TextOptions())
     tasks = [Task("one", rows[0], {0: 1.0}), Task("two", rows[1], {1: 1.0}), Task("preserve", rows[1], {})]
     report = merge(network_of(base), adapters, tasks).report
@@ -251,9 +254,9 @@ def adapter_of_the_decoder():
     return Adapter("decoder", {path: LowRankDelta(torch.ones(32, 1), torch.ones(1, 32))})
 
 
-def drift(base, deltas, samples, tiny):
+def drift(base, deltas, samples):
     """Return how far a model with these deltas answers from the base, relative to the base's hidden states."""
-    changed = tiny.with_deltas(copy.deepcopy(base), deltas)
+    changed = tiny_language.with_deltas(copy.deepcopy(base), deltas)
     with torch.no_grad():
         pairs = [
             [model(input_ids=s.input[None], decoder_input_ids=s.target[None]).logits for model in (base, changed)]
@@ -263,14 +266,14 @@ def drift(base, deltas, samples, tiny):
 
 
 @pytest.mark.parametrize("targets", [True, False])
-def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix(base, folders, tiny, targets):
+def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix(base, folders, targets):
     ordinary = samples_of(7, targets=targets)
     plain = merge_t5(base, folders, both())
     kept = merge_t5(base, folders, both(), preserve=ordinary, preserve_weight=2.0)
     if targets:
-        before, after = (drift(base, result.adapter.deltas, ordinary, tiny) for result in (plain, kept))
+        before, after = (drift(base, result.adapter.deltas, ordinary) for result in (plain, kept))
         assert after < 0.8 * before
-    adapters, mixes = [peft.load(folder, tiny.shapes(base)) for folder in folders], [{0: 1.0}, {1: 1.0}, {}]
+    adapters, mixes = [peft.load(folder, tiny_language.shapes(base)) for folder in folders], [{0: 1.0}, {1: 1.0}, {}]
     network, rows = prepare(base, adapters, [*both(), ordinary], TextOptions(), mixes=mixes)
     tasks = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
     assert_close(kept.adapter.deltas, merge(network, adapters, tasks).adapter.deltas, 1e-6)
@@ -298,8 +301,8 @@ def test_a_preserve_weight_of_0_is_no_preserve_task(base, folders):
         merge_t5(base, folders, both(), preserve=samples_of(7), preserve_weight=-1.0)
 
 
-def test_a_whole_model_with_a_tied_layer_is_refused(base, tiny, tmp_path):
-    model = tiny.t5(tie_word_embeddings=True)
+def test_a_whole_model_with_a_tied_layer_is_refused(base, tmp_path):
+    model = tiny_language.t5(tie_word_embeddings=True)
     adapter = Adapter("head", {"lm_head": LowRankDelta(torch.ones(60, 1), torch.ones(1, 32))})
     with pytest.raises(AdapterError, match="head: 'lm_head' shares its weight with another module"):
         save_merged_model(model, adapter, tmp_path / "out")

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+import tiny_diffusers
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,15 +25,15 @@ CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolut
 
 
 @pytest.fixture(scope="module")
-def world(tiny_sd, tmp_path_factory):
+def world(tmp_path_factory):
     """A pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its trigger words."""
-    folder, host = tmp_path_factory.mktemp("sd15"), tiny_sd.model()
-    tiny_sd.save_folder(host, folder / "base")
-    tiny_sd.save_checkpoint(host, folder / "base.safetensors")
+    folder, host = tmp_path_factory.mktemp("sd15"), tiny_diffusers.model()
+    tiny_diffusers.save_folder(host, folder / "base")
+    tiny_diffusers.save_checkpoint(host, folder / "base.safetensors")
     wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
-    save_lora(host, tiny_sd.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
+    save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
     metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(host, tiny_sd.adapter(host, 2, wanted=wanted), folder / "two.safetensors", "diffusers", metadata)
+    save_lora(host, tiny_diffusers.adapter(host, 2, wanted=wanted), folder / "two.safetensors", "diffusers", metadata)
     return folder
 
 
@@ -70,19 +71,19 @@ def forward(model):
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
-def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, tiny_sd, tmp_path, style):
+def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, tmp_path, style):
     output = tmp_path / "merged.safetensors"
     done = iteris(world, "--output", output, "--style", style, "--json", tmp_path / "report.json")
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"saved to {output}" in done.stdout
     model, expected = merged_here(world)
     assert_same(read_lora(model, output), expected)
-    pipeline = tiny_sd.pipeline(tiny_sd.model())
+    pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
     pipeline.load_lora_weights(str(output))
-    loaded = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_sd.scheduler())
-    base = tiny_sd.model()
+    loaded = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler())
+    base = tiny_diffusers.model()
     plain = forward(base)
-    tiny_sd.add_deltas(base, expected)
+    tiny_diffusers.add_deltas(base, expected)
     for found, wanted, without in zip(forward(loaded), forward(base), plain, strict=True):
         assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
     with safe_open(output, "pt") as file:
@@ -263,10 +264,10 @@ def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
     assert "one.safetensors: there are no trigger words in its metadata; name its prompts with --prompts" in done.stderr
 
 
-def test_a_file_that_diffusers_would_misread_is_named(world, tiny_sd, tmp_path):
-    host = tiny_sd.model()
+def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
+    host = tiny_diffusers.model()
     for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
-        save_lora(host, tiny_sd.adapter(host, 3, wanted=wanted), tmp_path / f"{name}.safetensors")
+        save_lora(host, tiny_diffusers.adapter(host, 3, wanted=wanted), tmp_path / f"{name}.safetensors")
     arguments = ["merge", "sd15", "--base", world / "base", *QUICK, "--output", tmp_path / "out.safetensors"]
     for name in ("three", "four"):
         arguments += ["--lora", tmp_path / f"{name}.safetensors", "--prompts", "a cat"]
