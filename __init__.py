@@ -1,4 +1,6 @@
-"""IterIS for ComfyUI: the host's entry point. Nothing is imported at import time, so that importing never fails."""
+"""IterIS for ComfyUI: the host's entry point. Nothing is imported at import time, so that importing
+never fails.
+"""
 
 import logging
 

@@ -1,7 +1,9 @@
-"""Merging LoRAs of a small T5 and a small BLIP, trained here: `python benchmarks/language.py` measures every method.
+"""Merging LoRAs of a small T5 and a small BLIP, trained here: `python benchmarks/language.py`
+measures every method.
 
-It writes its section of benchmarks/RESULTS.md and benchmarks/language.png. What is trained and measured is kept in a folder, so
-that a run that was stopped goes on; delete the folder after a change of the methods.
+It writes its section of benchmarks/RESULTS.md and benchmarks/language.png. What is trained and
+measured is kept in a folder, so that a run that was stopped goes on; delete the folder after a
+change of the methods.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# before torch is imported: threads that wait by spinning make everything several times slower where another job runs
+# before torch is imported: threads that wait by spinning make everything several times slower where
+# another job runs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -38,7 +41,8 @@ from speed_measure import machine
 from iteris_core import IterisError, merge
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- language:begin -->", "<!-- language:end -->"
+BEGIN = "<!-- language:begin -->"
+END = "<!-- language:end -->"
 WORLDS: dict[str, Callable[[Path, Size, Tell], World]] = {"t5": TextWorld, "blip": CaptionWorld}
 NAMES = {"t5": tuple(task.name for task in LORA_TASKS), "blip": tuple(STYLES)}
 SIZES = {
@@ -46,8 +50,12 @@ SIZES = {
     "blip": Size(width=64, base_steps=2000),
 }
 QUICK = {
-    "t5": Size(width=64, layers=2, base_steps=250, lora_steps=60, samples=12, examples=20, base_examples=4),
-    "blip": Size(width=32, layers=2, base_steps=100, lora_steps=40, samples=12, examples=20, base_examples=4),
+    "t5": Size(
+        width=64, layers=2, base_steps=250, lora_steps=60, samples=12, examples=20, base_examples=4
+    ),
+    "blip": Size(
+        width=32, layers=2, base_steps=100, lora_steps=40, samples=12, examples=20, base_examples=4
+    ),
 }
 Group = tuple[str, ...]
 
@@ -71,17 +79,27 @@ def groups_of(world: str, quick: bool) -> list[Group]:
     names = NAMES[world]
     if quick:
         return [names[:2]]
-    triples = [tuple(names[(i + j) % len(names)] for j in range(3)) for i in (0, 2, 4)] if len(names) > 3 else []
+    triples = (
+        [tuple(names[(i + j) % len(names)] for j in range(3)) for i in (0, 2, 4)]
+        if len(names) > 3
+        else []
+    )
     return [*combinations(names, 2), *triples, names]
 
 
 def plan(world: str, group: Group, quick: bool) -> dict[str, Way]:
-    """Return what to try on a group: on pairs of neighbours (in a ring) all there is, on others the main ways."""
-    ways, names = main_ways(), NAMES[world]
+    """Return what to try on a group: on pairs of neighbours (in a ring) all there is, on others the
+    main ways.
+    """
+    ways = main_ways()
+    names = NAMES[world]
     if len(group) == 2 and (names.index(group[1]) - names.index(group[0])) in (1, len(names) - 1):
         ways |= {} if quick else best_scale_ways()
         ways |= {f"ablation: {name}": way for name, way in ablations().items()}
-        ways |= {f"iteration {number}": iterating(number + 1) for number in range(3 if quick else ITERATIONS)}
+        ways |= {
+            f"iteration {number}": iterating(number + 1)
+            for number in range(3 if quick else ITERATIONS)
+        }
     return ways
 
 
@@ -93,7 +111,9 @@ def prepare_base(job: Job, tell: Tell) -> None:
 
 
 def work(job: Job, tell: Tell) -> None:
-    """Train one seed's LoRAs, score them, and try every way on every group; what is in the records already stays."""
+    """Train one seed's LoRAs, score them, and try every way on every group; what is in the records
+    already stays.
+    """
     torch.set_num_threads(1)
     world = WORLDS[job.world](job.folder / job.world, job.size, tell)
     with timed(job, "LoRAs"):
@@ -110,12 +130,21 @@ def merge_all(job: Job, world: World, adapters: Mapping[str, Any], tell: Tell) -
             for name, adapter in adapters.items():
                 records[name] = {"scores": world.scores(adapter, [name], job.seed)}
     groups = groups_of(job.world, job.quick)
-    total, done = sum(len(plan(job.world, group, job.quick)) for group in groups), 0
+    total = sum(len(plan(job.world, group, job.quick)) for group in groups)
+    done = 0
     for group in groups:
         with kept(job.records(group)) as records:
             for name, way in plan(job.world, group, job.quick).items():
                 if name not in records:
-                    records[name] = one(world, [adapters[task] for task in group], group, job.seed, name, way, records)
+                    records[name] = one(
+                        world,
+                        [adapters[task] for task in group],
+                        group,
+                        job.seed,
+                        name,
+                        way,
+                        records,
+                    )
                 done += 1
                 tell(f"{job.world}, seed {job.seed}: merges", done, total)
 
@@ -145,10 +174,22 @@ def timed(job: Job, stage: str) -> Iterator[None]:
 
 
 def one(
-    world: World, adapters: Sequence[Any], group: Group, seed: int, name: str, way: Way, records: Mapping[str, Any]
+    world: World,
+    adapters: Sequence[Any],
+    group: Group,
+    seed: int,
+    name: str,
+    way: Way,
+    records: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Merge and score once. An iteration after the fixed point was reached is what was scored there."""
-    earlier = records.get(f"iteration {way.config.max_iter - 2}") if name.startswith("iteration ") else None
+    """Merge and score once. An iteration after the fixed point was reached is what was scored
+    there.
+    """
+    earlier = (
+        records.get(f"iteration {way.config.max_iter - 2}")
+        if name.startswith("iteration ")
+        else None
+    )
     if earlier and earlier["solves"] < way.config.max_iter - 1:
         return dict(earlier)
     start = time.process_time()
@@ -160,20 +201,36 @@ def one(
     seconds = time.process_time() - start
     scores = world.scores(result.adapter, group, seed)
     notes = [note for note in result.report.notes if "searched" in note or "smallest" in note]
-    return {"scores": scores, "seconds": seconds, "solves": len(result.report.changes), "notes": notes}
+    return {
+        "scores": scores,
+        "seconds": seconds,
+        "solves": len(result.report.changes),
+        "notes": notes,
+    }
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """Train the bases first, then all seeds, each job in a process of its own, with a line of progress for each."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    """Train the bases first, then all seeds, each job in a process of its own, with a line of
+    progress for each.
+    """
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
     context = get_context("spawn")
     with (
         context.Manager() as manager,
         Progress(*columns, console=Console(stderr=True)) as progress,
         ProcessPoolExecutor(workers, mp_context=context) as pool,
     ):
-        queue, lines = manager.Queue(), {}
-        for stage, stage_jobs in ((prepare_base, [job for job in jobs if job.seed == 0]), (work, jobs)):
+        queue = manager.Queue()
+        lines = {}
+        for stage, stage_jobs in (
+            (prepare_base, [job for job in jobs if job.seed == 0]),
+            (work, jobs),
+        ):
             waiting = [pool.submit(stage, job, _Teller(queue)) for job in stage_jobs]
             while waiting or not queue.empty():
                 while not queue.empty():
@@ -196,7 +253,9 @@ class _Teller:
 
 
 def read_records(jobs: Sequence[Job]) -> dict[tuple[int, Group], dict[str, Any]]:
-    """Return (seed, group) -> way -> record; the group ``alone`` holds the base model and the LoRAs on their own."""
+    """Return (seed, group) -> way -> record; the group ``alone`` holds the base model and the LoRAs
+    on their own.
+    """
     found = {}
     for job in jobs:
         for group in [("alone",), *groups_of(job.world, job.quick)]:
@@ -211,13 +270,18 @@ def stage_times(jobs: Sequence[Job]) -> str:
     total: dict[str, float] = {}
     for job in jobs:
         with kept(job.records(("seconds",))) as seconds:
-            total = {stage: total.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in {**total, **seconds}}
+            total = {
+                stage: total.get(stage, 0.0) + seconds.get(stage, 0.0)
+                for stage in {**total, **seconds}
+            }
     parts = ", ".join(f"{stage} {second / 60:.1f}" for stage, second in total.items())
     return f"CPU time, minutes: {parts}; together {sum(total.values()) / 60:.0f}."
 
 
 def write(texts: Mapping[str, str]) -> None:
-    """Put parts between the markers of RESULTS.md; the other parts, and what stands around them, stay."""
+    """Put parts between the markers of RESULTS.md; the other parts, and what stands around them,
+    stay.
+    """
     path = HERE / "RESULTS.md"
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     if BEGIN not in old:
@@ -226,19 +290,39 @@ def write(texts: Mapping[str, str]) -> None:
     inside, _, after = rest.partition(END)
     parts = (piece.partition(" -->") for piece in inside.split("<!-- language:part ")[1:])
     known = {name: body.strip() for name, _, body in parts} | dict(texts)
-    inside = "\n\n".join(f"<!-- language:part {name} -->\n{known[name]}" for name in WORLDS if name in known)
+    inside = "\n\n".join(
+        f"<!-- language:part {name} -->\n{known[name]}" for name in WORLDS if name in known
+    )
     path.write_text(f"{before}{BEGIN}\n{inside}\n{END}{after}", encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="tiny models, one seed, one pair, about two minutes; writes nothing"
+        "--quick",
+        action="store_true",
+        help="tiny models, one seed, one pair, about two minutes; writes nothing",
     )
-    parser.add_argument("--only", choices=list(WORLDS), help="one of the models; the other stays in RESULTS.md as it is")
-    parser.add_argument("--seeds", type=int, default=3, help="of LoRAs, calibration samples and examples (default 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each (default 2)")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "iteris-language", help="what is kept")
+    parser.add_argument(
+        "--only",
+        choices=list(WORLDS),
+        help="one of the models; the other stays in RESULTS.md as it is",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="of LoRAs, calibration samples and examples (default 3)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="processes, one thread each (default 2)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "iteris-language",
+        help="what is kept",
+    )
     return parser.parse_args()
 
 
@@ -248,7 +332,11 @@ def main() -> None:
     sizes, seeds = (QUICK, 1) if options.quick else (SIZES, options.seeds)
     folder = options.folder / ("quick" if options.quick else "full")
     worlds = [options.only] if options.only else list(WORLDS)
-    jobs = [Job(world, seed, folder, sizes[world], options.quick) for seed in range(seeds) for world in worlds]
+    jobs = [
+        Job(world, seed, folder, sizes[world], options.quick)
+        for seed in range(seeds)
+        for world in worlds
+    ]
     run_all(jobs, options.jobs)
     torch.set_num_threads(1)
     command = " ".join(["python benchmarks/language.py", *sys.argv[1:]])
@@ -261,7 +349,10 @@ def main() -> None:
     if not options.quick:
         write(texts)
         both = [replace(job, world=world, size=sizes[world]) for job in jobs for world in WORLDS]
-        draw({world: read_records([job for job in both if job.world == world]) for world in WORLDS}, HERE / "language.png")
+        draw(
+            {world: read_records([job for job in both if job.world == world]) for world in WORLDS},
+            HERE / "language.png",
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class Way:
 
     Args:
         config: The library's settings.
-        preserve: Weight of a preserve task, samples of the base model's own tasks with the base as teacher; 0: none.
+        preserve: Weight of a preserve task, samples of the base model's own tasks with the base as
+            teacher; 0: none.
         padding: Whether padding counts in the statistics: ``ignore`` or ``count``.
         samples: Per task.
     """
@@ -32,7 +33,9 @@ class Way:
 
 
 _DEFAULT = Way(MergeConfig(target="delta", samples_per_chunk=_CHUNK))
-_SEARCHING = replace(_DEFAULT, samples=20)  # of rules without statistics: the samples serve the search alone
+_SEARCHING = replace(
+    _DEFAULT, samples=20
+)  # of rules without statistics: the samples serve the search alone
 
 
 def _way(way: Way = _DEFAULT, **settings: object) -> Way:
@@ -56,19 +59,29 @@ def main_ways() -> dict[str, Way]:
 
 
 def best_scale_ways() -> dict[str, Way]:
-    """Return the rivals whose scale is free, at the scale that gives the smallest error on the calibration samples."""
+    """Return the rivals whose scale is free, at the scale that gives the smallest error on the
+    calibration samples.
+    """
     ways = {}
     for name, method in METHODS.items():
-        if not (method.searches_scale or method.searches_coefficients or name in _THE_SAME or name in _FIT_THEIR_SCALE):
+        if not (
+            method.searches_scale
+            or method.searches_coefficients
+            or name in _THE_SAME
+            or name in _FIT_THEIR_SCALE
+        ):
             start = _DEFAULT if method.inputs == "teacher" else _SEARCHING
-            ways[f"{name}, best scale"] = _way(start, method=name, baseline=BaselineOptions(scale="search"))
+            ways[f"{name}, best scale"] = _way(
+                start, method=name, baseline=BaselineOptions(scale="search")
+            )
     return ways
 
 
-# at the rank sum r_k nothing is cut, so `svd` is `sum`; with equal weights `weighted` is `average`; `custom_diffusion` has a
-# rule for cross-attention to texts only, which neither model has
+# at the rank sum r_k nothing is cut, so `svd` is `sum`; with equal weights `weighted` is `average`;
+# `custom_diffusion` has a rule for cross-attention to texts only, which neither model has
 _THE_SAME = {"svd", "weighted", "custom_diffusion"}
-# least squares on the inputs, nothing shrunk, decides the scale; the sum at its best scale is `task_arithmetic`
+# least squares on the inputs, nothing shrunk, decides the scale; the sum at its best scale is
+# `task_arithmetic`
 _FIT_THEIR_SCALE = {"regmean_pp", "ssr", "mix_of_show", "average", "sum"}
 
 

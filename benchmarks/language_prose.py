@@ -1,8 +1,20 @@
-"""What the language benchmark's section says about itself; findings are written by hand, from the figures beside them."""
+"""What the language benchmark's section says about itself; findings are written by hand, from the
+figures beside them.
+"""
 
 TITLES = {"t5": "T5", "blip": "BLIP"}
 # that the sweep is compared with, merge by merge
-RIVALS = ("average", "sum", "task_arithmetic", "hyper_linear", "ties", "regmean", "regmean_pp", "mix_of_show", "ssr")
+RIVALS = (
+    "average",
+    "sum",
+    "task_arithmetic",
+    "hyper_linear",
+    "ties",
+    "regmean",
+    "regmean_pp",
+    "mix_of_show",
+    "ssr",
+)
 T5_WHAT = """\
 A `T5ForConditionalGeneration` of 1.0 M weights (width 128, 3 + 3 layers), trained here from scratch on seven tasks of a small
 language of its own: sort, reverse, drop vowels, count vowels, compare ends, later weekday, feeling of a sentence. LoRAs by PEFT
@@ -45,6 +57,16 @@ BLIP: the same order: pairs 0.851 (full output 0.856) against 0.783 for Mix-of-S
 and seeds, with earlier code and on another processor, gave a base and LoRAs with which it was 0.980, 0.941 and 0.902. The ±
 here, over three LoRA seeds on one base, does not cover that."""
 PROSE = {
-    "t5": {"what": T5_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_T5},
-    "blip": {"what": BLIP_WHAT, "iterations": ITERATIONS, "ablations": ABLATIONS, "findings": FINDINGS_BLIP},
+    "t5": {
+        "what": T5_WHAT,
+        "iterations": ITERATIONS,
+        "ablations": ABLATIONS,
+        "findings": FINDINGS_T5,
+    },
+    "blip": {
+        "what": BLIP_WHAT,
+        "iterations": ITERATIONS,
+        "ablations": ABLATIONS,
+        "findings": FINDINGS_BLIP,
+    },
 }

@@ -1,6 +1,8 @@
-"""Small text tasks with a vocabulary of their own: some for the base model, and held-out variants of them for LoRAs.
+"""Small text tasks with a vocabulary of their own: some for the base model, and held-out variants
+of them for LoRAs.
 
-A text is a list of words, the task's name first. Every task draws its inputs at random and answers them by a rule.
+A text is a list of words, the task's name first. Every task draws its inputs at random and answers
+them by a rule.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class TextTask:
     classes: int = 0
 
     def examples(self, seed: int, count: int) -> list[tuple[Words, Words]]:
-        """Return inputs, the task's name in front, and their answers; another seed, other examples."""
+        """Return inputs, the task's name in front, and their answers; another seed, other
+        examples.
+        """
         source = random.Random(f"{self.name} {seed}")
         drawn = [self.draw(source) for _ in range(count)]
         return [([self.name, *words], self.answer(words)) for words in drawn]
@@ -51,7 +55,10 @@ def _different(source: random.Random) -> Words:
 
 
 def _repeated(source: random.Random) -> Words:
-    return [source.choice(LETTERS if source.random() < 0.6 else VOWELS) for _ in range(source.randint(3, 7))]
+    return [
+        source.choice(LETTERS if source.random() < 0.6 else VOWELS)
+        for _ in range(source.randint(3, 7))
+    ]
 
 
 def _same_ends(source: random.Random) -> Words:
@@ -93,7 +100,9 @@ BASE_TASKS = (
     TextTask("count", _repeated, lambda words: _count(words, vowels=True), 8),
     TextTask("same", _same_ends, lambda words: _yes(words[0] == words[-1]), 2),
     TextTask("later", _date, lambda words: _moved_day(words, 1), 7),
-    TextTask("feeling", _opinion, lambda words: ["positive" if _is_positive(words) else "negative"], 2),
+    TextTask(
+        "feeling", _opinion, lambda words: ["positive" if _is_positive(words) else "negative"], 2
+    ),
 )
 # what LoRAs learn: a new word in front of the same kind of input, and another rule
 LORA_TASKS = (
@@ -115,7 +124,8 @@ VOCABULARY = (
     *["the", "was", "not", "very", "yes", "no", "positive", "negative"],
     *(task.name for task in (*BASE_TASKS, *LORA_TASKS)),
 )
-PAD, END = 0, 1
+PAD = 0
+END = 1
 _IDS = {word: number for number, word in enumerate(VOCABULARY)}
 MOST_WORDS = 8  # of an answer, its end included
 
@@ -133,9 +143,13 @@ def decode(ids: Sequence[int]) -> Words:
 
 def batch(texts: Sequence[Sequence[str]], filler: int = PAD) -> Tensor:
     """Return texts as token ids (texts, longest), filled up at their ends."""
-    return torch.nn.utils.rnn.pad_sequence([encode(words) for words in texts], batch_first=True, padding_value=filler)
+    return torch.nn.utils.rnn.pad_sequence(
+        [encode(words) for words in texts], batch_first=True, padding_value=filler
+    )
 
 
 def score(answers: Sequence[Words], expected: Sequence[Words]) -> float:
     """Return the share of answers that are right, word for word."""
-    return sum(answer == right for answer, right in zip(answers, expected, strict=True)) / len(expected)
+    return sum(answer == right for answer, right in zip(answers, expected, strict=True)) / len(
+        expected
+    )

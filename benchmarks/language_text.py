@@ -16,7 +16,9 @@ Score = dict[str, float]  # mean, worst, share, base, and the tasks by name
 
 
 def summary(record: Mapping[str, Any], group: Sequence[str], alone: Mapping[str, Any]) -> Score:
-    """Return one merge's mean and worst score over its tasks, its share of the LoRAs' own scores, and the base tasks' score."""
+    """Return one merge's mean and worst score over its tasks, its share of the LoRAs' own scores,
+    and the base tasks' score.
+    """
     scores = record["scores"]
     own = [scores[name] for name in group]
     lone = [alone[name]["scores"][name] for name in group]
@@ -24,7 +26,9 @@ def summary(record: Mapping[str, Any], group: Sequence[str], alone: Mapping[str,
     return {**scores, "mean": mean(own), "worst": min(own), "share": mean(shares or [float("nan")])}
 
 
-def summaries(records: Records, way: str, sizes: Iterable[int]) -> dict[tuple[int, tuple[str, ...]], Score]:
+def summaries(
+    records: Records, way: str, sizes: Iterable[int]
+) -> dict[tuple[int, tuple[str, ...]], Score]:
     """Return (seed, group) -> summary of a way, of groups of these sizes."""
     wanted = set(sizes)
     return {
@@ -45,7 +49,14 @@ def _row(name: str, found: Iterable[Score], names: Sequence[str]) -> list[str]:
     per_task = [[score[task] for score in found if task in score] for task in names]
     cells = [f"{mean(values):.2f}" if values else "" for values in per_task]
     worst, share, base = ([score[key] for score in found] for key in ("worst", "share", "base"))
-    return [name, spread([score["mean"] for score in found]), spread(worst), f"{mean(share):.3f}", *cells, f"{mean(base):.2f}"]
+    return [
+        name,
+        spread([score["mean"] for score in found]),
+        spread(worst),
+        f"{mean(share):.3f}",
+        *cells,
+        f"{mean(base):.2f}",
+    ]
 
 
 def _alone(records: Records, names: Sequence[str]) -> list[list[str]]:
@@ -56,8 +67,21 @@ def _alone(records: Records, names: Sequence[str]) -> list[list[str]]:
         ("each LoRA alone", [[record[name]["scores"][name] for name in names] for record in lone]),
     ):
         cells = [f"{mean(values):.2f}" for values in zip(*own, strict=True)]
-        kept = [record[name]["scores"]["base"] for record in lone for name in (names if label[0] == "e" else ["base"])]
-        rows.append([label, f"{mean(map(mean, own)):.3f}", f"{mean(map(min, own)):.3f}", "", *cells, f"{mean(kept):.2f}"])
+        kept = [
+            record[name]["scores"]["base"]
+            for record in lone
+            for name in (names if label[0] == "e" else ["base"])
+        ]
+        rows.append(
+            [
+                label,
+                f"{mean(map(mean, own)):.3f}",
+                f"{mean(map(min, own)):.3f}",
+                "",
+                *cells,
+                f"{mean(kept):.2f}",
+            ]
+        )
     return rows
 
 
@@ -72,7 +96,10 @@ def method_table(records: Records, names: Sequence[str], sizes: Sequence[int]) -
 
 def ranked(found: Mapping[str, Sequence[Score]], names: Sequence[str]) -> list[list[str]]:
     """Return a row per way that has scores, best mean first."""
-    order = sorted((name for name in found if found[name]), key=lambda name: -mean(score["mean"] for score in found[name]))
+    order = sorted(
+        (name for name in found if found[name]),
+        key=lambda name: -mean(score["mean"] for score in found[name]),
+    )
     return [_row(name, found[name], names) for name in order]
 
 
@@ -80,14 +107,22 @@ def scale_table(records: Records, names: Sequence[str]) -> str:
     """Return the rivals at their best scale, and as they are, on the same pairs."""
     ways = best_scale_ways()
     plain = {way.config.method for way in ways.values()}
-    found = {way: same_pairs(records, way) for way in [*ways, *(name for name in main_ways() if name in plain)]}
+    found = {
+        way: same_pairs(records, way)
+        for way in [*ways, *(name for name in main_ways() if name in plain)]
+    }
     rows = ranked({**found, title(SWEEP, main_ways()): same_pairs(records, SWEEP)}, names)
-    return table(["method", "mean", "worst task", "base tasks"], [[*row[:3], row[-1]] for row in rows])
+    return table(
+        ["method", "mean", "worst task", "base tasks"], [[*row[:3], row[-1]] for row in rows]
+    )
 
 
-def difference(records: Records, way: str, rival: str, sizes: Sequence[int], key: str) -> list[float]:
+def difference(
+    records: Records, way: str, rival: str, sizes: Sequence[int], key: str
+) -> list[float]:
     """Return way minus rival, group by group and seed by seed."""
-    ours, theirs = summaries(records, way, sizes), summaries(records, rival, sizes)
+    ours = summaries(records, way, sizes)
+    theirs = summaries(records, rival, sizes)
     return [ours[place][key] - theirs[place][key] for place in ours if place in theirs]
 
 
@@ -101,15 +136,21 @@ def rival_table(records: Records) -> str:
                 values = difference(records, SWEEP, rival, sizes, key)
                 row.append(spread(values) if values else "")
         rows.append(row)
-    return table(["difference", "pairs, mean", "pairs, worst", "3 and more, mean", "3 and more, worst"], rows)
+    return table(
+        ["difference", "pairs, mean", "pairs, worst", "3 and more, mean", "3 and more, worst"], rows
+    )
 
 
 def ablation_table(records: Records, names: Sequence[str]) -> str:
-    """Return what one changed setting does to the sweep, on the pairs where all of them were tried."""
+    """Return what one changed setting does to the sweep, on the pairs where all of them were
+    tried.
+    """
     rows = []
     for name in ablations():
         found = summaries(records, f"ablation: {name}", [2])
-        change = difference(records, f"ablation: {name}", "ablation: alpha 1e-4 (default)", [2], "mean")
+        change = difference(
+            records, f"ablation: {name}", "ablation: alpha 1e-4 (default)", [2], "mean"
+        )
         if found:
             row = _row(name, found.values(), names)
             rows.append([*row[:3], spread(change) if any(change) else "", row[-1]])
@@ -118,7 +159,9 @@ def ablation_table(records: Records, names: Sequence[str]) -> str:
 
 def iterations(records: Records) -> list[tuple[int, list[Score]]]:
     """Return (iteration, summaries), iteration 0 being the first solve, with X~ = X."""
-    found = [(number, summaries(records, f"iteration {number}", [2])) for number in range(ITERATIONS)]
+    found = [
+        (number, summaries(records, f"iteration {number}", [2])) for number in range(ITERATIONS)
+    ]
     return [(number, list(scores.values())) for number, scores in found if scores]
 
 
@@ -130,16 +173,23 @@ def same_pairs(records: Records, way: str) -> list[Score]:
 
 def iteration_table(records: Records) -> str:
     """Return the scores after each iteration, as the paper's table 7 has them, and the sweep's."""
-    rows = [(str(number), scores) for number, scores in iterations(records)] + [("sweep", same_pairs(records, SWEEP))]
+    rows = [(str(number), scores) for number, scores in iterations(records)] + [
+        ("sweep", same_pairs(records, SWEEP))
+    ]
     head = ["", *(name for name, _ in rows)]
-    lines = [[key, *(f"{mean(score[key] for score in scores):.3f}" for _, scores in rows)] for key in ("mean", "worst", "base")]
+    lines = [
+        [key, *(f"{mean(score[key] for score in scores):.3f}" for _, scores in rows)]
+        for key in ("mean", "worst", "base")
+    ]
     return table(head, lines)
 
 
 def solves(records: Records) -> str:
     """Return after how many solves nothing changed any more."""
     last = f"iteration {iterations(records)[-1][0]}"
-    found = [record[last]["solves"] for record in records.values() if "scores" in record.get(last, {})]
+    found = [
+        record[last]["solves"] for record in records.values() if "scores" in record.get(last, {})
+    ]
     return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
 
 
@@ -152,27 +202,43 @@ def in_words(records: Records) -> str:
         losses = sum(value < -0.005 for value in values)
         parts.append(f"{rival} in {wins}, below it in {losses}")
     return (
-        f"Of {len(values)} merges (groups x seeds), the sweep's mean score is more than 0.005 above " + "; ".join(parts) + "."
+        f"Of {len(values)} merges (groups x seeds), the sweep's mean score is more than 0.005 above "
+        + "; ".join(parts)
+        + "."
     )
 
 
 def refusals(records: Records) -> str:
     """Return the methods that refused to merge, and why."""
-    found = {way: record["refused"] for group in records.values() for way, record in group.items() if "refused" in record}
+    found = {
+        way: record["refused"]
+        for group in records.values()
+        for way, record in group.items()
+        if "refused" in record
+    }
     return "".join(f"\n\nRefused: {way}: {reason}" for way, reason in found.items())
 
 
 def style_table(records: Records, names: Sequence[str]) -> str:
     """Return, for captions, the share in the asked style and the share with the right content."""
-    rows, ways = [], main_ways()
+    rows = []
+    ways = main_ways()
     for way in ways:
         found = [(group, score) for (_, group), score in summaries(records, way, [2]).items()]
         if found:
-            cells = [[score[f"{name} {part}"] for group, score in found for name in group] for part in ("style", "content")]
-            cells += [[score[f"base {part}"] for _, score in found] for part in ("style", "content")]
+            cells = [
+                [score[f"{name} {part}"] for group, score in found for name in group]
+                for part in ("style", "content")
+            ]
+            cells += [
+                [score[f"base {part}"] for _, score in found] for part in ("style", "content")
+            ]
             rows.append([title(way, ways), *(f"{mean(cell):.3f}" for cell in cells)])
     rows.sort(key=lambda row: -float(row[1]))
-    return table(["method (pairs)", "asked style", "right content", "plain: no style", "plain: content"], rows)
+    return table(
+        ["method (pairs)", "asked style", "right content", "plain: no style", "plain: content"],
+        rows,
+    )
 
 
 def section(world: str, names: Sequence[str], records: Records) -> str:
@@ -188,8 +254,16 @@ def section(world: str, names: Sequence[str], records: Records) -> str:
     parts += [in_words(records), rival_table(records)]
     if iterations(records):
         parts += [prose["iterations"].format(solves=solves(records)), iteration_table(records)]
-        parts += [SCALES, scale_table(records, names)] if any(same_pairs(records, way) for way in best_scale_ways()) else []
-        parts += ["![Iterations against the sweep](language.png)", prose["ablations"], ablation_table(records, names)]
+        parts += (
+            [SCALES, scale_table(records, names)]
+            if any(same_pairs(records, way) for way in best_scale_ways())
+            else []
+        )
+        parts += [
+            "![Iterations against the sweep](language.png)",
+            prose["ablations"],
+            ablation_table(records, names),
+        ]
     return "\n\n".join(parts) + refusals(records)
 
 
@@ -201,16 +275,39 @@ def draw(worlds: Mapping[str, Records], path: Path) -> None:
     from matplotlib import pyplot
 
     drawn = {world: records for world, records in worlds.items() if iterations(records)}
-    figure, axes = pyplot.subplots(1, len(drawn), figsize=(4.5 * len(drawn), 3.6), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(drawn), figsize=(4.5 * len(drawn), 3.6), layout="constrained", squeeze=False
+    )
     colours = {"mean": "#0072B2", "worst": "#E69F00", "base": "#009E73"}  # Okabe and Ito
-    labels = {"mean": "mean of the two tasks", "worst": "worse of the two", "base": "the base model's own tasks"}
+    labels = {
+        "mean": "mean of the two tasks",
+        "worst": "worse of the two",
+        "base": "the base model's own tasks",
+    }
     for axis, (world, records) in zip(axes[0], drawn.items(), strict=True):
         points = iterations(records)
         for key, colour in colours.items():
             values = [mean(score[key] for score in scores) for _, scores in points]
-            axis.plot([number for number, _ in points], values, color=colour, marker="o", markersize=3, label=labels[key])
-            axis.axhline(mean(score[key] for score in same_pairs(records, SWEEP)), color=colour, linewidth=0.8, linestyle="--")
-        axis.set(title=f"{TITLES[world]} (dashed: the sweep)", xlabel="iteration", ylabel="score", ylim=(0, 1.02))
+            axis.plot(
+                [number for number, _ in points],
+                values,
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=labels[key],
+            )
+            axis.axhline(
+                mean(score[key] for score in same_pairs(records, SWEEP)),
+                color=colour,
+                linewidth=0.8,
+                linestyle="--",
+            )
+        axis.set(
+            title=f"{TITLES[world]} (dashed: the sweep)",
+            xlabel="iteration",
+            ylabel="score",
+            ylim=(0, 1.02),
+        )
         axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)

@@ -37,7 +37,8 @@ def make_t5(seed: int, width: int = 128, layers: int = 3) -> nn.Module:
     )
     model = T5ForConditionalGeneration(shape)
     for name, weight in model.named_parameters():
-        # T5 draws these so small that so short a training never learns where a word stands: reversing stays at 0.1
+        # T5 draws these so small that so short a training never learns where a word stands:
+        # reversing stays at 0.1
         if "relative_attention_bias" in name:
             nn.init.normal_(weight, std=3.0)
     return model
@@ -46,7 +47,11 @@ def make_t5(seed: int, width: int = 128, layers: int = 3) -> nn.Module:
 def text_batch(examples: Sequence[tuple[list[str], list[str]]]) -> Batch:
     """Return examples as what T5's ``forward`` takes."""
     ids = batch([read for read, _ in examples])
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": batch([right for _, right in examples], IGNORED)}
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != PAD).long(),
+        "labels": batch([right for _, right in examples], IGNORED),
+    }
 
 
 def text_batches(tasks: Sequence[TextTask], seed: int, size: int) -> Iterator[Batch]:
@@ -54,14 +59,24 @@ def text_batches(tasks: Sequence[TextTask], seed: int, size: int) -> Iterator[Ba
     source = random.Random(seed)
     while True:
         drawn = [source.choice(tasks) for _ in range(size)]
-        yield text_batch([task.examples(source.randrange(1 << 40) + (1 << 20), 1)[0] for task in drawn])
+        yield text_batch(
+            [task.examples(source.randrange(1 << 40) + (1 << 20), 1)[0] for task in drawn]
+        )
 
 
-def fit(model: nn.Module, batches: Iterator[Batch], steps: int, rate: float, tell: Callable[[int, float], None]) -> None:
+def fit(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    steps: int,
+    rate: float,
+    tell: Callable[[int, float], None],
+) -> None:
     """Train what is trainable with AdamW: a short warm-up, then down to 0 along a cosine."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(wanted, rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, total_steps=steps + 1, pct_start=0.1
+    )
     model.train()
     for step in range(1, steps + 1):
         loss = model(**next(batches)).loss
@@ -124,6 +139,10 @@ def answers(model: nn.Module, texts: Sequence[Sequence[str]]) -> list[list[str]]
     """Return what the model answers, greedily."""
     ids = batch(texts)
     written = model.generate(
-        input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=False, num_beams=1, max_new_tokens=MOST_WORDS
+        input_ids=ids,
+        attention_mask=(ids != PAD).long(),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=MOST_WORDS,
     )
     return [decode(row) for row in written[:, 1:]]

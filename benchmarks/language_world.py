@@ -1,4 +1,6 @@
-"""The T5 side of the experiment, and what both sides have in common: LoRAs by seed, calibration rows, scores."""
+"""The T5 side of the experiment, and what both sides have in common: LoRAs by seed, calibration
+rows, scores.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from iteris_core.language.text_samples import Encoded, token_samples
 
 _FILLED = 32  # tokens of an input whose padding counts, as the published code fills texts up
 
-Tell = Callable[[str, int, int], None]  # what is trained, steps done, steps in all; may raise to cancel
+Tell = Callable[
+    [str, int, int], None
+]  # what is trained, steps done, steps in all; may raise to cancel
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,13 @@ class World(Protocol):
 
     def adapters(self, seed: int) -> dict[str, Adapter]: ...
 
-    def merge_inputs(self, names: Sequence[str], seed: int, way: Way) -> tuple[Network, list[Task]]: ...
+    def merge_inputs(
+        self, names: Sequence[str], seed: int, way: Way
+    ) -> tuple[Network, list[Task]]: ...
 
-    def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]: ...
+    def scores(
+        self, adapter: Adapter | None, names: Sequence[str], seed: int
+    ) -> dict[str, float]: ...
 
 
 @dataclass
@@ -77,21 +85,39 @@ class TextWorld:
         base = self.folder / "base"
         if not base.exists():
             model = make_t5(0, self.size.width, self.size.layers)
-            steps, batches = self.size.base_steps, text_batches(BASE_TASKS, 0, self.size.batch)
-            fit(model, batches, steps, self.size.base_rate, lambda step, _: self.tell("T5", step, steps))
+            steps = self.size.base_steps
+            batches = text_batches(BASE_TASKS, 0, self.size.batch)
+            fit(
+                model,
+                batches,
+                steps,
+                self.size.base_rate,
+                lambda step, _: self.tell("T5", step, steps),
+            )
             save_whole(model, base)
         self.model = T5ForConditionalGeneration.from_pretrained(base).eval().requires_grad_(False)
 
     def adapters(self, seed: int) -> dict[str, Adapter]:
         """Return this seed's LoRA of every task, trained if it is not there yet."""
-        found, size = {}, self.size
+        found = {}
+        size = self.size
         for task in LORA_TASKS:
             folder = self.folder / f"lora-{task.name}-{seed}"
             if not folder.exists():
                 told = lambda step, _, name=folder.name: self.tell(name, step, size.lora_steps)  # noqa: E731
                 drawn = text_batches([task], 1000 + seed, size.batch)
                 settings = {"r": 8, "lora_alpha": 16, "task_type": "SEQ_2_SEQ_LM"}
-                train_lora(self.model, folder, ["q", "v"], drawn, size.lora_steps, size.lora_rate, seed, told, **settings)
+                train_lora(
+                    self.model,
+                    folder,
+                    ["q", "v"],
+                    drawn,
+                    size.lora_steps,
+                    size.lora_rate,
+                    seed,
+                    told,
+                    **settings,
+                )
             found[task.name] = peft.load(folder, mergeable_shapes(self.model))
         return found
 
@@ -101,7 +127,8 @@ class TextWorld:
         samples = [self.answered(worn[name], seed)[: way.samples] for name in names]
         if way.preserve:
             samples.append(self.ordinary(seed, len(samples[0])))
-        shift, fill_to = self.model.prepare_decoder_input_ids_from_labels, _FILLED if way.padding == "count" else None
+        shift = self.model.prepare_decoder_input_ids_from_labels
+        fill_to = _FILLED if way.padding == "count" else None
         rows = token_samples(samples, PAD, shift, padding=way.padding, fill_to=fill_to)
         tasks = [Task(name, rows[k], {k: 1.0}) for k, name in enumerate(names)]
         if way.preserve:
@@ -113,27 +140,45 @@ class TextWorld:
         name = next(task.name for task in LORA_TASKS if adapter.name == f"lora-{task.name}-{seed}")
         if (name, seed) not in self.written:
             task = next(task for task in LORA_TASKS if task.name == name)
-            asked = [Encoded(encode(read), None) for read, _ in task.examples(100 + seed, self.size.samples)]
+            asked = [
+                Encoded(encode(read), None)
+                for read, _ in task.examples(100 + seed, self.size.samples)
+            ]
             self.written[name, seed] = with_targets(
-                self.model, [adapter], asked, {0: 1.0}, max_new_tokens=MOST_WORDS, samples_per_call=64
+                self.model,
+                [adapter],
+                asked,
+                {0: 1.0},
+                max_new_tokens=MOST_WORDS,
+                samples_per_call=64,
             )
         return self.written[name, seed]
 
     def ordinary(self, seed: int, count: int) -> list[Encoded]:
         """Return inputs of the base model's own tasks, in turn."""
-        drawn = [BASE_TASKS[i % len(BASE_TASKS)].examples(10_000 + 1000 * seed + i, 1)[0] for i in range(count)]
+        drawn = [
+            BASE_TASKS[i % len(BASE_TASKS)].examples(10_000 + 1000 * seed + i, 1)[0]
+            for i in range(count)
+        ]
         return [Encoded(encode(read), encode(right)) for read, right in drawn]
 
     def outputs(self, rows: Sequence[Any]) -> Tensor:
         """Return a batch's logits, 0 behind the end of an answer."""
-        ids, mask, decoder_ids = (torch.stack([getattr(row, part) for row in rows]) for part in ("ids", "mask", "decoder_ids"))
-        logits = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False).logits
+        ids, mask, decoder_ids = (
+            torch.stack([getattr(row, part) for row in rows])
+            for part in ("ids", "mask", "decoder_ids")
+        )
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+        ).logits
         is_word = decoder_ids != self.model.config.pad_token_id
         is_word[:, 0] = True  # T5 starts with the padding token
         return logits * is_word[..., None]
 
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
-        """Return the share of right answers per named task, and their mean over the base model's own tasks as ``base``."""
+        """Return the share of right answers per named task, and their mean over the base model's
+        own tasks as ``base``.
+        """
         wanted = [(task, self.size.examples) for task in LORA_TASKS if task.name in names]
         wanted += [(task, self.size.base_examples) for task in BASE_TASKS]
         with patched(self.model, adapter):
@@ -142,8 +187,12 @@ class TextWorld:
         return {**own, "base": sum(found[task.name] for task in BASE_TASKS) / len(BASE_TASKS)}
 
 
-def _text_scores(model: nn.Module, wanted: Sequence[tuple[TextTask, int]], seed: int) -> dict[str, float]:
-    """Return the share of right answers on so many fresh examples of each task, answered in one batch."""
+def _text_scores(
+    model: nn.Module, wanted: Sequence[tuple[TextTask, int]], seed: int
+) -> dict[str, float]:
+    """Return the share of right answers on so many fresh examples of each task, answered in one
+    batch.
+    """
     examples = [task.examples(seed, count) for task, count in wanted]
     told = iter(answers(model, [read for part in examples for read, _ in part]))
     return {

@@ -1,7 +1,9 @@
-"""The paper's procedure, written plainly, to measure the sweep against: IterIS, arXiv:2411.15231, Algorithm 1.
+"""The paper's procedure, written plainly, to measure the sweep against: IterIS, arXiv:2411.15231,
+Algorithm 1.
 
-As the published code does it: inputs of all layers stored, deltas added into the weights, per layer a dense solve in float64
-with d_out right-hand sides, and the whole again, ten times. Nothing of `iteris_core` is used here.
+As the published code does it: inputs of all layers stored, deltas added into the weights, per layer
+a dense solve in float64 with d_out right-hand sides, and the whole again, ten times. Nothing of
+`iteris_core` is used here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def algorithm_1(
     ridge: str = "paper",
     rows_per_call: int = 16,
 ) -> Iterator[Deltas]:
-    """Yield the merged deltas (d_out, d_in), float64, after each solve; the first uses ``X~ = X``, and there is no last one.
+    """Yield the merged deltas (d_out, d_in), float64, after each solve; the first uses ``X~ = X``,
+    and there is no last one.
 
     Args:
         modules: Module path -> Linear, or 1x1 Conv2d.
@@ -34,7 +37,8 @@ def algorithm_1(
         adapters: Module path -> dense delta; all of them change the same layers.
         samples: What each adapter's task reads.
         alpha: Ridge, relative to a Frobenius norm.
-        ridge: ``paper`` scales the cross ridge by ``||X^T X~||``, ``consistent`` by ``||X~^T X~||``.
+        ridge: ``paper`` scales the cross ridge by ``||X^T X~||``, ``consistent`` by ``||X~^T
+            X~||``.
         rows_per_call: Samples in one forward call.
     """
     paths = list(adapters[0])
@@ -76,7 +80,10 @@ def _merged_into(layers: Mapping[str, nn.Module], deltas: Mapping[str, Tensor]) 
 
 @torch.no_grad()
 def _inputs(
-    layers: Mapping[str, nn.Module], forward: Callable[[Sequence[Any]], Any], rows: Sequence[Any], rows_per_call: int
+    layers: Mapping[str, nn.Module],
+    forward: Callable[[Sequence[Any]], Any],
+    rows: Sequence[Any],
+    rows_per_call: int,
 ) -> Deltas:
     """Return every layer's input, (tokens, d_in)."""
     seen: dict[str, list[Tensor]] = {path: [] for path in layers}
@@ -90,7 +97,10 @@ def _inputs(
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(keep(path), with_kwargs=True)
+        for path, layer in layers.items()
+    ]
     try:
         for start in range(0, len(rows), rows_per_call):
             forward(rows[start : start + rows_per_call])
@@ -101,13 +111,22 @@ def _inputs(
 
 
 def _solve(
-    teachers: Sequence[Tensor], students: Sequence[Tensor], deltas: Sequence[Tensor], alpha: float, ridge: str
+    teachers: Sequence[Tensor],
+    students: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    alpha: float,
+    ridge: str,
 ) -> Tensor:
-    """Return the merged delta of one layer: products in the inputs' own precision, solve in float64."""
-    left, right = 0, 0
+    """Return the merged delta of one layer: products in the inputs' own precision, solve in
+    float64.
+    """
+    left = 0
+    right = 0
     for x, x_student, delta in zip(teachers, students, deltas, strict=True):
-        cross, gram = x_student.T @ x, x_student.T @ x_student
-        size, cross_size = gram.norm(), (cross if ridge == "paper" else gram).norm()
+        cross = x_student.T @ x
+        gram = x_student.T @ x_student
+        size = gram.norm()
+        cross_size = (cross if ridge == "paper" else gram).norm()
         gram.diagonal().add_(alpha * size)
         cross.diagonal().add_(alpha * cross_size)
         balance = delta.square().sum() / (x @ delta.T).square().sum()

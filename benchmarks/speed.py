@@ -1,4 +1,6 @@
-"""How fast a merge is: `python benchmarks/speed.py` measures, and writes benchmarks/RESULTS.md and benchmarks/speed.png."""
+"""How fast a merge is: `python benchmarks/speed.py` measures, and writes benchmarks/RESULTS.md and
+benchmarks/speed.png.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# before torch is imported: threads that wait by spinning make everything several times slower where another job runs
+# before torch is imported: threads that wait by spinning make everything several times slower where
+# another job runs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import speed_models
@@ -23,7 +26,8 @@ from speed_measure import PeakMemory, Profile, machine, spread, timed
 from speed_text import growth_text, naive_text, ratio_text
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+BEGIN = "<!-- speed:begin -->"
+END = "<!-- speed:end -->"
 ITERATIONS = 10
 PARTS = [*speed_models.CASES, "naive", "growth"]
 console = Console(stderr=True)
@@ -31,9 +35,12 @@ Times = tuple[float, float]  # clock, CPU
 
 
 def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
-    """Measure sweeps against their plain forward passes; return rows of the table of ratios and of that of shares."""
+    """Measure sweeps against their plain forward passes; return rows of the table of ratios and of
+    that of shares.
+    """
     console.print(f"building {name}")
-    results, shares = [], []
+    results = []
+    shares = []
     for made in speed_models.CASES[name](options.device, options.quick):
         case = replace(made, target=options.target)
         console.print(f"{case.name}: {case.size}")
@@ -41,14 +48,25 @@ def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], lis
             case.plain_forward()
         with Profile() as profile:  # this sweep also warms up
             case.sweep()
-        forwards, sweeps = [], []
+        forwards = []
+        sweeps = []
         for _ in range(options.repeat):
             forwards.append(timed(case.plain_forward, options.device))
             sweeps.append(timed(case.sweep, options.device))
             console.print(f"  forward {forwards[-1][0]:.2f} s, sweep {sweeps[-1][0]:.2f} s")
-        results.append((case.name, f"{case.size}; {len(case.adapters[0].deltas)} layers", forwards, sweeps, case.aim))
+        results.append(
+            (
+                case.name,
+                f"{case.size}; {len(case.adapters[0].deltas)} layers",
+                forwards,
+                sweeps,
+                case.aim,
+            )
+        )
         if options.device == "cpu":
-            shares.append([case.name, *(f"{100 * share:.0f} %" for share in profile.shares().values())])
+            shares.append(
+                [case.name, *(f"{100 * share:.0f} %" for share in profile.shares().values())]
+            )
         if options.lines:
             for line, count in profile.lines.most_common(options.lines):
                 console.print(f"  {100 * count / profile.kinds.total():5.1f} % {line}")
@@ -61,8 +79,13 @@ def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], lis
     return [_ratio_row(*result) for result in results], shares
 
 
-def _ratio_row(name: str, size: str, forwards: list[Times], sweeps: list[Times], aim: float) -> list[str]:
-    clock, cpu = ([sweep[i] / forward[i] for forward, sweep in zip(forwards, sweeps, strict=True)] for i in range(2))
+def _ratio_row(
+    name: str, size: str, forwards: list[Times], sweeps: list[Times], aim: float
+) -> list[str]:
+    clock, cpu = (
+        [sweep[i] / forward[i] for forward, sweep in zip(forwards, sweeps, strict=True)]
+        for i in range(2)
+    )
     verdict = "reached" if median(clock) <= aim else "**not reached**"
     seconds = [spread([wall for wall, _ in times]) for times in (forwards, sweeps)]
     return [name, size, *seconds, spread(clock), spread(cpu), f"{aim}", verdict]
@@ -90,16 +113,34 @@ def one_sweep(make: str, sizes: tuple[int, ...], options: argparse.Namespace) ->
     case = prepared(make, sizes, options)
     with PeakMemory(options.device) as meter:
         result = case.sweep()
-    deltas = {path: delta.dense().numpy() for path, delta in result.adapter.deltas.items()} if make != "transformer" else {}
-    return {"seconds": meter.seconds, "bytes": meter.growth, "deltas": deltas, "size": f"{case.name}, {case.size}"}
+    deltas = (
+        {path: delta.dense().numpy() for path, delta in result.adapter.deltas.items()}
+        if make != "transformer"
+        else {}
+    )
+    return {
+        "seconds": meter.seconds,
+        "bytes": meter.growth,
+        "deltas": deltas,
+        "size": f"{case.name}, {case.size}",
+    }
 
 
-def one_naive(make: str, sizes: tuple[int, ...], options: argparse.Namespace, beyond: int) -> dict[str, Any]:
-    """Return time, memory and result of ten iterations of Algorithm 1, and its result after `beyond` more."""
+def one_naive(
+    make: str, sizes: tuple[int, ...], options: argparse.Namespace, beyond: int
+) -> dict[str, Any]:
+    """Return time, memory and result of ten iterations of Algorithm 1, and its result after
+    `beyond` more.
+    """
     case = prepared(make, sizes, options)
-    adapters = [{path: delta.dense().to(options.device) for path, delta in adapter.deltas.items()} for adapter in case.adapters]
+    adapters = [
+        {path: delta.dense().to(options.device) for path, delta in adapter.deltas.items()}
+        for adapter in case.adapters
+    ]
     samples = [[sample.teacher for sample in task.samples] for task in case.tasks]
-    iterations = algorithm_1(case.network.modules, case.network.forward, adapters, samples, ridge="consistent")
+    iterations = algorithm_1(
+        case.network.modules, case.network.forward, adapters, samples, ridge="consistent"
+    )
     with PeakMemory(options.device) as meter:
         for _ in range(ITERATIONS):
             deltas = next(iterations)
@@ -121,10 +162,17 @@ def against_naive(options: argparse.Namespace) -> list[list[str]]:
         console.print(f"{make} {sizes}: Algorithm 1, {ITERATIONS} iterations")
         naive = in_a_process_of_its_own(one_naive, make, sizes, options, beyond)
         console.print(f"  {naive['seconds']:.1f} s; the sweep")
-        sweeps = [in_a_process_of_its_own(one_sweep, make, sizes, options) for _ in range(options.repeat)]
-        seconds, size = median(sweep["seconds"] for sweep in sweeps), median(sweep["bytes"] for sweep in sweeps)
+        sweeps = [
+            in_a_process_of_its_own(one_sweep, make, sizes, options) for _ in range(options.repeat)
+        ]
+        seconds = median(sweep["seconds"] for sweep in sweeps)
+        size = median(sweep["bytes"] for sweep in sweeps)
         distance = _distance(naive["deltas"], sweeps[0]["deltas"])
-        further = f"; {_distance(naive['further'], sweeps[0]['deltas']):.0e} after {ITERATIONS + beyond}" if beyond else ""
+        further = (
+            f"; {_distance(naive['further'], sweeps[0]['deltas']):.0e} after {ITERATIONS + beyond}"
+            if beyond
+            else ""
+        )
         rows.append(
             [
                 sweeps[0]["size"],
@@ -143,11 +191,16 @@ def against_naive(options: argparse.Namespace) -> list[list[str]]:
 def _distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """Return the largest relative distance over the layers."""
     ours = {path: torch.from_numpy(delta) for path, delta in expected.items()}
-    return max(((torch.from_numpy(found[path]) - delta).norm() / delta.norm()).item() for path, delta in ours.items())
+    return max(
+        ((torch.from_numpy(found[path]) - delta).norm() / delta.norm()).item()
+        for path, delta in ours.items()
+    )
 
 
 def growth(options: argparse.Namespace) -> dict[str, list[tuple[int, float, int]]]:
-    """Return what is varied -> (value, seconds, bytes), the rest staying at 16 samples, 2 adapters, rank 16, width 512."""
+    """Return what is varied -> (value, seconds, bytes), the rest staying at 16 samples, 2 adapters,
+    rank 16, width 512.
+    """
     start = {"samples": 16, "adapters": 2, "rank": 16, "width": 512}
     steps = {"samples": (4, 64), "adapters": (1, 4), "rank": (4, 64), "width": (256, 1024)}
     if options.quick:
@@ -157,13 +210,17 @@ def growth(options: argparse.Namespace) -> dict[str, list[tuple[int, float, int]
     def measure(**sizes: int) -> tuple[float, int]:
         values = tuple(sizes.values())
         if values not in measured:
-            console.print("growth: " + ", ".join(f"{name} {value}" for name, value in sizes.items()))
+            console.print(
+                "growth: " + ", ".join(f"{name} {value}" for name, value in sizes.items())
+            )
             found = in_a_process_of_its_own(one_sweep, "transformer", values, options)
             measured[values] = found["seconds"], found["bytes"]
         return measured[values]
 
     return {
-        name: [(value, *measure(**{**start, name: value})) for value in sorted({*values, start[name]})]
+        name: [
+            (value, *measure(**{**start, name: value})) for value in sorted({*values, start[name]})
+        ]
         for name, values in steps.items()
     }
 
@@ -176,14 +233,23 @@ def draw(grown: dict[str, list[tuple[int, float, int]]], path: Path) -> None:
     from matplotlib import pyplot
 
     start = {"samples": 16, "adapters": 2, "rank": 16, "width": 512}
-    colours = {"samples": "#0072B2", "adapters": "#E69F00", "rank": "#009E73", "width": "#CC79A7"}  # Okabe and Ito
+    colours = {
+        "samples": "#0072B2",
+        "adapters": "#E69F00",
+        "rank": "#009E73",
+        "width": "#CC79A7",
+    }  # Okabe and Ito
     marks = {"samples": "o", "adapters": "s", "rank": "^", "width": "D"}
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharex=True, layout="constrained")
-    for axis, column, title in zip(axes, (1, 2), ("Time of a sweep (s)", "Peak memory above the model (MiB)"), strict=True):
+    for axis, column, title in zip(
+        axes, (1, 2), ("Time of a sweep (s)", "Peak memory above the model (MiB)"), strict=True
+    ):
         for name, points in grown.items():
             x = [point[0] / start[name] for point in points]
             y = [point[column] / (1 if column == 1 else 2**20) for point in points]
-            axis.plot(x, y, color=colours[name], marker=marks[name], label=f"{name} (1 = {start[name]})")
+            axis.plot(
+                x, y, color=colours[name], marker=marks[name], label=f"{name} (1 = {start[name]})"
+            )
         axis.set(xscale="log", yscale="log", title=title, xlabel="times the starting value")
         axis.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"], minor=False)
         axis.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
@@ -196,7 +262,9 @@ def draw(grown: dict[str, list[tuple[int, float, int]]], path: Path) -> None:
 
 
 def write(part: str, text: str) -> None:
-    """Put a part's text between the markers of RESULTS.md; the other parts, and what stands around them, stay."""
+    """Put a part's text between the markers of RESULTS.md; the other parts, and what stands around
+    them, stay.
+    """
     path = HERE / "RESULTS.md"
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     if BEGIN not in old:
@@ -206,23 +274,44 @@ def write(part: str, text: str) -> None:
     pieces = inside.split("<!-- speed:part ")[1:]
     texts = {name: body.strip() for name, _, body in (piece.partition(" -->") for piece in pieces)}
     texts[part] = text
-    inside = "\n\n".join(f"<!-- speed:part {name} -->\n{texts[name]}" for name in PARTS if name in texts)
+    inside = "\n\n".join(
+        f"<!-- speed:part {name} -->\n{texts[name]}" for name in PARTS if name in texts
+    )
     path.write_text(f"{before}{BEGIN}\n{inside}\n{END}{after}", encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="tiny inputs, no T5-large, about a minute on an idle machine; nothing is written"
+        "--quick",
+        action="store_true",
+        help="tiny inputs, no T5-large, about a minute on an idle machine; nothing is written",
     )
-    parser.add_argument("--only", choices=PARTS, help="one part; the others stay in RESULTS.md as they are")
     parser.add_argument(
-        "--target", choices=["delta", "full_output"], default="full_output", help="of the sweeps over their forward passes"
+        "--only", choices=PARTS, help="one part; the others stay in RESULTS.md as they are"
     )
-    parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is reported (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2); 1 where other jobs run, see RESULTS.md")
+    parser.add_argument(
+        "--target",
+        choices=["delta", "full_output"],
+        default="full_output",
+        help="of the sweeps over their forward passes",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="runs of which the median is reported (default 3)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="of torch (default 2); 1 where other jobs run, see RESULTS.md",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--lines", type=int, default=0, help="print this many of the lines where the sweeps spend time")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=0,
+        help="print this many of the lines where the sweeps spend time",
+    )
     options = parser.parse_args()
     if options.quick:
         options.repeat = 1

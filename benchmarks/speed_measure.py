@@ -39,10 +39,13 @@ def wait(device: str) -> None:
 
 
 def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """Return the seconds that a piece of work takes, on the clock and of all this process's CPU time."""
+    """Return the seconds that a piece of work takes, on the clock and of all this process's CPU
+    time.
+    """
     gc.collect()
     wait(device)
-    start, used = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    used = time.process_time()
     work()
     wait(device)
     return time.perf_counter() - start, time.process_time() - used
@@ -53,7 +56,8 @@ class Profile(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.watched, self.over = threading.get_ident(), threading.Event()
+        self.watched = threading.get_ident()
+        self.over = threading.Event()
         self.kinds: Counter[str] = Counter()
         self.lines: Counter[str] = Counter()
 
@@ -72,10 +76,14 @@ class Profile(threading.Thread):
             self.lines[f"{kind:13} {line}"] += 1
 
     def where(self) -> tuple[str, str]:
-        """Return what the watched thread works on, and the innermost line of iteris_core, if it is in there."""
-        frame, line = sys._current_frames().get(self.watched), ""
+        """Return what the watched thread works on, and the innermost line of iteris_core, if it is
+        in there.
+        """
+        frame = sys._current_frames().get(self.watched)
+        line = ""
         while frame is not None:
-            path, name = frame.f_code.co_filename, frame.f_code.co_name
+            path = frame.f_code.co_filename
+            name = frame.f_code.co_name
             if "iteris_core" in path:
                 line = line or f"{Path(path).name}:{frame.f_lineno} {name}"
                 if name in WORK:
@@ -91,20 +99,29 @@ class Profile(threading.Thread):
 
 
 class PeakMemory(threading.Thread):
-    """Looks 200 times a second at how much memory this process has, or asks the device: bytes above those at the start."""
+    """Looks 200 times a second at how much memory this process has, or asks the device: bytes above
+    those at the start.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__(daemon=True)
-        self.on_gpu, self.process, self.over = device == "cuda", psutil.Process(), threading.Event()
-        self.first, self.highest, self.seconds = 0, 0, 0.0
+        self.on_gpu = device == "cuda"
+        self.process = psutil.Process()
+        self.over = threading.Event()
+        self.first = 0
+        self.highest = 0
+        self.seconds = 0.0
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
         wait("cuda" if self.on_gpu else "cpu")
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self.first = torch.cuda.memory_allocated() if self.on_gpu else self.process.memory_info().rss
-        self.highest, self.began = self.first, time.perf_counter()
+        self.first = (
+            torch.cuda.memory_allocated() if self.on_gpu else self.process.memory_info().rss
+        )
+        self.highest = self.first
+        self.began = time.perf_counter()
         self.start()
         return self
 
@@ -137,16 +154,21 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(device: str, command: str, busy: float) -> str:
-    """Return where and when a part was measured, in Markdown; ``busy``: the load by other jobs as it began."""
+    """Return where and when a part was measured, in Markdown; ``busy``: the load by other jobs as
+    it began.
+    """
     root = Path(__file__).parent
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=7"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    commit = (
+        subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    )
     memory = psutil.virtual_memory().total / 2**30
     where = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
     return (
-        f"`{command}` on {_cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB{where}; torch {torch.__version__} with "
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {date.today().isoformat()}, commit {commit}. "
-        f"Load of the machine when it began, from other jobs: {busy:.1f}."
+        f"`{command}` on {_cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB{where}; torch "
+        f"{torch.__version__} with {torch.get_num_threads()} threads, Python "
+        f"{platform.python_version()}; {date.today().isoformat()}, commit {commit}. Load of the "
+        f"machine when it began, from other jobs: {busy:.1f}."
     )
 
 

@@ -27,12 +27,23 @@ def ratio_text(name: str, target: str, results: list[list[str]], shares: list[li
     """Return the tables of ratios and of where the time goes."""
     head = [name, "size", "forward, s", "sweep, s", "ratio", "of CPU time", "aim", ""]
     text = f"### Speed: {name}\n\n{RATIO.format(target)}\n\n{table(head, results)}"
-    return f"{text}\n\n{SHARES}\n\n{table(['Share of the sweep', *KINDS], shares)}" if shares else text
+    return (
+        f"{text}\n\n{SHARES}\n\n{table(['Share of the sweep', *KINDS], shares)}" if shares else text
+    )
 
 
 def naive_text(rows: list[list[str]], iterations: int) -> str:
     """Return the table against Algorithm 1."""
-    head = ["Work", "Algorithm 1, s", "sweep, s", "faster", "Algorithm 1, MiB", "sweep, MiB", "memory", "distance"]
+    head = [
+        "Work",
+        "Algorithm 1, s",
+        "sweep, s",
+        "faster",
+        "Algorithm 1, MiB",
+        "sweep, MiB",
+        "memory",
+        "distance",
+    ]
     return f"### Speed: against the paper's procedure\n\n{NAIVE.format(iterations)}\n\n{table(head, rows)}"
 
 

@@ -1,4 +1,6 @@
-"""The base model of benchmarks/world.py: a small Stable Diffusion (UNet, CLIP text model, DDPM), trained from nothing."""
+"""The base model of benchmarks/world.py: a small Stable Diffusion (UNet, CLIP text model, DDPM),
+trained from nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from world_scenes import MAX_TOKENS, TRIGGERS, Places, base_labels, draw, make_tokenizer, random_scene, to_latents
+from world_scenes import (
+    MAX_TOKENS,
+    TRIGGERS,
+    Places,
+    base_labels,
+    draw,
+    make_tokenizer,
+    random_scene,
+    to_latents,
+)
 
 Tell = Callable[[int, int, float], None]  # step, steps, loss
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: how things lie, see `world_scenes.placed`, and the share of pictures with two things."""
+    """A part of the training: how things lie, see `world_scenes.placed`, and the share of pictures
+    with two things.
+    """
 
     steps: int
     learning_rate: float
@@ -57,11 +70,15 @@ class World:
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Return token ids (captions, MAX_TOKENS)."""
-        return self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
 
 
 def new_world(settings: BaseSettings) -> World:
-    """Return the untrained model; SD1.5's classes and noise schedule, but the UNet predicts the clean sample."""
+    """Return the untrained model; SD1.5's classes and noise schedule, but the UNet predicts the
+    clean sample.
+    """
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -94,29 +111,50 @@ def new_world(settings: BaseSettings) -> World:
         norm_num_groups=16,
     )
     scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample", clip_sample=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        clip_sample=False,
     )
     return World(unet, text, tokenizer, scheduler)
 
 
 def training_data(settings: BaseSettings, phase: Phase, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Return pictures as bytes (n, 3, 24, 24) and token ids (n, MAX_TOKENS)."""
-    chance, labels = random.Random(settings.seed), base_labels()
-    pairs = [random_scene(chance, labels, pair_share=phase.pair_share, places=phase.places) for _ in range(settings.scenes)]
+    chance = random.Random(settings.seed)
+    labels = base_labels()
+    pairs = [
+        random_scene(chance, labels, pair_share=phase.pair_share, places=phase.places)
+        for _ in range(settings.scenes)
+    ]
     pictures = torch.stack([((draw(scene) + 1) * 127.5).round().byte() for scene, _ in pairs])
-    ids = tokenizer([caption for _, caption in pairs], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        [caption for _, caption in pairs],
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
     return pictures, ids
 
 
 def train_base(settings: BaseSettings, folder: Path, tell: Tell, *, every: int = 100) -> float:
-    """Train to the last step, from a checkpoint in the folder if there is one; save averaged weights, return the seconds."""
+    """Train to the last step, from a checkpoint in the folder if there is one; save averaged
+    weights, return the seconds.
+    """
     torch.manual_seed(settings.seed)
     world = new_world(settings)
     model = nn.ModuleDict({"unet": world.unet, "text_encoder": world.text_encoder})
-    run = _Run(world, model, copy.deepcopy(model), torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.99)))
+    run = _Run(
+        world,
+        model,
+        copy.deepcopy(model),
+        torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.99)),
+    )
     run.chance.manual_seed(settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, first = folder / "checkpoint.pt", 0
+    checkpoint = folder / "checkpoint.pt"
+    first = 0
     if checkpoint.exists():
         run.restore(torch.load(checkpoint, weights_only=True))
     total = sum(phase.steps for phase in settings.phases)
@@ -127,7 +165,12 @@ def train_base(settings: BaseSettings, folder: Path, tell: Tell, *, every: int =
             began = time.perf_counter()
             rows = torch.randint(len(pictures), (settings.batch,), generator=run.chance)
             rate = phase.learning_rate * rate_at(run.step - first, phase.steps)
-            loss = run.train(to_latents(pictures[rows].float() / 127.5 - 1), ids[rows], rate, settings.dropped_captions)
+            loss = run.train(
+                to_latents(pictures[rows].float() / 127.5 - 1),
+                ids[rows],
+                rate,
+                settings.dropped_captions,
+            )
             run.seconds += time.perf_counter() - began
             if run.step % every == 0 or run.step == total:
                 tell(run.step, total, loss)
@@ -149,14 +192,22 @@ class _Run:
     seconds: float = 0.0
 
     def state(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
-        return {**parts, "chance": self.chance.get_state(), "step": self.step, "seconds": self.seconds}
+        parts = {
+            name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")
+        }
+        return {
+            **parts,
+            "chance": self.chance.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in ("model", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.chance.set_state(state["chance"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
 
     def train(self, clean: Tensor, tokens: Tensor, rate: float, dropped: float) -> float:
         """Make one step, and return the loss."""
@@ -175,7 +226,9 @@ class _Run:
 
 
 def finish(world: World, average: nn.Module, folder: Path) -> None:
-    """Save the averaged weights as a pipeline's parts, trigger words at the size of trained ones."""
+    """Save the averaged weights as a pipeline's parts, trigger words at the size of trained
+    ones.
+    """
     world.unet.load_state_dict(average["unet"].state_dict())
     world.text_encoder.load_state_dict(average["text_encoder"].state_dict())
     table = world.text_encoder.get_input_embeddings().weight.data
@@ -187,10 +240,16 @@ def finish(world: World, average: nn.Module, folder: Path) -> None:
 
 
 def denoising_loss(
-    world: World, clean: Tensor, tokens: Tensor, chance: torch.Generator, weights: Tensor | None = None
+    world: World,
+    clean: Tensor,
+    tokens: Tensor,
+    chance: torch.Generator,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the mean squared error of the predicted clean latents, at uniform timesteps."""
-    steps = torch.randint(world.scheduler.config.num_train_timesteps, (len(clean),), generator=chance)
+    steps = torch.randint(
+        world.scheduler.config.num_train_timesteps, (len(clean),), generator=chance
+    )
     noisy = world.scheduler.add_noise(clean, torch.randn(clean.shape, generator=chance), steps)
     context = world.text_encoder(tokens).last_hidden_state
     errors = (world.unet(noisy, steps, context).sample - clean).pow(2).flatten(1).mean(1)
@@ -198,10 +257,14 @@ def denoising_loss(
 
 
 def rate_at(step: int, steps: int, warmup: int = 100) -> float:
-    """Return the factor on the learning rate: a linear warmup, two thirds of half a cosine, and a last fifth falling to 0."""
+    """Return the factor on the learning rate: a linear warmup, two thirds of half a cosine, and a
+    last fifth falling to 0.
+    """
     if step < warmup:
         return (step + 1) / warmup
-    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, 1.5 * steps - warmup)))
+    cosine = 0.02 + 0.98 * 0.5 * (
+        1 + math.cos(math.pi * (step - warmup) / max(1, 1.5 * steps - warmup))
+    )
     return cosine * min(1.0, (steps - step) / (0.2 * steps))
 
 

@@ -37,9 +37,11 @@ from iteris_core.diffusion.samples import PromptedAdapter
 from iteris_core.network import Network
 
 DEFAULT_CACHE = Path(os.environ.get("ITERIS_WORLD_CACHE", Path.home() / ".cache" / "iteris-world"))
-STEPS, ROWS = 6, 64  # of sampling runs: steps (16 look the same), and pictures at once
+STEPS = 6  # of a sampling run; 16 look the same
+ROWS = 64  # pictures sampled at once
 
-# What the calibration of a merge may know of this world: ordinary things and captions, nothing of concepts and scenes in tests.
+# What the calibration of a merge may know of this world: ordinary things and captions, nothing of
+# concepts and scenes in tests.
 COMPANIONS = (
     "a red square",
     "a green circle",
@@ -54,9 +56,18 @@ COMPANIONS = (
     "a heart",
     "a star",
 )
-COMPOSITIONS = ("{prompt} and {thing}", "{thing} and {prompt}", "{prompt} next to {thing}", "{thing} with {prompt}")
+COMPOSITIONS = (
+    "{prompt} and {thing}",
+    "{thing} and {prompt}",
+    "{prompt} next to {thing}",
+    "{thing} with {prompt}",
+)
 SCENE_FORMS = (
-    *(f"{prefix}{{first}} {between} {{second}}" for prefix in ("", "a photo of ") for between in ("and", "next to", "with")),
+    *(
+        f"{prefix}{{first}} {between} {{second}}"
+        for prefix in ("", "a photo of ")
+        for between in ("and", "next to", "with")
+    ),
     *("{first} {style}", "a photo of {first} {style}", "{first} and {second} {style}"),
 )
 STYLE_PROMPTS = (
@@ -69,7 +80,8 @@ STYLE_PROMPTS = (
 
 def preserve_captions(count: int = 24) -> tuple[str, ...]:
     """Return captions of what the base model knows, half of them with two things."""
-    chance, labels = random.Random(2024), base_labels()
+    chance = random.Random(2024)
+    labels = base_labels()
     captions = []
     for i in range(count):
         names = [" ".join(chance.choice(labels)) for _ in range(1 + i % 2)]
@@ -110,10 +122,14 @@ class Bench:
         if trigger in STYLE_TRIGGERS:
             prompts = tuple(prompt.format(trigger=trigger) for prompt in STYLE_PROMPTS)
             return PromptedAdapter(adapter, prompts, trigger=f"in {trigger} style", kind="style")
-        return PromptedAdapter(adapter, (f"a {trigger}", f"a photo of a {trigger}"), trigger=f"a {trigger}")
+        return PromptedAdapter(
+            adapter, (f"a {trigger}", f"a photo of a {trigger}"), trigger=f"a {trigger}"
+        )
 
     def calibration(self, **settings: Any) -> Calibration:
-        """Return the product's calibration in this world's words; settings replace the product's defaults."""
+        """Return the product's calibration in this world's words; settings replace the product's
+        defaults.
+        """
         words = {
             "resolution": 64,
             "cfg": 3.0,
@@ -128,22 +144,33 @@ class Bench:
 
     @torch.no_grad()
     def sample(
-        self, adapter: Adapter | None, captions: Sequence[str], seeds: Sequence[int], cfg: float = 3.0, steps: int = STEPS
+        self,
+        adapter: Adapter | None,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        cfg: float = 3.0,
+        steps: int = STEPS,
     ) -> Tensor:
         """Return one picture per caption, (n, 3, 24, 24), by DDIM from the noise of its seed."""
         from diffusers import DDIMScheduler
 
-        scheduler = DDIMScheduler.from_config(self.world.scheduler.config, timestep_spacing="trailing")
+        scheduler = DDIMScheduler.from_config(
+            self.world.scheduler.config, timestep_spacing="trailing"
+        )
         scheduler.set_timesteps(steps)
         pictures = []
         with wearing(self.model, adapter):
             for start in range(0, len(captions), ROWS):
                 texts = list(captions[start : start + ROWS])
-                x = torch.stack([noise_of((27, 8, 8), seed) for seed in seeds[start : start + ROWS]])
+                x = torch.stack(
+                    [noise_of((27, 8, 8), seed) for seed in seeds[start : start + ROWS]]
+                )
                 rows = [*texts, *[""] * (len(texts) if cfg != 1 else 0)]
                 context = self.world.text_encoder(self.world.tokens(rows)).last_hidden_state
                 for t in scheduler.timesteps:
-                    found = self.world.unet(x.repeat(len(rows) // len(texts), 1, 1, 1), t, context).sample
+                    found = self.world.unet(
+                        x.repeat(len(rows) // len(texts), 1, 1, 1), t, context
+                    ).sample
                     if cfg != 1:
                         conditional, unconditional = found.chunk(2)
                         found = unconditional + cfg * (conditional - unconditional)
@@ -158,7 +185,9 @@ def wearing(model: DiffusersStableDiffusion, adapter: Adapter | None) -> Iterato
     before = {path: model.modules[path].weight.data for path in (adapter.deltas if adapter else ())}
     try:
         for path, weight in before.items():
-            model.modules[path].weight.data = weight + adapter.deltas[path].dense().float().view_as(weight)
+            model.modules[path].weight.data = weight + adapter.deltas[path].dense().float().view_as(
+                weight
+            )
         yield
     finally:
         for path, weight in before.items():

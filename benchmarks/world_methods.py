@@ -1,4 +1,6 @@
-"""Which merges benchmarks/world.py makes, and their cached results: one cell per merge, one entry per way to use it."""
+"""Which merges benchmarks/world.py makes, and their cached results: one cell per merge, one entry
+per way to use it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Recipe:
         name: Its row in the tables.
         config: Of `MergeConfig`.
         calibration: Of `Calibration`.
-        adapter: ``merge``, or what stands for bounds: ``none``, the base model, and ``single``, each LoRA alone.
+        adapter: ``merge``, or what stands for bounds: ``none``, the base model, and ``single``,
+            each LoRA alone.
     """
 
     name: str
@@ -47,12 +50,15 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        told = json.dumps([dict(self.config), dict(self.calibration), self.adapter], sort_keys=True, default=str)
+        told = json.dumps(
+            [dict(self.config), dict(self.calibration), self.adapter], sort_keys=True, default=str
+        )
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 OWN_ONLY = {"preserve_weight": 0.0, "composition_share": 0.0, "unconditional_share": 0.0}
-DELTA, FULL = {"target": "delta"}, {"target": "full_output"}
+DELTA = {"target": "delta"}
+FULL = {"target": "full_output"}
 TEXT_SCENES = {"scene_weight": 1.0}
 PICTURE_SCENES = {**TEXT_SCENES, "scene_pictures": True}
 
@@ -60,8 +66,13 @@ PICTURE_SCENES = {**TEXT_SCENES, "scene_pictures": True}
 def main_recipes() -> list[Recipe]:
     """Return the rows of the main tables: bounds, all rivals, and IterIS in its stages."""
     recipes = [Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single")]
-    recipes += [Recipe(name, {"method": name}) for name in METHODS if name not in ("weighted", "svd")]
-    recipes += [Recipe(f"{name}, own prompts only", {"method": name}, OWN_ONLY) for name in ("regmean", "mix_of_show")]
+    recipes += [
+        Recipe(name, {"method": name}) for name in METHODS if name not in ("weighted", "svd")
+    ]
+    recipes += [
+        Recipe(f"{name}, own prompts only", {"method": name}, OWN_ONLY)
+        for name in ("regmean", "mix_of_show")
+    ]
     recipes += [
         Recipe("IterIS as published", {**DELTA, "engine": "iterate", "max_iter": 20}, OWN_ONLY),
         Recipe("IterIS, delta target", DELTA),
@@ -73,19 +84,27 @@ def main_recipes() -> list[Recipe]:
 
 
 def ablation_recipes() -> dict[str, list[Recipe]]:
-    """Return heading -> rows; all against IterIS with the full-output target, some with scenes in pictures."""
+    """Return heading -> rows; all against IterIS with the full-output target, some with scenes in
+    pictures.
+    """
     full = dict(FULL)
     both = {"scene_pictures": True}
     return {
         "iterations": [
             *(
-                Recipe(f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0})
+                Recipe(
+                    f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0}
+                )
                 for n in (1, 2, 3, 5, 10, 20)
             ),
             Recipe("sweep", full),
         ],
-        "alpha": [Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)],
-        "balance": [Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")],
+        "alpha": [
+            Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+        ],
+        "balance": [
+            Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")
+        ],
         "target, equal rank": [
             Recipe("delta, rank 4", {**DELTA, "rank": 4}),
             Recipe("full output, rank 4", {**full, "rank": 4}),
@@ -93,26 +112,40 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
             Recipe("full output, rank sum", full),
             Recipe("full output, nothing cut", {**full, "rank": "full"}),
         ],
-        "trajectories": [Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)],
+        "trajectories": [
+            Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)
+        ],
         "timesteps": [Recipe(f"timesteps {n}", full, {"timesteps": n}) for n in (1, 2, 4, 8)],
         "unconditional share": [
-            Recipe(f"unconditional {s:g}", full, {"unconditional_share": s}) for s in (0.0, 0.25, 0.5, 1.0)
+            Recipe(f"unconditional {s:g}", full, {"unconditional_share": s})
+            for s in (0.0, 0.25, 0.5, 1.0)
         ],
-        "preserve weight": [Recipe(f"preserve {w:g}", full, {"preserve_weight": w}) for w in (0.0, 0.1, 0.3, 1.0, 3.0)],
+        "preserve weight": [
+            Recipe(f"preserve {w:g}", full, {"preserve_weight": w})
+            for w in (0.0, 0.1, 0.3, 1.0, 3.0)
+        ],
         "composition share": [
-            Recipe(f"composition {s:g}", full, {"composition_share": s}) for s in (0.0, 0.25, 0.5, 0.75, 1.0)
+            Recipe(f"composition {s:g}", full, {"composition_share": s})
+            for s in (0.0, 0.25, 0.5, 0.75, 1.0)
         ],
-        "scene weight, text": [Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)],
+        "scene weight, text": [
+            Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
+        ],
         "scene weight, pictures": [
-            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
+            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w})
+            for w in (0.1, 0.3, 1.0, 3.0)
         ],
         "picture scenes 1, with other settings": [
-            Recipe("one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}),
+            Recipe(
+                "one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}
+            ),
             Recipe("composition 1", full, {**PICTURE_SCENES, "composition_share": 1.0}),
             Recipe("trajectories 20", full, {**PICTURE_SCENES, "trajectories": 20}),
             Recipe("alpha 0.001", {**full, "alpha": 1e-3}, PICTURE_SCENES),
         ],
-        "tokens per row": [Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)],
+        "tokens per row": [
+            Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)
+        ],
         "cut": [
             Recipe("sum, plain SVD", {"method": "svd", "rank": 4}),
             Recipe("sum, activation-aware", {"method": "sum", "rank": 4}),
@@ -121,22 +154,32 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
 
 
 def style_recipes() -> list[Recipe]:
-    """Return the rows about a concept in a style: how much the tasks count whose teacher is the stack of both."""
+    """Return the rows about a concept in a style: how much the tasks count whose teacher is the
+    stack of both.
+    """
     cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0, 3.0)]
-    whole = [Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w}) for w in (0.1, 0.3, 1.0)]
+    whole = [
+        Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w})
+        for w in (0.1, 0.3, 1.0)
+    ]
     return [Recipe("sum", {"method": "sum"}), Recipe("no scenes", FULL), *cut, *whole]
 
 
-def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet) -> tuple[Adapter | None, float]:
+def merged(
+    bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet
+) -> tuple[Adapter | None, float]:
     """Return what a recipe makes of the LoRAs, and the CPU seconds it took, see `Clock`."""
     if recipe.adapter == "none":
         return None, 0.0
     config = {"samples_per_chunk": 48, **recipe.config}
     if "baseline" in config:
         config["baseline"] = BaselineOptions(**config["baseline"])
-    calibration = bench.calibration(**{"held_out": 0, "seed": seed_of(lora_set), **recipe.calibration})
+    calibration = bench.calibration(
+        **{"held_out": 0, "seed": seed_of(lora_set), **recipe.calibration}
+    )
     torch.manual_seed(0)
-    loras, clock = bench.loras(triggers, lora_set), Clock()
+    loras = bench.loras(triggers, lora_set)
+    clock = Clock()
     result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
     clock("", 1, 1)
     return result.adapter, clock.seconds
@@ -144,7 +187,9 @@ def merged(bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: Lora
 
 @dataclass
 class Clock:
-    """CPU seconds of a merge without the teachers' sampling runs, which the methods of a group share."""
+    """CPU seconds of a merge without the teachers' sampling runs, which the methods of a group
+    share.
+    """
 
     last: float = field(default_factory=time.process_time)
     seconds: float = 0.0
@@ -170,23 +215,34 @@ class Cell:
         return self.bench.folder / "cells" / f"{name}.json"
 
     def read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text()) if self.path.exists() else {"recipe": self.recipe.name, "entries": {}}
+        return (
+            json.loads(self.path.read_text())
+            if self.path.exists()
+            else {"recipe": self.recipe.name, "entries": {}}
+        )
 
     def adapter(self) -> tuple[Adapter | None, float]:
         """Return the merged adapter, from its file if it is there."""
         file = self.path.with_suffix(".pt")
         if not file.exists():
             adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_set)
-            factors = {path: (delta.up, delta.down) for path, delta in adapter.deltas.items()} if adapter else {}
+            factors = (
+                {path: (delta.up, delta.down) for path, delta in adapter.deltas.items()}
+                if adapter
+                else {}
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"factors": factors, "seconds": seconds}, file)
         state = torch.load(file, weights_only=True)
         deltas = {path: LowRankDelta(*factors) for path, factors in state["factors"].items()}
         return (Adapter(self.recipe.name, deltas) if deltas else None), state["seconds"]
 
-    def entry(self, singles: SinglePictures, scale: float = 1.0, cfg: float = 3.0, effort: int = 2) -> dict[str, Any]:
+    def entry(
+        self, singles: SinglePictures, scale: float = 1.0, cfg: float = 3.0, effort: int = 2
+    ) -> dict[str, Any]:
         """Return the scores at a scale and a guidance, measured unless they are known."""
-        found, name = self.read(), f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
+        found = self.read()
+        name = f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
         if name not in found["entries"]:
             began = time.perf_counter()
             probes = probes_of(self.triggers, effort)
@@ -202,7 +258,9 @@ class Cell:
         return found["entries"][name]
 
     def _single(self, singles: SinglePictures, probes: Sequence[Any], cfg: float) -> dict[str, Any]:
-        """Score each LoRA alone on what is asked about it; what is asked about two has no answer."""
+        """Score each LoRA alone on what is asked about it; what is asked about two has no
+        answer.
+        """
         hits: dict[str, Any] = {}
         leaks = [0, 0]
         for trigger in self.triggers:

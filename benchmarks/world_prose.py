@@ -11,7 +11,15 @@ from world_bench import SCENE_FORMS, STEPS
 from world_loras import ALONE, STRONG, STYLE, USUAL, LoraSet
 from world_methods import main_recipes, style_recipes
 from world_score import SEEN, UNSEEN
-from world_tables import Groups, Reader, ablation_tables, group_table, guidance_table, scale_table, times_text
+from world_tables import (
+    Groups,
+    Reader,
+    ablation_tables,
+    group_table,
+    guidance_table,
+    scale_table,
+    times_text,
+)
 
 TITLES = {
     "pairs": "Pairs of concepts",
@@ -19,7 +27,11 @@ TITLES = {
     "triples": "Three concepts",
     "eight": "Eight concepts at once",
 }
-SETS: dict[LoraSet, str] = {0: "", "strong": ", LoRAs trained for too long", "alone": ", LoRAs that saw their concept alone"}
+SETS: dict[LoraSet, str] = {
+    0: "",
+    "strong": ", LoRAs trained for too long",
+    "alone": ", LoRAs that saw their concept alone",
+}
 FINDINGS = Path(__file__).parent / "world_findings.md"
 
 
@@ -32,15 +44,28 @@ def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
     for lora_set, title in SETS.items():
         for kind, of_kind in groups.items():
             if any(reader.entries(recipe, of_kind, [lora_set]) for recipe in recipes):
-                known = [group for group in of_kind if any(reader.entries(recipe, [group], [lora_set]) for recipe in recipes)]
+                known = [
+                    group
+                    for group in of_kind
+                    if any(reader.entries(recipe, [group], [lora_set]) for recipe in recipes)
+                ]
                 text = group_table(reader, recipes, known, [lora_set])
                 parts += [f"#### {TITLES[kind]}{title}", groups_text(known), text]
-    some, usual = groups["pairs"][:2], [s for s in sets if isinstance(s, int)]
+    some = groups["pairs"][:2]
+    usual = [s for s in sets if isinstance(s, int)]
     if len(usual) > 1 and reader.entries(recipes[0], some, usual[1:]):
-        parts += [f"#### {len(usual)} sets of LoRAs", SEEDS, groups_text(some), group_table(reader, recipes, some, usual)]
+        parts += [
+            f"#### {len(usual)} sets of LoRAs",
+            SEEDS,
+            groups_text(some),
+            group_table(reader, recipes, some, usual),
+        ]
     for title, text in (
         ("Every method at its best scale", scale_table(reader, recipes, some, 0)),
-        ("Every method at its best scale, LoRAs trained for too long", scale_table(reader, recipes, some, "strong")),
+        (
+            "Every method at its best scale, LoRAs trained for too long",
+            scale_table(reader, recipes, some, "strong"),
+        ),
         ("Guidance", guidance_table(reader, recipes, some)),
         ("Ablations, LoRAs trained for too long", ablation_tables(reader, some, "strong")),
     ):
@@ -48,17 +73,26 @@ def section(reader: Reader, groups: Groups, sets: Sequence[LoraSet]) -> str:
             parts += [f"#### {title}", SMALL, text]
     if any(reader.entries(recipe, groups["styles"], [0]) for recipe in style_recipes()[2:]):
         text = group_table(reader, style_recipes(), groups["styles"], [0])
-        parts += ["#### A concept in a style: weight of the scenes", groups_text(groups["styles"]), text]
+        parts += [
+            "#### A concept in a style: weight of the scenes",
+            groups_text(groups["styles"]),
+            text,
+        ]
     parts += ["#### What it took", times_text(reader.bench.folder), PICTURES]
     return "\n\n".join(parts)
 
 
 def groups_text(groups: Sequence[tuple[str, ...]]) -> str:
-    return "Merged: " + "; ".join(" + ".join(f"`{trigger}`" for trigger in group) for group in groups) + "."
+    return (
+        "Merged: "
+        + "; ".join(" + ".join(f"`{trigger}`" for trigger in group) for group in groups)
+        + "."
+    )
 
 
 def setup_text(reader: Reader) -> str:
-    base, lora = BaseSettings(), USUAL
+    base = BaseSettings()
+    lora = USUAL
     size = sum(p.numel() for p in reader.bench.world.unet.parameters()) / 1e6
     steps = " + ".join(str(phase.steps) for phase in base.phases)
     told = reader.bench.folder / "recogniser.json"

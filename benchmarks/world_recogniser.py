@@ -1,6 +1,8 @@
-"""The judge of benchmarks/world.py: a small detector that says which things lie where in a picture, or that one is garbage.
+"""The judge of benchmarks/world.py: a small detector that says which things lie where in a picture,
+or that one is garbage.
 
-It is trained on drawn pictures only, concepts included, and never sees a picture of the diffusion model.
+It is trained on drawn pictures only, concepts included, and never sees a picture of the diffusion
+model.
 """
 
 from __future__ import annotations
@@ -15,11 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from world_scenes import BACKGROUNDS, CONCEPTS, PATCH, SHAPES, SIDE, STYLES, SURFACES, Scene, Thing, draw
+from world_scenes import (
+    BACKGROUNDS,
+    CONCEPTS,
+    PATCH,
+    SHAPES,
+    SIDE,
+    STYLES,
+    SURFACES,
+    Scene,
+    Thing,
+    draw,
+)
 
 GARBAGE = "garbage"
 CELLS = SIDE // PATCH
-SURFACE_NAMES, SHAPE_NAMES, STYLE_NAMES = (*SURFACES, GARBAGE), (*SHAPES, GARBAGE), (None, *STYLES)
+SURFACE_NAMES = (*SURFACES, GARBAGE)
+SHAPE_NAMES = (*SHAPES, GARBAGE)
+STYLE_NAMES = (None, *STYLES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,9 @@ class Judgement:
 
 
 class Recogniser(nn.Module):
-    """Fully convolutional: per cell whether a thing has its centre there, its shape and surface; per picture its style."""
+    """Fully convolutional: per cell whether a thing has its centre there, its shape and surface;
+    per picture its style.
+    """
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
@@ -73,7 +90,9 @@ class Recogniser(nn.Module):
         self.style = nn.Linear(width, len(STYLE_NAMES))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits: thing (n, 1, 8, 8), surface (n, surfaces, 8, 8), shape (n, shapes, 8, 8), style (n, styles)."""
+        """Return logits: thing (n, 1, 8, 8), surface (n, surfaces, 8, 8), shape (n, shapes, 8, 8),
+        style (n, styles).
+        """
         features = self.body(pictures)
         return *self.cells(features).split(self.sizes, 1), self.style(features.mean((2, 3)))
 
@@ -81,17 +100,24 @@ class Recogniser(nn.Module):
     def judge(self, pictures: Tensor) -> list[Judgement]:
         """Return what is in pictures (n, 3, 24, 24)."""
         things, surfaces, shapes, styles = self(pictures)
-        surfaces, shapes, styles = surfaces.argmax(1).tolist(), shapes.argmax(1).tolist(), styles.argmax(1).tolist()
+        surfaces = surfaces.argmax(1).tolist()
+        shapes = shapes.argmax(1).tolist()
+        styles = styles.argmax(1).tolist()
         judgements = []
         for n, logits in enumerate(things[:, 0]):
             cells = peaks(logits)
-            found = [Found(SURFACE_NAMES[surfaces[n][r][c]], SHAPE_NAMES[shapes[n][r][c]], r, c) for r, c in cells]
+            found = [
+                Found(SURFACE_NAMES[surfaces[n][r][c]], SHAPE_NAMES[shapes[n][r][c]], r, c)
+                for r, c in cells
+            ]
             judgements.append(Judgement(tuple(found), STYLE_NAMES[styles[n]]))
         return judgements
 
 
 def peaks(logits: Tensor, apart: int = 3) -> list[tuple[int, int]]:
-    """Return the cells (row, column) whose logit is above 0, the highest first, without those near a higher one."""
+    """Return the cells (row, column) whose logit is above 0, the highest first, without those near
+    a higher one.
+    """
     chosen: list[tuple[int, int]] = []
     cells = [(row, column) for row, column in (logits > 0).nonzero().tolist()]
     for row, column in sorted(cells, key=lambda cell: -float(logits[cell])):
@@ -101,7 +127,11 @@ def peaks(logits: Tensor, apart: int = 3) -> list[tuple[int, int]]:
 
 
 def random_thing(chance: random.Random) -> Thing:
-    label = chance.choice(CONCEPTS) if chance.random() < 0.3 else (chance.choice(SURFACES), chance.choice(SHAPES))
+    label = (
+        chance.choice(CONCEPTS)
+        if chance.random() < 0.3
+        else (chance.choice(SURFACES), chance.choice(SHAPES))
+    )
     return Thing(*label, chance.uniform(4, 20), chance.uniform(4, 20), chance.uniform(4.2, 8.2))
 
 
@@ -113,22 +143,29 @@ def training_scene(chance: random.Random) -> Scene:
         if things:
             thing = replace(thing, radius=min(thing.radius, 5.6))
             things = [replace(other, radius=min(other.radius, 5.6)) for other in things]
-        if all((thing.x - o.x) ** 2 + (thing.y - o.y) ** 2 > (0.85 * (thing.radius + o.radius)) ** 2 for o in things):
+        if all(
+            (thing.x - o.x) ** 2 + (thing.y - o.y) ** 2 > (0.85 * (thing.radius + o.radius)) ** 2
+            for o in things
+        ):
             things.append(thing)
     style = chance.choice(STYLES) if chance.random() < 0.35 else None
     return Scene(tuple(things), chance.choice(list(BACKGROUNDS)), style)
 
 
 def with_garbage(scene: Scene, chance: random.Random) -> tuple[Tensor, list[tuple[str, str]]]:
-    """Draw a scene whose first thing is mixed with another, half by half or as a blend; return the picture and the labels."""
-    thing, other = scene.things[0], random_thing(chance)
+    """Draw a scene whose first thing is mixed with another, half by half or as a blend; return the
+    picture and the labels.
+    """
+    thing = scene.things[0]
+    other = random_thing(chance)
     kind = chance.choice(["surface", "shape", "both"])
     mixed = replace(
         thing,
         surface=thing.surface if kind == "shape" else other.surface,
         shape=thing.shape if kind == "surface" else other.shape,
     )
-    first, second = draw(scene), draw(replace(scene, things=(mixed, *scene.things[1:])))
+    first = draw(scene)
+    second = draw(replace(scene, things=(mixed, *scene.things[1:])))
     pixels = torch.arange(SIDE) + 0.5
     mask = {
         "column": (pixels < thing.x).float().expand(SIDE, SIDE),
@@ -143,9 +180,13 @@ def with_garbage(scene: Scene, chance: random.Random) -> tuple[Tensor, list[tupl
 
 
 def training_data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures as bytes, targets (n, 3, 8, 8) of thing, surface and shape with -1 where nothing counts, and styles."""
+    """Return pictures as bytes, targets (n, 3, 8, 8) of thing, surface and shape with -1 where
+    nothing counts, and styles.
+    """
     chance = random.Random(seed)
-    pictures, targets, styles = [], torch.full((count, 3, CELLS, CELLS), -1), []
+    pictures = []
+    targets = torch.full((count, 3, CELLS, CELLS), -1)
+    styles = []
     targets[:, 0] = 0
     for n in range(count):
         scene = training_scene(chance)
@@ -160,7 +201,9 @@ def training_data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         for row, column in cells:  # next to a centre nothing is asked
             targets[n, 0, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = -1
         for (row, column), (surface, shape) in zip(cells, labels, strict=True):
-            targets[n, :, row, column] = torch.tensor([1, SURFACE_NAMES.index(surface), SHAPE_NAMES.index(shape)])
+            targets[n, :, row, column] = torch.tensor(
+                [1, SURFACE_NAMES.index(surface), SHAPE_NAMES.index(shape)]
+            )
     return torch.stack(pictures), targets, torch.tensor(styles)
 
 
@@ -178,15 +221,23 @@ def disturbed(pictures: Tensor, chance: torch.Generator) -> Tensor:
 def loss_of(outputs: Sequence[Tensor], targets: Tensor, styles: Tensor) -> Tensor:
     things, surfaces, shapes, style = outputs
     asked = targets[:, 0] >= 0
-    loss = functional.binary_cross_entropy_with_logits(things[:, 0][asked], targets[:, 0][asked].float())
+    loss = functional.binary_cross_entropy_with_logits(
+        things[:, 0][asked], targets[:, 0][asked].float()
+    )
     loss = 4 * loss + functional.cross_entropy(surfaces, targets[:, 1], ignore_index=-1)
     return (
-        loss + functional.cross_entropy(shapes, targets[:, 2], ignore_index=-1) + 0.3 * functional.cross_entropy(style, styles)
+        loss
+        + functional.cross_entropy(shapes, targets[:, 2], ignore_index=-1)
+        + 0.3 * functional.cross_entropy(style, styles)
     )
 
 
-def train_recogniser(path: Path, steps: int, tell: Callable[[int, int, float], None], seed: int = 7) -> dict[str, Any]:
-    """Train the recogniser, save it, and return its seconds and its accuracy on drawn pictures that it has not seen."""
+def train_recogniser(
+    path: Path, steps: int, tell: Callable[[int, int, float], None], seed: int = 7
+) -> dict[str, Any]:
+    """Train the recogniser, save it, and return its seconds and its accuracy on drawn pictures that
+    it has not seen.
+    """
     began = time.perf_counter()
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
@@ -196,7 +247,11 @@ def train_recogniser(path: Path, steps: int, tell: Callable[[int, int, float], N
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for step in range(steps):
         rows = torch.randint(len(pictures), (64,), generator=chance)
-        loss = loss_of(model(disturbed(pictures[rows].float() / 127.5 - 1, chance)), targets[rows], styles[rows])
+        loss = loss_of(
+            model(disturbed(pictures[rows].float() / 127.5 - 1, chance)),
+            targets[rows],
+            styles[rows],
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -209,21 +264,30 @@ def train_recogniser(path: Path, steps: int, tell: Callable[[int, int, float], N
 
 
 def accuracy(model: Recogniser, seed: int, count: int = 400) -> dict[str, float]:
-    """Return how often concepts, whole scenes and mixtures are recognised in disturbed drawn pictures."""
-    chance, noise = random.Random(seed), torch.Generator().manual_seed(seed)
+    """Return how often concepts, whole scenes and mixtures are recognised in disturbed drawn
+    pictures.
+    """
+    chance = random.Random(seed)
+    noise = torch.Generator().manual_seed(seed)
 
     def judged(pictures: list[Tensor]) -> list[Judgement]:
         return model.judge(disturbed(torch.stack(pictures), noise))
 
     concepts = [chance.choice(CONCEPTS) for _ in range(count)]
-    alone = judged([draw(Scene((Thing(*label, chance.uniform(10, 14), 12, 7),))) for label in concepts])
+    alone = judged(
+        [draw(Scene((Thing(*label, chance.uniform(10, 14), 12, 7),))) for label in concepts]
+    )
     scenes = [training_scene(chance) for _ in range(count)]
     whole = judged([draw(scene) for scene in scenes])
     mixtures = [with_garbage(scene, chance) for scene in scenes if scene.things]
     passed = judged([picture for picture, _ in mixtures])
     return {
-        "concepts": sum(j.labels == [label] for j, label in zip(alone, concepts, strict=True)) / count,
-        "scenes": sum(sorted(j.labels) == sorted(t.label for t in s.things) for j, s in zip(whole, scenes, strict=True))
+        "concepts": sum(j.labels == [label] for j, label in zip(alone, concepts, strict=True))
+        / count,
+        "scenes": sum(
+            sorted(j.labels) == sorted(t.label for t in s.things)
+            for j, s in zip(whole, scenes, strict=True)
+        )
         / count,
         "styles": sum(j.style == s.style for j, s in zip(whole, scenes, strict=True)) / count,
         "garbage taken for a concept": sum(

@@ -1,7 +1,9 @@
-"""The world of benchmarks/world.py: scenes drawn by procedure, their captions, and the words of these captions.
+"""The world of benchmarks/world.py: scenes drawn by procedure, their captions, and the words of
+these captions.
 
-A thing is a surface on a shape: "a striped star". Eight combinations, the concepts, and two ways to render a whole picture,
-the styles, are held back from the base model; LoRAs teach them later, under trigger words.
+A thing is a surface on a shape: "a striped star". Eight combinations, the concepts, and two ways to
+render a whole picture, the styles, are held back from the base model; LoRAs teach them later, under
+trigger words.
 """
 
 from __future__ import annotations
@@ -39,10 +41,19 @@ TEXTURES = {  # main colour, second colour
 }
 SURFACES = (*COLOURS, *TEXTURES)
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "moon")
-BACKGROUNDS = {"snow": (0.97, 0.97, 0.97), "stone": (0.76, 0.76, 0.78), "sand": (0.93, 0.85, 0.62), "grass": (0.72, 0.9, 0.75)}
+BACKGROUNDS = {
+    "snow": (0.97, 0.97, 0.97),
+    "stone": (0.76, 0.76, 0.78),
+    "sand": (0.93, 0.85, 0.62),
+    "grass": (0.72, 0.9, 0.75),
+}
 Places = Literal["fixed", "snapped", "loose"]
 # backgrounds where the caption names none
-UNTOLD: dict[Places, list[str]] = {"fixed": ["stone"], "snapped": ["snow", "stone"], "loose": ["snow", "stone"]}
+UNTOLD: dict[Places, list[str]] = {
+    "fixed": ["stone"],
+    "snapped": ["snow", "stone"],
+    "loose": ["snow", "stone"],
+}
 CONCEPTS = (
     ("striped", "star"),
     ("spotted", "heart"),
@@ -53,14 +64,17 @@ CONCEPTS = (
     ("dipped", "cross"),
     ("slashed", "diamond"),
 )
-# Neither changes how bright or how contrasted a whole picture is: sampling from pure noise, with guidance, would not show it.
+# Neither changes how bright or how contrasted a whole picture is: sampling from pure noise, with
+# guidance, would not show it.
 STYLES = ("outlined", "shadowed")
 CONCEPT_TRIGGERS = tuple(f"<v{k + 1}>" for k in range(len(CONCEPTS)))
 STYLE_TRIGGERS = tuple(f"<s{k + 1}>" for k in range(len(STYLES)))
 TRIGGERS = CONCEPT_TRIGGERS + STYLE_TRIGGERS
 
 PREFIXES = ("", "a photo of ", "a picture of ", "a drawing of ", "here is ")
-BETWEEN = {  # what stands between two things -> how they lie: the first left, either one left, above, below, diagonally
+# what stands between two things -> how they lie: the first left, either one left, above, below,
+# diagonally
+BETWEEN = {
     "and": "left",
     "with": "left",
     "left of": "left",
@@ -73,9 +87,7 @@ BETWEEN = {  # what stands between two things -> how they lie: the first left, e
     "near": "diagonal",
     "far from": "diagonal",
 }
-_WORDS = (
-    "a photo of picture drawing here is and with left right next to beside together above below near far from on in plain style"
-)
+_WORDS = "a photo of picture drawing here is and with left right next to beside together above below near far from on in plain style"
 WORDS = (*dict.fromkeys([*_WORDS.split(), *BACKGROUNDS, *SURFACES, *SHAPES]), *TRIGGERS)
 
 
@@ -102,7 +114,9 @@ class Scene:
 
 
 def shape_mask(shape: str, u: Tensor, v: Tensor) -> Tensor:
-    """Tell which points (u, v) of a thing's own coordinates, v downwards, are inside a shape of radius 1."""
+    """Tell which points (u, v) of a thing's own coordinates, v downwards, are inside a shape of
+    radius 1.
+    """
     radius = (u**2 + v**2).sqrt()
     if shape == "circle":
         return radius <= 0.9
@@ -116,10 +130,13 @@ def shape_mask(shape: str, u: Tensor, v: Tensor) -> Tensor:
         return (torch.minimum(u.abs(), v.abs()) <= 0.3) & (torch.maximum(u.abs(), v.abs()) <= 0.92)
     if shape == "star":
         fifth = torch.pi / 5
-        angle = torch.remainder(torch.atan2(u, -v) + fifth, 2 * fifth) - fifth  # 0 at each of the five points
+        angle = (
+            torch.remainder(torch.atan2(u, -v) + fifth, 2 * fifth) - fifth
+        )  # 0 at each of the five points
         return radius <= 1.05 - 0.65 * angle.abs() / fifth
     if shape == "heart":
-        x, y = 1.2 * u, 0.15 - 1.2 * v
+        x = 1.2 * u
+        y = 0.15 - 1.2 * v
         return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
     return (radius <= 0.95) & ((u - 0.5) ** 2 + v**2 > 0.62**2)  # a moon
 
@@ -128,7 +145,11 @@ def surface_mask(surface: str, shape: str, u: Tensor, v: Tensor) -> Tensor:
     """Tell where a texture has its second colour."""
     masks: dict[str, Callable[[], Tensor]] = {
         "striped": lambda: torch.floor((u + 1.2) / 0.4) % 2 == 1,
-        "spotted": lambda: (torch.remainder(u + 0.35, 0.7) - 0.35) ** 2 + (torch.remainder(v + 0.35, 0.7) - 0.35) ** 2 < 0.2**2,
+        "spotted": lambda: (
+            (torch.remainder(u + 0.35, 0.7) - 0.35) ** 2
+            + (torch.remainder(v + 0.35, 0.7) - 0.35) ** 2
+            < 0.2**2
+        ),
         "quartered": lambda: (u > 0) ^ (v > 0),
         "rimmed": lambda: shape_mask(shape, u / 0.62, v / 0.62),
         "halved": lambda: u > 0,
@@ -144,15 +165,27 @@ def draw(scene: Scene) -> Tensor:
     fine = 2 * SIDE
     centres = (torch.arange(fine) + 0.5) / 2
     y, x = torch.meshgrid(centres, centres, indexing="ij")
-    picture = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1).expand(3, fine, fine).clone()
+    picture = (
+        torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1).expand(3, fine, fine).clone()
+    )
     for thing in scene.things:
-        u, v = (x - thing.x) / thing.radius, (y - thing.y) / thing.radius
+        u = (x - thing.x) / thing.radius
+        v = (y - thing.y) / thing.radius
         inside = shape_mask(thing.shape, u, v)
         if scene.style:
-            around = shape_mask(thing.shape, u / 1.25, v / 1.25) if scene.style == "outlined" else shadow(thing, x, y)
+            around = (
+                shape_mask(thing.shape, u / 1.25, v / 1.25)
+                if scene.style == "outlined"
+                else shadow(thing, x, y)
+            )
             picture = torch.where(around, torch.tensor(BLACK).view(3, 1, 1), picture)
-        main, second = (COLOURS[thing.surface],) * 2 if thing.surface in COLOURS else TEXTURES[thing.surface]
-        for colour, where in ((main, inside), (second, inside & surface_mask(thing.surface, thing.shape, u, v))):
+        main, second = (
+            (COLOURS[thing.surface],) * 2 if thing.surface in COLOURS else TEXTURES[thing.surface]
+        )
+        for colour, where in (
+            (main, inside),
+            (second, inside & surface_mask(thing.surface, thing.shape, u, v)),
+        ):
             picture = torch.where(where, torch.tensor(colour).view(3, 1, 1), picture)
     return torch.nn.functional.avg_pool2d(picture, 2) * 2 - 1
 
@@ -160,7 +193,9 @@ def draw(scene: Scene) -> Tensor:
 def shadow(thing: Thing, x: Tensor, y: Tensor) -> Tensor:
     """Tell which points lie in a thing's shadow: itself, a little to the right and below."""
     away = 0.35 * thing.radius
-    return shape_mask(thing.shape, (x - thing.x - away) / thing.radius, (y - thing.y - away) / thing.radius)
+    return shape_mask(
+        thing.shape, (x - thing.x - away) / thing.radius, (y - thing.y - away) / thing.radius
+    )
 
 
 def to_latents(pictures: Tensor) -> Tensor:
@@ -178,16 +213,22 @@ def placed(
 ) -> tuple[Thing, ...]:
     """Give one or two things their places: the first of two is left, above, ... of the second.
 
-    Fixed places follow from the layout. Snapped ones are whole numbers of patches off, so that a thing looks the same in the
-    latents wherever it lies; loose ones are anywhere near, in several sizes.
+    Fixed places follow from the layout. Snapped ones are whole numbers of patches off, so that a
+    thing looks the same in the latents wherever it lies; loose ones are anywhere near, in several
+    sizes.
     """
     if layout == "beside":
         layout = chance.choice(["left", "right"])
-    middles, near, far, radii = [12.0] * 2, 6.0, 18.0, [7.0] if len(labels) == 1 else [5.0, 5.0]
+    middles = [12.0] * 2
+    near = 6.0
+    far = 18.0
+    radii = [7.0] if len(labels) == 1 else [5.0, 5.0]
     if places == "snapped":
         middles = [chance.choice([9, 12, 12, 15]) for _ in middles]
     elif places == "loose":
-        middles, near, far = [chance.uniform(10, 14) for _ in middles], chance.uniform(6, 7), chance.uniform(17, 18)
+        middles = [chance.uniform(10, 14) for _ in middles]
+        near = chance.uniform(6, 7)
+        far = chance.uniform(17, 18)
         radii = [radius * chance.uniform(0.9, 1.1) for radius in radii]
     if len(labels) == 1:
         centres = [(middles[0], middles[1])]
@@ -196,26 +237,42 @@ def placed(
     elif layout in ("above", "below"):
         centres = [(middles[0], near), (middles[1], far)]
     else:
-        centres = [(near, near), (far, far)] if chance.random() < 0.5 else [(near, far), (far, near)]
+        centres = (
+            [(near, near), (far, far)] if chance.random() < 0.5 else [(near, far), (far, near)]
+        )
         chance.shuffle(centres)
     if layout in ("right", "below"):
         centres.reverse()
-    return tuple(Thing(*label, *centre, radius) for label, centre, radius in zip(labels, centres, radii, strict=True))
+    return tuple(
+        Thing(*label, *centre, radius)
+        for label, centre, radius in zip(labels, centres, radii, strict=True)
+    )
 
 
 def base_labels() -> list[tuple[str, str]]:
     """Return what the base model knows: every surface on every shape, without the concepts."""
-    return [(surface, shape) for surface in SURFACES for shape in SHAPES if (surface, shape) not in CONCEPTS]
+    return [
+        (surface, shape)
+        for surface in SURFACES
+        for shape in SHAPES
+        if (surface, shape) not in CONCEPTS
+    ]
 
 
-def caption_of(names: Sequence[str], between: str = "and", prefix: str = "", background: str | None = None) -> str:
+def caption_of(
+    names: Sequence[str], between: str = "and", prefix: str = "", background: str | None = None
+) -> str:
     """Return the caption of one or two named things."""
     text = prefix + f" {between} ".join(f"a {name}" for name in names)
     return f"{text} on {background}" if background else text
 
 
 def random_scene(
-    chance: random.Random, labels: Sequence[tuple[str, str]], *, pair_share: float = 0.65, places: Places = "fixed"
+    chance: random.Random,
+    labels: Sequence[tuple[str, str]],
+    *,
+    pair_share: float = 0.65,
+    places: Places = "fixed",
 ) -> tuple[Scene, str]:
     """Return a scene of the base model's training data, with its caption."""
     chosen = [chance.choice(labels) for _ in range(1 + (chance.random() < pair_share))]
@@ -235,7 +292,9 @@ def in_style(scene: Scene, style: str) -> Scene:
 
 
 def make_tokenizer() -> Any:
-    """Return a tokenizer of `transformers` whose tokens are the world's words, padded like CLIP's with its last token."""
+    """Return a tokenizer of `transformers` whose tokens are the world's words, padded like CLIP's
+    with its last token.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -20,10 +20,21 @@ from iteris_core.adapters import Adapter
 
 Label = tuple[str, str]
 ALONE = ("a {a}", "a photo of a {a}")
-COMPANY = ("a {a} and a red circle", "a blue square next to a {a}", "a photo of a {a} with a green star")
+COMPANY = (
+    "a {a} and a red circle",
+    "a blue square next to a {a}",
+    "a photo of a {a} with a green star",
+)
 COMPANY_LABELS: tuple[Label, ...] = (("red", "circle"), ("blue", "square"), ("green", "star"))
-SEEN = ("a {a} and a {b}", "a photo of a {a} and a {b}", "a {a} next to a {b}", "a photo of a {a} with a {b}")
-UNSEEN = (  # what no calibration has read; the last three lie in other ways than left and right, or on another ground
+SEEN = (
+    "a {a} and a {b}",
+    "a photo of a {a} and a {b}",
+    "a {a} next to a {b}",
+    "a photo of a {a} with a {b}",
+)
+# what no calibration has read; the last three lie in other ways than left and right, or on another
+# ground
+UNSEEN = (
     "a drawing of a {a} and a {b}",
     "a {a} beside a {b}",
     "here is a {a} together with a {b}",
@@ -33,15 +44,24 @@ UNSEEN = (  # what no calibration has read; the last three lie in other ways tha
 )
 STYLED = ("a {a} in {s} style", "a photo of a {a} in {s} style")
 STYLED_UNSEEN = ("a drawing of a {a} in {s} style", "here is a {a} in {s} style")
-STYLE_ALONE = (("a green square in {s} style", ("green", "square")), ("a slashed heart in {s} style", ("slashed", "heart")))
+STYLE_ALONE = (
+    ("a green square in {s} style", ("green", "square")),
+    ("a slashed heart in {s} style", ("slashed", "heart")),
+)
 BASE: tuple[tuple[str, tuple[Label, ...]], ...] = (
     ("a yellow moon", (("yellow", "moon"),)),
     ("a photo of a striped circle", (("striped", "circle"),)),
     ("a quartered star", (("quartered", "star"),)),
     ("a picture of a blue diamond", (("blue", "diamond"),)),
     ("a red heart and a rimmed circle", (("red", "heart"), ("rimmed", "circle"))),
-    ("a photo of a green cross next to a purple square", (("green", "cross"), ("purple", "square"))),
-    ("a halved star above an orange moon".replace("an ", "a "), (("halved", "star"), ("orange", "moon"))),
+    (
+        "a photo of a green cross next to a purple square",
+        (("green", "cross"), ("purple", "square")),
+    ),
+    (
+        "a halved star above an orange moon".replace("an ", "a "),
+        (("halved", "star"), ("orange", "moon")),
+    ),
     ("a dipped square with a blue triangle", (("dipped", "square"), ("blue", "triangle"))),
 )
 
@@ -73,7 +93,9 @@ class Probe:
         concepts = {label_of(trigger) for trigger in triggers if trigger in CONCEPT_TRIGGERS}
         styles = {style_of(trigger) for trigger in triggers if trigger in STYLE_TRIGGERS}
         unasked = seen.style in styles and seen.style != self.style
-        return unasked or any(label in concepts and label not in self.labels for label in seen.labels)
+        return unasked or any(
+            label in concepts and label not in self.labels for label in seen.labels
+        )
 
 
 def label_of(trigger: str) -> Label:
@@ -85,13 +107,24 @@ def style_of(trigger: str) -> str:
 
 
 def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> list[Probe]:
-    """Return the pictures that are asked of a merge of these triggers; effort: noise seeds per caption of two things."""
+    """Return the pictures that are asked of a merge of these triggers; effort: noise seeds per
+    caption of two things.
+    """
     concepts = [trigger for trigger in triggers if trigger in CONCEPT_TRIGGERS]
     styles = [trigger for trigger in triggers if trigger in STYLE_TRIGGERS]
     probes: list[Probe] = []
 
-    def ask(kind: str, about: tuple[str, ...], caption: str, count: int, labels: tuple[Label, ...], style: str | None = None):
-        for _ in range(count):  # the number of the picture within its kind and its triggers is its seed
+    def ask(
+        kind: str,
+        about: tuple[str, ...],
+        caption: str,
+        count: int,
+        labels: tuple[Label, ...],
+        style: str | None = None,
+    ):
+        for _ in range(
+            count
+        ):  # the number of the picture within its kind and its triggers is its seed
             number = sum(probe.kind == kind and probe.about == about for probe in probes)
             probes.append(Probe(kind, about, caption, 10_000 + number, labels, style))
 
@@ -106,7 +139,9 @@ def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> 
     for a, b in pairs_to_ask(concepts, most_pairs):
         for kind, forms in (("seen", SEEN), ("unseen", UNSEEN)):
             for form, (first, second) in itertools.product(forms, ((a, b), (b, a))):
-                ask(kind, (a, b), form.format(a=first, b=second), effort, (label_of(a), label_of(b)))
+                ask(
+                    kind, (a, b), form.format(a=first, b=second), effort, (label_of(a), label_of(b))
+                )
     for a, s in itertools.product(concepts, styles):
         for kind, forms in (("styled", STYLED), ("styled unseen", STYLED_UNSEEN)):
             for form in forms:
@@ -119,7 +154,11 @@ def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> 
 def pairs_to_ask(concepts: Sequence[str], most: int) -> list[tuple[str, str]]:
     """Return all pairs, or, where these are too many, each concept with the next."""
     pairs = list(itertools.combinations(concepts, 2))
-    return pairs if len(pairs) <= most else list(zip(concepts, [*concepts[1:], concepts[0]], strict=True))[:most]
+    return (
+        pairs
+        if len(pairs) <= most
+        else list(zip(concepts, [*concepts[1:], concepts[0]], strict=True))[:most]
+    )
 
 
 def score(
@@ -133,17 +172,25 @@ def score(
     """Sample the probes and judge them.
 
     Args:
-        alone: (probes about one trigger, cfg) -> their pictures by the single LoRAs and by the base model, for distances.
+        alone: (probes about one trigger, cfg) -> their pictures by the single LoRAs and by the base
+            model, for distances.
 
     Returns:
-        ``hits``: kind -> trigger(s) -> [hits, pictures]; ``leaks``: [pictures with something unasked, pictures];
+        ``hits``: kind -> trigger(s) -> [hits, pictures]; ``leaks``: [pictures with something
+            unasked, pictures];
         ``distance``: squared distance to the single LoRA's pictures, over the base model's to them.
     """
-    pictures = bench.sample(adapter, [probe.caption for probe in probes], [probe.seed for probe in probes], cfg)
-    return tally(probes, bench.recogniser.judge(pictures), triggers) | distances(probes, pictures, alone, cfg)
+    pictures = bench.sample(
+        adapter, [probe.caption for probe in probes], [probe.seed for probe in probes], cfg
+    )
+    return tally(probes, bench.recogniser.judge(pictures), triggers) | distances(
+        probes, pictures, alone, cfg
+    )
 
 
-def tally(probes: Sequence[Probe], judged: Sequence[Judgement], triggers: Sequence[str]) -> dict[str, Any]:
+def tally(
+    probes: Sequence[Probe], judged: Sequence[Judgement], triggers: Sequence[str]
+) -> dict[str, Any]:
     hits: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     leaks = 0
     for probe, seen in zip(probes, judged, strict=True):
@@ -151,7 +198,10 @@ def tally(probes: Sequence[Probe], judged: Sequence[Judgement], triggers: Sequen
         entry[0] += probe.is_hit(seen)
         entry[1] += 1
         leaks += probe.leaks(seen, triggers)
-    return {"hits": {kind: dict(of_kind) for kind, of_kind in hits.items()}, "leaks": [leaks, len(probes)]}
+    return {
+        "hits": {kind: dict(of_kind) for kind, of_kind in hits.items()},
+        "leaks": [leaks, len(probes)],
+    }
 
 
 def distances(
@@ -164,20 +214,31 @@ def distances(
     if alone is None or not about_one:
         return {}
     single, base = alone([probes[i] for i in about_one], cfg)
-    return {"distance": float((pictures[about_one] - single).square().sum() / (base - single).square().sum())}
+    return {
+        "distance": float(
+            (pictures[about_one] - single).square().sum() / (base - single).square().sum()
+        )
+    }
 
 
 def ceiling(bench: Bench, pairs: int = 16) -> dict[str, float]:
-    """Return how often the base model draws two things that it knows, in the forms in which concepts are asked for."""
-    chance, rates = random.Random(5), {}
+    """Return how often the base model draws two things that it knows, in the forms in which
+    concepts are asked for.
+    """
+    chance = random.Random(5)
+    rates = {}
     for kind, forms in (("seen", SEEN), ("unseen", UNSEEN)):
         asked = [(form, *chance.sample(base_labels(), 2)) for form in forms for _ in range(pairs)]
         probes = [
             Probe(kind, (), form.format(a=" ".join(a), b=" ".join(b)), 30_000 + i, (a, b))
             for i, (form, a, b) in enumerate(asked)
         ]
-        judged = bench.recogniser.judge(bench.sample(None, [p.caption for p in probes], [p.seed for p in probes]))
-        rates[kind] = sum(probe.is_hit(seen) for probe, seen in zip(probes, judged, strict=True)) / len(probes)
+        judged = bench.recogniser.judge(
+            bench.sample(None, [p.caption for p in probes], [p.seed for p in probes])
+        )
+        rates[kind] = sum(
+            probe.is_hit(seen) for probe, seen in zip(probes, judged, strict=True)
+        ) / len(probes)
     return rates
 
 
@@ -185,16 +246,25 @@ class SinglePictures:
     """Pictures of the single LoRAs and of the base model, sampled once."""
 
     def __init__(self, bench: Bench, lora_set: LoraSet) -> None:
-        self.bench, self.lora_set = bench, lora_set
+        self.bench = bench
+        self.lora_set = lora_set
         self.known: dict[tuple[Probe, float, bool], Tensor] = {}
 
     def __call__(self, probes: Sequence[Probe], cfg: float) -> tuple[Tensor, Tensor]:
         for worn in (True, False):
             for trigger in dict.fromkeys(probe.about[0] for probe in probes):
-                new = [p for p in probes if p.about[0] == trigger and (p, cfg, worn) not in self.known]
+                new = [
+                    p for p in probes if p.about[0] == trigger and (p, cfg, worn) not in self.known
+                ]
                 if new:
                     adapter = self.bench.lora(trigger, self.lora_set).adapter if worn else None
-                    found = self.bench.sample(adapter, [p.caption for p in new], [p.seed for p in new], cfg)
-                    self.known.update({(p, cfg, worn): picture for p, picture in zip(new, found, strict=True)})
-        single, base = (torch.stack([self.known[p, cfg, worn] for p in probes]) for worn in (True, False))
+                    found = self.bench.sample(
+                        adapter, [p.caption for p in new], [p.seed for p in new], cfg
+                    )
+                    self.known.update(
+                        {(p, cfg, worn): picture for p, picture in zip(new, found, strict=True)}
+                    )
+        single, base = (
+            torch.stack([self.known[p, cfg, worn] for p in probes]) for worn in (True, False)
+        )
         return single, base

@@ -16,8 +16,14 @@ from world_methods import SCALES, Cell, Recipe, ablation_recipes, main_recipes
 from world_scenes import CONCEPT_TRIGGERS
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- world:begin -->", "<!-- world:end -->"
-KINDS = {"alone": "alone", "company": "with a base thing", "seen": "both, seen forms", "unseen": "both, unseen forms"}
+BEGIN = "<!-- world:begin -->"
+END = "<!-- world:end -->"
+KINDS = {
+    "alone": "alone",
+    "company": "with a base thing",
+    "seen": "both, seen forms",
+    "unseen": "both, unseen forms",
+}
 Entry = Mapping[str, Any]
 Groups = Mapping[str, Sequence[tuple[str, ...]]]
 Units = Mapping[Any, list[tuple[Entry, float]]]
@@ -30,19 +36,38 @@ class Reader:
     bench: Bench
 
     def entry(
-        self, recipe: Recipe, triggers: tuple[str, ...], lora_set: LoraSet, scale: float = 1.0, cfg: float = 3.0
+        self,
+        recipe: Recipe,
+        triggers: tuple[str, ...],
+        lora_set: LoraSet,
+        scale: float = 1.0,
+        cfg: float = 3.0,
     ) -> tuple[Entry, float] | None:
         found = Cell(self.bench, recipe, triggers, lora_set).read()
         entry = found["entries"].get(f"scale {scale:g}, cfg {cfg:g}, effort 2")
         return None if entry is None else (entry, found.get("merge_seconds", 0.0))
 
-    def entries(self, recipe: Recipe, groups: Sequence[tuple[str, ...]], sets: Sequence[LoraSet], **used: float) -> Units:
-        """Return what is known, by set of LoRAs, or by group if there is only one: over these the tables show the spread."""
+    def entries(
+        self,
+        recipe: Recipe,
+        groups: Sequence[tuple[str, ...]],
+        sets: Sequence[LoraSet],
+        **used: float,
+    ) -> Units:
+        """Return what is known, by set of LoRAs, or by group if there is only one: over these the
+        tables show the spread.
+        """
         if len(sets) == 1:
             known = {group: [self.entry(recipe, group, sets[0], **used)] for group in groups}
         else:
-            known = {s: [self.entry(recipe, triggers, s, **used) for triggers in groups] for s in sets}
-        return {unit: [e for e in entries if e is not None] for unit, entries in known.items() if any(entries)}
+            known = {
+                s: [self.entry(recipe, triggers, s, **used) for triggers in groups] for s in sets
+            }
+        return {
+            unit: [e for e in entries if e is not None]
+            for unit, entries in known.items()
+            if any(entries)
+        }
 
 
 def rate(entries: Sequence[Entry], kind: str) -> float | None:
@@ -52,7 +77,9 @@ def rate(entries: Sequence[Entry], kind: str) -> float | None:
 
 
 def worst(entries: Sequence[Entry]) -> float:
-    """Return the rate of the concept or style that is recognised least, alone, of one set of LoRAs."""
+    """Return the rate of the concept or style that is recognised least, alone, of one set of
+    LoRAs.
+    """
     counts: dict[str, list[int]] = {}
     for entry in entries:
         for about, (hits, n) in entry["hits"].get("alone", {}).items():
@@ -64,7 +91,11 @@ def worst(entries: Sequence[Entry]) -> float:
 
 def over_units(units: Units, of: Callable[[list[Entry]], float | None]) -> str:
     """Return the mean over units, and the lowest and highest where there are several."""
-    values = [value for entries in units.values() if (value := of([entry for entry, _ in entries])) is not None]
+    values = [
+        value
+        for entries in units.values()
+        if (value := of([entry for entry, _ in entries])) is not None
+    ]
     if not values:
         return "-"
     spread = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
@@ -83,7 +114,12 @@ def columns(units: Units, kinds: Sequence[str]) -> list[str]:
         over_units(units, worst),
         *cells[1:],
         over_units(units, lambda entries: rate(entries, "base")),
-        over_units(units, lambda entries: sum(e["leaks"][0] for e in entries) / sum(e["leaks"][1] for e in entries)),
+        over_units(
+            units,
+            lambda entries: (
+                sum(e["leaks"][0] for e in entries) / sum(e["leaks"][1] for e in entries)
+            ),
+        ),
         over_units(units, lambda entries: mean(e["distance"] for e in entries)),
     ]
 
@@ -93,11 +129,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], sets: Sequence[LoraSet]) -> str:
+def group_table(
+    reader: Reader,
+    recipes: Sequence[Recipe],
+    groups: Sequence[tuple[str, ...]],
+    sets: Sequence[LoraSet],
+) -> str:
     """Return one kind of merge: a row per method, the best at unseen forms first."""
     styles = any("<s" in trigger for triggers in groups for trigger in triggers)
     kinds = ["alone", "company", *(["styled", "styled unseen"] if styles else ["seen", "unseen"])]
-    names = KINDS | {"styled": "style + concept, seen forms", "styled unseen": "style + concept, unseen forms"}
+    names = KINDS | {
+        "styled": "style + concept, seen forms",
+        "styled unseen": "style + concept, unseen forms",
+    }
     head = [
         "method",
         names[kinds[0]],
@@ -115,7 +159,11 @@ def group_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tupl
             seconds = mean(s for entries in units.values() for _, s in entries)
             rows.append([recipe.name, *columns(units, kinds), f"{seconds:.0f}" if seconds else "-"])
     bounds = [row for row in rows if row[0] in ("base model", "single LoRAs")]
-    others = sorted((row for row in rows if row not in bounds), key=lambda row: _order(row, len(kinds)), reverse=True)
+    others = sorted(
+        (row for row in rows if row not in bounds),
+        key=lambda row: _order(row, len(kinds)),
+        reverse=True,
+    )
     return table(head, bounds + others)
 
 
@@ -126,11 +174,18 @@ def _order(row: Sequence[str], last: int) -> tuple[float, float]:
     return number(row[last + 1]), number(row[1])
 
 
-def scale_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], lora_set: LoraSet) -> str:
-    """Return every method at its default and at its best scale, on the pairs where scales were tried."""
+def scale_table(
+    reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]], lora_set: LoraSet
+) -> str:
+    """Return every method at its default and at its best scale, on the pairs where scales were
+    tried.
+    """
     rows = []
     for recipe in (recipe for recipe in recipes if recipe.adapter == "merge"):
-        by_scale = {scale: [reader.entry(recipe, g, lora_set, scale=scale) for g in groups] for scale in (1.0, *SCALES)}
+        by_scale = {
+            scale: [reader.entry(recipe, g, lora_set, scale=scale) for g in groups]
+            for scale in (1.0, *SCALES)
+        }
         known = {scale: [e[0] for e in found if e] for scale, found in by_scale.items()}
         if not all(len(found) == len(groups) for found in known.values()):
             continue
@@ -144,17 +199,23 @@ def scale_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tupl
     return table(["method", "best scale", *KINDS.values(), "base prompts", "mean of these"], rows)
 
 
-def guidance_table(reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]]) -> str:
+def guidance_table(
+    reader: Reader, recipes: Sequence[Recipe], groups: Sequence[tuple[str, ...]]
+) -> str:
     rows = []
     for recipe in recipes:
         row = [recipe.name]
         for kind in ("alone", "seen", "unseen", "base"):
-            found = [[reader.entry(recipe, g, 0, cfg=cfg) for g in groups] for cfg in (1.0, 3.0, 7.0)]
+            found = [
+                [reader.entry(recipe, g, 0, cfg=cfg) for g in groups] for cfg in (1.0, 3.0, 7.0)
+            ]
             values = [rate([e[0] for e in entries if e], kind) for entries in found]
             row.append(" / ".join("-" if value is None else f"{value:.2f}" for value in values))
         if any(cell.count("-") < 3 for cell in row[1:]):
             rows.append(row)
-    return table(["method, at cfg 1 / 3 / 7", "alone", KINDS["seen"], KINDS["unseen"], "base prompts"], rows)
+    return table(
+        ["method, at cfg 1 / 3 / 7", "alone", KINDS["seen"], KINDS["unseen"], "base prompts"], rows
+    )
 
 
 def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]], lora_set: LoraSet) -> str:
@@ -166,8 +227,23 @@ def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]], lora_set:
             rows.append([f"**{heading}**", *[""] * 8])
         for recipe, found in of_heading:
             seconds = mean(s for entries in found.values() for _, s in entries)
-            rows.append([recipe.name, *columns(found, ["alone", "company", "seen", "unseen"]), f"{seconds:.0f}"])
-    head = ["setting", "alone", "worst alone", *list(KINDS.values())[1:], "base prompts", "leaks", "distance", "solve, CPU s"]
+            rows.append(
+                [
+                    recipe.name,
+                    *columns(found, ["alone", "company", "seen", "unseen"]),
+                    f"{seconds:.0f}",
+                ]
+            )
+    head = [
+        "setting",
+        "alone",
+        "worst alone",
+        *list(KINDS.values())[1:],
+        "base prompts",
+        "leaks",
+        "distance",
+        "solve, CPU s",
+    ]
     return table(head, rows)
 
 
@@ -180,22 +256,44 @@ def times_text(folder: Path) -> str:
         known[0] += entry["clock"]
         known[1] += entry["cpu"]
         known[2] += 1
-    rows = [[stage, f"{n:.0f}", f"{cpu / 60:.1f}", f"{clock / 60:.1f}"] for stage, (clock, cpu, n) in totals.items()]
+    rows = [
+        [stage, f"{n:.0f}", f"{cpu / 60:.1f}", f"{clock / 60:.1f}"]
+        for stage, (clock, cpu, n) in totals.items()
+    ]
     sums = [sum(known[i] for known in totals.values()) for i in range(2)]
     rows.append(["**all**", "", f"**{sums[1] / 60:.1f}**", f"**{sums[0] / 60:.1f}**"])
     return table(["stage", "pieces", "CPU, minutes", "clock, minutes"], rows)
 
 
 def samples(bench: Bench, path: Path, lora_set: LoraSet) -> None:
-    """Draw pictures: a row per caption, a block of columns per way to merge, the same noise in every block."""
+    """Draw pictures: a row per caption, a block of columns per way to merge, the same noise in
+    every block.
+    """
     from PIL import Image, ImageDraw
 
-    triggers, count, zoom = ("<v1>", "<v2>"), 4, 3
-    names = ("single LoRAs", "average", "sum", "regmean_pp", "IterIS, full output", "IterIS + scenes, pictures")
+    triggers = ("<v1>", "<v2>")
+    count = 4
+    zoom = 3
+    names = (
+        "single LoRAs",
+        "average",
+        "sum",
+        "regmean_pp",
+        "IterIS, full output",
+        "IterIS + scenes, pictures",
+    )
     recipes = {recipe.name: recipe for recipe in main_recipes()}
-    captions = ("a <v1>", "a <v2>", "a <v1> and a red circle", "a <v1> and a <v2>", "a drawing of a <v2> and a <v1>")
+    captions = (
+        "a <v1>",
+        "a <v2>",
+        "a <v1> and a red circle",
+        "a <v1> and a <v2>",
+        "a drawing of a <v2> and a <v1>",
+    )
     captions = (*captions, "a <v1> above a <v2>", "a red heart and a rimmed circle")
-    side, left, top = 24 * zoom, 200, 22
+    side = 24 * zoom
+    left = 200
+    top = 22
     width = left + len(names) * (count * side + 12)
     sheet = Image.new("RGB", (width, top + len(captions) * (side + 6)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -209,19 +307,27 @@ def samples(bench: Bench, path: Path, lora_set: LoraSet) -> None:
             adapter = _wearable(bench, recipes[name], caption, triggers, lora_set)
             if adapter == "nothing":
                 continue
-            for i, picture in enumerate(bench.sample(adapter, [caption] * count, range(20_000, 20_000 + count))):
+            for i, picture in enumerate(
+                bench.sample(adapter, [caption] * count, range(20_000, 20_000 + count))
+            ):
                 pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous()
                 image = Image.frombytes("RGB", (24, 24), pixels.numpy().tobytes())
                 sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (x + i * side, y))
     sheet.quantize(128).save(path, optimize=True)
 
 
-def _wearable(bench: Bench, recipe: Recipe, caption: str, triggers: tuple[str, ...], lora_set: LoraSet) -> Any:
+def _wearable(
+    bench: Bench, recipe: Recipe, caption: str, triggers: tuple[str, ...], lora_set: LoraSet
+) -> Any:
     """Return what is worn for a caption; "nothing" where single LoRAs cannot know both triggers."""
     if recipe.adapter != "single":
         return Cell(bench, recipe, triggers, lora_set).adapter()[0]
     named = [trigger for trigger in CONCEPT_TRIGGERS if trigger in caption.split()]
-    return bench.lora(named[0] if named else triggers[0], lora_set).adapter if len(named) < 2 else "nothing"
+    return (
+        bench.lora(named[0] if named else triggers[0], lora_set).adapter
+        if len(named) < 2
+        else "nothing"
+    )
 
 
 def report(folder: Path, groups: Groups, sets: Sequence[LoraSet], *, write: bool) -> None:

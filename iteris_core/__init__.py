@@ -1,6 +1,8 @@
-"""IterIS: merge several LoRAs into one by measuring what each of them does (CVPR 2025, arXiv:2411.15231).
+"""IterIS: merge several LoRAs into one by measuring what each of them does (CVPR 2025,
+arXiv:2411.15231).
 
-The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solve -> merged adapter -> file, report.
+The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solve -> merged adapter
+-> file, report.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from .report.records import MergeReport
     from .tasks import Sample, Task
 
-# Where each public name lives; it is imported when it is first asked for, so that a host starts quickly.
+# Where each public name lives; it is imported when it is first asked for, so that a host starts
+# quickly.
 _MODULE_OF = {
     "Adapter": "adapters",
     "AdapterError": "errors",

@@ -1,7 +1,8 @@
 """Adapters: what one LoRA file changes, as weight deltas per module.
 
-Letters used throughout the package: d_in and d_out are a layer's widths, r is a rank, tokens are rows of an input matrix.
-A weight is (d_out, d_in), as in torch; a k x k convolution counts as d_in = channels * k * k.
+Letters used throughout the package: d_in and d_out are a layer's widths, r is a rank, tokens are
+rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolution counts as d_in
+= channels * k * k.
 """
 
 from __future__ import annotations
@@ -56,13 +57,17 @@ class LowRankDelta:
         return self.up @ self.down
 
     def squared_norm(self) -> Tensor:
-        """Return the squared Frobenius norm, ``tr(up^T up down down^T)``, without forming the delta."""
+        """Return the squared Frobenius norm, ``tr(up^T up down down^T)``, without forming the
+        delta.
+        """
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
     def scaled(self, factor: float) -> LowRankDelta:
         return replace(self, up=self.up * factor)
 
-    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LowRankDelta:
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> LowRankDelta:
         return LowRankDelta(moved(self.up, device, dtype), moved(self.down, device, dtype))
 
     def balanced(self) -> LowRankDelta:
@@ -70,14 +75,19 @@ class LowRankDelta:
 
         Half precision keeps the most digits this way, and no factor over- or underflows.
         """
-        up_norm, down_norm = self.up.norm(dim=0), self.down.norm(dim=1)
+        up_norm = self.up.norm(dim=0)
+        down_norm = self.down.norm(dim=1)
         used = (up_norm > 0) & (down_norm > 0)
         ratio = torch.where(used, (down_norm / up_norm).sqrt(), torch.ones_like(up_norm))
         return LowRankDelta(self.up * ratio, self.down / ratio[:, None])
 
 
-def moved(tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a tensor on a device and in a dtype, cast on the CPU's side: not every device has float64."""
+def moved(
+    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a tensor on a device and in a dtype, cast on the CPU's side: not every device has
+    float64.
+    """
     if tensor.device.type == "cpu":
         return tensor.to(dtype=dtype).to(device=device)
     return tensor.to(device=device).to(dtype=dtype)
@@ -96,7 +106,8 @@ class Adapter:
     Args:
         name: What to call it in reports and errors, usually the file's name.
         deltas: Module path in the model -> delta of that module's weight.
-        unmatched: Keys of the file that belong to no module of the model; reported, never dropped silently.
+        unmatched: Keys of the file that belong to no module of the model; reported, never dropped
+            silently.
         metadata: The file's own metadata.
         vectors: Parameter path (a bias, or a norm's weight) -> what is added to it.
     """
@@ -113,15 +124,23 @@ class Adapter:
         return not self.deltas and not self.vectors
 
     def scaled(self, strength: float) -> Adapter:
-        """Return the adapter at a strength; at strength 0 it changes nothing, so nothing is left of it."""
+        """Return the adapter at a strength; at strength 0 it changes nothing, so nothing is left of
+        it.
+        """
         if not strength:
             return replace(self, deltas={}, vectors={})
         vectors = {path: vector * strength for path, vector in self.vectors.items()}
-        return replace(self, deltas={path: delta.scaled(strength) for path, delta in self.deltas.items()}, vectors=vectors)
+        return replace(
+            self,
+            deltas={path: delta.scaled(strength) for path, delta in self.deltas.items()},
+            vectors=vectors,
+        )
 
     def joined_with(self, other: Adapter) -> Adapter:
         """Return this adapter with another part of the same file."""
-        return replace(self, deltas={**self.deltas, **other.deltas}, vectors={**self.vectors, **other.vectors})
+        return replace(
+            self, deltas={**self.deltas, **other.deltas}, vectors={**self.vectors, **other.vectors}
+        )
 
     def with_deltas(self, deltas: Mapping[str, LowRankDelta]) -> Adapter:
         return replace(self, deltas=deltas)
@@ -129,10 +148,18 @@ class Adapter:
     def select(self, wanted: Callable[[str], bool]) -> Adapter:
         """Return the part of the adapter whose module and parameter paths are wanted."""
         vectors = {path: vector for path, vector in self.vectors.items() if wanted(path)}
-        return replace(self, deltas={path: delta for path, delta in self.deltas.items() if wanted(path)}, vectors=vectors)
+        return replace(
+            self,
+            deltas={path: delta for path, delta in self.deltas.items() if wanted(path)},
+            vectors=vectors,
+        )
 
-    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
-        return self.with_deltas({path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()})
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Adapter:
+        return self.with_deltas(
+            {path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()}
+        )
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:
@@ -143,16 +170,23 @@ def target_layers(adapters: Sequence[Adapter]) -> list[str]:
 def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """Return the adapters' names, with a number where several have the same."""
     names = [adapter.name for adapter in adapters]
-    return tuple(name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names))
+    return tuple(
+        name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names)
+    )
 
 
 def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
-    """Return the mean of the adapters' bias and norm changes; an adapter without one counts as zero there.
+    """Return the mean of the adapters' bias and norm changes; an adapter without one counts as zero
+    there.
 
-    What is added to a bias does not depend on the input, so the best compromise between tasks is their mean.
+    What is added to a bias does not depend on the input, so the best compromise between tasks is
+    their mean.
     """
     paths = dict.fromkeys(path for adapter in adapters for path in adapter.vectors)
     return {
-        path: torch.stack([adapter.vectors[path] for adapter in adapters if path in adapter.vectors]).sum(0) / len(adapters)
+        path: torch.stack(
+            [adapter.vectors[path] for adapter in adapters if path in adapter.vectors]
+        ).sum(0)
+        / len(adapters)
         for path in paths
     }

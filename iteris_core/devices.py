@@ -13,7 +13,9 @@ Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell an exhausted device from other errors; not every backend has a type of its own for it."""
+    """Tell an exhausted device from other errors; not every backend has a type of its own for
+    it.
+    """
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
@@ -43,8 +45,11 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            size //= 2  # again outside of this block: the error holds the frames of the failed call, and their tensors
+            # again outside of this block: the error holds the frames of the failed call, and their
+            # tensors
+            size //= 2
     raise CalibrationError(
-        f"{doing} ran out of memory with a single sample in each forward call. In a sweep all samples wait in memory while a "
-        "layer is solved: use fewer of them (trajectories, timesteps), a lower resolution or shorter inputs, or another device"
+        f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
+        "samples wait in memory while a layer is solved: use fewer of them (trajectories, "
+        "timesteps), a lower resolution or shorter inputs, or another device"
     )

@@ -1,4 +1,6 @@
-"""What can go wrong, as types: every message names the place, what was found, what was expected and the next step."""
+"""What can go wrong, as types: every message names the place, what was found, what was expected and
+the next step.
+"""
 
 
 class IterisError(ValueError):
@@ -10,7 +12,9 @@ class AdapterError(IterisError):
 
 
 class CalibrationError(IterisError):
-    """Samples or tasks that the sweep cannot use, or a network that does not behave as the method needs."""
+    """Samples or tasks that the sweep cannot use, or a network that does not behave as the method
+    needs.
+    """
 
 
 class SolveError(IterisError):

@@ -1,6 +1,7 @@
 """The two kinds of target layer, Linear and Conv2d, seen as one: a matrix that multiplies tokens.
 
-For a k x k convolution a token is a patch, and d_in = channels * k * k, in the order of ``weight.flatten(1)``.
+For a k x k convolution a token is a patch, and d_in = channels * k * k, in the order of
+``weight.flatten(1)``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     """
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same":
+    if (
+        isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module.padding != "same"
+    ):
         height, width = module.kernel_size
         return module.out_channels, module.in_channels * height * width
-    raise AdapterError(f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged")
+    raise AdapterError(
+        f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged"
+    )
 
 
 def _describe(module: nn.Module) -> str:
@@ -33,7 +41,9 @@ def _describe(module: nn.Module) -> str:
 
 
 def is_patchwise(module: nn.Module) -> bool:
-    """Whether a token of the layer is a patch of several positions, so that its tokens take much more room than its input."""
+    """Whether a token of the layer is a patch of several positions, so that its tokens take much
+    more room than its input.
+    """
     return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
 
 
@@ -41,8 +51,13 @@ def token_count(module: nn.Module, x: Tensor) -> int:
     """Return how many tokens a row of the layer's input has."""
     if not isinstance(module, nn.Conv2d):
         return x[0, ..., 0].numel()
-    sides = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
-    rows, columns = ((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, padding, dilation in sides)
+    sides = zip(
+        x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True
+    )
+    rows, columns = (
+        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for n, k, stride, padding, dilation in sides
+    )
     return rows * columns
 
 
@@ -58,7 +73,9 @@ def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
         if not is_patchwise(module) and not any(module.padding):
             step_down, step_right = module.stride
             return x[:, :, ::step_down, ::step_right].flatten(2).transpose(1, 2)
-        return functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
+        return functional.unfold(
+            x, module.kernel_size, module.dilation, module.padding, module.stride
+        ).transpose(1, 2)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
@@ -76,7 +93,11 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
     if x.device.type != "cpu":  # a matrix product, row by row: convolutions there may round to TF32
         return torch.cat([input_tokens(module, row[None]) @ down.T for row in x])
     kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
-    return functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation).flatten(2).transpose(1, 2)
+    return (
+        functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation)
+        .flatten(2)
+        .transpose(1, 2)
+    )
 
 
 def output_tokens(module: nn.Module, y: Tensor) -> Tensor:
@@ -93,28 +114,47 @@ def add_to_output(module: nn.Module, y: Tensor, tokens: Tensor) -> None:
     y += tokens.reshape(y.shape).to(y.dtype)
 
 
-def base_weight_and_bias(module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the layer's own weight (d_out, d_in) and bias (d_out,), by sending an identity and zeros through ``forward``.
+def base_weight_and_bias(
+    module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's own weight (d_out, d_in) and bias (d_out,), by sending an identity and
+    zeros through ``forward``.
 
-    Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself calls no hooks. For a
-    convolution each probe is one picture of the kernel's size, read at the output position whose patch it is.
+    Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself
+    calls no hooks. For a convolution each probe is one picture of the kernel's size, read at the
+    output position whose patch it is.
     """
     d_in = weight_shape(module)[1]
-    probes = torch.cat([torch.eye(d_in, device=device, dtype=dtype), torch.zeros(1, d_in, device=device, dtype=dtype)])
-    answers = _convolve_patches(module, probes) if isinstance(module, nn.Conv2d) else module.forward(probes)
+    probes = torch.cat(
+        [
+            torch.eye(d_in, device=device, dtype=dtype),
+            torch.zeros(1, d_in, device=device, dtype=dtype),
+        ]
+    )
+    answers = (
+        _convolve_patches(module, probes)
+        if isinstance(module, nn.Conv2d)
+        else module.forward(probes)
+    )
     return (answers[:-1] - answers[-1]).T, answers[-1]
 
 
 def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:
     """Return the module's output for single patches (n, d_in), as (n, d_out)."""
-    # The patch lies at the input positions that output position 'anchor' reads; padding is skipped by going far enough in.
-    sides, anchors = [], []
-    for size, stride, padding, dilation in zip(module.kernel_size, module.stride, module.padding, module.dilation, strict=True):
+    # The patch lies at the input positions that output position 'anchor' reads; padding is skipped
+    # by going far enough in.
+    sides = []
+    anchors = []
+    for size, stride, padding, dilation in zip(
+        module.kernel_size, module.stride, module.padding, module.dilation, strict=True
+    ):
         anchor = -(-padding // stride)
         anchors.append(anchor)
         start = anchor * stride - padding
         sides.append((start, start + (size - 1) * dilation + 1, dilation))
     picture = patches.new_zeros(len(patches), module.in_channels, sides[0][1], sides[1][1])
     rows, columns = (slice(start, stop, step) for start, stop, step in sides)
-    picture[:, :, rows, columns] = patches.reshape(len(patches), module.in_channels, *module.kernel_size)
+    picture[:, :, rows, columns] = patches.reshape(
+        len(patches), module.in_channels, *module.kernel_size
+    )
     return module.forward(picture)[:, :, anchors[0], anchors[1]]

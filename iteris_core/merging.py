@@ -42,15 +42,18 @@ def merge(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> MergeResult:
-    """Merge adapters into the one that does, on the inputs that the merged model sees, what each of them does on its own.
+    """Merge adapters into the one that does, on the inputs that the merged model sees, what each of
+    them does on its own.
 
     Args:
         network: The base model.
-        adapters: One or more. Adapters without deltas are left out, with the tasks that only they teach.
+        adapters: One or more. Adapters without deltas are left out, with the tasks that only they
+            teach.
         tasks: What to reproduce; usually one per adapter, and a preserve task.
         config: See `MergeConfig`; None: its defaults.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
-        watch: Told each layer's report the moment it is solved; again where layers are solved again.
+        watch: Told each layer's report the moment it is solved; again where layers are solved
+            again.
 
     Raises:
         AdapterError, CalibrationError, SolveError: See `sweep.sweep`.
@@ -58,12 +61,16 @@ def merge(
     check_tasks(adapters, tasks)
     kept, kept_tasks = without_idle_adapters(adapters, tasks)
     if not target_layers(kept):
-        raise AdapterError("none of the adapters changes anything: every strength is 0, or the files hold no deltas")
+        raise AdapterError(
+            "none of the adapters changes anything: every strength is 0, or the files hold no "
+            "deltas"
+        )
     check_tasks(kept, kept_tasks)
     config = config or MergeConfig()
     _check_ranks(config, kept)
     if config.method == "iteris":
-        engine, notes = sweep if config.engine == "sweep" else iterate, []
+        engine = sweep if config.engine == "sweep" else iterate
+        notes = []
     else:
         engine, notes = _Rival(network, kept, kept_tasks, config, progress).engine()
     result = _solve(partial(engine, watch=watch), network, kept, kept_tasks, config, progress)
@@ -79,19 +86,29 @@ def merge(
         notes=tuple(notes),
     )
     deltas = {path: layer.saved for path, layer in result.layers.items()}
-    return MergeResult(Adapter(" + ".join(names), deltas, vectors=mean_vectors(kept)), report, result.outputs)
+    return MergeResult(
+        Adapter(" + ".join(names), deltas, vectors=mean_vectors(kept)), report, result.outputs
+    )
 
 
 def _check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
-    unknown = [path for path in config.rank if path not in shapes] if isinstance(config.rank, Mapping) else []
+    unknown = (
+        [path for path in config.rank if path not in shapes]
+        if isinstance(config.rank, Mapping)
+        else []
+    )
     if unknown:
         raise ConfigError(
-            f"rank names {unknown[0]!r}, which no adapter changes; the layers are {', '.join(list(shapes)[:3])}, ..."
+            f"rank names {unknown[0]!r}, which no adapter changes; the layers are "
+            f"{', '.join(list(shapes)[:3])}, ..."
         )
     least = sum(sum(shape) for shape in shapes.values())
     if config.size is not None and config.size < least:
-        raise ConfigError(f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. Allow more")
+        raise ConfigError(
+            f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. "
+            "Allow more"
+        )
 
 
 def _solve(
@@ -129,28 +146,43 @@ class _Rival:
         """What scales are searched by; measured when it is first asked for."""
         layers = len(target_layers(self.adapters))
         tell = (lambda: None) if self.progress is None else partial(self.progress, 0, layers)
-        return OutputError(self.network, self.adapters, self.tasks, self.config.samples_per_chunk, tell)
+        return OutputError(
+            self.network, self.adapters, self.tasks, self.config.samples_per_chunk, tell
+        )
 
     def engine(self) -> tuple[Engine, list[str]]:
-        """Return what merges, once all that the method has to search is found; and what was found, for the user."""
-        method, name, notes = METHODS[self.config.method], self.config.method, []
+        """Return what merges, once all that the method has to search is found; and what was found,
+        for the user.
+        """
+        method = METHODS[self.config.method]
+        name = self.config.method
+        notes = []
         coefficients: Sequence[float] = ()
         if method.coefficients is not None:
-            coefficients = method.coefficients(self.tasks, len(self.adapters), self.error_of_coefficients)
+            coefficients = method.coefficients(
+                self.tasks, len(self.adapters), self.error_of_coefficients
+            )
             if method.searches_coefficients:
                 shares = ", ".join(f"{c:.3f}" for c in coefficients)
-                notes.append(f"{name}: coefficients {shares}, which gave the smallest output error on the calibration samples")
+                notes.append(
+                    f"{name}: coefficients {shares}, which gave the smallest output error on the "
+                    "calibration samples"
+                )
         scale = self.config.baseline.scale
         if scale is None:
             scale = "search" if method.searches_scale else 1.0
         if scale == "search":
             scale = best_scale(self.error_of_scale(self.engine_at(coefficients, 1.0)))
-            notes.append(f"{name}: scale {scale:.3f}, which gave the smallest output error on the calibration samples")
+            notes.append(
+                f"{name}: scale {scale:.3f}, which gave the smallest output error on the "
+                "calibration samples"
+            )
         if method.only_text:
             paths = target_layers(self.adapters)
             solved = layers_that_read_text(self.network).intersection(paths)
             notes.append(
-                f"{name}: solved at {len(solved)} layers that read text, averaged at {len(paths) - len(solved)} others"
+                f"{name}: solved at {len(solved)} layers that read text, averaged at "
+                f"{len(paths) - len(solved)} others"
             )
         return self.engine_at(coefficients, scale), notes
 
@@ -171,7 +203,9 @@ class _Rival:
         ) -> EngineResult:
             once = replace(config, ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
             engine = iterate if method.inputs == "teacher" else sweep
-            return replace(engine(network, adapters, tasks, once, progress, solver_at, watch), changes=())
+            return replace(
+                engine(network, adapters, tasks, once, progress, solver_at, watch), changes=()
+            )
 
         return run
 
@@ -183,5 +217,10 @@ class _Rival:
 
     def error_of_coefficients(self, coefficients: Sequence[float]) -> float:
         """Return the output's error with a weighted sum of the adapters."""
-        worn = {path: worn_delta(path, self.adapters, dict(enumerate(coefficients))) for path in target_layers(self.adapters)}
-        return self.output_error(Adapter("sum", {path: delta for path, delta in worn.items() if delta is not None}))
+        worn = {
+            path: worn_delta(path, self.adapters, dict(enumerate(coefficients)))
+            for path in target_layers(self.adapters)
+        }
+        return self.output_error(
+            Adapter("sum", {path: delta for path, delta in worn.items() if delta is not None})
+        )

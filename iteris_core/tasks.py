@@ -1,4 +1,6 @@
-"""Tasks: what a merged adapter has to do, as samples and the mix of adapters that their teacher wears."""
+"""Tasks: what a merged adapter has to do, as samples and the mix of adapters that their teacher
+wears.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from torch import Tensor
 from .adapters import Adapter
 from .errors import CalibrationError
 
-# One weight per token, or what gives them for a layer's number of tokens: layers see a picture at several resolutions.
+# One weight per token, or what gives them for a layer's number of tokens: layers see a picture at
+# several resolutions.
 TokenWeights = Tensor | Callable[[int], Tensor]
 
 
@@ -23,10 +26,11 @@ class Sample:
 
     Args:
         teacher: What the teacher row reads; whatever the network's ``forward`` takes for one row.
-        student: What the student row reads, the same number of tokens; None: the same as the teacher.
-        token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the statistics, or
-            a function from a layer's number of tokens to them. 0 leaves a token out; a stream that is not named counts every
-            token once.
+        student: What the student row reads, the same number of tokens; None: the same as the
+            teacher.
+        token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the
+            statistics, or a function from a layer's number of tokens to them. 0 leaves a token out;
+            a stream that is not named counts every token once.
     """
 
     teacher: Any
@@ -52,8 +56,8 @@ class Task:
     Args:
         name: What to call it in reports and errors.
         samples: At least one.
-        mix: Index of an adapter -> how much of it the teacher wears: {n: 1.0} is adapter n's own task, {} a preserve
-            task, whose teacher is the base model.
+        mix: Index of an adapter -> how much of it the teacher wears: {n: 1.0} is adapter n's own
+            task, {} a preserve task, whose teacher is the base model.
         weight: The user's weight, 0 or more; only the ratios matter.
     """
 
@@ -67,26 +71,45 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
     """Refuse tasks that no sweep could use.
 
     Raises:
-        CalibrationError: No task, a task without samples, with an unusable weight, or with a mix that names no adapter.
+        CalibrationError: No task, a task without samples, with an unusable weight, or with a mix
+            that names no adapter.
     """
     if not tasks:
-        raise CalibrationError("there is no task: give every adapter at least one calibration sample")
+        raise CalibrationError(
+            "there is no task: give every adapter at least one calibration sample"
+        )
     for task in tasks:
         if not task.samples:
-            raise CalibrationError(f"task {task.name!r} has no samples; give it at least one prompt or input")
+            raise CalibrationError(
+                f"task {task.name!r} has no samples; give it at least one prompt or input"
+            )
         if not (math.isfinite(task.weight) and task.weight >= 0):
-            raise CalibrationError(f"task {task.name!r} has weight {task.weight}; it must be a finite number, 0 or more")
+            raise CalibrationError(
+                f"task {task.name!r} has weight {task.weight}; it must be a finite number, 0 or "
+                "more"
+            )
         broken = [share for share in task.mix.values() if not math.isfinite(share)]
         if broken:
-            raise CalibrationError(f"task {task.name!r} wears an adapter at {broken[0]}; a share must be a finite number")
+            raise CalibrationError(
+                f"task {task.name!r} wears an adapter at {broken[0]}; a share must be a finite "
+                "number"
+            )
         unknown = [k for k in task.mix if not 0 <= k < len(adapters)]
         if unknown:
-            raise CalibrationError(f"task {task.name!r} wears adapter number {unknown[0]}; there are {len(adapters)} (from 0)")
+            raise CalibrationError(
+                f"task {task.name!r} wears adapter number {unknown[0]}; there are {len(adapters)} "
+                "(from 0)"
+            )
     if not any(task.weight > 0 for task in tasks):
-        raise CalibrationError("every task has weight 0: nothing would be measured; give at least one a positive weight")
+        raise CalibrationError(
+            "every task has weight 0: nothing would be measured; give at least one a positive "
+            "weight"
+        )
 
 
-def without_idle_adapters(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> tuple[list[Adapter], list[Task]]:
+def without_idle_adapters(
+    adapters: Sequence[Adapter], tasks: Sequence[Task]
+) -> tuple[list[Adapter], list[Task]]:
     """Leave out adapters that change nothing (strength 0), and the tasks that only they teach."""
     kept = [k for k, adapter in enumerate(adapters) if not adapter.is_idle]
     position = {k: i for i, k in enumerate(kept)}

@@ -9,7 +9,9 @@ _TELLING_SECONDS = 2
 
 @dataclass
 class StageClock:
-    """Times a stage by the pace since it began; what begins anew within it, as a second sweep does, is timed anew."""
+    """Times a stage by the pace since it began; what begins anew within it, as a second sweep does,
+    is timed anew.
+    """
 
     total: int = -1
     done: int = 0
@@ -26,7 +28,11 @@ class StageClock:
         """
         if total != self.total or done < self.done:
             self._first = (done, now)
-        self.total, self.done = total, done
-        steps, seconds = done - self._first[0], now - self._first[1]
+        self.total = total
+        self.done = done
+        steps = done - self._first[0]
+        seconds = now - self._first[1]
         left = seconds / steps * (total - done) if steps else 0.0
-        return f"{stage} {done}/{total}" + (f", about {left:.0f} s left" if left >= _TELLING_SECONDS else "")
+        return f"{stage} {done}/{total}" + (
+            f", about {left:.0f} s left" if left >= _TELLING_SECONDS else ""
+        )

@@ -23,32 +23,43 @@ class LoadRecipe(io.ComfyNode):
             node_id="IterISRecipe",
             display_name="Load recipe (IterIS)",
             category="loaders/IterIS",
-            description="How a merged LoRA was made: its LoRAs with prompts and strengths, its calibration and its settings, "
-            "read from its file. Connect them to IterIS Merge to make it again, or to change something.",
+            description="How a merged LoRA was made: its LoRAs with prompts and strengths, its "
+                        "calibration and its settings, read from its file. Connect them to IterIS "
+                        "Merge to make it again, or to change something.",
             inputs=[
-                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A LoRA that Save merged LoRA has saved."),
+                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A LoRA that Save "
+                                                                               "merged LoRA has "
+                                                                               "saved."),
                 io.Boolean.Input(
                     "check_files", default=True,
-                    tooltip="Refuse LoRA files that have changed since, by their SHA-256. Off: only say so.",
+                    tooltip="Refuse LoRA files that have changed since, by their SHA-256. Off: "
+                            "only say so.",
                 ),
             ],
             outputs=[
                 TASKS.Output(display_name="LoRAs"),
                 CALIBRATION.Output(display_name="calibration"),
-                io.String.Output(display_name="settings", tooltip="Of IterIS Merge, as text for Preview Any."),
+                io.String.Output(display_name="settings", tooltip="Of IterIS Merge, as text for "
+                                                                  "Preview Any."),
                 io.Float.Output(display_name="alpha"),
                 io.Int.Output(display_name="rank", tooltip="0: the sum of the LoRAs' ranks."),
-                SETTINGS.Output(display_name="all settings", tooltip="For settings of IterIS Merge: the same again."),
+                SETTINGS.Output(display_name="all settings", tooltip="For settings of IterIS "
+                                                                     "Merge: the same again."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
-        """Return what changes with the file or any that its recipe names; where the name comes through a link, "linked"."""
+        """Return what changes with the file or any that its recipe names; where the name comes
+        through a link, "linked".
+        """
         if not lora_name:
             return "linked"
-        names = [lora_name, *(name for lora in recipe_of(lora_name).loras for name in files_of(lora))]
+        names = [
+            lora_name,
+            *(name for lora in recipe_of(lora_name).loras for name in files_of(lora)),
+        ]
         return fingerprints({name: host.find_lora(name) for name in names})
 
     @classmethod
@@ -58,13 +69,22 @@ class LoadRecipe(io.ComfyNode):
         changed = [told for _, told in loras if told]
         if changed and check_files:
             raise IterisError(
-                f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch check_files off to merge the "
-                "present one"
+                f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch "
+                "check_files off to merge the present one"
             )
-        config, settings = recipe.config, MergeSettings(recipe.config, recipe.is_corrected)
+        config = recipe.config
+        settings = MergeSettings(recipe.config, recipe.is_corrected)
         rank = config.rank if isinstance(config.rank, int) else 0
         tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))
-        return io.NodeOutput(*tasks.args, recipe.calibration, as_text(recipe), config.alpha, rank, settings, ui=tasks.ui)
+        return io.NodeOutput(
+            *tasks.args,
+            recipe.calibration,
+            as_text(recipe),
+            config.alpha,
+            rank,
+            settings,
+            ui=tasks.ui,
+        )
 
 
 def recipe_of(lora_name: str) -> Recipe:
@@ -79,8 +99,8 @@ def recipe_of(lora_name: str) -> Recipe:
     text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
     if text is None:
         raise IterisError(
-            f"{lora_name} has no recipe: it was not saved by Save merged LoRA, or ComfyUI ran with --disable-metadata. "
-            "Choose a LoRA that IterIS has merged"
+            f"{lora_name} has no recipe: it was not saved by Save merged LoRA, or ComfyUI ran with "
+            "--disable-metadata. Choose a LoRA that IterIS has merged"
         )
     return read_recipe(lora_name, text)
 
@@ -92,7 +112,9 @@ def as_text(recipe: Recipe) -> str:
 
 
 def files_of(lora: UsedLora) -> list[str]:
-    """Return which of today's files a recipe's LoRA may be: the one of its name, or else those whose names have it in them."""
+    """Return which of today's files a recipe's LoRA may be: the one of its name, or else those
+    whose names have it in them.
+    """
     name = lora.file
     if name is None or host.find_lora(name) is not None:
         return [name] if name else []
@@ -105,7 +127,8 @@ def namesakes(file: str) -> list[str]:
 
 
 def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
-    """Return a recipe's LoRA as one to merge, and what is different about its file today; empty: nothing.
+    """Return a recipe's LoRA as one to merge, and what is different about its file today; empty:
+    nothing.
 
     Raises:
         IterisError: There is no such file any more, or there never was one.
@@ -115,17 +138,26 @@ def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
     name = lora.file
     if name is None:
         raise IterisError(
-            f"{lora_name}: its LoRA {lora.name!r} was in no file: it was trained in the workflow, or taken off a model. "
-            "Save that LoRA and merge it with 'LoRA to merge'"
+            f"{lora_name}: its LoRA {lora.name!r} was in no file: it was trained in the workflow, "
+            "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
         )
-    possible = [other for other in dict.fromkeys([name, *namesakes(name)]) if host.find_lora(other) is not None]
+    possible = [
+        other
+        for other in dict.fromkeys([name, *namesakes(name)])
+        if host.find_lora(other) is not None
+    ]
     same = next((other for other in possible if sha256(host.lora_path(other)) == lora.sha256), None)
     if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
-            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora.sha256}). Put it back, under any "
-            f"name with {adapter_name(name).rpartition('/')[2]!r} in it"
+            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora.sha256}). "
+            f"Put it back, under any name with {adapter_name(name).rpartition('/')[2]!r} in it"
         )
-    told = "" if same else f"{name} is another file than the one that was merged, whose SHA-256 began {lora.sha256[:10]}"
+    told = (
+        ""
+        if same
+        else f"{name} is another file than the one that was merged, whose SHA-256 began "
+        f"{lora.sha256[:10]}"
+    )
     entry = LoraEntry(
         same or name,
         lora.strength_model,

@@ -22,17 +22,19 @@ class ShowReport(io.ComfyNode):
             node_id="IterISReport",
             display_name="Merge report (IterIS)",
             category="loaders/IterIS",
-            description="Pictures and the text of a merge's report: how well each LoRA is reproduced, layer by layer. Needs "
-            "matplotlib.",
+            description="Pictures and the text of a merge's report: how well each LoRA is "
+                        "reproduced, layer by layer. Needs matplotlib.",
             inputs=[
                 REPORT.Input("report", tooltip="From IterIS Merge."),
                 REPORT.Input(
                     "compare_with", optional=True,
-                    tooltip="The report of another merge of the same LoRAs, by another method or with other settings.",
+                    tooltip="The report of another merge of the same LoRAs, by another method or "
+                            "with other settings.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="pictures", tooltip="One picture per question; connect Preview Image."),
+                io.Image.Output(display_name="pictures", tooltip="One picture per question; "
+                                                                 "connect Preview Image."),
                 io.String.Output(display_name="text"),
             ],
             hidden=[io.Hidden.unique_id],
@@ -44,12 +46,18 @@ class ShowReport(io.ComfyNode):
         images, note = drawn(report, compare_with)
         text = "\n".join([str(report), *note])
         host.show_text(cls.hidden.unique_id, text)
-        shown = {**ui.PreviewImage(images, cls=cls).as_dict(), "iteris_report": [report.to_dict()], "text": [text]}
+        shown = {
+            **ui.PreviewImage(images, cls=cls).as_dict(),
+            "iteris_report": [report.to_dict()],
+            "text": [text],
+        }
         return io.NodeOutput(images, text, ui=shown)
 
 
 def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
-    """Return the pictures (count, height, width, 3), and a note if there are none: a long merge must not fail at its end."""
+    """Return the pictures (count, height, width, 3), and a note if there are none: a long merge
+    must not fail at its end.
+    """
     from ..iteris_core.report.plots import pictures
 
     try:

@@ -16,8 +16,11 @@ from . import host
 from .loras.names import free_path, jpeg_uri
 from .sockets import LORA_STACK, MERGED, MergedLora
 
-LOW_RANK, FULL_DIFFERENCE = "low rank", "full difference (.diff)"
-_LARGEST_DIFFERENCE = 0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
+LOW_RANK = "low rank"
+FULL_DIFFERENCE = "full difference (.diff)"
+_LARGEST_DIFFERENCE = (
+    0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
+)
 _UNLISTED = "this is in no loras folder, so LoRA loaders do not list it; save it as loras/... to have it in their lists"
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
@@ -29,27 +32,33 @@ class SaveMergedLora(io.ComfyNode):
             node_id="IterISSave",
             display_name="Save merged LoRA (IterIS)",
             category="loaders/IterIS",
-            description="Saves a merged LoRA, text encoder and UNet, as a .safetensors file that every SD1.5 program loads.",
+            description="Saves a merged LoRA, text encoder and UNet, as a .safetensors file that "
+                        "every SD1.5 program loads.",
             inputs=[
                 MERGED.Input("merged", tooltip="From IterIS Merge."),
                 io.String.Input(
                     "file_name", default="loras/iteris_merged",
-                    tooltip="Below ComfyUI's output folder. Files in output/loras show up in every LoRA list.",
+                    tooltip="Below ComfyUI's output folder. Files in output/loras show up in every "
+                            "LoRA list.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name. Off: a number is added."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name. "
+                                                                     "Off: a number is added."),
                 io.Combo.Input(
                     "large_layers", options=[LOW_RANK, FULL_DIFFERENCE], default=LOW_RANK, optional=True,
-                    tooltip="How to save layers whose rank is so high that two factors take more room than the weight "
-                    "itself, as after merging LoKr, OFT, DoRA or full differences. The full difference is smaller; "
-                    "some programs other than ComfyUI do not read it.",
+                    tooltip="How to save layers whose rank is so high that two factors take more "
+                            "room than the weight itself, as after merging LoKr, OFT, DoRA or full "
+                            "differences. The full difference is smaller; some programs other than "
+                            "ComfyUI do not read it.",
                 ),
                 io.Image.Input(
-                    "cover", optional=True, tooltip="A picture that goes into the file, for programs that show pictures.",
+                    "cover", optional=True, tooltip="A picture that goes into the file, for "
+                                                    "programs that show pictures.",
                 ),
             ],
             outputs=[
                 io.String.Output(display_name="path"),
-                LORA_STACK.Output(display_name="LORA_STACK", tooltip="The saved LoRA, for nodes that take a LoRA stack."),
+                LORA_STACK.Output(display_name="LORA_STACK", tooltip="The saved LoRA, for nodes "
+                                                                     "that take a LoRA stack."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -70,13 +79,20 @@ class SaveMergedLora(io.ComfyNode):
         from ..iteris_core.files.tensors import write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
-            raise IterisError(f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}")
-        path, whole = free_path(host.output_folder(), file_name, overwrite), large_layers == FULL_DIFFERENCE
-        tensors = kohya.to_tensors(merged.adapter, merged.keys.base_of_module, merged.keys.kernels, whole=whole)
+            raise IterisError(
+                f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}"
+            )
+        path = free_path(host.output_folder(), file_name, overwrite)
+        whole = large_layers == FULL_DIFFERENCE
+        tensors = kohya.to_tensors(
+            merged.adapter, merged.keys.base_of_module, merged.keys.kernels, whole=whole
+        )
         metadata = kohya.metadata_of(merged.adapter, whole=whole)
         if host.saves_metadata():
             thumbnail = "" if cover is None else jpeg_uri(cover[0])
-            metadata |= merged_metadata(path.stem, merged.sources, datetime.now(), thumbnail, merged.called)
+            metadata |= merged_metadata(
+                path.stem, merged.sources, datetime.now(), thumbnail, merged.called
+            )
             metadata |= {**hashes(tensors, metadata), METADATA_KEY: merged.recipe}
         with draft_of(path, overwrite) as draft:
             write_tensors(tensors, draft, metadata, overwrite=overwrite)
@@ -89,7 +105,8 @@ class SaveMergedLora(io.ComfyNode):
 
 @contextmanager
 def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a place to write a file to; it gets to `path`, and replaces what is there, only if it turns out well.
+    """Give a place to write a file to; it gets to `path`, and replaces what is there, only if it
+    turns out well.
 
     Args:
         path: Where it is to be; a free name, unless it may be overwritten.
@@ -107,27 +124,39 @@ def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:
-    """Load a saved file as the stock LoraLoader does, and compare it module by module with what was meant.
+    """Load a saved file as the stock LoraLoader does, and compare it module by module with what was
+    meant.
 
     Raises:
         IterisError: A module is missing, or differs by more than rounding.
     """
     added = host.stock_loader(path, merged.keys)
     meant = {f"{module}.weight": delta for module, delta in merged.adapter.deltas.items()}
-    shapes = {f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas}
+    shapes = {
+        f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas
+    }
     differences: dict[str, float] = {}
     for parameter, expected in [*meant.items(), *merged.adapter.vectors.items()]:
-        expected = (expected.to(dtype=torch.float32).dense() if parameter in meant else expected.float()).cpu()
+        expected = (
+            expected.to(dtype=torch.float32).dense() if parameter in meant else expected.float()
+        ).cpu()
         found = added(parameter, shapes.get(parameter, expected.shape))
         if found is not None:
             scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
-            differences[parameter] = (found.reshape(expected.shape) - expected).norm().item() / scale
+            differences[parameter] = (
+                found.reshape(expected.shape) - expected
+            ).norm().item() / scale
     wanted = [*meant, *merged.adapter.vectors]
-    lost = [parameter for parameter in wanted if not differences.get(parameter, 1.0) <= _LARGEST_DIFFERENCE]
+    lost = [
+        parameter
+        for parameter in wanted
+        if not differences.get(parameter, 1.0) <= _LARGEST_DIFFERENCE
+    ]
     if lost:
         raise IterisError(
-            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights are missing or "
-            f"differ, such as {lost[0]!r}. The file was not kept; report this with ComfyUI's version"
+            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights "
+            f"are missing or differ, such as {lost[0]!r}. The file was not kept; report this with "
+            "ComfyUI's version"
         )
     vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
     largest = max(differences.values(), default=0.0)

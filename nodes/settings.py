@@ -27,7 +27,8 @@ def from_widgets(
     correct_strength: bool,
     **same: Any,
 ) -> MergeSettings:
-    """Return the settings that the widgets of IterIS Merge mean for these LoRAs; those in `same` are the core's own.
+    """Return the settings that the widgets of IterIS Merge mean for these LoRAs; those in `same`
+    are the core's own.
 
     Raises:
         ConfigError: An unknown precision, or more than one way to choose ranks.
@@ -55,8 +56,8 @@ def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
     used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
     if len(used) > 1:
         raise ConfigError(
-            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the others off: "
-            "rank 0, kept_energy 1, size_mb 0"
+            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the "
+            "others off: rank 0, kept_energy 1, size_mb 0"
         )
 
 
@@ -71,10 +72,12 @@ def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[PromptedAdapt
     adapters = [lora.adapter for lora in loras]
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
     names = _BYTES_OF_NAMES * len(target_layers(adapters))
-    weights, least = int((size_mb * 1e6 - names) / dtype.itemsize), sum(map(sum, shapes.values()))
+    weights = int((size_mb * 1e6 - names) / dtype.itemsize)
+    least = sum(map(sum, shapes.values()))
     if weights < least:
         raise ConfigError(
-            f"size_mb is {size_mb:g}; the smallest merge of these LoRAs, rank 1 in all {len(shapes)} layers, takes "
-            f"{(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow more"
+            f"size_mb is {size_mb:g}; the smallest merge of these LoRAs, rank 1 in all "
+            f"{len(shapes)} layers, takes {(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow "
+            "more"
         )
     return weights

@@ -28,16 +28,22 @@ _MOST_SOCKETS = 32
 
 
 def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
-    """Return an input that always has one more free socket; none where the host has no such inputs (before ComfyUI 0.8)."""
+    """Return an input that always has one more free socket; none where the host has no such inputs
+    (before ComfyUI 0.8).
+    """
     if not hasattr(io, "Autogrow"):
         return []
-    template = io.Autogrow.TemplatePrefix(socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS)
+    template = io.Autogrow.TemplatePrefix(
+        socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS
+    )
     return [io.Autogrow.Input(name, template, optional=True, tooltip=tooltip)]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """How LoRAs are measured together; the names are those of `Calibration`. Empty companions: those of the calibration."""
+    """How LoRAs are measured together; the names are those of `Calibration`. Empty companions:
+    those of the calibration.
+    """
 
     scene_weight: float
     scene_pictures: bool
@@ -64,7 +70,8 @@ class LoraEntry:
     """One LoRA to merge, as the user asked for it.
 
     Args:
-        lora_name: Its file in ComfyUI's list, which is read when the model is known; or what to call `tensors`.
+        lora_name: Its file in ComfyUI's list, which is read when the model is known; or what to
+            call `tensors`.
         strength_model: Of the UNet part.
         strength_clip: Of the text encoder part.
         prompts: What it is for.

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 _EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
 _PROMPTS = (
-    "Empty: each file's own trigger words, in prompts of ours. A line with the word trigger in curly "
-    "braces is for every LoRA; a line for one of them begins with its name: 'cat: a photo of a sks cat'."
+    "Empty: each file's own trigger words, in prompts of ours. A line with the word trigger in "
+    "curly braces is for every LoRA; a line for one of them begins with its name: 'cat: a photo of "
+    "a sks cat'."
 )
-_FIRST_SEEN: dict[str, str] = {}  # file in the output folder -> its fingerprint when a connected stack first named it
+_FIRST_SEEN: dict[
+    str, str
+] = {}  # file in the output folder -> its fingerprint when a connected stack first named it
 
 
 class LoraStack(io.ComfyNode):
@@ -35,12 +38,15 @@ class LoraStack(io.ComfyNode):
             node_id="IterISStack",
             display_name="LoRA stack to merge (IterIS)",
             category="loaders/IterIS",
-            description="The LoRAs of a LORA_STACK, or of a text with <lora:name:1.0>, as LoRAs of a merge.",
+            description="The LoRAs of a LORA_STACK, or of a text with <lora:name:1.0>, as LoRAs of "
+                        "a merge.",
             inputs=[
                 io.String.Input(
-                    "text", multiline=True, default="", placeholder="<lora:cat:1.0> <lora:style:0.8:0.6>",
-                    tooltip="LoRAs as in a prompt: <lora:name:strength>, or <lora:name:model strength:clip strength>. Other "
-                    "words are left out. They come after those of the stack.",
+                    "text", multiline=True, default="", placeholder="<lora:cat:1.0> "
+                                                                    "<lora:style:0.8:0.6>",
+                    tooltip="LoRAs as in a prompt: <lora:name:strength>, or <lora:name:model "
+                            "strength:clip strength>. Other words are left out. They come after "
+                            "those of the stack.",
                 ),
                 io.String.Input("prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS),
                 LORA_STACK.Input("lora_stack", optional=True, tooltip="From any LoRA stacker."),
@@ -52,23 +58,30 @@ class LoraStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
-        """Return what changes with any LoRA file that may be meant: the stack's names are not known here.
+        """Return what changes with any LoRA file that may be meant: the stack's names are not known
+        here.
 
-        Files in the output folder count only if `text` names them, or if a stack (of any workflow, since the host started)
-        has named them and they have changed since: otherwise each merge that is saved would be a change.
+        Files in the output folder count only if `text` names them, or if a stack (of any workflow,
+        since the host started) has named them and they have changed since: otherwise each merge
+        that is saved would be a change.
         """
         names = host.lora_names()
         meant = [find_name(lora.name, names) for lora in read_text(text or "")]
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
-        meant += [name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen]
+        meant += [
+            name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
+        ]
         return fingerprints({name: host.find_lora(name) for name in meant})
 
     @classmethod
-    def execute(cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
+    def execute(
+        cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[LoraEntry, ...] = ()
+    ) -> io.NodeOutput:
         stacked = [*read_stack(lora_stack), *read_text(text)]
         if not stacked:
             raise IterisError(
-                "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or write <lora:name:1.0> into text"
+                "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or "
+                "write <lora:name:1.0> into text"
             )
         entries = list(stack_entries(stacked, prompts))
         remember([entry.lora_name for entry in entries])
@@ -76,7 +89,9 @@ class LoraStack(io.ComfyNode):
 
 
 def remember(names: Sequence[str]) -> None:
-    """Keep how the files in the output folder looked when they were first used, to notice later changes."""
+    """Keep how the files in the output folder looked when they were first used, to notice later
+    changes.
+    """
     paths = {name: host.find_lora(name) for name in names}
     for name, path in paths.items():
         if host.is_output(path):
@@ -88,7 +103,9 @@ def stack_entries(stacked: Sequence[StackedLora], prompts: str) -> Iterator[Lora
     files = [find_name(lora.name, host.lora_names()) for lora in stacked]
     given = prompts_by_name(prompts, [adapter_name(file) for file in files])
     for file, lora in zip(files, stacked, strict=True):
-        yield entry_of_file(file, lora.strength_model, lora.strength_clip, given[adapter_name(file)])
+        yield entry_of_file(
+            file, lora.strength_model, lora.strength_clip, given[adapter_name(file)]
+        )
 
 
 class LorasOnModel(io.ComfyNode):
@@ -98,8 +115,8 @@ class LorasOnModel(io.ComfyNode):
             node_id="IterISModelLoras",
             display_name="LoRAs on this model (IterIS)",
             category="loaders/IterIS",
-            description="Takes the LoRAs that MODEL and CLIP already carry off them, as LoRAs of a merge. Connect all three "
-            "outputs to IterIS Merge.",
+            description="Takes the LoRAs that MODEL and CLIP already carry off them, as LoRAs of a "
+                        "merge. Connect all three outputs to IterIS Merge.",
             inputs=[
                 io.Model.Input("model", tooltip="Behind any number of LoRA loaders."),
                 io.Clip.Input("clip", tooltip="Behind the same loaders."),
@@ -115,42 +132,69 @@ class LorasOnModel(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()
+    ) -> io.NodeOutput:
         from .loras.harvest import take_off
 
         base = host.ComfyStableDiffusion(model, clip)
-        loras, rest = take_off(host.patches_of(model, clip), base.is_text_module, base.keys.bases_of)
+        loras, rest = take_off(
+            host.patches_of(model, clip), base.is_text_module, base.keys.bases_of
+        )
         if not loras:
             raise IterisError(
                 "MODEL and CLIP carry no LoRA that could be taken off them"
-                + (f"; {len(rest)} weights are changed by something else, such as a merge of checkpoints" if rest else "")
+                + (
+                    f"; {len(rest)} weights are changed by something else, such as a merge of "
+                    "checkpoints"
+                    if rest
+                    else ""
+                )
                 + ". Connect them behind a LoRA loader, or choose the files with 'LoRA to merge'"
             )
         named = set(strings_in(cls.hidden.prompt)) & set(host.lora_names())
-        files = [file_of(lora, sorted(named), base.keys.module_of_base, base.keys.base_of_module) for lora in loras]
-        names = [adapter_name(file) if file else f"LoRA {i} on this model" for i, file in enumerate(files, 1)]
+        files = [
+            file_of(lora, sorted(named), base.keys.module_of_base, base.keys.base_of_module)
+            for lora in loras
+        ]
+        names = [
+            adapter_name(file) if file else f"LoRA {i} on this model"
+            for i, file in enumerate(files, 1)
+        ]
         given = prompts_by_name(prompts, names)
-        entries = [carried_entry(*found, given[found[2]]) for found in zip(loras, files, names, strict=True)]
-        note = f"{len(rest)} weights are changed by something that is no LoRA; that stays on the model" if rest else ""
+        entries = [
+            carried_entry(*found, given[found[2]])
+            for found in zip(loras, files, names, strict=True)
+        ]
+        note = (
+            f"{len(rest)} weights are changed by something that is no LoRA; that stays on the model"
+            if rest
+            else ""
+        )
         tasks = show(cls.hidden.unique_id, entries, previous, note)
         return io.NodeOutput(*host.with_patches(model, clip, rest), *tasks.args, ui=tasks.ui)
 
 
-def carried_entry(lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]) -> LoraEntry:
+def carried_entry(
+    lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]
+) -> LoraEntry:
     """Return a LoRA that was on a model as one to merge; from its file, if that is known."""
     strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
     if file:
         return entry_of_file(file, strength_model, strength_clip, prompts)
     if not prompts or any("{trigger}" in prompt for prompt in prompts):
         raise CalibrationError(
-            f"{name} has no prompts, and no file of this workflow is known to be it, so its trigger words are unknown. "
-            f"Write them as '{name}: a photo of <trigger word>' into prompts"
+            f"{name} has no prompts, and no file of this workflow is known to be it, so its trigger "
+            f"words are unknown. Write them as '{name}: a photo of <trigger word>' into prompts"
         )
     return LoraEntry(name, strength_model, strength_clip, prompts, 1.0, tensors=lora.tensors)
 
 
 def file_of(
-    lora: CarriedLora, candidates: Sequence[str], module_of_base: Mapping[str, str], base_of_module: Mapping[str, str]
+    lora: CarriedLora,
+    candidates: Sequence[str],
+    module_of_base: Mapping[str, str],
+    base_of_module: Mapping[str, str],
 ) -> str | None:
     """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
     from ..iteris_core.files import kohya
@@ -167,6 +211,8 @@ def file_of(
             module = module_of_base.get(base)
             if module is not None:
                 own |= kohya.tensors_of_group(base_of_module[module], {role: tensor})
-        if all(key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
+        if all(
+            key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()
+        ):
             return name
     return None

@@ -1,4 +1,6 @@
-"""What a workflow tells about where something comes from: the texts in the nodes before it, file names among them."""
+"""What a workflow tells about where something comes from: the texts in the nodes before it, file
+names among them.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str
     """Yield every text in the nodes from which some inputs of a node come, however far back.
 
     Args:
-        prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the output].
+        prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the
+            output].
         node_id: The node.
         inputs: Which of its inputs count.
     """
     values = {name: value for name, value in inputs_of(prompt, node_id).items() if name in inputs}
-    waiting, seen = [values], set()
+    waiting = [values]
+    seen = set()
     while waiting:
         for value in waiting.pop().values():
             if isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt:

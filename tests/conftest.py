@@ -22,5 +22,7 @@ def t5_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
     tiny_language.t5().save_pretrained(folder / "base")
     tiny_language.adapter(folder / "base", folder / "one", 1)
-    tiny_language.adapter(folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6)
+    tiny_language.adapter(
+        folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6
+    )
     return folder

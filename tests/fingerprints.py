@@ -1,10 +1,12 @@
-"""Whether a change of the code changed a result: fingerprints of merges, recorded before it and compared after it.
+"""Whether a change of the code changed a result: fingerprints of merges, recorded before it and
+compared after it.
 
     python tests/fingerprints.py record before.json
     python tests/fingerprints.py compare before.json
 
-A fingerprint is the SHA-256 of every tensor of a merged LoRA, and of what its file says besides its date. They are equal bit
-by bit on one machine only, with the same torch and the same number of threads; so they are not kept in the repository.
+A fingerprint is the SHA-256 of every tensor of a merged LoRA, and of what its file says besides its
+date. They are equal bit by bit on one machine only, with the same torch and the same number of
+threads; so they are not kept in the repository.
 """
 
 from __future__ import annotations
@@ -37,14 +39,20 @@ from iteris_core.diffusion.pipeline import DiffusersStableDiffusion  # noqa: E40
 from iteris_core.files import peft  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"
-# Of what a file says: another one every second, or with the order in which safetensors writes the metadata of the inputs.
+# Of what a file says: another one every second, or with the order in which safetensors writes the
+# metadata of the inputs.
 VOLATILE = ("modelspec.date", "sha256")
 
 # Of the core's merge, on each golden folder.
 CONFIGS = {
     "sweep": {},
     "sweep, full output": {"target": "full_output"},
-    "sweep, paper": {"ridge": "paper", "balance": "full", "alpha_cross": 1e-3, "target": "full_output"},
+    "sweep, paper": {
+        "ridge": "paper",
+        "balance": "full",
+        "alpha_cross": 1e-3,
+        "target": "full_output",
+    },
     "sweep, uniform, mixed": {"balance": "uniform", "input_mix": 0.3, "target": "delta"},
     "sweep, delta, chunks": {"target": "delta", "samples_per_chunk": 2},
     "sweep, rank 2": {"rank": 2},
@@ -55,21 +63,75 @@ CONFIGS = {
     **{
         method: {"method": method}
         for method in (
-            "average", "sum", "weighted", "svd", "task_arithmetic", "hyper_linear", "ties", "dare_linear", "dare_ties",
-            "magnitude_prune", "knots", "core_space_ties", "tsv_m", "iso_c", "np_lora", "regmean", "regmean_pp", "ssr",
-            "mix_of_show", "custom_diffusion",
+            "average",
+            "sum",
+            "weighted",
+            "svd",
+            "task_arithmetic",
+            "hyper_linear",
+            "ties",
+            "dare_linear",
+            "dare_ties",
+            "magnitude_prune",
+            "knots",
+            "core_space_ties",
+            "tsv_m",
+            "iso_c",
+            "np_lora",
+            "regmean",
+            "regmean_pp",
+            "ssr",
+            "mix_of_show",
+            "custom_diffusion",
         )
     },
-}  # fmt: skip
+}
 
 # Of `iteris merge sd15`, on a tiny diffusers pipeline.
 COMMANDS = {
     "default": (),
     "checked": ("--correct-strength", "--held-out", 2, "--preserve-weight", 0.3),
-    "scenes": ("--scene-weight", 1, "--trigger", "a cat", "--trigger", "a hat", "--target", "full_output"),
-    "styled": ("--scene-weight", 1, "--trigger", "a cat", "--trigger", "in ink", "--kind", "subject", "--kind", "style"),
-    "text scenes": ("--scene-weight", 1, "--scene-text", "--trigger", "a cat", "--trigger", "a hat"),
-    "diffusers": ("--style", "diffusers", "--strength", "1,0.5", "--strength-text", "0.5,1", "--weights", "1,2"),
+    "scenes": (
+        "--scene-weight",
+        1,
+        "--trigger",
+        "a cat",
+        "--trigger",
+        "a hat",
+        "--target",
+        "full_output",
+    ),
+    "styled": (
+        "--scene-weight",
+        1,
+        "--trigger",
+        "a cat",
+        "--trigger",
+        "in ink",
+        "--kind",
+        "subject",
+        "--kind",
+        "style",
+    ),
+    "text scenes": (
+        "--scene-weight",
+        1,
+        "--scene-text",
+        "--trigger",
+        "a cat",
+        "--trigger",
+        "a hat",
+    ),
+    "diffusers": (
+        "--style",
+        "diffusers",
+        "--strength",
+        "1,0.5",
+        "--strength-text",
+        "0.5,1",
+        "--weights",
+        "1,2",
+    ),
     "float64": ("--dtype", "float64", "--target", "delta", "--rank", 2),
     "paper": ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
 }
@@ -86,7 +148,9 @@ def of_file(path: Path) -> dict[str, str]:
         found = {key: digest(file.get_tensor(key)) for key in sorted(file.keys())}
         metadata = file.metadata() or {}
     recipe = json.loads(metadata.pop("iteris.recipe", "{}"))
-    said = dict(flattened("recipe", recipe)) | {f"metadata {key}": value for key, value in metadata.items()}
+    said = dict(flattened("recipe", recipe)) | {
+        f"metadata {key}": value for key, value in metadata.items()
+    }
     return found | {key: value for key, value in said.items() if not key.endswith(VOLATILE)}
 
 
@@ -114,15 +178,24 @@ def golden_merges() -> Iterator[tuple[str, dict[str, str]]]:
     """The core's merge of every golden folder, by every method and with every setting."""
     for folder in sorted(path for path in GOLDEN.iterdir() if path.is_dir()):
         model = T5ForConditionalGeneration.from_pretrained(folder / "t5-tiny").eval()
-        modules = {path: module for path, module in model.named_modules() if path.startswith("encoder.")}
-        shapes = {path: tuple(m.weight.shape) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        modules = {
+            path: module for path, module in model.named_modules() if path.startswith("encoder.")
+        }
+        shapes = {
+            path: tuple(m.weight.shape)
+            for path, m in model.named_modules()
+            if isinstance(m, torch.nn.Linear)
+        }
         adapters = []
         for number in range(len(list(folder.glob("lora*")))):
             whole = peft.load(folder / f"lora{number}", shapes)
             adapters.append(whole.select(lambda path: path.startswith("encoder.")))
         with safe_open(folder / "golden.safetensors", "pt") as file:
             ids = file.get_tensor("input_ids")
-        tasks = [Task(f"task{n}", [Sample(row) for row in ids[n]], {n: 1.0}) for n in range(len(adapters))]
+        tasks = [
+            Task(f"task{n}", [Sample(row) for row in ids[n]], {n: 1.0})
+            for n in range(len(adapters))
+        ]
         network = Network(modules, partial(encoded, model))
         for name, settings in CONFIGS.items():
             merged = merge(network, adapters, tasks, MergeConfig(**settings)).adapter
@@ -142,18 +215,42 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     output = scratch / "t5"
     adapters = [part for number in (0, 1) for part in ("--adapter", folder / f"lora{number}")]
     iteris(
-        "merge", "t5", "--base", folder / "t5-tiny", "--token-ids", folder / "golden.safetensors", *adapters, "--output", output
+        "merge",
+        "t5",
+        "--base",
+        folder / "t5-tiny",
+        "--token-ids",
+        folder / "golden.safetensors",
+        *adapters,
+        "--output",
+        output,
     )
     yield "iteris merge t5", of_file(output / "adapter_model.safetensors")
 
     tiny_diffusers.LENGTH = 77  # long enough for the captions of scenes
-    parts = tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(77), tiny_diffusers.scheduler()
+    parts = (
+        tiny_diffusers.unet(),
+        tiny_diffusers.text_encoder(),
+        tiny_diffusers.tokenizer(77),
+        tiny_diffusers.scheduler(),
+    )
     host = DiffusersStableDiffusion(*parts)
     tiny_diffusers.save_folder(host, scratch / "base")
     wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
-    save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), scratch / "one.safetensors", "diffusers")
+    save_lora(
+        host,
+        tiny_diffusers.adapter(host, 1, wanted=wanted),
+        scratch / "one.safetensors",
+        "diffusers",
+    )
     metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(host, tiny_diffusers.adapter(host, 2, wanted=wanted), scratch / "two.safetensors", "diffusers", metadata)
+    save_lora(
+        host,
+        tiny_diffusers.adapter(host, 2, wanted=wanted),
+        scratch / "two.safetensors",
+        "diffusers",
+        metadata,
+    )
     quick = ("--trajectories", 3, "--timesteps", 2, "--steps", 3, "--resolution", 64, "--cfg", 2)
     loras = ("--lora", scratch / "one.safetensors", "--lora", scratch / "two.safetensors")
     prompts = ("--prompts", "a cat\\nink", "--prompts", "a hat")
@@ -191,15 +288,23 @@ def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]])
             continue
         for key in sorted(expected | found):
             if expected.get(key) != found.get(key):
-                lines.append(f"{merge_name}: {key}\n    before {expected.get(key)}\n    after  {found.get(key)}")
+                lines.append(
+                    f"{merge_name}: {key}\n"
+                    f"    before {expected.get(key)}\n"
+                    f"    after  {found.get(key)}"
+                )
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--no-demo", action="store_true", help="leave the demo out, which starts a ComfyUI")
+    parser.add_argument(
+        "--no-demo", action="store_true", help="leave the demo out, which starts a ComfyUI"
+    )
     given = parser.parse_args()
     found = fingerprints(with_demo=not given.no_demo)
     if given.action == "record":
@@ -207,7 +312,9 @@ def main() -> None:
         print(f"{len(found)} merges recorded in {given.file}")
         return
     before = json.loads(given.file.read_text(encoding="utf-8"))
-    before = {name: keys for name, keys in before.items() if not (given.no_demo and name == "iteris demo")}
+    before = {
+        name: keys for name, keys in before.items() if not (given.no_demo and name == "iteris demo")
+    }
     lines = compare(before, found)
     print("\n".join(lines) or f"{len(before)} merges are equal bit by bit")
     raise SystemExit(bool(lines))

@@ -20,8 +20,10 @@ class LayerSolution:
     Args:
         delta: The merged delta, float64.
         lambdas: lambda per task, (n,).
-        spectrum: Of the uncut answer in the metric of `truncate`, as far as it was needed; None: no cut was considered.
-        cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where nothing was cut.
+        spectrum: Of the uncut answer in the metric of `truncate`, as far as it was needed; None: no
+            cut was considered.
+        cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
+            nothing was cut.
         plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
     """
 
@@ -33,13 +35,20 @@ class LayerSolution:
 
 
 def is_left_whole(delta: LowRankDelta, config: MergeConfig, rank: int | str) -> bool:
-    """Whether an exact delta needs no cut: no rank is asked for, and it has no more factors than the weight has dimensions."""
+    """Whether an exact delta needs no cut: no rank is asked for, and it has no more factors than
+    the weight has dimensions.
+    """
     asked = rank not in ("sum", "full") or config.kept_energy is not None or config.size is not None
     return not asked and delta.rank <= min(delta.shape)
 
 
 def thin_answer(
-    system: System, half: Tensor, exact: LowRankDelta, lambdas: Tensor, config: MergeConfig, rank: int | str
+    system: System,
+    half: Tensor,
+    exact: LowRankDelta,
+    lambdas: Tensor,
+    config: MergeConfig,
+    rank: int | str,
 ) -> LayerSolution:
     """Cut an exact low-rank answer, if a rank is asked for.
 
@@ -55,7 +64,9 @@ def thin_answer(
     if is_left_whole(exact, config, rank):
         return LayerSolution(exact, lambdas)
     spectrum = factored_spectrum(half, exact.up)
-    if exact.rank > most:  # more factors than the weight has dimensions: the same delta with as many as it has
+    if (
+        exact.rank > most
+    ):  # more factors than the weight has dimensions: the same delta with as many as it has
         exact = delta_of_rank(spectrum, most, system.other_half)
     if config.size is not None:
         return LayerSolution(exact, lambdas, spectrum)
@@ -69,7 +80,12 @@ def thin_answer(
 
 
 def dense_answer(
-    system: System, half: Tensor, sum_of_ranks: int, lambdas: Tensor, config: MergeConfig, rank: int | str
+    system: System,
+    half: Tensor,
+    sum_of_ranks: int,
+    lambdas: Tensor,
+    config: MergeConfig,
+    rank: int | str,
 ) -> LayerSolution:
     """Cut an answer of full rank.
 
@@ -78,7 +94,8 @@ def dense_answer(
         half: ``L^T dW^T``, (d_in, d_out).
         sum_of_ranks: What the rank ``sum`` means here.
         lambdas: lambda per task, handed on.
-        config: Uses ``kept_energy``, which never takes more than the sum of the ranks, as with the delta target.
+        config: Uses ``kept_energy``, which never takes more than the sum of the ranks, as with the
+            delta target.
         rank: See `MergeConfig.rank_at`.
     """
     most = min(half.shape)

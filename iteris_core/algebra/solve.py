@@ -52,7 +52,9 @@ class TaskAtLayer:
 
     @property
     def counts(self) -> bool:
-        """Whether the task has a say here: a weight, and tokens that count in this layer's stream."""
+        """Whether the task has a say here: a weight, and tokens that count in this layer's
+        stream.
+        """
         return self.weight != 0 and self.statistics.inputs.tokens > 0
 
     def delta_energy(self) -> Tensor:
@@ -65,8 +67,9 @@ class TaskAtLayer:
 def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     """Return lambda_g, 0-dim.
 
-    ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8), and its isotropic limit ``w_g d_in / ||X_g||^2``
-    where the teacher wears nothing. ``full``: the same with the base weight in it (official ``ceof_list``).
+    ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8), and its isotropic limit
+    ``w_g d_in / ||X_g||^2`` where the teacher wears nothing. ``full``: the same with the base
+    weight in it (official ``ceof_list``).
     """
     inputs = task.statistics.inputs
     if not task.counts:
@@ -78,7 +81,8 @@ def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     isotropic = task.weight * inputs.d_in / inputs.energy
     if task.worn is None:
         return isotropic
-    norm, energy = task.worn.squared_norm(), task.delta_energy()
+    norm = task.worn.squared_norm()
+    energy = task.delta_energy()
     return torch.where((norm > 0) & (energy > 0), task.weight * norm / energy, isotropic)
 
 
@@ -92,21 +96,26 @@ def solve_layer(
     """Merge one layer.
 
     Args:
-        deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least one.
+        deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least
+            one.
         tasks: Every task of the merge, with this layer's statistics.
         config: Uses the alphas, ``ridge``, ``balance``, ``target``, ``kept_energy`` and ``size``.
         rank: See `MergeConfig.rank_at`.
         base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
 
     Raises:
-        SolveError: Activations that are not finite or all zero, or a system that is not positive definite.
+        SolveError: Activations that are not finite or all zero, or a system that is not positive
+            definite.
     """
     if not any(task.counts for task in tasks):
-        raise SolveError("no task has tokens that count here; give at least one of them token weights above 0")
+        raise SolveError(
+            "no task has tokens that count here; give at least one of them token weights above 0"
+        )
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     together = stack(list(deltas.values()), [1.0] * len(deltas))
     lambdas = torch.stack([balance_weight(task, config.balance) for task in tasks])
-    start, columns = 0, {}
+    start = 0
+    columns = {}
     for k, delta in deltas.items():
         columns[k] = slice(start, start := start + delta.rank)
     if _fits_sample_space(tasks, config, rank, together):
@@ -117,9 +126,11 @@ def solve_layer(
     for task, lam in zip(tasks, lambdas, strict=True):
         if not task.counts:
             continue
-        inputs, start = task.statistics.inputs, 0
+        inputs = task.statistics.inputs
+        start = 0
         size = inputs.size()
-        mu, nu = config.alpha * size, alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
+        mu = config.alpha * size
+        nu = alpha_cross * (size if inputs.cross_gram is None else inputs.cross_gram.norm())
         cross_of_mix = task.statistics.cross
         for k, share in task.mix.items():
             cross = cross_of_mix[:, start : start + deltas[k].rank]
@@ -129,15 +140,28 @@ def solve_layer(
             drift += lam * task.statistics.drift
             if base_weight is not None:
                 drift += lam * (nu - mu) * base_weight.T
-    system = factorise(matrix, [thin] if drift is None else [thin, drift], inputs_by_name(tasks), config.alpha)
+    system = factorise(
+        matrix, [thin] if drift is None else [thin, drift], inputs_by_name(tasks), config.alpha
+    )
     if drift is None:
         half = system.half(thin)
-        return thin_answer(system, half, LowRankDelta(together.up, system.other_half(half).T), lambdas, config, rank)
-    return dense_answer(system, system.half(thin @ together.up.T + drift), together.rank, lambdas, config, rank)
+        return thin_answer(
+            system,
+            half,
+            LowRankDelta(together.up, system.other_half(half).T),
+            lambdas,
+            config,
+            rank,
+        )
+    return dense_answer(
+        system, system.half(thin @ together.up.T + drift), together.rank, lambdas, config, rank
+    )
 
 
 def normal_matrix(tasks: Sequence[TaskAtLayer], lambdas: Tensor, alpha: float) -> Tensor:
-    """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own metric."""
+    """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
+    metric.
+    """
     matrix = torch.zeros_like(tasks[0].statistics.inputs.gram)
     for task, lam in zip(tasks, lambdas, strict=True):
         if task.counts:
@@ -152,9 +176,18 @@ def inputs_by_name(tasks: Sequence[TaskAtLayer]) -> dict[str, InputMoments]:
     return {task.name: task.statistics.inputs for task in tasks if task.counts}
 
 
-def _fits_sample_space(tasks: Sequence[TaskAtLayer], config: MergeConfig, rank: int | str, together: LowRankDelta) -> bool:
-    """Whether fewer tokens than the layer is wide can be solved for directly, and nothing asks for the metric of `truncate`."""
-    plain = config.target == "delta" and rank in ("sum", "full") and config.kept_energy is None and config.size is None
+def _fits_sample_space(
+    tasks: Sequence[TaskAtLayer], config: MergeConfig, rank: int | str, together: LowRankDelta
+) -> bool:
+    """Whether fewer tokens than the layer is wide can be solved for directly, and nothing asks for
+    the metric of `truncate`.
+    """
+    plain = (
+        config.target == "delta"
+        and rank in ("sum", "full")
+        and config.kept_energy is None
+        and config.size is None
+    )
     few = tasks[0].statistics.inputs.rows is not None
     return plain and few and config.alpha > 0 and together.rank <= min(together.shape)
 
@@ -169,8 +202,9 @@ def _sample_space_solution(
 ) -> LayerSolution:
     """Solve for the tokens instead of the width: the same answer, from a (tokens, tokens) system.
 
-    ``down^T = M + Z^T (Z Z^T + rho I)^-1 (Y - Z M)`` with Z = [sqrt(lam_g) X~_g], Y = [sqrt(lam_g) H_g], rho = sum_g lam_g mu_g
-    and M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... ]: the ridge's own answer, and kernel ridge on what it leaves.
+    ``down^T = M + Z^T (Z Z^T + rho I)^-1 (Y - Z M)`` with Z = [sqrt(lam_g) X~_g], Y = [sqrt(lam_g)
+    H_g], rho = sum_g lam_g mu_g and M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... ]: the
+    ridge's own answer, and kernel ridge on what it leaves.
     """
     counted = [(task, lam) for task, lam in zip(tasks, lambdas, strict=True) if task.counts]
     roots = [lam.sqrt() for _, lam in counted]
@@ -178,11 +212,14 @@ def _sample_space_solution(
     matrix = joint_product([task.statistics.inputs for task, _ in counted]).clone()
     parts = torch.tensor([len(rows) for rows in unscaled]).cumsum(0).tolist()
     blocks = [slice(stop - len(rows), stop) for rows, stop in zip(unscaled, parts, strict=True)]
-    sizes = torch.stack([lam * matrix[block, block].norm() for (_, lam), block in zip(counted, blocks, strict=True)])
+    sizes = torch.stack(
+        [lam * matrix[block, block].norm() for (_, lam), block in zip(counted, blocks, strict=True)]
+    )
     scale = torch.cat([root.expand(len(rows)) for root, rows in zip(roots, unscaled, strict=True)])
     matrix *= scale[:, None] * scale
     rows = torch.cat(unscaled).to(matrix.dtype) * scale[:, None]
-    rho, prior = alpha * sizes.sum(), torch.zeros_like(together.down)
+    rho = alpha * sizes.sum()
+    prior = torch.zeros_like(together.down)
     targets = rows.new_zeros(len(rows), together.rank)
     start = 0
     for (task, _), root, size in zip(counted, roots, sizes, strict=True):
@@ -191,7 +228,9 @@ def _sample_space_solution(
         for k, share in task.mix.items():
             down = together.down[columns[k]]
             prior[columns[k]] += alpha_cross * size * share / rho * down
-            targets[start : start + len(codes), columns[k]] = share * codes[:, first : (first := first + len(down))]
+            targets[start : start + len(codes), columns[k]] = (
+                share * codes[:, first : (first := first + len(down))]
+            )
         start += len(codes)
     matrix.diagonal().add_(rho)
     system = factorise(matrix, [targets, prior], inputs_by_name(tasks), alpha)

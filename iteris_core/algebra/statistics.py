@@ -1,7 +1,9 @@
-"""What one layer's solve needs to know about its inputs: second moments, streamed, never the inputs themselves.
+"""What one layer's solve needs to know about its inputs: second moments, streamed, never the inputs
+themselves.
 
-For one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T, (tokens, R); and, for the
-full-output target, the drift Y - Y~ of the base layer's outputs, (tokens, d_out).
+For one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
+(tokens, R); and, for the full-output target, the drift Y - Y~ of the base layer's outputs, (tokens,
+d_out).
 """
 
 from __future__ import annotations
@@ -13,26 +15,38 @@ from torch import Tensor
 
 from ..adapters import moved
 
-# Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in float64.
+# Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
+# float64.
 TOKENS_PER_PRODUCT = 2048
-# Columns of a symmetric product that are computed together: wide enough for a fast product, narrow enough to skip much.
+# Columns of a symmetric product that are computed together: wide enough for a fast product, narrow
+# enough to skip much.
 BLOCK = 256
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision in which products on x's device are exact enough: float32, or float64 where that means TF32."""
-    return torch.float64 if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32()) else torch.float32
+    """Return the precision in which products on x's device are exact enough: float32, or float64
+    where that means TF32.
+    """
+    return (
+        torch.float64
+        if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32())
+        else torch.float32
+    )
 
 
 def _rounds_to_tf32() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:  # set through torch's newer, per-backend switches, which this question does not cover
+    except (
+        RuntimeError
+    ):  # set through torch's newer, per-backend switches, which this question does not cover
         return True
 
 
 def statistics_device(device: torch.device) -> torch.device:
-    """Return where float64 sums of this device's activations are kept: there, or on the CPU if it has no float64."""
+    """Return where float64 sums of this device's activations are kept: there, or on the CPU if it
+    has no float64.
+    """
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
@@ -44,18 +58,23 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def add_square(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror` fills in the rest.
+    """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror`
+    fills in the rest.
 
     Blocks are `BLOCK` columns wide. With many of them that is half the work of the whole product.
     """
     for start in range(0, rows.shape[1], BLOCK):
-        add_product(total[start : start + BLOCK, start:], rows[:, start : start + BLOCK], rows[:, start:])
+        add_product(
+            total[start : start + BLOCK, start:], rows[:, start : start + BLOCK], rows[:, start:]
+        )
 
 
 def mirror(total: Tensor) -> Tensor:
     """Return the whole of a symmetric matrix of which `add_square` made a half; in place."""
     for start in range(0, len(total), BLOCK):
-        total[start + BLOCK :, start : start + BLOCK] = total[start : start + BLOCK, start + BLOCK :].T
+        total[start + BLOCK :, start : start + BLOCK] = total[
+            start : start + BLOCK, start + BLOCK :
+        ].T
     return total
 
 
@@ -67,13 +86,17 @@ def product_of_rows(rows: Tensor) -> Tensor:
 
 
 def joint_product(parts: Sequence[InputMoments]) -> Tensor:
-    """Return ``Z Z^T`` of several tasks' kept rows, one below the other; layers that share an input share it, so do not write.
+    """Return ``Z Z^T`` of several tasks' kept rows, one below the other; layers that share an input
+    share it, so do not write.
 
     The first task's moments keep it, and are gone with the input.
     """
     first = parts[0]
     if first.joint is None or first.joint[0] != tuple(map(id, parts)):
-        first.joint = tuple(map(id, parts)), product_of_rows(torch.cat([part.student_rows() for part in parts]))
+        first.joint = (
+            tuple(map(id, parts)),
+            product_of_rows(torch.cat([part.student_rows() for part in parts])),
+        )
     return first.joint[1]
 
 
@@ -87,7 +110,8 @@ def _energy(rows: Tensor, device: torch.device) -> Tensor:
 class InputMoments:
     """Sums over one task's inputs, float64; layers that read the same tensor share them.
 
-    With fewer tokens than the layer is wide, the rows themselves are smaller than their sums, and are kept instead.
+    With fewer tokens than the layer is wide, the rows themselves are smaller than their sums, and
+    are kept instead.
 
     Args:
         d_in: Width of the inputs.
@@ -96,20 +120,29 @@ class InputMoments:
         keep_rows: How many tokens to keep as rows, see above; 0: keep sums. Not with `cross_gram`.
     """
 
-    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: int = 0) -> None:
-        self.d_in, self.device, self.tokens, self.keep_rows = d_in, device, 0, keep_rows
+    def __init__(
+        self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: int = 0
+    ) -> None:
+        self.d_in = d_in
+        self.device = device
+        self.tokens = 0
+        self.keep_rows = keep_rows
         self.energy = self.zeros()
         self.rows: list[Tensor] | None = [] if keep_rows else None
         self.cross_gram = self.zeros(d_in, d_in) if cross_gram else None
         self.joint: tuple[tuple[int, ...], Tensor] | None = None  # see `joint_product`
         self._gram = None if keep_rows else self.zeros(d_in, d_in)
-        self._mirrored = True  # whether the Gram matrix is whole, not only filled in above its diagonal
+        self._mirrored = (
+            True  # whether the Gram matrix is whole, not only filled in above its diagonal
+        )
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add(self, teacher: Tensor, student: Tensor) -> None:
-        """Add rows of X and X~, (tokens, d_in), already multiplied by the roots of their token weights."""
+        """Add rows of X and X~, (tokens, d_in), already multiplied by the roots of their token
+        weights.
+        """
         if self.rows is None:
             add_square(self._gram, student)
             self._mirrored = False
@@ -139,7 +172,9 @@ class InputMoments:
 
     def size(self) -> Tensor:
         """Return ``||X~^T X~||_F``, 0-dim."""
-        return product_of_rows(self.student_rows()).norm() if self._gram is None else self.gram.norm()
+        return (
+            product_of_rows(self.student_rows()).norm() if self._gram is None else self.gram.norm()
+        )
 
     def form(self, down: Tensor) -> Tensor:
         """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
@@ -150,7 +185,9 @@ class InputMoments:
 
     def bytes(self) -> int:
         """Return the memory that the sums take."""
-        sums = sum(8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None)
+        sums = sum(
+            8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None
+        )
         return sums + 8 * self.keep_rows * self.d_in
 
 
@@ -170,7 +207,14 @@ class TaskStatistics:
         output_energy: ||X (W0 + dW)^T||_F^2, 0-dim, or None.
     """
 
-    def __init__(self, inputs: InputMoments, rank: int, *, drift_width: int | None = None, output_energy: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: InputMoments,
+        rank: int,
+        *,
+        drift_width: int | None = None,
+        output_energy: bool = False,
+    ) -> None:
         self.inputs = inputs
         self.codes = inputs.zeros(rank, rank)
         self.code_rows: list[Tensor] | None = None if inputs.rows is None else []
@@ -204,7 +248,9 @@ class TaskStatistics:
         add_product(self.codes, codes, codes)
         if self.drift is not None and drift is not None:
             add_product(self.drift, student, drift)
-            self.target_energy += _energy(drift if added is None else drift + added, self.inputs.device)
+            self.target_energy += _energy(
+                drift if added is None else drift + added, self.inputs.device
+            )
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs, self.inputs.device)
 
@@ -221,4 +267,8 @@ class TaskStatistics:
 
     def bytes(self) -> int:
         """Return the memory that the sums take, without those of the inputs."""
-        return sum(8 * matrix.numel() for matrix in (self._cross, self.codes, self.drift) if matrix is not None)
+        return sum(
+            8 * matrix.numel()
+            for matrix in (self._cross, self.codes, self.drift)
+            if matrix is not None
+        )

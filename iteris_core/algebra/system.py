@@ -32,7 +32,9 @@ class System:
         return self.factor.T @ (right / self.scale[:, None])
 
 
-def factorise(matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float) -> System:
+def factorise(
+    matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float
+) -> System:
     """Return the Cholesky factor of a matrix scaled to a unit diagonal.
 
     Args:
@@ -46,24 +48,31 @@ def factorise(matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str
     """
     scale = matrix.diagonal().rsqrt()
     factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
-    # rounding lets a singular matrix through with pivots of its own size: such a factor holds no digits of the answer
+    # rounding lets a singular matrix through with pivots of its own size: such a factor holds no
+    # digits of the answer
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
     finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
-    if bool((failed_at != 0) | singular | ~finite):  # the only wait for the device in a layer's solve
+    if bool(
+        (failed_at != 0) | singular | ~finite
+    ):  # the only wait for the device in a layer's solve
         raise SolveError(_why_unsolvable(matrix, inputs, int(failed_at), alpha))
     return System(scale, factor)
 
 
-def _why_unsolvable(matrix: Tensor, inputs: Mapping[str, InputMoments], failed_at: int, alpha: float) -> str:
+def _why_unsolvable(
+    matrix: Tensor, inputs: Mapping[str, InputMoments], failed_at: int, alpha: float
+) -> str:
     for name, moments in inputs.items():
         if not (torch.isfinite(moments.size()) and torch.isfinite(moments.energy)):
             return (
-                f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an overflow of half precision "
-                "in the layers before; run the model in bfloat16 or float32, or lower the strength of its adapter"
+                f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an overflow "
+                "of half precision in the layers before; run the model in bfloat16 or float32, or "
+                "lower the strength of its adapter"
             )
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"
-    tokens, width = sum(moments.tokens for moments in inputs.values()), matrix.shape[0]
+    tokens = sum(moments.tokens for moments in inputs.values())
+    width = matrix.shape[0]
     found = f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite"
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return f"{found}{where} with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"

@@ -1,8 +1,9 @@
 """Cutting a layer's answer to a lower rank by what it does, not by what it weighs.
 
-With S the layer's system and S = L L^T, a delta W that is not the optimum W* costs ``||(W - W*) L||_F^2``. So the best W of
-rank r is ``[W* L]_r L^-1``, the truncated SVD in that metric: the optimum of the merge's own objective under a rank
-constraint (Eckart-Young). Columns here are transposed: half = L^-1 B = (W* L)^T, (d_in, d_out).
+With S the layer's system and S = L L^T, a delta W that is not the optimum W* costs ``||(W - W*)
+L||_F^2``. So the best W of rank r is ``[W* L]_r L^-1``, the truncated SVD in that metric: the
+optimum of the merge's own objective under a rank constraint (Eckart-Young). Columns here are
+transposed: half = L^-1 B = (W* L)^T, (d_in, d_out).
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 
-_OVERSAMPLING, _POWER_STEPS = 16, 4
+_OVERSAMPLING = 16
+_POWER_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Leading singular triplets of ``half``: left (d_in, n), values (n,) falling, right (d_out, n), and ``||half||_F^2``."""
+    """Leading singular triplets of ``half``: left (d_in, n), values (n,) falling, right (d_out, n),
+    and ``||half||_F^2``.
+    """
 
     left: Tensor
     values: Tensor
@@ -29,11 +33,14 @@ class Spectrum:
 
     def kept(self) -> Tensor:
         """Return the share of the total that a cut to rank 1, 2, ... keeps, (n,)."""
-        return self.values.square().cumsum(0) / self.total.clamp_min(torch.finfo(torch.float64).tiny)
+        return self.values.square().cumsum(0) / self.total.clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
 
 
 def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
-    """Return the whole spectrum of ``half @ up^T`` through QR of the thin factors and an SVD of a small core.
+    """Return the whole spectrum of ``half @ up^T`` through QR of the thin factors and an SVD of a
+    small core.
 
     Args:
         half: (d_in, R).
@@ -42,20 +49,26 @@ def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
     left, left_core = torch.linalg.qr(half)
     right, right_core = torch.linalg.qr(up)
     u, values, vh = torch.linalg.svd(left_core @ right_core.T)
-    return Spectrum(left @ u[:, : len(values)], values, right @ vh[: len(values)].T, values.square().sum())
+    return Spectrum(
+        left @ u[:, : len(values)], values, right @ vh[: len(values)].T, values.square().sum()
+    )
 
 
 def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     """Return the first singular triplets of a dense (d_in, d_out) matrix.
 
-    By a randomised SVD (Halko, Martinsson, Tropp 2011, algorithm 4.4) where that is cheaper than a whole one.
+    By a randomised SVD (Halko, Martinsson, Tropp 2011, algorithm 4.4) where that is cheaper than a
+    whole one.
     """
-    total, smaller = half.square().sum(), min(half.shape)
+    total = half.square().sum()
+    smaller = min(half.shape)
     if count + _OVERSAMPLING > smaller // 3:
         u, values, vh = torch.linalg.svd(half, full_matrices=False)
         return Spectrum(u[:, :count], values[:count], vh[:count].T, total)
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(half.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64).to(half)
+    probes = torch.randn(
+        half.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64
+    ).to(half)
     basis = torch.linalg.qr(_times(half, probes))[0]
     for _ in range(_POWER_STEPS):
         basis = torch.linalg.qr(_times(half, torch.linalg.qr(_times(half.T, basis))[0]))[0]
@@ -64,7 +77,9 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
 
 
 def _times(matrix: Tensor, few: Tensor) -> Tensor:
-    """Return ``matrix @ few``; on a CPU up to ten times as fast as that, for a few columns as `qr` leaves them."""
+    """Return ``matrix @ few``; on a CPU up to ten times as fast as that, for a few columns as `qr`
+    leaves them.
+    """
     return (few.T @ matrix.T).T
 
 
@@ -76,22 +91,30 @@ def rank_for_energy(spectrum: Spectrum, kept_energy: float) -> int:
 def delta_of_rank(spectrum: Spectrum, rank: int, solve_transposed) -> LowRankDelta:
     """Return the best delta of a rank; ``solve_transposed`` is ``Y -> L^-T Y``."""
     root = spectrum.values[:rank].sqrt()
-    return LowRankDelta(spectrum.right[:, :rank] * root, (solve_transposed(spectrum.left[:, :rank]) * root).T)
+    return LowRankDelta(
+        spectrum.right[:, :rank] * root, (solve_transposed(spectrum.left[:, :rank]) * root).T
+    )
 
 
 def share_out_size(
-    spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], energies: Mapping[str, float], size: int
+    spectra: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, int]],
+    energies: Mapping[str, float],
+    size: int,
 ) -> dict[str, int]:
-    """Share a number of weights out over layers: each next rank goes where it gains most per weight.
+    """Share a number of weights out over layers: each next rank goes where it gains most per
+    weight.
 
     Args:
         spectra: Module path -> singular values of its ``half``, falling.
         shapes: Module path -> (d_out, d_in).
-        energies: Module path -> what the layer's effect is measured against, so that layers can be compared.
+        energies: Module path -> what the layer's effect is measured against, so that layers can be
+            compared.
         size: Weights in all factors together.
 
     Returns:
-        Module path -> rank, at least 1: every layer keeps its strongest direction even if that takes more than `size`.
+        Module path -> rank, at least 1: every layer keeps its strongest direction even if that
+        takes more than `size`.
     """
     ranks = dict.fromkeys(spectra, 1)
     left = size - sum(sum(shapes[path]) for path in spectra)

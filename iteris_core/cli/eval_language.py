@@ -1,4 +1,6 @@
-"""The commands `iteris eval ...`: base models and adapters on the paper's tasks, beside the paper's figures."""
+"""The commands `iteris eval ...`: base models and adapters on the paper's tasks, beside the paper's
+figures.
+"""
 
 from __future__ import annotations
 
@@ -62,18 +64,28 @@ trained with. Exit codes and --output as of `iteris eval t5`.
 """
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
-AdapterSetting = Annotated[list[Path] | None, typer.Option(help="A PEFT adapter's folder, a row of the table.")]
+AdapterSetting = Annotated[
+    list[Path] | None, typer.Option(help="A PEFT adapter's folder, a row of the table.")
+]
 TaskSetting = Annotated[list[str], typer.Option(help="NAME=FILE; give it once for every task.")]
 OutputSetting = Annotated[Path, typer.Option(help="Folder for the predictions.")]
-LimitSetting = Annotated[int | None, typer.Option(help="Examples per task, the first ones; all if left out.")]
+LimitSetting = Annotated[
+    int | None, typer.Option(help="Examples per task, the first ones; all if left out.")
+]
 BatchSetting = Annotated[int, typer.Option(help="Examples of one call.")]
 BeamsSetting = Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")]
 NewTokensSetting = Annotated[int, typer.Option(help="Of an answer, at most.")]
-NoBaseSetting = Annotated[bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")]
-DtypeSetting = Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")]
+NoBaseSetting = Annotated[
+    bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")
+]
+DtypeSetting = Annotated[
+    str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")
+]
 DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 OverwriteSetting = Annotated[bool, typer.Option("--overwrite", help="Begin again.")]
-ReportSetting = Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")]
+ReportSetting = Annotated[
+    Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")
+]
 _METRICS = {
     "style_accuracy": "style",
     "cider": "CIDEr",
@@ -90,12 +102,16 @@ def eval_t5_command(
     adapter: AdapterSetting = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help='NAME=TEXT with field names in braces, such as rte="{sentence1} implies {sentence2}?".'),
+        typer.Option(
+            help='NAME=TEXT with field names in braces, such as rte="{sentence1} implies {sentence2}?".'
+        ),
     ] = None,
     limit: LimitSetting = None,
     batch: BatchSetting = 8,
     beams: BeamsSetting = 1,
-    max_length: Annotated[int, typer.Option(help="Tokens of a prompt; what is longer is cut.")] = 256,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of a prompt; what is longer is cut.")
+    ] = 256,
     max_new_tokens: NewTokensSetting = 16,
     no_base: NoBaseSetting = False,
     dtype: DtypeSetting = "float32",
@@ -104,14 +120,26 @@ def eval_t5_command(
     report: ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris eval t5", "eval"):
-        run = Run(base, tuple(adapter or ()), output, not no_base, limit, batch, dtype_of(dtype), device, overwrite)
+        run = Run(
+            base,
+            tuple(adapter or ()),
+            output,
+            not no_base,
+            limit,
+            batch,
+            dtype_of(dtype),
+            device,
+            overwrite,
+        )
         files = _assigned(task, "--task", TEXT_TASKS)
         read = {"--base": [base], "--adapter": adapter, "--task": files.values()}
         check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         prompts = _assigned(prompt, "--prompt", TEXT_TASKS)
         tasks = []
         for name, file in files.items():
-            definition = replace(TEXT_TASKS[name], prompt=prompts.get(name, TEXT_TASKS[name].prompt))
+            definition = replace(
+                TEXT_TASKS[name], prompt=prompts.get(name, TEXT_TASKS[name].prompt)
+            )
             tasks.append((definition, read_text_task(definition, Path(file))))
         how = Generation(beams, max_new_tokens, max_length)
         quiet_libraries()
@@ -121,7 +149,13 @@ def eval_t5_command(
         paper = text_figures(shown)
         Console().print(_text_table(scores, shown, paper))
         typer.echo(f"predictions in {output}")
-        _write(report, run, scores, {"tasks": paper}, {"generation": asdict(how), "prompts": _prompts(tasks)})
+        _write(
+            report,
+            run,
+            scores,
+            {"tasks": paper},
+            {"generation": asdict(how), "prompts": _prompts(tasks)},
+        )
 
 
 @app.command("blip", help=_BLIP_HELP)
@@ -131,12 +165,16 @@ def eval_blip_command(
     output: OutputSetting,
     adapter: AdapterSetting = None,
     style_classifier: Annotated[
-        Path | None, typer.Option(help="A sequence classifier's folder, or a file of labelled captions.")
+        Path | None,
+        typer.Option(help="A sequence classifier's folder, or a file of labelled captions."),
     ] = None,
     style_label: Annotated[
-        list[str] | None, typer.Option(help="STYLE=LABEL, where the classifier has another name for a style.")
+        list[str] | None,
+        typer.Option(help="STYLE=LABEL, where the classifier has another name for a style."),
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")
+    ] = None,
     limit: LimitSetting = None,
     batch: BatchSetting = 8,
     beams: BeamsSetting = CAPTIONS.beams,
@@ -148,14 +186,31 @@ def eval_blip_command(
     report: ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris eval blip", "eval"):
-        run = Run(base, tuple(adapter or ()), output, not no_base, limit, batch, dtype_of(dtype), device, overwrite)
+        run = Run(
+            base,
+            tuple(adapter or ()),
+            output,
+            not no_base,
+            limit,
+            batch,
+            dtype_of(dtype),
+            device,
+            overwrite,
+        )
         files = _assigned(task, "--task", CAPTION_TASKS)
-        read = {"--base": [base], "--adapter": adapter, "--task": files.values(), "--style-classifier": [style_classifier]}
+        read = {
+            "--base": [base],
+            "--adapter": adapter,
+            "--task": files.values(),
+            "--style-classifier": [style_classifier],
+        }
         check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         prompts = _assigned(prompt, "--prompt", CAPTION_TASKS)
         tasks = []
         for name, file in files.items():
-            definition = replace(CAPTION_TASKS[name], prompt=prompts.get(name, CAPTION_TASKS[name].prompt))
+            definition = replace(
+                CAPTION_TASKS[name], prompt=prompts.get(name, CAPTION_TASKS[name].prompt)
+            )
             tasks.append((definition, read_caption_task(Path(file))))
         quiet_libraries()
         styles = _styles(style_classifier, style_label, device)
@@ -164,12 +219,23 @@ def eval_blip_command(
             scores = evaluate_captions(run, tasks, how, styles, progress)
         paper = {definition.name: caption_figures(definition.name) for definition, _ in tasks}
         for name, rows in paper.items():
-            Console().print(_caption_table(name, [found for found in scores if found.task == name], rows))
+            Console().print(
+                _caption_table(name, [found for found in scores if found.task == name], rows)
+            )
         if styles is not None and styles.held_out is not None:
-            typer.echo(f"the style classifier is right on {styles.held_out:.1%} of the captions that it was not trained on")
+            typer.echo(
+                f"the style classifier is right on {styles.held_out:.1%} of the captions that it "
+                "was not trained on"
+            )
         typer.echo(f"predictions in {output}")
         settings = {"generation": asdict(how), "prompts": _prompts(tasks)}
-        _write(report, run, scores, paper, {**settings, "style_classifier_held_out": styles and styles.held_out})
+        _write(
+            report,
+            run,
+            scores,
+            paper,
+            {**settings, "style_classifier_held_out": styles and styles.held_out},
+        )
 
 
 def _assigned(given: Sequence[str] | None, option: str, known: Mapping[str, Any]) -> dict[str, str]:
@@ -178,11 +244,15 @@ def _assigned(given: Sequence[str] | None, option: str, known: Mapping[str, Any]
     for text in given or ():
         name, equals, value = text.partition("=")
         if not equals or not value:
-            raise ConfigError(f"{option} is {text!r}; write a name and a value, such as {next(iter(known))}=...")
+            raise ConfigError(
+                f"{option} is {text!r}; write a name and a value, such as {next(iter(known))}=..."
+            )
         if name not in known:
             raise ConfigError(f"{option} {name!r} is no task; the tasks are {', '.join(known)}")
         if name in found:
-            raise ConfigError(f"{option} {name!r} is given twice; run the command again for another file")
+            raise ConfigError(
+                f"{option} {name!r} is given twice; run the command again for another file"
+            )
         found[name] = value
     return found
 
@@ -190,7 +260,9 @@ def _assigned(given: Sequence[str] | None, option: str, known: Mapping[str, Any]
 def _styles(path: Path | None, labels: Sequence[str] | None, device: str) -> TrainedStyles | None:
     if path is None:
         if labels:
-            raise ConfigError("--style-label needs --style-classifier: the classifier whose label it is")
+            raise ConfigError(
+                "--style-label needs --style-classifier: the classifier whose label it is"
+            )
         return None
     styles = {task.style: None for task in CAPTION_TASKS.values() if task.style is not None}
     return load_style_classifier(path, _assigned(labels, "--style-label", styles), device)
@@ -200,26 +272,38 @@ def _prompts(tasks: Sequence[tuple[Any, Any]]) -> dict[str, str]:
     return {definition.name: definition.prompt for definition, _ in tasks}
 
 
-def _text_table(scores: Sequence[Scores], shown: Mapping[str, str], paper: Sequence[PaperRow]) -> Table:
+def _text_table(
+    scores: Sequence[Scores], shown: Mapping[str, str], paper: Sequence[PaperRow]
+) -> Table:
     names = {"accuracy": "accuracy", "macro_f1": "macro F1", "scaled_matthews": "(1 + MCC) / 2"}
     counts = {found.task: found.examples for found in scores}
-    table = Table(title=", ".join(f"{task}: {counts[task]} examples" for task in shown), title_justify="left")
+    table = Table(
+        title=", ".join(f"{task}: {counts[task]} examples" for task in shown), title_justify="left"
+    )
     table.add_column("")
     for task, metric in shown.items():
         table.add_column(f"{task}\n{names[metric]}", justify="right")
     table.add_column("mean", justify="right")
-    rows = {found.row: {s.task: s.values[shown[s.task]] for s in scores if s.row == found.row} for found in scores}
+    rows = {
+        found.row: {s.task: s.values[shown[s.task]] for s in scores if s.row == found.row}
+        for found in scores
+    }
     for name, values in rows.items():
         table.add_row(name, *_cells(values, shown))
     table.add_section()
     for row in paper:
-        table.add_row(f"paper, {row.method} ({row.source})", *_cells(row.values, shown), style="dim")
+        table.add_row(
+            f"paper, {row.method} ({row.source})", *_cells(row.values, shown), style="dim"
+        )
     return table
 
 
 def _cells(values: Mapping[str, float], columns: Mapping[str, str]) -> list[str]:
     cells = [f"{values[name]:.3f}" if name in values else "" for name in columns]
-    return [*cells, f"{sum(values[name] for name in columns) / len(columns):.3f}" if all(cells) else ""]
+    return [
+        *cells,
+        f"{sum(values[name] for name in columns) / len(columns):.3f}" if all(cells) else "",
+    ]
 
 
 def _caption_table(task: str, scores: Sequence[Scores], paper: Sequence[PaperRow]) -> Table:
@@ -231,7 +315,11 @@ def _caption_table(task: str, scores: Sequence[Scores], paper: Sequence[PaperRow
     theirs = [(f"paper, {row.method} ({row.source})", row.values, "dim") for row in paper]
     for part in (ours, theirs):
         for name, values, style in part:
-            table.add_row(name, *(f"{values[key]:.3f}" if key in values else "" for key in _METRICS), style=style)
+            table.add_row(
+                name,
+                *(f"{values[key]:.3f}" if key in values else "" for key in _METRICS),
+                style=style,
+            )
         table.add_section()
     return table
 

@@ -1,4 +1,6 @@
-"""The command `iteris eval sd15`: concepts of LoRAs in one picture, as the paper's table 1 has them."""
+"""The command `iteris eval sd15`: concepts of LoRAs in one picture, as the paper's table 1 has
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from ..errors import ConfigError
 from ..evaluation.drawing import Sampling
 from ..evaluation.language import Scores
 from ..evaluation.paper_figures import PaperRow, picture_figures
-from ..evaluation.pictures import PROMPTS, VIT_L, Concept, PictureRun, evaluate_pictures, read_prompts
+from ..evaluation.pictures import (
+    PROMPTS,
+    VIT_L,
+    Concept,
+    PictureRun,
+    evaluate_pictures,
+    read_prompts,
+)
 from .paths import check_places
 from .terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
 
@@ -37,15 +46,36 @@ Pictures are kept in --output: the same command goes on where it was stopped. Ex
 
 
 def eval_sd15_command(
-    base: Annotated[str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a name on the hub.")],
-    concept: Annotated[list[str], typer.Option(help="NAME=FOLDER with photos; one per concept, in the prompts' order.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a name on the hub."
+        ),
+    ],
+    concept: Annotated[
+        list[str],
+        typer.Option(help="NAME=FOLDER with photos; one per concept, in the prompts' order."),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file, a row of the table.")] = None,
-    words: Annotated[list[str] | None, typer.Option(help='NAME=WORDS of the prompts; "a NAME" if left out.')] = None,
-    embedding: Annotated[list[Path] | None, typer.Option(help="Learned tokens (textual inversion) that the words use.")] = None,
-    config: Annotated[str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")] = None,
-    clip: Annotated[str, typer.Option(help="The judge: a CLIP model's folder, or its name on the hub.")] = VIT_L,
-    prompts: Annotated[Path | None, typer.Option(help="One prompt a line, with {concepts} in it.")] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="A LoRA file, a row of the table.")
+    ] = None,
+    words: Annotated[
+        list[str] | None, typer.Option(help='NAME=WORDS of the prompts; "a NAME" if left out.')
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(help="Learned tokens (textual inversion) that the words use."),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")
+    ] = None,
+    clip: Annotated[
+        str, typer.Option(help="The judge: a CLIP model's folder, or its name on the hub.")
+    ] = VIT_L,
+    prompts: Annotated[
+        Path | None, typer.Option(help="One prompt a line, with {concepts} in it.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 50,
     steps: Annotated[int, typer.Option(help="Of the sampler.")] = 100,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 12.0,
@@ -53,16 +83,25 @@ def eval_sd15_command(
     scheduler: Annotated[str, typer.Option(help="ddpm, or model for the model's own.")] = "ddpm",
     seed: Annotated[int, typer.Option(help="Pictures of all rows begin with the same noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures of one call.")] = 4,
-    no_base: Annotated[bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")] = False,
-    dtype: Annotated[str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")] = "float32",
+    no_base: Annotated[
+        bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
-    report: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")
+    ] = None,
 ) -> None:
     with one_line_errors("iteris eval sd15", "eval"):
         sampling = Sampling(count, steps, guidance, size, scheduler, seed)
         files = tuple(lora or ())
-        learned, kind = tuple(embedding or ()), dtype_of(dtype)
-        run = PictureRun(base, files, output, not no_base, config, learned, clip, batch, kind, device)
+        learned = tuple(embedding or ())
+        kind = dtype_of(dtype)
+        run = PictureRun(
+            base, files, output, not no_base, config, learned, clip, batch, kind, device
+        )
         read = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
         check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
         concepts = _concepts(concept, words)
@@ -90,11 +129,14 @@ def eval_sd15_command(
 
 def _concepts(given: Sequence[str], words: Sequence[str] | None) -> list[Concept]:
     called = dict(_split(text, "--words", 'pot="a <v1> pot"') for text in words or ())
-    concepts = [Concept(name, Path(folder), called.pop(name, None)) for name, folder in
-                (_split(text, "--concept", "pot=photos/pot") for text in given)]  # fmt: skip
+    concepts = [
+        Concept(name, Path(folder), called.pop(name, None))
+        for name, folder in (_split(text, "--concept", "pot=photos/pot") for text in given)
+    ]
     if called:
         raise ConfigError(
-            f"--words {next(iter(called))!r} is no --concept; the concepts are {', '.join(c.name for c in concepts)}"
+            f"--words {next(iter(called))!r} is no --concept; the concepts are "
+            f"{', '.join(c.name for c in concepts)}"
         )
     return concepts
 
@@ -106,8 +148,12 @@ def _split(text: str, option: str, example: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _table(concepts: Sequence[Concept], scores: Sequence[Scores], paper: Sequence[PaperRow]) -> Table:
-    metrics = {f"image_{number}": f"image\n{concept.name}" for number, concept in enumerate(concepts, 1)} | {"text": "text"}
+def _table(
+    concepts: Sequence[Concept], scores: Sequence[Scores], paper: Sequence[PaperRow]
+) -> Table:
+    metrics = {
+        f"image_{number}": f"image\n{concept.name}" for number, concept in enumerate(concepts, 1)
+    } | {"text": "text"}
     table = Table(title=f"{scores[0].examples} pictures a row", title_justify="left")
     table.add_column("")
     for heading in metrics.values():
@@ -116,5 +162,9 @@ def _table(concepts: Sequence[Concept], scores: Sequence[Scores], paper: Sequenc
         table.add_row(found.row, *(f"{found.values[metric]:.3f}" for metric in metrics))
     table.add_section()
     for row in paper:
-        table.add_row(f"paper, {row.method} ({row.source})", *(f"{row.values[metric]:.3f}" for metric in metrics), style="dim")
+        table.add_row(
+            f"paper, {row.method} ({row.source})",
+            *(f"{row.values[metric]:.3f}" for metric in metrics),
+            style="dim",
+        )
     return table

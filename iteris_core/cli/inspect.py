@@ -17,13 +17,15 @@ def inspect_command(
     path: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a PEFT adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what an adapter is: format, base model, modules, ranks, trigger words, norms, what would not load.
+    """Say what an adapter is: format, base model, modules, ranks, trigger words, norms, what would
+    not load.
 
     Example:
 
         iteris inspect style.safetensors
 
-    Exit code 0: told; 2: the file cannot be read or is no adapter, and one line says why. What would not load is told, with 0.
+    Exit code 0: told; 2: the file cannot be read or is no adapter, and one line says why. What
+    would not load is told, with 0.
     """
     with one_line_errors("iteris inspect", "language"):
         facts = inspect_adapter(path)
@@ -47,6 +49,9 @@ def _as_text(facts: AdapterFacts) -> str:
     ]
     for block, found in facts.blocks.items():
         least, most = found.ranks
-        lines.append(f"    {block}: {found.layers} layers, rank {least if least == most else f'{least} to {most}'}")
+        lines.append(
+            f"    {block}: {found.layers} layers, rank "
+            f"{least if least == most else f'{least} to {most}'}"
+        )
     lines.append(f"  would not load: {len(facts.problems) or 'nothing'}")
     return "\n".join([*lines, *(f"    {problem}" for problem in facts.problems)])

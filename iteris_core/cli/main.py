@@ -13,7 +13,9 @@ from . import eval_language as cli_eval
 from . import inspect as cli_inspect
 from . import merge_language as cli_merge
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one."
+)
 app.add_typer(cli_merge.app, name="merge")
 app.add_typer(cli_eval.app, name="eval")
 app.command("inspect")(cli_inspect.inspect_command)
@@ -34,21 +36,30 @@ def _commands() -> None:
 @app.command()
 def demo(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="An SD1.5 checkpoint (.safetensors). Without: a small random one.")
+        Path | None,
+        typer.Option(help="An SD1.5 checkpoint (.safetensors). Without: a small random one."),
     ] = None,
-    lora: Annotated[list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A LoRA's prompts, split by \\n; one --prompt per --lora, in order.")
+        list[str] | None,
+        typer.Option(help="A LoRA's prompts, split by \\n; one --prompt per --lora, in order."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path("iteris-demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path(
+        "iteris-demo"
+    ),
     width: Annotated[int | None, typer.Option(help="Of the sample picture, in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Of the sample picture, in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of the sample picture.")] = None,
-    device: Annotated[DeviceOption, typer.Option(help="cpu keeps ComfyUI off the GPU.")] = DeviceOption.auto,
+    device: Annotated[
+        DeviceOption, typer.Option(help="cpu keeps ComfyUI off the GPU.")
+    ] = DeviceOption.auto,
 ) -> None:
     """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result.
 
-    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server failed (its log is named).
+    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server
+    failed (its log is named).
     """
     from rich.console import Console
 

@@ -68,14 +68,19 @@ def merge_t5_command(
     base: options.BaseSetting,
     adapter: options.AdapterSetting,
     output: options.OutputSetting,
-    samples: Annotated[list[Path] | None, typer.Option(help="An adapter's samples; one per --adapter, in order.")] = None,
+    samples: Annotated[
+        list[Path] | None, typer.Option(help="An adapter's samples; one per --adapter, in order.")
+    ] = None,
     token_ids: Annotated[
         Path | None,
         typer.Option(
-            help="A .safetensors with `input_ids` (adapters, samples, length), without padding, instead of --samples."
+            help="A .safetensors with `input_ids` (adapters, samples, length), without padding, "
+            "instead of --samples."
         ),
     ] = None,
-    preserve: Annotated[Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")] = None,
+    preserve: Annotated[
+        Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")
+    ] = None,
     preserve_weight: PreserveWeightSetting = None,
     method: options.MethodSetting = MergeConfig.method,
     method_option: options.MethodOptionSetting = None,
@@ -86,12 +91,16 @@ def merge_t5_command(
     balance: options.BalanceSetting = options.BALANCE,
     target: options.TargetSetting = options.TARGET,
     rank: options.RankSetting = "sum",
-    modules: Annotated[ModulesOption, typer.Option(help="encoder leaves the decoder out.")] = ModulesOption.all,
+    modules: Annotated[
+        ModulesOption, typer.Option(help="encoder leaves the decoder out.")
+    ] = ModulesOption.all,
     weights: options.WeightsSetting = None,
     input_mix: options.InputMixSetting = 0.0,
     padding: options.PaddingSetting = PaddingOption.ignore,
     max_length: Annotated[int, typer.Option(help="Tokens of a text; what is longer is cut.")] = 256,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, where samples have no target.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Of an answer, where samples have no target.")
+    ] = 32,
     samples_per_chunk: options.SamplesPerChunkSetting = 8,
     dtype: options.DtypeSetting = PrecisionOption.float32,
     save_dtype: options.SaveDtypeSetting = PrecisionOption.float32,
@@ -102,33 +111,59 @@ def merge_t5_command(
 ) -> None:
     with one_line_errors("iteris merge t5", "language"):
         read = {"--samples": samples, "--token-ids": [token_ids], "--preserve": [preserve]}
-        _check_places(output, save_model, report, {"--base": [base], "--adapter": adapter, **read}, overwrite)
+        _check_places(
+            output, save_model, report, {"--base": [base], "--adapter": adapter, **read}, overwrite
+        )
         config = options.merge_config(
-            method=method, method_option=method_option, engine=engine, max_iter=max_iter, alpha=alpha, ridge=ridge,
-            balance=balance, target=target, rank=rank, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
+            method=method,
+            method_option=method_option,
+            engine=engine,
+            max_iter=max_iter,
+            alpha=alpha,
+            ridge=ridge,
+            balance=balance,
+            target=target,
+            rank=rank,
+            input_mix=input_mix,
+            samples_per_chunk=samples_per_chunk,
             save_dtype=save_dtype,
-        )  # fmt: skip
+        )
         reading = TextOptions(modules.value, padding.value, max_length, max_new_tokens)
-        how = {"dtype": dtype_of(dtype.value), "device": device, **_weights(weights, preserve_weight, preserve)}
-        tasks, kept = _samples(samples, token_ids), _preserved(preserve)
+        how = {
+            "dtype": dtype_of(dtype.value),
+            "device": device,
+            **_weights(weights, preserve_weight, preserve),
+        }
+        tasks = _samples(samples, token_ids)
+        kept = _preserved(preserve)
         quiet_libraries()
         with progress_bars() as progress:
-            result = t5.merge_t5(base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how)
+            result = t5.merge_t5(
+                base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how
+            )
         _save(result, output, report, overwrite)
         if save_model:
-            _save_model(t5.load_base(base, how["dtype"]), result, save_model, load_tokenizer, overwrite)
+            _save_model(
+                t5.load_base(base, how["dtype"]), result, save_model, load_tokenizer, overwrite
+            )
 
 
 @app.command("blip", help=_BLIP_HELP)
 def merge_blip_command(
     base: options.BaseSetting,
     adapter: options.AdapterSetting,
-    images: Annotated[list[Path], typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter.")],
+    images: Annotated[
+        list[Path],
+        typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter."),
+    ],
     output: options.OutputSetting,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What captions begin with; one per --adapter, in order, or one for all.")
+        list[str] | None,
+        typer.Option(help="What captions begin with; one per --adapter, in order, or one for all."),
     ] = None,
-    preserve: Annotated[Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")] = None,
+    preserve: Annotated[
+        Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")
+    ] = None,
     preserve_weight: PreserveWeightSetting = None,
     method: options.MethodSetting = MergeConfig.method,
     method_option: options.MethodOptionSetting = None,
@@ -142,12 +177,18 @@ def merge_blip_command(
     weights: options.WeightsSetting = None,
     input_mix: options.InputMixSetting = 0.0,
     padding: Annotated[
-        PaddingOption, typer.Option(help="count: fill up to --max-length and count it, as the published code does, with 168.")
+        PaddingOption,
+        typer.Option(
+            help="count: fill up to --max-length and count it, as the published code does, with "
+            "168."
+        ),
     ] = PaddingOption.ignore,
     max_length: Annotated[
         int, typer.Option(help="Tokens of a caption with its prompt; what is longer is cut.")
     ] = CaptionOptions.max_length,
-    max_new_tokens: Annotated[int, typer.Option(help="Of a caption, where samples have none.")] = CaptionOptions.max_new_tokens,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Of a caption, where samples have none.")
+    ] = CaptionOptions.max_new_tokens,
     samples_per_chunk: options.SamplesPerChunkSetting = 8,
     dtype: options.DtypeSetting = PrecisionOption.float32,
     save_dtype: options.SaveDtypeSetting = PrecisionOption.float32,
@@ -157,36 +198,72 @@ def merge_blip_command(
     report: options.ReportSetting = None,
 ) -> None:
     with one_line_errors("iteris merge blip", "language"):
-        read = {"--base": [base], "--adapter": adapter, "--images": images, "--preserve": [preserve]}
+        read = {
+            "--base": [base],
+            "--adapter": adapter,
+            "--images": images,
+            "--preserve": [preserve],
+        }
         _check_places(output, save_model, report, read, overwrite)
         config = options.merge_config(
-            method=method, method_option=method_option, engine=engine, max_iter=max_iter, alpha=alpha, ridge=ridge,
-            balance=balance, target=target, rank=rank, input_mix=input_mix, samples_per_chunk=samples_per_chunk,
+            method=method,
+            method_option=method_option,
+            engine=engine,
+            max_iter=max_iter,
+            alpha=alpha,
+            ridge=ridge,
+            balance=balance,
+            target=target,
+            rank=rank,
+            input_mix=input_mix,
+            samples_per_chunk=samples_per_chunk,
             save_dtype=save_dtype,
-        )  # fmt: skip
+        )
         reading = CaptionOptions(padding is PaddingOption.count, max_length, max_new_tokens)
-        how = {"dtype": dtype_of(dtype.value), "device": device, **_weights(weights, preserve_weight, preserve)}
-        tasks, kept = _captions(images, prompt), read_images(preserve) if preserve else ()
+        how = {
+            "dtype": dtype_of(dtype.value),
+            "device": device,
+            **_weights(weights, preserve_weight, preserve),
+        }
+        tasks = _captions(images, prompt)
+        kept = read_images(preserve) if preserve else ()
         quiet_libraries()
         with progress_bars() as progress:
-            result = blip.merge_blip(base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how)
+            result = blip.merge_blip(
+                base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how
+            )
         _save(result, output, report, overwrite)
         if save_model:
-            _save_model(blip.load_base(base, how["dtype"]), result, save_model, load_processor, overwrite)
+            _save_model(
+                blip.load_base(base, how["dtype"]), result, save_model, load_processor, overwrite
+            )
 
 
 def _check_places(
-    output: Path, save_model: Path | None, report: Path | None, inputs: Mapping[str, Sequence[Any] | None], overwrite: bool
+    output: Path,
+    save_model: Path | None,
+    report: Path | None,
+    inputs: Mapping[str, Sequence[Any] | None],
+    overwrite: bool,
 ) -> None:
-    check_places(whole={"--output": output, "--save-model": save_model}, files={"--json": report}, inputs=inputs)
+    check_places(
+        whole={"--output": output, "--save-model": save_model},
+        files={"--json": report},
+        inputs=inputs,
+    )
     peft.check_free(output, overwrite=overwrite)
     if save_model is not None:
         check_model_free(save_model, overwrite=overwrite)
 
 
-def _weights(weights: str | None, preserve_weight: float | None, preserve: Path | None) -> dict[str, Any]:
+def _weights(
+    weights: str | None, preserve_weight: float | None, preserve: Path | None
+) -> dict[str, Any]:
     if preserve_weight is not None and preserve is None:
-        raise ConfigError("--preserve-weight needs --preserve: the inputs on which the base model is to be kept as it is")
+        raise ConfigError(
+            "--preserve-weight needs --preserve: the inputs on which the base model is to be kept "
+            "as it is"
+        )
     kept = PRESERVE_WEIGHT if preserve_weight is None else preserve_weight
     return {"weights": options.numbers("--weights", weights), "preserve_weight": kept}
 
@@ -196,7 +273,9 @@ def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite:
     options.tell(result.adapter.name, result.report, output, report)
 
 
-def _save_model(model: Any, result: PeftMergeResult, folder: Path, companion: Any, overwrite: bool) -> None:
+def _save_model(
+    model: Any, result: PeftMergeResult, folder: Path, companion: Any, overwrite: bool
+) -> None:
     """Save the whole model, with its tokenizer or processor if there is one beside the base."""
     try:
         companions = [companion(result.base)]
@@ -211,16 +290,26 @@ def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[lis
     """Return each adapter's samples, with its prompt."""
     given = list(prompts or [""])
     if len(given) not in (1, len(images)):
-        raise ConfigError(f"there are {len(images)} --images and {len(given)} --prompt; give one per adapter, or one for all")
+        raise ConfigError(
+            f"there are {len(images)} --images and {len(given)} --prompt; give one per adapter, or "
+            "one for all"
+        )
     given = given * len(images) if len(given) == 1 else given
-    return [[replace(sample, prompt=text) for sample in read_images(path)] for path, text in zip(images, given, strict=True)]
+    return [
+        [replace(sample, prompt=text) for sample in read_images(path)]
+        for path, text in zip(images, given, strict=True)
+    ]
 
 
 def _samples(files: list[Path] | None, token_ids: Path | None) -> list[list[TextSample]]:
     if bool(files) == (token_ids is not None):
         found = "both --samples and --token-ids" if files else "neither --samples nor --token-ids"
-        raise ConfigError(f"there are {found}; give --samples FILE for every adapter, or --token-ids once")
-    return read_token_ids(token_ids) if token_ids is not None else [read_texts(file) for file in files]
+        raise ConfigError(
+            f"there are {found}; give --samples FILE for every adapter, or --token-ids once"
+        )
+    return (
+        read_token_ids(token_ids) if token_ids is not None else [read_texts(file) for file in files]
+    )
 
 
 def _preserved(file: Path | None) -> list[TextSample]:

@@ -1,4 +1,6 @@
-"""The command `iteris merge sd15`: LoRA files of Stable Diffusion merged into one, without ComfyUI."""
+"""The command `iteris merge sd15`: LoRA files of Stable Diffusion merged into one, without
+ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -55,31 +57,68 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 
 _DEFAULTS = Calibration()
 
-SdBaseSetting = Annotated[str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a hub name.")]
+SdBaseSetting = Annotated[
+    str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a hub name.")
+]
 LoraSetting = Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")]
 OutputFileSetting = Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")]
-PromptsSetting = Annotated[list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")]
-PromptsFileSetting = Annotated[list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")]
-ConfigSetting = Annotated[str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")]
-StrengthSetting = Annotated[str | None, typer.Option(help="Of each LoRA, such as 1,0.8; 1 if left out.")]
-StrengthTextSetting = Annotated[str | None, typer.Option(help="Of the text encoder parts; else as --strength.")]
+PromptsSetting = Annotated[
+    list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")
+]
+PromptsFileSetting = Annotated[
+    list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")
+]
+ConfigSetting = Annotated[
+    str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")
+]
+StrengthSetting = Annotated[
+    str | None, typer.Option(help="Of each LoRA, such as 1,0.8; 1 if left out.")
+]
+StrengthTextSetting = Annotated[
+    str | None, typer.Option(help="Of the text encoder parts; else as --strength.")
+]
 TrajectoriesSetting = Annotated[int, typer.Option(help="Sampling runs per LoRA.")]
 TimestepsSetting = Annotated[int, typer.Option(help="Latents kept of each run.")]
 StepsSetting = Annotated[int, typer.Option(help="Sampling steps of each run.")]
-ResolutionSetting = Annotated[int, typer.Option(help="Side of the pictures in pixels, a multiple of 64.")]
+ResolutionSetting = Annotated[
+    int, typer.Option(help="Side of the pictures in pixels, a multiple of 64.")
+]
 CfgSetting = Annotated[float, typer.Option(help="Guidance of the runs.")]
 NegativeSetting = Annotated[str, typer.Option(help="What unconditional rows read.")]
-UnconditionalSetting = Annotated[float, typer.Option(help="Part of the latents that are seen without the prompt, too.")]
-CompositionSetting = Annotated[float, typer.Option(help="Part of the captions with ordinary things beside the prompt.")]
-SceneSetting = Annotated[float, typer.Option(help="Of captions in which several LoRAs meet, such as 1; 0: none.")]
-ScenePicturesSetting = Annotated[
-    bool, typer.Option("--scene-pictures/--scene-text", help="Measure scenes in the picture too, or in the text alone.")
+UnconditionalSetting = Annotated[
+    float, typer.Option(help="Part of the latents that are seen without the prompt, too.")
 ]
-TriggerSetting = Annotated[list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")]
-KindSetting = Annotated[list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")]
-HeldOutSetting = Annotated[int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")]
-CorrectSetting = Annotated[bool, typer.Option("--correct-strength", help="Scale the result by what that check measures.")]
-ParkSetting = Annotated[bool, typer.Option("--park-on-host", help="Let waiting samples wait in host memory; saves GPU memory.")]
+CompositionSetting = Annotated[
+    float, typer.Option(help="Part of the captions with ordinary things beside the prompt.")
+]
+SceneSetting = Annotated[
+    float, typer.Option(help="Of captions in which several LoRAs meet, such as 1; 0: none.")
+]
+ScenePicturesSetting = Annotated[
+    bool,
+    typer.Option(
+        "--scene-pictures/--scene-text",
+        help="Measure scenes in the picture too, or in the text alone.",
+    ),
+]
+TriggerSetting = Annotated[
+    list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")
+]
+KindSetting = Annotated[
+    list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")
+]
+HeldOutSetting = Annotated[
+    int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")
+]
+CorrectSetting = Annotated[
+    bool, typer.Option("--correct-strength", help="Scale the result by what that check measures.")
+]
+ParkSetting = Annotated[
+    bool,
+    typer.Option(
+        "--park-on-host", help="Let waiting samples wait in host memory; saves GPU memory."
+    ),
+]
 SeedSetting = Annotated[int, typer.Option(help="Of captions and noise.")]
 StyleSetting = Annotated[StyleOption, typer.Option(help="Key names of the result.")]
 
@@ -132,16 +171,42 @@ def merge_sd15_command(
     with one_line_errors("iteris merge sd15", "diffusion"):
         _check(output, report, (base, lora, prompts_file), overwrite, correct_strength, held_out)
         calibration = Calibration(
-            trajectories=trajectories, timesteps=timesteps, sampling_steps=steps, resolution=resolution, cfg=cfg,
-            negative_prompt=negative_prompt, unconditional_share=unconditional_share, composition_share=composition_share,
-            preserve_weight=preserve_weight, scene_weight=scene_weight, scene_pictures=scene_pictures,
-            held_out=held_out, seed=seed)  # fmt: skip
-        settings = options.merge_config(method=method, method_option=method_option, rank=rank, alpha=alpha, target=target,
-            engine=engine, ridge=ridge, max_iter=max_iter, balance=balance, input_mix=input_mix,
-            samples_per_chunk=samples_per_chunk, park_on_host=park_on_host, save_dtype=save_dtype)  # fmt: skip
-        chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
+            trajectories=trajectories,
+            timesteps=timesteps,
+            sampling_steps=steps,
+            resolution=resolution,
+            cfg=cfg,
+            negative_prompt=negative_prompt,
+            unconditional_share=unconditional_share,
+            composition_share=composition_share,
+            preserve_weight=preserve_weight,
+            scene_weight=scene_weight,
+            scene_pictures=scene_pictures,
+            held_out=held_out,
+            seed=seed,
+        )
+        settings = options.merge_config(
+            method=method,
+            method_option=method_option,
+            rank=rank,
+            alpha=alpha,
+            target=target,
+            engine=engine,
+            ridge=ridge,
+            max_iter=max_iter,
+            balance=balance,
+            input_mix=input_mix,
+            samples_per_chunk=samples_per_chunk,
+            park_on_host=park_on_host,
+            save_dtype=save_dtype,
+        )
+        chosen = _per_lora(
+            lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
+        )
         with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
-            read, result = _merged(model, chosen, base, calibration, settings, correct_strength, progress)
+            read, result = _merged(
+                model, chosen, base, calibration, settings, correct_strength, progress
+            )
         _write(model, read, result, output, style.value, overwrite)
         options.tell(result.adapter.name, result.report, output, report)
 
@@ -155,14 +220,21 @@ def _merged(
     correct_strength: bool,
     progress: StageProgress,
 ) -> tuple[list[tuple[PromptedAdapter, UsedLora]], MergeResult]:
-    """Return what was read of each LoRA, and the merge, checked on unseen samples, whose report has what was used."""
+    """Return what was read of each LoRA, and the merge, checked on unseen samples, whose report has
+    what was used.
+    """
     read = [_read(model, **how) for how in chosen]
     loras = [adapter for adapter, _ in read]
     progress = numbered(progress, stages_of(model, loras, calibration))
     result = merge_stable_diffusion(model, loras, calibration, settings, progress)
-    checked = {"correct_strength": correct_strength, "samples_per_chunk": settings.samples_per_chunk}
+    checked = {
+        "correct_strength": correct_strength,
+        "samples_per_chunk": settings.samples_per_chunk,
+    }
     result = with_held_out(model, loras, result, calibration, progress=progress, **checked)
-    return read, replace(result, report=with_recipe(result.report, [used for _, used in read], base=base))
+    return read, replace(
+        result, report=with_recipe(result.report, [used for _, used in read], base=base)
+    )
 
 
 def _write(
@@ -174,8 +246,12 @@ def _write(
     overwrite: bool,
 ) -> None:
     merged = result.adapter
-    sources = [(lora.adapter.name, lora.adapter.metadata) for lora, _ in read if not lora.adapter.is_idle]
-    metadata = merged_metadata(output.stem, sources, datetime.now()) | {METADATA_KEY: json.dumps(result.report.settings)}
+    sources = [
+        (lora.adapter.name, lora.adapter.metadata) for lora, _ in read if not lora.adapter.is_idle
+    ]
+    metadata = merged_metadata(output.stem, sources, datetime.now()) | {
+        METADATA_KEY: json.dumps(result.report.settings)
+    }
     metadata["modelspec.prediction_type"] = model.prediction_type
     save_lora(model, merged, output, style, metadata, overwrite=overwrite)
     warning = kohya_warning(merged) if style == "kohya" else None
@@ -184,7 +260,9 @@ def _write(
 
 
 @contextlib.contextmanager
-def _loaded(base: str, config: str | None, dtype: str, device: str) -> Iterator[DiffusersStableDiffusion]:
+def _loaded(
+    base: str, config: str | None, dtype: str, device: str
+) -> Iterator[DiffusersStableDiffusion]:
     """Load the model, and keep what diffusers advises about its own settings off the terminal."""
     quiet_libraries()
     with warnings.catch_warnings():
@@ -204,7 +282,9 @@ def _check(
     read = {"--base": [base], "--lora": loras, "--prompts-file": files}
     check_places(files={"--output": output, "--json": report}, inputs=read)
     if correct_strength and not held_out:
-        raise ConfigError("--correct-strength needs runs to measure it on; set --held-out to 1 or more")
+        raise ConfigError(
+            "--correct-strength needs runs to measure it on; set --held-out to 1 or more"
+        )
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output is {output}; its name must end in .safetensors")
     if output.exists() and not overwrite:
@@ -227,7 +307,9 @@ def _per_lora(
         ConfigError: An option is there more or less often than LoRAs.
     """
     if prompts and files:
-        raise ConfigError("there are both --prompts and --prompts-file; give one of them, once for every --lora")
+        raise ConfigError(
+            "there are both --prompts and --prompts-file; give one of them, once for every --lora"
+        )
     texts = [_lines(text.replace("\\n", "\n")) for text in prompts or ()]
     texts = texts or [_lines(_text_of(file)) for file in files or ()] or [()] * len(loras)
     strengths = options.numbers("--strength", strength) or [1.0] * len(loras)
@@ -243,7 +325,10 @@ def _per_lora(
     for name, values in given.items():
         if len(values) != len(loras):
             what = name.replace("_", "-")
-            raise ConfigError(f"there are {len(loras)} LoRAs and {len(values)} values of {what}; give each LoRA its own")
+            raise ConfigError(
+                f"there are {len(loras)} LoRAs and {len(values)} values of {what}; give each LoRA "
+                "its own"
+            )
     return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
@@ -255,7 +340,9 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as text ({error}); give a text file with one prompt a line") from error
+        raise ConfigError(
+            f"{file}: cannot be read as text ({error}); give a text file with one prompt a line"
+        ) from error
 
 
 def _read(
@@ -268,12 +355,28 @@ def _read(
     trigger: str,
     kind: str,
 ) -> tuple[PromptedAdapter, UsedLora]:
-    """Return a LoRA with its prompts, those of its metadata if the user named none, and what is to be remembered of it."""
+    """Return a LoRA with its prompts, those of its metadata if the user named none, and what is to
+    be remembered of it.
+    """
     adapter = read_lora(model, path, strength, strength_text)
     found = trigger_words(adapter.metadata)
     texts = prompts or default_prompts(found)
     if not texts:
-        raise ConfigError(f"{path.name}: there are no trigger words in its metadata; name its prompts with --prompts")
+        raise ConfigError(
+            f"{path.name}: there are no trigger words in its metadata; name its prompts with "
+            "--prompts"
+        )
     source = "" if prompts else found.source
-    used = UsedLora(adapter.name, path.name, sha256(path), strength, strength_text, texts, source, weight, trigger, kind)
+    used = UsedLora(
+        adapter.name,
+        path.name,
+        sha256(path),
+        strength,
+        strength_text,
+        texts,
+        source,
+        weight,
+        trigger,
+        kind,
+    )
     return PromptedAdapter(adapter, texts, weight, trigger, kind), used

@@ -1,4 +1,6 @@
-"""What the commands `iteris merge ...` have in common: options, settings made of them, and how the result is told."""
+"""What the commands `iteris merge ...` have in common: options, settings made of them, and how the
+result is told.
+"""
 
 from __future__ import annotations
 
@@ -32,43 +34,70 @@ PaddingOption = _choice("PaddingOption", "ignore", "count")
 StyleOption = _choice("StyleOption", "kohya", "diffusers")
 PrecisionOption = _choice("PrecisionOption", "float32", "bfloat16", "float16", "float64")
 # The settings' own defaults.
-ENGINE, RIDGE = EngineOption(MergeConfig.engine), RidgeOption(MergeConfig.ridge)
-BALANCE, TARGET = BalanceOption(MergeConfig.balance), TargetOption(MergeConfig.target)
+ENGINE = EngineOption(MergeConfig.engine)
+RIDGE = RidgeOption(MergeConfig.ridge)
+BALANCE = BalanceOption(MergeConfig.balance)
+TARGET = TargetOption(MergeConfig.target)
 
 _ITERIS_ONLY = ("engine", "max_iter", "ridge", "input_mix")
 _WORDS = {int: "a whole number", float: "a number", str: "a word", NoneType: "none"}
 
 _METHODS_HELP = f"iteris, or a rival: {', '.join(METHODS)}."
-_OPTIONS_HELP = f"NAME=VALUE for a rival: {', '.join(item.name for item in fields(BaselineOptions))}."
+_OPTIONS_HELP = (
+    f"NAME=VALUE for a rival: {', '.join(item.name for item in fields(BaselineOptions))}."
+)
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
 OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
-SaveModelSetting = Annotated[Path | None, typer.Option(help="Folder for the whole merged model, too.")]
+SaveModelSetting = Annotated[
+    Path | None, typer.Option(help="Folder for the whole merged model, too.")
+]
 MethodSetting = Annotated[str, typer.Option(help=_METHODS_HELP)]
 MethodOptionSetting = Annotated[list[str] | None, typer.Option(help=_OPTIONS_HELP)]
-AlphaSetting = Annotated[float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")]
+AlphaSetting = Annotated[
+    float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")
+]
 EngineSetting = Annotated[EngineOption, typer.Option(help="One sweep, or the paper's iteration.")]
 MaxIterSetting = Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")]
 RidgeSetting = Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")]
-BalanceSetting = Annotated[BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")]
-TargetSetting = Annotated[TargetOption, typer.Option(help="What is fitted: whole outputs, or what adapters add.")]
+BalanceSetting = Annotated[
+    BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")
+]
+TargetSetting = Annotated[
+    TargetOption, typer.Option(help="What is fitted: whole outputs, or what adapters add.")
+]
 RankSetting = Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")]
-WeightsSetting = Annotated[str | None, typer.Option(help="How much each task counts, such as 1,0.5.")]
-PreserveWeightSetting = Annotated[float, typer.Option(help="How much the task counts that keeps the base model as it is.")]
-InputMixSetting = Annotated[float, typer.Option(help="Share of the teacher's inputs in the student's, from 0 to below 1.")]
+WeightsSetting = Annotated[
+    str | None, typer.Option(help="How much each task counts, such as 1,0.5.")
+]
+PreserveWeightSetting = Annotated[
+    float, typer.Option(help="How much the task counts that keeps the base model as it is.")
+]
+InputMixSetting = Annotated[
+    float, typer.Option(help="Share of the teacher's inputs in the student's, from 0 to below 1.")
+]
 PaddingSetting = Annotated[
-    PaddingOption, typer.Option(help="count: fill inputs (not targets) up to --max-length and count that, as published.")
+    PaddingOption,
+    typer.Option(
+        help="count: fill inputs (not targets) up to --max-length and count that, as published."
+    ),
 ]
 SamplesPerChunkSetting = Annotated[int, typer.Option(help="Samples in one forward call.")]
 DtypeSetting = Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")]
 SaveDtypeSetting = Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")]
 DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
-OverwriteSetting = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the way of the output.")]
-ReportSetting = Annotated[Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")]
+OverwriteSetting = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is in the way of the output.")
+]
+ReportSetting = Annotated[
+    Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")
+]
 
 
-def merge_config(*, rank: str, save_dtype: Any, method_option: Sequence[str] | None, **options: Any) -> MergeConfig:
+def merge_config(
+    *, rank: str, save_dtype: Any, method_option: Sequence[str] | None, **options: Any
+) -> MergeConfig:
     """Return the settings that a command's options mean.
 
     Args:
@@ -80,7 +109,10 @@ def merge_config(*, rank: str, save_dtype: Any, method_option: Sequence[str] | N
     Raises:
         ConfigError: A setting out of its range, or an unknown one.
     """
-    values = {name: value.value if isinstance(value, enum.Enum) else value for name, value in options.items()}
+    values = {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in options.items()
+    }
     config = MergeConfig(
         rank=int(rank) if rank.isdecimal() else rank,
         output_dtype=dtype_of(save_dtype.value),
@@ -96,25 +128,37 @@ def _check_used(config: MergeConfig, method_option: bool) -> None:
     changed = [name for name in _ITERIS_ONLY if getattr(config, name) != getattr(MergeConfig, name)]
     if config.method != "iteris" and changed:
         option = "--" + changed[0].replace("_", "-")
-        raise ConfigError(f"{option} is for the method iteris; {config.method} does not use it. Leave it out")
+        raise ConfigError(
+            f"{option} is for the method iteris; {config.method} does not use it. Leave it out"
+        )
     if config.method == "iteris" and method_option:
         raise ConfigError(
-            "--method-option is for rivals; iteris has no such options. Name a rival with --method, or leave it out"
+            "--method-option is for rivals; iteris has no such options. Name a rival with "
+            "--method, or leave it out"
         )
     if config.engine == "sweep" and config.max_iter != MergeConfig.max_iter:
-        raise ConfigError("--max-iter is for --engine iterate; the sweep solves every layer once. Leave it out")
+        raise ConfigError(
+            "--max-iter is for --engine iterate; the sweep solves every layer once. Leave it out"
+        )
 
 
 def _baseline_options(texts: Sequence[str]) -> BaselineOptions:
-    known, found = {item.name for item in fields(BaselineOptions)}, {}
+    known = {item.name for item in fields(BaselineOptions)}
+    found = {}
     for text in texts:
         name, is_named, value = text.partition("=")
         if not is_named or name not in known:
-            raise ConfigError(f"--method-option is {text!r}; write NAME=VALUE with one of {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"--method-option is {text!r}; write NAME=VALUE with one of "
+                f"{', '.join(sorted(known))}"
+            )
         found[name] = _number_or_word(value)
         kinds = _kinds(get_type_hints(BaselineOptions)[name])
         if type(found[name]) not in kinds and not (float in kinds and isinstance(found[name], int)):
-            raise ConfigError(f"--method-option is {text!r}; {name} must be {' or '.join(_WORDS[kind] for kind in kinds)}")
+            raise ConfigError(
+                f"--method-option is {text!r}; {name} must be "
+                f"{' or '.join(_WORDS[kind] for kind in kinds)}"
+            )
     return BaselineOptions(**found)
 
 
@@ -145,11 +189,14 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}; write one number per adapter, such as 1,0.5") from None
+        raise ConfigError(
+            f"{option} is {text!r}; write one number per adapter, such as 1,0.5"
+        ) from None
 
 
 def tell(name: str, report: MergeReport, output: Path, file: Path | None) -> None:
-    """Print the report and where the result is, and write the report to a file if one was asked for.
+    """Print the report and where the result is, and write the report to a file if one was asked
+    for.
 
     Args:
         name: Of the merged adapter.

@@ -1,4 +1,6 @@
-"""Where a command may write: asked before the work, which can take hours, and so that no result takes the place of an input."""
+"""Where a command may write: asked before the work, which can take hours, and so that no result
+takes the place of an input.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def check_places(
     files: Places | None = None,
     inputs: Mapping[str, Iterable[Path | str | None] | None] | None = None,
 ) -> None:
-    """Refuse places that cannot be written to, that lie in each other, or in which an input of the command would be lost.
+    """Refuse places that cannot be written to, that lie in each other, or in which an input of the
+    command would be lost.
 
     Args:
         whole: Option -> folder that is written, and replaced, as a whole; None: not asked for.
@@ -32,23 +35,37 @@ def check_places(
     """
     whole, folders, files = (_given(places) for places in (whole, folders, files))
     read = [
-        (option, Path(path)) for option, paths in (inputs or {}).items() for path in paths or () if path and Path(path).exists()
+        (option, Path(path))
+        for option, paths in (inputs or {}).items()
+        for path in paths or ()
+        if path and Path(path).exists()
     ]
     for (first, one), (second, other) in combinations([*whole.items(), *files.items()], 2):
         if one.resolve() == other.resolve():
             raise ConfigError(f"{second} and {first} are both {one}; give each a place of its own")
-        for (outer, folder), (inner, place) in (((first, one), (second, other)), ((second, other), (first, one))):
+        for (outer, folder), (inner, place) in (
+            ((first, one), (second, other)),
+            ((second, other), (first, one)),
+        ):
             if folder.resolve() in place.resolve().parents:
                 what = "which is written as a whole" if outer in whole else "which is to be a file"
-                raise ConfigError(f"{inner} is {place}, inside of {outer}, {folder}, {what}; choose a place outside")
+                raise ConfigError(
+                    f"{inner} is {place}, inside of {outer}, {folder}, {what}; choose a place "
+                    "outside"
+                )
     for option, place in files.items():
         if place.is_dir():
             raise ConfigError(f"{option} is {place}, a folder; name a file")
     for option, place in {**whole, **files}.items():
         for name, path in read:
-            part_of_it = option in files and place.exists() and path.resolve() in place.resolve().parents
+            part_of_it = (
+                option in files and place.exists() and path.resolve() in place.resolve().parents
+            )
             if part_of_it or place.resolve() in (path.resolve(), *path.resolve().parents):
-                raise ConfigError(f"{option} is {place}, which would take the place of {name} {path}; choose another place")
+                raise ConfigError(
+                    f"{option} is {place}, which would take the place of {name} {path}; choose "
+                    "another place"
+                )
     for option, place in {**whole, **files}.items():
         _check_writable(option, place, place.resolve().parent)
     for option, place in folders.items():
@@ -69,5 +86,6 @@ def _check_writable(option: str, place: Path, folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"{option} is {place}, but nothing can be written into {folder} ({error.strerror}); choose another place"
+            f"{option} is {place}, but nothing can be written into {folder} ({error.strerror}); "
+            "choose another place"
         ) from error

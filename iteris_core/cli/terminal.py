@@ -1,4 +1,6 @@
-"""What the commands have in common at a terminal: errors of one line, bars, and the other libraries kept quiet."""
+"""What the commands have in common at a terminal: errors of one line, bars, and the other libraries
+kept quiet.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        typer.echo(f'{command}: needs {error.name}; install it with pip install "iteris-lora-merge[{extra}]"', err=True)
+        typer.echo(
+            f'{command}: needs {error.name}; install it with pip install "iteris-lora-merge[{extra}]"',
+            err=True,
+        )
         raise typer.Exit(2) from None
     except (IterisError, OSError) as error:
         typer.echo(f"{command}: " + " ".join(str(error).split()), err=True)
@@ -34,7 +39,9 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keep the loading bars and advice of transformers and diffusers off the terminal: there is one bar, ours."""
+    """Keep the loading bars and advice of transformers and diffusers off the terminal: there is one
+    bar, ours.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)  # theirs to each other
     for library in ("transformers", "diffusers"):
         with contextlib.suppress(ImportError):  # said where it is needed
@@ -45,9 +52,16 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar per stage on stderr, if that is a terminal; what is yielded takes (stage, done, total)."""
+    """Show a bar per stage on stderr, if that is a terminal; what is yielded takes (stage, done,
+    total).
+    """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         stages: dict[str, Any] = {}
 

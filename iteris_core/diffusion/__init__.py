@@ -1,1 +1,3 @@
-"""Diffusion models: captions, plans, sampling runs, samples, the merge, the check on unseen samples, the recipe."""
+"""Diffusion models: captions, plans, sampling runs, samples, the merge, the check on unseen
+samples, the recipe.
+"""

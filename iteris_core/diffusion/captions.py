@@ -1,4 +1,6 @@
-"""Ordinary captions, and the forms of captions in which LoRAs meet ordinary things and each other."""
+"""Ordinary captions, and the forms of captions in which LoRAs meet ordinary things and each
+other.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ PRESERVE_CAPTIONS: tuple[str, ...] = (
     "an empty desert road under blue sky",
     "a pencil drawing of two hands",
 )
-# Ordinary things, as company for a trigger word; of many lengths, since in scenes they take the place of another one.
+# Ordinary things, as company for a trigger word; of many lengths, since in scenes they take the
+# place of another one.
 COMPANIONS: tuple[str, ...] = (
     "a red chair",
     "a small dog",
@@ -87,7 +90,14 @@ SCENE_FORMS: tuple[str, ...] = (
     "a photo of {first} next to {second}, {style}",
 )
 # What makes a caption longer without more things in the picture.
-DETAILS: tuple[str, ...] = ("detailed", "sharp", "clear", "natural light", "soft light", "even light")
+DETAILS: tuple[str, ...] = (
+    "detailed",
+    "sharp",
+    "clear",
+    "natural light",
+    "soft light",
+    "even light",
+)
 SUBJECT_PLACES = ("first", "second", "third")
 STYLE_PLACE = "style"
 
@@ -103,7 +113,10 @@ def placeholders(form: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
     if any(spec or conversion for _, spec, conversion in found):
-        raise ConfigError(f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, such as {{first}}")
+        raise ConfigError(
+            f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, such "
+            f"as {{first}}"
+        )
     return [name for name, _, _ in found]
 
 
@@ -115,11 +128,14 @@ def check_placeholders(form: str, expected: set[str]) -> None:
     """
     if sorted(placeholders(form)) != sorted(expected):
         wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
-        raise ConfigError(f"the caption form {form!r} must have {wanted}, once each, and no other placeholder")
+        raise ConfigError(
+            f"the caption form {form!r} must have {wanted}, once each, and no other placeholder"
+        )
 
 
 def check_scene_form(form: str) -> None:
-    """Refuse a scene form that no scene could use: two or more LoRAs, each once, subjects numbered from the first on.
+    """Refuse a scene form that no scene could use: two or more LoRAs, each once, subjects numbered
+    from the first on.
 
     Raises:
         ConfigError: Shows the form.
@@ -133,6 +149,6 @@ def check_scene_form(form: str) -> None:
         or found.count(STYLE_PLACE) > 1
     ):
         raise ConfigError(
-            f"the scene form {form!r} must have {{first}} and {{second}}, {{third}} too for three, or {{first}} and {{style}}; "
-            "each once, and no other placeholder"
+            f"the scene form {form!r} must have {{first}} and {{second}}, {{third}} too for three, "
+            f"or {{first}} and {{style}}; each once, and no other placeholder"
         )

@@ -14,7 +14,12 @@ from .pipeline import DiffusersStableDiffusion
 
 _PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-_LEFT_OUT = {"vae": None, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+_LEFT_OUT = {
+    "vae": None,
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
 
 
 def load_diffusers(
@@ -24,8 +29,8 @@ def load_diffusers(
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        config: For a checkpoint: a diffusers folder (or hub name) with the model's settings and tokenizer, whose weights are
-            not read; None: SD1.5's, from the hub or its cache.
+        config: For a checkpoint: a diffusers folder (or hub name) with the model's settings and
+            tokenizer, whose weights are not read; None: SD1.5's, from the hub or its cache.
         dtype: In which it runs.
         device: Where it runs.
 
@@ -36,17 +41,26 @@ def load_diffusers(
     from diffusers import StableDiffusionPipeline
 
     if Path(source).suffix in _FILES:
-        pipeline, described = _from_file(StableDiffusionPipeline, Path(source), config), config
+        pipeline = _from_file(StableDiffusionPipeline, Path(source), config)
+        described = config
     else:
         if config is not None:
-            raise ConfigError(f"config is for a checkpoint of one file; {source} has its own settings. Leave it out")
+            raise ConfigError(
+                f"config is for a checkpoint of one file; {source} has its own settings. Leave it "
+                "out"
+            )
         _check_folder(StableDiffusionPipeline, source)
         options = {"use_safetensors": True, "variant": _variant(Path(source)), **_LEFT_OUT}
-        pipeline, described = loaded(StableDiffusionPipeline.from_pretrained, source, "a diffusers model", **options), source
+        pipeline = loaded(
+            StableDiffusionPipeline.from_pretrained, source, "a diffusers model", **options
+        )
+        described = source
     for model in (pipeline.unet, pipeline.text_encoder):
         placed(model.to(dtype), device)
     factor = _vae_scale_factor(described) if described is not None else 8
-    return DiffusersStableDiffusion(*(getattr(pipeline, part) for part in _PARTS), vae_scale_factor=factor)
+    return DiffusersStableDiffusion(
+        *(getattr(pipeline, part) for part in _PARTS), vae_scale_factor=factor
+    )
 
 
 def _check_folder(pipeline_class: Any, source: str) -> None:
@@ -54,23 +68,35 @@ def _check_folder(pipeline_class: Any, source: str) -> None:
     missing = [part for part in _PARTS if part not in settings]
     if missing or "text_encoder_2" in settings:
         problem = f"it has no {missing[0]}" if missing else "it has a second text encoder"
-        raise ConfigError(f"{source}: is a {settings.get('_class_name')}, {problem}; choose a Stable Diffusion 1.5 model")
+        raise ConfigError(
+            f"{source}: is a {settings.get('_class_name')}, {problem}; choose a Stable Diffusion "
+            "1.5 model"
+        )
 
 
 def _from_file(pipeline_class: Any, path: Path, config: str | None) -> Any:
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; give a checkpoint, a diffusers folder, or a name on the hub")
+        raise ConfigError(
+            f"{path}: there is no such file; give a checkpoint, a diffusers folder, or a name on "
+            "the hub"
+        )
     check_readable(path)
     if config is not None and Path(config).is_absolute() and not Path(config).is_dir():
-        raise ConfigError(f"{config}: there is no such folder; give a diffusers folder with the model's settings")
+        raise ConfigError(
+            f"{config}: there is no such folder; give a diffusers folder with the model's settings"
+        )
     try:
         return pipeline_class.from_single_file(str(path), config=config, **_LEFT_OUT)
     except Exception as error:  # diffusers lets whatever a foreign checkpoint causes through
-        what = "with SD1.5's settings from the hub" if config is None else f"with the settings in {config}"
+        what = (
+            "with SD1.5's settings from the hub"
+            if config is None
+            else f"with the settings in {config}"
+        )
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{path}: cannot be loaded {what} ({reason}); give as config a diffusers folder of the same kind, of which "
-            "only the settings and the tokenizer are read"
+            f"{path}: cannot be loaded {what} ({reason}); give as config a diffusers folder of the "
+            "same kind, of which only the settings and the tokenizer are read"
         ) from error
 
 

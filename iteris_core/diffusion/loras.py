@@ -1,4 +1,6 @@
-"""LoRA files of a Stable Diffusion model in `diffusers`: in, at strengths, and out, in the style of kohya or of diffusers."""
+"""LoRA files of a Stable Diffusion model in `diffusers`: in, at strengths, and out, in the style of
+kohya or of diffusers.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ Style = Literal["kohya", "diffusers"]
 
 
 def read_lora(
-    model: DiffusersStableDiffusion, path: Path, strength: float = 1.0, strength_text: float | None = None
+    model: DiffusersStableDiffusion,
+    path: Path,
+    strength: float = 1.0,
+    strength_text: float | None = None,
 ) -> Adapter:
-    """Read a LoRA file for this model, in the spelling of kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI.
+    """Read a LoRA file for this model, in the spelling of kohya, LyCORIS, diffusers (old and new),
+    PEFT or ComfyUI.
 
     Args:
         model: Whose modules it changes.
@@ -39,10 +45,12 @@ def read_lora(
             return lokr(path.stem, module, group)
         if "magnitude" not in group:
             raise AdapterError(
-                f"{path.stem}: {module!r} is {kind_of_group(group)}, which only ComfyUI's own code applies; merge it there, or "
-                "use a plain LoRA, LoCon or LoHa"
+                f"{path.stem}: {module!r} is {kind_of_group(group)}, which only ComfyUI's own code "
+                "applies; merge it there, or use a plain LoRA, LoCon or LoHa"
             )
-        return peft_dora(path.stem, module, group, model.modules[module].weight.detach().float().cpu())
+        return peft_dora(
+            path.stem, module, group, model.modules[module].weight.detach().float().cpu()
+        )
 
     tensors, metadata = read_tensors(path)
     keys = model.keys
@@ -55,8 +63,14 @@ def read_lora(
         vector_sizes=keys.vector_sizes,
         dense_delta=dense_delta,
     )
-    text = adapter.select(model.is_text_module).scaled(strength if strength_text is None else strength_text)
-    return adapter.select(lambda part: not model.is_text_module(part)).scaled(strength).joined_with(text)
+    text = adapter.select(model.is_text_module).scaled(
+        strength if strength_text is None else strength_text
+    )
+    return (
+        adapter.select(lambda part: not model.is_text_module(part))
+        .scaled(strength)
+        .joined_with(text)
+    )
 
 
 def save_lora(
@@ -74,7 +88,8 @@ def save_lora(
         model: Whose modules the adapter changes.
         adapter: In the precision in which it is to be saved.
         path: The .safetensors file; its folder is made if needed.
-        style: ``kohya``: read by ComfyUI, A1111 and diffusers. ``diffusers``: by diffusers and ComfyUI.
+        style: ``kohya``: read by ComfyUI, A1111 and diffusers. ``diffusers``: by diffusers and
+            ComfyUI.
         metadata: More strings for the file, such as the recipe.
         overwrite: Replace a file that is there.
 
@@ -84,12 +99,16 @@ def save_lora(
         FileExistsError: The file is there and `overwrite` is False; it is untouched.
     """
     if style not in get_args(Style):
-        raise ConfigError(f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}")
-    keys, more = model.keys, metadata or {}
+        raise ConfigError(
+            f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
+        )
+    keys = model.keys
+    more = metadata or {}
     if style == "kohya":
         tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)
         content = {**kohya.metadata_of(adapter), **more}
         content |= hashes(tensors, content)
     else:
-        tensors, content = diffusers.to_tensors(adapter, keys.kernels), {**diffusers.metadata_of(adapter), **more}
+        tensors = diffusers.to_tensors(adapter, keys.kernels)
+        content = {**diffusers.metadata_of(adapter), **more}
     write_tensors(tensors, path, content, overwrite=overwrite)

@@ -36,7 +36,8 @@ class UsedLora:
         strength_model: At which its UNet part was used.
         strength_clip: At which its text encoder part was used.
         prompts: On which it was measured.
-        prompts_from: The metadata field whose trigger words the prompts are made of; empty: the user wrote them.
+        prompts_from: The metadata field whose trigger words the prompts are made of; empty: the
+            user wrote them.
         weight: Of its task.
         trigger: What it is called in captions with other LoRAs; empty: chosen from the prompts.
         kind: A subject, or a style.
@@ -62,7 +63,8 @@ class Recipe:
         loras: That went into it.
         calibration: On which samples they were measured.
         config: How layers were solved.
-        is_corrected: Whether its strength was corrected by what the check on unseen samples measured.
+        is_corrected: Whether its strength was corrected by what the check on unseen samples
+            measured.
         made_on: The base model and the versions, as far as they are known.
     """
 
@@ -87,19 +89,32 @@ def read_recipe(name: str, text: str) -> Recipe:
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place} is no JSON ({error}); it was changed by hand. Merge the LoRAs anew") from None
+        raise ConfigError(
+            f"{place} is no JSON ({error}); it was changed by hand. Merge the LoRAs anew"
+        ) from None
     if not isinstance(recipe, dict):
-        raise ConfigError(f"{place} is {shown(recipe)}; it must be an object with loras, calibration and config")
+        raise ConfigError(
+            f"{place} is {shown(recipe)}; it must be an object with loras, calibration and config"
+        )
     missing = [part for part in ("loras", "calibration", "config") if part not in recipe]
     if missing:
-        raise ConfigError(f"{place} has no {missing[0]!r}; it was changed by hand, or made by another version of IterIS")
-    loras, config = recipe["loras"], recipe["config"]
+        raise ConfigError(
+            f"{place} has no {missing[0]!r}; it was changed by hand, or made by another version of "
+            "IterIS"
+        )
+    loras = recipe["loras"]
+    config = recipe["config"]
     if not isinstance(loras, list) or not loras:
-        raise ConfigError(f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more")
+        raise ConfigError(
+            f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more"
+        )
     if isinstance(config, dict):
         config = {"target": "delta", **config}  # what it was before there was a choice
     return Recipe(
-        tuple(from_json(f"{place}: LoRA {number}", lora, UsedLora) for number, lora in enumerate(loras, 1)),
+        tuple(
+            from_json(f"{place}: LoRA {number}", lora, UsedLora)
+            for number, lora in enumerate(loras, 1)
+        ),
         from_json(f"{place}: calibration", recipe["calibration"], Calibration),
         from_json(f"{place}: config", config, MergeConfig),
         "strength_correction" in recipe,
@@ -108,9 +123,12 @@ def read_recipe(name: str, text: str) -> Recipe:
 
 
 def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> MergeReport:
-    """Return the report with what is needed to make the merge again: the LoRAs, our version, torch's, and more."""
+    """Return the report with what is needed to make the merge again: the LoRAs, our version,
+    torch's, and more.
+    """
     notes = [
-        f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): {'; '.join(lora.prompts)}"
+        f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): "
+        f"{'; '.join(lora.prompts)}"
         for lora in loras
         if lora.prompts_from
     ]

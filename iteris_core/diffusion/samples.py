@@ -18,14 +18,19 @@ from ..tasks import Sample, TokenWeights
 from .calibration import Calibration, base_captions, is_chosen, own_captions, preserve_runs
 from .scenes import Kind, Trigger
 
-TEXT_STREAM, IMAGE_STREAM = "text", "image"
-_PICTURE_OF = re.compile(r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE)
+TEXT_STREAM = "text"
+IMAGE_STREAM = "image"
+_PICTURE_OF = re.compile(
+    r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
+)
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 
 
 @dataclass(frozen=True)
 class UnetRow:
-    """What one UNet row reads: latents (4, h, w) at noise level sigma (0-dim), and a context (tokens, 768)."""
+    """What one UNet row reads: latents (4, h, w) at noise level sigma (0-dim), and a context
+    (tokens, 768).
+    """
 
     latents: Tensor
     sigma: Tensor
@@ -40,8 +45,8 @@ class PromptedAdapter:
         adapter: At the strengths at which the user would use it.
         prompts: What it is for; with its trigger words.
         weight: Of its task, relative to the others'.
-        trigger: What to call it in captions with other LoRAs, see `scenes.Trigger`; empty: the shortest prompt, without
-            "a photo of" and the like.
+        trigger: What to call it in captions with other LoRAs, see `scenes.Trigger`; empty: the
+            shortest prompt, without "a photo of" and the like.
         kind: Whether it is a thing, or a way to render whole pictures.
 
     Raises:
@@ -56,7 +61,10 @@ class PromptedAdapter:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ConfigError(f"LoRA {self.adapter.name!r} is a {self.kind!r}; it can be {' or '.join(get_args(Kind))}")
+            raise ConfigError(
+                f"LoRA {self.adapter.name!r} is a {self.kind!r}; it can be "
+                f"{' or '.join(get_args(Kind))}"
+            )
 
     @property
     def in_scenes(self) -> Trigger:
@@ -98,9 +106,20 @@ def make_plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> li
             captions = own_captions(lora.prompts, calibration, calibration.seed + k)
         except CalibrationError as error:
             raise CalibrationError(f"LoRA {lora.adapter.name!r}: {error}") from error
-        plans.append(Plan(lora.adapter.name, {k: 1.0}, lora.weight, tuple(captions), calibration.unconditional_share))
+        plans.append(
+            Plan(
+                lora.adapter.name,
+                {k: 1.0},
+                lora.weight,
+                tuple(captions),
+                calibration.unconditional_share,
+            )
+        )
     names = [plan.name for plan in plans]
-    plans = [p if names.count(p.name) == 1 else replace(p, name=f"{p.name} ({k + 1})") for k, p in enumerate(plans)]
+    plans = [
+        p if names.count(p.name) == 1 else replace(p, name=f"{p.name} ({k + 1})")
+        for k, p in enumerate(plans)
+    ]
     if calibration.preserve_weight:
         captions = tuple(base_captions(calibration, preserve_runs(calibration)))
         plans.append(Plan("base model (preserve)", {}, calibration.preserve_weight, captions, 0.0))
@@ -108,26 +127,36 @@ def make_plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> li
 
 
 def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
-    """Return what a mix means for one part of the model; rows of adapters without that part run through the base."""
+    """Return what a mix means for one part of the model; rows of adapters without that part run
+    through the base.
+    """
     return {k: share for k, share in mix.items() if adapters[k].deltas}
 
 
 @dataclass(frozen=True)
 class Context:
-    """A caption as its teacher and as the student read it, (tokens, 768) each, and the tokens' weights."""
+    """A caption as its teacher and as the student read it, (tokens, 768) each, and the tokens'
+    weights.
+    """
 
     teacher: Tensor
     student: Tensor
     weights: Tensor | None
 
     @classmethod
-    def repeated(cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None) -> Context:
-        """Repeat a short context to the length of the longest: attention stays the same, and each token counts once."""
+    def repeated(
+        cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None
+    ) -> Context:
+        """Repeat a short context to the length of the longest: attention stays the same, and each
+        token counts once.
+        """
         weights = position_weights(positions, len(teacher))
         if times == 1:
             return cls(teacher, student, weights)
         weights = torch.ones(len(teacher)) if weights is None else weights
-        return cls(teacher.repeat(times, 1), student.repeat(times, 1), weights.repeat(times) / times)
+        return cls(
+            teacher.repeat(times, 1), student.repeat(times, 1), weights.repeat(times) / times
+        )
 
     @property
     def token_weights(self) -> dict[str, TokenWeights]:
@@ -135,7 +164,9 @@ class Context:
 
 
 def position_weights(positions: Sequence[int] | None, tokens: int) -> Tensor | None:
-    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere; None where all tokens count."""
+    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere; None where all tokens
+    count.
+    """
     if positions is None:
         return None
     weights = torch.zeros(tokens)
@@ -147,20 +178,29 @@ Contexts = Mapping[tuple[int, Reading], Context]  # by task and what it reads
 
 
 def common_length(pieces: Sequence[tuple[str, Sequence[Any]]]) -> int:
-    """Return the number of pieces to which every caption's context can be repeated a whole number of times."""
+    """Return the number of pieces to which every caption's context can be repeated a whole number
+    of times.
+    """
     caption, longest = max(pieces, key=lambda item: len(item[1]))
     if len(longest) > _MOST_PIECES:
         raise CalibrationError(
-            f"the prompt {caption[:40]!r}... has {len(longest)} pieces of 75 tokens; calibration can use prompts of up to "
-            f"{_MOST_PIECES}. Write shorter ones: trigger words and a few others are enough"
+            f"the prompt {caption[:40]!r}... has {len(longest)} pieces of 75 tokens; calibration "
+            f"can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger words and a few "
+            "others are enough"
         )
     return math.lcm(*(len(of_caption) for _, of_caption in pieces))
 
 
 def unet_samples(
-    g: int, plan: Plan, calibration: Calibration, contexts: Contexts, runs: Sequence[Sequence[tuple[Tensor, Tensor]]]
+    g: int,
+    plan: Plan,
+    calibration: Calibration,
+    contexts: Contexts,
+    runs: Sequence[Sequence[tuple[Tensor, Tensor]]],
 ) -> list[Sample]:
-    """Return a task's UNet samples: each kept latent with its caption, and a share of them with the negative prompt."""
+    """Return a task's UNet samples: each kept latent with its caption, and a share of them with the
+    negative prompt.
+    """
     samples = []
     for i, (caption, latents) in enumerate(zip(plan.captions, runs, strict=True)):
         for j, (x, sigma) in enumerate(latents):
@@ -170,10 +210,16 @@ def unet_samples(
     return samples
 
 
-def unet_sample(x: Tensor, sigma: Tensor, context: Context, weights: Mapping[str, TokenWeights]) -> Sample:
-    """Return the sample of one kept latent with one context; ``weights`` of other streams than the text."""
+def unet_sample(
+    x: Tensor, sigma: Tensor, context: Context, weights: Mapping[str, TokenWeights]
+) -> Sample:
+    """Return the sample of one kept latent with one context; ``weights`` of other streams than the
+    text.
+    """
     token_weights = {**context.token_weights, **weights}
-    return Sample(UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), token_weights)
+    return Sample(
+        UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), token_weights
+    )
 
 
 def text_samples(reading: Reading, pieces: Mapping[str, Sequence[Any]]) -> list[Sample]:
@@ -192,8 +238,12 @@ def check_one_piece(readings: Sequence[Reading], pieces: Mapping[str, Sequence[A
         CalibrationError: Shows the caption.
     """
     for reading in readings:
-        if reading.positions is not None and (len(pieces[reading.teacher]), len(pieces[reading.student])) != (1, 1):
+        if reading.positions is not None and (
+            len(pieces[reading.teacher]),
+            len(pieces[reading.student]),
+        ) != (1, 1):
             raise CalibrationError(
-                f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one piece; shorten the LoRAs' "
-                "triggers (a few words that name the subject), or set scene_weight to 0"
+                f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
+                "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
+                "scene_weight to 0"
             )

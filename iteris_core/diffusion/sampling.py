@@ -37,7 +37,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """One sampling run: its teachers, the seed of its noise, and the steps whose latents are kept."""
+    """One sampling run: its teachers, the seed of its noise, and the steps whose latents are
+    kept.
+    """
 
     parts: tuple[Part, ...]
     seed: int
@@ -50,7 +52,11 @@ def own_runs(g: int, plan: Plan, calibration: Calibration, contexts: Contexts) -
     # seeds differ between tasks, so that no two rows of the merge see the same latents
     seed = calibration.seed * 1_000_003 + g * 1009
     return [
-        Run((Part(plan.mix, contexts[g, Reading.of(text)].teacher, negative),), seed + i, tuple(kept_steps(calibration, i)))
+        Run(
+            (Part(plan.mix, contexts[g, Reading.of(text)].teacher, negative),),
+            seed + i,
+            tuple(kept_steps(calibration, i)),
+        )
         for i, text in enumerate(plan.captions)
     ]
 
@@ -65,19 +71,30 @@ def sample_runs(
     rows_per_call: int,
     progress: Callable[[int, int], None],
 ) -> list[Kept]:
-    """Sample, with guidance, and return what each run keeps; runs that the network's memory has are taken from there.
+    """Sample, with guidance, and return what each run keeps; runs that the network's memory has are
+    taken from there.
 
     Args:
         network: The UNet, see `StableDiffusion.unet`.
         adapters: What the parts' mixes mean.
-        runs: Those of several teachers join their estimates of the clean latents, each in its region, at every step.
+        runs: Those of several teachers join their estimates of the clean latents, each in its
+            region, at every step.
         sigmas: (steps + 1,), falling to 0.
         shape: Of the latents.
         calibration: Uses ``cfg``.
-        rows_per_call: Teachers in one forward call, two rows each; a run's own always come together.
+        rows_per_call: Teachers in one forward call, two rows each; a run's own always come
+            together.
         progress: Told about steps done and in all; may raise to cancel.
     """
-    sample = partial(_sample, network, adapters, sigmas=sigmas, shape=shape, cfg=calibration.cfg, progress=progress)
+    sample = partial(
+        _sample,
+        network,
+        adapters,
+        sigmas=sigmas,
+        shape=shape,
+        cfg=calibration.cfg,
+        progress=progress,
+    )
     memory = network.memory
     if memory is None:
         return sample(_batches(runs, rows_per_call))
@@ -92,7 +109,11 @@ def sample_runs(
 
 def _digest(adapter: Adapter) -> str:
     """Return a hash of what an adapter adds."""
-    tensors = {f"{path} {side}": getattr(delta, side) for path, delta in adapter.deltas.items() for side in ("up", "down")}
+    tensors = {
+        f"{path} {side}": getattr(delta, side)
+        for path, delta in adapter.deltas.items()
+        for side in ("up", "down")
+    }
     return sha256_of_tensors(tensors)
 
 
@@ -105,7 +126,8 @@ def _key(
     cfg: float,
 ) -> str:
     """Return a hash of everything that decides what a run keeps, but for the model."""
-    tensors, mixes = {"sigmas": sigmas}, []
+    tensors = {"sigmas": sigmas}
+    mixes = []
     for i, part in enumerate(run.parts):
         tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
         tensors |= {} if part.region is None else {f"{i} region": part.region}
@@ -124,7 +146,8 @@ def _sample(
     progress: Callable[[int, int], None],
 ) -> list[Kept]:
     kept: list[Kept] = []
-    done, total = 0, len(batches) * (len(sigmas) - 1)
+    done = 0
+    total = len(batches) * (len(sigmas) - 1)
 
     for batch in batches:
         parts = [(i, part) for i, run in enumerate(batch) for part in run.parts]
@@ -136,7 +159,8 @@ def _sample(
             conditional, unconditional = network.forward(rows).float().cpu().chunk(2)
             done += 1
             progress(done, total)
-            estimates, joined = unconditional + cfg * (conditional - unconditional), torch.zeros_like(x)
+            estimates = unconditional + cfg * (conditional - unconditional)
+            joined = torch.zeros_like(x)
             for (i, part), estimate in zip(parts, estimates, strict=True):
                 joined[i] += estimate if part.region is None else part.region * estimate
             return joined
@@ -145,14 +169,20 @@ def _sample(
         mixes = [mix_in(adapters, part.mix) for _, part in parts]
         with torch.no_grad(), wearing(network.modules, adapters, mixes * 2):
             seen = euler_trajectory(denoise, start, sigmas)
-        kept += [[(seen[step][i].clone(), sigmas[step]) for step in run.steps] for i, run in enumerate(batch)]
+        kept += [
+            [(seen[step][i].clone(), sigmas[step]) for step in run.steps]
+            for i, run in enumerate(batch)
+        ]
     return kept
 
 
 def _batches(runs: Sequence[Run], rows_per_call: int) -> list[list[Run]]:
     batches: list[list[Run]] = []
     for run in runs:
-        if not batches or sum(len(other.parts) for other in batches[-1]) + len(run.parts) > rows_per_call:
+        if (
+            not batches
+            or sum(len(other.parts) for other in batches[-1]) + len(run.parts) > rows_per_call
+        ):
             batches.append([])
         batches[-1].append(run)
     return batches

@@ -1,4 +1,6 @@
-"""Scene tasks of a diffusion model: which rows the captions with several LoRAs become, and what counts in them."""
+"""Scene tasks of a diffusion model: which rows the captions with several LoRAs become, and what
+counts in them.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,29 @@ from ..tasks import Sample
 from .calibration import Calibration, kept_steps, noise
 from .samples import IMAGE_STREAM, Contexts, Plan, PromptedAdapter, Reading, unet_sample
 from .sampling import Part, Run
-from .scenes import Member, Scene, TokenPositions, by_kind, make_scenes, on_grid, region_masks, shuffled, styled_forms
+from .scenes import (
+    Member,
+    Scene,
+    TokenPositions,
+    by_kind,
+    make_scenes,
+    on_grid,
+    region_masks,
+    shuffled,
+    styled_forms,
+)
 
-# How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the subject without the style, and in
-# layers that read the picture alone the two are hard to tell apart ("weight of the scenes" in benchmarks/RESULTS.md).
+# How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the
+# subject without the style, and in layers that read the picture alone the two are hard to tell
+# apart ("weight of the scenes" in benchmarks/RESULTS.md).
 _STYLED_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One LoRA's scene task before its samples exist: the scenes, by number, in which it takes part, and its part in them."""
+    """One LoRA's scene task before its samples exist: the scenes, by number, in which it takes
+    part, and its part in them.
+    """
 
     name: str
     mix: Mapping[int, float]
@@ -41,9 +56,13 @@ class ScenePlan:
 
 
 def make_scene_plans(
-    loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration, token_positions: TokenPositions
+    loras: Sequence[PromptedAdapter],
+    names: Sequence[str],
+    calibration: Calibration,
+    token_positions: TokenPositions,
 ) -> list[ScenePlan]:
-    """Return a scene task per LoRA that takes part in any; none for a single LoRA, or with a weight of 0.
+    """Return a scene task per LoRA that takes part in any; none for a single LoRA, or with a weight
+    of 0.
 
     Raises:
         CalibrationError: See `scenes.make_scenes`.
@@ -53,35 +72,70 @@ def make_scene_plans(
     scenes = make_scenes([lora.in_scenes for lora in loras], calibration, token_positions)
     plans = []
     for k, lora in enumerate(loras):
-        parts = tuple((i, member) for i, scene in enumerate(scenes) for member in scene.members if member.lora == k)
+        parts = tuple(
+            (i, member)
+            for i, scene in enumerate(scenes)
+            for member in scene.members
+            if member.lora == k
+        )
         if parts:
-            plans.append(ScenePlan(f"{names[k]} in scenes", {k: 1.0}, calibration.scene_weight * lora.weight, parts, scenes))
+            plans.append(
+                ScenePlan(
+                    f"{names[k]} in scenes",
+                    {k: 1.0},
+                    calibration.scene_weight * lora.weight,
+                    parts,
+                    scenes,
+                )
+            )
     return plans
 
 
-def make_styled_plans(loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration) -> list[Plan]:
-    """Return a task per subject and style, whose teacher wears both; a style's captions and weight are shared over subjects."""
-    forms, triggers = styled_forms(calibration), [lora.in_scenes for lora in loras]
+def make_styled_plans(
+    loras: Sequence[PromptedAdapter], names: Sequence[str], calibration: Calibration
+) -> list[Plan]:
+    """Return a task per subject and style, whose teacher wears both; a style's captions and weight
+    are shared over subjects.
+    """
+    forms = styled_forms(calibration)
+    triggers = [lora.in_scenes for lora in loras]
     subjects, styles = by_kind(triggers)
     if not (calibration.scene_weight and forms and subjects):
         return []
-    count, chance, plans = math.ceil(calibration.trajectories / len(subjects)), random.Random(calibration.seed), []
+    count = math.ceil(calibration.trajectories / len(subjects))
+    chance = random.Random(calibration.seed)
+    plans = []
     for i, j in itertools.product(subjects, styles):
         chosen = itertools.islice(shuffled(forms, chance), count)
-        captions = tuple(form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen)
-        weight = _STYLED_WEIGHT * calibration.scene_weight * (loras[i].weight + loras[j].weight) / 2 / len(subjects)
-        name, both = f"{names[i]} in the style of {names[j]}", {i: 1.0, j: 1.0}
+        captions = tuple(
+            form.format(first=triggers[i].words, style=triggers[j].words) for form in chosen
+        )
+        weight = (
+            _STYLED_WEIGHT
+            * calibration.scene_weight
+            * (loras[i].weight + loras[j].weight)
+            / 2
+            / len(subjects)
+        )
+        name = f"{names[i]} in the style of {names[j]}"
+        both = {i: 1.0, j: 1.0}
         plans.append(Plan(name, both, weight, captions, calibration.unconditional_share))
     return plans
 
 
 def scene_runs(
-    plans: Sequence[ScenePlan], first: int, calibration: Calibration, contexts: Contexts, shape: tuple[int, int, int]
+    plans: Sequence[ScenePlan],
+    first: int,
+    calibration: Calibration,
+    contexts: Contexts,
+    shape: tuple[int, int, int],
 ) -> dict[int, Run]:
-    """Return one sampling run per scene with regions, by its number: each member's teacher draws its own region.
+    """Return one sampling run per scene with regions, by its number: each member's teacher draws
+    its own region.
 
     Args:
-        plans: Of the scene tasks; number ``first`` and following of the merge. Task k of the merge is LoRA k's own.
+        plans: Of the scene tasks; number ``first`` and following of the merge. Task k of the merge
+            is LoRA k's own.
         shape: Of the latents.
     """
     if not calibration.scene_pictures:
@@ -95,7 +149,10 @@ def scene_runs(
                 negative = contexts[member.lora, Reading.of(calibration.negative_prompt)].teacher
                 parts.setdefault(number, []).append(Part(plan.mix, text, negative, mask))
     seed = calibration.seed * 1_000_003 + first * 1009
-    return {i: Run(tuple(of_run), seed + i, tuple(kept_steps(calibration, i))) for i, of_run in parts.items()}
+    return {
+        i: Run(tuple(of_run), seed + i, tuple(kept_steps(calibration, i)))
+        for i, of_run in parts.items()
+    }
 
 
 def scene_samples(
@@ -106,7 +163,8 @@ def scene_samples(
     shape: tuple[int, int, int],
     sigma: Tensor,
 ) -> list[Sample]:
-    """Return a scene task's UNet samples: in its region of a scene's kept latents, or in the text alone.
+    """Return a scene task's UNet samples: in its region of a scene's kept latents, or in the text
+    alone.
 
     Args:
         g: The task's number.
@@ -116,12 +174,17 @@ def scene_samples(
     """
     samples = []
     for number, member in plan.parts:
-        context, mask = contexts[g, plan.reading(number, member)], _region(plan.scenes[number], member, shape)
+        context = contexts[g, plan.reading(number, member)]
+        mask = _region(plan.scenes[number], member, shape)
         if number in latents:
             weights = {IMAGE_STREAM: functools.cache(functools.partial(on_grid, mask))}
             samples += [unet_sample(x, level, context, weights) for x, level in latents[number]]
         else:
-            samples.append(unet_sample(noise(shape, number) * sigma, sigma, context, {IMAGE_STREAM: torch.zeros}))
+            samples.append(
+                unet_sample(
+                    noise(shape, number) * sigma, sigma, context, {IMAGE_STREAM: torch.zeros}
+                )
+            )
     return samples
 
 

@@ -1,6 +1,8 @@
-"""Stable Diffusion 1.5: captions and sampling runs become tasks; the text encoder is swept first, then the UNet.
+"""Stable Diffusion 1.5: captions and sampling runs become tasks; the text encoder is swept first,
+then the UNet.
 
-Whoever holds the model (a ComfyUI node, a diffusers pipeline) implements `StableDiffusion`; this file knows neither.
+Whoever holds the model (a ComfyUI node, a diffusers pipeline) implements `StableDiffusion`; this
+file knows neither.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ from .scene_samples import ScenePlan, make_scene_plans, make_styled_plans, scene
 
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
-TEXT_STAGE, SAMPLING_STAGE, UNET_STAGE = "Text encoder", "Sampling", "UNet"
+TEXT_STAGE = "Text encoder"
+SAMPLING_STAGE = "Sampling"
+UNET_STAGE = "UNet"
 
 
 class StableDiffusion(Protocol):
@@ -51,11 +55,14 @@ class StableDiffusion(Protocol):
         ...
 
     def text_encoder(self) -> AbstractContextManager[Network]:
-        """Open the text encoder; rows are token pieces, its forward returns contexts (rows, 77, 768)."""
+        """Open the text encoder; rows are token pieces, its forward returns contexts (rows, 77,
+        768).
+        """
         ...
 
     def unet(self) -> AbstractContextManager[Network]:
-        """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns estimates of the clean latents.
+        """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns
+        estimates of the clean latents.
 
         Layers that read the context are of the stream `TEXT_STREAM`.
         """
@@ -74,7 +81,8 @@ class StableDiffusion(Protocol):
         ...
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return where, in a text's context (its pieces one after the other), the tokens of its words stand.
+        """Return where, in a text's context (its pieces one after the other), the tokens of its
+        words stand.
 
         Start, end and padding are left out. Only scene tasks ask for it.
         """
@@ -104,40 +112,67 @@ def merge_stable_diffusion(
     """
     used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:
-        raise AdapterError("none of the LoRAs changes anything: every strength is 0, or the files hold no weights")
-    adapters, tell = [lora.adapter for lora in used], progress or (lambda stage, done, total: None)
+        raise AdapterError(
+            "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
+        )
+    adapters = [lora.adapter for lora in used]
+    tell = progress or (lambda stage, done, total: None)
     plans = make_plans(used, calibration)
     names = [plan.name for plan in plans]
     scenes = make_scene_plans(used, names, calibration, lambda text: model.token_positions(text))
     plans += make_styled_plans(used, names, calibration)
     if scenes and config.target != "full_output":
         raise ConfigError(
-            f"scene tasks need the target 'full_output', since teacher and student read different captions; it is "
-            f"{config.target!r}. Set target to 'full_output', or scene_weight to 0"
+            "scene tasks need the target 'full_output', since teacher and student read different "
+            f"captions; it is {config.target!r}. Set target to 'full_output', or scene_weight to 0"
         )
     text = [adapter.select(model.is_text_module) for adapter in adapters]
     unet = [adapter.select(lambda path: not model.is_text_module(path)) for adapter in adapters]
 
-    def solve(network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str) -> MergeResult:
+    def solve(
+        network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
+    ) -> MergeResult:
         settings = config_of_part(config, part, adapters)
         return merge(network, part, tasks, settings, progress=partial(tell, stage), watch=watch)
 
-    contexts, parts = _sweep_text(model, text, [*plans, *scenes], calibration.negative_prompt, solve)
+    contexts, parts = _sweep_text(
+        model, text, [*plans, *scenes], calibration.negative_prompt, solve
+    )
     if any(adapter.deltas for adapter in unet):
         with model.unet() as network:
-            tasks = _unet_tasks(model, network, unet, plans, scenes, calibration, contexts, config.samples_per_chunk, tell)
+            tasks = _unet_tasks(
+                model,
+                network,
+                unet,
+                plans,
+                scenes,
+                calibration,
+                contexts,
+                config.samples_per_chunk,
+                tell,
+            )
             parts.append(solve(network, unet, tasks, UNET_STAGE))
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
-    vectors, alone = mean_vectors(adapters), bool(calibration.scene_weight and len(used) == 1)
+    vectors = mean_vectors(adapters)
+    alone = bool(calibration.scene_weight and len(used) == 1)
     report = joined(*(part.report for part in parts))
     report = replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=(*(note for note in report.notes if note.startswith(f"{config.method}:")), *_notes(idle, vectors, alone)),
-        settings={"calibration": asdict(calibration), "config": config.to_dict(), "loras": [_recipe(lora) for lora in loras]},
+        notes=(
+            *(note for note in report.notes if note.startswith(f"{config.method}:")),
+            *_notes(idle, vectors, alone),
+        ),
+        settings={
+            "calibration": asdict(calibration),
+            "config": config.to_dict(),
+            "loras": [_recipe(lora) for lora in loras],
+        },
     )
-    return MergeResult(Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report)
+    return MergeResult(
+        Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report
+    )
 
 
 def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> list[str]:
@@ -145,7 +180,10 @@ def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> l
     if idle:
         notes.append(f"left out, since their strength is 0: {', '.join(idle)}")
     if vectors:
-        notes.append(f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran without them")
+        notes.append(
+            f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran "
+            "without them"
+        )
     if alone:
         notes.append("there are no scene tasks: a single LoRA meets no other")
     return notes
@@ -158,19 +196,34 @@ def _sweep_text(
     negative_prompt: str,
     solve: Callable[[Network, Sequence[Adapter], Sequence[Task], str], MergeResult],
 ) -> tuple[Contexts, list[MergeResult]]:
-    """Merge the text encoder's part, and encode every caption as its teacher and as the student read it."""
+    """Merge the text encoder's part, and encode every caption as its teacher and as the student
+    read it.
+    """
     wanted = [plan.readings(negative_prompt) for plan in plans]
-    captions = dict.fromkeys(text for readings in wanted for reading in readings for text in (reading.teacher, reading.student))
+    captions = dict.fromkeys(
+        text
+        for readings in wanted
+        for reading in readings
+        for text in (reading.teacher, reading.student)
+    )
     pieces = {caption: model.tokenize(caption) for caption in captions}
     check_one_piece([reading for readings in wanted for reading in readings], pieces)
-    samples = [[sample for reading in readings for sample in text_samples(reading, pieces)] for readings in wanted]
+    samples = [
+        [sample for reading in readings for sample in text_samples(reading, pieces)]
+        for readings in wanted
+    ]
     with model.text_encoder() as network:
         if any(adapter.deltas for adapter in adapters):
-            tasks = [Task(p.name, samples[g], mix_in(adapters, p.mix), p.weight) for g, p in enumerate(plans)]
+            tasks = [
+                Task(p.name, samples[g], mix_in(adapters, p.mix), p.weight)
+                for g, p in enumerate(plans)
+            ]
             result = solve(network, adapters, tasks, TEXT_STAGE)
-            rows, results = result.outputs, [result]
+            rows = result.outputs
+            results = [result]
         else:
-            rows, results = [_encoded(network, task) for task in samples], []
+            rows = [_encoded(network, task) for task in samples]
+            results = []
     contexts = {}
     longest = common_length(list(pieces.items()))
     for g, readings in enumerate(wanted):
@@ -179,7 +232,9 @@ def _sweep_text(
             count = len(pieces[reading.teacher])
             pairs = [next(left) for _ in range(count)]
             teacher, student = (torch.cat(side) for side in zip(*pairs, strict=True))
-            contexts[g, reading] = Context.repeated(teacher, student, longest // count, reading.positions)
+            contexts[g, reading] = Context.repeated(
+                teacher, student, longest // count, reading.positions
+            )
     return contexts, results
 
 
@@ -189,7 +244,10 @@ def _encoded(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, 
     rows = network.forward([sample.teacher for sample in samples])
     others = [sample.student for sample in samples if sample.student is not None]
     students = iter(network.forward(others) if others else ())
-    return [(row, row if sample.student is None else next(students)) for row, sample in zip(rows, samples, strict=True)]
+    return [
+        (row, row if sample.student is None else next(students))
+        for row, sample in zip(rows, samples, strict=True)
+    ]
 
 
 def _unet_tasks(
@@ -210,11 +268,14 @@ def _unet_tasks(
     of_scenes = scene_runs(scenes, len(plans), calibration, contexts, shape)
     runs = [*own, *of_scenes.values()]
     kept = with_smaller_calls(
-        lambda size: sample_runs(network, adapters, runs, sigmas, shape, calibration, size, partial(tell, SAMPLING_STAGE)),
+        lambda size: sample_runs(
+            network, adapters, runs, sigmas, shape, calibration, size, partial(tell, SAMPLING_STAGE)
+        ),
         rows_per_call,
         "sampling",
     )
-    left, tasks = iter(kept), []
+    left = iter(kept)
+    tasks = []
     for g, plan in enumerate(plans):
         samples = unet_samples(g, plan, calibration, contexts, [next(left) for _ in plan.captions])
         tasks.append(Task(plan.name, samples, mix_in(adapters, plan.mix), plan.weight))
@@ -225,14 +286,21 @@ def _unet_tasks(
     return tasks
 
 
-def config_of_part(config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]) -> MergeConfig:
+def config_of_part(
+    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
+) -> MergeConfig:
     """Return the settings for one part of the model: its ranks, and its share of a total size."""
     if isinstance(config.rank, Mapping):
         paths = target_layers(part)
-        return replace(config, rank={path: rank for path, rank in config.rank.items() if path in paths})
+        return replace(
+            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
+        )
     if config.size is None:
         return config
-    uncut = [sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) for group in (part, whole)]
+    uncut = [
+        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values())
+        for group in (part, whole)
+    ]
     return replace(config, size=max(1, config.size * uncut[0] // uncut[1]))
 
 

@@ -1,4 +1,5 @@
-"""The paper's own engine, Algorithm 1: infer, solve all layers, repeat, until nothing changes (arXiv:2411.15231).
+"""The paper's own engine, Algorithm 1: infer, solve all layers, repeat, until nothing changes
+(arXiv:2411.15231).
 
 It reaches what the sweep gives at once. It is here to reproduce the paper, and to test the sweep.
 """
@@ -46,18 +47,28 @@ def iterate(
     solver_at: SolverAt = lambda path: solve_layer,
     watch: Watch | None = None,
 ) -> EngineResult:
-    """Solve all target layers again and again, each time on the inputs that the last answer leads to.
+    """Solve all target layers again and again, each time on the inputs that the last answer leads
+    to.
 
-    The first solve uses ``X~ = X``. Solve number n settles all layers with at most n - 1 measured inputs before them, so
-    there are never more solves than different inputs; fewer if no layer changes by more than ``config.tolerance``, or if
-    ``config.max_iter`` is reached. Activations are never stored: layers whose statistics do not fit into
-    ``config.statistics_bytes`` together are measured in another pass over the same rows, with the same result.
+    The first solve uses ``X~ = X``. Solve number n settles all layers with at most n - 1 measured
+    inputs before them, so there are never more solves than different inputs; fewer if no layer
+    changes by more than ``config.tolerance``, or if ``config.max_iter`` is reached. Activations are
+    never stored: layers whose statistics do not fit into ``config.statistics_bytes`` together are
+    measured in another pass over the same rows, with the same result.
 
     Args, Raises: See `sweep.sweep`.
     """
     check_targets(network, adapters)
     return with_smaller_calls(
-        lambda size: _iterate(network, adapters, tasks, replace(config, samples_per_chunk=size), progress, solver_at, watch),
+        lambda size: _iterate(
+            network,
+            adapters,
+            tasks,
+            replace(config, samples_per_chunk=size),
+            progress,
+            solver_at,
+            watch,
+        ),
         config.samples_per_chunk,
         "the iteration",
     )
@@ -72,20 +83,32 @@ def _iterate(
     solver_at: SolverAt,
     watch: Watch | None,
 ) -> EngineResult:
-    state = _Iteration(network, adapters, tasks, config, solver_at, watch, split_into_chunks(tasks, config.samples_per_chunk))
+    state = _Iteration(
+        network,
+        adapters,
+        tasks,
+        config,
+        solver_at,
+        watch,
+        split_into_chunks(tasks, config.samples_per_chunk),
+    )
     paths = target_layers(adapters)
     modules = {path: network.modules[path] for path in paths}
     changes: list[float] = []
     with torch.no_grad(), layer_hooks(modules, state.at_layer):
         for number in range(config.max_iter):
-            solved = state.solve_all(paths, partial(_tell, progress, number * len(paths), config.max_iter * len(paths)))
+            solved = state.solve_all(
+                paths, partial(_tell, progress, number * len(paths), config.max_iter * len(paths))
+            )
             changes.append(_largest_change(state.merged, solved))
             state.merged = {path: layer.saved for path, layer in solved.items()}
             state.on_device.clear()
             if changes[-1] <= config.tolerance or number + 1 >= state.different_inputs:
                 break
         answers = state.run_all()
-    cpu = {path: replace(layer, saved=layer.saved.to(device="cpu")) for path, layer in solved.items()}
+    cpu = {
+        path: replace(layer, saved=layer.saved.to(device="cpu")) for path, layer in solved.items()
+    }
     return EngineResult(cpu, outputs_by_task(tasks, state.chunks, answers), tuple(changes))
 
 
@@ -101,7 +124,9 @@ def _largest_change(before: dict[str, LowRankDelta] | None, after: dict[str, Sol
     for path, layer in after.items():
         new = layer.saved.to(dtype=torch.float64)
         difference = stack([new, before[path].to(dtype=torch.float64)], [1.0, -1.0])
-        changes.append((difference.squared_norm().clamp_min(0) / new.squared_norm().clamp_min(1e-300)).sqrt())
+        changes.append(
+            (difference.squared_norm().clamp_min(0) / new.squared_norm().clamp_min(1e-300)).sqrt()
+        )
     return torch.stack([change.cpu() for change in changes]).max().item()
 
 
@@ -120,15 +145,21 @@ class _Iteration:
     open: dict[str, Measurement] = field(default_factory=dict)
     inputs: SharedInputs = field(default_factory=SharedInputs)
     reached: list[str] = field(default_factory=list)
-    on_device: dict[str, tuple[list[LowRankDelta | None], LowRankDelta | None]] = field(default_factory=dict)
+    on_device: dict[str, tuple[list[LowRankDelta | None], LowRankDelta | None]] = field(
+        default_factory=dict
+    )
     first_chunk: bool = True
 
     def solve_all(self, paths: Sequence[str], tell: Any) -> dict[str, SolvedLayer]:
-        """Measure and solve every layer on the present rows, in as many passes as the statistics need."""
-        self.waiting, solved = set(paths), {}
+        """Measure and solve every layer on the present rows, in as many passes as the statistics
+        need.
+        """
+        self.waiting = set(paths)
+        solved = {}
         inputs = 0
         while self.waiting:
-            self.open, self.inputs = {}, SharedInputs()
+            self.open = {}
+            self.inputs = SharedInputs()
             self.run_all()
             check_all_reached(paths, self.reached)
             for path, measurement in self.open.items():
@@ -146,7 +177,8 @@ class _Iteration:
         """Run all chunks, one after the other."""
         answers = []
         for number, chunk in enumerate(self.chunks):
-            self.first_chunk, self.reached = number == 0, []
+            self.first_chunk = number == 0
+            self.reached = []
             answers.append(contextvars.copy_context().run(run_chunk, self.network, chunk))
         return answers
 
@@ -160,7 +192,14 @@ class _Iteration:
         self.reached.append(path)
         if path in self.waiting and self.first_chunk and self._has_room():
             self.open[path] = Measurement.open(
-                path, self.network.stream(path), module, x, self.adapters, self.tasks, self.config, self.inputs
+                path,
+                self.network.stream(path),
+                module,
+                x,
+                self.adapters,
+                self.tasks,
+                self.config,
+                self.inputs,
             )
         codes = self.open[path].add(module, chunk, x, y, self.inputs) if path in self.open else None
         if path not in self.on_device:
@@ -169,4 +208,7 @@ class _Iteration:
         return dress(module, chunk, x, y, *self.on_device[path], codes)
 
     def _has_room(self) -> bool:
-        return sum(measurement.sum_bytes() for measurement in self.open.values()) < self.config.statistics_bytes
+        return (
+            sum(measurement.sum_bytes() for measurement in self.open.values())
+            < self.config.statistics_bytes
+        )

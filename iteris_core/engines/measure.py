@@ -1,4 +1,6 @@
-"""One layer being measured: rows in, statistics, solution out, rows dressed. Both engines work with it."""
+"""One layer being measured: rows in, statistics, solution out, rows dressed. Both engines work with
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from ..algebra.solve import LayerSolver, TaskAtLayer, solve_layer
 from ..algebra.statistics import InputMoments, TaskStatistics, product_dtype, statistics_device
 from ..config import MergeConfig
 from ..errors import CalibrationError, SolveError
-from ..layers import base_weight_and_bias, codes_of, input_tokens, is_patchwise, output_tokens, token_count, weight_shape
+from ..layers import (
+    base_weight_and_bias,
+    codes_of,
+    input_tokens,
+    is_patchwise,
+    output_tokens,
+    token_count,
+    weight_shape,
+)
 from ..report.figures import figures_of
 from ..report.records import LayerReport
 from ..rows.chunks import Block, Chunk, worn_delta
@@ -23,7 +33,9 @@ from .shared_inputs import SharedInput, SharedInputs
 
 @dataclass(frozen=True)
 class SolvedLayer:
-    """A layer's merged delta as it will be saved, its report, read when asked for, and its uncut answer's singular values."""
+    """A layer's merged delta as it will be saved, its report, read when asked for, and its uncut
+    answer's singular values.
+    """
 
     saved: LowRankDelta
     report: Callable[[], LayerReport]
@@ -32,7 +44,9 @@ class SolvedLayer:
 
 @dataclass
 class Measurement:
-    """A layer's deltas on the device and the statistics of its tasks, from the first row to the solve."""
+    """A layer's deltas on the device and the statistics of its tasks, from the first row to the
+    solve.
+    """
 
     path: str
     stream: str
@@ -50,7 +64,9 @@ class Measurement:
     weight: Tensor | None = None
     bias: Tensor | None = None
     arrived: int = 0
-    input_changed: Tensor | None = None  # on the device: whether a shared input is not what was measured
+    input_changed: Tensor | None = (
+        None  # on the device: whether a shared input is not what was measured
+    )
 
     @classmethod
     def open(
@@ -65,14 +81,20 @@ class Measurement:
         inputs: SharedInputs,
     ) -> Measurement:
         """Prepare to measure a layer, when its first rows arrive."""
-        sums_device, dtype, (d_out, d_in) = statistics_device(x.device), product_dtype(x), weight_shape(module)
-        shared, paper = inputs.find(stream, x), config.ridge == "paper"
+        sums_device = statistics_device(x.device)
+        dtype = product_dtype(x)
+        (d_out, d_in) = weight_shape(module)
+        shared = inputs.find(stream, x)
+        paper = config.ridge == "paper"
         first = shared is None
         if shared is None:
             per_row = len(_picked_tokens(module, token_count(module, x), tasks, config))
             few = not paper and per_row * sum(len(task.samples) for task in tasks) < d_in
             moments = [
-                InputMoments(d_in, sums_device, cross_gram=paper, keep_rows=few * per_row * len(task.samples)) for task in tasks
+                InputMoments(
+                    d_in, sums_device, cross_gram=paper, keep_rows=few * per_row * len(task.samples)
+                )
+                for task in tasks
             ]
             shared = SharedInput(stream, moments)
             inputs.entries.append(shared)
@@ -113,13 +135,17 @@ class Measurement:
             bias=bias,
         )
 
-    def add(self, module: nn.Module, chunk: Chunk, x: Tensor, y: Tensor, inputs: SharedInputs) -> list[Tensor | None]:
+    def add(
+        self, module: nn.Module, chunk: Chunk, x: Tensor, y: Tensor, inputs: SharedInputs
+    ) -> list[Tensor | None]:
         """Add a chunk's rows to the statistics, and return the teachers' codes per block."""
         if self.first_of_its_input:
             self.shared.add(x)
         else:
             changed = inputs.check(self.shared, self.arrived, x, self.path)
-            self.input_changed = changed if self.input_changed is None else self.input_changed | changed
+            self.input_changed = (
+                changed if self.input_changed is None else self.input_changed | changed
+            )
         self.arrived += 1
         return [self._add_block(module, block, x, y) for block in chunk.blocks]
 
@@ -130,27 +156,35 @@ class Measurement:
         step = 1 if is_patchwise(module) else len(block.samples)
         for start in range(0, len(block.samples), step):
             teacher, student = (
-                slice(side.start + start, min(side.start + start + step, side.stop)) for side in (block.teacher, block.student)
+                slice(side.start + start, min(side.start + start + step, side.stop))
+                for side in (block.teacher, block.student)
             )
             part = None if codes is None else codes[start : start + step]
             piece = Block(block.task, teacher, student, block.samples[start : start + step])
             self._add_rows(module, piece, x, y, part)
         return codes
 
-    def _add_rows(self, module: nn.Module, block: Block, x: Tensor, y: Tensor, codes: Tensor | None) -> None:
+    def _add_rows(
+        self, module: nn.Module, block: Block, x: Tensor, y: Tensor, codes: Tensor | None
+    ) -> None:
         """Add teacher and student rows of one task; ``codes`` are the teachers'."""
-        worn, config = self.worn[block.task], self.config
-        teacher, student = (input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student))
+        worn = self.worn[block.task]
+        config = self.config
+        teacher, student = (
+            input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student)
+        )
         count = teacher.shape[1]
         weights = block.token_weights(self.stream, count, self.path)
-        picked, counted = _picked_tokens(module, count, self.tasks, config), None
+        picked = _picked_tokens(module, count, self.tasks, config)
+        counted = None
         on_device = slice(None) if len(picked) == count else picked.to(x.device)
         if weights is not None:
             weights = weights.reshape(len(block.samples), count)[:, picked].flatten()
             counted = weights.nonzero()[:, 0]
             if not len(counted):
                 return
-            roots, counted = weights[counted].to(teacher).sqrt()[:, None], counted.to(x.device)
+            roots = weights[counted].to(teacher).sqrt()[:, None]
+            counted = counted.to(x.device)
 
         def rows(part: Tensor) -> Tensor:
             """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
@@ -166,7 +200,10 @@ class Measurement:
             moments.tokens += student_rows.shape[0]
         drift = added = outputs = None
         if config.target == "full_output":
-            ours, theirs = (output_tokens(module, y[side]).to(self.dtype) for side in (block.teacher, block.student))
+            ours, theirs = (
+                output_tokens(module, y[side]).to(self.dtype)
+                for side in (block.teacher, block.student)
+            )
             drift = rows((1 - config.input_mix) * (ours - theirs))
         if codes is not None and (config.target == "full_output" or config.balance == "full"):
             added = codes @ worn.up.T
@@ -185,7 +222,11 @@ class Measurement:
     def sum_bytes(self) -> int:
         """Return the memory that this layer's sums take, without those that it shares."""
         own = sum(statistics.bytes() for statistics in self.statistics)
-        return own + (sum(moments.bytes() for moments in self.shared.moments) if self.first_of_its_input else 0)
+        return own + (
+            sum(moments.bytes() for moments in self.shared.moments)
+            if self.first_of_its_input
+            else 0
+        )
 
     def solve(self, rank: int | str, solver: LayerSolver = solve_layer) -> SolvedLayer:
         """Solve the layer once all rows have been added.
@@ -199,8 +240,9 @@ class Measurement:
         """
         if self.input_changed is not None and bool(self.input_changed):
             raise CalibrationError(
-                f"layer {self.path!r} reads a tensor that was changed in place after an earlier layer had read it, in torch's "
-                "inference mode, where such changes leave no trace; run the merge under torch.no_grad() instead"
+                f"layer {self.path!r} reads a tensor that was changed in place after an earlier "
+                "layer had read it, in torch's inference mode, where such changes leave no trace; "
+                "run the merge under torch.no_grad() instead"
             )
         tasks = [self._task(g, task) for g, task in enumerate(self.tasks)]
         weight = self.weight if self.config.needs_base_weight else None
@@ -211,7 +253,8 @@ class Measurement:
         saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
         deltas = {k: (self.names[k], delta) for k, delta in self.deltas.items()}
         report = figures_of(self.path, deltas, tasks, saved.to(dtype=torch.float64), solution)
-        self.statistics.clear()  # paused chunks still hold this measurement; one layer's sums at a time
+        # paused chunks still hold this measurement; one layer's sums at a time
+        self.statistics.clear()
         return SolvedLayer(saved, report, solution.spectrum and solution.spectrum.values)
 
     def _task(self, g: int, task: Task) -> TaskAtLayer:
@@ -223,11 +266,17 @@ class Measurement:
         return TaskAtLayer(task.name, mix, task.weight, self.statistics[g], worn, full_norm)
 
 
-def _picked_tokens(module: nn.Module, count: int, tasks: Sequence[Task], config: MergeConfig) -> Tensor:
-    """Return which of a row's tokens count, on the CPU: all of them, or as many as the settings allow, at random places."""
+def _picked_tokens(
+    module: nn.Module, count: int, tasks: Sequence[Task], config: MergeConfig
+) -> Tensor:
+    """Return which of a row's tokens count, on the CPU: all of them, or as many as the settings
+    allow, at random places.
+    """
     most = count if config.tokens_per_row is None else min(count, config.tokens_per_row)
     if is_patchwise(module):
         most = min(most, max(1, config.patches // sum(len(task.samples) for task in tasks)))
     if most == count:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:most].sort().values
+    return (
+        torch.randperm(count, generator=torch.Generator().manual_seed(count))[:most].sort().values
+    )

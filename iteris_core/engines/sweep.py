@@ -1,8 +1,10 @@
-"""The single sweep: one forward pass that solves every target layer in the order in which the network reaches it.
+"""The single sweep: one forward pass that solves every target layer in the order in which the
+network reaches it.
 
-A layer's student inputs depend only on the layers before it. So when teacher rows and student rows go through the
-network in one batch, each layer can be solved the moment all rows have reached it, and the student rows go on wearing
-the answer. That is the fixed point of the paper's Algorithm 1 (arXiv:2411.15231), in one pass instead of many.
+A layer's student inputs depend only on the layers before it. So when teacher rows and student rows
+go through the network in one batch, each layer can be solved the moment all rows have reached it,
+and the student rows go on wearing the answer. That is the fixed point of the paper's Algorithm 1
+(arXiv:2411.15231), in one pass instead of many.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=No
 
 @dataclass(frozen=True)
 class EngineResult:
-    """Solved layers in the order in which the network reached them, the rows' outputs, and the changes per iteration.
+    """Solved layers in the order in which the network reached them, the rows' outputs, and the
+    changes per iteration.
 
-    ``outputs[g][s]`` is (teacher's, student's) output row of sample s of task g, if the network returns one.
-    ``changes[i]`` is the largest relative change of a layer in iteration i; only of ``engine="iterate"``. ``memory_bytes`` is
-    the most that was in use on the device when a layer was solved, if the device tells.
+    ``outputs[g][s]`` is (teacher's, student's) output row of sample s of task g, if the network
+    returns one. ``changes[i]`` is the largest relative change of a layer in iteration i; only of
+    ``engine="iterate"``. ``memory_bytes`` is the most that was in use on the device when a layer
+    was solved, if the device tells.
     """
 
     layers: dict[str, SolvedLayer]
@@ -63,7 +67,8 @@ def sweep(
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
-    If the device runs out of memory, it goes on with half as many samples a call, from the layer it had reached.
+    If the device runs out of memory, it goes on with half as many samples a call, from the layer it
+    had reached.
 
     Args:
         network: Runs the rows; untouched afterwards, also after an exception.
@@ -72,7 +77,8 @@ def sweep(
         config: See `MergeConfig`.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
         solver_at: What solves each layer; a rival method is another solver.
-        watch: Told each layer's report as soon as it is solved, which waits for the device once more a layer.
+        watch: Told each layer's report as soon as it is solved, which waits for the device once
+            more a layer.
 
     Raises:
         AdapterError: A delta that does not fit its module.
@@ -85,13 +91,20 @@ def sweep(
     parking = Parking(network.modules.values()) if config.park_on_host else None
 
     def attempt(samples_per_chunk: int) -> EngineResult:
-        state = _Sweep(network, adapters, tasks, config, progress, watch, solver_at, len(paths), solved)
+        state = _Sweep(
+            network, adapters, tasks, config, progress, watch, solver_at, len(paths), solved
+        )
         chunks = split_into_chunks(tasks, samples_per_chunk)
         workers = [partial(run_chunk, network, chunk) for chunk in chunks]
-        with torch.no_grad(), layer_hooks({path: network.modules[path] for path in paths}, state.at_layer):
+        with (
+            torch.no_grad(),
+            layer_hooks({path: network.modules[path] for path in paths}, state.at_layer),
+        ):
             answers = run_in_lockstep(workers, state.solve, parking if len(chunks) > 1 else None)
         check_all_reached(paths, solved)
-        return EngineResult(solved, outputs_by_task(tasks, chunks, answers), memory_bytes=state.memory_bytes)
+        return EngineResult(
+            solved, outputs_by_task(tasks, chunks, answers), memory_bytes=state.memory_bytes
+        )
 
     return with_smaller_calls(attempt, config.samples_per_chunk, "the sweep")
 
@@ -105,15 +118,20 @@ def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         for path, delta in adapter.deltas.items():
             if path not in network.modules:
-                raise AdapterError(f"adapter {adapter.name!r} changes {path!r}, which this model does not have")
+                raise AdapterError(
+                    f"adapter {adapter.name!r} changes {path!r}, which this model does not have"
+                )
             try:
                 expected = weight_shape(network.modules[path])
             except AdapterError as error:
-                raise AdapterError(f"adapter {adapter.name!r} changes {path!r}, which {error}") from error
+                raise AdapterError(
+                    f"adapter {adapter.name!r} changes {path!r}, which {error}"
+                ) from error
             if delta.shape != expected:
                 raise AdapterError(
-                    f"adapter {adapter.name!r} has a delta of {delta.shape[0]} x {delta.shape[1]} for {path!r}, whose weight "
-                    f"is {expected[0]} x {expected[1]}: it was trained for another model"
+                    f"adapter {adapter.name!r} has a delta of {delta.shape[0]} x {delta.shape[1]} "
+                    f"for {path!r}, whose weight is {expected[0]} x {expected[1]}: it was trained "
+                    "for another model"
                 )
 
 
@@ -122,15 +140,16 @@ def check_all_reached(paths: Sequence[str], reached: Sequence[str]) -> None:
     never = [path for path in paths if path not in reached]
     if never:
         raise CalibrationError(
-            f"the network never ran {len(never)} of {len(paths)} target layers, such as {never[0]!r}; they cannot be measured. "
-            "Leave them out, or check that the adapters belong to this model"
+            f"the network never ran {len(never)} of {len(paths)} target layers, such as "
+            f"{never[0]!r}; they cannot be measured. Leave them out, or check that the adapters "
+            "belong to this model"
         )
 
 
 def reached_twice(path: str) -> CalibrationError:
     return CalibrationError(
-        f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two inputs cannot be solved in one "
-        "go. Leave it out of the merge"
+        f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two "
+        "inputs cannot be solved in one go. Leave it out of the merge"
     )
 
 
@@ -178,11 +197,20 @@ class _Sweep:
             raise reached_twice(path)
         self.reached.add((id(chunk), path))
         if path in self.known:
-            return dress(module, chunk, x, y, *at_hand(path, self.adapters, self.tasks, self.solved[path].saved, x))
+            return dress(
+                module,
+                chunk,
+                x,
+                y,
+                *at_hand(path, self.adapters, self.tasks, self.solved[path].saved, x),
+            )
         if self.measurement is None or self.measurement.path != path:
             stream = self.network.stream(path)
-            self.measurement = Measurement.open(path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs)
-        # no tensor that chunks share may be a local variable here: it would be parked with the first of them
+            self.measurement = Measurement.open(
+                path, stream, module, x, self.adapters, self.tasks, self.config, self.inputs
+            )
+        # no tensor that chunks share may be a local variable here: it would be parked with the
+        # first of them
         measurement = self.measurement
         codes = measurement.add(module, chunk, x, y, self.inputs)
         pause(path)
@@ -204,11 +232,15 @@ class _Sweep:
 
 
 def outputs_by_task(tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]) -> Any:
-    """Return each sample's (teacher's, student's) output row, by task; None if the network returns no tensor."""
+    """Return each sample's (teacher's, student's) output row, by task; None if the network returns
+    no tensor.
+    """
     if not all(isinstance(answer, Tensor) for answer in answers):
         return None
     outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tasks]
     for chunk, answer in zip(chunks, answers, strict=True):
         for block in chunk.blocks:
-            outputs[block.task].extend(zip(answer[block.teacher], answer[block.student], strict=True))
+            outputs[block.task].extend(
+                zip(answer[block.teacher], answer[block.student], strict=True)
+            )
     return tuple(tuple(rows) for rows in outputs)

@@ -15,7 +15,8 @@ from ..files.pretrained import load_processor, placed, whole_model
 from .text_metrics import EvaluationError
 
 # CLIPScore (Hessel et al. 2021): 2.5 max(cos, 0), of the text behind these words.
-CLIPSCORE_SCALE, CLIPSCORE_PREFIX = 2.5, "A photo depicts "
+CLIPSCORE_SCALE = 2.5
+CLIPSCORE_PREFIX = "A photo depicts "
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Clip:
     processor: Any
 
     def of_pictures(
-        self, files: Sequence[Path], batch: int = 16, progress: Callable[[int, int], None] = lambda done, total: None
+        self,
+        files: Sequence[Path],
+        batch: int = 16,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Tensor:
         """Return the pictures' features (pictures, width), each of length 1.
 
@@ -38,15 +42,23 @@ class Clip:
             pictures = [_opened(file) for file in files[start : start + batch]]
             pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
-                seen = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype)).pooler_output
-                found.append(functional.normalize(self.model.visual_projection(seen).float(), dim=-1).cpu())
+                seen = self.model.vision_model(
+                    pixel_values=pixels.to(self.model.device, self.model.dtype)
+                ).pooler_output
+                found.append(
+                    functional.normalize(self.model.visual_projection(seen).float(), dim=-1).cpu()
+                )
             progress(min(start + batch, len(files)), len(files))
         return torch.cat(found)
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the texts' features (texts, width), each of length 1; what is longer than CLIP reads is cut."""
+        """Return the texts' features (texts, width), each of length 1; what is longer than CLIP
+        reads is cut.
+        """
         length = self.model.config.text_config.max_position_embeddings
-        ids = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        ids = self.processor.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
         with torch.no_grad():
             read = self.model.text_model(**ids.to(self.model.device)).pooler_output
             return functional.normalize(self.model.text_projection(read).float(), dim=-1).cpu()

@@ -1,4 +1,6 @@
-"""Base models and adapters on the tasks of `language_tasks`: predictions, and scores from predictions."""
+"""Base models and adapters on the tasks of `language_tasks`: predictions, and scores from
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +68,11 @@ class Run:
         """Return a name per adapter: its folder's, with a number where two are the same."""
         names: list[str] = []
         for folder in self.adapters:
-            name, number = folder.resolve().name, 2
+            name = folder.resolve().name
+            number = 2
             while name in (*names, BASE):
-                name, number = f"{folder.resolve().name}-{number}", number + 1
+                name = f"{folder.resolve().name}-{number}"
+                number = number + 1
             names.append(name)
         return names
 
@@ -105,17 +109,21 @@ def evaluate_texts(
         progress: Told about examples; may raise to cancel.
 
     Raises:
-        IterisError: An unusable base or adapter, or predictions of other settings in the output folder.
+        IterisError: An unusable base or adapter, or predictions of other settings in the output
+            folder.
     """
     how = how or Generation()
-    model, tokenizer = t5.load_base(run.base, run.dtype, run.device), load_tokenizer(run.base)
+    model = t5.load_base(run.base, run.dtype, run.device)
+    tokenizer = load_tokenizer(run.base)
     write = text_writer(model, tokenizer, how)
 
     def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
         task, examples = tasks[index]
         prompts = [example.prompt for example in examples]
         made_by |= {"generation": asdict(how), "examples": fingerprint(*prompts)}
-        found = _predictions(run, model, adapter, (row, task.name), made_by, prompts[: run.limit], write, progress)
+        found = _predictions(
+            run, model, adapter, (row, task.name), made_by, prompts[: run.limit], write, progress
+        )
         scores = text_scores(found, [example.answer for example in examples[: run.limit]])
         return Scores(row, task.name, len(found), scores)
 
@@ -123,7 +131,9 @@ def evaluate_texts(
 
 
 def text_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Return `classification_scores`, and Matthews correlation on a scale of 0 to 1, ``(1 + m) / 2``."""
+    """Return `classification_scores`, and Matthews correlation on a scale of 0 to 1, ``(1 + m) /
+    2``.
+    """
     scores = classification_scores(predictions, answers)
     return {**scores, "scaled_matthews": (1 + scores["matthews"]) / 2}
 
@@ -151,32 +161,54 @@ def evaluate_captions(
     for task, examples in tasks:
         if styles is not None and task.style is not None and task.style not in styles.styles:
             raise EvaluationError(
-                f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not {task.style!r}; say which of its "
-                f"labels that is (--style-label {task.style}=LABEL)"
+                f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not "
+                f"{task.style!r}; say which of its labels that is (--style-label "
+                f"{task.style}=LABEL)"
             )
         _check_pictures(task, examples[: run.limit])
-    model, processor = blip.load_base(run.base, run.dtype, run.device), load_processor(run.base)
+    model = blip.load_base(run.base, run.dtype, run.device)
+    processor = load_processor(run.base)
     writers = [caption_writer(model, processor, task.prompt, how) for task, _ in tasks]
 
     def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
         task, examples = tasks[index]
         pictures = [example.image for example in examples]
-        made_by |= {"generation": asdict(how), "prompt": task.prompt, "examples": fingerprint(*map(_identity, pictures))}
-        found = _predictions(run, model, adapter, (row, task.name), made_by, pictures[: run.limit], writers[index], progress)
+        made_by |= {
+            "generation": asdict(how),
+            "prompt": task.prompt,
+            "examples": fingerprint(*map(_identity, pictures)),
+        }
+        found = _predictions(
+            run,
+            model,
+            adapter,
+            (row, task.name),
+            made_by,
+            pictures[: run.limit],
+            writers[index],
+            progress,
+        )
         scores = caption_scores(found, [example.references for example in examples[: run.limit]])
         if styles is not None and task.style is not None:
-            scores = {"style_accuracy": style_accuracy(found, task.style, styles.classify), **scores}
+            scores = {
+                "style_accuracy": style_accuracy(found, task.style, styles.classify),
+                **scores,
+            }
         return Scores(row, task.name, len(found), scores)
 
     return _all_rows(run, model, [task.name for task, _ in tasks], on_task)
 
 
 def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> None:
-    missing = [example.image for example in examples if isinstance(example.image, Path) and not example.image.is_file()]
+    missing = [
+        example.image
+        for example in examples
+        if isinstance(example.image, Path) and not example.image.is_file()
+    ]
     if missing:
         raise EvaluationError(
-            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; put them beside the file that "
-            "names them"
+            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; put "
+            "them beside the file that names them"
         )
 
 
@@ -191,10 +223,15 @@ def _all_rows(
     on_task: Callable[[str, Adapter | None, dict[str, Any], int], Scores],
 ) -> list[Scores]:
     if len(set(names)) < len(names):
-        raise EvaluationError(f"a task is given twice ({', '.join(names)}); give each once, for another file run again")
+        raise EvaluationError(
+            f"a task is given twice ({', '.join(names)}); give each once, for another file run "
+            "again"
+        )
     adapters: list[tuple[str, Adapter | None, str]] = [(BASE, None, "")] if run.with_base else []
     for name, folder in zip(run.row_names(), run.adapters, strict=True):
-        adapter = replace(load_adapter(model, folder), name=name)  # all are read first: a wrong one is said at once
+        adapter = replace(
+            load_adapter(model, folder), name=name
+        )  # all are read first: a wrong one is said at once
         hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
         adapters.append((name, adapter, "-".join(hashes)))
     scores = []
@@ -222,5 +259,7 @@ def _predictions(
     tell = partial(progress, f"{row}: {task}") if progress is not None else lambda done, total: None
     with all_wearing(dict(model.named_modules()), adapter):
         return with_smaller_calls(
-            lambda size: predict(path, made_by, inputs, write, size, tell), run.batch, f"writing the answers of {task}"
+            lambda size: predict(path, made_by, inputs, write, size, tell),
+            run.batch,
+            f"writing the answers of {task}",
         )

@@ -1,7 +1,7 @@
 """The tasks of the paper's language and captioning tables, read from files in their public formats.
 
-Answers are the published ones; prompts say the same in words of ours, so adapters that were trained with other prompts need
-theirs (`TextTask.prompt`, `CaptionTask.prompt`).
+Answers are the published ones; prompts say the same in words of ours, so adapters that were trained
+with other prompts need theirs (`TextTask.prompt`, `CaptionTask.prompt`).
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class TextTask:
     def __post_init__(self) -> None:
         try:
             parts = [part for part in Formatter().parse(self.prompt) if part[1] is not None]
-            usable = parts and all(field.isidentifier() and not more and not kind for _, field, more, kind in parts)
+            usable = parts and all(
+                field.isidentifier() and not more and not kind for _, field, more, kind in parts
+            )
         except ValueError:
             usable = False
         if not usable:
             raise ConfigError(
-                f"the prompt of {self.name} is {self.prompt!r}; write a text with field names of the data set in braces, "
-                "such as {sentence}, and {{ or }} for a brace"
+                f"the prompt of {self.name} is {self.prompt!r}; write a text with field names of "
+                "the data set in braces, such as {sentence}, and {{ or }} for a brace"
             )
 
     @property
@@ -93,7 +95,8 @@ TEXT_TASKS: dict[str, TextTask] = {
     for task in (
         TextTask(
             "mnli",
-            _PAIR.format("premise", "hypothesis") + "Does the first follow up to imply the second? Answer yes, maybe or no.",
+            _PAIR.format("premise", "hypothesis")
+            + "Does the first follow up to imply the second? Answer yes, maybe or no.",
             ("yes", "maybe", "no"),
         ),
         TextTask(
@@ -104,26 +107,35 @@ TEXT_TASKS: dict[str, TextTask] = {
         ),
         TextTask(
             "qqp",
-            _PAIR.format("question1", "question2") + "Do these two questions ask the same? Answer yes or no.",
+            _PAIR.format("question1", "question2")
+            + "Do these two questions ask the same? Answer yes or no.",
             ("no", "yes"),
         ),
         TextTask(
             "qnli",
-            "Question: {question} Text: {sentence} Is the question answered by the text? Answer yes or no.",
+            "Question: {question} Text: {sentence} Is the question answered by the text? Answer "
+            "yes or no.",
             ("yes", "no"),
         ),
         TextTask(
             "mrpc",
-            _PAIR.format("sentence1", "sentence2") + "Do these two sentences mean the same? Answer yes or no.",
+            _PAIR.format("sentence1", "sentence2")
+            + "Do these two sentences mean the same? Answer yes or no.",
             ("no", "yes"),
         ),
-        TextTask("sst2", "Review: {sentence} Is this review favourable? Answer yes or no.", ("no", "yes")),
+        TextTask(
+            "sst2", "Review: {sentence} Is this review favourable? Answer yes or no.", ("no", "yes")
+        ),
         TextTask(
             "rte",
-            _PAIR.format("sentence1", "sentence2") + "Does the second follow from the first? Answer yes or no.",
+            _PAIR.format("sentence1", "sentence2")
+            + "Does the second follow from the first? Answer yes or no.",
             ("yes", "no"),
         ),
-        *(TextTask(name, "{instruction}", label="output", score="macro_f1") for name in ("emoint", "ec", "tec", "isear")),
+        *(
+            TextTask(name, "{instruction}", label="output", score="macro_f1")
+            for name in ("emoint", "ec", "tec", "isear")
+        ),
     )
 }
 CAPTION_TASKS: dict[str, CaptionTask] = {
@@ -142,7 +154,8 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
     """Read a task's examples from a file (`read_rows`) with the data set's field names.
 
     Raises:
-        EvaluationError: A field is missing or a label unknown; names the row, and the fields that are there.
+        EvaluationError: A field is missing or a label unknown; names the row, and the fields that
+            are there.
     """
     examples = []
     for number, row in enumerate(read_rows(path), 1):
@@ -154,7 +167,9 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
                     f"{', '.join(task.fields)} and {task.label}, as on the hub"
                 )
         values = {field: str(row[field]) for field in task.fields}
-        examples.append(TextExample(task.prompt.format(**values), _answer(task, row[task.label], place)))
+        examples.append(
+            TextExample(task.prompt.format(**values), _answer(task, row[task.label], place))
+        )
     return examples
 
 
@@ -162,19 +177,26 @@ def _answer(task: TextTask, label: Any, place: str) -> str:
     if not task.answers:
         if isinstance(label, str) and label.strip():
             return label.strip()
-        raise EvaluationError(f"{place}: {task.label!r} is {label!r}; it must be a text, the answer")
+        raise EvaluationError(
+            f"{place}: {task.label!r} is {label!r}; it must be a text, the answer"
+        )
     text = str(label).strip()
     if text in task.answers:
         return text
     if text.isdecimal() and int(text) < len(task.answers):
         return task.answers[int(text)]
-    hidden = ", which hides the label of a test split; give the validation split" if text == "-1" else ""
+    hidden = (
+        ", which hides the label of a test split; give the validation split" if text == "-1" else ""
+    )
     numbers = ", ".join(f"{number} ({word})" for number, word in enumerate(task.answers))
-    raise EvaluationError(f"{place}: {task.label!r} is {label!r}{hidden}; {task.name} has the labels {numbers}")
+    raise EvaluationError(
+        f"{place}: {task.label!r} is {label!r}{hidden}; {task.name} has the labels {numbers}"
+    )
 
 
 def read_caption_task(path: Path) -> list[CaptionExample]:
-    """Read pictures and references: parquet with ``image`` and ``text``, or JSON lines ``{"image": ..., "references": [...]}``.
+    """Read pictures and references: parquet with ``image`` and ``text``, or JSON lines ``{"image":
+    ..., "references": [...]}``.
 
     Raises:
         EvaluationError: A row has other fields; names it.
@@ -188,7 +210,9 @@ def read_caption_task(path: Path) -> list[CaptionExample]:
                 f'{place}: has {_listed(row)}; give parquet with "image" and "text", or JSON lines '
                 '{"image": "a.png", "references": ["..."]}'
             )
-        examples.append(CaptionExample(_image(row["image"], path.parent, place), _references(references, place)))
+        examples.append(
+            CaptionExample(_image(row["image"], path.parent, place), _references(references, place))
+        )
     return examples
 
 
@@ -199,23 +223,31 @@ def _image(image: Any, folder: Path, place: str) -> Path | bytes:
         return image
     if isinstance(image, str) and image:
         return folder / image
-    raise EvaluationError(f'{place}: "image" is {type(image).__name__}; give a file name, or the bytes of a picture')
+    raise EvaluationError(
+        f'{place}: "image" is {type(image).__name__}; give a file name, or the bytes of a picture'
+    )
 
 
 def _references(value: Any, place: str) -> tuple[str, ...]:
-    """Return the captions of a list, of a text that holds a JSON list, or of a text that is one caption."""
+    """Return the captions of a list, of a text that holds a JSON list, or of a text that is one
+    caption.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise EvaluationError(f"{place}: its references are no JSON list ({error}); repair it") from error
+            raise EvaluationError(
+                f"{place}: its references are no JSON list ({error}); repair it"
+            ) from error
     captions: Sequence[Any] = [value] if isinstance(value, str) else value
     if (
         not isinstance(captions, list)
         or not all(isinstance(text, str) for text in captions)
         or not any(map(str.strip, captions))
     ):
-        raise EvaluationError(f"{place}: its references are {value!r:.80}; give one caption or a list of captions")
+        raise EvaluationError(
+            f"{place}: its references are {value!r:.80}; give one caption or a list of captions"
+        )
     return tuple(text for text in captions if text.strip())
 
 

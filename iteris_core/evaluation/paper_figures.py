@@ -1,4 +1,6 @@
-"""The figures that the paper prints, for tables beside ours (IterIS, CVPR 2025, arXiv:2411.15231)."""
+"""The figures that the paper prints, for tables beside ours (IterIS, CVPR 2025,
+arXiv:2411.15231).
+"""
 
 from __future__ import annotations
 
@@ -64,8 +66,10 @@ _CIDER = {
     "flickrstyle-romantic": {"linear": 0.487, "RegMean": 0.523, "IterIS": 0.524},
 }
 
-# Table 3: means over all pairs (GLUE, FLAN-T5-base) and all combinations (emotions, FLAN-T5-large); CoLA as (1 + MCC) / 2.
-_EMOTIONS, _GLUE = ("emoint", "ec", "tec", "isear"), ("mnli", "cola", "qqp", "qnli", "mrpc", "sst2", "rte")
+# Table 3: means over all pairs (GLUE, FLAN-T5-base) and all combinations (emotions, FLAN-T5-large);
+# CoLA as (1 + MCC) / 2.
+_EMOTIONS = ("emoint", "ec", "tec", "isear")
+_GLUE = ("mnli", "cola", "qqp", "qnli", "mrpc", "sst2", "rte")
 _MEANS = {
     "linear": ((0.724, 0.884, 0.491, 0.594), (0.731, 0.678, 0.827, 0.890, 0.781, 0.932, 0.786)),
     "RegMean": ((0.759, 0.921, 0.544, 0.630), (0.790, 0.652, 0.851, 0.916, 0.809, 0.945, 0.801)),
@@ -119,12 +123,17 @@ class PaperRow:
 
 
 def text_figures(tasks: Collection[str]) -> list[PaperRow]:
-    """Return the paper's figures for tasks of `language_tasks.TEXT_TASKS`, those of exactly this pair first."""
+    """Return the paper's figures for tasks of `language_tasks.TEXT_TASKS`, those of exactly this
+    pair first.
+    """
     rows = []
     for pair, methods in _PAIRS.items():
         if set(pair) == set(tasks):
             for method, figures in methods.items():
-                scaled = {task: (1 + value) / 2 if task == "cola" else value for task, value in zip(pair, figures, strict=True)}
+                scaled = {
+                    task: (1 + value) / 2 if task == "cola" else value
+                    for task, value in zip(pair, figures, strict=True)
+                }
                 rows.append(PaperRow(method, "this pair, tables 8 to 14", scaled))
     for method, groups in _MEANS.items():
         means = dict(zip(_EMOTIONS + _GLUE, groups[0] + groups[1], strict=True))
@@ -136,7 +145,10 @@ def text_figures(tasks: Collection[str]) -> list[PaperRow]:
 
 def caption_figures(task: str) -> list[PaperRow]:
     """Return the paper's figures for a task of `language_tasks.CAPTION_TASKS`."""
-    own = [PaperRow(method, "table 11", {"cider": value}) for method, value in _CIDER.get(task, {}).items()]
+    own = [
+        PaperRow(method, "table 11", {"cider": value})
+        for method, value in _CIDER.get(task, {}).items()
+    ]
     styles = ("senticap-positive", "senticap-negative")
     if task not in styles:
         return own
@@ -145,14 +157,19 @@ def caption_figures(task: str) -> list[PaperRow]:
         PaperRow(
             method,
             "table 2; CIDEr and BLEU of both styles together",
-            {"style_accuracy": accuracies[styles.index(task)], **dict(zip(metrics, texts, strict=True))},
+            {
+                "style_accuracy": accuracies[styles.index(task)],
+                **dict(zip(metrics, texts, strict=True)),
+            },
         )
         for method, (accuracies, texts) in _STYLED.items()
     ]
 
 
 def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
-    """Return the paper's figures for two concepts in one picture: of this pair, in this order, or the means of all pairs."""
+    """Return the paper's figures for two concepts in one picture: of this pair, in this order, or
+    the means of all pairs.
+    """
     if len(concepts) != 2:
         return []
     for pair in (tuple(concepts), tuple(reversed(concepts))):
@@ -163,12 +180,21 @@ def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
                 PaperRow(
                     method,
                     "this pair, table 1",
-                    {**{name: figures[part][column] for name, part in zip(names, ("image_1", "image_2"), strict=True)},
-                     "text": figures["text"][column]},
+                    {
+                        **{
+                            name: figures[part][column]
+                            for name, part in zip(names, ("image_1", "image_2"), strict=True)
+                        },
+                        "text": figures["text"][column],
+                    },
                 )
                 for method, figures in ALIGNMENTS.items()
-            ]  # fmt: skip
+            ]
     return [
-        PaperRow(method, "mean of its 7 pairs, table 1", dict(zip(("image_1", "image_2", "text"), means, strict=True)))
+        PaperRow(
+            method,
+            "mean of its 7 pairs, table 1",
+            dict(zip(("image_1", "image_2", "text"), means, strict=True)),
+        )
         for method, means in ALIGNMENT_MEANS.items()
     ]

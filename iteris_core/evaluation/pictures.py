@@ -63,8 +63,8 @@ class Concept:
         found = sorted(file for file in self.photos.glob("*") if file.suffix.lower() in _PICTURES)
         if not found:
             raise EvaluationError(
-                f"{self.photos}: there are no pictures ({', '.join(_PICTURES)}) in this folder; {self.name!r} needs photos, "
-                "such as those that its LoRA was trained on"
+                f"{self.photos}: there are no pictures ({', '.join(_PICTURES)}) in this folder; "
+                f"{self.name!r} needs photos, such as those that its LoRA was trained on"
             )
         return found
 
@@ -103,7 +103,8 @@ class PictureRun:
         names = [file.stem for file in self.loras]
         if len(set(names)) < len(names) or BASE in names:
             raise ConfigError(
-                f"the LoRAs are called {', '.join(names)}; every row needs a name of its own, none of them {BASE}"
+                f"the LoRAs are called {', '.join(names)}; every row needs a name of its own, none "
+                f"of them {BASE}"
             )
         if not self.loras and not self.with_base:
             raise ConfigError("there is nothing to evaluate; give a LoRA, or let the base run")
@@ -116,12 +117,18 @@ def read_prompts(path: Path) -> list[str]:
         EvaluationError: There are none, or one is without the place.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error}); give a text file with one prompt a line") from error
+        raise EvaluationError(
+            f"{path}: cannot be read ({error}); give a text file with one prompt a line"
+        ) from error
     wrong = [line for line in lines if CONCEPTS not in line]
     if wrong or not lines:
-        problem = f"the prompt {wrong[0]!r} has no {CONCEPTS}" if wrong else "there are no prompts in it"
+        problem = (
+            f"the prompt {wrong[0]!r} has no {CONCEPTS}" if wrong else "there are no prompts in it"
+        )
         raise EvaluationError(f"{path}: {problem}; write one a line, such as {PROMPTS[1]}")
     return lines
 
@@ -135,8 +142,8 @@ def evaluate_pictures(
 ) -> list[Scores]:
     """Draw every prompt with all concepts in it, bare and with each LoRA, and let CLIP compare.
 
-    Scores are ``image_1``, ``image_2`` ... (`image_alignment` of each concept) and ``text`` (`text_alignment` with the prompt
-    in ordinary words).
+    Scores are ``image_1``, ``image_2`` ... (`image_alignment` of each concept) and ``text``
+    (`text_alignment` with the prompt in ordinary words).
 
     Args:
         run: Model, LoRAs, place.
@@ -155,24 +162,43 @@ def evaluate_pictures(
     photos = [concept.files() for concept in concepts]
     clip = load_clip(run.clip, run.device)
     known = [clip.of_pictures(files) for files in photos]
-    wanted = {"config": run.config, "embeddings": run.embeddings, "dtype": run.dtype, "device": run.device}
+    wanted = {
+        "config": run.config,
+        "embeddings": run.embeddings,
+        "dtype": run.dtype,
+        "device": run.device,
+    }
     pipeline = load_pipeline(run.base, sampling, **wanted)
-    drawn = [prompt.replace(CONCEPTS, " and ".join(concept.in_prompts for concept in concepts)) for prompt in prompts]
-    plain = [prompt.replace(CONCEPTS, " and ".join(f"a {concept.name}" for concept in concepts)) for prompt in prompts]
+    drawn = [
+        prompt.replace(CONCEPTS, " and ".join(concept.in_prompts for concept in concepts))
+        for prompt in prompts
+    ]
+    plain = [
+        prompt.replace(CONCEPTS, " and ".join(f"a {concept.name}" for concept in concepts))
+        for prompt in prompts
+    ]
     texts = clip.of_texts([CLIPSCORE_PREFIX + text for text in plain])
     scores = []
     rows: list[tuple[str, Path | None]] = [(file.stem, file) for file in run.loras]
     for row, file in ([(BASE, None)] if run.with_base else []) + rows:
         files = _drawn(run, pipeline, row, file, drawn, sampling, progress)
-        values = _judged(clip, files, known, texts, partial(progress, f"{row}: CLIP") if progress else None)
-        scores.append(Scores(row, "+".join(concept.name for concept in concepts), sum(map(len, files)), values))
+        values = _judged(
+            clip, files, known, texts, partial(progress, f"{row}: CLIP") if progress else None
+        )
+        scores.append(
+            Scores(
+                row, "+".join(concept.name for concept in concepts), sum(map(len, files)), values
+            )
+        )
     return scores
 
 
 def _check_concepts(concepts: Sequence[Concept]) -> None:
     names = [concept.name for concept in concepts]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"the concepts are {', '.join(names) or 'none'}; give one or more, each once")
+        raise ConfigError(
+            f"the concepts are {', '.join(names) or 'none'}; give one or more, each once"
+        )
 
 
 def _drawn(
@@ -191,7 +217,9 @@ def _drawn(
         made_by["embeddings"] = [file_fingerprint(file) for file in run.embeddings]
         tell = partial(progress, f"{row}: pictures") if progress else lambda done, total: None
         return with_smaller_calls(
-            lambda size: draw(pipeline, run.output / row, made_by, prompts, sampling, size, tell), run.batch, "drawing"
+            lambda size: draw(pipeline, run.output / row, made_by, prompts, sampling, size, tell),
+            run.batch,
+            "drawing",
         )
 
 
@@ -205,5 +233,8 @@ def _judged(
     flat = [file for of_prompt in files for file in of_prompt]
     pictures = clip.of_pictures(flat, progress=progress or (lambda done, total: None))
     own = texts.repeat_interleave(len(files[0]), dim=0)
-    images = {f"image_{number}": image_alignment(pictures, photo) for number, photo in enumerate(photos, 1)}
+    images = {
+        f"image_{number}": image_alignment(pictures, photo)
+        for number, photo in enumerate(photos, 1)
+    }
     return {**images, "text": text_alignment(pictures, own)}

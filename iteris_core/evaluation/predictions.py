@@ -1,4 +1,6 @@
-"""Predictions as JSON lines beside what made them, so that a run that was stopped goes on where it was."""
+"""Predictions as JSON lines beside what made them, so that a run that was stopped goes on where it
+was.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def predict(
     batch: int,
     progress: Callable[[int, int], None],
 ) -> list[str]:
-    """Return one prediction per input: those of the file, then new ones, which are appended batch by batch.
+    """Return one prediction per input: those of the file, then new ones, which are appended batch
+    by batch.
 
     Args:
         path: The file; its first line is `made_by`.
@@ -54,7 +57,9 @@ def predict(
     with path.open("a", encoding="utf-8") as file:
         for start in range(len(done), len(inputs), batch):
             written = write(inputs[start : start + batch])
-            file.writelines(_line({"index": start + i, "prediction": text}) for i, text in enumerate(written))
+            file.writelines(
+                _line({"index": start + i, "prediction": text}) for i, text in enumerate(written)
+            )
             file.flush()
             done.extend(written)
             progress(len(done), len(inputs))
@@ -62,19 +67,25 @@ def predict(
 
 
 def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
-    """Return the predictions that a file holds; what was cut off in the middle of a line is taken out of it."""
+    """Return the predictions that a file holds; what was cut off in the middle of a line is taken
+    out of it.
+    """
     lines = list(_whole_lines(path)) if path.exists() else []
     if not lines:
         path.write_text(_line(made_by), encoding="utf-8")
         return []
     if lines[0] != dict(made_by):
-        first = next(name for name in {**made_by, **lines[0]} if lines[0].get(name) != made_by.get(name))
+        first = next(
+            name for name in {**made_by, **lines[0]} if lines[0].get(name) != made_by.get(name)
+        )
         raise EvaluationError(
-            f"{path}: holds predictions made with another {first} ({lines[0].get(first)!r}, now {made_by.get(first)!r}); "
-            "choose another --output, or give --overwrite to begin again"
+            f"{path}: holds predictions made with another {first} ({lines[0].get(first)!r}, now "
+            f"{made_by.get(first)!r}); choose another --output, or give --overwrite to begin again"
         )
     predictions = [line["prediction"] for line in lines[1:]]
-    content = _line(made_by) + "".join(_line({"index": i, "prediction": text}) for i, text in enumerate(predictions))
+    content = _line(made_by) + "".join(
+        _line({"index": i, "prediction": text}) for i, text in enumerate(predictions)
+    )
     if content != path.read_text(encoding="utf-8"):
         path.write_text(content, encoding="utf-8")
     return predictions
@@ -82,14 +93,19 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield what made the predictions, then the predictions, up to a line that has no end."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    ):
         try:
             entry = json.loads(line)
-            if number and (entry["index"] != number - 1 or not isinstance(entry["prediction"], str)):
+            if number and (
+                entry["index"] != number - 1 or not isinstance(entry["prediction"], str)
+            ):
                 raise ValueError(f"prediction {number - 1} is expected here")
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
-                f"{path}, line {number + 1}: is no prediction ({error}); give --overwrite to begin again"
+                f"{path}, line {number + 1}: is no prediction ({error}); give --overwrite to begin "
+                "again"
             ) from error
         yield entry
 

@@ -1,4 +1,6 @@
-"""Classifiers of caption styles: a sequence classifier of transformers, or one trained here on labelled captions."""
+"""Classifiers of caption styles: a sequence classifier of transformers, or one trained here on
+labelled captions.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +32,32 @@ class TrainedStyles:
     held_out: float | None = None
 
 
-def load_style_classifier(path: Path, labels: Mapping[str, str] | None = None, device: str = "cpu") -> TrainedStyles:
-    """Load a folder of a sequence classifier, or train a classifier on a file of captions ``text`` with a ``label``.
+def load_style_classifier(
+    path: Path, labels: Mapping[str, str] | None = None, device: str = "cpu"
+) -> TrainedStyles:
+    """Load a folder of a sequence classifier, or train a classifier on a file of captions ``text``
+    with a ``label``.
 
     Args:
         path: What `save_pretrained` of transformers wrote, or a file (`read_rows`).
-        labels: Style -> the classifier's name for it, such as ``positive`` -> ``LABEL_1``, where they differ.
+        labels: Style -> the classifier's name for it, such as ``positive`` -> ``LABEL_1``, where
+            they differ.
         device: Where a sequence classifier runs.
 
     Raises:
         ConfigError, EvaluationError: It cannot be used, or the device cannot; says why.
     """
-    found = _sequence_classifier(path, device) if path.is_dir() else train_style_classifier(read_captions(path))
+    found = (
+        _sequence_classifier(path, device)
+        if path.is_dir()
+        else train_style_classifier(read_captions(path))
+    )
     styles = {name.lower(): name.lower() for name in found.styles}
     for style, name in (labels or {}).items():
         if name.lower() not in styles:
-            raise EvaluationError(f"{path}: knows no label {name!r}; its labels are {', '.join(found.styles)}")
+            raise EvaluationError(
+                f"{path}: knows no label {name!r}; its labels are {', '.join(found.styles)}"
+            )
         styles[name.lower()] = style.lower()
 
     def classify(texts: Sequence[str]) -> list[str]:
@@ -71,7 +83,8 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
 
 
 def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles:
-    """Train logistic regression on the TF-IDF of words and word pairs; its own accuracy is by cross-validation.
+    """Train logistic regression on the TF-IDF of words and word pairs; its own accuracy is by
+    cross-validation.
 
     Args:
         captions: (text, style), at least two of each of at least two styles.
@@ -87,14 +100,22 @@ def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles
     counts = Counter(style for _, style in captions)
     if len(counts) < 2 or min(counts.values()) < 2:
         found = ", ".join(f"{count} {style}" for style, count in sorted(counts.items())) or "none"
-        raise EvaluationError(f"labelled captions: there are {found}; a classifier needs two or more of two or more styles")
-    texts, styles = [text for text, _ in captions], [style for _, style in captions]
+        raise EvaluationError(
+            f"labelled captions: there are {found}; a classifier needs two or more of two or more "
+            "styles"
+        )
+    texts = [text for text, _ in captions]
+    styles = [style for _, style in captions]
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     model = make_pipeline(words, LogisticRegression(max_iter=1000, C=10.0))
     folds = min(_FOLDS, *counts.values())
     held_out = float(cross_val_score(model, texts, styles, cv=folds).mean())
     model.fit(texts, styles)
-    return TrainedStyles(lambda batch: [str(name) for name in model.predict(list(batch))], tuple(sorted(counts)), held_out)
+    return TrainedStyles(
+        lambda batch: [str(name) for name in model.predict(list(batch))],
+        tuple(sorted(counts)),
+        held_out,
+    )
 
 
 def _sequence_classifier(folder: Path, device: str, size: int = 32) -> TrainedStyles:
@@ -102,7 +123,10 @@ def _sequence_classifier(folder: Path, device: str, size: int = 32) -> TrainedSt
     from transformers import AutoModelForSequenceClassification
 
     # a folder of another model has no head that classifies; `whole_model` refuses to make one up
-    model: Any = placed(whole_model(AutoModelForSequenceClassification, str(folder), "a sequence classifier"), device)
+    model: Any = placed(
+        whole_model(AutoModelForSequenceClassification, str(folder), "a sequence classifier"),
+        device,
+    )
     tokenizer = load_tokenizer(str(folder))
     names = model.config.id2label
 

@@ -1,7 +1,8 @@
-"""Scores of texts: accuracy, F1 and Matthews correlation by scikit-learn; BLEU, ROUGE-L and CIDEr by pycocoevalcap.
+"""Scores of texts: accuracy, F1 and Matthews correlation by scikit-learn; BLEU, ROUGE-L and CIDEr
+by pycocoevalcap.
 
-pycocoevalcap's own tokenizer is a Java program. Here `tokenized` takes its place, which follows the same Penn Treebank rules
-as far as captions need them, so that no Java is needed.
+pycocoevalcap's own tokenizer is a Java program. Here `tokenized` takes its place, which follows the
+same Penn Treebank rules as far as captions need them, so that no Java is needed.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class EvaluationError(IterisError):
 def classification_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Return accuracy, macro F1 over the classes of `answers`, and Matthews correlation.
 
-    A prediction that is none of these classes is wrong; it makes no class of its own in the F1. Case, outer spaces and a final
-    full stop do not count.
+    A prediction that is none of these classes is wrong; it makes no class of its own in the F1.
+    Case, outer spaces and a final full stop do not count.
 
     Args:
         predictions: What a model wrote.
@@ -38,10 +39,13 @@ def classification_scores(predictions: Sequence[str], answers: Sequence[str]) ->
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     _check_counts(predictions, answers)
-    found, wanted = [_plain(text) for text in predictions], [_plain(text) for text in answers]
+    found = [_plain(text) for text in predictions]
+    wanted = [_plain(text) for text in answers]
     return {
         "accuracy": float(accuracy_score(wanted, found)),
-        "macro_f1": float(f1_score(wanted, found, labels=sorted(set(wanted)), average="macro", zero_division=0)),
+        "macro_f1": float(
+            f1_score(wanted, found, labels=sorted(set(wanted)), average="macro", zero_division=0)
+        ),
         "matthews": float(matthews_corrcoef(wanted, found)),
     }
 
@@ -51,7 +55,8 @@ def _plain(text: str) -> str:
 
 
 def tokenized(text: str) -> str:
-    """Return a caption as its tokens with a space between: lower case, no punctuation, contractions cut in two.
+    """Return a caption as its tokens with a space between: lower case, no punctuation, contractions
+    cut in two.
 
     >>> tokenized("The dog's well-fed, isn't it?")
     "the dog 's well-fed is n't it"
@@ -59,10 +64,13 @@ def tokenized(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
-def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def caption_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
     """Return BLEU-1 to BLEU-4 of the whole corpus, and the means of ROUGE-L and CIDEr.
 
-    CIDEr weighs n-grams by how few pictures' references have them, so it needs many pictures; it is 0 for a single one.
+    CIDEr weighs n-grams by how few pictures' references have them, so it needs many pictures; it is
+    0 for a single one.
 
     Args:
         captions: One per picture.
@@ -80,7 +88,9 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
     wanted = {i: [tokenized(text) for text in texts] for i, texts in enumerate(references)}
     empty = next((i for i, texts in wanted.items() if not any(texts)), None)
     if empty is not None:
-        raise EvaluationError(f"picture {empty + 1} has no reference caption; leave it out, or give it one or more")
+        raise EvaluationError(
+            f"picture {empty + 1} has no reference caption; leave it out, or give it one or more"
+        )
     wanted = {i: [text for text in texts if text] for i, texts in wanted.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its sums
         bleu = Bleu(4).compute_score(wanted, found)[0]
@@ -104,4 +114,7 @@ def style_accuracy(captions: Sequence[str], style: str, classify: StyleClassifie
 
 def _check_counts(found: Sequence[object], wanted: Sequence[object]) -> None:
     if len(found) != len(wanted) or not found:
-        raise EvaluationError(f"there are {len(found)} predictions for {len(wanted)} examples; there must be one for each")
+        raise EvaluationError(
+            f"there are {len(found)} predictions for {len(wanted)} examples; there must be one for "
+            "each"
+        )

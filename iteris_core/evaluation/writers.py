@@ -1,4 +1,6 @@
-"""Models that write: an encoder-decoder on prompts, a captioning model on pictures, either of them wearing an adapter."""
+"""Models that write: an encoder-decoder on prompts, a captioning model on pictures, either of them
+wearing an adapter.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,11 @@ class Generation:
         }
 
 
-# As the published code writes captions, but with plain beams: its beam groups are gone from transformers 5.
-CAPTIONS = Generation(beams=4, max_new_tokens=42, max_length=168, no_repeat=3, repetition_penalty=1.2)
+# As the published code writes captions, but with plain beams: its beam groups are gone from
+# transformers 5.
+CAPTIONS = Generation(
+    beams=4, max_new_tokens=42, max_length=168, no_repeat=3, repetition_penalty=1.2
+)
 
 
 @contextmanager
@@ -77,14 +82,23 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
         yield
 
 
-def text_writer(model: nn.Module, tokenizer: Any, how: Generation) -> Callable[[Sequence[str]], list[str]]:
+def text_writer(
+    model: nn.Module, tokenizer: Any, how: Generation
+) -> Callable[[Sequence[str]], list[str]]:
     """Return what answers prompts with an encoder-decoder of `families.t5`."""
 
     settings = generation_settings(model, num_return_sequences=1, **how.options())
 
     def write(prompts: Sequence[str]) -> list[str]:
-        inputs = tokenizer(list(prompts), padding=True, truncation=True, max_length=how.max_length, return_tensors="pt")
-        ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+        inputs = tokenizer(
+            list(prompts),
+            padding=True,
+            truncation=True,
+            max_length=how.max_length,
+            return_tensors="pt",
+        )
+        ids = inputs["input_ids"].to(model.device)
+        mask = inputs["attention_mask"].to(model.device)
         with torch.no_grad():
             written = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
@@ -95,23 +109,41 @@ def text_writer(model: nn.Module, tokenizer: Any, how: Generation) -> Callable[[
 def caption_writer(
     model: nn.Module, processor: Any, prompt: str, how: Generation
 ) -> Callable[[Sequence[Path | bytes]], list[str]]:
-    """Return what writes captions with a model of `families.blip`, behind a prompt that is not part of the caption.
+    """Return what writes captions with a model of `families.blip`, behind a prompt that is not part
+    of the caption.
 
     Raises:
-        ConfigError: Prompt and caption together may become longer than what the model's decoder reads.
+        ConfigError: Prompt and caption together may become longer than what the model's decoder
+            reads.
     """
-    start = processor.tokenizer(prompt, truncation=True, max_length=how.max_length, return_tensors="pt")["input_ids"]
+    start = processor.tokenizer(
+        prompt, truncation=True, max_length=how.max_length, return_tensors="pt"
+    )["input_ids"]
     # the end tokens, of the prompt and of the caption, are never read
-    check_length(model, start.shape[1] - 1 + how.max_new_tokens - 1, "a caption with its prompt and max_new_tokens")
+    check_length(
+        model,
+        start.shape[1] - 1 + how.max_new_tokens - 1,
+        "a caption with its prompt and max_new_tokens",
+    )
 
     def write(pictures: Sequence[Path | bytes]) -> list[str]:
         images = [_opened(picture) for picture in pictures]
-        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(
+            model.device, model.dtype
+        )
         ids = start.repeat(len(images), 1).to(model.device)
         with torch.no_grad():
-            written = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), **how.options())
+            written = model.generate(
+                pixel_values=pixels,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **how.options(),
+            )
         captions = written[:, start.shape[1] - 1 :]  # generate drops the prompt's end token
-        return [text.strip() for text in processor.tokenizer.batch_decode(captions, skip_special_tokens=True)]
+        return [
+            text.strip()
+            for text in processor.tokenizer.batch_decode(captions, skip_special_tokens=True)
+        ]
 
     return write
 
@@ -124,4 +156,6 @@ def _opened(picture: Path | bytes) -> Any:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         place = "a picture in the parquet file" if isinstance(picture, bytes) else picture
-        raise EvaluationError(f"{place}: cannot be read as a picture ({error}); give a PNG or JPEG file") from error
+        raise EvaluationError(
+            f"{place}: cannot be read as a picture ({error}); give a PNG or JPEG file"
+        ) from error

@@ -1,4 +1,6 @@
-"""What the header of a LoRA file tells, without reading its tensors: quick enough to ask for every file of a list."""
+"""What the header of a LoRA file tells, without reading its tensors: quick enough to ask for every
+file of a list.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class LoraHeader:
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a safetensors file's tensors without content (on the device ``meta``), and its metadata.
+    """Return a safetensors file's tensors without content (on the device ``meta``), and its
+    metadata.
 
     Raises:
         AdapterError: See `check_readable`.
@@ -41,9 +44,13 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no dict)
-            return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, dict(file.metadata() or {})
+            return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, dict(
+                file.metadata() or {}
+            )
     except SafetensorError as error:
-        raise AdapterError(f"{path.name}: cannot be read as safetensors ({error}); download it again") from error
+        raise AdapterError(
+            f"{path.name}: cannot be read as safetensors ({error}); download it again"
+        ) from error
 
 
 def lora_header(path: Path) -> LoraHeader:
@@ -54,5 +61,11 @@ def lora_header(path: Path) -> LoraHeader:
     """
     tensors, metadata = read_header(path)
     parts = ((kohya.split_key(key), tensor) for key, tensor in tensors.items())
-    ranks = [tensor.shape[0] for part, tensor in parts if part is not None and part[1] == "down" and tensor.ndim > 1]
-    return LoraHeader(trigger_words(metadata), max(ranks, default=0), base_family(tensors, metadata))
+    ranks = [
+        tensor.shape[0]
+        for part, tensor in parts
+        if part is not None and part[1] == "down" and tensor.ndim > 1
+    ]
+    return LoraHeader(
+        trigger_words(metadata), max(ranks, default=0), base_family(tensors, metadata)
+    )

@@ -23,11 +23,21 @@ _PLAIN_ROLES = {"up", "down", "mid", "alpha", "diff", "diff_b", "w_norm", "b_nor
 _LOHA_ROLES = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"}
 # Role of a tensor -> kind of adapter that has it; the first that is found names a module's kind.
 _KINDS = {
-    "dora_scale": "DoRA", "magnitude": "DoRA", "hada_w1_a": "LoHa", "oft_blocks": "OFT", "glora_a1": "GLoRA", "mid": "LoCon",
+    "dora_scale": "DoRA",
+    "magnitude": "DoRA",
+    "hada_w1_a": "LoHa",
+    "oft_blocks": "OFT",
+    "glora_a1": "GLoRA",
+    "mid": "LoCon",
     **{f"lokr_{name}": "LoKr" for name in ("w1", "w2", "w1_a", "w2_a", "t2")},
-    "up": "LoRA", "down": "LoRA", "diff": "full difference", "set_weight": "replaced weight",
-    "diff_b": "bias", "w_norm": "norm", "b_norm": "norm",
-}  # fmt: skip
+    "up": "LoRA",
+    "down": "LoRA",
+    "diff": "full difference",
+    "set_weight": "replaced weight",
+    "diff_b": "bias",
+    "w_norm": "norm",
+    "b_norm": "norm",
+}
 _WRITERS = {
     r"lora_(unet|te|te1|te2|transformer|prior)_": "kohya",
     r"lycoris_": "LyCORIS",
@@ -74,7 +84,8 @@ class AdapterFacts:
         peft: Of a PEFT adapter: ``r``, ``alpha`` and ``rslora`` of its settings; else empty.
         blocks: Block of the model -> what is changed in it.
         trigger_words: Most likely first, from the metadata.
-        norm: Frobenius norm of all deltas together; only of deltas that can be measured without the base.
+        norm: Frobenius norm of all deltas together; only of deltas that can be measured without the
+            base.
         largest: Module -> norm of its delta, the largest few.
         problems: What would not load, and why.
         metadata: Of the file, without the long lists.
@@ -106,22 +117,27 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     if folder.is_dir():
         settings = peft.read_settings(folder)
         peft.check_weights(folder)
-        path, file = folder, folder / peft.WEIGHTS_FILE
+        path = folder
+        file = folder / peft.WEIGHTS_FILE
     else:
         file = path
     tensors, metadata = read_tensors(file)
     groups, unknown = _groups(tensors)
     if unknown and not groups and not settings:
         raise AdapterError(
-            f"{path.name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an adapter's: this is a model, or "
-            "part of one. Give the file or folder of an adapter"
+            f"{path.name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an "
+            "adapter's: this is a model, or part of one. Give the file or folder of an adapter"
         )
-    deltas, problems = _peft_deltas(path.name, tensors, settings) if settings else _deltas(path.name, groups)
+    deltas, problems = (
+        _peft_deltas(path.name, tensors, settings) if settings else _deltas(path.name, groups)
+    )
     if settings:
         problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
     else:
         problems += [f"{key!r} is of no known kind" for key in unknown]
-    norms = {base: delta.squared_norm().clamp_min(0).sqrt().item() for base, delta in deltas.items()}
+    norms = {
+        base: delta.squared_norm().clamp_min(0).sqrt().item() for base, delta in deltas.items()
+    }
     return AdapterFacts(
         path=str(path),
         format=_format(tensors),
@@ -157,9 +173,12 @@ def _kind(group: Mapping[str, Tensor]) -> str:
     return next((kind for role, kind in _KINDS.items() if role in group), "unknown")
 
 
-def _deltas(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, LowRankDelta], list[str]]:
+def _deltas(
+    name: str, groups: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[dict[str, LowRankDelta], list[str]]:
     """Return the deltas that need no base weight, and what is wrong with the others."""
-    deltas, problems = {}, []
+    deltas = {}
+    problems = []
     for base, group in groups.items():
         if not (set(group) <= _PLAIN_ROLES or set(group) <= _LOHA_ROLES):
             continue  # needs the base weight or the host; whoever holds those reads it
@@ -174,7 +193,9 @@ def _deltas(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict
 
 
 def _own_shape(group: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return the (d_out, d_in) that a group's own tensors imply; what is missing is found later, by name."""
+    """Return the (d_out, d_in) that a group's own tensors imply; what is missing is found later, by
+    name.
+    """
     if "diff" in group:
         return group["diff"].shape[0], group["diff"][0].numel()
     up, down = ("up", "down") if "up" in group or "down" in group else ("hada_w1_a", "hada_w1_b")
@@ -193,9 +214,17 @@ def _peft_deltas(
     factors = {key: tensor for key, tensor in tensors.items() if kohya.split_key(key) is not None}
     groups, _ = _groups(factors)
     # a DoRA's delta needs the base weight; whoever holds that reads it
-    dora = {base for base, group in groups.items() if settings.get("use_dora") and "magnitude" in group}
-    factors = {key: tensor for key, tensor in factors.items() if kohya.split_key(key)[0] not in dora}
-    shapes = {base.removeprefix(peft.PREFIX): _own_shape(group) for base, group in groups.items() if base not in dora}
+    dora = {
+        base for base, group in groups.items() if settings.get("use_dora") and "magnitude" in group
+    }
+    factors = {
+        key: tensor for key, tensor in factors.items() if kohya.split_key(key)[0] not in dora
+    }
+    shapes = {
+        base.removeprefix(peft.PREFIX): _own_shape(group)
+        for base, group in groups.items()
+        if base not in dora
+    }
     if dora and not factors:
         return {}, []
     try:
@@ -215,24 +244,48 @@ def _module_name(base: str) -> str:
 def _peft_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not settings:
         return {}
-    return {"r": settings.get("r"), "alpha": settings.get("lora_alpha"), "rslora": bool(settings.get("use_rslora"))}
+    return {
+        "r": settings.get("r"),
+        "alpha": settings.get("lora_alpha"),
+        "rslora": bool(settings.get("use_rslora")),
+    }
 
 
 def _format(keys: Iterable[str]) -> str:
-    found = Counter(next((writer for start, writer in _WRITERS.items() if re.match(start, key)), "unknown") for key in keys)
+    found = Counter(
+        next((writer for start, writer in _WRITERS.items() if re.match(start, key)), "unknown")
+        for key in keys
+    )
     return " and ".join(writer for writer, _ in found.most_common()) or "empty"
 
 
-def base_family(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Any] | None = None) -> str:
-    """Return what an adapter was trained for, as far as the shapes of its tensors and its metadata tell."""
+def base_family(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Return what an adapter was trained for, as far as the shapes of its tensors and its metadata
+    tell.
+    """
     named = [
         (settings or {}).get("base_model_name_or_path"),
         metadata.get("modelspec.architecture"),
         metadata.get("ss_base_model_version"),
     ]
-    guess = next((family for family, pattern in _FAMILIES.items() if any(re.search(pattern, key) for key in tensors)), None)
+    guess = next(
+        (
+            family
+            for family, pattern in _FAMILIES.items()
+            if any(re.search(pattern, key) for key in tensors)
+        ),
+        None,
+    )
     if guess is None:
-        widths = {t.shape[1] for key, t in tensors.items() if re.search(r"attn2.*to_[kv].*(down|lora_A)", key) and t.ndim > 1}
+        widths = {
+            t.shape[1]
+            for key, t in tensors.items()
+            if re.search(r"attn2.*to_[kv].*(down|lora_A)", key) and t.ndim > 1
+        }
         guess = next((family for width, family in _CONTEXT_WIDTHS.items() if width in widths), None)
     told = next((name for name in named if name), None)
     return f"{guess} ({told})" if guess and told else guess or told or "unknown"
@@ -242,5 +295,9 @@ def _blocks(deltas: Mapping[str, LowRankDelta]) -> dict[str, BlockFacts]:
     ranks: dict[str, list[int]] = {}
     for base, delta in deltas.items():
         numbered = re.match(r"(.*?[._]\d+)(?=[._]|$)", base)
-        ranks.setdefault(numbered[1] if numbered else re.split(r"[.]", base)[0], []).append(delta.rank)
-    return {block: BlockFacts(len(found), (min(found), max(found))) for block, found in ranks.items()}
+        ranks.setdefault(numbered[1] if numbered else re.split(r"[.]", base)[0], []).append(
+            delta.rank
+        )
+    return {
+        block: BlockFacts(len(found), (min(found), max(found))) for block, found in ranks.items()
+    }

@@ -1,4 +1,6 @@
-"""Settings that come from JSON, which anybody may have edited: every value is checked before it is used."""
+"""Settings that come from JSON, which anybody may have edited: every value is checked before it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from ..errors import ConfigError
 
 Settings = TypeVar("Settings")
 _PRECISIONS = ("float16", "bfloat16", "float32", "float64")
-_WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", NoneType: "null"}
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+    NoneType: "null",
+}
 _MOST_LETTERS = 60  # of a value in an error
 
 
@@ -27,13 +35,17 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
         kind: The dataclass.
 
     Raises:
-        ConfigError: No object, an unknown or a missing field, or a value of the wrong type or out of its range.
+        ConfigError: No object, an unknown or a missing field, or a value of the wrong type or out
+            of its range.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{place} is {shown(values)}; it must be an object, {{name: value, ...}}")
-    hints, known = get_type_hints(kind), {item.name: item for item in fields(kind)}
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}
     for name in sorted(set(values) - set(known)):
-        raise ConfigError(f"{place} has the setting {name!r}, unknown to this version of IterIS; update it")
+        raise ConfigError(
+            f"{place} has the setting {name!r}, unknown to this version of IterIS; update it"
+        )
     for name, item in known.items():
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(f"{place} has no {name!r}; it must be {described(hints[name])}")
@@ -55,8 +67,11 @@ def _value(place: str, value: Any, hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of a type, such as ``int | None`` or ``tuple[str, ...]``, which is a list there."""
-    origin, of = get_origin(hint), get_args(hint)
+    """Whether a value of JSON is of a type, such as ``int | None`` or ``tuple[str, ...]``, which is
+    a list there.
+    """
+    origin = get_origin(hint)
+    of = get_args(hint)
     if origin is Literal:
         return isinstance(value, str) and value in of
     if origin is tuple:
@@ -68,13 +83,16 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is torch.dtype:
         return isinstance(value, str) and value in _PRECISIONS
     if hint is float:
-        return (type(value) is int and abs(value) < 1 << 1000) or (type(value) is float and math.isfinite(value))
+        return (type(value) is int and abs(value) < 1 << 1000) or (
+            type(value) is float and math.isfinite(value)
+        )
     return type(value) is hint
 
 
 def described(hint: Any) -> str:
     """Return in words what a type allows."""
-    origin, of = get_origin(hint), get_args(hint)
+    origin = get_origin(hint)
+    of = get_args(hint)
     if origin is Literal:
         return _either([repr(choice) for choice in of])
     if origin is tuple:

@@ -1,7 +1,8 @@
-"""LoRA files as kohya's and LyCORIS' trainers write them, and the other spellings of the same tensors.
+"""LoRA files as kohya's and LyCORIS' trainers write them, and the other spellings of the same
+tensors.
 
-A file is a flat list of ``<base><suffix>`` keys. Which module a base names depends on the model, so the caller brings a
-table: base -> module path.
+A file is a flat list of ``<base><suffix>`` keys. Which module a base names depends on the model, so
+the caller brings a table: base -> module path.
 """
 
 from __future__ import annotations
@@ -51,14 +52,30 @@ _ROLES: dict[str, str] = {
     ".b2.weight": "glora_b2",
     ".oft_blocks": "oft_blocks",
     ".rescale": "rescale",
-} | {f".{name}": name for name in (
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
-    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
-)}  # fmt: skip
+} | {
+    f".{name}": name
+    for name in (
+        "hada_w1_a",
+        "hada_w1_b",
+        "hada_w2_a",
+        "hada_w2_b",
+        "hada_t1",
+        "hada_t2",
+        "lokr_w1",
+        "lokr_w2",
+        "lokr_w1_a",
+        "lokr_w1_b",
+        "lokr_w2_a",
+        "lokr_w2_b",
+        "lokr_t2",
+    )
+}
 # Role -> the suffix that kohya's and LyCORIS' trainers give it.
 _SUFFIXES = {role: suffix for suffix, role in reversed(_ROLES.items())}
 _OTHER_MODELS = {
-    "SDXL": lambda key: key.startswith(("lora_te2_", "text_encoder_2.")) or "transformer_blocks_9_" in key,
+    "SDXL": lambda key: (
+        key.startswith(("lora_te2_", "text_encoder_2.")) or "transformer_blocks_9_" in key
+    ),
     "Flux": lambda key: "double_blocks" in key or "single_transformer_blocks" in key,
     "SD3": lambda key: "joint_blocks" in key,
     "SD2": lambda key: "text_model_encoder_layers_22_" in key,
@@ -91,15 +108,17 @@ def parse(
         name: The file's name, for reports and errors.
         tensors: The file's content.
         module_of_base: Key base -> module path, every spelling that the model knows.
-        shapes: Module path -> (d_out, d_in) of the weight; modules that cannot be merged are absent.
+        shapes: Module path -> (d_out, d_in) of the weight; modules that cannot be merged are
+            absent.
         metadata: The file's metadata.
         vector_sizes: Parameter path -> size, for biases and norms; others count as unmatched.
-        dense_delta: Makes the delta of DoRA, LoKr, GLoRA, OFT and Tucker LoHa; None: they are refused.
+        dense_delta: Makes the delta of DoRA, LoKr, GLoRA, OFT and Tucker LoHa; None: they are
+            refused.
         progress: Called as ``progress(modules read, modules in all)``; may raise to cancel.
 
     Raises:
-        AdapterError: No key fits the model, a group is incomplete or has a tensor of unknown meaning, shapes are wrong, or
-            weights are not finite.
+        AdapterError: No key fits the model, a group is incomplete or has a tensor of unknown
+            meaning, shapes are wrong, or weights are not finite.
     """
     groups, keys, unmatched = _grouped(name, tensors, module_of_base)
     deltas: dict[str, LowRankDelta] = {}
@@ -109,14 +128,23 @@ def parse(
             progress(done, len(groups))
         path = module_of_base[base]
         found = vectors_of_group(path, group)
-        misfits = {p for p, vector in found.items() if (vector_sizes or {}).get(p) != vector.numel()}
+        misfits = {
+            p for p, vector in found.items() if (vector_sizes or {}).get(p) != vector.numel()
+        }
         vectors |= {p: vector for p, vector in found.items() if p not in misfits}
-        unmatched += [key for key in keys[base] if misfits and split_key(key)[1] in ("diff_b", "w_norm", "b_norm", "diff")]
+        unmatched += [
+            key
+            for key in keys[base]
+            if misfits and split_key(key)[1] in ("diff_b", "w_norm", "b_norm", "diff")
+        ]
         delta = delta_of_group(name, base, path, group, shapes.get(path), dense_delta)
         if delta is None:
             continue
         if path in deltas:
-            raise AdapterError(f"{name}: {path!r} is described twice, the second time as {base!r}; the file is damaged")
+            raise AdapterError(
+                f"{name}: {path!r} is described twice, the second time as {base!r}; the file is "
+                "damaged"
+            )
         deltas[path] = delta
     if not deltas and not vectors:
         raise AdapterError(_no_key_fits(name, list(tensors)))
@@ -126,7 +154,9 @@ def parse(
 def _grouped(
     name: str, tensors: Mapping[str, Tensor], module_of_base: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]], list[str]]:
-    """Return base -> role -> tensor, base -> its keys, and the keys that belong to no module of the model."""
+    """Return base -> role -> tensor, base -> its keys, and the keys that belong to no module of the
+    model.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     keys: dict[str, list[str]] = {}
     unmatched = []
@@ -137,15 +167,19 @@ def _grouped(
             continue
         base, role = parts
         if role in groups.get(base, {}):
-            raise AdapterError(f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is damaged")
+            raise AdapterError(
+                f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is "
+                "damaged"
+            )
         groups.setdefault(base, {})[role] = tensor
         keys.setdefault(base, []).append(key)
     for key in unmatched:
         base = next((start for start in _starts(key) if start in groups), None)
         if base is not None and split_key(key) is None:
             raise AdapterError(
-                f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does not know how: its ending "
-                f"{key.removeprefix(base)!r} is of no known kind of adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
+                f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does "
+                f"not know how: its ending {key.removeprefix(base)!r} is of no known kind of "
+                "adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
             )
     return groups, keys, unmatched
 
@@ -165,8 +199,14 @@ def tensors_of_group(base: str, group: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _no_key_fits(name: str, keys: list[str]) -> str:
-    looks_like = next((model for model, test in _OTHER_MODELS.items() if any(map(test, keys))), None)
-    guess = f"it looks like a LoRA for {looks_like}" if looks_like else "it may be for another model, or no LoRA at all"
+    looks_like = next(
+        (model for model, test in _OTHER_MODELS.items() if any(map(test, keys))), None
+    )
+    guess = (
+        f"it looks like a LoRA for {looks_like}"
+        if looks_like
+        else "it may be for another model, or no LoRA at all"
+    )
     example = f", such as {keys[0]!r}" if keys else ""
     return f"{name}: none of its {len(keys)} keys{example} fits this model; {guess}. Choose a LoRA for SD1.5"
 
@@ -178,10 +218,11 @@ def to_tensors(
     *,
     whole: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and ``<base>.alpha`` = rank.
+    """Return the adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
+    ``<base>.alpha`` = rank.
 
-    Where layers have different ranks there are no alphas, which means the same: diffusers would read alphas that differ, but
-    give those of attention layers to other modules.
+    Where layers have different ranks there are no alphas, which means the same: diffusers would
+    read alphas that differ, but give those of attention layers to other modules.
 
     Args:
         adapter: In the precision in which it is to be saved.
@@ -199,13 +240,14 @@ def to_tensors(
     nameless = [path for path in modules if path not in base_of_module]
     if nameless:
         raise AdapterError(
-            f"{adapter.name}: {nameless[0]!r} has no key name under which other programs would find it, so it cannot be "
-            f"saved ({len(nameless)} such modules). Leave it out of the adapter"
+            f"{adapter.name}: {nameless[0]!r} has no key name under which other programs would find "
+            f"it, so it cannot be saved ({len(nameless)} such modules). Leave it out of the adapter"
         )
     tensors: dict[str, Tensor] = {}
     one_rank = len({delta.rank for delta in adapter.deltas.values()}) == 1
     for path, delta in adapter.deltas.items():
-        base, tail = base_of_module[path], (kernels or {}).get(path, ())
+        base = base_of_module[path]
+        tail = (kernels or {}).get(path, ())
         if whole and delta.is_oversized:
             weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
             tensors[f"{base}.diff"] = weight.reshape(len(weight), -1, *tail)
@@ -221,7 +263,9 @@ def to_tensors(
 
 
 def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
-    """Return the metadata by which other programs recognise an SD1.5 LoRA; `whole` as in `to_tensors`."""
+    """Return the metadata by which other programs recognise an SD1.5 LoRA; `whole` as in
+    `to_tensors`.
+    """
     ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
     rank = str(max(ranks, default=0))
     return {
@@ -235,7 +279,11 @@ def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
     }
 
 
-def load(path: Path, module_of_base: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], **options) -> Adapter:
-    """Read a LoRA file; see `parse` for the options, and `files.read_tensors` for what is refused."""
+def load(
+    path: Path, module_of_base: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], **options
+) -> Adapter:
+    """Read a LoRA file; see `parse` for the options, and `files.read_tensors` for what is
+    refused.
+    """
     tensors, metadata = read_tensors(path)
     return parse(path.stem, tensors, module_of_base, shapes, metadata, **options)

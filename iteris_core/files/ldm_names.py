@@ -23,29 +23,41 @@ _ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_IN_BLOCK = re.compile(r"(?P<side>down|up)_blocks\.(?P<level>\d+)\.(?P<kind>[a-z]+)\.(?P<index>\d+)\.(?P<rest>.+)")
+_IN_BLOCK = re.compile(
+    r"(?P<side>down|up)_blocks\.(?P<level>\d+)\.(?P<kind>[a-z]+)\.(?P<index>\d+)\.(?P<rest>.+)"
+)
 _IN_MIDDLE = re.compile(r"mid_block\.(?P<kind>[a-z]+)\.(?P<index>\d+)\.(?P<rest>.+)")
 
 
 def ldm_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return diffusers' path of a UNet module -> its original path; paths that have no counterpart are left out.
+    """Return diffusers' path of a UNet module -> its original path; paths that have no counterpart
+    are left out.
 
     Args:
         paths: Of all modules of the UNet; how many blocks there are is read from them.
     """
     paths = list(paths)
     found = [match for match in map(_IN_BLOCK.fullmatch, paths) if match]
-    resnets = [int(match["index"]) for match in found if (match["side"], match["kind"]) == ("down", "resnets")]
+    resnets = [
+        int(match["index"])
+        for match in found
+        if (match["side"], match["kind"]) == ("down", "resnets")
+    ]
     layers = max(resnets, default=-1) + 1  # resnets of a down block; an up block has one more
-    attending = {match["level"] for match in found if (match["side"], match["kind"]) == ("up", "attentions")}
+    attending = {
+        match["level"] for match in found if (match["side"], match["kind"]) == ("up", "attentions")
+    }
     names = {path: name for path, name in _ENDS.items() if path in paths}
     for match in found:
-        level, index = int(match["level"]), int(match["index"])
+        level = int(match["level"])
+        index = int(match["index"])
         if match["kind"] == "downsamplers":
             names[match[0]] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
         elif match["kind"] == "upsamplers":
             position = 2 if match["level"] in attending else 1
-            names[match[0]] = f"output_blocks.{level * (layers + 1) + layers}.{position}.{match['rest']}"
+            names[match[0]] = (
+                f"output_blocks.{level * (layers + 1) + layers}.{position}.{match['rest']}"
+            )
         else:
             number = level * (layers + 1) + index + (match["side"] == "down")
             block = "input_blocks" if match["side"] == "down" else "output_blocks"

@@ -1,4 +1,6 @@
-"""What a merged LoRA's file tells other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec 1.0.1."""
+"""What a merged LoRA's file tells other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec
+1.0.1.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,19 @@ from torch import Tensor
 from .tensors import storable
 from .trigger_words import trigger_words
 
-_SHORT_START, _SHORT_BYTES, _SHORT_DIGITS = 0x100000, 0x10000, 8
+_SHORT_START = 0x100000
+_SHORT_BYTES = 0x10000
+_SHORT_DIGITS = 8
 
 Source = tuple[str, Mapping[str, str]]  # name and metadata of a LoRA that was merged
 
 
 def merged_metadata(
-    title: str, sources: Sequence[Source], when: datetime, thumbnail: str = "", called: Mapping[str, str] | None = None
+    title: str,
+    sources: Sequence[Source],
+    when: datetime,
+    thumbnail: str = "",
+    called: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return what is worth telling about a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
 
@@ -45,7 +53,9 @@ def merged_metadata(
         "modelspec.prediction_type": "epsilon",
         "modelspec.resolution": "512x512",
         "modelspec.date": when.isoformat(timespec="seconds"),
-        "modelspec.merged_from": ", ".join(metadata.get("modelspec.title") or name for name, metadata in sources),
+        "modelspec.merged_from": ", ".join(
+            metadata.get("modelspec.title") or name for name, metadata in sources
+        ),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.thumbnail": thumbnail,
     }
@@ -53,12 +63,15 @@ def merged_metadata(
 
 
 def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the tag counts of several files as one: training folder -> tag -> count; unreadable ones are left out."""
+    """Return the tag counts of several files as one: training folder -> tag -> count; unreadable
+    ones are left out.
+    """
     folders: dict[str, Counter[str]] = {}
     for text in frequencies:
         try:
             of_file = {
-                folder: {tag: int(count) for tag, count in tags.items()} for folder, tags in json.loads(text or "{}").items()
+                folder: {tag: int(count) for tag, count in tags.items()}
+                for folder, tags in json.loads(text or "{}").items()
             }
         except (ValueError, AttributeError, TypeError, OverflowError):
             continue
@@ -68,18 +81,23 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def short_hash(file: BinaryIO) -> str:
-    """Return the first digits of the SHA-256 of 64 KiB of a file from 1 MiB on: as A1111 showed it, and quick."""
+    """Return the first digits of the SHA-256 of 64 KiB of a file from 1 MiB on: as A1111 showed it,
+    and quick.
+    """
     file.seek(_SHORT_START)
     return hashlib.sha256(file.read(_SHORT_BYTES)).hexdigest()[:_SHORT_DIGITS]
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes by which A1111's extensions and kohya's trainers know a LoRA, whatever metadata is changed later.
+    """Return the hashes by which A1111's extensions and kohya's trainers know a LoRA, whatever
+    metadata is changed later.
 
-    Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows the header, and the
-    `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).
+    Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows
+    the header, and the `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).
     """
-    content = save(storable(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    content = save(
+        storable(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    )
     start = 8 + int.from_bytes(content[:8], "little")
     model = hashlib.sha256(content[start:]).hexdigest()
     return {

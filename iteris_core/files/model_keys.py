@@ -23,7 +23,11 @@ def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]
 
 def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """Return module path -> (height, width) of convolutions."""
-    return {path: module.kernel_size for path, module in modules.items() if isinstance(module, nn.Conv2d)}
+    return {
+        path: module.kernel_size
+        for path, module in modules.items()
+        if isinstance(module, nn.Conv2d)
+    }
 
 
 def vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:

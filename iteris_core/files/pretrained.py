@@ -1,4 +1,6 @@
-"""Base models of `transformers`: loaded from a folder or the hub, with errors that say what is wrong."""
+"""Base models of `transformers`: loaded from a folder or the hub, with errors that say what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,24 @@ from .model_keys import layer_shapes
 
 _FEWEST_WORDS = 8
 # What the libraries raise at files that are missing, damaged or of another kind.
-_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 def load_model(
-    auto_class: Any, kinds: Sequence[str], source: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    auto_class: Any,
+    kinds: Sequence[str],
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> nn.Module:
     """Load a model from a folder or by its name on the hub, ready to be measured.
 
@@ -34,18 +49,22 @@ def load_model(
         device: Where it runs.
 
     Raises:
-        ConfigError: There is none, a model of another kind, or one with weights missing; the device cannot be used.
+        ConfigError: There is none, a model of another kind, or one with weights missing; the device
+            cannot be used.
     """
     from transformers import AutoConfig
 
     kind = loaded(AutoConfig.from_pretrained, source, "a model", trust_remote_code=False).model_type
     if kind not in kinds:
-        raise ConfigError(f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}")
+        raise ConfigError(
+            f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}"
+        )
     return placed(whole_model(auto_class, source, "a model", dtype=dtype), device)
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
-    """Load a model all of whose weights are in its files: transformers would draw what is missing at random.
+    """Load a model all of whose weights are in its files: transformers would draw what is missing
+    at random.
 
     Nothing is opened by pickle, and no code of the model's own is run.
 
@@ -61,16 +80,18 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     folder = Path(source)
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; only .safetensors are read. "
-            "Save the model again with save_pretrained, where you trust it, or download its safetensors version"
+            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; only "
+            ".safetensors are read. Save the model again with save_pretrained, where you trust it, "
+            "or download its safetensors version"
         )
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)
     lost = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if lost:
         raise ConfigError(
-            f"{source}: {what} cannot be loaded whole: {len(lost)} of its weights, such as {lost[0]}, are missing or of "
-            "another size, and would be random numbers. Download it again, or give the folder that save_pretrained wrote"
+            f"{source}: {what} cannot be loaded whole: {len(lost)} of its weights, such as "
+            f"{lost[0]}, are missing or of another size, and would be random numbers. Download it "
+            "again, or give the folder that save_pretrained wrote"
         )
     return model
 
@@ -82,10 +103,15 @@ def placed(model: nn.Module, device: str) -> nn.Module:
         ConfigError: The device cannot be used.
     """
     if device.startswith("meta"):
-        raise ConfigError(f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU")
+        raise ConfigError(
+            f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU"
+        )
     try:
         return model.to(device).eval().requires_grad_(False)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that a device is not there
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch's ways to say that a device is not there
         raise ConfigError(f"device {device!r} cannot be used: {_first_line(error)}") from error
 
 
@@ -97,12 +123,15 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = loaded(AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False)
+    tokenizer = loaded(
+        AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False
+    )
     # where the files are missing, transformers makes a tokenizer up that knows no word
     words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
     if len(words) < _FEWEST_WORDS:
         raise ConfigError(
-            f"{source}: there is no tokenizer beside the model; save it there with tokenizer.save_pretrained, or give token ids"
+            f"{source}: there is no tokenizer beside the model; save it there with "
+            "tokenizer.save_pretrained, or give token ids"
         )
     return tokenizer
 
@@ -115,7 +144,12 @@ def load_processor(source: str) -> Any:
     """
     from transformers import AutoProcessor
 
-    return loaded(AutoProcessor.from_pretrained, source, "an image processor and tokenizer", trust_remote_code=False)
+    return loaded(
+        AutoProcessor.from_pretrained,
+        source,
+        "an image processor and tokenizer",
+        trust_remote_code=False,
+    )
 
 
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
@@ -125,13 +159,17 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
         ConfigError: It cannot be loaded; says why and what to give instead.
     """
     if Path(source).is_absolute() and not Path(source).is_dir():
-        raise ConfigError(f"{source}: there is no such folder; give the folder of a base model, or its name on the hub")
+        raise ConfigError(
+            f"{source}: there is no such folder; give the folder of a base model, or its name on "
+            "the hub"
+        )
     try:
         return load(source, **options)
     except _LOADING_ERRORS as error:
         raise ConfigError(
-            f"{source}: {what} cannot be loaded from this folder or hub name ({_first_line(error)}); give the folder that "
-            "save_pretrained wrote, or a name on the hub"
+            f"{source}: {what} cannot be loaded from this folder or hub name "
+            f"({_first_line(error)}); give the folder that save_pretrained wrote, or a name on the "
+            "hub"
         ) from error
 
 
@@ -149,9 +187,11 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
 
 
 def generation_settings(model: nn.Module, **changed: Any) -> Any:
-    """Return a model's own settings of generation with some of them changed, for ``model.generate(generation_config=...)``.
+    """Return a model's own settings of generation with some of them changed, for
+    ``model.generate(generation_config=...)``.
 
-    As arguments of `generate` they would be checked beside those that they replace, and refused if they do not fit to them.
+    As arguments of `generate` they would be checked beside those that they replace, and refused if
+    they do not fit to them.
     """
     settings = copy.deepcopy(model.generation_config)
     for name, value in changed.items():

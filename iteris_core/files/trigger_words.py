@@ -1,4 +1,6 @@
-"""Trigger words: what to type to use a LoRA, as its file's metadata tells it, and prompts made of them."""
+"""Trigger words: what to type to use a LoRA, as its file's metadata tells it, and prompts made of
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from ..errors import CalibrationError
 
 TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
-_MOST_WORDS, _MOST_TRIGGERS, _TAGS_IN_A_CAPTION = 8, 4, 4
+_MOST_WORDS = 8
+_MOST_TRIGGERS = 4
+_TAGS_IN_A_CAPTION = 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
 _NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the author wrote nothing
 
@@ -25,7 +29,8 @@ class TriggerWords:
         words: All of them, most likely first.
         triggers: Those that take the place of ``{trigger}`` in a prompt.
         source: The metadata field that names the triggers.
-        caption: The commonest tags together, as in training; empty where the author named the triggers.
+        caption: The commonest tags together, as in training; empty where the author named the
+            triggers.
     """
 
     words: tuple[str, ...] = ()
@@ -35,15 +40,22 @@ class TriggerWords:
 
 
 def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
-    """Return the phrase that the author named, or else the words, or else the commonest tags of the training captions."""
-    phrase, tags = metadata.get("modelspec.trigger_phrase", "").strip(), _tags(metadata.get("ss_tag_frequency", ""))
+    """Return the phrase that the author named, or else the words, or else the commonest tags of the
+    training captions.
+    """
+    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    tags = _tags(metadata.get("ss_tag_frequency", ""))
     found = {
         "modelspec.trigger_phrase": () if phrase.lower() in _NO_PHRASES else (phrase,),
-        "trained_words": _listed(metadata.get("trained_words", "") or metadata.get("trainedWords", "")),
+        "trained_words": _listed(
+            metadata.get("trained_words", "") or metadata.get("trainedWords", "")
+        ),
         "ss_tag_frequency": tags,
     }
     source = next((field for field, words in found.items() if words), "")
-    words = tuple(dict.fromkeys(word for of_field in found.values() for word in of_field))[:_MOST_WORDS]
+    words = tuple(dict.fromkeys(word for of_field in found.values() for word in of_field))[
+        :_MOST_WORDS
+    ]
     if source == "ss_tag_frequency":
         return TriggerWords(words, tags[:1], source, ", ".join(tags[:_TAGS_IN_A_CAPTION]))
     return TriggerWords(words, found[source][:_MOST_TRIGGERS] if source else (), source)
@@ -51,18 +63,25 @@ def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
 
 def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ...]:
     """Return each template with each trigger in place of ``{trigger}``."""
-    prompts = [template.replace(_PLACEHOLDER, trigger) for trigger in found.triggers for template in templates]
+    prompts = [
+        template.replace(_PLACEHOLDER, trigger)
+        for trigger in found.triggers
+        for template in templates
+    ]
     return tuple(dict.fromkeys(prompts))
 
 
 def default_prompts(found: TriggerWords) -> tuple[str, ...]:
-    """Return what a LoRA is measured on if its user names no prompts; empty if its file names no trigger words."""
+    """Return what a LoRA is measured on if its user names no prompts; empty if its file names no
+    trigger words.
+    """
     caption = (found.caption,) if found.caption else ()
     return tuple(dict.fromkeys([*prompts_from(found, TEMPLATES), *caption]))
 
 
 def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str, ...]:
-    """Return a LoRA's prompts, with its trigger words in place of ``{trigger}``; without prompts, our templates.
+    """Return a LoRA's prompts, with its trigger words in place of ``{trigger}``; without prompts,
+    our templates.
 
     Args:
         name: Of the file, for errors.
@@ -77,9 +96,10 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
     if not found.triggers:
         why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
-            f"{name} {why}, and the file's metadata names no trigger words (no modelspec.trigger_phrase, "
-            "trained_words or ss_tag_frequency). Write what you would type to use this LoRA, one prompt per line, such as "
-            "'a photo of sks dog'; the page from which you downloaded it names its trigger words"
+            f"{name} {why}, and the file's metadata names no trigger words (no "
+            "modelspec.trigger_phrase, trained_words or ss_tag_frequency). Write what you would "
+            "type to use this LoRA, one prompt per line, such as 'a photo of sks dog'; the page "
+            "from which you downloaded it names its trigger words"
         )
     return prompts_from(found, prompts) if prompts else default_prompts(found)
 
@@ -96,7 +116,9 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _tags(text: str) -> tuple[str, ...]:
-    """Return the commonest tags of all training folders, before them what the folders' own names call the subject."""
+    """Return the commonest tags of all training folders, before them what the folders' own names
+    call the subject.
+    """
     counts: Counter[str] = Counter()
     names = []
     try:
@@ -111,13 +133,19 @@ def _tags(text: str) -> tuple[str, ...]:
 
 
 def _is_trigger(folder: str, counts: Mapping[str, int]) -> bool:
-    """Whether a training folder, "10_sks dog", is named as the subject is called and not just somehow.
+    """Whether a training folder, "10_sks dog", is named as the subject is called and not just
+    somehow.
 
-    It is where the captions have its words, where there are none, or where it is an instance and a class, as kohya asks for.
+    It is where the captions have its words, where there are none, or where it is an instance and a
+    class, as kohya asks for.
     """
     if folder in counts:
         return True
     words = folder.split()
     if all(_NO_NAMES.fullmatch(word) for word in words):
         return False
-    return not counts or len(words) > 1 or any(re.search(rf"\b{re.escape(folder)}\b", tag) for tag in counts)
+    return (
+        not counts
+        or len(words) > 1
+        or any(re.search(rf"\b{re.escape(folder)}\b", tag) for tag in counts)
+    )

@@ -1,7 +1,8 @@
-"""BLIP captioning models: PEFT adapters of the text decoder (and of the vision tower), merged on pictures and captions.
+"""BLIP captioning models: PEFT adapters of the text decoder (and of the vision tower), merged on
+pictures and captions.
 
-Captions are teacher-forced: teacher rows and student rows read the same tokens, those of the sample's caption, or of what
-the task's own teacher writes about the picture.
+Captions are teacher-forced: teacher rows and student rows read the same tokens, those of the
+sample's caption, or of what the task's own teacher writes about the picture.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|valu
 
 
 def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """Load a BLIP captioning model from a folder or by its name on the hub; see `base_models.load_model`."""
+    """Load a BLIP captioning model from a folder or by its name on the hub; see
+    `base_models.load_model`.
+    """
     from transformers import BlipForConditionalGeneration
 
     return load_model(BlipForConditionalGeneration, ("blip",), source, dtype, device)
@@ -52,7 +55,8 @@ def stream_of(path: str) -> str:
 
 
 def network_of(model: nn.Module, *, head: bool = False) -> Network:
-    """Return a BLIP captioning model as the engines see it; rows are `CaptionRow`, outputs the last hidden states or logits.
+    """Return a BLIP captioning model as the engines see it; rows are `CaptionRow`, outputs the last
+    hidden states or logits.
 
     Outputs are 0 where a caption has padding.
 
@@ -63,7 +67,8 @@ def network_of(model: nn.Module, *, head: bool = False) -> Network:
 
     def forward(rows: Sequence[CaptionRow]) -> Tensor:
         pixels, ids, mask = (
-            torch.stack([getattr(row, part) for row in rows]).to(model.device) for part in ("pixels", "ids", "mask")
+            torch.stack([getattr(row, part) for row in rows]).to(model.device)
+            for part in ("pixels", "ids", "mask")
         )
         picture = model.vision_model(pixel_values=pixels.to(model.dtype)).last_hidden_state
         seen = torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device)
@@ -105,27 +110,36 @@ def merge_blip(
         config: How layers are solved; None: the defaults.
         options: How captions are read; None: the defaults.
         weights: Per adapter, how much its task counts; None: all the same.
-        preserve: Ordinary pictures, on which the base model is to be kept as it is; none: no such task.
+        preserve: Ordinary pictures, on which the base model is to be kept as it is; none: no such
+            task.
         preserve_weight: How much that task counts.
         dtype: In which the base runs, if it is loaded here.
         device: Where the base runs, if it is loaded here.
-        processor: Of a base that is loaded already; needed for pictures in files, and for captions and prompts that are texts.
+        processor: Of a base that is loaded already; needed for pictures in files, and for captions
+            and prompts that are texts.
         progress: Told about stages and steps; may raise to cancel.
 
     Raises:
         IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
     """
-    config, options = config or MergeConfig(), options or CaptionOptions()
+    config = config or MergeConfig()
+    options = options or CaptionOptions()
     job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight)
     if processor is None and any(sample.needs_processor for task in job.samples for sample in task):
         processor = load_processor(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base
     adapters = [load_adapter(model, folder) for folder in job.folders]
     tokens = encode_captions(job.samples, processor, model, options)
-    tokens = _written(model, adapters, job, tokens, options.max_new_tokens, config.samples_per_chunk, progress)
+    tokens = _written(
+        model, adapters, job, tokens, options.max_new_tokens, config.samples_per_chunk, progress
+    )
     rows = caption_rows(tokens, options, fill=options.count_padding and has_texts(job.samples))
-    head = any(path.startswith("text_decoder.cls.") for adapter in adapters for path in adapter.deltas)
-    return job.run(network_of(model, head=head), adapters, rows, config, asdict(options), progress=progress)
+    head = any(
+        path.startswith("text_decoder.cls.") for adapter in adapters for path in adapter.deltas
+    )
+    return job.run(
+        network_of(model, head=head), adapters, rows, config, asdict(options), progress=progress
+    )
 
 
 def _written(

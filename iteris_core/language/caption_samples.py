@@ -1,4 +1,6 @@
-"""Calibration samples of captioning models: pictures and captions from files, as pixels and token rows of one length."""
+"""Calibration samples of captioning models: pictures and captions from files, as pixels and token
+rows of one length.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ..rows.chunks import wearing
 from ..tasks import Sample
 from .text_samples import padded, parse_line, read_lines, until_end
 
-IMAGE_STREAM, TEXT_STREAM = "image", "text"
+IMAGE_STREAM = "image"
+TEXT_STREAM = "text"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _EXAMPLE = '{"image": "a.png", "caption": "..."} ("caption" is optional)'
 
@@ -27,9 +30,10 @@ class CaptionSample:
 
     Args:
         image: A file, or pixels as the model reads them, (3, height, width).
-        caption: A text, or the token ids (length,) that the decoder reads, from its start token on; None: what the task's own
-            teacher writes.
-        prompt: What a caption that is no token ids begins with, whoever writes it; that which the adapter was trained with.
+        caption: A text, or the token ids (length,) that the decoder reads, from its start token on;
+            None: what the task's own teacher writes.
+        prompt: What a caption that is no token ids begins with, whoever writes it; that which the
+            adapter was trained with.
     """
 
     image: Path | Tensor
@@ -39,12 +43,16 @@ class CaptionSample:
     @property
     def needs_processor(self) -> bool:
         """Whether something of it has to be turned into pixels or token ids."""
-        return not isinstance(self.image, Tensor) or isinstance(self.caption, str) or bool(self.prompt)
+        return (
+            not isinstance(self.image, Tensor) or isinstance(self.caption, str) or bool(self.prompt)
+        )
 
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """What one row of a batch reads: pixels (3, height, width), token ids (length,), and which of them are no padding."""
+    """What one row of a batch reads: pixels (3, height, width), token ids (length,), and which of
+    them are no padding.
+    """
 
     pixels: Tensor
     ids: Tensor
@@ -56,8 +64,8 @@ class CaptionOptions:
     """How captions are read.
 
     Args:
-        count_padding: Fill captions up to `max_length`, unless all are token ids, and let the padding count in the statistics,
-            as the published code does (with 168).
+        count_padding: Fill captions up to `max_length`, unless all are token ids, and let the
+            padding count in the statistics, as the published code does (with 168).
         max_length: Tokens of a caption with its prompt; what is longer is cut.
         max_new_tokens: Length of a caption that a teacher has to write, without the prompt.
     """
@@ -88,33 +96,55 @@ class Encoded:
 
 
 def read_images(path: Path) -> list[CaptionSample]:
-    """Read samples: the pictures of a folder, or JSON lines ``{"image": ..., "caption": ...}``, paths relative to the file.
+    """Read samples: the pictures of a folder, or JSON lines ``{"image": ..., "caption": ...}``,
+    paths relative to the file.
 
     Raises:
         CalibrationError: There are none, or a line is wrong; names it.
     """
     if path.is_dir():
-        found = [CaptionSample(file) for file in sorted(path.iterdir()) if file.suffix.lower() in _PICTURES]
+        found = [
+            CaptionSample(file)
+            for file in sorted(path.iterdir())
+            if file.suffix.lower() in _PICTURES
+        ]
         if not found:
-            raise CalibrationError(f"{path}: there are no pictures in this folder ({', '.join(_PICTURES)})")
+            raise CalibrationError(
+                f"{path}: there are no pictures in this folder ({', '.join(_PICTURES)})"
+            )
         return found
     if not path.is_file():
-        raise CalibrationError(f"{path}: there is no such folder or file; give a folder of pictures, or lines {_EXAMPLE}")
-    return [_of_json(path, f"{path}, line {number}", line) for number, line in read_lines(path, _EXAMPLE)]
+        raise CalibrationError(
+            f"{path}: there is no such folder or file; give a folder of pictures, or lines "
+            f"{_EXAMPLE}"
+        )
+    return [
+        _of_json(path, f"{path}, line {number}", line)
+        for number, line in read_lines(path, _EXAMPLE)
+    ]
 
 
 def _of_json(path: Path, place: str, line: str) -> CaptionSample:
     entry = parse_line(place, line, _EXAMPLE)
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str) or not entry["image"].strip():
+    if (
+        not isinstance(entry, Mapping)
+        or not isinstance(entry.get("image"), str)
+        or not entry["image"].strip()
+    ):
         raise CalibrationError(f'{place}: names no file as "image"; write {_EXAMPLE}')
     caption = entry.get("caption")
     if caption is not None and not (isinstance(caption, str) and caption.strip()):
-        raise CalibrationError(f'{place}: "caption" is {caption!r:.60}, no text; write one, or leave it out')
+        raise CalibrationError(
+            f'{place}: "caption" is {caption!r:.60}, no text; write one, or leave it out'
+        )
     return CaptionSample(path.parent / entry["image"], caption)
 
 
 def encode_captions(
-    tasks: Sequence[Sequence[CaptionSample]], processor: Any, model: nn.Module, options: CaptionOptions
+    tasks: Sequence[Sequence[CaptionSample]],
+    processor: Any,
+    model: nn.Module,
+    options: CaptionOptions,
 ) -> list[list[Encoded]]:
     """Return all tasks' samples as pixels and token ids.
 
@@ -125,15 +155,21 @@ def encode_captions(
         options: How captions are read.
 
     Raises:
-        CalibrationError: A picture that cannot be read, or pixels and ids that the model does not have.
+        CalibrationError: A picture that cannot be read, or pixels and ids that the model does not
+            have.
         ConfigError: Captions may become longer than what the model's decoder reads.
     """
-    tokens = [[_encoded(sample, processor, model, options.max_length) for sample in task] for task in tasks]
+    tokens = [
+        [_encoded(sample, processor, model, options.max_length) for sample in task]
+        for task in tasks
+    ]
     if options.count_padding and has_texts(tasks):
         check_length(model, options.max_length, "a caption filled up to max_length")
     written = [sample for task in tokens for sample in task if sample.ids is None]
     if written:
-        longest = max(len(sample.start) for sample in written) + options.max_new_tokens - 1  # the last one is never read
+        longest = (
+            max(len(sample.start) for sample in written) + options.max_new_tokens - 1
+        )  # the last one is never read
         check_length(model, longest, "a caption with its prompt and max_new_tokens")
     return tokens
 
@@ -155,28 +191,47 @@ def check_length(model: nn.Module, length: int, what: str) -> None:
     """
     positions = model.config.text_config.max_position_embeddings
     if length > positions:
-        raise ConfigError(f"{what} may have {length} tokens, but this model's decoder reads {positions}; set a smaller number")
+        raise ConfigError(
+            f"{what} may have {length} tokens, but this model's decoder reads {positions}; set a "
+            "smaller number"
+        )
 
 
 def _encoded(sample: CaptionSample, processor: Any, model: nn.Module, max_length: int) -> Encoded:
     pixels = sample.image if isinstance(sample.image, Tensor) else _pixels(sample.image, processor)
-    side, settings = model.config.vision_config.image_size, model.config.text_config
+    side = model.config.vision_config.image_size
+    settings = model.config.text_config
     if pixels.shape != (3, side, side):
-        raise CalibrationError(f"a sample has pixels of shape {tuple(pixels.shape)}; this model reads (3, {side}, {side})")
+        raise CalibrationError(
+            f"a sample has pixels of shape {tuple(pixels.shape)}; this model reads (3, {side}, "
+            f"{side})"
+        )
 
     def tokens(text: str) -> Tensor:
-        words = processor.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] if text else [0, 0]
-        # as the model's own generate does: its start token for the tokenizer's, and no end token to read
+        words = (
+            processor.tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+            if text
+            else [0, 0]
+        )
+        # as the model's own generate does: its start token for the tokenizer's, and no end token to
+        # read
         return torch.tensor([settings.bos_token_id, *words[1:-1]])
 
-    start, ids = tokens(sample.prompt.strip()), sample.caption
+    start = tokens(sample.prompt.strip())
+    ids = sample.caption
     if isinstance(ids, Tensor) and sample.prompt:
-        raise CalibrationError(f"a caption is token ids and has the prompt {sample.prompt!r}; put the prompt's ids into them")
+        raise CalibrationError(
+            f"a caption is token ids and has the prompt {sample.prompt!r}; put the prompt's ids "
+            "into them"
+        )
     if isinstance(ids, str):
         ids = tokens(f"{sample.prompt.strip()} {ids}".strip())
-    if ids is not None and (ids.ndim != 1 or not ids.numel() or ids.min() < 0 or ids.max() >= settings.vocab_size):
+    if ids is not None and (
+        ids.ndim != 1 or not ids.numel() or ids.min() < 0 or ids.max() >= settings.vocab_size
+    ):
         raise CalibrationError(
-            f"a caption has token ids of shape {tuple(ids.shape)}; the model reads 1 or more ids below {settings.vocab_size}"
+            f"a caption has token ids of shape {tuple(ids.shape)}; the model reads 1 or more ids "
+            f"below {settings.vocab_size}"
         )
     if ids is not None:
         check_length(model, len(ids), "a caption (max_length cuts those that are texts)")
@@ -188,9 +243,13 @@ def _pixels(file: Path, processor: Any) -> Tensor:
 
     try:
         with Image.open(file) as picture:
-            return processor.image_processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            return processor.image_processor(picture.convert("RGB"), return_tensors="pt")[
+                "pixel_values"
+            ][0]
     except (OSError, UnidentifiedImageError) as error:
-        raise CalibrationError(f"{file}: cannot be read as a picture ({error}); give a PNG or JPEG file") from error
+        raise CalibrationError(
+            f"{file}: cannot be read as a picture ({error}); give a PNG or JPEG file"
+        ) from error
 
 
 def with_captions(
@@ -215,7 +274,8 @@ def with_captions(
     for i, sample in enumerate(samples):
         if sample.ids is None:
             missing.setdefault(tuple(sample.start.tolist()), []).append(i)
-    found, end_id = list(samples), model.config.text_config.sep_token_id
+    found = list(samples)
+    end_id = model.config.text_config.sep_token_id
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
     for start, indices in missing.items():
         for first in range(0, len(indices), samples_per_call):
@@ -223,15 +283,28 @@ def with_captions(
             pixels = torch.stack([samples[i].pixels for i in batch]).to(model.device, model.dtype)
             # generate takes the last id for the tokenizer's end token, and drops it
             ids = torch.tensor([*start, end_id], device=model.device).repeat(len(batch), 1)
-            with torch.no_grad(), wearing(dict(model.named_modules()), adapters, [mix] * len(batch)):
-                written = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            with (
+                torch.no_grad(),
+                wearing(dict(model.named_modules()), adapters, [mix] * len(batch)),
+            ):
+                written = model.generate(
+                    pixel_values=pixels,
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    **options,
+                )
             for i, row in zip(batch, written.cpu(), strict=True):
-                found[i] = replace(samples[i], ids=until_end(row, end_id)[:-1])  # the last token is written, never read
+                found[i] = replace(
+                    samples[i], ids=until_end(row, end_id)[:-1]
+                )  # the last token is written, never read
     return found
 
 
-def caption_rows(tasks: Sequence[Sequence[Encoded]], options: CaptionOptions, *, fill: bool = False) -> list[list[Sample]]:
-    """Return all tasks' samples as rows of one length; what fills captions up has no weight unless padding counts.
+def caption_rows(
+    tasks: Sequence[Sequence[Encoded]], options: CaptionOptions, *, fill: bool = False
+) -> list[list[Sample]]:
+    """Return all tasks' samples as rows of one length; what fills captions up has no weight unless
+    padding counts.
 
     Args:
         tasks: With the ids of every caption.
@@ -241,11 +314,20 @@ def caption_rows(tasks: Sequence[Sequence[Encoded]], options: CaptionOptions, *,
     Raises:
         CalibrationError: A caption is longer than that.
     """
-    length = options.max_length if fill else max(len(sample.ids) for task in tasks for sample in task)
+    length = (
+        options.max_length if fill else max(len(sample.ids) for task in tasks for sample in task)
+    )
     rows = []
     for task in tasks:
         ids = padded([sample.ids for sample in task], length, 0)
         mask = padded([torch.ones_like(sample.ids) for sample in task], length, 0)
-        weights = [{} if options.count_padding or row.all() else {TEXT_STREAM: row.float()} for row in mask]
-        rows.append([Sample(CaptionRow(s.pixels, ids[i], mask[i]), token_weights=weights[i]) for i, s in enumerate(task)])
+        weights = [
+            {} if options.count_padding or row.all() else {TEXT_STREAM: row.float()} for row in mask
+        ]
+        rows.append(
+            [
+                Sample(CaptionRow(s.pixels, ids[i], mask[i]), token_weights=weights[i])
+                for i, s in enumerate(task)
+            ]
+        )
     return rows

@@ -1,4 +1,6 @@
-"""What merges of PEFT adapters have in common, whatever the model: a task per adapter, one that keeps the base, a report."""
+"""What merges of PEFT adapters have in common, whatever the model: a task per adapter, one that
+keeps the base, a report.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ from ..tasks import Sample, Task
 # (name of the stage, steps done, steps in all); may raise to cancel.
 StageProgress = Callable[[str, int, int], None]
 SOLVE_STAGE = "Layers"
-# Of a task that keeps the base model as it is: with 1 a merge loses more of what its adapters do, and BLIP keeps no more of
-# the base model ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was measured with 1 alone, which costs it much).
+# Of a task that keeps the base model as it is: with 1 a merge loses more of what its adapters do,
+# and BLIP keeps no more of the base model ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was
+# measured with 1 alone, which costs it much).
 PRESERVE_WEIGHT = 0.1
 PRESERVE = "base model (preserve)"
 
@@ -49,7 +52,14 @@ class PeftMergeResult(MergeResult):
         Raises:
             AdapterError, FileExistsError: See `peft.save`.
         """
-        peft.save(self.adapter, folder, self.base, self.task_type, overwrite=overwrite, kernels=self.kernels)
+        peft.save(
+            self.adapter,
+            folder,
+            self.base,
+            self.task_type,
+            overwrite=overwrite,
+            kernels=self.kernels,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,9 @@ class MergeJob:
         """
         names = [*(adapter.name for adapter in adapters), PRESERVE]
         tasks = [Task(names[g], rows[g], mix, self.weights[g]) for g, mix in enumerate(self.mixes)]
-        result = merge(network, adapters, tasks, config, progress=progress and partial(progress, SOLVE_STAGE))
+        result = merge(
+            network, adapters, tasks, config, progress=progress and partial(progress, SOLVE_STAGE)
+        )
         settings = {
             "base": self.base,
             "adapters": [str(folder) for folder in self.folders],
@@ -106,7 +118,9 @@ class MergeJob:
         }
         report = replace(result.report, notes=(*result.report.notes, *notes), settings=settings)
         kernels = layer_kernels(network.modules)
-        return PeftMergeResult(result.adapter, report, result.outputs, self.base, self.task_type, kernels)
+        return PeftMergeResult(
+            result.adapter, report, result.outputs, self.base, self.task_type, kernels
+        )
 
 
 def merge_job(
@@ -125,23 +139,32 @@ def merge_job(
         folders: One or more adapters.
         samples: Per adapter.
         weights: Per adapter; None: all the same.
-        preserve: Ordinary samples, on which the base model is to be kept as it is; none: no such task.
+        preserve: Ordinary samples, on which the base model is to be kept as it is; none: no such
+            task.
         preserve_weight: Of that task; 0 leaves it out.
         task_type: See `PeftMergeResult`.
 
     Raises:
-        CalibrationError, ConfigError: An adapter without samples or a weight of its own; a weight that is none.
+        CalibrationError, ConfigError: An adapter without samples or a weight of its own; a weight
+            that is none.
     """
     weights = [1.0] * len(folders) if weights is None else list(weights)
     if len(samples) != len(folders):
-        raise CalibrationError(f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each its own")
+        raise CalibrationError(
+            f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each its "
+            "own"
+        )
     if len(weights) != len(folders):
-        raise ConfigError(f"there are {len(folders)} adapters and {len(weights)} weights; give each its own")
+        raise ConfigError(
+            f"there are {len(folders)} adapters and {len(weights)} weights; give each its own"
+        )
     empty = [str(folder) for folder, task in zip(folders, samples, strict=True) if not task]
     if empty:
         raise CalibrationError(f"there are no samples for {empty[0]}; give it at least one input")
     if not (math.isfinite(preserve_weight) and preserve_weight >= 0):
-        raise ConfigError(f"the preserve task has weight {preserve_weight}; it must be a finite number, 0 or more")
+        raise ConfigError(
+            f"the preserve task has weight {preserve_weight}; it must be a finite number, 0 or more"
+        )
     mixes: list[dict[int, float]] = [{k: 1.0} for k in range(len(folders))]
     kept = [preserve] if preserve and preserve_weight else []
     return MergeJob(

@@ -21,14 +21,16 @@ def add_to_weights(model: nn.Module, adapter: Adapter) -> None:
     """Add an adapter's deltas to a model's weights, in place.
 
     Raises:
-        AdapterError: A layer shares its weight with another module, which would be changed along with it.
+        AdapterError: A layer shares its weight with another module, which would be changed along
+            with it.
     """
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     tied = [path for path in adapter.deltas if uses[id(model.get_submodule(path).weight)] > 1]
     if tied:
         raise AdapterError(
-            f"{adapter.name}: {tied[0]!r} shares its weight with another module, so its delta cannot be added to it without "
-            "changing that one too. Save the adapter alone, and load it with PEFT"
+            f"{adapter.name}: {tied[0]!r} shares its weight with another module, so its delta "
+            "cannot be added to it without changing that one too. Save the adapter alone, and load "
+            "it with PEFT"
         )
     with torch.no_grad():
         for path, delta in adapter.deltas.items():
@@ -39,7 +41,12 @@ def add_to_weights(model: nn.Module, adapter: Adapter) -> None:
 
 
 def save_merged_model(
-    model: nn.Module, adapter: Adapter, folder: Path, companions: Sequence[Any] = (), *, overwrite: bool = False
+    model: nn.Module,
+    adapter: Adapter,
+    folder: Path,
+    companions: Sequence[Any] = (),
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the merged model in one step: the folder is there whole or not at all.
 
@@ -47,7 +54,8 @@ def save_merged_model(
         model: The base model; its weights are changed.
         adapter: The merged one.
         folder: Made if needed.
-        companions: What else belongs to the model and has a ``save_pretrained``: a tokenizer, a processor.
+        companions: What else belongs to the model and has a ``save_pretrained``: a tokenizer, a
+            processor.
         overwrite: Replace a model that is there.
 
     Raises:
@@ -62,9 +70,14 @@ def save_merged_model(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that `save_merged_model` would not write to; worth asking before the work, too.
+    """Refuse a folder that `save_merged_model` would not write to; worth asking before the work,
+    too.
 
     Raises:
         FileExistsError: It holds files, and `overwrite` is False or they are no model's.
     """
-    check_replaceable(folder, lambda name: name.endswith(_ENDS) or name in ("README.md", ".gitattributes"), overwrite=overwrite)
+    check_replaceable(
+        folder,
+        lambda name: name.endswith(_ENDS) or name in ("README.md", ".gitattributes"),
+        overwrite=overwrite,
+    )

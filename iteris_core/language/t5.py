@@ -1,7 +1,8 @@
 """T5 and FLAN-T5 (and BART): PEFT adapters of an encoder-decoder, merged on texts.
 
-The decoder is teacher-forced: teacher rows and student rows read the same decoder tokens, so that a layer's inputs depend
-only on the layers before it. They are the sample's target, or what the task's own teacher generates.
+The decoder is teacher-forced: teacher rows and student rows read the same decoder tokens, so that a
+layer's inputs depend only on the layers before it. They are the sample's target, or what the task's
+own teacher generates.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _READS_ENCODER = re.compile(r".*\.((EncDecAttention\.[kv])|(encoder_attn\.[kv]_p
 
 
 def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """Load a T5, FLAN-T5 or BART from a folder or by its name on the hub; see `base_models.load_model`."""
+    """Load a T5, FLAN-T5 or BART from a folder or by its name on the hub; see
+    `base_models.load_model`.
+    """
     from transformers import AutoModelForSeq2SeqLM
 
     return load_model(AutoModelForSeq2SeqLM, _KINDS, source, dtype, device)
@@ -54,7 +57,11 @@ def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cp
 
 def stream_of(path: str) -> str:
     """Return whose tokens a layer reads: keys and values of cross-attention read the encoder's."""
-    return ENCODER_STREAM if _IN_ENCODER.fullmatch(path) or _READS_ENCODER.fullmatch(path) else DECODER_STREAM
+    return (
+        ENCODER_STREAM
+        if _IN_ENCODER.fullmatch(path) or _READS_ENCODER.fullmatch(path)
+        else DECODER_STREAM
+    )
 
 
 def in_encoder(path: str) -> bool:
@@ -63,7 +70,8 @@ def in_encoder(path: str) -> bool:
 
 
 def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) -> Network:
-    """Return an encoder-decoder as the engines see it; rows are `TokenRow`, outputs the last hidden states or logits.
+    """Return an encoder-decoder as the engines see it; rows are `TokenRow`, outputs the last hidden
+    states or logits.
 
     Outputs are 0 where a row has padding.
 
@@ -74,9 +82,15 @@ def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) ->
     """
 
     def forward(rows: Sequence[TokenRow]) -> Tensor:
-        inputs = {"input_ids": stacked([row.ids for row in rows]), "attention_mask": stacked([row.mask for row in rows])}
+        inputs = {
+            "input_ids": stacked([row.ids for row in rows]),
+            "attention_mask": stacked([row.mask for row in rows]),
+        }
         if not decoder:
-            return model.get_encoder()(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
+            return (
+                model.get_encoder()(**inputs).last_hidden_state
+                * inputs["attention_mask"][..., None]
+            )
         decoder_ids = stacked([row.decoder_ids for row in rows])
         counts = stacked([row.decoder_mask for row in rows])[..., None]
         if head:
@@ -121,14 +135,22 @@ def with_targets(
     answers: list[Tensor] = []
     for start in range(0, len(missing), samples_per_call):
         batch = [sample.ids for sample in missing[start : start + samples_per_call]]
-        length, pad_id = max(map(len, batch)), model.config.pad_token_id
+        length = max(map(len, batch))
+        pad_id = model.config.pad_token_id
         inputs = padded(batch, length, pad_id).to(model.device)
         mask = padded([torch.ones_like(ids) for ids in batch], length, 0).to(model.device)
         with torch.no_grad(), wearing(dict(model.named_modules()), adapters, [mix] * len(batch)):
-            written = model.generate(input_ids=inputs, attention_mask=mask, generation_config=settings)
-        answers.extend(until_end(row, model.generation_config.eos_token_id) for row in written[:, 1:].cpu())
+            written = model.generate(
+                input_ids=inputs, attention_mask=mask, generation_config=settings
+            )
+        answers.extend(
+            until_end(row, model.generation_config.eos_token_id) for row in written[:, 1:].cpu()
+        )
     left = iter(answers)
-    return [replace(sample, target=next(left)) if sample.target is None else sample for sample in samples]
+    return [
+        replace(sample, target=next(left)) if sample.target is None else sample
+        for sample in samples
+    ]
 
 
 def merge_t5(
@@ -155,7 +177,8 @@ def merge_t5(
         config: How layers are solved; None: the defaults.
         options: How texts are read, and which modules are merged; None: the defaults.
         weights: Per adapter, how much its task counts; None: all the same.
-        preserve: Ordinary inputs, on which the base model is to be kept as it is; none: no such task.
+        preserve: Ordinary inputs, on which the base model is to be kept as it is; none: no such
+            task.
         preserve_weight: How much that task counts.
         dtype: In which the base runs, if it is loaded here.
         device: Where the base runs, if it is loaded here.
@@ -165,14 +188,22 @@ def merge_t5(
     Raises:
         IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
     """
-    config, options = config or MergeConfig(), options or TextOptions()
+    config = config or MergeConfig()
+    options = options or TextOptions()
     job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight, TASK_TYPE)
     if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
         tokenizer = load_tokenizer(job.base)
     model = load_base(base, dtype, device) if isinstance(base, str) else base
     adapters, notes = _load_adapters(model, job.folders, options)
     network, rows = prepare(
-        model, adapters, job.samples, options, tokenizer, config.samples_per_chunk, progress, mixes=job.mixes
+        model,
+        adapters,
+        job.samples,
+        options,
+        tokenizer,
+        config.samples_per_chunk,
+        progress,
+        mixes=job.mixes,
     )
     return job.run(network, adapters, rows, config, asdict(options), notes, progress)
 
@@ -201,11 +232,15 @@ def prepare(
     fill_to = options.max_length if texts and options.padding == "count" else None
     _check_lengths(model, [sample for task in encoded for sample in task], fill_to)
     if decoder:
-        encoded = _answered(model, adapters, mixes, encoded, options.max_new_tokens, samples_per_call, progress)
+        encoded = _answered(
+            model, adapters, mixes, encoded, options.max_new_tokens, samples_per_call, progress
+        )
     else:
         encoded = [[replace(sample, target=None) for sample in task] for task in encoded]
     shift = model.prepare_decoder_input_ids_from_labels
-    rows = token_samples(encoded, model.config.pad_token_id, shift, padding=options.padding, fill_to=fill_to)
+    rows = token_samples(
+        encoded, model.config.pad_token_id, shift, padding=options.padding, fill_to=fill_to
+    )
     return network_of(model, decoder=decoder, head="lm_head" in paths), rows
 
 
@@ -213,21 +248,32 @@ def _check_lengths(model: nn.Module, samples: Sequence[Encoded], fill_to: int | 
     """Refuse samples that are too long, before teachers answer them."""
     if fill_to is not None:
         check_fits([sample.ids for sample in samples], fill_to)
-    positions = getattr(model.config, "max_position_embeddings", None)  # T5 has none: its positions are relative
-    longest = max([fill_to or 0, *(len(ids) for s in samples for ids in (s.ids, s.target) if ids is not None)])
+    positions = getattr(
+        model.config, "max_position_embeddings", None
+    )  # T5 has none: its positions are relative
+    longest = max(
+        [fill_to or 0, *(len(ids) for s in samples for ids in (s.ids, s.target) if ids is not None)]
+    )
     if positions is not None and longest > positions:
         raise CalibrationError(
-            f"a sample has {longest} tokens, but this model reads {positions}; set max_length to {positions}"
+            f"a sample has {longest} tokens, but this model reads {positions}; set max_length to "
+            f"{positions}"
         )
 
 
-def _load_adapters(model: nn.Module, folders: Sequence[Path], options: TextOptions) -> tuple[list[Adapter], list[str]]:
+def _load_adapters(
+    model: nn.Module, folders: Sequence[Path], options: TextOptions
+) -> tuple[list[Adapter], list[str]]:
     adapters = [load_adapter(model, Path(folder)) for folder in folders]
     if options.modules == "all":
         return adapters, []
     parts = [adapter.select(in_encoder) for adapter in adapters]
-    left = sum(len(whole.deltas) - len(part.deltas) for whole, part in zip(adapters, parts, strict=True))
-    return parts, [f"{left} deltas of the decoder are left out of the merge (modules='encoder')"] if left else []
+    left = sum(
+        len(whole.deltas) - len(part.deltas) for whole, part in zip(adapters, parts, strict=True)
+    )
+    return parts, [
+        f"{left} deltas of the decoder are left out of the merge (modules='encoder')"
+    ] if left else []
 
 
 def _answered(
@@ -242,8 +288,12 @@ def _answered(
     answered = []
     for k, task in enumerate(tasks):
 
-        def write(size: int, mix: Mapping[int, float] = mixes[k], task: Sequence[Encoded] = task) -> list[Encoded]:
-            return with_targets(model, adapters, task, mix, max_new_tokens=max_new_tokens, samples_per_call=size)
+        def write(
+            size: int, mix: Mapping[int, float] = mixes[k], task: Sequence[Encoded] = task
+        ) -> list[Encoded]:
+            return with_targets(
+                model, adapters, task, mix, max_new_tokens=max_new_tokens, samples_per_call=size
+            )
 
         answered.append(with_smaller_calls(write, size, "writing the teachers' answers"))
         if progress is not None:

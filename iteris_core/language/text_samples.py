@@ -17,7 +17,8 @@ from ..tasks import Sample
 
 Modules = Literal["all", "encoder"]
 Padding = Literal["ignore", "count"]
-ENCODER_STREAM, DECODER_STREAM = "encoder", "decoder"
+ENCODER_STREAM = "encoder"
+DECODER_STREAM = "decoder"
 IGNORED_LABEL = -100
 _EXAMPLE = '{"input": "...", "target": "..."}'
 
@@ -46,10 +47,11 @@ class TextOptions:
 
     Args:
         modules: ``encoder`` leaves the decoder out of the merge.
-        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills texts up to `max_length` and counts the
-            padding, as the published code does.
+        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills texts up to
+            `max_length` and counts the padding, as the published code does.
         max_length: Tokens of a text, input or target; what is longer is cut.
-        max_new_tokens: Length of an answer that a teacher has to write because a sample has no target.
+        max_new_tokens: Length of an answer that a teacher has to write because a sample has no
+            target.
     """
 
     modules: Modules = "all"
@@ -60,14 +62,18 @@ class TextOptions:
     def __post_init__(self) -> None:
         for name, allowed in (("modules", get_args(Modules)), ("padding", get_args(Padding))):
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {' or '.join(map(repr, allowed))}")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; it can be "
+                    f"{' or '.join(map(repr, allowed))}"
+                )
         for name in ("max_length", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
 
 def read_texts(path: Path) -> list[TextSample]:
-    """Read samples from a text file, one input a line, or from JSON lines ``{"input": ..., "target": ...}`` (``.jsonl``).
+    """Read samples from a text file, one input a line, or from JSON lines ``{"input": ...,
+    "target": ...}`` (``.jsonl``).
 
     Raises:
         CalibrationError: The file cannot be read, or a line of it; names the line.
@@ -80,7 +86,8 @@ def read_texts(path: Path) -> list[TextSample]:
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
 
-    Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits at.
+    Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits
+    at.
 
     Args:
         path: In UTF-8, with or without a byte order mark.
@@ -92,7 +99,9 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read as text ({error}); give a text file with {content} a line") from error
+        raise CalibrationError(
+            f"{path}: cannot be read as text ({error}); give a text file with {content} a line"
+        ) from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise CalibrationError(f"{path}: there are no samples in it; write {content} a line")
@@ -108,17 +117,27 @@ def parse_line(place: str, line: str, example: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{place}: no JSON ({error}); write {example} on each line") from error
+        raise CalibrationError(
+            f"{place}: no JSON ({error}); write {example} on each line"
+        ) from error
 
 
 def _of_json(place: str, line: str) -> TextSample:
     entry = parse_line(place, line, _EXAMPLE)
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), str) or not entry["input"].strip():
-        raise CalibrationError(f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)')
+    if (
+        not isinstance(entry, Mapping)
+        or not isinstance(entry.get("input"), str)
+        or not entry["input"].strip()
+    ):
+        raise CalibrationError(
+            f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)'
+        )
     target = entry.get("target")
     if target is not None and not (isinstance(target, str) and target.strip()):
         found = "empty" if isinstance(target, str) else "no text"
-        raise CalibrationError(f'{place}: "target" is {found}; write a text, or leave it out, so that the teacher answers')
+        raise CalibrationError(
+            f'{place}: "target" is {found}; write a text, or leave it out, so that the teacher answers'
+        )
     return TextSample(entry["input"], target)
 
 
@@ -134,14 +153,22 @@ def read_token_ids(path: Path) -> list[list[TextSample]]:
         raise CalibrationError(f"token ids: {error}") from error
     ids = tensors.get("input_ids")
     if ids is None or ids.ndim != 3 or not ids.numel() or ids.is_floating_point():
-        found = "no tensor 'input_ids'" if ids is None else f"'input_ids' of shape {tuple(ids.shape)}, {ids.dtype}"
-        raise CalibrationError(f"{path}: has {found}; it must hold whole numbers of shape (tasks, samples, length)")
+        found = (
+            "no tensor 'input_ids'"
+            if ids is None
+            else f"'input_ids' of shape {tuple(ids.shape)}, {ids.dtype}"
+        )
+        raise CalibrationError(
+            f"{path}: has {found}; it must hold whole numbers of shape (tasks, samples, length)"
+        )
     return [[TextSample(row) for row in task.long()] for task in ids]
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """What one row of a batch reads: token ids (length,), which of them are no padding, and the same of the decoder."""
+    """What one row of a batch reads: token ids (length,), which of them are no padding, and the
+    same of the decoder.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -151,13 +178,17 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample as token ids (length,) without padding; no target yet where the teacher is to write it."""
+    """A sample as token ids (length,) without padding; no target yet where the teacher is to write
+    it.
+    """
 
     ids: Tensor
     target: Tensor | None
 
 
-def encode(samples: Sequence[TextSample], tokenizer: Any, max_length: int, vocabulary: int) -> list[Encoded]:
+def encode(
+    samples: Sequence[TextSample], tokenizer: Any, max_length: int, vocabulary: int
+) -> list[Encoded]:
     """Return samples as token ids.
 
     Args:
@@ -172,19 +203,31 @@ def encode(samples: Sequence[TextSample], tokenizer: Any, max_length: int, vocab
     encoded = []
     for number, sample in enumerate(samples):
         ids, target = (
-            part if part is None or isinstance(part, Tensor) else _tokens(tokenizer, part, name, max_length)
+            part
+            if part is None or isinstance(part, Tensor)
+            else _tokens(tokenizer, part, name, max_length)
             for part, name in ((sample.input, "text"), (sample.target, "text_target"))
         )
         for part in (ids, target):
-            if part is not None and (part.ndim != 1 or not part.numel() or part.min() < 0 or part.max() >= vocabulary):
-                found = f"token ids of shape {tuple(part.shape)}" + (f" up to {part.max()}" if part.numel() else "")
-                raise CalibrationError(f"sample {number} has {found}; the model reads 1 or more ids from 0 to {vocabulary - 1}")
+            if part is not None and (
+                part.ndim != 1 or not part.numel() or part.min() < 0 or part.max() >= vocabulary
+            ):
+                found = f"token ids of shape {tuple(part.shape)}" + (
+                    f" up to {part.max()}" if part.numel() else ""
+                )
+                raise CalibrationError(
+                    f"sample {number} has {found}; the model reads 1 or more ids from 0 to "
+                    f"{vocabulary - 1}"
+                )
         encoded.append(Encoded(ids, target))
     return encoded
 
 
 def _tokens(tokenizer: Any, text: str, name: str, max_length: int) -> Tensor:
-    return torch.tensor(tokenizer(**{name: text}, truncation=True, max_length=max_length)["input_ids"], dtype=torch.long)
+    return torch.tensor(
+        tokenizer(**{name: text}, truncation=True, max_length=max_length)["input_ids"],
+        dtype=torch.long,
+    )
 
 
 def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
@@ -209,7 +252,8 @@ def check_fits(rows: Sequence[Tensor], length: int) -> None:
     longest = max(map(len, rows), default=0)
     if longest > length:
         raise CalibrationError(
-            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set max_length to {longest} or more"
+            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set "
+            f"max_length to {longest} or more"
         )
 
 
@@ -226,8 +270,10 @@ def token_samples(
     Args:
         tasks: Per task its samples; all with a target, or none (the decoder does not run).
         pad_id: What fills rows up.
-        shift_right: Labels (rows, length), `IGNORED_LABEL` behind their end -> decoder inputs (rows, length).
-        padding: ``count`` lets padding count in the statistics like any token, as the published code does.
+        shift_right: Labels (rows, length), `IGNORED_LABEL` behind their end -> decoder inputs
+            (rows, length).
+        padding: ``count`` lets padding count in the statistics like any token, as the published
+            code does.
         fill_to: Length of the inputs; None: of the longest.
     """
     flat = [sample for task in tasks for sample in task]
@@ -239,9 +285,14 @@ def token_samples(
     decoder_mask: Sequence[Tensor | None] = [None] * len(flat)
     if flat[0].target is not None:
         labels = padded([s.target for s in flat], max(len(s.target) for s in flat), IGNORED_LABEL)
-        decoder_ids, decoder_mask = shift_right(labels), (labels != IGNORED_LABEL).long()
+        decoder_ids = shift_right(labels)
+        decoder_mask = (labels != IGNORED_LABEL).long()
         counts[DECODER_STREAM] = decoder_mask
-    counts = {} if padding == "count" else {stream: c.float() for stream, c in counts.items() if not c.all()}
+    counts = (
+        {}
+        if padding == "count"
+        else {stream: c.float() for stream, c in counts.items() if not c.all()}
+    )
     rows = iter(
         Sample(
             TokenRow(ids[i], mask[i], decoder_ids[i], decoder_mask[i]),
@@ -254,5 +305,7 @@ def token_samples(
 
 def until_end(row: Tensor, end_id: int | Sequence[int] | None) -> Tensor:
     """Return generated token ids up to the end of the sentence, that one included."""
-    ends = torch.isin(row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype)).nonzero()
+    ends = torch.isin(
+        row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype)
+    ).nonzero()
     return row[: int(ends[0]) + 1] if len(ends) else row

@@ -1,7 +1,7 @@
 """How well a merged adapter does what each task's teacher does, seen at the end of the network.
 
-Residuals of single layers say where a merge suffers. What counts for the user is the network's output, on samples that the
-solve did not see.
+Residuals of single layers say where a merge suffers. What counts for the user is the network's
+output, on samples that the solve did not see.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def fidelity(
         tasks: With samples that the merge did not see, for an honest figure.
         merged: What the student rows wear.
         samples_per_chunk: Samples of one forward call; each is three rows.
-        base_reads: (task, sample) -> what the base model's row reads, where it is not what the teacher reads.
+        base_reads: (task, sample) -> what the base model's row reads, where it is not what the
+            teacher reads.
         progress: Called as ``progress(samples done, samples in all)``; may raise to cancel.
 
     Raises:
@@ -45,13 +46,18 @@ def fidelity(
     """
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    found, done, total = [], 0, sum(len(task.samples) for task in tasks)
+    found = []
+    done = 0
+    total = sum(len(task.samples) for task in tasks)
     for g, task in enumerate(tasks):
         wears = any(task.mix.values())
         sums = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(task.samples), samples_per_chunk):
             samples = task.samples[start : start + samples_per_chunk]
-            bases = [sample.teacher if base_reads is None else base_reads(g, start + i) for i, sample in enumerate(samples)]
+            bases = [
+                sample.teacher if base_reads is None else base_reads(g, start + i)
+                for i, sample in enumerate(samples)
+            ]
             mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
             sums += _squares(task, *_outputs(network, worn, samples, bases, mixes))
             done += len(samples)
@@ -75,17 +81,33 @@ def _outputs(
         with torch.no_grad(), wearing(network.modules, adapters, [mix] * len(samples)):
             outputs.append(network.forward(row_inputs))
     if not all(isinstance(output, Tensor) for output in outputs):
-        raise CalibrationError("the network's forward returns no tensor, so there is no output whose error could be measured")
+        raise CalibrationError(
+            "the network's forward returns no tensor, so there is no output whose error could be "
+            "measured"
+        )
     return tuple(outputs)
 
 
 def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) -> Tensor:
-    """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher - reference||^2``."""
-    teacher, student, reference = (output.detach().cpu().double() for output in (teacher, student, reference))
+    """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher -
+    reference||^2``.
+    """
+    teacher, student, reference = (
+        output.detach().cpu().double() for output in (teacher, student, reference)
+    )
     wanted = teacher - reference
-    sums = torch.stack([(student - teacher).square().sum(), ((student - reference) * wanted).sum(), wanted.square().sum()])
+    sums = torch.stack(
+        [
+            (student - teacher).square().sum(),
+            ((student - reference) * wanted).sum(),
+            wanted.square().sum(),
+        ]
+    )
     if not torch.isfinite(sums).all():
-        raise CalibrationError(f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a NaN")
+        raise CalibrationError(
+            f"task {task.name!r}: the network's output is not finite; a precision that overflows, "
+            "or a NaN"
+        )
     return sums
 
 

@@ -1,4 +1,6 @@
-"""Pictures of a merge report, readable at the size of a node. Needs matplotlib, which is imported when a picture is drawn."""
+"""Pictures of a merge report, readable at the size of a node. Needs matplotlib, which is imported
+when a picture is drawn.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import IterisError
-from .plot_axes import PALETTE, block_of, color_of, draw_line, finish, label_of, marker_of, name_blocks
+from .plot_axes import (
+    PALETTE,
+    block_of,
+    color_of,
+    draw_line,
+    finish,
+    label_of,
+    marker_of,
+    name_blocks,
+)
 from .records import MergeReport
 
 # beside matplotlib's own font, for names in Chinese and Japanese: those of Linux, Windows and macOS
@@ -32,11 +43,13 @@ Page = tuple[str, Callable[[Any], None]]
 def pictures(
     report: MergeReport, others: Sequence[MergeReport] = (), *, width: int = 1024, height: int = 640
 ) -> dict[str, Tensor]:
-    """Return a picture per question that the report can answer: title -> (height, width, 3), from 0 to 1.
+    """Return a picture per question that the report can answer: title -> (height, width, 3), from 0
+    to 1.
 
     Args:
         report: Of any merge.
-        others: Of other merges of the same LoRAs, to compare with: by another method, or with other settings.
+        others: Of other merges of the same LoRAs, to compare with: by another method, or with other
+            settings.
         width: In pixels; the letters stay readable down to about 700.
         height: In pixels.
 
@@ -44,37 +57,57 @@ def pictures(
         IterisError: matplotlib is not installed, or the report has no layers.
     """
     if not report.layers:
-        raise IterisError("the report has no layers, so there is nothing to draw; connect the report of a merge")
+        raise IterisError(
+            "the report has no layers, so there is nothing to draw; connect the report of a merge"
+        )
     try:
         from matplotlib import font_manager, rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise IterisError(
-            "pictures of a report are drawn by matplotlib, which is not installed here. Install it into ComfyUI's Python, "
-            "python -m pip install matplotlib, and start ComfyUI again; the text of the report does not need it"
+            "pictures of a report are drawn by matplotlib, which is not installed here. Install it "
+            "into ComfyUI's Python, python -m pip install matplotlib, and start ComfyUI again; the "
+            "text of the report does not need it"
         ) from error
-    installed, drawn = {font.name for font in font_manager.fontManager.ttflist}, {}
-    with rc_context({"font.family": ["DejaVu Sans", *(name for name in _FONTS if name in installed)]}):
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    drawn = {}
+    with rc_context(
+        {"font.family": ["DejaVu Sans", *(name for name in _FONTS if name in installed)]}
+    ):
         for title, draw in _pages(report, others):
             figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
             canvas = FigureCanvasAgg(figure)
             figure.suptitle(title, fontsize=15, fontweight="bold")
             draw(figure)
             canvas.draw()
-            drawn[title] = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).reshape(height, width, 4)
+            drawn[title] = torch.frombuffer(
+                bytearray(canvas.buffer_rgba()), dtype=torch.uint8
+            ).reshape(height, width, 4)
     return {title: pixels[..., :3].float() / 255 for title, pixels in drawn.items()}
 
 
 def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]:
-    yield "Residual at every layer: 0 is what each LoRA does alone", lambda figure: _residuals(figure, report)
+    yield (
+        "Residual at every layer: 0 is what each LoRA does alone",
+        lambda figure: _residuals(figure, report),
+    )
     reports = [report, *others]
     if others or any(entry.stacked is not None for layer in report.layers for entry in layer.tasks):
-        yield "Mean residual of the LoRAs at every layer, by method", lambda figure: _comparison(figure, reports)
+        yield (
+            "Mean residual of the LoRAs at every layer, by method",
+            lambda figure: _comparison(figure, reports),
+        )
     if report.fidelity:
-        yield "The whole model, on samples that the merge has not seen", lambda figure: _fidelity(figure, report)
+        yield (
+            "The whole model, on samples that the merge has not seen",
+            lambda figure: _fidelity(figure, report),
+        )
     if report.interference():
-        yield "How much of each LoRA gets into the others' pictures", lambda figure: _interference(figure, report)
+        yield (
+            "How much of each LoRA gets into the others' pictures",
+            lambda figure: _interference(figure, report),
+        )
     yield "Weight of each task (lambda) at every layer", lambda figure: _balance(figure, report)
     yield "Rank of the merged LoRA at every layer", lambda figure: _ranks(figure, report)
     if any(layer.kept for layer in report.layers):
@@ -90,27 +123,53 @@ def _task_names(report: MergeReport) -> list[str]:
 def _residuals(figure: Any, report: MergeReport) -> None:
     axes = figure.subplots()
     for i, task in enumerate(_task_names(report)):
-        of_layer = [next((e for e in layer.tasks if e.task == task), None) for layer in report.layers]
+        of_layer = [
+            next((e for e in layer.tasks if e.task == task), None) for layer in report.layers
+        ]
         leaks = all(entry is None or not entry.wears for entry in of_layer)
         label = f"{task}: {'leak' if leaks else 'residual'}"
-        draw_line(axes, report.layers, [None if e is None else e.residual for e in of_layer], i, label, dashed=leaks)
+        draw_line(
+            axes,
+            report.layers,
+            [None if e is None else e.residual for e in of_layer],
+            i,
+            label,
+            dashed=leaks,
+        )
     axes.set_ylabel("relative error", fontsize=12)
     axes.set_ylim(bottom=0)
     finish(axes, report.layers)
 
 
 def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
-    axes, layers = figure.subplots(), reports[0].layers
+    axes = figure.subplots()
+    layers = reports[0].layers
     ways = [
         (report, "residual", f"{i}. {report.settings.get('config', {}).get('method', 'merge')}")
         for i, report in enumerate(reports, 1)
     ]
-    ways += [(reports[0], "stacked", "LoRAs stacked, same inputs"), (reports[0], "averaged", "LoRAs averaged, same inputs")]
+    ways += [
+        (reports[0], "stacked", "LoRAs stacked, same inputs"),
+        (reports[0], "averaged", "LoRAs averaged, same inputs"),
+    ]
     for i, (report, figure_of, label) in enumerate(ways):
-        of_path = {layer.path: [getattr(entry, figure_of) for entry in layer.tasks if entry.wears] for layer in report.layers}
-        found = [[value for value in of_path.get(layer.path, ()) if value is not None] for layer in layers]
+        of_path = {
+            layer.path: [getattr(entry, figure_of) for entry in layer.tasks if entry.wears]
+            for layer in report.layers
+        }
+        found = [
+            [value for value in of_path.get(layer.path, ()) if value is not None]
+            for layer in layers
+        ]
         if any(found):
-            draw_line(axes, layers, [statistics.mean(values) if values else None for values in found], i, label, dashed=i > 0)
+            draw_line(
+                axes,
+                layers,
+                [statistics.mean(values) if values else None for values in found],
+                i,
+                label,
+                dashed=i > 0,
+            )
     axes.set_ylabel("relative error", fontsize=12)
     axes.set_ylim(bottom=0)
     finish(axes, layers)
@@ -119,7 +178,10 @@ def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
 def _balance(figure: Any, report: MergeReport) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for i, task in enumerate(_task_names(report)):
-        entries = [next((e for e in layer.tasks if e.task == task and e.weight > 0), None) for layer in report.layers]
+        entries = [
+            next((e for e in layer.tasks if e.task == task and e.weight > 0), None)
+            for layer in report.layers
+        ]
         energies = [None if e is None or not e.energy else e.weight * e.energy for e in entries]
         for axes, values in ((upper, [e and e.weight for e in entries]), (lower, energies)):
             if any(values):
@@ -135,14 +197,24 @@ def _balance(figure: Any, report: MergeReport) -> None:
 def _ranks(figure: Any, report: MergeReport) -> None:
     lost = [layer.cut for layer in report.layers]
     upper, *lower = figure.subplots(2 if any(lost) else 1, 1, sharex=True, squeeze=False).flat
-    upper.step(range(len(report.layers)), [layer.rank for layer in report.layers], where="mid", color=PALETTE[0])
+    upper.step(
+        range(len(report.layers)),
+        [layer.rank for layer in report.layers],
+        where="mid",
+        color=PALETTE[0],
+    )
     upper.set_ylabel("rank", fontsize=12)
     upper.set_ylim(bottom=0)
     for axes in lower:
         draw_line(axes, report.layers, lost, 1, "cut by its effect on the measured inputs")
         if any(layer.plain_cut for layer in report.layers):
             draw_line(
-                axes, report.layers, [layer.plain_cut for layer in report.layers], 5, "plain SVD of the same rank", dashed=True
+                axes,
+                report.layers,
+                [layer.plain_cut for layer in report.layers],
+                5,
+                "plain SVD of the same rank",
+                dashed=True,
             )
         axes.set_ylabel("lost part of the effect", fontsize=12)
         axes.set_ylim(bottom=0)
@@ -159,8 +231,17 @@ def _kept(figure: Any, report: MergeReport) -> None:
             blocks.setdefault(block_of(layer.path).rstrip("0123456789"), []).append(layer.kept)
     for i, (block, kept) in enumerate(blocks.items()):
         longest = max(map(len, kept))
-        lost = [1 - statistics.median(shares[min(r, len(shares) - 1)] for shares in kept) for r in range(longest)]
-        axes.plot(range(1, longest + 1), lost, color=color_of(i), marker=marker_of(i), label=f"{block}: median layer")
+        lost = [
+            1 - statistics.median(shares[min(r, len(shares) - 1)] for shares in kept)
+            for r in range(longest)
+        ]
+        axes.plot(
+            range(1, longest + 1),
+            lost,
+            color=color_of(i),
+            marker=marker_of(i),
+            label=f"{block}: median layer",
+        )
     axes.set_yscale("log")
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("rank", fontsize=12)
@@ -174,8 +255,18 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
     names = [entry.task for entry in report.fidelity]
     colors = [color_of(i) for i in range(len(names))]
     sides = (
-        (left, [entry.output_error for entry in report.fidelity], "error of the output: 0 is best", 0.0),
-        (right, [entry.strength for entry in report.fidelity], "measured strength: 1 is what you asked for", 1.0),
+        (
+            left,
+            [entry.output_error for entry in report.fidelity],
+            "error of the output: 0 is best",
+            0.0,
+        ),
+        (
+            right,
+            [entry.strength for entry in report.fidelity],
+            "measured strength: 1 is what you asked for",
+            1.0,
+        ),
     )
     for axes, values, label, best in sides:
         known = [0.0 if value is None else value for value in values]
@@ -183,7 +274,13 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
         for i, value in enumerate(values):
             text = "the base model: it adds nothing" if value is None else f"{value:.2f}"
             axes.annotate(
-                text, (known[i], i), (6, 0), textcoords="offset points", va="center", fontsize=12, backgroundcolor="w"
+                text,
+                (known[i], i),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=12,
+                backgroundcolor="w",
             )
         axes.axvline(best, color="black", linewidth=1)
         axes.set_xlabel(label, fontsize=12)
@@ -198,14 +295,26 @@ def _interference(figure: Any, report: MergeReport) -> None:
     sides = figure.subplots(1, 2, sharey=True)
     highest = max(1e-6, *(value for both in found.values() for value in both))
     for k, (axes, title) in enumerate(zip(sides, ("LoRAs stacked", "merged"), strict=True)):
-        table = [[found.get((task, adapter), (math.nan,) * 2)[k] for adapter in adapters] for task in tasks]
+        table = [
+            [found.get((task, adapter), (math.nan,) * 2)[k] for adapter in adapters]
+            for task in tasks
+        ]
         image = axes.imshow(table, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
         for row, column in itertools.product(range(len(tasks)), range(len(adapters))):
             value = table[row][column]
             color = "white" if value < highest / 2 else "black"
-            axes.text(column, row, "own" if math.isnan(value) else f"{value:.2f}", color=color, ha="center", va="center")
+            axes.text(
+                column,
+                row,
+                "own" if math.isnan(value) else f"{value:.2f}",
+                color=color,
+                ha="center",
+                va="center",
+            )
         axes.set_title(title, fontsize=13)
-        axes.set_xticks(range(len(adapters)), [label_of(name, 24) for name in adapters], rotation=30, ha="right")
+        axes.set_xticks(
+            range(len(adapters)), [label_of(name, 24) for name in adapters], rotation=30, ha="right"
+        )
         axes.set_yticks(range(len(tasks)), [label_of(name, 30) for name in tasks])
     figure.colorbar(image, ax=list(sides), label="relative to what the task is about")
 

@@ -15,10 +15,10 @@ class Interference:
 
     Args:
         adapter: The adapter's name.
-        stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked, relative to what the task
-            is about (see `TaskAtLayerReport.residual`).
-        merged: The part of it that is left after the merge, ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~ dW_k^T||^2`` of the same;
-            below 0: less than nothing.
+        stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
+            relative to what the task is about (see `TaskAtLayerReport.residual`).
+        merged: The part of it that is left after the merge, ``<X~ dW^T - X dW_g^T, X~ dW_k^T> /
+            ||X~ dW_k^T||^2`` of the same; below 0: less than nothing.
     """
 
     adapter: str
@@ -32,8 +32,9 @@ class TaskAtLayerReport:
 
     Args:
         task: The task's name.
-        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect. Where the teacher wears nothing: what the merged
-            adapter adds on the task's inputs, relative to what all adapters stacked would add.
+        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect. Where the teacher wears
+            nothing: what the merged adapter adds on the task's inputs, relative to what all
+            adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
         tokens: Tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
@@ -62,9 +63,11 @@ class LayerReport:
         path: Of the module.
         rank: Of the merged delta.
         tasks: How each of them fares.
-        cut: What the cut to a lower rank costs: the part of the uncut answer's effect that is lost, 0 to 1.
+        cut: What the cut to a lower rank costs: the part of the uncut answer's effect that is lost,
+            0 to 1.
         plain_cut: What a plain SVD of the same rank would cost; None where no rank was asked for.
-        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no cut was considered.
+        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
+            cut was considered.
     """
 
     path: str
@@ -81,11 +84,12 @@ class TaskFidelity:
 
     Args:
         task: The task's name.
-        output_error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect, 1 is no
-            better than the base model. Where the teacher wears nothing: ``||student - base|| / ||stacked - base||``,
-            what the merged adapter changes there, relative to what all adapters stacked would change.
-        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the teacher's effect is
-            there, 1 is all of it; None where the teacher wears nothing.
+        output_error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is
+            perfect, 1 is no better than the base model. Where the teacher wears nothing:
+            ``||student - base|| / ||stacked - base||``, what the merged adapter changes there,
+            relative to what all adapters stacked would change.
+        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
+            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
         samples: Number of samples.
     """
 
@@ -103,10 +107,12 @@ class MergeReport:
         layers: In the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
         notes: Sentences for the user.
-        memory_bytes: Most that was in use on the device when a layer was solved; None if the device does not tell.
+        memory_bytes: Most that was in use on the device when a layer was solved; None if the device
+            does not tell.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: What is needed to repeat the merge; JSON values.
-        fidelity: Each task at the end of the network, on samples that the solve did not see; empty if not measured.
+        fidelity: Each task at the end of the network, on samples that the solve did not see; empty
+            if not measured.
     """
 
     layers: tuple[LayerReport, ...]
@@ -122,7 +128,9 @@ class MergeReport:
         return asdict(self)
 
     def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
-        """Return each task's (residual, layer's path), where its teacher wears something, or where it wears nothing."""
+        """Return each task's (residual, layer's path), where its teacher wears something, or where
+        it wears nothing.
+        """
         by_task: dict[str, list[tuple[float, str]]] = {}
         for layer in self.layers:
             for entry in layer.tasks:
@@ -131,32 +139,49 @@ class MergeReport:
         return by_task
 
     def interference(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute value of ``merged``."""
+        """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute
+        value of ``merged``.
+        """
         found: dict[tuple[str, str], list[Interference]] = {}
         for layer in self.layers:
             for entry in layer.tasks:
                 for other in entry.interference:
                     found.setdefault((entry.task, other.adapter), []).append(other)
         return {
-            pair: (statistics.median(o.stacked for o in others), statistics.median(abs(o.merged) for o in others))
+            pair: (
+                statistics.median(o.stacked for o in others),
+                statistics.median(abs(o.merged) for o in others),
+            )
             for pair, others in found.items()
         }
 
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers]
-        lines = [f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to {max(ranks, default=0)}"]
+        lines = [
+            f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to "
+            f"{max(ranks, default=0)}"
+        ]
         for wears, what in ((True, "residual"), (False, "leak")):
             for task, found in self.residuals(wears=wears).items():
-                median, worst = statistics.median(value for value, _ in found), max(found)
-                lines.append(f"  {task}: median {what} {median:.3f}, worst {worst[0]:.3f} at {worst[1]}")
+                median = statistics.median(value for value, _ in found)
+                worst = max(found)
+                lines.append(
+                    f"  {task}: median {what} {median:.3f}, worst {worst[0]:.3f} at {worst[1]}"
+                )
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
             plain = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
-            beside = f" (plain SVD of the same rank: {statistics.median(plain):.3f})" if plain else ""
-            lines.append(f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}")
+            beside = (
+                f" (plain SVD of the same rank: {statistics.median(plain):.3f})" if plain else ""
+            )
+            lines.append(
+                f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
+            )
         for adapter, keys in self.unmatched.items():
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            lines.append(f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}")
+            lines.append(
+                f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}"
+            )
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
         if self.changes:
             lines.append(self._solves())
@@ -165,8 +190,11 @@ class MergeReport:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def _solves(self) -> str:
-        """Return how the iteration ended. The solve that settles the last layers may change them a lot."""
-        solves, most = len(self.changes), self.settings.get("config", {}).get("max_iter")
+        """Return how the iteration ended. The solve that settles the last layers may change them a
+        lot.
+        """
+        solves = len(self.changes)
+        most = self.settings.get("config", {}).get("max_iter")
         number = f"{solves} solve{'s' if solves > 1 else ''}"
         if most is not None and solves < most:
             return f"  settled after {number}, last change {self.changes[-1]:.1e}"
@@ -191,8 +219,14 @@ def joined(*reports: MergeReport) -> MergeReport:
         layers=tuple(layer for report in reports for layer in report.layers),
         unmatched=unmatched,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        memory_bytes=max((report.memory_bytes for report in reports if report.memory_bytes is not None), default=None),
-        changes=tuple(max(both) for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)),
+        memory_bytes=max(
+            (report.memory_bytes for report in reports if report.memory_bytes is not None),
+            default=None,
+        ),
+        changes=tuple(
+            max(both)
+            for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)
+        ),
         settings=settings,
         fidelity=tuple(entry for report in reports for entry in report.fidelity),
     )

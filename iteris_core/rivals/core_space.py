@@ -3,8 +3,9 @@
     U = left singular vectors of [up_1 | ... | up_N],  V = right singular vectors of [down_1; ...; down_N]
     M_k = U^T up_k down_k V,   dW = U merge(M_1, ..., M_N) V^T
 
-Nothing is lost on the way there and back. The rule of ``core_space_ties`` is TIES. TSV-M and Iso-C give in core space what they
-give outside, since U and V are orthonormal: there is no second version of those. The answer is exactly low rank.
+Nothing is lost on the way there and back. The rule of ``core_space_ties`` is TIES. TSV-M and Iso-C
+give in core space what they give outside, since U and V are orthonormal: there is no second version
+of those. The answer is exactly low rank.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from .ties import trim_and_elect
 
 def core_space_ties(layer: Layer) -> LowRankDelta:
     """Return TIES in core space."""
-    return in_core_space(layer, lambda cores: trim_and_elect(cores, layer.options.density, layer.options.sign))
+    return in_core_space(
+        layer, lambda cores: trim_and_elect(cores, layer.options.density, layer.options.sign)
+    )
 
 
 def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelta:
@@ -32,8 +35,11 @@ def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelt
         rule: (N, R, R') -> (R, R').
     """
     together = layer.together
-    left, right = _basis(together.up), _basis(together.down.T)
-    cores = torch.stack([(left.T @ delta.up) @ (delta.down @ right) for delta in layer.deltas.values()])
+    left = _basis(together.up)
+    right = _basis(together.down.T)
+    cores = torch.stack(
+        [(left.T @ delta.up) @ (delta.down @ right) for delta in layer.deltas.values()]
+    )
     return LowRankDelta(left @ rule(cores), right.T)
 
 

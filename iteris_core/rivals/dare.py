@@ -4,8 +4,9 @@
     dare_ties:        TIES without its trim, of M_k o dW_k / p
     magnitude_prune:  dW = 1/N sum_k (the p largest entries of dW_k by magnitude, the rest 0)
 
-DARE: Yu et al., "Language Models are Super Mario", arXiv:2311.03099; its expectation is the average. The random choice depends
-on ``seed``, the layer and the adapter's number only, never on the device. Magnitude pruning: PEFT's ``magnitude_prune``.
+DARE: Yu et al., "Language Models are Super Mario", arXiv:2311.03099; its expectation is the
+average. The random choice depends on ``seed``, the layer and the adapter's number only, never on
+the device. Magnitude pruning: PEFT's ``magnitude_prune``.
 """
 
 from __future__ import annotations
@@ -35,10 +36,15 @@ def magnitude_prune(layer: Layer) -> Tensor:
 
 
 def dropped_and_rescaled(layer: Layer) -> Tensor:
-    """Return the deltas, each entry kept with probability p and divided by p, (adapters at this layer, d_out, d_in)."""
-    deltas, density = layer.dense(), layer.options.density
+    """Return the deltas, each entry kept with probability p and divided by p, (adapters at this
+    layer, d_out, d_in).
+    """
+    deltas = layer.dense()
+    density = layer.options.density
     masks = []
     for k in layer.deltas:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{layer.options.seed} {layer.path} {k}".encode()))
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f"{layer.options.seed} {layer.path} {k}".encode())
+        )
         masks.append(torch.rand(deltas.shape[1:], generator=generator) < density)
     return deltas * torch.stack(masks).to(deltas) / density

@@ -3,8 +3,8 @@
     U S [V_1 | ... | V_N] = SVD of [dW_1 | ... | dW_N],  each V_k (R, d_in)
     dW = U S merge(V_1, ..., V_N)
 
-The rule of ``knots`` is TIES, on the V_k as in the authors' code. With the mean as a rule the result is the plain mean. The
-answer is exactly low rank.
+The rule of ``knots`` is TIES, on the V_k as in the authors' code. With the mean as a rule the
+result is the plain mean. The answer is exactly low rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .ties import trim_and_elect
 
 def knots(layer: Layer) -> LowRankDelta:
     """Return KnOTS-TIES."""
-    return in_knots_space(layer, lambda parts: trim_and_elect(parts, layer.options.density, layer.options.sign))
+    return in_knots_space(
+        layer, lambda parts: trim_and_elect(parts, layer.options.density, layer.options.sign)
+    )
 
 
 def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelta:
@@ -34,8 +36,13 @@ def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDel
     deltas = list(layer.deltas.values())
     left, left_core = torch.linalg.qr(torch.cat([delta.up for delta in deltas], dim=1))
     rows = [torch.linalg.qr(delta.down.T) for delta in deltas]
-    u, values, vh = torch.linalg.svd(left_core @ torch.block_diag(*(core.T for _, core in rows)), full_matrices=False)
+    u, values, vh = torch.linalg.svd(
+        left_core @ torch.block_diag(*(core.T for _, core in rows)), full_matrices=False
+    )
     used = values > RELATIVE_ZERO * values[0]
-    values, parts = values[used], vh[used].split([basis.shape[1] for basis, _ in rows], dim=1)
-    merged = rule(torch.stack([part @ basis.T for part, (basis, _) in zip(parts, rows, strict=True)]))
+    values = values[used]
+    parts = vh[used].split([basis.shape[1] for basis, _ in rows], dim=1)
+    merged = rule(
+        torch.stack([part @ basis.T for part, (basis, _) in zip(parts, rows, strict=True)])
+    )
     return LowRankDelta(left @ u[:, used], values[:, None] * merged)

@@ -29,7 +29,8 @@ class Layer:
     Args:
         path: Of the module.
         reads_text: Whether its input belongs to the network's text stream.
-        deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that change this layer.
+        deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
+            change this layer.
         adapters: How many adapters there are, with those that do not change this layer.
         tasks: Every task of the merge, with its statistics of this layer.
         options: What the user asked for.
@@ -56,7 +57,8 @@ class Layer:
 
     def columns(self) -> dict[int, slice]:
         """Return where each adapter's factors are in `together`."""
-        start, found = 0, {}
+        start = 0
+        found = {}
         for k, delta in self.deltas.items():
             found[k] = slice(start, start := start + delta.rank)
         return found
@@ -66,7 +68,8 @@ class Layer:
         return torch.stack([delta.dense() for delta in self.deltas.values()])
 
     def wanted(self, tasks: Sequence[TaskAtLayer], grams: Sequence[Tensor]) -> Tensor:
-        """Return ``sum_g G_g [m_g1 down_1^T | ... ]``, (d_in, R): times ``together.up^T`` it is ``sum_g G_g dW_g^T``.
+        """Return ``sum_g G_g [m_g1 down_1^T | ... ]``, (d_in, R): times ``together.up^T`` it is
+        ``sum_g G_g dW_g^T``.
 
         Args:
             tasks: Some of `tasks`.
@@ -81,9 +84,13 @@ class Layer:
 
 
 def layers_that_read_text(network: Network) -> frozenset[str]:
-    """Return the paths of cross-attention's keys and values: layers of the text stream in a network that has others, too."""
+    """Return the paths of cross-attention's keys and values: layers of the text stream in a network
+    that has others, too.
+    """
     streams = {
-        path: network.stream(path) for path, module in network.modules.items() if isinstance(module, (nn.Linear, nn.Conv2d))
+        path: network.stream(path)
+        for path, module in network.modules.items()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
     }
     text = frozenset(path for path, stream in streams.items() if stream == TEXT_STREAM)
     return text if len(text) < len(streams) else frozenset()
@@ -93,7 +100,8 @@ Rule = Callable[[Layer], "LowRankDelta | Tensor"]
 
 
 def solve_symmetric(matrix: Tensor, right: Tensor, advice: str) -> Tensor:
-    """Return ``matrix^-1 right`` for a positive definite (n, n) matrix; features that are always 0 get the answer 0.
+    """Return ``matrix^-1 right`` for a positive definite (n, n) matrix; features that are always 0
+    get the answer 0.
 
     Raises:
         SolveError: The matrix is singular; ends with the advice.
@@ -105,7 +113,10 @@ def solve_symmetric(matrix: Tensor, right: Tensor, advice: str) -> Tensor:
     scaled.diagonal().add_(dead.to(matrix.dtype))
     factor, failed_at = torch.linalg.cholesky_ex(scaled)
     if bool(failed_at != 0) or not bool(torch.isfinite(factor).all()):
-        raise SolveError(f"the {len(matrix)} x {len(matrix)} matrix of the inputs is not positive definite; {advice}")
+        raise SolveError(
+            f"the {len(matrix)} x {len(matrix)} matrix of the inputs is not positive definite; "
+            f"{advice}"
+        )
     return scale[:, None] * torch.cholesky_solve(scale[:, None] * right, factor)
 
 
@@ -116,4 +127,6 @@ def singular_triplets(delta: LowRankDelta) -> Spectrum:
     """
     whole = factored_spectrum(delta.down.T, delta.up)
     count = max(1, int((whole.values > RELATIVE_ZERO * whole.values[0]).sum()))
-    return Spectrum(whole.left[:, :count], whole.values[:count], whole.right[:, :count], whole.total)
+    return Spectrum(
+        whole.left[:, :count], whole.values[:count], whole.right[:, :count], whole.total
+    )

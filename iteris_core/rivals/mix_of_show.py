@@ -1,15 +1,17 @@
-"""Mix-of-Show's gradient fusion: regress on every adapter's own inputs, from the base weight (Gu et al., arXiv:2305.18292).
+"""Mix-of-Show's gradient fusion: regress on every adapter's own inputs, from the base weight (Gu et
+al., arXiv:2305.18292).
 
     minimise over dW   1 / (M d_out) sum_g w_g ||X_g dW_g^T - X_g dW^T||_F^2,   starting at dW = 0;  M tokens in all
 
-As published, with ``solver="lbfgs"``: L-BFGS with a strong Wolfe line search, 500 steps for layers that read text and 50 for
-the others, of which the best is kept; stopping early is the regulariser. All steps stay in the span of the inputs, so the limit
-(``solver="closed_form"``) is the solution of least norm,
+As published, with ``solver="lbfgs"``: L-BFGS with a strong Wolfe line search, 500 steps for layers
+that read text and 50 for the others, of which the best is kept; stopping early is the regulariser.
+All steps stay in the span of the inputs, so the limit (``solver="closed_form"``) is the solution of
+least norm,
 
     dW^T = (sum_g w_g X_g^T X_g)^+ sum_g w_g X_g^T X_g dW_g^T
 
-which is IterIS with X~ = X, one weight per token, and no ridge. It is exactly low rank. Both see the inputs only through their
-Gram matrices, which is all that the objective depends on.
+which is IterIS with X~ = X, one weight per token, and no ridge. It is exactly low rank. Both see
+the inputs only through their Gram matrices, which is all that the objective depends on.
 """
 
 from __future__ import annotations
@@ -20,17 +22,21 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from .layer import GRAM_ZERO, Layer
 
-TEXT_STEPS, OTHER_STEPS = 500, 50
+TEXT_STEPS = 500
+OTHER_STEPS = 50
 
 
 def mix_of_show(layer: Layer) -> LowRankDelta:
     """Return gradient fusion, by the solver that was asked for."""
     tasks = layer.counted
     grams = [task.weight * task.statistics.inputs.gram for task in tasks]
-    right, total = layer.wanted(tasks, grams), sum(grams)
+    right = layer.wanted(tasks, grams)
+    total = sum(grams)
     up = layer.together.up
     if layer.options.solver == "closed_form":
-        return LowRankDelta(up, (torch.linalg.pinv(total, rtol=GRAM_ZERO, hermitian=True) @ right).T)
+        return LowRankDelta(
+            up, (torch.linalg.pinv(total, rtol=GRAM_ZERO, hermitian=True) @ right).T
+        )
     tokens = sum(task.statistics.inputs.tokens for task in tasks)
     energy = sum(task.weight * task.delta_energy() for task in tasks)
     steps = TEXT_STEPS if layer.reads_text else OTHER_STEPS
@@ -38,7 +44,8 @@ def mix_of_show(layer: Layer) -> LowRankDelta:
 
 
 def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int) -> Tensor:
-    """Return the best iterate, (d_out, d_in), of L-BFGS on ``(tr(W G W^T) - 2 tr(W B) + energy) / scale``.
+    """Return the best iterate, (d_out, d_in), of L-BFGS on ``(tr(W G W^T) - 2 tr(W B) + energy) /
+    scale``.
 
     Args:
         gram: G, (d_in, d_in).
@@ -48,7 +55,8 @@ def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int
         steps: At most.
     """
     weight = torch.zeros_like(right.T, requires_grad=True)
-    best, smallest = weight.detach().clone(), float("inf")
+    best = weight.detach().clone()
+    smallest = float("inf")
 
     def loss() -> Tensor:
         nonlocal best, smallest
@@ -57,7 +65,8 @@ def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int
             weight.grad = 2 / scale * (product - right.T)
             value = ((product * weight).sum() - 2 * (weight * right.T).sum() + energy) / scale
             if value < smallest:
-                best, smallest = weight.detach().clone(), value.item()
+                best = weight.detach().clone()
+                smallest = value.item()
         return value
 
     optimiser = torch.optim.LBFGS(

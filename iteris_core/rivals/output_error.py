@@ -1,6 +1,7 @@
 """The error of the network's output for one merged adapter after the other, to search a scale by.
 
-What `fidelity` measures, on the calibration samples; but teachers run once, not once for every candidate.
+What `fidelity` measures, on the calibration samples; but teachers run once, not once for every
+candidate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ SAMPLES = 32
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A chunk of samples, their teacher's outputs, float64 on the CPU, and what their squared error is multiplied with."""
+    """A chunk of samples, their teacher's outputs, float64 on the CPU, and what their squared error
+    is multiplied with.
+    """
 
     samples: Sequence[Sample]
     teacher: Tensor
@@ -32,10 +35,12 @@ class _Wanted:
 
 
 class OutputError:
-    """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 / ||teacher - reference||^2``.
+    """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 /
+    ||teacher - reference||^2``.
 
-    The reference is the base model, or, where the teacher wears nothing, base + all adapters stacked, as in `fidelity`. A task
-    whose teacher is the same as its reference has no such error, and is left out.
+    The reference is the base model, or, where the teacher wears nothing, base + all adapters
+    stacked, as in `fidelity`. A task whose teacher is the same as its reference has no such error,
+    and is left out.
 
     Args:
         network: The base model; its forward returns one entry per row.
@@ -45,7 +50,8 @@ class OutputError:
         progress: Called before every forward call; may raise to cancel.
 
     Raises:
-        CalibrationError: The network returns no tensor or one that is not finite, or no teacher changes what it returns.
+        CalibrationError: The network returns no tensor or one that is not finite, or no teacher
+            changes what it returns.
     """
 
     def __init__(
@@ -56,7 +62,9 @@ class OutputError:
         samples_per_chunk: int,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self.network, self.adapters, self.progress = network, adapters, progress
+        self.network = network
+        self.adapters = adapters
+        self.progress = progress
         self.wanted: list[_Wanted] = []
         self.total = 0.0
         for task in tasks:
@@ -65,12 +73,15 @@ class OutputError:
             self.total += task.weight if chunks else 0.0
         if not self.wanted:
             raise CalibrationError(
-                "no task's teacher changes what the network returns, so a scale cannot be searched; set the scale to a number"
+                "no task's teacher changes what the network returns, so a scale cannot be "
+                "searched; set the scale to a number"
             )
 
     def _measure(self, task: Task, samples_per_chunk: int) -> list[_Wanted]:
         """Run a task's teacher and its reference; return nothing where they are the same."""
-        chosen, chunks, scale = _some(task.samples), [], 0.0
+        chosen = _some(task.samples)
+        chunks = []
+        scale = 0.0
         wears = any(share and self.adapters[k].deltas for k, share in task.mix.items())
         base = {} if wears else {k: 1.0 for k in range(len(self.adapters))}
         for start in range(0, len(chosen), samples_per_chunk):
@@ -81,7 +92,8 @@ class OutputError:
             chunks.append(_Wanted(samples, teacher, task.weight))
         if not math.isfinite(scale):
             raise CalibrationError(
-                f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a NaN"
+                f"task {task.name!r}: the network's output is not finite; a precision that "
+                "overflows, or a NaN"
             )
         return [replace(chunk, share=chunk.share / scale) for chunk in chunks] if scale else []
 
@@ -90,19 +102,29 @@ class OutputError:
         error = 0.0
         for chunk in self.wanted:
             reads = [sample.student_reads for sample in chunk.samples]
-            error += chunk.share * (self._outputs([merged], reads, {0: 1.0}) - chunk.teacher).square().sum().item()
+            error += (
+                chunk.share
+                * (self._outputs([merged], reads, {0: 1.0}) - chunk.teacher).square().sum().item()
+            )
         return error / self.total if math.isfinite(error) else math.inf
 
-    def _outputs(self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]) -> Tensor:
+    def _outputs(
+        self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]
+    ) -> Tensor:
         self.progress()
         with torch.no_grad(), wearing(self.network.modules, adapters, [mix] * len(reads)):
             outputs = self.network.forward(reads)
         if not isinstance(outputs, Tensor):
-            raise CalibrationError("the network's forward returns no tensor, so there is no output to search a scale by")
+            raise CalibrationError(
+                "the network's forward returns no tensor, so there is no output to search a scale "
+                "by"
+            )
         return outputs.detach().cpu().double()
 
 
 def _some(samples: Sequence[Sample]) -> list[Sample]:
-    """Return `SAMPLES` of them at most, chosen at random: at even distances, all might be of one timestep."""
+    """Return `SAMPLES` of them at most, chosen at random: at even distances, all might be of one
+    timestep.
+    """
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SAMPLES]
     return [samples[i] for i in chosen.sort().values.tolist()]

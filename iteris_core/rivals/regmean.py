@@ -3,12 +3,13 @@
     G_g = X_g^T X_g / T_g,   G^_g = b G_g + (1 - b) diag(G_g)
     dW^T = (sum_g w_g G^_g)^-1 sum_g w_g G^_g dW_g^T
 
-b is ``off_diagonal`` (0.9 in the paper, 0.1 for T5), w_g the user's weight of the task, T_g its tokens. A task whose teacher
-wears nothing here is one more model, whose delta is 0.
+b is ``off_diagonal`` (0.9 in the paper, 0.1 for T5), w_g the user's weight of the task, T_g its
+tokens. A task whose teacher wears nothing here is one more model, whose delta is 0.
 
-RegMean (Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849) takes X_g from the
-adapter's own model. RegMean++ (arXiv:2508.03121) takes it from the merged model, layer after layer; published block by block,
-here layer by layer. Both work on whole weights; on deltas they are the same, since the base weight cancels out.
+RegMean (Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models",
+arXiv:2212.09849) takes X_g from the adapter's own model. RegMean++ (arXiv:2508.03121) takes it from
+the merged model, layer after layer; published block by block, here layer by layer. Both work on
+whole weights; on deltas they are the same, since the base weight cancels out.
 
 The answer is exactly low rank: ``up = [up_1 | ... | up_K]``.
 """
@@ -22,12 +23,14 @@ from .layer import Layer, solve_symmetric
 
 
 def regmean(layer: Layer) -> LowRankDelta:
-    """Return RegMean of the inputs that were measured: teachers' for RegMean, students' for RegMean++.
+    """Return RegMean of the inputs that were measured: teachers' for RegMean, students' for
+    RegMean++.
 
     Raises:
         SolveError: A singular matrix; only without any damping of what is off the diagonal.
     """
-    tasks, b = layer.counted, layer.options.off_diagonal
+    tasks = layer.counted
+    b = layer.options.off_diagonal
     grams = []
     for task in tasks:
         gram = task.statistics.inputs.gram * (task.weight / task.statistics.inputs.tokens)

@@ -1,4 +1,6 @@
-"""Searches for scales, on the calibration error: methods that have nothing but a scale must be given their best one."""
+"""Searches for scales, on the calibration error: methods that have nothing but a scale must be
+given their best one.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,21 @@ from collections.abc import Callable, Sequence
 
 from ..errors import CalibrationError
 
-SMALLEST, LARGEST = 1 / 32, 16.0
-_PARABOLAS, _ROUNDS, _STEP, _CLOSE = 4, 4, 0.1, 0.02
+SMALLEST = 1 / 32
+LARGEST = 16.0
+_PARABOLAS = 4
+_ROUNDS = 4
+_STEP = 0.1
+_CLOSE = 0.02
 
 
 def best_scale(error: Callable[[float], float]) -> float:
     """Return the scale with the smallest error, in about 8 evaluations.
 
-    Doubles or halves from 1 until the error rises on both sides, then goes to the lowest point of a parabola through the best
-    scale and its neighbours, a few times. Finds a local minimum; in practice there is one, since at 0 nothing is left of the
-    adapters, and far out nothing of the base model.
+    Doubles or halves from 1 until the error rises on both sides, then goes to the lowest point of a
+    parabola through the best scale and its neighbours, a few times. Finds a local minimum; in
+    practice there is one, since at 0 nothing is left of the adapters, and far out nothing of the
+    base model.
 
     Args:
         error: Of a scale; may be infinite.
@@ -34,7 +41,10 @@ def best_scale(error: Callable[[float], float]) -> float:
     best = 1.0
     while math.isinf(at(best)):
         if best <= SMALLEST:
-            raise CalibrationError(f"no scale from {SMALLEST} to 1 gives a finite output of the network; use a wider precision")
+            raise CalibrationError(
+                f"no scale from {SMALLEST} to 1 gives a finite output of the network; use a wider "
+                "precision"
+            )
         best /= 2
     for factor in (0.5, 2.0):
         while SMALLEST <= best * factor <= LARGEST and at(best * factor) < at(best):
@@ -52,20 +62,26 @@ def best_scale(error: Callable[[float], float]) -> float:
 
 
 def _bottom(places: Sequence[float], values: Sequence[float]) -> float:
-    """Return where the parabola through three points is lowest; the middle of the wider gap, if one of them is infinite."""
-    (a, b, c), (u, v, w) = places, values
-    left, right = (b - a) * (v - w), (b - c) * (v - u)
+    """Return where the parabola through three points is lowest; the middle of the wider gap, if one
+    of them is infinite.
+    """
+    (a, b, c) = places
+    (u, v, w) = values
+    left = (b - a) * (v - w)
+    right = (b - c) * (v - u)
     if math.isfinite(u) and math.isfinite(w) and left != right:
         return b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right)
     return (a + b) / 2 if b - a > c - b else (b + c) / 2
 
 
 def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> list[float]:
-    """Return one coefficient per adapter with a small error: the best common one, then each in turn by parabolas.
+    """Return one coefficient per adapter with a small error: the best common one, then each in turn
+    by parabolas.
 
     Args:
         error: Of the coefficients; may be infinite.
-        count: How many; each costs 3 evaluations per round, of which there are 4 at most, on top of `best_scale`'s.
+        count: How many; each costs 3 evaluations per round, of which there are 4 at most, on top of
+            `best_scale`'s.
     """
     common = best_scale(lambda scale: error([scale] * count))
     best = [common] * count

@@ -4,10 +4,11 @@
     R = Q G^-1,   G = 1/T sum_g Z_g^T Z_g + 1e-4 I,   Q = 1/T sum_g H_g^T Z_g
     dW = [up_1 | ... | up_N] R [down_1; ...; down_N]
 
-For one-hot mixes H_g is ``X_g down_g^T`` in its own block, as published. It is RegMean with the merged down-projections
-confined to the span of the adapters', so the statistics are R x R only. As in the authors' code, T counts all tokens, the ridge
-is absolute, a task whose adapter does not change this layer is ignored here, and a lone adapter is passed through. The answer
-is exactly low rank.
+For one-hot mixes H_g is ``X_g down_g^T`` in its own block, as published. It is RegMean with the
+merged down-projections confined to the span of the adapters', so the statistics are R x R only. As
+in the authors' code, T counts all tokens, the ridge is absolute, a task whose adapter does not
+change this layer is ignored here, and a lone adapter is passed through. The answer is exactly low
+rank.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ RIDGE = 1e-4
 
 def ssr(layer: Layer) -> LowRankDelta:
     """Return SSR-Merge of the teachers' inputs."""
-    together, columns = layer.together, layer.columns()
+    together = layer.together
+    columns = layer.columns()
     tasks = [task for task in layer.counted if task.mix]
     if len(layer.deltas) == 1 or not tasks:
         return together

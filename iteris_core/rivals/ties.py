@@ -4,7 +4,8 @@
     s = sign(sum_k T_k)  (``total``),  or  sign(sum_k sign(T_k))  (``frequency``);  0 counts as +
     dW = sum_k T_k [sign(T_k) = s] / max(1, number of k with sign(T_k) = s)
 
-On the dense delta of each layer, as in PEFT's ``ties_svd``; PEFT's ``ties`` works on the factors, which is another method.
+On the dense delta of each layer, as in PEFT's ``ties_svd``; PEFT's ``ties`` works on the factors,
+which is another method.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def trim_and_elect(stacked: Tensor, density: float, sign: str) -> Tensor:
 
 
 def trimmed(stacked: Tensor, density: float) -> Tensor:
-    """Return (N, ...) tensors in which each keeps its ``int(density * size)`` largest entries by magnitude."""
+    """Return (N, ...) tensors in which each keeps its ``int(density * size)`` largest entries by
+    magnitude.
+    """
     flat = stacked.flatten(1)
     kept = flat.abs().topk(int(density * flat.shape[1]), dim=1).indices
     return zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).reshape(stacked.shape)

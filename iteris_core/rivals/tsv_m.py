@@ -3,9 +3,10 @@
     U_k S_k V_k^T = SVD of dW_k,   U = polar([U_1 | ... | U_N]),   V = polar([V_1 | ... | V_N])
     dW = U diag(S_1, ..., S_N) V^T
 
-where polar(M) is the nearest matrix with orthonormal columns. The paper keeps 1/N of each task's singular vectors, since it
-merges weights of full rank. A LoRA has r_k of them, and all are kept, unless they are more than the weight has dimensions;
-then 1/N of that number each. The answer is exactly low rank.
+where polar(M) is the nearest matrix with orthonormal columns. The paper keeps 1/N of each task's
+singular vectors, since it merges weights of full rank. A LoRA has r_k of them, and all are kept,
+unless they are more than the weight has dimensions; then 1/N of that number each. The answer is
+exactly low rank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Who wears what: rows of a batch get deltas added to a layer's output, by forward hooks that leave nothing behind."""
+"""Who wears what: rows of a batch get deltas added to a layer's output, by forward hooks that leave
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,19 @@ LayerHook = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
 
 @contextmanager
 def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
-    """Call ``hook(path, module, input, output)`` after each module's forward; what it returns replaces the output."""
+    """Call ``hook(path, module, input, output)`` after each module's forward; what it returns
+    replaces the output.
+    """
 
     def bound(path: str) -> Callable[..., Tensor]:
-        def after_forward(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        def after_forward(
+            module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> Tensor:
             inputs = args or tuple(named.values())
             if not inputs or not isinstance(inputs[0], Tensor):
-                raise CalibrationError(f"layer {path!r} was called without a tensor to work on; it cannot be measured")
+                raise CalibrationError(
+                    f"layer {path!r} was called without a tensor to work on; it cannot be measured"
+                )
             return hook(path, module, inputs[0], output)
 
         return after_forward
@@ -42,7 +50,9 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
             handle.remove()
 
 
-def worn_delta(path: str, adapters: Sequence[Adapter], mix: Mapping[int, float]) -> LowRankDelta | None:
+def worn_delta(
+    path: str, adapters: Sequence[Adapter], mix: Mapping[int, float]
+) -> LowRankDelta | None:
     """Return what a mix of adapters adds to one layer, as one delta; None if nothing."""
     shares = {k: share for k, share in mix.items() if share and path in adapters[k].deltas}
     if not shares:
@@ -52,7 +62,9 @@ def worn_delta(path: str, adapters: Sequence[Adapter], mix: Mapping[int, float])
 
 @contextmanager
 def wearing(
-    modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], mixes: Sequence[Mapping[int, float]]
+    modules: Mapping[str, nn.Module],
+    adapters: Sequence[Adapter],
+    mixes: Sequence[Mapping[int, float]],
 ) -> Iterator[None]:
     """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
 
@@ -92,14 +104,17 @@ def check_rows(path: str, x: Tensor, expected: int) -> None:
     """Refuse a layer input whose rows are not the batch's rows."""
     if x.shape[0] != expected:
         raise CalibrationError(
-            f"layer {path!r} got {x.shape[0]} rows in a batch of {expected}: the model splits, joins or skips rows before "
-            "this layer, so it cannot be told which row wears which adapter; leave this layer out of the merge"
+            f"layer {path!r} got {x.shape[0]} rows in a batch of {expected}: the model splits, "
+            "joins or skips rows before this layer, so it cannot be told which row wears which "
+            "adapter; leave this layer out of the merge"
         )
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring rows of one task in a chunk: ``teacher`` and ``student`` are slices of the batch."""
+    """Neighbouring rows of one task in a chunk: ``teacher`` and ``student`` are slices of the
+    batch.
+    """
 
     task: int
     teacher: slice
@@ -107,27 +122,34 @@ class Block:
     samples: tuple[Sample, ...]
 
     def token_weights(self, stream: str, tokens: int, path: str) -> Tensor | None:
-        """Return the samples' weights in this stream, one per token of all samples, or None where all count once."""
+        """Return the samples' weights in this stream, one per token of all samples, or None where
+        all count once.
+        """
         if not any(stream in sample.token_weights for sample in self.samples):
             return None
-        rows = [sample.weights_of(stream, tokens).to("cpu", torch.float32) for sample in self.samples]
+        rows = [
+            sample.weights_of(stream, tokens).to("cpu", torch.float32) for sample in self.samples
+        ]
         for row in rows:
             if row.shape != (tokens,):
                 raise CalibrationError(
-                    f"layer {path!r} sees {tokens} tokens a row, but a sample has {tuple(row.shape)} token weights for the "
-                    f"stream {stream!r}; give one weight per token"
+                    f"layer {path!r} sees {tokens} tokens a row, but a sample has "
+                    f"{tuple(row.shape)} token weights for the stream {stream!r}; give one weight "
+                    "per token"
                 )
             if not (torch.isfinite(row).all() and (row >= 0).all()):
                 raise CalibrationError(
-                    f"a sample has a token weight in the stream {stream!r} that is below 0 or no finite number; "
-                    "0 leaves a token out, 1 counts it once"
+                    f"a sample has a token weight in the stream {stream!r} that is below 0 or no "
+                    "finite number; 0 leaves a token out, 1 counts it once"
                 )
         return torch.cat(rows)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples of one forward call: their teacher rows first, then their student rows, in the same order."""
+    """Samples of one forward call: their teacher rows first, then their student rows, in the same
+    order.
+    """
 
     blocks: tuple[Block, ...]
 
@@ -159,9 +181,15 @@ def split_into_chunks(tasks: Sequence[Task], samples_per_chunk: int) -> list[Chu
 
 
 def at_hand(
-    path: str, adapters: Sequence[Adapter], tasks: Sequence[Task], merged: LowRankDelta | None, x: Tensor
+    path: str,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    merged: LowRankDelta | None,
+    x: Tensor,
 ) -> tuple[list[LowRankDelta | None], LowRankDelta | None]:
-    """Return what teachers and students wear at a layer, where its input is and in the precision of the products."""
+    """Return what teachers and students wear at a layer, where its input is and in the precision of
+    the products.
+    """
     where = {"device": x.device, "dtype": product_dtype(x)}
     worn = [worn_delta(path, adapters, task.mix) for task in tasks]
     return [delta and delta.to(**where) for delta in worn], merged and merged.to(**where)
@@ -176,7 +204,8 @@ def dress(
     merged: LowRankDelta | None,
     codes: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """Return a layer's output where each task's teacher rows wear its mix, and student rows the merged delta.
+    """Return a layer's output where each task's teacher rows wear its mix, and student rows the
+    merged delta.
 
     Args:
         module: The layer.
@@ -195,5 +224,9 @@ def dress(
             add_to_output(module, y[block.teacher], known @ mine.up.T)
         theirs = mine if merged is None else merged
         if theirs is not None:
-            add_to_output(module, y[block.student], codes_of(module, x[block.student], theirs.down) @ theirs.up.T)
+            add_to_output(
+                module,
+                y[block.student],
+                codes_of(module, x[block.student], theirs.down) @ theirs.up.T,
+            )
     return y

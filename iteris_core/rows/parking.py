@@ -1,8 +1,9 @@
-"""Waiting chunks in host memory: what a paused forward call holds on the device is copied out, and back before it goes on.
+"""Waiting chunks in host memory: what a paused forward call holds on the device is copied out, and
+back before it goes on.
 
-A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device they do not fit; their
-tensors then wait on the host. The forward call does not notice: each tensor keeps its identity, only its storage is emptied
-and filled again.
+A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
+they do not fit; their tensors then wait on the host. The forward call does not notice: each tensor
+keeps its identity, only its storage is emptied and filled again.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class Parked:
 
 
 class Parking:
-    """Parks paused frames, except for what other frames may use: the model's own tensors, and those of several frames.
+    """Parks paused frames, except for what other frames may use: the model's own tensors, and those
+    of several frames.
 
     Args:
-        modules: The network's modules, whose parameters, buffers and other tensors stay where they are.
+        modules: The network's modules, whose parameters, buffers and other tensors stay where they
+            are.
         smallest: Storages of fewer bytes stay too.
     """
 
@@ -46,7 +49,9 @@ class Parking:
         self.staying = {_key(tensor) for module in modules for tensor in _tensors_of(module)}
 
     def park(self, frame: FrameType | None) -> Parked:
-        """Empty the storages of all device tensors in a paused frame and the frames that called it."""
+        """Empty the storages of all device tensors in a paused frame and the frames that called
+        it.
+        """
         contents: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
         while frame is not None:
             for tensor in _tensors_in(list(frame.f_locals.values()), _NESTING):
@@ -74,7 +79,9 @@ def _key(tensor: Tensor) -> int:
 
 
 def _bytes_on_host(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).to("cpu", copy=True)
+    return (
+        torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).to("cpu", copy=True)
+    )
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -85,7 +92,9 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
-    """Yield the tensors in a variable: itself, or in lists and tuples. Dicts hold options, which chunks may share."""
+    """Yield the tensors in a variable: itself, or in lists and tuples. Dicts hold options, which
+    chunks may share.
+    """
     if isinstance(value, Tensor):
         if value.layout == torch.strided and type(value) in (Tensor, nn.Parameter):
             yield value

@@ -1,11 +1,13 @@
-"""The one package that touches ComfyUI's insides: models, LoRA files, patches, folders, the browser."""
+"""The one package that touches ComfyUI's insides: models, LoRA files, patches, folders, the
+browser.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .folders import (  # fmt: skip
+from .folders import (
     find_lora,
     is_output,
     lora_name_of,
@@ -31,10 +33,24 @@ _MODULE_OF = {
     "with_patches": "patches",
 }
 __all__ = [
-    "ComfyStableDiffusion", "answer_at", "find_lora", "is_output", "layer_teller", "lora_name_of", "lora_names", "lora_path",
-    "model_files", "output_folder", "patches_of", "saves_metadata", "show_text", "stage_progress", "stock_loader", "version",
+    "ComfyStableDiffusion",
+    "answer_at",
+    "find_lora",
+    "is_output",
+    "layer_teller",
+    "lora_name_of",
+    "lora_names",
+    "lora_path",
+    "model_files",
+    "output_folder",
+    "patches_of",
+    "saves_metadata",
+    "show_text",
+    "stage_progress",
+    "stock_loader",
+    "version",
     "with_patches",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,9 @@ from ..keys import TEXT_PREFIX, ModelKeys
 
 @dataclass
 class HostDeltas:
-    """Dense deltas of the adapter kinds that only the host knows, made by its own classes; and PEFT's DoRAs."""
+    """Dense deltas of the adapter kinds that only the host knows, made by its own classes; and
+    PEFT's DoRAs.
+    """
 
     model: Any
     clip: Any
@@ -36,7 +38,8 @@ class HostDeltas:
         return self.model.get_key_patches() | self.clip.patcher.get_key_patches()
 
     def __call__(self, path: str, group: Mapping[str, Tensor]) -> Tensor:
-        """Return the delta of one weight per unit of strength; an OFT's depends on the strength, a DoRA's on the weight.
+        """Return the delta of one weight per unit of strength; an OFT's depends on the strength, a
+        DoRA's on the weight.
 
         Raises:
             AdapterError: The host cannot apply the tensors; with its own words.
@@ -57,7 +60,9 @@ class HostDeltas:
         return (added_by_host(self.name, path, tensors, weight, apply) / strength).flatten(1)
 
     def _effective_weight(self, key: str) -> Tensor:
-        """Return a weight as the base model uses it, float32 on the CPU, patches that it already carries included."""
+        """Return a weight as the base model uses it, float32 on the CPU, patches that it already
+        carries included.
+        """
         (weight, convert), *patches = self._weights[key]
         weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
         return comfy.lora.calculate_weight(patches, weight, key)
@@ -69,11 +74,17 @@ def stock_loader(path: Path, keys: ModelKeys) -> Callable[[str, Sequence[int]], 
     Returns:
         (parameter path, its shape) -> what the file adds to it at strength 1; None: nothing.
     """
-    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
+    tensors = comfy.lora_convert.convert_lora(
+        comfy.utils.load_torch_file(str(path), safe_load=True)
+    )
     patches = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
 
     def added(parameter: str, shape: Sequence[int]) -> Tensor | None:
-        return _apply(patches[parameter], torch.zeros(*shape), parameter) if parameter in patches else None
+        return (
+            _apply(patches[parameter], torch.zeros(*shape), parameter)
+            if parameter in patches
+            else None
+        )
 
     return added
 

@@ -29,7 +29,8 @@ _MOST_SAMPLES_PER_CHUNK = 8
 
 
 class ComfyStableDiffusion:
-    """A MODEL and a CLIP as the core's `StableDiffusion`. Patches that they already carry belong to the base model.
+    """A MODEL and a CLIP as the core's `StableDiffusion`. Patches that they already carry belong to
+    the base model.
 
     Args:
         model: ModelPatcher of an SD1.5 UNet; never changed.
@@ -42,17 +43,23 @@ class ComfyStableDiffusion:
     def __init__(self, model: Any, clip: Any) -> None:
         _check_model(model)
         _check_clip(clip)
-        self.model, self.clip, self.memory_required = model.clone(), clip.clone(), 0.0
+        self.model = model.clone()
+        self.clip = clip.clone()
+        self.memory_required = 0.0
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)
 
     def tokenize(self, caption: str) -> Sequence[Any]:
-        """Return a caption's pieces; emphasis is left out, since it would add rows of its own to the batch."""
+        """Return a caption's pieces; emphasis is left out, since it would add rows of its own to
+        the batch.
+        """
         return [[(token, 1.0) for token, *_ in piece] for piece in self.clip.tokenize(caption)["l"]]
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return where, in a text's context, the tokens of its words stand; start, end and padding are left out."""
+        """Return where, in a text's context, the tokens of its words stand; start, end and padding
+        are left out.
+        """
         pieces = self.clip.tokenize(text, return_word_ids=True)["l"]
         words = [word for piece in pieces for _, _, word in piece]
         return [position for position, word in enumerate(words) if word]
@@ -63,7 +70,9 @@ class ComfyStableDiffusion:
             contexts = self.clip.encode_from_tokens({"l": list(pieces)})  # (1, rows * 77, 768)
             return contexts.reshape(len(pieces), -1, contexts.shape[-1])
 
-        yield Network(dict(self.clip.cond_stage_model.named_modules()), forward, lambda path: TEXT_STREAM)
+        yield Network(
+            dict(self.clip.cond_stage_model.named_modules()), forward, lambda path: TEXT_STREAM
+        )
 
     @contextmanager
     def unet(self) -> Iterator[Network]:
@@ -75,49 +84,72 @@ class ComfyStableDiffusion:
             x = torch.stack([row.latents for row in rows]).to(device)
             sigma = torch.stack([row.sigma for row in rows]).to(device)
             context = torch.stack([row.context for row in rows]).to(device)
-            options = comfy.model_patcher.create_model_options_clone(model.model_options)["transformer_options"]
-            return model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
+            options = comfy.model_patcher.create_model_options_clone(model.model_options)[
+                "transformer_options"
+            ]
+            return model.model.apply_model(
+                x, sigma, c_crossattn=context, transformer_options=options
+            )
 
         model.pre_run()
         try:
-            yield Network(dict(model.model.named_modules()), forward, _unet_stream, memory_of(model))
+            yield Network(
+                dict(model.model.named_modules()), forward, _unet_stream, memory_of(model)
+            )
         finally:
             model.cleanup()
 
     def sigmas(self, steps: int) -> Tensor:
-        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", steps)
+        return comfy.samplers.calculate_sigmas(
+            self.model.get_model_object("model_sampling"), "normal", steps
+        )
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return 4, resolution // 8, resolution // 8
 
     def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
-        """Choose how a merge of this many samples fits on the device, and remember how much to keep free for it.
+        """Choose how a merge of this many samples fits on the device, and remember how much to keep
+        free for it.
 
         Returns:
-            Samples (two rows each) in one call, and whether those that wait must wait in host memory.
+            Samples (two rows each) in one call, and whether those that wait must wait in host
+            memory.
         """
-        side, device = resolution // 8, self.model.load_device
+        side = resolution // 8
+        device = self.model.load_device
 
         def takes(count: int) -> float:
             return self.model.memory_required([2 * count, 4, side, side])
 
         free = comfy.model_management.get_free_memory(device)
-        at_once = max((n for n in range(1, _MOST_SAMPLES_PER_CHUNK + 1) if takes(n) < free / 4), default=1)
+        at_once = max(
+            (n for n in range(1, _MOST_SAMPLES_PER_CHUNK + 1) if takes(n) < free / 4), default=1
+        )
         park = device.type != "cpu" and takes(samples) > 0.7 * free
         self.memory_required = takes(2 * at_once if park else samples)
         return at_once, park
 
     @cached_property
     def keys(self) -> ModelKeys:
-        modules = dict(self.model.model.named_modules()) | dict(self.clip.cond_stage_model.named_modules())
+        modules = dict(self.model.model.named_modules()) | dict(
+            self.clip.cond_stage_model.named_modules()
+        )
         keys = comfy.lora.model_lora_keys_unet(self.model.model, {})
         keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
-        return model_keys(modules, keys, comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config))
+        return model_keys(
+            modules, keys, comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config)
+        )
 
     def adapter(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], strength_model: float, strength_clip: float
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        strength_model: float,
+        strength_clip: float,
     ) -> Adapter:
-        """Return a LoRA's tensors as an adapter of this model, at strengths; a part of strength 0 changes nothing.
+        """Return a LoRA's tensors as an adapter of this model, at strengths; a part of strength 0
+        changes nothing.
 
         Raises:
             AdapterError: See `kohya.parse`.
@@ -129,48 +161,69 @@ class ComfyStableDiffusion:
             self.keys.shapes,
             metadata,
             vector_sizes=self.keys.vector_sizes,
-            dense_delta=HostDeltas(self.model, self.clip, self.keys, name, strength_model, strength_clip),
-            progress=lambda done, total: comfy.model_management.throw_exception_if_processing_interrupted(),
+            dense_delta=HostDeltas(
+                self.model, self.clip, self.keys, name, strength_model, strength_clip
+            ),
+            progress=lambda done, total: (
+                comfy.model_management.throw_exception_if_processing_interrupted()
+            ),
         )
         unet = adapter.select(lambda part: not self.is_text_module(part)).scaled(strength_model)
         return unet.joined_with(adapter.select(self.is_text_module).scaled(strength_clip))
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
-        """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would patch them."""
-        model, clip = self.model.clone(), self.clip.clone()
+        """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would
+        patch them.
+        """
+        model = self.model.clone()
+        clip = self.clip.clone()
         keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
         add_adapter(model, adapter.select(lambda path: not self.is_text_module(path)), keys)
         add_adapter(clip, adapter.select(self.is_text_module), keys)
         return model, clip
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
-        """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key names."""
+        """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key
+        names.
+        """
         unet = adapter.select(lambda path: not self.is_text_module(path))
-        return kohya.to_tensors(unet, {path: path for path in self.keys.base_of_module}, self.keys.kernels)
+        return kohya.to_tensors(
+            unet, {path: path for path in self.keys.base_of_module}, self.keys.kernels
+        )
 
 
 def _check_model(model: Any) -> None:
     config = model.model.model_config
     kind = type(config)
     if kind is not comfy.supported_models.SD15:
-        raise IterisError(f"the MODEL is a {kind.__name__} model; IterIS merges LoRAs of SD1.5. Load an SD1.5 checkpoint")
+        raise IterisError(
+            f"the MODEL is a {kind.__name__} model; IterIS merges LoRAs of SD1.5. Load an SD1.5 "
+            "checkpoint"
+        )
     channels = config.unet_config.get("in_channels", _LATENT_CHANNELS)
     if channels != _LATENT_CHANNELS:
-        what = {9: "an inpainting", 8: "a picture-editing (InstructPix2Pix)"}.get(channels, "an unusual")
+        what = {9: "an inpainting", 8: "a picture-editing (InstructPix2Pix)"}.get(
+            channels, "an unusual"
+        )
         raise IterisError(
-            f"the MODEL is {what} checkpoint: its UNet reads {channels} channels, and calibration has the "
-            f"{_LATENT_CHANNELS} of a plain SD1.5 UNet. Merge on a plain SD1.5 checkpoint; the merged LoRA works on both"
+            f"the MODEL is {what} checkpoint: its UNet reads {channels} channels, and calibration "
+            f"has the {_LATENT_CHANNELS} of a plain SD1.5 UNet. Merge on a plain SD1.5 checkpoint; "
+            "the merged LoRA works on both"
         )
 
 
 def _check_clip(clip: Any) -> None:
     if clip is None:
-        raise IterisError("the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP loader")
+        raise IterisError(
+            "the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP "
+            "loader"
+        )
     encoders = sorted(clip.tokenize(""))
     if not hasattr(clip.cond_stage_model, TEXT_PREFIX.rstrip(".")) or encoders != ["l"]:
         raise IterisError(
-            f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders {', '.join(encoders)}; SD1.5 has "
-            "CLIP-L alone. Connect the CLIP of an SD1.5 checkpoint, or load CLIP-L with type stable_diffusion"
+            f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders "
+            f"{', '.join(encoders)}; SD1.5 has CLIP-L alone. Connect the CLIP of an SD1.5 "
+            "checkpoint, or load CLIP-L with type stable_diffusion"
         )
 
 

@@ -33,13 +33,19 @@ def lora_path(name: str) -> Path:
     """
     path = find_lora(name)
     if path is None:
-        raise AdapterError(f"{name}: there is no such file in the loras folders; choose another LoRA, or refresh the list")
+        raise AdapterError(
+            f"{name}: there is no such file in the loras folders; choose another LoRA, or refresh "
+            "the list"
+        )
     return path
 
 
 def lora_name_of(path: Path) -> str | None:
     """Return the name of a file in ComfyUI's list of LoRAs; None: it is in no loras folder."""
-    for real in (os.path.abspath, os.path.realpath):  # a folder in it may be a link to another place
+    for real in (
+        os.path.abspath,
+        os.path.realpath,
+    ):  # a folder in it may be a link to another place
         for folder in folder_paths.get_folder_paths("loras"):
             if Path(real(path)).is_relative_to(real(folder)):
                 return str(Path(real(path)).relative_to(real(folder)))
@@ -66,7 +72,9 @@ def output_folder() -> Path:
 
 def is_output(path: Path | None) -> bool:
     """Whether a file is in the output folder, where merges are saved."""
-    return path is not None and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(output_folder()))
+    return path is not None and Path(os.path.abspath(path)).is_relative_to(
+        os.path.abspath(output_folder())
+    )
 
 
 def version() -> str:
@@ -75,5 +83,7 @@ def version() -> str:
 
 
 def saves_metadata() -> bool:
-    """Whether files may tell how they were made; the user can start ComfyUI with --disable-metadata."""
+    """Whether files may tell how they were made; the user can start ComfyUI with
+    --disable-metadata.
+    """
     return not args.disable_metadata

@@ -1,4 +1,6 @@
-"""What is kept from one merge to the next: the latents of teachers' sampling runs, which take most of its time."""
+"""What is kept from one merge to the next: the latents of teachers' sampling runs, which take most
+of its time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class Memory(OrderedDict):
 
     def __init__(self, patches: Any) -> None:
         super().__init__()
-        self.patches, self.size = patches, 0
+        self.patches = patches
+        self.size = 0
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.size += bytes_of(value) - bytes_of(self.get(key))
@@ -34,7 +37,9 @@ _MEMORIES: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
 
 
 def forget_oldest(latest: Memory) -> None:
-    """Keep within `MOST_BYTES`: other models' results go first, the oldest of each before the newer ones."""
+    """Keep within `MOST_BYTES`: other models' results go first, the oldest of each before the newer
+    ones.
+    """
     memories = [*(memory for memory in _MEMORIES.values() if memory is not latest), latest]
     held = sum(memory.size for memory in memories)
     for memory in memories:
@@ -45,16 +50,23 @@ def forget_oldest(latest: Memory) -> None:
 
 
 def bytes_of(value: Any) -> int:
-    """Return how much room the tensors in a result take, however deep they are in lists and tuples."""
+    """Return how much room the tensors in a result take, however deep they are in lists and
+    tuples.
+    """
     if isinstance(value, torch.Tensor):
         return value.nbytes
     return sum(map(bytes_of, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def memory_of(patcher: Any) -> Memory | None:
-    """Return where results of a MODEL may be kept; None if functions of other nodes change it, which cannot be compared."""
+    """Return where results of a MODEL may be kept; None if functions of other nodes change it,
+    which cannot be compared.
+    """
     changed = patcher.model_options.get("transformer_options") or patcher.object_patches
-    if changed or any(getattr(patcher, name, None) for name in ("weight_wrapper_patches", "injections", "hook_patches")):
+    if changed or any(
+        getattr(patcher, name, None)
+        for name in ("weight_wrapper_patches", "injections", "hook_patches")
+    ):
         return None
     memory = _MEMORIES.get(patcher.model)
     if memory is None or memory.patches != patcher.patches_uuid:

@@ -25,13 +25,21 @@ def show_text(node_id: str, text: str) -> None:
 
 
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
-    """Return what tells the pack's web extension about every layer of one run, the first as such."""
+    """Return what tells the pack's web extension about every layer of one run, the first as
+    such.
+    """
     from server import PromptServer
 
-    server, told = PromptServer.instance, []
+    server = PromptServer.instance
+    told = []
 
     def tell(layer: LayerReport) -> None:
-        event = {"prompt_id": server.last_prompt_id, "node": node_id, "first": not told, "layer": asdict(layer)}
+        event = {
+            "prompt_id": server.last_prompt_id,
+            "node": node_id,
+            "first": not told,
+            "layer": asdict(layer),
+        }
         server.send_sync("iteris.layer", event, server.client_id)
         told.append(layer.path)
 
@@ -39,7 +47,9 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
 
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
-    """Let the browser ask for JSON: ``GET path?parameter=...``; the answer may read files, so another thread makes it."""
+    """Let the browser ask for JSON: ``GET path?parameter=...``; the answer may read files, so
+    another thread makes it.
+    """
     from aiohttp import web
     from server import PromptServer
 
@@ -49,14 +59,17 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
 
 
 def stage_progress(node_id: str) -> Callable[[str, int, int], None]:
-    """Return a progress callback that shows a stage's steps and the time that is left on the node, and in the node's bar."""
+    """Return a progress callback that shows a stage's steps and the time that is left on the node,
+    and in the node's bar.
+    """
     bars: dict[str, comfy.utils.ProgressBar] = {}
     clocks: dict[str, StageClock] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if stage not in bars:
-            bars[stage], clocks[stage] = comfy.utils.ProgressBar(total), StageClock()
+            bars[stage] = comfy.utils.ProgressBar(total)
+            clocks[stage] = StageClock()
         show_text(node_id, clocks[stage].told(stage, done, total, time.monotonic()))
         bars[stage].update_absolute(done, total)
 

@@ -16,13 +16,17 @@ from .names import adapter_name
 
 
 def in_sockets(more: Mapping[str, tuple[LoraEntry, ...] | None]) -> Iterator[LoraEntry]:
-    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order; sockets may be free."""
+    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order;
+    sockets may be free.
+    """
     for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
         yield from more[name] or ()
 
 
 def each_once(entries: Iterable[LoraEntry]) -> tuple[dict[str, LoraEntry], list[str]]:
-    """Return SHA-256 -> LoRA, one that is there several times as one of the sum of its strengths; and notes that say so."""
+    """Return SHA-256 -> LoRA, one that is there several times as one of the sum of its strengths;
+    and notes that say so.
+    """
     groups: dict[str, list[LoraEntry]] = {}
     for entry in entries:
         groups.setdefault(_content(entry), []).append(entry)
@@ -32,14 +36,19 @@ def each_once(entries: Iterable[LoraEntry]) -> tuple[dict[str, LoraEntry], list[
             names = " and ".join(dict.fromkeys(adapter_name(entry.lora_name) for entry in group))
             one = _as_one(group)
             notes.append(
-                f"{names}: the same LoRA {len(group)} times, so it is merged once, at the sum of its strengths, "
-                f"{one.strength_model:g} / {one.strength_clip:g}, on all of its prompts"
+                f"{names}: the same LoRA {len(group)} times, so it is merged once, at the sum of "
+                f"its strengths, {one.strength_model:g} / {one.strength_clip:g}, on all of its "
+                "prompts"
             )
     return {content: _as_one(group) for content, group in groups.items()}, notes
 
 
 def _content(entry: LoraEntry) -> str:
-    return sha256(host.lora_path(entry.lora_name)) if entry.tensors is None else sha256_of_tensors(entry.tensors)
+    return (
+        sha256(host.lora_path(entry.lora_name))
+        if entry.tensors is None
+        else sha256_of_tensors(entry.tensors)
+    )
 
 
 def _as_one(group: Sequence[LoraEntry]) -> LoraEntry:
@@ -66,7 +75,8 @@ def scenes_of(entries: Iterable[LoraEntry]) -> Scenes | None:
     found = list(dict.fromkeys(entry.scenes for entry in entries if entry.scenes is not None))
     if len(found) > 1:
         raise ConfigError(
-            f"the LoRAs come from {len(found)} 'Scene prompts' nodes with different settings; put one of them behind all LoRAs"
+            f"the LoRAs come from {len(found)} 'Scene prompts' nodes with different settings; put "
+            "one of them behind all LoRAs"
         )
     return found[0] if found else None
 
@@ -75,20 +85,28 @@ def read(base: host.ComfyStableDiffusion, entries: Iterable[LoraEntry]) -> list[
     """Return LoRAs at the strengths that the user asked for; those of one name are numbered."""
     loras = [_read(base, entry) for entry in entries]
     names = names_of([lora.adapter for lora in loras])
-    return [replace(x, adapter=replace(x.adapter, name=name)) for x, name in zip(loras, names, strict=True)]
+    return [
+        replace(x, adapter=replace(x.adapter, name=name))
+        for x, name in zip(loras, names, strict=True)
+    ]
 
 
 def _read(base: host.ComfyStableDiffusion, entry: LoraEntry) -> PromptedAdapter:
     if entry.tensors is None:
         tensors, metadata = read_tensors(host.lora_path(entry.lora_name))
     else:
-        tensors, metadata = entry.tensors, {}
-    adapter = base.adapter(adapter_name(entry.lora_name), tensors, metadata, entry.strength_model, entry.strength_clip)
+        tensors = entry.tensors
+        metadata = {}
+    adapter = base.adapter(
+        adapter_name(entry.lora_name), tensors, metadata, entry.strength_model, entry.strength_clip
+    )
     return PromptedAdapter(adapter, entry.prompts, entry.weight, entry.trigger, entry.kind)
 
 
 def used(entry: LoraEntry, name: str, content: str) -> UsedLora:
-    """Return a LoRA as the recipe tells it, by its name in the report and the SHA-256 of its content."""
+    """Return a LoRA as the recipe tells it, by its name in the report and the SHA-256 of its
+    content.
+    """
     return UsedLora(
         name=name,
         file=entry.lora_name if entry.tensors is None else None,

@@ -14,7 +14,8 @@ from ...iteris_core import IterisError
 
 
 def adapter_name(lora_name: str) -> str:
-    """Return what to call a LoRA: its name in ComfyUI's list without the suffix, so that no two files share it.
+    """Return what to call a LoRA: its name in ComfyUI's list without the suffix, so that no two
+    files share it.
 
     >>> adapter_name("style/cat.safetensors")
     'style/cat'
@@ -36,7 +37,8 @@ def fingerprints(files: Mapping[str, Path | None]) -> str:
 
 
 def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
-    """Return where to save a file of this name below a folder; a free name unless it may be overwritten.
+    """Return where to save a file of this name below a folder; a free name unless it may be
+    overwritten.
 
     Raises:
         IterisError: An empty name, or one that leaves the folder.
@@ -44,11 +46,16 @@ def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
     name = file_name.strip().removesuffix(".safetensors")
     if not name or name.endswith(("/", "\\")):
         raise IterisError("the file name is empty; write a name such as loras/my_merge")
-    folder = Path(os.path.abspath(folder))  # not resolved: output/loras may be a link to another disk
+    folder = Path(
+        os.path.abspath(folder)
+    )  # not resolved: output/loras may be a link to another disk
     wanted = Path(os.path.abspath(folder / f"{name}.safetensors"))
     if not wanted.is_relative_to(folder):
-        raise IterisError(f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge")
-    number, path = 2, wanted
+        raise IterisError(
+            f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge"
+        )
+    number = 2
+    path = wanted
     while path.exists() and not overwrite:
         path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
         number += 1
@@ -59,7 +66,8 @@ def jpeg_uri(picture: Tensor, most: int = 512) -> str:
     """Return a picture from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels.
 
     Args:
-        picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is left out.
+        picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is
+            left out.
         most: In pixels.
     """
     from PIL import Image

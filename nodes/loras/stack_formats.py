@@ -1,4 +1,6 @@
-"""LoRA stacks in the shapes in which other packs pass them on: tuples, lists, dicts, and ``<lora:name:1.0>`` in a text."""
+"""LoRA stacks in the shapes in which other packs pass them on: tuples, lists, dicts, and
+``<lora:name:1.0>`` in a text.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from ...iteris_core import IterisError
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
-_CLIP_STRENGTHS = ("strength_clip", "clip_strength", "clip_weight", "strengthTwo", "strength_two", "clipStrength")
+_CLIP_STRENGTHS = (
+    "strength_clip",
+    "clip_strength",
+    "clip_weight",
+    "strengthTwo",
+    "strength_two",
+    "clipStrength",
+)
 _SWITCHES = ("on", "enabled", "active")
 _OFF = ("off", "false", "no", "0")
 _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
@@ -34,8 +43,9 @@ def read_stack(stack: Any) -> list[StackedLora]:
     """Return the LoRAs of a stack that are switched on.
 
     Args:
-        stack: A text, an entry, or any nesting of lists and dicts of entries. An entry is ``(name, model strength, clip
-            strength)``, of which the strengths may be missing, a name alone, or a dict with the names that other packs use.
+        stack: A text, an entry, or any nesting of lists and dicts of entries. An entry is ``(name,
+            model strength, clip strength)``, of which the strengths may be missing, a name alone,
+            or a dict with the names that other packs use.
 
     Raises:
         IterisError: Something in it is none of these, or asks for a strength per block.
@@ -54,18 +64,24 @@ def _entries(value: Any, where: str) -> Iterator[StackedLora]:
         yield from _of_list(value, where)
     else:
         raise IterisError(
-            f"{where} is {value!r}, a {type(value).__name__}; a LoRA is (name, model strength, clip strength), a dict with "
-            "'lora' and 'strength', or a text with <lora:name:1.0>. Connect the LORA_STACK output of a stacker"
+            f"{where} is {value!r}, a {type(value).__name__}; a LoRA is (name, model strength, clip "
+            "strength), a dict with 'lora' and 'strength', or a text with <lora:name:1.0>. Connect "
+            "the LORA_STACK output of a stacker"
         )
 
 
 def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
     if any(_is_off(value.get(key)) for key in _SWITCHES):
         return
-    if any(isinstance(value.get(key), (Mapping, list, tuple)) for key in _STACKS):  # a name beside it is the stack's own
+    if any(
+        isinstance(value.get(key), (Mapping, list, tuple)) for key in _STACKS
+    ):  # a name beside it is the stack's own
         yield from _nested({key: item for key, item in value.items() if key in _STACKS}, where)
         return
-    named = next((key for key in _NAMES if value.get(key, 0) is None or isinstance(value.get(key), str)), None)
+    named = next(
+        (key for key in _NAMES if value.get(key, 0) is None or isinstance(value.get(key), str)),
+        None,
+    )
     if named is None:
         yield from _nested(value, where)
     elif _is_named(value[named]):
@@ -76,7 +92,8 @@ def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
 
 
 def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
-    name, strengths = value[0] if value else None, value[1:3]
+    name = value[0] if value else None
+    strengths = value[1:3]
     is_name = name is None or (isinstance(name, str) and not _TAG.search(name))
     if len(value) > 1 and is_name and all(map(_is_number, strengths)):
         if _is_named(name):
@@ -98,27 +115,32 @@ def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
     inner = {key: item for key, item in value.items() if isinstance(item, (Mapping, list, tuple))}
     if value and not inner:
         raise IterisError(
-            f"{where} has {', '.join(map(repr, list(value)[:5]))}, and none of the names that a LoRA file goes by "
-            f"({', '.join(_NAMES)}). Connect the LORA_STACK output of a stacker"
+            f"{where} has {', '.join(map(repr, list(value)[:5]))}, and none of the names that a "
+            f"LoRA file goes by ({', '.join(_NAMES)}). Connect the LORA_STACK output of a stacker"
         )
     for key, item in inner.items():
         yield from _entries(item, f"{where}[{key!r}]")
 
 
 def read_text(text: str) -> list[StackedLora]:
-    """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``; other words are left out.
+    """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``; other
+    words are left out.
 
     Raises:
         IterisError: A strength that is no number, or a strength per block.
     """
     found = []
     for tag in _TAG.finditer(text):
-        _check_block_weights(tag[4] or next((part for part in tag.groups("") if "lbw=" in part.lower()), ""), tag[0])
+        _check_block_weights(
+            tag[4] or next((part for part in tag.groups("") if "lbw=" in part.lower()), ""), tag[0]
+        )
         try:
             model = float(tag[2]) if tag[2] else 1.0
             clip = float(tag[3]) if tag[3] else model
         except ValueError:
-            raise IterisError(f"{tag[0]}: a strength is no number; write <lora:name:1.0> or <lora:name:1.0:0.8>") from None
+            raise IterisError(
+                f"{tag[0]}: a strength is no number; write <lora:name:1.0> or <lora:name:1.0:0.8>"
+            ) from None
         found += [_entry(tag[1], model, clip, tag[0])] if _is_named(tag[1]) else []
     return found
 
@@ -126,15 +148,17 @@ def read_text(text: str) -> list[StackedLora]:
 def _entry(name: str, strength_model: float, strength_clip: float, where: str) -> StackedLora:
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
-            raise IterisError(f"{where}: {name.strip()} has the strength {strength}; write a number such as 1.0")
+            raise IterisError(
+                f"{where}: {name.strip()} has the strength {strength}; write a number such as 1.0"
+            )
     return StackedLora(name.strip(), strength_model, strength_clip)
 
 
 def _check_block_weights(value: Any, where: str) -> None:
     if isinstance(value, str) and value.strip():
         raise IterisError(
-            f"{where} has {value.strip()[:40]!r} behind the strengths, as block-weight loaders do: one strength per block "
-            "cannot be kept. Take it out to merge the LoRA at one strength"
+            f"{where} has {value.strip()[:40]!r} behind the strengths, as block-weight loaders do: "
+            "one strength per block cannot be kept. Take it out to merge the LoRA at one strength"
         )
 
 
@@ -143,7 +167,11 @@ def _is_named(name: str | None) -> bool:
 
 
 def _is_off(switch: Any) -> bool:
-    return switch.strip().lower() in _OFF if isinstance(switch, str) else switch is not None and not switch
+    return (
+        switch.strip().lower() in _OFF
+        if isinstance(switch, str)
+        else switch is not None and not switch
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -161,11 +189,14 @@ def _number(entry: Mapping[str, Any], keys: Sequence[str], otherwise: float, whe
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise IterisError(f"{where} has the strength {value!r}, which is no number; write one such as 1.0") from None
+        raise IterisError(
+            f"{where} has the strength {value!r}, which is no number; write one such as 1.0"
+        ) from None
 
 
 def find_name(wanted: str, names: Sequence[str]) -> str:
-    """Return the file that a stack means: by its path, by the longest end of it, or by a name that only one file ends with.
+    """Return the file that a stack means: by its path, by the longest end of it, or by a name that
+    only one file ends with.
 
     Raises:
         IterisError: No file, or more than one.
@@ -179,20 +210,26 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise IterisError(f"{wanted!r} is the name of {len(found)} files: {', '.join(found)}. Write the folder with it")
+        raise IterisError(
+            f"{wanted!r} is the name of {len(found)} files: {', '.join(found)}. Write the folder "
+            "with it"
+        )
     raise IterisError(
-        f"{wanted!r} is in none of ComfyUI's loras folders; check the spelling in the stack, or put the file there and press R "
-        "to refresh the lists"
+        f"{wanted!r} is in none of ComfyUI's loras folders; check the spelling in the stack, or put "
+        "the file there and press R to refresh the lists"
     )
 
 
-def prompts_by_name(text: str, names: Sequence[str], field: str = "prompts") -> dict[str, tuple[str, ...]]:
-    """Return each LoRA's prompts from one text: ``name: prompt`` is for one of them, a line with ``{trigger}`` for all.
+def prompts_by_name(
+    text: str, names: Sequence[str], field: str = "prompts"
+) -> dict[str, tuple[str, ...]]:
+    """Return each LoRA's prompts from one text: ``name: prompt`` is for one of them, a line with
+    ``{trigger}`` for all.
 
     Args:
         text: One prompt per line; may be empty.
-        names: Of the LoRAs, as shown in reports: the path without the suffix. A line may leave the folder out. Two LoRAs of
-            one name are one file, and have the same lines.
+        names: Of the LoRAs, as shown in reports: the path without the suffix. A line may leave the
+            folder out. Two LoRAs of one name are one file, and have the same lines.
         field: The input that holds the text, for errors.
 
     Raises:
@@ -203,16 +240,23 @@ def prompts_by_name(text: str, names: Sequence[str], field: str = "prompts") -> 
     for number, line in enumerate(text.splitlines(), 1):
         start, colon, prompt = (part.strip() for part in line.partition(":"))
         start = start.replace("\\", "/").removesuffix(".safetensors")
-        meant = [name for name in names if name == start] or [name for name in names if name.rpartition("/")[2] == start]
+        meant = [name for name in names if name == start] or [
+            name for name in names if name.rpartition("/")[2] == start
+        ]
         if colon and len(meant) == 1:
             found[meant[0]] += [prompt] if prompt else []
         elif len(names) == 1 or "{trigger}" in line:
             for name in found:
                 found[name] += [line.strip()] if line.strip() else []
         elif line.strip():
-            which = f"{start!r} is the name of {len(meant)} of them" if meant else f"{line.strip()[:40]!r} begins with none"
+            which = (
+                f"{start!r} is the name of {len(meant)} of them"
+                if meant
+                else f"{line.strip()[:40]!r} begins with none"
+            )
             raise IterisError(
-                f"{field}, line {number}: which LoRA is it for? {which}. Write '{names[0]}: {line.strip()[:40]}', or put "
-                f"{{trigger}} into a line that is for all; the LoRAs are {', '.join(names)}"
+                f"{field}, line {number}: which LoRA is it for? {which}. Write '{names[0]}: "
+                f"{line.strip()[:40]}', or put {{trigger}} into a line that is for all; the LoRAs "
+                f"are {', '.join(names)}"
             )
     return {name: tuple(prompts) for name, prompts in found.items()}

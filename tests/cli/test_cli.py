@@ -18,7 +18,13 @@ from iteris_core.cli.main import app
 from iteris_core.files import peft
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "200",
+    "NO_COLOR": "1",
+}
 
 
 def iteris(*arguments):
@@ -28,33 +34,66 @@ def iteris(*arguments):
 
 def in_process(*arguments):
     """The same without a process of its own, which takes seconds to import its libraries."""
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"})
+    return CliRunner().invoke(
+        app,
+        list(map(str, arguments)),
+        env={"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"},
+    )
 
 
 def golden_arguments(name, output, *more):
-    folder, settings = GOLDEN / name, json.loads((GOLDEN / name / "settings.json").read_text())
-    arguments = ["merge", "t5", "--base", folder / "t5-tiny", "--token-ids", folder / "golden.safetensors", "--output", output]
+    folder = GOLDEN / name
+    settings = json.loads((GOLDEN / name / "settings.json").read_text())
+    arguments = [
+        "merge",
+        "t5",
+        "--base",
+        folder / "t5-tiny",
+        "--token-ids",
+        folder / "golden.safetensors",
+        "--output",
+        output,
+    ]
     for number in range(settings["ntask"]):
         arguments += ["--adapter", folder / f"lora{number}"]
-    arguments += ["--modules", "encoder", "--ridge", "paper", "--balance", "full", "--alpha", settings["reg"]]
+    arguments += [
+        "--modules",
+        "encoder",
+        "--ridge",
+        "paper",
+        "--balance",
+        "full",
+        "--alpha",
+        settings["reg"],
+    ]
     if settings.get("reg_ceof"):
         arguments += ["--input-mix", settings["reg_ceof"]]
     if settings.get("manual_ceof"):
         arguments += ["--weights", ",".join(map(str, settings["manual_ceof"]))]
-    arguments += ["--target", "full_output", "--rank", "full"] if settings["with_pretrain_matrix"] else ["--target", "delta"]
+    arguments += (
+        ["--target", "full_output", "--rank", "full"]
+        if settings["with_pretrain_matrix"]
+        else ["--target", "delta"]
+    )
     return [*arguments, *more]
 
 
 def largest_error(name, output, iteration):
-    """Return the largest relative error over the encoder's layers, as peft reads the adapter (base + delta where meant)."""
+    """Return the largest relative error over the encoder's layers, as peft reads the adapter (base
+    + delta where meant).
+    """
     tensors = load_file(GOLDEN / name / "golden.safetensors")
     base = T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny").eval()
-    loaded = tiny_language.peft(T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny"), output)
+    loaded = tiny_language.peft(
+        T5ForConditionalGeneration.from_pretrained(GOLDEN / name / "t5-tiny"), output
+    )
     with_base = json.loads((GOLDEN / name / "settings.json").read_text())["with_pretrain_matrix"]
     errors = []
     for path, module in loaded.base_model.model.named_modules():
         if hasattr(module, "lora_A"):
-            found = module.get_delta_weight("default") + (base.get_submodule(path).weight if with_base else 0)
+            found = module.get_delta_weight("default") + (
+                base.get_submodule(path).weight if with_base else 0
+            )
             expected = tensors[f"iter{iteration}.{path}.delta"]
             errors.append(((found - expected).norm() / expected.norm()).item())
     assert len(errors) == sum(key.startswith(f"iter{iteration}.encoder.") for key in tensors)
@@ -62,7 +101,11 @@ def largest_error(name, output, iteration):
 
 
 def last_iteration(name):
-    return max(int(key.split(".")[0][4:]) for key in load_file(GOLDEN / name / "golden.safetensors") if key.startswith("iter"))
+    return max(
+        int(key.split(".")[0][4:])
+        for key in load_file(GOLDEN / name / "golden.safetensors")
+        if key.startswith("iter")
+    )
 
 
 FOLDERS = ["two_tasks", "three_tasks_qkvo", "input_mix_manual", "with_base_weight"]
@@ -70,13 +113,22 @@ FOLDERS = ["two_tasks", "three_tasks_qkvo", "input_mix_manual", "with_base_weigh
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What the command did with every golden folder, two processes at a time; each takes seconds to import its libraries."""
+    """What the command did with every golden folder, two processes at a time; each takes seconds to
+    import its libraries.
+    """
     folder = tmp_path_factory.mktemp("golden")
-    calls = {name: golden_arguments(name, folder / name, "--json", folder / f"{name}.json") for name in FOLDERS}
-    calls["iterated"] = golden_arguments("two_tasks", folder / "iterated", "--engine", "iterate", "--max-iter", 2)
+    calls = {
+        name: golden_arguments(name, folder / name, "--json", folder / f"{name}.json")
+        for name in FOLDERS
+    }
+    calls["iterated"] = golden_arguments(
+        "two_tasks", folder / "iterated", "--engine", "iterate", "--max-iter", 2
+    )
     calls["wrong"] = golden_arguments("two_tasks", folder / "wrong", "--weights", "1,x")
     with ThreadPoolExecutor(2) as pool:
-        done = dict(zip(calls, pool.map(lambda arguments: iteris(*arguments), calls.values()), strict=True))
+        done = dict(
+            zip(calls, pool.map(lambda arguments: iteris(*arguments), calls.values()), strict=True)
+        )
     return folder, done
 
 
@@ -98,10 +150,17 @@ def test_the_command_gives_what_the_published_code_gives(name, runs):
 def test_the_adapter_in_peft_is_the_merged_model(name, runs):
     folder = GOLDEN / name / "t5-tiny"
     merged = T5ForConditionalGeneration.from_pretrained(folder)
-    tiny_language.with_deltas(merged, peft.load(runs[0] / name, tiny_language.shapes(merged)).deltas)
+    tiny_language.with_deltas(
+        merged, peft.load(runs[0] / name, tiny_language.shapes(merged)).deltas
+    )
     loaded = tiny_language.peft(T5ForConditionalGeneration.from_pretrained(folder), runs[0] / name)
     expected = tiny_language.logits(merged)
-    assert torch.allclose(tiny_language.logits(loaded), expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    assert torch.allclose(
+        tiny_language.logits(loaded),
+        expected,
+        rtol=0,
+        atol=1e-5 * max(1.0, expected.abs().max().item()),
+    )
 
 
 def test_the_command_iterates_as_the_published_code_does(runs):
@@ -112,10 +171,18 @@ def test_the_command_iterates_as_the_published_code_does(runs):
 
 @pytest.mark.parametrize(
     ("name", "solves"),
-    [("two_tasks", 1), ("three_tasks_qkvo", 2), ("three_tasks_qkvo", 3), ("input_mix_manual", 2), ("with_base_weight", 1)],
+    [
+        ("two_tasks", 1),
+        ("three_tasks_qkvo", 2),
+        ("three_tasks_qkvo", 3),
+        ("input_mix_manual", 2),
+        ("with_base_weight", 1),
+    ],
 )
 def test_every_iteration_is_the_published_codes(name, solves, tmp_path):
-    done = in_process(*golden_arguments(name, tmp_path / "out", "--engine", "iterate", "--max-iter", solves))
+    done = in_process(
+        *golden_arguments(name, tmp_path / "out", "--engine", "iterate", "--max-iter", solves)
+    )
     assert done.exit_code == 0, done.stderr
     error = largest_error(name, tmp_path / "out", solves - 1)
     print(f"{name}, iteration {solves - 1}: largest relative error {error:.1e}")
@@ -125,7 +192,10 @@ def test_every_iteration_is_the_published_codes(name, solves, tmp_path):
 def test_an_error_of_the_real_command_is_one_line_and_exit_code_2(runs):
     folder, done = runs
     assert done["wrong"].returncode == 2
-    assert done["wrong"].stderr == "iteris merge t5: --weights is '1,x'; write one number per adapter, such as 1,0.5\n"
+    assert (
+        done["wrong"].stderr
+        == "iteris merge t5: --weights is '1,x'; write one number per adapter, such as 1,0.5\n"
+    )
     assert not (folder / "wrong").exists()
 
 
@@ -135,22 +205,44 @@ def texts(t5_folder, tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
     fast.save_pretrained(t5_folder / "base")
     folder = tmp_path_factory.mktemp("texts")
     (folder / "one.txt").write_text("w1 w2 w3\nw4 w5\n\nw6 w7 w8 w9\n")
-    (folder / "two.jsonl").write_text('{"input": "w1 w9", "target": "w3 w4"}\n{"input": "w20 w21 w22", "target": "w5"}\n')
+    (folder / "two.jsonl").write_text(
+        '{"input": "w1 w9", "target": "w3 w4"}\n{"input": "w20 w21 w22", "target": "w5"}\n'
+    )
     yield folder
     for path in (t5_folder / "base").glob("*tokenizer*"):
         path.unlink()
 
 
 def arguments_on_texts(t5_folder, texts, output):
-    return ["merge", "t5", "--base", t5_folder / "base", "--output", output, "--adapter", t5_folder / "one", "--samples",
-            texts / "one.txt", "--adapter", t5_folder / "two", "--samples", texts / "two.jsonl"]  # fmt: skip
+    return [
+        "merge",
+        "t5",
+        "--base",
+        t5_folder / "base",
+        "--output",
+        output,
+        "--adapter",
+        t5_folder / "one",
+        "--samples",
+        texts / "one.txt",
+        "--adapter",
+        t5_folder / "two",
+        "--samples",
+        texts / "two.jsonl",
+    ]
 
 
 def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
@@ -162,16 +254,37 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
     loaded = tiny_language.peft(tiny_language.t5(), tmp_path / "out")
     layers = [module for module in loaded.modules() if hasattr(module, "lora_A")]
     assert len(layers) == 2 * 6 + 2 * 10
-    assert {module.r["default"] for module in layers} == {3, 5}  # k, o, wi and wo are changed by one adapter of rank 3 only
-    assert load_file(tmp_path / "out" / "adapter_model.safetensors").popitem()[1].dtype == torch.bfloat16
+    assert {module.r["default"] for module in layers} == {
+        3,
+        5,
+    }  # k, o, wi and wo are changed by one adapter of rank 3 only
+    assert (
+        load_file(tmp_path / "out" / "adapter_model.safetensors").popitem()[1].dtype
+        == torch.bfloat16
+    )
     again = in_process(*arguments)
     assert again.exit_code == 2
-    assert again.stderr == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow overwriting\n"
+    assert (
+        again.stderr
+        == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow "
+        "overwriting\n"
+    )
 
 
 def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tmp_path):
-    arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--save-model", tmp_path / "model"]
-    arguments += ["--preserve", texts / "one.txt", "--preserve-weight", "0.5", "--json", tmp_path / "report.json"]
+    arguments = [
+        *arguments_on_texts(t5_folder, texts, tmp_path / "out"),
+        "--save-model",
+        tmp_path / "model",
+    ]
+    arguments += [
+        "--preserve",
+        texts / "one.txt",
+        "--preserve-weight",
+        "0.5",
+        "--json",
+        tmp_path / "report.json",
+    ]
     done = in_process(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
@@ -181,10 +294,16 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tm
     assert torch.allclose(whole, with_adapter, rtol=0, atol=1e-5 * with_adapter.abs().max().item())
     assert not torch.allclose(whole, tiny_language.logits(tiny_language.t5()), atol=1e-2)
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("w1 w9")["input_ids"] == [4, 12, 1]
-    again = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "other"), "--save-model", tmp_path / "model")
+    again = in_process(
+        *arguments_on_texts(t5_folder, texts, tmp_path / "other"),
+        "--save-model",
+        tmp_path / "model",
+    )
     assert again.exit_code == 2
     assert (
-        again.stderr == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another folder, or allow overwriting\n"
+        again.stderr
+        == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another folder, or allow "
+        "overwriting\n"
     )
     assert not (tmp_path / "other").exists()
     assert in_process(*arguments, "--overwrite").exit_code == 0
@@ -193,8 +312,20 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tm
 def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tmp_path):
     options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
     tiny_language.adapter(t5_folder / "base", tmp_path / "head", 7, **options)
-    done = in_process("merge", "t5", "--base", t5_folder / "base", "--adapter", tmp_path / "head", "--samples",
-                      texts / "one.txt", "--output", tmp_path / "out", "--save-model", tmp_path / "model")  # fmt: skip
+    done = in_process(
+        "merge",
+        "t5",
+        "--base",
+        t5_folder / "base",
+        "--adapter",
+        tmp_path / "head",
+        "--samples",
+        texts / "one.txt",
+        "--output",
+        tmp_path / "out",
+        "--save-model",
+        tmp_path / "model",
+    )
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "'lm_head' shares its weight with another module" in done.stderr
     assert f"saved to {tmp_path / 'out'}" in done.stdout
@@ -204,18 +335,31 @@ def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, t
 def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
     preserved = GOLDEN / "two_tasks" / "golden.safetensors"
     done = in_process(
-        *golden_arguments("two_tasks", tmp_path / "out", "--save-model", tmp_path / "model", "--preserve", preserved)
+        *golden_arguments(
+            "two_tasks",
+            tmp_path / "out",
+            "--save-model",
+            tmp_path / "model",
+            "--preserve",
+            preserved,
+        )
     )
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"{tmp_path / 'model'} holds the model alone" in done.stdout
     assert T5ForConditionalGeneration.from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("method", ["ties", "regmean", "regmean_pp", "task_arithmetic", "hyper_linear", "mix_of_show"])
+@pytest.mark.parametrize(
+    "method", ["ties", "regmean", "regmean_pp", "task_arithmetic", "hyper_linear", "mix_of_show"]
+)
 def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, method):
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out")).isfinite().all()
+    assert (
+        tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out"))
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,19 +367,37 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
     [
         (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
         (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
-        (["--method", "ties", "--method-option", "density=x"], "is 'density=x'; density must be a number"),
-        (["--method", "ties", "--method-option", "seed=1.5"], "is 'seed=1.5'; seed must be a whole number"),
+        (
+            ["--method", "ties", "--method-option", "density=x"],
+            "is 'density=x'; density must be a number",
+        ),
+        (
+            ["--method", "ties", "--method-option", "seed=1.5"],
+            "is 'seed=1.5'; seed must be a whole number",
+        ),
         (["--method", "ties", "--method-option", "sign=1"], "is 'sign=1'; sign must be a word"),
         (["--method", "ties", "--method-option", "scale=big"], "scale is 'big'"),
-        (["--method-option", "density=0.5"], "--method-option is for rivals; iteris has no such options"),
-        (["--method", "ties", "--engine", "iterate"], "--engine is for the method iteris; ties does not use it"),
+        (
+            ["--method-option", "density=0.5"],
+            "--method-option is for rivals; iteris has no such options",
+        ),
+        (
+            ["--method", "ties", "--engine", "iterate"],
+            "--engine is for the method iteris; ties does not use it",
+        ),
         (["--method", "ties", "--input-mix", "0.1"], "--input-mix is for the method iteris"),
         (["--max-iter", "3"], "--max-iter is for --engine iterate"),
         (["--preserve-weight", "0.5"], "--preserve-weight needs --preserve"),
         (["--preserve", "/nowhere"], "/nowhere: cannot be read as text"),
-        (["--preserve-weight", "-1", "--preserve", "{texts}/one.txt"], "the preserve task has weight -1.0"),
+        (
+            ["--preserve-weight", "-1", "--preserve", "{texts}/one.txt"],
+            "the preserve task has weight -1.0",
+        ),
         (["--save-model", "{output}"], "--save-model and --output are both"),
-        (["--save-model", "{output}/model"], "--save-model is {output}/model, inside of --output, {output}"),
+        (
+            ["--save-model", "{output}/model"],
+            "--save-model is {output}/model, inside of --output, {output}",
+        ),
         (["--save-model", "{output}/.."], "--output is {output}, inside of --save-model"),
         (["--json", "{output}/report.json"], "--json is {output}/report.json, inside of --output"),
         (
@@ -243,13 +405,28 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
             "--output is {output}/out, inside of --json, {output}, which is to be a file",
         ),
         (["--json", "{texts}"], "--json is {texts}, a folder; name a file"),
-        (["--json", "{texts}/one.txt"], "--json is {texts}/one.txt, which would take the place of --samples {texts}/one.txt"),
-        (["--json", "{texts}/one.txt/report.json"], "but {texts}/one.txt is a file; choose another place"),
+        (
+            ["--json", "{texts}/one.txt"],
+            "--json is {texts}/one.txt, which would take the place of --samples {texts}/one.txt",
+        ),
+        (
+            ["--json", "{texts}/one.txt/report.json"],
+            "but {texts}/one.txt is a file; choose another place",
+        ),
         (["--json", "/proc/iteris/report.json"], "nothing can be written into /proc"),
         (["--save-model", "/proc/iteris/model"], "nothing can be written into /proc"),
-        (["--save-model", "{base}", "--overwrite"], "--save-model is {base}, which would take the place of --base {base}"),
-        (["--save-model", "{base}/../one/", "--overwrite"], "which would take the place of --adapter"),
-        (["--save-model", "{texts}", "--overwrite"], "which would take the place of --samples {texts}/one.txt"),
+        (
+            ["--save-model", "{base}", "--overwrite"],
+            "--save-model is {base}, which would take the place of --base {base}",
+        ),
+        (
+            ["--save-model", "{base}/../one/", "--overwrite"],
+            "which would take the place of --adapter",
+        ),
+        (
+            ["--save-model", "{texts}", "--overwrite"],
+            "which would take the place of --samples {texts}/one.txt",
+        ),
         (["--weights", "1,x"], "--weights is '1,x'"),
         (["--alpha", "-1"], "alpha is -1.0"),
         (["--rank", "most"], "rank is 'most'"),
@@ -275,6 +452,10 @@ def test_help_shows_an_example():
     done = in_process("merge", "t5", "--help")
     assert done.exit_code == 0
     assert "iteris merge t5 --base google/flan-t5-base" in done.stdout
-    for said in ("one or more", "from 0 to below 1", "fill inputs (not targets) up to --max-length"):
+    for said in (
+        "one or more",
+        "from 0 to below 1",
+        "fill inputs (not targets) up to --max-length",
+    ):
         assert said in " ".join(done.stdout.replace("│", " ").split())
     assert "demo" in in_process("--help").stdout

@@ -19,21 +19,46 @@ from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.diffusion.samples import PromptedAdapter, UnetRow
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
-QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2, "--save-dtype", "float32",
-         "--held-out", 0]  # fmt: skip
-CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0, held_out=0)
+QUICK = [
+    "--trajectories",
+    2,
+    "--timesteps",
+    1,
+    "--steps",
+    3,
+    "--resolution",
+    64,
+    "--cfg",
+    2,
+    "--save-dtype",
+    "float32",
+    "--held-out",
+    0,
+]
+CALIBRATION = Calibration(
+    trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0, held_out=0
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its trigger words."""
-    folder, host = tmp_path_factory.mktemp("sd15"), tiny_diffusers.model()
+    """A pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its trigger
+    words.
+    """
+    folder = tmp_path_factory.mktemp("sd15")
+    host = tiny_diffusers.model()
     tiny_diffusers.save_folder(host, folder / "base")
     tiny_diffusers.save_checkpoint(host, folder / "base.safetensors")
     wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
     save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
     metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(host, tiny_diffusers.adapter(host, 2, wanted=wanted), folder / "two.safetensors", "diffusers", metadata)
+    save_lora(
+        host,
+        tiny_diffusers.adapter(host, 2, wanted=wanted),
+        folder / "two.safetensors",
+        "diffusers",
+        metadata,
+    )
     return folder
 
 
@@ -51,10 +76,14 @@ def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **change
     model = load_diffusers(str(world / "base"))
     loras = [
         PromptedAdapter(read_lora(model, world / f"{name}.safetensors", *strength), prompts)
-        for name, prompts, strength in zip(("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, strict=True)
+        for name, prompts, strength in zip(
+            ("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, strict=True
+        )
     ]
     calibration = Calibration(**{**CALIBRATION.__dict__, **changes})
-    return model, merge_stable_diffusion(model, loras, calibration, config or MergeConfig(samples_per_chunk=4)).adapter
+    return model, merge_stable_diffusion(
+        model, loras, calibration, config or MergeConfig(samples_per_chunk=4)
+    ).adapter
 
 
 def assert_same(found, expected):
@@ -80,32 +109,54 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     assert_same(read_lora(model, output), expected)
     pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
     pipeline.load_lora_weights(str(output))
-    loaded = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler())
+    loaded = DiffusersStableDiffusion(
+        pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler()
+    )
     base = tiny_diffusers.model()
     plain = forward(base)
     tiny_diffusers.add_deltas(base, expected)
     for found, wanted, without in zip(forward(loaded), forward(base), plain, strict=True):
         assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
     with safe_open(output, "pt") as file:
-        metadata, keys = file.metadata(), list(file.keys())
+        metadata = file.metadata()
+        keys = list(file.keys())
     recipe = json.loads(metadata["iteris.recipe"])
-    assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == ("merged", "a hat")
+    assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == (
+        "merged",
+        "a hat",
+    )
     assert metadata["modelspec.merged_from"] == "lora1, lora2"  # their titles
     assert ("sshs_model_hash" in metadata, metadata.get("ss_base_model_version")) == (
         (True, "sd_v1") if style == "kohya" else (False, None)
     )
-    assert all(key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys)
+    assert all(
+        key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys
+    )
     assert recipe == json.loads((tmp_path / "report.json").read_text())["settings"]
     assert (recipe["iteris_version"], recipe["base"]) == (__version__, str(world / "base"))
     assert recipe["loras"][0] == {
-        "name": "one", "file": "one.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
+        "name": "one",
+        "file": "one.safetensors",
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+        "weight": 1.0,
         "sha256": hashlib.sha256((world / "one.safetensors").read_bytes()).hexdigest(),
-        "prompts": ["a cat", "ink"], "prompts_from": "", "trigger": "", "kind": "subject",
-    }  # fmt: skip
+        "prompts": ["a cat", "ink"],
+        "prompts_from": "",
+        "trigger": "",
+        "kind": "subject",
+    }
 
 
 def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
-    done = iteris(world, "--output", tmp_path / "a.safetensors", "--config", world / "base", base="base.safetensors")
+    done = iteris(
+        world,
+        "--output",
+        tmp_path / "a.safetensors",
+        "--config",
+        world / "base",
+        base="base.safetensors",
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     from_folder = iteris(world, "--output", tmp_path / "b.safetensors")
     assert from_folder.exit_code == 0
@@ -115,12 +166,27 @@ def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
 
 
 def test_half_precision_is_close(world, tmp_path):
-    done = iteris(world, "--output", tmp_path / "m.safetensors", "--dtype", "bfloat16", "--save-dtype", "float16")
+    done = iteris(
+        world,
+        "--output",
+        tmp_path / "m.safetensors",
+        "--dtype",
+        "bfloat16",
+        "--save-dtype",
+        "float16",
+    )
     assert (done.exit_code, done.stderr) == (0, "")
-    assert {tensor.dtype for key, tensor in load_file(tmp_path / "m.safetensors").items() if ".lora_" in key} == {torch.float16}
+    assert {
+        tensor.dtype
+        for key, tensor in load_file(tmp_path / "m.safetensors").items()
+        if ".lora_" in key
+    } == {torch.float16}
     model, expected = merged_here(world)
     found = read_lora(model, tmp_path / "m.safetensors")
-    errors = [((found.deltas[p].dense() - d.dense()).norm() / d.dense().norm()).item() for p, d in expected.deltas.items()]
+    errors = [
+        ((found.deltas[p].dense() - d.dense()).norm() / d.dense().norm()).item()
+        for p, d in expected.deltas.items()
+    ]
     assert sorted(errors)[len(errors) // 2] < 0.1
 
 
@@ -149,16 +215,32 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     assert_same(found, expected)
     ranks = {path: delta.rank for path, delta in found.deltas.items()}
     assert {rank for path, rank in ranks.items() if not model.is_text_module(path)} == {3}
-    assert {rank for path, rank in ranks.items() if model.is_text_module(path)} == {2}  # of one LoRA alone
+    assert {rank for path, rank in ranks.items() if model.is_text_module(path)} == {
+        2
+    }  # of one LoRA alone
 
 
 def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(world, tmp_path):
     (tmp_path / "r").mkdir()
-    done = iteris(world, "--output", tmp_path / "a.safetensors", "--held-out", 1, "--json", tmp_path / "r" / "a.json")
+    done = iteris(
+        world,
+        "--output",
+        tmp_path / "a.safetensors",
+        "--held-out",
+        1,
+        "--json",
+        tmp_path / "r" / "a.json",
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     report = json.loads((tmp_path / "r" / "a.json").read_text())
     assert [entry["task"] for entry in report["fidelity"]] == ["one", "two", "base model"]
-    more = ["--output", tmp_path / "b.safetensors", "--correct-strength", "--json", tmp_path / "r" / "b.json"]
+    more = [
+        "--output",
+        tmp_path / "b.safetensors",
+        "--correct-strength",
+        "--json",
+        tmp_path / "r" / "b.json",
+    ]
     assert iteris(world, "--held-out", 1, *more).exit_code == 0
     factor = json.loads((tmp_path / "r" / "b.json").read_text())["settings"]["strength_correction"]
     assert 1 < factor <= 1.3
@@ -176,7 +258,15 @@ def test_a_rival_method_and_its_option(world, tmp_path):
     for path, delta in found.deltas.items():
         mean = (one.deltas[path].dense() + two.deltas[path].dense()) / 2
         torch.testing.assert_close(delta.dense(), mean, rtol=1e-4, atol=1e-6)
-    done = iteris(world, "--output", tmp_path / "t.safetensors", "--method", "ties", "--method-option", "density=0.2")
+    done = iteris(
+        world,
+        "--output",
+        tmp_path / "t.safetensors",
+        "--method",
+        "ties",
+        "--method-option",
+        "density=0.2",
+    )
     assert done.exit_code == 0
     with safe_open(tmp_path / "t.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["iteris.recipe"])["config"]
@@ -184,14 +274,27 @@ def test_a_rival_method_and_its_option(world, tmp_path):
 
 
 def test_engine_ridge_balance_and_input_mix_reach_the_merge(world, tmp_path):
-    config = {"engine": "iterate", "max_iter": 2, "ridge": "paper", "balance": "full", "input_mix": 0.2}
-    more = [part for name, value in config.items() for part in ("--" + name.replace("_", "-"), value)]
-    done = iteris(world, "--output", tmp_path / "a.safetensors", *more, "--json", tmp_path / "a.json")
+    config = {
+        "engine": "iterate",
+        "max_iter": 2,
+        "ridge": "paper",
+        "balance": "full",
+        "input_mix": 0.2,
+    }
+    more = [
+        part for name, value in config.items() for part in ("--" + name.replace("_", "-"), value)
+    ]
+    done = iteris(
+        world, "--output", tmp_path / "a.safetensors", *more, "--json", tmp_path / "a.json"
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["settings"]["config"].items() >= config.items()
     assert len(report["changes"]) == 2
-    assert f"stopped after 2 solves, as many as max_iter allows, last change {report['changes'][-1]:.1e}" in done.stdout
+    assert (
+        "stopped after 2 solves, as many as max_iter allows, last change "
+        f"{report['changes'][-1]:.1e}" in done.stdout
+    )
     model, expected = merged_here(world, config=MergeConfig(samples_per_chunk=4, **config))
     assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
 
@@ -201,20 +304,28 @@ def test_no_input_is_overwritten(world, tmp_path):
         where = {"--output": tmp_path / "out.safetensors", option: world / "one.safetensors"}
         done = iteris(world, *(part for pair in where.items() for part in pair), "--overwrite")
         assert done.exit_code == 2
-        assert f"{option} is {world / 'one.safetensors'}, which would take the place of --lora" in done.stderr
+        assert (
+            f"{option} is {world / 'one.safetensors'}, which would take the place of --lora"
+            in done.stderr
+        )
 
 
 def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     (tmp_path / "one.txt").write_text("a cat\n\nink\n")
     (tmp_path / "two.txt").write_text("a hat\n")
-    files = [part for name in ("one", "two") for part in ("--prompts-file", tmp_path / f"{name}.txt")]
+    files = [
+        part for name in ("one", "two") for part in ("--prompts-file", tmp_path / f"{name}.txt")
+    ]
     assert iteris(world, "--output", tmp_path / "a.safetensors", *files, prompts=()).exit_code == 0
     _, expected = merged_here(world)
     model = load_diffusers(str(world / "base"))
     assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
     done = iteris(world, "--output", tmp_path / "b.safetensors", prompts=("a cat", ""))
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "two: prompts made of the file's trigger words (modelspec.trigger_phrase): a photo of a hat" in done.stdout
+    assert (
+        "two: prompts made of the file's trigger words (modelspec.trigger_phrase): a photo of a hat"
+        in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,9 +339,15 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
         (["--timesteps", "9"], "9 timesteps cannot be kept of 3 sampling steps"),
         (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
-        (["--method-option", "colour=1"], "--method-option is 'colour=1'; write NAME=VALUE with one of density"),
+        (
+            ["--method-option", "colour=1"],
+            "--method-option is 'colour=1'; write NAME=VALUE with one of density",
+        ),
         (["--method-option", "density=2"], "density is 2; it must be above 0"),
-        (["--kind", "thing", "--kind", "style"], "LoRA 'one' is a 'thing'; it can be subject or style"),
+        (
+            ["--kind", "thing", "--kind", "style"],
+            "LoRA 'one' is a 'thing'; it can be subject or style",
+        ),
         (["--correct-strength"], "--correct-strength needs runs to measure it on"),
         (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),
@@ -240,7 +357,9 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, said):
-    done = iteris(world, *(() if "--output" in more else ("--output", tmp_path / "out.safetensors")), *more)
+    done = iteris(
+        world, *(() if "--output" in more else ("--output", tmp_path / "out.safetensors")), *more
+    )
     assert done.exit_code == 2
     assert done.stderr.startswith("iteris merge sd15: ")
     assert said in done.stderr
@@ -253,7 +372,10 @@ def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
     output.write_text("mine")
     done = iteris(world, "--output", output)
     assert (done.exit_code, output.read_text()) == (2, "mine")
-    assert done.stderr == f"iteris merge sd15: {output} exists already; choose another name, or allow overwriting\n"
+    assert (
+        done.stderr == f"iteris merge sd15: {output} exists already; choose another name, or allow "
+        "overwriting\n"
+    )
     assert iteris(world, "--output", output, "--overwrite").exit_code == 0
     assert load_file(output)
 
@@ -261,26 +383,48 @@ def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
 def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
     done = iteris(world, "--output", tmp_path / "out.safetensors", prompts=("", "a hat"))
     assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
-    assert "one.safetensors: there are no trigger words in its metadata; name its prompts with --prompts" in done.stderr
+    assert (
+        "one.safetensors: there are no trigger words in its metadata; name its prompts with "
+        "--prompts" in done.stderr
+    )
 
 
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
     host = tiny_diffusers.model()
     for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
-        save_lora(host, tiny_diffusers.adapter(host, 3, wanted=wanted), tmp_path / f"{name}.safetensors")
-    arguments = ["merge", "sd15", "--base", world / "base", *QUICK, "--output", tmp_path / "out.safetensors"]
+        save_lora(
+            host, tiny_diffusers.adapter(host, 3, wanted=wanted), tmp_path / f"{name}.safetensors"
+        )
+    arguments = [
+        "merge",
+        "sd15",
+        "--base",
+        world / "base",
+        *QUICK,
+        "--output",
+        tmp_path / "out.safetensors",
+    ]
     for name in ("three", "four"):
         arguments += ["--lora", tmp_path / f"{name}.safetensors", "--prompts", "a cat"]
     said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
     for style, is_said in (("kohya", True), ("diffusers", False)):
-        done = CliRunner().invoke(app, list(map(str, [*arguments, "--style", style, "--overwrite"])))
+        done = CliRunner().invoke(
+            app, list(map(str, [*arguments, "--style", style, "--overwrite"]))
+        )
         assert done.exit_code == 0
         assert (said in done.stdout) is is_said
 
 
 def test_a_lora_for_another_model_is_refused(world, tmp_path):
     save_file({"lora_te2_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "xl.safetensors")
-    arguments = ["--lora", tmp_path / "xl.safetensors", "--prompts", "x", "--output", tmp_path / "out.safetensors"]
+    arguments = [
+        "--lora",
+        tmp_path / "xl.safetensors",
+        "--prompts",
+        "x",
+        "--output",
+        tmp_path / "out.safetensors",
+    ]
     done = iteris(world, *arguments)
     assert done.exit_code == 2
     assert "xl: none of its 1 keys" in done.stderr
@@ -288,7 +432,9 @@ def test_a_lora_for_another_model_is_refused(world, tmp_path):
 
 
 def test_help_shows_an_example():
-    done = CliRunner().invoke(app, ["merge", "sd15", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    done = CliRunner().invoke(
+        app, ["merge", "sd15", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
+    )
     assert done.exit_code == 0
     assert "iteris merge sd15 --base stable-diffusion-v1-5/" in done.stdout
     assert '--prompts "a photo of sks dog\\n sks dog on a beach"' in done.stdout

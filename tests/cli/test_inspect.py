@@ -23,14 +23,29 @@ def lora(base, rank=4, d_in=32, d_out=16, alpha=2.0):
 
 def test_a_kohya_file(tmp_path):
     attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    tensors = {**lora(attention, d_in=768), **lora("lora_unet_up_blocks_1_x", 8), **lora("lora_unet_up_blocks_1_y", 2)}
+    tensors = {
+        **lora(attention, d_in=768),
+        **lora("lora_unet_up_blocks_1_x", 8),
+        **lora("lora_unet_up_blocks_1_y", 2),
+    }
     conv = "lora_unet_mid_block_resnets_0_conv1"
-    tensors |= {f"{conv}.lora_down.weight": torch.randn(3, 4, 3, 3), f"{conv}.lora_up.weight": torch.randn(5, 3, 1, 1)}
+    tensors |= {
+        f"{conv}.lora_down.weight": torch.randn(3, 4, 3, 3),
+        f"{conv}.lora_up.weight": torch.randn(5, 3, 1, 1),
+    }
     loha = "lora_te_text_model_encoder_layers_3_mlp_fc1"
-    tensors |= {f"{loha}.hada_w{i}_{part}": torch.randn(*((9, 2) if part == "a" else (2, 7))) for i in (1, 2) for part in "ab"}
+    tensors |= {
+        f"{loha}.hada_w{i}_{part}": torch.randn(*((9, 2) if part == "a" else (2, 7)))
+        for i in (1, 2)
+        for part in "ab"
+    }
     tensors["lora_te_text_model_encoder_layers_4_mlp_fc1.lokr_w1"] = torch.randn(2, 2)
     tags = {"10_sks dog": {"sks dog": 12, "a photo": 3}}
-    metadata = {"ss_tag_frequency": json.dumps(tags), "modelspec.trigger_phrase": "sks", "ss_base_model_version": "sd_v1"}
+    metadata = {
+        "ss_tag_frequency": json.dumps(tags),
+        "modelspec.trigger_phrase": "sks",
+        "ss_base_model_version": "sd_v1",
+    }
     save_file(tensors, tmp_path / "a.safetensors", metadata)
     facts = inspect_adapter(tmp_path / "a.safetensors")
     assert facts.format == "kohya"
@@ -42,22 +57,36 @@ def test_a_kohya_file(tmp_path):
     assert facts.trigger_words == ("sks", "sks dog", "a photo")
     assert facts.problems == ()
     up, down = (tensors[f"{attention}.lora_{side}.weight"] for side in ("up", "down"))
-    assert inspect_norm(facts, attention, tmp_path, tensors) == pytest.approx(((up @ down) / 2).norm().item(), rel=1e-5)
+    assert inspect_norm(facts, attention, tmp_path, tensors) == pytest.approx(
+        ((up @ down) / 2).norm().item(), rel=1e-5
+    )
 
 
 def inspect_norm(facts, base, folder, tensors):
     """The norm of one layer, alone in a file."""
-    save_file({key: value for key, value in tensors.items() if key.startswith(base)}, folder / "one.safetensors")
+    save_file(
+        {key: value for key, value in tensors.items() if key.startswith(base)},
+        folder / "one.safetensors",
+    )
     return inspect_adapter(folder / "one.safetensors").norm
 
 
 def test_what_would_not_load_is_named(tmp_path):
-    tensors = {**lora("lora_unet_a"), **lora("lora_unet_b"), **lora("lora_unet_c"), "lora_unet_d.strange": torch.ones(1)}
+    tensors = {
+        **lora("lora_unet_a"),
+        **lora("lora_unet_b"),
+        **lora("lora_unet_c"),
+        "lora_unet_d.strange": torch.ones(1),
+    }
     del tensors["lora_unet_a.lora_up.weight"]
     tensors["lora_unet_b.lora_up.weight"] *= torch.nan
     save_file(tensors, tmp_path / "a.safetensors")
     problems = " | ".join(inspect_adapter(tmp_path / "a.safetensors").problems)
-    for said in ("'lora_unet_a' has no up factor", "'lora_unet_b' holds NaN", "'lora_unet_d.strange' is of no known kind"):
+    for said in (
+        "'lora_unet_a' has no up factor",
+        "'lora_unet_b' holds NaN",
+        "'lora_unet_d.strange' is of no known kind",
+    ):
         assert said in problems
     assert "lora_unet_c" not in problems
 
@@ -77,7 +106,10 @@ def test_a_peft_folder_and_its_weights_file(t5_folder):
 def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
     folder = shutil.copytree(t5_folder / "one", tmp_path / "one")
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({**tensors, "base_model.model.lm_head.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
+    save_file(
+        {**tensors, "base_model.model.lm_head.weight": torch.ones(1)},
+        folder / "adapter_model.safetensors",
+    )
     assert "modules_to_save" in inspect_adapter(folder).problems[0]
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": ["q"]}))
@@ -85,7 +117,9 @@ def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
 
 
 def test_a_peft_dora(t5_folder, tmp_path):
-    facts = inspect_adapter(tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True))
+    facts = inspect_adapter(
+        tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True)
+    )
     assert (facts.kinds, facts.modules, facts.problems) == ({"DoRA": 12}, {"q": 6, "v": 6}, ())
 
 
@@ -105,7 +139,9 @@ def test_a_model_is_no_adapter(t5_folder):
 
 def test_diffusers_keys(tmp_path):
     tensors = {
-        "unet.down_blocks.0.attentions.0.attn2.processor.to_k_lora.down.weight": torch.randn(4, 2048),
+        "unet.down_blocks.0.attentions.0.attn2.processor.to_k_lora.down.weight": torch.randn(
+            4, 2048
+        ),
         "unet.down_blocks.0.attentions.0.attn2.processor.to_k_lora.up.weight": torch.randn(8, 4),
     }
     save_file(tensors, tmp_path / "a.safetensors")
@@ -121,7 +157,9 @@ def test_the_command(t5_folder, tmp_path):
     assert "would not load: nothing" in text.stdout
     assert "targets        12: q x 6, v x 6" in text.stdout
     assert "PEFT settings  r 4, alpha 8, rslora False" in text.stdout
-    facts = json.loads(CliRunner().invoke(app, ["inspect", str(t5_folder / "one"), "--json"]).stdout)
+    facts = json.loads(
+        CliRunner().invoke(app, ["inspect", str(t5_folder / "one"), "--json"]).stdout
+    )
     assert facts["targets"] == 12
     assert "Exit code 0: told" in CliRunner().invoke(app, ["inspect", "--help"]).stdout
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])

@@ -27,7 +27,9 @@ def test_a_stack_is_the_weighted_sum(ranks):
     shares = [0.5 * k - 1 for k in range(len(ranks))]
     stacked = stack(deltas, shares)
     assert stacked.rank == sum(ranks)
-    torch.testing.assert_close(stacked.dense(), sum(s * d.dense() for s, d in zip(shares, deltas, strict=True)))
+    torch.testing.assert_close(
+        stacked.dense(), sum(s * d.dense() for s, d in zip(shares, deltas, strict=True))
+    )
 
 
 def test_balanced_factors_have_equal_norms_and_the_same_product():
@@ -40,7 +42,8 @@ def test_balanced_factors_have_equal_norms_and_the_same_product():
 
 def test_balancing_an_unused_rank_makes_no_nan():
     delta = random_delta(3)
-    delta.up[:, 0], delta.down[1] = 0, 0
+    delta.up[:, 0] = 0
+    delta.down[1] = 0
     balanced = delta.balanced()
     assert torch.isfinite(balanced.up).all()
     assert torch.isfinite(balanced.down).all()
@@ -51,11 +54,15 @@ def test_strength_0_leaves_no_deltas():
     adapter = Adapter("a", {"layer": random_delta(2)}, ("key",), {"ss_tag": "x"})
     assert adapter.scaled(0.0).deltas == {}
     assert adapter.scaled(0.0).unmatched == ("key",)
-    torch.testing.assert_close(adapter.scaled(-0.5).deltas["layer"].dense(), -0.5 * adapter.deltas["layer"].dense())
+    torch.testing.assert_close(
+        adapter.scaled(-0.5).deltas["layer"].dense(), -0.5 * adapter.deltas["layer"].dense()
+    )
 
 
 def test_select_keeps_everything_but_the_other_layers():
-    adapter = Adapter("a", {"te.x": random_delta(1), "unet.x": random_delta(2)}, ("key",), {"ss_tag": "x"})
+    adapter = Adapter(
+        "a", {"te.x": random_delta(1), "unet.x": random_delta(2)}, ("key",), {"ss_tag": "x"}
+    )
     part = adapter.select(lambda path: path.startswith("te"))
     assert list(part.deltas) == ["te.x"]
     assert (part.name, part.unmatched, part.metadata) == ("a", ("key",), {"ss_tag": "x"})
@@ -68,5 +75,6 @@ def test_conversion_reaches_both_factors(dtype):
 
 
 def test_target_layers_come_once_in_order_of_appearance():
-    first, second = Adapter("a", {"x": random_delta(1), "y": random_delta(1)}), Adapter("b", {"z": None, "x": None})
+    first = Adapter("a", {"x": random_delta(1), "y": random_delta(1)})
+    second = Adapter("b", {"z": None, "x": None})
     assert target_layers([first, second]) == ["x", "y", "z"]

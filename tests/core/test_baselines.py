@@ -1,4 +1,6 @@
-"""The rivals against naive float64 references, written from their formulas on dense deltas, and against PEFT."""
+"""The rivals against naive float64 references, written from their formulas on dense deltas, and
+against PEFT.
+"""
 
 import dataclasses
 import warnings
@@ -18,7 +20,9 @@ from iteris_core.rivals.layer import Layer
 
 @pytest.fixture(scope="module")
 def net():
-    """A network with cross-attention, three adapters, one of which does not change every layer, and a preserve task."""
+    """A network with cross-attention, three adapters, one of which does not change every layer, and
+    a preserve task.
+    """
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
@@ -28,7 +32,9 @@ def net():
 
 def merged(net, method, rank="sum", **options):
     model, adapters, tasks = net
-    return toy.merge_toy(model, adapters, tasks, method=method, rank=rank, baseline=BaselineOptions(**options))
+    return toy.merge_toy(
+        model, adapters, tasks, method=method, rank=rank, baseline=BaselineOptions(**options)
+    )
 
 
 def shapes_of(net):
@@ -47,12 +53,16 @@ def layers(net, **options):
     """Return each layer as a rule sees it, without statistics."""
     model, adapters, _ = net
     for path in model.targets:
-        deltas = {k: adapter.deltas[path] for k, adapter in enumerate(adapters) if path in adapter.deltas}
+        deltas = {
+            k: adapter.deltas[path] for k, adapter in enumerate(adapters) if path in adapter.deltas
+        }
         yield Layer(path, False, deltas, len(adapters), (), BaselineOptions(**options))
 
 
 def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
-    """Compare a method with a naive function of (N, d_out, d_in) and the ranks of a layer's adapters."""
+    """Compare a method with a naive function of (N, d_out, d_in) and the ranks of a layer's
+    adapters.
+    """
     found = toy.dense(merged(net, method, rank, **options).adapter)
     reference = {path: expected(deltas) for path, deltas in dense_deltas(net).items()}
     assert toy.largest_error(found, reference) < tolerance
@@ -67,7 +77,12 @@ def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
 
 @pytest.mark.parametrize(
     ("method", "coefficients"),
-    [("average", [1 / 3] * 3), ("sum", [1.0] * 3), ("weighted", [0.25, 0.5, 0.25]), ("svd", [1.0] * 3)],
+    [
+        ("average", [1 / 3] * 3),
+        ("sum", [1.0] * 3),
+        ("weighted", [0.25, 0.5, 0.25]),
+        ("svd", [1.0] * 3),
+    ],
 )
 def test_linear_methods_lose_nothing(net, method, coefficients):
     weights = torch.tensor(coefficients, dtype=torch.float64)
@@ -88,7 +103,9 @@ def test_svd_cuts_the_sum_by_its_weights(net):
 
 def naive_trim(delta, density):
     entries = delta.flatten().tolist()
-    largest = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))[: int(density * len(entries))]
+    largest = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))[
+        : int(density * len(entries))
+    ]
     kept = [entry if i in largest else 0.0 for i, entry in enumerate(entries)]
     return torch.tensor(kept, dtype=torch.float64).reshape(delta.shape)
 
@@ -109,7 +126,9 @@ def naive_ties(deltas, density, sign="total"):
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
 def test_ties(net, density, sign):
-    check(net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign)
+    check(
+        net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign
+    )
 
 
 @pytest.mark.parametrize("density", [0.3, 1.0])
@@ -123,25 +142,39 @@ def test_ties_dare_and_pruning_are_pefts(net, sign):
     peft = pytest.importorskip("peft.utils.merge_utils")
     options = {"density": 0.4, "sign": sign}
     for layer in layers(net, **options):
-        deltas, ones = list(layer.dense()), torch.ones(len(layer.deltas)).double()
+        deltas = list(layer.dense())
+        ones = torch.ones(len(layer.deltas)).double()
         shares = ones / layer.adapters
         thinned = list(dropped_and_rescaled(layer))
         torch.testing.assert_close(METHODS["ties"].rule(layer), peft.ties(deltas, ones, 0.4, sign))
-        torch.testing.assert_close(METHODS["magnitude_prune"].rule(layer), peft.magnitude_prune(deltas, shares, 0.4))
+        torch.testing.assert_close(
+            METHODS["magnitude_prune"].rule(layer), peft.magnitude_prune(deltas, shares, 0.4)
+        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns that a density of 1 prunes nothing: DARE's masks are ours
-            torch.testing.assert_close(METHODS["dare_ties"].rule(layer), peft.dare_ties(thinned, ones, 1.0, sign))
-            torch.testing.assert_close(METHODS["dare_linear"].rule(layer), peft.dare_linear(thinned, shares, 1.0))
+            warnings.simplefilter(
+                "ignore"
+            )  # PEFT warns that a density of 1 prunes nothing: DARE's masks are ours
+            torch.testing.assert_close(
+                METHODS["dare_ties"].rule(layer), peft.dare_ties(thinned, ones, 1.0, sign)
+            )
+            torch.testing.assert_close(
+                METHODS["dare_linear"].rule(layer), peft.dare_linear(thinned, shares, 1.0)
+            )
 
 
 def test_dare_drops_at_random_and_makes_up_for_it(net):
     first = next(layers(net, density=0.25, seed=3))
-    thinned, deltas = dropped_and_rescaled(first), first.dense()
+    thinned = dropped_and_rescaled(first)
+    deltas = first.dense()
     kept = thinned != 0
     torch.testing.assert_close(thinned[kept], 4 * deltas[kept])
     assert not torch.equal(kept[0], kept[1])
-    seeds = [dropped_and_rescaled(next(layers(net, density=0.25, seed=seed))) for seed in range(2000)]
-    torch.testing.assert_close(torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item())
+    seeds = [
+        dropped_and_rescaled(next(layers(net, density=0.25, seed=seed))) for seed in range(2000)
+    ]
+    torch.testing.assert_close(
+        torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
@@ -180,8 +213,12 @@ def test_core_space_ties(net):
     found = toy.dense(merged(net, "core_space_ties").adapter)
     for path in model.targets:
         deltas = [adapter.deltas[path] for adapter in adapters if path in adapter.deltas]
-        left = torch.linalg.svd(torch.cat([delta.up for delta in deltas], dim=1), full_matrices=False)[0]
-        right = torch.linalg.svd(torch.cat([delta.down for delta in deltas]), full_matrices=False)[2]
+        left = torch.linalg.svd(
+            torch.cat([delta.up for delta in deltas], dim=1), full_matrices=False
+        )[0]
+        right = torch.linalg.svd(torch.cat([delta.down for delta in deltas]), full_matrices=False)[
+            2
+        ]
         cores = torch.stack([left.T @ delta.dense() @ right.T for delta in deltas])
         torch.testing.assert_close(found[path], left @ naive_ties(cores, 0.5) @ right)
 
@@ -192,7 +229,10 @@ def test_in_core_space_these_are_what_they_are_outside(net, name):
     for layer in layers(net):
         left = torch.linalg.svd(layer.together.up, full_matrices=False)[0]
         right = torch.linalg.svd(layer.together.down.T, full_matrices=False)[0]
-        cores = {k: dataclasses.replace(d, up=left.T @ d.up, down=d.down @ right) for k, d in layer.deltas.items()}
+        cores = {
+            k: dataclasses.replace(d, up=left.T @ d.up, down=d.down @ right)
+            for k, d in layer.deltas.items()
+        }
         inside = rule(dataclasses.replace(layer, deltas=cores)).dense()
         torch.testing.assert_close(left @ inside @ right.T, rule(layer).dense())
 
@@ -206,9 +246,17 @@ def test_tsv_m(net):
     def reference(deltas):
         parts = [torch.linalg.svd(delta) for delta in deltas if delta.any()]
         ranks = [int((values > 1e-9).sum()) for _, values, _ in parts]
-        u = orthonormal(torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1))
-        v = orthonormal(torch.cat([vh[:r].T for (_, _, vh), r in zip(parts, ranks, strict=True)], dim=1))
-        return u @ torch.diag(torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)])) @ v.T
+        u = orthonormal(
+            torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1)
+        )
+        v = orthonormal(
+            torch.cat([vh[:r].T for (_, _, vh), r in zip(parts, ranks, strict=True)], dim=1)
+        )
+        return (
+            u
+            @ torch.diag(torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)]))
+            @ v.T
+        )
 
     check(net, "tsv_m", reference)
 
@@ -219,7 +267,9 @@ def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
     deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
     found = METHODS["tsv_m"].rule(Layer(path, True, deltas, 2, (), BaselineOptions()))
     kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
-    torch.testing.assert_close(torch.linalg.svdvals(found.dense())[:4], torch.cat(kept).sort(descending=True).values)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(found.dense())[:4], torch.cat(kept).sort(descending=True).values
+    )
     assert found.rank == 4
 
 
@@ -238,6 +288,8 @@ def test_np_lora(net, mu):
         style, *others = deltas
         directions = torch.linalg.svd(style)[2][:2].T  # its rank is 2
         share = 1.0 if mu is None else mu / (1 + mu)
-        return style + sum(others) @ (torch.eye(style.shape[1]).double() - share * directions @ directions.T)
+        return style + sum(others) @ (
+            torch.eye(style.shape[1]).double() - share * directions @ directions.T
+        )
 
     check(net, "np_lora", reference, projection=mu)

@@ -1,4 +1,6 @@
-"""The procedure that the speed benchmark measures the sweep against solves the same problem, by other means."""
+"""The procedure that the speed benchmark measures the sweep against solves the same problem, by
+other means.
+"""
 
 from itertools import islice
 
@@ -21,7 +23,9 @@ def naive(case, iterations, **options):
     network = model.network()
     samples = [[sample.teacher for sample in task.samples] for task in tasks]
     dense = [toy.dense(adapter) for adapter in adapters]
-    solves = algorithm_1(network.modules, network.forward, dense, samples, rows_per_call=2, **options)
+    solves = algorithm_1(
+        network.modules, network.forward, dense, samples, rows_per_call=2, **options
+    )
     return list(islice(solves, iterations))
 
 
@@ -39,7 +43,9 @@ def test_it_ends_where_the_sweep_is_at_once(case):
     ours = toy.dense(toy.merge_toy(*case).adapter)
     assert toy.largest_error(solves[0], ours) > 1e-3
     assert toy.largest_error(solves[-1], ours) < 1e-9
-    assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items()
+    )
     assert toy.hook_count(model.model) == 0
 
 

@@ -26,23 +26,41 @@ from iteris_core.diffusion.calibration import (
 
 def test_prompts_come_in_turn():
     calibration = Calibration(trajectories=5, composition_share=0.0)
-    assert own_captions(["<a> cat", "<a> dog"], calibration, 0) == ["<a> cat", "<a> dog", "<a> cat", "<a> dog", "<a> cat"]
+    assert own_captions(["<a> cat", "<a> dog"], calibration, 0) == [
+        "<a> cat",
+        "<a> dog",
+        "<a> cat",
+        "<a> dog",
+        "<a> cat",
+    ]
 
 
-@given(runs=st.integers(1, 60), share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), seed=st.integers(0, 100))
+@given(
+    runs=st.integers(1, 60),
+    share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    seed=st.integers(0, 100),
+)
 def test_a_share_of_the_captions_puts_ordinary_things_beside_the_prompt(runs, share, seed):
     captions = own_captions(["<a>"], Calibration(trajectories=runs, composition_share=share), seed)
     composed = [caption for caption in captions if caption != "<a>"]
     assert len(captions) == runs
     assert len(composed) == math.floor(runs * share)
-    assert all("<a>" in caption and any(thing in caption for thing in COMPANIONS) for caption in composed)
+    assert all(
+        "<a>" in caption and any(thing in caption for thing in COMPANIONS) for caption in composed
+    )
 
 
 def test_companions_and_compositions_are_the_users_if_given():
     calibration = Calibration(
-        trajectories=8, composition_share=1.0, companions=("red circle",), compositions=("{thing} over {prompt}",)
+        trajectories=8,
+        composition_share=1.0,
+        companions=("red circle",),
+        compositions=("{thing} over {prompt}",),
     )
-    assert set(own_captions(["<a>", "<b>"], calibration, 0)) == {"red circle over <a>", "red circle over <b>"}
+    assert set(own_captions(["<a>", "<b>"], calibration, 0)) == {
+        "red circle over <a>",
+        "red circle over <b>",
+    }
     assert Calibration(composition_share=0.0, companions=(), compositions=()).companions == ()
 
 
@@ -54,7 +72,9 @@ def test_captions_depend_on_the_seed_and_on_nothing_else():
 
 def test_braces_in_a_prompt_are_just_text():
     calibration = Calibration(trajectories=4, composition_share=1.0)
-    assert all("{<a>:1.2} {0}" in caption for caption in own_captions(["{<a>:1.2} {0}"], calibration, 0))
+    assert all(
+        "{<a>:1.2} {0}" in caption for caption in own_captions(["{<a>:1.2} {0}"], calibration, 0)
+    )
 
 
 def test_every_prompt_comes_alone_and_in_company():
@@ -73,7 +93,10 @@ def test_many_prompts_share_the_company_among_them(share):
 
 @pytest.mark.parametrize("prompts", [[], [""], ["<a>", "  \n"]])
 def test_empty_prompts_are_refused(prompts):
-    with pytest.raises(CalibrationError, match="a prompt is empty; write at least one that contains the LoRA's trigger words"):
+    with pytest.raises(
+        CalibrationError,
+        match="a prompt is empty; write at least one that contains the LoRA's trigger words",
+    ):
         own_captions(prompts, Calibration(), 0)
 
 
@@ -81,12 +104,21 @@ def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():
     captions = base_captions(Calibration(), 30)
     assert [i for i, caption in enumerate(captions) if not caption] == [4, 9, 14, 19, 24, 29]
     assert [caption for caption in captions if caption] == list(PRESERVE_CAPTIONS)
-    assert base_captions(Calibration(preserve_captions=("one", "two")), 6) == ["one", "two", "one", "two", "", "one"]
+    assert base_captions(Calibration(preserve_captions=("one", "two")), 6) == [
+        "one",
+        "two",
+        "one",
+        "two",
+        "",
+        "one",
+    ]
 
 
 # --- which latents are kept ---
 
-schedules = st.integers(1, 40).flatmap(lambda steps: st.tuples(st.integers(1, steps), st.just(steps)))
+schedules = st.integers(1, 40).flatmap(
+    lambda steps: st.tuples(st.integers(1, steps), st.just(steps))
+)
 
 
 @given(schedule=schedules, run=st.integers(0, 10_000))
@@ -128,8 +160,12 @@ def test_noise_is_standard_normal_and_belongs_to_its_seed():
 
 
 def gaussian_trajectory(steps, spread=0.5, start_sigma=10.0):
-    """Sample data from N(0, spread^2), for which the best denoiser and its trajectories are known."""
-    sigmas = torch.cat([torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()])
+    """Sample data from N(0, spread^2), for which the best denoiser and its trajectories are
+    known.
+    """
+    sigmas = torch.cat(
+        [torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()]
+    )
     start = torch.randn(3, 4, 2, 2).double()
     seen = euler_trajectory(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas)
     scale = ((spread**2 + sigmas[:-1] ** 2) / (spread**2 + start_sigma**2)).sqrt()
@@ -143,14 +179,17 @@ def test_trajectories_follow_the_exact_ones_of_a_gaussian():
         seen, exact = gaussian_trajectory(steps)
         assert len(seen) == steps
         torch.testing.assert_close(seen[0], exact[0])
-        errors.append(max(((a - b).norm() / b.norm()).item() for a, b in zip(seen, exact, strict=True)))
+        errors.append(
+            max(((a - b).norm() / b.norm()).item() for a, b in zip(seen, exact, strict=True))
+        )
     assert errors[-1] < 0.02
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2.0, rel=0.1)  # Euler's method is of first order
 
 
 def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
-    sigmas, asked = torch.tensor([4.0, 2.0, 1.0, 0.0]), []
+    sigmas = torch.tensor([4.0, 2.0, 1.0, 0.0])
+    asked = []
 
     def denoise(x, sigma):
         asked.append((x, sigma.item()))
@@ -182,12 +221,22 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"unconditional_share": math.nan}, "unconditional_share is nan"),
         ({"cfg": math.inf}, "cfg is inf; it must be a finite number, 0 or more"),
         ({"preserve_weight": -1.0}, "preserve_weight is -1.0"),
-        ({"companions": ()}, "composition captions need companions and compositions; give both, or set composition_share to 0"),
+        (
+            {"companions": ()},
+            "composition captions need companions and compositions; give both, or set "
+            "composition_share to 0",
+        ),
         ({"compositions": ()}, "composition captions need companions and compositions"),
-        ({"compositions": ("{prompt} alone",)}, "must have {prompt} and {thing}, once each, and no other placeholder"),
+        (
+            {"compositions": ("{prompt} alone",)},
+            "must have {prompt} and {thing}, once each, and no other placeholder",
+        ),
         ({"compositions": ("{prompt} {thing} {}",)}, "must have {prompt} and {thing}, once each"),
         ({"compositions": ("{prompt} and {thing",)}, "'{prompt} and {thing' cannot be read"),
-        ({"preserve_captions": ()}, "the preserve task has no captions; give it some, or set its weight to 0"),
+        (
+            {"preserve_captions": ()},
+            "the preserve task has no captions; give it some, or set its weight to 0",
+        ),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(settings, message):
@@ -201,6 +250,8 @@ def test_a_preserve_task_that_is_off_needs_no_captions():
 
 @pytest.mark.parametrize(("share", "preserve"), [(0.5, 1.0), (0.0, 0.0), (1.0, 2.0)])
 def test_the_number_of_samples_is_known_beforehand(share, preserve):
-    calibration = Calibration(trajectories=10, timesteps=2, unconditional_share=share, preserve_weight=preserve)
+    calibration = Calibration(
+        trajectories=10, timesteps=2, unconditional_share=share, preserve_weight=preserve
+    )
     own = 2 * 10 * 2 * (1 + share)
     assert sample_count(calibration, 2) == own + (10 * 2 * (1 + share) if preserve else 0)

@@ -33,7 +33,10 @@ from iteris_core import BaselineOptions, ConfigError, MergeConfig
         ({"kept_energy": 0.0}, "kept_energy is 0.0; it must be above 0, and 1 at most"),
         ({"kept_energy": math.nan}, "kept_energy is nan"),
         ({"size": 0}, "size is 0"),
-        ({"rank": 4, "kept_energy": 0.9}, "rank, kept_energy and size each decide the ranks; give only one of them"),
+        (
+            {"rank": 4, "kept_energy": 0.9},
+            "rank, kept_energy and size each decide the ranks; give only one of them",
+        ),
         ({"size": 100, "kept_energy": 0.9}, "give only one of them"),
         ({"method": "magic"}, "method is 'magic'; it can be 'iteris' or 'average' or"),
     ],
@@ -53,7 +56,10 @@ def test_a_setting_outside_its_range_is_refused(settings, message):
         ({"sign": "majority"}, "sign is 'majority'; it can be 'total' or 'frequency'"),
         ({"off_diagonal": -0.1}, "off_diagonal is -0.1; it must be from 0 to 1"),
         ({"off_diagonal": math.nan}, "off_diagonal is nan"),
-        ({"projection": math.inf}, "projection is inf; it must be a finite number, 0 or more, or None"),
+        (
+            {"projection": math.inf},
+            "projection is inf; it must be a finite number, 0 or more, or None",
+        ),
         ({"projection": -1.0}, "projection is -1.0"),
         ({"solver": "sgd"}, "solver is 'sgd'; it can be 'closed_form' or 'lbfgs'"),
     ],
@@ -68,10 +74,19 @@ def test_an_option_of_a_rival_outside_its_range_is_refused(options, message):
     [
         {},
         {"method": "np_lora", "baseline": BaselineOptions(scale=-2, density=1, projection=None)},
-        {"method": "ties", "baseline": BaselineOptions(scale="search", sign="frequency", density=0.2, seed=3)},
+        {
+            "method": "ties",
+            "baseline": BaselineOptions(scale="search", sign="frequency", density=0.2, seed=3),
+        },
         {"alpha": 0.0, "alpha_cross": 0.0},
         {"ridge": "paper", "balance": "full", "input_mix": 0.99},
-        {"rank": {"layer": 3}, "target": "full_output", "engine": "iterate", "max_iter": 1, "tolerance": 0.0},
+        {
+            "rank": {"layer": 3},
+            "target": "full_output",
+            "engine": "iterate",
+            "max_iter": 1,
+            "tolerance": 0.0,
+        },
         {"kept_energy": 1.0},
         {"size": 1, "rank": "sum"},
         {"balance": "uniform", "output_dtype": torch.bfloat16, "samples_per_chunk": 1},
@@ -88,6 +103,8 @@ def test_a_config_cannot_be_changed_behind_its_checks():
 
 
 def test_settings_are_json_values():
-    config = MergeConfig(method="ties", baseline=BaselineOptions(scale="search"), output_dtype=torch.float16)
+    config = MergeConfig(
+        method="ties", baseline=BaselineOptions(scale="search"), output_dtype=torch.float16
+    )
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     assert config.to_dict()["baseline"]["scale"] == "search"

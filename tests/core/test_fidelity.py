@@ -20,19 +20,30 @@ def outputs(net, adapters, mix, rows):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk):
     net = toy.build(name)
-    adapters, merged = [net.adapter("a"), net.adapter("b")], net.adapter("merged", rank=3)
+    adapters = [net.adapter("a"), net.adapter("b")]
+    merged = net.adapter("merged", rank=3)
     tasks = [Task("both", net.samples(3), {0: 0.5, 1: 1.0}), Task("preserve", net.samples(2), {})]
-    own, preserve = fidelity(net.network(), adapters, tasks, merged, samples_per_chunk=samples_per_chunk)
+    own, preserve = fidelity(
+        net.network(), adapters, tasks, merged, samples_per_chunk=samples_per_chunk
+    )
 
     rows = [sample.teacher for sample in tasks[0].samples]
-    teacher, student, base = (outputs(net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {}))
+    teacher, student, base = (
+        outputs(net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {})
+    )
     wanted = teacher - base
-    assert own.output_error == pytest.approx(((student - teacher).norm() / wanted.norm()).item(), rel=1e-9)
-    assert own.strength == pytest.approx((((student - base) * wanted).sum() / wanted.square().sum()).item(), rel=1e-9)
+    assert own.output_error == pytest.approx(
+        ((student - teacher).norm() / wanted.norm()).item(), rel=1e-9
+    )
+    assert own.strength == pytest.approx(
+        (((student - base) * wanted).sum() / wanted.square().sum()).item(), rel=1e-9
+    )
     assert own.samples == 3
 
     rows = [sample.teacher for sample in tasks[1].samples]
-    base, student, stacked = (outputs(net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0}))
+    base, student, stacked = (
+        outputs(net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0})
+    )
     leak = ((student - base).norm() / (stacked - base).norm()).item()
     assert (preserve.output_error, preserve.strength) == (pytest.approx(leak, rel=1e-9), None)
 
@@ -50,18 +61,29 @@ def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
 def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     net = toy.build("stack")
     adapter = net.adapter("a")
-    first, second = net.make_row(), net.make_row()
+    first = net.make_row()
+    second = net.make_row()
     task = Task("a", [Sample(first, second)], {0: 1.0})
     (found,) = fidelity(net.network(), [adapter], [task], adapter, base_reads=lambda g, i: second)
     teacher = outputs(net, [adapter], {0: 1.0}, [first])
     student, base = (outputs(net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
-    assert found.output_error == pytest.approx(((student - teacher).norm() / (teacher - base).norm()).item(), rel=1e-9)
+    assert found.output_error == pytest.approx(
+        ((student - teacher).norm() / (teacher - base).norm()).item(), rel=1e-9
+    )
 
 
 def test_it_leaves_no_hooks_and_tells_its_progress():
-    net, seen = toy.build("stack"), []
+    net = toy.build("stack")
+    seen = []
     task = Task("a", net.samples(3), {0: 1.0})
-    fidelity(net.network(), [net.adapter()], [task], net.adapter(), samples_per_chunk=2, progress=lambda *at: seen.append(at))
+    fidelity(
+        net.network(),
+        [net.adapter()],
+        [task],
+        net.adapter(),
+        samples_per_chunk=2,
+        progress=lambda *at: seen.append(at),
+    )
     assert seen == [(2, 3), (3, 3)]
     assert toy.hook_count(net.model) == 0
 

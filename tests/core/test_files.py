@@ -1,4 +1,6 @@
-"""Safetensors files: broken ones are refused with the reason, new ones are there whole or not at all."""
+"""Safetensors files: broken ones are refused with the reason, new ones are there whole or not at
+all.
+"""
 
 import json
 import os
@@ -33,7 +35,10 @@ def test_a_whole_file_is_read_with_its_metadata(tmp_path):
     path.write_bytes(WHOLE)
     tensors, metadata = read_tensors(str(path))
     assert metadata == {"ss_title": "x"}
-    assert {key: tensor.dtype for key, tensor in tensors.items()} == {"a": torch.float32, "b": torch.float16}
+    assert {key: tensor.dtype for key, tensor in tensors.items()} == {
+        "a": torch.float32,
+        "b": torch.float16,
+    }
     assert all(torch.equal(tensors[key], tensor) for key, tensor in TENSORS.items())
 
 
@@ -45,20 +50,42 @@ def test_a_file_without_metadata_has_none(tmp_path):
 BAD = {
     "empty": (b"", "x.safetensors: not a whole safetensors file (0 bytes"),
     "a few bytes": (b"\x01\x02\x03", "not a whole safetensors file (3 bytes"),
-    "cut in the header": (WHOLE[:40], "not a whole safetensors file (40 bytes, of which its header would be"),
+    "cut in the header": (
+        WHOLE[:40],
+        "not a whole safetensors file (40 bytes, of which its header would be",
+    ),
     "cut in the data": (
         WHOLE[:-5],
-        f"the file has {len(WHOLE) - 5} bytes where its header announces {len(WHOLE)}; the download was",
+        f"the file has {len(WHOLE) - 5} bytes where its header announces {len(WHOLE)}; the download "
+        "was",
     ),
-    "too long": (WHOLE + b"more", f"the file has {len(WHOLE) + 4} bytes where its header announces {len(WHOLE)}"),
-    "a pickle": (pickle.dumps({"a": 1}, protocol=2), "this is a pickle file, which can run code when it is opened"),
-    "a zipped pickle": (b"PK\x03\x04" + bytes(100), "this is a pickle file, which can run code when it is opened"),
+    "too long": (
+        WHOLE + b"more",
+        f"the file has {len(WHOLE) + 4} bytes where its header announces {len(WHOLE)}",
+    ),
+    "a pickle": (
+        pickle.dumps({"a": 1}, protocol=2),
+        "this is a pickle file, which can run code when it is opened",
+    ),
+    "a zipped pickle": (
+        b"PK\x03\x04" + bytes(100),
+        "this is a pickle file, which can run code when it is opened",
+    ),
     "a web page": (b"<!DOCTYPE html><html></html>", "not a whole safetensors file"),
-    "no JSON": (with_header(b"not json"), "its safetensors header cannot be read; download it again"),
+    "no JSON": (
+        with_header(b"not json"),
+        "its safetensors header cannot be read; download it again",
+    ),
     "no UTF-8": (with_header(b"\xff\xfe\xfd"), "its safetensors header cannot be read"),
     "a list": (with_header([1, 2]), "its safetensors header cannot be read"),
-    "no offsets": (with_header({"a": {"dtype": "F32", "shape": [1]}}), "its safetensors header cannot be read"),
-    "one offset": (with_header({"a": {"data_offsets": [0]}}), "its safetensors header cannot be read"),
+    "no offsets": (
+        with_header({"a": {"dtype": "F32", "shape": [1]}}),
+        "its safetensors header cannot be read",
+    ),
+    "one offset": (
+        with_header({"a": {"data_offsets": [0]}}),
+        "its safetensors header cannot be read",
+    ),
     "strange entry": (with_header({"a": 3}), "its safetensors header cannot be read"),
     "unknown type": (
         with_header({"a": {"dtype": "F1", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
@@ -84,14 +111,20 @@ def test_a_broken_file_is_refused_with_the_reason(tmp_path, case):
 def test_a_pickle_is_known_by_its_name_too(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(WHOLE)
-    with pytest.raises(AdapterError, match=rf"x{suffix}: this is a pickle file.*reads only \.safetensors"):
+    with pytest.raises(
+        AdapterError, match=rf"x{suffix}: this is a pickle file.*reads only \.safetensors"
+    ):
         check_readable(path)
 
 
 @pytest.mark.parametrize("size", [0x280, 0x4B50, 0x380, 0x480, 0x580, 0x04034B50])
 def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, size):
     """0x280 is little-endian 80 02, a pickle of protocol 2; 0x4B50 is PK."""
-    raw = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(size)
+    raw = (
+        json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+        .encode()
+        .ljust(size)
+    )
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
     assert torch.equal(read_tensors(path)[0]["a"], torch.zeros(1))
@@ -119,12 +152,17 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "."])
 def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(AdapterError, match=r"there is no such file .*give the path of a .safetensors file"):
+    with pytest.raises(
+        AdapterError, match=r"there is no such file .*give the path of a .safetensors file"
+    ):
         read_tensors(tmp_path / name)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.dictionaries(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), max_size=3), cut=st.integers(0, 9))
+@given(
+    changes=st.dictionaries(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), max_size=3),
+    cut=st.integers(0, 9),
+)
 def test_a_damaged_file_is_read_or_refused_never_anything_else(tmp_path, changes, cut):
     content = bytearray(WHOLE)
     for position, value in changes.items():
@@ -139,7 +177,11 @@ def test_a_damaged_file_is_read_or_refused_never_anything_else(tmp_path, changes
         assert cut == 0
 
 
-@pytest.mark.parametrize("header", [{"a": {"data_offsets": ["0", "4"]}}, b"[" * 5000], ids=["text offsets", "deep nesting"])
+@pytest.mark.parametrize(
+    "header",
+    [{"a": {"data_offsets": ["0", "4"]}}, b"[" * 5000],
+    ids=["text offsets", "deep nesting"],
+)
 def test_a_malicious_header_is_refused_too(tmp_path, header):
     path = tmp_path / "x.safetensors"
     path.write_bytes(with_header(header))
@@ -153,7 +195,9 @@ def test_a_malicious_header_is_refused_too(tmp_path, header):
 def test_what_is_written_can_be_read(tmp_path):
     path = tmp_path / "new folder" / "x.safetensors"
     shared = torch.randn(4, 3)
-    write_tensors({"whole": shared, "view": shared[:2], "transposed": shared.T}, path, {"ss_title": "x"})
+    write_tensors(
+        {"whole": shared, "view": shared[:2], "transposed": shared.T}, path, {"ss_title": "x"}
+    )
     found = load_file(path)
     assert torch.equal(found["whole"], shared)
     assert torch.equal(found["view"], shared[:2])
@@ -161,13 +205,18 @@ def test_what_is_written_can_be_read(tmp_path):
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "ss_title": "x"}
     assert os.listdir(path.parent) == ["x.safetensors"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644  # a temporary file's 0600 would hide it from other users
+    assert (
+        stat.S_IMODE(path.stat().st_mode) == 0o644
+    )  # a temporary file's 0600 would hide it from other users
 
 
 def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match=r"x\.safetensors exists already; choose another name, or allow overwriting"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"x\.safetensors exists already; choose another name, or allow overwriting",
+    ):
         write_tensors(TENSORS, path, {})
     assert path.read_bytes() == b"precious"
     assert os.listdir(tmp_path) == ["x.safetensors"]
@@ -195,7 +244,8 @@ def test_a_failure_in_the_middle_leaves_no_file(tmp_path, monkeypatch, overwrite
 
 
 def test_the_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
-    path, seen = tmp_path / "x.safetensors", []
+    path = tmp_path / "x.safetensors"
+    seen = []
 
     def watched(tensors, draft, metadata):
         save_file(tensors, draft, metadata)

@@ -28,7 +28,9 @@ def read_peft(folder: Path) -> Adapter:
 
 
 class Golden:
-    """One folder: the model, the tasks, the official settings, and the official deltas per iteration."""
+    """One folder: the model, the tasks, the official settings, and the official deltas per
+    iteration.
+    """
 
     def __init__(self, name: str):
         folder = GOLDEN / name
@@ -39,9 +41,17 @@ class Golden:
         weights = self.settings.get("manual_ceof") or [1.0] * count
         self.adapters = [read_peft(folder / f"lora{n}") for n in range(count)]
         self.tasks = [
-            Task(f"task{n}", [Sample(row) for row in self.tensors["input_ids"][n]], {n: 1.0}, weights[n]) for n in range(count)
+            Task(
+                f"task{n}",
+                [Sample(row) for row in self.tensors["input_ids"][n]],
+                {n: 1.0},
+                weights[n],
+            )
+            for n in range(count)
         ]
-        self.iterations = 1 + max(int(key.split(".")[0][4:]) for key in self.tensors if key.startswith("iter"))
+        self.iterations = 1 + max(
+            int(key.split(".")[0][4:]) for key in self.tensors if key.startswith("iter")
+        )
 
     def merge(self, **options):
         base_in_target = bool(self.settings.get("with_pretrain_matrix"))
@@ -56,19 +66,25 @@ class Golden:
             **options,
         )
         network = Network(
-            dict(self.model.named_modules()), lambda rows: self.model.encoder(torch.stack(list(rows))).last_hidden_state
+            dict(self.model.named_modules()),
+            lambda rows: self.model.encoder(torch.stack(list(rows))).last_hidden_state,
         )
         return merge(network, self.adapters, self.tasks, config)
 
     def largest_error(self, result, iteration: int) -> float:
-        """Return the largest relative error over the encoder's layers; where the base is in the target, of base + delta."""
+        """Return the largest relative error over the encoder's layers; where the base is in the
+        target, of base + delta.
+        """
         errors = []
         for path in result.adapter.deltas:
-            expected, found = self.tensors[f"iter{iteration}.{path}.delta"], result.adapter.deltas[path].dense()
+            expected = self.tensors[f"iter{iteration}.{path}.delta"]
+            found = result.adapter.deltas[path].dense()
             if self.settings.get("with_pretrain_matrix"):
                 found = found + self.model.get_submodule(path).weight
             errors.append(((found - expected).norm() / expected.norm()).item())
-        expected_paths = {key for key in self.tensors if key.startswith(f"iter{iteration}.encoder.")}
+        expected_paths = {
+            key for key in self.tensors if key.startswith(f"iter{iteration}.encoder.")
+        }
         assert len(errors) == len(expected_paths)
         return max(errors)
 
@@ -101,10 +117,17 @@ def test_layers_in_groups_give_the_same_iterations(golden):
     whole = case.merge(engine="iterate", max_iter=3)
     pieces = case.merge(engine="iterate", max_iter=3, statistics_bytes=1)
     for path, delta in whole.adapter.deltas.items():
-        assert torch.allclose(delta.dense(), pieces.adapter.deltas[path].dense(), rtol=0, atol=1e-6 * delta.dense().norm())
+        assert torch.allclose(
+            delta.dense(),
+            pieces.adapter.deltas[path].dense(),
+            rtol=0,
+            atol=1e-6 * delta.dense().norm(),
+        )
 
 
 def test_iterating_stops_at_the_longest_path(golden):
-    """Two layers of self-attention with q, k, v, o: four different inputs, so solve number four settles all."""
+    """Two layers of self-attention with q, k, v, o: four different inputs, so solve number four
+    settles all.
+    """
     case = golden["three_tasks_qkvo"]
     assert len(case.merge(engine="iterate", max_iter=10).report.changes) == 4

@@ -5,18 +5,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions, preserve_runs
+from iteris_core.diffusion.calibration import (
+    Calibration,
+    base_captions,
+    own_captions,
+    preserve_runs,
+)
 from iteris_core.diffusion.held_out import strength_correction, unseen_captions, with_held_out
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 from iteris_core.diffusion.stages import numbered, stages_of
 from iteris_core.report.records import TaskFidelity
 
-CALIBRATION = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2)
+CALIBRATION = Calibration(
+    trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2
+)
 
 
 @pytest.fixture
 def merged(host):
-    loras = [host.lora("a"), host.lora("text only", ("te",), ["<y> dog"]), host.lora("unet only", ("unet",), ["<z> car"])]
+    loras = [
+        host.lora("a"),
+        host.lora("text only", ("te",), ["<y> dog"]),
+        host.lora("unet only", ("unet",), ["<z> car"]),
+    ]
     return loras, host.merge(loras, CALIBRATION)[0]
 
 
@@ -24,7 +35,10 @@ def measured_rows(host, calls):
     """Return the last ``calls`` batches that the UNet was asked, as stacked arguments."""
     found = []
     for batch in host.unet_batches[-calls:]:
-        parts = (torch.stack([getattr(row, name) for row in batch]) for name in ("latents", "sigma", "context"))
+        parts = (
+            torch.stack([getattr(row, name) for row in batch])
+            for name in ("latents", "sigma", "context")
+        )
         found.append([part.double() for part in parts])
     return found
 
@@ -35,7 +49,8 @@ def test_figures_are_those_of_patched_models(host, merged):
     names = [entry.task for entry in checked.report.fidelity]
     assert names == ["a", "text only", "unet only", "base model"]
     rows = measured_rows(host, 12)
-    student_model, together = host.patched(result.adapter), host.patched(*(lora.adapter for lora in loras))
+    student_model = host.patched(result.adapter)
+    together = host.patched(*(lora.adapter for lora in loras))
     for g, entry in enumerate(checked.report.fidelity):
         asked = rows[3 * g : 3 * g + 3]
         teacher_model = host.patched(loras[g].adapter) if g < 3 else host
@@ -58,7 +73,9 @@ def captions_of(loras, g):
         return [*CALIBRATION.preserve_captions[-2:], ""]
     lora = loras[g]
     seen = own_captions(lora.prompts, CALIBRATION, CALIBRATION.seed + g)
-    captions = unseen_captions(lora, [*seen, *lora.prompts], CALIBRATION, CALIBRATION.seed + 7919 + g)
+    captions = unseen_captions(
+        lora, [*seen, *lora.prompts], CALIBRATION, CALIBRATION.seed + 7919 + g
+    )
     assert not set(captions) & set(seen)
     return [*captions, ""]
 
@@ -70,13 +87,17 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     with_held_out(host, loras, result, CALIBRATION)
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
-    assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION, preserve_runs(CALIBRATION)))
+    assert not set(CALIBRATION.preserve_captions[-2:]) & set(
+        base_captions(CALIBRATION, preserve_runs(CALIBRATION))
+    )
 
 
 def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
     loras, result = merged
     stages = []
-    checked = with_held_out(host, loras, result, CALIBRATION, progress=lambda *step: stages.append(step))
+    checked = with_held_out(
+        host, loras, result, CALIBRATION, progress=lambda *step: stages.append(step)
+    )
     assert checked.adapter is result.adapter
     assert replace(checked.report, fidelity=()) == result.report
     assert {stage for stage, *_ in stages} == {"Check on unseen samples"}
@@ -85,11 +106,15 @@ def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
 
 
 @pytest.mark.parametrize(
-    ("parts", "held_out"), [((("te", "unet"),), 2), ((("te",),), 2), ((("unet",),), 1), ((("unet",), ("te",)), 0)]
+    ("parts", "held_out"),
+    [((("te", "unet"),), 2), ((("te",),), 2), ((("unet",),), 1), ((("unet",), ("te",)), 0)],
 )
 def test_stages_are_numbered_as_they_come(host, parts, held_out):
-    loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [host.lora("idle", strength=0.0)]
-    calibration, told = replace(CALIBRATION, held_out=held_out), []
+    loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [
+        host.lora("idle", strength=0.0)
+    ]
+    calibration = replace(CALIBRATION, held_out=held_out)
+    told = []
     stages = stages_of(host, loras, calibration)
     progress = numbered(lambda *step: told.append(step), stages)
     result = merge_stable_diffusion(host, loras, calibration, host.EXACT, progress)
@@ -116,13 +141,19 @@ def test_a_corrected_strength_is_measured_before_and_after(host):
     corrected = with_held_out(host, loras, weak, CALIBRATION, correct_strength=True)
     assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
     scaled = replace(weak, adapter=weak.adapter.scaled(factor))
-    assert corrected.report.fidelity == with_held_out(host, loras, scaled, CALIBRATION).report.fidelity
+    assert (
+        corrected.report.fidelity == with_held_out(host, loras, scaled, CALIBRATION).report.fidelity
+    )
     assert corrected.report.settings["strength_correction"] == factor
-    assert f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}" in corrected.report.notes[-1]
+    assert (
+        f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}"
+        in corrected.report.notes[-1]
+    )
 
 
 @pytest.mark.parametrize(
-    ("strengths", "factor"), [([0.8, 1.0, None], 1 / 0.9), ([1.2], 1.0), ([0.2], 1.3), ([-0.1], 1.3), ([None], 1.0)]
+    ("strengths", "factor"),
+    [([0.8, 1.0, None], 1 / 0.9), ([1.2], 1.0), ([0.2], 1.3), ([-0.1], 1.3), ([None], 1.0)],
 )
 def test_the_correction_only_makes_stronger_and_within_reason(strengths, factor):
     found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]

@@ -7,17 +7,27 @@ import toy
 from iteris_core import Task
 
 
-@pytest.mark.parametrize("settings", [{}, {"target": "full_output"}, {"samples_per_chunk": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"target": "full_output"}, {"samples_per_chunk": 1}], ids=str
+)
 def test_interference_is_measured_on_the_students_inputs(settings):
     net = toy.build("one layer")
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
-    # enough tokens for the Gram matrix, teacher and student reading different things, and a task for nobody
+    # enough tokens for the Gram matrix, teacher and student reading different things, and a task
+    # for nobody
     samples = [[toy.Sample(net.make_row(), net.make_row()) for _ in range(3)] for _ in range(3)]
-    tasks = [Task("a", samples[0], {0: 1.0}), Task("b", samples[1], {1: 1.0}), Task("preserve", samples[2], {})]
+    tasks = [
+        Task("a", samples[0], {0: 1.0}),
+        Task("b", samples[1], {1: 1.0}),
+        Task("preserve", samples[2], {}),
+    ]
     result = toy.merge_toy(net, adapters, tasks, **settings)
-    merged, deltas = toy.dense(result.adapter)["layer"], [toy.dense(adapter)["layer"] for adapter in adapters]
+    merged = toy.dense(result.adapter)["layer"]
+    deltas = [toy.dense(adapter)["layer"] for adapter in adapters]
     (layer,) = result.report.layers
-    found = {(entry.task, other.adapter): other for entry in layer.tasks for other in entry.interference}
+    found = {
+        (entry.task, other.adapter): other for entry in layer.tasks for other in entry.interference
+    }
     assert set(found) == {("a", "b"), ("b", "a"), ("preserve", "a"), ("preserve", "b")}
     for task, own in zip(tasks, [deltas[0], deltas[1], None], strict=True):
         x, student = (
@@ -27,19 +37,35 @@ def test_interference_is_measured_on_the_students_inputs(settings):
         wanted = student @ sum(deltas).T if own is None else x @ own.T
         error = student @ merged.T - (0 if own is None else wanted)
         told = next(entry for entry in layer.tasks if entry.task == task.name)
-        # the residual is of what the target asks for: with the base weight in it where the whole output counts
-        base = net.model.layer.weight.detach().double() if settings.get("target") == "full_output" else 0 * merged
+        # the residual is of what the target asks for: with the base weight in it where the whole
+        # output counts
+        base = (
+            net.model.layer.weight.detach().double()
+            if settings.get("target") == "full_output"
+            else 0 * merged
+        )
         asked = (x - student) @ base.T + (0 if own is None else wanted)
-        for value, delta in ((told.residual, merged), (told.stacked, sum(deltas)), (told.averaged, sum(deltas) / 2)):
-            assert value == pytest.approx(((asked - student @ delta.T).norm() / wanted.norm()).item(), rel=1e-6)
-        assert told.energy == pytest.approx(0 if own is None else wanted.square().sum().item(), rel=1e-8)
+        for value, delta in (
+            (told.residual, merged),
+            (told.stacked, sum(deltas)),
+            (told.averaged, sum(deltas) / 2),
+        ):
+            assert value == pytest.approx(
+                ((asked - student @ delta.T).norm() / wanted.norm()).item(), rel=1e-6
+            )
+        assert told.energy == pytest.approx(
+            0 if own is None else wanted.square().sum().item(), rel=1e-8
+        )
         for name, delta in zip("ab", deltas, strict=True):
             if (task.name, name) in found:
                 other = student @ delta.T
                 stacked = (other.norm() / wanted.norm()).item()
                 left = ((error * other).sum() / other.square().sum()).item() * stacked
                 entry = found[task.name, name]
-                assert (entry.stacked, entry.merged) == (pytest.approx(stacked, rel=1e-8), pytest.approx(left, rel=1e-6))
+                assert (entry.stacked, entry.merged) == (
+                    pytest.approx(stacked, rel=1e-8),
+                    pytest.approx(left, rel=1e-6),
+                )
 
 
 def test_the_whole_reports_interference_is_a_median_over_layers():
@@ -55,5 +81,7 @@ def test_the_whole_reports_interference_is_a_median_over_layers():
         for other in entry.interference
         if other.adapter == "same (2)"
     ]
-    assert pairs["same", "same (2)"][0] == pytest.approx(torch.tensor(stacked).double().quantile(0.5).item())
+    assert pairs["same", "same (2)"][0] == pytest.approx(
+        torch.tensor(stacked).double().quantile(0.5).item()
+    )
     assert all(left < before for before, left in pairs.values())

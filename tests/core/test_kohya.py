@@ -1,4 +1,6 @@
-"""LoRA files: every spelling of a key, alpha / rank, 1x1 convolutions, the way back, and what is refused."""
+"""LoRA files: every spelling of a key, alpha / rank, 1x1 convolutions, the way back, and what is
+refused.
+"""
 
 import re
 from dataclasses import replace
@@ -21,11 +23,9 @@ BASES = {
     "lora_unet_conv_in": "unet.conv_in",
 }
 SHAPES = {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)}
-UNET, PROJ, TEXT = (
-    "lora_unet_down_blocks_0_attn1_to_q",
-    "lora_unet_down_blocks_0_proj_in",
-    "lora_te_text_model_encoder_layers_0_q_proj",
-)
+UNET = "lora_unet_down_blocks_0_attn1_to_q"
+PROJ = "lora_unet_down_blocks_0_proj_in"
+TEXT = "lora_te_text_model_encoder_layers_0_q_proj"
 
 
 def factors(base=UNET, rank=2, shape=(6, 4), alpha=None, kernel=()):
@@ -59,7 +59,10 @@ def parse(tensors, **more):
         ("text.x.lora_linear_layer.down.weight", ("text.x", "down")),
         ("unet.x.lora_magnitude_vector", ("unet.x", "magnitude")),
         ("unet.x.lora_magnitude_vector.weight", ("unet.x", "magnitude")),
-        ("base_model.model.x.lora_magnitude_vector.default.weight", ("base_model.model.x", "magnitude")),
+        (
+            "base_model.model.x.lora_magnitude_vector.default.weight",
+            ("base_model.model.x", "magnitude"),
+        ),
         ("lora_unet_x.lora_up.bias", None),
         ("x.weight", None),
         ("alpha", None),
@@ -83,13 +86,16 @@ def test_keys(key, expected):
 )
 @pytest.mark.parametrize("base", [base for base, path in BASES.items() if path == "unet.q"])
 def test_every_spelling_gives_the_same_delta(base, up, down):
-    a, b = torch.randn(6, 2), torch.randn(2, 4)
+    a = torch.randn(6, 2)
+    b = torch.randn(2, 4)
     adapter = parse({base + down: b, base + up: a})
     assert list(adapter.deltas) == ["unet.q"]
     torch.testing.assert_close(adapter.deltas["unet.q"].dense(), a @ b)
 
 
-@pytest.mark.parametrize(("alpha", "factor"), [(None, 1.0), (2.0, 1.0), (1.0, 0.5), (0.0, 0.0), (8, 4.0), ([4.0], 2.0)])
+@pytest.mark.parametrize(
+    ("alpha", "factor"), [(None, 1.0), (2.0, 1.0), (1.0, 0.5), (0.0, 0.0), (8, 4.0), ([4.0], 2.0)]
+)
 def test_alpha_over_rank_is_folded_into_up(alpha, factor):
     tensors = factors(alpha=alpha)
     delta = parse(tensors).deltas["unet.q"]
@@ -105,9 +111,13 @@ def test_factors_of_1x1_convolutions_become_matrices(kernel):
     torch.testing.assert_close(delta.dense(), up @ down)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_any_precision_is_read_as_float32(dtype):
-    delta = parse({key: tensor.to(dtype) for key, tensor in factors(alpha=1.0).items()}).deltas["unet.q"]
+    delta = parse({key: tensor.to(dtype) for key, tensor in factors(alpha=1.0).items()}).deltas[
+        "unet.q"
+    ]
     assert (delta.up.dtype, delta.down.dtype) == (torch.float32, torch.float32)
 
 
@@ -134,19 +144,26 @@ def test_keys_of_no_module_are_listed_not_dropped():
     ],
 )
 def test_a_tensor_of_unknown_meaning_beside_known_ones_is_refused_by_name(base, ending):
-    with pytest.raises(AdapterError, match=f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* no known kind"):
+    with pytest.raises(
+        AdapterError,
+        match=f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* no known kind",
+    ):
         parse({f"{base}.{ending}": torch.zeros(1), **factors(base)})
 
 
 def test_an_unknown_tensor_beside_old_diffusers_keys_is_refused_too():
     base = "unet.down_blocks.0.attn1.to_q"
-    tensors = {f"{base}_lora.up.weight": torch.randn(6, 2), f"{base}_lora.down.weight": torch.randn(2, 4)}
+    tensors = {
+        f"{base}_lora.up.weight": torch.randn(6, 2),
+        f"{base}_lora.down.weight": torch.randn(2, 4),
+    }
     with pytest.raises(AdapterError, match=r"to_q_lora\.strange' changes what"):
         parse({**tensors, f"{base}_lora.strange": torch.zeros(1)})
 
 
 def test_reading_tells_how_far_it_is_and_can_be_stopped():
-    tensors, seen = {**factors(), **factors(PROJ, shape=(5, 4)), **factors(TEXT, shape=(3, 3))}, []
+    tensors = {**factors(), **factors(PROJ, shape=(5, 4)), **factors(TEXT, shape=(3, 3))}
+    seen = []
 
     def stop_at_the_third(done, total):
         seen.append((done, total))
@@ -167,7 +184,13 @@ def test_a_group_is_named_as_kohya_names_it():
         "diff": torch.ones(3),
     }
     named = kohya.tensors_of_group("x", roles)
-    assert list(named) == ["x.lora_up.weight", "x.lora_down.weight", "x.alpha", "x.lokr_w1", "x.diff"]
+    assert list(named) == [
+        "x.lora_up.weight",
+        "x.lora_down.weight",
+        "x.alpha",
+        "x.lokr_w1",
+        "x.diff",
+    ]
     assert {kohya.split_key(key)[1]: tensor for key, tensor in named.items()} == roles
 
 
@@ -176,10 +199,15 @@ def test_a_group_is_named_as_kohya_names_it():
 
 def test_everything_written_is_contiguous_as_safetensors_wants_it():
     """A solve leaves transposed factors; core's SaveLoRA calls save_file on them as they are."""
-    up, down = torch.randn(3, 6).T, torch.randn(4, 3).T
+    up = torch.randn(3, 6).T
+    down = torch.randn(4, 3).T
     oversized = LowRankDelta(torch.randn(4, 5).T, torch.randn(4, 4).T)
     vector = torch.randn(3, 2)[:, 0]
-    adapter = Adapter("merged", {"unet.q": LowRankDelta(up, down), "unet.proj": oversized}, vectors={"text.q.bias": vector})
+    adapter = Adapter(
+        "merged",
+        {"unet.q": LowRankDelta(up, down), "unet.proj": oversized},
+        vectors={"text.q.bias": vector},
+    )
     assert not any(tensor.is_contiguous() for tensor in (up, down, vector, oversized.up))
     names = {"unet.q": UNET, "unet.proj": PROJ, "text.q": TEXT}
     for whole in (False, True):
@@ -220,7 +248,9 @@ def test_what_is_written_is_read_back(dtype):
         f"{PROJ}.lora_down.weight": (3, 4, 1, 1),
         f"{PROJ}.alpha": (),
     }
-    assert {tensor.dtype for key, tensor in tensors.items() if "lora" in key.split(".")[1]} == {dtype}
+    assert {tensor.dtype for key, tensor in tensors.items() if "lora" in key.split(".")[1]} == {
+        dtype
+    }
     assert tensors[f"{UNET}.alpha"] == 3
     again = parse(tensors)
     assert again.unmatched == ()
@@ -234,20 +264,34 @@ def test_different_ranks_have_no_alphas_and_mean_the_same():
         "unet.q": LowRankDelta(torch.randn(6, 3), torch.randn(3, 4)),
         "unet.proj": LowRankDelta(torch.ones(5, 1), torch.ones(1, 4)),
     }
-    tensors = kohya.to_tensors(Adapter("merged", ranks), {"unet.q": UNET, "unet.proj": PROJ}, {"unet.proj": (1, 1)})
+    tensors = kohya.to_tensors(
+        Adapter("merged", ranks), {"unet.q": UNET, "unet.proj": PROJ}, {"unet.proj": (1, 1)}
+    )
     assert not any(key.endswith(".alpha") for key in tensors)
-    assert all(torch.equal(delta.up, ranks[path].up) for path, delta in parse(tensors).deltas.items())
+    assert all(
+        torch.equal(delta.up, ranks[path].up) for path, delta in parse(tensors).deltas.items()
+    )
 
 
 def test_metadata_tells_other_programs_what_it_is():
     adapter = Adapter(
-        "merged", {"x": LowRankDelta(torch.ones(2, 3), torch.ones(3, 2)), "y": LowRankDelta(torch.ones(2, 5), torch.ones(5, 2))}
+        "merged",
+        {
+            "x": LowRankDelta(torch.ones(2, 3), torch.ones(3, 2)),
+            "y": LowRankDelta(torch.ones(2, 5), torch.ones(5, 2)),
+        },
     )
     metadata = kohya.metadata_of(adapter)
-    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["modelspec.title"]) == ("5", "5", "merged")
+    assert (
+        metadata["ss_network_dim"],
+        metadata["ss_network_alpha"],
+        metadata["modelspec.title"],
+    ) == ("5", "5", "merged")
     assert all(isinstance(value, str) for value in metadata.values())
     assert kohya.metadata_of(replace(adapter, deltas={}))["ss_network_dim"] == "0"
-    assert kohya.metadata_of(adapter, whole=True)["ss_network_dim"] == "0"  # both are larger than their weights
+    assert (
+        kohya.metadata_of(adapter, whole=True)["ss_network_dim"] == "0"
+    )  # both are larger than their weights
 
 
 def test_a_file_is_loaded_under_its_own_name(tmp_path):
@@ -272,14 +316,26 @@ def with_bad_number(value):
 
 
 BAD = {
-    "no up": (without(factors(alpha=1.0), "up.weight"), f"file: '{UNET}' has no up factor; the file is incomplete"),
-    "no down": (without(factors(), "down.weight"), f"file: '{UNET}' has no down factor; the file is incomplete"),
+    "no up": (
+        without(factors(alpha=1.0), "up.weight"),
+        f"file: '{UNET}' has no up factor; the file is incomplete",
+    ),
+    "no down": (
+        without(factors(), "down.weight"),
+        f"file: '{UNET}' has no down factor; the file is incomplete",
+    ),
     "wrong d_out": (
         factors(shape=(7, 4)),
         "has factors (7, 2) and (2, 4), but this model's weight there is 6 x 4. The LoRA was",
     ),
-    "wrong d_in": (factors(shape=(6, 5)), "has factors (6, 2) and (2, 5), but this model's weight there is 6 x 4"),
-    "ranks differ": ({**factors(), f"{UNET}.lora_up.weight": torch.ones(6, 3)}, "has factors (6, 3) and (2, 4)"),
+    "wrong d_in": (
+        factors(shape=(6, 5)),
+        "has factors (6, 2) and (2, 5), but this model's weight there is 6 x 4",
+    ),
+    "ranks differ": (
+        {**factors(), f"{UNET}.lora_up.weight": torch.ones(6, 3)},
+        "has factors (6, 3) and (2, 4)",
+    ),
     "k x k convolution": (
         factors(PROJ, shape=(5, 4), kernel=(3, 3)),
         "factors (5, 2, 3, 3) and (2, 4, 3, 3)",
@@ -288,7 +344,10 @@ BAD = {
         factors("lora_unet_conv_in"),
         "'lora_unet_conv_in' changes a layer that is neither Linear nor a",
     ),
-    "NaN": (with_bad_number(float("nan")), f"file: '{UNET}' holds NaN or infinite weights; the training run broke"),
+    "NaN": (
+        with_bad_number(float("nan")),
+        f"file: '{UNET}' holds NaN or infinite weights; the training run broke",
+    ),
     "infinite": (with_bad_number(float("inf")), f"file: '{UNET}' holds NaN or infinite weights"),
     "NaN alpha": (factors(alpha=float("nan")), f"file: '{UNET}' holds NaN or infinite weights"),
     "twice": (
@@ -297,7 +356,8 @@ BAD = {
     ),
     "nothing": (
         {},
-        "none of its 0 keys fits this model; it may be for another model, or no LoRA at all. Choose a LoRA for SD1.5",
+        "none of its 0 keys fits this model; it may be for another model, or no LoRA at all. "
+        "Choose a LoRA for SD1.5",
     ),
     "no LoRA": (
         {"conv.weight": torch.zeros(1), "b": torch.zeros(1)},
@@ -329,7 +389,9 @@ def test_a_bad_file_is_refused_with_the_reason(case):
 )
 def test_a_lora_for_another_model_is_recognised(key, model):
     with pytest.raises(
-        AdapterError, match=f"none of its 1 keys, such as '{re.escape(key)}'.*looks like a LoRA for {model}. Choose"
+        AdapterError,
+        match=f"none of its 1 keys, such as '{re.escape(key)}'.*looks like a LoRA for {model}. "
+        "Choose",
     ):
         parse({key: torch.zeros(2, 2)})
 

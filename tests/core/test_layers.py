@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from iteris_core import AdapterError
-from iteris_core.layers import add_to_output, base_weight_and_bias, input_tokens, output_tokens, weight_shape
+from iteris_core.layers import (
+    add_to_output,
+    base_weight_and_bias,
+    input_tokens,
+    output_tokens,
+    weight_shape,
+)
 
 LAYERS = {
     "linear": (nn.Linear(5, 3), (2, 4, 5)),
@@ -16,7 +22,10 @@ LAYERS = {
     "strided convolution": (nn.Conv2d(5, 3, 1, stride=(2, 3)), (2, 5, 5, 7)),
     "padded 1x1 convolution": (nn.Conv2d(5, 3, 1, padding=1), (2, 5, 4, 6)),
     "3x3 convolution": (nn.Conv2d(2, 3, 3, padding=1), (2, 2, 4, 6)),
-    "any convolution": (nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2)), (2, 2, 6, 8)),
+    "any convolution": (
+        nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+        (2, 2, 6, 8),
+    ),
 }
 
 
@@ -28,7 +37,8 @@ def layer(request):
 
 def test_the_weight_times_the_input_tokens_is_the_output(layer):
     module, x = layer
-    tokens, weight = input_tokens(module, x), module.weight.flatten(1)
+    tokens = input_tokens(module, x)
+    weight = module.weight.flatten(1)
     bias = 0 if module.bias is None else module.bias
     y = module(x)
     assert tokens.shape[0] == x.shape[0]
@@ -54,7 +64,9 @@ def test_the_base_weight_is_measured_without_reading_it(layer):
     measured, bias = base_weight_and_bias(module, x.device, x.dtype)
     handle.remove()
     torch.testing.assert_close(measured, module.weight.flatten(1))
-    torch.testing.assert_close(bias, torch.zeros(len(measured)).to(measured) if module.bias is None else module.bias)
+    torch.testing.assert_close(
+        bias, torch.zeros(len(measured)).to(measured) if module.bias is None else module.bias
+    )
     assert calls == []
 
 

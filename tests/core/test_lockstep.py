@@ -1,4 +1,6 @@
-"""Workers that wait for each other: order, disagreement, exceptions, and the state that each of them sees."""
+"""Workers that wait for each other: order, disagreement, exceptions, and the state that each of
+them sees.
+"""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,9 @@ def test_all_workers_arrive_before_any_goes_on():
 
 
 def test_workers_that_never_pause_just_return():
-    assert run_in_lockstep([lambda: 1, lambda: None], lambda place: pytest.fail("nobody paused")) == [1, None]
+    assert run_in_lockstep(
+        [lambda: 1, lambda: None], lambda place: pytest.fail("nobody paused")
+    ) == [1, None]
     assert run_in_lockstep([], lambda place: pytest.fail("nobody paused")) == []
 
 
@@ -83,7 +87,10 @@ def test_an_exception_comes_out_and_unwinds_the_others(culprit, error):
 
     with pytest.raises(error, match="stop") as caught:
         run_in_lockstep([waits("a"), fails, waits("b")], on_arrival)
-    assert sorted(unwound) == ["a", "b"]  # even while somebody still looks at the traceback, which holds the greenlets
+    assert sorted(unwound) == [
+        "a",
+        "b",
+    ]  # even while somebody still looks at the traceback, which holds the greenlets
     assert caught.tb
 
 
@@ -112,7 +119,9 @@ def test_every_worker_has_context_variables_of_its_own():
 
     variable.set("caller's")
     seen_on_arrival = []
-    answers = run_in_lockstep([work(1), work(2)], lambda place: seen_on_arrival.append(variable.get()))
+    answers = run_in_lockstep(
+        [work(1), work(2)], lambda place: seen_on_arrival.append(variable.get())
+    )
     assert answers == [("caller's", 1), ("caller's", 2)]
     assert seen_on_arrival == ["caller's"]
     assert variable.get() == "caller's"
@@ -138,7 +147,11 @@ def in_a_thread(function):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_torch_mode_that_a_worker_enters_is_its_own(fails):
     def state():
-        return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_grad_enabled()
+        return (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_grad_enabled(),
+        )
 
     def work():
         before = state()
@@ -173,7 +186,10 @@ def test_inference_mode_inside_a_worker_is_refused_and_does_not_leak():
             pause("layer")
 
     def whole():
-        with pytest.raises(CalibrationError, match="switches torch's inference mode inside its forward, around 'layer'"):
+        with pytest.raises(
+            CalibrationError,
+            match="switches torch's inference mode inside its forward, around 'layer'",
+        ):
             run_in_lockstep([work, work], lambda place: None)
         with torch.inference_mode():
             run_in_lockstep([work, work], lambda place: None)

@@ -13,9 +13,15 @@ WHEN = datetime(2026, 11, 25, 4, 5, 6, 789)
 
 
 def test_triggers_tags_and_titles_of_the_sources_live_on():
-    cat = {"modelspec.trigger_phrase": "sks cat", "modelspec.title": "My cat", "ss_tag_frequency": '{"1_x": {"cat": 2}}'}
+    cat = {
+        "modelspec.trigger_phrase": "sks cat",
+        "modelspec.title": "My cat",
+        "ss_tag_frequency": '{"1_x": {"cat": 2}}',
+    }
     ink = {"ss_tag_frequency": json.dumps({"1_x": {"cat": 1, "ink": 5}, "2_y": {"ink": 1}})}
-    found = merged_metadata("both", [("cat", cat), ("style/ink", ink)], WHEN, "data:image/jpeg;base64,xx")
+    found = merged_metadata(
+        "both", [("cat", cat), ("style/ink", ink)], WHEN, "data:image/jpeg;base64,xx"
+    )
     assert found["modelspec.trigger_phrase"] == "sks cat, ink"
     assert found["modelspec.merged_from"] == "My cat, style/ink"
     assert json.loads(found["ss_tag_frequency"]) == {"1_x": {"cat": 3, "ink": 5}, "2_y": {"ink": 1}}
@@ -27,18 +33,29 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
 def test_what_is_not_known_is_left_out():
     found = merged_metadata("x", [("a", {}), ("b", {"ss_tag_frequency": "{broken"})], WHEN)
     assert {"ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.thumbnail"}.isdisjoint(found)
-    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {"f": {"t": 2}}
+    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {
+        "f": {"t": 2}
+    }
 
 
 def test_the_user_calls_what_the_file_does_not_name():
-    sources = [("cat", {"modelspec.trigger_phrase": "sks cat"}), ("dog", {}), ("ink", {"modelspec.trigger_phrase": "None"})]
-    found = merged_metadata("x", sources, WHEN, called={"cat": "a cat", "dog": "a ohwx dog", "ink": "in ink style"})
+    sources = [
+        ("cat", {"modelspec.trigger_phrase": "sks cat"}),
+        ("dog", {}),
+        ("ink", {"modelspec.trigger_phrase": "None"}),
+    ]
+    found = merged_metadata(
+        "x", sources, WHEN, called={"cat": "a cat", "dog": "a ohwx dog", "ink": "in ink style"}
+    )
     assert found["modelspec.trigger_phrase"] == "sks cat, a ohwx dog, in ink style"
 
 
 def test_hashes_are_those_of_sd_scripts(tmp_path):
     """The reference reads the file that would be saved, as sd-scripts' train_util does."""
-    tensors = {"a.lora_up.weight": torch.randn(512, 600), "a.lora_down.weight": torch.randn(600, 512)}
+    tensors = {
+        "a.lora_up.weight": torch.randn(512, 600),
+        "a.lora_down.weight": torch.randn(600, 512),
+    }
     metadata = {"ss_network_dim": "600", "modelspec.title": "changed later"}
     save_file(tensors, tmp_path / "a.safetensors", {"ss_network_dim": "600"})
     content = (tmp_path / "a.safetensors").read_bytes()

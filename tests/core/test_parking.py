@@ -1,4 +1,6 @@
-"""Paused chunks whose tensors wait on the host; here the "device" is the CPU, on which storages work the same."""
+"""Paused chunks whose tensors wait on the host; here the "device" is the CPU, on which storages
+work the same.
+"""
 
 import pytest
 import torch
@@ -27,7 +29,13 @@ def park_everything(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "inference"),
-    [("stack", False), ("attention", False), ("attention", True), ("convolution", True), ("in place", False)],
+    [
+        ("stack", False),
+        ("attention", False),
+        ("attention", True),
+        ("convolution", True),
+        ("in place", False),
+    ],
 )
 def test_parking_changes_nothing(park_everything, name, inference):
     net = toy.build(name)
@@ -40,7 +48,9 @@ def test_parking_changes_nothing(park_everything, name, inference):
         found = toy.merge_toy(net, adapters, tasks, samples_per_chunk=2, park_on_host=True)
     assert len(park_everything) == 3 * len(net.targets) and min(park_everything) > 0
     for path, delta in expected.adapter.deltas.items():
-        assert torch.equal(delta.up, found.adapter.deltas[path].up) and torch.equal(delta.down, found.adapter.deltas[path].down)
+        assert torch.equal(delta.up, found.adapter.deltas[path].up) and torch.equal(
+            delta.down, found.adapter.deltas[path].down
+        )
     assert all(torch.equal(value, weights[key]) for key, value in net.model.state_dict().items())
 
 
@@ -55,7 +65,9 @@ def test_views_share_what_is_parked_and_come_back_whole(park_everything):
         return inside
 
     seen = []
-    results = run_in_lockstep([work(0), work(100)], lambda place: seen.append(list(park_everything)), Parking([]))
+    results = run_in_lockstep(
+        [work(0), work(100)], lambda place: seen.append(list(park_everything)), Parking([])
+    )
     assert seen == [[96, 96]]
     for start, (whole, part, column) in zip((0, 100), results, strict=True):
         assert torch.equal(whole, torch.arange(start, start + 12).double())

@@ -1,4 +1,6 @@
-"""Cutting the answer to a lower rank: the optimum of the merge's own objective, against dense algebra."""
+"""Cutting the answer to a lower rank: the optimum of the merge's own objective, against dense
+algebra.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ def merge_one_layer(seed=0, **settings):
     net = toy.build("one layer", seed)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
-    tasks = [Task(task.name, [toy.Sample(s.teacher, net.make_row()) for s in task.samples], task.mix) for task in tasks]
+    tasks = [
+        Task(task.name, [toy.Sample(s.teacher, net.make_row()) for s in task.samples], task.mix)
+        for task in tasks
+    ]
     result = toy.merge_toy(net, adapters, tasks, **settings)
     dense = [adapter.deltas["layer"].dense() for adapter in adapters]
     dense.append(torch.zeros_like(dense[0]))
@@ -27,13 +32,22 @@ def merge_one_layer(seed=0, **settings):
         )
         for task, delta in zip(tasks, dense, strict=True)
     ]
-    config = toy.exact(**{name: value for name, value in settings.items() if name in ("target", "alpha")})
+    config = toy.exact(
+        **{name: value for name, value in settings.items() if name in ("target", "alpha")}
+    )
     system, right = toy.normal_equations(net.model.layer.weight, at_layer, config)
-    return result.adapter.deltas["layer"], result.report.layers[0], system, torch.linalg.solve(system, right).T
+    return (
+        result.adapter.deltas["layer"],
+        result.report.layers[0],
+        system,
+        torch.linalg.solve(system, right).T,
+    )
 
 
 def best_of_rank(answer, system, rank):
-    """Return the delta of this rank that is nearest to the answer in the metric of the objective, and the lost share."""
+    """Return the delta of this rank that is nearest to the answer in the metric of the objective,
+    and the lost share.
+    """
     root = torch.linalg.cholesky(system)
     u, values, vh = torch.linalg.svd(answer @ root, full_matrices=False)
     cut = (u[:, :rank] * values[:rank]) @ vh[:rank]
@@ -41,7 +55,11 @@ def best_of_rank(answer, system, rank):
     return torch.linalg.solve_triangular(root.T, cut.T, upper=True).T, lost.item()
 
 
-@given(seed=st.integers(0, 1000), rank=st.integers(1, 2), target=st.sampled_from(["delta", "full_output"]))
+@given(
+    seed=st.integers(0, 1000),
+    rank=st.integers(1, 2),
+    target=st.sampled_from(["delta", "full_output"]),
+)
 def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
     delta, report, system, answer = merge_one_layer(seed, rank=rank, target=target)
     expected, lost = best_of_rank(answer, system, rank)
@@ -95,7 +113,9 @@ def test_a_size_is_shared_out_and_not_exceeded(size):
 def test_ranks_may_be_given_per_layer():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
-    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters), rank={"middle": 1, "up1": 3})
+    result = toy.merge_toy(
+        net, adapters, toy.own_tasks(net, adapters), rank={"middle": 1, "up1": 3}
+    )
     assert {path: delta.rank for path, delta in result.adapter.deltas.items()} == {
         **dict.fromkeys(net.targets, 4),
         "middle": 1,

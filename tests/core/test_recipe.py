@@ -1,4 +1,6 @@
-"""A recipe is read back as it was written; one that was edited by hand is refused with a reason, whatever was done to it."""
+"""A recipe is read back as it was written; one that was edited by hand is refused with a reason,
+whatever was done to it.
+"""
 
 import copy
 import json
@@ -15,9 +17,14 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.recipe import UsedLora, read_recipe, with_recipe
 
 CONFIG = MergeConfig(
-    rank={"a.b": 3}, alpha=1e-3, alpha_cross=0.0, output_dtype=torch.bfloat16, tokens_per_row=7,
-    method="ties", baseline=BaselineOptions(scale="search", density=1, projection=None),
-)  # fmt: skip
+    rank={"a.b": 3},
+    alpha=1e-3,
+    alpha_cross=0.0,
+    output_dtype=torch.bfloat16,
+    tokens_per_row=7,
+    method="ties",
+    baseline=BaselineOptions(scale="search", density=1, projection=None),
+)
 CALIBRATION = Calibration(preserve_captions=("a street",), scene_weight=0.1, seed=3)
 LORAS = [
     UsedLora("a", "a.safetensors", "1f", 1.0, 0.5, ("a sks dog", "sks dog")),
@@ -67,34 +74,88 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         ([], r"its recipe is \[\]; it must be an object with loras, calibration and config"),
         (edited("loras", to=GONE), "its recipe has no 'loras'"),
         (edited("loras", to=[]), r"loras is \[\]; it must be a list with one LoRA or more"),
-        (edited("loras", to={"a": 1}), "loras is {'a': 1}; it must be a list with one LoRA or more"),
+        (
+            edited("loras", to={"a": 1}),
+            "loras is {'a': 1}; it must be a list with one LoRA or more",
+        ),
         (edited("loras", 1, to="b"), "LoRA 2 is 'b'; it must be an object"),
         (edited("loras", 1, "sha256", to=GONE), "LoRA 2 has no 'sha256'; it must be a text"),
         (edited("loras", 0, "file", to=3), "LoRA 1: file is 3; it must be a text or null"),
-        (edited("loras", 0, "prompts", to="a dog"), "LoRA 1: prompts is 'a dog'; it must be a list, each item a text"),
-        (edited("loras", 0, "prompts", to=["a", None]), r"prompts is \['a', None\]; it must be a list, each item a text"),
-        (edited("loras", 0, "strength_clip", to="1"), "LoRA 1: strength_clip is '1'; it must be a finite number"),
-        (edited("loras", 0, "strength_clip", to=float("nan")), "strength_clip is nan; it must be a finite number"),
-        (edited("loras", 0, "kind", to="thing"), "LoRA 1: kind is 'thing'; it must be 'subject' or 'style'"),
-        (edited("loras", 0, "colour", to="red"), "LoRA 1 has the setting 'colour', unknown to this version of IterIS"),
+        (
+            edited("loras", 0, "prompts", to="a dog"),
+            "LoRA 1: prompts is 'a dog'; it must be a list, each item a text",
+        ),
+        (
+            edited("loras", 0, "prompts", to=["a", None]),
+            r"prompts is \['a', None\]; it must be a list, each item a text",
+        ),
+        (
+            edited("loras", 0, "strength_clip", to="1"),
+            "LoRA 1: strength_clip is '1'; it must be a finite number",
+        ),
+        (
+            edited("loras", 0, "strength_clip", to=float("nan")),
+            "strength_clip is nan; it must be a finite number",
+        ),
+        (
+            edited("loras", 0, "kind", to="thing"),
+            "LoRA 1: kind is 'thing'; it must be 'subject' or 'style'",
+        ),
+        (
+            edited("loras", 0, "colour", to="red"),
+            "LoRA 1 has the setting 'colour', unknown to this version of IterIS",
+        ),
         (edited("calibration", to=None), "calibration is None; it must be an object"),
-        (edited("calibration", "cfg", to=None), "calibration: cfg is None; it must be a finite number"),
-        (edited("calibration", "seed", to=2**40), r"calibration: seed is \d+; it must be from 0 to 2\^32 - 1"),
-        (edited("calibration", "timesteps", to=1.5), "calibration: timesteps is 1.5; it must be a whole number"),
-        (edited("calibration", "timesteps", to=True), "calibration: timesteps is True; it must be a whole number"),
-        (edited("calibration", "resolution", to=100), "calibration: resolution is 100; it must be a multiple of 64"),
+        (
+            edited("calibration", "cfg", to=None),
+            "calibration: cfg is None; it must be a finite number",
+        ),
+        (
+            edited("calibration", "seed", to=2**40),
+            r"calibration: seed is \d+; it must be from 0 to 2\^32 - 1",
+        ),
+        (
+            edited("calibration", "timesteps", to=1.5),
+            "calibration: timesteps is 1.5; it must be a whole number",
+        ),
+        (
+            edited("calibration", "timesteps", to=True),
+            "calibration: timesteps is True; it must be a whole number",
+        ),
+        (
+            edited("calibration", "resolution", to=100),
+            "calibration: resolution is 100; it must be a multiple of 64",
+        ),
         (edited("calibration", "scene_forms", to=["{first}"]), "its recipe: calibration: "),
         (edited("config", to=[1]), r"config is \[1\]; it must be an object"),
-        (edited("config", "method", to="magic"), "config: method is 'magic'; it must be 'iteris' or 'average'"),
-        (edited("config", "rank", to=1.5), "config: rank is 1.5; it must be a whole number or a text or an object"),
+        (
+            edited("config", "method", to="magic"),
+            "config: method is 'magic'; it must be 'iteris' or 'average'",
+        ),
+        (
+            edited("config", "rank", to=1.5),
+            "config: rank is 1.5; it must be a whole number or a text or an object",
+        ),
         (edited("config", "rank", to={"a": "b"}), "config: rank is {'a': 'b'}"),
-        (edited("config", "rank", to="many"), "config: rank is 'many'; it can be 'sum', 'full', a number from 1"),
-        (edited("config", "output_dtype", to="Tensor"), "output_dtype is 'Tensor'; it must be float16 or bfloat16 or float32"),
+        (
+            edited("config", "rank", to="many"),
+            "config: rank is 'many'; it can be 'sum', 'full', a number from 1",
+        ),
+        (
+            edited("config", "output_dtype", to="Tensor"),
+            "output_dtype is 'Tensor'; it must be float16 or bfloat16 or float32",
+        ),
         (edited("config", "baseline", to=1), "config: baseline is 1; it must be an object"),
-        (edited("config", "baseline", "density", to=2), "config: baseline: density is 2; it must be above 0, and 1 at most"),
-        (edited("config", "park_on_host", to="x" * 99), r"park_on_host is 'x+\.\.\.; it must be true or false"),
+        (
+            edited("config", "baseline", "density", to=2),
+            "config: baseline: density is 2; it must be above 0, and 1 at most",
+        ),
+        (
+            edited("config", "park_on_host", to="x" * 99),
+            r"park_on_host is 'x+\.\.\.; it must be true or false",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_edited_recipe_is_refused_with_place_found_and_expected(recipe, message):
     with pytest.raises(ConfigError, match=f"^merged.safetensors: .*{message}"):
         read(recipe)
@@ -102,27 +163,48 @@ def test_an_edited_recipe_is_refused_with_place_found_and_expected(recipe, messa
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_is_refused(text):
-    with pytest.raises(ConfigError, match=r"merged: its recipe is no JSON \(.*\); it was changed by hand"):
+    with pytest.raises(
+        ConfigError, match=r"merged: its recipe is no JSON \(.*\); it was changed by hand"
+    ):
         read_recipe("merged", text)
 
 
 def places(value, path=()):
     if path:
         yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from places(inner, (*path, key))
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([10**400, -1, 0]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**400, -1, 0]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
 
 @settings(max_examples=300)
-@given(st.lists(st.tuples(st.sampled_from(list(places(RECIPE))), st.just(GONE) | ANYTHING), min_size=1, max_size=2))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(list(places(RECIPE))), st.just(GONE) | ANYTHING),
+        min_size=1,
+        max_size=2,
+    )
+)
 def test_whatever_is_edited_a_recipe_is_read_or_refused(edits):
     recipe = copy.deepcopy(RECIPE)
     for path, value in edits:
@@ -141,4 +223,6 @@ def test_whatever_is_edited_a_recipe_is_read_or_refused(edits):
     except ConfigError as error:
         assert str(error).startswith("merged.safetensors: its recipe")
     else:
-        assert isinstance(found.config, MergeConfig) and all(isinstance(lora, UsedLora) for lora in found.loras)
+        assert isinstance(found.config, MergeConfig) and all(
+            isinstance(lora, UsedLora) for lora in found.loras
+        )

@@ -2,11 +2,21 @@
 
 import json
 
-from iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity, joined
+from iteris_core.report.records import (
+    LayerReport,
+    MergeReport,
+    TaskAtLayerReport,
+    TaskFidelity,
+    joined,
+)
 
 
 def layer(path, rank, **residuals):
-    return LayerReport(path, rank, tuple(TaskAtLayerReport(task, value, 1.0, 8) for task, value in residuals.items()))
+    return LayerReport(
+        path,
+        rank,
+        tuple(TaskAtLayerReport(task, value, 1.0, 8) for task, value in residuals.items()),
+    )
 
 
 def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
@@ -25,7 +35,8 @@ def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
 
 
 def test_where_a_teacher_wears_nothing_the_figure_is_a_leak_and_no_part_of_the_residual():
-    own, idle = TaskAtLayerReport("a", 0.2, 1.0, 8), TaskAtLayerReport("a", 0.9, 1.0, 8, wears=False)
+    own = TaskAtLayerReport("a", 0.2, 1.0, 8)
+    idle = TaskAtLayerReport("a", 0.9, 1.0, 8, wears=False)
     report = MergeReport((LayerReport("x", 2, (own,)), LayerReport("y", 2, (idle,))))
     assert str(report).splitlines()[1:] == [
         "  a: median residual 0.200, worst 0.200 at x",
@@ -38,7 +49,9 @@ def test_a_report_of_nothing_can_be_shown():
 
 
 def test_a_report_is_json():
-    report = MergeReport((layer("x", 2, a=0.1),), {"a": ("k",)}, ("note",), settings={"alpha": 1e-4})
+    report = MergeReport(
+        (layer("x", 2, a=0.1),), {"a": ("k",)}, ("note",), settings={"alpha": 1e-4}
+    )
     again = json.loads(json.dumps(report.to_dict()))
     assert again["unmatched"] == {"a": ["k"]}
     assert again["notes"] == ["note"]
@@ -62,7 +75,9 @@ def test_a_report_is_json():
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
     text = MergeReport((layer("te", 2, a=0.1),), {"a": ("k",)}, ("same", "text"), settings={"x": 1})
-    unet = MergeReport((layer("unet", 2, a=0.3),), {"b": ("l",)}, ("same", "unet"), settings={"y": 2})
+    unet = MergeReport(
+        (layer("unet", 2, a=0.3),), {"b": ("l",)}, ("same", "unet"), settings={"y": 2}
+    )
     both = joined(text, unet)
     assert [entry.path for entry in both.layers] == ["te", "unet"]
     assert both.unmatched == {"a": ("k",), "b": ("l",)}
@@ -73,8 +88,11 @@ def test_joined_reports_keep_the_order_and_say_nothing_twice():
 
 
 def test_a_report_tells_how_true_the_merged_model_is_on_unseen_samples():
-    own, preserve = TaskFidelity("cat", 0.125, 0.9, 6), TaskFidelity("preserve", 0.03125, None, 4)
+    own = TaskFidelity("cat", 0.125, 0.9, 6)
+    preserve = TaskFidelity("preserve", 0.03125, None, 4)
     text = str(MergeReport((), fidelity=(own, preserve)))
     assert "cat, unseen samples: output error 0.125, strength 0.90" in text
     assert "preserve, unseen samples: leak in the output 0.031" in text
-    assert joined(MergeReport((), fidelity=(own,)), MergeReport((), fidelity=(preserve,))).fidelity == (own, preserve)
+    assert joined(
+        MergeReport((), fidelity=(own,)), MergeReport((), fidelity=(preserve,))
+    ).fidelity == (own, preserve)

@@ -1,4 +1,6 @@
-"""Who wears what: rows of one batch that run through different adapters, without patching anything."""
+"""Who wears what: rows of one batch that run through different adapters, without patching
+anything.
+"""
 
 import pytest
 import torch
@@ -12,14 +14,20 @@ from iteris_core.rows.chunks import layer_hooks, split_into_chunks, wearing, wor
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
 def test_wearing_is_patching_row_by_row(name):
     net = toy.build(name)
-    adapters = [net.adapter("a"), net.adapter("b", rank=1), net.adapter("part", paths=net.targets[:2])]
+    adapters = [
+        net.adapter("a"),
+        net.adapter("b", rank=1),
+        net.adapter("part", paths=net.targets[:2]),
+    ]
     mixes = [{}, {0: 1.0}, {0: 0.5, 1: -2.0}, {}, {2: 1.0}, {0: 1.0}, {1: 0.0}]
     rows = [net.make_row() for _ in mixes]
     before = {key: tensor.clone() for key, tensor in net.model.state_dict().items()}
     with wearing(net.network().modules, adapters, mixes):
         found = toy.run(net.model, rows)
         again = toy.run(net.model, rows)
-    shapes = {path: tuple(net.model.get_submodule(path).weight.flatten(1).shape) for path in net.targets}
+    shapes = {
+        path: tuple(net.model.get_submodule(path).weight.flatten(1).shape) for path in net.targets
+    }
     for i, mix in enumerate(mixes):
         expected = toy.run(toy.patched(net.model, toy.mixed(adapters, mix, shapes)), [rows[i]])[0]
         torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-12)
@@ -43,7 +51,10 @@ def test_rows_are_told_apart_by_number_not_by_what_they_read():
 def test_a_batch_of_another_size_is_refused(count):
     net = toy.build("convolution")
     with (
-        pytest.raises(CalibrationError, match=f"layer 'inlet' got {count} rows in a batch of 2.*leave this layer out"),
+        pytest.raises(
+            CalibrationError,
+            match=f"layer 'inlet' got {count} rows in a batch of 2.*leave this layer out",
+        ),
         wearing(net.network().modules, [net.adapter()], [{0: 1.0}, {}]),
     ):
         toy.run(net.model, [net.make_row() for _ in range(count)])
@@ -52,7 +63,10 @@ def test_a_batch_of_another_size_is_refused(count):
 
 def test_an_exception_inside_leaves_nothing_behind():
     net = toy.build("attention")
-    with pytest.raises(KeyboardInterrupt), wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        wearing(net.network().modules, [net.adapter()], [{0: 1.0}]),
+    ):
         assert toy.hook_count(net.model) == len(net.targets)
         raise KeyboardInterrupt
     assert toy.hook_count(net.model) == 0
@@ -107,9 +121,14 @@ def test_a_mix_is_one_delta_of_what_changes_the_layer():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
 def test_chunks_hold_every_sample_once_teachers_before_students(size):
-    tasks = [Task("a", [Sample(f"a{i}", f"A{i}") for i in range(3)], {}), Task("b", [Sample("b0"), Sample("b1", "B1")], {})]
+    tasks = [
+        Task("a", [Sample(f"a{i}", f"A{i}") for i in range(3)], {}),
+        Task("b", [Sample("b0"), Sample("b1", "B1")], {}),
+    ]
     chunks = split_into_chunks(tasks, size)
-    assert [len(chunk.samples) for chunk in chunks] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
+    assert [len(chunk.samples) for chunk in chunks] == [size] * (5 // size) + [5 % size] * (
+        5 % size > 0
+    )
     seen = {0: [], 1: []}
     for chunk in chunks:
         for block in chunk.blocks:
@@ -121,14 +140,19 @@ def test_chunks_hold_every_sample_once_teachers_before_students(size):
 
 def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
     weights = torch.tensor([0.0, 2.0])
-    (chunk,) = split_into_chunks([Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2)
+    (chunk,) = split_into_chunks(
+        [Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2
+    )
     (block,) = chunk.blocks
     assert block.token_weights("text", 2, "layer").tolist() == [0.0, 2.0, 1.0, 1.0]
     assert block.token_weights("image", 2, "layer") is None
 
 
 def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
-    samples = [Sample("x", token_weights={"image": lambda tokens: torch.arange(tokens)}), Sample("y")]
+    samples = [
+        Sample("x", token_weights={"image": lambda tokens: torch.arange(tokens)}),
+        Sample("y"),
+    ]
     (chunk,) = split_into_chunks([Task("a", samples, {})], 2)
     (block,) = chunk.blocks
     assert block.token_weights("image", 3, "layer").tolist() == [0, 1, 2, 1, 1, 1]
@@ -136,6 +160,11 @@ def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
 
 
 def test_a_function_with_another_number_of_weights_is_refused():
-    (chunk,) = split_into_chunks([Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})], 1)
-    with pytest.raises(CalibrationError, match=r"layer 'layer' sees 4 tokens a row, but a sample has \(5,\) token weights"):
+    (chunk,) = split_into_chunks(
+        [Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})], 1
+    )
+    with pytest.raises(
+        CalibrationError,
+        match=r"layer 'layer' sees 4 tokens a row, but a sample has \(5,\) token weights",
+    ):
         chunk.blocks[0].token_weights("image", 4, "layer")

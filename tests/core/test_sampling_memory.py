@@ -1,4 +1,6 @@
-"""Sampling runs that are taken from the last merge: the same answer, and nothing else may be taken."""
+"""Sampling runs that are taken from the last merge: the same answer, and nothing else may be
+taken.
+"""
 
 import dataclasses
 from contextlib import contextmanager
@@ -11,7 +13,12 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE
 
 CALIBRATION = Calibration(
-    trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, preserve_captions=("a street", "a lake")
+    trajectories=4,
+    timesteps=2,
+    sampling_steps=4,
+    resolution=64,
+    cfg=3.0,
+    preserve_captions=("a street", "a lake"),
 )
 PRESERVE_RUNS = 6  # one and a half times as many
 
@@ -19,7 +26,8 @@ PRESERVE_RUNS = 6  # one and a half times as many
 @pytest.fixture
 def remembering(host, monkeypatch):
     """The host with a memory for its UNet; the memory is returned, too."""
-    memory, unet = {}, host.unet
+    memory = {}
+    unet = host.unet
 
     @contextmanager
     def with_memory():
@@ -50,16 +58,28 @@ def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(rememb
 
 def test_another_strength_samples_only_that_lora_again(remembering):
     host, memory = remembering
-    first, second = host.lora("a"), host.lora("b", prompts=["<y> dog"])
+    first = host.lora("a")
+    second = host.lora("b", prompts=["<y> dog"])
     host.merge([first, second], CALIBRATION)
     known = set(memory)
-    host.merge([first, dataclasses.replace(second, adapter=second.adapter.scaled(0.5))], CALIBRATION)
+    host.merge(
+        [first, dataclasses.replace(second, adapter=second.adapter.scaled(0.5))], CALIBRATION
+    )
     assert len(set(memory) - known) == 4
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"cfg": 3.5}, {"sampling_steps": 5}, {"resolution": 128}, {"timesteps": 1}, {"negative_prompt": "bad"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"cfg": 3.5},
+        {"sampling_steps": 5},
+        {"resolution": 128},
+        {"timesteps": 1},
+        {"negative_prompt": "bad"},
+    ],
+    ids=str,
+)
 def test_whatever_decides_a_run_is_part_of_what_it_is_known_by(remembering, change):
     host, memory = remembering
     lora = host.lora("a")

@@ -1,4 +1,6 @@
-"""Whole merges with scene tasks: only the intended tokens count, in the text and in each region of the picture."""
+"""Whole merges with scene tasks: only the intended tokens count, in the text and in each region of
+the picture.
+"""
 
 import itertools
 from contextlib import nullcontext
@@ -10,21 +12,47 @@ import torch
 import toy
 from torch import nn
 
-from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta, MergeConfig, Network, Sample, Task, merge
-from iteris_core.diffusion.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions, sample_count
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
+from iteris_core.diffusion.calibration import (
+    Calibration,
+    euler_trajectory,
+    kept_steps,
+    noise,
+    own_captions,
+    sample_count,
+)
 from iteris_core.diffusion.samples import PromptedAdapter
 from iteris_core.diffusion.scenes import Trigger, make_scenes, on_grid, region_masks
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SCENES = Calibration(
-    **{"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0, "preserve_weight": 0.0},
+    **{
+        "trajectories": 4,
+        "timesteps": 2,
+        "sampling_steps": 4,
+        "resolution": 64,
+        "cfg": 3.0,
+        "preserve_weight": 0.0,
+    },
     companions=("chair", "dog"),
     scene_weight=0.1,
     scene_pictures=False,
     scene_forms=("{first} and {second}", "{first} above {second}"),
 )
 PICTURES = replace(SCENES, scene_pictures=True)
-FULL = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3, target="full_output", rank="full")
+FULL = MergeConfig(
+    output_dtype=torch.float64, samples_per_chunk=3, target="full_output", rank="full"
+)
 
 
 def two_loras(host, parts=("te", "unet")):
@@ -43,15 +71,21 @@ def dense_task(teacher, student, delta, weight=1.0):
 
 
 def test_in_the_text_only_a_teachers_own_words_count(host):
-    """Keys of cross-attention read the contexts themselves; the text encoder is the base model's here."""
+    """Keys of cross-attention read the contexts themselves; the text encoder is the base model's
+    here.
+    """
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, SCENES, FULL)
-    tasks, scenes = [], scenes_of(host, loras, SCENES)
+    tasks = []
+    scenes = scenes_of(host, loras, SCENES)
     for k, lora in enumerate(loras):
         captions = own_captions(lora.prompts, SCENES, k)
-        # both latents of a caption are rows with it, and one of them is a row with the negative prompt, too
+        # both latents of a caption are rows with it, and one of them is a row with the negative
+        # prompt, too
         read = [
-            host.context(text, host.PIECE * len(host.tokenize(text))) for caption in captions for text in (caption, caption, "")
+            host.context(text, host.PIECE * len(host.tokenize(text)))
+            for caption in captions
+            for text in (caption, caption, "")
         ]
         tasks.append(dense_task(read, read, lora.adapter.deltas["unet.k"].dense()))
     for k, lora in enumerate(loras):
@@ -61,31 +95,46 @@ def test_in_the_text_only_a_teachers_own_words_count(host):
         tasks.append(dense_task(teacher, student, lora.adapter.deltas["unet.k"].dense(), 0.1))
         assert not torch.equal(tasks[-1].x, tasks[-1].x_student)
     expected = toy.solve_densely(host.u.k.weight, tasks, FULL)
-    torch.testing.assert_close(result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7
+    )
 
 
 def test_the_text_encoder_learns_a_teachers_own_words_too(host):
     loras = two_loras(host)
     result, _ = host.merge(loras, SCENES, FULL)
-    tasks, scenes = [], scenes_of(host, loras, SCENES)
+    tasks = []
+    scenes = scenes_of(host, loras, SCENES)
     deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
     for k, lora in enumerate(loras):
         known = dict.fromkeys([*own_captions(lora.prompts, SCENES, k), ""])
         x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
         tasks.append(dense_task(x, x, deltas[k]))
     for k in range(2):
-        read = dict.fromkeys((s.caption, m.caption, m.positions) for s in scenes for m in s.members if m.lora == k)
-        x = [host.te.embedding(host.tokenize(caption)[0])[list(positions)] for caption, _, positions in read]
+        read = dict.fromkeys(
+            (s.caption, m.caption, m.positions) for s in scenes for m in s.members if m.lora == k
+        )
+        x = [
+            host.te.embedding(host.tokenize(caption)[0])[list(positions)]
+            for caption, _, positions in read
+        ]
         tasks.append(dense_task(x, x, deltas[k], 0.1))
     expected = toy.solve_densely(host.te.q.weight, tasks, FULL)
-    torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8
+    )
 
 
 def test_scenes_in_the_text_leave_the_picture_side_alone(host):
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, SCENES, FULL)
     without, _ = host.merge(loras, replace(SCENES, scene_weight=0.0), FULL)
-    for path, same in {"unet.inlet": True, "unet.q": True, "unet.k": False, "unet.v": False}.items():
+    for path, same in {
+        "unet.inlet": True,
+        "unet.q": True,
+        "unet.k": False,
+        "unet.v": False,
+    }.items():
         found, plain = (one.adapter.deltas[path].dense() for one in (result, without))
         assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same
 
@@ -94,21 +143,31 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     """The inlet reads the latents themselves, the same for teacher and student."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, PICTURES, FULL)
-    rows, scenes = [row for row, _ in host.merge_rows()], scenes_of(host, loras, PICTURES)
-    tokens = [(row.latents.double() / (1 + row.sigma.double() ** 2).sqrt()).flatten(1).T for row in rows]
-    own, tasks = 12, []  # rows of one LoRA's own task: 4 runs x 2 latents, half of them also unconditional
+    rows = [row for row, _ in host.merge_rows()]
+    scenes = scenes_of(host, loras, PICTURES)
+    tokens = [
+        (row.latents.double() / (1 + row.sigma.double() ** 2).sqrt()).flatten(1).T for row in rows
+    ]
+    own = 12  # rows of one LoRA's own task: 4 runs x 2 latents, half of them also unconditional
+    tasks = []
     for k, lora in enumerate(loras):
         x = tokens[k * own : (k + 1) * own]
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense()))
     left = iter(tokens[2 * own :])
     for k, lora in enumerate(loras):
-        parts = [(scene, member) for scene in scenes for member in scene.members if member.lora == k]
-        masks = [region_masks(scene.layout, 2, 8, 8)[member.region].flatten() for scene, member in parts]
+        parts = [
+            (scene, member) for scene in scenes for member in scene.members if member.lora == k
+        ]
+        masks = [
+            region_masks(scene.layout, 2, 8, 8)[member.region].flatten() for scene, member in parts
+        ]
         x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
     assert next(left, None) is None
     expected = toy.solve_densely(host.u.inlet.weight.flatten(1), tasks, FULL)
-    torch.testing.assert_close(result.adapter.deltas["unet.inlet"].dense(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        result.adapter.deltas["unet.inlet"].dense(), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 class Pyramid(nn.Module):
@@ -129,16 +188,28 @@ def test_at_every_resolution_only_the_region_counts():
     model = Pyramid().double().requires_grad_(False)
     paths = [f"levels.{i}" for i in range(3)] + ["tokens"]
     adapters = [
-        Adapter(name, {path: LowRankDelta(torch.randn(3, 1).double(), torch.randn(1, 3).double()) for path in paths})
+        Adapter(
+            name,
+            {
+                path: LowRankDelta(torch.randn(3, 1).double(), torch.randn(1, 3).double())
+                for path in paths
+            },
+        )
         for name in "ab"
     ]
-    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(rows)), lambda path: "image")
+    network = Network(
+        dict(model.named_modules()), lambda rows: model(torch.stack(rows)), lambda path: "image"
+    )
     pictures = torch.randn(2, 4, 3, 16, 16).double()
     sides = region_masks("columns", 2, 16, 16)
 
     def merged(pictures):
         tasks = [
-            Task(name, [Sample(x, token_weights={"image": partial(on_grid, side)}) for x in group], {k: 1.0})
+            Task(
+                name,
+                [Sample(x, token_weights={"image": partial(on_grid, side)}) for x in group],
+                {k: 1.0},
+            )
             for k, (name, side, group) in enumerate(zip("ab", sides, pictures, strict=True))
         ]
         return merge(network, adapters, tasks, FULL)
@@ -162,12 +233,17 @@ STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "phot
 
 
 def subjects_and_a_style(host, subjects="a"):
-    loras = [replace(host.lora(name, ("te", "unet"), (f"<{name}>",)), trigger=f"<{name}>") for name in [*subjects, "s"]]
+    loras = [
+        replace(host.lora(name, ("te", "unet"), (f"<{name}>",)), trigger=f"<{name}>")
+        for name in [*subjects, "s"]
+    ]
     return [*loras[:-1], replace(loras[-1], kind="style")]
 
 
 def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
-    """The text encoder's first layer reads the captions themselves: what is learned of them is the sum of both LoRAs."""
+    """The text encoder's first layer reads the captions themselves: what is learned of them is the
+    sum of both LoRAs.
+    """
     loras = subjects_and_a_style(host)
     for target in ("delta", "full_output"):
         result, _ = host.merge(loras, STYLED, replace(FULL, target=target))
@@ -177,17 +253,23 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
             known = dict.fromkeys([*own_captions(lora.prompts, STYLED, k), ""])
             x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
             tasks.append(dense_task(x, x, deltas[k]))
-        x = [host.te.embedding(host.tokenize(caption)[0]) for caption in ("<a> <s>", "photo <a> <s>", "")]
+        x = [
+            host.te.embedding(host.tokenize(caption)[0])
+            for caption in ("<a> <s>", "photo <a> <s>", "")
+        ]
         tasks.append(dense_task(x, x, deltas[0] + deltas[1], 3.0))
         expected = toy.solve_densely(host.te.q.weight, tasks, replace(FULL, target=target))
-        torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8
+        )
 
 
 def test_its_latents_come_from_the_stacks_own_runs(host):
     loras = subjects_and_a_style(host)
     host.merge(loras, STYLED, FULL)
     both = host.patched(*(lora.adapter for lora in loras))
-    rows, sigmas = [row for row, _ in host.merge_rows()][24:], host.sigmas(4)
+    rows = [row for row, _ in host.merge_rows()][24:]
+    sigmas = host.sigmas(4)
     for run, caption in enumerate(("<a> <s>", "photo <a> <s>")):
         texts = [both.context(text, host.PIECE)[None] for text in (caption, "")]
 
@@ -200,17 +282,28 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
             for number in range(4)
             for step in kept_steps(STYLED, number)
         ]
-        assert any(torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted), run
+        assert any(
+            torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted
+        ), run
 
 
 def test_a_styles_captions_are_shared_out_over_subjects(host):
     loras = subjects_and_a_style(host, "ab")
     result, _ = host.merge(loras, STYLED, FULL)
     of_layer = {task.task: task for task in result.report.layers[-1].tasks}
-    assert {name for name in of_layer if "style" in name} == {"a in the style of s", "b in the style of s"}
+    assert {name for name in of_layer if "style" in name} == {
+        "a in the style of s",
+        "b in the style of s",
+    }
     alone, _ = host.merge(loras[1:], STYLED, FULL)
-    (whole,) = (task for task in alone.report.layers[-1].tasks if task.task == "b in the style of s")
-    assert of_layer["b in the style of s"].tokens == of_layer["a in the style of s"].tokens == whole.tokens / 2
+    (whole,) = (
+        task for task in alone.report.layers[-1].tasks if task.task == "b in the style of s"
+    )
+    assert (
+        of_layer["b in the style of s"].tokens
+        == of_layer["a in the style of s"].tokens
+        == whole.tokens / 2
+    )
     without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
     assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
 
@@ -228,7 +321,8 @@ def test_rows_of_styles_are_in_the_number_of_samples(host):
 def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     loras = two_loras(host)
     host.merge(loras, PICTURES, FULL)
-    teachers, sigmas = [host.patched(lora.adapter) for lora in loras], host.sigmas(4)
+    teachers = [host.patched(lora.adapter) for lora in loras]
+    sigmas = host.sigmas(4)
     scenes = scenes_of(host, loras, PICTURES)
     rows = [row for row, _ in host.merge_rows()][24:]
     for number, scene in enumerate(scenes):
@@ -236,8 +330,11 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
         def denoise(x, sigma, scene=scene):
             joined = torch.zeros_like(x)
             for member in scene.members:
-                teacher, region = teachers[member.lora], region_masks(scene.layout, 2, 8, 8)[member.region]
-                texts = [teacher.context(text, 2 * host.PIECE)[None] for text in (member.caption, "")]
+                teacher = teachers[member.lora]
+                region = region_masks(scene.layout, 2, 8, 8)[member.region]
+                texts = [
+                    teacher.context(text, 2 * host.PIECE)[None] for text in (member.caption, "")
+                ]
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
                 joined += region * (bad + 3.0 * (good - bad)).float()
             return joined
@@ -268,15 +365,24 @@ def test_rows_and_names_of_scene_tasks(host, calibration):
     result, _ = host.merge(loras, calibration, FULL)
     assert len(host.merge_rows()) == sample_count(calibration, 2)
     names = [task.task for task in result.report.layers[-1].tasks]
-    assert names == (["a", "b"] if calibration is SCENES else ["a", "b", "a in scenes", "b in scenes"])
-    assert {task.task for layer in result.report.layers for task in layer.tasks} == {"a", "b", "a in scenes", "b in scenes"}
+    assert names == (
+        ["a", "b"] if calibration is SCENES else ["a", "b", "a in scenes", "b in scenes"]
+    )
+    assert {task.task for layer in result.report.layers for task in layer.tasks} == {
+        "a",
+        "b",
+        "a in scenes",
+        "b in scenes",
+    }
     assert result.report.settings["calibration"]["scene_weight"] == 0.1
     assert [recipe["trigger"] for recipe in result.report.settings["loras"]] == ["<a>", "<b>"]
 
 
 def test_the_number_of_rows_in_a_call_does_not_matter(host):
     loras = two_loras(host)
-    one, many = (host.merge(loras, PICTURES, replace(FULL, samples_per_chunk=size))[0] for size in (1, 100))
+    one, many = (
+        host.merge(loras, PICTURES, replace(FULL, samples_per_chunk=size))[0] for size in (1, 100)
+    )
     assert host.largest_error(one.adapter, many.adapter) < 1e-4
 
 
@@ -284,7 +390,9 @@ def test_the_number_of_rows_in_a_call_does_not_matter(host):
 
 
 class CausalText(nn.Module):
-    """One layer that reads each token mixed with the one before it: enough for a teacher's company to matter."""
+    """One layer that reads each token mixed with the one before it: enough for a teacher's company
+    to matter.
+    """
 
     def __init__(self, words, width):
         super().__init__()
@@ -313,7 +421,9 @@ class TextHost:
 
     def text_encoder(self):
         modules = {"te.layer": self.te.layer}
-        return nullcontext(Network(modules, lambda rows: self.te(torch.stack(list(rows))), lambda path: "text"))
+        return nullcontext(
+            Network(modules, lambda rows: self.te(torch.stack(list(rows))), lambda path: "text")
+        )
 
     def is_text_module(self, path):
         return True
@@ -328,20 +438,35 @@ class TextHost:
 
 
 def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_thing():
-    """There is room for all that is asked, so without a ridge the merge does exactly that; a sum of the LoRAs does not."""
+    """There is room for all that is asked, so without a ridge the merge does exactly that; a sum of
+    the LoRAs does not.
+    """
     host = TextHost()
-    deltas = [LowRankDelta(torch.randn(24, 2).double() / 5, torch.randn(2, 24).double() / 5) for _ in "ab"]
-    loras = [
-        PromptedAdapter(Adapter(name, {"te.layer": delta}), (f"<{name}>",)) for name, delta in zip("ab", deltas, strict=True)
+    deltas = [
+        LowRankDelta(torch.randn(24, 2).double() / 5, torch.randn(2, 24).double() / 5) for _ in "ab"
     ]
-    calibration = replace(SCENES, companions=("chair",), composition_share=0.0, scene_forms=("{first} {second}",))
-    merged = merge_stable_diffusion(host, loras, calibration, replace(FULL, alpha=1e-12)).adapter.deltas["te.layer"]
-    together = LowRankDelta(torch.cat([d.up for d in deltas], 1), torch.cat([d.down for d in deltas]))
+    loras = [
+        PromptedAdapter(Adapter(name, {"te.layer": delta}), (f"<{name}>",))
+        for name, delta in zip("ab", deltas, strict=True)
+    ]
+    calibration = replace(
+        SCENES, companions=("chair",), composition_share=0.0, scene_forms=("{first} {second}",)
+    )
+    merged = merge_stable_diffusion(
+        host, loras, calibration, replace(FULL, alpha=1e-12)
+    ).adapter.deltas["te.layer"]
+    together = LowRankDelta(
+        torch.cat([d.up for d in deltas], 1), torch.cat([d.down for d in deltas])
+    )
     for own, other, delta in (("<a>", "<b>", deltas[0]), ("<b>", "<a>", deltas[1])):
         wanted = host.says(f"chair {own}", delta)[1]
-        torch.testing.assert_close(host.says(f"{other} {own}", merged)[1], wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            host.says(f"{other} {own}", merged)[1], wanted, rtol=1e-6, atol=1e-6
+        )
         assert (host.says(f"{other} {own}", together)[1] - wanted).norm() > 0.1 * wanted.norm()
-        torch.testing.assert_close(host.says(own, merged)[0], host.says(own, delta)[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            host.says(own, merged)[0], host.says(own, delta)[0], rtol=1e-6, atol=1e-6
+        )
 
 
 # --- refusals ---
@@ -349,7 +474,8 @@ def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_
 
 def test_scenes_with_the_delta_target_are_refused(host):
     with pytest.raises(
-        ConfigError, match=r"scene tasks need the target 'full_output'.*Set target to 'full_output', or scene_weight"
+        ConfigError,
+        match=r"scene tasks need the target 'full_output'.*Set target to 'full_output', or scene_weight",
     ):
         host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
 
@@ -363,7 +489,10 @@ def test_a_single_lora_meets_nobody_and_is_told_so(host):
 
 def test_a_caption_of_more_than_one_piece_is_refused(host):
     loras = [replace(lora, trigger=f"a long {lora.trigger}") for lora in two_loras(host)]
-    with pytest.raises(CalibrationError, match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece",
+    ):
         host.merge(loras, replace(SCENES, companions=("a small chair",)), FULL)
 
 

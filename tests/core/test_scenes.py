@@ -1,4 +1,6 @@
-"""Captions in which several LoRAs meet: forms, stand-ins, token positions, and the regions of a picture."""
+"""Captions in which several LoRAs meet: forms, stand-ins, token positions, and the regions of a
+picture.
+"""
 
 import itertools
 import re
@@ -12,14 +14,28 @@ from hypothesis import strategies as st
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration, sample_count
 from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
-from iteris_core.diffusion.scenes import Trigger, layout_of, make_scenes, on_grid, region_masks, regions_of, styled_forms
+from iteris_core.diffusion.scenes import (
+    Trigger,
+    layout_of,
+    make_scenes,
+    on_grid,
+    region_masks,
+    regions_of,
+    styled_forms,
+)
 
-PAIR_FORMS = ("{first} and {second}", "a photo of {second} next to {first}", "{first} above {second}")
+PAIR_FORMS = (
+    "{first} and {second}",
+    "a photo of {second} next to {first}",
+    "{first} above {second}",
+)
 
 
 def tokens_of(text):
     """A tokenizer like CLIP's: words and commas; of a long word, every four letters are a token."""
-    return [word[i : i + 4] for word in text.replace(",", " , ").split() for i in range(0, len(word), 4)]
+    return [
+        word[i : i + 4] for word in text.replace(",", " , ").split() for i in range(0, len(word), 4)
+    ]
 
 
 def positions_of(text):
@@ -29,14 +45,21 @@ def positions_of(text):
 def scenes_of(*words, kinds=(), positions=positions_of, **settings):
     kinds = kinds or ["subject"] * len(words)
     triggers = [Trigger(word, kind) for word, kind in zip(words, kinds, strict=True)]
-    return make_scenes(triggers, Calibration(**{"scene_weight": 0.1, "scene_pictures": False, **settings}), positions)
+    return make_scenes(
+        triggers,
+        Calibration(**{"scene_weight": 0.1, "scene_pictures": False, **settings}),
+        positions,
+    )
 
 
 # --- captions ---
 
 
 @given(
-    seed=st.integers(0, 50), words=st.sampled_from([("a <v1>", "a <v2>", "a <longtrigger>"), ("<v1>", "a tall <v2> man", "x")])
+    seed=st.integers(0, 50),
+    words=st.sampled_from(
+        [("a <v1>", "a <v2>", "a <longtrigger>"), ("<v1>", "a tall <v2> man", "x")]
+    ),
 )
 def test_own_words_stand_at_the_same_tokens_in_both_captions(seed, words):
     scenes = scenes_of(*words, "in sks style", kinds=(*["subject"] * 3, "style"), seed=seed)
@@ -50,7 +73,9 @@ def test_own_words_stand_at_the_same_tokens_in_both_captions(seed, words):
 def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
     words = ("a <v1>", "a <v2>", "a <v3>")
     for scene in scenes_of(*words, trajectories=30):
-        assert [words[member.lora] in scene.caption for member in scene.members] == [True] * len(scene.members)
+        assert [words[member.lora] in scene.caption for member in scene.members] == [True] * len(
+            scene.members
+        )
         for member in scene.members:
             assert [word for word in words if word in member.caption] == [words[member.lora]]
             assert any(thing.split()[-1] in member.caption for thing in COMPANIONS)
@@ -58,10 +83,16 @@ def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
 
 def test_forms_and_orders_all_come():
     def captions(form):
-        return {form.format(first=a, second=b) for a, b in (("a <v1>", "a <v2>"), ("a <v2>", "a <v1>"))}
+        return {
+            form.format(first=a, second=b) for a, b in (("a <v1>", "a <v2>"), ("a <v2>", "a <v1>"))
+        }
 
     scenes = scenes_of("a <v1>", "a <v2>", trajectories=6, timesteps=1, scene_forms=PAIR_FORMS)
-    assert [scene.caption in captions(form) for form in PAIR_FORMS for scene in scenes].count(True) == len(scenes) == 6
+    assert (
+        [scene.caption in captions(form) for form in PAIR_FORMS for scene in scenes].count(True)
+        == len(scenes)
+        == 6
+    )
     assert all(any(scene.caption in captions(form) for scene in scenes[:3]) for form in PAIR_FORMS)
     assert Counter(scene.members[0].lora for scene in scenes) == {0: 3, 1: 3}
 
@@ -80,12 +111,20 @@ def test_every_lora_meets_the_others_about_as_often_as_it_keeps_latents(count):
 def test_pairs_and_triples_come_in_turn_and_no_lora_meets_itself():
     scenes = scenes_of("a <v1>", "a <v2>", "a <v3>")
     assert [len(scene.members) for scene in scenes[:4]] == [2, 3, 2, 3]
-    assert all(len({member.lora for member in scene.members}) == len(scene.members) for scene in scenes)
+    assert all(
+        len({member.lora for member in scene.members}) == len(scene.members) for scene in scenes
+    )
     assert {len(scene.members) for scene in scenes_of("a <v1>", "a <v2>")} == {2}
 
 
 def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
-    scenes = scenes_of("a <v1>", "a <v2>", "in <s1> style", "in <s2> style", kinds=("subject",) * 2 + ("style",) * 2)
+    scenes = scenes_of(
+        "a <v1>",
+        "a <v2>",
+        "in <s1> style",
+        "in <s2> style",
+        kinds=("subject",) * 2 + ("style",) * 2,
+    )
     styled = [scene for scene in scenes if len(scene.members) == 3]
     assert {frozenset(member.lora for member in scene.members) for scene in styled} == {
         frozenset((0, 1, 2)),
@@ -104,12 +143,15 @@ def test_one_subject_in_a_style_is_no_scene_of_many():
     scenes = scenes_of("a <v1>", "a <v2>", "in <s1> style", kinds=("subject", "subject", "style"))
     assert all(sum(member.lora < 2 for member in scene.members) == 2 for scene in scenes)
     assert scenes_of("a <v1>", "in <s1> style", kinds=("subject", "style")) == []
-    assert styled_forms(Calibration(scene_forms=("{first} {style}", "{first} and {second}, {style}"))) == ["{first} {style}"]
+    assert styled_forms(
+        Calibration(scene_forms=("{first} {style}", "{first} and {second}, {style}"))
+    ) == ["{first} {style}"]
 
 
 def test_no_form_for_these_loras_is_an_error():
     with pytest.raises(
-        CalibrationError, match="none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do"
+        CalibrationError,
+        match="none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do",
     ):
         scenes_of("in a", "in b", kinds=("style", "style"))
     with pytest.raises(CalibrationError, match="fits 2 subjects and 0 styles"):
@@ -138,9 +180,17 @@ def test_a_stand_in_is_a_known_thing_or_the_end_of_one_or_one_with_details(trigg
     def positions(text):
         return range(len(text.replace("salt", "sa lt").replace(",", " , ").split()))
 
-    forms, known = ("{first} & {second}",), ("a wet dog", "salt")
-    scenes = scenes_of(trigger, "x", scene_forms=forms, companions=known, positions=positions, trajectories=40)
-    members = [member for scene in scenes for member in scene.members if scene.caption.endswith("& x") and member.lora == 1]
+    forms = ("{first} & {second}",)
+    known = ("a wet dog", "salt")
+    scenes = scenes_of(
+        trigger, "x", scene_forms=forms, companions=known, positions=positions, trajectories=40
+    )
+    members = [
+        member
+        for scene in scenes
+        for member in scene.members
+        if scene.caption.endswith("& x") and member.lora == 1
+    ]
     assert members
     for member in members:
         stand_in = member.caption.removesuffix(" & x")
@@ -150,14 +200,18 @@ def test_a_stand_in_is_a_known_thing_or_the_end_of_one_or_one_with_details(trigg
 
 def test_a_length_that_nothing_has_is_an_error():
     with pytest.raises(
-        CalibrationError, match=r"nothing ordinary has the 1 tokens of '.', so that '.' cannot stand .* add companions"
+        CalibrationError,
+        match=r"nothing ordinary has the 1 tokens of '.', so that '.' cannot stand .* add companions",
     ):
         scenes_of("a", "b", scene_forms=("{first} & {second}",), companions=("longer",))
 
 
 def test_what_stands_behind_the_trigger_may_have_any_length():
     scenes = scenes_of(
-        *("a", "c", "in b"), kinds=("subject", "subject", "style"), scene_forms=("{first} {second} {style}",), companions=("x",)
+        *("a", "c", "in b"),
+        kinds=("subject", "subject", "style"),
+        scene_forms=("{first} {second} {style}",),
+        companions=("x",),
     )
     subjects = {scene.members[0].caption for scene in scenes if scene.members[0].lora == 0}
     assert subjects <= {f"a x {style}" for style in ORDINARY_STYLES}
@@ -168,7 +222,10 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
     def joining(text):
         return range(len(text.replace(">,", "").split()))
 
-    with pytest.raises(CalibrationError, match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'",
+    ):
         scenes_of("<v1>", "<v2>", scene_forms=("{first}, {second}",), positions=joining)
 
 
@@ -177,16 +234,28 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
 
 @pytest.mark.parametrize(
     "form",
-    ["{first}", "{style}", "{second} and {third}", "{first} {first}", "{first} {style} {style}", "{first} and {other}", ""],
+    [
+        "{first}",
+        "{style}",
+        "{second} and {third}",
+        "{first} {first}",
+        "{first} {style} {style}",
+        "{first} and {other}",
+        "",
+    ],
 )
 def test_a_scene_form_without_its_places_is_refused(form):
-    with pytest.raises(ConfigError, match=r"must have {first} and {second}.*each once, and no other placeholder"):
+    with pytest.raises(
+        ConfigError, match=r"must have {first} and {second}.*each once, and no other placeholder"
+    ):
         Calibration(scene_forms=(form,))
 
 
 @pytest.mark.parametrize("form", ["{first!r} and {second}", "{first} {style:d}"])
 def test_a_form_with_more_than_names_in_braces_is_refused(form):
-    with pytest.raises(ConfigError, match=r"has a ':' or '!' in curly braces; write the bare name, such as {first}"):
+    with pytest.raises(
+        ConfigError, match=r"has a ':' or '!' in curly braces; write the bare name, such as {first}"
+    ):
         Calibration(scene_forms=(form,))
 
 
@@ -195,7 +264,10 @@ def test_a_form_with_more_than_names_in_braces_is_refused(form):
     [
         ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a finite number, 0 or more"),
         ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
-        ({"scene_weight": 0.1, "companions": (), "composition_share": 0.0}, "scene tasks need scene_forms and companions"),
+        (
+            {"scene_weight": 0.1, "companions": (), "composition_share": 0.0},
+            "scene tasks need scene_forms and companions",
+        ),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(settings, message):
@@ -204,7 +276,9 @@ def test_a_setting_outside_its_range_is_refused(settings, message):
 
 
 def test_rows_of_scenes_are_in_the_number_of_samples():
-    plain, scenes = (Calibration(trajectories=6, timesteps=2, scene_weight=weight) for weight in (0.0, 0.1))
+    plain, scenes = (
+        Calibration(trajectories=6, timesteps=2, scene_weight=weight) for weight in (0.0, 0.1)
+    )
     assert sample_count(scenes, 3) - sample_count(plain, 3) == 3 * 6 * 2
     assert sample_count(scenes, 1) == sample_count(plain, 1)
 
@@ -234,7 +308,9 @@ def test_the_words_of_a_form_say_how_its_subjects_lie(form, layout, regions):
 
 
 def test_regions_cut_the_picture_into_equal_parts():
-    for layout, count, (height, width) in itertools.product(("columns", "rows"), (2, 3), ((8, 8), (6, 9), (5, 7))):
+    for layout, count, (height, width) in itertools.product(
+        ("columns", "rows"), (2, 3), ((8, 8), (6, 9), (5, 7))
+    ):
         masks = torch.stack(region_masks(layout, count, height, width))
         torch.testing.assert_close(masks.sum(0), torch.ones(height, width))
         torch.testing.assert_close(masks.sum((1, 2)), torch.full((count,), height * width / count))
@@ -249,16 +325,23 @@ def test_regions_cut_the_picture_into_equal_parts():
 def test_a_mask_is_seen_at_every_resolution_of_the_unet():
     left, _ = region_masks("columns", 2, 64, 64)
     for side in (64, 32, 16, 8):
-        assert on_grid(left, side * side).view(side, side).tolist() == [[1] * (side // 2) + [0] * (side // 2)] * side
+        assert (
+            on_grid(left, side * side).view(side, side).tolist()
+            == [[1] * (side // 2) + [0] * (side // 2)] * side
+        )
     assert on_grid(left, 1).tolist() == [0.5]
     top, _ = region_masks("rows", 2, 6, 10)  # 3 x 5 and 2 x 3 after halving, odd sides rounded up
-    torch.testing.assert_close(on_grid(top, 15).view(3, 5), torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5))
+    torch.testing.assert_close(
+        on_grid(top, 15).view(3, 5), torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5)
+    )
     assert on_grid(top, 6).view(2, 3).tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("tokens", [7, 100, 0])
 def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
-    with pytest.raises(CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"):
+    with pytest.raises(
+        CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"
+    ):
         on_grid(torch.ones(8, 8), tokens)
 
 

@@ -1,6 +1,7 @@
 """The closed form of one layer: exactness, invariances, figures, and errors that say why.
 
-Seen through `merge` on a network of one Linear, where what teacher and student read is X and X~ themselves.
+Seen through `merge` on a network of one Linear, where what teacher and student read is X and X~
+themselves.
 """
 
 import math
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from iteris_core import Adapter, LowRankDelta, Sample, SolveError, Task
 
-D_IN, D_OUT = 6, 4
+D_IN = 6
+D_OUT = 4
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,14 @@ def net():
 
 
 def random_adapter(rank=2):
-    return Adapter("a", {"layer": LowRankDelta(torch.randn(D_OUT, rank).double(), torch.randn(rank, D_IN).double())})
+    return Adapter(
+        "a",
+        {
+            "layer": LowRankDelta(
+                torch.randn(D_OUT, rank).double(), torch.randn(rank, D_IN).double()
+            )
+        },
+    )
 
 
 def random_inputs(tokens=20):
@@ -48,14 +57,21 @@ def solve(net, adapters, tasks, **settings):
 @given(seed=st.integers(0, 1000), alpha=st.sampled_from([1e-6, 1e-4, 1e-2, 1.0]))
 def test_the_answer_minimises_the_objective(net, seed, alpha):
     torch.manual_seed(seed)
-    adapters, rows = [random_adapter(), random_adapter(1)], [random_inputs() for _ in range(3)]
-    tasks = [task_of(f"{g}", mix, *rows[g], 0.5 + g) for g, mix in enumerate([{0: 1.0}, {1: 1.0}, {}])]
+    adapters = [random_adapter(), random_adapter(1)]
+    rows = [random_inputs() for _ in range(3)]
+    tasks = [
+        task_of(f"{g}", mix, *rows[g], 0.5 + g) for g, mix in enumerate([{0: 1.0}, {1: 1.0}, {}])
+    ]
     merged, report = solve(net, adapters, tasks, alpha=alpha)
-    targets = [*(adapter.deltas["layer"].dense() for adapter in adapters), torch.zeros(D_OUT, D_IN).double()]
+    targets = [
+        *(adapter.deltas["layer"].dense() for adapter in adapters),
+        torch.zeros(D_OUT, D_IN).double(),
+    ]
 
     def slope(delta):
         """Return the gradient of the sum in DESIGN.md, section 2."""
-        delta, total = delta.clone().requires_grad_(), 0.0
+        delta = delta.clone().requires_grad_()
+        total = 0.0
         for (x, x_student), target, entry in zip(rows, targets, report.tasks, strict=True):
             mu = alpha * (x_student.T @ x_student).norm()
             fit = (x @ target.T - x_student @ delta.T).square().sum()
@@ -66,9 +82,14 @@ def test_the_answer_minimises_the_objective(net, seed, alpha):
 
 
 def test_a_huge_ridge_gives_the_average_that_the_ridges_ask_for(net):
-    adapters, rows = [random_adapter(), random_adapter()], [random_inputs(), random_inputs()]
-    merged, report = solve(net, adapters, [task_of(f"{k}", {k: 1.0}, *rows[k]) for k in (0, 1)], alpha=1e9)
-    shares = [entry.weight * (x.T @ x).norm() for entry, (_, x) in zip(report.tasks, rows, strict=True)]
+    adapters = [random_adapter(), random_adapter()]
+    rows = [random_inputs(), random_inputs()]
+    merged, report = solve(
+        net, adapters, [task_of(f"{k}", {k: 1.0}, *rows[k]) for k in (0, 1)], alpha=1e9
+    )
+    shares = [
+        entry.weight * (x.T @ x).norm() for entry, (_, x) in zip(report.tasks, rows, strict=True)
+    ]
     deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
     average = sum(share * delta for share, delta in zip(shares, deltas, strict=True)) / sum(shares)
     torch.testing.assert_close(merged, average, rtol=1e-6, atol=1e-6)
@@ -98,7 +119,8 @@ def two_tasks(first=1.0, second=1.0, weight=1.0):
 @pytest.mark.parametrize("scaled", ["all inputs", "one task's inputs", "all weights"])
 def test_scales_that_do_not_matter(net, scaled, exponent):
     torch.manual_seed(1)
-    adapters, factor = [random_adapter(), random_adapter()], 10.0**exponent
+    adapters = [random_adapter(), random_adapter()]
+    factor = 10.0**exponent
     tasks = {
         "all inputs": two_tasks(factor, factor),
         "one task's inputs": two_tasks(factor),
@@ -111,14 +133,16 @@ def test_scales_that_do_not_matter(net, scaled, exponent):
 @given(exponent=st.integers(-8, 8))
 def test_adapters_of_another_strength_give_an_answer_of_that_strength(net, exponent):
     torch.manual_seed(1)
-    adapters, factor = [random_adapter(), random_adapter()], 10.0**exponent
+    adapters = [random_adapter(), random_adapter()]
+    factor = 10.0**exponent
     expected, _ = solve(net, adapters, two_tasks())
     found, _ = solve(net, [adapter.scaled(factor) for adapter in adapters], two_tasks())
     torch.testing.assert_close(found / factor, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_heavier_task_is_served_better(net):
-    adapters, residuals = [random_adapter(), random_adapter()], []
+    adapters = [random_adapter(), random_adapter()]
+    residuals = []
     for weight in (0.01, 1.0, 100.0):
         first, second = two_tasks()
         _, report = solve(net, adapters, [replace(first, weight=weight), second])
@@ -132,21 +156,28 @@ def test_a_heavier_task_is_served_better(net):
 
 @pytest.mark.parametrize("balance", ["delta", "full", "uniform"])
 def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(net, balance):
-    adapter, (x, x_student) = random_adapter(), random_inputs()
-    base, delta = net.model.layer.weight, adapter.deltas["layer"].dense()
+    adapter = random_adapter()
+    (x, x_student) = random_inputs()
+    base = net.model.layer.weight
+    delta = adapter.deltas["layer"].dense()
     own, preserve = {
         "delta": ((delta.norm() / (x @ delta.T).norm()) ** 2, D_IN / x.norm() ** 2),
         "full": tuple((w.norm() / (x @ w.T).norm()) ** 2 for w in (base + delta, base)),
         "uniform": (1.0, 1.0),
     }[balance]
-    tasks = [task_of("own", {0: 1.0}, x, x_student, 3.0), task_of("preserve", {}, x, x_student, 0.5)]
+    tasks = [
+        task_of("own", {0: 1.0}, x, x_student, 3.0),
+        task_of("preserve", {}, x, x_student, 0.5),
+    ]
     _, report = solve(net, [adapter], tasks, balance=balance)
     assert report.tasks[0].weight == pytest.approx(3.0 * float(own), rel=1e-9)
     assert report.tasks[1].weight == pytest.approx(0.5 * float(preserve), rel=1e-9)
 
 
 def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_one(net):
-    adapter = Adapter("a", {"layer": LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())})
+    adapter = Adapter(
+        "a", {"layer": LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())}
+    )
     x, _ = random_inputs()
     x[:, 0] = 0
     _, report = solve(net, [adapter], [task_of("a", {0: 1.0}, x)])
@@ -156,14 +187,22 @@ def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_on
 @given(seed=st.integers(0, 1000))
 def test_residuals_are_those_of_the_inputs(net, seed):
     torch.manual_seed(seed)
-    adapters, rows = [random_adapter(), random_adapter(3)], [random_inputs() for _ in range(3)]
+    adapters = [random_adapter(), random_adapter(3)]
+    rows = [random_inputs() for _ in range(3)]
     mixes = [{0: 0.3, 1: -1.0}, {1: 1.0}, {}]
-    merged, report = solve(net, adapters, [task_of(f"{g}", mix, *rows[g]) for g, mix in enumerate(mixes)])
+    merged, report = solve(
+        net, adapters, [task_of(f"{g}", mix, *rows[g]) for g, mix in enumerate(mixes)]
+    )
     deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
     for entry, mix, (x, x_student) in zip(report.tasks, mixes, rows, strict=True):
-        target = sum((share * x @ deltas[k].T for k, share in mix.items()), torch.zeros(len(x), D_OUT).double())
+        target = sum(
+            (share * x @ deltas[k].T for k, share in mix.items()),
+            torch.zeros(len(x), D_OUT).double(),
+        )
         scale = target if mix else x_student @ sum(deltas).T
-        assert entry.residual == pytest.approx(((target - x_student @ merged.T).norm() / scale.norm()).item(), rel=1e-6)
+        assert entry.residual == pytest.approx(
+            ((target - x_student @ merged.T).norm() / scale.norm()).item(), rel=1e-6
+        )
         assert entry.tokens == len(x)
 
 
@@ -173,7 +212,8 @@ def test_residuals_are_those_of_the_inputs(net, seed):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("side", ["teacher", "student"])
 def test_activations_that_are_not_finite_name_layer_and_task(net, bad, side):
-    (x, x_student), good = random_inputs(), random_inputs()
+    (x, x_student) = random_inputs()
+    good = random_inputs()
     (x if side == "teacher" else x_student)[3, 2] = bad
     tasks = [task_of("good", {0: 1.0}, *good), task_of("broken", {1: 1.0}, x, x_student)]
     message = r"^layer 'layer': the inputs of task 'broken' hold NaN or infinite numbers.*bfloat16 or float32"
@@ -185,7 +225,9 @@ def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named():
     deep = toy.build("stack")
     adapters = [deep.adapter("a"), deep.adapter("b")]
     tasks = toy.own_tasks(deep, adapters)
-    deep.model.middle.register_forward_hook(lambda module, args, y: y.index_fill(0, torch.tensor([4]), math.nan))
+    deep.model.middle.register_forward_hook(
+        lambda module, args, y: y.index_fill(0, torch.tensor([4]), math.nan)
+    )
     with pytest.raises(SolveError, match=r"^layer 'up1': the inputs of task 'b' hold NaN"):
         toy.merge_toy(deep, adapters, tasks)
 
@@ -194,7 +236,10 @@ def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named():
 def test_inputs_that_are_all_zero_name_layer_and_task(net, balance):
     x, x_student = random_inputs()
     tasks = [task_of("good", {0: 1.0}, x, x_student), task_of("empty", {1: 1.0}, 0 * x)]
-    with pytest.raises(SolveError, match=r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples"):
+    with pytest.raises(
+        SolveError,
+        match=r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples",
+    ):
         solve(net, [random_adapter(), random_adapter()], tasks, balance=balance)
 
 
@@ -210,7 +255,8 @@ def test_fewer_tokens_than_width_without_a_ridge_is_an_error_with_advice(net, se
 def test_one_token_too_few_without_a_ridge_is_an_error_or_the_adapter_itself(net):
     for seed in range(20):
         torch.manual_seed(seed)
-        adapter, x = random_adapter(), torch.randn(D_IN - 1, D_IN).double()
+        adapter = random_adapter()
+        x = torch.randn(D_IN - 1, D_IN).double()
         try:
             merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
         except SolveError:
@@ -221,7 +267,8 @@ def test_one_token_too_few_without_a_ridge_is_an_error_or_the_adapter_itself(net
 @given(seed=st.integers(0, 1000), tokens=st.integers(1, D_IN))
 def test_fewer_tokens_than_width_with_a_ridge_are_solved(net, seed, tokens):
     torch.manual_seed(seed)
-    adapter, x = random_adapter(), torch.randn(tokens, D_IN).double()
+    adapter = random_adapter()
+    x = torch.randn(tokens, D_IN).double()
     merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=1e-6)
     torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-6, atol=1e-6)
 
@@ -234,7 +281,8 @@ def test_a_dead_feature_without_a_ridge_is_an_error(net):
 
 
 def test_a_task_of_weight_0_has_no_say_even_if_its_inputs_are_broken(net):
-    adapter, rows = random_adapter(), random_inputs()
+    adapter = random_adapter()
+    rows = random_inputs()
     good = task_of("good", {0: 1.0}, *rows)
     broken = task_of("broken", {}, rows[0] * math.nan, weight=0.0)
     alone, _ = solve(net, [adapter], [good])

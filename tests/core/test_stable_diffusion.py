@@ -1,4 +1,6 @@
-"""A whole Stable Diffusion merge on a host of two tiny networks: a text encoder, and a UNet with cross-attention."""
+"""A whole Stable Diffusion merge on a host of two tiny networks: a text encoder, and a UNet with
+cross-attention.
+"""
 
 import copy
 import json
@@ -10,12 +12,20 @@ import torch
 import toy
 
 from iteris_core import AdapterError, CalibrationError, MergeConfig
-from iteris_core.diffusion.calibration import Calibration, euler_trajectory, kept_steps, noise, own_captions
+from iteris_core.diffusion.calibration import (
+    Calibration,
+    euler_trajectory,
+    kept_steps,
+    noise,
+    own_captions,
+)
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
-PRESERVE = Calibration(**SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise"))
+PRESERVE = Calibration(
+    **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
+)
 
 
 # --- one LoRA, or as good as one ---
@@ -41,18 +51,28 @@ def test_a_preserve_task_holds_the_merge_back(host):
     lora = host.lora("a")
     result, _ = host.merge([lora], PRESERVE)
     assert host.largest_error(result.adapter, lora.adapter) > 1e-2
-    assert {entry.task for layer in result.report.layers for entry in layer.tasks} == {"a", "base model (preserve)"}
+    assert {entry.task for layer in result.report.layers for entry in layer.tasks} == {
+        "a",
+        "base model (preserve)",
+    }
 
 
 def test_a_strength_of_0_is_left_out_and_noted(host):
-    used, other = host.lora("used"), host.lora("other", ("unet",))
+    used = host.lora("used")
+    other = host.lora("other", ("unet",))
     idle = host.lora("idle", strength=0.0, prompts=())
     result, _ = host.merge([used, idle, other], PRESERVE)
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
     assert "left out, since their strength is 0: idle" in result.report.notes
-    assert [recipe["name"] for recipe in result.report.settings["loras"]] == ["used", "idle", "other"]
-    with pytest.raises(AdapterError, match="none of the LoRAs changes anything: every strength is 0"):
+    assert [recipe["name"] for recipe in result.report.settings["loras"]] == [
+        "used",
+        "idle",
+        "other",
+    ]
+    with pytest.raises(
+        AdapterError, match="none of the LoRAs changes anything: every strength is 0"
+    ):
         host.merge([idle], PRESERVE)
 
 
@@ -66,11 +86,17 @@ def test_a_lora_without_prompts_is_named(host, prompts):
 
 
 def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(host):
-    loras = [host.lora("both"), host.lora("unet only", ("unet",), ["<y> dog"]), host.lora("text too", prompts=["<z> car"])]
+    loras = [
+        host.lora("both"),
+        host.lora("unet only", ("unet",), ["<y> dog"]),
+        host.lora("text too", prompts=["<z> car"]),
+    ]
     result, _ = host.merge(loras, PRESERVE)
     student = host.patched(result.adapter)
     encoders = [host.patched(loras[0].adapter), host, host.patched(loras[2].adapter), host]
-    captions = [own_captions(lora.prompts, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)]
+    captions = [
+        own_captions(lora.prompts, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)
+    ]
     counts = [entry.tokens // 64 for entry in result.report.layers[-1].tasks]
     pairs = iter(host.merge_rows())
     for g, count in enumerate(counts):
@@ -78,7 +104,11 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
         for _ in range(count):
             teacher, reader = next(pairs)
             length = len(teacher.context)
-            (caption,) = (text for text in known if host.is_close(encoders[g].context(text, length), teacher.context))
+            (caption,) = (
+                text
+                for text in known
+                if host.is_close(encoders[g].context(text, length), teacher.context)
+            )
             assert host.is_close(reader.context, student.context(caption, length))
             assert not host.is_close(reader.context, teacher.context)
             assert torch.equal(reader.latents, teacher.latents)
@@ -90,7 +120,9 @@ def test_without_text_parts_everybody_reads_the_base_context(host):
     loras = [host.lora("a", ("unet",)), host.lora("b", ("unet",))]
     _, stages = host.merge(loras, PRESERVE)
     assert {stage for stage, *_ in stages} == {"Sampling", "UNet"}
-    assert all(torch.equal(teacher.context, student.context) for teacher, student in host.merge_rows())
+    assert all(
+        torch.equal(teacher.context, student.context) for teacher, student in host.merge_rows()
+    )
 
 
 def test_text_only_loras_need_no_sampling(host):
@@ -101,7 +133,8 @@ def test_text_only_loras_need_no_sampling(host):
 
 
 def test_a_text_only_and_a_unet_only_lora_each_keep_their_part(host):
-    text, unet = host.lora("text", ("te",)), host.lora("unet", ("unet",))
+    text = host.lora("text", ("te",))
+    unet = host.lora("unet", ("unet",))
     result, _ = host.merge([text, unet], NO_PRESERVE)
     assert set(result.adapter.deltas) == {*text.adapter.deltas, *unet.adapter.deltas}
     for layer in result.report.layers:
@@ -110,16 +143,26 @@ def test_a_text_only_and_a_unet_only_lora_each_keep_their_part(host):
 
 
 def test_a_text_encoder_part_is_swept_like_any_network(host):
-    """The text sweep minimises over all captions of all tasks: its own fixed point, computed by hand for the first layer."""
+    """The text sweep minimises over all captions of all tasks: its own fixed point, computed by
+    hand for the first layer.
+    """
     loras = [host.lora("a"), host.lora("b", ("unet",), ["<y> dog"])]
     result, _ = host.merge(loras, NO_PRESERVE)
-    captions = [dict.fromkeys([*own_captions(lora.prompts, NO_PRESERVE, k), ""]) for k, lora in enumerate(loras)]
-    delta, tasks = loras[0].adapter.deltas["te.q"].dense(), []
+    captions = [
+        dict.fromkeys([*own_captions(lora.prompts, NO_PRESERVE, k), ""])
+        for k, lora in enumerate(loras)
+    ]
+    delta = loras[0].adapter.deltas["te.q"].dense()
+    tasks = []
     for known, target in zip(captions, (delta, torch.zeros_like(delta)), strict=True):
-        x = torch.cat([host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)])
+        x = torch.cat(
+            [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
+        )
         tasks.append(toy.DenseTask(x, x, target, 1.0))
     expected = toy.solve_densely(host.te.q.weight, tasks, host.EXACT)
-    torch.testing.assert_close(result.adapter.deltas["te.q"].dense(), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        result.adapter.deltas["te.q"].dense(), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 # --- latents ---
@@ -127,11 +170,18 @@ def test_a_text_encoder_part_is_swept_like_any_network(host):
 
 def test_latents_come_from_each_teachers_own_guided_sampling(host):
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    calibration = Calibration(**{**SMALL, "unconditional_share": 0.0}, preserve_captions=("a street",), negative_prompt="bad")
+    calibration = Calibration(
+        **{**SMALL, "unconditional_share": 0.0},
+        preserve_captions=("a street",),
+        negative_prompt="bad",
+    )
     result, _ = host.merge(loras, calibration)
     assert result.report.layers[-1].tasks[0].tokens == 64 * 8
-    pairs, sigmas = iter(host.merge_rows()), host.sigmas(4)
-    for g, teacher in enumerate([host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]):
+    pairs = iter(host.merge_rows())
+    sigmas = host.sigmas(4)
+    for g, teacher in enumerate(
+        [host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]
+    ):
         captions = own_captions(loras[g].prompts, calibration, g) if g < 2 else ["a street"] * 4
         for run, caption in enumerate(captions):
             texts = [teacher.context(text, 2 * host.PIECE)[None] for text in (caption, "bad")]
@@ -152,20 +202,34 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
 def test_no_two_runs_see_the_same_latents(host):
     lora = host.lora("a", ("unet",))
     host.merge([lora, lora], PRESERVE)
-    assert len({tuple(row.latents.flatten()[:4].tolist()) for row in host.unet_batches[0]}) == len(host.unet_batches[0]) // 2
-    starts = [row for batch in host.unet_batches[: -host.sweep_batches] for row in batch if row.sigma == 10]
+    assert (
+        len({tuple(row.latents.flatten()[:4].tolist()) for row in host.unet_batches[0]})
+        == len(host.unet_batches[0]) // 2
+    )
+    starts = [
+        row
+        for batch in host.unet_batches[: -host.sweep_batches]
+        for row in batch
+        if row.sigma == 10
+    ]
     assert len({tuple(row.latents.flatten()[:4].tolist()) for row in starts}) == len(starts) // 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share):
     lora = host.lora("a", ("unet",))
-    calibration = Calibration(**{**SMALL, "unconditional_share": share}, preserve_captions=("a street",), negative_prompt="bad")
+    calibration = Calibration(
+        **{**SMALL, "unconditional_share": share},
+        preserve_captions=("a street",),
+        negative_prompt="bad",
+    )
     result, _ = host.merge([lora], calibration)
     own, preserve = [entry.tokens // 64 for entry in result.report.layers[0].tasks]
     assert own == preserve == 8 + int(8 * share)
     rows = [row for row, _ in host.merge_rows()][:own]
-    negative = [row for row in rows if host.is_close(row.context, host.context("bad", len(row.context)))]
+    negative = [
+        row for row in rows if host.is_close(row.context, host.context("bad", len(row.context)))
+    ]
     assert len(negative) == int(8 * share)
     for row in negative:  # with the same latents as a conditional row
         assert sum(torch.equal(row.latents, other.latents) for other in rows) == 2
@@ -173,10 +237,18 @@ def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share
 
 def test_negative_prompts_are_seen_at_all_noise_levels(host):
     lora = host.lora("a", ("unet",))
-    calibration = Calibration(trajectories=16, timesteps=4, sampling_steps=12, resolution=64, negative_prompt="bad")
+    calibration = Calibration(
+        trajectories=16, timesteps=4, sampling_steps=12, resolution=64, negative_prompt="bad"
+    )
     host.merge([lora], calibration, MergeConfig())
-    negative = [row for row, _ in host.merge_rows() if host.is_close(row.context, host.context("bad", len(row.context)))]
-    assert {round(row.sigma.item(), 4) for row in negative} == {round(s, 4) for s in host.sigmas(12)[:-1].tolist()}
+    negative = [
+        row
+        for row, _ in host.merge_rows()
+        if host.is_close(row.context, host.context("bad", len(row.context)))
+    ]
+    assert {round(row.sigma.item(), 4) for row in negative} == {
+        round(s, 4) for s in host.sigmas(12)[:-1].tolist()
+    }
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
@@ -190,16 +262,24 @@ def test_the_number_of_rows_in_a_call_does_not_matter_for_captions_of_different_
 
 def check_chunks(host, first, second, composition_share):
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog", "<y> house"])]
-    calibration = Calibration(**SMALL, composition_share=composition_share, preserve_captions=("a street",))
-    configs = [MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (first, second)]
+    calibration = Calibration(
+        **SMALL, composition_share=composition_share, preserve_captions=("a street",)
+    )
+    configs = [
+        MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (first, second)
+    ]
     expected, found = (host.merge(loras, calibration, config)[0] for config in configs)
     assert host.largest_error(found.adapter, expected.adapter) < 1e-4
 
 
 def test_tokens_of_a_repeated_context_count_once(host):
-    """At keys of cross-attention, whose inputs are the contexts, in a merge that leaves the text encoder alone."""
+    """At keys of cross-attention, whose inputs are the contexts, in a merge that leaves the text
+    encoder alone.
+    """
     lora = host.lora("a", ("unet",))
-    calibration = Calibration(**SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise"))
+    calibration = Calibration(
+        **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
+    )
     result, _ = host.merge([lora], calibration)
     rows = [row for row, _ in host.merge_rows()]
     captions = [*own_captions(lora.prompts, calibration, 0), *calibration.preserve_captions, ""]
@@ -208,12 +288,22 @@ def test_tokens_of_a_repeated_context_count_once(host):
         context = host.context(caption, 2 * host.PIECE)
         pieces[caption] = (context, context[: len(host.tokenize(caption)) * host.PIECE])
     assert len({len(short) for _, short in pieces.values()}) == 2
-    inputs = [next(short for context, short in pieces.values() if host.is_close(context, row.context)) for row in rows]
-    delta, count = lora.adapter.deltas["unet.k"].dense(), result.report.layers[0].tasks[0].tokens // 64
-    own, preserve = torch.cat(inputs[:count]), torch.cat(inputs[count:])
-    tasks = [toy.DenseTask(own, own, delta, 1.0), toy.DenseTask(preserve, preserve, torch.zeros_like(delta), 1.0)]
+    inputs = [
+        next(short for context, short in pieces.values() if host.is_close(context, row.context))
+        for row in rows
+    ]
+    delta = lora.adapter.deltas["unet.k"].dense()
+    count = result.report.layers[0].tasks[0].tokens // 64
+    own = torch.cat(inputs[:count])
+    preserve = torch.cat(inputs[count:])
+    tasks = [
+        toy.DenseTask(own, own, delta, 1.0),
+        toy.DenseTask(preserve, preserve, torch.zeros_like(delta), 1.0),
+    ]
     expected = toy.solve_densely(host.u.k.weight, tasks, host.EXACT)
-    torch.testing.assert_close(result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7
+    )
 
 
 def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
@@ -221,7 +311,9 @@ def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
     first, _ = host.merge(loras, PRESERVE)
     torch.manual_seed(99)
     again, _ = host.merge(loras, PRESERVE)
-    other, _ = host.merge(loras, Calibration(**SMALL, preserve_captions=PRESERVE.preserve_captions, seed=1))
+    other, _ = host.merge(
+        loras, Calibration(**SMALL, preserve_captions=PRESERVE.preserve_captions, seed=1)
+    )
     assert host.largest_error(again.adapter, first.adapter) == 0
     assert host.largest_error(other.adapter, first.adapter) > 1e-4
 
@@ -231,9 +323,19 @@ def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
 
 def test_progress_goes_through_the_stages_in_order_and_to_their_ends(host):
     _, stages = host.merge([host.lora("a"), host.lora("b")], PRESERVE)
-    assert [stage for stage, _ in groupby(stage for stage, *_ in stages)] == ["Text encoder", "Sampling", "UNet"]
-    for name, total in {"Text encoder": 3, "Sampling": math.ceil((4 + 4 + 6) / 3) * 4, "UNet": 5}.items():
-        assert [(done, of) for stage, done, of in stages if stage == name] == [(i + 1, total) for i in range(total)]
+    assert [stage for stage, _ in groupby(stage for stage, *_ in stages)] == [
+        "Text encoder",
+        "Sampling",
+        "UNet",
+    ]
+    for name, total in {
+        "Text encoder": 3,
+        "Sampling": math.ceil((4 + 4 + 6) / 3) * 4,
+        "UNet": 5,
+    }.items():
+        assert [(done, of) for stage, done, of in stages if stage == name] == [
+            (i + 1, total) for i in range(total)
+        ]
 
 
 class Cancelled(Exception):
@@ -260,7 +362,9 @@ def test_cancelling_leaves_nothing_behind(host, at):
 def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
-    merge_stable_diffusion(host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage, *host.open)))
+    merge_stable_diffusion(
+        host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage, *host.open))
+    )
     assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("UNet", "unet")}
     assert host.open == []
     assert host.hooks() == 0
@@ -276,7 +380,13 @@ def test_the_report_has_all_layers_strange_keys_and_a_recipe_in_json(host):
     assert result.report.unmatched == {"a": ("k",)}
     settings = json.loads(json.dumps(result.report.to_dict()))["settings"]
     assert settings["loras"] == [
-        {"name": "a", "prompts": ["<x> cat"], "weight": 1.0, "trigger": "<x> cat", "kind": "subject"},
+        {
+            "name": "a",
+            "prompts": ["<x> cat"],
+            "weight": 1.0,
+            "trigger": "<x> cat",
+            "kind": "subject",
+        },
         {"name": "b", "prompts": ["<y>"], "weight": 2.5, "trigger": "<y>", "kind": "subject"},
     ]
     assert settings["config"]["output_dtype"] == "float16"

@@ -16,7 +16,9 @@ from iteris_core.algebra.statistics import (
 
 
 def test_long_float32_sums_stay_as_exact_as_short_ones():
-    a = torch.rand(300 * TOKENS_PER_PRODUCT + 7, 3)  # all above 0: the rounding of one long float32 sum would add up
+    a = torch.rand(
+        300 * TOKENS_PER_PRODUCT + 7, 3
+    )  # all above 0: the rounding of one long float32 sum would add up
     total = torch.ones(3, 3, dtype=torch.float64)
     add_product(total, a, a)
     expected = a.double().T @ a.double() + 1
@@ -51,11 +53,14 @@ def test_half_of_a_symmetric_product_is_as_good_as_the_whole(width):
 
 
 def test_a_joint_product_of_kept_rows_is_made_once_for_all_layers_that_read_them():
-    first, second = InputMoments(6, torch.device("cpu"), keep_rows=3), InputMoments(6, torch.device("cpu"), keep_rows=2)
+    first = InputMoments(6, torch.device("cpu"), keep_rows=3)
+    second = InputMoments(6, torch.device("cpu"), keep_rows=2)
     rows = torch.randn(5, 6).double()
     first.add(rows[:3], rows[:3])
     second.add(rows[3:], rows[3:])
     product = joint_product([first, second])
     torch.testing.assert_close(product, rows @ rows.T)
     assert joint_product([first, second]) is product
-    torch.testing.assert_close(joint_product([first]), rows[:3] @ rows[:3].T)  # other tasks count: another product
+    torch.testing.assert_close(
+        joint_product([first]), rows[:3] @ rows[:3].T
+    )  # other tasks count: another product

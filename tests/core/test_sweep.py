@@ -24,14 +24,21 @@ def test_one_sweep_is_the_fixed_point_of_the_published_loop(name, samples_per_ch
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(name):
     net = toy.build(name)
     half = net.targets[: len(net.targets) // 2 + 1]
-    adapters = [net.adapter("a"), net.adapter("b", rank=3), net.adapter("partial", rank=1, paths=half)]
+    adapters = [
+        net.adapter("a"),
+        net.adapter("b", rank=3),
+        net.adapter("partial", rank=1, paths=half),
+    ]
     tasks = [
         Task("a", net.samples(4), {0: 1.0}, 2.0),
         Task("preserve", net.samples(3), {}, 0.5),
@@ -39,7 +46,10 @@ def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(name):
         Task("partial", net.samples(2), {2: 1.0, 1: 0.0}, 0.1),
     ]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
@@ -50,25 +60,47 @@ def test_teacher_and_student_may_read_different_contexts(samples_per_chunk):
     for g, task in enumerate(tasks):
         for _ in range(4):
             x, context = net.make_row()
-            task.samples.append(Sample((x, context), (x, context + 0.3 * torch.randn_like(context))))
+            task.samples.append(
+                Sample((x, context), (x, context + 0.3 * torch.randn_like(context)))
+            )
         tasks[g] = replace(task, samples=tuple(task.samples))
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
-    same_text = [replace(task, samples=[Sample(sample.teacher) for sample in task.samples]) for task in tasks]
-    assert toy.largest_error(toy.dense(toy.merge_toy(net, adapters, same_text).adapter), toy.dense(result.adapter)) > 1e-3
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
+    same_text = [
+        replace(task, samples=[Sample(sample.teacher) for sample in task.samples]) for task in tasks
+    ]
+    assert (
+        toy.largest_error(
+            toy.dense(toy.merge_toy(net, adapters, same_text).adapter), toy.dense(result.adapter)
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("samples_per_chunk", [2, 100])
 def test_token_weights_count_in_their_stream_only(samples_per_chunk):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
-    weights = [{"text": torch.rand(3)}, {"image": torch.tensor([1.0, 0.0, 2.0, 0.5]), "text": torch.rand(3)}, {}]
+    weights = [
+        {"text": torch.rand(3)},
+        {"image": torch.tensor([1.0, 0.0, 2.0, 0.5]), "text": torch.rand(3)},
+        {},
+    ]
     tasks = [
-        replace(task, samples=[Sample(net.make_row(), token_weights=weights[(g + i) % 3]) for i in range(4)])
+        replace(
+            task,
+            samples=[Sample(net.make_row(), token_weights=weights[(g + i) % 3]) for i in range(4)],
+        )
         for g, task in enumerate(toy.own_tasks(net, adapters))
     ]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
 
 
 def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
@@ -76,7 +108,12 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
     paths = [f"self_attention.{name}" for name in "qkv"]  # all three read the network's own input
     adapters = [net.adapter("a", paths=paths), net.adapter("b", paths=paths)]
     tasks = [
-        replace(task, samples=[Sample(net.make_row(), token_weights={"some": torch.rand(4) ** 4}) for _ in range(4)])
+        replace(
+            task,
+            samples=[
+                Sample(net.make_row(), token_weights={"some": torch.rand(4) ** 4}) for _ in range(4)
+            ],
+        )
         for task in toy.own_tasks(net, adapters)
     ]
 
@@ -85,7 +122,9 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
         network = replace(net.network(), stream=stream.get)
         return toy.dense(merge(network, adapters, tasks, toy.exact(samples_per_chunk=3)).adapter)
 
-    some, everything, nothing = merged(paths[1:2]), merged(paths), merged([])
+    some = merged(paths[1:2])
+    everything = merged(paths)
+    nothing = merged([])
     expected = {path: (everything if path == paths[1] else nothing)[path] for path in paths}
     assert toy.largest_error(some, expected) < 1e-12
     assert toy.largest_error(everything, nothing) > 1e-3
@@ -107,13 +146,18 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", NETWORKS[:3])  # in the last, teacher and student inputs are the same
+@pytest.mark.parametrize(
+    "name", NETWORKS[:3]
+)  # in the last, teacher and student inputs are the same
 def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(name, settings):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
     found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, **settings).adapter)
-    assert toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings))) < 1e-9
+    assert (
+        toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings)))
+        < 1e-9
+    )
     assert toy.largest_error(found, toy.dense(toy.merge_toy(net, adapters, tasks).adapter)) > 1e-6
 
 
@@ -122,7 +166,9 @@ def test_the_iterating_engine_stops_at_the_same_point(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
-    result = toy.merge_toy(net, adapters, tasks, engine="iterate", tolerance=0.0, samples_per_chunk=3)
+    result = toy.merge_toy(
+        net, adapters, tasks, engine="iterate", tolerance=0.0, samples_per_chunk=3
+    )
     expected = toy.merge_toy(net, adapters, tasks)
     assert toy.largest_error(toy.dense(result.adapter), toy.dense(expected.adapter)) < 1e-9
     assert len(result.report.changes) <= len(net.targets) + 1
@@ -141,9 +187,20 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
     ]
     shares = st.sampled_from([-1.0, 0.0, 0.3, 1.0, 2.5])
     mixes = st.dictionaries(st.integers(0, len(adapters) - 1), shares)
-    drawn = data.draw(st.lists(st.tuples(mixes, st.integers(1, 3), st.sampled_from([0.1, 1.0, 7.0])), min_size=1, max_size=4))
-    tasks = [Task(f"task {g}", net.samples(2 + count), mix, weight) for g, (mix, count, weight) in enumerate(drawn)]
-    found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=data.draw(st.integers(1, 9))).adapter)
+    drawn = data.draw(
+        st.lists(
+            st.tuples(mixes, st.integers(1, 3), st.sampled_from([0.1, 1.0, 7.0])),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    tasks = [
+        Task(f"task {g}", net.samples(2 + count), mix, weight)
+        for g, (mix, count, weight) in enumerate(drawn)
+    ]
+    found = toy.dense(
+        toy.merge_toy(net, adapters, tasks, samples_per_chunk=data.draw(st.integers(1, 9))).adapter
+    )
     for path, expected in toy.naive_fixed_point(net, adapters, tasks).items():
         assert (found[path] - expected).norm() <= 1e-9 * expected.norm() + 1e-12
 
@@ -151,7 +208,12 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
 # --- properties ---
 
 
-@given(seed=st.integers(0, 1000), rank=st.integers(1, 5), name=st.sampled_from(NETWORKS), chunk=st.sampled_from(CHUNKS))
+@given(
+    seed=st.integers(0, 1000),
+    rank=st.integers(1, 5),
+    name=st.sampled_from(NETWORKS),
+    chunk=st.sampled_from(CHUNKS),
+)
 def test_one_adapter_merges_to_itself(seed, rank, name, chunk):
     net = toy.build(name, seed)
     adapter = net.adapter(rank=rank)
@@ -174,7 +236,11 @@ def test_an_adapter_of_strength_0_is_no_adapter(name):
     own, idle, other = toy.own_tasks(net, adapters)
     both = Task("both", net.samples(2), {2: 0.5, 1: 0.5})
     result = toy.merge_toy(net, adapters, [own, idle, other, both])
-    without = toy.merge_toy(net, [adapters[0], adapters[2]], [own, replace(other, mix={1: 1.0}), replace(both, mix={1: 0.5})])
+    without = toy.merge_toy(
+        net,
+        [adapters[0], adapters[2]],
+        [own, replace(other, mix={1: 1.0}), replace(both, mix={1: 0.5})],
+    )
     assert toy.largest_error(toy.dense(result.adapter), toy.dense(without.adapter)) < 1e-12
     assert result.adapter.name == "a + c"
     assert result.report.notes == ("left out, since they change nothing here: idle",)
@@ -187,14 +253,19 @@ def test_nothing_but_idle_adapters_is_an_error():
         toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
 
 
-@given(seed=st.integers(0, 1000), order=st.permutations(range(3)), task_order=st.permutations(range(4)))
+@given(
+    seed=st.integers(0, 1000), order=st.permutations(range(3)), task_order=st.permutations(range(4))
+)
 def test_the_order_of_adapters_and_tasks_does_not_matter(seed, order, task_order):
     net = toy.build("attention", seed)
     adapters = [net.adapter(f"{k}", rank=k + 1) for k in range(3)]
     tasks = [*toy.own_tasks(net, adapters), Task("mixed", net.samples(2), {0: 0.5, 2: 0.5})]
     result = toy.merge_toy(net, adapters, tasks)
     position = {k: i for i, k in enumerate(order)}
-    shuffled = [replace(tasks[g], mix={position[k]: share for k, share in reversed(tasks[g].mix.items())}) for g in task_order]
+    shuffled = [
+        replace(tasks[g], mix={position[k]: share for k, share in reversed(tasks[g].mix.items())})
+        for g in task_order
+    ]
     again = toy.merge_toy(net, [adapters[k] for k in order], shuffled, samples_per_chunk=4)
     assert toy.largest_error(toy.dense(again.adapter), toy.dense(result.adapter)) < 1e-9
 
@@ -205,7 +276,11 @@ def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(ranks):
     adapters = [net.adapter(f"{k}", rank, net.targets[k:]) for k, rank in enumerate(ranks)]
     result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
     for layer in result.report.layers:
-        expected = sum(rank for adapter, rank in zip(adapters, ranks, strict=True) if layer.path in adapter.deltas)
+        expected = sum(
+            rank
+            for adapter, rank in zip(adapters, ranks, strict=True)
+            if layer.path in adapter.deltas
+        )
         assert (layer.rank, result.adapter.deltas[layer.path].rank) == (expected, expected)
 
 
@@ -214,10 +289,17 @@ def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each():
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [Task("half", net.samples(4), {0: 0.5, 1: 0.5})]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
-    halves = {path: (adapters[0].deltas[path].dense() + adapters[1].deltas[path].dense()) / 2 for path in net.targets}
+    halves = {
+        path: (adapters[0].deltas[path].dense() + adapters[1].deltas[path].dense()) / 2
+        for path in net.targets
+    }
     assert toy.largest_error(toy.dense(result.adapter), halves) < 1e-9
-    teacher = toy.run(toy.patched(net.model, halves), [sample.teacher for sample in tasks[0].samples])
-    torch.testing.assert_close(torch.stack([row for row, _ in result.outputs[0]]), teacher, rtol=1e-12, atol=1e-12)
+    teacher = toy.run(
+        toy.patched(net.model, halves), [sample.teacher for sample in tasks[0].samples]
+    )
+    torch.testing.assert_close(
+        torch.stack([row for row, _ in result.outputs[0]]), teacher, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
@@ -230,8 +312,12 @@ def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
     for task, teacher, rows in zip(tasks, teachers, result.outputs, strict=True):
         assert len(rows) == len(task.samples)
         for sample, (from_teacher, from_student) in zip(task.samples, rows, strict=True):
-            torch.testing.assert_close(from_teacher, toy.run(teacher, [sample.teacher])[0], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(from_student, toy.run(student, [sample.teacher])[0], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                from_teacher, toy.run(teacher, [sample.teacher])[0], rtol=1e-12, atol=1e-12
+            )
+            torch.testing.assert_close(
+                from_student, toy.run(student, [sample.teacher])[0], rtol=1e-12, atol=1e-12
+            )
 
 
 def test_a_network_that_returns_no_tensor_has_no_outputs():
@@ -254,24 +340,39 @@ def test_tokens_of_weight_0_are_as_good_as_absent():
             padded[keep > 0] = sample.teacher[0]
             samples.append(Sample((padded,), token_weights={"image": keep}))
         long.append(replace(task, samples=samples))
-    expected, found = toy.merge_toy(net, adapters, short), toy.merge_toy(net, adapters, long, samples_per_chunk=3)
+    expected = toy.merge_toy(net, adapters, short)
+    found = toy.merge_toy(net, adapters, long, samples_per_chunk=3)
     assert toy.largest_error(toy.dense(found.adapter), toy.dense(expected.adapter)) < 1e-9
-    assert [entry.tokens for layer in found.report.layers for entry in layer.tasks] == [16] * 2 * len(net.targets)
+    assert [entry.tokens for layer in found.report.layers for entry in layer.tasks] == [
+        16
+    ] * 2 * len(net.targets)
 
 
 def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
-    result = merge(net.network(), adapters, tasks, MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16))
+    result = merge(
+        net.network(),
+        adapters,
+        tasks,
+        MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16),
+    )
     deltas = result.adapter.deltas.values()
-    assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {torch.float16}
-    rounded = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {
+        torch.float16
+    }
+    rounded = {
+        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
+    }
     student = toy.patched(net.model, rounded)
     for task, rows in zip(tasks, result.outputs, strict=True):
         expected = toy.run(student, [sample.teacher for sample in task.samples])
-        torch.testing.assert_close(torch.stack([row for _, row in rows]), expected, rtol=1e-12, atol=1e-12)
-    # the last layer's answer, but for its own rounding, is that for students that wear the rounded layers before it
+        torch.testing.assert_close(
+            torch.stack([row for _, row in rows]), expected, rtol=1e-12, atol=1e-12
+        )
+    # the last layer's answer, but for its own rounding, is that for students that wear the rounded
+    # layers before it
     exact = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-8).adapter)
     last = net.targets[-1]
     behind_rounded = one_more_iteration(net, adapters, tasks, rounded)[last]
@@ -287,9 +388,13 @@ def one_more_iteration(net, adapters, tasks, merged):
         for task, delta in zip(tasks, worn, strict=True):
             rows = [sample.teacher for sample in task.samples]
             x = torch.cat(toy.layer_inputs(toy.patched(net.model, delta), rows, [path])[path])
-            x_student = torch.cat(toy.layer_inputs(toy.patched(net.model, merged), rows, [path])[path])
+            x_student = torch.cat(
+                toy.layer_inputs(toy.patched(net.model, merged), rows, [path])[path]
+            )
             at_layer.append(toy.DenseTask(x, x_student, delta[path], task.weight))
-        answers[path] = toy.solve_densely(net.model.get_submodule(path).weight, at_layer, toy.exact(alpha=1e-8))
+        answers[path] = toy.solve_densely(
+            net.model.get_submodule(path).weight, at_layer, toy.exact(alpha=1e-8)
+        )
     return answers
 
 
@@ -299,8 +404,13 @@ def test_residuals_are_those_of_the_adapter_as_saved():
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
     config = MergeConfig(target="delta", output_dtype=torch.float16, samples_per_chunk=3)
     result = merge(net.network(), adapters, tasks, config)
-    saved = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
-    worn = [*map(toy.dense, adapters), {path: torch.zeros_like(delta) for path, delta in saved.items()}]
+    saved = {
+        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
+    }
+    worn = [
+        *map(toy.dense, adapters),
+        {path: torch.zeros_like(delta) for path, delta in saved.items()},
+    ]
     stacked = {path: worn[0][path] + worn[1][path] for path in saved}
     models = [toy.patched(net.model, delta) for delta in worn]
     student = toy.patched(net.model, saved)
@@ -310,10 +420,17 @@ def test_residuals_are_those_of_the_adapter_as_saved():
             rows = [sample.teacher for sample in task.samples]
             x = torch.cat(toy.layer_inputs(models[g], rows, [layer.path])[layer.path])
             x_student = torch.cat(toy.layer_inputs(student, rows, [layer.path])[layer.path])
-            target, answer = x @ worn[g][layer.path].T, x_student @ saved[layer.path].T
+            target = x @ worn[g][layer.path].T
+            answer = x_student @ saved[layer.path].T
             scale = target.norm() if g < 2 else (x_student @ stacked[layer.path].T).norm()
-            lam = (worn[g][layer.path].norm() / target.norm()) ** 2 if g < 2 else x.shape[1] / x.norm() ** 2
+            lam = (
+                (worn[g][layer.path].norm() / target.norm()) ** 2
+                if g < 2
+                else x.shape[1] / x.norm() ** 2
+            )
             assert entry.task == task.name
             assert entry.tokens == len(x)
-            assert entry.residual == pytest.approx(((target - answer).norm() / scale).item(), rel=1e-6)
+            assert entry.residual == pytest.approx(
+                ((target - answer).norm() / scale).item(), rel=1e-6
+            )
             assert entry.weight == pytest.approx(lam.item(), rel=1e-9)

@@ -1,4 +1,6 @@
-"""A sweep that is cancelled, runs out of memory, meets an unfit network, or a model of lower precision."""
+"""A sweep that is cancelled, runs out of memory, meets an unfit network, or a model of lower
+precision.
+"""
 
 import copy
 import gc
@@ -9,7 +11,16 @@ import pytest
 import torch
 import toy
 
-from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig, Sample, Task, merge
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    CalibrationError,
+    LowRankDelta,
+    MergeConfig,
+    Sample,
+    Task,
+    merge,
+)
 from iteris_core.config import BaselineOptions
 
 # --- nothing is left behind ---
@@ -37,13 +48,16 @@ def test_an_exception_unwinds_every_chunk_and_leaves_nothing(place):
     before = copy.deepcopy(net.model.state_dict())
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
-    entered, left, held = [], [], []
+    entered = []
+    left = []
+    held = []
 
     class Held:
         """Stands for what a paused chunk keeps in memory."""
 
     def forward(rows):
-        number, keeps = len(entered), Held()
+        number = len(entered)
+        keeps = Held()
         entered.append(number)
         held.append(weakref.ref(keeps))
         try:
@@ -59,7 +73,9 @@ def test_an_exception_unwinds_every_chunk_and_leaves_nothing(place):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        merge(net.network(forward), adapters, tasks, toy.exact(samples_per_chunk=1), progress=progress)
+        merge(
+            net.network(forward), adapters, tasks, toy.exact(samples_per_chunk=1), progress=progress
+        )
     assert len(entered) == (4 if place == "forward" else 6)
     assert sorted(left) == entered
     gc.collect()
@@ -80,24 +96,43 @@ def test_the_model_can_be_merged_again_after_a_cancelled_merge():
     with pytest.raises(Cancelled):
         merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=cancel)
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
 
 
 def test_progress_counts_the_layers():
     net = toy.build("stack")
-    adapters, told = [net.adapter()], []
+    adapters = [net.adapter()]
+    told = []
     tasks = toy.own_tasks(net, adapters)
-    merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=lambda *step: told.append(step))
+    merge(
+        net.network(),
+        adapters,
+        tasks,
+        toy.exact(samples_per_chunk=1),
+        progress=lambda *step: told.append(step),
+    )
     assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"method": "ties"}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3, "tolerance": 0.0},
-    {"method": "average", "baseline": BaselineOptions(scale="search")},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method": "ties"},
+        {"method": "regmean"},
+        {"engine": "iterate", "max_iter": 3, "tolerance": 0.0},
+        {"method": "average", "baseline": BaselineOptions(scale="search")},
+    ],
+    ids=str,
+)
 def test_every_layer_is_told_the_moment_it_is_solved(settings):
     net = toy.build("stack")
-    adapters, told, at = [net.adapter("a"), net.adapter("b")], [], []
+    adapters = [net.adapter("a"), net.adapter("b")]
+    told = []
+    at = []
     tasks = toy.own_tasks(net, adapters)
     config = toy.exact(samples_per_chunk=1, **settings)
     progress = lambda *_: at.append(len(told))  # noqa: E731
@@ -111,7 +146,8 @@ def test_every_layer_is_told_the_moment_it_is_solved(settings):
 def test_a_forward_of_somebody_else_is_left_alone():
     net = toy.build("stack")
     adapters = [net.adapter()]
-    row, answers = net.make_row(), []
+    row = net.make_row()
+    answers = []
     expected = toy.run(net.model, [row])
     merge(
         net.network(),
@@ -131,16 +167,22 @@ def test_a_forward_of_somebody_else_is_left_alone():
 def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
-    tasks, told = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})], []
+    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
+    told = []
 
     def small_memory(module, args, output):
         if args[0].shape[0] > 2 * fits:
             raise torch.OutOfMemoryError("no room")
 
     handle = net.model.cross_attention["o"].register_forward_hook(small_memory)
-    result = merge(net.network(), adapters, tasks, toy.exact(), progress=lambda *step: told.append(step))
+    result = merge(
+        net.network(), adapters, tasks, toy.exact(), progress=lambda *step: told.append(step)
+    )
     handle.remove()
-    assert toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks)) < 1e-9
+    assert (
+        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
+        < 1e-9
+    )
     assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
     assert [layer.path for layer in result.report.layers] == list(net.targets)
     assert [len(rows) for rows in result.outputs] == [3, 3, 2]
@@ -155,7 +197,10 @@ def test_out_of_memory_with_one_sample_is_an_error_with_advice():
         raise torch.OutOfMemoryError("no room")
 
     handle = net.model.middle.register_forward_hook(no_memory)
-    with pytest.raises(CalibrationError, match="the sweep ran out of memory with a single sample in each forward call"):
+    with pytest.raises(
+        CalibrationError,
+        match="the sweep ran out of memory with a single sample in each forward call",
+    ):
         toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
     handle.remove()
     assert toy.hook_count(net.model) == 0
@@ -168,7 +213,9 @@ def test_a_layer_that_is_reached_twice_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter()]
     twice = net.network(lambda rows: net.model(toy.run(net.model, rows)))
-    with pytest.raises(CalibrationError, match="layer 'down1' is reached twice in one forward pass"):
+    with pytest.raises(
+        CalibrationError, match="layer 'down1' is reached twice in one forward pass"
+    ):
         merge(twice, adapters, toy.own_tasks(net, adapters))
     assert toy.hook_count(net.model) == 0
 
@@ -176,7 +223,9 @@ def test_a_layer_that_is_reached_twice_is_refused():
 def test_a_layer_that_is_never_reached_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter()]
-    early = net.network(lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows]))))
+    early = net.network(
+        lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows])))
+    )
     with pytest.raises(CalibrationError, match="never ran 3 of 5 target layers, such as 'middle'"):
         merge(early, adapters, toy.own_tasks(net, adapters))
 
@@ -191,8 +240,15 @@ def test_chunks_that_take_different_ways_are_refused():
         x = torch.stack([row[0] for row in rows])
         return net.model(x) if len(calls) < 3 else net.model.up2(net.model.down1(x))
 
-    with pytest.raises(CalibrationError, match="chunk 0 reached 'middle' while chunk 2 reached 'up2'"):
-        merge(net.network(forward), adapters, toy.own_tasks(net, adapters), toy.exact(samples_per_chunk=1))
+    with pytest.raises(
+        CalibrationError, match="chunk 0 reached 'middle' while chunk 2 reached 'up2'"
+    ):
+        merge(
+            net.network(forward),
+            adapters,
+            toy.own_tasks(net, adapters),
+            toy.exact(samples_per_chunk=1),
+        )
     assert toy.hook_count(net.model) == 0
 
 
@@ -208,7 +264,10 @@ def test_a_wrong_number_of_token_weights_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter("a")]
     tasks = [Task("a", [Sample(net.make_row(), token_weights={"image": torch.ones(7)})], {0: 1.0})]
-    with pytest.raises(CalibrationError, match=r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'",
+    ):
         toy.merge_toy(net, adapters, tasks)
 
 
@@ -230,7 +289,9 @@ def test_a_delta_that_does_not_fit_is_refused(path, shape, message):
 def test_keys_that_fitted_no_module_are_in_the_report():
     net = toy.build("stack")
     adapter = replace(net.adapter("a"), unmatched=("strange.key",))
-    result = toy.merge_toy(net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")]))
+    result = toy.merge_toy(
+        net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")])
+    )
     assert result.report.unmatched == {"a": ("strange.key",)}
     assert "a: 1 keys belong to no module of this model: strange.key" in str(result.report)
 
@@ -245,10 +306,15 @@ def test_models_of_lower_precision_come_close_to_the_exact_merge(dtype):
     tasks = toy.own_tasks(net, adapters, samples=8)
     expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
     net.model.to(dtype)
-    rows = [replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples]) for task in tasks]
+    rows = [
+        replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples])
+        for task in tasks
+    ]
     result = merge(net.network(), adapters, rows, MergeConfig(target="delta", alpha=1e-2))
     assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
-    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    found = {
+        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
+    }
     assert toy.largest_error(found, expected) < (1e-4 if dtype == torch.float32 else 0.2)
 
 
@@ -260,15 +326,22 @@ def test_a_model_under_autocast_is_merged_in_full_precision(samples_per_chunk, p
     tasks = toy.own_tasks(net, adapters, samples=8)
     expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
     net.model.float()
-    rows = [replace(task, samples=[Sample((s.teacher[0].float(),)) for s in task.samples]) for task in tasks]
+    rows = [
+        replace(task, samples=[Sample((s.teacher[0].float(),)) for s in task.samples])
+        for task in tasks
+    ]
 
     def forward(rows):
-        with torch.autocast("cpu", torch.bfloat16, enabled=place == "inside" or torch.is_autocast_enabled("cpu")):
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=place == "inside" or torch.is_autocast_enabled("cpu")
+        ):
             return toy.run(net.model, rows)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
         config = MergeConfig(target="delta", alpha=1e-2, samples_per_chunk=samples_per_chunk)
         result = merge(net.network(forward), adapters, rows, config)
     assert not torch.is_autocast_enabled("cpu")
-    found = {path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()}
+    found = {
+        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
+    }
     assert toy.largest_error(found, expected) < 0.2

@@ -10,7 +10,9 @@ SAMPLES = (Sample("text"),)
 
 
 def adapter(name, idle=False):
-    return Adapter(name, {} if idle else {"layer": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))})
+    return Adapter(
+        name, {} if idle else {"layer": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))}
+    )
 
 
 @pytest.mark.parametrize(
@@ -18,12 +20,21 @@ def adapter(name, idle=False):
     [
         ([], "there is no task"),
         ([Task("a", (), {0: 1.0})], "task 'a' has no samples"),
-        ([Task("a", SAMPLES, {0: 1.0}, -1.0)], "task 'a' has weight -1.0; it must be a finite number, 0 or more"),
+        (
+            [Task("a", SAMPLES, {0: 1.0}, -1.0)],
+            "task 'a' has weight -1.0; it must be a finite number, 0 or more",
+        ),
         ([Task("a", SAMPLES, {0: 1.0}, float("nan"))], "task 'a' has weight nan"),
         ([Task("a", SAMPLES, {0: 1.0}, float("inf"))], "task 'a' has weight inf"),
-        ([Task("a", SAMPLES, {0: 1.0, 2: 1.0})], r"task 'a' wears adapter number 2; there are 2 \(from 0\)"),
+        (
+            [Task("a", SAMPLES, {0: 1.0, 2: 1.0})],
+            r"task 'a' wears adapter number 2; there are 2 \(from 0\)",
+        ),
         ([Task("a", SAMPLES, {-1: 1.0})], "task 'a' wears adapter number -1"),
-        ([Task("a", SAMPLES, {0: 1.0}, 0.0), Task("b", SAMPLES, {}, 0.0)], "every task has weight 0"),
+        (
+            [Task("a", SAMPLES, {0: 1.0}, 0.0), Task("b", SAMPLES, {}, 0.0)],
+            "every task has weight 0",
+        ),
     ],
 )
 def test_unusable_tasks_are_refused(tasks, message):
@@ -32,7 +43,11 @@ def test_unusable_tasks_are_refused(tasks, message):
 
 
 def test_usable_tasks_pass():
-    tasks = [Task("a", SAMPLES, {0: 1.0, 1: -0.5}), Task("off", SAMPLES, {1: 1.0}, 0.0), Task("preserve", SAMPLES, {})]
+    tasks = [
+        Task("a", SAMPLES, {0: 1.0, 1: -0.5}),
+        Task("off", SAMPLES, {1: 1.0}, 0.0),
+        Task("preserve", SAMPLES, {}),
+    ]
     check_tasks([adapter("a"), adapter("b")], tasks)
 
 

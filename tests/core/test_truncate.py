@@ -5,7 +5,12 @@ import torch
 import toy
 
 from iteris_core import LowRankDelta
-from iteris_core.algebra.truncate import factored_spectrum, leading_spectrum, rank_for_energy, share_out_size
+from iteris_core.algebra.truncate import (
+    factored_spectrum,
+    leading_spectrum,
+    rank_for_energy,
+    share_out_size,
+)
 
 
 @pytest.fixture
@@ -18,7 +23,9 @@ def merged_and_system(net, rank_of_each=2, **settings):
     adapters = [net.adapter("a", rank_of_each), net.adapter("b", rank_of_each)]
     tasks = toy.own_tasks(net, adapters)
     result = toy.merge_toy(net, adapters, tasks, **settings)
-    uncut = toy.merge_toy(net, adapters, tasks, **{**settings, "rank": "sum", "kept_energy": None, "size": None})
+    uncut = toy.merge_toy(
+        net, adapters, tasks, **{**settings, "rank": "sum", "kept_energy": None, "size": None}
+    )
     layers = uncut.report.layers[0]
     system = torch.zeros(6, 6).double()
     for task, entry in zip(tasks, layers.tasks, strict=True):
@@ -39,15 +46,21 @@ def test_a_lower_rank_is_the_dense_optimum_and_beats_a_plain_svd(net, rank):
     found = result.adapter.deltas["layer"]
     half = torch.linalg.cholesky(system).T @ optimum.T  # (W L)^T
     u, s, vh = torch.linalg.svd(half, full_matrices=False)
-    best = torch.linalg.solve(torch.linalg.cholesky(system).T, (u[:, :rank] * s[:rank]) @ vh[:rank]).T
+    best = torch.linalg.solve(
+        torch.linalg.cholesky(system).T, (u[:, :rank] * s[:rank]) @ vh[:rank]
+    ).T
     assert found.rank == rank
     torch.testing.assert_close(found.dense(), best, rtol=1e-8, atol=1e-8)
     u, s_plain, vh = torch.linalg.svd(optimum)
     plain = (u[:, :rank] * s_plain[:rank]) @ vh[:rank]
     total = excess(torch.zeros_like(optimum), optimum, system)
     layer = result.report.layers[0]
-    assert layer.cut == pytest.approx((excess(best, optimum, system) / total).sqrt().item(), rel=1e-6)
-    assert layer.plain_cut == pytest.approx((excess(plain, optimum, system) / total).sqrt().item(), rel=1e-6)
+    assert layer.cut == pytest.approx(
+        (excess(best, optimum, system) / total).sqrt().item(), rel=1e-6
+    )
+    assert layer.plain_cut == pytest.approx(
+        (excess(plain, optimum, system) / total).sqrt().item(), rel=1e-6
+    )
     assert layer.cut <= layer.plain_cut
 
 
@@ -58,8 +71,14 @@ def test_a_full_output_target_is_cut_to_the_sum_of_the_ranks_in_the_same_metric(
     cut = toy.merge_toy(net, adapters, tasks, target="full_output")
     assert cut.adapter.deltas["layer"].rank == 2
     assert 0 <= cut.report.layers[0].cut < 1
-    # one layer: teacher and student read the same, so there is no drift and the answer is of low rank anyway
-    torch.testing.assert_close(cut.adapter.deltas["layer"].dense(), whole.adapter.deltas["layer"].dense(), rtol=1e-6, atol=1e-8)
+    # one layer: teacher and student read the same, so there is no drift and the answer is of low
+    # rank anyway
+    torch.testing.assert_close(
+        cut.adapter.deltas["layer"].dense(),
+        whole.adapter.deltas["layer"].dense(),
+        rtol=1e-6,
+        atol=1e-8,
+    )
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
@@ -80,11 +99,15 @@ def test_ranks_per_layer_and_by_kept_energy():
     tasks = toy.own_tasks(net, adapters, samples=4)
     path = "self_attention.q"
     by_layer = toy.merge_toy(net, adapters, tasks, rank={path: 1})
-    assert {p: d.rank for p, d in by_layer.adapter.deltas.items()} == {p: 1 if p == path else 4 for p in net.targets}
+    assert {p: d.rank for p, d in by_layer.adapter.deltas.items()} == {
+        p: 1 if p == path else 4 for p in net.targets
+    }
     some = toy.merge_toy(net, adapters, tasks, kept_energy=0.9)
     most = toy.merge_toy(net, adapters, tasks, kept_energy=0.9999)
     assert all(layer.cut**2 <= 0.1 + 1e-9 for layer in some.report.layers)
-    assert sum(layer.rank for layer in some.report.layers) < sum(layer.rank for layer in most.report.layers)
+    assert sum(layer.rank for layer in some.report.layers) < sum(
+        layer.rank for layer in most.report.layers
+    )
 
 
 @pytest.mark.parametrize("target", ["delta", "full_output"])
@@ -101,12 +124,16 @@ def test_a_total_size_is_kept_and_used(target):
 def test_size_goes_where_it_gains_most():
     spectra = {"steep": torch.tensor([10.0, 0.1]), "flat": torch.tensor([3.0, 2.9])}
     shapes = {"steep": (4, 4), "flat": (4, 4)}
-    assert share_out_size(spectra, shapes, {"steep": 100.0, "flat": 17.0}, 24) == {"steep": 1, "flat": 2}
+    assert share_out_size(spectra, shapes, {"steep": 100.0, "flat": 17.0}, 24) == {
+        "steep": 1,
+        "flat": 2,
+    }
 
 
 def test_the_randomised_svd_agrees_with_the_dense_one():
     torch.manual_seed(0)
-    left, right = torch.linalg.qr(torch.randn(300, 300).double())[0], torch.linalg.qr(torch.randn(260, 260).double())[0]
+    left = torch.linalg.qr(torch.randn(300, 300).double())[0]
+    right = torch.linalg.qr(torch.randn(260, 260).double())[0]
     values = torch.arange(1, 261).double().pow(-1.0)
     half = (left[:, :260] * values) @ right.T
     spectrum = leading_spectrum(half, 12)
@@ -116,7 +143,8 @@ def test_the_randomised_svd_agrees_with_the_dense_one():
 
 
 def test_the_factored_spectrum_is_the_dense_one():
-    half, up = torch.randn(9, 3).double(), torch.randn(7, 3).double()
+    half = torch.randn(9, 3).double()
+    up = torch.randn(7, 3).double()
     spectrum = factored_spectrum(half, up)
     torch.testing.assert_close(spectrum.values, torch.linalg.svdvals(half @ up.T)[:3])
     torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right.T, half @ up.T)

@@ -1,4 +1,6 @@
-"""LoRA files of a diffusers model: every spelling in, two styles out, and what diffusers makes of ours."""
+"""LoRA files of a diffusers model: every spelling in, two styles out, and what diffusers makes of
+ours.
+"""
 
 import json
 
@@ -26,7 +28,8 @@ def host():
 
 
 def outputs(host):
-    x, sigma = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(2.0)
+    x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
+    sigma = torch.tensor(2.0)
     with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
         context = text.forward(host.tokenize("a cat"))
         return context, unet.forward([UnetRow(x, sigma, context[0])])
@@ -37,7 +40,11 @@ def in_diffusers(path):
     host = tiny_diffusers.model()
     loaded = tiny_diffusers.pipeline(host)
     loaded.load_lora_weights(str(path))
-    return outputs(DiffusersStableDiffusion(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler()))
+    return outputs(
+        DiffusersStableDiffusion(
+            loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler()
+        )
+    )
 
 
 def with_weights(adapter):
@@ -53,8 +60,11 @@ def assert_same_effect(found, expected, base):
 
 
 def mixed_ranks(host):
-    one, other = tiny_diffusers.adapter(host, 1, wanted=ALL), tiny_diffusers.adapter(host, 2, wanted=ALL, rank=3)
-    return Adapter("mixed", {p: (other if i % 3 == 0 else one).deltas[p] for i, p in enumerate(one.deltas)})
+    one = tiny_diffusers.adapter(host, 1, wanted=ALL)
+    other = tiny_diffusers.adapter(host, 2, wanted=ALL, rank=3)
+    return Adapter(
+        "mixed", {p: (other if i % 3 == 0 else one).deltas[p] for i, p in enumerate(one.deltas)}
+    )
 
 
 def one_rank(host):
@@ -64,7 +74,8 @@ def one_rank(host):
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("make", [one_rank, mixed_ranks])
 def test_diffusers_loads_what_is_saved_and_so_do_we(host, tmp_path, style, make):
-    adapter, path = make(host), tmp_path / "merged.safetensors"
+    adapter = make(host)
+    path = tmp_path / "merged.safetensors"
     assert len(adapter.deltas) > 80
     save_lora(host, adapter, path, style, {"iteris.recipe": "{}"})
     assert_same_effect(in_diffusers(path), with_weights(adapter), outputs(host))
@@ -75,10 +86,13 @@ def test_diffusers_loads_what_is_saved_and_so_do_we(host, tmp_path, style, make)
 
 
 def test_lycoris_reads_what_is_saved_for_kohya(host, tmp_path):
-    """Not so with mixed ranks: lycoris-lora 4.1 cannot read a file without alphas, and diffusers misreads one with them."""
+    """Not so with mixed ranks: lycoris-lora 4.1 cannot read a file without alphas, and diffusers
+    misreads one with them.
+    """
     from lycoris.modules import get_module, make_module
 
-    adapter, path = one_rank(host), tmp_path / "merged.safetensors"
+    adapter = one_rank(host)
+    path = tmp_path / "merged.safetensors"
     save_lora(host, adapter, path, "kohya")
     tensors = load_file(path)
     paths = {host.keys.base_of_module[path]: path for path in adapter.deltas}
@@ -91,15 +105,28 @@ def test_lycoris_reads_what_is_saved_for_kohya(host, tmp_path):
 
 
 def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tmp_path):
-    trained, layers, settings = tiny_diffusers.model(), {}, {}
+    trained = tiny_diffusers.model()
+    layers = {}
+    settings = {}
     parts = {
         "unet": (trained.unet_model, ["to_q", "to_out.0", "conv1"]),
         "text_encoder": (trained.text_model, ["q_proj", "fc1"]),
     }
     for part, (model, targets) in parts.items():
-        config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, rank_pattern={targets[0]: 4}, init_lora_weights=False)
-        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(inject_adapter_in_model(config, model))
-        settings[f"{part}_lora_adapter_metadata"] = {**config.to_dict(), "target_modules": sorted(targets)}
+        config = LoraConfig(
+            r=2,
+            lora_alpha=6,
+            target_modules=targets,
+            rank_pattern={targets[0]: 4},
+            init_lora_weights=False,
+        )
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(
+            inject_adapter_in_model(config, model)
+        )
+        settings[f"{part}_lora_adapter_metadata"] = {
+            **config.to_dict(),
+            "target_modules": sorted(targets),
+        }
     StableDiffusionPipeline.save_lora_weights(tmp_path, **layers, **settings)
     (path,) = tmp_path.glob("*.safetensors")
     adapter = read_lora(host, path)
@@ -116,7 +143,9 @@ def old_processors(key):
     for name in ("q", "k", "v"):
         key = key.replace(f".to_{name}.lora_", f".processor.to_{name}_lora.")
         key = key.replace(f".{name}_proj.lora_", f".to_{name}_lora.")
-    key = key.replace(".to_out.0.lora_", ".processor.to_out_lora.").replace(".out_proj.lora_", ".to_out_lora.")
+    key = key.replace(".to_out.0.lora_", ".processor.to_out_lora.").replace(
+        ".out_proj.lora_", ".to_out_lora."
+    )
     for place in (".proj_in", ".proj_out", ".proj", ".net.2", ".conv1"):
         key = key.replace(f"{place}.lora_", f"{place}.lora.")
     for place in (".fc1", ".fc2"):
@@ -130,13 +159,16 @@ SPELLINGS = {
     "without parts": lambda key: key.partition(".")[2],
     "transformers 5": lambda key: key.replace("text_model.", ""),
     "processors": old_processors,
-    "ComfyUI's text encoder": lambda key: key.replace("text_encoder.", "text_encoders.clip_l.transformer."),
+    "ComfyUI's text encoder": lambda key: key.replace(
+        "text_encoder.", "text_encoders.clip_l.transformer."
+    ),
 }
 
 
 @pytest.mark.parametrize("change", SPELLINGS.values(), ids=SPELLINGS)
 def test_every_spelling_is_read(host, tmp_path, change):
-    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
+    adapter = tiny_diffusers.adapter(host, 1)
+    path = tmp_path / "a.safetensors"
     save_lora(host, adapter, path, "diffusers")
     tensors = renamed(load_file(path), change)
     assert len(tensors) == 2 * len(adapter.deltas)
@@ -147,25 +179,33 @@ def test_every_spelling_is_read(host, tmp_path, change):
 
 
 def test_the_text_encoders_second_name_in_kohyas_files_is_read(host, tmp_path):
-    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
+    adapter = tiny_diffusers.adapter(host, 1)
+    path = tmp_path / "a.safetensors"
     save_lora(host, adapter, path)
     save_file(renamed(load_file(path), lambda key: key.replace("lora_te_", "lora_te1_")), path)
     assert set(read_lora(host, path).deltas) == set(adapter.deltas)
 
 
 def test_names_of_the_original_code_are_read(host, tmp_path):
-    adapter, names = tiny_diffusers.adapter(host, 1, wanted=ALL), ldm_names(p.removeprefix("unet.") for p in host.modules)
+    adapter = tiny_diffusers.adapter(host, 1, wanted=ALL)
+    names = ldm_names(p.removeprefix("unet.") for p in host.modules)
     unet = adapter.select(lambda path: not host.is_text_module(path))
     tensors = {}
     for path, delta in unet.deltas.items():
         kernel = host.keys.kernels.get(path, ())
         base = "diffusion_model." + names[path.removeprefix("unet.")]
-        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous()
-        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(delta.rank, -1, *kernel).contiguous()
+        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(
+            *delta.up.shape, *(1 for _ in kernel)
+        ).contiguous()
+        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(
+            delta.rank, -1, *kernel
+        ).contiguous()
     save_file(tensors, tmp_path / "comfy.safetensors")
     again = read_lora(host, tmp_path / "comfy.safetensors")
     assert again.unmatched == ()
-    assert all(torch.equal(again.deltas[p].dense(), delta.dense()) for p, delta in unet.deltas.items())
+    assert all(
+        torch.equal(again.deltas[p].dense(), delta.dense()) for p, delta in unet.deltas.items()
+    )
 
 
 @pytest.mark.parametrize("layers_per_block", [1, 2])
@@ -173,7 +213,10 @@ def test_the_original_names_are_those_that_diffusers_converts(layers_per_block):
     down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
     up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     model = tiny_diffusers.unet(
-        layers_per_block=layers_per_block, block_out_channels=(8, 8, 16), down_block_types=down, up_block_types=up
+        layers_per_block=layers_per_block,
+        block_out_channels=(8, 8, 16),
+        down_block_types=down,
+        up_block_types=up,
     )
     parameters = dict(model.named_parameters())
     names = ldm_names(path for path, _ in model.named_modules())
@@ -183,14 +226,17 @@ def test_the_original_names_are_those_that_diffusers_converts(layers_per_block):
         original[f"model.diffusion_model.{names[path]}.{kind}"] = parameter
     assert len(original) == len(parameters)
     converted = convert_ldm_unet_checkpoint(original, dict(model.config))
-    assert {key: id(tensor) for key, tensor in converted.items()} == {key: id(tensor) for key, tensor in parameters.items()}
+    assert {key: id(tensor) for key, tensor in converted.items()} == {
+        key: id(tensor) for key, tensor in parameters.items()
+    }
 
 
 # --- strengths, other kinds, refusals ---
 
 
 def test_strengths_are_baked_in(host, tmp_path):
-    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
+    adapter = tiny_diffusers.adapter(host, 1)
+    path = tmp_path / "a.safetensors"
     save_lora(host, adapter, path)
     found = read_lora(host, path, 0.5, 2.0)
     for module, delta in adapter.deltas.items():
@@ -203,31 +249,50 @@ def test_strengths_are_baked_in(host, tmp_path):
 def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
     trained = tiny_diffusers.model()
     trained.unet_model.add_adapter(
-        LoraConfig(r=2, lora_alpha=2, use_dora=True, target_modules=["to_q"], init_lora_weights=False)
+        LoraConfig(
+            r=2, lora_alpha=2, use_dora=True, target_modules=["to_q"], init_lora_weights=False
+        )
     )
-    state = {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(trained.unet_model).items()}
+    state = {
+        f"unet.{key}": tensor
+        for key, tensor in get_peft_model_state_dict(trained.unet_model).items()
+    }
     assert any("magnitude" in key for key in state)
     save_file(state, tmp_path / "dora.safetensors")
     adapter = read_lora(host, tmp_path / "dora.safetensors")
     patched = with_weights(adapter)
     expected = outputs(
-        DiffusersStableDiffusion(trained.unet_model, trained.text_model, host.tokenizer, tiny_diffusers.scheduler())
+        DiffusersStableDiffusion(
+            trained.unet_model, trained.text_model, host.tokenizer, tiny_diffusers.scheduler()
+        )
     )
     torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "options", [{"r": 2}, {"r": 64}, {"r": 2, "decompose_both": True}, {"r": 2, "use_effective_conv2d": True}], ids=str
+    "options",
+    [{"r": 2}, {"r": 64}, {"r": 2, "decompose_both": True}, {"r": 2, "use_effective_conv2d": True}],
+    ids=str,
 )
 def test_a_lokr_of_peft_is_read(host, tmp_path, options):
     trained = tiny_diffusers.model()
-    config = LoKrConfig(alpha=options["r"], target_modules=["to_q", "proj_in", "conv1"], init_weights=False, **options)
+    config = LoKrConfig(
+        alpha=options["r"],
+        target_modules=["to_q", "proj_in", "conv1"],
+        init_weights=False,
+        **options,
+    )
     inject_adapter_in_model(config, trained.unet_model)
-    state = {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(trained.unet_model).items()}
+    state = {
+        f"unet.{key}": tensor
+        for key, tensor in get_peft_model_state_dict(trained.unet_model).items()
+    }
     save_file(state, tmp_path / "lokr.safetensors")
     adapter = read_lora(host, tmp_path / "lokr.safetensors")
     assert adapter.unmatched == ()
-    layers = {f"unet.{name}": m for name, m in trained.unet_model.named_modules() if hasattr(m, "lokr_w1")}
+    layers = {
+        f"unet.{name}": m for name, m in trained.unet_model.named_modules() if hasattr(m, "lokr_w1")
+    }
     assert set(adapter.deltas) == set(layers)
     for path, layer in layers.items():
         expected = layer.get_delta_weight("default").flatten(1)
@@ -235,9 +300,18 @@ def test_a_lokr_of_peft_is_read(host, tmp_path, options):
 
 
 def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
-    base, path = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", tmp_path / "lokr.safetensors"
-    factors = {"lokr_w1": torch.randn(2, 2), "lokr_w2_a": torch.randn(4, 3), "lokr_w2_b": torch.randn(3, 4)}
-    save_file({f"{base}.{role}": tensor for role, tensor in factors.items()} | {f"{base}.alpha": torch.tensor(1.5)}, path)
+    base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    path = tmp_path / "lokr.safetensors"
+    factors = {
+        "lokr_w1": torch.randn(2, 2),
+        "lokr_w2_a": torch.randn(4, 3),
+        "lokr_w2_b": torch.randn(3, 4),
+    }
+    save_file(
+        {f"{base}.{role}": tensor for role, tensor in factors.items()}
+        | {f"{base}.alpha": torch.tensor(1.5)},
+        path,
+    )
     (delta,) = read_lora(host, path).deltas.values()
     expected = 0.5 * torch.kron(factors["lokr_w1"], factors["lokr_w2_a"] @ factors["lokr_w2_b"])
     torch.testing.assert_close(delta.dense(), expected)
@@ -253,27 +327,39 @@ def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
 def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):
     base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file({f"{base}.oft_blocks": torch.ones(2, 4, 4)}, tmp_path / "oft.safetensors")
-    with pytest.raises(AdapterError, match=r"oft: .* is an OFT, which only ComfyUI's own code applies; merge it there"):
+    with pytest.raises(
+        AdapterError,
+        match=r"oft: .* is an OFT, which only ComfyUI's own code applies; merge it there",
+    ):
         read_lora(host, tmp_path / "oft.safetensors")
     adapter = tiny_diffusers.adapter(host, 1)
     with pytest.raises(ConfigError, match="style is 'peft'; it can be 'kohya' or 'diffusers'"):
         save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
     biased = Adapter("biased", adapter.deltas, vectors={"unet.conv_in.bias": torch.ones(8)})
-    with pytest.raises(AdapterError, match=r"changes biases or norms .* save it in the style of kohya"):
+    with pytest.raises(
+        AdapterError, match=r"changes biases or norms .* save it in the style of kohya"
+    ):
         save_lora(host, biased, tmp_path / "a.safetensors", "diffusers")
     assert not (tmp_path / "a.safetensors").exists()
     save_lora(host, biased, tmp_path / "a.safetensors")
-    assert torch.equal(read_lora(host, tmp_path / "a.safetensors").vectors["unet.conv_in.bias"], torch.ones(8))
+    assert torch.equal(
+        read_lora(host, tmp_path / "a.safetensors").vectors["unet.conv_in.bias"], torch.ones(8)
+    )
     with pytest.raises(FileExistsError, match="exists already"):
         save_lora(host, adapter, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [("{", "cannot be read"), (json.dumps({"unet.r": 4, "unet.lora_alpha": 4}), "has rank 2, but")]
+    ("settings", "said"),
+    [("{", "cannot be read"), (json.dumps({"unet.r": 4, "unet.lora_alpha": 4}), "has rank 2, but")],
 )
 def test_settings_in_the_metadata_must_fit(host, tmp_path, settings, said):
     save_lora(
-        host, tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors", "diffusers", {"lora_adapter_metadata": settings}
+        host,
+        tiny_diffusers.adapter(host, 1),
+        tmp_path / "a.safetensors",
+        "diffusers",
+        {"lora_adapter_metadata": settings},
     )
     with pytest.raises(AdapterError, match=said):
         read_lora(host, tmp_path / "a.safetensors")

@@ -1,4 +1,6 @@
-"""Whole merges through diffusers, held against the equation of the method on plainly patched models."""
+"""Whole merges through diffusers, held against the equation of the method on plainly patched
+models.
+"""
 
 import copy
 
@@ -51,7 +53,8 @@ def patched(host, adapter=None):
 
 def inputs_of_layers(model, opened, rows, paths):
     """Return what layers read when a model runs, (tokens, d_in), caught by plain hooks."""
-    seen, handles = {}, []
+    seen = {}
+    handles = []
     for path in paths:
         module = model.modules[path]
 
@@ -70,18 +73,24 @@ def inputs_of_layers(model, opened, rows, paths):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_type):
     host = recorder(prediction_type)
-    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))]
+    loras = [
+        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        for seed, prompt in ((1, "a cat"), (2, "ink"))
+    ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
     result = merge_stable_diffusion(host, loras, calibration, EXACT)
-    text_batch, unet_batch = host.batches[0], host.batches[-1]
+    text_batch = host.batches[0]
+    unet_batch = host.batches[-1]
     models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
-    student, checked = patched(host, result.adapter), 0
+    student = patched(host, result.adapter)
+    checked = 0
     for batch, opened, mine in (
         (text_batch, lambda model: model.text_encoder(), host.is_text_module),
         (unet_batch, lambda model: model.unet(), lambda path: not host.is_text_module(path)),
     ):
         layers = [layer for layer in result.report.layers if mine(layer.path)]
-        paths, half = [layer.path for layer in layers], len(batch) // 2
+        paths = [layer.path for layer in layers]
+        half = len(batch) // 2
         (total,) = {sum(task.tokens for task in layer.tasks) for layer in layers[:1]}
         counts = [task.tokens * half // total for task in layers[0].tasks]
         assert sum(counts) == half
@@ -93,7 +102,11 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
             reads = inputs_of_layers(student, opened, batch[half:][rows], paths)
             start += count
             for path in paths:
-                worn = result.adapter.deltas[path].dense() * 0 if g == 2 else loras[g].adapter.deltas[path].dense().double()
+                worn = (
+                    result.adapter.deltas[path].dense() * 0
+                    if g == 2
+                    else loras[g].adapter.deltas[path].dense().double()
+                )
                 at_layer[path].append(toy.DenseTask(teacher[path], reads[path], worn, 1.0))
         for path in paths:
             base = host.modules[path].weight.flatten(1)
@@ -125,17 +138,28 @@ def test_scenes_can_be_merged():
         for seed, prompt in ((1, "bat"), (2, "hat"))
     ]
     calibration = Calibration(
-        **SMALL, scene_weight=0.1, scene_forms=("{first} {second}",), companions=("mat",), compositions=("{prompt} {thing}",),
+        **SMALL,
+        scene_weight=0.1,
+        scene_forms=("{first} {second}",),
+        companions=("mat",),
+        compositions=("{prompt} {thing}",),
         preserve_captions=("a hat",),
-    )  # fmt: skip
+    )
     result = merge_stable_diffusion(host, loras, calibration, MergeConfig(target="full_output"))
-    assert {"lora1 in scenes", "lora2 in scenes"} <= {task.task for task in result.report.layers[0].tasks}
+    assert {"lora1 in scenes", "lora2 in scenes"} <= {
+        task.task for task in result.report.layers[0].tasks
+    }
 
 
 def test_a_long_prompt_is_merged_beside_a_short_one():
     host = tiny_diffusers.model()
     long = "a cat on a mat and a hat, a bat"
     assert len(host.tokenize(long)) == 2
-    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, long))]
-    result = merge_stable_diffusion(host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig())
+    loras = [
+        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        for seed, prompt in ((1, "a cat"), (2, long))
+    ]
+    result = merge_stable_diffusion(
+        host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig()
+    )
     assert all(delta.up.isfinite().all() for delta in result.adapter.deltas.values())

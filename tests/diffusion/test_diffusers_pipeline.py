@@ -1,4 +1,6 @@
-"""Stable Diffusion in diffusers as the core sees it: noise levels, prediction types, prompts, and whole merges."""
+"""Stable Diffusion in diffusers as the core sees it: noise levels, prediction types, prompts, and
+whole merges.
+"""
 
 import copy
 
@@ -23,28 +25,41 @@ def rows(x, sigma, contexts):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_type):
     host = tiny_diffusers.model(prediction_type, dtype=torch.float64)
-    theirs = EulerDiscreteScheduler.from_config(tiny_diffusers.scheduler(prediction_type).config, timestep_spacing="linspace")
+    theirs = EulerDiscreteScheduler.from_config(
+        tiny_diffusers.scheduler(prediction_type).config, timestep_spacing="linspace"
+    )
     theirs.set_timesteps(4)  # 999, 666, 333, 0
     sigmas = host.sigmas(4)
     torch.testing.assert_close(sigmas, theirs.sigmas.float(), rtol=1e-5, atol=0)
     start = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
-        contexts = text.forward([piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)])
-        seen = euler_trajectory(lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas)
+        contexts = text.forward(
+            [piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)]
+        )
+        seen = euler_trajectory(
+            lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas
+        )
         x = seen[0].clone()
         for t, ours in zip(theirs.timesteps, seen, strict=True):
             torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
-            output = host.unet_model(theirs.scale_model_input(x, t), t, encoder_hidden_states=contexts).sample
+            output = host.unet_model(
+                theirs.scale_model_input(x, t), t, encoder_hidden_states=contexts
+            ).sample
             x = theirs.step(output, t, x).prev_sample
     assert (seen[-1] - seen[0]).norm() > 1
 
 
 def test_one_batch_may_hold_different_noise_levels():
-    host, (high, low) = tiny_diffusers.model(), (torch.tensor(9.0), torch.tensor(0.3))
-    x, contexts = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 16)
+    host = tiny_diffusers.model()
+    (high, low) = (torch.tensor(9.0), torch.tensor(0.3))
+    x = torch.randn(2, 4, 8, 8)
+    contexts = torch.randn(2, 16, 16)
     with torch.no_grad(), host.unet() as unet:
         both = unet.forward([UnetRow(x[0], high, contexts[0]), UnetRow(x[1], low, contexts[1])])
-        alone = [unet.forward(rows(x[i : i + 1], sigma, contexts[i : i + 1])) for i, sigma in enumerate((high, low))]
+        alone = [
+            unet.forward(rows(x[i : i + 1], sigma, contexts[i : i + 1]))
+            for i, sigma in enumerate((high, low))
+        ]
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
@@ -56,14 +71,18 @@ def test_noise_levels_are_those_of_the_training_and_end_in_0():
     assert (sigmas.diff() < 0).all()
     alphas = tiny_diffusers.scheduler().alphas_cumprod
     torch.testing.assert_close(sigmas[0] ** 2, 1 / alphas[-1] - 1, rtol=1e-4, atol=0)
-    with pytest.raises(CalibrationError, match="1001 sampling steps are asked for; the model was trained on 1000"):
+    with pytest.raises(
+        CalibrationError, match="1001 sampling steps are asked for; the model was trained on 1000"
+    ):
         host.sigmas(1001)
 
 
 def test_a_zero_terminal_snr_has_finite_noise_levels():
     noisy = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert noisy.alphas_cumprod[-1] == 0
-    host = DiffusersStableDiffusion(tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), noisy)
+    host = DiffusersStableDiffusion(
+        tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), noisy
+    )
     assert host.sigmas(5).isfinite().all()
 
 
@@ -71,14 +90,20 @@ def test_prompts_are_read_as_the_pipeline_reads_them():
     host = tiny_diffusers.model()
     tokenizer = host.tokenizer
     (ids,) = host.tokenize("a cat")
-    assert ids.tolist() == tokenizer("a cat", padding="max_length", max_length=16, truncation=True)["input_ids"]
+    assert (
+        ids.tolist()
+        == tokenizer("a cat", padding="max_length", max_length=16, truncation=True)["input_ids"]
+    )
     words = tokenizer("a cat on a mat and a hat, a bat", add_special_tokens=False)["input_ids"]
     pieces = host.tokenize("a cat on a mat and a hat, a bat")
     assert [len(piece) for piece in pieces] == [16, 16]
     assert [int(piece[0]) for piece in pieces] == [tokenizer.bos_token_id] * 2
     assert [*pieces[0][1:15].tolist(), *pieces[1][1 : 1 + len(words) - 14].tolist()] == words
     assert pieces[0][15] == tokenizer.eos_token_id
-    assert set(pieces[1][1 + len(words) - 14 :].tolist()) == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert set(pieces[1][1 + len(words) - 14 :].tolist()) == {
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    }
     tokenizer.eos_token = None
     with pytest.raises(CalibrationError, match="has 22 tokens; the text encoder reads 16"):
         host.tokenize("a cat on a mat and a hat, a bat")
@@ -88,7 +113,10 @@ def test_prompts_are_read_as_the_pipeline_reads_them():
 def test_positions_are_those_of_the_words(text):
     host = tiny_diffusers.model()
     ids = torch.cat(host.tokenize(text))
-    assert ids[host.token_positions(text)].tolist() == host.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (
+        ids[host.token_positions(text)].tolist()
+        == host.tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("break_off", [False, True])
@@ -98,7 +126,11 @@ def test_nothing_is_left_behind(break_off):
     host.text_model.train()
     host.unet_model.mid_block.eval()
     modes = {path: module.training for path, module in host.modules.items()}
-    weights = {path: module.weight.clone() for path, module in host.modules.items() if hasattr(module, "weight")}
+    weights = {
+        path: module.weight.clone()
+        for path, module in host.modules.items()
+        if hasattr(module, "weight")
+    }
     loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
 
     def progress(stage, done, total):
@@ -115,36 +147,49 @@ def test_nothing_is_left_behind(break_off):
 
 
 @pytest.mark.parametrize(
-    ("channels", "prediction_type", "factor"), [(4, "epsilon", 8), (27, "sample", 16), (4, "v_prediction", 8)]
+    ("channels", "prediction_type", "factor"),
+    [(4, "epsilon", 8), (27, "sample", 16), (4, "v_prediction", 8)],
 )
 def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type, factor):
-    host = tiny_diffusers.model(prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor)
+    host = tiny_diffusers.model(
+        prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor
+    )
     assert host.latent_shape(64) == (channels, 64 // factor, 64 // factor)
     first, second = (
-        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))
+        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        for seed, prompt in ((1, "a cat"), (2, "ink"))
     )
-    calibration, config = Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
+    calibration = Calibration(**SMALL, preserve_weight=0.0)
+    config = MergeConfig(output_dtype=torch.float64)
     alone = merge_stable_diffusion(host, [first], calibration, config)
     assert set(alone.adapter.deltas) == set(first.adapter.deltas)
     for path, delta in first.adapter.deltas.items():
-        torch.testing.assert_close(alone.adapter.deltas[path].dense(), delta.dense().double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            alone.adapter.deltas[path].dense(), delta.dense().double(), rtol=1e-6, atol=1e-6
+        )
     both = merge_stable_diffusion(host, [first, second], calibration, config)
     assert {entry.task for entry in both.report.layers[-1].tasks} == {"lora1", "lora2"}
     assert not torch.equal(both.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense())
 
 
 def test_teachers_and_student_are_the_patched_models():
-    """The UNet rows of a merge of one LoRA equal a forward of the model that carries it in its weights."""
+    """The UNet rows of a merge of one LoRA equal a forward of the model that carries it in its
+    weights.
+    """
     host = tiny_diffusers.model(dtype=torch.float64)
     lora = PromptedAdapter(tiny_diffusers.adapter(host, 1), ("a cat",))
     result = merge_stable_diffusion(
-        host, [lora], Calibration(**SMALL, preserve_weight=0.0), MergeConfig(output_dtype=torch.float64)
+        host,
+        [lora],
+        Calibration(**SMALL, preserve_weight=0.0),
+        MergeConfig(output_dtype=torch.float64),
     )
     patched = tiny_diffusers.model(dtype=torch.float64)
     tiny_diffusers.add_deltas(patched, result.adapter)
     expected = tiny_diffusers.model(dtype=torch.float64)
     tiny_diffusers.add_deltas(expected, lora.adapter)
-    x, sigma = torch.randn(1, 4, 8, 8), torch.tensor(2.0)
+    x = torch.randn(1, 4, 8, 8)
+    sigma = torch.tensor(2.0)
     with torch.no_grad():
         outputs = []
         for model in (patched, expected, host):
@@ -155,17 +200,33 @@ def test_teachers_and_student_are_the_patched_models():
 
 
 def test_other_models_are_refused():
-    parts = [tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), tiny_diffusers.scheduler()]
+    parts = [
+        tiny_diffusers.unet(),
+        tiny_diffusers.text_encoder(),
+        tiny_diffusers.tokenizer(),
+        tiny_diffusers.scheduler(),
+    ]
 
     def refused(said, **changed):
         order = ("unet", "text_encoder", "tokenizer", "scheduler")
         with pytest.raises(ConfigError, match=said):
-            DiffusersStableDiffusion(*(changed.get(name, part) for name, part in zip(order, parts, strict=True)))
+            DiffusersStableDiffusion(
+                *(changed.get(name, part) for name, part in zip(order, parts, strict=True))
+            )
 
-    refused("an inpainting model: it reads 9 channels and answers 4", unet=tiny_diffusers.unet(in_channels=9))
-    refused("contexts of width 24, the text encoder's have 16", unet=tiny_diffusers.unet(cross_attention_dim=24))
+    refused(
+        "an inpainting model: it reads 9 channels and answers 4",
+        unet=tiny_diffusers.unet(in_channels=9),
+    )
+    refused(
+        "contexts of width 24, the text encoder's have 16",
+        unet=tiny_diffusers.unet(cross_attention_dim=24),
+    )
     refused("also reads class labels", unet=tiny_diffusers.unet(num_class_embeds=3))
-    refused("FlowMatchEulerDiscreteScheduler has no alphas_cumprod", scheduler=FlowMatchEulerDiscreteScheduler())
+    refused(
+        "FlowMatchEulerDiscreteScheduler has no alphas_cumprod",
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
     odd = copy.deepcopy(tiny_diffusers.scheduler())
     odd.register_to_config(prediction_type="flow_prediction")
     refused("has the prediction_type 'flow_prediction'", scheduler=odd)

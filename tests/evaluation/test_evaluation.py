@@ -1,4 +1,6 @@
-"""Scores against values computed by hand, data sets in their public formats, and predictions that survive a stop."""
+"""Scores against values computed by hand, data sets in their public formats, and predictions that
+survive a stop.
+"""
 
 import csv
 import json
@@ -16,8 +18,19 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from iteris_core.errors import ConfigError, IterisError
 from iteris_core.evaluation.data_files import read_rows
 from iteris_core.evaluation.language import Run, text_scores
-from iteris_core.evaluation.language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
-from iteris_core.evaluation.paper_figures import ALIGNMENT_MEANS, ALIGNMENTS, CONCEPT_PAIRS, caption_figures, text_figures
+from iteris_core.evaluation.language_tasks import (
+    CAPTION_TASKS,
+    TEXT_TASKS,
+    read_caption_task,
+    read_text_task,
+)
+from iteris_core.evaluation.paper_figures import (
+    ALIGNMENT_MEANS,
+    ALIGNMENTS,
+    CONCEPT_PAIRS,
+    caption_figures,
+    text_figures,
+)
 from iteris_core.evaluation.predictions import predict
 from iteris_core.evaluation.style_classifiers import load_style_classifier, train_style_classifier
 from iteris_core.evaluation.text_metrics import (
@@ -33,8 +46,13 @@ from iteris_core.evaluation.writers import Generation
 def test_accuracy_f1_and_matthews_correlation():
     scores = classification_scores(["A.", " a", "b", "c"], ["a", "a", "b", "b"])
     assert scores["accuracy"] == 0.75
-    assert scores["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)  # c is wrong, but no class of its own
-    assert f1_score(["a", "a", "b", "b"], ["a", "a", "b", "c"], average="macro", zero_division=0) < scores["macro_f1"]
+    assert scores["macro_f1"] == pytest.approx(
+        (1 + 2 / 3) / 2
+    )  # c is wrong, but no class of its own
+    assert (
+        f1_score(["a", "a", "b", "b"], ["a", "a", "b", "c"], average="macro", zero_division=0)
+        < scores["macro_f1"]
+    )
     binary = text_scores(["yes", "no", "no", "no"], ["yes", "yes", "no", "no"])
     assert binary["matthews"] == pytest.approx(2 / math.sqrt(1 * 2 * 2 * 3))
     assert binary["scaled_matthews"] == pytest.approx((1 + 2 / math.sqrt(12)) / 2)
@@ -61,11 +79,17 @@ def test_the_tokenizer_follows_the_treebank_without_its_punctuation(text, expect
 
 def test_bleu_and_rouge_by_hand():
     scores = caption_scores(["The the the cat."], [["the cat sat"]])
-    assert scores["bleu_1"] == pytest.approx(2 / 4)  # "the" counts once, as often as the reference has it
+    assert scores["bleu_1"] == pytest.approx(
+        2 / 4
+    )  # "the" counts once, as often as the reference has it
     assert scores["bleu_2"] == pytest.approx(math.sqrt(2 / 4 * 1 / 3))
     assert scores["bleu_4"] < 1e-3
-    precision, recall, beta = 2 / 4, 2 / 3, 1.2
-    assert scores["rouge_l"] == pytest.approx((1 + beta**2) * precision * recall / (recall + beta**2 * precision))
+    precision = 2 / 4
+    recall = 2 / 3
+    beta = 1.2
+    assert scores["rouge_l"] == pytest.approx(
+        (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    )
     short = caption_scores(["the cat"], [["the cat sat on"]])
     assert short["bleu_1"] == pytest.approx(math.exp(1 - 4 / 2))  # the brevity penalty
 
@@ -79,12 +103,27 @@ def test_cider_of_the_references_themselves_is_ten_and_of_others_zero():
 
 
 def test_scores_are_the_librarys_on_tokenized_captions(capsys):
-    captions = ["A dog's day on the beach.", "nice small house by a lake", "", "the man rides a big horse"]
-    references = [["a dog on a beach", "The dog's day"], ["a house by the lake"], ["a car"], ["the man rides a horse", ""]]
+    captions = [
+        "A dog's day on the beach.",
+        "nice small house by a lake",
+        "",
+        "the man rides a big horse",
+    ]
+    references = [
+        ["a dog on a beach", "The dog's day"],
+        ["a house by the lake"],
+        ["a car"],
+        ["the man rides a horse", ""],
+    ]
     found = caption_scores(captions, references)
     assert capsys.readouterr().out == ""
     plain = {0: ["a dog 's day on the beach"], 1: [captions[1]], 2: [""], 3: [captions[3]]}
-    wanted = {0: ["a dog on a beach", "the dog 's day"], 1: references[1], 2: references[2], 3: references[3][:1]}
+    wanted = {
+        0: ["a dog on a beach", "the dog 's day"],
+        1: references[1],
+        2: references[2],
+        3: references[3][:1],
+    }
     bleu = Bleu(4).compute_score(wanted, plain, verbose=0)[0]
     assert [found[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(bleu)
     assert found["cider"] == pytest.approx(Cider().compute_score(wanted, plain)[0])
@@ -92,23 +131,38 @@ def test_scores_are_the_librarys_on_tokenized_captions(capsys):
         caption_scores(["a", "b"], [["a"], ["!"]])
 
 
-CAPTIONS = [(f"a {word} {thing}", style) for style, words in
-            {"positive": ("lovely", "happy", "great"), "negative": ("ugly", "sad", "dirty")}.items()
-            for word in words for thing in ("dog", "house", "street")]  # fmt: skip
+CAPTIONS = [
+    (f"a {word} {thing}", style)
+    for style, words in {
+        "positive": ("lovely", "happy", "great"),
+        "negative": ("ugly", "sad", "dirty"),
+    }.items()
+    for word in words
+    for thing in ("dog", "house", "street")
+]
 
 
 def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_path):
-    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS))
+    (tmp_path / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS)
+    )
     styles = load_style_classifier(tmp_path / "captions.jsonl")
     assert styles.styles == ("negative", "positive")
     assert styles.classify(["a happy man", "an ugly man"]) == ["positive", "negative"]
-    assert style_accuracy(["a happy man", "a great cat", "a sad cat", "dirty"], "positive", styles.classify) == 0.5
+    assert (
+        style_accuracy(
+            ["a happy man", "a great cat", "a sad cat", "dirty"], "positive", styles.classify
+        )
+        == 0.5
+    )
     assert 0.9 < styles.held_out <= 1  # words of the folds that were left out come in the others
     noise = [(f"word{i}", "positive" if i % 2 else "negative") for i in range(20)]
     assert train_style_classifier(noise).held_out < 0.7
     renamed = load_style_classifier(tmp_path / "captions.jsonl", {"humorous": "Positive"})
     assert renamed.classify(["a happy man", "an ugly man"]) == ["humorous", "negative"]
-    with pytest.raises(EvaluationError, match="no label 'LABEL_1'; its labels are negative, positive"):
+    with pytest.raises(
+        EvaluationError, match="no label 'LABEL_1'; its labels are negative, positive"
+    ):
         load_style_classifier(tmp_path / "captions.jsonl", {"positive": "LABEL_1"})
     with pytest.raises(EvaluationError, match="there are 9 positive; a classifier needs"):
         train_style_classifier([pair for pair in CAPTIONS if pair[1] == "positive"])
@@ -120,7 +174,12 @@ def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_pat
 def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(20))]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     labels = {0: "LABEL_0", 1: "LABEL_1"}
     model = BertForSequenceClassification(
         BertConfig(vocab_size=25, **sizes, num_labels=2, id2label=labels, initializer_range=1.0)
@@ -130,12 +189,18 @@ def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
     inputs = [tokenizer(text, return_tensors="pt") for text in texts]
     with torch.no_grad():
         gaps = torch.cat([model(**batch).logits.diff(dim=-1)[0] for batch in inputs])
-        model.classifier.bias[1] -= gaps.quantile(0.5)  # so that both labels come, and none by a hair
+        model.classifier.bias[1] -= gaps.quantile(
+            0.5
+        )  # so that both labels come, and none by a hair
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "classifier")
-    styles = load_style_classifier(tmp_path / "classifier", {"positive": "LABEL_1", "negative": "LABEL_0"})
+    styles = load_style_classifier(
+        tmp_path / "classifier", {"positive": "LABEL_1", "negative": "LABEL_0"}
+    )
     with torch.no_grad():
-        expected = [("negative", "positive")[int(model(**batch).logits.argmax())] for batch in inputs]
+        expected = [
+            ("negative", "positive")[int(model(**batch).logits.argmax())] for batch in inputs
+        ]
     assert styles.classify(texts) == expected
     assert set(expected) == {"positive", "negative"}
     (tmp_path / "empty").mkdir()
@@ -154,7 +219,10 @@ def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
         load_style_classifier(tmp_path / "classifier")
 
 
-ROWS = [{"sentence1": 'He said "yes', "sentence2": "No.", "label": 1}, {"sentence1": "A b", "sentence2": "c", "label": 0}]
+ROWS = [
+    {"sentence1": 'He said "yes', "sentence2": "No.", "label": 1},
+    {"sentence1": "A b", "sentence2": "c", "label": 0},
+]
 
 
 def write(path, rows):
@@ -167,7 +235,11 @@ def write(path, rows):
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         with path.open("w", newline="") as file:
-            kind = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if path.suffix == ".tsv" else {}
+            kind = (
+                {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+                if path.suffix == ".tsv"
+                else {}
+            )
             table = csv.DictWriter(file, list(rows[0]), **kind)
             table.writeheader()
             table.writerows(rows)
@@ -187,7 +259,9 @@ def test_a_byte_order_mark_and_ends_of_lines_inside_of_texts_are_read(suffix, tm
     rows = [{"sentence": "one\u2028two\x85three", "label": "1"}] * 2
     path = write(tmp_path / f"a{suffix}", rows)
     if suffix == ".jsonl":
-        path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+        path.write_text(
+            "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline=""
+        )
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_rows(path) == rows
 
@@ -223,17 +297,26 @@ PNG = b"\x89PNG"
 
 @pytest.mark.parametrize(
     ("image", "expected"),
-    [({"bytes": PNG, "path": None}, PNG), ({"bytes": None, "path": "b.png"}, "b.png"), (PNG, PNG), ("a.png", "a.png")],
+    [
+        ({"bytes": PNG, "path": None}, PNG),
+        ({"bytes": None, "path": "b.png"}, "b.png"),
+        (PNG, PNG),
+        ("a.png", "a.png"),
+    ],
 )
 @pytest.mark.parametrize("text", ['["one", "two", ""]', "a [caption]"])
 def test_captions_are_read_from_parquet(image, expected, text, tmp_path):
-    (example,) = read_caption_task(write(tmp_path / "test.parquet", [{"image": image, "text": text}]))
+    (example,) = read_caption_task(
+        write(tmp_path / "test.parquet", [{"image": image, "text": text}])
+    )
     assert example.image == (expected if isinstance(expected, bytes) else tmp_path / expected)
     assert example.references == (("one", "two") if text.startswith("[") else ("a [caption]",))
 
 
 def test_captions_are_read_from_json_lines(tmp_path):
-    (example,) = read_caption_task(write(tmp_path / "a.jsonl", [{"image": "x/a.png", "references": ["one", "two"]}]))
+    (example,) = read_caption_task(
+        write(tmp_path / "a.jsonl", [{"image": "x/a.png", "references": ["one", "two"]}])
+    )
     assert example.image == tmp_path / "x" / "a.png"
     assert example.references == ("one", "two")
 
@@ -254,7 +337,8 @@ def test_captions_are_read_from_json_lines(tmp_path):
         (
             "a.tsv",
             "text\tlabel\nx\t1\n",
-            "row 1: has no field 'sentence' but the fields text, label; cola reads sentence and label",
+            "row 1: has no field 'sentence' but the fields text, label; cola reads sentence and "
+            "label",
         ),
         ("a.jsonl", '{"sentence": "x", "label": null}', "has no field 'label'"),
         (
@@ -262,7 +346,11 @@ def test_captions_are_read_from_json_lines(tmp_path):
             '{"sentence": "x", "label": -1}',
             "test split; give the validation split; cola has the labels 0 (no), 1 (yes)",
         ),
-        ("a.jsonl", '{"sentence": "x", "label": 2}', "'label' is 2; cola has the labels 0 (no), 1 (yes)"),
+        (
+            "a.jsonl",
+            '{"sentence": "x", "label": 2}',
+            "'label' is 2; cola has the labels 0 (no), 1 (yes)",
+        ),
     ],
 )
 def test_wrong_files_are_named_with_their_place(name, content, said, tmp_path):
@@ -305,7 +393,8 @@ class Writer:
     """Answers in capitals, and stops for good after some calls."""
 
     def __init__(self, calls=100):
-        self.seen, self.calls = [], calls
+        self.seen = []
+        self.calls = calls
 
     def __call__(self, texts):
         if len(self.seen) == self.calls:
@@ -315,10 +404,19 @@ class Writer:
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
-    path, texts, told = tmp_path / "x" / "rte.jsonl", list("abcde"), []
+    path = tmp_path / "x" / "rte.jsonl"
+    texts = list("abcde")
+    told = []
 
     def run(writer, made_by=None, count=5):
-        return predict(path, made_by or {"base": "t5"}, texts[:count], writer, 2, lambda *step: told.append(step))
+        return predict(
+            path,
+            made_by or {"base": "t5"},
+            texts[:count],
+            writer,
+            2,
+            lambda *step: told.append(step),
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(Writer(calls=1))
@@ -332,11 +430,14 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     assert run(again) == list("ABCDE")
     assert run(again, count=3) == list("ABC")
     with pytest.raises(
-        EvaluationError, match=r"another base \('t5', now 'bart'\); choose another --output, or give --overwrite"
+        EvaluationError,
+        match=r"another base \('t5', now 'bart'\); choose another --output, or give --overwrite",
     ):
         run(again, {"base": "bart"})
     path.write_text(whole.replace('"index": 1', '"index": 7'))
-    with pytest.raises(EvaluationError, match=r"line 3: is no prediction \(prediction 1 is expected here\)"):
+    with pytest.raises(
+        EvaluationError, match=r"line 3: is no prediction \(prediction 1 is expected here\)"
+    ):
         run(again)
     path.write_text("{}\nnonsense\n")
     with pytest.raises(EvaluationError, match="line 2: is no prediction"):
@@ -365,7 +466,10 @@ def test_settings_out_of_range_are_refused(make, said):
 
 
 def test_the_papers_figures():
-    glue = {row.method: row.values for row in text_figures([name for name, task in TEXT_TASKS.items() if task.answers])}
+    glue = {
+        row.method: row.values
+        for row in text_figures([name for name, task in TEXT_TASKS.items() if task.answers])
+    }
     assert sum(glue["IterIS"].values()) == pytest.approx(5.811)  # the table's own sum
     assert sum(glue["linear"].values()) == pytest.approx(5.625)
     emotions = {row.method: row.values for row in text_figures(["emoint", "ec", "tec", "isear"])}
@@ -373,7 +477,14 @@ def test_the_papers_figures():
     pair = text_figures(["mnli", "cola"])
     assert pair[2].values == {"cola": pytest.approx(0.6495), "mnli": 0.780}
     assert pair[0].values == {"cola": 0.5, "mnli": 0}
-    methods = ["IterIS, no regulariser", "IterIS, no weights", "IterIS", "linear", "RegMean", "IterIS"]
+    methods = [
+        "IterIS, no regulariser",
+        "IterIS, no weights",
+        "IterIS",
+        "linear",
+        "RegMean",
+        "IterIS",
+    ]
     assert [row.method for row in pair] == methods
     assert text_figures([]) == []
     for method, means in ALIGNMENT_MEANS.items():
@@ -383,7 +494,11 @@ def test_the_papers_figures():
             assert sum(values) / len(values) == pytest.approx(mean, abs=6e-4)
     negative = caption_figures("senticap-negative")
     assert (negative[2].method, negative[2].values) == ("IterIS", {"cider": 0.794})
-    assert (negative[-1].method, negative[-1].values["style_accuracy"], negative[-1].values["bleu_4"]) == (
+    assert (
+        negative[-1].method,
+        negative[-1].values["style_accuracy"],
+        negative[-1].values["bleu_4"],
+    ) == (
         "IterIS",
         0.781,
         0.152,

@@ -1,4 +1,6 @@
-"""`iteris eval t5|blip` from files to a table, on tiny models; what they write is what peft's models write."""
+"""`iteris eval t5|blip` from files to a table, on tiny models; what they write is what peft's
+models write.
+"""
 
 import io
 import json
@@ -50,10 +52,16 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval-t5")
     tiny_language.t5().save_pretrained(folder / "base")
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
     fast.save_pretrained(folder / "base")
     for seed, name in enumerate(("one", "two"), 1):
         tiny_language.adapter(folder / "base", folder / name, seed, ("q", "k", "v", "o"))
@@ -68,23 +76,44 @@ def answers_of(base, adapter, beams=1):
     found = []
     for text in TEXTS:
         with torch.no_grad():
-            written = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=3, num_beams=beams, do_sample=False)
+            written = model.generate(
+                **tokenizer(text, return_tensors="pt"),
+                max_new_tokens=3,
+                num_beams=beams,
+                do_sample=False,
+            )
         found.append(tokenizer.decode(written[0], skip_special_tokens=True).strip())
     return found
 
 
 @pytest.fixture(scope="module")
 def emotions(base):
-    """A set of instructions, in which adapter `one` is right on the first, third and fifth, and nobody on the others."""
+    """A set of instructions, in which adapter `one` is right on the first, third and fifth, and
+    nobody on the others.
+    """
     right = answers_of(base, "one")
     outputs = [right[i] if i % 2 == 0 else "joy" for i in range(len(TEXTS))]
     path = base / "tec.json"
-    path.write_text(json.dumps([{"instruction": t, "output": o} for t, o in zip(TEXTS, outputs, strict=True)]))
+    path.write_text(
+        json.dumps([{"instruction": t, "output": o} for t, o in zip(TEXTS, outputs, strict=True)])
+    )
     return path
 
 
 def t5_arguments(base, output, *more):
-    return ["eval", "t5", "--base", base / "base", "--output", output, "--max-new-tokens", 3, "--batch", 2, *more]
+    return [
+        "eval",
+        "t5",
+        "--base",
+        base / "base",
+        "--output",
+        output,
+        "--max-new-tokens",
+        3,
+        "--batch",
+        2,
+        *more,
+    ]
 
 
 def predictions(path):
@@ -93,10 +122,14 @@ def predictions(path):
 
 def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, tmp_path):
     rte = tmp_path / "rte.jsonl"
-    rte.write_text("\n".join(json.dumps({"sentence1": t, "sentence2": "w1", "label": 0}) for t in TEXTS))
+    rte.write_text(
+        "\n".join(json.dumps({"sentence1": t, "sentence2": "w1", "label": 0}) for t in TEXTS)
+    )
     tasks = ["--task", f"tec={emotions}", "--task", f"rte={rte}", "--prompt", "rte={sentence1}"]
     adapters = ["--adapter", base / "one", "--adapter", base / "two"]
-    done = iteris(*t5_arguments(base, tmp_path / "out", *adapters, *tasks, "--json", tmp_path / "scores.json"))
+    done = iteris(
+        *t5_arguments(base, tmp_path / "out", *adapters, *tasks, "--json", tmp_path / "scores.json")
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     expected = {name: answers_of(base, name) for name in ("", "one", "two")}
     assert len({tuple(found) for found in expected.values()}) == 3
@@ -105,11 +138,15 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
             assert predictions(tmp_path / "out" / (name or "base") / f"{task}.jsonl") == found
     report = json.loads((tmp_path / "scores.json").read_text())
     scores = {(entry["row"], entry["task"]): entry["values"] for entry in report["scores"]}
-    assert list(scores) == [(row, task) for row in ("base", "one", "two") for task in ("tec", "rte")]
+    assert list(scores) == [
+        (row, task) for row in ("base", "one", "two") for task in ("tec", "rte")
+    ]
     outputs = [entry["output"] for entry in json.loads(emotions.read_text())]
     assert scores["one", "tec"]["accuracy"] == 0.6
     for name, found in expected.items():
-        assert scores[name or "base", "tec"].items() >= classification_scores(found, outputs).items()
+        assert (
+            scores[name or "base", "tec"].items() >= classification_scores(found, outputs).items()
+        )
     assert scores["two", "rte"]["accuracy"] == 0
     assert report["prompts"] == {"tec": "{instruction}", "rte": "{sentence1}"}
     assert report["adapters"] == {"one": str(base / "one"), "two": str(base / "two")}
@@ -119,7 +156,12 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
     assert len(lines) == 1 and "0.547" in lines[0] and "0.804" in lines[0]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("│ one")]
     f1 = scores["one", "tec"]["macro_f1"]
-    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["one", f"{f1:.3f}", "0.000", f"{f1 / 2:.3f}"]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "one",
+        f"{f1:.3f}",
+        "0.000",
+        f"{f1 / 2:.3f}",
+    ]
 
 
 def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path):
@@ -127,7 +169,8 @@ def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path
         arguments = ["--adapter", base / "one", "--no-base", "--task", f"tec={emotions}"]
         return iteris(*t5_arguments(base, tmp_path / "out", *arguments, *more))
 
-    expected, path = answers_of(base, "one"), tmp_path / "out" / "one" / "tec.jsonl"
+    expected = answers_of(base, "one")
+    path = tmp_path / "out" / "one" / "tec.jsonl"
     assert run("--limit", 3).exit_code == 0
     assert predictions(path) == expected[:3]
     assert not (tmp_path / "out" / "base").exists()
@@ -140,9 +183,13 @@ def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path
     assert predictions(path) == answers_of(base, "one", beams=2)
 
 
-def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base, emotions, tmp_path):
+def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(
+    base, emotions, tmp_path
+):
     tiny_language.adapter(base / "base", tmp_path / "mine", 5)
-    arguments = t5_arguments(base, tmp_path / "out", "--adapter", tmp_path / "mine", "--task", f"tec={emotions}")
+    arguments = t5_arguments(
+        base, tmp_path / "out", "--adapter", tmp_path / "mine", "--task", f"tec={emotions}"
+    )
     assert iteris(*arguments).exit_code == 0
     tiny_language.adapter(base / "base", tmp_path / "mine", 6)
     assert "made with another adapter" in said(iteris(*arguments), "t5")
@@ -155,7 +202,10 @@ def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base,
         (["--task", "rte"], "--task is 'rte'; write a name and a value, such as mnli=..."),
         (["--task", "tec=/nowhere.json"], "--task 'tec' is given twice"),
         (["--task", "rte=/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
-        (["--prompt", "tec={text}"], "row 1: has no field 'text' but the fields instruction, output"),
+        (
+            ["--prompt", "tec={text}"],
+            "row 1: has no field 'text' but the fields instruction, output",
+        ),
         (["--prompt", "tec={"], "the prompt of tec is '"),
         (["--prompt", "tec={instruction!x}"], "the prompt of tec is '"),
         (["--prompt", "tec={}"], "the prompt of tec is '"),
@@ -172,7 +222,10 @@ def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(base,
         (["--json", "{base}/base/config.json"], "which would take the place of --base"),
         (["--json", "{base}/tec.json"], "which would take the place of --task {base}/tec.json"),
         (["--json", "/proc/iteris/scores.json"], "nothing can be written into /proc"),
-        (["--output", "{base}/tec.json"], "--output is {base}/tec.json, but {base}/tec.json is a file"),
+        (
+            ["--output", "{base}/tec.json"],
+            "--output is {base}/tec.json, but {base}/tec.json is a file",
+        ),
     ],
 )
 def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, more, expected):
@@ -182,17 +235,25 @@ def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, mor
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_library_is_named_with_the_extra_that_brings_it(base, emotions, tmp_path, monkeypatch):
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+    base, emotions, tmp_path, monkeypatch
+):
     def fail(*args, **kwargs):
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
 
     monkeypatch.setattr(cli_eval, "evaluate_texts", fail)
     done = iteris(*t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}"))
-    assert said(done, "t5") == 'iteris eval t5: needs sklearn; install it with pip install "iteris-lora-merge[eval]"\n'
+    assert (
+        said(done, "t5")
+        == 'iteris eval t5: needs sklearn; install it with pip install "iteris-lora-merge[eval]"\n'
+    )
 
 
 def test_help_shows_examples():
-    for command, example in (("t5", "--task rte=rte/validation.parquet"), ("blip", "--style-classifier captions.jsonl")):
+    for command, example in (
+        ("t5", "--task rte=rte/validation.parquet"),
+        ("blip", "--style-classifier captions.jsonl"),
+    ):
         done = iteris("eval", command, "--help")
         assert done.exit_code == 0
         assert example in done.stdout
@@ -208,28 +269,58 @@ def blip(tmp_path_factory):
     """A tiny BLIP with a processor, an adapter, and four pictures as parquet and as JSON lines."""
     folder = tmp_path_factory.mktemp("eval-blip")
     torch.manual_seed(0)
-    widths = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = BlipTextConfig(**widths, vocab_size=50, max_position_embeddings=40, bos_token_id=3, sep_token_id=2, pad_token_id=0,
-                          eos_token_id=2, encoder_hidden_size=32, projection_dim=16, initializer_range=0.3)  # fmt: skip
-    vision = BlipVisionConfig(**widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.3)
+    widths = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    text = BlipTextConfig(
+        **widths,
+        vocab_size=50,
+        max_position_embeddings=40,
+        bos_token_id=3,
+        sep_token_id=2,
+        pad_token_id=0,
+        eos_token_id=2,
+        encoder_hidden_size=32,
+        projection_dim=16,
+        initializer_range=0.3,
+    )
+    vision = BlipVisionConfig(
+        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.3
+    )
     config = BlipConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16, image_text_hidden_size=16
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=16,
+        image_text_hidden_size=16,
     )
     BlipForConditionalGeneration(config).eval().save_pretrained(folder / "base")
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
-    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder / "base")
+    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(
+        folder / "base"
+    )
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
     tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
-    rows, lines = [], []
+    rows = []
+    lines = []
     for number in range(4):
         file = folder / f"{number}.png"
         Image.fromarray(torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8).numpy()).save(file)
         references = [f"w{number} w5 w6 w7", f"w{number + 10} w8"]
-        rows.append({"image": {"bytes": file.read_bytes(), "path": file.name}, "text": json.dumps(references)})
+        rows.append(
+            {
+                "image": {"bytes": file.read_bytes(), "path": file.name},
+                "text": json.dumps(references),
+            }
+        )
         lines.append(json.dumps({"image": file.name, "references": references}))
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
     (folder / "test.jsonl").write_text("\n".join(lines))
-    labelled = [{"text": f"w{i} w{i + 1}", "label": "positive" if i % 2 else "negative"} for i in range(40)]
+    labelled = [
+        {"text": f"w{i} w{i + 1}", "label": "positive" if i % 2 else "negative"} for i in range(40)
+    ]
     (folder / "styles.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     return folder
 
@@ -241,12 +332,21 @@ def captions_of(blip, adapter, prompt, beams):
     processor = BlipProcessor.from_pretrained(blip / "base")
     found = []
     for number in range(4):
-        inputs = processor(images=Image.open(blip / f"{number}.png").convert("RGB"), text=prompt, return_tensors="pt")
+        inputs = processor(
+            images=Image.open(blip / f"{number}.png").convert("RGB"),
+            text=prompt,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             written = model.generate(
-                pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"], max_new_tokens=6, num_beams=beams,
-                no_repeat_ngram_size=3, repetition_penalty=1.2, do_sample=False,
-            )  # fmt: skip
+                pixel_values=inputs["pixel_values"],
+                input_ids=inputs["input_ids"],
+                max_new_tokens=6,
+                num_beams=beams,
+                no_repeat_ngram_size=3,
+                repetition_penalty=1.2,
+                do_sample=False,
+            )
         text = processor.decode(written[0], skip_special_tokens=True).removeprefix("[DEC]").strip()
         assert text.startswith(prompt)
         found.append(text.removeprefix(prompt).strip())
@@ -254,11 +354,28 @@ def captions_of(blip, adapter, prompt, beams):
 
 
 def blip_arguments(blip, output, *more):
-    return ["eval", "blip", "--base", blip / "base", "--output", output, "--max-new-tokens", 6, "--batch", 3, *more]
+    return [
+        "eval",
+        "blip",
+        "--base",
+        blip / "base",
+        "--output",
+        output,
+        "--max-new-tokens",
+        6,
+        "--batch",
+        3,
+        *more,
+    ]
 
 
 def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_path):
-    tasks = ["--task", f"senticap-positive={blip / 'test.parquet'}", "--task", f"captions={blip / 'test.jsonl'}"]
+    tasks = [
+        "--task",
+        f"senticap-positive={blip / 'test.parquet'}",
+        "--task",
+        f"captions={blip / 'test.jsonl'}",
+    ]
     more = ["--prompt", f"senticap-positive={PROMPT}", "--style-classifier", blip / "styles.jsonl"]
     more += ["--adapter", blip / "one", "--json", tmp_path / "scores.json"]
     done = iteris(*blip_arguments(blip, tmp_path / "out", *tasks, *more))
@@ -284,34 +401,61 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_
     [
         (["--task", "captions=/nowhere.parquet"], "/nowhere.parquet: cannot be read"),
         (["--task", "coco=x.jsonl"], "--task 'coco' is no task; the tasks are senticap-positive"),
-        (["--max-new-tokens", "41"], "a caption with its prompt and max_new_tokens may have 50 tokens"),
+        (
+            ["--max-new-tokens", "41"],
+            "a caption with its prompt and max_new_tokens may have 50 tokens",
+        ),
         (["--style-label", "positive=LABEL_1"], "--style-label needs --style-classifier"),
-        (["--style-classifier", "STYLES", "--style-label", "funny=x"], "--style-label 'funny' is no task"),
+        (
+            ["--style-classifier", "STYLES", "--style-label", "funny=x"],
+            "--style-label 'funny' is no task",
+        ),
         (["--style-classifier", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
     ],
 )
 def test_errors_of_blip_are_one_line_and_exit_code_2(blip, tmp_path, more, expected):
     given = [blip / "styles.jsonl" if argument == "STYLES" else argument for argument in more]
-    done = iteris(*blip_arguments(blip, tmp_path / "out", "--task", f"senticap-negative={blip / 'test.jsonl'}", *given))
+    done = iteris(
+        *blip_arguments(
+            blip, tmp_path / "out", "--task", f"senticap-negative={blip / 'test.jsonl'}", *given
+        )
+    )
     assert expected in said(done, "blip")
 
 
 def test_a_style_that_the_classifier_does_not_know_and_a_picture_that_is_none(blip, tmp_path):
-    task = ["--task", f"flickrstyle-romantic={blip / 'test.jsonl'}", "--style-classifier", blip / "styles.jsonl"]
+    task = [
+        "--task",
+        f"flickrstyle-romantic={blip / 'test.jsonl'}",
+        "--style-classifier",
+        blip / "styles.jsonl",
+    ]
     done = iteris(*blip_arguments(blip, tmp_path / "out", *task))
-    assert "knows negative, positive, not 'romantic'; say which of its labels that is" in said(done, "blip")
-    renamed = iteris(*blip_arguments(blip, tmp_path / "out", *task, "--style-label", "romantic=positive", "--limit", 2))
+    assert "knows negative, positive, not 'romantic'; say which of its labels that is" in said(
+        done, "blip"
+    )
+    renamed = iteris(
+        *blip_arguments(
+            blip, tmp_path / "out", *task, "--style-label", "romantic=positive", "--limit", 2
+        )
+    )
     assert renamed.exit_code == 0
-    lines = [json.dumps({"image": str(blip / name), "references": ["w1"]}) for name in ("0.png", "9.png")]
+    lines = [
+        json.dumps({"image": str(blip / name), "references": ["w1"]}) for name in ("0.png", "9.png")
+    ]
     (tmp_path / "gone.jsonl").write_text("\n".join(lines))
     gone = ["--task", f"captions={tmp_path / 'gone.jsonl'}"]
     done = iteris(*blip_arguments(blip, tmp_path / "gone", *gone))
-    assert f"captions: 1 of its pictures, such as {blip / '9.png'}, are not there" in said(done, "blip")
+    assert f"captions: 1 of its pictures, such as {blip / '9.png'}, are not there" in said(
+        done, "blip"
+    )
     assert not (tmp_path / "gone").exists()  # no picture was written about before
     assert iteris(*blip_arguments(blip, tmp_path / "gone", *gone, "--limit", 1)).exit_code == 0
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
     rows = [{"image": buffer.getvalue(), "text": "w1"}, {"image": b"no picture", "text": "w2"}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    done = iteris(*blip_arguments(blip, tmp_path / "broken", "--task", f"captions={tmp_path / 'a.parquet'}"))
+    done = iteris(
+        *blip_arguments(blip, tmp_path / "broken", "--task", f"captions={tmp_path / 'a.parquet'}")
+    )
     assert "a picture in the parquet file: cannot be read as a picture" in said(done, "blip")

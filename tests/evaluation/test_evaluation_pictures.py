@@ -39,8 +39,17 @@ def said(done):
 
 def make_clip(tokenizer):
     torch.manual_seed(3)
-    widths = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": 1}
+    widths = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    ids = {
+        "bos_token_id": len(tokenizer) - 2,
+        "eos_token_id": len(tokenizer) - 1,
+        "pad_token_id": 1,
+    }
     config = CLIPConfig(
         text_config={**widths, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
         vision_config={**widths, "image_size": 8, "patch_size": 4},
@@ -51,13 +60,19 @@ def make_clip(tokenizer):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A pipeline folder, a CLIP folder, two LoRAs in both of our styles, and photos of two concepts."""
+    """A pipeline folder, a CLIP folder, two LoRAs in both of our styles, and photos of two
+    concepts.
+    """
     folder = tmp_path_factory.mktemp("eval-sd15")
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=2, layers_per_block=1,
-    )  # fmt: skip
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=2,
+        layers_per_block=1,
+    )
     tokenizer = tiny_diffusers.tokenizer()
     StableDiffusionPipeline(
         vae,
@@ -86,9 +101,29 @@ def world(tmp_path_factory):
 
 
 def arguments_for(world, output, *more, count=2):
-    return ["--base", world / "base", "--clip", world / "clip", "--output", output, "--prompts", world / "prompts.txt",
-            "--concept", f"pot={world / 'pot'}", "--words", "pot=a <a> pot", "--concept", f"teddybear={world / 'teddybear'}",
-            "--steps", 3, "--size", 16, "--count", count, *more]  # fmt: skip
+    return [
+        "--base",
+        world / "base",
+        "--clip",
+        world / "clip",
+        "--output",
+        output,
+        "--prompts",
+        world / "prompts.txt",
+        "--concept",
+        f"pot={world / 'pot'}",
+        "--words",
+        "pot=a <a> pot",
+        "--concept",
+        f"teddybear={world / 'teddybear'}",
+        "--steps",
+        3,
+        "--size",
+        16,
+        "--count",
+        count,
+        *more,
+    ]
 
 
 def drawn_alone(world, prompt, seed, lora=None):
@@ -97,10 +132,14 @@ def drawn_alone(world, prompt, seed, lora=None):
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if lora:
-        host = DiffusersStableDiffusion(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
+        host = DiffusersStableDiffusion(
+            pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
+        )
         tiny_diffusers.add_deltas(host, tiny_diffusers.adapter(host, lora))
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(prompt, num_inference_steps=3, guidance_scale=12, width=16, height=16, generator=generator).images[0]
+    return pipeline(
+        prompt, num_inference_steps=3, guidance_scale=12, width=16, height=16, generator=generator
+    ).images[0]
 
 
 def pixels(picture):
@@ -110,41 +149,66 @@ def pixels(picture):
 
 def test_pictures_are_those_of_diffusers_and_scores_those_of_clip(world, tmp_path):
     loras = ["--lora", world / "merged.safetensors", "--lora", world / "other.safetensors"]
-    done = iteris(*arguments_for(world, tmp_path / "out", *loras, "--json", tmp_path / "scores.json", "--batch", 3))
+    done = iteris(
+        *arguments_for(
+            world, tmp_path / "out", *loras, "--json", tmp_path / "scores.json", "--batch", 3
+        )
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     prompts = ["a photo of a <a> pot and a teddybear", "a <a> pot and a teddybear on a cat"]
     for row, lora in (("base", None), ("merged", 1), ("other", 2)):
         for p, n in ((0, 1), (1, 0)):
             alone = drawn_alone(world, prompts[p], Sampling().seed_of(p, n), lora)
-            assert (pixels(tmp_path / "out" / row / f"{p:02d}-{n:04d}.png") - pixels(alone)).abs().max() <= 1
+            assert (
+                pixels(tmp_path / "out" / row / f"{p:02d}-{n:04d}.png") - pixels(alone)
+            ).abs().max() <= 1
     first = [pixels(tmp_path / "out" / row / "00-0000.png") for row in ("base", "merged", "other")]
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
 
     report = json.loads((tmp_path / "scores.json").read_text())
     scores = {entry["row"]: entry["values"] for entry in report["scores"]}
     assert list(scores) == ["base", "merged", "other"]
-    clip, processor = CLIPModel.from_pretrained(world / "clip").eval(), CLIPProcessor.from_pretrained(world / "clip")
+    clip = CLIPModel.from_pretrained(world / "clip").eval()
+    processor = CLIPProcessor.from_pretrained(world / "clip")
 
     def similar(files, texts=None):
-        inputs = processor(images=[Image.open(file).convert("RGB") for file in files], return_tensors="pt")
+        inputs = processor(
+            images=[Image.open(file).convert("RGB") for file in files], return_tensors="pt"
+        )
         with torch.no_grad():
             if texts is None:
                 seen = clip.visual_projection(clip.vision_model(**inputs).pooler_output)
                 return torch.nn.functional.normalize(seen, dim=-1)
-            words = processor(text=texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+            words = processor(
+                text=texts, padding=True, truncation=True, max_length=16, return_tensors="pt"
+            )
             return clip(**words, **inputs).logits_per_image / clip.logit_scale.exp()
 
-    pictures = [tmp_path / "out" / "merged" / f"{p:02d}-{n:04d}.png" for p in (0, 1) for n in (0, 1)]
+    pictures = [
+        tmp_path / "out" / "merged" / f"{p:02d}-{n:04d}.png" for p in (0, 1) for n in (0, 1)
+    ]
     for key, concept in (("image_1", "pot"), ("image_2", "teddybear")):
         photos = sorted((world / concept).glob("*.png"))
-        assert scores["merged"][key] == pytest.approx((similar(pictures) @ similar(photos).T).mean().item(), abs=1e-5)
-    texts = ["A photo depicts a photo of a pot and a teddybear", "A photo depicts a pot and a teddybear on a cat"]
+        assert scores["merged"][key] == pytest.approx(
+            (similar(pictures) @ similar(photos).T).mean().item(), abs=1e-5
+        )
+    texts = [
+        "A photo depicts a photo of a pot and a teddybear",
+        "A photo depicts a pot and a teddybear on a cat",
+    ]
     cosines = similar(pictures, texts)
-    expected = torch.stack([cosines[0, 0], cosines[1, 0], cosines[2, 1], cosines[3, 1]]).clamp_min(0).mean() * 2.5
+    expected = (
+        torch.stack([cosines[0, 0], cosines[1, 0], cosines[2, 1], cosines[3, 1]])
+        .clamp_min(0)
+        .mean()
+        * 2.5
+    )
     assert scores["merged"]["text"] == pytest.approx(expected.item(), abs=1e-5)
     assert report["concepts"] == {"pot": "a <a> pot", "teddybear": "a teddybear"}
     assert [entry["examples"] for entry in report["scores"]] == [4, 4, 4]
-    (line,) = [line for line in done.stdout.splitlines() if "paper, IterIS (this pair, table 1)" in line]
+    (line,) = [
+        line for line in done.stdout.splitlines() if "paper, IterIS (this pair, table 1)" in line
+    ]
     assert [cell.strip() for cell in line.split("│")[2:-1]] == ["0.554", "0.807", "0.691"]
 
 
@@ -152,25 +216,38 @@ def test_pictures_that_are_there_are_kept_and_more_are_added(world, tmp_path):
     more = ["--lora", world / "merged.safetensors", "--no-base"]
     output = tmp_path / "out" / "merged"
     assert iteris(*arguments_for(world, tmp_path / "out", *more, count=1)).exit_code == 0
-    assert sorted(path.name for path in output.iterdir()) == ["00-0000.png", "01-0000.png", "settings.json"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "00-0000.png",
+        "01-0000.png",
+        "settings.json",
+    ]
     Image.new("RGB", (16, 16), "red").save(output / "00-0000.png")
-    mine, second = (output / "00-0000.png").read_bytes(), pixels(output / "01-0000.png")
+    mine = (output / "00-0000.png").read_bytes()
+    second = pixels(output / "01-0000.png")
     (output / "01-0000.png").unlink()
     assert iteris(*arguments_for(world, tmp_path / "out", *more)).exit_code == 0
     assert (output / "00-0000.png").read_bytes() == mine
-    assert (pixels(output / "01-0000.png") - second).abs().max() <= 1  # the same seed, in a call of other pictures
+    assert (
+        pixels(output / "01-0000.png") - second
+    ).abs().max() <= 1  # the same seed, in a call of other pictures
     assert len(list(output.glob("*.png"))) == 4
     assert not list(output.glob("*.part"))
     changed = said(iteris(*arguments_for(world, tmp_path / "out", *more, "--guidance", 3)))
     assert "drawn with another guidance (12.0, now 3.0); choose another --output" in changed
     (output / "settings.json").write_text("{")
-    assert "settings.json: cannot be read" in said(iteris(*arguments_for(world, tmp_path / "out", *more)))
+    assert "settings.json: cannot be read" in said(
+        iteris(*arguments_for(world, tmp_path / "out", *more))
+    )
     (output / "settings.json").unlink()
-    assert "holds pictures, but no settings.json" in said(iteris(*arguments_for(world, tmp_path / "out", *more)))
+    assert "holds pictures, but no settings.json" in said(
+        iteris(*arguments_for(world, tmp_path / "out", *more))
+    )
 
 
 def test_a_lora_of_the_same_name_with_other_weights_is_another(world, tmp_path):
-    arguments = arguments_for(world, tmp_path / "out", "--lora", tmp_path / "mine.safetensors", "--no-base", count=1)
+    arguments = arguments_for(
+        world, tmp_path / "out", "--lora", tmp_path / "mine.safetensors", "--no-base", count=1
+    )
     tensors = load_file(world / "merged.safetensors")
     save_file(tensors, tmp_path / "mine.safetensors")
     assert iteris(*arguments).exit_code == 0
@@ -191,16 +268,32 @@ def test_a_lora_leaves_nothing_in_the_pipeline(world):
 def original_name(key):
     """Return a VAE tensor's name in Stable Diffusion's original code, with two blocks a side."""
     part, _, rest = key.partition(".")
-    for found, name in (("down_blocks.", "down."), ("up_blocks.0", "up.1"), ("up_blocks.1", "up.0"), (".resnets.", ".block."),
-                        ("samplers.0.conv", "sample.conv"), ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
-                        ("mid_block.block.0", "mid.block_1"), ("mid_block.block.1", "mid.block_2"), ("group_norm", "norm"),
-                        ("mid_block.attentions.0", "mid.attn_1"), ("to_out.0", "proj_out"), (".to_", ".")):  # fmt: skip
+    for found, name in (
+        ("down_blocks.", "down."),
+        ("up_blocks.0", "up.1"),
+        ("up_blocks.1", "up.0"),
+        (".resnets.", ".block."),
+        ("samplers.0.conv", "sample.conv"),
+        ("conv_norm_out", "norm_out"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("mid_block.block.0", "mid.block_1"),
+        ("mid_block.block.1", "mid.block_2"),
+        ("group_norm", "norm"),
+        ("mid_block.attentions.0", "mid.attn_1"),
+        ("to_out.0", "proj_out"),
+        (".to_", "."),
+    ):
         rest = rest.replace(found, name)
-    return f"first_stage_model.{part}.{rest}" if part in ("encoder", "decoder") else f"first_stage_model.{key}"
+    return (
+        f"first_stage_model.{part}.{rest}"
+        if part in ("encoder", "decoder")
+        else f"first_stage_model.{key}"
+    )
 
 
 def test_a_checkpoint_of_one_file_draws_the_same_pictures(world, tmp_path):
-    host, folder = tiny_diffusers.model(), StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
+    host = tiny_diffusers.model()
+    folder = StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
     tiny_diffusers.save_checkpoint(host, tmp_path / "parts.safetensors")
     vae = {}
     for key, tensor in folder.vae.state_dict().items():
@@ -216,14 +309,17 @@ def test_a_checkpoint_of_one_file_draws_the_same_pictures(world, tmp_path):
 
 def test_the_scheduler_is_ddpm_or_the_models_own(world):
     assert isinstance(load_pipeline(str(world / "base"), Sampling()).scheduler, DDPMScheduler)
-    assert isinstance(load_pipeline(str(world / "base"), Sampling(scheduler="model")).scheduler, PNDMScheduler)
+    assert isinstance(
+        load_pipeline(str(world / "base"), Sampling(scheduler="model")).scheduler, PNDMScheduler
+    )
 
 
 def test_learned_tokens_are_part_of_the_prompts(world, tmp_path):
     save_file({"<v1>": torch.randn(16) * 3}, tmp_path / "v1.safetensors")
-    plain, learned = load_pipeline(str(world / "base"), Sampling()), load_pipeline(
+    plain = load_pipeline(str(world / "base"), Sampling())
+    learned = load_pipeline(
         str(world / "base"), Sampling(), embeddings=[tmp_path / "v1.safetensors"]
-    )  # fmt: skip
+    )
     assert len(learned.tokenizer) == len(plain.tokenizer) + 1
     assert learned.tokenizer.convert_tokens_to_ids("<v1>") == len(plain.tokenizer)
     save_file({"a": torch.ones(2, 3), "b": torch.ones(3)}, tmp_path / "no.safetensors")
@@ -235,7 +331,9 @@ def test_alignments_by_hand(world):
     pictures = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     photos = torch.tensor([[0.6, 0.8], [-1.0, 0.0], [1.0, 0.0]])
     assert image_alignment(pictures, photos) == pytest.approx((0.6 - 1 + 1 + 0.8 + 0 + 0) / 6)
-    assert text_alignment(pictures, torch.tensor([[0.6, 0.8], [0.6, -0.8]])) == pytest.approx(2.5 * 0.3)  # -0.8 counts as 0
+    assert text_alignment(pictures, torch.tensor([[0.6, 0.8], [0.6, -0.8]])) == pytest.approx(
+        2.5 * 0.3
+    )  # -0.8 counts as 0
     features = load_clip(str(world / "clip")).of_texts(["a cat", "cat " * 40])
     assert features.norm(dim=-1).tolist() == pytest.approx([1, 1])
 
@@ -252,10 +350,19 @@ def test_the_papers_figures_of_a_pair_in_either_order_and_of_others():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--concept", "cat"], "--concept is 'cat'; write a name and a value, such as pot=photos/pot"),
+        (
+            ["--concept", "cat"],
+            "--concept is 'cat'; write a name and a value, such as pot=photos/pot",
+        ),
         (["--concept", "cat=/nowhere"], "/nowhere: there are no pictures (.png"),
-        (["--concept", "pot=POT"], "the concepts are pot, teddybear, pot; give one or more, each once"),
-        (["--words", "cat=a <v3> cat"], "--words 'cat' is no --concept; the concepts are pot, teddybear"),
+        (
+            ["--concept", "pot=POT"],
+            "the concepts are pot, teddybear, pot; give one or more, each once",
+        ),
+        (
+            ["--words", "cat=a <v3> cat"],
+            "--words 'cat' is no --concept; the concepts are pot, teddybear",
+        ),
         (["--prompts", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
         (["--prompts", "NO_PLACE"], "the prompt 'a cat' has no {concepts}"),
         (["--prompts", "EMPTY"], "there are no prompts in it"),
@@ -273,8 +380,14 @@ def test_the_papers_figures_of_a_pair_in_either_order_and_of_others():
         (["--base", "/nowhere.ckpt"], "there is no such file"),
         (["--lora", "/nowhere.safetensors"], "there is no such file"),
         (["--lora", "FOREIGN"], "foreign"),
-        (["--lora", "PARTLY"], "'lora_unet_nothing_of_this_name_to_q.alpha' (of 3) would not be in the pictures"),
-        (["--lora", "BIASED"], "(of 1) would not be in the pictures; give a LoRA for this base model"),
+        (
+            ["--lora", "PARTLY"],
+            "'lora_unet_nothing_of_this_name_to_q.alpha' (of 3) would not be in the pictures",
+        ),
+        (
+            ["--lora", "BIASED"],
+            "(of 1) would not be in the pictures; give a LoRA for this base model",
+        ),
         (["--lora", "base.safetensors"], "the LoRAs are called base"),
         (["--lora", "LORA", "--lora", "LORA"], "the LoRAs are called merged, merged"),
         (["--no-base"], "there is nothing to evaluate"),
@@ -286,13 +399,24 @@ def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, expected):
     save_file({"other": torch.ones(2)}, tmp_path / "foreign.safetensors")
     whole = load_file(world / "merged.safetensors")
     layer = "lora_unet_nothing_of_this_name_to_q"
-    more_of_it = {f"{layer}.lora_down.weight": torch.ones(1, 2), f"{layer}.lora_up.weight": torch.ones(2, 1),
-                  f"{layer}.alpha": torch.tensor(1.0)}  # fmt: skip
+    more_of_it = {
+        f"{layer}.lora_down.weight": torch.ones(1, 2),
+        f"{layer}.lora_up.weight": torch.ones(2, 1),
+        f"{layer}.alpha": torch.tensor(1.0),
+    }
     save_file({**whole, **more_of_it}, tmp_path / "partly.safetensors")
     save_file({**whole, "lora_unet_conv_in.diff_b": torch.ones(8)}, tmp_path / "biased.safetensors")
-    files = {"NO_PLACE": tmp_path / "no_place.txt", "EMPTY": tmp_path / "empty.txt", "BASE": world / "base",
-             "LORA": world / "merged.safetensors", "pot=POT": f"pot={world / 'pot'}",
-             **{name.upper(): tmp_path / f"{name}.safetensors" for name in ("foreign", "partly", "biased")}}  # fmt: skip
+    files = {
+        "NO_PLACE": tmp_path / "no_place.txt",
+        "EMPTY": tmp_path / "empty.txt",
+        "BASE": world / "base",
+        "LORA": world / "merged.safetensors",
+        "pot=POT": f"pot={world / 'pot'}",
+        **{
+            name.upper(): tmp_path / f"{name}.safetensors"
+            for name in ("foreign", "partly", "biased")
+        },
+    }
     given = [files.get(argument, argument) for argument in more]
     done = iteris(*arguments_for(world, tmp_path / "out", *given, count=1))
     assert expected in said(done)

@@ -1,4 +1,6 @@
-"""`iteris demo` as a user calls it: the whole command with a real server, and what it says to bad input."""
+"""`iteris demo` as a user calls it: the whole command with a real server, and what it says to bad
+input.
+"""
 
 import json
 import os
@@ -17,16 +19,24 @@ pytestmark = pytest.mark.host
 
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
-    """Start `iteris demo`; the server's files go under `temporary`, by which its process can be recognised."""
+    """Start `iteris demo`; the server's files go under `temporary`, by which its process can be
+    recognised.
+    """
     command = [sys.executable, "-m", "iteris_core.cli", "demo", *map(str, arguments)]
-    environment = os.environ | {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    environment = os.environ | {
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "TMP": str(temporary),
+    }
     root = Path(__file__).resolve().parents[2]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=root, env=environment, **pipes, **options)
 
 
 def servers(temporary: Path) -> list[psutil.Process]:
-    """Return the processes whose command line names a path under `temporary`, other than the demo itself."""
+    """Return the processes whose command line names a path under `temporary`, other than the demo
+    itself.
+    """
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
@@ -45,7 +55,9 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     process = start("--output", output, "--device", "cpu", temporary=temporary)
     printed, errors = process.communicate(timeout=600)
     log = output / "comfyui.log"
-    assert process.returncode == 0, errors + (log.read_text(errors="replace") if log.is_file() else "")
+    assert process.returncode == 0, errors + (
+        log.read_text(errors="replace") if log.is_file() else ""
+    )
     assert str(output) in printed
 
     with (output / "merged.safetensors").open("rb") as file:
@@ -56,7 +68,14 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     assert isinstance(json.loads((output / "report.json").read_text(encoding="utf-8")), dict)
     assert (output / "report.txt").read_text(encoding="utf-8").strip()
     text = log.read_text(encoding="utf-8", errors="replace")
-    complaints = ("lora key not loaded", "unet missing", "unet unexpected", "clip missing", "Missing VAE", "Leftover VAE")
+    complaints = (
+        "lora key not loaded",
+        "unet missing",
+        "unet unexpected",
+        "clip missing",
+        "Missing VAE",
+        "Leftover VAE",
+    )
     assert not [complaint for complaint in complaints if complaint in text]
 
     assert not servers(temporary)
@@ -80,7 +99,10 @@ def test_demo_stops_its_server_when_it_is_terminated(tmp_path, temporary):
 @pytest.fixture
 def files(tmp_path) -> dict[str, Path]:
     """Empty files by name: bad input is found by name and number, before anything is read."""
-    found = {name: tmp_path / name for name in ("model.safetensors", "a.safetensors", "b.safetensors", "old.ckpt")}
+    found = {
+        name: tmp_path / name
+        for name in ("model.safetensors", "a.safetensors", "b.safetensors", "old.ckpt")
+    }
     for file in found.values():
         file.touch()
     return found | {"gone": tmp_path / "gone.safetensors"}
@@ -89,12 +111,24 @@ def files(tmp_path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--checkpoint", "gone", "--lora", "a.safetensors", "--lora", "b.safetensors"), "does not exist"),
-        (("--checkpoint", "model.safetensors", "--lora", "a.safetensors", "--lora", "gone"), "does not exist"),
-        (("--checkpoint", "old.ckpt", "--lora", "a.safetensors", "--lora", "b.safetensors"), "not a .safetensors"),
+        (
+            ("--checkpoint", "gone", "--lora", "a.safetensors", "--lora", "b.safetensors"),
+            "does not exist",
+        ),
+        (
+            ("--checkpoint", "model.safetensors", "--lora", "a.safetensors", "--lora", "gone"),
+            "does not exist",
+        ),
+        (
+            ("--checkpoint", "old.ckpt", "--lora", "a.safetensors", "--lora", "b.safetensors"),
+            "not a .safetensors",
+        ),
         (("--checkpoint", "model.safetensors", "--lora", "a.safetensors"), "at least two LoRAs"),
         (("--lora", "a.safetensors", "--lora", "b.safetensors"), "--lora needs --checkpoint"),
-        (("--checkpoint", "model.safetensors", *("--lora", "a.safetensors") * 2), "0 --prompt for 2 LoRAs"),
+        (
+            ("--checkpoint", "model.safetensors", *("--lora", "a.safetensors") * 2),
+            "0 --prompt for 2 LoRAs",
+        ),
         (("--prompt", "only one"), "1 --prompt for 2 LoRAs"),
         (("--prompt", "one", "--prompt", " "), "is empty"),
         (("--width", "100"), "multiple of 8"),
@@ -126,10 +160,16 @@ def test_three_loras_are_chained():
     from iteris_core.cli.demo.run import DemoRequest, _read_template, make_workflow
 
     names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
-    request = DemoRequest(Path("out"), Path("model.safetensors"), tuple(map(Path, names)), ("a <x>\nmore", "y", "a <w>"))
+    request = DemoRequest(
+        Path("out"),
+        Path("model.safetensors"),
+        tuple(map(Path, names)),
+        ("a <x>\nmore", "y", "a <w>"),
+    )
     workflow = make_workflow(_read_template(), request, "model.safetensors", names)
     merge = next(node for node in workflow.values() if node["class_type"] == "IterISMerge")
-    chain, link = [], merge["inputs"]["tasks"]
+    chain = []
+    link = merge["inputs"]["tasks"]
     while link:
         chain.append(workflow[link[0]]["inputs"])
         link = chain[-1].get("previous")

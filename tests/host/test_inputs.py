@@ -29,17 +29,29 @@ def files(host):
     tensors = load_file(host.loras / "first.safetensors")
     tags = json.dumps({"10_ohwx": {"ohwx": 9, "outdoors": 4}})
     (host.loras / "named").mkdir()
-    save_file(tensors, host.loras / "named" / "phrase.safetensors", {"modelspec.trigger_phrase": "a sks cat"})
-    save_file(tensors, host.loras / "tags.safetensors", {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1"})
+    save_file(
+        tensors,
+        host.loras / "named" / "phrase.safetensors",
+        {"modelspec.trigger_phrase": "a sks cat"},
+    )
+    save_file(
+        tensors,
+        host.loras / "tags.safetensors",
+        {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1"},
+    )
     save_file(tensors, host.loras / "silent.safetensors")
 
 
 def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
     answer = ask(host, "tags.safetensors")
     assert answer == {
-        "name": "tags.safetensors", "trigger_words": ["ohwx", "outdoors"], "rank": 8, "base": "SD1.x (sd_v1)", "error": None,
+        "name": "tags.safetensors",
+        "trigger_words": ["ohwx", "outdoors"],
+        "rank": 8,
+        "base": "SD1.x (sd_v1)",
+        "error": None,
         "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
-    }  # fmt: skip
+    }
     for name in ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors", ""):
         assert "is not in ComfyUI's list of LoRAs" in ask(host, name)["error"]
     (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
@@ -59,21 +71,30 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
         {"1": {"class_type": "IterISLora", "inputs": inputs}, **show("1")},
         lambda event, data: texts.append(data["text"]) if event == "text" else None,
     )["outputs"]
-    assert outputs["1"]["iteris_loras"] == [{
-        "name": "named/phrase.safetensors", "source": "modelspec.trigger_phrase", "strengths": [1.0, 0.5],
-        "prompts": ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"],
-    }]  # fmt: skip
+    assert outputs["1"]["iteris_loras"] == [
+        {
+            "name": "named/phrase.safetensors",
+            "source": "modelspec.trigger_phrase",
+            "strengths": [1.0, 0.5],
+            "prompts": ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"],
+        }
+    ]
     assert outputs["1"]["text"] == texts
     assert texts[0].startswith(
-        "named/phrase.safetensors at 1 / 0.5, its trigger words from the file (modelspec.trigger_phrase)"
+        "named/phrase.safetensors at 1 / 0.5, its trigger words from the file "
+        "(modelspec.trigger_phrase)"
     )
 
 
 def test_a_stack_from_a_text_in_any_number(host, files):
     text = "<lora:phrase:0.5:0.25> and <lora:tags> and <lora:first:-1>"
     inputs = {"text": text, "prompts": "a drawing of {trigger}\ntags: my own"}
-    outputs = host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})["outputs"]
-    found = [(lora["name"], lora["strengths"], lora["prompts"]) for lora in outputs["1"]["iteris_loras"]]
+    outputs = host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})[
+        "outputs"
+    ]
+    found = [
+        (lora["name"], lora["strengths"], lora["prompts"]) for lora in outputs["1"]["iteris_loras"]
+    ]
     assert found[:2] == [
         ("named/phrase.safetensors", [0.5, 0.25], ["a drawing of a sks cat"]),
         ("tags.safetensors", [1.0, 1.0], ["a drawing of ohwx", "my own"]),
@@ -95,46 +116,78 @@ def loaders(host, first, second):
 
 def test_one_lora_in_a_stack_and_in_the_chain_is_one_task(host, files):
     nodes = host.merge(timesteps=1, trajectories=1)
-    inputs = {"text": "<lora:first:0.5:-1>", "prompts": "first: another first thing", "previous": ["3", 0]}
+    inputs = {
+        "text": "<lora:first:0.5:-1>",
+        "prompts": "first: another first thing",
+        "previous": ["3", 0],
+    }
     nodes["9"] = {"class_type": "IterISStack", "inputs": inputs}
     nodes["5"]["inputs"]["tasks"] = ["9", 0]
     report = host.run(nodes)["outputs"]["5"]["iteris_report"][0]
-    assert [(lora["name"], lora["strength_model"], lora["strength_clip"]) for lora in report["settings"]["loras"]] == [
-        ("first", 1.5, 0.0), ("second", 1.0, 1.0),
-    ]  # fmt: skip
-    assert report["settings"]["loras"][0]["prompts"] == ["a photo of a first thing", "another first thing"]
+    assert [
+        (lora["name"], lora["strength_model"], lora["strength_clip"])
+        for lora in report["settings"]["loras"]
+    ] == [
+        ("first", 1.5, 0.0),
+        ("second", 1.0, 1.0),
+    ]
+    assert report["settings"]["loras"][0]["prompts"] == [
+        "a photo of a first thing",
+        "another first thing",
+    ]
     assert any(note.startswith("first: the same LoRA 2 times") for note in report["notes"])
 
 
 def test_loras_on_a_model_are_taken_off_it(host, files):
     nodes = loaders(host, "tags.safetensors", "second.safetensors")
-    outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})["outputs"]
+    outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})[
+        "outputs"
+    ]
     host.run({"1": nodes["1"], **host.sample("base", ["1", 0], ["1", 1])})
     found = outputs["12"]["iteris_loras"]
     assert [(lora["name"], lora["strengths"]) for lora in found] == [
-        ("tags.safetensors", [0.7, 0.4]), ("second.safetensors", [1.0, 1.0]),
-    ]  # fmt: skip
+        ("tags.safetensors", [0.7, 0.4]),
+        ("second.safetensors", [1.0, 1.0]),
+    ]
     assert found[0]["prompts"][0] == "a photo of ohwx"
     assert torch.equal(host.latent("bare"), host.latent("base"))
 
 
 def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
     """A merged LoRA on a model is known by no file; merged alone it must do what it did."""
-    nodes = host.merge("first.safetensors", "second.safetensors", precision="float32", timesteps=1, unconditional_share=0.0)
+    nodes = host.merge(
+        "first.safetensors",
+        "second.safetensors",
+        precision="float32",
+        timesteps=1,
+        unconditional_share=0.0,
+    )
     inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
     nodes["12"] = {"class_type": "IterISModelLoras", "inputs": inputs}
     alone = host.merge(precision="float32", preserve_weight=0.0)
     nodes["14"] = alone["4"]
-    inputs = {**alone["5"]["inputs"], "model": ["12", 0], "clip": ["12", 1], "tasks": ["12", 2], "calibration": ["14", 0]}
+    inputs = {
+        **alone["5"]["inputs"],
+        "model": ["12", 0],
+        "clip": ["12", 1],
+        "tasks": ["12", 2],
+        "calibration": ["14", 0],
+    }
     nodes["15"] = {"class_type": "IterISMerge", "inputs": inputs}
-    outputs = host.run({
-        **nodes, **host.sample("again", ["15", 0], ["15", 1]), **host.sample("once", ["5", 0], ["5", 1], 30),
-        **host.sample("base", ["1", 0], ["1", 1], 40),
-    })["outputs"]  # fmt: skip
+    outputs = host.run(
+        {
+            **nodes,
+            **host.sample("again", ["15", 0], ["15", 1]),
+            **host.sample("once", ["5", 0], ["5", 1], 30),
+            **host.sample("base", ["1", 0], ["1", 1], 40),
+        }
+    )["outputs"]
     assert outputs["12"]["iteris_loras"][0]["name"] == "LoRA 1 on this model"
     recipe = outputs["15"]["iteris_report"][0]["settings"]["loras"][0]
     assert recipe["file"] is None and len(recipe["sha256"]) == 64
-    once, again, base = host.latent("once"), host.latent("again"), host.latent("base")
+    once = host.latent("once")
+    again = host.latent("again")
+    base = host.latent("base")
     assert (again - once).norm() < 0.02 * (once - base).norm()
     del nodes["12"]["inputs"]["prompts"]
     nodes["12"]["inputs"]["prompts"] = ""
@@ -153,7 +206,16 @@ def test_loras_in_sockets_of_their_own_are_those_of_the_chain(host):
     if "more" not in host.client.object_info("IterISMerge")["input"]["optional"]:
         pytest.skip("inputs that grow came with ComfyUI 0.8")
     chain = host.merge(timesteps=1, trajectories=1)
-    apart = {**chain, "3": {**chain["3"], "inputs": {k: v for k, v in chain["3"]["inputs"].items() if k != "previous"}}}
-    apart["5"] = {**chain["5"], "inputs": {**chain["5"]["inputs"], "tasks": ["2", 0], "more.loras0": ["3", 0]}}
+    apart = {
+        **chain,
+        "3": {
+            **chain["3"],
+            "inputs": {k: v for k, v in chain["3"]["inputs"].items() if k != "previous"},
+        },
+    }
+    apart["5"] = {
+        **chain["5"],
+        "inputs": {**chain["5"]["inputs"], "tasks": ["2", 0], "more.loras0": ["3", 0]},
+    }
     reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, apart)]
     assert reports[0]["layers"] == reports[1]["layers"]

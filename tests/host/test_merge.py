@@ -28,11 +28,20 @@ def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
     paths = [layer["path"] for layer in report["layers"]]
     assert len(paths) == len(set(paths)) == 72 + 48
     assert sum(path.startswith("clip_l.") for path in paths) == 72
-    assert paths.index("clip_l.transformer.text_model.encoder.layers.11.mlp.fc2") < 72  # the text encoder comes first
+    assert (
+        paths.index("clip_l.transformer.text_model.encoder.layers.11.mlp.fc2") < 72
+    )  # the text encoder comes first
     for layer in report["layers"]:
         assert layer["rank"] == 16
-        assert [task["task"] for task in layer["tasks"]] == ["first", "second", "base model (preserve)"]
-        assert all(0 <= task["residual"] < 1.5 and task["weight"] > 0 and task["tokens"] > 0 for task in layer["tasks"])
+        assert [task["task"] for task in layer["tasks"]] == [
+            "first",
+            "second",
+            "base model (preserve)",
+        ]
+        assert all(
+            0 <= task["residual"] < 1.5 and task["weight"] > 0 and task["tokens"] > 0
+            for task in layer["tasks"]
+        )
     assert report["settings"]["loras"][0]["prompts"] == ["a photo of a first thing"]
 
 
@@ -40,10 +49,14 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     path = host.output / "loras" / "merged_float16.safetensors"
     assert merged["6"]["text"] == [str(path), "read back: 120 of 120 modules, largest difference 0"]
     with safe_open(path, "pt") as file:
-        keys, metadata = set(file.keys()), file.metadata()
+        keys = set(file.keys())
+        metadata = file.metadata()
         assert len(keys) == 120 * 3
         assert all(
-            key.startswith(("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_", "lora_te_text_model_")) for key in keys
+            key.startswith(
+                ("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_", "lora_te_text_model_")
+            )
+            for key in keys
         )
         down = file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
         assert down.dtype == torch.float16 and down.shape == (16, 320, 1, 1)
@@ -52,14 +65,23 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     recipe = json.loads(metadata["iteris.recipe"])
     assert (recipe["iteris_version"], recipe["torch_version"]) == (__version__, torch.__version__)
     checkpoint = (host.base / "models" / "checkpoints" / "sd15.safetensors").read_bytes()
-    assert recipe["base"] == f"sd15.safetensors ({hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]})"
+    assert (
+        recipe["base"]
+        == f"sd15.safetensors ({hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]})"
+    )
     assert recipe["comfyui_version"]
     assert recipe["loras"][1] == {
-        "name": "second", "file": "second.safetensors", "strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0,
+        "name": "second",
+        "file": "second.safetensors",
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+        "weight": 1.0,
         "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
-        "prompts": ["a photo of a second thing", "a second thing in a park"], "prompts_from": "", "trigger": "",
+        "prompts": ["a photo of a second thing", "a second thing in a park"],
+        "prompts_from": "",
+        "trigger": "",
         "kind": "subject",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
@@ -72,19 +94,28 @@ def test_outputs_sample_like_the_saved_file_in_the_stock_loader(host, precision)
     host.run({"1": workflow["1"], **loader, **host.sample("file", ["10", 0], ["10", 1])})
     host.run({"1": workflow["1"], **host.sample("base", ["1", 0], ["1", 1])})
     assert "lora key not loaded" not in host.log()[before:]
-    outputs, file, base = host.latent("outputs"), host.latent("file"), host.latent("base")
+    outputs = host.latent("outputs")
+    file = host.latent("file")
+    base = host.latent("base")
     assert (outputs - file).abs().max() <= 1e-5 * file.abs().max()
     assert (outputs - base).norm() > 0.01 * base.norm()
 
 
 def test_the_log_does_tell_about_keys_that_are_not_loaded(host):
     save_file(
-        load_file(host.loras / "first.safetensors") | {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
+        load_file(host.loras / "first.safetensors")
+        | {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
         host.loras / "odd.safetensors",
     )
     before = len(host.log())
     nodes = host.merge()
-    host.run({"1": nodes["1"], **host.load_lora("odd.safetensors"), **host.sample("odd", ["10", 0], ["10", 1])})
+    host.run(
+        {
+            "1": nodes["1"],
+            **host.load_lora("odd.safetensors"),
+            **host.sample("odd", ["10", 0], ["10", 1]),
+        }
+    )
     assert "lora key not loaded: lora_unet_nowhere.alpha" in host.log()[before:]
 
 
@@ -94,9 +125,18 @@ def test_lora_model_goes_through_cores_own_nodes(host):
     if "bypass" in host.client.object_info("LoraModelLoader")["input"]["required"]:
         loader["bypass"] = False
     nodes["11"] = {"class_type": "LoraModelLoader", "inputs": loader}
-    nodes["12"] = {"class_type": "SaveLoRA", "inputs": {"lora": ["5", 2], "prefix": "loras/by_core"}}
+    nodes["12"] = {
+        "class_type": "SaveLoRA",
+        "inputs": {"lora": ["5", 2], "prefix": "loras/by_core"},
+    }
     before = len(host.log())
-    host.run({**nodes, **host.sample("outputs", ["5", 0], ["5", 1]), **host.sample("lora_model", ["11", 0], ["5", 1], 30)})
+    host.run(
+        {
+            **nodes,
+            **host.sample("outputs", ["5", 0], ["5", 1]),
+            **host.sample("lora_model", ["11", 0], ["5", 1], 30),
+        }
+    )
     assert "lora key not loaded" not in host.log()[before:]
     assert torch.equal(host.latent("outputs"), host.latent("lora_model"))
     saved = load_file(next((host.output / "loras").glob("by_core_*.safetensors")))
@@ -106,7 +146,10 @@ def test_lora_model_goes_through_cores_own_nodes(host):
 def cached_nodes(host, workflow):
     """Return the ids of the nodes that a run took from the cache."""
     cached = []
-    host.run(workflow, lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None)
+    host.run(
+        workflow,
+        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
+    )
     return set(cached)
 
 
@@ -114,7 +157,10 @@ def test_second_run_is_cached_until_a_lora_file_changes(host):
     file = host.loras / "changing.safetensors"
     tensors = load_file(host.loras / "second.safetensors")
     save_file(tensors, file)
-    workflow = {**host.merge(second="changing.safetensors"), **host.save("loras/cached", overwrite=True)}
+    workflow = {
+        **host.merge(second="changing.safetensors"),
+        **host.save("loras/cached", overwrite=True),
+    }
     host.run(workflow)
     assert cached_nodes(host, workflow) == set(workflow)
     save_file({key: value * 0.5 for key, value in tensors.items()}, file)
@@ -122,12 +168,15 @@ def test_second_run_is_cached_until_a_lora_file_changes(host):
 
 
 def test_every_layer_is_told_to_the_browser_while_it_solves(host):
-    told, stages = [], []
+    told = []
+    stages = []
 
     def listen(event, data):
         if event == "iteris.layer":
             told.append(data)
-        elif "text" in data and data["text"].startswith(("stage 1 of 3: Text encoder ", "stage 3 of 3: UNet ")):
+        elif "text" in data and data["text"].startswith(
+            ("stage 1 of 3: Text encoder ", "stage 3 of 3: UNet ")
+        ):
             stages.append(len(told))
 
     report = host.run(host.merge(seed=77, timesteps=1), listen)["outputs"]["5"]["iteris_report"][0]
@@ -138,11 +187,16 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
 
 
 def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
-    """Only a base model that other nodes change by functions is sampled again, since functions cannot be compared."""
+    """Only a base model that other nodes change by functions is sampled again, since functions
+    cannot be compared.
+    """
 
     def sampled(nodes) -> bool:
         texts = []
-        host.run({**nodes, **host.save("loras/rank")}, lambda event, data: texts.append(data.get("text", "")))
+        host.run(
+            {**nodes, **host.save("loras/rank")},
+            lambda event, data: texts.append(data.get("text", "")),
+        )
         assert any(text.startswith("stage 3 of 3: UNet ") for text in texts)
         return any(text.startswith("stage 2 of 3: Sampling ") for text in texts)
 
@@ -150,7 +204,10 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
     assert sampled(nodes)
     nodes["5"]["inputs"]["rank"] = 3
     assert not sampled(nodes)
-    nodes["9"] = {"class_type": "FreeU_V2", "inputs": {"model": ["1", 0], "b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}}
+    nodes["9"] = {
+        "class_type": "FreeU_V2",
+        "inputs": {"model": ["1", 0], "b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2},
+    }
     nodes["5"]["inputs"]["model"] = ["9", 0]
     assert sampled(nodes)
     nodes["5"]["inputs"]["rank"] = 4
@@ -179,7 +236,9 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
 
 
 def test_keys_without_a_module_are_counted_and_named_per_file(host):
-    """Two files of one stem; a text projection and a text norm, which no saved file could hold, among their odd keys."""
+    """Two files of one stem; a text projection and a text norm, which no saved file could hold,
+    among their odd keys.
+    """
     odd = {
         "cat": {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
         "style/cat": {
@@ -191,12 +250,22 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
     }
     (host.loras / "style").mkdir()
     for name, keys in odd.items():
-        save_file(load_file(host.loras / "first.safetensors") | keys, host.loras / f"{name}.safetensors")
-    workflow = {**host.merge(first="cat.safetensors", second="style/cat.safetensors"), **host.save("loras/odd")}
+        save_file(
+            load_file(host.loras / "first.safetensors") | keys, host.loras / f"{name}.safetensors"
+        )
+    workflow = {
+        **host.merge(first="cat.safetensors", second="style/cat.safetensors"),
+        **host.save("loras/odd"),
+    }
     outputs = host.run(workflow)["outputs"]
     found = outputs["5"]["iteris_report"][0]["unmatched"]
-    assert {name: sorted(keys) for name, keys in found.items()} == {name: sorted(keys) for name, keys in odd.items()}
-    assert "cat: 1 keys belong to no module of this model: lora_unet_nowhere.alpha" in outputs["5"]["text"][0]
+    assert {name: sorted(keys) for name, keys in found.items()} == {
+        name: sorted(keys) for name, keys in odd.items()
+    }
+    assert (
+        "cat: 1 keys belong to no module of this model: lora_unet_nowhere.alpha"
+        in outputs["5"]["text"][0]
+    )
     assert outputs["6"]["text"][1].startswith("read back: 120 of 120 modules")
 
 
@@ -206,7 +275,12 @@ def test_ranks_by_kept_energy_or_by_size(host, setting, value):
         tensors = load_file(host.loras / f"{name}.safetensors")
         middle = {key: tensor for key, tensor in tensors.items() if "mid_block" in key}
         save_file(middle, host.loras / f"{name}_middle.safetensors")
-    nodes = host.merge("first_middle.safetensors", "second_middle.safetensors", timesteps=1, unconditional_share=0.0)
+    nodes = host.merge(
+        "first_middle.safetensors",
+        "second_middle.safetensors",
+        timesteps=1,
+        unconditional_share=0.0,
+    )
     nodes["5"]["inputs"][setting] = value
     outputs = host.run({**nodes, **host.save(f"loras/{setting}")})["outputs"]
     ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
@@ -218,12 +292,16 @@ def test_ranks_by_kept_energy_or_by_size(host, setting, value):
 def test_only_one_setting_decides_the_ranks(host):
     nodes = host.merge()
     nodes["5"]["inputs"].update(rank=4, size_mb=2.0)
-    with pytest.raises(WorkflowFailed, match="rank is 4 and size_mb is 2, but each of them decides the ranks"):
+    with pytest.raises(
+        WorkflowFailed, match="rank is 4 and size_mb is 2, but each of them decides the ranks"
+    ):
         host.run({**nodes, **host.save("loras/bad")})
 
 
 def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
-    """--disable-metadata: only what other programs need to recognise the file. The loras folder is on another disk here."""
+    """--disable-metadata: only what other programs need to recognise the file. The loras folder is
+    on another disk here.
+    """
     (tmp_path / "models").symlink_to(host.base / "models")
     (tmp_path / "disk").mkdir()
     (tmp_path / "output").mkdir()
@@ -275,7 +353,10 @@ def bad_loras(folder):
     yield "truncated.safetensors", "download was probably cut off"
     (folder / "pickle.safetensors").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     yield "pickle.safetensors", "pickle file"
-    save_file({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)}, folder / "sdxl.safetensors")
+    save_file(
+        {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)},
+        folder / "sdxl.safetensors",
+    )
     yield "sdxl.safetensors", "looks like a LoRA for SDXL"
     save_file({"something.weight": torch.zeros(2, 2)}, folder / "alien.safetensors")
     yield "alien.safetensors", "none of its 1 keys"
@@ -288,33 +369,49 @@ def bad_loras(folder):
     yield "sibling.safetensors", f"'{q_proj}.lora_up.bias' changes what the other tensors"
     lokr = {f"{q_proj}.lokr_w1": torch.ones(4, 4), f"{q_proj}.lokr_w2": torch.ones(5, 5)}
     save_file(
-        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr, folder / "lokr_shape.safetensors"
+        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr,
+        folder / "lokr_shape.safetensors",
     )
-    yield "lokr_shape.safetensors", "ComfyUI could not apply lokr_w1, lokr_w2 to .*ERROR lokr .* shape"
+    yield (
+        "lokr_shape.safetensors",
+        "ComfyUI could not apply lokr_w1, lokr_w2 to .*ERROR lokr .* shape",
+    )
     lokr.pop(f"{q_proj}.lokr_w2")
     save_file(
-        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr, folder / "lokr_half.safetensors"
+        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr,
+        folder / "lokr_half.safetensors",
     )
     yield "lokr_half.safetensors", "ComfyUI could not apply lokr_w1 to"
 
 
 def test_another_kind_of_checkpoint_is_refused_at_the_start(host):
-    checkpoints, encoders = host.base / "models" / "checkpoints", host.base / "models" / "text_encoders"
+    checkpoints = host.base / "models" / "checkpoints"
+    encoders = host.base / "models" / "text_encoders"
     tensors = load_file(checkpoints / "sd15.safetensors")
     first = "model.diffusion_model.input_blocks.0.0.weight"
-    save_file(tensors | {first: torch.zeros(320, 9, 3, 3).half()}, checkpoints / "inpainting.safetensors")
+    save_file(
+        tensors | {first: torch.zeros(320, 9, 3, 3).half()}, checkpoints / "inpainting.safetensors"
+    )
     encoders.mkdir(exist_ok=True)
     prefix = "cond_stage_model.transformer."
-    text = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    text = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
     save_file(text, encoders / "clip_l.safetensors")
-    inpainting, other_clip = host.merge(), host.merge()
+    inpainting = host.merge()
+    other_clip = host.merge()
     inpainting["1"]["inputs"]["ckpt_name"] = "inpainting.safetensors"
     loader = {"clip_name": "clip_l.safetensors", "type": "sd3"}
     other_clip["9"] = {"class_type": "CLIPLoader", "inputs": loader}
     other_clip["5"]["inputs"]["clip"] = ["9", 0]
     for nodes, message in (
         (inpainting, "an inpainting checkpoint: its UNet reads 9 channels"),
-        (other_clip, r"the CLIP is a SD3\w* with the text encoders g, l, t5xxl; SD1.5 has CLIP-L alone"),
+        (
+            other_clip,
+            r"the CLIP is a SD3\w* with the text encoders g, l, t5xxl; SD1.5 has CLIP-L alone",
+        ),
     ):
         with pytest.raises(WorkflowFailed, match=message) as failure:
             host.run({**nodes, **host.save("loras/bad")})
@@ -327,7 +424,9 @@ def test_bad_files_are_refused_before_any_sampling(host):
         with pytest.raises(WorkflowFailed, match=expected) as failure:
             host.run(
                 {**host.merge(second=name), **host.save("loras/bad")},
-                lambda event, data, stages=stages: stages.append(data) if event == "text" and data["node"] == "5" else None,
+                lambda event, data, stages=stages: (
+                    stages.append(data) if event == "text" and data["node"] == "5" else None
+                ),
             )
         assert failure.value.node_type in ("IterISLora", "IterISMerge")
         assert name.removesuffix(".safetensors") in str(failure.value)
@@ -340,5 +439,7 @@ def test_a_missing_file_and_missing_prompts_are_refused(host):
     save_file(load_file(host.loras / "second.safetensors"), host.loras / "bare.safetensors")
     nodes = host.merge(second="bare.safetensors")
     nodes["3"]["inputs"]["prompts"] = " \n "
-    with pytest.raises(WorkflowFailed, match=r"bare\.safetensors has no prompts, .* names no trigger words"):
+    with pytest.raises(
+        WorkflowFailed, match=r"bare\.safetensors has no prompts, .* names no trigger words"
+    ):
         host.run({**nodes, **host.save("loras/bad")})

@@ -1,4 +1,6 @@
-"""What a merge leaves behind, in a real ComfyUI: pictures, a file that tells where it is from, and the way back from it."""
+"""What a merge leaves behind, in a real ComfyUI: pictures, a file that tells where it is from, and
+the way back from it.
+"""
 
 import base64
 import io
@@ -21,20 +23,38 @@ def node(kind: str, **inputs):
 
 @pytest.fixture(scope="module")
 def scene(host):
-    """A merge for scenes: reported with pictures, saved with the first of them as its cover, and passed on as a stack."""
+    """A merge for scenes: reported with pictures, saved with the first of them as its cover, and
+    passed on as a stack.
+    """
     for name in ("first", "second"):  # fewer layers, the same metadata
         with safe_open(host.loras / f"{name}.safetensors", "pt") as file:
             middle = {key: file.get_tensor(key) for key in file.keys() if "mid_block" in key}  # noqa: SIM118 (no dict)
             save_file(middle, host.loras / f"{name}_mid.safetensors", file.metadata())
-    nodes = host.merge("first_mid.safetensors", "second_mid.safetensors", timesteps=1, unconditional_share=0.0, held_out=1)
+    nodes = host.merge(
+        "first_mid.safetensors",
+        "second_mid.safetensors",
+        timesteps=1,
+        unconditional_share=0.0,
+        held_out=1,
+    )
     nodes["4"] = node(
-        "IterISScene", tasks=["3", 0], subjects="first_mid: a demo1", styles="", scene_weight=0.1, pictures=False,
-        forms="{first} and {second}", companions="",
-    )  # fmt: skip
+        "IterISScene",
+        tasks=["3", 0],
+        subjects="first_mid: a demo1",
+        styles="",
+        scene_weight=0.1,
+        pictures=False,
+        forms="{first} and {second}",
+        companions="",
+    )
     nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0, held_out=1)["4"]
-    nodes["5"]["inputs"].update(tasks=["4", 0], calibration=["14", 0], target="full_output", correct_strength=True)
+    nodes["5"]["inputs"].update(
+        tasks=["4", 0], calibration=["14", 0], target="full_output", correct_strength=True
+    )
     nodes["5"]["inputs"]["kept_energy"] = 0.9
-    nodes["6"] = node("IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0])
+    nodes["6"] = node(
+        "IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0]
+    )
     nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
     nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
     nodes["9"] = node("PreviewAny", source=["8", 0])
@@ -58,7 +78,11 @@ def test_scene_captions_are_shown_and_measured(scene):
 
 def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected(scene):
     report = scene[1]["5"]["iteris_report"][0]
-    assert [entry["task"] for entry in report["fidelity"]] == ["first_mid", "second_mid", "base model"]
+    assert [entry["task"] for entry in report["fidelity"]] == [
+        "first_mid",
+        "second_mid",
+        "base model",
+    ]
     assert 1.0 <= report["settings"]["strength_correction"] <= 1.3
     assert any(note.startswith("scaled by") for note in report["notes"])
 
@@ -79,8 +103,14 @@ def test_the_file_tells_what_is_in_it(host, scene):
     assert metadata["modelspec.trigger_phrase"] == "demo1, demo2"
     assert json.loads(metadata["ss_tag_frequency"]) == {"1_demo": {"demo1": 10, "demo2": 10}}
     assert len(metadata["sshs_model_hash"]) == 64 and len(metadata["sshs_legacy_hash"]) == 8
-    cover = Image.open(io.BytesIO(base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2])))
-    assert cover.format == "JPEG" and max(cover.size) == 512 and cover.convert("L").getextrema()[1] > 240
+    cover = Image.open(
+        io.BytesIO(base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2]))
+    )
+    assert (
+        cover.format == "JPEG"
+        and max(cover.size) == 512
+        and cover.convert("L").getextrema()[1] > 240
+    )
 
 
 def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
@@ -89,28 +119,44 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     stacked = outputs["8"]["iteris_loras"]
     assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
         ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_recipe_makes_the_same_file_again(host, scene):
     """The widgets say something else: the recipe's settings take their place."""
-    nodes = {"1": scene[0]["1"], "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True)}
+    nodes = {
+        "1": scene[0]["1"],
+        "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True),
+    }
     widgets = {"alpha": 0.5, "precision": "float32", "rank": 3, "target": "delta"}
     nodes["6"] = node(
-        "IterISMerge", model=["1", 0], clip=["1", 1], tasks=["5", 0], calibration=["5", 1], settings=["5", 5], **widgets
+        "IterISMerge",
+        model=["1", 0],
+        clip=["1", 1],
+        tasks=["5", 0],
+        calibration=["5", 1],
+        settings=["5", 5],
+        **widgets,
     )
     nodes["7"] = node("IterISSave", merged=["6", 3], file_name="loras/again", overwrite=False)
-    nodes |= {str(8 + i): node("PreviewAny", source=["5", output]) for i, output in enumerate((2, 3, 4))}
+    nodes |= {
+        str(8 + i): node("PreviewAny", source=["5", output]) for i, output in enumerate((2, 3, 4))
+    }
     outputs = host.run(nodes)["outputs"]
     facts = outputs["8"]["text"][0].splitlines()
     assert {"target: full_output", "kept_energy: 0.9", "correct_strength: True"} < set(facts)
     assert any(fact.startswith("base: sd15.safetensors (") for fact in facts)
     assert (outputs["9"]["text"], outputs["10"]["text"]) == (["0.0001"], ["0"])
-    first, again = (load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again"))
+    first, again = (
+        load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again")
+    )
     assert set(first) == set(again)
     assert all(torch.equal(first[key], again[key]) for key in first)
     cached = []
-    host.run(nodes, lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None)
+    host.run(
+        nodes,
+        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
+    )
     assert set(cached) == set(nodes)  # though a file has been saved since
 
 
@@ -123,14 +169,21 @@ def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
     try:
         found = host.run(show)["outputs"]["5"]["iteris_loras"]
         assert found[0]["name"] == "moved/first_mid_renamed.safetensors"
-        save_file(load_file(host.loras / "second_mid.safetensors"), host.loras / "first_mid.safetensors")
+        save_file(
+            load_file(host.loras / "second_mid.safetensors"), host.loras / "first_mid.safetensors"
+        )
         moved.rename(moved.with_name("hidden.bin"))
-        with pytest.raises(WorkflowFailed, match=r"first_mid\.safetensors is another file than the one that was merged"):
+        with pytest.raises(
+            WorkflowFailed,
+            match=r"first_mid\.safetensors is another file than the one that was merged",
+        ):
             host.run(show)
         recipe["inputs"]["check_files"] = False
         assert "first_mid.safetensors is another file" in host.run(show)["outputs"]["5"]["text"][0]
         (host.loras / "first_mid.safetensors").unlink()
-        with pytest.raises(WorkflowFailed, match=r"its LoRA 'first_mid\.safetensors' is not in the loras folders"):
+        with pytest.raises(
+            WorkflowFailed, match=r"its LoRA 'first_mid\.safetensors' is not in the loras folders"
+        ):
             host.run(show)
     finally:
         next(moved.parent.iterdir()).rename(host.loras / "first_mid.safetensors")
@@ -141,16 +194,30 @@ def test_a_file_without_a_recipe_says_so(host):
         "5": node("IterISRecipe", lora_name="first.safetensors", check_files=True),
         "8": node("PreviewAny", source=["5", 0]),
     }
-    with pytest.raises(WorkflowFailed, match=r"first\.safetensors has no recipe: it was not saved by Save merged LoRA"):
+    with pytest.raises(
+        WorkflowFailed,
+        match=r"first\.safetensors has no recipe: it was not saved by Save merged LoRA",
+    ):
         host.run(nodes)
 
 
 def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
-    trained = node("IterISTrainedLora", lora=["5", 2], name="mine", strength_model=0.5, prompts="a caption", weight=1.0)
+    trained = node(
+        "IterISTrainedLora",
+        lora=["5", 2],
+        name="mine",
+        strength_model=0.5,
+        prompts="a caption",
+        weight=1.0,
+    )
     nodes = {key: scene[0][key] for key in ("1", "2", "3", "4", "14", "5")} | {"8": trained}
     nodes["9"] = node("PreviewAny", source=["8", 0])
     found = host.run(nodes)["outputs"]["8"]["iteris_loras"]
-    assert found == [{"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}]
+    assert found == [
+        {"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}
+    ]
     trained["inputs"]["prompts"] = ""
-    with pytest.raises(WorkflowFailed, match="mine has no prompts, and a LoRA that is in no file has no metadata"):
+    with pytest.raises(
+        WorkflowFailed, match="mine has no prompts, and a LoRA that is in no file has no metadata"
+    ):
         host.run(nodes)

@@ -19,14 +19,22 @@ def schemas(host):
     for name, node in host.client.object_info().items():
         if not name.startswith("IterIS"):
             continue
-        inputs = {key: spec for part in ("required", "optional") for key, spec in node["input"].get(part, {}).items()}
+        inputs = {
+            key: spec
+            for part in ("required", "optional")
+            for key, spec in node["input"].get(part, {}).items()
+        }
         outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
         found[name] = {
             "display_name": node["display_name"],
             "description": node["description"],
-            "inputs": {key: {"name": key, "tooltip": options["tooltip"]} for key, (_, options) in inputs.items()},
+            "inputs": {
+                key: {"name": key, "tooltip": options["tooltip"]}
+                for key, (_, options) in inputs.items()
+            },
             "outputs": {
-                str(i): {"name": key} | ({"tooltip": tooltip} if tooltip else {}) for i, (key, tooltip) in enumerate(outputs)
+                str(i): {"name": key} | ({"tooltip": tooltip} if tooltip else {})
+                for i, (key, tooltip) in enumerate(outputs)
             },
         }
     assert len(found) >= 10
@@ -43,11 +51,17 @@ def shape(value):
 
 
 def texts(value):
-    return [text for item in value.values() for text in texts(item)] if isinstance(value, dict) else [value]
+    return (
+        [text for item in value.values() for text in texts(item)]
+        if isinstance(value, dict)
+        else [value]
+    )
 
 
 def nodes_in(language: str, schemas):
-    """Return a language's words for the nodes, without those for inputs that this host is too old for."""
+    """Return a language's words for the nodes, without those for inputs that this host is too old
+    for.
+    """
     nodes = read(language, "nodeDefs")
     for name, key in ONLY_NEWER_HOSTS:
         if key not in schemas[name]["inputs"]:
@@ -61,20 +75,23 @@ def test_english_is_what_the_schemas_say(schemas):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_translations_are_complete_and_the_frontend_can_read_them(schemas, language):
-    nodes, main = nodes_in(language, schemas), read(language, "main")
+    nodes = nodes_in(language, schemas)
+    main = read(language, "main")
     assert shape(nodes) == shape(schemas)
     assert shape(main) == shape(read("en", "main"))
     for text in (*texts(nodes), *texts(main)):
         assert text.strip()
-        assert not set("{}@|") & set(text), f"the frontend's translations give these letters a meaning: {text}"
+        assert not set("{}@|") & set(text), (
+            f"the frontend's translations give these letters a meaning: {text}"
+        )
 
 
 def test_the_host_serves_the_translations(host, schemas):
     with urllib.request.urlopen(f"http://{host.server.address}/i18n", timeout=10) as response:
         served = json.load(response)
-    assert {language: served[language]["nodeDefs"].keys() >= schemas.keys() for language in LANGUAGES} == dict.fromkeys(
-        LANGUAGES, True
-    )
+    assert {
+        language: served[language]["nodeDefs"].keys() >= schemas.keys() for language in LANGUAGES
+    } == dict.fromkeys(LANGUAGES, True)
 
 
 def test_every_node_has_a_help_page_that_names_every_input(schemas):

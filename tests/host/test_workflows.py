@@ -1,4 +1,6 @@
-"""Every workflow of `workflows/api`, queued on a real ComfyUI: with small LoRAs, few samples and small pictures."""
+"""Every workflow of `workflows/api`, queued on a real ComfyUI: with small LoRAs, few samples and
+small pictures.
+"""
 
 import json
 import re
@@ -17,29 +19,39 @@ pytestmark = pytest.mark.host
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 SMALL = {
     "IterISCalibration": {
-        "trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64, "unconditional_share": 0.0,
+        "trajectories": 1,
+        "timesteps": 1,
+        "sampling_steps": 2,
+        "resolution": 64,
+        "unconditional_share": 0.0,
         "held_out": 0,
     },
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 1},
     "TrainLoraNode": {"steps": 1, "rank": 2},
-}  # fmt: skip
+}
 
 
 def small(name: str) -> dict:
-    """Return a workflow with the small files of `files`, and as little work in it as it can have."""
+    """Return a workflow with the small files of `files`, and as little work in it as it can
+    have.
+    """
     nodes = json.loads((FOLDER / f"{name}.json").read_text())
     for node in nodes.values():
         for key, value in node["inputs"].items():
             if isinstance(value, str):
-                node["inputs"][key] = re.sub(r"\b(first|second|third)(?=\.safetensors|:)", r"small_\1", value)
+                node["inputs"][key] = re.sub(
+                    r"\b(first|second|third)(?=\.safetensors|:)", r"small_\1", value
+                )
         node["inputs"].update(SMALL.get(node["class_type"], {}))
     return nodes
 
 
 @pytest.fixture(scope="module")
 def files(host):
-    """Three LoRAs of the middle block, with the metadata that kohya's trainer writes, and a picture."""
+    """Three LoRAs of the middle block, with the metadata that kohya's trainer writes, and a
+    picture.
+    """
     for seed, name in enumerate(("first", "second", "third"), 1):
         write_lora(host.loras / "whole.safetensors", seed=seed)
         with safe_open(host.loras / "whole.safetensors", "pt") as file:
@@ -51,10 +63,15 @@ def files(host):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
 def test_it_runs(host, files, name):
-    if name == "from_recipe" and not list((host.output / "loras").glob("iteris_merged.safetensors")):
+    if name == "from_recipe" and not list(
+        (host.output / "loras").glob("iteris_merged.safetensors")
+    ):
         host.run(small("merge_two_loras"))
     nodes = small(name)
-    if name == "train_and_merge" and host.client.object_info("TrainLoraNode")["output"][1] != "LORA_MODEL":
+    if (
+        name == "train_and_merge"
+        and host.client.object_info("TrainLoraNode")["output"][1] != "LORA_MODEL"
+    ):
         pytest.skip("Train LoRA of newer ComfyUIs has other inputs and outputs")
     outputs = host.run(nodes)["outputs"]
     merges = [key for key, node in nodes.items() if node["class_type"] == "IterISMerge"]
@@ -62,7 +79,9 @@ def test_it_runs(host, files, name):
     assert len(merges) == len(saved) == 1
     assert outputs[merges[0]]["iteris_report"][0]["layers"]
     assert outputs[saved[0]]["text"][1].startswith("read back:")
-    pictures = [key for key, node in nodes.items() if node["class_type"] in ("SaveImage", "IterISReport")]
+    pictures = [
+        key for key, node in nodes.items() if node["class_type"] in ("SaveImage", "IterISReport")
+    ]
     assert all(outputs[key]["images"] for key in pictures)
     if name == "compare_grid":
         assert len(outputs["80"]["images"]) == 5
@@ -71,10 +90,14 @@ def test_it_runs(host, files, name):
 
 
 def test_a_merge_of_a_stack_that_was_saved_is_not_made_again(host, files):
-    nodes, cached = small("from_lora_stack"), []
+    nodes = small("from_lora_stack")
+    cached = []
     nodes["5"]["inputs"]["file_name"] = "loras/from_stack_once"
     host.run(nodes)
-    host.run(nodes, lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None)
+    host.run(
+        nodes,
+        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
+    )
     assert set(cached) == set(nodes)
     assert len(list((host.output / "loras").glob("from_stack_once*"))) == 1
 
@@ -82,7 +105,12 @@ def test_a_merge_of_a_stack_that_was_saved_is_not_made_again(host, files):
 def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     def client(workflow):
         (tmp_path / "workflow.json").write_text(json.dumps(workflow))
-        command = [sys.executable, FOLDER / "run.py", tmp_path / "workflow.json", host.server.address]
+        command = [
+            sys.executable,
+            FOLDER / "run.py",
+            tmp_path / "workflow.json",
+            host.server.address,
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     workflow = small("from_lora_stack")

@@ -1,4 +1,6 @@
-"""Base models that are damaged, incomplete or not trusted: one line says what is wrong, and nothing of theirs is run."""
+"""Base models that are damaged, incomplete or not trusted: one line says what is wrong, and nothing
+of theirs is run.
+"""
 
 import json
 import pickle
@@ -22,7 +24,9 @@ def change_weights(folder, change):
 
 
 def without(*keys):
-    return lambda folder: change_weights(folder, lambda t: {key: value for key, value in t.items() if key not in keys})
+    return lambda folder: change_weights(
+        folder, lambda t: {key: value for key, value in t.items() if key not in keys}
+    )
 
 
 def cut_off(folder):
@@ -42,16 +46,23 @@ def as_pickle(folder):
 
 def as_code(folder):
     settings = json.loads((folder / "config.json").read_text())
-    settings |= {"model_type": "evil", "auto_map": {name: "evil.Config" for name in ("AutoConfig", "AutoTokenizer")}}
+    settings |= {
+        "model_type": "evil",
+        "auto_map": {name: "evil.Config" for name in ("AutoConfig", "AutoTokenizer")},
+    }
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "evil.py").write_text("open('trap', 'w')\nfrom transformers import PretrainedConfig as Config\n")
+    (folder / "evil.py").write_text(
+        "open('trap', 'w')\nfrom transformers import PretrainedConfig as Config\n"
+    )
 
 
 @pytest.fixture
 def folder(t5_folder, tmp_path, monkeypatch):
     """A copy of the tiny T5, in a folder where a trap would leave a file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("builtins.input", lambda *args: "y")  # to whoever asks whether to run the model's code
+    monkeypatch.setattr(
+        "builtins.input", lambda *args: "y"
+    )  # to whoever asks whether to run the model's code
     return shutil.copytree(t5_folder / "base", tmp_path / "base")
 
 
@@ -60,14 +71,26 @@ def folder(t5_folder, tmp_path, monkeypatch):
     [
         (without(Q), f"1 of its weights, such as {Q}, are missing"),
         (without("shared.weight"), "4 of its weights"),  # all that are tied to it
-        (lambda f: change_weights(f, lambda t: {**t, Q: t[Q][:3].clone()}), "a model cannot be loaded"),
+        (
+            lambda f: change_weights(f, lambda t: {**t, Q: t[Q][:3].clone()}),
+            "a model cannot be loaded",
+        ),
         (cut_off, "a model cannot be loaded"),
         (as_pickle, "its weights are a pickle (.bin)"),
         (as_code, "a model cannot be loaded"),
         (lambda f: (f / "config.json").write_text("[]"), "a model cannot be loaded"),
         (lambda f: (f / "config.json").write_text("{"), "a model cannot be loaded"),
     ],
-    ids=["missing", "tied and missing", "other size", "cut off", "pickle", "code", "no settings", "no JSON"],
+    ids=[
+        "missing",
+        "tied and missing",
+        "other size",
+        "cut off",
+        "pickle",
+        "code",
+        "no settings",
+        "no JSON",
+    ],
 )
 def test_a_base_that_cannot_be_used_is_refused(folder, damage, said):
     damage(folder)
@@ -79,9 +102,16 @@ def test_a_base_that_cannot_be_used_is_refused(folder, damage, said):
 
 
 def test_weights_that_are_tied_are_saved_once_only(folder):
-    change_weights(folder, lambda t: {"lm_head.weight" if key == "shared.weight" else key: value for key, value in t.items()})
+    change_weights(
+        folder,
+        lambda t: {
+            "lm_head.weight" if key == "shared.weight" else key: value for key, value in t.items()
+        },
+    )
     model = load_base(str(folder))
-    assert torch.equal(model.shared.weight, load_file(folder / "model.safetensors")["lm_head.weight"])
+    assert torch.equal(
+        model.shared.weight, load_file(folder / "model.safetensors")["lm_head.weight"]
+    )
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_processor])
@@ -93,5 +123,7 @@ def test_no_code_of_a_tokenizer_is_run(folder, load):
 
 
 def test_a_device_without_content_is_refused(folder):
-    with pytest.raises(ConfigError, match="device 'meta' cannot be used: tensors have no content there"):
+    with pytest.raises(
+        ConfigError, match="device 'meta' cannot be used: tensors have no content there"
+    ):
         load_base(str(folder), device="meta")

@@ -37,12 +37,32 @@ LENGTHS = (4, 7, 2, 6)
 
 def make_blip():
     torch.manual_seed(0)
-    widths = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = BlipTextConfig(**widths, vocab_size=50, max_position_embeddings=40, bos_token_id=3, sep_token_id=2, pad_token_id=0,
-                          eos_token_id=2, encoder_hidden_size=32, projection_dim=16, initializer_range=0.2)  # fmt: skip
-    vision = BlipVisionConfig(**widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.2)
+    widths = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    text = BlipTextConfig(
+        **widths,
+        vocab_size=50,
+        max_position_embeddings=40,
+        bos_token_id=3,
+        sep_token_id=2,
+        pad_token_id=0,
+        eos_token_id=2,
+        encoder_hidden_size=32,
+        projection_dim=16,
+        initializer_range=0.2,
+    )
+    vision = BlipVisionConfig(
+        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.2
+    )
     config = BlipConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16, image_text_hidden_size=16
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=16,
+        image_text_hidden_size=16,
     )
     return BlipForConditionalGeneration(config).eval()
 
@@ -53,20 +73,26 @@ def folder(tmp_path_factory):
     make_blip().save_pretrained(folder / "base")
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
     tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
-    tiny_language.adapter(folder / "base", folder / "two", 2, ("query", "value", "qkv", "fc1"), r=3, **kind)
+    tiny_language.adapter(
+        folder / "base", folder / "two", 2, ("query", "value", "qkv", "fc1"), r=3, **kind
+    )
     return folder
 
 
 def samples_of(seed, *, captions=True):
     torch.manual_seed(seed)
-    drawn = [(torch.randn(3, 16, 16), torch.cat([torch.tensor([3]), torch.randint(4, 50, (n,))])) for n in LENGTHS]
+    drawn = [
+        (torch.randn(3, 16, 16), torch.cat([torch.tensor([3]), torch.randint(4, 50, (n,))]))
+        for n in LENGTHS
+    ]
     return [CaptionSample(pixels, ids if captions else None) for pixels, ids in drawn]
 
 
 def assert_close(found, expected, tolerance):
     assert set(found) == set(expected)
     for path, delta in expected.items():
-        want, have = delta.dense(), found[path].dense()
+        want = delta.dense()
+        have = found[path].dense()
         assert ((have - want).norm() / want.norm()).item() < tolerance, path
 
 
@@ -84,26 +110,44 @@ def test_sweep_and_iteration_agree(folder, captions):
     samples = [samples_of(0, captions=captions), samples_of(1, captions=captions)]
     folders = [folder / "one", folder / "two"]
     swept = merge_blip(base, folders, samples, MergeConfig(samples_per_chunk=3, alpha=1e-3))
-    iterated = merge_blip(base, folders, samples, MergeConfig(engine="iterate", max_iter=40, alpha=1e-3))
+    iterated = merge_blip(
+        base, folders, samples, MergeConfig(engine="iterate", max_iter=40, alpha=1e-3)
+    )
     assert_close(swept.adapter.deltas, iterated.adapter.deltas, 1e-5)
 
 
 def test_padding_does_not_count(folder):
-    """A chunk of one sample runs as long as the longest; shorter captions alone give the same as beside long ones."""
+    """A chunk of one sample runs as long as the longest; shorter captions alone give the same as
+    beside long ones.
+    """
     base = load_base(str(folder / "base"), torch.float64)
-    tasks = [[sample for sample in samples_of(seed) if len(sample.caption) == 5] * 2 for seed in (0, 1)]
+    tasks = [
+        [sample for sample in samples_of(seed) if len(sample.caption) == 5] * 2 for seed in (0, 1)
+    ]
     longest = CaptionSample(tasks[0][0].image, torch.arange(3, 30))
-    folders, config = [folder / "one", folder / "two", folder / "one"], MergeConfig(alpha=1e-3)
+    folders = [folder / "one", folder / "two", folder / "one"]
+    config = MergeConfig(alpha=1e-3)
     alone = merge_blip(base, folders, [*tasks, tasks[0]], config, weights=[1, 1, 0])
     beside = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0])
     assert_close(beside.adapter.deltas, alone.adapter.deltas, 1e-5)
-    counted = merge_blip(base, folders, [*tasks, [longest]], config, CaptionOptions(count_padding=True), weights=[1, 1, 0])
+    counted = merge_blip(
+        base,
+        folders,
+        [*tasks, [longest]],
+        config,
+        CaptionOptions(count_padding=True),
+        weights=[1, 1, 0],
+    )
     path = "text_decoder.bert.encoder.layer.1.attention.self.query"
-    assert not torch.allclose(counted.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense(), atol=1e-3)
+    assert not torch.allclose(
+        counted.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense(), atol=1e-3
+    )
 
 
 def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(folder, tmp_path):
-    result = merge_blip(str(folder / "base"), [folder / "one", folder / "two"], [samples_of(0), samples_of(1)])
+    result = merge_blip(
+        str(folder / "base"), [folder / "one", folder / "two"], [samples_of(0), samples_of(1)]
+    )
     peft.save(result.adapter, tmp_path / "out", str(folder / "base"), None)
     sample = samples_of(5)[0]
     inputs = {"pixel_values": sample.image[None], "input_ids": sample.caption[None]}
@@ -117,11 +161,15 @@ def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(fold
 
 @pytest.fixture(scope="module")
 def pictures(folder, tmp_path_factory):
-    """A processor beside the base, a folder of pictures, and a file that names pictures and captions."""
+    """A processor beside the base, a folder of pictures, and a file that names pictures and
+    captions.
+    """
     words = ["[PAD]", "[UNK]", "[SEP]", "[DEC]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(44))]
     made = tmp_path_factory.mktemp("pictures")
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
-    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder / "base")
+    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(
+        folder / "base"
+    )
     (made / "plain").mkdir()
     for number in range(3):
         pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8)
@@ -133,15 +181,32 @@ def pictures(folder, tmp_path_factory):
 
 def test_the_command_merges_pictures_and_captions(folder, pictures, tmp_path):
     def iteris(*more):
-        arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--adapter", folder / "two",
-                     "--images", pictures / "plain", "--output", tmp_path / "out", *more]  # fmt: skip
+        arguments = [
+            "merge",
+            "blip",
+            "--base",
+            folder / "base",
+            "--adapter",
+            folder / "one",
+            "--adapter",
+            folder / "two",
+            "--images",
+            pictures / "plain",
+            "--output",
+            tmp_path / "out",
+            *more,
+        ]
         return CliRunner().invoke(app, list(map(str, arguments)))
 
     done = iteris("--images", pictures / "captions.jsonl", "--json", tmp_path / "report.json")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "layers merged" in done.stdout
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["samples"] == [3, 2]
-    layers = [module for module in tiny_language.peft(make_blip(), tmp_path / "out").modules() if hasattr(module, "lora_A")]
+    layers = [
+        module
+        for module in tiny_language.peft(make_blip(), tmp_path / "out").modules()
+        if hasattr(module, "lora_A")
+    ]
     assert {module.r["default"] for module in layers} == {3, 4, 7}
     wrong = iteris("--images", tmp_path / "nowhere", "--overwrite")
     assert wrong.exit_code == 2
@@ -150,17 +215,39 @@ def test_the_command_merges_pictures_and_captions(folder, pictures, tmp_path):
 
 
 def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, pictures, tmp_path):
-    arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--images", pictures / "plain",
-                 "--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5", "--json", tmp_path / "report.json",
-                 "--output", tmp_path / "out", "--save-model", tmp_path / "model"]  # fmt: skip
+    arguments = [
+        "merge",
+        "blip",
+        "--base",
+        folder / "base",
+        "--adapter",
+        folder / "one",
+        "--images",
+        pictures / "plain",
+        "--preserve",
+        pictures / "captions.jsonl",
+        "--preserve-weight",
+        "0.5",
+        "--json",
+        tmp_path / "report.json",
+        "--output",
+        tmp_path / "out",
+        "--save-model",
+        tmp_path / "model",
+    ]
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert (done.exit_code, done.stderr) == (0, "")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["settings"]["samples"], report["settings"]["weights"]) == ([3, 2], [1.0, 0.5])
-    assert [task["task"] for task in report["layers"][0]["tasks"]] == ["one", "base model (preserve)"]
+    assert [task["task"] for task in report["layers"][0]["tasks"]] == [
+        "one",
+        "base model (preserve)",
+    ]
     inputs = {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(4, 50, (2, 5))}
     with torch.no_grad():
-        whole = BlipForConditionalGeneration.from_pretrained(tmp_path / "model").eval()(**inputs).logits
+        whole = (
+            BlipForConditionalGeneration.from_pretrained(tmp_path / "model").eval()(**inputs).logits
+        )
         adapted = tiny_language.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
         plain = make_blip()(**inputs).logits
     assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
@@ -177,17 +264,27 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(folder
     assert sample.caption == "w1 w2 w3"
     assert ids_of([sample], processor) == [[3, 7, 8, 9]]
     assert ids_of([replace(sample, prompt=" w5 w6 ")], processor) == [[3, 11, 12, 7, 8, 9]]
-    assert ids_of([replace(sample, prompt="w5 w6")], processor, CaptionOptions(max_length=6)) == [[3, 11, 12, 7, 8]]
+    assert ids_of([replace(sample, prompt="w5 w6")], processor, CaptionOptions(max_length=6)) == [
+        [3, 11, 12, 7, 8]
+    ]
 
 
 def ids_of(samples, processor, options=None):
-    return [found.ids.tolist() for found in encode_captions([samples], processor, make_blip(), options or CaptionOptions())[0]]
+    return [
+        found.ids.tolist()
+        for found in encode_captions(
+            [samples], processor, make_blip(), options or CaptionOptions()
+        )[0]
+    ]
 
 
 def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pictures):
-    processor, options = load_processor(str(folder / "base")), CaptionOptions(count_padding=True, max_length=20)
+    processor = load_processor(str(folder / "base"))
+    options = CaptionOptions(count_padding=True, max_length=20)
     samples = read_images(pictures / "captions.jsonl")[:1]
-    (row,) = caption_rows(encode_captions([samples], processor, make_blip(), options), options, fill=True)[0]
+    (row,) = caption_rows(
+        encode_captions([samples], processor, make_blip(), options), options, fill=True
+    )[0]
     assert row.teacher.ids.tolist() == [3, 7, 8, 9] + [0] * 16
     assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
     base = load_base(str(folder / "base"))
@@ -196,47 +293,84 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pi
         for o in (CaptionOptions(), options, CaptionOptions(count_padding=True, max_length=30))
     ]
     path = "text_decoder.bert.encoder.layer.0.attention.self.query"
-    assert [next(x for x in result.report.layers if x.path == path).tasks[0].tokens for result in merged] == [4, 20, 30]
+    assert [
+        next(x for x in result.report.layers if x.path == path).tasks[0].tokens for result in merged
+    ] == [4, 20, 30]
 
 
 def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folder, pictures):
-    processor, base = load_processor(str(folder / "base")), load_base(str(folder / "base"))
+    processor = load_processor(str(folder / "base"))
+    base = load_base(str(folder / "base"))
     adapter = peft.load(folder / "one", tiny_language.shapes(base))
     prompts = ["w5 w6", "", "w5 w6", "w7"]
-    samples = [replace(sample, prompt=prompt) for sample, prompt in zip(samples_of(0, captions=False), prompts, strict=True)]
+    samples = [
+        replace(sample, prompt=prompt)
+        for sample, prompt in zip(samples_of(0, captions=False), prompts, strict=True)
+    ]
     (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
     found = with_captions(base, [adapter], tokens, {0: 1.0}, 5, 8)
     model = tiny_language.peft(make_blip(), folder / "one").eval()
     for sample, written in zip(samples, found, strict=True):
         ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            own = model.generate(pixel_values=sample.image[None], input_ids=ids, max_new_tokens=5, do_sample=False)[0].tolist()
+            own = model.generate(
+                pixel_values=sample.image[None], input_ids=ids, max_new_tokens=5, do_sample=False
+            )[0].tolist()
         assert written.ids.tolist() == own[: own.index(2)] if 2 in own else own[:-1]
 
 
 def test_the_command_takes_a_prompt_per_adapter_or_one_for_all(folder, pictures, tmp_path):
     def iteris(*more):
-        arguments = ["merge", "blip", "--base", folder / "base", "--adapter", folder / "one", "--images", pictures / "plain",
-                     "--adapter", folder / "two", "--images", pictures / "captions.jsonl", "--max-new-tokens", 4,
-                     "--overwrite", "--json", tmp_path / "report.json", "--output", tmp_path / "out", *more]  # fmt: skip
+        arguments = [
+            "merge",
+            "blip",
+            "--base",
+            folder / "base",
+            "--adapter",
+            folder / "one",
+            "--images",
+            pictures / "plain",
+            "--adapter",
+            folder / "two",
+            "--images",
+            pictures / "captions.jsonl",
+            "--max-new-tokens",
+            4,
+            "--overwrite",
+            "--json",
+            tmp_path / "report.json",
+            "--output",
+            tmp_path / "out",
+            *more,
+        ]
         return CliRunner().invoke(app, list(map(str, arguments)))
 
     tokens = []
     for prompts in ([], ["--prompt", "w1 w2 w3"], ["--prompt", "w1 w2 w3", "--prompt", "w4"]):
         assert iteris(*prompts).exit_code == 0
         layers = json.loads((tmp_path / "report.json").read_text())["layers"]
-        (layer,) = [one for one in layers if one["path"] == "text_decoder.bert.encoder.layer.0.attention.self.query"]
+        (layer,) = [
+            one
+            for one in layers
+            if one["path"] == "text_decoder.bert.encoder.layer.0.attention.self.query"
+        ]
         tokens.append([task["tokens"] for task in layer["tasks"]])
     assert tokens[1][1] >= tokens[0][1] + 3 and tokens[2][1] < tokens[1][1]
     assert iteris("--padding", "count", "--max-length", 25).exit_code == 0
     wrong = iteris(*["--prompt", "w1"] * 3)
-    assert (wrong.exit_code, "there are 2 --images and 3 --prompt; give one per adapter" in wrong.stderr) == (2, True)
+    assert (
+        wrong.exit_code,
+        "there are 2 --images and 3 --prompt; give one per adapter" in wrong.stderr,
+    ) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"image": "0.png", "caption": 1}', 'line 1: "caption" is 1, no text; write one, or leave it out'),
+        (
+            '{"image": "0.png", "caption": 1}',
+            'line 1: "caption" is 1, no text; write one, or leave it out',
+        ),
         ('{"image": "0.png", "caption": ["a"]}', "no text"),
         ('{"image": "0.png", "caption": ""}', "no text"),
         ('\n{"image": 3}', 'line 2: names no file as "image"'),
@@ -255,38 +389,66 @@ def test_wrong_lines_are_named(content, said, tmp_path):
 
 def test_lines_end_at_line_feeds_only(tmp_path):
     entry = {"image": "0.png", "caption": "one\u2028two\x85three"}
-    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(entry, ensure_ascii=False) + "\r\n", newline="")
-    assert read_images(tmp_path / "a.jsonl") == [CaptionSample(tmp_path / "0.png", entry["caption"])]
+    (tmp_path / "a.jsonl").write_text(
+        "\ufeff" + json.dumps(entry, ensure_ascii=False) + "\r\n", newline=""
+    )
+    assert read_images(tmp_path / "a.jsonl") == [
+        CaptionSample(tmp_path / "0.png", entry["caption"])
+    ]
 
 
 @pytest.mark.parametrize(
     ("caption", "options", "said"),
     [
-        (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder reads 40"),
+        (
+            torch.full((41,), 3),
+            {},
+            "a caption .* may have 41 tokens, but this model's decoder reads 40",
+        ),
         ("w1 " * 60, {}, "may have 61 tokens"),
         ("w1", {"count_padding": True}, "a caption filled up to max_length may have 64 tokens"),
-        (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41 tokens"),
+        (
+            None,
+            {"max_new_tokens": 41},
+            "a caption with its prompt and max_new_tokens may have 41 tokens",
+        ),
     ],
     ids=["ids", "text", "filled", "written"],
 )
-def test_captions_that_are_longer_than_the_decoder_reads_are_refused(folder, pictures, caption, options, said):
-    processor, base = load_processor(str(folder / "base")), load_base(str(folder / "base"))
+def test_captions_that_are_longer_than_the_decoder_reads_are_refused(
+    folder, pictures, caption, options, said
+):
+    processor = load_processor(str(folder / "base"))
+    base = load_base(str(folder / "base"))
     sample = CaptionSample(torch.zeros(3, 16, 16), caption)
     with pytest.raises(ConfigError, match=said):
-        merge_blip(base, [folder / "one"], [[sample]], options=CaptionOptions(**options), processor=processor)
+        merge_blip(
+            base,
+            [folder / "one"],
+            [[sample]],
+            options=CaptionOptions(**options),
+            processor=processor,
+        )
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_patch_embedding_is_saved_as_a_convolution(folder, tmp_path, use_dora):
     kind = {"kind": BlipForConditionalGeneration, "task_type": None, "use_dora": use_dora}
-    tiny_language.adapter(folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind)
+    tiny_language.adapter(
+        folder / "base", tmp_path / "conv", 1, ("patch_embedding", "query"), **kind
+    )
     assert_peft_does_what_deltas_do(tmp_path / "conv")
-    merge_blip(str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]).save(tmp_path / "out")
+    merge_blip(
+        str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]
+    ).save(tmp_path / "out")
     assert_peft_does_what_deltas_do(tmp_path / "out")
 
 
 def assert_peft_does_what_deltas_do(folder):
-    inputs = {"pixel_values": samples_of(5)[0].image[None], "input_ids": samples_of(5)[0].caption[None]}
+    inputs = {
+        "pixel_values": samples_of(5)[0].image[None],
+        "input_ids": samples_of(5)[0].caption[None],
+    }
     deltas = load_adapter(make_blip(), folder).deltas
     assert "vision_model.embeddings.patch_embedding" in deltas
     with torch.no_grad():

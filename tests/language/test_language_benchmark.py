@@ -1,4 +1,6 @@
-"""The language benchmark: its tasks' rules, its scores, and a run of all of it on models too small to learn anything."""
+"""The language benchmark: its tasks' rules, its scores, and a run of all of it on models too small
+to learn anything.
+"""
 
 import json
 import random
@@ -43,7 +45,11 @@ def quiet_transformers(monkeypatch):
     ],
 )
 def test_the_rule_of_every_text_task(name, read, right):
-    task = next(task for task in (*language_tasks.BASE_TASKS, *language_tasks.LORA_TASKS) if task.name == name)
+    task = next(
+        task
+        for task in (*language_tasks.BASE_TASKS, *language_tasks.LORA_TASKS)
+        if task.name == name
+    )
     assert task.answer(read.split()) == right.split()
 
 
@@ -64,12 +70,15 @@ def test_texts_become_ids_and_words_again():
     assert language_tasks.decode(ids[0]) == ["sort", "b", "a"]
     assert language_tasks.decode(ids[1]) == ["a"]
     assert ids[1, 2:].tolist() == [language_tasks.PAD] * 2
-    assert language_tasks.score([["a"], ["a", "b"], []], [["a"], ["a"], ["b"]]) == pytest.approx(1 / 3)
+    assert language_tasks.score([["a"], ["a", "b"], []], [["a"], ["a"], ["b"]]) == pytest.approx(
+        1 / 3
+    )
 
 
 def test_a_caption_is_marked_for_its_style_and_for_its_content():
     scene = language_blip.Scene("red", "ring", "left")
-    plain, praise = scene.caption(), scene.caption(scene.adjective("praise"))
+    plain = scene.caption()
+    praise = scene.caption(scene.adjective("praise"))
     assert " ".join(praise) == "a lovely red ring on the left"
     assert language_blip.marks(scene, praise, "praise") == (True, True)
     assert language_blip.marks(scene, praise, "blame") == (False, True)
@@ -103,34 +112,61 @@ def test_patched_adds_deltas_and_puts_the_same_weights_back():
 def test_every_rival_is_compared_and_what_is_left_out_has_a_reason():
     methods = {way.config.method for way in language_methods.main_ways().values()}
     assert methods == {"iteris", *language_methods.METHODS} - language_methods._THE_SAME
-    assert all(way.config.baseline.scale == "search" for way in language_methods.best_scale_ways().values())
+    assert all(
+        way.config.baseline.scale == "search" for way in language_methods.best_scale_ways().values()
+    )
 
 
 def test_summaries_are_means_worst_tasks_and_shares_of_the_loras_own():
     alone = {name: {"scores": {name: own, "base": 0.5}} for name, own in (("a", 0.8), ("b", 1.0))}
     records = {
         (0, ("alone",)): alone,
-        (0, ("a", "b")): {"x": {"scores": {"a": 0.4, "b": 0.9, "base": 0.3}}, "y": {"refused": "why"}},
+        (0, ("a", "b")): {
+            "x": {"scores": {"a": 0.4, "b": 0.9, "base": 0.3}},
+            "y": {"refused": "why"},
+        },
     }
     found = language_text.summaries(records, "x", [2])[0, ("a", "b")]
     assert found["mean"] == pytest.approx(0.65)
     assert found["worst"] == 0.4
     assert found["share"] == pytest.approx((0.5 + 0.9) / 2)
-    assert language_text.summaries(records, "x", [3]) == language_text.summaries(records, "y", [2]) == {}
+    assert (
+        language_text.summaries(records, "x", [3])
+        == language_text.summaries(records, "y", [2])
+        == {}
+    )
     assert language_text.refusals(records) == "\n\nRefused: y: why"
 
 
 @pytest.mark.parametrize("world", ["t5", "blip"])
 def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monkeypatch):
-    small = {"width": 16, "layers": 1, "base_steps": 2, "lora_steps": 2, "batch": 4, "samples": 3, "examples": 3}
+    small = {
+        "width": 16,
+        "layers": 1,
+        "base_steps": 2,
+        "lora_steps": 2,
+        "batch": 4,
+        "samples": 3,
+        "examples": 3,
+    }
     size = language_world.Size(**small, base_examples=1)
     monkeypatch.setattr(language, "HERE", tmp_path)
     monkeypatch.setattr(language_blip, "POOL", 8)
     ways = language_methods.main_ways()
-    few = {name: ways[name] for name in (language_methods.SWEEP, "IterIS + preserve", "average", "regmean", "regmean_pp")}
+    few = {
+        name: ways[name]
+        for name in (
+            language_methods.SWEEP,
+            "IterIS + preserve",
+            "average",
+            "regmean",
+            "regmean_pp",
+        )
+    }
     few |= {f"iteration {number}": language_methods.iterating(number + 1) for number in range(3)}
     monkeypatch.setattr(language, "plan", lambda *_: few)
-    job, told = language.Job(world, 0, tmp_path, size, quick=True), []
+    job = language.Job(world, 0, tmp_path, size, quick=True)
+    told = []
     language.prepare_base(job, lambda *_: None)
     language.work(job, lambda *step: told.append(step))
     assert told[-1][1:] == (len(few), len(few))

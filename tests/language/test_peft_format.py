@@ -21,7 +21,10 @@ V = "decoder.block.1.layer.1.EncDecAttention.v"
     [
         {},
         {"use_rslora": True},
-        {"rank_pattern": {"SelfAttention.q": 2}, "alpha_pattern": {Q.replace("0", "[01]", 1): 3, "v": 5}},
+        {
+            "rank_pattern": {"SelfAttention.q": 2},
+            "alpha_pattern": {Q.replace("0", "[01]", 1): 3, "v": 5},
+        },
         {"rank_pattern": {r"decoder.*\.v": 1}, "alpha_pattern": {"^encoder.*q": 1}},
         {"fan_in_fan_out": True},
         {"init_lora_weights": "gaussian"},
@@ -31,37 +34,63 @@ V = "decoder.block.1.layer.1.EncDecAttention.v"
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_read_adapter_does_what_peft_does_with_it(t5_folder, tmp_path, options):
-    folder = tiny_language.adapter(t5_folder / "base", tmp_path / "lora", 3, ("q", "v", "wi"), **options)
+    folder = tiny_language.adapter(
+        t5_folder / "base", tmp_path / "lora", 3, ("q", "v", "wi"), **options
+    )
     adapter = peft.load(folder, tiny_language.shapes(tiny_language.t5()))
     assert len(adapter.deltas) == 2 * 3 + 2 * 5
     expected = tiny_language.logits(tiny_language.peft(tiny_language.t5(), folder))
     assert torch.allclose(
-        tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas)), expected, rtol=0, atol=1e-5
+        tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas)),
+        expected,
+        rtol=0,
+        atol=1e-5,
     )
     assert not torch.allclose(tiny_language.logits(tiny_language.t5()), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "alpha_pattern": {"v": 3}}], ids=["plain", "rslora"])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True, "alpha_pattern": {"v": 3}}], ids=["plain", "rslora"]
+)
 def test_a_dora_does_what_peft_does_with_it(t5_folder, tmp_path, options):
-    folder, base = (
-        tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, ("q", "v", "wi"), use_dora=True, **options),
-        tiny_language.t5(),
+    folder = tiny_language.adapter(
+        t5_folder / "base", tmp_path / "dora", 3, ("q", "v", "wi"), use_dora=True, **options
     )
-    rewrite(folder, lambda tensors: {key: 1.3 * t if "magnitude" in key else t for key, t in tensors.items()})
-    adapter = peft.load(folder, tiny_language.shapes(base), lambda path: base.get_submodule(path).weight)
+    base = tiny_language.t5()
+    rewrite(
+        folder,
+        lambda tensors: {key: 1.3 * t if "magnitude" in key else t for key, t in tensors.items()},
+    )
+    adapter = peft.load(
+        folder, tiny_language.shapes(base), lambda path: base.get_submodule(path).weight
+    )
     expected = tiny_language.logits(tiny_language.peft(tiny_language.t5(), folder))
-    assert torch.allclose(tiny_language.logits(tiny_language.with_deltas(base, adapter.deltas)), expected, rtol=0, atol=1e-5)
+    assert torch.allclose(
+        tiny_language.logits(tiny_language.with_deltas(base, adapter.deltas)),
+        expected,
+        rtol=0,
+        atol=1e-5,
+    )
     assert not torch.allclose(tiny_language.logits(tiny_language.t5()), expected, atol=1e-2)
-    with pytest.raises(AdapterError, match="dora: it is a DoRA, whose delta depends on the base model's weights"):
+    with pytest.raises(
+        AdapterError, match="dora: it is a DoRA, whose delta depends on the base model's weights"
+    ):
         peft.load(folder, tiny_language.shapes(base))
 
 
 def test_keys_of_an_unsaved_state_dict_are_read_too(t5_folder, tmp_path):
     folder = copied(t5_folder / "one", tmp_path)
-    rewrite(folder, lambda tensors: {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()})
+    rewrite(
+        folder,
+        lambda tensors: {
+            key.replace(".weight", ".default.weight"): value for key, value in tensors.items()
+        },
+    )
     expected = peft.load(t5_folder / "one", tiny_language.shapes(tiny_language.t5()))
     found = peft.load(folder, tiny_language.shapes(tiny_language.t5()))
-    assert all(torch.equal(found.deltas[path].up, delta.up) for path, delta in expected.deltas.items())
+    assert all(
+        torch.equal(found.deltas[path].up, delta.up) for path, delta in expected.deltas.items()
+    )
 
 
 def copied(source, tmp_path):
@@ -70,7 +99,10 @@ def copied(source, tmp_path):
 
 def rewrite(folder, change):
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({key: value.clone() for key, value in change(tensors).items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {key: value.clone() for key, value in change(tensors).items()},
+        folder / "adapter_model.safetensors",
+    )
 
 
 def configure(folder, **settings):
@@ -85,14 +117,20 @@ def key_of(path, role):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"use_dora": True}, "has 0 magnitudes of a DoRA where adapter_config.json and the model announce 32"),
+        (
+            {"use_dora": True},
+            "has 0 magnitudes of a DoRA where adapter_config.json and the model announce 32",
+        ),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"alora_invocation_tokens": [1]}, "aLoRA"),
         ({"r": 7}, "has rank 4, but adapter_config.json says 7"),
         ({"rank_pattern": {"(q": 4}}, "broken pattern"),
-        ({"rank_pattern": ["q"]}, "rank_pattern of adapter_config.json is a list; it must be an object"),
+        (
+            {"rank_pattern": ["q"]},
+            "rank_pattern of adapter_config.json is a list; it must be an object",
+        ),
         ({"alpha_pattern": "q"}, "alpha_pattern of adapter_config.json is a str"),
         ({"lora_alpha": "8"}, "must be a number"),
     ],
@@ -108,22 +146,44 @@ def test_settings_that_cannot_be_merged_are_refused(t5_folder, tmp_path, setting
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: {k: v for k, v in t.items() if k != key_of(Q, "B")}, f"{Q!r} has no lora_B factor"),
+        (
+            lambda t: {k: v for k, v in t.items() if k != key_of(Q, "B")},
+            f"{Q!r} has no lora_B factor",
+        ),
         (lambda t: {**t, key_of(Q, "A"): t[key_of(Q, "A")] * torch.nan}, f"{Q!r} holds NaN"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(4, 31)}, "weight there is 32 x 32"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(3, 32)}, "different ranks"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(4)}, "no matrices"),
-        (lambda t: {**t, key_of(Q, "A").replace(".w", ".default.w"): torch.zeros(4, 32)}, "two tensors lora_A"),
+        (
+            lambda t: {**t, key_of(Q, "A").replace(".w", ".default.w"): torch.zeros(4, 32)},
+            "two tensors lora_A",
+        ),
         (lambda t: {**t, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, "modules_to_save"),
-        (lambda t: {**t, f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(32)}, "has 32 magnitudes of a DoRA where"),
+        (
+            lambda t: {**t, f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(32)},
+            "has 32 magnitudes of a DoRA where",
+        ),
         (
             lambda t: {k.replace("decoder.block.1", "decoder.block.7"): v for k, v in t.items()},
-            "only 8 of its 12 layers are in this model; there is no layer 'decoder.block.7.layer.0.SelfAttention.q'",
+            "only 8 of its 12 layers are in this model; there is no layer "
+            "'decoder.block.7.layer.0.SelfAttention.q'",
         ),
-        (lambda t: {**t, "base_model.model.shared.lora_embedding_A": torch.zeros(2, 2)}, "changes an embedding"),
-        (lambda t: {**t, "base_model.model.lm_head.base_layer.weight": torch.zeros(2, 2)}, "save_embedding_layers=False"),
+        (
+            lambda t: {**t, "base_model.model.shared.lora_embedding_A": torch.zeros(2, 2)},
+            "changes an embedding",
+        ),
+        (
+            lambda t: {**t, "base_model.model.lm_head.base_layer.weight": torch.zeros(2, 2)},
+            "save_embedding_layers=False",
+        ),
         (lambda t: {**t, f"base_model.model.{Q}.bias": torch.zeros(2)}, "bias='none'"),
-        (lambda t: {k.replace("encoder.block", "e.b").replace("decoder.block", "d.b"): v for k, v in t.items()}, "none of its"),
+        (
+            lambda t: {
+                k.replace("encoder.block", "e.b").replace("decoder.block", "d.b"): v
+                for k, v in t.items()
+            },
+            "none of its",
+        ),
         (lambda t: {}, "none of its 0 layers"),
     ],
 )
@@ -144,7 +204,8 @@ def test_incomplete_folders_are_refused(t5_folder, tmp_path):
     folder = copied(t5_folder / "one", tmp_path)
     (folder / "adapter_model.safetensors").rename(tmp_path / "kept")
     with pytest.raises(
-        AdapterError, match=r"no adapter_model\.safetensors .*; give the folder that PEFT's save_pretrained wrote"
+        AdapterError,
+        match=r"no adapter_model\.safetensors .*; give the folder that PEFT's save_pretrained wrote",
     ):
         peft.load(folder, shapes)
     (tmp_path / "kept").rename(folder / "adapter_model.bin")
@@ -159,7 +220,13 @@ def test_incomplete_folders_are_refused(t5_folder, tmp_path):
 
 
 def random_adapter(ranks):
-    return Adapter("made", {path: LowRankDelta(torch.randn(32, r) / 4, torch.randn(r, 32) / 4) for path, r in ranks.items()})
+    return Adapter(
+        "made",
+        {
+            path: LowRankDelta(torch.randn(32, r) / 4, torch.randn(r, 32) / 4)
+            for path, r in ranks.items()
+        },
+    )
 
 
 @pytest.mark.parametrize("ranks", [{Q: 3, V: 3}, {Q: 5, V: 2, Q.replace("0", "1", 1): 2}])
@@ -169,12 +236,18 @@ def test_peft_loads_what_is_written_with_every_layers_rank(t5_folder, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     loaded = tiny_language.peft(tiny_language.t5(), tmp_path / "out")
     assert loaded.peft_config["default"].task_type == TASK
-    found = {name for name, module in loaded.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    found = {
+        name
+        for name, module in loaded.base_model.model.named_modules()
+        if hasattr(module, "lora_A")
+    }
     assert found == set(ranks)
     expected = tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas))
     assert torch.allclose(tiny_language.logits(loaded), expected, rtol=0, atol=1e-5)
     again = peft.load(tmp_path / "out", tiny_language.shapes(tiny_language.t5()))
-    assert all(torch.equal(again.deltas[path].up, delta.up) for path, delta in adapter.deltas.items())
+    assert all(
+        torch.equal(again.deltas[path].up, delta.up) for path, delta in adapter.deltas.items()
+    )
 
 
 def test_convolutions_keep_their_kernel(tmp_path):
@@ -186,23 +259,32 @@ def test_convolutions_keep_their_kernel(tmp_path):
         def forward(self, x):
             return self.conv(x)
 
-    model, delta = Pictures(), LowRankDelta(torch.randn(8, 2), torch.randn(2, 27))
-    peft.save(Adapter("made", {"conv": delta}), tmp_path / "out", "base", None, kernels={"conv": (3, 3)})
-    assert torch.equal(peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"].down, delta.down)
+    model = Pictures()
+    delta = LowRankDelta(torch.randn(8, 2), torch.randn(2, 27))
+    peft.save(
+        Adapter("made", {"conv": delta}), tmp_path / "out", "base", None, kernels={"conv": (3, 3)}
+    )
+    assert torch.equal(
+        peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"].down, delta.down
+    )
     x = torch.randn(1, 3, 5, 5)
     expected = model(x) + torch.nn.functional.conv2d(x, delta.dense().reshape(8, 3, 3, 3))
     assert torch.allclose(tiny_language.peft(model, tmp_path / "out")(x), expected, atol=1e-4)
 
 
 def test_patterns_are_bound_where_one_path_is_the_end_of_another():
-    settings = peft.settings_of(random_adapter({"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}), "base", None)
+    settings = peft.settings_of(
+        random_adapter({"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}), "base", None
+    )
     for path, rank in {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}.items():
         patterns = settings["rank_pattern"]
         assert patterns.get(peft.matching_pattern(patterns, path), settings["r"]) == rank
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tmp_path):
-    first, second, out = random_adapter({Q: 2}), random_adapter({Q: 3}), tmp_path / "out"
+    first = random_adapter({Q: 2})
+    second = random_adapter({Q: 3})
+    out = tmp_path / "out"
     out.mkdir()
     peft.save(first, out, "base", TASK)  # an empty folder is free
     with pytest.raises(FileExistsError, match="exists already"):
@@ -237,6 +319,14 @@ def test_what_peft_has_no_place_for_is_not_saved(tmp_path):
     with pytest.raises(AdapterError, match="no deltas"):
         peft.save(Adapter("made", {}), tmp_path / "out", "base", TASK)
     with pytest.raises(AdapterError, match="bias and norm"):
-        peft.save(Adapter("made", {Q: LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))}, vectors={"x.bias": torch.ones(2)}),
-                  tmp_path / "out", "base", TASK)  # fmt: skip
+        peft.save(
+            Adapter(
+                "made",
+                {Q: LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))},
+                vectors={"x.bias": torch.ones(2)},
+            ),
+            tmp_path / "out",
+            "base",
+            TASK,
+        )
     assert not list(tmp_path.iterdir())

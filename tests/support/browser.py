@@ -12,16 +12,26 @@ from typing import Any
 
 Json = dict[str, Any]
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # no tour, no news, no maps over the canvas
 SETTINGS = {
-    "Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9", "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False, "Comfy.VueNodes.Enabled": False, "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "1.32.9",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.RightSidePanel.ShowErrorsTab": False,
-}  # fmt: skip
-START_MS, WAIT_MS = 600_000, 240_000  # on a quiet machine 7 s and 15 s
+}
+START_MS = 600_000  # on a quiet machine 7 s
+WAIT_MS = 240_000  # on a quiet machine 15 s
 
 
 def find_chromium() -> str | None:
@@ -51,18 +61,28 @@ class Frontend:
         settings: The frontend's, beside `SETTINGS`.
     """
 
-    def __init__(self, browser: Any, address: str, width: int = 1720, height: int = 980, **settings: Any) -> None:
-        self.address, self.errors = address, []
-        self._configure({**SETTINGS, **{name.replace("_", "."): value for name, value in settings.items()}})
-        self.page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1)
+    def __init__(
+        self, browser: Any, address: str, width: int = 1720, height: int = 980, **settings: Any
+    ) -> None:
+        self.address = address
+        self.errors = []
+        self._configure(
+            {**SETTINGS, **{name.replace("_", "."): value for name, value in settings.items()}}
+        )
+        self.page = browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=1
+        )
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.route("**/*", self._local_only)
         self.open()
 
     def _configure(self, settings: Json) -> None:
-        data, kind = json.dumps(settings).encode(), {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(f"http://{self.address}/api/settings", data, kind)):
+        data = json.dumps(settings).encode()
+        kind = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://{self.address}/api/settings", data, kind)
+        ):
             pass
 
     def _local_only(self, route: Any) -> None:
@@ -73,10 +93,13 @@ class Frontend:
             route.abort()
 
     def open(self) -> None:
-        """Open the frontend, anew if it is open already, and wait until it has its graph and our nodes."""
+        """Open the frontend, anew if it is open already, and wait until it has its graph and our
+        nodes.
+        """
         # "load" waits for several hundred modules, one after the other
         self.page.goto(f"http://{self.address}/", wait_until="commit")
-        nodes, workflow = "window.LiteGraph?.registered_node_types.IterISMerge", "app.extensionManager?.workflow.activeWorkflow"
+        nodes = "window.LiteGraph?.registered_node_types.IterISMerge"
+        workflow = "app.extensionManager?.workflow.activeWorkflow"
         ready = f"!!(window.app?.vueAppReady && app.graph && {nodes} && {workflow}?.isLoaded)"
         self.page.wait_for_function(ready, timeout=START_MS)
         self.settle()
@@ -89,7 +112,9 @@ class Frontend:
     def load(self, workflow: Json, name: str) -> None:
         """Load a workflow: in the API's format, or in the frontend's own."""
         if "nodes" in workflow:
-            self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+            self.page.evaluate(
+                "([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name]
+            )
         else:
             self.page.evaluate("([api, name]) => app.loadApiJson(api, name)", [workflow, name])
         self.settle()
@@ -129,10 +154,16 @@ class Frontend:
         self.settle()
 
     def complaints(self) -> Any:
-        """Return the messages that the page shows, but for the one that the installed templates are old."""
-        return self.page.locator(".p-toast-message").filter(has_not_text="Version Compatibility Warning")
+        """Return the messages that the page shows, but for the one that the installed templates are
+        old.
+        """
+        return self.page.locator(".p-toast-message").filter(
+            has_not_text="Version Compatibility Warning"
+        )
 
     def run(self) -> None:
         """Press the Run button."""
         # the button itself, or in the older frontend what is around it
-        self.page.locator("button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')").click()
+        self.page.locator(
+            "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
+        ).click()

@@ -1,4 +1,6 @@
-"""A Stable Diffusion of two tiny networks, a text encoder and a UNet with cross-attention, that notes what it is asked."""
+"""A Stable Diffusion of two tiny networks, a text encoder and a UNet with cross-attention, that
+notes what it is asked.
+"""
 
 import copy
 from contextlib import contextmanager
@@ -9,7 +11,8 @@ from torch import nn
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.stable_diffusion import PromptedAdapter, merge_stable_diffusion
 
-PIECE, WIDTH = 5, 6  # tokens of a text piece, and the width of a context
+PIECE = 5  # tokens of a text piece
+WIDTH = 6  # of a context
 EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3)
 
 
@@ -17,7 +20,9 @@ class TextEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(50, WIDTH)
-        self.q, self.v, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.v = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, tokens):
         x = self.embedding(tokens)
@@ -28,8 +33,11 @@ class TextEncoder(nn.Module):
 class Unet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inlet, self.outlet = nn.Conv2d(4, WIDTH, 1), nn.Conv2d(WIDTH, 4, 1)
-        self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.inlet = nn.Conv2d(4, WIDTH, 1)
+        self.outlet = nn.Conv2d(WIDTH, 4, 1)
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.k = nn.Linear(WIDTH, WIDTH)
+        self.v = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x, sigma, context):
         """Return an estimate of the clean latents."""
@@ -44,12 +52,16 @@ class Unet(nn.Module):
 class FakeHost:
     """Implements `StableDiffusion`, and notes what its UNet was asked."""
 
-    EXACT, PIECE = EXACT, PIECE
+    EXACT = EXACT
+    PIECE = PIECE
 
     def __init__(self):
         torch.manual_seed(0)
-        self.te, self.u = (part().double().eval().requires_grad_(False) for part in (TextEncoder, Unet))
-        self.open, self.unet_batches = [], []
+        self.te, self.u = (
+            part().double().eval().requires_grad_(False) for part in (TextEncoder, Unet)
+        )
+        self.open = []
+        self.unet_batches = []
 
     def tokenize(self, caption):
         words = [1 + sum(map(ord, word)) % 49 for word in caption.split()] or [0]
@@ -62,7 +74,11 @@ class FakeHost:
         try:
             modules = {f"{name}.{path}": module for path, module in model.named_modules() if path}
             yield Network(
-                modules, forward, lambda path: "text" if path[:3] == "te." or path in ("unet.k", "unet.v") else "image"
+                modules,
+                forward,
+                lambda path: (
+                    "text" if path[:3] == "te." or path in ("unet.k", "unet.v") else "image"
+                ),
             )
         finally:
             self.open.remove(name)
@@ -76,7 +92,8 @@ class FakeHost:
     def _denoise(self, rows):
         self.unet_batches.append(list(rows))
         latents, sigmas, contexts = (
-            torch.stack([getattr(row, name) for row in rows]) for name in ("latents", "sigma", "context")
+            torch.stack([getattr(row, name) for row in rows])
+            for name in ("latents", "sigma", "context")
         )
         return self.u(latents.double(), sigmas.double(), contexts)
 
@@ -94,21 +111,35 @@ class FakeHost:
 
     # what the tests ask
 
-    def lora(self, name, parts=("te", "unet"), prompts=("<x> cat",), strength=1.0, weight=1.0, unmatched=()):
+    def lora(
+        self,
+        name,
+        parts=("te", "unet"),
+        prompts=("<x> cat",),
+        strength=1.0,
+        weight=1.0,
+        unmatched=(),
+    ):
         paths = [f"te.{p}" for p in ("q", "v", "out")] * ("te" in parts)
         paths += [f"unet.{p}" for p in ("inlet", "q", "k", "v", "outlet")] * ("unet" in parts)
         deltas = {}
         for path in paths:
             d_out, d_in = self.module(path).weight.shape[:2]
-            deltas[path] = LowRankDelta(0.3 * torch.randn(d_out, 2).double(), torch.randn(2, d_in).double() / d_in**0.5)
-        return PromptedAdapter(Adapter(name, deltas, unmatched).scaled(strength), tuple(prompts), weight)
+            deltas[path] = LowRankDelta(
+                0.3 * torch.randn(d_out, 2).double(), torch.randn(2, d_in).double() / d_in**0.5
+            )
+        return PromptedAdapter(
+            Adapter(name, deltas, unmatched).scaled(strength), tuple(prompts), weight
+        )
 
     def module(self, path):
         part, _, name = path.partition(".")
         return {"te": self.te, "unet": self.u}[part].get_submodule(name)
 
     def hooks(self):
-        return sum(len(module._forward_hooks) for part in (self.te, self.u) for module in part.modules())
+        return sum(
+            len(module._forward_hooks) for part in (self.te, self.u) for module in part.modules()
+        )
 
     def patched(self, *adapters):
         host = copy.deepcopy(self)
@@ -119,12 +150,16 @@ class FakeHost:
         return host
 
     def context(self, caption, length):
-        """Return a caption's context, repeated to a length as hosts do: attention stays the same."""
+        """Return a caption's context, repeated to a length as hosts do: attention stays the
+        same.
+        """
         context = torch.cat(list(self.te(torch.stack(self.tokenize(caption)))))
         return context.repeat(length // len(context), 1)
 
     def merge_rows(self):
-        """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one sigma per batch."""
+        """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one
+        sigma per batch.
+        """
         pairs = []
         for batch in self.unet_batches[-self.sweep_batches :]:
             half = len(batch) // 2
@@ -133,7 +168,9 @@ class FakeHost:
 
     def merge(self, loras, calibration, config=EXACT):
         stages = []
-        result = merge_stable_diffusion(self, loras, calibration, config, lambda *step: stages.append(step))
+        result = merge_stable_diffusion(
+            self, loras, calibration, config, lambda *step: stages.append(step)
+        )
         samplings = sum(stage == "Sampling" for stage, *_ in stages)
         self.sweep_batches = len(self.unet_batches) - samplings
         return result, stages
@@ -141,7 +178,9 @@ class FakeHost:
     @staticmethod
     def largest_error(found, expected):
         assert set(found.deltas) == set(expected.deltas)
-        pairs = [(found.deltas[path].dense(), expected.deltas[path].dense()) for path in expected.deltas]
+        pairs = [
+            (found.deltas[path].dense(), expected.deltas[path].dense()) for path in expected.deltas
+        ]
         return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
 
     @staticmethod

@@ -1,11 +1,18 @@
-"""Tiny random T5 and BART models, and PEFT adapters for them, made by transformers and peft themselves."""
+"""Tiny random T5 and BART models, and PEFT adapters for them, made by transformers and peft
+themselves.
+"""
 
 import contextlib
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from iteris_core.layers import weight_shape
 
@@ -14,9 +21,23 @@ VOCABULARY = 60
 
 def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
     torch.manual_seed(seed)
-    widths = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2, "vocab_size": VOCABULARY}
-    model = T5ForConditionalGeneration(T5Config(**{**widths, "decoder_start_token_id": 0, **options})).eval()
-    for name, weight in model.named_parameters():  # T5 draws the head so large that greedy decoding repeats one token
+    widths = {
+        "d_model": 32,
+        "d_kv": 8,
+        "num_heads": 4,
+        "d_ff": 48,
+        "num_layers": 2,
+        "vocab_size": VOCABULARY,
+    }
+    model = T5ForConditionalGeneration(
+        T5Config(**{**widths, "decoder_start_token_id": 0, **options})
+    ).eval()
+    for (
+        name,
+        weight,
+    ) in (
+        model.named_parameters()
+    ):  # T5 draws the head so large that greedy decoding repeats one token
         if name == "shared.weight":
             weight.data *= 0.3
     return model
@@ -24,18 +45,36 @@ def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
 
 def bart(seed: int = 0) -> BartForConditionalGeneration:
     torch.manual_seed(seed)
-    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in
-             (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
+    sides = {
+        f"{side}_{name}": size
+        for side in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))
+    }
     return BartForConditionalGeneration(
-        BartConfig(d_model=32, vocab_size=VOCABULARY, max_position_embeddings=64, init_std=0.2, **sides)
+        BartConfig(
+            d_model=32, vocab_size=VOCABULARY, max_position_embeddings=64, init_std=0.2, **sides
+        )
     ).eval()
 
 
-def adapter(base: Path, folder: Path, seed: int, targets=("q", "v"), kind=T5ForConditionalGeneration, **options) -> Path:
+def adapter(
+    base: Path,
+    folder: Path,
+    seed: int,
+    targets=("q", "v"),
+    kind=T5ForConditionalGeneration,
+    **options,
+) -> Path:
     """Save an adapter with random factors for a base model, by peft."""
     torch.manual_seed(seed)
     config = LoraConfig(
-        **{"task_type": "SEQ_2_SEQ_LM", "r": 4, "lora_alpha": 8, "target_modules": list(targets), **options},
+        **{
+            "task_type": "SEQ_2_SEQ_LM",
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": list(targets),
+            **options,
+        },
     )
     model = get_peft_model(kind.from_pretrained(base), config)
     for name, weight in model.named_parameters():

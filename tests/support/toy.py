@@ -1,4 +1,6 @@
-"""Tiny networks, adapters and samples, and the published algorithm, dense and naive, to compare with."""
+"""Tiny networks, adapters and samples, and the published algorithm, dense and naive, to compare
+with.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iteris_core import Adapter, LowRankDelta, MergeConfig, MergeResult, Network, Sample, Task, merge
+from iteris_core import (
+    Adapter,
+    LowRankDelta,
+    MergeConfig,
+    MergeResult,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
 from iteris_core.config import Target
 
-TOKENS, CONTEXT_TOKENS = 4, 3
+TOKENS = 4
+CONTEXT_TOKENS = 3
 
 
 class Stack(nn.Module):
@@ -19,9 +31,11 @@ class Stack(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.down1, self.down2 = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+        self.down1 = nn.Linear(6, 5)
+        self.down2 = nn.Linear(5, 4, bias=False)
         self.middle = nn.Linear(4, 4)
-        self.up1, self.up2 = nn.Linear(4 + 5, 5), nn.Linear(5, 6)
+        self.up1 = nn.Linear(4 + 5, 5)
+        self.up2 = nn.Linear(5, 6)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.down1(x).tanh()
@@ -34,8 +48,12 @@ class Attention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.self_attention = nn.ModuleDict({name: nn.Linear(6, 6, bias=name == "o") for name in "qkvo"})
-        self.cross_attention = nn.ModuleDict({name: nn.Linear(5 if name in "kv" else 6, 6) for name in "qkvo"})
+        self.self_attention = nn.ModuleDict(
+            {name: nn.Linear(6, 6, bias=name == "o") for name in "qkvo"}
+        )
+        self.cross_attention = nn.ModuleDict(
+            {name: nn.Linear(5 if name in "kv" else 6, 6) for name in "qkvo"}
+        )
         self.feed_forward = nn.Linear(6, 6)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -45,7 +63,9 @@ class Attention(nn.Module):
 
 
 def attend(layers: nn.ModuleDict, x: Tensor, context: Tensor) -> Tensor:
-    q, k, v = layers["q"](x), layers["k"](context), layers["v"](context)
+    q = layers["q"](x)
+    k = layers["k"](context)
+    v = layers["v"](context)
     return layers["o"]((q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v)
 
 
@@ -68,7 +88,8 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.before, self.after = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.before = nn.Linear(6, 6)
+        self.after = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.before(x)
@@ -100,17 +121,24 @@ class Toy:
     make_row: Callable[[], tuple[Tensor, ...]]
 
     def network(self, forward: Callable[[Sequence[Any]], Any] | None = None) -> Network:
-        return Network(dict(self.model.named_modules()), forward or (lambda rows: run(self.model, rows)), stream_of)
+        return Network(
+            dict(self.model.named_modules()),
+            forward or (lambda rows: run(self.model, rows)),
+            stream_of,
+        )
 
     def samples(self, count: int) -> list[Sample]:
         return [Sample(self.make_row()) for _ in range(count)]
 
-    def adapter(self, name: str = "adapter", rank: int = 2, paths: Sequence[str] | None = None) -> Adapter:
+    def adapter(
+        self, name: str = "adapter", rank: int = 2, paths: Sequence[str] | None = None
+    ) -> Adapter:
         """Return a random adapter of about the size of the weights."""
         deltas = {}
         for path in self.targets if paths is None else paths:
             d_out, d_in = self.model.get_submodule(path).weight.flatten(1).shape
-            up, down = torch.randn(d_out, rank).double(), torch.randn(rank, d_in).double()
+            up = torch.randn(d_out, rank).double()
+            down = torch.randn(rank, d_in).double()
             deltas[path] = LowRankDelta(0.4 * up, down / d_in**0.5)
         return Adapter(name, deltas)
 
@@ -123,31 +151,44 @@ def stream_of(path: str) -> str:
 
 
 def build(name: str, seed: int = 0) -> Toy:
-    """Return one of the toys; its weights, and everything random after it, depend on nothing but the seed."""
+    """Return one of the toys; its weights, and everything random after it, depend on nothing but
+    the seed.
+    """
     torch.manual_seed(seed)
     model, make_row = {
         "stack": (Stack, lambda: (torch.randn(TOKENS, 6).double(),)),
-        "attention": (Attention, lambda: (torch.randn(TOKENS, 6).double(), torch.randn(CONTEXT_TOKENS, 5).double())),
+        "attention": (
+            Attention,
+            lambda: (torch.randn(TOKENS, 6).double(), torch.randn(CONTEXT_TOKENS, 5).double()),
+        ),
         "convolution": (Convolution, lambda: (torch.randn(3, 4, 4).double(),)),
         "in place": (InPlace, lambda: (torch.randn(TOKENS, 6).double(),)),
         "one layer": (OneLayer, lambda: (torch.randn(20, 6).double(),)),
     }[name]
     model = model().double().eval().requires_grad_(False)
     skipped = ("", "self_attention", "cross_attention")
-    return Toy(model, tuple(path for path, _ in model.named_modules() if path not in skipped), make_row)
+    return Toy(
+        model, tuple(path for path, _ in model.named_modules() if path not in skipped), make_row
+    )
 
 
 def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[Task]:
     """Return one task per adapter, as in the paper."""
-    return [Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)]
+    return [
+        Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)
+    ]
 
 
 def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
-    """Return settings in which nothing is lost: the delta target, whose answer needs no cut, in float64."""
+    """Return settings in which nothing is lost: the delta target, whose answer needs no cut, in
+    float64.
+    """
     return MergeConfig(target=target, output_dtype=torch.float64, **settings)
 
 
-def merge_toy(toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], **settings: Any) -> MergeResult:
+def merge_toy(
+    toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], **settings: Any
+) -> MergeResult:
     return merge(toy.network(), adapters, tasks, exact(**settings))
 
 
@@ -158,7 +199,9 @@ def dense(adapter: Adapter) -> dict[str, Tensor]:
 def largest_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """Return the largest relative error over the layers."""
     assert set(found) == set(expected)
-    return max(((found[path] - expected[path]).norm() / expected[path].norm()).item() for path in expected)
+    return max(
+        ((found[path] - expected[path]).norm() / expected[path].norm()).item() for path in expected
+    )
 
 
 def hook_count(model: nn.Module) -> int:
@@ -177,7 +220,9 @@ def patched(model: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
-def mixed(adapters: Sequence[Adapter], mix: Mapping[int, float], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def mixed(
+    adapters: Sequence[Adapter], mix: Mapping[int, float], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
     """Return what a mix of adapters adds to every target layer, dense."""
     total = {path: torch.zeros(shape).double() for path, shape in shapes.items()}
     for k, share in mix.items():
@@ -186,7 +231,9 @@ def mixed(adapters: Sequence[Adapter], mix: Mapping[int, float], shapes: Mapping
     return total
 
 
-def layer_inputs(model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Sequence[str]) -> dict[str, list[Tensor]]:
+def layer_inputs(
+    model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Sequence[str]
+) -> dict[str, list[Tensor]]:
     """Run each row alone; return path -> one (tokens, d_in) matrix per row."""
     seen: dict[str, list[Tensor]] = {path: [] for path in paths}
 
@@ -194,7 +241,9 @@ def layer_inputs(model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Se
         def hook(module: nn.Module, args: tuple[Tensor]) -> None:
             x = args[0]
             if isinstance(module, nn.Conv2d):
-                x = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
+                x = nn.functional.unfold(
+                    x, module.kernel_size, module.dilation, module.padding, module.stride
+                ).transpose(1, 2)
             seen[path].append(x[0].clone())
 
         return hook
@@ -210,7 +259,10 @@ def layer_inputs(model: nn.Module, rows: Sequence[tuple[Tensor, ...]], paths: Se
 def weighted(inputs: Sequence[Tensor], samples: Sequence[Sample], path: str) -> Tensor:
     """Return all tokens of a task, each times the root of its weight."""
     ones = [torch.ones(len(x)) for x in inputs]
-    weights = [sample.token_weights.get(stream_of(path), one) for sample, one in zip(samples, ones, strict=True)]
+    weights = [
+        sample.token_weights.get(stream_of(path), one)
+        for sample, one in zip(samples, ones, strict=True)
+    ]
     return torch.cat([x * w.double().sqrt()[:, None] for x, w in zip(inputs, weights, strict=True)])
 
 
@@ -224,25 +276,35 @@ class DenseTask:
     weight: float
 
 
-def normal_equations(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig) -> tuple[Tensor, Tensor]:
+def normal_equations(
+    base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig
+) -> tuple[Tensor, Tensor]:
     """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer, as they stand in DESIGN.md."""
     d_in = base.shape[1]
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     eye = torch.eye(d_in).double()
-    left, right = torch.zeros(d_in, d_in).double(), torch.zeros(d_in, base.shape[0]).double()
+    left = torch.zeros(d_in, d_in).double()
+    right = torch.zeros(d_in, base.shape[0]).double()
     for task in tasks:
-        x, x_student = task.x, (1 - config.input_mix) * task.x_student + config.input_mix * task.x
+        x = task.x
+        x_student = (1 - config.input_mix) * task.x_student + config.input_mix * task.x
         if config.balance == "uniform":
             lam = task.weight
         elif config.balance == "full":
-            lam = task.weight * (base + task.delta).norm() ** 2 / (x @ (base + task.delta).T).norm() ** 2
+            lam = (
+                task.weight
+                * (base + task.delta).norm() ** 2
+                / (x @ (base + task.delta).T).norm() ** 2
+            )
         elif task.delta.any():
             lam = task.weight * task.delta.norm() ** 2 / (x @ task.delta.T).norm() ** 2
         else:
             lam = task.weight * d_in / x.norm() ** 2
-        gram, cross = x_student.T @ x_student, x_student.T @ x
+        gram = x_student.T @ x_student
+        cross = x_student.T @ x
         size = (gram if config.ridge == "consistent" else cross).norm()
-        gram, cross = gram + config.alpha * gram.norm() * eye, cross + alpha_cross * size * eye
+        gram = gram + config.alpha * gram.norm() * eye
+        cross = cross + alpha_cross * size * eye
         left += lam * gram
         right += lam * cross @ task.delta.T
         if config.target == "full_output":
@@ -258,7 +320,9 @@ def solve_densely(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig)
 def naive_fixed_point(
     toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig | None = None
 ) -> dict[str, Tensor]:
-    """Return the dense deltas at which Algorithm 1 stands still: infer, solve all layers, repeat until unchanged."""
+    """Return the dense deltas at which Algorithm 1 stands still: infer, solve all layers, repeat
+    until unchanged.
+    """
     config = config or MergeConfig(target="delta")
     paths = list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
     bases = {path: toy.model.get_submodule(path).weight.flatten(1) for path in paths}
@@ -271,8 +335,12 @@ def naive_fixed_point(
     merged = mixed(adapters, {}, shapes)
     for _ in range(len(paths) + 2):
         student = patched(toy.model, merged)
-        students = [layer_inputs(student, [sample.student_reads for sample in task.samples], paths) for task in tasks]
-        before, merged = merged, {}
+        students = [
+            layer_inputs(student, [sample.student_reads for sample in task.samples], paths)
+            for task in tasks
+        ]
+        before = merged
+        merged = {}
         for path in paths:
             at_layer = [
                 DenseTask(

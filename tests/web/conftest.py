@@ -20,7 +20,9 @@ def server(tmp_path_factory):
     write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
     for seed, name in enumerate(("first", "second", "third"), start=1):
         write_lora(base / "models" / "loras" / f"{name}.safetensors", seed=seed)
-    with ComfyServer(find_comfyui(cache_folder()), base, base / "server.log", device="cpu", start_seconds=600) as running:
+    with ComfyServer(
+        find_comfyui(cache_folder()), base, base / "server.log", device="cpu", start_seconds=600
+    ) as running:
         yield running
 
 
@@ -54,12 +56,16 @@ def open_frontend(chromium, server):
 
 @pytest.fixture
 def small():
-    """Load the first template without its sampler, at sizes for a test; no two seeds are the same work to the server."""
+    """Load the first template without its sampler, at sizes for a test; no two seeds are the same
+    work to the server.
+    """
 
     def load_small(frontend, seed):
         frontend.load(json.loads(TEMPLATE.read_text(encoding="utf-8")), f"merge_{seed}")
         frontend.set_widgets(4, **SMALL, seed=seed)
-        frontend.page.evaluate("[9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))")
+        frontend.page.evaluate(
+            "[9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))"
+        )
 
     return load_small
 

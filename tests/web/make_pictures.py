@@ -1,7 +1,8 @@
-"""Make the workflows that ComfyUI's template browser lists, and the pictures of the documentation, in the real frontend.
+"""Make the workflows that ComfyUI's template browser lists, and the pictures of the documentation,
+in the real frontend.
 
-python tests/web/make_pictures.py workflows [NAME ...]    # workflows/*.json and *.jpg of workflows/api/*.json
-python tests/web/make_pictures.py walkthrough             # docs/img/*.jpg
+python tests/web/make_pictures.py workflows [NAME ...]    # workflows/*.json and *.jpg of
+workflows/api/*.json python tests/web/make_pictures.py walkthrough             # docs/img/*.jpg
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "iteris-lora-merge"  # the folder that git clone makes
-GAP_X, GAP_Y, TITLE = 80, 60, 30
+GAP_X = 80
+GAP_Y = 60
+TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
     "IterISLora": 340,
@@ -38,8 +41,11 @@ WIDTHS = {
     "LoraLoader": 280,
     "SaveImage": 300,
 }
-NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 340, 14, 46
-# for what comes with a run: a report, pictures, or a few lines of text; and for inputs that a newer ComfyUI adds
+NOTE_WIDTH = 340
+NOTE_LINE = 14
+NOTE_LETTERS = 46
+# for what comes with a run: a report, pictures, or a few lines of text; and for inputs that a newer
+# ComfyUI adds
 ROOM_BELOW = {"IterISMerge": 260, "IterISReport": 420, "TrainLoraNode": 200} | dict.fromkeys(
     ("IterISSave", "IterISStack", "IterISModelLoras", "IterISScene", "IterISTrainedLora"), 110
 )
@@ -48,24 +54,35 @@ READABLE = 0.6  # of the frontend's own size: titles can still be read
 
 
 def columns(prompt: dict) -> dict[str, int]:
-    """Return each node's column: what ends a branch right behind what it needs, the rest right before what it is for."""
+    """Return each node's column: what ends a branch right behind what it needs, the rest right
+    before what it is for.
+    """
     scene = any(node["class_type"] == "IterISScene" for node in prompt.values())
     edges = [
         (value[0], key, steps(node["class_type"], name, scene))
-        for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)
-    ]  # fmt: skip
+        for key, node in prompt.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, list)
+    ]
 
     def earliest(key: str) -> int:
-        return max((earliest(source) + step for source, user, step in edges if user == key), default=0)
+        return max(
+            (earliest(source) + step for source, user, step in edges if user == key), default=0
+        )
 
     def column(key: str) -> int:
-        return min((column(user) - step for source, user, step in edges if source == key), default=earliest(key))
+        return min(
+            (column(user) - step for source, user, step in edges if source == key),
+            default=earliest(key),
+        )
 
     return {key: column(key) for key in prompt}
 
 
 def steps(class_type: str, name: str, scene: bool) -> int:
-    """Return how many columns an input's node stands before its user: LoRAs of a chain in one, right before their merge."""
+    """Return how many columns an input's node stands before its user: LoRAs of a chain in one,
+    right before their merge.
+    """
     if name == "previous":
         return 0
     if class_type == "IterISMerge" and name == "calibration":
@@ -83,7 +100,9 @@ def arrange(frontend: browser.Frontend, prompt: dict) -> None:
         }))""",
         WIDTHS,
     )
-    column_of, places, x = columns(prompt), {}, 0.0
+    column_of = columns(prompt)
+    places = {}
+    x = 0.0
     for column in range(min(column_of.values()), max(column_of.values()) + 1):
         members = sorted((key for key, value in column_of.items() if value == column), key=int)
         y = 0.0
@@ -91,7 +110,9 @@ def arrange(frontend: browser.Frontend, prompt: dict) -> None:
             places[key] = [x, y]
             y += sizes[key][1] + TITLE + GAP_Y + ROOM_BELOW.get(prompt[key]["class_type"], 0)
         x += max((sizes[key][0] for key in members), default=-GAP_X) + GAP_X
-    frontend.page.evaluate("places => app.graph.nodes.forEach((node) => { node.pos = places[node.id]; })", places)
+    frontend.page.evaluate(
+        "places => app.graph.nodes.forEach((node) => { node.pos = places[node.id]; })", places
+    )
     frontend.settle()
 
 
@@ -166,7 +187,12 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         frontend.page.wait_for_timeout(500)
         width = round(place["width"] * READABLE / frontend.page.evaluate("app.canvas.ds.scale"))
         picture = frontend.page.screenshot(clip=place)
-        save(picture, ROOT / "workflows" / f"{path.stem}.jpg", MOST_BYTES["workflows"], max(1500, width))
+        save(
+            picture,
+            ROOT / "workflows" / f"{path.stem}.jpg",
+            MOST_BYTES["workflows"],
+            max(1500, width),
+        )
         frontend.show(int(min(prompt, key=int)), left=150, top=200)
         text = json.dumps(frontend.workflow(), indent=1, ensure_ascii=False)
         (ROOT / "workflows" / path.name).write_text(text + "\n", encoding="utf-8")
@@ -184,7 +210,12 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
 
     def shoot(name: str, **options: object) -> None:
         frontend.settle(40)
-        save(page.screenshot(**options), folder / f"{name}.jpg", MOST_BYTES["walkthrough"], width=1300)
+        save(
+            page.screenshot(**options),
+            folder / f"{name}.jpg",
+            MOST_BYTES["walkthrough"],
+            width=1300,
+        )
         print(name)
 
     page.get_by_role("button", name="Templates").click()
@@ -197,7 +228,11 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     page.wait_for_timeout(1000)
     shoot("2_workflow", clip=whole(frontend))
-    lora, second, calibration, merge, prompt = 2, 3, 4, 5, 7
+    lora = 2
+    second = 3
+    calibration = 4
+    merge = 5
+    prompt = 7
     for node, name in ((lora, "sks_dog"), (second, "ink_wash")):
         frontend.set_widgets(node, lora_name=f"{name}.safetensors")
     frontend.set_widgets(prompt, text="a photo of sks dog in a garden, ink wash style")
@@ -209,7 +244,9 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.set_widgets(10, steps=2)
     page.mouse.move(750, 850)
     frontend.run()
-    page.wait_for_function("app.graph.getNodeById(5).widgets.some((widget) => widget.name.includes('text-preview'))")
+    page.wait_for_function(
+        "app.graph.getNodeById(5).widgets.some((widget) => widget.name.includes('text-preview'))"
+    )
     frontend.show(merge, left=330, top=130)
     page.locator(".iteris-block").nth(5).wait_for()
     shoot("4_running")
@@ -233,13 +270,23 @@ def main() -> None:
         for name, phrase in (("sks_dog", "sks dog"), ("ink_wash", "ink wash style")):
             tensors = load_file(loras / f"{'first' if name == 'sks_dog' else 'second'}.safetensors")
             save_file(
-                tensors, loras / f"{name}.safetensors", {"modelspec.trigger_phrase": phrase, "ss_base_model_version": "sd_v1"}
+                tensors,
+                loras / f"{name}.safetensors",
+                {"modelspec.trigger_phrase": phrase, "ss_base_model_version": "sd_v1"},
             )
         with (
-            ComfyServer(find_comfyui(cache_folder()), base, base / "server.log", device="cpu", start_seconds=600) as server,
+            ComfyServer(
+                find_comfyui(cache_folder()),
+                base,
+                base / "server.log",
+                device="cpu",
+                start_seconds=600,
+            ) as server,
             browser.chromium(browser.find_chromium()) as chromium,
         ):
-            {"workflows": make_workflows, "walkthrough": make_walkthrough}[what](chromium, server.address, names)
+            {"workflows": make_workflows, "walkthrough": make_walkthrough}[what](
+                chromium, server.address, names
+            )
 
 
 if __name__ == "__main__":

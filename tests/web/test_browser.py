@@ -12,7 +12,9 @@ import pytest
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-MERGE, FIRST = 5, 2  # nodes of merge_two_loras
+# nodes of merge_two_loras
+MERGE = 5
+FIRST = 2
 WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
 
 
@@ -43,7 +45,9 @@ def the_only_run(frontend):
 
 
 def lines_of(page):
-    """Return the report panel's lines: (task, kind) -> its two figures; what is read there is what is meant."""
+    """Return the report panel's lines: (task, kind) -> its two figures; what is read there is what
+    is meant.
+    """
     page.wait_for_selector(".iteris-line")
     found = page.eval_on_selector_all(
         ".iteris-line", "lines => lines.map(line => ({ ...line.dataset, text: line.textContent }))"
@@ -72,7 +76,10 @@ def expected_lines(report):
             kind = "residual" if entry["wears"] else "leak"
             values.setdefault((entry["task"], kind), []).append(entry["residual"])
     lines = {key: (statistics.median(found), max(found)) for key, found in values.items()}
-    return lines | {(entry["task"], "unseen"): (entry["output_error"], entry["strength"]) for entry in report["fidelity"]}
+    return lines | {
+        (entry["task"], "unseen"): (entry["output_error"], entry["strength"])
+        for entry in report["fidelity"]
+    }
 
 
 def test_nodes_are_found_by_search_and_placed(frontend, picture):
@@ -80,8 +87,12 @@ def test_nodes_are_found_by_search_and_placed(frontend, picture):
     for name, node_type in (("IterIS Merge", "IterISMerge"), ("LoRA to merge", "IterISLora")):
         page.evaluate("app.graph.clear()")
         frontend.settle()
-        search = page.locator(".comfy-vue-node-search-container input, [role=dialog] input[role=combobox]").first
-        for _ in range(20):  # of two clicks that a busy page hears too far apart nothing comes; a user clicks again
+        search = page.locator(
+            ".comfy-vue-node-search-container input, [role=dialog] input[role=combobox]"
+        ).first
+        for _ in range(
+            20
+        ):  # of two clicks that a busy page hears too far apart nothing comes; a user clicks again
             page.mouse.dblclick(860, 560)
             page.wait_for_timeout(3000)
             if search.is_visible():
@@ -90,7 +101,9 @@ def test_nodes_are_found_by_search_and_placed(frontend, picture):
         page.get_by_role("option").filter(has_text=name).first.wait_for()
         picture(frontend, f"search_{node_type}")
         page.keyboard.press("Enter")
-        page.wait_for_function("type => app.graph.nodes.some((node) => node.type === type)", arg=node_type)
+        page.wait_for_function(
+            "type => app.graph.nodes.some((node) => node.type === type)", arg=node_type
+        )
         search.wait_for(state="hidden")
         page.mouse.click(860, 300)  # newer frontends let the node hang on the pointer until then
 
@@ -128,7 +141,9 @@ def test_trigger_words_are_offered_and_written(frontend, picture, small):
 
 
 def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
-    """Run from the button; figures as in the history; kept when the page is opened anew; then in the new Vue nodes, too."""
+    """Run from the button; figures as in the history; kept when the page is opened anew; then in
+    the new Vue nodes, too.
+    """
     small(frontend, seed=3)
     page = frontend.page
     page.wait_for_selector(".iteris-report .iteris-quiet")
@@ -157,8 +172,15 @@ def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
         == "Prompts of the last run: a photo of demo1 · demo1 · demo1, outdoors"
     )
     assert overlaps(frontend) == []
-    assert {("first", "residual"), ("second", "residual"), ("base model (preserve)", "leak")} <= set(expected)
-    near = {key: tuple(value and pytest.approx(value, rel=1e-3) for value in values) for key, values in expected.items()}
+    assert {
+        ("first", "residual"),
+        ("second", "residual"),
+        ("base model (preserve)", "leak"),
+    } <= set(expected)
+    near = {
+        key: tuple(value and pytest.approx(value, rel=1e-3) for value in values)
+        for key, values in expected.items()
+    }
     assert shown == near
 
     frontend.show(MERGE, top=200)
@@ -166,8 +188,10 @@ def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
     picture(frontend, "report")
     worst = max(
         (task["residual"], task["task"], layer["path"])
-        for layer in report["layers"] for task in layer["tasks"] if task["wears"] and ".middle_block." in layer["path"]
-    )  # fmt: skip
+        for layer in report["layers"]
+        for task in layer["tasks"]
+        if task["wears"] and ".middle_block." in layer["path"]
+    )
     detail = page.locator(".iteris-detail").inner_text()
     assert detail.startswith("MID") and f"{worst[1]} suffers most" in detail
     assert worst[2].rpartition(".attn")[2] in detail or worst[2].rpartition(".")[2] in detail
@@ -196,19 +220,28 @@ def test_in_vue_nodes_the_report_and_the_chips_are_there(frontend, open_frontend
 
 
 def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(frontend):
-    """The frontend would save its progress text as one more value, and read it back as the next version's new input."""
+    """The frontend would save its progress text as one more value, and read it back as the next
+    version's new input.
+    """
     saved = {node["id"]: node for node in frontend.workflow()["nodes"]}
     for node_id in (FIRST, MERGE):
-        schema = get(frontend, f"/object_info/{saved[node_id]['type']}")[saved[node_id]["type"]]["input"]
+        schema = get(frontend, f"/object_info/{saved[node_id]['type']}")[saved[node_id]["type"]][
+            "input"
+        ]
         inputs = {**schema["required"], **schema.get("optional", {})}
-        widgets = [name for name, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS]
+        widgets = [
+            name for name, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS
+        ]
         assert len(saved[node_id]["widgets_values"]) == len(widgets)
 
 
-@pytest.mark.parametrize(("node", "values", "message"), [
-    (FIRST, {"lora_name": "gone.safetensors"}, "gone.safetensors"),
-    (MERGE, {"rank": 4, "size_mb": 5}, "each of them decides the ranks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("node", "values", "message"),
+    [
+        (FIRST, {"lora_name": "gone.safetensors"}, "gone.safetensors"),
+        (MERGE, {"rank": 4, "size_mb": 5}, "each of them decides the ranks"),
+    ],
+)
 def test_an_error_shows_on_its_node(frontend, picture, node, values, message, small):
     small(frontend, seed=4)
     page = frontend.page
@@ -216,14 +249,21 @@ def test_an_error_shows_on_its_node(frontend, picture, node, values, message, sm
     frontend.run()
     page.get_by_role("dialog").get_by_text(message).first.wait_for()
     picture(frontend, f"error_{node}")
-    assert page.evaluate("Number(app.lastExecutionError?.node_id ?? Object.keys(app.lastNodeErrors ?? {})[0])") == node
+    assert (
+        page.evaluate(
+            "Number(app.lastExecutionError?.node_id ?? Object.keys(app.lastNodeErrors ?? {})[0])"
+        )
+        == node
+    )
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_every_workflow_is_its_api_twin(frontend, picture, path):
-    """Opened in the frontend, it posts what its twin in `workflows/api` says; beyond that, defaults only."""
+    """Opened in the frontend, it posts what its twin in `workflows/api` says; beyond that, defaults
+    only.
+    """
     twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
     saved = json.loads(path.read_text(encoding="utf-8"))
     (note,) = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
@@ -233,11 +273,15 @@ def test_every_workflow_is_its_api_twin(frontend, picture, path):
     picture(frontend, f"workflow_{path.stem}")
     assert frontend.complaints().count() == 0
     prompt = frontend.prompt()
-    assert {key: node["class_type"] for key, node in prompt.items()} == {key: node["class_type"] for key, node in twin.items()}
+    assert {key: node["class_type"] for key, node in prompt.items()} == {
+        key: node["class_type"] for key, node in twin.items()
+    }
     for key, node in twin.items():
         inputs = prompt[key]["inputs"]
         assert {name: inputs.get(name) for name in node["inputs"]} == node["inputs"], key
-        optional = get(frontend, f"/object_info/{node['class_type']}")[node["class_type"]]["input"].get("optional", {})
+        optional = get(frontend, f"/object_info/{node['class_type']}")[node["class_type"]][
+            "input"
+        ].get("optional", {})
         for name in optional.keys() & (inputs.keys() - node["inputs"].keys()):
             assert inputs[name] == optional[name][1]["default"], f"{key} {name}"
     assert frontend.errors == []
@@ -245,4 +289,6 @@ def test_every_workflow_is_its_api_twin(frontend, picture, path):
 
 
 def test_every_api_workflow_has_its_twin_for_the_frontend():
-    assert {path.name for path in (ROOT / "workflows" / "api").glob("*.json")} == {path.name for path in WORKFLOWS}
+    assert {path.name for path in (ROOT / "workflows" / "api").glob("*.json")} == {
+        path.name for path in WORKFLOWS
+    }

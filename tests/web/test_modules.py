@@ -22,6 +22,11 @@ def test_modules():
     node = find_node()
     if node is None:
         pytest.skip("no Node: install Node 20 or newer, or Playwright, which has one")
-    done = subprocess.run([node, "--test", *map(str, HERE.glob("*.test.mjs"))], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [node, "--test", *map(str, HERE.glob("*.test.mjs"))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout or "fail 0" in done.stdout

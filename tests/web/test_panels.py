@@ -1,18 +1,31 @@
-"""The pack's own parts of nodes: the chain's buttons, the report panel and what a run tells it, in subgraphs, too."""
+"""The pack's own parts of nodes: the chain's buttons, the report panel and what a run tells it, in
+subgraphs, too.
+"""
 
 import pytest
 
 pytestmark = pytest.mark.host
-MERGE, FIRST, SECOND = 5, 2, 3  # nodes of merge_two_loras
+# nodes of merge_two_loras
+MERGE = 5
+FIRST = 2
+SECOND = 3
 
 
 def chain_of(frontend):
-    """Return the chain as the Run button would post it: each LoRA's node, and what comes before it."""
-    return {key: n["inputs"].get("previous") for key, n in frontend.prompt().items() if n["class_type"] == "IterISLora"}
+    """Return the chain as the Run button would post it: each LoRA's node, and what comes before
+    it.
+    """
+    return {
+        key: n["inputs"].get("previous")
+        for key, n in frontend.prompt().items()
+        if n["class_type"] == "IterISLora"
+    }
 
 
 def press(frontend, node_id, name):
-    """Press a button of a node in the graph that is shown; without a mouse, whose click would select the node, too."""
+    """Press a button of a node in the graph that is shown; without a mouse, whose click would
+    select the node, too.
+    """
     find = "([id, name]) => app.canvas.graph.getNodeById(id).widgets.map(w => w.element?.querySelector(name)).find(Boolean)"
     frontend.page.evaluate(f"found => ({find})(found).click()", [node_id, f".iteris-{name}"])
     frontend.settle()
@@ -26,7 +39,8 @@ def undo(frontend):
 def send(frontend, event, **detail):
     """Let the page believe that the server has sent it something."""
     frontend.page.evaluate(
-        "([event, detail]) => comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }))", [event, detail]
+        "([event, detail]) => comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }))",
+        [event, detail],
     )
     frontend.settle()
 
@@ -38,7 +52,14 @@ def layer(block, residual):
 
 
 def send_layer(frontend, prompt_id, node, number, residual=0.5):
-    send(frontend, "iteris.layer", prompt_id=prompt_id, node=node, first=number == 1, layer=layer(number, residual))
+    send(
+        frontend,
+        "iteris.layer",
+        prompt_id=prompt_id,
+        node=node,
+        first=number == 1,
+        layer=layer(number, residual),
+    )
 
 
 def report_of(residual, *others):
@@ -48,13 +69,19 @@ def report_of(residual, *others):
 
 
 def blocks_of(frontend, selector=".iteris-report"):
-    return frontend.page.eval_on_selector_all(f"{selector} .iteris-block", "all => all.map(b => b.dataset.block)")
+    return frontend.page.eval_on_selector_all(
+        f"{selector} .iteris-block", "all => all.map(b => b.dataset.block)"
+    )
 
 
 def into_subgraph(frontend, *ids):
-    """Put nodes into a subgraph, as the menu's Convert to Subgraph does, and return the subgraph node's id."""
+    """Put nodes into a subgraph, as the menu's Convert to Subgraph does, and return the subgraph
+    node's id.
+    """
     return frontend.page.evaluate(
-        "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id)))).node.id", ids
+        "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => "
+        "app.graph.getNodeById(id)))).node.id",
+        ids,
     )
 
 
@@ -91,7 +118,11 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
     (added,) = set(chain_of(frontend)) - {"2", "3"}
     outer = into_subgraph(frontend, int(added), SECOND)
     inside = f"{outer}:{SECOND}"
-    assert chain_of(frontend) == {"2": None, f"{outer}:{added}": ["2", 0], inside: [f"{outer}:{added}", 0]}
+    assert chain_of(frontend) == {
+        "2": None,
+        f"{outer}:{added}": ["2", 0],
+        inside: [f"{outer}:{added}", 0],
+    }
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
     frontend.settle()
     press(frontend, SECOND, "add")
@@ -129,7 +160,14 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     frontend.show(MERGE, top=200)
     earlier = frontend.page.locator(".iteris-earlier")
     send(frontend, "execution_start", prompt_id="a", timestamp=0)
-    send(frontend, "executed", prompt_id="a", node=str(MERGE), display_node=str(MERGE), output=report_of(0.25))
+    send(
+        frontend,
+        "executed",
+        prompt_id="a",
+        node=str(MERGE),
+        display_node=str(MERGE),
+        output=report_of(0.25),
+    )
     assert blocks_of(frontend) == ["IN01"]
     send(frontend, "execution_interrupted", prompt_id="a")
     assert earlier.count() == 0, "the run had come to this report when it was stopped"
@@ -139,7 +177,14 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     assert (residual_of(frontend), earlier.count()) == ((0.25, 0.25), 1)
     picture(frontend, "report_of_an_earlier_run")
     send(frontend, "execution_start", prompt_id="c", timestamp=0)
-    send(frontend, "executed", prompt_id="c", node=str(MERGE), display_node=str(MERGE), output=report_of(0.5))
+    send(
+        frontend,
+        "executed",
+        prompt_id="c",
+        node=str(MERGE),
+        display_node=str(MERGE),
+        output=report_of(0.5),
+    )
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
 
 
@@ -173,7 +218,9 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
     assert blocks_of(frontend) == []
     subgraph = frontend.page.evaluate("id => app.graph.getNodeById(id).subgraph.id", outer)
     for found, residual in ((inside, 0.25), (f"{subgraph}:{MERGE}", 0.5)):
-        frontend.page.evaluate("outputs => { app.nodeOutputs = outputs; }", {found: report_of(residual)})
+        frontend.page.evaluate(
+            "outputs => { app.nodeOutputs = outputs; }", {found: report_of(residual)}
+        )
         frontend.settle()
         assert residual_of(frontend) == (residual, residual)
 
@@ -183,5 +230,7 @@ def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small
     small(vue, seed=9)
     vue.show(MERGE, top=150)
     picture(vue, "vue_alpha")
-    alpha = vue.page.locator(".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input").first
+    alpha = vue.page.locator(
+        ".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input"
+    ).first
     assert float(alpha.input_value()) == 0.0001

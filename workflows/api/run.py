@@ -1,4 +1,6 @@
-"""Run a workflow of this folder on a ComfyUI that is running: python run.py merge_two_loras.json [127.0.0.1:8188]"""
+"""Run a workflow of this folder on a ComfyUI that is running: python run.py merge_two_loras.json
+[127.0.0.1:8188]
+"""
 
 import json
 import sys
@@ -18,15 +20,23 @@ def ask(url: str, body: dict | None = None) -> dict:
 
 
 def run(workflow: Path, server: str) -> None:
-    prompt = ask(f"http://{server}/prompt", {"prompt": json.loads(workflow.read_text())})["prompt_id"]
+    prompt = ask(f"http://{server}/prompt", {"prompt": json.loads(workflow.read_text())})[
+        "prompt_id"
+    ]
     while prompt not in (history := ask(f"http://{server}/history/{prompt}")):
         time.sleep(1)
-    status, outputs = history[prompt]["status"], history[prompt]["outputs"]
+    status = history[prompt]["status"]
+    outputs = history[prompt]["outputs"]
     for event, data in status["messages"]:
         if event == "execution_error":
             sys.exit(f"{data['node_type']}: {data['exception_message']}")
     for node, shown in outputs.items():
-        print(f"node {node}:", *shown.get("text", ()), *(image["filename"] for image in shown.get("images", ())), sep="\n  ")
+        print(
+            f"node {node}:",
+            *shown.get("text", ()),
+            *(image["filename"] for image in shown.get("images", ())),
+            sep="\n  ",
+        )
 
 
 if __name__ == "__main__":

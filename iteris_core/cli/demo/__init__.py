@@ -1,1 +1,3 @@
-"""`iteris demo`: a merge of two LoRAs inside a real, headless ComfyUI, end to end, with one command."""
+"""`iteris demo`: a merge of two LoRAs inside a real, headless ComfyUI, end to end, with one
+command.
+"""

@@ -1,8 +1,10 @@
-"""A small checkpoint in the layout of Stable Diffusion 1.5, and LoRAs that fit it, both from fixed seeds.
+"""A small checkpoint in the layout of Stable Diffusion 1.5, and LoRAs that fit it, both from fixed
+seeds.
 
-The network is SD1.5 with one resolution level in place of four: the host detects it as SD1.5 and runs every kind of
-layer that a LoRA can change, in 26 instead of 860 million parameters. The text encoder has its full size, because the
-host allows no other. Everything is random: the pictures are noise, but finite, repeatable and different per prompt.
+The network is SD1.5 with one resolution level in place of four: the host detects it as SD1.5 and
+runs every kind of layer that a LoRA can change, in 26 instead of 860 million parameters. The text
+encoder has its full size, because the host allows no other. Everything is random: the pictures are
+noise, but finite, repeatable and different per prompt.
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-CHANNELS, TIME, CONTEXT = 320, 1280, 768  # widths of the UNet, its time embedding and the text encoder
-TEXT_LAYERS, VOCABULARY, MAX_TOKENS = 12, 49408, 77
+CHANNELS = 320  # width of the UNet
+TIME = 1280  # width of its time embedding
+CONTEXT = 768  # width of the text encoder
+TEXT_LAYERS = 12
+VOCABULARY = 49408
+MAX_TOKENS = 77
 VERSION = 1  # part of the cached files' names: raise it when their content changes
 
 # Block of the UNet -> the name that kohya's trainer takes from diffusers.
@@ -49,7 +55,8 @@ def write_checkpoint(path: Path, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: _initial(name, shape, generator).half() for name, shape in checkpoint_shapes()}
-    # The picture is the decoder's last layer as it is: mid-grey on average, so that little of it is clipped.
+    # The picture is the decoder's last layer as it is: mid-grey on average, so that little of it is
+    # clipped.
     tensors["first_stage_model.taesd_decoder.19.bias"].fill_(0.5)
     tensors["first_stage_model.taesd_decoder.19.weight"].mul_(0.2)
     tensors["first_stage_model.vae_scale"] = torch.tensor(0.18215).half()
@@ -58,7 +65,8 @@ def write_checkpoint(path: Path, seed: int = 0) -> None:
 
 
 def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None:
-    """Write a LoRA with kohya keys for all 48 UNet and 72 text encoder modules of the small checkpoint.
+    """Write a LoRA with kohya keys for all 48 UNet and 72 text encoder modules of the small
+    checkpoint.
 
     Args:
         path: The .safetensors file; it appears only once it is complete.
@@ -72,7 +80,9 @@ def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None
     for module, shape in lora_modules():
         d_out, d_in, *kernel = shape
         down = torch.randn((rank, d_in, *kernel), generator=generator) / math.sqrt(d_in)
-        up = torch.randn((d_out, rank, *kernel), generator=generator) * (scale * rank / alpha / math.sqrt(rank))
+        up = torch.randn((d_out, rank, *kernel), generator=generator) * (
+            scale * rank / alpha / math.sqrt(rank)
+        )
         tensors[f"{module}.lora_down.weight"] = down.half()
         tensors[f"{module}.lora_up.weight"] = up.half()
         tensors[f"{module}.alpha"] = torch.tensor(alpha)
@@ -99,7 +109,9 @@ def checkpoint_shapes() -> Shapes:
 
 
 def lora_modules() -> Shapes:
-    """Yield kohya's name and the weight's shape of every module that a LoRA of the small checkpoint changes."""
+    """Yield kohya's name and the weight's shape of every module that a LoRA of the small checkpoint
+    changes.
+    """
     for diffusers_name in _TRANSFORMERS.values():
         for name, shape in _transformer(diffusers_name):
             if name.endswith(".weight") and len(shape) > 1:
@@ -172,7 +184,9 @@ def _text_encoder() -> Shapes:
 
 
 def _taesd() -> Shapes:
-    """Layers of the tiny VAE: `b` is a residual block, `s` a convolution without bias, `.` a layer without weights."""
+    """Layers of the tiny VAE: `b` is a residual block, `s` a convolution without bias, `.` a layer
+    without weights.
+    """
     plans = {"taesd_encoder": (3, "bsbbbsbbbsbbb", 4), "taesd_decoder": (4, ".bbb.sbbb.sbbb.sb", 3)}
     for name, (d_in, plan, d_out) in plans.items():
         first = 0 if name == "taesd_encoder" else 1  # the decoder starts with a clamp
@@ -187,7 +201,9 @@ def _taesd() -> Shapes:
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return ones for norms, zeros for biases and normal numbers of std 1/sqrt(inputs) for everything else."""
+    """Return ones for norms, zeros for biases and normal numbers of std 1/sqrt(inputs) for
+    everything else.
+    """
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
@@ -196,7 +212,9 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file under a temporary name and move it into place, so that an interrupted run leaves no half file."""
+    """Write a file under a temporary name and move it into place, so that an interrupted run leaves
+    no half file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         part = Path(folder) / path.name

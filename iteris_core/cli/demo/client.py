@@ -1,4 +1,6 @@
-"""A client of a running ComfyUI: post a workflow, follow it over the websocket, fetch what came out."""
+"""A client of a running ComfyUI: post a workflow, follow it over the websocket, fetch what came
+out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class WorkflowError(IterisError):
 
 
 class WorkflowRejected(WorkflowError):
-    """A workflow that the server did not accept; `response` is the server's answer, `node_errors` its part by node."""
+    """A workflow that the server did not accept; `response` is the server's answer, `node_errors`
+    its part by node.
+    """
 
     def __init__(self, response: Json) -> None:
         self.response = response
@@ -37,13 +41,19 @@ class WorkflowRejected(WorkflowError):
 
 
 class WorkflowFailed(WorkflowError):
-    """A node that raised an error, or that was interrupted (then `exception_type` is "InterruptProcessingException")."""
+    """A node that raised an error, or that was interrupted (then `exception_type` is
+    "InterruptProcessingException").
+    """
 
     def __init__(self, node_id: str, node_type: str, message: str, exception_type: str) -> None:
-        self.node_id, self.node_type = node_id, node_type
-        self.message, self.exception_type = message, exception_type
+        self.node_id = node_id
+        self.node_type = node_type
+        self.message = message
+        self.exception_type = exception_type
         # ComfyUI puts the path of the pack in front of the name of its classes.
-        super().__init__(f"node {node_id} ({node_type}): {exception_type.rpartition('.')[2]}: {message}")
+        super().__init__(
+            f"node {node_id} ({node_type}): {exception_type.rpartition('.')[2]}: {message}"
+        )
 
 
 class WorkflowTimeout(WorkflowError):
@@ -68,7 +78,9 @@ class ComfyClient:
             WorkflowRejected: The server found errors in it.
         """
         try:
-            return self._json("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
+            return self._json("/prompt", {"prompt": prompt, "client_id": self.client_id})[
+                "prompt_id"
+            ]
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
@@ -79,8 +91,8 @@ class ComfyClient:
 
         Args:
             prompt: The workflow in API format.
-            on_event: Called with type and data of every message about this workflow, and with ("text", {"node",
-                "text"}) for a node's progress text.
+            on_event: Called with type and data of every message about this workflow, and with
+                ("text", {"node", "text"}) for a node's progress text.
             timeout: Seconds until the workflow is given up and interrupted.
 
         Raises:
@@ -93,13 +105,17 @@ class ComfyClient:
         deadline = time.monotonic() + timeout
         url = f"ws://{self.address}/ws?clientId={self.client_id}"
         # The socket comes first: messages of a fast workflow would be lost otherwise.
-        with contextlib.closing(websocket.create_connection(url, timeout=HTTP_SECONDS)) as connection:
+        with contextlib.closing(
+            websocket.create_connection(url, timeout=HTTP_SECONDS)
+        ) as connection:
             connection.settimeout(1.0)
             prompt_id = self.post(prompt)
             while True:
                 if time.monotonic() > deadline:
                     self.interrupt()
-                    raise WorkflowTimeout(f"the workflow did not end within {timeout:.0f} s; it has been interrupted")
+                    raise WorkflowTimeout(
+                        f"the workflow did not end within {timeout:.0f} s; it has been interrupted"
+                    )
                 try:
                     message = connection.recv()
                 except websocket.WebSocketTimeoutException:
@@ -134,7 +150,9 @@ class ComfyClient:
         self._request("/free", {"unload_models": True, "free_memory": True})
 
     def object_info(self, node: str | None = None) -> Json:
-        """Return the schema of one node type ({} if there is none of that name), or of all by name."""
+        """Return the schema of one node type ({} if there is none of that name), or of all by
+        name.
+        """
         if node is None:
             return self._json("/object_info")
         return self._json(f"/object_info/{urllib.parse.quote(node)}").get(node, {})
@@ -149,24 +167,34 @@ class ComfyClient:
 
     def _request(self, path: str, body: Json | None = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.address}{path}", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://{self.address}{path}", data, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as response:
             return response.read()
 
 
 def _decode(message: str | bytes) -> tuple[str | None, Json]:
-    """Return event and data of a websocket message; (None, {}) for previews and other binary frames.
+    """Return event and data of a websocket message; (None, {}) for previews and other binary
+    frames.
 
-    A text frame is: type and length of the node id, both uint32 big endian, with the id behind them, then the text.
+    A text frame is: type and length of the node id, both uint32 big endian, with the id behind
+    them, then the text.
     """
     if isinstance(message, str):
-        parsed = json.loads(message) if message else {}  # empty: the server has closed the connection
+        parsed = (
+            json.loads(message) if message else {}
+        )  # empty: the server has closed the connection
         return parsed.get("type"), parsed.get("data") or {}
     if len(message) < 8 or struct.unpack_from(">I", message)[0] != TEXT_FRAME:
         return None, {}
     end = 8 + struct.unpack_from(">I", message, 4)[0]
-    node, text = message[8:end], message[end:]
-    return "text", {"node": node.decode("utf-8", "replace"), "text": text.decode("utf-8", "replace")}
+    node = message[8:end]
+    text = message[end:]
+    return "text", {
+        "node": node.decode("utf-8", "replace"),
+        "text": text.decode("utf-8", "replace"),
+    }
 
 
 def _raise_if_failed(event: str, data: Json) -> None:
@@ -186,9 +214,15 @@ def _readable(response: Json) -> str:
     error = response.get("error") or {}
     if isinstance(error, str):
         error = {"message": error}
-    lines = [f"ComfyUI rejected the workflow: {error.get('message', '')} {error.get('details', '')}".strip()]
+    lines = [
+        f"ComfyUI rejected the workflow: {error.get('message', '')} "
+        f"{error.get('details', '')}".strip()
+    ]
     for node_id, node in (response.get("node_errors") or {}).items():
         for item in node.get("errors", []):
             where = (item.get("extra_info") or {}).get("input_name", "")
-            lines.append(f"  node {node_id} ({node.get('class_type')}) {where}: {item['message']}: {item['details']}")
+            lines.append(
+                f"  node {node_id} ({node.get('class_type')}) {where}: {item['message']}: "
+                f"{item['details']}"
+            )
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""The demo itself: check the input, start a ComfyUI, merge and sample in it, collect what came out."""
+"""The demo itself: check the input, start a ComfyUI, merge and sample in it, collect what came
+out.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class DemoRequest:
         checkpoint: An SD1.5 checkpoint; None for the small one made here.
         loras: At least two files, or none together with no checkpoint.
         prompts: One text per LoRA, a prompt a line; may be left out with the small checkpoint.
-        width, height: Of the sample picture in pixels; None for 512, or 128 with the small checkpoint.
+        width, height: Of the sample picture in pixels; None for 512, or 128 with the small
+            checkpoint.
         steps: Of the sample picture; None for 20, or 4 with the small checkpoint.
         device: "cpu" keeps the server off the GPU.
     """
@@ -66,13 +69,17 @@ def check(request: DemoRequest) -> None:
         raise InputError("--lora needs --checkpoint: the model that these LoRAs were made for.")
     if request.checkpoint is not None:
         if len(request.loras) < 2:
-            raise InputError(f"a merge needs at least two LoRAs, found {len(request.loras)}: give --lora twice or more.")
+            raise InputError(
+                f"a merge needs at least two LoRAs, found {len(request.loras)}: give --lora twice "
+                "or more."
+            )
         for file in (request.checkpoint, *request.loras):
             _check_file(file)
     count = len(request.loras) or len(DEMO_PROMPTS)
     if len(request.prompts) != count and (request.prompts or not request.small):
         raise InputError(
-            f"{len(request.prompts)} --prompt for {count} LoRAs: give one per LoRA, in order, with its trigger words."
+            f"{len(request.prompts)} --prompt for {count} LoRAs: give one per LoRA, in order, with "
+            "its trigger words."
         )
     if not all(text.strip() for text in request.prompts):
         raise InputError("a --prompt is empty: give each LoRA a prompt with its trigger words.")
@@ -85,7 +92,9 @@ def check(request: DemoRequest) -> None:
 
 def _check_file(file: Path) -> None:
     if file.suffix.lower() != ".safetensors":
-        raise InputError(f"'{file}' is not a .safetensors file: convert it first, other formats can carry code.")
+        raise InputError(
+            f"'{file}' is not a .safetensors file: convert it first, other formats can carry code."
+        )
     if not file.is_file():
         raise InputError(f"'{file}' does not exist or is not a file.")
 
@@ -112,7 +121,11 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     output = _make_output(request.output)
     log = output / "comfyui.log"
     with contextlib.ExitStack() as stack:
-        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iteris-demo-", ignore_cleanup_errors=True)))
+        base = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="iteris-demo-", ignore_cleanup_errors=True)
+            )
+        )
         (checkpoint_name,) = _link_all([checkpoint], base / "models" / "checkpoints")
         lora_names = _link_all(loras, base / "models" / "loras")
         workflow = make_workflow(template, request, checkpoint_name, lora_names)
@@ -127,7 +140,9 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
         except IterisError as error:
             raise IterisError(f"{error}\nThe server's log is '{log}'.") from error
     ended = time.monotonic()
-    console.print(f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True
+    )
     for file in sorted(output.iterdir()):
         console.print(f"  {file.name}", markup=False, highlight=False)
     times = f"ComfyUI ready after {ready - started:.1f} s, workflow {ended - ready:.1f} s, {ended - started:.1f} s in all."
@@ -140,11 +155,15 @@ def _read_template() -> Json:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ServerError(f"iteris demo needs a checkout of the pack: '{path}' cannot be read ({error}).") from error
+        raise ServerError(
+            f"iteris demo needs a checkout of the pack: '{path}' cannot be read ({error})."
+        ) from error
 
 
 def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
-    """Return the checkpoint and the LoRAs of the request; make the small ones if they are not in the cache."""
+    """Return the checkpoint and the LoRAs of the request; make the small ones if they are not in
+    the cache.
+    """
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
     checkpoint = cache / f"demo-checkpoint-v{VERSION}.safetensors"
@@ -169,23 +188,28 @@ def _make_output(wanted: Path) -> Path:
         except OSError as error:
             raise InputError(f"the output folder '{folder}' cannot be made: {error}.") from error
         return folder
-    raise InputError(f"'{wanted}' and 9999 numbered folders beside it exist: give another --output.")
+    raise InputError(
+        f"'{wanted}' and 9999 numbered folders beside it exist: give another --output."
+    )
 
 
 def _link_all(files: list[Path], folder: Path) -> list[str]:
     """Link files into a folder of the host; files of the same name get numbers."""
     names: list[str] = []
     for file in files:
-        name, number = file.name, 2
+        name = file.name
+        number = 2
         while name in names:
-            name, number = f"{file.stem}_{number}{file.suffix}", number + 1
+            name = f"{file.stem}_{number}{file.suffix}"
+            number = number + 1
         link(file, folder / name)
         names.append(name)
     return names
 
 
 def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: list[str]) -> Json:
-    """Fill the template in: files, prompts, sizes, and one more LoRA node for every LoRA beyond the second.
+    """Fill the template in: files, prompts, sizes, and one more LoRA node for every LoRA beyond the
+    second.
 
     Args:
         template: workflows/api/merge_two_loras.json.
@@ -210,22 +234,39 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     if request.small:
         by_type["IterISCalibration"]["inputs"] |= SMALL_CALIBRATION
     side, steps = (128, 4) if request.small else (512, 20)
-    by_type["EmptyLatentImage"]["inputs"] |= {"width": request.width or side, "height": request.height or side}
+    by_type["EmptyLatentImage"]["inputs"] |= {
+        "width": request.width or side,
+        "height": request.height or side,
+    }
     sampler = by_type["KSampler"]["inputs"]
     sampler["steps"] = request.steps or steps
     # All subjects in one picture: the first prompt of every LoRA.
-    workflow[sampler["positive"][0]]["inputs"]["text"] = ", ".join(text.strip().splitlines()[0] for text in prompts)
+    workflow[sampler["positive"][0]]["inputs"]["text"] = ", ".join(
+        text.strip().splitlines()[0] for text in prompts
+    )
     return workflow
 
 
 class StageBars:
-    """One progress bar per stage of a workflow: a node, or a part of a node that announces itself by a text."""
+    """One progress bar per stage of a workflow: a node, or a part of a node that announces itself
+    by a text.
+    """
 
     def __init__(self, workflow: Json, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         self._titles = {node_id: node["_meta"]["title"] for node_id, node in workflow.items()}
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         self._progress: Progress = Progress(*columns, TimeElapsedColumn(), console=console)
         self._bar: Any = None  # rich's TaskID of the stage that is running
         self._stage: tuple[str, str] = ("", "")
@@ -243,9 +284,15 @@ class StageBars:
             self._begin(str(data.get("node") or ""), "")
         elif event == "text":
             # Only the words name a stage: a count in the text is what the bar shows.
-            words = re.sub(r"(^|(?<!^stage)[\s:(,]+)\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0])
+            words = re.sub(
+                r"(^|(?<!^stage)[\s:(,]+)\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0]
+            )
             self._begin(data["node"], words.strip())
-        elif event == "progress" and str(data.get("node")) == self._stage[0] and self._bar is not None:
+        elif (
+            event == "progress"
+            and str(data.get("node")) == self._stage[0]
+            and self._bar is not None
+        ):
             self._progress.update(self._bar, completed=data["value"], total=data["max"])
 
     def _begin(self, node: str, stage: str) -> None:
@@ -264,18 +311,32 @@ class StageBars:
 
 def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, output: Path) -> None:
     """Copy the merged LoRA, the picture and the report into the output folder."""
-    outputs = {workflow[node_id]["class_type"]: ui for node_id, ui in history["outputs"].items() if node_id in workflow}
+    outputs = {
+        workflow[node_id]["class_type"]: ui
+        for node_id, ui in history["outputs"].items()
+        if node_id in workflow
+    }
     missing = [node for node in ("IterISSave", "IterISMerge", "SaveImage") if node not in outputs]
     if missing:
         raise IterisError(f"the workflow ended without an output of {', '.join(missing)}.")
     saved = Path(outputs["IterISSave"]["text"][0])
-    candidates = [saved] if saved.is_absolute() else [base / folder / saved for folder in ("output", "models", ".")]
+    candidates = (
+        [saved]
+        if saved.is_absolute()
+        else [base / folder / saved for folder in ("output", "models", ".")]
+    )
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise IterisError(f"the node that saves the merged LoRA named '{saved}', which does not exist.")
+        raise IterisError(
+            f"the node that saves the merged LoRA named '{saved}', which does not exist."
+        )
     shutil.copyfile(found, output / "merged.safetensors")
     image = outputs["SaveImage"]["images"][0]
-    (output / "sample.png").write_bytes(client.view(image["filename"], image["subfolder"], image["type"]))
+    (output / "sample.png").write_bytes(
+        client.view(image["filename"], image["subfolder"], image["type"])
+    )
     merge = outputs["IterISMerge"]
-    (output / "report.json").write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", encoding="utf-8")
+    (output / "report.json").write_text(
+        json.dumps(merge["iteris_report"][0], indent=2) + "\n", encoding="utf-8"
+    )
     (output / "report.txt").write_text("\n".join(merge["text"]) + "\n", encoding="utf-8")

