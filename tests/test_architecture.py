@@ -18,6 +18,7 @@ HEAVY = {"diffusers", "transformers", "peft", "matplotlib", "typer", "rich", "we
 CORE_ORDER = (
     "version",
     "errors",
+    "progress",
     "config",
     "devices",
     "layers",

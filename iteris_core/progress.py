@@ -1,0 +1,36 @@
+"""How far long work is, as data: whoever listens decides how to show it, and may raise to cancel the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a longer piece of work.
+
+    Args:
+        name: What is done in it.
+        number: Its place among the stages, from 1 on.
+        count: Number of stages.
+    """
+
+    name: str
+    number: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return self.name
+        return f"stage {self.number} of {self.count}: {self.name}"
+
+
+# (steps done, steps in all) of one stage.
+Progress = Callable[[int, int], None]
+# (stage, steps done, steps in all).
+StageProgress = Callable[[Stage, int, int], None]
+
+
+def nobody(*step: object) -> None:
+    """Listen to nothing."""
