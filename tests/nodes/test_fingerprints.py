@@ -1,0 +1,83 @@
+"""What a second queueing finds changed, so that a node runs again."""
+
+import json
+
+import pytest
+import torch
+from iteris_pack.nodes import stack
+from iteris_pack.nodes.lora import LoraToMerge
+from iteris_pack.nodes.recipe import LoadRecipe
+from iteris_pack.nodes.stack import LoraStack
+from safetensors.torch import save_file
+
+
+@pytest.mark.parametrize("node", [LoraToMerge, LoadRecipe])
+def test_a_name_that_comes_through_a_link_does_not_break_the_cache(node):
+    assert node.fingerprint_inputs(lora_name=None) == "linked"
+
+
+def test_a_file_of_the_loras_folders_has_a_fingerprint(replace_host, tmp_path):
+    replace_host(find_lora=lambda name: tmp_path / name)
+    assert LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors") == "missing"
+    (tmp_path / "cat.safetensors").touch()
+    there = LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors")
+    assert there not in ("linked", "missing")
+
+
+def test_saving_a_merge_changes_nothing_for_a_stack(replace_host, tmp_path):
+    files = {"cat.safetensors": tmp_path / "cat", "dog.safetensors": tmp_path / "output" / "dog"}
+    (tmp_path / "output").mkdir()
+    replace_host(
+        lora_names=lambda: list(files),
+        find_lora=files.get,
+        is_output=lambda path: path.parent.name == "output",
+    )
+    texts = ("", None, "<lora:dog>")
+    before = [LoraStack.fingerprint_inputs(text=text) for text in texts]
+    files["dog.safetensors"].write_bytes(b"1")
+    files["new.safetensors"] = tmp_path / "output" / "new"
+    after = [LoraStack.fingerprint_inputs(text=text) for text in texts]
+    assert before[:2] == after[:2] and before[2] != after[2]
+    files["cat.safetensors"].write_bytes(b"1")
+    assert LoraStack.fingerprint_inputs(text="") != after[0]
+
+
+def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(
+    replace_host, monkeypatch, tmp_path
+):
+    files = {name: tmp_path / "output" / name for name in ("used", "other")}
+    (tmp_path / "output").mkdir()
+    replace_host(lora_names=lambda: list(files), find_lora=files.get, is_output=lambda path: True)
+    monkeypatch.setattr(stack, "_FIRST_SEEN", {})
+    files["used"].write_bytes(b"1")
+    before = LoraStack.fingerprint_inputs(text="")
+    stack.remember(["used"])
+    files["other"].write_bytes(b"1")
+    assert LoraStack.fingerprint_inputs(text="") == before  # a second run is taken from the cache
+    files["used"].write_bytes(b"22")
+    changed = LoraStack.fingerprint_inputs(text="")
+    stack.remember(["used"])  # it runs again, and after that it is taken from the cache
+    assert changed != before and LoraStack.fingerprint_inputs(text="") == changed
+
+
+def test_a_recipe_changes_with_the_files_that_it_names(replace_host, tmp_path):
+    files = {name: tmp_path / name for name in ("merged", "cat", "dog")}
+    replace_host(lora_names=lambda: list(files), find_lora=files.get, lora_path=files.get)
+    lora = {
+        "file": "cat",
+        "name": "cat",
+        "sha256": "",
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+        "prompts": [],
+    }
+    recipe = {"loras": [lora], "calibration": {}, "config": {"alpha": 1.0}}
+    save_file({"a": torch.ones(1)}, files["merged"], {"iteris.recipe": json.dumps(recipe)})
+    first = LoadRecipe.fingerprint_inputs(lora_name="merged")
+    files["dog"].write_bytes(b"1")
+    with_another_dog = LoadRecipe.fingerprint_inputs(lora_name="merged")
+    files["cat"].write_bytes(b"1")
+    with_another_cat = LoadRecipe.fingerprint_inputs(lora_name="merged")
+    assert first == with_another_dog != with_another_cat
+    files["moved cat"] = files.pop("cat")
+    assert LoadRecipe.fingerprint_inputs(lora_name="merged") != with_another_cat

@@ -1,0 +1,69 @@
+"""Kinds of LoRA that only the host knows: what it makes of them, and what it says if it cannot."""
+
+import logging
+import re
+
+import pytest
+import torch
+from iteris_pack.nodes.foreign import added_by_host
+
+from iteris_core import AdapterError
+
+
+def added(apply):
+    return added_by_host("file", "layer", {"layer.lokr_w1": torch.ones(1)}, torch.ones(3, 2), apply)
+
+
+def test_zero_is_an_answer():
+    assert torch.equal(added(lambda weight: weight), torch.zeros(3, 2))
+    assert torch.equal(added(lambda weight: weight.add_(2)), torch.full((3, 2), 2.0))
+
+
+@pytest.mark.parametrize("verbosity", [logging.INFO, logging.CRITICAL])
+def test_an_error_that_the_host_only_logs_is_raised_with_its_text(verbosity):
+    def fail_as_the_host_does(weight):
+        logging.error("ERROR lokr layer: shapes do not fit")
+        return weight
+
+    root = logging.getLogger()
+    before = root.level
+    handlers = list(root.handlers)
+    root.setLevel(verbosity)
+    try:
+        with pytest.raises(
+            AdapterError,
+            match=r"file: ComfyUI could not apply lokr_w1 to 'layer': ERROR lokr.*do not fit",
+        ):
+            added(fail_as_the_host_does)
+        assert (root.level, root.handlers) == (verbosity, handlers)
+    finally:
+        root.setLevel(before)
+
+
+def fail(weight):
+    raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (fail, "could not apply lokr_w1 to 'layer': AttributeError: 'NoneType'"),
+        (lambda weight: None, "ComfyUI does not know what lokr_w1 do to 'layer'"),
+        (lambda weight: torch.ones(4, 2), "(4, 2), which is (3, 2) in this model"),
+    ],
+    ids=["raises", "does not know", "reshapes"],
+)
+def test_what_the_host_raises_does_not_know_or_reshapes_is_explained(apply, message):
+    with pytest.raises(AdapterError, match=re.escape(message)):
+        added(apply)
+
+
+def test_a_cancel_goes_through():
+    class Interrupt(Exception):
+        pass
+
+    def cancel(weight):
+        raise Interrupt
+
+    with pytest.raises(Interrupt):
+        added(cancel)

@@ -1,0 +1,104 @@
+"""LoRAs taken off a model that carries them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from iteris_pack.nodes.loras.harvest import take_off
+
+from iteris_core import IterisError
+
+
+class Loader:
+    """Makes patches as ComfyUI does when it loads one file."""
+
+    def __init__(self, *keys):
+        self.keys = set(keys)
+
+    def lora(self, up, down, alpha=None):
+        return SimpleNamespace(
+            name="lora", loaded_keys=self.keys, weights=(up, down, alpha, None, None, None)
+        )
+
+
+def patch(strength, value, of_weight=1.0):
+    return (strength, value, of_weight, None, None)
+
+
+def take(patches):
+    return take_off(
+        patches,
+        lambda weight: weight.startswith("clip"),
+        lambda path: [f"lora_{path.replace('.', '_')}", f"other.{path}"],
+    )
+
+
+def test_loras_on_a_model_are_told_apart_by_what_was_loaded_together():
+    up = torch.randn(4, 2)
+    down = torch.randn(2, 3)
+    first = Loader("a")
+    second = Loader("a")
+    again = Loader("a")
+    merge_of_checkpoints = patch(0.5, [torch.ones(4, 3)])
+    loras, rest = take(
+        {
+            "net.b.weight": [patch(0.5, second.lora(up, down))],
+            "net.a.weight": [
+                merge_of_checkpoints,
+                patch(0.8, first.lora(up, down, 2.0)),
+                patch(0.5, second.lora(up, down)),
+            ],
+            "clip.q.weight": [
+                patch(0.3, first.lora(up, down)),
+                patch(1.0, again.lora(2 * up, down)),
+            ],
+        },
+    )
+    assert [lora.strengths for lora in loras] == [
+        {False: 0.8, True: 0.3},
+        {False: 0.5},
+        {True: 1.0},
+    ]
+    assert sorted(loras[0].tensors) == [
+        "lora_clip_q.lora_down.weight",
+        "lora_clip_q.lora_up.weight",
+        "lora_net_a.alpha",
+        "lora_net_a.lora_down.weight",
+        "lora_net_a.lora_up.weight",
+    ]
+    assert loras[0].tensors["lora_net_a.alpha"] == 2.0
+    assert torch.equal(loras[2].tensors["lora_clip_q.lora_up.weight"], 2 * up)
+    assert rest == {"net.a.weight": [merge_of_checkpoints]}
+
+
+def test_a_difference_belongs_to_the_file_that_names_it():
+    up = torch.randn(4, 2)
+    down = torch.randn(2, 3)
+    bias = torch.randn(4)
+    first = Loader("x")
+    second = Loader("other.net.a.diff_b")
+    patches = {
+        "net.a.weight": [patch(1.0, first.lora(up, down)), patch(1.0, second.lora(up, down))],
+        "net.a.bias": [patch(1.0, ("diff", (bias,)))],
+        "net.z.weight": [patch(1.0, ("diff", (up,)))],
+    }
+    loras, rest = take(patches)
+    assert "lora_net_a.diff_b" not in loras[0].tensors
+    assert torch.equal(loras[1].tensors["lora_net_a.diff_b"], bias)
+    assert set(rest) == {"net.z.weight"}
+    first.keys.add("lora_net_a.b_norm")
+    with pytest.raises(
+        IterisError, match=r"2 LoRAs on this model change 'net\.a\.bias' by a difference"
+    ):
+        take(patches)
+
+
+def test_what_is_no_longer_the_file_is_refused():
+    loader = Loader("x")
+    lora = loader.lora(torch.randn(4, 2), torch.randn(2, 3))
+    with pytest.raises(IterisError, match="scaled or cut by another node after it was loaded"):
+        take(
+            {"net.a.weight": [patch(1.0, lora), patch(0.5, [torch.ones(4, 3)], of_weight=0.5)]},
+        )
+    with pytest.raises(IterisError, match=r"has the strengths 1 and 0\.5"):
+        take({"net.a.weight": [patch(1.0, lora)], "net.b.weight": [patch(0.5, lora)]})

@@ -1,0 +1,32 @@
+"""What is kept from one merge to the next."""
+
+import types
+
+import torch
+from iteris_pack.nodes.host import latent_cache
+
+
+class Model:
+    """Anything that can be referred to weakly."""
+
+
+def patcher_of(model):
+    return types.SimpleNamespace(
+        model=model, model_options={}, object_patches={}, patches_uuid="as loaded"
+    )
+
+
+def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
+    monkeypatch.setattr(latent_cache, "MOST_BYTES", 100)
+    run = [(torch.zeros(5), torch.zeros(5))]  # 40 bytes
+    models = (Model(), Model())
+    first, second = (latent_cache.memory_of(patcher_of(model)) for model in models)
+    first |= {"x": run, "y": run}
+    first["x"] = run  # again: the size stays
+    assert (list(first), first.size) == (["y", "x"], 80)
+    second["z"] = run
+    assert (list(first), list(second)) == (["x"], ["z"])
+    second["w"] = run
+    assert (list(first), list(second), first.size, second.size) == ([], ["z", "w"], 0, 80)
+    second["big"] = [torch.zeros(100)]
+    assert (list(second), second.size) == ([], 0)

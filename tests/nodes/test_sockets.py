@@ -1,0 +1,21 @@
+"""Inputs that grow, on hosts that have them and on those that do not."""
+
+import types
+
+from iteris_pack.nodes import sockets
+
+
+def test_an_older_host_has_no_inputs_that_grow(monkeypatch):
+    monkeypatch.delattr(sockets.io, "Autogrow", raising=False)
+    assert sockets.growing("more", None, "") == []
+
+
+def test_a_newer_host_is_asked_for_optional_inputs_that_grow(monkeypatch):
+    autogrow = types.SimpleNamespace(
+        TemplatePrefix=lambda *told: told, Input=lambda *told, **more: (*told, more)
+    )
+    monkeypatch.setattr(sockets.io, "Autogrow", autogrow, raising=False)
+    socket = types.SimpleNamespace(Input=lambda name, **told: (name, told))
+    [(name, template, told)] = sockets.growing("more", socket, "more of them")
+    assert (name, told) == ("more", {"optional": True, "tooltip": "more of them"})
+    assert template[:3] == (("loras", {"optional": True, "tooltip": "more of them"}), "loras", 0)

@@ -1,0 +1,166 @@
+"""LoRA stacks in every shape that other nodes make."""
+
+import re
+
+import pytest
+from iteris_pack.nodes.loras.stack_formats import find_name, prompts_by_name, read_stack
+
+from iteris_core import IterisError
+
+CAT = ("cat.safetensors", 0.8, 0.5)
+DOG = ("style/dog.safetensors", -1.0, -1.0)
+
+
+def read(stack):
+    return [(lora.name, lora.strength_model, lora.strength_clip) for lora in read_stack(stack)]
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        [("cat.safetensors", 0.8, 0.5), ("style/dog.safetensors", -1.0, -1.0)],
+        [["cat.safetensors", 0.8, 0.5], ["style/dog.safetensors", -1]],
+        (("cat.safetensors", 0.8, 0.5), ("None", 1.0, 1.0), ("style/dog.safetensors", -1, None)),
+        [
+            {"lora": "cat.safetensors", "strength": 0.8, "strengthTwo": 0.5, "on": True},
+            {"lora": "style/dog.safetensors", "strength": -1.0, "strengthTwo": None},
+            {"lora": "off.safetensors", "strength": 1, "on": False},
+        ],
+        {
+            "lora_1": {
+                "lora_name": "cat.safetensors",
+                "strength_model": "0.8",
+                "strength_clip": 0.5,
+            },
+            "mode": "simple",
+            "lora_2": {
+                "name": "style/dog.safetensors",
+                "model_strength": -1.0,
+                "clip_strength": -1.0,
+                "enabled": True,
+            },
+        },
+        {
+            "loras": [
+                {"file_name": "cat.safetensors", "model_weight": 0.8, "clip_weight": 0.5},
+                ["style/dog.safetensors", -1.0],
+            ]
+        },
+        "a photo <lora:cat.safetensors:0.8:0.5> on grass <lora:style/dog.safetensors:-1>, "
+        "<lora:none:1>",
+        ["<lora:cat.safetensors:0.8:0.5>", "<lora:style/dog.safetensors:-1>"],
+        [["cat.safetensors", "0.8", "0.5", ""], ("style/dog.safetensors", "-1")],
+        [
+            {"name": "cat.safetensors", "strength": 0.8, "clip_strength": 0.5, "on": 1, "lbw": ""},
+            {"name": "style/dog.safetensors", "strength": -1},
+            {"name": None, "strength": 1},
+            {"lora": "None"},
+            {"lora_name": ""},
+            {"lora": "x", "on": 0},
+            {"lora": "x", "enabled": "off"},
+            {"lora": "x", "active": "False"},
+        ],
+        {
+            "name": "my stack",
+            "loras": [
+                ("cat.safetensors", 0.8, 0.5),
+                (None, 1.0, 1.0),
+                ("style/dog.safetensors", -1.0),
+            ],
+        },
+        [
+            {"name": "off", "enabled": False, "loras": [("x", 1.0, 1.0)]},
+            {"stack": {"a": {"lora": "cat.safetensors", "strength": 0.8, "strength_clip": 0.5}}},
+            {"lora": {"name": "style/dog.safetensors", "strength": -1}},
+        ],
+    ],
+)
+def test_every_shape_in_use_is_read(stack):
+    assert read(stack) == [CAT, DOG]
+
+
+@pytest.mark.parametrize(
+    "stack", [["cat", "b/dog"], [["cat"], "b/dog", "None"], {"loras": ["cat", {"lora": "b/dog"}]}]
+)
+def test_names_alone_are_used_at_strength_one(stack):
+    assert read(stack) == [("cat", 1.0, 1.0), ("b/dog", 1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "stack", [None, [], "", "words only", {}, [{"lora": "x", "active": False}], ["None", "", None]]
+)
+def test_an_empty_stack_is_empty(stack):
+    assert read(stack) == []
+
+
+@pytest.mark.parametrize(
+    ("stack", "words"),
+    [
+        ([("cat", 1.0), 7], "the stack[1] is 7, a int"),
+        (
+            [{"model": "cat", "power": 2}],
+            "the stack[0] has 'model', 'power', and none of the names",
+        ),
+        (
+            [{"lora": "cat", "strength": "much"}],
+            "the stack[0] has the strength 'much', which is no number",
+        ),
+        ("<lora:cat:high>", "<lora:cat:high>: a strength is no number; write <lora:name:1.0>"),
+        ("<lora:cat:nan>", "<lora:cat:nan>: cat has the strength nan; write a number"),
+        ([("cat", 1.0, float("inf"))], "the stack[0]: cat has the strength inf; write a number"),
+        (
+            [{"lora": "cat", "strength": "NaN"}],
+            "the stack[0]: cat has the strength nan; write a number",
+        ),
+        (
+            "<lora:cat:1:1:lbw=OUTALL>",
+            "<lora:cat:1:1:lbw=OUTALL> has 'lbw=OUTALL' behind the "
+            "strengths, as block-weight loaders",
+        ),
+        ("<lora:cat:1:lbw=1,0,0>", "<lora:cat:1:lbw=1,0,0> has 'lbw=1,0,0' behind"),
+        ([("cat", 1.0, 1.0, "1,0,0")], "the stack[0] has '1,0,0' behind the strengths"),
+        ([{"lora": "cat", "lbw": "1,0"}], "the stack[0] has '1,0' behind the strengths"),
+    ],
+)
+def test_what_is_no_stack_is_named(stack, words):
+    with pytest.raises(IterisError, match=re.escape(words)):
+        read(stack)
+
+
+def test_names_without_folder_or_suffix_find_their_file():
+    names = ["cat.safetensors", "style/cat.safetensors", "style\\dog.safetensors"]
+    assert find_name("cat", names) == "cat.safetensors"
+    assert find_name("style/cat", names) == "style/cat.safetensors"
+    assert find_name("dog", names) == find_name("style/dog", names) == "style\\dog.safetensors"
+    assert find_name("/models/loras/style/dog.safetensors", names) == "style\\dog.safetensors"
+    assert (
+        find_name("D:\\loras\\style\\cat.safetensors", names) == "style/cat.safetensors"
+    )  # not the shorter end, "cat"
+    assert find_name("dog", [*names, "dog.safetensors", "x/dog.safetensors"]) == "dog.safetensors"
+    with pytest.raises(IterisError, match="'bird' is in none of ComfyUI's loras folders"):
+        find_name("bird", names)
+    with pytest.raises(
+        IterisError, match=r"'cat' is the name of 2 files: a/cat\.safetensors, b/cat\.safetensors"
+    ):
+        find_name("cat", ["a/cat.safetensors", "b/cat.safetensors"])
+
+
+def test_one_text_has_the_prompts_of_all():
+    text = "cat: a photo of a sks cat\n\nDOG.safetensors: one dog: big\na drawing of {trigger}\ncat: a cat"
+    assert prompts_by_name(text, ["cat", "style/DOG", "bird"]) == {
+        "cat": ("a photo of a sks cat", "a drawing of {trigger}", "a cat"),
+        "style/DOG": ("one dog: big", "a drawing of {trigger}"),
+        "bird": ("a drawing of {trigger}",),
+    }
+    assert prompts_by_name("a photo, closeup: sks", ["cat"]) == {"cat": ("a photo, closeup: sks",)}
+    with pytest.raises(
+        IterisError, match=r"line 2: which LoRA is it for\? 'a stray one' begins with none"
+    ):
+        prompts_by_name("cat: x\na stray one", ["cat", "dog"])
+    with pytest.raises(IterisError, match="'cat' is the name of 2 of them"):
+        prompts_by_name("cat: x", ["a/cat", "b/cat"])
+    assert prompts_by_name("a photo of sks\nstyle/cat: x", ["style/cat", "style/cat"]) == {
+        "style/cat": ("a photo of sks", "x")
+    }
+    with pytest.raises(IterisError, match=r"^styles, line 1: which LoRA is it for"):
+        prompts_by_name("stray", ["cat", "dog"], "styles")

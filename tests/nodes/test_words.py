@@ -1,0 +1,75 @@
+"""Help pages and translations: all there, for every node."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from iteris_pack.nodes import IterisExtension
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = ("en", "zh", "ja")
+
+
+@pytest.fixture
+def schemas(replace_host):
+    """Return what the nodes declare, in the shape of a locale file."""
+    replace_host(lora_names=list, answer_at=lambda *route: None)
+    nodes = asyncio.run(IterisExtension().get_node_list())
+    return {
+        schema.node_id: {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": {
+                input.id: {"name": input.id, "tooltip": input.tooltip} for input in schema.inputs
+            },
+            "outputs": {
+                str(i): {"name": output.display_name}
+                | ({"tooltip": output.tooltip} if output.tooltip else {})
+                for i, output in enumerate(schema.outputs)
+            },
+        }
+        for schema in (node.define_schema() for node in nodes)
+    }
+
+
+def read(language: str, name: str):
+    return json.loads((ROOT / "locales" / language / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shape(value):
+    """Return the keys of nested dicts."""
+    return {key: shape(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+
+def texts(value):
+    return (
+        [text for item in value.values() for text in texts(item)]
+        if isinstance(value, dict)
+        else [value]
+    )
+
+
+def test_english_is_what_the_schemas_say(schemas):
+    assert read("en", "nodeDefs") == schemas
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_are_complete_and_the_frontend_can_read_them(language):
+    nodes = read(language, "nodeDefs")
+    main = read(language, "main")
+    assert shape(nodes) == shape(read("en", "nodeDefs"))
+    assert shape(main) == shape(read("en", "main"))
+    for text in (*texts(nodes), *texts(main)):
+        assert text.strip()
+        assert not set("{}@|") & set(text), (
+            f"the frontend's translations give these letters a meaning: {text}"
+        )
+
+
+def test_every_node_has_a_help_page_that_names_every_input(schemas):
+    for name, node in schemas.items():
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith("# ")
+        missing = [key for key in node["inputs"] if f"**{key}**" not in page]
+        assert not missing, f"web/docs/{name}.md says nothing about {', '.join(missing)}"

@@ -1,0 +1,5 @@
+"""How ComfyUI was started."""
+
+from types import SimpleNamespace
+
+args = SimpleNamespace(disable_metadata=False)

@@ -1,0 +1,1 @@
+"""Progress bars; no test without a ComfyUI shows one."""

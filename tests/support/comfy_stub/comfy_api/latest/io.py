@@ -1,0 +1,69 @@
+"""Schemas of nodes: they keep what they are given."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Input:
+    def __init__(
+        self, id: str, *args: Any, optional: bool = False, tooltip: str | None = None, **more: Any
+    ) -> None:
+        self.id = id
+        self.optional = optional
+        self.tooltip = tooltip
+
+
+class Output:
+    def __init__(self, display_name: str, tooltip: str | None = None) -> None:
+        self.display_name = display_name
+        self.tooltip = tooltip
+
+
+class Type:
+    """A socket's type; `Input` and `Output` make sockets of it."""
+
+    Input = Input
+    Output = Output
+
+
+Boolean = Clip = Combo = Float = Image = Int = Model = String = Type
+
+
+def Custom(io_type: str) -> type[Type]:
+    return type(io_type, (Type,), {})
+
+
+class Autogrow(Type):
+    """An input that grows; only newer hosts have it."""
+
+    @staticmethod
+    def TemplatePrefix(input: Input, prefix: str, min: int, max: int) -> tuple:
+        return input, prefix, min, max
+
+
+class Hidden(Enum):
+    unique_id = "UNIQUE_ID"
+    prompt = "PROMPT"
+
+
+@dataclass
+class Schema:
+    node_id: str
+    display_name: str
+    category: str
+    inputs: list[Input]
+    outputs: list[Output] = field(default_factory=list)
+    hidden: list[Hidden] = field(default_factory=list)
+    description: str = ""
+    is_output_node: bool = False
+
+
+class ComfyNode:
+    pass
+
+
+class NodeOutput:
+    def __init__(self, *args: Any, ui: Any = None, **more: Any) -> None:
+        self.args = args
+        self.ui = ui

@@ -1,0 +1,1 @@
+"""What a node shows; no test without a ComfyUI shows anything."""
