@@ -15,8 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.host
-
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
     """Start `iteris demo`; the server's files go under `temporary`, by which its process can be

@@ -9,8 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from iteris_core.cli.demo.client import WorkflowFailed
 
-pytestmark = pytest.mark.host
-
 
 def show(node, output=0, node_id="90"):
     """Return a node that makes ComfyUI run another one, without a merge."""

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
+import math
 import time
 
 import pytest
 import torch
+from comfy_host import Host
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from iteris_core import __version__
 from iteris_core.cli.demo.client import WorkflowFailed, WorkflowRejected
 from iteris_core.cli.demo.server import ComfyServer
-
-pytestmark = pytest.mark.host
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
     (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
     options = {"device": "cpu", "arguments": ["--disable-metadata"]}
     with ComfyServer(host.server.comfyui, tmp_path, tmp_path / "server.log", **options) as server:
-        private = type(host)(tmp_path, server)
+        private = Host(tmp_path, server)
         nodes = {**host.merge(timesteps=1, unconditional_share=0.0), **host.save("loras/private")}
         listed = private.run(nodes)["outputs"]["6"]["text"]
         unlisted = private.run({**nodes, **host.save("elsewhere/private")})["outputs"]["6"]["text"]
@@ -342,46 +342,6 @@ def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     assert len(report["layers"]) == 120
     assert any(note.startswith("MODEL and CLIP carry 1 LoRA already") for note in report["notes"])
     assert torch.isfinite(host.latent("on_top")).all()
-
-
-def bad_loras(folder):
-    """Write one file per kind of bad input; yield (file name, what the error must say)."""
-    good = load_file(folder / "first.safetensors")
-    te_key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"
-    whole = (folder / "first.safetensors").read_bytes()
-    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
-    yield "truncated.safetensors", "download was probably cut off"
-    (folder / "pickle.safetensors").write_bytes(b"\x80\x02}q\x00." + bytes(64))
-    yield "pickle.safetensors", "pickle file"
-    save_file(
-        {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)},
-        folder / "sdxl.safetensors",
-    )
-    yield "sdxl.safetensors", "looks like a LoRA for SDXL"
-    save_file({"something.weight": torch.zeros(2, 2)}, folder / "alien.safetensors")
-    yield "alien.safetensors", "none of its 1 keys"
-    save_file(good | {te_key: torch.zeros(640, 8)}, folder / "shapes.safetensors")
-    yield "shapes.safetensors", "this model's weight there is 768 x 768"
-    save_file(good | {te_key: torch.full((768, 8), float("nan"))}, folder / "nan.safetensors")
-    yield "nan.safetensors", "NaN or infinite weights"
-    q_proj = te_key.removesuffix(".lora_up.weight")
-    save_file(good | {f"{q_proj}.lora_up.bias": torch.zeros(8)}, folder / "sibling.safetensors")
-    yield "sibling.safetensors", f"'{q_proj}.lora_up.bias' changes what the other tensors"
-    lokr = {f"{q_proj}.lokr_w1": torch.ones(4, 4), f"{q_proj}.lokr_w2": torch.ones(5, 5)}
-    save_file(
-        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr,
-        folder / "lokr_shape.safetensors",
-    )
-    yield (
-        "lokr_shape.safetensors",
-        "ComfyUI could not apply lokr_w1, lokr_w2 to .*ERROR lokr .* shape",
-    )
-    lokr.pop(f"{q_proj}.lokr_w2")
-    save_file(
-        {key: tensor for key, tensor in good.items() if not key.startswith(q_proj)} | lokr,
-        folder / "lokr_half.safetensors",
-    )
-    yield "lokr_half.safetensors", "ComfyUI could not apply lokr_w1 to"
 
 
 def test_another_kind_of_checkpoint_is_refused_at_the_start(host):
@@ -418,19 +378,73 @@ def test_another_kind_of_checkpoint_is_refused_at_the_start(host):
         assert failure.value.node_type == "IterISMerge"
 
 
-def test_bad_files_are_refused_before_any_sampling(host):
-    for name, expected in bad_loras(host.loras):
-        stages = []
-        with pytest.raises(WorkflowFailed, match=expected) as failure:
-            host.run(
-                {**host.merge(second=name), **host.save("loras/bad")},
-                lambda event, data, stages=stages: (
-                    stages.append(data) if event == "text" and data["node"] == "5" else None
-                ),
-            )
-        assert failure.value.node_type in ("IterISLora", "IterISMerge")
-        assert name.removesuffix(".safetensors") in str(failure.value)
-        assert not stages, f"{name}: work had begun"
+Q_PROJ = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+
+
+def with_more(good, tensors):
+    """Return a good file's content with more tensors, or others of the same names."""
+    return save(load_file(good) | tensors)
+
+
+def with_lokr(good, tensors):
+    """Return a good file's content with a LoKr in place of its LoRA at one layer."""
+    rest = {key: tensor for key, tensor in load_file(good).items() if not key.startswith(Q_PROJ)}
+    return save(rest | {f"{Q_PROJ}.{name}": tensor for name, tensor in tensors.items()})
+
+
+# name of the file -> its content, from the path of a good one; and what the error must say
+BAD_FILES = {
+    "truncated": (
+        lambda good: good.read_bytes()[: good.stat().st_size // 2],
+        "download was probably cut off",
+    ),
+    "pickle": (lambda good: b"\x80\x02}q\x00." + bytes(64), "pickle file"),
+    "sdxl": (
+        lambda good: save(
+            {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)}
+        ),
+        "looks like a LoRA for SDXL",
+    ),
+    "alien": (lambda good: save({"something.weight": torch.zeros(2, 2)}), "none of its 1 keys"),
+    "shapes": (
+        lambda good: with_more(good, {f"{Q_PROJ}.lora_up.weight": torch.zeros(640, 8)}),
+        "this model's weight there is 768 x 768",
+    ),
+    "nan": (
+        lambda good: with_more(good, {f"{Q_PROJ}.lora_up.weight": torch.full((768, 8), math.nan)}),
+        "NaN or infinite weights",
+    ),
+    "sibling": (
+        lambda good: with_more(good, {f"{Q_PROJ}.lora_up.bias": torch.zeros(8)}),
+        f"'{Q_PROJ}.lora_up.bias' changes what the other tensors",
+    ),
+    "lokr_shape": (
+        lambda good: with_lokr(good, {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(5, 5)}),
+        "ComfyUI could not apply lokr_w1, lokr_w2 to .*ERROR lokr .* shape",
+    ),
+    "lokr_half": (
+        lambda good: with_lokr(good, {"lokr_w1": torch.ones(4, 4)}),
+        "ComfyUI could not apply lokr_w1 to",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_refused_before_any_sampling(host, name):
+    content, expected = BAD_FILES[name]
+    file = host.loras / f"{name}.safetensors"
+    file.write_bytes(content(host.loras / "first.safetensors"))
+    stages = []
+
+    def listen(event, data):
+        if event == "text" and data["node"] == "5":
+            stages.append(data)
+
+    with pytest.raises(WorkflowFailed, match=expected) as failure:
+        host.run({**host.merge(second=file.name), **host.save("loras/bad")}, listen)
+    assert failure.value.node_type in ("IterISLora", "IterISMerge")
+    assert name in str(failure.value)
+    assert not stages, "work had begun"
 
 
 def test_a_missing_file_and_missing_prompts_are_refused(host):

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from iteris_core.cli.demo.client import WorkflowFailed
 
-pytestmark = pytest.mark.host
-
 
 def node(kind: str, **inputs):
     return {"class_type": kind, "inputs": inputs}

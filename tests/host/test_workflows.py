@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from iteris_core.cli.demo.checkpoint import write_lora
 
-pytestmark = pytest.mark.host
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 SMALL = {
     "IterISCalibration": {

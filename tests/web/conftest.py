@@ -12,6 +12,13 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 TEMPLATE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.json"
 SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(HERE) and "server" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

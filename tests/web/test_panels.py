@@ -2,9 +2,6 @@
 subgraphs, too.
 """
 
-import pytest
-
-pytestmark = pytest.mark.host
 # nodes of merge_two_loras
 MERGE = 5
 FIRST = 2

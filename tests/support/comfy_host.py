@@ -1,0 +1,106 @@
+"""A running ComfyUI with a small SD1.5-layout checkpoint, and workflows to post to it."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from iteris_core.cli.demo.client import ComfyClient
+from iteris_core.cli.demo.server import ComfyServer
+
+TEMPLATE = Path(__file__).parents[2] / "workflows" / "api" / "merge_two_loras.json"
+SMALL = {
+    "trajectories": 1,
+    "timesteps": 2,
+    "sampling_steps": 2,
+    "resolution": 64,
+    "unconditional_share": 0.5,
+    "held_out": 0,
+}
+
+
+class Host:
+    """The server, its folders, and workflows to post to it."""
+
+    def __init__(self, base: Path, server: ComfyServer):
+        self.base = base
+        self.server = server
+        self.client = ComfyClient(server.address)
+        self.loras = base / "models" / "loras"
+        self.output = base / "output"
+
+    def run(self, workflow, on_event=None):
+        return self.client.run(workflow, on_event, timeout=300)
+
+    def log(self) -> str:
+        return self.server.log.read_text(errors="replace")
+
+    def latent(self, name: str):
+        """Return the samples of the newest SaveLatent file of this name."""
+        return load_file(max(self.output.glob(f"{name}_*.latent")))["latent_tensor"]
+
+    def merge(
+        self,
+        first="first.safetensors",
+        second="second.safetensors",
+        precision="float16",
+        **calibration,
+    ):
+        """Return nodes 1..5: checkpoint, two LoRAs, calibration, merge."""
+        template = json.loads(TEMPLATE.read_text())
+        nodes = {key: template[key] for key in "12345"}
+        nodes["1"]["inputs"]["ckpt_name"] = "sd15.safetensors"
+        nodes["2"]["inputs"].update(lora_name=first, prompts="a photo of a first thing")
+        nodes["3"]["inputs"].update(
+            lora_name=second, prompts="a photo of a second thing\na second thing in a park"
+        )
+        nodes["4"]["inputs"].update({**SMALL, **calibration})
+        nodes["5"]["inputs"].update(
+            precision=precision, target="delta"
+        )  # the quicker one; workflows run the default
+        return nodes
+
+    def save(self, file_name: str, overwrite=False):
+        inputs = {"merged": ["5", 3], "file_name": file_name, "overwrite": overwrite}
+        return {"6": {"class_type": "IterISSave", "inputs": inputs}}
+
+    def sample(self, prefix: str, model, clip, first_id: int = 20):
+        """Return nodes that sample a latent and save it."""
+        text, noise, sampler, save = (str(first_id + i) for i in range(4))
+        encode = {"class_type": "CLIPTextEncode", "inputs": {"text": "a first thing", "clip": clip}}
+        return {
+            text: encode,
+            noise: {
+                "class_type": "EmptyLatentImage",
+                "inputs": {"width": 64, "height": 64, "batch_size": 1},
+            },
+            sampler: {
+                "class_type": "KSampler",
+                "inputs": {
+                    "model": model,
+                    "positive": [text, 0],
+                    "negative": [text, 0],
+                    "latent_image": [noise, 0],
+                    "seed": 7,
+                    "steps": 2,
+                    "cfg": 1.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 1.0,
+                },
+            },
+            save: {
+                "class_type": "SaveLatent",
+                "inputs": {"samples": [sampler, 0], "filename_prefix": prefix},
+            },
+        }
+
+    def load_lora(self, name: str, node_id: str = "10"):
+        inputs = {
+            "model": ["1", 0],
+            "clip": ["1", 1],
+            "lora_name": name,
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        }
+        return {node_id: {"class_type": "LoraLoader", "inputs": inputs}}
