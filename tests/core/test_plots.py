@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-import torch
+from matplotlib.figure import Figure
 
 from iteris_core import IterisError, MergeReport
-from iteris_core.report.plot_axes import PALETTE, block_of
+from iteris_core.report.plot_axes import block_of
 from iteris_core.report.plots import pictures
 from iteris_core.report.records import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 
@@ -18,6 +18,7 @@ PATHS = [
         for x in "qk"
     ),
 ]
+BLOCKS = 5  # TE00 to TE02, IN01, MID
 
 
 def report(residual=0.2, cut=0.0, **more):
@@ -30,13 +31,41 @@ def report(residual=0.2, cut=0.0, **more):
     )
 
 
-def rgb(color):
-    return torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+@pytest.fixture
+def draw(monkeypatch):
+    """Return a function that draws a report's pictures and returns what is drawn on: title ->
+    matplotlib's figure.
+    """
+    made = []
+
+    class KeptFigure(Figure):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr("matplotlib.figure.Figure", KeptFigure)
+
+    def draw_report(report, others=()):
+        made.clear()
+        return dict(zip(pictures(report, others), made, strict=True))
+
+    return draw_report
 
 
-def painted(picture, color):
-    """Return the (row, column) of every pixel of a colour."""
-    return ((picture - rgb(color)).abs().amax(-1) < 0.02).nonzero()
+def lines(axes):
+    """Return the lines that the legend names: label -> their values, one per block."""
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, ([*map(float, line.get_ydata())] for line in handles), strict=True))
+
+
+def dots(axes):
+    """Return the values of the lines that the legend does not name: one per layer."""
+    _, labels = axes.get_legend_handles_labels()
+    return [
+        [*map(float, line.get_ydata())]
+        for line in axes.get_lines()
+        if line.get_label() not in labels
+    ]
 
 
 def test_a_plain_merge_has_three_pictures_of_the_size_that_was_asked_for():
@@ -60,52 +89,50 @@ def test_convergence_and_unseen_samples_are_drawn_if_they_were_measured():
     ]
 
 
-def test_interference_is_a_table_before_and_after():
+def test_interference_is_a_table_before_and_after(draw):
     tasks = (
         TaskAtLayerReport("cat", 0.1, 1.0, 9, interference=(Interference("dog", 0.9, 0.0),)),
-        TaskAtLayerReport("dog", 0.1, 1.0, 9, interference=(Interference("cat", 0.9, 0.0),)),
+        TaskAtLayerReport("dog", 0.1, 1.0, 9, interference=(Interference("cat", 0.8, -0.1),)),
     )
-    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, tasks) for path in PATHS)))
-    picture = next(
-        picture for title, picture in drawn.items() if title.startswith("How much of each LoRA")
-    )
-    # the ends of the colour map
-    most = "#fee838"
-    least = "#00224e"
-    stacked, merged = (painted(picture, color)[:, 1].float().median() for color in (most, least))
-    assert stacked < 512 < merged
+    drawn = draw(MergeReport(tuple(LayerReport(path, 8, tasks) for path in PATHS)))
+    before, after, _colors = drawn["How much of each LoRA gets into the others' pictures"].axes
+    assert [axes.get_title() for axes in (before, after)] == ["LoRAs stacked", "merged"]
+    assert [label.get_text() for label in before.get_yticklabels()] == ["cat", "dog"]
+    for axes, values in ((before, (0.9, 0.8)), (after, (0.0, 0.1))):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["dog", "cat"]
+        (image,) = axes.get_images()
+        assert image.get_array().tolist() == [[values[0], None], [None, values[1]]]
+        assert image.get_clim() == (0, 0.9), "one scale for both"
+        written = [text.get_text() for text in axes.texts]
+        assert written == [f"{values[0]:.2f}", "own", "own", f"{values[1]:.2f}"]
 
 
-def test_a_task_that_fares_worse_stands_higher():
+def test_a_task_that_fares_worse_stands_higher(draw):
     bad = TaskAtLayerReport("cat", 0.8, 1.0, 10)
     good = TaskAtLayerReport("dog", 0.2, 1.0, 10)
-    picture = next(
-        iter(
-            pictures(
-                MergeReport(tuple(LayerReport(path, 8, (bad, good)) for path in PATHS))
-            ).values()
-        )
-    )
-    heights = [painted(picture, color)[:, 0].float().median() for color in PALETTE[:2]]
-    assert heights[0] < heights[1] - 100
+    drawn = draw(MergeReport(tuple(LayerReport(path, 8, (bad, good)) for path in PATHS)))
+    (axes,) = drawn["Residual at every layer: 0 is what each LoRA does alone"].axes
+    assert lines(axes) == {"cat: residual": [0.8] * BLOCKS, "dog: residual": [0.2] * BLOCKS}
+    assert dots(axes) == [[0.8] * len(PATHS), [0.2] * len(PATHS)]
+    assert axes.get_ylim()[0] == 0 and not axes.yaxis_inverted()
 
 
-def test_another_method_is_drawn_beside_it():
+def test_another_method_is_drawn_beside_it(draw):
     better = report(0.1, settings={"config": {"method": "iteris"}})
-    drawn = pictures(better, [report(0.7, settings={"config": {"method": "average"}})])
-    picture = next(picture for title, picture in drawn.items() if title.startswith("Mean residual"))
-    ours, theirs = (painted(picture, color)[:, 0].float().median() for color in PALETTE[:2])
-    assert ours > theirs + 100
+    drawn = draw(better, [report(0.7, settings={"config": {"method": "average"}})])
+    (axes,) = drawn["Mean residual of the LoRAs at every layer, by method"].axes
+    assert lines(axes) == {"1. iteris": [0.1] * BLOCKS, "2. average": [0.7] * BLOCKS}
 
 
-def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured():
+def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured(draw):
     entry = TaskAtLayerReport("cat", 0.1, 1.0, 9, stacked=0.9, averaged=0.5, energy=2.0)
-    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, (entry,)) for path in PATHS)))
-    picture = next(picture for title, picture in drawn.items() if title.startswith("Mean residual"))
-    ours, stacked, averaged = (
-        painted(picture, color)[:, 0].float().median() for color in PALETTE[:3]
-    )
-    assert ours > averaged + 50 > stacked + 100
+    drawn = draw(MergeReport(tuple(LayerReport(path, 8, (entry,)) for path in PATHS)))
+    (axes,) = drawn["Mean residual of the LoRAs at every layer, by method"].axes
+    assert lines(axes) == {
+        "1. merge": [0.1] * BLOCKS,
+        "LoRAs stacked, same inputs": [0.9] * BLOCKS,
+        "LoRAs averaged, same inputs": [0.5] * BLOCKS,
+    }
 
 
 def test_what_a_lower_rank_would_keep_is_drawn_if_it_is_known():
@@ -118,26 +145,41 @@ def test_what_a_lower_rank_would_keep_is_drawn_if_it_is_known():
 
 
 @pytest.mark.parametrize("name", ["_mine", "a$x_{$b", "猫の絵", "x" * 90])
-def test_any_file_name_can_be_drawn(name, recwarn):
-    entries = tuple(TaskAtLayerReport(f"{name}{i or ''}", 0.1 * (1 + i), 1.0, 9) for i in range(9))
-    drawn = pictures(MergeReport(tuple(LayerReport(path, 8, entries) for path in PATHS)))
-    picture = drawn["Residual at every layer: 0 is what each LoRA does alone"]
-    assert len(painted(picture, PALETTE[0])) and not any(
-        "legend" in str(w.message).lower() for w in recwarn
+def test_any_file_name_can_be_drawn(draw, name, recwarn):
+    names = [f"{name}{i or ''}" for i in range(9)]
+    entries = tuple(TaskAtLayerReport(name, 0.1 * (1 + i), 1.0, 9) for i, name in enumerate(names))
+    drawn = draw(MergeReport(tuple(LayerReport(path, 8, entries) for path in PATHS)))
+    (axes,) = drawn["Residual at every layer: 0 is what each LoRA does alone"].axes
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    for task, label in zip(names, shown, strict=True):
+        end = label.strip().replace(r"\$", "$").removeprefix("...")
+        assert len(end) > 10 and f"{task}: residual".endswith(end)
+    assert not any("legend" in str(warning.message).lower() for warning in recwarn)
+
+
+def test_what_a_cut_costs_is_drawn_only_where_something_was_cut(draw):
+    uncut, cut = (
+        draw(report(cut=cost))["Rank of the merged LoRA at every layer"].axes for cost in (0.0, 0.1)
     )
+    assert len(uncut) == 1
+    _ranks, costs = cut
+    assert lines(costs) == {
+        "cut by its effect on the measured inputs": [0.1] * BLOCKS,
+        "plain SVD of the same rank": [0.2] * BLOCKS,
+    }
+    for axes in (uncut[0], cut[0]):
+        (ranks,) = axes.get_lines()
+        assert list(ranks.get_ydata()) == [8] * len(PATHS)
 
 
-def test_what_a_cut_costs_is_drawn_only_where_something_was_cut():
-    uncut, cut = (list(pictures(report(cut=cost)).values())[-1] for cost in (0.0, 0.1))
-    assert not len(painted(uncut, PALETTE[1])) and not len(painted(uncut, PALETTE[5]))
-    ours, plain = (painted(cut, color) for color in (PALETTE[1], PALETTE[5]))
-    assert len(ours) and len(plain)
-
-
-def test_layers_without_a_task_leave_a_gap():
+def test_layers_without_a_task_leave_a_gap(draw):
     only_first = LayerReport(PATHS[0], 4, (TaskAtLayerReport("cat", 0.5, 0.0, 3),))
-    both = LayerReport(PATHS[1], 4, (TaskAtLayerReport("dog", 0.5, 1.0, 3),))
-    assert len(pictures(MergeReport((only_first, both)))) == 3
+    both = LayerReport(PATHS[1], 4, (TaskAtLayerReport("dog", 0.4, 1.0, 3),))
+    drawn = draw(MergeReport((only_first, both)))
+    assert len(drawn) == 3
+    (axes,) = drawn["Residual at every layer: 0 is what each LoRA does alone"].axes
+    assert lines(axes) == {"cat: residual": [0.5], "dog: residual": [0.4]}
+    assert dots(axes) == [[0.5], [0.4]]
 
 
 @pytest.mark.parametrize(

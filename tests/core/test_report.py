@@ -48,29 +48,25 @@ def test_a_report_of_nothing_can_be_shown():
     assert str(MergeReport(())) == "0 layers merged, rank 0 to 0"
 
 
-def test_a_report_is_json():
+def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
     report = MergeReport(
-        (layer("x", 2, a=0.1),), {"a": ("k",)}, ("note",), settings={"alpha": 1e-4}
+        (layer("x", 2, a=0.1),),
+        {"a": ("k",)},
+        ("note",),
+        settings={"alpha": 1e-4},
+        fidelity=(TaskFidelity("a", 0.2, 0.9, 4),),
     )
     again = json.loads(json.dumps(report.to_dict()))
     assert again["unmatched"] == {"a": ["k"]}
-    assert again["notes"] == ["note"]
+    assert len(again["notes"]) == 1
     assert again["settings"] == {"alpha": 1e-4}
     (entry,) = again["layers"]
     assert (entry["path"], entry["rank"]) == ("x", 2)
-    assert entry["tasks"] == [
-        {
-            "task": "a",
-            "residual": 0.1,
-            "weight": 1.0,
-            "tokens": 8,
-            "wears": True,
-            "interference": [],
-            "stacked": None,
-            "averaged": None,
-            "energy": 0.0,
-        }
-    ]
+    (task,) = entry["tasks"]
+    assert (task["task"], task["residual"], task["wears"]) == ("a", 0.1, True)
+    assert (task["weight"], task["tokens"]) == (1.0, 8)
+    (unseen,) = again["fidelity"]
+    assert (unseen["task"], unseen["output_error"], unseen["strength"]) == ("a", 0.2, 0.9)
 
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
