@@ -29,6 +29,8 @@ SETTINGS = {
     "Comfy.VueNodes.Enabled": False,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.RightSidePanel.ShowErrorsTab": False,
+    # a busy page hears the two clicks of a double click far apart
+    "Comfy.Pointer.DoubleClickTime": 60_000,
 }
 START_MS = 600_000  # on a quiet machine 7 s
 WAIT_MS = 240_000  # on a quiet machine 15 s
@@ -66,9 +68,9 @@ class Frontend:
     ) -> None:
         self.address = address
         self.errors = []
-        self._configure(
-            {**SETTINGS, **{name.replace("_", "."): value for name, value in settings.items()}}
-        )
+        self.settings = SETTINGS | {
+            name.replace("_", "."): value for name, value in settings.items()
+        }
         self.page = browser.new_page(
             viewport={"width": width, "height": height}, device_scale_factor=1
         )
@@ -77,8 +79,9 @@ class Frontend:
         self.page.route("**/*", self._local_only)
         self.open()
 
-    def _configure(self, settings: Json) -> None:
-        data = json.dumps(settings).encode()
+    def _configure(self) -> None:
+        """Store this page's settings on the server, where those of the page before may be."""
+        data = json.dumps(self.settings).encode()
         kind = {"Content-Type": "application/json"}
         with urllib.request.urlopen(
             urllib.request.Request(f"http://{self.address}/api/settings", data, kind)
@@ -96,6 +99,7 @@ class Frontend:
         """Open the frontend, anew if it is open already, and wait until it has its graph and our
         nodes.
         """
+        self._configure()
         # "load" waits for several hundred modules, one after the other
         self.page.goto(f"http://{self.address}/", wait_until="commit")
         nodes = "window.LiteGraph?.registered_node_types.IterISMerge"
@@ -167,3 +171,19 @@ class Frontend:
         self.page.locator(
             "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
         ).click()
+
+    def run_to_the_end(self) -> str:
+        """Press the Run button, wait until the server has nothing more to do, and return the run's
+        id.
+        """
+        self.page.evaluate(
+            """() => {
+                window.iterisRun = { id: null, ended: false };
+                const { api } = comfyAPI.api;
+                api.addEventListener('execution_start', ({ detail }) => { iterisRun.id = detail.prompt_id; });
+                api.addEventListener('executing', ({ detail }) => { iterisRun.ended ||= detail === null; });
+            }"""
+        )
+        self.run()
+        self.page.wait_for_function("iterisRun.ended")
+        return self.page.evaluate("iterisRun.id")

@@ -61,7 +61,7 @@ def open_frontend(chromium, server):
         frontend.page.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small():
     """Load the first template without its sampler, at sizes for a test; no two seeds are the same
     work to the server.
@@ -77,7 +77,7 @@ def small():
     return load_small
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture(tmp_path_factory):
     """Save screenshots to $ITERIS_SCREENSHOTS, or below pytest's folder for temporary files."""
     given = os.environ.get("ITERIS_SCREENSHOTS")

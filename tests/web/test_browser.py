@@ -3,10 +3,11 @@
 import json
 import re
 import statistics
-import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
+import browser
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -32,15 +33,6 @@ def overlaps(frontend):
 def get(frontend, path):
     with urllib.request.urlopen(f"http://{frontend.address}{path}") as response:
         return json.load(response)
-
-
-def the_only_run(frontend):
-    """Return the history's entry of a run, once it has ended."""
-    deadline = time.monotonic() + 60
-    while not (runs := get(frontend, "/history")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    (entry,) = runs.values()
-    return entry
 
 
 def lines_of(page):
@@ -81,30 +73,27 @@ def expected_lines(report):
     }
 
 
-def test_nodes_are_found_by_search_and_placed(frontend, picture):
+@pytest.mark.parametrize(
+    ("name", "node_type"), [("IterIS Merge", "IterISMerge"), ("LoRA to merge", "IterISLora")]
+)
+def test_nodes_are_found_by_search_and_placed(frontend, picture, name, node_type):
     page = frontend.page
-    for name, node_type in (("IterIS Merge", "IterISMerge"), ("LoRA to merge", "IterISLora")):
-        page.evaluate("app.graph.clear()")
-        frontend.settle()
-        search = page.locator(
-            ".comfy-vue-node-search-container input, [role=dialog] input[role=combobox]"
-        ).first
-        for _ in range(
-            20
-        ):  # of two clicks that a busy page hears too far apart nothing comes; a user clicks again
-            page.mouse.dblclick(860, 560)
-            page.wait_for_timeout(3000)
-            if search.is_visible():
-                break
-        search.press_sequentially(name)
-        page.get_by_role("option").filter(has_text=name).first.wait_for()
-        picture(frontend, f"search_{node_type}")
-        page.keyboard.press("Enter")
-        page.wait_for_function(
-            "type => app.graph.nodes.some((node) => node.type === type)", arg=node_type
-        )
-        search.wait_for(state="hidden")
-        page.mouse.click(860, 300)  # newer frontends let the node hang on the pointer until then
+    page.evaluate("app.graph.clear()")
+    frontend.settle()
+    search = page.locator(
+        ".comfy-vue-node-search-container input, [role=dialog] input[role=combobox]"
+    ).first
+    page.mouse.dblclick(860, 560)
+    search.wait_for()
+    search.press_sequentially(name)
+    page.get_by_role("option").filter(has_text=name).first.wait_for()
+    picture(frontend, f"search_{node_type}")
+    page.keyboard.press("Enter")
+    page.wait_for_function("app.graph.nodes.length")
+    search.wait_for(state="hidden")
+    page.mouse.click(860, 300)  # newer frontends let the node hang on the pointer until then
+    assert page.evaluate("app.graph.nodes.map((node) => node.type)") == [node_type]
+    assert frontend.errors == []
 
 
 def test_the_template_opens_without_complaint(frontend, picture):
@@ -139,12 +128,26 @@ def test_trigger_words_are_offered_and_written(frontend, picture, small):
     picture(frontend, "trigger_words")
 
 
-def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
-    """Run from the button; figures as in the history; kept when the page is opened anew; then in
-    the new Vue nodes, too.
+@dataclass
+class MergeRun:
+    """A merge that was run from the button, and the page that shows it.
+
+    Args:
+        frontend: The page.
+        report: The report in the server's history.
+        growing: How many blocks the report panel had, each time that it changed.
     """
-    small(frontend, seed=3)
+
+    frontend: browser.Frontend
+    report: dict
+    growing: list[int]
+
+
+@pytest.fixture(scope="module")
+def merge_run(chromium, server, small):
+    frontend = browser.Frontend(chromium, server.address)
     page = frontend.page
+    small(frontend, seed=3)
     page.wait_for_selector(".iteris-report .iteris-quiet")
     page.evaluate(
         """() => {
@@ -154,23 +157,22 @@ def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
             new MutationObserver(() => blocks.push(count())).observe(panel, { childList: true });
         }"""
     )
-    frontend.run()
-    report = the_only_run(frontend)["outputs"]["5"]["iteris_report"][0]
+    run = frontend.run_to_the_end()
     page.wait_for_selector('.iteris-line[data-kind="unseen"]')
-    shown = lines_of(page)
-    growing = page.evaluate("blocks")
-    assert 0 < growing[0] < growing[-1], "blocks join the panel while the merge runs"
+    outputs = get(frontend, f"/history/{run}")[run]["outputs"]
+    (report,) = outputs[str(MERGE)]["iteris_report"]
+    yield MergeRun(frontend, report, page.evaluate("blocks"))
+    page.close()
+
+
+def test_blocks_join_the_panel_while_the_merge_runs(merge_run):
+    growing = merge_run.growing
+    assert 0 < growing[0] < growing[-1]
     assert growing == sorted(growing)
-    expected = expected_lines(report)
-    page.wait_for_function(
-        """() => app.graph.getNodeById(2).widgets.find(({ name }) => name === 'lora_name')
-                    .options.values.some((name) => name.includes('iteris_merged'))"""
-    )  # the saved file, without pressing R
-    assert (
-        page.locator(".iteris-filled").first.inner_text()
-        == "Prompts of the last run: a photo of demo1 · demo1 · demo1, outdoors"
-    )
-    assert overlaps(frontend) == []
+
+
+def test_a_merge_runs_and_the_report_is_the_servers(merge_run):
+    expected = expected_lines(merge_run.report)
     assert {
         ("first", "residual"),
         ("second", "residual"),
@@ -180,37 +182,61 @@ def test_a_merge_runs_and_the_report_is_the_servers(frontend, picture, small):
         key: tuple(value and pytest.approx(value, rel=1e-3) for value in values)
         for key, values in expected.items()
     }
-    assert shown == near
+    assert lines_of(merge_run.frontend.page) == near
 
+
+def test_the_saved_file_is_in_the_list_of_loras_without_pressing_r(merge_run):
+    """The wait is the check: it fails if the name does not come."""
+    merge_run.frontend.page.wait_for_function(
+        """() => app.graph.getNodeById(2).widgets.find(({ name }) => name === 'lora_name')
+                    .options.values.some((name) => name.includes('iteris_merged'))"""
+    )
+
+
+def test_the_prompts_of_the_last_run_are_shown(merge_run):
+    filled = merge_run.frontend.page.locator(".iteris-filled").first
+    assert (
+        filled.inner_text() == "Prompts of the last run: a photo of demo1 · demo1 · demo1, outdoors"
+    )
+
+
+def test_with_a_report_the_nodes_do_not_overlap(merge_run):
+    assert overlaps(merge_run.frontend) == []
+
+
+def test_a_blocks_details_name_the_lora_that_suffers_most_and_where(merge_run, picture):
+    frontend = merge_run.frontend
     frontend.show(MERGE, top=200)
-    page.locator('.iteris-block[data-block="MID"]').hover()
+    frontend.page.locator('.iteris-block[data-block="MID"]').hover()
     picture(frontend, "report")
     worst = max(
         (task["residual"], task["task"], layer["path"])
-        for layer in report["layers"]
+        for layer in merge_run.report["layers"]
         for task in layer["tasks"]
         if task["wears"] and ".middle_block." in layer["path"]
     )
-    detail = page.locator(".iteris-detail").inner_text()
+    detail = frontend.page.locator(".iteris-detail").inner_text()
     assert detail.startswith("MID") and f"{worst[1]} suffers most" in detail
     assert worst[2].rpartition(".attn")[2] in detail or worst[2].rpartition(".")[2] in detail
 
-    before = frontend.prompt()
+
+def test_the_report_is_kept_when_the_page_is_opened_anew(merge_run, picture):
+    frontend = merge_run.frontend
+    shown = lines_of(frontend.page)
+    prompt = frontend.prompt()
     frontend.open()
-    assert lines_of(page) == shown
-    assert frontend.prompt() == before
+    assert lines_of(frontend.page) == shown
+    assert frontend.prompt() == prompt
     picture(frontend, "after_reload")
 
 
-def test_in_vue_nodes_the_report_and_the_chips_are_there(frontend, open_frontend, picture):
-    saved = frontend.workflow()
-    assert saved["nodes"], "the test before leaves a merged workflow"
+def test_in_vue_nodes_the_report_and_the_chips_are_there(merge_run, open_frontend, picture):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
-    vue.load(saved, "vue")
+    vue.load(merge_run.frontend.workflow(), "vue")
     vue.show(MERGE, top=150)
     vue.page.locator(".lg-node .iteris-line").first.wait_for()
     picture(vue, "vue_report")
-    assert lines_of(vue.page) == lines_of(frontend.page)
+    assert lines_of(vue.page) == lines_of(merge_run.frontend.page)
     vue.show(FIRST, top=150)
     vue.page.locator(".lg-node .iteris-word", has_text="demo1").first.click()
     assert "demo1" in vue.prompt()["2"]["inputs"]["prompts"]
@@ -218,10 +244,11 @@ def test_in_vue_nodes_the_report_and_the_chips_are_there(frontend, open_frontend
     assert vue.errors == []
 
 
-def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(frontend):
+def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(merge_run):
     """The frontend would save its progress text as one more value, and read it back as the next
     version's new input.
     """
+    frontend = merge_run.frontend
     saved = {node["id"]: node for node in frontend.workflow()["nodes"]}
     for node_id in (FIRST, MERGE):
         schema = get(frontend, f"/object_info/{saved[node_id]['type']}")[saved[node_id]["type"]][
