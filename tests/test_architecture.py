@@ -1,4 +1,4 @@
-"""The way of the imports, and the sizes of files and functions, read from the source."""
+"""Which module may import which, and a few rules of style, read from the source."""
 
 import ast
 import subprocess
@@ -50,13 +50,18 @@ MODULES = {name_of(path): path for path in [*CORE, *NODES]}
 
 
 def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
-    """Yield the dotted names that a file imports, those of this project after a dot:
+    """Yield what a file imports; see `imported_names`."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    return imported_names(path.read_text(encoding="utf-8"), package, everywhere=everywhere)
+
+
+def imported_names(source: str, package: str, *, everywhere: bool = True) -> Iterator[str]:
+    """Yield the dotted names that a module of a package imports, those of this project after a dot:
     ``.nodes.host`` is ours, ``nodes`` is not.
 
     A `from` import yields one name per imported thing.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    tree = ast.parse(source)
     for node in ast.walk(tree) if everywhere else at_import_time(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -100,27 +105,30 @@ def ours(path: Path) -> set[str]:
 
 
 def test_the_reader_reads_every_way_to_import():
-    tree = "import a.b, c\nfrom . import d\nfrom ..e import f\nclass X:\n    import g\ndef h():\n    import i\n"
-    tree += "if TYPE_CHECKING:\n    import j\nif x:\n    import k\ntry:\n    import l\nexcept ImportError:\n    pass\n"
-    path = ROOT / "iteris_core" / "diffusion" / "imaginary.py"
+    source = """
+import a.b, c
+from . import d
+from ..e import f
+class X:
+    import g
+def h():
+    import i
+if TYPE_CHECKING:
+    import j
+if x:
+    import k
+try:
+    import l
+except ImportError:
+    pass
+"""
+    package = "iteris_core.diffusion"
+    everything = {"a.b", "c", f".{package}.d", ".iteris_core.e.f", *"gijkl"}
+    assert set(imported_names(source, package)) == everything
+    assert set(imported_names(source, package, everywhere=False)) == everything - {"i", "j"}
 
-    class Imaginary(type(path)):
-        def read_text(self, encoding=None):
-            return tree
 
-    everything = {
-        "a.b",
-        "c",
-        ".iteris_core.diffusion.d",
-        ".iteris_core.e.f",
-        "g",
-        "i",
-        "j",
-        "k",
-        "l",
-    }
-    assert set(imports(Imaginary(path))) == everything
-    assert set(imports(Imaginary(path), everywhere=False)) == everything - {"i", "j"}
+def test_the_reader_finds_the_files():
     assert len(CORE) > 15
     assert len(NODES) > 4
 
