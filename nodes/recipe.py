@@ -133,7 +133,7 @@ def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
     Raises:
         IterisError: There is no such file any more, or there never was one.
     """
-    from ..iteris_core.diffusion.recipe import sha256
+    from ..iteris_core.files.tensors import sha256
 
     name = lora.file
     if name is None:

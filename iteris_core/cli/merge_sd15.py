@@ -21,13 +21,14 @@ from ..diffusion.held_out import with_held_out
 from ..diffusion.loading import load_diffusers
 from ..diffusion.loras import Style, read_lora, save_lora
 from ..diffusion.pipeline import DiffusersStableDiffusion
-from ..diffusion.recipe import METADATA_KEY, UsedLora, sha256, with_recipe
+from ..diffusion.recipe import METADATA_KEY, UsedLora, with_recipe
 from ..diffusion.samples import PromptedAdapter
 from ..diffusion.stable_diffusion import StageProgress, merge_stable_diffusion
 from ..diffusion.stages import numbered, stages_of
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.metadata import merged_metadata
+from ..files.tensors import sha256
 from ..files.trigger_words import default_prompts, trigger_words
 from ..merging import MergeResult
 from . import options as options

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files.json_settings import from_json, shown
-from ..files.tensors import storable
 from ..report.records import MergeReport
 from ..version import __version__
 from .calibration import Calibration
@@ -136,17 +131,3 @@ def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> 
     versions = {"iteris_version": __version__, "torch_version": str(torch.__version__)}
     settings = {**report.settings, "loras": used, **versions, **more}
     return replace(report, settings=settings, notes=(*report.notes, *notes))
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
-    return hashlib.sha256(save(storable(tensors))).hexdigest()

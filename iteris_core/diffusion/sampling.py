@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
+from ..files.tensors import sha256_of_tensors
 from ..network import Network
 from ..rows.chunks import wearing
 from .calibration import Calibration, euler_trajectory, kept_steps, noise
-from .recipe import sha256_of_tensors
 from .samples import Contexts, Plan, Reading, UnetRow, mix_in
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run

@@ -1,11 +1,11 @@
-"""Safetensors files: read with errors that say what is wrong, written atomically. Nothing here is
-opened by pickle.
+"""Safetensors files: read with errors that say what is wrong, written in one step, and known by
+their hash. Nothing here is opened by pickle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 import shutil
 import tempfile
@@ -13,74 +13,63 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from ..errors import AdapterError
 
-_LENGTH_BYTES = 8
+_LENGTH_BYTES = 8  # of a header's length, at the start of a file
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_BLOCK_BYTES = 1 << 20
 
 
 def check_readable(path: Path) -> None:
     """Refuse a path that is no whole safetensors file, without reading its tensors.
 
     Raises:
-        AdapterError: The file is missing, a pickle, truncated, or something else; with what to do
+        AdapterError: The file is missing, a pickle, truncated or something else; with what to do
             about it.
+    """
+    with opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file, whose tensors are read when they are asked for, on the CPU.
+
+    Raises:
+        AdapterError: See `check_readable`.
     """
     if not path.is_file():
         raise AdapterError(
             f"{path.name}: there is no such file ({path}); give the path of a .safetensors file"
         )
+    if _is_pickle(path):
+        raise AdapterError(
+            f"{path.name}: this is a pickle file, which can run code when it is opened; IterIS "
+            "reads only .safetensors. Convert it with a tool that you trust, or download the "
+            "safetensors version"
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{path.name}: not a whole safetensors file ({path.stat().st_size} bytes; {error}); "
+            "the download was probably cut off. Download it again"
+        ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    if path.suffix in _PICKLE_SUFFIXES:
+        return True
     with path.open("rb") as file:
         start = file.read(_LENGTH_BYTES)
-        brace = file.read(1)
         # a header's length may begin with the same bytes as a pickle, but only a header begins with
         # a brace
-        if path.suffix in _PICKLE_SUFFIXES or (start.startswith(_PICKLE_STARTS) and brace != b"{"):
-            raise AdapterError(
-                f"{path.name}: this is a pickle file, which can run code when it is opened; IterIS "
-                "reads only .safetensors. Convert it with a tool that you trust, or download the "
-                "safetensors version"
-            )
-        size = path.stat().st_size
-        header_size = int.from_bytes(start, "little")
-        if len(start) < _LENGTH_BYTES or not 2 <= header_size <= size - _LENGTH_BYTES:
-            raise AdapterError(
-                f"{path.name}: not a whole safetensors file ({size} bytes, of which its header "
-                f"would be {header_size}); the download was probably cut off. Download it again"
-            )
-        try:
-            header = json.loads(brace + file.read(header_size - 1))
-            needed = max(
-                (
-                    entry["data_offsets"][1]
-                    for key, entry in header.items()
-                    if key != "__metadata__"
-                ),
-                default=0,
-            )
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            RecursionError,
-        ) as error:
-            raise AdapterError(
-                f"{path.name}: its safetensors header cannot be read; download it again"
-            ) from error
-    if not isinstance(needed, int):
-        raise AdapterError(f"{path.name}: its safetensors header cannot be read; download it again")
-    if size != _LENGTH_BYTES + header_size + needed:
-        raise AdapterError(
-            f"{path.name}: the file has {size} bytes where its header announces "
-            f"{_LENGTH_BYTES + header_size + needed}; the download was probably cut off. Download "
-            "it again"
-        )
+        return start.startswith(_PICKLE_STARTS) and file.read(1) != b"{"
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,20 +78,27 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises:
         AdapterError: See `check_readable`.
     """
-    path = Path(path)
-    check_readable(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{path.name}: cannot be read as safetensors ({error}); download it again"
-        ) from error
+    with opened(Path(path)) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
+    return hashlib.sha256(save(storable(tensors))).hexdigest()
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors takes them: on the CPU, contiguous, and none a view of
-    another.
+    """Return copies of tensors as safetensors needs them: on the CPU, contiguous, and none a view
+    of another.
     """
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
 
@@ -117,10 +113,10 @@ def write_tensors(
     """Write a safetensors file in one step: it is there whole or not at all.
 
     Args:
-        tensors: Written as they are, on whatever device.
-        path: The folder is made if needed.
-        metadata: Strings; ``format`` is added.
-        overwrite: Replace a file that is there.
+        tensors: Key -> tensor in the precision in which it is written, on any device.
+        path: The file; its folder is made if needed.
+        metadata: Strings for the file; ``format`` is added.
+        overwrite: Whether a file that is there may be replaced.
 
     Raises:
         FileExistsError: The file is there and `overwrite` is False; it is untouched.
@@ -158,10 +154,10 @@ def _move_without_replacing(draft: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of `folder` in one step when all is
-    written.
+    """Give an empty folder to write into, which takes the place of `folder` in one step at the end.
 
-    Whether a folder may be replaced is for the caller to decide; see `check_replaceable`.
+    A folder that is there is replaced. Whether it may be is for the caller to decide; see
+    `check_replaceable`.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,12 +183,12 @@ def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwri
     in it is ours.
 
     Args:
-        folder: Where something is to be written; it need not exist.
+        folder: The folder to be written; it need not exist.
         own_files: Whether a file of this name belongs to what is written there.
-        overwrite: Whether the user allows to replace it.
+        overwrite: Whether the user allows to replace what is there.
 
     Raises:
-        FileExistsError: With what is in the way.
+        FileExistsError: Something is in the way; says what.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; choose another folder")

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ...iteris_core import ConfigError
 from ...iteris_core.adapters import names_of
-from ...iteris_core.diffusion.recipe import UsedLora, sha256, sha256_of_tensors
+from ...iteris_core.diffusion.recipe import UsedLora
 from ...iteris_core.diffusion.samples import PromptedAdapter
-from ...iteris_core.files.tensors import read_tensors
+from ...iteris_core.files.tensors import read_tensors, sha256, sha256_of_tensors
 from .. import host
 from ..sockets import LoraEntry, Scenes
 from .names import adapter_name
