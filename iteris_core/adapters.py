@@ -154,6 +154,10 @@ class Adapter:
             vectors=vectors,
         )
 
+    def split(self, belongs: Callable[[str], bool]) -> tuple[Adapter, Adapter]:
+        """Return the part of the adapter whose module and parameter paths belong, and the rest."""
+        return self.select(belongs), self.select(lambda path: not belongs(path))
+
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Adapter:

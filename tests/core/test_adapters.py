@@ -68,6 +68,20 @@ def test_select_keeps_everything_but_the_other_layers():
     assert (part.name, part.unmatched, part.metadata) == ("a", ("key",), {"ss_tag": "x"})
 
 
+def test_split_gives_every_delta_and_vector_to_one_of_two_parts():
+    vectors = {"te.x.bias": torch.ones(5), "unet.x.bias": torch.zeros(5)}
+    deltas = {"te.x": random_delta(1), "unet.x": random_delta(2), "te.y": random_delta(3)}
+    adapter = Adapter("a", deltas, ("key",), {"ss_tag": "x"}, vectors)
+    text, rest = adapter.split(lambda path: path.startswith("te"))
+    assert (list(text.deltas), list(text.vectors)) == (["te.x", "te.y"], ["te.x.bias"])
+    assert (list(rest.deltas), list(rest.vectors)) == (["unet.x"], ["unet.x.bias"])
+    for part in (text, rest):
+        assert (part.name, part.unmatched, part.metadata) == ("a", ("key",), {"ss_tag": "x"})
+    joined = text.joined_with(rest)
+    assert joined.deltas == deltas
+    assert joined.vectors == vectors
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_conversion_reaches_both_factors(dtype):
     delta = Adapter("a", {"layer": random_delta(2)}).to(dtype=dtype, device="cpu").deltas["layer"]
