@@ -1,5 +1,5 @@
-"""Adapter kinds that only the host knows: its own code applies them to a weight, and what it says
-is taken seriously.
+"""Kinds of adapters that only the host knows: its own code applies them to a weight, and an error
+that it logs is raised.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..iteris_core import AdapterError
+from ..iteris_core.files.kinds import WrongShape
 
 
 def added_by_host(
-    name: str,
     path: str,
     tensors: Mapping[str, Tensor],
     weight: Tensor,
     apply: Callable[[Tensor], Tensor | None],
 ) -> Tensor:
-    """Return what the host adds to a weight; zero is an answer, an error in its log is not.
+    """Return what the host adds to a weight: zero is an answer, an error in its log is not.
 
     Args:
-        name: The file's name, for errors.
         path: The module.
-        tensors: Key -> tensor, ``<path><suffix>``.
-        weight: (d_out, ...), never changed.
+        tensors: Key, ``<path><ending>`` -> tensor.
+        weight: The base weight, (d_out, ...); it is not changed.
         apply: The host's own code: weight, which it may change -> patched weight; None if it does
             not know the tensors.
 
     Raises:
-        AdapterError: The host cannot apply the tensors; with its own words.
+        AdapterError: The host cannot apply the tensors; with its own words. Begins with the
+            predicate, so that the reader of the file can put the place before it.
     """
     what = ", ".join(sorted(key.removeprefix(f"{path}.") for key in tensors))
     with logged_errors() as errors:
@@ -49,27 +49,26 @@ def added_by_host(
             errors.append(f"{type(error).__name__}: {error}")
     if errors:
         raise AdapterError(
-            f"{name}: ComfyUI could not apply {what} to {path!r}: {errors[0]}. "
-            "The file is damaged or made for another model; download it again, or use another LoRA"
+            f"has {what}, which ComfyUI could not apply: {errors[0]}. The file is damaged or made "
+            "for another model; download it again, or use another LoRA"
         )
     if patched is None:
         raise AdapterError(
-            f"{name}: ComfyUI does not know what {what} do to {path!r}; use a plain LoRA, LoCon or "
+            f"has {what}, which ComfyUI does not know at this weight; use a plain LoRA, LoCon or "
             "LoHa"
         )
     if patched.shape != weight.shape:
-        raise AdapterError(
-            f"{name}: {what} make the weight of {path!r} {tuple(patched.shape)}, which is "
-            f"{tuple(weight.shape)} in this model. The LoRA was trained for another model; use one "
-            "for SD1.5"
+        raise WrongShape(
+            f"has {what}, which make a weight of {tuple(patched.shape)}, but this model's weight "
+            f"there is {tuple(weight.shape)}"
         )
     return patched - weight
 
 
 @contextmanager
 def logged_errors() -> Iterator[list[str]]:
-    """Collect this thread's logged warnings and errors: the host logs what goes wrong with a
-    weight, and goes on.
+    """Collect the warnings and errors that this thread logs: where something goes wrong with a
+    weight, the host logs it and goes on.
     """
     messages: list[str] = []
     thread = threading.get_ident()

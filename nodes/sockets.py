@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.scenes import Kind
     from ..iteris_core.files.metadata import Source
-    from .keys import ModelKeys
+    from .keys import HostKeys
 
 TASKS = io.Custom("ITERIS_TASKS")
 CALIBRATION = io.Custom("ITERIS_CALIBRATION")
@@ -121,7 +121,7 @@ class MergedLora:
     """
 
     adapter: Adapter
-    keys: ModelKeys
+    keys: HostKeys
     recipe: str
     sources: tuple[Source, ...] = ()
     called: Mapping[str, str] | None = None

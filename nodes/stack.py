@@ -197,7 +197,7 @@ def file_of(
     base_of_module: Mapping[str, str],
 ) -> str | None:
     """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
-    from ..iteris_core.files import kohya
+    from ..iteris_core.files.groups import split_key, tensors_by_key
     from ..iteris_core.files.tensors import read_tensors
 
     matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}
@@ -207,10 +207,10 @@ def file_of(
             continue
         own = {}
         for key, tensor in read_tensors(path)[0].items():
-            base, role = kohya.split_key(key) or ("", "")
+            base, role = split_key(key) or ("", "")
             module = module_of_base.get(base)
             if module is not None:
-                own |= kohya.tensors_of_group(base_of_module[module], {role: tensor})
+                own |= tensors_by_key(base_of_module[module], {role: tensor})
         if all(
             key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()
         ):

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..errors import AdapterError, ConfigError
+from ..errors import ConfigError
 from ..files import diffusers, kohya
-from ..files.kinds import kind_of_group, lokr, peft_dora
+from ..files.kinds import own_dense_delta
 from ..files.metadata import hashes
 from ..files.tensors import read_tensors, write_tensors
 from .pipeline import DiffusersStableDiffusion
@@ -40,28 +40,16 @@ def read_lora(
         AdapterError: See `kohya.parse`; also adapter kinds that only ComfyUI's own code can apply.
     """
 
-    def dense_delta(module: str, group: Mapping[str, Tensor]) -> Tensor:
-        if kind_of_group(group) == "a LoKr":
-            return lokr(path.stem, module, group)
-        if "magnitude" not in group:
-            raise AdapterError(
-                f"{path.stem}: {module!r} is {kind_of_group(group)}, which only ComfyUI's own code "
-                "applies; merge it there, or use a plain LoRA, LoCon or LoHa"
-            )
-        return peft_dora(
-            path.stem, module, group, model.modules[module].weight.detach().float().cpu()
-        )
+    def weight_at(module: str) -> Tensor:
+        return cast(Tensor, model.modules[module].weight).detach().float().cpu()
 
     tensors, metadata = read_tensors(path)
-    keys = model.keys
     adapter = kohya.parse(
         path.stem,
         diffusers.with_alphas(path.stem, tensors, metadata),
-        keys.module_of_base,
-        keys.shapes,
+        model.keys,
         metadata,
-        vector_sizes=keys.vector_sizes,
-        dense_delta=dense_delta,
+        dense_delta=own_dense_delta(weight_at),
     )
     text = adapter.select(model.is_text_module).scaled(
         strength if strength_text is None else strength_text

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigError
-from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, ModelKeys, model_keys
+from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
+from ..files.model_keys import ModelKeys
 from ..network import Network
 from .samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
 

@@ -1,12 +1,13 @@
-"""LoRA files for Stable Diffusion outside of ComfyUI: names of `diffusers`' modules in every
-spelling, and its own format.
+"""LoRA files of Stable Diffusion for `diffusers`: the names of its modules in every spelling, and
+its own format.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,40 +15,23 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..errors import AdapterError
 from . import peft
+from .groups import key_of, split_key
+from .kinds import ALPHA, DOWN
 from .ldm_names import ldm_names
-from .model_keys import layer_kernels, layer_shapes, vector_sizes
+from .model_keys import ModelKeys
+from .peft_settings import scale_at
 
 UNET_PREFIX = "unet."
 TEXT_PREFIX = "text_encoder.text_model."
 _PARTS = ("unet", "text_encoder")
-_SETTINGS_KEY = "lora_adapter_metadata"  # of a file's metadata; PEFT's settings of each part
-
-
-@dataclass(frozen=True)
-class ModelKeys:
-    """Names and sizes of one model's modules.
-
-    Args:
-        module_of_base: Key base -> module path, in every spelling.
-        base_of_module: Module path -> the key base that kohya's trainer gives it, and every program
-            knows.
-        shapes: Module path -> (d_out, d_in), of layers that can be merged.
-        kernels: Module path -> (height, width), of convolutions.
-        vector_sizes: Path of a bias or a norm's weight -> its size.
-    """
-
-    module_of_base: Mapping[str, str]
-    base_of_module: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, int]]
-    kernels: Mapping[str, tuple[int, int]]
-    vector_sizes: Mapping[str, int]
+_SETTINGS_KEY = "lora_adapter_metadata"  # in a file's metadata: PEFT's settings of each part
 
 
 def model_keys(modules: Mapping[str, nn.Module]) -> ModelKeys:
-    """Return the tables of a model.
+    """Return the keys of a model.
 
     Args:
-        modules: Module path -> module; paths begin with `UNET_PREFIX` or `TEXT_PREFIX`.
+        modules: Module path -> module. Paths begin with `UNET_PREFIX` or `TEXT_PREFIX`.
     """
     original = ldm_names(
         path.removeprefix(UNET_PREFIX) for path in modules if path.startswith(UNET_PREFIX)
@@ -60,13 +44,7 @@ def model_keys(modules: Mapping[str, nn.Module]) -> ModelKeys:
         else:
             spellings = _text_spellings(path.removeprefix(TEXT_PREFIX))
         bases |= dict.fromkeys(spellings, path)
-    return ModelKeys(
-        module_of_base=bases,
-        base_of_module={path: _kohya_base(path) for path in modules},
-        shapes=layer_shapes(modules),
-        kernels=layer_kernels(modules),
-        vector_sizes=vector_sizes(modules),
-    )
+    return ModelKeys.of(modules, bases, {path: _kohya_base(path) for path in modules})
 
 
 def _kohya_base(path: str) -> str:
@@ -106,11 +84,16 @@ def _text_spellings(name: str) -> Iterator[str]:
 def with_alphas(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Return a file's tensors with the alphas that newer versions of diffusers keep in its
-    metadata, as keys of their own.
+    """Return a file's tensors, and as more of them the alphas that newer versions of diffusers keep
+    in its metadata.
+
+    Args:
+        name: The file's name, for errors.
+        tensors: Key -> tensor.
+        metadata: The file's metadata.
 
     Raises:
-        AdapterError: Settings that cannot be read, or that the factors do not go with.
+        AdapterError: The settings cannot be read, or do not go with the factors.
     """
     if _SETTINGS_KEY not in metadata:
         return dict(tensors)
@@ -128,30 +111,34 @@ def with_alphas(
             if key.startswith(f"{part}.")
         }
         for key, tensor in tensors.items() if own else ():
-            if key.startswith(f"{part}.") and key.endswith(".lora_A.weight"):
-                base = key.removesuffix(".lora_A.weight")
-                rank = tensor.shape[0]
-                scale = peft.scale_at(name, own, base.removeprefix(f"{part}."), rank)
-                alphas[f"{base}.alpha"] = torch.tensor(scale * rank)
+            base, role = split_key(key) or (key, "")
+            if role != DOWN or not base.startswith(f"{part}."):
+                continue
+            rank = tensor.shape[0]
+            try:
+                scale = scale_at(own, base.removeprefix(f"{part}."), rank)
+            except AdapterError as error:
+                raise AdapterError(f"{name}: {base!r} {error}") from error
+            alphas[key_of(base, ALPHA)] = torch.tensor(scale * rank)
     return {**tensors, **alphas}
 
 
 def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """Return the adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
+    """Return an adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
     saves LoRAs.
 
     Args:
-        adapter: In the precision in which it is to be saved.
+        adapter: The adapter, in the precision in which it is to be saved.
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
 
     Raises:
-        AdapterError: It changes biases or norms, for which the format has no place.
+        AdapterError: The adapter changes biases or norms, for which the format has no place.
     """
     if adapter.vectors:
         raise AdapterError(
             f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
-            f"{len(adapter.vectors)}), which diffusers' format cannot hold; save it in the style of "
-            "kohya"
+            f"{len(adapter.vectors)}), which diffusers' format cannot hold; save it in the style "
+            "of kohya"
         )
     return {
         key.removeprefix(peft.PREFIX): tensor
@@ -160,12 +147,12 @@ def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict
 
 
 def metadata_of(adapter: Adapter) -> dict[str, str]:
-    """Return the metadata with which diffusers gives layers of different ranks their alphas; none
-    where ranks are equal.
+    """Return the title of an adapter; where its layers have different ranks, also the settings by
+    which diffusers gives them their alphas.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for part in _PARTS:
-        inside = adapter.select(lambda path, part=part: path.startswith(f"{part}."))
+        inside = adapter.select(partial(_is_inside, part))
         if len({delta.rank for delta in inside.deltas.values()}) > 1:
             # paths without `text_model`, which fit the text encoder of every version of
             # transformers
@@ -183,12 +170,16 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
     )
 
 
-def kohya_warning(adapter: Adapter) -> str | None:
-    """Return what `diffusers` would make of the adapter in a file in kohya's style, where that is
-    not what is meant.
+def _is_inside(part: str, path: str) -> bool:
+    return path.startswith(f"{part}.")
 
-    It takes text encoder keys for another format if there are none of ``out_proj``, and then leaves
-    attention layers out.
+
+def kohya_warning(adapter: Adapter) -> str | None:
+    """Return what `diffusers` would do wrong with an adapter saved in kohya's style; None if
+    nothing.
+
+    It takes the keys of a text encoder for another format if there are none of ``out_proj``, and
+    then leaves attention layers out.
     """
     text = [path for path in adapter.deltas if path.startswith(TEXT_PREFIX)]
     if not text or any(path.endswith(".out_proj") for path in text):

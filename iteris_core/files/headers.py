@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import AdapterError
-from . import kohya
-from .inspection import base_family
-from .tensors import check_readable
+from .families import base_family
+from .groups import grouped
+from .kinds import DOWN
+from .tensors import opened
 from .trigger_words import TriggerWords, trigger_words
 
 
@@ -23,8 +22,8 @@ class LoraHeader:
     """What is known about a LoRA file before its tensors are read.
 
     Args:
-        triggers: See `TriggerWords`.
-        rank: The largest of its low-rank factors; 0 if it has none.
+        triggers: The words that call it up.
+        rank: The largest rank of its low-rank factors; 0 if it has none.
         base: What it was trained for.
     """
 
@@ -40,17 +39,10 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         AdapterError: See `check_readable`.
     """
-    check_readable(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no dict)
-            return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, dict(
-                file.metadata() or {}
-            )
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{path.name}: cannot be read as safetensors ({error}); download it again"
-        ) from error
+    with opened(path) as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no dict)
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        return tensors, dict(file.metadata() or {})
 
 
 def lora_header(path: Path) -> LoraHeader:
@@ -60,12 +52,9 @@ def lora_header(path: Path) -> LoraHeader:
         AdapterError: See `check_readable`.
     """
     tensors, metadata = read_header(path)
-    parts = ((kohya.split_key(key), tensor) for key, tensor in tensors.items())
-    ranks = [
-        tensor.shape[0]
-        for part, tensor in parts
-        if part is not None and part[1] == "down" and tensor.ndim > 1
-    ]
+    groups, _ = grouped(tensors)
+    downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
+    ranks = [down.shape[0] for down in downs if down.ndim > 1]
     return LoraHeader(
         trigger_words(metadata), max(ranks, default=0), base_family(tensors, metadata)
     )

@@ -1,104 +1,31 @@
-"""LoRA files as kohya's and LyCORIS' trainers write them, and the other spellings of the same
-tensors.
+"""LoRA files of one model in a flat list of keys: kohya's and LyCORIS' trainers write them so, and
+diffusers, PEFT and ComfyUI have other spellings of the same.
 
-A file is a flat list of ``<base><suffix>`` keys. Which module a base names depends on the model, so
-the caller brings a table: base -> module path.
+A key is a base and an ending (see `groups`). Which module a base means depends on the model, so the
+caller brings the model's keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
-from .kinds import DenseDelta, delta_of_group, vectors_of_group
-from .tensors import read_tensors
-
-# Suffix of a key -> what the tensor is. The same two factors go by many names.
-_ROLES: dict[str, str] = {
-    ".lora_up.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_mid.weight": "mid",
-    ".lora_B.default.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B": "up",
-    ".lora_A": "down",
-    ".lora.up.weight": "up",
-    ".lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".alpha": "alpha",
-    ".dora_scale": "dora_scale",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".reshape_weight": "reshape_weight",
-    ".diff": "diff",
-    ".diff_b": "diff_b",
-    ".w_norm": "w_norm",
-    ".b_norm": "b_norm",
-    ".set_weight": "set_weight",
-    ".a1.weight": "glora_a1",
-    ".a2.weight": "glora_a2",
-    ".b1.weight": "glora_b1",
-    ".b2.weight": "glora_b2",
-    ".oft_blocks": "oft_blocks",
-    ".rescale": "rescale",
-} | {
-    f".{name}": name
-    for name in (
-        "hada_w1_a",
-        "hada_w1_b",
-        "hada_w2_a",
-        "hada_w2_b",
-        "hada_t1",
-        "hada_t2",
-        "lokr_w1",
-        "lokr_w2",
-        "lokr_w1_a",
-        "lokr_w1_b",
-        "lokr_w2_a",
-        "lokr_w2_b",
-        "lokr_t2",
-    )
-}
-# Role -> the suffix that kohya's and LyCORIS' trainers give it.
-_SUFFIXES = {role: suffix for suffix, role in reversed(_ROLES.items())}
-_OTHER_MODELS = {
-    "SDXL": lambda key: (
-        key.startswith(("lora_te2_", "text_encoder_2.")) or "transformer_blocks_9_" in key
-    ),
-    "Flux": lambda key: "double_blocks" in key or "single_transformer_blocks" in key,
-    "SD3": lambda key: "joint_blocks" in key,
-    "SD2": lambda key: "text_model_encoder_layers_22_" in key,
-    "a video model": lambda key: "temporal" in key or "motion_modules" in key,
-}
-
-
-def split_key(key: str) -> tuple[str, str] | None:
-    """Return (base, role) of a key; None if its suffix is unknown."""
-    for suffix, role in _ROLES.items():
-        if key.endswith(suffix):
-            return key.removesuffix(suffix), role
-    return None
+from .families import family_of_keys
+from .groups import Group, grouped, key_of, split_key
+from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
+from .model_keys import ModelKeys
 
 
 def parse(
     name: str,
     tensors: Mapping[str, Tensor],
-    module_of_base: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, int]],
+    keys: ModelKeys,
     metadata: Mapping[str, str] | None = None,
     *,
-    vector_sizes: Mapping[str, int] | None = None,
     dense_delta: DenseDelta | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Adapter:
@@ -106,74 +33,49 @@ def parse(
 
     Args:
         name: The file's name, for reports and errors.
-        tensors: The file's content.
-        module_of_base: Key base -> module path, every spelling that the model knows.
-        shapes: Module path -> (d_out, d_in) of the weight; modules that cannot be merged are
-            absent.
+        tensors: The file's content, key -> tensor.
+        keys: The model's keys. Vectors of other sizes than the model's count as unmatched.
         metadata: The file's metadata.
-        vector_sizes: Parameter path -> size, for biases and norms; others count as unmatched.
-        dense_delta: Makes the delta of DoRA, LoKr, GLoRA, OFT and Tucker LoHa; None: they are
-            refused.
+        dense_delta: Makes the deltas that have no exact factors, such as those of a LoKr or a DoRA;
+            None: they are refused.
         progress: Called as ``progress(modules read, modules in all)``; may raise to cancel.
 
     Raises:
-        AdapterError: No key fits the model, a group is incomplete or has a tensor of unknown
-            meaning, shapes are wrong, or weights are not finite.
+        AdapterError: No key fits the model, tensors are missing, doubled, of unknown meaning or of
+            a wrong shape, or weights are not finite.
     """
-    groups, keys, unmatched = _grouped(name, tensors, module_of_base)
+    groups, unmatched = grouped(tensors, keys.module_of_base.__contains__)
+    _check_others(name, groups, unmatched)
     deltas: dict[str, LowRankDelta] = {}
     vectors: dict[str, Tensor] = {}
-    for done, (base, group) in enumerate(groups.items()):
+    for done, group in enumerate(groups.values()):
         if progress:
             progress(done, len(groups))
-        path = module_of_base[base]
-        found = vectors_of_group(path, group)
-        misfits = {
-            p for p, vector in found.items() if (vector_sizes or {}).get(p) != vector.numel()
-        }
-        vectors |= {p: vector for p, vector in found.items() if p not in misfits}
-        unmatched += [
-            key
-            for key in keys[base]
-            if misfits and split_key(key)[1] in ("diff_b", "w_norm", "b_norm", "diff")
-        ]
-        delta = delta_of_group(name, base, path, group, shapes.get(path), dense_delta)
+        path = keys.module_of_base[group.base]
+        fitting, misfits = _vectors(path, group, keys.vector_sizes)
+        vectors |= fitting
+        unmatched += misfits
+        delta = _delta(name, path, group, keys, dense_delta)
         if delta is None:
             continue
         if path in deltas:
             raise AdapterError(
-                f"{name}: {path!r} is described twice, the second time as {base!r}; the file is "
-                "damaged"
+                f"{name}: {path!r} is described twice, the second time as {group.base!r}; the file "
+                "is damaged"
             )
         deltas[path] = delta
     if not deltas and not vectors:
-        raise AdapterError(_no_key_fits(name, list(tensors)))
+        raise AdapterError(f"{name}: {_no_key_fits(list(tensors))}")
     return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
 
 
-def _grouped(
-    name: str, tensors: Mapping[str, Tensor], module_of_base: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]], list[str]]:
-    """Return base -> role -> tensor, base -> its keys, and the keys that belong to no module of the
-    model.
+def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str]) -> None:
+    """Refuse a key of unknown ending at a module that has other tensors in the file.
+
+    Raises:
+        AdapterError: There is one.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    keys: dict[str, list[str]] = {}
-    unmatched = []
-    for key, tensor in tensors.items():
-        parts = split_key(key)
-        if parts is None or parts[0] not in module_of_base:
-            unmatched.append(key)
-            continue
-        base, role = parts
-        if role in groups.get(base, {}):
-            raise AdapterError(
-                f"{name}: {base!r} has two tensors for {role!r}; the file mixes two formats and is "
-                "damaged"
-            )
-        groups.setdefault(base, {})[role] = tensor
-        keys.setdefault(base, []).append(key)
-    for key in unmatched:
+    for key in others:
         base = next((start for start in _starts(key) if start in groups), None)
         if base is not None and split_key(key) is None:
             raise AdapterError(
@@ -181,11 +83,10 @@ def _grouped(
                 f"not know how: its ending {key.removeprefix(base)!r} is of no known kind of "
                 "adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
             )
-    return groups, keys, unmatched
 
 
 def _starts(key: str) -> Iterator[str]:
-    """Yield what comes before each dot of a key, longest first."""
+    """Yield what may be the base of a key: what stands before each of its dots, longest first."""
     while "." in key:
         key = key.rpartition(".")[0]
         yield key
@@ -193,22 +94,52 @@ def _starts(key: str) -> Iterator[str]:
             yield key.removesuffix("_lora")
 
 
-def tensors_of_group(base: str, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a group of tensors by role under the key names of kohya's and LyCORIS' trainers."""
-    return {f"{base}{_SUFFIXES[role]}": tensor for role, tensor in group.items()}
+def _vectors(
+    path: str, group: Group, sizes: Mapping[str, int]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return parameter path -> what is added to a bias or a norm's weight, and the keys of vectors
+    that have no parameter of their size.
+    """
+    fitting = {}
+    misfits = []
+    for role, parameter in VECTORS.items():
+        if role not in group.tensors:
+            continue
+        vector = group.tensors[role]
+        if sizes.get(f"{path}.{parameter}") == vector.numel():
+            fitting[f"{path}.{parameter}"] = vector.float()
+        else:
+            misfits.append(group.keys[role])
+    return fitting, misfits
 
 
-def _no_key_fits(name: str, keys: list[str]) -> str:
-    looks_like = next(
-        (model for model, test in _OTHER_MODELS.items() if any(map(test, keys))), None
-    )
+def _delta(
+    name: str, path: str, group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
+) -> LowRankDelta | None:
+    """Return one module's delta; None if only vectors are there. Errors get their place here."""
+    try:
+        group.check_single()
+        return delta_of(path, group.tensors, keys.shapes.get(path), dense_delta)
+    except WrongShape as error:
+        raise AdapterError(
+            f"{name}: {group.base!r} {error}. The LoRA was trained for another model; use one for "
+            "SD1.5"
+        ) from error
+    except AdapterError as error:
+        raise AdapterError(f"{name}: {group.base!r} {error}") from error
+
+
+def _no_key_fits(keys: list[str]) -> str:
+    family = family_of_keys(keys)
     guess = (
-        f"it looks like a LoRA for {looks_like}"
-        if looks_like
+        f"it looks like a LoRA for {family}"
+        if family
         else "it may be for another model, or no LoRA at all"
     )
     example = f", such as {keys[0]!r}" if keys else ""
-    return f"{name}: none of its {len(keys)} keys{example} fits this model; {guess}. Choose a LoRA for SD1.5"
+    return (
+        f"none of its {len(keys)} keys{example} fits this model; {guess}. Choose a LoRA for SD1.5"
+    )
 
 
 def to_tensors(
@@ -218,53 +149,59 @@ def to_tensors(
     *,
     whole: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
+    """Return an adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
     ``<base>.alpha`` = rank.
 
     Where layers have different ranks there are no alphas, which means the same: diffusers would
     read alphas that differ, but give those of attention layers to other modules.
 
     Args:
-        adapter: In the precision in which it is to be saved.
-        base_of_module: Module path -> key base.
+        adapter: The adapter, in the precision in which it is to be saved.
+        base_of_module: Module path -> the base of its keys.
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
-        whole: Write deltas whose factors are no smaller than the weight as ``<base>.diff`` instead.
+        whole: Whether deltas whose factors are no smaller than the weight are written as
+            ``<base>.diff`` instead.
 
     Returns:
-        Key -> contiguous tensor, as safetensors wants it.
+        Key -> contiguous tensor, as safetensors needs it.
 
     Raises:
-        AdapterError: A module has no key base.
+        AdapterError: A module has no base.
     """
     modules = [*adapter.deltas, *(parameter.rpartition(".")[0] for parameter in adapter.vectors)]
     nameless = [path for path in modules if path not in base_of_module]
     if nameless:
         raise AdapterError(
-            f"{adapter.name}: {nameless[0]!r} has no key name under which other programs would find "
-            f"it, so it cannot be saved ({len(nameless)} such modules). Leave it out of the adapter"
+            f"{adapter.name}: {nameless[0]!r} has no key name under which other programs would "
+            f"find it, so it cannot be saved ({len(nameless)} such modules). Leave it out of the "
+            "adapter"
         )
     tensors: dict[str, Tensor] = {}
     one_rank = len({delta.rank for delta in adapter.deltas.values()}) == 1
     for path, delta in adapter.deltas.items():
         base = base_of_module[path]
-        tail = (kernels or {}).get(path, ())
+        kernel = (kernels or {}).get(path, ())
         if whole and delta.is_oversized:
             weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
-            tensors[f"{base}.diff"] = weight.reshape(len(weight), -1, *tail)
+            tensors[key_of(base, DIFF)] = weight.reshape(len(weight), -1, *kernel)
             continue
-        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(*delta.up.shape, *(1 for _ in tail))
-        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(delta.rank, -1, *tail)
+        tensors[key_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
+        tensors[key_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
         if one_rank:
-            tensors[f"{base}.alpha"] = torch.tensor(float(delta.rank))
+            tensors[key_of(base, ALPHA)] = torch.tensor(float(delta.rank))
     for parameter, vector in adapter.vectors.items():
         path, _, kind = parameter.rpartition(".")
-        tensors[f"{base_of_module[path]}.{'diff_b' if kind == 'bias' else 'diff'}"] = vector
+        role = DIFF_B if kind == "bias" else DIFF
+        tensors[key_of(base_of_module[path], role)] = vector
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
 def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
-    """Return the metadata by which other programs recognise an SD1.5 LoRA; `whole` as in
-    `to_tensors`.
+    """Return the metadata by which other programs recognise a LoRA of SD1.5.
+
+    Args:
+        adapter: The adapter that is saved.
+        whole: Whether large deltas are written without factors; see `to_tensors`.
     """
     ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
     rank = str(max(ranks, default=0))
@@ -277,13 +214,3 @@ def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": adapter.name,
     }
-
-
-def load(
-    path: Path, module_of_base: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], **options
-) -> Adapter:
-    """Read a LoRA file; see `parse` for the options, and `files.read_tensors` for what is
-    refused.
-    """
-    tensors, metadata = read_tensors(path)
-    return parse(path.stem, tensors, module_of_base, shapes, metadata, **options)

@@ -1,6 +1,7 @@
 """Names of a Stable Diffusion UNet's modules in its original code, where diffusers has others.
 
-ComfyUI, and checkpoints of one file, use the original names.
+ComfyUI and single-file checkpoints use the original names. The nodes ask ComfyUI itself for this
+table; this one serves models of diffusers.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ _IN_MIDDLE = re.compile(r"mid_block\.(?P<kind>[a-z]+)\.(?P<index>\d+)\.(?P<rest>
 
 
 def ldm_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return diffusers' path of a UNet module -> its original path; paths that have no counterpart
+    """Return diffusers' path of a UNet module -> its original path. Paths without a counterpart
     are left out.
 
     Args:
-        paths: Of all modules of the UNet; how many blocks there are is read from them.
+        paths: diffusers' paths of all modules of the UNet; they tell how many blocks it has.
     """
     paths = list(paths)
-    found = [match for match in map(_IN_BLOCK.fullmatch, paths) if match]
+    in_blocks = [match for match in map(_IN_BLOCK.fullmatch, paths) if match]
     resnets = [
         int(match["index"])
-        for match in found
+        for match in in_blocks
         if (match["side"], match["kind"]) == ("down", "resnets")
     ]
     layers = max(resnets, default=-1) + 1  # resnets of a down block; an up block has one more
     attending = {
-        match["level"] for match in found if (match["side"], match["kind"]) == ("up", "attentions")
+        match["level"]
+        for match in in_blocks
+        if (match["side"], match["kind"]) == ("up", "attentions")
     }
     names = {path: name for path, name in _ENDS.items() if path in paths}
-    for match in found:
+    for match in in_blocks:
         level = int(match["level"])
         index = int(match["index"])
         if match["kind"] == "downsamplers":
@@ -69,7 +72,9 @@ def ldm_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _inside(match: re.Match[str]) -> str:
-    """Return the part of a path from its place in the block on."""
+    """Return what follows the block in an original path: the place in the block, and the module
+    there.
+    """
     if match["kind"] == "attentions":
         return f"1.{match['rest']}"
     name, dot, more = match["rest"].partition(".")

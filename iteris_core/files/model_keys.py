@@ -1,13 +1,72 @@
-"""Sizes of a model's layers, by module path: what an adapter's tensors must fit."""
+"""Names and sizes of a model's modules: which module a LoRA's key means, and what its tensors must
+fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..errors import AdapterError
 from ..layers import weight_shape
+
+Keys = TypeVar("Keys", bound="ModelKeys")
+
+
+@dataclass(frozen=True)
+class ModelKeys:
+    """Names and sizes of one model's modules; keeps no weights alive.
+
+    Args:
+        module_of_base: Base of a key -> module path, in every spelling.
+        base_of_module: Module path -> the base of its keys in kohya's style, which every program
+            reads.
+        shapes: Module path -> (d_out, d_in) of the layers that can be merged.
+        kernels: Module path -> (height, width) of the convolutions.
+        vector_sizes: Path of a bias or of a norm's weight -> its size.
+    """
+
+    module_of_base: Mapping[str, str]
+    base_of_module: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, int]]
+    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vector_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls: type[Keys],
+        modules: Mapping[str, nn.Module],
+        module_of_base: Mapping[str, str],
+        base_of_module: Mapping[str, str],
+        **more: Any,
+    ) -> Keys:
+        """Return the keys of a model with these modules.
+
+        Args:
+            modules: Module path -> module, from which the sizes are read.
+            module_of_base: See the class.
+            base_of_module: See the class.
+            more: Fields that a subclass adds.
+        """
+        return cls(
+            module_of_base=module_of_base,
+            base_of_module=base_of_module,
+            shapes=layer_shapes(modules),
+            kernels=layer_kernels(modules),
+            vector_sizes=_vector_sizes(modules),
+            **more,
+        )
+
+    def weight_shape(self, path: str) -> tuple[int, ...]:
+        """Return the shape of a layer's weight tensor: four numbers for a convolution."""
+        d_out, d_in = self.shapes[path]
+        if path not in self.kernels:
+            return d_out, d_in
+        height, width = self.kernels[path]
+        return d_out, d_in // (height * width), height, width
 
 
 def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
@@ -22,16 +81,16 @@ def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]
 
 
 def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Return module path -> (height, width) of convolutions."""
-    return {
-        path: module.kernel_size
-        for path, module in modules.items()
-        if isinstance(module, nn.Conv2d)
-    }
+    """Return module path -> (height, width) of every convolution."""
+    kernels = {}
+    for path, module in modules.items():
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            kernels[path] = (height, width)
+    return kernels
 
 
-def vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Return parameter path -> size, of biases and norms."""
+def _vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return {
         f"{path}.{name}": parameter.numel()
         for path, module in modules.items()

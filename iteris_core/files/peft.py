@@ -1,5 +1,5 @@
-"""PEFT adapter folders, ``adapter_config.json`` and ``adapter_model.safetensors``, in our own code:
-`peft` is not needed.
+"""PEFT adapters: folders of ``adapter_config.json`` and ``adapter_model.safetensors``, read and
+written by our own code; the library `peft` is not needed.
 """
 
 from __future__ import annotations
@@ -7,43 +7,54 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
-from .kinds import peft_dora
-from .peft_kinds import meaning_of, refusal
-from .peft_settings import CONFIG_FILE, matching_pattern, read_settings, scale_at
+from .groups import Group, grouped
+from .kinds import (
+    DOWN,
+    MAGNITUDE,
+    PEFT_DORA,
+    UP,
+    Shape,
+    WrongShape,
+    check_finite,
+    lora_factors,
+    low_rank,
+    peft_dora,
+)
+from .peft_settings import (
+    CONFIG_FILE,
+    matching_pattern,
+    meaning_of,
+    read_settings,
+    refusal,
+    scale_at,
+)
 from .tensors import check_replaceable, read_tensors, whole_folder, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MAGNITUDES = "magnitude_vector"  # of a DoRA, one per output
-_FACTOR = re.compile(
-    rf"(?P<path>.+)\.lora_(?P<role>[AB](?=(?:\.default)?\.weight$)|{MAGNITUDES})(?:\.default)?(?:\.weight)?"
-)
+_ROLES = {UP, DOWN, MAGNITUDE}
 _OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
 WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
 
-def load(
-    folder: Path, shapes: Mapping[str, tuple[int, int]], weight_at: WeightAt | None = None
-) -> Adapter:
-    """Read a PEFT adapter folder, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into
-    ``up``.
+def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None = None) -> Adapter:
+    """Read a PEFT adapter, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into ``up``.
 
     The delta of a DoRA is what it changes in the base weight, ``m (W + up down) / ||W + up down|| -
     W``, of full rank.
 
     Args:
-        folder: Of the adapter.
+        folder: The adapter's folder.
         shapes: Module path -> (d_out, d_in) of the base model's weights that can be merged.
-        weight_at: See `WeightAt`; only a DoRA needs it.
+        weight_at: Gives the base model's weights; only a DoRA needs them.
 
     Raises:
         AdapterError: The folder is incomplete, of another kind or for another base model; names the
@@ -56,10 +67,10 @@ def load(
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse an adapter's folder that has no weights that can be read.
+    """Refuse an adapter's folder without weights that can be read.
 
     Raises:
-        AdapterError: There are none, or a pickle's.
+        AdapterError: There are no weights, or they are a pickle.
     """
     if (folder / WEIGHTS_FILE).exists():
         return
@@ -79,7 +90,7 @@ def parse(
     name: str,
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, Shape],
     metadata: Mapping[str, str] | None = None,
     weight_at: WeightAt | None = None,
 ) -> Adapter:
@@ -87,116 +98,110 @@ def parse(
     problem = refusal(settings)
     if problem:
         raise AdapterError(f"{name}: it is {problem}")
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        found = _FACTOR.fullmatch(key)
-        if found is None:
-            raise AdapterError(f"{name}: {key!r} {meaning_of(key)}")
-        path = found["path"].removeprefix(PREFIX)
-        role = found["role"]
-        if role in pairs.setdefault(path, {}):
-            raise AdapterError(
-                f"{name}: {path!r} has two tensors lora_{role}; the file mixes two adapters and is "
-                "damaged"
-            )
-        pairs[path][role] = tensor
-    foreign = [
-        path for path in pairs if path not in shapes
-    ]  # PEFT names modules exactly, so each of them has to be there
-    if foreign or not pairs:
-        which = "none" if len(foreign) == len(pairs) else f"only {len(pairs) - len(foreign)}"
-        example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
-        base = settings.get("base_model_name_or_path")
-        trained = f"it was trained for {base!r}" if base else "it was trained for another model"
-        raise AdapterError(
-            f"{name}: {which} of its {len(pairs)} layers are in this model{example}. Perhaps "
-            f"{trained}: choose that as the base"
-        )
-    deltas = {
-        path: _delta(name, path, pair, settings, shapes[path], weight_at)
-        for path, pair in pairs.items()
-    }
+    groups, others = grouped(tensors)
+    if others:
+        raise AdapterError(f"{name}: {others[0]!r} {meaning_of(others[0])}")
+    deltas = deltas_of(name, groups.values(), settings, shapes, weight_at)
     return Adapter(name, deltas, metadata=dict(metadata or {}))
 
 
-def _delta(
+def deltas_of(
     name: str,
-    path: str,
-    pair: Mapping[str, Tensor],
+    groups: Iterable[Group],
     settings: Mapping[str, Any],
-    shape: tuple[int, int],
+    shapes: Mapping[str, Shape],
+    weight_at: WeightAt | None = None,
+) -> dict[str, LowRankDelta]:
+    """Return module path -> delta of an adapter's groups of tensors.
+
+    Args:
+        name: The adapter's name, for errors.
+        groups: Its tensors, module by module.
+        settings: As `read_settings` returns them.
+        shapes: See `load`.
+        weight_at: See `load`.
+
+    Raises:
+        AdapterError: See `load`.
+    """
+    by_path = _by_path(name, groups)
+    # PEFT names modules exactly, so each of them has to be there
+    foreign = [path for path in by_path if path not in shapes]
+    base = settings.get("base_model_name_or_path")
+    if foreign or not by_path:
+        which = "none" if len(foreign) == len(by_path) else f"only {len(by_path) - len(foreign)}"
+        example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
+        trained = f"it was trained for {base!r}" if base else "it was trained for another model"
+        raise AdapterError(
+            f"{name}: {which} of its {len(by_path)} layers are in this model{example}. Perhaps "
+            f"{trained}: choose that as the base"
+        )
+    deltas = {}
+    for path, group in by_path.items():
+        try:
+            deltas[path] = _delta(path, group, settings, shapes[path], weight_at)
+        except WrongShape as error:
+            raise AdapterError(
+                f"{name}: {path!r} {error}. The adapter was trained for "
+                f"{base or 'another model'!r}; choose that as the base"
+            ) from error
+        except AdapterError as error:
+            raise AdapterError(f"{name}: {path!r} {error}") from error
+    return deltas
+
+
+def _by_path(name: str, groups: Iterable[Group]) -> dict[str, Group]:
+    """Return module path -> its tensors, all of which PEFT gives to a LoRA or a DoRA."""
+    by_path: dict[str, Group] = {}
+    for group in groups:
+        path = group.base.removeprefix(PREFIX)
+        strange = [key for role, key in group.keys.items() if role not in _ROLES]
+        if strange:
+            raise AdapterError(f"{name}: {strange[0]!r} {meaning_of(strange[0])}")
+        if path in by_path:
+            raise AdapterError(
+                f"{name}: {path!r} is described twice; the file mixes two adapters and is damaged"
+            )
+        by_path[path] = group
+    return by_path
+
+
+def _delta(
+    path: str,
+    group: Group,
+    settings: Mapping[str, Any],
+    shape: Shape,
     weight_at: WeightAt | None,
 ) -> LowRankDelta:
     """Return one layer's delta. ``fan_in_fan_out`` needs no care: it is about how the base weight
     is stored.
     """
-    missing = [role for role in "AB" if role not in pair]
-    if missing:
+    group.check_single()
+    up, down = lora_factors(group.tensors, shape)
+    delta = LowRankDelta(up * scale_at(settings, path, len(down)), down)
+    check_finite(delta.up, delta.down)
+    is_dora = bool(settings.get("use_dora"))
+    if not is_dora and MAGNITUDE not in group.tensors:
+        return delta
+    found = group.tensors[MAGNITUDE].numel() if MAGNITUDE in group.tensors else 0
+    expected = shape[0] if is_dora else 0
+    if found != expected:
         raise AdapterError(
-            f"{name}: {path!r} has no lora_{missing[0]} factor; the file is incomplete. Download it "
-            "again"
+            f"has {found} magnitudes of a DoRA where {CONFIG_FILE} and the model announce "
+            f"{expected}; config, weights and base are not of one adapter"
         )
-    words = f"factors {tuple(pair['B'].shape)} and {tuple(pair['A'].shape)}"
-    if any(pair[role].ndim < 2 or not pair[role].numel() for role in "AB"):
-        raise AdapterError(
-            f"{name}: {path!r} has {words}, which are no matrices; the file is damaged"
-        )
-    up = pair["B"].float().flatten(1)
-    down = pair["A"].float().flatten(1)
-    rank = up.shape[1]
-    if rank != down.shape[0]:
-        raise AdapterError(
-            f"{name}: {path!r} has {words}, which have different ranks; the file is damaged"
-        )
-    if (up.shape[0], down.shape[1]) != tuple(shape):
-        raise AdapterError(
-            f"{name}: {path!r} has {words}, but this model's weight there is {shape[0]} x "
-            f"{shape[1]}. The adapter was trained for "
-            f"{settings.get('base_model_name_or_path') or 'another model'!r}; choose that as the "
-            "base"
-        )
-    if not all(torch.isfinite(tensor).all() for tensor in pair.values()):
-        raise AdapterError(
-            f"{name}: {path!r} holds NaN or infinite weights; the training run broke. Use an "
-            "earlier checkpoint of this adapter"
-        )
-    delta = LowRankDelta(up * scale_at(name, settings, path, rank), down)
-    if settings.get("use_dora") or MAGNITUDES in pair:
-        return _dora(name, path, delta, pair.get(MAGNITUDES), settings, weight_at)
-    return delta
-
-
-def _dora(
-    name: str,
-    path: str,
-    delta: LowRankDelta,
-    magnitudes: Tensor | None,
-    settings: Mapping[str, Any],
-    weight_at: WeightAt | None,
-) -> LowRankDelta:
-    found = 0 if magnitudes is None else magnitudes.numel()
-    expected = delta.shape[0] if settings.get("use_dora") else 0
-    if found != expected or magnitudes is None:
-        raise AdapterError(
-            f"{name}: {path!r} has {found} magnitudes of a DoRA where {CONFIG_FILE} and the model "
-            f"announce {expected}; config, weights and base are not of one adapter"
-        )
-    if weight_at is None:
-        raise AdapterError(
-            f"{name}: it is a DoRA, whose delta depends on the base model's weights; give "
-            "`weight_at`, which returns them"
-        )
-    group = {"up": delta.up, "down": delta.down, "magnitude": magnitudes}
-    return LowRankDelta.from_dense(peft_dora(name, path, group, weight_at(path).detach().cpu()))
+    scaled = {UP: delta.up, DOWN: delta.down, MAGNITUDE: group.tensors[MAGNITUDE]}
+    weight = None if weight_at is None else weight_at(path).detach().cpu()
+    return low_rank(peft_dora(scaled, weight), shape, PEFT_DORA.phrase)
 
 
 def to_tensors(
     adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None
 ) -> dict[str, Tensor]:
-    """Return the adapter's factors under PEFT's keys.
+    """Return an adapter's factors under PEFT's keys.
 
     Args:
-        adapter: In the precision in which it is to be saved.
+        adapter: The adapter, in the precision in which it is to be saved.
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
     """
     tensors = {}
@@ -214,18 +219,24 @@ def to_tensors(
 def settings_of(
     adapter: Adapter, base_model_name_or_path: str, task_type: str | None
 ) -> dict[str, Any]:
-    """Return ``adapter_config.json``: alpha = rank everywhere; layers of another rank than most of
-    them have patterns.
+    """Return the settings of an adapter, with alpha = rank everywhere. Layers of another rank than
+    the commonest have patterns.
+
+    Args:
+        adapter: The adapter; it has deltas.
+        base_model_name_or_path: The base model, as its users name it.
+        task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain
+            `PeftModel`.
     """
     ranks = {path: delta.rank for path, delta in adapter.deltas.items()}
     common = Counter(ranks.values()).most_common(1)[0][0]
     patterns = {path: rank for path, rank in ranks.items() if rank != common}
-    if any(
-        patterns.get(matching_pattern(patterns, path), common) != rank
-        for path, rank in ranks.items()
-    ):
-        # one layer's path is the end of another's: bind the patterns to the start
-        patterns = {f"^{re.escape(path)}": rank for path, rank in patterns.items()}
+    for path, rank in ranks.items():
+        matching = matching_pattern(patterns, path)
+        if rank != (common if matching is None else patterns[matching]):
+            # one layer's path is the end of another's: bind the patterns to the start
+            patterns = {f"^{re.escape(path)}": rank for path, rank in patterns.items()}
+            break
     return {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -260,19 +271,18 @@ def save(
     at all.
 
     Args:
-        adapter: In the precision in which it is to be saved.
-        folder: Of the adapter; its parent is made if needed.
-        base_model_name_or_path: For the config.
-        task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain
-            `PeftModel`.
-        overwrite: Replace an adapter that is there.
+        adapter: The adapter, in the precision in which it is to be saved.
+        folder: The adapter's folder; its parent is made if needed.
+        base_model_name_or_path: See `settings_of`.
+        task_type: See `settings_of`.
+        overwrite: Whether an adapter that is there may be replaced.
         kernels: See `to_tensors`.
         metadata: Strings for the safetensors file.
 
     Raises:
-        AdapterError: It has no deltas, or changes that PEFT's format has no place for.
-        FileExistsError: The folder is there and `overwrite` is False, or it holds files of others;
-            it is untouched.
+        AdapterError: The adapter has no deltas, or changes for which PEFT's format has no place.
+        FileExistsError: The folder is there and `overwrite` is False, or it holds other files than
+            an adapter's; it is untouched.
     """
     if not adapter.deltas or adapter.vectors:
         found = (
@@ -291,7 +301,11 @@ def save(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that `save` would not write to; worth asking before the work, too.
+    """Refuse a folder to which `save` would not write. Worth asking before a merge, too.
+
+    Args:
+        folder: The adapter's folder.
+        overwrite: Whether an adapter that is there may be replaced.
 
     Raises:
         FileExistsError: See `save`.

@@ -1,4 +1,6 @@
-"""``adapter_config.json`` of a PEFT adapter: read, and what it says about one layer."""
+"""Settings of a PEFT adapter, ``adapter_config.json``: whether it can be merged, and the scale of
+each layer.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,38 @@ from typing import Any
 from ..errors import AdapterError
 
 CONFIG_FILE = "adapter_config.json"
+_DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
+# Settings that change the meaning of the factors, or add weights beside them: setting -> what such
+# an adapter is, and what to do.
+_REFUSED = {
+    "modules_to_save": "trained with whole modules beside its LoRA (modules_to_save), "
+    "which the merge would lose. Train it without",
+    "trainable_token_indices": "trained with token embeddings of its own "
+    "(trainable_token_indices). Train it without",
+    "target_parameters": "a LoRA on bare parameters (target_parameters); only those on whole "
+    "layers can be merged",
+    "layer_replication": "for a model with replicated layers (layer_replication); its layers are "
+    "not those of the base model",
+    "megatron_config": "a Megatron adapter, whose factors are spread over devices. Export it as a "
+    "plain LoRA",
+    "alora_invocation_tokens": "an aLoRA, active only behind its invocation tokens. Train a plain "
+    "LoRA",
+    "use_qalora": "a QALoRA, whose factors act on pooled inputs. Train a plain LoRA",
+    "use_bdlora": "a block-diagonal LoRA. Train a plain LoRA",
+    "arrow_config": "a router over other adapters. Give those adapters themselves",
+    "kasa_config": "a KaSA adapter, which has singular values of its own. Train a plain LoRA",
+    "monteclora_config": "a MonteCLoRA, which draws its factors at random. Train a plain LoRA",
+}
+# Initialisations that take something out of the base weights, so that the factors do not fit the
+# original base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return ``adapter_config.json`` of a folder.
+    """Return the settings in an adapter's folder.
 
     Raises:
-        AdapterError: It is missing, or not what PEFT writes.
+        AdapterError: The file is missing, or is not what PEFT writes.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -42,55 +69,105 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def scale_at(name: str, settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return what PEFT multiplies one layer's ``up @ down`` with.
+def refusal(settings: Mapping[str, Any]) -> str | None:
+    """Return why an adapter cannot be merged, and what to do; None if it can.
 
     Args:
-        name: Of the adapter, for errors.
         settings: As `read_settings` returns them.
-        path: Of the layer.
-        rank: Of its factors.
+
+    Returns:
+        What it is, to go on after "it is".
+    """
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        return f"of PEFT's kind {kind!r}; only LORA can be merged"
+    for setting, problem in _REFUSED.items():
+        if settings.get(setting):
+            return problem
+    start = str(settings.get("init_lora_weights") or "").lower()
+    if start.startswith(_CHANGES_BASE):
+        return (
+            f"a LoRA that began as {start!r} and was saved without conversion, so that it fits "
+            "only the changed base model of its training run. Save it with save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...)"
+        )
+    return None
+
+
+def meaning_of(key: str) -> str:
+    """Return what a tensor is that is no factor of a LoRA, and what to do; for after its key."""
+    if "lora_embedding_" in key:
+        return (
+            "changes an embedding; only Linear and Conv2d layers can be merged. Train the adapter "
+            "without embeddings"
+        )
+    if key.endswith(".base_layer.weight"):
+        return (
+            "is a copy of the base model's weight, which PEFT adds for heads and embeddings. Save "
+            "the adapter again with save_pretrained(..., save_embedding_layers=False)"
+        )
+    if key.endswith(".bias"):
+        return (
+            "is a trained bias, which the merge would lose. Train the adapter with bias='none' and "
+            "lora_bias=false"
+        )
+    return (
+        "is no factor of a LoRA, and the merge would lose it. Train the adapter without "
+        "modules_to_save"
+    )
+
+
+def scale_at(settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """Return the factor of one layer's ``up @ down``: alpha / rank, with rsLoRA alpha / sqrt(rank).
+
+    Args:
+        settings: As `read_settings` returns them.
+        path: The layer.
+        rank: The rank of its factors.
 
     Raises:
-        AdapterError: The settings announce another rank, or hold no number.
+        AdapterError: The settings announce another rank, or hold no number; begins with the
+            predicate, so that the caller can put the place before it.
     """
-    announced = _at(name, settings, "rank_pattern", "r", path)
+    announced = _setting_at(settings, "rank_pattern", "r", path)
     if announced != rank:
         raise AdapterError(
-            f"{name}: {path!r} has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and "
-            "weights are not of one adapter"
+            f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are not of "
+            "one adapter"
         )
-    alpha = _at(name, settings, "alpha_pattern", "lora_alpha", path)
+    alpha = _setting_at(settings, "alpha_pattern", "lora_alpha", path)
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _at(name: str, settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
-    """Return a setting at one layer, by PEFT's rule: the first pattern that matches the end of the
-    path, else the default.
+def _setting_at(settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
+    """Return a setting of one layer by PEFT's rule: that of the first pattern that matches the end
+    of the path, else the default.
     """
     patterns = settings.get(pattern) or {}
     if not isinstance(patterns, Mapping):
         raise AdapterError(
-            f"{name}: {pattern} of {CONFIG_FILE} is a {type(patterns).__name__}; it must be an "
-            "object, pattern -> number"
+            f"has no scale: {pattern} of {CONFIG_FILE} is a {type(patterns).__name__}; it must be "
+            "an object, pattern -> number"
         )
     try:
-        value = patterns.get(
-            matching_pattern(patterns, path), settings.get(default, 8)
-        )  # 8: PEFT's own default of both
+        matching = matching_pattern(patterns, path)
     except re.error as error:
         raise AdapterError(
-            f"{name}: {pattern} of {CONFIG_FILE} holds a broken pattern ({error}); repair it"
+            f"has no scale: {pattern} of {CONFIG_FILE} holds a broken pattern ({error}); repair it"
         ) from error
+    if matching is None:
+        value = settings.get(default, _DEFAULT_RANK_AND_ALPHA)
+    else:
+        value = patterns[matching]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise AdapterError(
-            f"{name}: {CONFIG_FILE} gives {value!r} as {default} of {path!r}; it must be a number"
+            f"has no scale: {CONFIG_FILE} gives {value!r} as its {default}; it must be a number"
         )
     return value
 
 
 def matching_pattern(patterns: Iterable[str], path: str) -> str | None:
-    """Return the first pattern that matches a path's end, from a dot or the start on, as PEFT does;
-    None if none.
+    """Return the first pattern that matches a whole path, or its end behind a dot, as PEFT does;
+    None if there is none.
     """
     return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), None)

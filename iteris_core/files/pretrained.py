@@ -7,19 +7,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import ConfigError
 from . import peft
 from .model_keys import layer_shapes
 
-_FEWEST_WORDS = 8
-# What the libraries raise at files that are missing, damaged or of another kind.
+_FEWEST_WORDS = 8  # of a tokenizer that was loaded and not made up
+# What the libraries raise where files are missing, damaged or of another kind.
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -42,15 +42,15 @@ def load_model(
     """Load a model from a folder or by its name on the hub, ready to be measured.
 
     Args:
-        auto_class: Of `transformers`; its ``from_pretrained`` loads the model.
-        kinds: ``model_type`` that the model may have.
-        source: Folder or hub name.
-        dtype: In which it runs.
-        device: Where it runs.
+        auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
+        kinds: The values of ``model_type`` that the model may have.
+        source: Folder, or name on the hub.
+        dtype: The precision in which it runs.
+        device: The device on which it runs.
 
     Raises:
-        ConfigError: There is none, a model of another kind, or one with weights missing; the device
-            cannot be used.
+        ConfigError: There is no model, or one of another kind, or some of its weights are missing;
+            or the device cannot be used.
     """
     from transformers import AutoConfig
 
@@ -63,16 +63,16 @@ def load_model(
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
-    """Load a model all of whose weights are in its files: transformers would draw what is missing
-    at random.
+    """Load a model, and refuse one whose files lack weights: transformers would draw them at
+    random.
 
     Nothing is opened by pickle, and no code of the model's own is run.
 
     Args:
-        auto_class: Of `transformers`; its ``from_pretrained`` loads the model.
-        source: Folder or hub name.
-        what: The model, for errors.
-        options: For ``from_pretrained``.
+        auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
+        source: Folder, or name on the hub.
+        what: The model, for errors: "a model".
+        options: More arguments of ``from_pretrained``.
 
     Raises:
         ConfigError: It cannot be loaded, or not all of it.
@@ -80,9 +80,9 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     folder = Path(source)
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; only "
-            ".safetensors are read. Save the model again with save_pretrained, where you trust it, "
-            "or download its safetensors version"
+            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; "
+            "only .safetensors are read. Save the model again with save_pretrained, where you "
+            "trust it, or download its safetensors version"
         )
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)
@@ -118,8 +118,11 @@ def placed(model: nn.Module, device: str) -> nn.Module:
 def load_tokenizer(source: str) -> Any:
     """Load the tokenizer of a base model.
 
+    Args:
+        source: Folder, or name on the hub.
+
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -139,8 +142,11 @@ def load_tokenizer(source: str) -> Any:
 def load_processor(source: str) -> Any:
     """Load what turns pictures and texts into a base model's inputs.
 
+    Args:
+        source: Folder, or name on the hub.
+
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it cannot be loaded.
     """
     from transformers import AutoProcessor
 
@@ -155,8 +161,14 @@ def load_processor(source: str) -> Any:
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
     """Return ``load(source, **options)``.
 
+    Args:
+        load: A function of `transformers` or `diffusers` that loads something.
+        source: Folder, or name on the hub.
+        what: What is loaded, for errors: "a tokenizer".
+        options: More arguments of `load`.
+
     Raises:
-        ConfigError: It cannot be loaded; says why and what to give instead.
+        ConfigError: It cannot be loaded; says why, and what to give instead.
     """
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ConfigError(
@@ -183,15 +195,19 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
     Raises:
         AdapterError: It cannot be read, or is for another model.
     """
-    return peft.load(folder, mergeable_shapes(model), lambda path: model.get_submodule(path).weight)
+
+    def weight_at(path: str) -> Tensor:
+        return cast(Tensor, model.get_submodule(path).weight)
+
+    return peft.load(folder, mergeable_shapes(model), weight_at)
 
 
 def generation_settings(model: nn.Module, **changed: Any) -> Any:
     """Return a model's own settings of generation with some of them changed, for
     ``model.generate(generation_config=...)``.
 
-    As arguments of `generate` they would be checked beside those that they replace, and refused if
-    they do not fit to them.
+    As arguments of `generate` they would be checked together with those that they replace, and
+    refused where the two contradict each other.
     """
     settings = copy.deepcopy(model.generation_config)
     for name, value in changed.items():

@@ -1,8 +1,8 @@
-"""What the host's own code makes of a LoRA's tensors."""
+"""Deltas that the host's own code makes of a LoRA's tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +14,28 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...iteris_core.files import kohya
-from ...iteris_core.files.kinds import peft_dora
+from ...iteris_core.files.groups import tensors_by_key
+from ...iteris_core.files.kinds import PEFT_DORA, Tensors, kind_of, peft_dora
 from ..foreign import added_by_host
-from ..keys import TEXT_PREFIX, ModelKeys
+from ..keys import TEXT_PREFIX, HostKeys
 
 
 @dataclass
 class HostDeltas:
-    """Dense deltas of the adapter kinds that only the host knows, made by its own classes; and
-    PEFT's DoRAs.
+    """Makes the dense deltas of the kinds of adapters that only the host can apply, by its own
+    classes; and those of PEFT's DoRAs.
+
+    Args:
+        model: The ModelPatcher that the LoRA is for.
+        clip: Its CLIP.
+        keys: The keys of both.
+        strength_model: The strength at which the LoRA's UNet part is used.
+        strength_clip: The strength at which its text encoder part is used.
     """
 
     model: Any
     clip: Any
-    keys: ModelKeys
-    name: str
+    keys: HostKeys
     strength_model: float
     strength_clip: float
 
@@ -37,9 +43,12 @@ class HostDeltas:
     def _weights(self) -> dict[str, Any]:
         return self.model.get_key_patches() | self.clip.patcher.get_key_patches()
 
-    def __call__(self, path: str, group: Mapping[str, Tensor]) -> Tensor:
-        """Return the delta of one weight per unit of strength; an OFT's depends on the strength, a
-        DoRA's on the weight.
+    def __call__(self, path: str, tensors: Tensors) -> Tensor:
+        """Return the delta of one weight, divided by the strength: that of an OFT depends on it.
+
+        Args:
+            path: The module.
+            tensors: Role -> tensor.
 
         Raises:
             AdapterError: The host cannot apply the tensors; with its own words.
@@ -49,15 +58,15 @@ class HostDeltas:
             return torch.zeros(self.keys.shapes[path])
         key = f"{path}.weight"
         weight = self._effective_weight(key)
-        if "magnitude" in group:
-            return peft_dora(self.name, path, group, weight)
-        tensors = kohya.tensors_of_group(path, group)
+        if kind_of(tensors) is PEFT_DORA:
+            return peft_dora(tensors, weight)
+        named = tensors_by_key(path, tensors)
 
         def apply(weight: Tensor) -> Tensor | None:
-            patch = comfy.lora.load_lora(tensors, {path: key}, log_missing=False).get(key)
+            patch = comfy.lora.load_lora(named, {path: key}, log_missing=False).get(key)
             return None if patch is None else _apply(patch, weight, key, strength)
 
-        return (added_by_host(self.name, path, tensors, weight, apply) / strength).flatten(1)
+        return (added_by_host(path, named, weight, apply) / strength).flatten(1)
 
     def _effective_weight(self, key: str) -> Tensor:
         """Return a weight as the base model uses it, float32 on the CPU, patches that it already
@@ -68,8 +77,12 @@ class HostDeltas:
         return comfy.lora.calculate_weight(patches, weight, key)
 
 
-def stock_loader(path: Path, keys: ModelKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
+def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
     """Load a LoRA file as the stock LoraLoader does.
+
+    Args:
+        path: The file.
+        keys: The keys of the model.
 
     Returns:
         (parameter path, its shape) -> what the file adds to it at strength 1; None: nothing.

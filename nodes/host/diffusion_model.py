@@ -19,7 +19,7 @@ from torch import Tensor
 from ...iteris_core import Adapter, IterisError, Network
 from ...iteris_core.diffusion.samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
 from ...iteris_core.files import kohya
-from ..keys import TEXT_PREFIX, ModelKeys, model_keys
+from ..keys import TEXT_PREFIX, HostKeys, model_keys
 from .deltas import HostDeltas
 from .latent_cache import memory_of
 from .patches import add_adapter
@@ -130,7 +130,7 @@ class ComfyStableDiffusion:
         return at_once, park
 
     @cached_property
-    def keys(self) -> ModelKeys:
+    def keys(self) -> HostKeys:
         modules = dict(self.model.model.named_modules()) | dict(
             self.clip.cond_stage_model.named_modules()
         )
@@ -157,13 +157,9 @@ class ComfyStableDiffusion:
         adapter = kohya.parse(
             name,
             tensors,
-            self.keys.module_of_base,
-            self.keys.shapes,
+            self.keys,
             metadata,
-            vector_sizes=self.keys.vector_sizes,
-            dense_delta=HostDeltas(
-                self.model, self.clip, self.keys, name, strength_model, strength_clip
-            ),
+            dense_delta=HostDeltas(self.model, self.clip, self.keys, strength_model, strength_clip),
             progress=lambda done, total: (
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),

@@ -1,5 +1,5 @@
-"""LoRAs that a model already carries, taken off it again as the files that they were loaded
-from.
+"""LoRAs that a model already carries, taken off it again with the tensors of the files that they
+were loaded from.
 """
 
 from __future__ import annotations
@@ -13,35 +13,31 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import IterisError
-from ...iteris_core.files import kohya
+from ...iteris_core.files.groups import key_of, tensors_by_key
+from ...iteris_core.files.kinds import (
+    B_NORM,
+    DIFF,
+    DIFF_B,
+    DORA_SCALE,
+    GLORA,
+    LOHA,
+    LOKR,
+    OFT,
+    RESHAPING,
+    W_NORM,
+)
 
-# What the host keeps of an adapter, by position; see `weights` in its comfy/weight_adapter.
+# Name of the host's class -> the roles of the tensors that it keeps, by position; see `weights` in
+# its comfy/weight_adapter.
 _ROLES = {
-    "lora": ("up", "down", "alpha", "mid", "dora_scale", "reshape_weight"),
-    "loha": (
-        "hada_w1_a",
-        "hada_w1_b",
-        "alpha",
-        "hada_w2_a",
-        "hada_w2_b",
-        "hada_t1",
-        "hada_t2",
-        "dora_scale",
-    ),
-    "lokr": (
-        "lokr_w1",
-        "lokr_w2",
-        "alpha",
-        "lokr_w1_a",
-        "lokr_w1_b",
-        "lokr_w2_a",
-        "lokr_w2_b",
-        "lokr_t2",
-        "dora_scale",
-    ),
-    "glora": ("glora_a1", "glora_a2", "glora_b1", "glora_b2", "alpha", "dora_scale"),
-    "oft": ("oft_blocks", "rescale", "alpha", "dora_scale"),
+    "lora": RESHAPING.roles,
+    "loha": (*LOHA.roles, DORA_SCALE),
+    "lokr": (*LOKR.roles, DORA_SCALE),
+    "glora": (*GLORA.roles, DORA_SCALE),
+    "oft": (*OFT.roles, DORA_SCALE),
 }
+# Parameter -> the roles of what may be added to it as it is.
+_DIFFERENCES = {"weight": (DIFF, W_NORM), "bias": (DIFF_B, B_NORM)}
 
 # Strength, patch, strength of the weight itself, part of the weight, function: as ComfyUI keeps a
 # patch.
@@ -53,11 +49,10 @@ class CarriedLora:
     """One LoRA on a model.
 
     Args:
-        keys: The file's keys that the host used; one set object for everything that was loaded
-            together.
-        tensors: Under the model's own key names.
-        strengths: Those at which its parts were applied: UNet, text encoder; None: it has no such
-            part.
+        keys: The keys of its file that the host used.
+        tensors: The model's own key -> tensor.
+        strengths: Whether a part is the text encoder's -> the strength at which it was applied; a
+            part that the LoRA does not have is absent.
     """
 
     keys: frozenset[str]
@@ -72,19 +67,18 @@ def take_off(
 ) -> tuple[list[CarriedLora], dict[str, list[Patch]]]:
     """Tell the LoRAs on a model from one another and from everything else that patches it.
 
-    The host applies a file with one set of used keys that all of its adapters share, so that set
-    tells files apart, the same file loaded twice included. Differences, norms and biases carry no
-    such mark: they belong to the one file that names them.
+    All adapters of one file share one set object with the keys that the host used. So that object
+    tells files apart, even the same file loaded twice. Differences, norms and biases carry no such
+    mark: they belong to the one file that names them.
 
     Args:
-        patches: Weight -> patches in the order of their application, UNet and text encoder.
+        patches: Weight -> its patches in the order of their application, UNet and text encoder.
         is_text: Whether a weight is the text encoder's.
-        bases_of: Weight's module path -> key bases under which files name it; the first is the
-            model's own.
+        bases_of: Module path -> the bases of keys that mean it; the first is the model's own.
 
     Returns:
-        The LoRAs in the order of their application, and the patches that are none: they stay on the
-            base model.
+        The LoRAs in the order of their application, and the patches that are none. Those stay on
+        the base model.
 
     Raises:
         IterisError: A LoRA was scaled by what came after it, was applied at two strengths, or its
@@ -130,8 +124,9 @@ def _is_adapter(value: Any) -> bool:
 
 
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
-    """Return a LoRA per set of used keys, in the order of application: a later one stands behind
-    the earlier ones in a list.
+    """Return identity of a set of used keys -> LoRA, in the order of application.
+
+    In the list of every weight, a later LoRA stands behind the earlier ones.
     """
     loras: dict[int, CarriedLora] = {}
     before: dict[int, set[int]] = {}
@@ -164,10 +159,9 @@ def _owner(
         return loras[id(value.loaded_keys)]
     if not (isinstance(value, tuple) and value[0] == "diff"):
         return None
-    path, _, parameter = weight.rpartition(".")
-    endings = (".diff", ".w_norm") if parameter == "weight" else (".diff_b", ".b_norm")
-    wanted = {base + ending for base in bases_of(path) for ending in endings}
-    owners = [lora for lora in loras.values() if not wanted.isdisjoint(lora.keys)]
+    path, roles = _differences(weight)
+    names = {key_of(base, role) for base in bases_of(path) for role in roles}
+    owners = [lora for lora in loras.values() if not names.isdisjoint(lora.keys)]
     if len(owners) > 1:
         raise IterisError(
             f"{len(owners)} LoRAs on this model change {weight!r} by a difference, and the model "
@@ -179,9 +173,19 @@ def _owner(
 def _tensors(
     weight: str, value: Any, bases_of: Callable[[str], Sequence[str]]
 ) -> dict[str, Tensor]:
-    path, _, parameter = weight.rpartition(".")
+    """Return a patch as tensors of a file, under the model's own keys."""
+    path, (difference, _) = _differences(weight)
+    base = bases_of(path)[0]
     if isinstance(value, tuple):
-        return {f"{bases_of(path)[0]}.{'diff' if parameter == 'weight' else 'diff_b'}": value[1][0]}
+        return {key_of(base, difference): value[1][0]}
     parts = zip(_ROLES[value.name], value.weights, strict=True)
-    group = {role: torch.as_tensor(part) for role, part in parts if part is not None}
-    return kohya.tensors_of_group(bases_of(path)[0], group)
+    tensors = {role: torch.as_tensor(part) for role, part in parts if part is not None}
+    return tensors_by_key(base, tensors)
+
+
+def _differences(weight: str) -> tuple[str, tuple[str, str]]:
+    """Return the module of a weight or a bias, and the roles of what may be added to it as it
+    is.
+    """
+    path, _, parameter = weight.rpartition(".")
+    return path, _DIFFERENCES["weight" if parameter == "weight" else "bias"]

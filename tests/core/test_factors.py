@@ -6,14 +6,29 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
-from iteris_core.files.kinds import peft_dora
+from iteris_core.files.kinds import (
+    ALPHA,
+    ENDINGS,
+    KINDS,
+    LORA,
+    VECTORS,
+    WrongShape,
+    kind_of,
+    own_dense_delta,
+    peft_dora,
+)
+from iteris_core.files.model_keys import ModelKeys
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}
 
 
+SIZES = {"linear.bias": 6, "norm.weight": 4, "norm.bias": 4}
+KEYS = ModelKeys(BASES, {}, SHAPES, vector_sizes=SIZES)
+
+
 def parse(tensors, **options):
-    return kohya.parse("file", tensors, BASES, SHAPES, **options)
+    return kohya.parse("file", tensors, KEYS, **options)
 
 
 def test_a_locon_convolution():
@@ -63,13 +78,24 @@ def test_a_full_difference_a_bias_and_a_norm():
         "lora_unet_norm.w_norm": torch.randn(4),
         "lora_unet_norm.b_norm": torch.randn(9),
     }
-    adapter = parse(tensors, vector_sizes={"linear.bias": 6, "norm.weight": 4, "norm.bias": 4})
+    adapter = parse(tensors)
     torch.testing.assert_close(
         adapter.deltas["linear"].dense(), tensors["lora_unet_linear.diff"], rtol=1e-4, atol=1e-5
     )
     assert torch.equal(adapter.vectors["linear.bias"], tensors["lora_unet_linear.diff_b"])
     assert set(adapter.vectors) == {"linear.bias", "norm.weight"}
-    assert "lora_unet_norm.b_norm" in adapter.unmatched  # nine numbers for a norm of four
+    assert adapter.unmatched == ("lora_unet_norm.b_norm",)  # nine numbers for a norm of four
+
+
+def test_a_difference_of_one_dimension_is_a_norms():
+    tensors = {"lora_unet_norm.diff": torch.randn(4), "lora_unet_norm.diff_b": torch.randn(4)}
+    adapter = parse(tensors)
+    assert not adapter.deltas
+    assert torch.equal(adapter.vectors["norm.weight"], tensors["lora_unet_norm.diff"])
+    assert torch.equal(adapter.vectors["norm.bias"], tensors["lora_unet_norm.diff_b"])
+    assert parse({**tensors, "lora_unet_linear.diff_b": torch.ones(5)}).unmatched == (
+        "lora_unet_linear.diff_b",
+    )
 
 
 def test_kinds_of_the_host_get_their_delta_from_it():
@@ -120,8 +146,7 @@ def test_a_dora_of_peft_is_read_as_peft_merges_it(kind, ending):
     }
     (old,) = [key for key in renamed if "magnitude" in key]
     renamed[f"lora_unet_{kind}.lora_magnitude_vector{ending}"] = renamed.pop(old)
-    make = lambda path, group: peft_dora("file", path, group, weight)  # noqa: E731
-    adapter = parse(renamed, dense_delta=make)
+    adapter = parse(renamed, dense_delta=own_dense_delta({kind: weight}.__getitem__))
     assert adapter.unmatched == ()
     plain = (
         parse({key: tensor for key, tensor in renamed.items() if "magnitude" not in key})
@@ -140,9 +165,75 @@ def test_a_dora_of_peft_is_read_as_peft_merges_it(kind, ending):
 def test_a_dora_with_too_few_magnitudes_is_refused():
     group = {"up": torch.ones(6, 2), "down": torch.ones(2, 5), "magnitude": torch.ones(4)}
     with pytest.raises(
-        AdapterError, match="'base' has 4 magnitudes, but this model's weight there has 6 outputs"
+        WrongShape, match="has 4 magnitudes, but this model's weight there has 6 outputs"
     ):
-        peft_dora("file", "base", group, torch.ones(6, 5))
+        peft_dora(group, torch.ones(6, 5))
+    with pytest.raises(AdapterError, match="is a DoRA, whose delta depends on the base model"):
+        peft_dora(group, None)
+
+
+def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
+    """Whoever makes it raises the predicate alone; the reader of the file puts the place before it."""
+    tensors = {
+        "lora_unet_linear.lokr_w1": torch.ones(2, 1),
+        "lora_unet_linear.alpha": torch.ones(1),
+    }
+
+    def fail(path, tensors):
+        raise AdapterError("cannot be applied")
+
+    for make, message in (
+        (fail, "cannot be applied"),
+        (
+            lambda path, tensors: torch.ones(5, 6),
+            r"has a LoKr of \(5, 6\), but .* use one for SD1.5",
+        ),
+        (own_dense_delta({}.__getitem__), "has no lokr_w2_a and no lokr_w2_b factor"),
+    ):
+        with pytest.raises(AdapterError, match=f"^file: 'lora_unet_linear' {message}"):
+            parse(tensors, dense_delta=make)
+    with pytest.raises(AdapterError, match=r"is an OFT, which only ComfyUI's own code applies"):
+        parse({"lora_unet_linear.oft_blocks": torch.ones(1)}, dense_delta=own_dense_delta(fail))
+
+
+@pytest.mark.parametrize(
+    ("roles", "phrase"),
+    [
+        ("set_weight", "a replacement of the weight"),
+        ("dora_scale magnitude", "a DoRA"),
+        ("reshape_weight", "a LoRA that reshapes the weight"),
+        ("hada_t1", "a LoHa with a Tucker core"),
+        ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t2", "a LoHa"),
+        ("oft_blocks rescale", "an OFT"),
+        ("glora_a1 glora_a2 glora_b1 glora_b2", "a GLoRA"),
+        ("lokr_w1 lokr_w2 lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2", "a LoKr"),
+        ("diff", "a difference"),
+        ("mid", "a LoCon"),
+        ("up down", "a LoRA"),
+        ("diff_b", "a bias"),
+        ("w_norm b_norm", "a norm"),
+    ],
+)
+def test_one_tensor_tells_the_kind(roles, phrase):
+    for role in roles.split():
+        assert kind_of({ALPHA: torch.ones(1), role: torch.ones(2, 2)}).phrase == phrase
+
+
+def test_kinds_that_are_told_by_more_than_a_mark():
+    pair = {"up": torch.ones(6, 2), "down": torch.ones(2, 5)}
+    assert kind_of(pair) is LORA
+    assert kind_of({**pair, "down": torch.ones(2, 5, 3, 3)}).name == "LoCon"
+    assert kind_of({**pair, "dora_scale": torch.ones(6)}).name == "DoRA"
+    assert kind_of({"lokr_w1": torch.ones(1), "dora_scale": torch.ones(6)}).name == "DoRA"
+    assert kind_of({"alpha": torch.ones(1)}) is LORA
+
+
+def test_every_role_has_endings_that_no_other_key_ends_with():
+    assert set(ENDINGS) == {role for kind in KINDS for role in kind.roles}
+    assert set(VECTORS) < set(ENDINGS)
+    endings = [ending for of_role in ENDINGS.values() for ending in of_role]
+    for ending in endings:
+        assert [other for other in endings if ending.endswith(other)] == [ending]
 
 
 def test_an_oversized_delta_is_written_whole_on_request():

@@ -4,14 +4,14 @@ refused.
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta
 from iteris_core.files import kohya
+from iteris_core.files.groups import split_key, tensors_by_key
+from iteris_core.files.model_keys import ModelKeys
 
 # key base -> module path, for every spelling that a model may know
 BASES = {
@@ -22,7 +22,7 @@ BASES = {
     "lora_te_text_model_encoder_layers_0_q_proj": "text.q",
     "lora_unet_conv_in": "unet.conv_in",
 }
-SHAPES = {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)}
+KEYS = ModelKeys(BASES, {}, {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)})
 UNET = "lora_unet_down_blocks_0_attn1_to_q"
 PROJ = "lora_unet_down_blocks_0_proj_in"
 TEXT = "lora_te_text_model_encoder_layers_0_q_proj"
@@ -38,7 +38,7 @@ def factors(base=UNET, rank=2, shape=(6, 4), alpha=None, kernel=()):
 
 
 def parse(tensors, **more):
-    return kohya.parse("file", tensors, BASES, SHAPES, **more)
+    return kohya.parse("file", tensors, KEYS, **more)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def parse(tensors, **more):
     ],
 )
 def test_keys(key, expected):
-    assert kohya.split_key(key) == expected
+    assert split_key(key) == expected
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_group_is_named_as_kohya_names_it():
         "lokr_w1": torch.ones(2),
         "diff": torch.ones(3),
     }
-    named = kohya.tensors_of_group("x", roles)
+    named = tensors_by_key("x", roles)
     assert list(named) == [
         "x.lora_up.weight",
         "x.lora_down.weight",
@@ -191,7 +191,7 @@ def test_a_group_is_named_as_kohya_names_it():
         "x.lokr_w1",
         "x.diff",
     ]
-    assert {kohya.split_key(key)[1]: tensor for key, tensor in named.items()} == roles
+    assert {split_key(key)[1]: tensor for key, tensor in named.items()} == roles
 
 
 # --- and back ---
@@ -294,14 +294,6 @@ def test_metadata_tells_other_programs_what_it_is():
     )  # both are larger than their weights
 
 
-def test_a_file_is_loaded_under_its_own_name(tmp_path):
-    tensors = factors(alpha=1.0)
-    save_file(tensors, tmp_path / "my style.safetensors", {"ss_network_dim": "2"})
-    adapter = kohya.load(Path(tmp_path / "my style.safetensors"), BASES, SHAPES)
-    assert (adapter.name, adapter.metadata) == ("my style", {"ss_network_dim": "2"})
-    assert torch.equal(adapter.deltas["unet.q"].down, tensors[f"{UNET}.lora_down.weight"])
-
-
 # --- what is refused ---
 
 
@@ -350,6 +342,14 @@ BAD = {
     ),
     "infinite": (with_bad_number(float("inf")), f"file: '{UNET}' holds NaN or infinite weights"),
     "NaN alpha": (factors(alpha=float("nan")), f"file: '{UNET}' holds NaN or infinite weights"),
+    "two spellings": (
+        {**factors(), f"{UNET}.lora_A.weight": torch.zeros(2, 4)},
+        f"file: '{UNET}' has two tensors for 'down'; the file mixes two formats and is damaged",
+    ),
+    "no matrix": (
+        {f"{UNET}.diff": torch.tensor(1.0)},
+        f"file: '{UNET}' has a difference of (), which is no matrix; the file is damaged",
+    ),
     "twice": (
         {**factors(), **factors("unet.down_blocks.0.attn1.to_q")},
         "'unet.q' is described twice, the second time as 'unet.down_blocks",
@@ -381,8 +381,10 @@ def test_a_bad_file_is_refused_with_the_reason(case):
         ("lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q.lora_up.weight", "SDXL"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "Flux"),
         ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
+        ("lora_transformer_single_transformer_blocks_9_attn_to_q.lora_up.weight", "Flux"),
         ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight", "SD3"),
-        ("lora_te_text_model_encoder_layers_22_q_proj.lora_up.weight", "SD2"),
+        ("encoder.block.0.layer.0.SelfAttention.q.lora_A.weight", "T5"),
+        ("lora_te_text_model_encoder_layers_22_q_proj.lora_up.weight", "SD2.x"),
         ("lora_unet_temporal_transformer_blocks_0.lora_up.weight", "a video model"),
         ("unet.down_blocks.0.motion_modules.0.lora_A.weight", "a video model"),
     ],

@@ -73,7 +73,7 @@ def test_a_dora_does_what_peft_does_with_it(t5_folder, tmp_path, options):
     )
     assert not torch.allclose(tiny_language.logits(tiny_language.t5()), expected, atol=1e-2)
     with pytest.raises(
-        AdapterError, match="dora: it is a DoRA, whose delta depends on the base model's weights"
+        AdapterError, match=r"dora: '.*' is a DoRA, whose delta depends on the base model's weights"
     ):
         peft.load(folder, tiny_language.shapes(base))
 
@@ -148,15 +148,23 @@ def test_settings_that_cannot_be_merged_are_refused(t5_folder, tmp_path, setting
     [
         (
             lambda t: {k: v for k, v in t.items() if k != key_of(Q, "B")},
-            f"{Q!r} has no lora_B factor",
+            f"{Q!r} has no up factor",
         ),
         (lambda t: {**t, key_of(Q, "A"): t[key_of(Q, "A")] * torch.nan}, f"{Q!r} holds NaN"),
-        (lambda t: {**t, key_of(Q, "A"): torch.zeros(4, 31)}, "weight there is 32 x 32"),
+        (
+            lambda t: {**t, key_of(Q, "A"): torch.zeros(4, 31)},
+            "weight there is 32 x 32. The adapter was trained for",
+        ),
+        (lambda t: {**t, f"{Q}.alpha": torch.ones(1)}, f"'{Q}.alpha' is no factor of a LoRA"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(3, 32)}, "different ranks"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(4)}, "no matrices"),
         (
             lambda t: {**t, key_of(Q, "A").replace(".w", ".default.w"): torch.zeros(4, 32)},
-            "two tensors lora_A",
+            f"{Q!r} has two tensors for 'down'",
+        ),
+        (
+            lambda t: {**t, f"{Q}.lora_A.weight": t[key_of(Q, "A")]},
+            f"{Q!r} is described twice",
         ),
         (lambda t: {**t, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, "modules_to_save"),
         (

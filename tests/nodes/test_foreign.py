@@ -11,7 +11,7 @@ from iteris_core import AdapterError
 
 
 def added(apply):
-    return added_by_host("file", "layer", {"layer.lokr_w1": torch.ones(1)}, torch.ones(3, 2), apply)
+    return added_by_host("layer", {"layer.lokr_w1": torch.ones(1)}, torch.ones(3, 2), apply)
 
 
 def test_zero_is_an_answer():
@@ -32,7 +32,7 @@ def test_an_error_that_the_host_only_logs_is_raised_with_its_text(verbosity):
     try:
         with pytest.raises(
             AdapterError,
-            match=r"file: ComfyUI could not apply lokr_w1 to 'layer': ERROR lokr.*do not fit",
+            match=r"has lokr_w1, which ComfyUI could not apply: ERROR lokr.*do not fit",
         ):
             added(fail_as_the_host_does)
         assert (root.level, root.handlers) == (verbosity, handlers)
@@ -47,9 +47,9 @@ def fail(weight):
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
-        (fail, "could not apply lokr_w1 to 'layer': AttributeError: 'NoneType'"),
-        (lambda weight: None, "ComfyUI does not know what lokr_w1 do to 'layer'"),
-        (lambda weight: torch.ones(4, 2), "(4, 2), which is (3, 2) in this model"),
+        (fail, "has lokr_w1, which ComfyUI could not apply: AttributeError: 'NoneType'"),
+        (lambda weight: None, "has lokr_w1, which ComfyUI does not know at this weight"),
+        (lambda weight: torch.ones(4, 2), "(4, 2), but this model's weight there is (3, 2)"),
     ],
     ids=["raises", "does not know", "reshapes"],
 )

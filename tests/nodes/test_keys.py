@@ -26,6 +26,14 @@ def test_only_modules_that_can_be_saved_are_read(keys):
         "lora_te_text_model_q",
         "lora_te1_text_projection",
     }
+    assert keys.bases_of("diffusion_model.mid.q")[:2] == [
+        "lora_unet_mid_block_q",
+        "lora_unet_mid_q",
+    ]
+    assert keys.bases_of("clip_l.transformer.text_projection") == [
+        "clip_l.transformer.text_projection",
+        "lora_te1_text_projection",
+    ]  # cannot be saved, but the host reads it
     assert keys.weight_shape("diffusion_model.mid.q") == (6, 4)
     assert keys.weight_shape("diffusion_model.mid.conv") == (3, 2, 3, 1)
 
@@ -46,8 +54,6 @@ def test_keys_of_modules_that_cannot_be_saved_are_unmatched(keys, odd):
         "lora_te_text_model_q.lora_up.weight": torch.ones(3, 1),
         "lora_te_text_model_q.lora_down.weight": torch.ones(1, 3),
     }
-    adapter = kohya.parse(
-        "file", good | odd, keys.module_of_base, keys.shapes, vector_sizes=keys.vector_sizes
-    )
+    adapter = kohya.parse("file", good | odd, keys)
     assert adapter.unmatched == tuple(odd)
     assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3

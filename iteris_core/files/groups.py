@@ -1,0 +1,93 @@
+"""Which tensors of a file describe the same module.
+
+The key of a tensor is a base, which names the module, and an ending, which tells what the tensor
+is for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..errors import AdapterError
+from .kinds import DIFF, ENDINGS, W_NORM
+
+_ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending in endings}
+
+
+@dataclass
+class Group:
+    """The tensors that describe one module.
+
+    Args:
+        base: What their keys have in common.
+        tensors: Role -> tensor.
+        keys: Role -> the tensor's key.
+        doubled: Roles of which there is a second tensor.
+    """
+
+    base: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    doubled: list[str] = field(default_factory=list)
+
+    def check_single(self) -> None:
+        """Refuse a group with two tensors for one role.
+
+        Raises:
+            AdapterError: Begins with the predicate.
+        """
+        if self.doubled:
+            raise AdapterError(
+                f"has two tensors for {self.doubled[0]!r}; the file mixes two formats and is "
+                "damaged"
+            )
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Return (base, role) of a key; None if no tensor of an adapter has such an ending."""
+    for ending, role in _ROLE_OF_ENDING.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), role
+    return None
+
+
+def grouped(
+    tensors: Mapping[str, Tensor], is_base: Callable[[str], bool] = lambda base: True
+) -> tuple[dict[str, Group], list[str]]:
+    """Return base -> group, and the keys that belong to none.
+
+    Args:
+        tensors: Key -> tensor.
+        is_base: Whether a base is one of a group; else its keys belong to none.
+    """
+    groups: dict[str, Group] = {}
+    others = []
+    for key, tensor in tensors.items():
+        parts = split_key(key)
+        if parts is None or not is_base(parts[0]):
+            others.append(key)
+            continue
+        base, role = parts
+        if role == DIFF and tensor.ndim == 1:  # trainers write a norm's difference like a matrix's
+            role = W_NORM
+        group = groups.setdefault(base, Group(base))
+        if role in group.tensors:
+            group.doubled.append(role)
+        group.tensors[role] = tensor
+        group.keys[role] = key
+    return groups, others
+
+
+def tensors_by_key(base: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a module's tensors, role -> tensor, under the keys that kohya's and LyCORIS' trainers
+    give them.
+    """
+    return {key_of(base, role): tensor for role, tensor in tensors.items()}
+
+
+def key_of(base: str, role: str) -> str:
+    """Return the key that kohya's and LyCORIS' trainers give a tensor."""
+    return base + ENDINGS[role][0]
