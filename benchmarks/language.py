@@ -200,7 +200,7 @@ def one(
         return {"refused": str(error)}
     seconds = time.process_time() - start
     scores = world.scores(result.adapter, group, seed)
-    notes = [note for note in result.report.notes if "searched" in note or "smallest" in note]
+    notes = [note.text for note in result.report.notes if note.kind == "method"]
     return {
         "scores": scores,
         "seconds": seconds,

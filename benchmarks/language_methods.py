@@ -53,8 +53,7 @@ def main_ways() -> dict[str, Way]:
         "regmean_pp + preserve": _way(preserving, method="regmean_pp"),
     }
     for name, method in METHODS.items():
-        searches = method.searches_scale or method.searches_coefficients
-        ways[name] = _way(_SEARCHING if searches else _DEFAULT, method=name)
+        ways[name] = _way(_SEARCHING if method.searches else _DEFAULT, method=name)
     return {name: way for name, way in ways.items() if name not in _THE_SAME}
 
 
@@ -64,12 +63,7 @@ def best_scale_ways() -> dict[str, Way]:
     """
     ways = {}
     for name, method in METHODS.items():
-        if not (
-            method.searches_scale
-            or method.searches_coefficients
-            or name in _THE_SAME
-            or name in _FIT_THEIR_SCALE
-        ):
+        if not (method.searches or name in _THE_SAME or name in _FIT_THEIR_SCALE):
             start = _DEFAULT if method.inputs == "teacher" else _SEARCHING
             ways[f"{name}, best scale"] = _way(
                 start, method=name, baseline=BaselineOptions(scale="search")

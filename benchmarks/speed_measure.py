@@ -26,7 +26,7 @@ WORK = {
     "add": "statistics",
     "add_product": "statistics",
     "gram": "solve",
-    "_layer_report": "report",
+    "figures_of": "report",
     "solve": "solve",
     "solve_layer": "solve",
 }

@@ -7,11 +7,14 @@ rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from .devices import moved
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,45 @@ class LowRankDelta:
         return LowRankDelta(self.up * ratio, self.down / ratio[:, None])
 
 
-def moved(
-    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return a tensor on a device and in a dtype, cast on the CPU's side: not every device has
-    float64.
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Stacked(Generic[Key]):
+    """Several deltas as one.
+
+    Args:
+        delta: ``[up_1 | ... | up_K] [down_1; ...; down_K]``, of rank ``sum r_k``.
+        slices: Key of each part -> its place among the ranks of `delta`: columns of ``up``, rows of
+            ``down``.
     """
-    if tensor.device.type == "cpu":
-        return tensor.to(dtype=dtype).to(device=device)
-    return tensor.to(device=device).to(dtype=dtype)
+
+    delta: LowRankDelta
+    slices: Mapping[Key, slice]
+
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Stacked[Key]:
+        return replace(self, delta=self.delta.to(device=device, dtype=dtype))
 
 
-def stack(deltas: Sequence[LowRankDelta], coefficients: Sequence[float]) -> LowRankDelta:
-    """Return ``sum_k coefficients[k] * deltas[k]`` as one delta of rank ``sum r_k``."""
-    up = torch.cat([delta.up * c for delta, c in zip(deltas, coefficients, strict=True)], dim=1)
-    return LowRankDelta(up, torch.cat([delta.down for delta in deltas], dim=0))
+def stack(
+    deltas: Mapping[Key, LowRankDelta], shares: Mapping[Key, float] | None = None
+) -> Stacked[Key]:
+    """Return ``sum_k shares[k] * deltas[k]`` without forming any weight.
+
+    Args:
+        deltas: Key of each part -> its delta; at least one, all of one shape.
+        shares: Factor of each part; None: 1 for all.
+    """
+    slices = {}
+    start = 0
+    for key, delta in deltas.items():
+        slices[key] = slice(start, start + delta.rank)
+        start += delta.rank
+    ups = [delta.up if shares is None else delta.up * shares[k] for k, delta in deltas.items()]
+    downs = [delta.down for delta in deltas.values()]
+    return Stacked(LowRankDelta(torch.cat(ups, dim=1), torch.cat(downs, dim=0)), slices)
 
 
 @dataclass(frozen=True)
@@ -104,11 +131,11 @@ class Adapter:
     """One LoRA.
 
     Args:
-        name: What to call it in reports and errors, usually the file's name.
+        name: Name in reports and errors, usually the file's.
         deltas: Module path in the model -> delta of that module's weight.
         unmatched: Keys of the file that belong to no module of the model; reported, never dropped
             silently.
-        metadata: The file's own metadata.
+        metadata: Metadata of the file.
         vectors: Parameter path (a bias, or a norm's weight) -> what is added to it.
     """
 
@@ -124,16 +151,13 @@ class Adapter:
         return not self.deltas and not self.vectors
 
     def scaled(self, strength: float) -> Adapter:
-        """Return the adapter at a strength; at strength 0 it changes nothing, so nothing is left of
-        it.
-        """
+        """Return the adapter at a strength; at strength 0 it has neither deltas nor vectors."""
         if not strength:
             return replace(self, deltas={}, vectors={})
-        vectors = {path: vector * strength for path, vector in self.vectors.items()}
         return replace(
             self,
             deltas={path: delta.scaled(strength) for path, delta in self.deltas.items()},
-            vectors=vectors,
+            vectors={path: vector * strength for path, vector in self.vectors.items()},
         )
 
     def joined_with(self, other: Adapter) -> Adapter:
@@ -142,28 +166,17 @@ class Adapter:
             self, deltas={**self.deltas, **other.deltas}, vectors={**self.vectors, **other.vectors}
         )
 
-    def with_deltas(self, deltas: Mapping[str, LowRankDelta]) -> Adapter:
-        return replace(self, deltas=deltas)
-
     def select(self, wanted: Callable[[str], bool]) -> Adapter:
         """Return the part of the adapter whose module and parameter paths are wanted."""
-        vectors = {path: vector for path, vector in self.vectors.items() if wanted(path)}
         return replace(
             self,
             deltas={path: delta for path, delta in self.deltas.items() if wanted(path)},
-            vectors=vectors,
+            vectors={path: vector for path, vector in self.vectors.items() if wanted(path)},
         )
 
     def split(self, belongs: Callable[[str], bool]) -> tuple[Adapter, Adapter]:
         """Return the part of the adapter whose module and parameter paths belong, and the rest."""
         return self.select(belongs), self.select(lambda path: not belongs(path))
-
-    def to(
-        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Adapter:
-        return self.with_deltas(
-            {path: delta.to(device=device, dtype=dtype) for path, delta in self.deltas.items()}
-        )
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:
@@ -180,11 +193,10 @@ def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
-    """Return the mean of the adapters' bias and norm changes; an adapter without one counts as zero
-    there.
+    """Return the mean of the adapters' changes of biases and norms; an adapter without one counts as
+    zero.
 
-    What is added to a bias does not depend on the input, so the best compromise between tasks is
-    their mean.
+    What is added to a bias does not depend on the input, so their mean is the best compromise.
     """
     paths = dict.fromkeys(path for adapter in adapters for path in adapter.vectors)
     return {

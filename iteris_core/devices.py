@@ -1,15 +1,71 @@
-"""Memory of the device: how much is in use, and what to do when it runs out."""
+"""What a device can and cannot do: its precisions, its memory, and what to do when that runs out."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .errors import CalibrationError
 
+logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
+
+
+def moved(
+    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a tensor on a device and in a dtype, cast on the CPU: not every device has float64."""
+    if tensor.device.type == "cpu":
+        return tensor.to(dtype=dtype).to(device=device)
+    return tensor.to(device=device).to(dtype=dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision in which products on x's device are exact enough: float32, or float64
+    where float32 means TF32.
+    """
+    if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32()):
+        return torch.float64
+    return torch.float32
+
+
+def _rounds_to_tf32() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        # set through torch's newer switches, one per backend, which this question does not cover
+        return True
+
+
+def statistics_device(device: torch.device) -> torch.device:
+    """Return where float64 sums of a device's activations are kept: there, or on the CPU where the
+    device has no float64.
+    """
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where the rows of one layer are, and how their products are formed and summed.
+
+    Args:
+        device: Device of the rows.
+        dtype: Precision of their products, see `product_dtype`.
+        sums: Device of the float64 sums, see `statistics_device`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    sums: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor) -> Workplace:
+        return cls(x.device, product_dtype(x), statistics_device(x.device))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -32,9 +88,9 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
 
     Args:
-        run: Takes the number of samples in one forward call.
-        size: To begin with.
-        doing: What runs, for the error.
+        run: Work that takes the number of samples in one forward call.
+        size: Number of samples to begin with.
+        doing: Name of the work, for the error.
 
     Raises:
         CalibrationError: Out of memory with a single sample.
@@ -45,9 +101,10 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # again outside of this block: the error holds the frames of the failed call, and their
-            # tensors
+            # run again outside of this block: the error holds the frames of the failed call, and
+            # their tensors
             size //= 2
+        logger.info("%s ran out of memory; it goes on with %d samples a call", doing, size)
     raise CalibrationError(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved: use fewer of them (trajectories, "

@@ -6,6 +6,8 @@ For a k x k convolution a token is a patch, and d_in = channels * k * k, in the 
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,12 +37,21 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def _describe(module: nn.Module) -> str:
-    if isinstance(module, nn.Conv2d):
-        return f"Conv2d with {module.groups} groups and padding {module.padding_mode!r} {module.padding}"
-    return type(module).__name__
+    if not isinstance(module, nn.Conv2d):
+        return type(module).__name__
+    padding = f"{module.padding_mode!r} {module.padding}"
+    return f"Conv2d with {module.groups} groups and padding {padding}"
 
 
-def is_patchwise(module: nn.Module) -> bool:
+def _padding(module: nn.Conv2d) -> tuple[int, int]:
+    """Return the rows and columns of zeros around a picture; ``same`` is refused by `weight_shape`."""
+    if isinstance(module.padding, str):
+        return 0, 0  # "valid"
+    rows, columns = module.padding
+    return rows, columns
+
+
+def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a token of the layer is a patch of several positions, so that its tokens take much
     more room than its input.
     """
@@ -52,7 +63,12 @@ def token_count(module: nn.Module, x: Tensor) -> int:
     if not isinstance(module, nn.Conv2d):
         return x[0, ..., 0].numel()
     sides = zip(
-        x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True
+        x.shape[2:],
+        module.kernel_size,
+        module.stride,
+        _padding(module),
+        module.dilation,
+        strict=True,
     )
     rows, columns = (
         (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
@@ -70,11 +86,11 @@ def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
     torch.Size([2, 12, 36])
     """
     if isinstance(module, nn.Conv2d):
-        if not is_patchwise(module) and not any(module.padding):
+        if not is_patchwise(module) and not any(_padding(module)):
             step_down, step_right = module.stride
             return x[:, :, ::step_down, ::step_right].flatten(2).transpose(1, 2)
         return functional.unfold(
-            x, module.kernel_size, module.dilation, module.padding, module.stride
+            x, module.kernel_size, module.dilation, _padding(module), module.stride
         ).transpose(1, 2)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -84,7 +100,7 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
 
     Args:
         module: The layer.
-        x: Its input, in any precision.
+        x: Input of the layer, in any precision.
         down: (r, d_in), in the precision of the result.
     """
     x = x.to(down.dtype)
@@ -94,7 +110,7 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
         return torch.cat([input_tokens(module, row[None]) @ down.T for row in x])
     kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
     return (
-        functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation)
+        functional.conv2d(x, kernel, None, module.stride, _padding(module), module.dilation)
         .flatten(2)
         .transpose(1, 2)
     )
@@ -141,12 +157,12 @@ def base_weight_and_bias(
 
 def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:
     """Return the module's output for single patches (n, d_in), as (n, d_out)."""
-    # The patch lies at the input positions that output position 'anchor' reads; padding is skipped
-    # by going far enough in.
+    # The patch lies at the input positions that the output position `anchor` reads, which is far
+    # enough inside to read no padding.
     sides = []
     anchors = []
     for size, stride, padding, dilation in zip(
-        module.kernel_size, module.stride, module.padding, module.dilation, strict=True
+        module.kernel_size, module.stride, _padding(module), module.dilation, strict=True
     ):
         anchor = -(-padding // stride)
         anchors.append(anchor)

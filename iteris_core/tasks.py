@@ -26,7 +26,7 @@ class Sample:
 
     Args:
         teacher: What the teacher row reads; whatever the network's ``forward`` takes for one row.
-        student: What the student row reads, the same number of tokens; None: the same as the
+        student: What the student row reads, of the same number of tokens; None: the same as the
             teacher.
         token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the
             statistics, or a function from a layer's number of tokens to them. 0 leaves a token out;
@@ -54,8 +54,8 @@ class Task:
     """A calibration group.
 
     Args:
-        name: What to call it in reports and errors.
-        samples: At least one.
+        name: Name in reports and errors.
+        samples: Samples to measure, at least one.
         mix: Index of an adapter -> how much of it the teacher wears: {n: 1.0} is adapter n's own
             task, {} a preserve task, whose teacher is the base model.
         weight: The user's weight, 0 or more; only the ratios matter.
@@ -68,11 +68,11 @@ class Task:
 
 
 def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
-    """Refuse tasks that no sweep could use.
+    """Refuse tasks that no engine could use.
 
     Raises:
-        CalibrationError: No task, a task without samples, with an unusable weight, or with a mix
-            that names no adapter.
+        CalibrationError: No task; a task without samples, with an unusable weight, or with a mix
+            that names no adapter; or no task that has a say and a teacher.
     """
     if not tasks:
         raise CalibrationError(
@@ -100,22 +100,32 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
                 f"task {task.name!r} wears adapter number {unknown[0]}; there are {len(adapters)} "
                 "(from 0)"
             )
-    if not any(task.weight > 0 for task in tasks):
+    if not any(task.weight > 0 and not _is_idle(adapters, task) for task in tasks):
         raise CalibrationError(
-            "every task has weight 0: nothing would be measured; give at least one a positive "
-            "weight"
+            "every task has weight 0, or only adapters that change nothing teach it: nothing would "
+            "be measured; give at least one other task a positive weight"
         )
+
+
+def _is_idle(adapters: Sequence[Adapter], task: Task) -> bool:
+    """Whether only adapters that change nothing teach a task; a preserve task is none of those."""
+    taught_by = [k for k, share in task.mix.items() if share]
+    return bool(taught_by) and all(adapters[k].is_idle for k in taught_by)
 
 
 def without_idle_adapters(
     adapters: Sequence[Adapter], tasks: Sequence[Task]
 ) -> tuple[list[Adapter], list[Task]]:
-    """Leave out adapters that change nothing (strength 0), and the tasks that only they teach."""
-    kept = [k for k, adapter in enumerate(adapters) if not adapter.is_idle]
-    position = {k: i for i, k in enumerate(kept)}
-    remaining = []
-    for task in tasks:
-        mix = {position[k]: share for k, share in task.mix.items() if k in position and share}
-        if mix or not any(task.mix.values()):
-            remaining.append(replace(task, mix=mix))
-    return [adapters[k] for k in kept], remaining
+    """Leave out adapters that change nothing (strength 0), and the tasks that only they teach.
+
+    Returns:
+        The other adapters, and the other tasks, whose mixes count those adapters from 0.
+    """
+    numbers = [k for k, adapter in enumerate(adapters) if not adapter.is_idle]
+    position = {k: i for i, k in enumerate(numbers)}
+    remaining = [
+        replace(task, mix={position[k]: c for k, c in task.mix.items() if k in position and c})
+        for task in tasks
+        if not _is_idle(adapters, task)
+    ]
+    return [adapters[k] for k in numbers], remaining

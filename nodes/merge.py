@@ -144,6 +144,7 @@ class Merge(io.ComfyNode):
         settings: MergeSettings | None = None,
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.recipe import with_recipe
+        from ..iteris_core.report.records import Note
         from .loras.entries import each_once, in_sockets, read, scenes_of, used
 
         entries = [*tasks, *in_sockets(more or {})]
@@ -171,9 +172,9 @@ class Merge(io.ComfyNode):
             for (content, entry), name in zip(tasks.items(), names, strict=True)
         ]
         report = with_recipe(result.report, sources, **cls.made_on())
-        report = replace(
-            report, notes=(*report.notes, *notes, *carried(host.patches_of(model, clip)))
-        )
+        more_notes = [Note("repeated", note) for note in notes]
+        more_notes += [Note("host", note) for note in carried(host.patches_of(model, clip))]
+        report = replace(report, notes=(*report.notes, *more_notes))
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),

@@ -20,8 +20,8 @@ class LayerSolution:
     Args:
         delta: The merged delta, float64.
         lambdas: lambda per task, (n,).
-        spectrum: Of the uncut answer in the metric of `truncate`, as far as it was needed; None: no
-            cut was considered.
+        spectrum: Spectrum of the uncut answer in the metric of `truncate`, as far as it was needed;
+            None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
         plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
@@ -56,27 +56,26 @@ def thin_answer(
         system: The metric, S = L L^T.
         half: ``L^T down^T``, (d_in, R).
         exact: The uncut answer, float64.
-        lambdas: lambda per task, handed on.
-        config: Uses ``kept_energy`` and ``size``.
-        rank: See `MergeConfig.rank_at`.
+        lambdas: lambda per task, (n,), for the solution.
+        config: Settings, of which ``kept_energy`` and ``size`` are used.
+        rank: Rank that is asked for, see `MergeConfig.rank_at`.
     """
     most = min(exact.shape)
     if is_left_whole(exact, config, rank):
         return LayerSolution(exact, lambdas)
     spectrum = factored_spectrum(half, exact.up)
-    if (
-        exact.rank > most
-    ):  # more factors than the weight has dimensions: the same delta with as many as it has
+    if exact.rank > most:
+        # more factors than the weight has dimensions: the same delta, with as many as it has
         exact = delta_of_rank(spectrum, most, system.other_half)
     if config.size is not None:
         return LayerSolution(exact, lambdas, spectrum)
     if config.kept_energy is not None:
-        wanted = rank_for_energy(spectrum, config.kept_energy)
+        cut_rank = rank_for_energy(spectrum, config.kept_energy)
     else:
-        wanted = exact.rank if rank in ("sum", "full") else int(rank)
-    if wanted >= exact.rank:
+        cut_rank = exact.rank if rank in ("sum", "full") else int(rank)
+    if cut_rank >= exact.rank:
         return LayerSolution(exact, lambdas, spectrum)
-    return _cut(system, spectrum, exact, wanted, lambdas)
+    return _cut(system, spectrum, exact, cut_rank, lambdas)
 
 
 def dense_answer(
@@ -92,22 +91,22 @@ def dense_answer(
     Args:
         system: The metric, S = L L^T.
         half: ``L^T dW^T``, (d_in, d_out).
-        sum_of_ranks: What the rank ``sum`` means here.
-        lambdas: lambda per task, handed on.
-        config: Uses ``kept_energy``, which never takes more than the sum of the ranks, as with the
-            delta target.
-        rank: See `MergeConfig.rank_at`.
+        sum_of_ranks: Rank that ``sum`` means here.
+        lambdas: lambda per task, (n,), for the solution.
+        config: Settings, of which ``kept_energy`` is used. As with the delta target, it never takes
+            more than the sum of the ranks.
+        rank: Rank that is asked for, see `MergeConfig.rank_at`.
     """
     most = min(half.shape)
     if rank == "full":
         return LayerSolution(_as_factors(system.other_half(half).T), lambdas)
     asked = rank != "sum" or config.kept_energy is not None
-    wanted = min(most, sum_of_ranks if rank == "sum" else int(rank))
-    spectrum = leading_spectrum(half, wanted)
+    cut_rank = min(most, sum_of_ranks if rank == "sum" else int(rank))
+    spectrum = leading_spectrum(half, cut_rank)
     if config.kept_energy is not None:
-        wanted = rank_for_energy(spectrum, config.kept_energy)
+        cut_rank = rank_for_energy(spectrum, config.kept_energy)
     exact = _as_factors(system.other_half(half).T) if asked else None
-    return _cut(system, spectrum, exact, wanted, lambdas)
+    return _cut(system, spectrum, exact, cut_rank, lambdas)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:

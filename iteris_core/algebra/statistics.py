@@ -1,19 +1,24 @@
-"""What one layer's solve needs to know about its inputs: second moments, streamed, never the inputs
-themselves.
+"""What one layer's solve needs to know about its inputs: second moments, summed up row by row.
 
-For one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
+Of one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
 (tokens, R); and, for the full-output target, the drift Y - Y~ of the base layer's outputs, (tokens,
 d_out).
+
+Inputs are kept in one of two forms with one interface: as `Sums`, or, where there are fewer tokens
+than the layer is wide, as `KeptRows`, which are smaller and can be solved in sample space.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..adapters import moved
+from ..devices import moved
 
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
@@ -23,35 +28,8 @@ TOKENS_PER_PRODUCT = 2048
 BLOCK = 256
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision in which products on x's device are exact enough: float32, or float64
-    where that means TF32.
-    """
-    return (
-        torch.float64
-        if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32())
-        else torch.float32
-    )
-
-
-def _rounds_to_tf32() -> bool:
-    try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except (
-        RuntimeError
-    ):  # set through torch's newer, per-backend switches, which this question does not cover
-        return True
-
-
-def statistics_device(device: torch.device) -> torch.device:
-    """Return where float64 sums of this device's activations are kept: there, or on the CPU if it
-    has no float64.
-    """
-    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
-
-
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a^T b`` to a float64 total, in short products of the inputs' own precision."""
+    """Add ``a^T b`` to a float64 total, from short products in the precision of a and b."""
     for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
         part = slice(start, start + TOKENS_PER_PRODUCT)
         total += moved(a[part].T @ b[part], total.device, total.dtype)
@@ -85,21 +63,6 @@ def product_of_rows(rows: Tensor) -> Tensor:
     return mirror(total)
 
 
-def joint_product(parts: Sequence[InputMoments]) -> Tensor:
-    """Return ``Z Z^T`` of several tasks' kept rows, one below the other; layers that share an input
-    share it, so do not write.
-
-    The first task's moments keep it, and are gone with the input.
-    """
-    first = parts[0]
-    if first.joint is None or first.joint[0] != tuple(map(id, parts)):
-        first.joint = (
-            tuple(map(id, parts)),
-            product_of_rows(torch.cat([part.student_rows() for part in parts])),
-        )
-    return first.joint[1]
-
-
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
     """Return the sum of squares, float64 on a device."""
     squares = rows.square()
@@ -107,96 +70,235 @@ def _energy(rows: Tensor, device: torch.device) -> Tensor:
     return squares.sum(dtype=torch.float64) if same else moved(squares.sum(), device, torch.float64)
 
 
-class InputMoments:
-    """Sums over one task's inputs, float64; layers that read the same tensor share them.
+class CrossProduct(Protocol):
+    """X~^T H of one task, (d_in, R), while rows arrive."""
 
-    With fewer tokens than the layer is wide, the rows themselves are smaller than their sums, and
-    are kept instead.
+    def add(self, student: Tensor, codes: Tensor) -> None: ...
+
+    def product(self) -> Tensor: ...
+
+    def bytes(self) -> int: ...
+
+
+class InputMoments(ABC):
+    """Second moments of one task's inputs, float64; layers that read the same tensor share them.
 
     Args:
         d_in: Width of the inputs.
-        device: Where sums are kept.
-        cross_gram: Whether X~^T X is needed: for the paper's ridge.
-        keep_rows: How many tokens to keep as rows, see above; 0: keep sums. Not with `cross_gram`.
+        device: Device of the sums.
+
+    Attributes:
+        tokens: Number of tokens that were added.
+        energy: ||X||_F^2, 0-dim.
     """
 
-    def __init__(
-        self, d_in: int, device: torch.device, *, cross_gram: bool = False, keep_rows: int = 0
-    ) -> None:
+    def __init__(self, d_in: int, device: torch.device) -> None:
         self.d_in = d_in
         self.device = device
         self.tokens = 0
-        self.keep_rows = keep_rows
         self.energy = self.zeros()
-        self.rows: list[Tensor] | None = [] if keep_rows else None
-        self.cross_gram = self.zeros(d_in, d_in) if cross_gram else None
-        self.joint: tuple[tuple[int, ...], Tensor] | None = None  # see `joint_product`
-        self._gram = None if keep_rows else self.zeros(d_in, d_in)
-        self._mirrored = (
-            True  # whether the Gram matrix is whole, not only filled in above its diagonal
-        )
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add(self, teacher: Tensor, student: Tensor) -> None:
-        """Add rows of X and X~, (tokens, d_in), already multiplied by the roots of their token
-        weights.
-        """
-        if self.rows is None:
-            add_square(self._gram, student)
-            self._mirrored = False
-        else:
-            self.rows.append(student.to(device=self.device))
+        """Add rows of X and X~, (tokens, d_in), each times the root of its token's weight."""
+        self.tokens += student.shape[0]
         self.energy += _energy(teacher, self.device)
-        if self.cross_gram is not None:
-            add_product(self.cross_gram, student, teacher)
+        self._add_products(teacher, student)
+
+    @abstractmethod
+    def _add_products(self, teacher: Tensor, student: Tensor) -> None: ...
+
+    @property
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """X~^T X~, (d_in, d_in); not to be modified."""
+
+    @abstractmethod
+    def size(self) -> Tensor:
+        """Return ``||X~^T X~||_F``, 0-dim."""
+
+    def cross_size(self) -> Tensor:
+        """Return ``||X~^T X||_F``, 0-dim, where it was measured; else `size`."""
+        return self.size()
+
+    @abstractmethod
+    def form(self, down: Tensor) -> Tensor:
+        """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
+
+    @abstractmethod
+    def cross_with(self, rank: int) -> CrossProduct:
+        """Return a sum of products with the codes of a delta of this rank, to add rows to."""
+
+    @abstractmethod
+    def bytes(self) -> int:
+        """Return the memory that the moments take."""
+
+
+class Sums(InputMoments):
+    """Moments as sums: any number of tokens in the room of a (d_in, d_in) matrix.
+
+    Args:
+        cross_gram: Whether X~^T X is summed up, too: for the paper's ridge.
+    """
+
+    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False) -> None:
+        super().__init__(d_in, device)
+        self._gram = self.zeros(d_in, d_in)
+        self._is_whole = True  # or only filled in on and above its diagonal
+        self._cross_gram = self.zeros(d_in, d_in) if cross_gram else None
+
+    def _add_products(self, teacher: Tensor, student: Tensor) -> None:
+        add_square(self._gram, student)
+        self._is_whole = False
+        if self._cross_gram is not None:
+            add_product(self._cross_gram, student, teacher)
 
     @property
     def gram(self) -> Tensor:
-        """X~^T X~, (d_in, d_in)."""
-        if self._gram is None:
-            self._gram = self.zeros(self.d_in, self.d_in)
-            add_square(self._gram, self.student_rows())
-            self._mirrored = False
-        if not self._mirrored:
+        if not self._is_whole:
             mirror(self._gram)
-            self._mirrored = True
+            self._is_whole = True
         return self._gram
 
-    def student_rows(self) -> Tensor:
-        """X~, (tokens, d_in), in the precision of the products; only where rows are kept."""
-        if len(self.rows) != 1:
-            self.rows = [torch.cat(self.rows) if self.rows else self.zeros(0, self.d_in)]
-        return self.rows[0]
-
     def size(self) -> Tensor:
-        """Return ``||X~^T X~||_F``, 0-dim."""
-        return (
-            product_of_rows(self.student_rows()).norm() if self._gram is None else self.gram.norm()
-        )
+        return self.gram.norm()
+
+    def cross_size(self) -> Tensor:
+        return self.size() if self._cross_gram is None else self._cross_gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
-        """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
-        if self._gram is None:
-            codes = self.student_rows().to(down.dtype) @ down.T
-            return codes.T @ codes
         return down @ self.gram @ down.T
 
+    def cross_with(self, rank: int) -> CrossProduct:
+        return _CrossSum(self.zeros(self.d_in, rank))
+
     def bytes(self) -> int:
-        """Return the memory that the sums take."""
-        sums = sum(
-            8 * matrix.numel() for matrix in (self._gram, self.cross_gram) if matrix is not None
-        )
-        return sums + 8 * self.keep_rows * self.d_in
+        return 8 * self._gram.numel() * (1 if self._cross_gram is None else 2)
+
+
+class KeptRows(InputMoments):
+    """Moments as the rows themselves, in the precision of their products; sums are made when they
+    are asked for.
+
+    Args:
+        capacity: Number of rows that will come at most.
+    """
+
+    def __init__(self, d_in: int, device: torch.device, *, capacity: int) -> None:
+        super().__init__(d_in, device)
+        self.capacity = capacity
+        self._rows: list[Tensor] = []
+        self._gram: Tensor | None = None
+
+    def _add_products(self, teacher: Tensor, student: Tensor) -> None:
+        # a copy: the forward call goes on with the tensor that is added, or lets it wait elsewhere
+        self._rows.append(student.to(device=self.device, copy=True))
+
+    def rows(self) -> Tensor:
+        """X~, (tokens, d_in)."""
+        if len(self._rows) != 1:
+            self._rows = [torch.cat(self._rows) if self._rows else self.zeros(0, self.d_in)]
+        return self._rows[0]
+
+    @property
+    def gram(self) -> Tensor:
+        if self._gram is None:
+            total = self.zeros(self.d_in, self.d_in)
+            add_square(total, self.rows())
+            self._gram = mirror(total)
+        return self._gram
+
+    def size(self) -> Tensor:
+        return product_of_rows(self.rows()).norm() if self._gram is None else self._gram.norm()
+
+    def form(self, down: Tensor) -> Tensor:
+        if self._gram is not None:
+            return down @ self._gram @ down.T
+        codes = self.rows().to(down.dtype) @ down.T
+        return codes.T @ codes
+
+    def cross_with(self, rank: int) -> KeptCodes:
+        return KeptCodes(self, rank)
+
+    def bytes(self) -> int:
+        made = 0 if self._gram is None else self._gram.numel()
+        return 8 * (made + self.capacity * self.d_in)
+
+
+class _CrossSum:
+    """X~^T H as a sum."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total = total
+
+    def add(self, student: Tensor, codes: Tensor) -> None:
+        add_product(self.total, student, codes)
+
+    def product(self) -> Tensor:
+        return self.total
+
+    def bytes(self) -> int:
+        return 8 * self.total.numel()
+
+
+class KeptCodes:
+    """X~^T H from kept rows of both."""
+
+    def __init__(self, inputs: KeptRows, rank: int) -> None:
+        self.inputs = inputs
+        self._codes = [inputs.zeros(0, rank)]
+
+    def add(self, student: Tensor, codes: Tensor) -> None:
+        self._codes.append(codes.to(device=self.inputs.device, copy=True))
+
+    def codes(self) -> Tensor:
+        """H, (tokens, R), float64."""
+        return torch.cat(self._codes)
+
+    def product(self) -> Tensor:
+        return self.inputs.rows().to(torch.float64).T @ self.codes()
+
+    def bytes(self) -> int:
+        return 0
+
+
+class JointRows:
+    """Kept rows of all tasks at one input, and the product that layers which share it need once.
+
+    Args:
+        parts: Rows of each task, in the order of the tasks.
+    """
+
+    def __init__(self, parts: Sequence[KeptRows]) -> None:
+        self.parts = parts
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """Place of each task's rows among all."""
+        stops = torch.tensor([part.tokens for part in self.parts]).cumsum(0).tolist()
+        return [slice(stop - p.tokens, stop) for p, stop in zip(self.parts, stops, strict=True)]
+
+    @cached_property
+    def product(self) -> Tensor:
+        """Z Z^T, (tokens, tokens), with Z all rows one below the other; not to be modified."""
+        return product_of_rows(torch.cat([part.rows() for part in self.parts]))
+
+
+class Kept(NamedTuple):
+    """X~ (tokens, d_in), in the precision of the products, and H (tokens, R), float64."""
+
+    rows: Tensor
+    codes: Tensor
 
 
 class TaskStatistics:
     """Sums of one task at one layer, float64.
 
     Args:
-        inputs: See `InputMoments`.
-        rank: R, of what the teacher wears.
+        inputs: Moments of its inputs.
+        rank: R, the rank of what the teacher wears.
         drift_width: d_out, for the full-output target; None: no drift is measured.
         output_energy: Whether the published code's balance needs the outputs' energy.
 
@@ -217,8 +319,7 @@ class TaskStatistics:
     ) -> None:
         self.inputs = inputs
         self.codes = inputs.zeros(rank, rank)
-        self.code_rows: list[Tensor] | None = None if inputs.rows is None else []
-        self._cross = inputs.zeros(inputs.d_in, rank) if inputs.rows is None else None
+        self._cross = inputs.cross_with(rank)
         self.drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
         self.target_energy = None if drift_width is None else inputs.zeros()
         self.output_energy = inputs.zeros() if output_energy else None
@@ -232,43 +333,36 @@ class TaskStatistics:
         added: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
-        """Add rows, already multiplied by the roots of their token weights.
+        """Add rows, each times the root of its token's weight.
 
         Args:
             student: X~, (tokens, d_in), in the precision of the products.
             codes: H, (tokens, R).
-            drift: Y - Y~, (tokens, d_out); where the target asks for it.
+            drift: Y - Y~, (tokens, d_out), where the target asks for it.
             added: X dW^T, (tokens, d_out), with `drift`; None: zero.
-            outputs: X (W0 + dW)^T, (tokens, d_out); where the balance asks for it.
+            outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
-        if self.code_rows is None:
-            add_product(self._cross, student, codes)
-        else:
-            self.code_rows.append(codes.to(device=self.codes.device))
+        self._cross.add(student, codes)
         add_product(self.codes, codes, codes)
-        if self.drift is not None and drift is not None:
+        if self.drift is not None and self.target_energy is not None and drift is not None:
             add_product(self.drift, student, drift)
-            self.target_energy += _energy(
-                drift if added is None else drift + added, self.inputs.device
-            )
+            target = drift if added is None else drift + added
+            self.target_energy += _energy(target, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs, self.inputs.device)
 
     @property
     def cross(self) -> Tensor:
         """X~^T H, (d_in, R)."""
-        if self._cross is None:
-            return self.inputs.student_rows().to(self.codes.dtype).T @ self.all_codes()
-        return self._cross
+        return self._cross.product()
 
-    def all_codes(self) -> Tensor:
-        """H, (tokens, R); only where rows are kept."""
-        return torch.cat([self.inputs.zeros(0, self.codes.shape[0]), *self.code_rows])
+    def kept(self) -> Kept | None:
+        """Return the rows themselves, where they were kept."""
+        if not isinstance(self._cross, KeptCodes):
+            return None
+        return Kept(self._cross.inputs.rows(), self._cross.codes())
 
     def bytes(self) -> int:
         """Return the memory that the sums take, without those of the inputs."""
-        return sum(
-            8 * matrix.numel()
-            for matrix in (self._cross, self.codes, self.drift)
-            if matrix is not None
-        )
+        drift = 0 if self.drift is None else self.drift.numel()
+        return 8 * (self.codes.numel() + drift) + self._cross.bytes()

@@ -39,22 +39,21 @@ def factorise(
 
     Args:
         matrix: Symmetric, (n, n), float64.
-        right_sides: What will be solved for; checked to be finite.
+        right_sides: Right sides of the system, checked to be finite.
         inputs: Task name -> the inputs that the matrix was made of, to explain a failure.
-        alpha: The ridge, to explain a failure.
+        alpha: Ridge, to explain a failure.
 
     Raises:
-        SolveError: With the cause, found from the inputs.
+        SolveError: The matrix has no usable factor; says the cause.
     """
     scale = matrix.diagonal().rsqrt()
     factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
-    # rounding lets a singular matrix through with pivots of its own size: such a factor holds no
-    # digits of the answer
+    # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
+    # factor holds no digits of the answer
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
     finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
-    if bool(
-        (failed_at != 0) | singular | ~finite
-    ):  # the only wait for the device in a layer's solve
+    # the only wait for the device in a layer's solve
+    if bool((failed_at != 0) | singular | ~finite):
         raise SolveError(_why_unsolvable(matrix, inputs, int(failed_at), alpha))
     return System(scale, factor)
 
@@ -73,6 +72,8 @@ def _why_unsolvable(
             return f"all inputs of task {name!r} are zero here; use other samples for it"
     tokens = sum(moments.tokens for moments in inputs.values())
     width = matrix.shape[0]
-    found = f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite"
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
-    return f"{found}{where} with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
+    return (
+        f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite{where} "
+        f"with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
+    )

@@ -8,7 +8,7 @@ transposed: half = L^-1 B = (W* L)^T, (d_in, d_out).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +77,8 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
 
 
 def _times(matrix: Tensor, few: Tensor) -> Tensor:
-    """Return ``matrix @ few``; on a CPU up to ten times as fast as that, for a few columns as `qr`
-    leaves them.
+    """Return ``matrix @ few``, up to ten times as fast on a CPU: `qr` leaves its few columns in an
+    order that suits the transposed product.
     """
     return (few.T @ matrix.T).T
 
@@ -88,8 +88,16 @@ def rank_for_energy(spectrum: Spectrum, kept_energy: float) -> int:
     return max(1, min(int((spectrum.kept() < kept_energy - 1e-12).sum()) + 1, len(spectrum.values)))
 
 
-def delta_of_rank(spectrum: Spectrum, rank: int, solve_transposed) -> LowRankDelta:
-    """Return the best delta of a rank; ``solve_transposed`` is ``Y -> L^-T Y``."""
+def delta_of_rank(
+    spectrum: Spectrum, rank: int, solve_transposed: Callable[[Tensor], Tensor]
+) -> LowRankDelta:
+    """Return the best delta of a rank.
+
+    Args:
+        spectrum: At least this many triplets of ``half``.
+        rank: Rank of the delta.
+        solve_transposed: ``Y -> L^-T Y``.
+    """
     root = spectrum.values[:rank].sqrt()
     return LowRankDelta(
         spectrum.right[:, :rank] * root, (solve_transposed(spectrum.left[:, :rank]) * root).T
@@ -108,16 +116,16 @@ def share_out_size(
     Args:
         spectra: Module path -> singular values of its ``half``, falling.
         shapes: Module path -> (d_out, d_in).
-        energies: Module path -> what the layer's effect is measured against, so that layers can be
-            compared.
-        size: Weights in all factors together.
+        energies: Module path -> energy that the layer's effect is relative to, so that layers can
+            be compared.
+        size: Number of weights in all factors together.
 
     Returns:
         Module path -> rank, at least 1: every layer keeps its strongest direction even if that
         takes more than `size`.
     """
     ranks = dict.fromkeys(spectra, 1)
-    left = size - sum(sum(shapes[path]) for path in spectra)
+    remaining = size - sum(sum(shapes[path]) for path in spectra)
     steps = [
         (value * value / max(energies[path], 1e-300) / sum(shapes[path]), path)
         for path, values in spectra.items()
@@ -125,7 +133,7 @@ def share_out_size(
     ]
     for _, path in sorted(steps, key=lambda step: -step[0]):
         cost = sum(shapes[path])
-        if cost <= left:
+        if cost <= remaining:
             ranks[path] += 1
-            left -= cost
+            remaining -= cost
     return ranks

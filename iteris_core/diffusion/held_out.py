@@ -15,9 +15,10 @@ from ..adapters import Adapter
 from ..devices import with_smaller_calls
 from ..merging import MergeResult
 from ..network import Network
+from ..progress import nobody
 from ..report.fidelity import fidelity
-from ..report.records import TaskFidelity
-from ..rows.chunks import wearing
+from ..report.records import Note, TaskFidelity
+from ..rows.wearing import wearing
 from ..tasks import Task
 from .calibration import Calibration, own_captions
 from .samples import Context, Contexts, Plan, PromptedAdapter, Reading, common_length, unet_samples
@@ -75,7 +76,8 @@ def with_held_out(
     before = ", ".join(
         f"{entry.task} {entry.strength:.2f}" for entry in found if entry.strength is not None
     )
-    notes = (*result.report.notes, f"scaled by {factor:.3f}; strength before: {before}")
+    note = Note("strength", f"scaled by {factor:.3f}; strength before: {before}")
+    notes = (*result.report.notes, note)
     report = replace(result.report, fidelity=measure(scaled), notes=notes, settings=settings)
     return replace(result, adapter=scaled, report=report)
 
@@ -157,7 +159,7 @@ def _fidelity(
                 unet[-1],
                 samples_per_chunk=size,
                 base_reads=lambda g, i: base_rows[g][i],
-                progress=tell,
+                progress=tell or nobody,
             )
 
         return with_smaller_calls(measure, samples_per_chunk, "the check on unseen samples")

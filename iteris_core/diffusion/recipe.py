@@ -12,7 +12,7 @@ import torch
 from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files.json_settings import from_json, shown
-from ..report.records import MergeReport
+from ..report.records import MergeReport, Note
 from ..version import __version__
 from .calibration import Calibration
 from .scenes import Kind
@@ -122,8 +122,11 @@ def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> 
     torch's, and more.
     """
     notes = [
-        f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): "
-        f"{'; '.join(lora.prompts)}"
+        Note(
+            "prompts",
+            f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): "
+            f"{'; '.join(lora.prompts)}",
+        )
         for lora in loras
         if lora.prompts_from
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..files.tensors import sha256_of_tensors
 from ..network import Network
-from ..rows.chunks import wearing
+from ..rows.wearing import wearing
 from .calibration import Calibration, euler_trajectory, kept_steps, noise
 from .samples import Contexts, Plan, Reading, UnetRow, mix_in
 

@@ -22,7 +22,7 @@ from ..devices import with_smaller_calls
 from ..errors import AdapterError, ConfigError
 from ..merging import MergeResult, merge
 from ..network import Network
-from ..report.records import LayerReport, joined
+from ..report.records import LayerReport, Note, joined
 from ..tasks import Sample, Task
 from .calibration import Calibration
 from .samples import (
@@ -161,7 +161,7 @@ def merge_stable_diffusion(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         notes=(
-            *(note for note in report.notes if note.startswith(f"{config.method}:")),
+            *(note for note in report.notes if note.kind == "method"),
             *_notes(idle, vectors, alone),
         ),
         settings={
@@ -175,17 +175,19 @@ def merge_stable_diffusion(
     )
 
 
-def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> list[str]:
+def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> list[Note]:
     notes = []
     if idle:
-        notes.append(f"left out, since their strength is 0: {', '.join(idle)}")
+        text = f"left out, since their strength is 0: {', '.join(idle)}"
+        notes.append(Note("left_out", text))
     if vectors:
-        notes.append(
+        text = (
             f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran "
             "without them"
         )
+        notes.append(Note("vectors", text))
     if alone:
-        notes.append("there are no scene tasks: a single LoRA meets no other")
+        notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))
     return notes
 
 

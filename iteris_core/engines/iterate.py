@@ -7,28 +7,19 @@ It reaches what the sweep gives at once. It is here to reproduce the paper, and 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, LowRankDelta, stack, target_layers
-from ..algebra.solve import solve_layer
-from ..config import MergeConfig
+from ..adapters import LowRankDelta, stack
 from ..devices import with_smaller_calls
-from ..network import Network
-from ..rows.chunks import Chunk, at_hand, dress, layer_hooks, split_into_chunks
-from ..tasks import Task
-from .measure import Measurement, SolvedLayer
-from .shared_inputs import SharedInputs
-from .sweep import (
-    EngineResult,
-    Progress,
-    SolverAt,
-    Watch,
+from ..rows.chunks import Chunk, split_into_chunks
+from ..rows.wearing import Worn, dress, layer_hooks, worn_at
+from .common import (
     check_all_reached,
     check_targets,
     current_chunk,
@@ -36,16 +27,18 @@ from .sweep import (
     reached_twice,
     run_chunk,
 )
+from .measure import Measurement
+from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
+from .shared_inputs import SharedInputs
+
+logger = logging.getLogger("iteris")
+Deltas = Mapping[str, LowRankDelta]
 
 
 def iterate(
-    network: Network,
-    adapters: Sequence[Adapter],
-    tasks: Sequence[Task],
-    config: MergeConfig,
-    progress: Progress | None = None,
-    solver_at: SolverAt = lambda path: solve_layer,
-    watch: Watch | None = None,
+    problem: Problem,
+    solver_at: SolverAt = iteris_at,
+    listener: Listener = NOBODY,
 ) -> EngineResult:
     """Solve all target layers again and again, each time on the inputs that the last answer leads
     to.
@@ -58,72 +51,88 @@ def iterate(
 
     Args, Raises: See `sweep.sweep`.
     """
-    check_targets(network, adapters)
-    return with_smaller_calls(
-        lambda size: _iterate(
-            network,
-            adapters,
-            tasks,
-            replace(config, samples_per_chunk=size),
-            progress,
-            solver_at,
-            watch,
-        ),
-        config.samples_per_chunk,
-        "the iteration",
-    )
+    check_targets(problem.network, problem.adapters)
+
+    def attempt(samples_per_chunk: int) -> EngineResult:
+        smaller = problem.with_settings(samples_per_chunk=samples_per_chunk)
+        with torch.no_grad():
+            return _iterate(smaller, solver_at, listener)
+
+    return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the iteration")
 
 
-def _iterate(
-    network: Network,
-    adapters: Sequence[Adapter],
-    tasks: Sequence[Task],
-    config: MergeConfig,
-    progress: Progress | None,
-    solver_at: SolverAt,
-    watch: Watch | None,
-) -> EngineResult:
-    state = _Iteration(
-        network,
-        adapters,
-        tasks,
-        config,
-        solver_at,
-        watch,
-        split_into_chunks(tasks, config.samples_per_chunk),
-    )
-    paths = target_layers(adapters)
-    modules = {path: network.modules[path] for path in paths}
+def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> EngineResult:
+    config = problem.config
+    chunks = split_into_chunks(problem.tasks, config.samples_per_chunk)
+    solved: dict[str, SolvedLayer] = {}
+    merged: Deltas | None = None
     changes: list[float] = []
-    with torch.no_grad(), layer_hooks(modules, state.at_layer):
-        for number in range(config.max_iter):
-            solved = state.solve_all(
-                paths, partial(_tell, progress, number * len(paths), config.max_iter * len(paths))
-            )
-            changes.append(_largest_change(state.merged, solved))
-            state.merged = {path: layer.saved for path, layer in solved.items()}
-            state.on_device.clear()
-            if changes[-1] <= config.tolerance or number + 1 >= state.different_inputs:
-                break
-        answers = state.run_all()
-    cpu = {
+    while len(changes) < config.max_iter:
+        before = merged
+        solved, different_inputs = _solve_all(
+            problem, chunks, before, solver_at, listener, len(changes)
+        )
+        merged = {path: layer.saved for path, layer in solved.items()}
+        changes.append(_largest_change(before, merged))
+        logger.info("solve %d changed a layer by up to %.2e", len(changes), changes[-1])
+        if changes[-1] <= config.tolerance or len(changes) >= different_inputs:
+            break
+    answers = _Pass(problem, chunks, merged).run()
+    on_cpu = {
         path: replace(layer, saved=layer.saved.to(device="cpu")) for path, layer in solved.items()
     }
-    return EngineResult(cpu, outputs_by_task(tasks, state.chunks, answers), tuple(changes))
+    return EngineResult(on_cpu, outputs_by_task(problem.tasks, chunks, answers), tuple(changes))
 
 
-def _tell(progress: Progress | None, start: int, total: int, done: int) -> None:
-    if progress is not None:
-        progress(start + done, total)
+def _solve_all(
+    problem: Problem,
+    chunks: Sequence[Chunk],
+    merged: Deltas | None,
+    solver_at: SolverAt,
+    listener: Listener,
+    solves: int,
+) -> tuple[dict[str, SolvedLayer], int]:
+    """Measure and solve every layer once, in as many passes over the rows as the statistics need.
+
+    Args:
+        problem: What to merge.
+        chunks: All rows.
+        merged: The last answer, which student rows wear; None: they wear their teachers' mix.
+        solver_at: What solves each layer.
+        listener: Told about every solved layer.
+        solves: Number of solves of all layers before this one.
+
+    Returns:
+        The layers in the order in which the network reaches them, and the number of different
+        inputs that they read.
+    """
+    paths = problem.paths
+    total = problem.config.max_iter * len(paths)
+    solved: dict[str, SolvedLayer] = {}
+    order: Sequence[str] = ()
+    inputs = 0
+    while len(solved) < len(paths):
+        one_pass = _Pass(problem, chunks, merged, [path for path in paths if path not in solved])
+        one_pass.run()
+        order = one_pass.order
+        measurements = one_pass.measurements
+        for path in list(measurements):
+            measurement = measurements.pop(path)  # its sums go as soon as it is solved
+            inputs += measurement.input.is_first
+            solved[path] = measurement.solve(solver_at(path))
+            listener.layer_solved(solved[path], solves * len(paths) + len(solved), total)
+    return {path: solved[path] for path in order}, inputs
 
 
-def _largest_change(before: dict[str, LowRankDelta] | None, after: dict[str, SolvedLayer]) -> float:
+def _largest_change(before: Deltas | None, after: Deltas) -> float:
+    """Return the largest ``||new - old|| / ||new||`` of a layer; 1 where there is no old one."""
     if before is None:
-        return 1.0  # everything is new
+        return 1.0
     changes = []
-    for path, layer in after.items():
-        new = layer.saved.to(dtype=torch.float64)
-        difference = stack([new, before[path].to(dtype=torch.float64)], [1.0, -1.0])
+    for path, delta in after.items():
+        new = delta.to(dtype=torch.float64)
+        old = before[path].to(dtype=torch.float64)
+        difference = stack({"new": new, "old": old}, {"new": 1.0, "old": -1.0}).delta
         changes.append(
             (difference.squared_norm().clamp_min(0) / new.squared_norm().clamp_min(1e-300)).sqrt()
         )
@@ -131,55 +140,44 @@ def _largest_change(before: dict[str, LowRankDelta] | None, after: dict[str, Sol
 
 
 @dataclass
-class _Iteration:
-    network: Network
-    adapters: Sequence[Adapter]
-    tasks: Sequence[Task]
-    config: MergeConfig
-    solver_at: SolverAt
-    watch: Watch | None
-    chunks: list[Chunk]
-    merged: dict[str, LowRankDelta] | None = None
-    different_inputs: int = 0
-    waiting: set[str] = field(default_factory=set)
-    open: dict[str, Measurement] = field(default_factory=dict)
-    inputs: SharedInputs = field(default_factory=SharedInputs)
-    reached: list[str] = field(default_factory=list)
-    on_device: dict[str, tuple[list[LowRankDelta | None], LowRankDelta | None]] = field(
-        default_factory=dict
-    )
-    first_chunk: bool = True
+class _Pass:
+    """One pass over all rows, in which as many layers are measured as there is room for.
 
-    def solve_all(self, paths: Sequence[str], tell: Any) -> dict[str, SolvedLayer]:
-        """Measure and solve every layer on the present rows, in as many passes as the statistics
-        need.
-        """
-        self.waiting = set(paths)
-        solved = {}
-        inputs = 0
-        while self.waiting:
-            self.open = {}
-            self.inputs = SharedInputs()
-            self.run_all()
-            check_all_reached(paths, self.reached)
-            for path, measurement in self.open.items():
-                solved[path] = measurement.solve(self.config.rank_at(path), self.solver_at(path))
-                inputs += measurement.first_of_its_input
-                tell(len(solved))
-                if self.watch is not None:
-                    self.watch(solved[path].report())
-            self.waiting -= set(self.open)
-        self.open = {}
-        self.different_inputs = inputs
-        return {path: solved[path] for path in self.reached}
+    Lifecycle:
+        1. `run`, once: every chunk goes through the network, one after the other.
+        2. `order` and `measurements` are read.
 
-    def run_all(self) -> list[Any]:
-        """Run all chunks, one after the other."""
+    Args:
+        problem: What to merge.
+        chunks: All rows.
+        merged: What student rows wear at each layer; None: the same as their teachers.
+        waiting: Layers that are still to be measured; empty: the rows only run.
+
+    Attributes:
+        order: Layers in the order in which the network reaches them.
+        measurements: Path -> measurement of the layers that had room.
+    """
+
+    problem: Problem
+    chunks: Sequence[Chunk]
+    merged: Deltas | None
+    waiting: Collection[str] = ()
+    order: list[str] = field(default_factory=list, init=False)
+    measurements: dict[str, Measurement] = field(default_factory=dict, init=False)
+    _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
+    _worn: dict[str, Worn] = field(default_factory=dict, init=False)
+
+    def run(self) -> list[Any]:
+        """Run all chunks, and return what the network returned for each."""
+        network = self.problem.network
+        paths = self.problem.paths
         answers = []
-        for number, chunk in enumerate(self.chunks):
-            self.first_chunk = number == 0
-            self.reached = []
-            answers.append(contextvars.copy_context().run(run_chunk, self.network, chunk))
+        modules = {path: network.modules[path] for path in paths}
+        with layer_hooks(modules, self.at_layer):
+            for chunk in self.chunks:
+                self.order = []
+                answers.append(contextvars.copy_context().run(run_chunk, network, chunk))
+        check_all_reached(paths, self.order)
         return answers
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -187,28 +185,18 @@ class _Iteration:
         chunk = current_chunk(path, x)
         if chunk is None:
             return y
-        if path in self.reached:
+        if path in self.order:
             raise reached_twice(path)
-        self.reached.append(path)
-        if path in self.waiting and self.first_chunk and self._has_room():
-            self.open[path] = Measurement.open(
-                path,
-                self.network.stream(path),
-                module,
-                x,
-                self.adapters,
-                self.tasks,
-                self.config,
-                self.inputs,
-            )
-        codes = self.open[path].add(module, chunk, x, y, self.inputs) if path in self.open else None
-        if path not in self.on_device:
-            merged = self.merged and self.merged[path]
-            self.on_device[path] = at_hand(path, self.adapters, self.tasks, merged, x)
-        return dress(module, chunk, x, y, *self.on_device[path], codes)
+        self.order.append(path)
+        if path in self.waiting and chunk is self.chunks[0] and self._has_room():
+            self.measurements[path] = Measurement.open(self.problem, path, module, x, self._inputs)
+        measurement = self.measurements.get(path)
+        codes = None if measurement is None else measurement.add(chunk, x, y)
+        if path not in self._worn:
+            merged = None if self.merged is None else self.merged[path]
+            self._worn[path] = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
+        return dress(module, chunk, x, y, self._worn[path], codes)
 
     def _has_room(self) -> bool:
-        return (
-            sum(measurement.sum_bytes() for measurement in self.open.values())
-            < self.config.statistics_bytes
-        )
+        taken = sum(measurement.sum_bytes() for measurement in self.measurements.values())
+        return taken < self.problem.config.statistics_bytes

@@ -1,20 +1,17 @@
-"""One layer being measured: rows in, statistics, solution out, rows dressed. Both engines work with
-it.
-"""
+"""One layer being measured: rows in, statistics, solution out. Both engines work with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, LowRankDelta, moved, names_of
-from ..algebra.solve import LayerSolver, TaskAtLayer, solve_layer
-from ..algebra.statistics import InputMoments, TaskStatistics, product_dtype, statistics_device
-from ..config import MergeConfig
-from ..errors import CalibrationError, SolveError
+from ..adapters import LowRankDelta, Stacked, moved, names_of
+from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
+from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics
+from ..devices import Workplace
+from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
     codes_of,
@@ -25,258 +22,260 @@ from ..layers import (
     weight_shape,
 )
 from ..report.figures import figures_of
-from ..report.records import LayerReport
-from ..rows.chunks import Block, Chunk, worn_delta
-from ..tasks import Task
-from .shared_inputs import SharedInput, SharedInputs
+from ..rows.chunks import Block, Chunk
+from ..rows.wearing import worn_delta
+from .counted_tokens import CountedTokens, counted_tokens, picked_tokens
+from .problem import Problem, SolvedLayer
+from .shared_inputs import LayerInput, SharedInputs
 
 
 @dataclass(frozen=True)
-class SolvedLayer:
-    """A layer's merged delta as it will be saved, its report, read when asked for, and its uncut
-    answer's singular values.
-    """
+class _BaseLayer:
+    """The layer's own weight, (d_out, d_in), float64 where sums are kept, and its bias, (d_out,)."""
 
-    saved: LowRankDelta
-    report: Callable[[], LayerReport]
-    values: Tensor | None = None
+    weight: Tensor
+    bias: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measurement:
-    """A layer's deltas on the device and the statistics of its tasks, from the first row to the
-    solve.
+    """One layer, from its first rows to its solution.
+
+    Lifecycle:
+        1. `open`, when the first rows arrive: deltas go to the device, sums are made.
+        2. `add`, once for each chunk: its rows go into the sums.
+        3. `solve`, once, after the last chunk. Then whoever holds the measurement lets it go, since
+           the sums are large.
+
+    Args:
+        problem: The merge.
+        path: Path of the layer.
+        module: The layer.
+        place: Device and precisions of the rows and of the sums.
+        input: The layer's input, which it may share with earlier layers.
+        deltas: Adapter index -> delta at this layer, float64 where sums are kept.
+        worn: Each task's mix as one delta, as the rows wear it; None where it changes nothing.
+        statistics: Sums of each task.
+        base: The layer without any adapter; only where the settings need it.
     """
 
+    problem: Problem
     path: str
-    stream: str
-    tasks: Sequence[Task]
-    config: MergeConfig
-    device: torch.device  # of the rows
-    sums_device: torch.device
-    dtype: torch.dtype
-    names: tuple[str, ...]  # of the adapters
+    module: nn.Module
+    place: Workplace
+    input: LayerInput
     deltas: dict[int, LowRankDelta]
-    worn: list[LowRankDelta | None]
+    worn: list[Stacked[int] | None]
     statistics: list[TaskStatistics]
-    shared: SharedInput
-    first_of_its_input: bool
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    arrived: int = 0
-    input_changed: Tensor | None = (
-        None  # on the device: whether a shared input is not what was measured
-    )
+    base: _BaseLayer | None
 
     @classmethod
     def open(
-        cls,
-        path: str,
-        stream: str,
-        module: nn.Module,
-        x: Tensor,
-        adapters: Sequence[Adapter],
-        tasks: Sequence[Task],
-        config: MergeConfig,
-        inputs: SharedInputs,
+        cls, problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
     ) -> Measurement:
-        """Prepare to measure a layer, when its first rows arrive."""
-        sums_device = statistics_device(x.device)
-        dtype = product_dtype(x)
-        (d_out, d_in) = weight_shape(module)
+        """Prepare to measure a layer.
+
+        Args:
+            problem: The merge.
+            path: Path of the layer.
+            module: The layer.
+            x: Input of the layer, of its first chunk.
+            inputs: Inputs that were measured before, to which a new one is added.
+        """
+        config = problem.config
+        place = Workplace.of(x)
+        stream = problem.network.stream(path)
         shared = inputs.find(stream, x)
-        paper = config.ridge == "paper"
-        first = shared is None
+        is_first = shared is None
         if shared is None:
-            per_row = len(_picked_tokens(module, token_count(module, x), tasks, config))
-            few = not paper and per_row * sum(len(task.samples) for task in tasks) < d_in
-            moments = [
-                InputMoments(
-                    d_in, sums_device, cross_gram=paper, keep_rows=few * per_row * len(task.samples)
-                )
-                for task in tasks
-            ]
-            shared = SharedInput(stream, moments)
-            inputs.entries.append(shared)
-        worn = [worn_delta(path, adapters, task.mix) for task in tasks]
-        full = config.balance == "full"
-        statistics = [
-            TaskStatistics(
-                moments,
-                0 if delta is None else delta.rank,
-                drift_width=d_out if config.target == "full_output" else None,
-                output_energy=full,
-            )
-            for delta, moments in zip(worn, shared.moments, strict=True)
-        ]
-        weight = bias = None
-        if full or config.needs_base_weight:
+            shared = inputs.add(stream, _new_moments(problem, module, x, place.sums))
+        worn = [worn_delta(path, problem.adapters, task.mix) for task in problem.tasks]
+        full_balance = config.balance == "full"
+        d_out = weight_shape(module)[0]
+        base = None
+        if full_balance or config.needs_base_weight:
             weight, bias = base_weight_and_bias(module, x.device, x.dtype)
-            weight = moved(weight, sums_device, torch.float64)
+            base = _BaseLayer(moved(weight, place.sums, torch.float64), bias)
         return cls(
-            path=path,
-            stream=stream,
-            tasks=tasks,
-            config=config,
-            device=x.device,
-            sums_device=sums_device,
-            dtype=dtype,
-            names=names_of(adapters),
+            problem,
+            path,
+            module,
+            place,
+            LayerInput(shared, is_first),
             deltas={
-                k: adapter.deltas[path].to(device=sums_device, dtype=torch.float64)
-                for k, adapter in enumerate(adapters)
+                k: adapter.deltas[path].to(device=place.sums, dtype=torch.float64)
+                for k, adapter in enumerate(problem.adapters)
                 if path in adapter.deltas
             },
-            worn=[delta and delta.to(device=x.device, dtype=dtype) for delta in worn],
-            statistics=statistics,
-            shared=shared,
-            first_of_its_input=first,
-            weight=weight,
-            bias=bias,
+            worn=[
+                None if mix is None else mix.to(device=place.device, dtype=place.dtype)
+                for mix in worn
+            ],
+            statistics=[
+                TaskStatistics(
+                    moments,
+                    0 if mix is None else mix.delta.rank,
+                    drift_width=d_out if config.target == "full_output" else None,
+                    output_energy=full_balance,
+                )
+                for mix, moments in zip(worn, shared.moments, strict=True)
+            ],
+            base=base,
         )
 
-    def add(
-        self, module: nn.Module, chunk: Chunk, x: Tensor, y: Tensor, inputs: SharedInputs
-    ) -> list[Tensor | None]:
-        """Add a chunk's rows to the statistics, and return the teachers' codes per block."""
-        if self.first_of_its_input:
-            self.shared.add(x)
-        else:
-            changed = inputs.check(self.shared, self.arrived, x, self.path)
-            self.input_changed = (
-                changed if self.input_changed is None else self.input_changed | changed
-            )
-        self.arrived += 1
-        return [self._add_block(module, block, x, y) for block in chunk.blocks]
+    @property
+    def teachers(self) -> list[LowRankDelta | None]:
+        """What each task's teacher rows wear."""
+        return [None if mix is None else mix.delta for mix in self.worn]
 
-    def _add_block(self, module: nn.Module, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
-        worn = self.worn[block.task]
-        codes = None if worn is None else codes_of(module, x[block.teacher], worn.down)
+    def sum_bytes(self) -> int:
+        """Return the memory that this layer's sums take, without those that it shares."""
+        own = sum(statistics.bytes() for statistics in self.statistics)
+        if not self.input.is_first:
+            return own
+        return own + sum(moments.bytes() for moments in self.input.shared.moments)
+
+    def add(self, chunk: Chunk, x: Tensor, y: Tensor) -> list[Tensor | None]:
+        """Add a chunk's rows to the sums, and return the teachers' codes per block.
+
+        Args:
+            chunk: Chunk whose rows x and y are.
+            x: Input of the layer.
+            y: Output of the layer without any adapter.
+        """
+        self.input.arrive(x, self.path)
+        return [self._add_block(block, x, y) for block in chunk.blocks]
+
+    def _add_block(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
+        mix = self.worn[block.task]
+        codes = None
+        if mix is not None:
+            codes = codes_of(self.module, x[block.teacher], mix.delta.down)
         # patches of a convolution take many times the room of its input: one row at a time
-        step = 1 if is_patchwise(module) else len(block.samples)
+        step = 1 if is_patchwise(self.module) else len(block.samples)
         for start in range(0, len(block.samples), step):
             teacher, student = (
                 slice(side.start + start, min(side.start + start + step, side.stop))
                 for side in (block.teacher, block.student)
             )
-            part = None if codes is None else codes[start : start + step]
             piece = Block(block.task, teacher, student, block.samples[start : start + step])
-            self._add_rows(module, piece, x, y, part)
+            self._add_rows(piece, x, y, None if codes is None else codes[start : start + step])
         return codes
 
-    def _add_rows(
-        self, module: nn.Module, block: Block, x: Tensor, y: Tensor, codes: Tensor | None
-    ) -> None:
+    def _add_rows(self, block: Block, x: Tensor, y: Tensor, codes: Tensor | None) -> None:
         """Add teacher and student rows of one task; ``codes`` are the teachers'."""
-        worn = self.worn[block.task]
-        config = self.config
+        config = self.problem.config
         teacher, student = (
-            input_tokens(module, x[side]).to(self.dtype) for side in (block.teacher, block.student)
+            input_tokens(self.module, x[side]).to(self.place.dtype)
+            for side in (block.teacher, block.student)
         )
-        count = teacher.shape[1]
-        weights = block.token_weights(self.stream, count, self.path)
-        picked = _picked_tokens(module, count, self.tasks, config)
-        counted = None
-        on_device = slice(None) if len(picked) == count else picked.to(x.device)
-        if weights is not None:
-            weights = weights.reshape(len(block.samples), count)[:, picked].flatten()
-            counted = weights.nonzero()[:, 0]
-            if not len(counted):
-                return
-            roots = weights[counted].to(teacher).sqrt()[:, None]
-            counted = counted.to(x.device)
-
-        def rows(part: Tensor) -> Tensor:
-            """(rows, tokens, d) -> (tokens that count, d), times the roots of their weights"""
-            part = part[:, on_device].flatten(0, 1)
-            return part if counted is None else part[counted] * roots
-
+        picked = picked_tokens(self.module, teacher.shape[1], self.problem.samples, config)
+        tokens = counted_tokens(block, picked, teacher, self.input.shared.stream, self.path)
+        if tokens is None:
+            return
         if config.input_mix:
             student = torch.lerp(student, teacher, config.input_mix)
-        student_rows = rows(student)
-        if self.first_of_its_input:
-            moments = self.statistics[block.task].inputs
-            moments.add(rows(teacher), student_rows)
-            moments.tokens += student_rows.shape[0]
-        drift = added = outputs = None
-        if config.target == "full_output":
-            ours, theirs = (
-                output_tokens(module, y[side]).to(self.dtype)
-                for side in (block.teacher, block.student)
-            )
-            drift = rows((1 - config.input_mix) * (ours - theirs))
-        if codes is not None and (config.target == "full_output" or config.balance == "full"):
-            added = codes @ worn.up.T
-        if config.balance == "full":
-            outputs = output_tokens(module, y[block.teacher]).to(self.dtype)
-            outputs = outputs if self.bias is None else outputs - self.bias.to(outputs)
-            outputs = rows(outputs if added is None else outputs + added)
-        self.statistics[block.task].add(
-            student_rows,
-            student_rows[:, :0] if codes is None else rows(codes),
-            drift=drift,
-            added=None if added is None else rows(added),
-            outputs=outputs,
+        rows = tokens.of(student)
+        statistics = self.statistics[block.task]
+        if self.input.is_first:
+            statistics.inputs.add(tokens.of(teacher), rows)
+        added = self._added(block, codes)
+        statistics.add(
+            rows,
+            rows[:, :0] if codes is None else tokens.of(codes),
+            drift=self._drift(block, y, tokens),
+            added=None if added is None else tokens.of(added),
+            outputs=self._outputs(block, y, added, tokens),
         )
 
-    def sum_bytes(self) -> int:
-        """Return the memory that this layer's sums take, without those that it shares."""
-        own = sum(statistics.bytes() for statistics in self.statistics)
-        return own + (
-            sum(moments.bytes() for moments in self.shared.moments)
-            if self.first_of_its_input
-            else 0
-        )
+    def _added(self, block: Block, codes: Tensor | None) -> Tensor | None:
+        """Return ``X dW^T``, (rows, tokens, d_out), where outputs are measured and there is some."""
+        config = self.problem.config
+        mix = self.worn[block.task]
+        measured = config.target == "full_output" or config.balance == "full"
+        return codes @ mix.delta.up.T if measured and codes is not None and mix else None
 
-    def solve(self, rank: int | str, solver: LayerSolver = solve_layer) -> SolvedLayer:
+    def _drift(self, block: Block, y: Tensor, tokens: CountedTokens) -> Tensor | None:
+        """Return ``Y - Y~``, (n, d_out), where the target asks for it."""
+        config = self.problem.config
+        if config.target != "full_output":
+            return None
+        teacher, student = (
+            output_tokens(self.module, y[side]).to(self.place.dtype)
+            for side in (block.teacher, block.student)
+        )
+        return tokens.of((1 - config.input_mix) * (teacher - student))
+
+    def _outputs(
+        self, block: Block, y: Tensor, added: Tensor | None, tokens: CountedTokens
+    ) -> Tensor | None:
+        """Return ``X (W0 + dW)^T``, (n, d_out), where the balance asks for it."""
+        if self.problem.config.balance != "full" or self.base is None:
+            return None
+        outputs = output_tokens(self.module, y[block.teacher]).to(self.place.dtype)
+        outputs = outputs - self.base.bias.to(outputs)
+        return tokens.of(outputs if added is None else outputs + added)
+
+    def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer once all rows have been added.
 
         Args:
-            rank: See `MergeConfig.rank_at`.
             solver: What to solve it with.
 
         Raises:
-            SolveError: With the layer's name.
+            CalibrationError: A shared input that is not what was measured.
+            SolveError: No usable solution; with the layer's path.
         """
-        if self.input_changed is not None and bool(self.input_changed):
-            raise CalibrationError(
-                f"layer {self.path!r} reads a tensor that was changed in place after an earlier "
-                "layer had read it, in torch's inference mode, where such changes leave no trace; "
-                "run the merge under torch.no_grad() instead"
-            )
-        tasks = [self._task(g, task) for g, task in enumerate(self.tasks)]
-        weight = self.weight if self.config.needs_base_weight else None
+        self.input.check_unchanged(self.path)
+        config = self.problem.config
+        layer = LayerProblem(
+            self.deltas,
+            [self._task(g) for g in range(len(self.problem.tasks))],
+            config,
+            config.rank_at(self.path),
+            self.base.weight if self.base and config.needs_base_weight else None,
+            self.input.shared.joint,
+        )
         try:
-            solution = solver(self.deltas, tasks, self.config, rank, weight)
+            solution = solver(layer)
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
-        saved = solution.delta.balanced().to(dtype=self.config.output_dtype)
-        deltas = {k: (self.names[k], delta) for k, delta in self.deltas.items()}
-        report = figures_of(self.path, deltas, tasks, saved.to(dtype=torch.float64), solution)
-        # paused chunks still hold this measurement; one layer's sums at a time
-        self.statistics.clear()
-        return SolvedLayer(saved, report, solution.spectrum and solution.spectrum.values)
+        saved = solution.delta.balanced().to(dtype=config.output_dtype)
+        names = names_of(self.problem.adapters)
+        report = figures_of(
+            self.path,
+            {k: names[k] for k in self.deltas},
+            layer,
+            solution,
+            saved.to(dtype=torch.float64),
+        )
+        values = None if solution.spectrum is None else solution.spectrum.values
+        return SolvedLayer(saved, report, values)
 
-    def _task(self, g: int, task: Task) -> TaskAtLayer:
-        worn = self.worn[g] and self.worn[g].to(device=self.sums_device, dtype=torch.float64)
+    def _task(self, g: int) -> TaskAtLayer:
+        """Return task g as the solver sees it."""
+        task = self.problem.tasks[g]
+        mix = self.worn[g]
+        worn = None if mix is None else mix.to(device=self.place.sums, dtype=torch.float64)
         full_norm = None
-        if self.config.balance == "full":
-            full_norm = (self.weight if worn is None else self.weight + worn.dense()).square().sum()
-        mix = {k: share for k, share in task.mix.items() if share and k in self.deltas}
-        return TaskAtLayer(task.name, mix, task.weight, self.statistics[g], worn, full_norm)
+        if self.problem.config.balance == "full" and self.base is not None:
+            weight = self.base.weight
+            full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
+        shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
+        return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
 
 
-def _picked_tokens(
-    module: nn.Module, count: int, tasks: Sequence[Task], config: MergeConfig
-) -> Tensor:
-    """Return which of a row's tokens count, on the CPU: all of them, or as many as the settings
-    allow, at random places.
+def _new_moments(
+    problem: Problem, module: nn.Module, x: Tensor, device: torch.device
+) -> list[InputMoments]:
+    """Return what keeps each task's inputs: their rows, where all are fewer than the layer is wide,
+    else their sums.
     """
-    most = count if config.tokens_per_row is None else min(count, config.tokens_per_row)
-    if is_patchwise(module):
-        most = min(most, max(1, config.patches // sum(len(task.samples) for task in tasks)))
-    if most == count:
-        return torch.arange(count)
-    return (
-        torch.randperm(count, generator=torch.Generator().manual_seed(count))[:most].sort().values
-    )
+    d_in = weight_shape(module)[1]
+    cross_gram = problem.config.ridge == "paper"
+    count = len(picked_tokens(module, token_count(module, x), problem.samples, problem.config))
+    if not cross_gram and count * problem.samples < d_in:
+        return [
+            KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
+        ]
+    return [Sums(d_in, device, cross_gram=cross_gram) for _ in problem.tasks]

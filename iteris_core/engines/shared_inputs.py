@@ -10,18 +10,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..algebra.statistics import InputMoments
+from ..algebra.statistics import InputMoments, JointRows, KeptRows
 from ..errors import CalibrationError
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A tensor that was measured: which one, and its count of in-place changes, or its sum where
-    there is no such count.
+    """A tensor that was measured.
+
+    Args:
+        reference: The tensor.
+        version: Count of its in-place changes; -1 in inference mode, where there is none.
+        checksum: Its sum, where there is no such count.
     """
 
     reference: weakref.ref[Tensor]
@@ -30,11 +35,9 @@ class _Seen:
 
     @classmethod
     def of(cls, x: Tensor) -> _Seen:
-        return (
-            cls(weakref.ref(x), -1, _checksum(x))
-            if x.is_inference()
-            else cls(weakref.ref(x), x._version, None)
-        )
+        if x.is_inference():
+            return cls(weakref.ref(x), -1, _checksum(x))
+        return cls(weakref.ref(x), x._version, None)
 
     def is_still(self, x: Tensor) -> bool:
         return self.reference() is x and (self.checksum is not None or self.version == x._version)
@@ -42,19 +45,28 @@ class _Seen:
 
 @dataclass
 class SharedInput:
-    """Moments of one input tensor per chunk, and weak references to those tensors: once one is
-    freed, it is over.
+    """One input of the network, which several layers may read.
+
+    Args:
+        stream: Token stream of the input.
+        moments: Moments of the input, per task.
+        seen: The input's tensor of each chunk, weakly: when one of them is freed, no layer can read
+            this input any more.
     """
 
     stream: str
     moments: Sequence[InputMoments]
     seen: list[_Seen] = field(default_factory=list)
 
-    def add(self, x: Tensor) -> None:
-        self.seen.append(_Seen.of(x))
-
-    def alive(self) -> bool:
+    @property
+    def is_alive(self) -> bool:
         return all(seen.reference() is not None for seen in self.seen)
+
+    @cached_property
+    def joint(self) -> JointRows | None:
+        """The rows of all tasks, where they are kept."""
+        kept = [part for part in self.moments if isinstance(part, KeptRows)]
+        return JointRows(kept) if len(kept) == len(self.moments) else None
 
 
 @dataclass
@@ -64,36 +76,70 @@ class SharedInputs:
     entries: list[SharedInput] = field(default_factory=list)
 
     def find(self, stream: str, x: Tensor) -> SharedInput | None:
-        """Return the entry whose first chunk is this tensor, if there is one; forget those whose
-        tensors are gone.
+        """Return the input whose first chunk is this tensor, if there is one, and forget those
+        whose tensors are gone.
         """
-        self.entries = [entry for entry in self.entries if entry.alive()]
-        return next(
-            (
-                entry
-                for entry in self.entries
-                if entry.stream == stream and entry.seen[0].is_still(x)
-            ),
-            None,
-        )
+        self.entries = [entry for entry in self.entries if entry.is_alive]
+        for entry in self.entries:
+            if entry.stream == stream and entry.seen[0].is_still(x):
+                return entry
+        return None
 
-    def check(self, entry: SharedInput, chunk: int, x: Tensor, path: str) -> Tensor:
-        """Return whether a chunk's input was changed in place since it was measured, as a bool on
-        its device.
+    def add(self, stream: str, moments: Sequence[InputMoments]) -> SharedInput:
+        """Return a new input, to be measured."""
+        entry = SharedInput(stream, moments)
+        self.entries.append(entry)
+        return entry
+
+
+@dataclass
+class LayerInput:
+    """The input of one layer, chunk by chunk: measured here, or measured by an earlier layer, and
+    checked to be the same here.
+
+    Args:
+        shared: The input.
+        is_first: Whether this layer is the first that reads it, and measures it.
+    """
+
+    shared: SharedInput
+    is_first: bool
+    _arrived: int = field(default=0, init=False)
+    _changed: Tensor | None = field(default=None, init=False)  # on the device
+
+    def arrive(self, x: Tensor, path: str) -> None:
+        """Take note of the next chunk's tensor.
 
         Raises:
-            CalibrationError: The chunk reads another tensor here than where the entry was measured.
+            CalibrationError: It is not the tensor that the chunk had when the input was measured.
         """
-        seen = entry.seen[chunk]
+        if self.is_first:
+            self.shared.seen.append(_Seen.of(x))
+            return
+        seen = self.shared.seen[self._arrived]
+        self._arrived += 1
         if not seen.is_still(x):
             raise CalibrationError(
                 f"layer {path!r} shares its input with an earlier layer in one chunk and not in "
                 "another: the forward passes took different ways. Every sample has to run through "
                 "the same layers in the same order"
             )
-        if seen.checksum is None:
-            return torch.zeros((), dtype=torch.bool, device=x.device)
-        return ~torch.isclose(_checksum(x), seen.checksum, rtol=0, atol=0, equal_nan=True)
+        if seen.checksum is not None:
+            same = torch.isclose(_checksum(x), seen.checksum, rtol=0, atol=0, equal_nan=True)
+            self._changed = ~same if self._changed is None else self._changed | ~same
+
+    def check_unchanged(self, path: str) -> None:
+        """Refuse an input that was changed in place after it was measured; waits for the device.
+
+        Raises:
+            CalibrationError: In inference mode, where such changes leave no trace but in the sum.
+        """
+        if self._changed is not None and bool(self._changed):
+            raise CalibrationError(
+                f"layer {path!r} reads a tensor that was changed in place after an earlier "
+                "layer had read it, in torch's inference mode, where such changes leave no trace; "
+                "run the merge under torch.no_grad() instead"
+            )
 
 
 def _checksum(x: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter
-from ..algebra.statistics import product_dtype
+from ..devices import product_dtype
 from ..errors import ConfigError
 from ..files.pretrained import generation_settings
 from ..language.caption_samples import check_length
 from ..layers import add_to_output, codes_of
-from ..rows.chunks import layer_hooks
+from ..rows.wearing import layer_hooks
 from .text_metrics import EvaluationError
 
 

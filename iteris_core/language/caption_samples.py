@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import CalibrationError, ConfigError
-from ..rows.chunks import wearing
+from ..rows.wearing import wearing
 from ..tasks import Sample
 from .text_samples import padded, parse_line, read_lines, until_end
 

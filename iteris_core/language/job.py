@@ -20,6 +20,7 @@ from ..files import peft
 from ..files.model_keys import layer_kernels
 from ..merging import MergeResult, merge
 from ..network import Network
+from ..report.records import Note
 from ..tasks import Sample, Task
 
 # (name of the stage, steps done, steps in all); may raise to cancel.
@@ -89,7 +90,7 @@ class MergeJob:
         rows: Sequence[Sequence[Sample]],
         config: MergeConfig,
         options: Mapping[str, Any],
-        notes: Sequence[str] = (),
+        notes: Sequence[Note] = (),
         progress: StageProgress | None = None,
     ) -> PeftMergeResult:
         """Merge, and put into the report what is needed to do it again.

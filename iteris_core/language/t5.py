@@ -22,7 +22,8 @@ from ..devices import with_smaller_calls
 from ..errors import CalibrationError
 from ..files.pretrained import generation_settings, load_adapter, load_model, load_tokenizer
 from ..network import Network
-from ..rows.chunks import wearing
+from ..report.records import Note
+from ..rows.wearing import wearing
 from ..tasks import Sample
 from .job import PRESERVE_WEIGHT, PeftMergeResult, StageProgress, merge_job
 from .text_samples import (
@@ -263,7 +264,7 @@ def _check_lengths(model: nn.Module, samples: Sequence[Encoded], fill_to: int | 
 
 def _load_adapters(
     model: nn.Module, folders: Sequence[Path], options: TextOptions
-) -> tuple[list[Adapter], list[str]]:
+) -> tuple[list[Adapter], list[Note]]:
     adapters = [load_adapter(model, Path(folder)) for folder in folders]
     if options.modules == "all":
         return adapters, []
@@ -271,9 +272,8 @@ def _load_adapters(
     left = sum(
         len(whole.deltas) - len(part.deltas) for whole, part in zip(adapters, parts, strict=True)
     )
-    return parts, [
-        f"{left} deltas of the decoder are left out of the merge (modules='encoder')"
-    ] if left else []
+    note = f"{left} deltas of the decoder are left out of the merge (modules='encoder')"
+    return parts, [Note("left_out", note)] if left else []
 
 
 def _answered(

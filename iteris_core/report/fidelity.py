@@ -14,7 +14,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..network import Network
-from ..rows.chunks import wearing
+from ..progress import Progress, nobody
+from ..rows.wearing import wearing
 from ..tasks import Sample, Task
 from .records import TaskFidelity
 
@@ -27,16 +28,16 @@ def fidelity(
     *,
     samples_per_chunk: int = 8,
     base_reads: Callable[[int, int], object] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
     """Compare a merged adapter with each task's teacher, and with the base model.
 
     Args:
         network: The base model; its forward returns one entry per row. Untouched afterwards.
-        adapters: What the tasks' mixes mean.
-        tasks: With samples that the merge did not see, for an honest figure.
-        merged: What the student rows wear.
-        samples_per_chunk: Samples of one forward call; each is three rows.
+        adapters: Adapters that the tasks' mixes name by their number.
+        tasks: Tasks with samples that the merge did not see, for an honest figure.
+        merged: The adapter that the student rows wear.
+        samples_per_chunk: Number of samples of one forward call; each is three rows.
         base_reads: (task, sample) -> what the base model's row reads, where it is not what the
             teacher reads.
         progress: Called as ``progress(samples done, samples in all)``; may raise to cancel.
@@ -46,7 +47,7 @@ def fidelity(
     """
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    found = []
+    fidelities = []
     done = 0
     total = sum(len(task.samples) for task in tasks)
     for g, task in enumerate(tasks):
@@ -61,10 +62,9 @@ def fidelity(
             mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
             sums += _squares(task, *_outputs(network, worn, samples, bases, mixes))
             done += len(samples)
-            if progress is not None:
-                progress(done, total)
-        found.append(_task_fidelity(task, wears, sums))
-    return tuple(found)
+            progress(done, total)
+        fidelities.append(_task_fidelity(task, wears, sums))
+    return tuple(fidelities)
 
 
 def _outputs(
@@ -95,12 +95,12 @@ def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) ->
     teacher, student, reference = (
         output.detach().cpu().double() for output in (teacher, student, reference)
     )
-    wanted = teacher - reference
+    effect = teacher - reference
     sums = torch.stack(
         [
             (student - teacher).square().sum(),
-            ((student - reference) * wanted).sum(),
-            wanted.square().sum(),
+            ((student - reference) * effect).sum(),
+            effect.square().sum(),
         ]
     )
     if not torch.isfinite(sums).all():
@@ -112,8 +112,9 @@ def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) ->
 
 
 def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
-    left, together, wanted = sums.tolist()
+    difference, along, effect = sums.tolist()
     # where teacher and reference are the same, any difference is infinitely worse than none
-    error = (left / wanted) ** 0.5 if wanted else (0.0 if left == 0 else float("inf"))
-    strength = together / wanted if wears and wanted else None
+    without_effect = float("inf") if difference else 0.0
+    error = (difference / effect) ** 0.5 if effect else without_effect
+    strength = along / effect if wears and effect else None
     return TaskFidelity(task.name, error, strength, len(task.samples))

@@ -47,11 +47,11 @@ def pictures(
     to 1.
 
     Args:
-        report: Of any merge.
-        others: Of other merges of the same LoRAs, to compare with: by another method, or with other
-            settings.
-        width: In pixels; the letters stay readable down to about 700.
-        height: In pixels.
+        report: Report of a merge.
+        others: Reports of other merges of the same LoRAs, to compare with: by another method, or
+            with other settings.
+        width: Width in pixels; the letters stay readable down to about 700.
+        height: Height in pixels.
 
     Raises:
         IterisError: matplotlib is not installed, or the report has no layers.
@@ -144,10 +144,7 @@ def _residuals(figure: Any, report: MergeReport) -> None:
 def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
     axes = figure.subplots()
     layers = reports[0].layers
-    ways = [
-        (report, "residual", f"{i}. {report.settings.get('config', {}).get('method', 'merge')}")
-        for i, report in enumerate(reports, 1)
-    ]
+    ways = [(report, "residual", f"{i}. {report.method}") for i, report in enumerate(reports, 1)]
     ways += [
         (reports[0], "stacked", "LoRAs stacked, same inputs"),
         (reports[0], "averaged", "LoRAs averaged, same inputs"),
@@ -157,15 +154,15 @@ def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
             layer.path: [getattr(entry, figure_of) for entry in layer.tasks if entry.wears]
             for layer in report.layers
         }
-        found = [
+        of_layer = [
             [value for value in of_path.get(layer.path, ()) if value is not None]
             for layer in layers
         ]
-        if any(found):
+        if any(of_layer):
             draw_line(
                 axes,
                 layers,
-                [statistics.mean(values) if values else None for values in found],
+                [statistics.mean(values) if values else None for values in of_layer],
                 i,
                 label,
                 dashed=i > 0,
@@ -182,8 +179,9 @@ def _balance(figure: Any, report: MergeReport) -> None:
             next((e for e in layer.tasks if e.task == task and e.weight > 0), None)
             for layer in report.layers
         ]
+        weights: list[float | None] = [None if e is None else e.weight for e in entries]
         energies = [None if e is None or not e.energy else e.weight * e.energy for e in entries]
-        for axes, values in ((upper, [e and e.weight for e in entries]), (lower, energies)):
+        for axes, values in ((upper, weights), (lower, energies)):
             if any(values):
                 draw_line(axes, report.layers, values, i, task)
     for axes, label in ((upper, "lambda"), (lower, r"lambda x $||X\,dW^T||^2$")):

@@ -6,7 +6,27 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
+
+# What a note is about: what the method chose by itself; what was left out; biases and norms; scenes;
+# a corrected strength; prompts that were made up; LoRAs that were given several times; what the
+# host's model carries.
+NoteKind = Literal[
+    "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host"
+]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should know about a merge.
+
+    Args:
+        kind: What it is about.
+        text: One sentence for the user.
+    """
+
+    kind: NoteKind
+    text: str
 
 
 @dataclass(frozen=True)
@@ -14,11 +34,11 @@ class Interference:
     """How much of an adapter gets into a task that is not its own, on the student's inputs.
 
     Args:
-        adapter: The adapter's name.
+        adapter: Name of the adapter.
         stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
             relative to what the task is about (see `TaskAtLayerReport.residual`).
-        merged: The part of it that is left after the merge, ``<X~ dW^T - X dW_g^T, X~ dW_k^T> /
-            ||X~ dW_k^T||^2`` of the same; below 0: less than nothing.
+        merged: The same after the merge: `stacked` times ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~
+            dW_k^T||^2``, the share that remains; below 0 if it was overcorrected.
     """
 
     adapter: str
@@ -31,16 +51,16 @@ class TaskAtLayerReport:
     """How one task fares at one layer.
 
     Args:
-        task: The task's name.
+        task: Name of the task.
         residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect. Where the teacher wears
             nothing: what the merged adapter adds on the task's inputs, relative to what all
             adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
-        tokens: Tokens that were counted.
+        tokens: Number of tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
-        interference: Of the adapters that the teacher does not wear.
-        stacked: The residual if the adapters of this layer were stacked, on the same inputs.
-        averaged: The residual of their average, on the same inputs.
+        interference: Interference of the adapters that the teacher does not wear.
+        stacked: Residual of all adapters of this layer stacked, on the same inputs.
+        averaged: Residual of their average, on the same inputs.
         energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
     """
 
@@ -60,12 +80,12 @@ class LayerReport:
     """One target layer, in the order in which the network reached it.
 
     Args:
-        path: Of the module.
-        rank: Of the merged delta.
-        tasks: How each of them fares.
-        cut: What the cut to a lower rank costs: the part of the uncut answer's effect that is lost,
-            0 to 1.
-        plain_cut: What a plain SVD of the same rank would cost; None where no rank was asked for.
+        path: Path of the module.
+        rank: Rank of the merged delta.
+        tasks: Figures of each task that counts here.
+        cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
+            to 1.
+        plain_cut: Cost of a plain SVD of the same rank; None where no rank was asked for.
         kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
             cut was considered.
     """
@@ -83,7 +103,7 @@ class TaskFidelity:
     """One task at the end of the network, see `fidelity.fidelity`.
 
     Args:
-        task: The task's name.
+        task: Name of the task.
         output_error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is
             perfect, 1 is no better than the base model. Where the teacher wears nothing:
             ``||student - base|| / ||stacked - base||``, what the merged adapter changes there,
@@ -104,24 +124,28 @@ class MergeReport:
     """The whole merge.
 
     Args:
-        layers: In the order in which the network reached them.
+        layers: Layers in the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
-        notes: Sentences for the user.
+        notes: What the user should know.
+        changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Most that was in use on the device when a layer was solved; None if the device
             does not tell.
-        changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: What is needed to repeat the merge; JSON values.
         fidelity: Each task at the end of the network, on samples that the solve did not see; empty
             if not measured.
+        method: Name of the method, see `MergeConfig`.
+        max_iter: Number of solves that the iterating engine was allowed; None for all others.
     """
 
     layers: tuple[LayerReport, ...]
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     changes: tuple[float, ...] = ()
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     fidelity: tuple[TaskFidelity, ...] = ()
+    method: str = "iteris"
+    max_iter: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -142,17 +166,17 @@ class MergeReport:
         """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute
         value of ``merged``.
         """
-        found: dict[tuple[str, str], list[Interference]] = {}
+        by_pair: dict[tuple[str, str], list[Interference]] = {}
         for layer in self.layers:
             for entry in layer.tasks:
                 for other in entry.interference:
-                    found.setdefault((entry.task, other.adapter), []).append(other)
+                    by_pair.setdefault((entry.task, other.adapter), []).append(other)
         return {
             pair: (
                 statistics.median(o.stacked for o in others),
                 statistics.median(abs(o.merged) for o in others),
             )
-            for pair, others in found.items()
+            for pair, others in by_pair.items()
         }
 
     def __str__(self) -> str:
@@ -162,12 +186,10 @@ class MergeReport:
             f"{max(ranks, default=0)}"
         ]
         for wears, what in ((True, "residual"), (False, "leak")):
-            for task, found in self.residuals(wears=wears).items():
-                median = statistics.median(value for value, _ in found)
-                worst = max(found)
-                lines.append(
-                    f"  {task}: median {what} {median:.3f}, worst {worst[0]:.3f} at {worst[1]}"
-                )
+            for task, by_layer in self.residuals(wears=wears).items():
+                median = statistics.median(value for value, _ in by_layer)
+                worst, path = max(by_layer)
+                lines.append(f"  {task}: median {what} {median:.3f}, worst {worst:.3f} at {path}")
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
             plain = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
@@ -187,29 +209,33 @@ class MergeReport:
             lines.append(self._solves())
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {note.text}" for note in self.notes)])
 
     def _solves(self) -> str:
         """Return how the iteration ended. The solve that settles the last layers may change them a
         lot.
         """
         solves = len(self.changes)
-        most = self.settings.get("config", {}).get("max_iter")
         number = f"{solves} solve{'s' if solves > 1 else ''}"
-        if most is not None and solves < most:
+        if self.max_iter is not None and solves < self.max_iter:
             return f"  settled after {number}, last change {self.changes[-1]:.1e}"
-        allowed = ", as many as max_iter allows" if solves == most else ""
+        allowed = ", as many as max_iter allows" if solves == self.max_iter else ""
         return f"  stopped after {number}{allowed}, last change {self.changes[-1]:.1e}"
 
 
 def _fidelity_line(entry: TaskFidelity) -> str:
     if entry.strength is None:
         return f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}"
-    return f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, strength {entry.strength:.2f}"
+    return (
+        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, "
+        f"strength {entry.strength:.2f}"
+    )
 
 
 def joined(*reports: MergeReport) -> MergeReport:
-    """Return one report of the parts of a model that were swept one after the other."""
+    """Return one report of the parts of a model that were merged one after the other, by one
+    method.
+    """
     unmatched: dict[str, tuple[str, ...]] = {}
     settings: dict[str, Any] = {}
     for report in reports:
@@ -229,4 +255,8 @@ def joined(*reports: MergeReport) -> MergeReport:
         ),
         settings=settings,
         fidelity=tuple(entry for report in reports for entry in report.fidelity),
+        method=next((report.method for report in reports), "iteris"),
+        max_iter=max(
+            (report.max_iter for report in reports if report.max_iter is not None), default=None
+        ),
     )

@@ -1,6 +1,7 @@
 """Core Space: merge R x R matrices instead of weights (Panariello et al., arXiv:2509.17786).
 
-    U = left singular vectors of [up_1 | ... | up_N],  V = right singular vectors of [down_1; ...; down_N]
+    U = left singular vectors of [up_1 | ... | up_N]
+    V = right singular vectors of [down_1; ...; down_N]
     M_k = U^T up_k down_k V,   dW = U merge(M_1, ..., M_N) V^T
 
 Nothing is lost on the way there and back. The rule of ``core_space_ties`` is TIES. TSV-M and Iso-C
@@ -17,14 +18,12 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from .layer import RELATIVE_ZERO, Layer
-from .ties import trim_and_elect
+from .ties import Sign, trim_and_elect
 
 
-def core_space_ties(layer: Layer) -> LowRankDelta:
-    """Return TIES in core space."""
-    return in_core_space(
-        layer, lambda cores: trim_and_elect(cores, layer.options.density, layer.options.sign)
-    )
+def core_space_ties(layer: Layer, *, density: float = 0.5, sign: Sign = "total") -> LowRankDelta:
+    """Return TIES in core space; its options are those of `ties`."""
+    return in_core_space(layer, lambda cores: trim_and_elect(cores, density, sign))
 
 
 def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelta:
@@ -32,7 +31,7 @@ def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelt
 
     Args:
         layer: The layer.
-        rule: (N, R, R') -> (R, R').
+        rule: Merges (N, R, R') into (R, R').
     """
     together = layer.together
     left = _basis(together.up)

@@ -17,34 +17,49 @@ import torch
 from torch import Tensor
 
 from .layer import Layer
-from .ties import elect_and_average, trimmed
+from .ties import Sign, elect_and_average, trimmed
 
 
-def dare_linear(layer: Layer) -> Tensor:
-    """Return the (d_out, d_in) mean of randomly thinned deltas."""
-    return dropped_and_rescaled(layer).sum(0) / layer.adapters
+def dare_linear(layer: Layer, *, density: float = 0.5, seed: int = 0) -> Tensor:
+    """Return the (d_out, d_in) mean of randomly thinned deltas.
+
+    Args:
+        layer: The layer.
+        density: p, above 0, up to 1.
+        seed: Seed of the random choice.
+    """
+    return dropped_and_rescaled(layer, density, seed).sum(0) / layer.adapters
 
 
-def dare_ties(layer: Layer) -> Tensor:
-    """Return the (d_out, d_in) TIES of randomly thinned deltas."""
-    return elect_and_average(dropped_and_rescaled(layer), layer.options.sign)
+def dare_ties(layer: Layer, *, density: float = 0.5, seed: int = 0, sign: Sign = "total") -> Tensor:
+    """Return the (d_out, d_in) TIES of randomly thinned deltas.
+
+    Args:
+        layer: The layer.
+        density: p, above 0, up to 1.
+        seed: Seed of the random choice.
+        sign: How TIES elects a sign.
+    """
+    return elect_and_average(dropped_and_rescaled(layer, density, seed), sign)
 
 
-def magnitude_prune(layer: Layer) -> Tensor:
-    """Return the (d_out, d_in) mean of the deltas' largest entries."""
-    return trimmed(layer.dense(), layer.options.density).sum(0) / layer.adapters
+def magnitude_prune(layer: Layer, *, density: float = 0.5) -> Tensor:
+    """Return the (d_out, d_in) mean of the deltas' largest entries.
+
+    Args:
+        layer: The layer.
+        density: p, above 0, up to 1.
+    """
+    return trimmed(layer.dense(), density).sum(0) / layer.adapters
 
 
-def dropped_and_rescaled(layer: Layer) -> Tensor:
+def dropped_and_rescaled(layer: Layer, density: float, seed: int) -> Tensor:
     """Return the deltas, each entry kept with probability p and divided by p, (adapters at this
     layer, d_out, d_in).
     """
     deltas = layer.dense()
-    density = layer.options.density
     masks = []
     for k in layer.deltas:
-        generator = torch.Generator().manual_seed(
-            zlib.crc32(f"{layer.options.seed} {layer.path} {k}".encode())
-        )
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer.path} {k}".encode()))
         masks.append(torch.rand(deltas.shape[1:], generator=generator) < density)
     return deltas * torch.stack(masks).to(deltas) / density

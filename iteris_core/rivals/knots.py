@@ -16,14 +16,12 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from .layer import RELATIVE_ZERO, Layer
-from .ties import trim_and_elect
+from .ties import Sign, trim_and_elect
 
 
-def knots(layer: Layer) -> LowRankDelta:
-    """Return KnOTS-TIES."""
-    return in_knots_space(
-        layer, lambda parts: trim_and_elect(parts, layer.options.density, layer.options.sign)
-    )
+def knots(layer: Layer, *, density: float = 0.5, sign: Sign = "total") -> LowRankDelta:
+    """Return KnOTS-TIES; its options are those of `ties`."""
+    return in_knots_space(layer, lambda parts: trim_and_elect(parts, density, sign))
 
 
 def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelta:
@@ -31,7 +29,7 @@ def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDel
 
     Args:
         layer: The layer.
-        rule: (N, R, d_in) -> (R, d_in).
+        rule: Merges (N, R, d_in) into (R, d_in).
     """
     deltas = list(layer.deltas.values())
     left, left_core = torch.linalg.qr(torch.cat([delta.up for delta in deltas], dim=1))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LowRankDelta, stack
-from ..algebra.solve import TaskAtLayer
+from ..adapters import LowRankDelta, Stacked, stack
+from ..algebra.layer import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
-from ..config import BaselineOptions
 from ..errors import SolveError
 from ..network import Network
 
@@ -27,14 +27,12 @@ class Layer:
     """One target layer.
 
     Args:
-        path: Of the module.
+        path: Path of the module.
         reads_text: Whether its input belongs to the network's text stream.
         deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
             change this layer.
-        adapters: How many adapters there are, with those that do not change this layer.
-        tasks: Every task of the merge, with its statistics of this layer.
-        options: What the user asked for.
-        coefficients: One per adapter; only of methods that have some, see `methods.Method`.
+        adapters: Number of adapters, with those that do not change this layer.
+        tasks: All tasks of the merge, with their statistics of this layer.
     """
 
     path: str
@@ -42,44 +40,38 @@ class Layer:
     deltas: Mapping[int, LowRankDelta]
     adapters: int
     tasks: Sequence[TaskAtLayer]
-    options: BaselineOptions
-    coefficients: Sequence[float] = ()
+
+    @cached_property
+    def stacked(self) -> Stacked[int]:
+        """All deltas as one, each with its full share."""
+        return stack(self.deltas)
 
     @property
     def together(self) -> LowRankDelta:
-        """All deltas stacked, with coefficient 1."""
-        return stack(list(self.deltas.values()), [1.0] * len(self.deltas))
+        """The delta of `stacked`."""
+        return self.stacked.delta
 
     @property
     def counted(self) -> list[TaskAtLayer]:
         """The tasks that have a say here."""
         return [task for task in self.tasks if task.counts]
 
-    def columns(self) -> dict[int, slice]:
-        """Return where each adapter's factors are in `together`."""
-        start = 0
-        found = {}
-        for k, delta in self.deltas.items():
-            found[k] = slice(start, start := start + delta.rank)
-        return found
-
     def dense(self) -> Tensor:
         """Return the deltas as (adapters that change this layer, d_out, d_in)."""
         return torch.stack([delta.dense() for delta in self.deltas.values()])
 
-    def wanted(self, tasks: Sequence[TaskAtLayer], grams: Sequence[Tensor]) -> Tensor:
+    def taught(self, tasks: Sequence[TaskAtLayer], grams: Sequence[Tensor]) -> Tensor:
         """Return ``sum_g G_g [m_g1 down_1^T | ... ]``, (d_in, R): times ``together.up^T`` it is
         ``sum_g G_g dW_g^T``.
 
         Args:
-            tasks: Some of `tasks`.
-            grams: A (d_in, d_in) matrix for each of them.
+            tasks: Tasks of the layer.
+            grams: G_g of each of them, (d_in, d_in).
         """
         total = torch.zeros_like(self.together.down.T)
-        columns = self.columns()
         for task, gram in zip(tasks, grams, strict=True):
             for k, share in task.mix.items():
-                total[:, columns[k]] += share * (gram @ self.deltas[k].down.T)
+                total[:, self.stacked.slices[k]] += share * (gram @ self.deltas[k].down.T)
         return total
 
 
@@ -96,7 +88,9 @@ def layers_that_read_text(network: Network) -> frozenset[str]:
     return text if len(text) < len(streams) else frozenset()
 
 
-Rule = Callable[[Layer], "LowRankDelta | Tensor"]
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of one tensor or more."""
+    return reduce(torch.add, parts)
 
 
 def solve_symmetric(matrix: Tensor, right: Tensor, advice: str) -> Tensor:
@@ -104,7 +98,7 @@ def solve_symmetric(matrix: Tensor, right: Tensor, advice: str) -> Tensor:
     get the answer 0.
 
     Raises:
-        SolveError: The matrix is singular; ends with the advice.
+        SolveError: A singular matrix; the message ends with the advice.
     """
     diagonal = matrix.diagonal()
     dead = diagonal <= 0
@@ -121,7 +115,7 @@ def solve_symmetric(matrix: Tensor, right: Tensor, advice: str) -> Tensor:
 
 
 def singular_triplets(delta: LowRankDelta) -> Spectrum:
-    """Return the singular value decomposition of a delta, without those values that are rounding.
+    """Return the singular value decomposition of a delta, without values that are rounding.
 
     Here ``left`` is of the weight's inputs, (d_in, n), and ``right`` of its outputs, (d_out, n).
     """

@@ -17,31 +17,35 @@ adapter's up with another's down, which belong to nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..adapters import LowRankDelta, stack
 from ..errors import ConfigError
 from ..tasks import Task
 from .layer import Layer
-from .search import best_coefficients
-
-OutputError = Callable[[Sequence[float]], float]
 
 
-def linear(layer: Layer) -> LowRankDelta:
-    """Return ``sum_k w_k dW_k``, exactly."""
-    return stack(list(layer.deltas.values()), [layer.coefficients[k] for k in layer.deltas])
+def average(layer: Layer) -> LowRankDelta:
+    """Return ``1 / N sum_k dW_k``; an adapter that does not change this layer counts as zero."""
+    return stack(layer.deltas, dict.fromkeys(layer.deltas, 1 / layer.adapters)).delta
 
 
-def equal_shares(tasks: Sequence[Task], adapters: int, error: OutputError) -> list[float]:
-    return [1 / adapters] * adapters
+def total(layer: Layer) -> LowRankDelta:
+    """Return ``sum_k dW_k``."""
+    return layer.together
 
 
-def ones(tasks: Sequence[Task], adapters: int, error: OutputError) -> list[float]:
-    return [1.0] * adapters
+def linear(layer: Layer, *, coefficients: Sequence[float]) -> LowRankDelta:
+    """Return ``sum_k w_k dW_k``.
+
+    Args:
+        layer: The layer.
+        coefficients: w_k of every adapter of the merge.
+    """
+    return stack(layer.deltas, {k: coefficients[k] for k in layer.deltas}).delta
 
 
-def user_weights(tasks: Sequence[Task], adapters: int, error: OutputError) -> list[float]:
+def user_weights(tasks: Sequence[Task], adapters: int) -> list[float]:
     """Return each adapter's share of the weights; its weight is the largest of the tasks whose
     teacher wears it alone.
 
@@ -59,7 +63,3 @@ def user_weights(tasks: Sequence[Task], adapters: int, error: OutputError) -> li
             "alone"
         )
     return [weight / sum(weights) for weight in weights]
-
-
-def searched(tasks: Sequence[Task], adapters: int, error: OutputError) -> list[float]:
-    return best_coefficients(error, adapters)

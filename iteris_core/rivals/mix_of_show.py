@@ -1,7 +1,9 @@
 """Mix-of-Show's gradient fusion: regress on every adapter's own inputs, from the base weight (Gu et
 al., arXiv:2305.18292).
 
-    minimise over dW   1 / (M d_out) sum_g w_g ||X_g dW_g^T - X_g dW^T||_F^2,   starting at dW = 0;  M tokens in all
+    minimise over dW   1 / (M d_out) sum_g w_g ||X_g dW_g^T - X_g dW^T||_F^2,   M tokens in all
+
+starting at dW = 0.
 
 As published, with ``solver="lbfgs"``: L-BFGS with a strong Wolfe line search, 500 steps for layers
 that read text and 50 for the others, of which the best is kept; stopping early is the regulariser.
@@ -16,29 +18,38 @@ the inputs only through their Gram matrices, which is all that the objective dep
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from .layer import GRAM_ZERO, Layer
+from .layer import GRAM_ZERO, Layer, summed
 
 TEXT_STEPS = 500
 OTHER_STEPS = 50
 
 
-def mix_of_show(layer: Layer) -> LowRankDelta:
-    """Return gradient fusion, by the solver that was asked for."""
+def mix_of_show(
+    layer: Layer, *, solver: Literal["closed_form", "lbfgs"] = "closed_form"
+) -> LowRankDelta | Tensor:
+    """Return gradient fusion.
+
+    Args:
+        layer: The layer.
+        solver: The limit, or descent as published.
+    """
     tasks = layer.counted
     grams = [task.weight * task.statistics.inputs.gram for task in tasks]
-    right = layer.wanted(tasks, grams)
-    total = sum(grams)
+    right = layer.taught(tasks, grams)
+    total = summed(grams)
     up = layer.together.up
-    if layer.options.solver == "closed_form":
+    if solver == "closed_form":
         return LowRankDelta(
             up, (torch.linalg.pinv(total, rtol=GRAM_ZERO, hermitian=True) @ right).T
         )
     tokens = sum(task.statistics.inputs.tokens for task in tasks)
-    energy = sum(task.weight * task.delta_energy() for task in tasks)
+    energy = summed([task.weight * task.delta_energy() for task in tasks])
     steps = TEXT_STEPS if layer.reads_text else OTHER_STEPS
     return _descend(total, right @ up.T, energy, tokens * len(up), steps)
 
@@ -50,9 +61,9 @@ def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int
     Args:
         gram: G, (d_in, d_in).
         right: B, (d_in, d_out).
-        energy: 0-dim.
-        scale: Entries of the target.
-        steps: At most.
+        energy: Energy of the target, 0-dim.
+        scale: Number of entries of the target.
+        steps: Number of steps at most.
     """
     weight = torch.zeros_like(right.T, requires_grad=True)
     best = weight.detach().clone()

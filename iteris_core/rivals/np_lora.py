@@ -18,19 +18,22 @@ from .layer import Layer, singular_triplets
 STYLE = 0
 
 
-def np_lora(layer: Layer) -> LowRankDelta:
+def np_lora(layer: Layer, *, projection: float | None = 0.5) -> LowRankDelta:
     """Return NP-LoRA, with the first adapter as the style; where that one changes nothing, the sum
     of the others.
+
+    Args:
+        layer: The layer.
+        projection: mu, 0 or more; None: infinite.
     """
     if STYLE not in layer.deltas:
         return layer.together
-    mu = layer.options.projection
-    share = 1.0 if mu is None else mu / (1 + mu)
+    share = 1.0 if projection is None else projection / (1 + projection)
     directions = singular_triplets(layer.deltas[STYLE]).left
-    projected = [
-        delta
+    projected = {
+        k: delta
         if k == STYLE
         else LowRankDelta(delta.up, delta.down - share * (delta.down @ directions) @ directions.T)
         for k, delta in layer.deltas.items()
-    ]
-    return stack(projected, [1.0] * len(projected))
+    }
+    return stack(projected).delta

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
+from ..engines.problem import Problem
 from ..errors import CalibrationError
-from ..network import Network
-from ..rows.chunks import wearing
+from ..progress import nobody
+from ..rows.wearing import wearing
 from ..tasks import Sample, Task
 
 # Samples of a task that are looked at: a scale is one number, and each try is a forward pass.
@@ -24,9 +25,13 @@ SAMPLES = 32
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A chunk of samples, their teacher's outputs, float64 on the CPU, and what their squared error
-    is multiplied with.
+class _Taught:
+    """A chunk of samples with what is expected of a student.
+
+    Args:
+        samples: The samples.
+        teacher: Outputs of the teacher, float64 on the CPU.
+        share: Factor of the squared error.
     """
 
     samples: Sequence[Sample]
@@ -43,10 +48,7 @@ class OutputError:
     and is left out.
 
     Args:
-        network: The base model; its forward returns one entry per row.
-        adapters: What the tasks' mixes mean.
-        tasks: The calibration.
-        samples_per_chunk: Samples in one forward call.
+        problem: The merge; its network's forward returns one entry per row.
         progress: Called before every forward call; may raise to cancel.
 
     Raises:
@@ -54,30 +56,24 @@ class OutputError:
             changes what it returns.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        adapters: Sequence[Adapter],
-        tasks: Sequence[Task],
-        samples_per_chunk: int,
-        progress: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.network = network
-        self.adapters = adapters
+    def __init__(self, problem: Problem, progress: Callable[[], None] = nobody) -> None:
+        self.network = problem.network
+        self.adapters = problem.adapters
         self.progress = progress
-        self.wanted: list[_Wanted] = []
+        self.taught: list[_Taught] = []
         self.total = 0.0
-        for task in tasks:
-            chunks = self._measure(task, samples_per_chunk) if task.weight else []
-            self.wanted += chunks
+        for task in problem.tasks:
+            size = problem.config.samples_per_chunk
+            chunks = self._measure(task, size) if task.weight else []
+            self.taught += chunks
             self.total += task.weight if chunks else 0.0
-        if not self.wanted:
+        if not self.taught:
             raise CalibrationError(
                 "no task's teacher changes what the network returns, so a scale cannot be "
                 "searched; set the scale to a number"
             )
 
-    def _measure(self, task: Task, samples_per_chunk: int) -> list[_Wanted]:
+    def _measure(self, task: Task, samples_per_chunk: int) -> list[_Taught]:
         """Run a task's teacher and its reference; return nothing where they are the same."""
         chosen = _some(task.samples)
         chunks = []
@@ -89,7 +85,7 @@ class OutputError:
             reads = [sample.teacher for sample in samples]
             teacher = self._outputs(self.adapters, reads, task.mix)
             scale += (teacher - self._outputs(self.adapters, reads, base)).square().sum().item()
-            chunks.append(_Wanted(samples, teacher, task.weight))
+            chunks.append(_Taught(samples, teacher, task.weight))
         if not math.isfinite(scale):
             raise CalibrationError(
                 f"task {task.name!r}: the network's output is not finite; a precision that "
@@ -100,7 +96,7 @@ class OutputError:
     def __call__(self, merged: Adapter) -> float:
         """Return the error; infinite if the output is not finite."""
         error = 0.0
-        for chunk in self.wanted:
+        for chunk in self.taught:
             reads = [sample.student_reads for sample in chunk.samples]
             error += (
                 chunk.share

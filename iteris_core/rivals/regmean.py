@@ -19,22 +19,25 @@ from __future__ import annotations
 import torch
 
 from ..adapters import LowRankDelta
-from .layer import Layer, solve_symmetric
+from .layer import Layer, solve_symmetric, summed
 
 
-def regmean(layer: Layer) -> LowRankDelta:
+def regmean(layer: Layer, *, off_diagonal: float = 0.9) -> LowRankDelta:
     """Return RegMean of the inputs that were measured: teachers' for RegMean, students' for
     RegMean++.
+
+    Args:
+        layer: The layer.
+        off_diagonal: b, 0 to 1.
 
     Raises:
         SolveError: A singular matrix; only without any damping of what is off the diagonal.
     """
     tasks = layer.counted
-    b = layer.options.off_diagonal
     grams = []
     for task in tasks:
         gram = task.statistics.inputs.gram * (task.weight / task.statistics.inputs.tokens)
-        grams.append(b * gram + (1 - b) * torch.diag(gram.diagonal()))
+        grams.append(off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal()))
     advice = "set off_diagonal below 1, or use more samples"
-    down = solve_symmetric(sum(grams), layer.wanted(tasks, grams), advice).T
+    down = solve_symmetric(summed(grams), layer.taught(tasks, grams), advice).T
     return LowRankDelta(layer.together.up, down)

@@ -26,7 +26,7 @@ def best_scale(error: Callable[[float], float]) -> float:
     base model.
 
     Args:
-        error: Of a scale; may be infinite.
+        error: Error of a scale; may be infinite.
 
     Raises:
         CalibrationError: Every error is infinite.
@@ -79,9 +79,9 @@ def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> 
     by parabolas.
 
     Args:
-        error: Of the coefficients; may be infinite.
-        count: How many; each costs 3 evaluations per round, of which there are 4 at most, on top of
-            `best_scale`'s.
+        error: Error of coefficients; may be infinite.
+        count: Number of coefficients; each costs 3 evaluations per round, of which there are 4 at
+            most, on top of `best_scale`'s.
     """
     common = best_scale(lambda scale: error([scale] * count))
     best = [common] * count
@@ -94,7 +94,7 @@ def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> 
             step = max(_STEP, _STEP * abs(best[k]))
             places = [best[k] - step, best[k], best[k] + step]
             values = [error(_with(best, k, places[0])), smallest, error(_with(best, k, places[2]))]
-            if values[0] + values[2] > 2 * smallest:  # a bowl, so its parabola has a bottom
+            if values[0] + values[2] > 2 * smallest:  # only then has the parabola a lowest point
                 places.append(_bottom(places, values))
                 values.append(error(_with(best, k, places[-1])))
             smallest, value = min(zip(values, places, strict=True))

@@ -24,7 +24,7 @@ RIDGE = 1e-4
 def ssr(layer: Layer) -> LowRankDelta:
     """Return SSR-Merge of the teachers' inputs."""
     together = layer.together
-    columns = layer.columns()
+    places = layer.stacked.slices
     tasks = [task for task in layer.counted if task.mix]
     if len(layer.deltas) == 1 or not tasks:
         return together
@@ -35,7 +35,7 @@ def ssr(layer: Layer) -> LowRankDelta:
         form = task.weight / tokens * task.statistics.inputs.form(together.down)
         gram += form
         for k, share in task.mix.items():
-            routed[columns[k]] += share * form[columns[k]]
+            routed[places[k]] += share * form[places[k]]
     gram.diagonal().add_(RIDGE)
     router = solve_symmetric(gram, routed.T, "use more samples").T
     return LowRankDelta(together.up @ router, together.down)

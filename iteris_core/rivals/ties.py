@@ -10,17 +10,27 @@ which is another method.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, where, zeros_like
 
 from .layer import Layer
 
-
-def ties(layer: Layer) -> Tensor:
-    """Return the (d_out, d_in) delta of TIES."""
-    return trim_and_elect(layer.dense(), layer.options.density, layer.options.sign)
+Sign = Literal["total", "frequency"]
 
 
-def trim_and_elect(stacked: Tensor, density: float, sign: str) -> Tensor:
+def ties(layer: Layer, *, density: float = 0.5, sign: Sign = "total") -> Tensor:
+    """Return the (d_out, d_in) delta of TIES.
+
+    Args:
+        layer: The layer.
+        density: Share of the entries that is kept, above 0, up to 1.
+        sign: How a sign is elected.
+    """
+    return trim_and_elect(layer.dense(), density, sign)
+
+
+def trim_and_elect(stacked: Tensor, density: float, sign: Sign) -> Tensor:
     """Return TIES of (N, ...) tensors."""
     return elect_and_average(trimmed(stacked, density), sign)
 
@@ -34,7 +44,7 @@ def trimmed(stacked: Tensor, density: float) -> Tensor:
     return zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).reshape(stacked.shape)
 
 
-def elect_and_average(stacked: Tensor, sign: str) -> Tensor:
+def elect_and_average(stacked: Tensor, sign: Sign) -> Tensor:
     """Return the mean of those entries of (N, ...) tensors that have the elected sign."""
     votes = (stacked if sign == "total" else stacked.sign()).sum(0)
     agrees = stacked.sign() == where(votes >= 0, 1.0, -1.0)

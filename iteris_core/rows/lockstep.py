@@ -43,8 +43,8 @@ def run_in_lockstep(
     Args:
         workers: Functions without arguments that call `pause`, all at the same places in the same
             order.
-        on_arrival: Called once per place, between the workers' pauses and their return from them.
-        parking: Where the tensors of paused workers wait; None: where they are.
+        on_arrival: Function that is called once per place, while all workers are paused there.
+        parking: What lets the tensors of paused workers wait elsewhere; None: they stay.
 
     Returns:
         What each worker returned.
@@ -52,21 +52,11 @@ def run_in_lockstep(
     Raises:
         CalibrationError: Two workers paused at different places, or one ended while another paused.
     """
-    lets = [_Worker(worker) for worker in workers]
+    lets = [_Worker(worker, parking) for worker in workers]
     modes = _torch_modes()
-    parked: dict[_Worker, Parked] = {}
-    for let in lets:  # each needs a context of its own; one context cannot be entered twice
-        let.gr_context = contextvars.copy_context()
     try:
         while True:
-            places = []
-            for let in lets:
-                if let in parked:
-                    parked.pop(let).bring_back()
-                places.append(let.switch())
-                _set_torch_modes(modes)
-                if parking is not None and not let.dead:
-                    parked[let] = parking.park(let.gr_frame)
+            places = [let.go_on(modes) for let in lets]
             ended = [let.dead for let in lets]
             if all(ended):
                 return places
@@ -75,22 +65,48 @@ def run_in_lockstep(
             on_arrival(places[0])
     finally:
         for let in lets:
-            if let in parked:  # what a caller handed in must be whole again, whatever happened
-                parked.pop(let).bring_back()
-            if let:  # paused: unwind it, so that its frames and their tensors go
-                let.throw(GreenletExit)
+            let.unwind()
         _set_torch_modes(modes)
 
 
 class _Worker(greenlet):
-    """A greenlet that remembers in which inference mode it was started."""
+    """A greenlet with a context of its own, and with what is put aside while it is paused."""
 
-    def __init__(self, run: Callable[[], Any]) -> None:
+    def __init__(self, run: Callable[[], Any], parking: Parking | None) -> None:
         super().__init__(run)
+        self.gr_context = contextvars.copy_context()
         self.inference_mode = torch.is_inference_mode_enabled()
+        self.parking = parking
+        self.parked: Parked | None = None
+
+    def go_on(self, modes: _Modes) -> Any:
+        """Run up to the next pause, or to the end; return the place, or what was returned."""
+        self._bring_back()
+        place = self.switch()
+        _set_torch_modes(modes)
+        if self.parking is not None and not self.dead:
+            self.parked = self.parking.park(self.gr_frame)
+        return place
+
+    def unwind(self) -> None:
+        """Make whole again what was parked, and end a paused worker, so that its frames and their
+        tensors go.
+        """
+        self._bring_back()
+        if self:
+            self.throw(GreenletExit)
+
+    def _bring_back(self) -> None:
+        if self.parked is not None:
+            self.parked.bring_back()
+            self.parked = None
 
 
-def _torch_modes() -> tuple[bool, list[tuple[str, bool, torch.dtype]]]:
+# Whether gradients are on, and of each kind of device whether autocast is, and to what.
+_Modes = tuple[bool, list[tuple[str, bool, torch.dtype]]]
+
+
+def _torch_modes() -> _Modes:
     autocast = [
         (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         for kind in ("cpu", "cuda")
@@ -98,7 +114,7 @@ def _torch_modes() -> tuple[bool, list[tuple[str, bool, torch.dtype]]]:
     return torch.is_grad_enabled(), autocast
 
 
-def _set_torch_modes(modes: tuple[bool, list[tuple[str, bool, torch.dtype]]]) -> None:
+def _set_torch_modes(modes: _Modes) -> None:
     gradients, autocast = modes
     torch.set_grad_enabled(gradients)
     for kind, enabled, dtype in autocast:
@@ -111,7 +127,7 @@ def _disagreement(places: list[Any], ended: list[bool]) -> str:
     other = next(i for i, place in enumerate(here) if place != here[0])
     return (
         f"the forward passes took different ways: chunk 0 reached {here[0]} while chunk {other} "
-        f"reached {here[other]}. Every sample has to run through the same target layers in the same "
-        "order; remove what makes the model skip layers for some inputs (a cache, dropout of "
+        f"reached {here[other]}. Every sample has to run through the same target layers in the "
+        "same order; remove what makes the model skip layers for some inputs (a cache, dropout of "
         "layers, a step-dependent patch)"
     )

@@ -4,11 +4,16 @@ back before it goes on.
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
 they do not fit; their tensors then wait on the host. The forward call does not notice: each tensor
 keeps its identity, only its storage is emptied and filled again.
+
+So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do; everything
+else that chunks share is named to `Parking.keep`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,8 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CalibrationError
+
+logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _NESTING = 3
+HOST = frozenset({"cpu", "meta"})
 
 
 @dataclass
@@ -35,43 +44,70 @@ class Parked:
 
 
 class Parking:
-    """Parks paused frames, except for what other frames may use: the model's own tensors, and those
-    of several frames.
+    """Parks what paused frames hold, except for what others may use.
 
     Args:
-        modules: The network's modules, whose parameters, buffers and other tensors stay where they
-            are.
-        smallest: Storages of fewer bytes stay too.
+        modules: Modules of the network, whose parameters, buffers and other tensors stay.
+        unparked: Types of devices whose tensors stay: those that have room.
+        smallest: Bytes of the smallest storage that is worth a copy.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], smallest: int = _SMALLEST) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        *,
+        unparked: Collection[str] = HOST,
+        smallest: int = _SMALLEST,
+    ) -> None:
+        self.modules = list(modules)
+        self.unparked = unparked
         self.smallest = smallest
-        self.staying = {_key(tensor) for module in modules for tensor in _tensors_of(module)}
+        self._kept: list[weakref.ref[Tensor]] = []
+
+    def keep(self, *shared: Any) -> None:
+        """Let tensors stay that several chunks use, as long as they live.
+
+        Args:
+            shared: Tensors, or lists, tuples, mappings and objects that hold some.
+        """
+        found = (tensor for value in shared for tensor in _tensors_held_by(value, _NESTING))
+        self._kept += [weakref.ref(tensor) for tensor in found]
 
     def park(self, frame: FrameType | None) -> Parked:
         """Empty the storages of all device tensors in a paused frame and the frames that called
         it.
+
+        Raises:
+            CalibrationError: A tensor that waits already: another chunk holds it, too.
         """
+        staying = self._staying()
         contents: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
         while frame is not None:
             for tensor in _tensors_in(list(frame.f_locals.values()), _NESTING):
-                storage = tensor.untyped_storage()
                 key = _key(tensor)
-                if (
-                    self.is_parkable(tensor)
-                    and key not in self.staying
-                    and storage.nbytes() >= self.smallest
-                    and key not in contents
-                ):
+                if tensor.device.type in self.unparked or key in staying or key in contents:
+                    continue
+                storage = tensor.untyped_storage()
+                if tensor.numel() and not storage.nbytes():
+                    raise CalibrationError(
+                        f"{frame.f_code.co_name!r} of the model holds a tensor of shape "
+                        f"{tuple(tensor.shape)} that other samples' forward calls share, so that "
+                        "it cannot wait on the host; merge without park_on_host"
+                    )
+                if storage.nbytes() >= self.smallest:
                     contents[key] = storage, _bytes_on_host(storage)
             frame = frame.f_back
         for storage, _ in contents.values():
             storage.resize_(0)
+        total = sum(content.numel() for _, content in contents.values())
+        logger.debug("%d bytes of a paused chunk wait on the host", total)
         return Parked(list(contents.values()))
 
-    def is_parkable(self, tensor: Tensor) -> bool:
-        """Whether a tensor takes room on a device that has little of it."""
-        return tensor.device.type not in ("cpu", "meta")
+    def _staying(self) -> set[int]:
+        """Return the storages that stay. Modules may have made new tensors since the last time."""
+        self._kept = [reference for reference in self._kept if reference() is not None]
+        kept = {_key(tensor) for ref in self._kept if (tensor := ref()) is not None}
+        return kept | {_key(tensor) for module in self.modules for tensor in _tensors_of(module)}
 
 
 def _key(tensor: Tensor) -> int:
@@ -79,9 +115,8 @@ def _key(tensor: Tensor) -> int:
 
 
 def _bytes_on_host(storage: torch.UntypedStorage) -> Tensor:
-    return (
-        torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).to("cpu", copy=True)
-    )
+    whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    return whole.to("cpu", copy=True)
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -92,7 +127,7 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
-    """Yield the tensors in a variable: itself, or in lists and tuples. Dicts hold options, which
+    """Yield the tensors in a variable: itself, or in lists and tuples. Mappings hold options, which
     chunks may share.
     """
     if isinstance(value, Tensor):
@@ -101,3 +136,19 @@ def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, list | tuple):
         for part in value:
             yield from _tensors_in(part, depth - 1)
+
+
+def _tensors_held_by(value: Any, depth: int) -> Iterator[Tensor]:
+    """Yield the tensors that a value holds: itself, or in sequences, mappings and attributes."""
+    if isinstance(value, Tensor):
+        yield from _tensors_in(value, 0)
+    elif depth:
+        parts: Iterable[Any] = ()
+        if isinstance(value, list | tuple):
+            parts = value
+        elif isinstance(value, Mapping):
+            parts = value.values()
+        elif hasattr(value, "__dict__"):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _tensors_held_by(part, depth - 1)

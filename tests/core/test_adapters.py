@@ -23,13 +23,23 @@ def test_norm_shape_and_scale_are_those_of_the_dense_matrix(rank, factor):
 
 @given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_a_stack_is_the_weighted_sum(ranks):
-    deltas = [random_delta(rank) for rank in ranks]
-    shares = [0.5 * k - 1 for k in range(len(ranks))]
+    deltas = {k: random_delta(rank) for k, rank in enumerate(ranks, 3)}
+    shares = {k: 0.5 * k - 1 for k in deltas}
     stacked = stack(deltas, shares)
-    assert stacked.rank == sum(ranks)
-    torch.testing.assert_close(
-        stacked.dense(), sum(s * d.dense() for s, d in zip(shares, deltas, strict=True))
-    )
+    assert stacked.delta.rank == sum(ranks)
+    expected = sum(shares[k] * delta.dense() for k, delta in deltas.items())
+    torch.testing.assert_close(stacked.delta.dense(), expected)
+
+
+@given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_stack_says_where_each_delta_is(ranks):
+    deltas = {k: random_delta(rank) for k, rank in enumerate(ranks, 3)}
+    stacked = stack(deltas).to(dtype=torch.float32)
+    assert list(stacked.slices) == list(deltas)
+    for k, delta in deltas.items():
+        place = stacked.slices[k]
+        assert torch.equal(stacked.delta.up[:, place], delta.up.float())
+        assert torch.equal(stacked.delta.down[place], delta.down.float())
 
 
 def test_balanced_factors_have_equal_norms_and_the_same_product():
@@ -84,7 +94,7 @@ def test_split_gives_every_delta_and_vector_to_one_of_two_parts():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_conversion_reaches_both_factors(dtype):
-    delta = Adapter("a", {"layer": random_delta(2)}).to(dtype=dtype, device="cpu").deltas["layer"]
+    delta = random_delta(2).to(dtype=dtype, device="cpu")
     assert (delta.up.dtype, delta.down.dtype) == (dtype, dtype)
 
 

@@ -3,19 +3,23 @@ against PEFT.
 """
 
 import dataclasses
+import inspect
+import sys
 import warnings
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import toy
 
-from iteris_core import BaselineOptions, Task
+from iteris_core import BaselineOptions, ConfigError, Task
 from iteris_core.config import Method
 from iteris_core.rivals import METHODS
-from iteris_core.rivals.dare import dropped_and_rescaled
+from iteris_core.rivals.dare import dare_linear, dare_ties, dropped_and_rescaled, magnitude_prune
 from iteris_core.rivals.knots import in_knots_space
 from iteris_core.rivals.layer import Layer
+from iteris_core.rivals.ties import ties
+from iteris_core.rivals.tsv_m import tsv_m
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +53,14 @@ def dense_deltas(net):
     return {path: torch.stack([deltas[path] for deltas in each]) for path in model.targets}
 
 
-def layers(net, **options):
+def layers(net):
     """Return each layer as a rule sees it, without statistics."""
     model, adapters, _ = net
     for path in model.targets:
         deltas = {
             k: adapter.deltas[path] for k, adapter in enumerate(adapters) if path in adapter.deltas
         }
-        yield Layer(path, False, deltas, len(adapters), (), BaselineOptions(**options))
+        yield Layer(path, False, deltas, len(adapters), ())
 
 
 def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
@@ -69,7 +73,50 @@ def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
 
 
 def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
-    assert {"iteris", *METHODS} == set(get_args(Method))
+    assert ["iteris", *METHODS] == list(get_args(Method))
+
+
+def test_the_options_of_the_rules_are_those_of_the_settings():
+    fields = {item.name: item.default for item in dataclasses.fields(BaselineOptions)}
+    hints = get_type_hints(BaselineOptions)
+    taken = {"scale"}
+    for method in METHODS.values():
+        taken.update(method.options)
+        rule_hints = get_type_hints(method.rule)
+        for name in method.options[1:]:
+            assert inspect.signature(method.rule).parameters[name].default == fields[name]
+            assert rule_hints[name] == hints[name]
+    assert taken == set(fields)
+
+
+def test_a_papers_number_is_where_its_rule_is_written():
+    for name, method in METHODS.items():
+        assert method.title
+        if method.arxiv:
+            assert method.arxiv in sys.modules[method.rule.__module__].__doc__, name
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ties", {"seed": 3}, "seed is no option of ties; ties takes scale, density and sign"),
+        ("sum", {"density": 0.2}, "density is no option of sum; sum takes scale"),
+        (
+            "regmean",
+            {"projection": None},
+            "projection is no option of regmean; regmean takes scale and off_diagonal",
+        ),
+        (
+            "iteris",
+            {"scale": 2.0},
+            "scale is no option of iteris; iteris takes none of the rivals' options",
+        ),
+    ],
+)
+def test_an_option_that_a_method_does_not_take_is_refused(net, method, options, message):
+    with pytest.raises(ConfigError) as caught:
+        merged(net, method, **options)
+    assert str(caught.value) == message
 
 
 # --- sums ---
@@ -140,38 +187,37 @@ def test_magnitude_prune(net, density):
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 def test_ties_dare_and_pruning_are_pefts(net, sign):
     peft = pytest.importorskip("peft.utils.merge_utils")
-    options = {"density": 0.4, "sign": sign}
-    for layer in layers(net, **options):
+    for layer in layers(net):
         deltas = list(layer.dense())
         ones = torch.ones(len(layer.deltas)).double()
         shares = ones / layer.adapters
-        thinned = list(dropped_and_rescaled(layer))
-        torch.testing.assert_close(METHODS["ties"].rule(layer), peft.ties(deltas, ones, 0.4, sign))
+        thinned = list(dropped_and_rescaled(layer, 0.4, 0))
         torch.testing.assert_close(
-            METHODS["magnitude_prune"].rule(layer), peft.magnitude_prune(deltas, shares, 0.4)
+            ties(layer, density=0.4, sign=sign), peft.ties(deltas, ones, 0.4, sign)
+        )
+        torch.testing.assert_close(
+            magnitude_prune(layer, density=0.4), peft.magnitude_prune(deltas, shares, 0.4)
         )
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # PEFT warns that a density of 1 prunes nothing: DARE's masks are ours
             torch.testing.assert_close(
-                METHODS["dare_ties"].rule(layer), peft.dare_ties(thinned, ones, 1.0, sign)
+                dare_ties(layer, density=0.4, sign=sign), peft.dare_ties(thinned, ones, 1.0, sign)
             )
             torch.testing.assert_close(
-                METHODS["dare_linear"].rule(layer), peft.dare_linear(thinned, shares, 1.0)
+                dare_linear(layer, density=0.4), peft.dare_linear(thinned, shares, 1.0)
             )
 
 
 def test_dare_drops_at_random_and_makes_up_for_it(net):
-    first = next(layers(net, density=0.25, seed=3))
-    thinned = dropped_and_rescaled(first)
+    first = next(layers(net))
+    thinned = dropped_and_rescaled(first, 0.25, 3)
     deltas = first.dense()
     kept = thinned != 0
     torch.testing.assert_close(thinned[kept], 4 * deltas[kept])
     assert not torch.equal(kept[0], kept[1])
-    seeds = [
-        dropped_and_rescaled(next(layers(net, density=0.25, seed=seed))) for seed in range(2000)
-    ]
+    seeds = [dropped_and_rescaled(first, 0.25, seed) for seed in range(2000)]
     torch.testing.assert_close(
         torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item()
     )
@@ -265,7 +311,7 @@ def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
     model = net[0]
     path = "cross_attention.k"  # 6 x 5, for ranks 4 + 4
     deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
-    found = METHODS["tsv_m"].rule(Layer(path, True, deltas, 2, (), BaselineOptions()))
+    found = tsv_m(Layer(path, True, deltas, 2, ()))
     kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
     torch.testing.assert_close(
         torch.linalg.svdvals(found.dense())[:4], torch.cat(kept).sort(descending=True).values

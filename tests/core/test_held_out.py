@@ -147,7 +147,7 @@ def test_a_corrected_strength_is_measured_before_and_after(host):
     assert corrected.report.settings["strength_correction"] == factor
     assert (
         f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}"
-        in corrected.report.notes[-1]
+        in corrected.report.notes[-1].text
     )
 
 

@@ -18,8 +18,7 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.algebra import statistics
-from iteris_core.algebra.statistics import InputMoments
+from iteris_core.algebra.statistics import InputMoments, Sums
 
 DELTA = MergeConfig(
     target="delta"
@@ -214,7 +213,7 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypa
     alive = []
     adapters = [net.adapter("a"), net.adapter("b")]
 
-    class Counted(statistics.InputMoments):
+    class Counted(Sums):
         count = 0
 
         def __init__(self, *args, **options):
@@ -225,7 +224,7 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypa
         def __del__(self):
             Counted.count -= 1
 
-    monkeypatch.setattr("iteris_core.engines.measure.InputMoments", Counted)
+    monkeypatch.setattr("iteris_core.engines.measure.Sums", Counted)
     toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
     # two tasks; the network itself keeps its input and its skip, so their sums may still be needed,
     # and this layer's

@@ -1,30 +1,49 @@
-"""Paused chunks whose tensors wait on the host; here the "device" is the CPU, on which storages
-work the same.
+"""Paused chunks whose tensors wait on the host; here the CPU counts as a device that has no room, on
+which storages work the same.
 """
+
+import logging
+import sys
 
 import pytest
 import torch
 import toy
 
+from iteris_core import CalibrationError, Sample, Task
+from iteris_core.engines.problem import Problem
+from iteris_core.engines.sweep import sweep
 from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
 
 
+def everything_from(modules):
+    """Return what parks tensors of any size, on the CPU, too."""
+    return Parking(modules, unparked=(), smallest=1)
+
+
 @pytest.fixture
-def park_everything(monkeypatch):
-    """Park CPU tensors of any size, and return the numbers of bytes that were parked each time."""
-    sizes = []
-    monkeypatch.setattr(Parking, "is_parkable", lambda self, tensor: True)
-    original = Parking.park
+def parked(caplog):
+    """Return a function: the numbers of bytes that were parked each time, so far."""
+    caplog.set_level(logging.DEBUG, "iteris")
 
-    def park(self, frame):
-        self.smallest = 1
-        parked = original(self, frame)
-        sizes.append(sum(content.numel() for _, content in parked.contents))
-        return parked
+    def sizes():
+        parked = [record for record in caplog.records if "wait on the host" in record.message]
+        return [record.args[0] for record in parked]
 
-    monkeypatch.setattr(Parking, "park", park)
     return sizes
+
+
+def swept(net, adapters, tasks, parking=None, **settings):
+    """Return the deltas of a sweep, exact."""
+    problem = Problem(net.network(), adapters, tasks, toy.exact(**settings))
+    layers = sweep(problem, parking=parking).layers
+    return {path: layer.saved.dense() for path, layer in layers.items()}
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for path, delta in expected.items():
+        assert torch.equal(delta, found[path]), path
 
 
 @pytest.mark.parametrize(
@@ -37,24 +56,81 @@ def park_everything(monkeypatch):
         ("in place", False),
     ],
 )
-def test_parking_changes_nothing(park_everything, name, inference):
+def test_parking_changes_nothing(parked, name, inference):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
     weights = {key: value.clone() for key, value in net.model.state_dict().items()}
-    expected = toy.merge_toy(net, adapters, tasks, samples_per_chunk=2)
-    assert not park_everything
+    expected = swept(net, adapters, tasks, samples_per_chunk=2)
+    assert not parked()
+    parking = everything_from(net.network().modules.values())
     with torch.inference_mode(inference):
-        found = toy.merge_toy(net, adapters, tasks, samples_per_chunk=2, park_on_host=True)
-    assert len(park_everything) == 3 * len(net.targets) and min(park_everything) > 0
-    for path, delta in expected.adapter.deltas.items():
-        assert torch.equal(delta.up, found.adapter.deltas[path].up) and torch.equal(
-            delta.down, found.adapter.deltas[path].down
-        )
+        found = swept(net, adapters, tasks, parking, samples_per_chunk=2)
+    assert len(parked()) == 3 * len(net.targets) and min(parked()) > 0
+    assert_same(found, expected)
     assert all(torch.equal(value, weights[key]) for key, value in net.model.state_dict().items())
 
 
-def test_views_share_what_is_parked_and_come_back_whole(park_everything):
+def test_the_settings_park_where_there_is_no_room_and_nothing_on_the_cpu(parked):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    expected = swept(net, adapters, tasks, samples_per_chunk=1)
+    assert_same(swept(net, adapters, tasks, samples_per_chunk=1, park_on_host=True), expected)
+    assert set(parked()) == {0}
+
+
+def test_rows_that_are_kept_for_the_solve_do_not_wait_with_their_chunk():
+    """Of fewer tokens than a layer is wide the solve uses the rows themselves."""
+    net = toy.build("stack")
+    adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
+    tasks = [
+        Task(name, [Sample((torch.randn(1, 6).double(),)) for _ in range(2)], {k: 1.0})
+        for k, name in enumerate("ab")
+    ]
+    expected = swept(net, adapters, tasks, samples_per_chunk=1)
+    parking = everything_from(net.network().modules.values())
+    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
+
+
+def test_what_several_samples_read_stays(parked):
+    """One text for all rows, as a host may hand it in, is in every chunk's frames."""
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    text = torch.randn(toy.CONTEXT_TOKENS, 5).double()
+    before = text.clone()
+    tasks = [
+        Task(name, [Sample((net.make_row()[0], text)) for _ in range(2)], {k: 1.0})
+        for k, name in enumerate("ab")
+    ]
+    expected = swept(net, adapters, tasks, samples_per_chunk=1)
+    parking = everything_from(net.network().modules.values())
+    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
+    assert torch.equal(text, before)
+    assert min(parked()) > 0
+
+
+def test_what_chunks_wear_stays_though_it_is_in_local_variables(monkeypatch):
+    """`at_layer` runs inside the paused chunk; here all that chunks share is among the locals."""
+
+    def pause_with_locals(path):
+        teachers = sys._getframe(1).f_locals["stop"].worn.teachers
+        shared = [factor for delta in teachers for factor in (delta.up, delta.down)]
+        seen.append(len(shared))
+        pause(path)
+
+    seen = []
+    monkeypatch.setattr("iteris_core.engines.sweep.pause", pause_with_locals)
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    expected = swept(net, adapters, tasks, samples_per_chunk=1)
+    parking = everything_from(net.network().modules.values())
+    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
+    assert set(seen) == {4}
+
+
+def test_views_share_what_is_parked_and_come_back_whole(parked):
     def work(start):
         def inside():
             whole = torch.arange(start, start + 12).double()
@@ -66,7 +142,7 @@ def test_views_share_what_is_parked_and_come_back_whole(park_everything):
 
     seen = []
     results = run_in_lockstep(
-        [work(0), work(100)], lambda place: seen.append(list(park_everything)), Parking([])
+        [work(0), work(100)], lambda place: seen.append(parked()), everything_from([])
     )
     assert seen == [[96, 96]]
     for start, (whole, part, column) in zip((0, 100), results, strict=True):
@@ -74,7 +150,7 @@ def test_views_share_what_is_parked_and_come_back_whole(park_everything):
         assert torch.equal(part, whole[2:5]) and torch.equal(column, whole.reshape(3, 4)[:, 1])
 
 
-def test_the_models_own_tensors_stay(park_everything):
+def test_the_models_own_tensors_stay(parked):
     layer = torch.nn.Linear(4, 4)
 
     def work():
@@ -82,11 +158,68 @@ def test_the_models_own_tensors_stay(park_everything):
         pause("x")
         return weight.sum()
 
-    run_in_lockstep([work, work], lambda place: layer(torch.zeros(1, 4)), Parking([layer]))
-    assert park_everything == [0, 0]
+    run_in_lockstep([work, work], lambda place: layer(torch.zeros(1, 4)), everything_from([layer]))
+    assert parked() == [0, 0]
 
 
-def test_an_exception_elsewhere_unwinds_a_parked_worker(park_everything):
+def test_what_the_model_remembers_on_the_way_stays(parked):
+    layer = torch.nn.Linear(4, 4)
+
+    def work():
+        if not hasattr(layer, "remembered"):
+            layer.remembered = [torch.ones(8)]
+        (remembered,) = layer.remembered
+        pause("x")
+        return remembered.sum()
+
+    assert run_in_lockstep([work, work], lambda place: None, everything_from([layer])) == [8, 8]
+    assert parked() == [0, 0]
+
+
+def workers_of(shared):
+    def work():
+        local = shared
+        total = local.sum()
+        pause("x")
+        return total + local.sum()
+
+    return [work, work]
+
+
+def test_what_workers_share_stays_when_it_is_marked(parked):
+    shared = torch.ones(8)
+    parking = everything_from([])
+    parking.keep({"in": [(shared,)]})
+    results = run_in_lockstep(workers_of(shared), lambda place: shared.sum().item(), parking)
+    assert [result.item() for result in results] == [16, 16]
+    assert set(parked()) == {4}  # each worker's own sum
+
+
+def test_marks_are_forgotten_with_their_tensors():
+    parking = everything_from([])
+    parking.keep(torch.ones(8), Sample((torch.ones(8),)))
+    kept = torch.ones(8)
+    parking.keep(kept)
+    parking.park(None)
+    assert [reference() is kept for reference in parking._kept] == [True]
+
+
+def test_what_workers_share_without_a_mark_is_an_error():
+    shared = torch.ones(8)
+
+    def work():
+        local = shared
+        pause("x")
+        return local
+
+    with pytest.raises(
+        CalibrationError, match=r"'work' of the model holds a tensor of shape \(8,\).*park_on_host"
+    ):
+        run_in_lockstep([work, work], lambda place: None, everything_from([]))
+    assert torch.equal(shared, torch.ones(8))
+
+
+def test_an_exception_elsewhere_unwinds_a_parked_worker():
     def fails():
         pause("x")
         raise RuntimeError("broken")
@@ -100,5 +233,5 @@ def test_an_exception_elsewhere_unwinds_a_parked_worker(park_everything):
         return kept
 
     with pytest.raises(RuntimeError, match="broken"):
-        run_in_lockstep([waits, fails], lambda place: None, Parking([]))
+        run_in_lockstep([waits, fails], lambda place: None, everything_from([]))
     assert torch.equal(mine, torch.ones(8))  # whole again

@@ -118,8 +118,8 @@ def test_a_task_that_fares_worse_stands_higher(draw):
 
 
 def test_another_method_is_drawn_beside_it(draw):
-    better = report(0.1, settings={"config": {"method": "iteris"}})
-    drawn = draw(better, [report(0.7, settings={"config": {"method": "average"}})])
+    better = report(0.1, method="iteris")
+    drawn = draw(better, [report(0.7, method="average")])
     (axes,) = drawn["Mean residual of the LoRAs at every layer, by method"].axes
     assert lines(axes) == {"1. iteris": [0.1] * BLOCKS, "2. average": [0.7] * BLOCKS}
 
@@ -129,7 +129,7 @@ def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured(draw
     drawn = draw(MergeReport(tuple(LayerReport(path, 8, (entry,)) for path in PATHS)))
     (axes,) = drawn["Mean residual of the LoRAs at every layer, by method"].axes
     assert lines(axes) == {
-        "1. merge": [0.1] * BLOCKS,
+        "1. iteris": [0.1] * BLOCKS,
         "LoRAs stacked, same inputs": [0.9] * BLOCKS,
         "LoRAs averaged, same inputs": [0.5] * BLOCKS,
     }

@@ -5,6 +5,7 @@ import json
 from iteris_core.report.records import (
     LayerReport,
     MergeReport,
+    Note,
     TaskAtLayerReport,
     TaskFidelity,
     joined,
@@ -23,7 +24,7 @@ def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
     report = MergeReport(
         (layer("x", 2, a=0.1, b=0.5), layer("y", 5, a=0.3, b=0.4), layer("z", 3, a=0.2, b=0.9)),
         {"a": ("k1", "k2", "k3", "k4")},
-        ("a note",),
+        (Note("method", "a note"),),
     )
     assert str(report).splitlines() == [
         "3 layers merged, rank 2 to 5",
@@ -52,13 +53,13 @@ def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
     report = MergeReport(
         (layer("x", 2, a=0.1),),
         {"a": ("k",)},
-        ("note",),
+        (Note("host", "note"),),
         settings={"alpha": 1e-4},
         fidelity=(TaskFidelity("a", 0.2, 0.9, 4),),
     )
     again = json.loads(json.dumps(report.to_dict()))
     assert again["unmatched"] == {"a": ["k"]}
-    assert len(again["notes"]) == 1
+    assert again["notes"] == [{"kind": "host", "text": "note"}]
     assert again["settings"] == {"alpha": 1e-4}
     (entry,) = again["layers"]
     assert (entry["path"], entry["rank"]) == ("x", 2)
@@ -70,14 +71,18 @@ def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
 
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
-    text = MergeReport((layer("te", 2, a=0.1),), {"a": ("k",)}, ("same", "text"), settings={"x": 1})
+    same, one, other = (Note("method", text) for text in ("same", "text", "unet"))
+    text = MergeReport(
+        (layer("te", 2, a=0.1),), {"a": ("k",)}, (same, one), settings={"x": 1}, method="ties"
+    )
     unet = MergeReport(
-        (layer("unet", 2, a=0.3),), {"b": ("l",)}, ("same", "unet"), settings={"y": 2}
+        (layer("unet", 2, a=0.3),), {"b": ("l",)}, (same, other), settings={"y": 2}, method="ties"
     )
     both = joined(text, unet)
     assert [entry.path for entry in both.layers] == ["te", "unet"]
     assert both.unmatched == {"a": ("k",), "b": ("l",)}
-    assert both.notes == ("same", "text", "unet")
+    assert both.notes == (same, one, other)
+    assert (both.method, both.max_iter) == ("ties", None)
     assert both.settings == {"x": 1, "y": 2}
     assert both.residuals(wears=True) == {"a": [(0.1, "te"), (0.3, "unet")]}
     assert both.residuals(wears=False) == {}

@@ -8,7 +8,8 @@ import toy
 from torch import nn
 
 from iteris_core import CalibrationError, Sample, Task
-from iteris_core.rows.chunks import layer_hooks, split_into_chunks, wearing, worn_delta
+from iteris_core.rows.chunks import split_into_chunks
+from iteris_core.rows.wearing import layer_hooks, wearing, worn_delta
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
@@ -116,7 +117,12 @@ def test_a_mix_is_one_delta_of_what_changes_the_layer():
     assert worn_delta("down1", adapters, {}) is None
     both = worn_delta("down1", adapters, {1: -0.5, 0: 2.0})
     expected = 2 * adapters[0].deltas["down1"].dense() - 0.5 * adapters[1].deltas["down1"].dense()
-    torch.testing.assert_close(both.dense(), expected)
+    torch.testing.assert_close(both.delta.dense(), expected)
+    # in the order of the mix, so that nobody has to count
+    for k, share in ((1, -0.5), (0, 2.0)):
+        own = adapters[k].deltas["down1"]
+        torch.testing.assert_close(both.delta.up[:, both.slices[k]], share * own.up)
+        assert torch.equal(both.delta.down[both.slices[k]], own.down)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])

@@ -64,7 +64,9 @@ def test_a_strength_of_0_is_left_out_and_noted(host):
     result, _ = host.merge([used, idle, other], PRESERVE)
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
-    assert "left out, since their strength is 0: idle" in result.report.notes
+    assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
+        "left out, since their strength is 0: idle"
+    ]
     assert [recipe["name"] for recipe in result.report.settings["loras"]] == [
         "used",
         "idle",

@@ -6,13 +6,15 @@ import torch
 from iteris_core.algebra.statistics import (
     BLOCK,
     TOKENS_PER_PRODUCT,
-    InputMoments,
+    JointRows,
+    KeptRows,
+    Sums,
+    TaskStatistics,
     add_product,
     add_square,
-    joint_product,
     mirror,
-    product_dtype,
 )
+from iteris_core.devices import product_dtype
 
 
 def test_long_float32_sums_stay_as_exact_as_short_ones():
@@ -53,14 +55,43 @@ def test_half_of_a_symmetric_product_is_as_good_as_the_whole(width):
 
 
 def test_a_joint_product_of_kept_rows_is_made_once_for_all_layers_that_read_them():
-    first = InputMoments(6, torch.device("cpu"), keep_rows=3)
-    second = InputMoments(6, torch.device("cpu"), keep_rows=2)
+    first, second = (KeptRows(6, torch.device("cpu"), capacity=3) for _ in range(2))
     rows = torch.randn(5, 6).double()
     first.add(rows[:3], rows[:3])
-    second.add(rows[3:], rows[3:])
-    product = joint_product([first, second])
-    torch.testing.assert_close(product, rows @ rows.T)
-    assert joint_product([first, second]) is product
-    torch.testing.assert_close(
-        joint_product([first]), rows[:3] @ rows[:3].T
-    )  # other tasks count: another product
+    second.add(rows[3:4], rows[3:4])
+    second.add(rows[4:], rows[4:])
+    joint = JointRows([first, second])
+    torch.testing.assert_close(joint.product, rows @ rows.T)
+    assert joint.product is joint.product
+    assert joint.slices == [slice(0, 3), slice(3, 5)]
+
+
+def test_kept_rows_are_not_those_of_a_layers_input():
+    rows = torch.randn(4, 6).double()
+    kept = KeptRows(6, torch.device("cpu"), capacity=4)
+    kept.add(rows, rows[:])
+    before = rows.clone()
+    rows.zero_()  # in place, or empty while its chunk waits on the host
+    assert torch.equal(kept.rows(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_rows_tell_what_sums_tell(dtype):
+    teacher, student = torch.randn(2, 5, 6, dtype=dtype)
+    codes = torch.randn(5, 2, dtype=dtype)
+    down = torch.randn(3, 6, dtype=torch.float64)
+    both = []
+    for moments in (
+        Sums(6, torch.device("cpu")),
+        KeptRows(6, torch.device("cpu"), capacity=5),
+    ):
+        task = TaskStatistics(moments, 2)
+        for part in (slice(0, 2), slice(2, 5)):
+            moments.add(teacher[part], student[part])
+            task.add(student[part], codes[part])
+        form = moments.form(down)  # before anything asks for the Gram matrix
+        size = moments.size()
+        told = (form, size, moments.gram, moments.energy, task.cross, task.codes)
+        both.append((moments.tokens, *told, moments.form(down), moments.size()))
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

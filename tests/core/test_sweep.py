@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import AdapterError, MergeConfig, Sample, Task, merge
+from iteris_core.report.records import Note
 
 NETWORKS = ["stack", "attention", "convolution", "in place"]
 CHUNKS = [1, 2, 5, 100]
@@ -243,7 +244,9 @@ def test_an_adapter_of_strength_0_is_no_adapter(name):
     )
     assert toy.largest_error(toy.dense(result.adapter), toy.dense(without.adapter)) < 1e-12
     assert result.adapter.name == "a + c"
-    assert result.report.notes == ("left out, since they change nothing here: idle",)
+    assert result.report.notes == (
+        Note("left_out", "left out, since they change nothing here: idle"),
+    )
 
 
 def test_nothing_but_idle_adapters_is_an_error():

@@ -33,7 +33,7 @@ def adapter(name, idle=False):
         ([Task("a", SAMPLES, {-1: 1.0})], "task 'a' wears adapter number -1"),
         (
             [Task("a", SAMPLES, {0: 1.0}, 0.0), Task("b", SAMPLES, {}, 0.0)],
-            "every task has weight 0",
+            "every task has weight 0, or only adapters that change nothing teach it",
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_one_lora_in_a_stack_and_in_the_chain_is_one_task(host, files):
         "a photo of a first thing",
         "another first thing",
     ]
-    assert any(note.startswith("first: the same LoRA 2 times") for note in report["notes"])
+    assert any(note["text"].startswith("first: the same LoRA 2 times") for note in report["notes"])
 
 
 def test_loras_on_a_model_are_taken_off_it(host, files):

@@ -82,7 +82,7 @@ def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected
         "base model",
     ]
     assert 1.0 <= report["settings"]["strength_correction"] <= 1.3
-    assert any(note.startswith("scaled by") for note in report["notes"])
+    assert any(note["text"].startswith("scaled by") for note in report["notes"])
 
 
 def test_the_report_is_shown_as_pictures_and_text(scene):

@@ -17,7 +17,7 @@ const REPORT = {
     layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
   ],
   unmatched: { cat: ["a", "b"], ink: [] },
-  notes: ["a note"],
+  notes: [{ kind: "method", text: "a note" }],
 };
 
 test("a layer's place is said in the words of block weights", () => {

@@ -1,0 +1,119 @@
+"""What both engines share: checks of a problem, and forward calls whose hooks know whose rows they
+see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..algebra.truncate import share_out_size
+from ..errors import AdapterError, CalibrationError
+from ..layers import weight_shape
+from ..network import Network
+from ..rows.chunks import Chunk
+from ..rows.wearing import check_rows
+from ..tasks import Task
+from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
+
+_current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=None)
+
+
+def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
+    """Refuse deltas that have no module, or whose shape is not the module's.
+
+    Raises:
+        AdapterError: Names adapter, layer, and both shapes.
+    """
+    for adapter in adapters:
+        for path, delta in adapter.deltas.items():
+            if path not in network.modules:
+                raise AdapterError(
+                    f"adapter {adapter.name!r} changes {path!r}, which this model does not have"
+                )
+            try:
+                expected = weight_shape(network.modules[path])
+            except AdapterError as error:
+                raise AdapterError(
+                    f"adapter {adapter.name!r} changes {path!r}, which {error}"
+                ) from error
+            if delta.shape != expected:
+                raise AdapterError(
+                    f"adapter {adapter.name!r} has a delta of {delta.shape[0]} x {delta.shape[1]} "
+                    f"for {path!r}, whose weight is {expected[0]} x {expected[1]}: it was trained "
+                    "for another model"
+                )
+
+
+def check_all_reached(paths: Sequence[str], reached: Collection[str]) -> None:
+    """Refuse a network that did not run every target layer."""
+    never = [path for path in paths if path not in reached]
+    if never:
+        raise CalibrationError(
+            f"the network never ran {len(never)} of {len(paths)} target layers, such as "
+            f"{never[0]!r}; they cannot be measured. Leave them out, or check that the adapters "
+            "belong to this model"
+        )
+
+
+def reached_twice(path: str) -> CalibrationError:
+    """Return the error of a layer that is reached twice."""
+    return CalibrationError(
+        f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two "
+        "inputs cannot be solved in one go. Leave it out of the merge"
+    )
+
+
+def run_chunk(network: Network, chunk: Chunk) -> Any:
+    """Run one forward call, in a context of its own in which hooks know whose rows they see."""
+    _current_chunk.set(chunk)
+    return network.forward(chunk.inputs)
+
+
+def current_chunk(path: str, x: Tensor) -> Chunk | None:
+    """Return the chunk whose rows a hook sees; None in somebody else's forward call."""
+    chunk = _current_chunk.get()
+    if chunk is not None:
+        check_rows(path, x, 2 * len(chunk.samples))
+    return chunk
+
+
+def outputs_by_task(
+    tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]
+) -> Outputs | None:
+    """Return each sample's (teacher's, student's) output row, by task; None if the network returns
+    no tensor.
+    """
+    if not all(isinstance(answer, Tensor) for answer in answers):
+        return None
+    outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tasks]
+    for chunk, answer in zip(chunks, answers, strict=True):
+        for block in chunk.blocks:
+            outputs[block.task].extend(
+                zip(answer[block.teacher], answer[block.student], strict=True)
+            )
+    return tuple(tuple(rows) for rows in outputs)
+
+
+def within_size(
+    engine: Engine, problem: Problem, solver_at: SolverAt, listener: Listener
+) -> EngineResult:
+    """Solve a problem; where its size is limited, twice: ranks are shared out by what the uncut
+    answers of the first time gain.
+    """
+    if problem.config.size is None:
+        return engine(problem, solver_at, listener)
+    uncut = engine(problem, solver_at, listener)
+    spectra = {path: layer.values for path, layer in uncut.layers.items()}
+    values = {path: spectrum for path, spectrum in spectra.items() if spectrum is not None}
+    ranks = share_out_size(
+        values,
+        {path: uncut.layers[path].saved.shape for path in values},
+        {path: spectrum.square().sum().item() for path, spectrum in values.items()},
+        problem.config.size,
+    )
+    return engine(problem.with_settings(size=None, rank=ranks), solver_at, listener)

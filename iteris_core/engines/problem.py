@@ -1,0 +1,131 @@
+"""What an engine is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..adapters import Adapter, LowRankDelta, target_layers
+from ..algebra.layer import LayerSolver
+from ..algebra.solve import solve_layer
+from ..config import MergeConfig
+from ..network import Network
+from ..progress import Progress, nobody
+from ..report.records import LayerReport
+from ..tasks import Task
+
+# Told each layer's report the moment the layer is solved.
+Watch = Callable[[LayerReport], None]
+# outputs[g][s]: (teacher's, student's) output row of sample s of task g.
+Outputs = tuple[tuple[tuple[Tensor, Tensor], ...], ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is merged, on what, and how.
+
+    Args:
+        network: The base model.
+        adapters: Adapters to merge, each of which changes something.
+        tasks: What to reproduce, checked by `tasks.check_tasks`.
+        config: Settings of the merge.
+    """
+
+    network: Network
+    adapters: Sequence[Adapter]
+    tasks: Sequence[Task]
+    config: MergeConfig
+
+    @property
+    def paths(self) -> list[str]:
+        """The target layers."""
+        return target_layers(self.adapters)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of all tasks."""
+        return sum(len(task.samples) for task in self.tasks)
+
+    def with_settings(self, **settings: Any) -> Problem:
+        """Return the same problem with other fields of its `MergeConfig`."""
+        return replace(self, config=replace(self.config, **settings))
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """A layer that was solved.
+
+    Args:
+        saved: The merged delta as it will be saved.
+        report: Reads the layer's figures from the device.
+        values: Singular values of the uncut answer in the metric of `truncate`; None: no cut was
+            considered.
+    """
+
+    saved: LowRankDelta
+    report: Callable[[], LayerReport]
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """All layers, solved.
+
+    Args:
+        layers: Path -> solved layer, in the order in which the network reached them.
+        outputs: Output row of every teacher and student, by task and sample; None if the network
+            returns no tensor.
+        changes: Largest relative change of a layer in each iteration; only of the paper's engine.
+        memory_bytes: Most that was in use on the device when a layer was solved; None if the device
+            does not tell.
+    """
+
+    layers: dict[str, SolvedLayer]
+    outputs: Outputs | None
+    changes: tuple[float, ...] = ()
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Whoever follows a merge; may raise to cancel it.
+
+    Args:
+        progress: Told how many layers were solved, and of how many.
+        watch: Told each layer's report, again where layers are solved again. It waits for the
+            device once more a layer; None: nobody asks for them.
+    """
+
+    progress: Progress = nobody
+    watch: Watch | None = None
+
+    def layer_solved(self, layer: SolvedLayer, done: int, total: int) -> None:
+        """Pass on that a layer is solved, as the one of number `done`."""
+        self.progress(done, total)
+        if self.watch is not None:
+            self.watch(layer.report())
+
+
+NOBODY = Listener()
+
+
+class SolverAt(Protocol):
+    """Module path -> what solves that layer."""
+
+    def __call__(self, path: str) -> LayerSolver: ...
+
+
+class Engine(Protocol):
+    """Brings every layer of a problem to its solver, with statistics of what it reads."""
+
+    def __call__(
+        self, problem: Problem, solver_at: SolverAt = ..., listener: Listener = ...
+    ) -> EngineResult: ...
+
+
+def iteris_at(path: str) -> LayerSolver:
+    """Return the closed form of IterIS, which is the same at every layer."""
+    return solve_layer

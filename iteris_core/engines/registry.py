@@ -1,0 +1,12 @@
+"""The engines by the names that the settings know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..config import Engine as EngineName
+from .iterate import iterate
+from .problem import Engine
+from .sweep import sweep
+
+ENGINES: Mapping[EngineName, Engine] = {"sweep": sweep, "iterate": iterate}

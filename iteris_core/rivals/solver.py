@@ -1,0 +1,87 @@
+"""One layer, merged by a rival's rule and cut to the rank that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapters import LowRankDelta
+from ..algebra.answer import LayerSolution, dense_answer, is_left_whole, thin_answer
+from ..algebra.layer import LayerProblem
+from ..algebra.system import System, factorise
+from ..errors import SolveError
+from .layer import Layer
+
+# A rule with all its options filled in.
+LayerRule = Callable[[Layer], LowRankDelta | Tensor]
+
+
+@dataclass(frozen=True)
+class RivalSolver:
+    """Solves one layer, in the place of `algebra.solve.solve_layer`.
+
+    Args:
+        path: Path of the layer.
+        reads_text: Whether its input belongs to the network's text stream.
+        adapters: Number of adapters, with those that do not change this layer.
+        rule: Merges the layer.
+        scale: Factor of what the rule gives.
+        plain_cut: See `registry.Method`.
+    """
+
+    path: str
+    reads_text: bool
+    adapters: int
+    rule: LayerRule
+    scale: float
+    plain_cut: bool
+
+    def __call__(self, layer: LayerProblem) -> LayerSolution:
+        """Merge the layer.
+
+        Raises:
+            SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
+        """
+        _check_inputs(layer)
+        merged = self.rule(
+            Layer(self.path, self.reads_text, layer.deltas, self.adapters, layer.tasks)
+        )
+        lambdas = layer.lambdas()
+        if isinstance(merged, LowRankDelta):
+            scaled = merged.scaled(self.scale)
+            if is_left_whole(scaled, layer.config, layer.rank):
+                return LayerSolution(scaled, lambdas)
+            system = self._metric(layer, lambdas, scaled.down)
+            half = system.metric(scaled.down.T)
+            return thin_answer(system, half, scaled, lambdas, layer.config, layer.rank)
+        dense = self.scale * merged
+        system = self._metric(layer, lambdas, dense)
+        half = system.metric(dense.T)
+        rank = layer.together.delta.rank
+        return dense_answer(system, half, rank, lambdas, layer.config, layer.rank)
+
+    def _metric(self, layer: LayerProblem, lambdas: Tensor, answer: Tensor) -> System:
+        """Return the metric in which the answer is cut."""
+        if self.plain_cut:
+            width = answer.shape[1]
+            return System(answer.new_ones(width), torch.eye(width).to(answer))
+        matrix = layer.normal_matrix(lambdas)
+        return factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
+
+
+def _check_inputs(layer: LayerProblem) -> None:
+    """Refuse inputs of which no report could be true, whether or not the rule looks at them."""
+    if not layer.counted:
+        raise SolveError(
+            "no task has tokens that count here; give at least one of them token weights above 0"
+        )
+    for name, inputs in layer.inputs_by_name().items():
+        if not torch.isfinite(inputs.size() + inputs.energy):
+            raise SolveError(
+                f"the inputs of task {name!r} hold NaN or infinite numbers; a method that adds "
+                "too much makes a half precision overflow: run the model in bfloat16 or float32, "
+                "or set a smaller scale"
+            )

@@ -1,0 +1,177 @@
+"""Rows of a batch that wear adapters: deltas are added to a layer's output by forward hooks, which
+leave nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..adapters import Adapter, LowRankDelta, Stacked, stack, target_layers
+from ..devices import product_dtype
+from ..errors import CalibrationError
+from ..layers import add_to_output, codes_of
+from ..tasks import Task
+from .chunks import Chunk
+
+LayerHook = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
+    """Call ``hook(path, module, input, output)`` after each module's forward; what it returns
+    replaces the output.
+
+    Raises:
+        CalibrationError: A module that is called without a tensor.
+    """
+
+    def bound(path: str) -> Callable[..., Tensor]:
+        def after_forward(
+            module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            inputs = args or tuple(named.values())
+            if not inputs or not isinstance(inputs[0], Tensor):
+                raise CalibrationError(
+                    f"layer {path!r} was called without a tensor to work on; it cannot be measured"
+                )
+            return hook(path, module, inputs[0], output)
+
+        return after_forward
+
+    handles = []
+    try:
+        for path, module in modules.items():
+            handles.append(module.register_forward_hook(bound(path), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def worn_delta(
+    path: str, adapters: Sequence[Adapter], mix: Mapping[int, float]
+) -> Stacked[int] | None:
+    """Return what a mix of adapters adds to one layer, as one delta; None if nothing."""
+    shares = {k: share for k, share in mix.items() if share and path in adapters[k].deltas}
+    if not shares:
+        return None
+    return stack({k: adapters[k].deltas[path] for k in shares}, shares)
+
+
+@contextmanager
+def wearing(
+    modules: Mapping[str, nn.Module],
+    adapters: Sequence[Adapter],
+    mixes: Sequence[Mapping[int, float]],
+) -> Iterator[None]:
+    """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
+
+    Args:
+        modules: Modules of the network.
+        adapters: Adapters that the mixes name by their number.
+        mixes: Mix of each row of the batches that will run.
+
+    Raises:
+        CalibrationError: A layer gets another number of rows than there are mixes.
+    """
+    on_device: dict[tuple[str, int], LowRankDelta | None] = {}
+    rows_by_mix: dict[tuple[tuple[int, float], ...], list[int]] = {}
+    for row, mix in enumerate(mixes):
+        rows_by_mix.setdefault(tuple(sorted(mix.items())), []).append(row)
+
+    def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_rows(path, x, len(mixes))
+        y = y.clone()
+        for rows in rows_by_mix.values():
+            key = (path, rows[0])
+            if key not in on_device:
+                on_device[key] = _near(worn_delta(path, adapters, mixes[rows[0]]), x)
+            delta = on_device[key]
+            if delta is not None:
+                added = y[rows]
+                add_to_output(module, added, codes_of(module, x[rows], delta.down) @ delta.up.T)
+                y[rows] = added
+        return y
+
+    with layer_hooks({path: modules[path] for path in target_layers(adapters)}, hook):
+        yield
+
+
+def check_rows(path: str, x: Tensor, expected: int) -> None:
+    """Refuse a layer input whose rows are not the batch's rows."""
+    if x.shape[0] != expected:
+        raise CalibrationError(
+            f"layer {path!r} got {x.shape[0]} rows in a batch of {expected}: the model splits, "
+            "joins or skips rows before this layer, so it cannot be told which row wears which "
+            "adapter; leave this layer out of the merge"
+        )
+
+
+@dataclass(frozen=True)
+class Worn:
+    """What rows wear at one layer, on their device and in the precision of the products.
+
+    Args:
+        teachers: Mix of each task as one delta; None where it changes nothing.
+        merged: Delta of the student rows; None: the same as their teachers'.
+    """
+
+    teachers: Sequence[LowRankDelta | None]
+    merged: LowRankDelta | None
+
+
+def worn_at(
+    path: str,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    merged: LowRankDelta | None,
+    x: Tensor,
+) -> Worn:
+    """Return what the rows of all tasks wear at a layer whose input is x."""
+    teachers = [_near(worn_delta(path, adapters, task.mix), x) for task in tasks]
+    if merged is not None:
+        merged = merged.to(device=x.device, dtype=product_dtype(x))
+    return Worn(teachers, merged)
+
+
+def _near(worn: Stacked[int] | None, x: Tensor) -> LowRankDelta | None:
+    return None if worn is None else worn.delta.to(device=x.device, dtype=product_dtype(x))
+
+
+def dress(
+    module: nn.Module,
+    chunk: Chunk,
+    x: Tensor,
+    y: Tensor,
+    worn: Worn,
+    codes: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Return a layer's output where each task's teacher rows wear its mix, and student rows the
+    merged delta.
+
+    Args:
+        module: The layer.
+        chunk: Chunk whose rows x and y are.
+        x: Input of the layer.
+        y: Output of the layer, not changed.
+        worn: What those rows wear here.
+        codes: Teachers' ``X down^T`` per block, if they were computed before.
+    """
+    y = y.clone()
+    for i, block in enumerate(chunk.blocks):
+        taught = worn.teachers[block.task]
+        if taught is not None:
+            of_block = None if codes is None else codes[i]
+            if of_block is None:
+                of_block = codes_of(module, x[block.teacher], taught.down)
+            add_to_output(module, y[block.teacher], of_block @ taught.up.T)
+        merged = taught if worn.merged is None else worn.merged
+        if merged is not None:
+            of_block = codes_of(module, x[block.student], merged.down)
+            add_to_output(module, y[block.student], of_block @ merged.up.T)
+    return y
