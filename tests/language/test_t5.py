@@ -18,6 +18,7 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.algebra import reference
 from iteris_core.files import peft
 from iteris_core.language.merged_model import save_merged_model
 from iteris_core.language.t5 import (
@@ -121,21 +122,13 @@ def solve_dense(model, adapters, tasks, config):
     teachers = [[run(s, own, {}) for s in task] for own, task in zip(dense, tasks, strict=True)]
     order = list(teachers[0][0])
     for path in order:
-        left = right = 0
+        at_layer = []
         for g, task in enumerate(tasks):
             x = torch.cat([seen[path] for seen in teachers[g]])
             student = torch.cat([run(s, merged, {})[path] for s in task])
             own = dense[g].get(path, torch.zeros(*modules[path].weight.shape, dtype=torch.float64))
-            energy = (x @ own.T).square().sum()
-            weight = own.square().sum() / energy if energy > 0 else x.shape[1] / x.square().sum()
-            ridge = (
-                config.alpha
-                * (student.T @ student).norm()
-                * torch.eye(x.shape[1], dtype=torch.float64)
-            )
-            left = left + weight * (student.T @ student + ridge)
-            right = right + weight * (student.T @ x + ridge) @ own.T
-        merged[path] = torch.linalg.solve(left, right).T
+            at_layer.append(reference.TaskRows(x, student, own, reference.balance(x, own)))
+        merged[path] = reference.solve(*reference.normal_equations(at_layer, alpha=config.alpha))
     return merged
 
 
@@ -500,7 +493,7 @@ def test_an_iteration_says_how_far_it_came(base, folders):
         in str(report)
     )
     assert f"stopped after 2 solves, last change {report.changes[-1]:.1e}" in str(
-        replace(report, settings={})
+        replace(report, max_iter=None)
     )
     settled = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=40)).report
     assert f"settled after {len(settled.changes)} solves, last change" in str(settled)

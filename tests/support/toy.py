@@ -1,8 +1,7 @@
-"""Tiny networks, adapters and samples, and the published algorithm, dense and naive, to compare
-with.
+"""Tiny networks, adapters and samples, and the published algorithm on them, dense and naive, to
+compare with.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.algebra import reference
+from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
 
 TOKENS = 4
@@ -208,16 +209,7 @@ def hook_count(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-# --- Algorithm 1 of the paper, word by word: dense deltas, patched copies, stored activations ---
-
-
-def patched(model: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of the model with (d_out, d_in) deltas added to its weights."""
-    model = copy.deepcopy(model)
-    for path, delta in deltas.items():
-        weight = model.get_submodule(path).weight
-        weight.data += delta.reshape(weight.shape)
-    return model
+# --- Algorithm 1 of the paper, by `algebra.reference`, for all that a merge may be asked for ---
 
 
 def mixed(
@@ -276,45 +268,40 @@ class DenseTask:
     weight: float
 
 
+def lambda_of(base: Tensor, task: DenseTask, config: MergeConfig) -> Tensor | float:
+    if config.balance == "uniform":
+        return task.weight
+    with_base = base + task.delta if config.balance == "full" else task.delta
+    return task.weight * reference.balance(task.x, with_base)
+
+
 def normal_equations(
     base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer, as they stand in DESIGN.md."""
-    d_in = base.shape[1]
-    alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
-    eye = torch.eye(d_in).double()
-    left = torch.zeros(d_in, d_in).double()
-    right = torch.zeros(d_in, base.shape[0]).double()
-    for task in tasks:
-        x = task.x
-        x_student = (1 - config.input_mix) * task.x_student + config.input_mix * task.x
-        if config.balance == "uniform":
-            lam = task.weight
-        elif config.balance == "full":
-            lam = (
-                task.weight
-                * (base + task.delta).norm() ** 2
-                / (x @ (base + task.delta).T).norm() ** 2
-            )
-        elif task.delta.any():
-            lam = task.weight * task.delta.norm() ** 2 / (x @ task.delta.T).norm() ** 2
-        else:
-            lam = task.weight * d_in / x.norm() ** 2
-        gram = x_student.T @ x_student
-        cross = x_student.T @ x
-        size = (gram if config.ridge == "consistent" else cross).norm()
-        gram = gram + config.alpha * gram.norm() * eye
-        cross = cross + alpha_cross * size * eye
-        left += lam * gram
-        right += lam * cross @ task.delta.T
-        if config.target == "full_output":
-            right += lam * (cross - gram) @ base.T
-    return left, right
+    """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer.
+
+    The reference's, and what it leaves out: other balances, mixed inputs, and the whole output as
+    the target, which is the same equation for the whole weight, less what the base weight gives.
+    """
+    full = config.target == "full_output"
+    rows = [
+        reference.TaskRows(
+            task.x,
+            (1 - config.input_mix) * task.x_student + config.input_mix * task.x,
+            base + task.delta if full else task.delta,
+            lambda_of(base, task, config),
+        )
+        for task in tasks
+    ]
+    left, right = reference.normal_equations(
+        rows, alpha=config.alpha, alpha_cross=config.alpha_cross, ridge=config.ridge
+    )
+    return left, right - left @ base.T if full else right
 
 
 def solve_densely(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig) -> Tensor:
     """Return the merged (d_out, d_in) delta of one layer, of whatever rank it has."""
-    return torch.linalg.solve(*normal_equations(base, tasks, config)).T
+    return reference.solve(*normal_equations(base, tasks, config))
 
 
 def naive_fixed_point(

@@ -1,0 +1,69 @@
+"""The method on one page: it is what the engines compute, and it stands alone."""
+
+import ast
+import copy
+import inspect
+from itertools import islice
+
+import pytest
+import torch
+import toy
+
+from iteris_core.algebra import reference
+
+
+@pytest.fixture
+def case():
+    """Self-attention, cross-attention and a feed-forward layer, two adapters, one task each."""
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b", rank=1)]
+    return net, adapters, toy.own_tasks(net, adapters)
+
+
+def solves(case, count, **ridges):
+    net, adapters, tasks = case
+    found = reference.algorithm_1(
+        net.model,
+        lambda model, row: toy.run(model, [row]),
+        [toy.dense(adapter) for adapter in adapters],
+        [[sample.teacher for sample in task.samples] for task in tasks],
+        **ridges,
+    )
+    return list(islice(found, count))
+
+
+@pytest.mark.parametrize(
+    "ridges",
+    [{}, {"ridge": "paper"}, {"alpha": 1e-2, "alpha_cross": 1e-3}],
+    ids=str,
+)
+def test_every_solve_is_that_of_the_iterating_engine(case, ridges):
+    for number, deltas in enumerate(solves(case, 4, **ridges), 1):
+        ours = toy.merge_toy(*case, engine="iterate", max_iter=number, tolerance=0.0, **ridges)
+        assert toy.largest_error(toy.dense(ours.adapter), deltas) < 1e-9
+
+
+def test_it_settles_where_the_sweep_is_at_once(case):
+    net = case[0]
+    before = copy.deepcopy(net.model.state_dict())
+    first, *_, last = solves(case, len(net.targets) + 1)
+    ours = toy.dense(toy.merge_toy(*case).adapter)
+    assert toy.largest_error(ours, first) > 1e-3
+    assert toy.largest_error(ours, last) < 1e-9
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
+    assert toy.hook_count(net.model) == 0
+
+
+def test_a_task_that_keeps_the_base_model_has_the_weight_of_all_directions_alike():
+    torch.manual_seed(0)
+    x = torch.randn(50, 6).double() * torch.logspace(-1, 1, 6).double()
+    directions = torch.randn(20_000, 4, 6).double()
+    energies = (x @ directions.mT).square().sum((1, 2))
+    average = directions.square().sum((1, 2)).mean() / energies.mean()
+    assert reference.balance(x, torch.zeros(4, 6)) == pytest.approx(average.item(), rel=0.02)
+
+
+def test_it_uses_nothing_of_the_package():
+    tree = ast.parse(inspect.getsource(reference))
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert all(node.level == 0 and "iteris" not in node.module for node in imported)
