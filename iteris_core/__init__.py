@@ -5,6 +5,7 @@ The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solv
 -> file, report.
 """
 
+# ruff: noqa: F401 (what is imported for type checkers is listed in _MODULE_OF)
 from __future__ import annotations
 
 from importlib import import_module
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
     from .merging import MergeResult, merge
     from .network import Network
-    from .report.records import MergeReport
+    from .report.records import MergeReport, Note
     from .tasks import Sample, Task
 
 # Where each public name lives; it is imported when it is first asked for, so that a host starts
@@ -35,28 +36,13 @@ _MODULE_OF = {
     "MergeReport": "report.records",
     "MergeResult": "merging",
     "Network": "network",
+    "Note": "report.records",
     "Sample": "tasks",
     "SolveError": "errors",
     "Task": "tasks",
     "merge": "merging",
 }
-__all__ = [
-    "Adapter",
-    "AdapterError",
-    "BaselineOptions",
-    "CalibrationError",
-    "ConfigError",
-    "IterisError",
-    "LowRankDelta",
-    "MergeConfig",
-    "MergeReport",
-    "MergeResult",
-    "Network",
-    "Sample",
-    "SolveError",
-    "Task",
-    "merge",
-]
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
@@ -67,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULE_OF})

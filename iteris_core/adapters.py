@@ -193,8 +193,8 @@ def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
-    """Return the mean of the adapters' changes of biases and norms; an adapter without one counts as
-    zero.
+    """Return the mean of the adapters' changes of biases and norms; an adapter without one counts
+    as zero.
 
     What is added to a bias does not depend on the input, so their mean is the best compromise.
     """

@@ -1,4 +1,4 @@
-"""What a device can and cannot do: its precisions, its memory, and what to do when that runs out."""
+"""What a device can and cannot do: its precisions, its memory, and what to do if that runs out."""
 
 from __future__ import annotations
 

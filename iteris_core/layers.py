@@ -44,7 +44,7 @@ def _describe(module: nn.Module) -> str:
 
 
 def _padding(module: nn.Conv2d) -> tuple[int, int]:
-    """Return the rows and columns of zeros around a picture; ``same`` is refused by `weight_shape`."""
+    """Return the rows and columns of zeros around a picture; `weight_shape` refuses ``same``."""
     if isinstance(module.padding, str):
         return 0, 0  # "valid"
     rows, columns = module.padding

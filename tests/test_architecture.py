@@ -247,8 +247,6 @@ def test_the_public_names_are_the_ones_that_type_checkers_see():
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in typed.body for alias in node.names}
     assert seen == iteris_core._MODULE_OF
-    assert sorted(seen) == sorted(iteris_core.__all__)
-    assert set(seen) < set(dir(iteris_core))
     for name in iteris_core.__all__:
         assert getattr(iteris_core, name).__module__ == f"iteris_core.{seen[name]}"
     with pytest.raises(AttributeError, match="module 'iteris_core' has no attribute 'nothing'"):

@@ -11,8 +11,8 @@
 
 With the delta target there is no drift, and the answer is exactly low rank:
 up = [up_1 | ... | up_K], down^T = S^-1 [D_1 | ... | D_K].
-Source: IterIS, arXiv:2411.15231, Algorithm 1 and equation 8; official ``solution_matrix``. The whole
-method on one page is in `reference`.
+Source: IterIS, arXiv:2411.15231, Algorithm 1 and equation 8; official ``solution_matrix``. The
+whole method on one page is in `reference`.
 """
 
 from __future__ import annotations

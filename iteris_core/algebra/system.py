@@ -71,9 +71,9 @@ def _why_unsolvable(
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"
     tokens = sum(moments.tokens for moments in inputs.values())
-    width = matrix.shape[0]
+    shape = " x ".join(map(str, matrix.shape))
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return (
-        f"the Gram matrix ({width} x {width}) of {tokens} tokens is not positive definite{where} "
-        f"with alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
+        f"the Gram matrix ({shape}) of {tokens} tokens is not positive definite{where} with "
+        f"alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
     )

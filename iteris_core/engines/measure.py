@@ -31,7 +31,7 @@ from .shared_inputs import LayerInput, SharedInputs
 
 @dataclass(frozen=True)
 class _BaseLayer:
-    """The layer's own weight, (d_out, d_in), float64 where sums are kept, and its bias, (d_out,)."""
+    """The layer's own weight, (d_out, d_in), float64 where sums are, and its bias, (d_out,)."""
 
     weight: Tensor
     bias: Tensor
@@ -189,7 +189,7 @@ class Measurement:
         )
 
     def _added(self, block: Block, codes: Tensor | None) -> Tensor | None:
-        """Return ``X dW^T``, (rows, tokens, d_out), where outputs are measured and there is some."""
+        """Return ``X dW^T``, (rows, tokens, d_out), where outputs are measured; None: zero."""
         config = self.problem.config
         mix = self.worn[block.task]
         measured = config.target == "full_output" or config.balance == "full"

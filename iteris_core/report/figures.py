@@ -1,5 +1,5 @@
-"""The figures of one solved layer: how each task fares, and how much of the other adapters gets into
-it.
+"""The figures of one solved layer: how each task fares, and how much of the other adapters gets
+into it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
-# What a note is about: what the method chose by itself; what was left out; biases and norms; scenes;
-# a corrected strength; prompts that were made up; LoRAs that were given several times; what the
-# host's model carries.
+# What a note is about: what the method chose by itself; what was left out; biases and norms;
+# scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
+# what the host's model carries.
 NoteKind = Literal[
     "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host"
 ]

@@ -40,7 +40,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     """
     name = problem.config.method
     method = METHODS[name]
-    rule: LayerRule = partial(method.rule, **rule_options(problem.config))
+    options = rule_options(problem.config)
     notes: list[Note] = []
     engine = ENGINES["iterate" if method.inputs == "teacher" else "sweep"]
     once = problem.with_settings(ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
@@ -50,15 +50,16 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
         return OutputError(problem, partial(listener.progress, 0, len(problem.paths)))
 
     def solve(scale: float, listener: Listener) -> EngineResult:
+        rule = partial(method.rule, **options)
         return within_size(engine, once, rival_at(problem, method, rule, scale), listener)
 
     if method.coefficients is not None:
-        rule = partial(rule, coefficients=method.coefficients(problem.tasks, len(problem.adapters)))
+        options["coefficients"] = method.coefficients(problem.tasks, len(problem.adapters))
     if method.searches == "coefficients":
         coefficients = best_coefficients(
             lambda tried: output_error()(_weighted_sum(problem, tried)), len(problem.adapters)
         )
-        rule = partial(rule, coefficients=coefficients)
+        options["coefficients"] = coefficients
         shares = ", ".join(f"{c:.3f}" for c in coefficients)
         notes.append(Note("method", f"{name}: coefficients {shares}, {_SEARCHED}"))
     scale = problem.config.baseline.scale

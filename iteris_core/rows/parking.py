@@ -5,8 +5,8 @@ A sweep keeps all its rows in the middle of the network while a layer is solved.
 they do not fit; their tensors then wait on the host. The forward call does not notice: each tensor
 keeps its identity, only its storage is emptied and filled again.
 
-So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do; everything
-else that chunks share is named to `Parking.keep`.
+So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
+everything else that chunks share is named to `Parking.keep`.
 """
 
 from __future__ import annotations
