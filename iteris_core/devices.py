@@ -104,7 +104,10 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
             # run again outside of this block: the error holds the frames of the failed call, and
             # their tensors
             size //= 2
-        logger.info("%s ran out of memory; it goes on with %d samples a call", doing, size)
+        if size:
+            logger.info(
+                "%s ran out of memory; samples in one forward call from now on: %d", doing, size
+            )
     raise CalibrationError(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved: use fewer of them (trajectories, "

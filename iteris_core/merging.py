@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .adapters import Adapter, mean_vectors, target_layers
 from .config import MergeConfig
 from .engines.common import within_size
-from .engines.problem import Listener, Outputs, Problem, Watch, iteris_at
+from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.registry import ENGINES
 from .errors import AdapterError, ConfigError
 from .network import Network
@@ -82,11 +82,22 @@ def merge(
         result = within_size(ENGINES[config.engine], problem, iteris_at, listener)
     else:
         result, notes = merge_by_rival(problem, listener)
+    merged = Adapter(
+        " + ".join(adapter.name for adapter in problem.adapters),
+        {path: layer.saved for path, layer in result.layers.items()},
+        vectors=mean_vectors(problem.adapters),
+    )
+    return MergeResult(merged, _report(adapters, config, result, notes), result.outputs)
+
+
+def _report(
+    adapters: Sequence[Adapter], config: MergeConfig, result: EngineResult, notes: Sequence[Note]
+) -> MergeReport:
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
     if idle:
         text = f"left out, since they change nothing here: {', '.join(idle)}"
-        notes.append(Note("left_out", text))
-    report = MergeReport(
+        notes = [*notes, Note("left_out", text)]
+    return MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         notes=tuple(notes),
@@ -95,12 +106,6 @@ def merge(
         method=config.method,
         max_iter=config.max_iter if result.changes else None,
     )
-    merged = Adapter(
-        " + ".join(adapter.name for adapter in problem.adapters),
-        {path: layer.saved for path, layer in result.layers.items()},
-        vectors=mean_vectors(problem.adapters),
-    )
-    return MergeResult(merged, report, result.outputs)
 
 
 def _check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:

@@ -19,9 +19,9 @@ class Network:
 
     Args:
         modules: Module path -> module, as adapters name them.
-        forward: Runs one batch. Takes what each row reads; row i of every layer's input belongs to
-            item i. It may return a tensor with one entry per row, which the sweep then hands on.
-            Must be deterministic.
+        forward: Function that runs one batch. It takes what each row reads; row i of every layer's
+            input belongs to item i. It may return a tensor with one entry per row, which becomes a
+            part of the result. It must be deterministic.
         stream: Module path -> name of the token stream that the layer's input belongs to, for token
             weights.
         memory: Where results of this very model may be kept from one merge to the next, by a hash

@@ -64,9 +64,9 @@ def _why_unsolvable(
     for name, moments in inputs.items():
         if not (torch.isfinite(moments.size()) and torch.isfinite(moments.energy)):
             return (
-                f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an overflow "
-                "of half precision in the layers before; run the model in bfloat16 or float32, or "
-                "lower the strength of its adapter"
+                f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an "
+                "overflow of half precision in the layers before; run the model in bfloat16 or "
+                "float32, or lower the strength of its adapter"
             )
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"

@@ -13,7 +13,8 @@ import torch
 import toy
 
 from iteris_core import BaselineOptions, ConfigError, Task
-from iteris_core.config import Method
+from iteris_core.config import Engine, Method
+from iteris_core.engines.registry import ENGINES
 from iteris_core.rivals import METHODS
 from iteris_core.rivals.dare import dare_linear, dare_ties, dropped_and_rescaled, magnitude_prune
 from iteris_core.rivals.knots import in_knots_space
@@ -74,6 +75,10 @@ def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
 
 def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
     assert ["iteris", *METHODS] == list(get_args(Method))
+
+
+def test_every_engine_in_the_settings_is_one_and_the_other_way_round():
+    assert list(ENGINES) == list(get_args(Engine))
 
 
 def test_the_options_of_the_rules_are_those_of_the_settings():

@@ -22,6 +22,7 @@ LAYERS = {
     "strided convolution": (nn.Conv2d(5, 3, 1, stride=(2, 3)), (2, 5, 5, 7)),
     "padded 1x1 convolution": (nn.Conv2d(5, 3, 1, padding=1), (2, 5, 4, 6)),
     "3x3 convolution": (nn.Conv2d(2, 3, 3, padding=1), (2, 2, 4, 6)),
+    "valid convolution": (nn.Conv2d(2, 3, 3, padding="valid"), (2, 2, 4, 6)),
     "any convolution": (
         nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
         (2, 2, 6, 8),

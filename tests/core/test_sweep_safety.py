@@ -4,6 +4,7 @@ precision.
 
 import copy
 import gc
+import logging
 import weakref
 from dataclasses import replace
 
@@ -164,7 +165,8 @@ def test_a_forward_of_somebody_else_is_left_alone():
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3])
-def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits):
+def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits, caplog):
+    caplog.set_level(logging.INFO, "iteris")
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
@@ -186,6 +188,8 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
     assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
     assert [layer.path for layer in result.report.layers] == list(net.targets)
     assert [len(rows) for rows in result.outputs] == [3, 3, 2]
+    halved = [record.args for record in caplog.records if "out of memory" in record.message]
+    assert halved == [("the sweep", size) for size in (4, 2, 1) if 2 * size > fits]
     assert toy.hook_count(net.model) == 0
 
 

@@ -42,6 +42,12 @@ def test_unusable_tasks_are_refused(tasks, message):
         check_tasks([adapter("a"), adapter("b")], tasks)
 
 
+def test_tasks_that_only_idle_adapters_teach_are_not_enough():
+    tasks = [Task("idle", SAMPLES, {1: 1.0}), Task("off", SAMPLES, {0: 1.0}, 0.0)]
+    with pytest.raises(CalibrationError, match="or only adapters that change nothing teach it"):
+        check_tasks([adapter("a"), adapter("idle", idle=True)], tasks)
+
+
 def test_usable_tasks_pass():
     tasks = [
         Task("a", SAMPLES, {0: 1.0, 1: -0.5}),
