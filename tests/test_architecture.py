@@ -19,6 +19,7 @@ CORE_ORDER = (
     "version",
     "errors",
     "progress",
+    "settings",
     "config",
     "devices",
     "layers",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError
+from ..settings import check, setting
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -31,86 +32,88 @@ _SQUARE_ROOT_OF_2 = 1.4142135624
 
 @dataclass(frozen=True)
 class Calibration:
-    """How samples for a diffusion model are made.
+    """How the samples are made on which LoRAs are measured.
 
-    Where a default was measured, the rows are named in which to see it: of "Ablations, LoRAs
-    trained for too long" in ``benchmarks/RESULTS.md``.
+    Each field below says what it means; here is what more there is to know. Where a default was
+    measured, the rows that show it are named: those of "Ablations, LoRAs trained for too long" in
+    ``benchmarks/RESULTS.md``.
 
     Args:
-        trajectories: Sampling runs per task, each with a caption and a seed of its own (rows
-            "trajectories": more are not better in a world with few captions).
-        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all
-            steps (rows "timesteps": more change nothing).
-        sampling_steps: Steps of each run.
-        resolution: Side of the pictures in pixels, a multiple of 64.
-        cfg: Guidance of the runs.
-        unconditional_share: Part of the kept latents that are also sampled with the negative
-            prompt, as guidance does (rows "unconditional share").
-        composition_share: Part of the captions that put ordinary things beside the user's prompt
-            (rows "composition share").
-        companions: Those ordinary things; the base model must know how to draw them.
-        compositions: How prompt and thing are put together; each with ``{prompt}`` and ``{thing}``.
-        preserve_weight: Weight of the task that keeps the base model as it is; 0 leaves it out
-            (rows "preserve weight").
-        preserve_captions: Its captions; every fifth sampling run has an empty one instead.
-        scene_weight: Weight of each LoRA's scene task, captions in which it meets the others, and a
-            tenth of that of a subject in a style; 0 leaves them out, 1 is a good one (rows "scene
-            weight"). Needs ``MergeConfig.target="full_output"``.
-        scene_forms: Their captions, with ``{first}`` and ``{second}``, or ``{third}`` too, for
+        trajectories: Each run has a caption and a seed of its own (rows "trajectories": more are
+            not better in a world with few captions).
+        timesteps: The runs are staggered, so that together they cover all steps (rows "timesteps":
+            more change nothing).
+        unconditional_share: These latents are also sampled with the negative prompt, as guidance
+            does (rows "unconditional share").
+        composition_share: Rows "composition share".
+        companions: The base model must know how to draw them.
+        compositions: Each has the places ``{prompt}`` and ``{thing}``.
+        preserve_weight: Rows "preserve weight".
+        preserve_captions: Every fifth sampling run has an empty caption instead.
+        scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
+            others. A subject in a style counts ten times as much. 1 is a good one (rows "scene weight").
+            Needs ``MergeConfig.target="full_output"``.
+        scene_forms: Each has the places ``{first}`` and ``{second}``, or ``{third}`` too, for
             subjects, and ``{style}`` (row "one scene form").
-        scene_pictures: Whether scenes also count in the picture, each LoRA in its own part of it;
-            otherwise they count in the text alone: the text encoder, and keys and values of
-            cross-attention (rows "scene weight, pictures").
-        ordinary_styles: What stands for a style LoRA's trigger where only the subject's LoRA is
-            worn.
-        negative_prompt: What unconditional rows read.
-        held_out: Sampling runs per task, with captions and seeds that the merge does not see, on
-            which it is checked.
-        seed: Of captions and noise.
+        scene_pictures: If so, each LoRA counts in its own part of the picture. Otherwise scenes
+            count in the text alone: the text encoder, and keys and values of cross-attention (rows
+            "scene weight, pictures").
+        ordinary_styles: They stand in captions in which only the subject's LoRA is worn.
+        held_out: Their captions and seeds are not seen by the merge.
     """
 
-    trajectories: int = 10
-    timesteps: int = 2
-    sampling_steps: int = 12
-    resolution: int = 512
-    cfg: float = 7.0
-    unconditional_share: float = 0.5
-    composition_share: float = 0.5
-    companions: tuple[str, ...] = COMPANIONS
-    compositions: tuple[str, ...] = COMPOSITIONS
-    preserve_weight: float = 1.0
-    preserve_captions: tuple[str, ...] = PRESERVE_CAPTIONS
-    scene_weight: float = 0.0
-    scene_forms: tuple[str, ...] = SCENE_FORMS
-    scene_pictures: bool = True
-    ordinary_styles: tuple[str, ...] = ORDINARY_STYLES
-    negative_prompt: str = ""
-    held_out: int = 2
-    seed: int = 0
+    trajectories: int = setting(10, "Sampling runs per LoRA.", at_least=1)
+    timesteps: int = setting(2, "Latents kept of each run.", at_least=1)
+    sampling_steps: int = setting(12, "Steps of each run.", at_least=1)
+    resolution: int = setting(
+        512, "Side of the pictures in pixels, a multiple of 64.", at_least=64, multiple_of=64
+    )
+    cfg: float = setting(7.0, "Guidance of the runs.", at_least=0)
+    unconditional_share: float = setting(
+        0.5, "Share of the latents that are seen without the prompt, too.", at_least=0, at_most=1
+    )
+    composition_share: float = setting(
+        0.5,
+        "Share of the captions that put ordinary things beside the prompt.",
+        at_least=0,
+        at_most=1,
+    )
+    companions: tuple[str, ...] = setting(COMPANIONS, "Ordinary things to put beside a prompt.")
+    compositions: tuple[str, ...] = setting(
+        COMPOSITIONS, "Captions of a prompt beside an ordinary thing, with {prompt} and {thing}."
+    )
+    preserve_weight: float = setting(
+        1.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
+    )
+    preserve_captions: tuple[str, ...] = setting(PRESERVE_CAPTIONS, "Captions of that task.")
+    scene_weight: float = setting(
+        0.0, "Weight of captions in which several LoRAs meet, such as 1; 0: none.", at_least=0
+    )
+    scene_forms: tuple[str, ...] = setting(
+        SCENE_FORMS, "Those captions, with {first} and {second}, or {first} and {style}."
+    )
+    scene_pictures: bool = setting(
+        True, "Whether scenes are measured in the picture too, or in the text alone."
+    )
+    ordinary_styles: tuple[str, ...] = setting(
+        ORDINARY_STYLES, "Ordinary styles that stand in for the trigger of a style LoRA."
+    )
+    negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
+    held_out: int = setting(
+        2, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
+    )
+    seed: int = setting(0, "Seed of the captions and the noise.", at_least=0, at_most=2**32 - 1)
 
     def __post_init__(self) -> None:
-        for name in ("trajectories", "timesteps", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not 0 <= self.seed < 1 << 32:
-            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^32 - 1")
-        if self.held_out < 0:
-            raise ConfigError(f"held_out is {self.held_out}; it must be 0 or more")
+        check(self)
         if self.timesteps > self.sampling_steps:
             raise ConfigError(
                 f"{self.timesteps} timesteps cannot be kept of {self.sampling_steps} sampling "
                 "steps; keep fewer"
             )
-        if self.resolution < 64 or self.resolution % 64:
-            raise ConfigError(f"resolution is {self.resolution}; it must be a multiple of 64")
-        for name in ("unconditional_share", "composition_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
-        for name in ("cfg", "preserve_weight", "scene_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more"
-                )
+        self._check_captions()
+
+    def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError(
                 "the preserve task has no captions; give it some, or set its weight to 0"

@@ -11,8 +11,8 @@ import torch
 
 from ..config import MergeConfig
 from ..errors import ConfigError
-from ..files.json_settings import from_json, shown
 from ..report.records import MergeReport, Note
+from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
 from .scenes import Kind

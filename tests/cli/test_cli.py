@@ -365,7 +365,7 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
+        (["--method", "magic"], "method is 'magic'; it must be 'iteris' or 'average'"),
         (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
         (
             ["--method", "ties", "--method-option", "density=x"],

@@ -338,12 +338,12 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
         (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
         (["--timesteps", "9"], "9 timesteps cannot be kept of 3 sampling steps"),
-        (["--method", "magic"], "method is 'magic'; it can be 'iteris' or 'average'"),
+        (["--method", "magic"], "method is 'magic'; it must be 'iteris' or 'average'"),
         (
             ["--method-option", "colour=1"],
             "--method-option is 'colour=1'; write NAME=VALUE with one of density",
         ),
-        (["--method-option", "density=2"], "density is 2; it must be above 0"),
+        (["--method-option", "density=2"], "density is 2; it must be a number above 0"),
         (
             ["--kind", "thing", "--kind", "style"],
             "LoRA 'one' is a 'thing'; it can be subject or style",

@@ -210,13 +210,16 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trajectories": 0}, "trajectories is 0; it must be 1 or more"),
+        ({"trajectories": 0}, "trajectories is 0; it must be a whole number, 1 or more"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
         ({"timesteps": 13}, "13 timesteps cannot be kept of 12 sampling steps; keep fewer"),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
         ({"resolution": 0}, "resolution is 0"),
-        ({"unconditional_share": 1.5}, "unconditional_share is 1.5; it must be between 0 and 1"),
+        (
+            {"unconditional_share": 1.5},
+            "unconditional_share is 1.5; it must be a number from 0 to 1",
+        ),
         ({"composition_share": -0.1}, "composition_share is -0.1"),
         ({"unconditional_share": math.nan}, "unconditional_share is nan"),
         ({"cfg": math.inf}, "cfg is inf; it must be a finite number, 0 or more"),

@@ -77,6 +77,7 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         "diffusion.captions",
         "config",
         "errors",
+        "settings",
         "version",
     }
     assert "pack.nodes.merge" in new

@@ -1,0 +1,293 @@
+"""Settings as dataclasses whose fields say what they mean and what they may be.
+
+The checks of a value, the reader of recipes and the options of the command line are made of these
+declarations, so that a setting is written down once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+
+from .errors import ConfigError
+
+Settings = TypeVar("Settings")
+PRECISIONS = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+_WORDS = {str: "a text", bool: "true or false", NoneType: "none"}
+_MOST_LETTERS = 60  # of a value in an error
+_LARGEST = 1e300  # JSON has whole numbers that no float can hold
+_METADATA_KEY = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field says about itself besides its name, type and default.
+
+    Args:
+        help: One line about what it means.
+        at_least: Smallest value of a number.
+        above: Value that a number must exceed.
+        at_most: Largest value of a number.
+        below: Value that a number must not reach.
+        multiple_of: Number of which a whole number is a multiple.
+    """
+
+    help: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    multiple_of: int | None = None
+
+    def allows(self, number: Any) -> bool:
+        """Tell whether a finite number is inside the bounds."""
+        return (
+            (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+            and (self.multiple_of is None or number % self.multiple_of == 0)
+        )
+
+    def described(self, kind: type) -> str:
+        """Return in words which numbers of a kind are allowed."""
+        if self.multiple_of is not None:
+            least = "" if self.at_least is None else f", {self.at_least} or more"
+            return f"a multiple of {self.multiple_of}{least}"
+        number = "a whole number" if kind is int else "a number"
+        if self.at_least is not None and self.at_most is not None:
+            return f"{number} from {self.at_least} to {self.at_most}"
+        if self.at_least is not None and self.below is not None:
+            return f"{number} from {self.at_least} to below {self.below}"
+        if self.above is not None and self.at_most is not None:
+            return f"{number} above {self.above}, and {self.at_most} at most"
+        finite = "a whole number" if kind is int else "a finite number"
+        return finite if self.at_least is None else f"{finite}, {self.at_least} or more"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One field of a dataclass of settings.
+
+    Args:
+        name: Name of the field.
+        hint: Type of its value.
+        setting: What the field says about itself.
+        is_required: Whether it has no default.
+    """
+
+    name: str
+    hint: Any
+    setting: Setting
+    is_required: bool
+
+    def check(self, place: str, value: Any) -> None:
+        """Refuse a value of the wrong type or outside its bounds.
+
+        Raises:
+            ConfigError: Shows the place, the value, and what may stand there.
+        """
+        if not _fits(value, self.hint, self.setting):
+            raise ConfigError(f"{place} is {shown(value)}; it must be {self.described}")
+
+    @property
+    def described(self) -> str:
+        """What may stand there, in words."""
+        return _described(self.hint, self.setting)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    multiple_of: int | None = None,
+) -> Any:
+    """Declare a field of a dataclass of settings: its default, and see `Setting`."""
+    declared = Setting(help, at_least, above, at_most, below, multiple_of)
+    return field(default=default, metadata={_METADATA_KEY: declared})
+
+
+def declared(kind: type) -> tuple[Declared, ...]:
+    """Return the fields of a dataclass of settings."""
+    hints = get_type_hints(kind)
+    return tuple(
+        Declared(
+            item.name,
+            hints[item.name],
+            item.metadata.get(_METADATA_KEY, Setting()),
+            item.default is MISSING and item.default_factory is MISSING,
+        )
+        for item in fields(kind)
+    )
+
+
+def check(settings: Any) -> None:
+    """Refuse settings of which one has the wrong type or is outside its bounds.
+
+    Args:
+        settings: Dataclass; its fields that were declared with `setting` are checked.
+
+    Raises:
+        ConfigError: Shows the setting, its value, and what may stand there.
+    """
+    for item in declared(type(settings)):
+        if item.setting.help:
+            item.check(item.name, getattr(settings, item.name))
+
+
+def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
+    """Return settings from JSON, which anybody may have edited.
+
+    Args:
+        place: Where the values stand, for errors.
+        values: Object, field -> value; a field that is left out has its default.
+        kind: Dataclass of the settings.
+
+    Raises:
+        ConfigError: The values are no object, a field is unknown or missing, or a value has the
+            wrong type or is outside its bounds.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place} is {shown(values)}; it must be an object, {{name: value, ...}}")
+    items = {item.name: item for item in declared(kind)}
+    for name in sorted(set(values) - set(items)):
+        raise ConfigError(
+            f"{place} has the setting {name!r}, unknown to this version of IterIS; update it"
+        )
+    for name, item in items.items():
+        if name not in values and item.is_required:
+            raise ConfigError(f"{place} has no {name!r}; it must be {item.described}")
+    read = {
+        name: _from_json(f"{place}: {name}", value, items[name]) for name, value in values.items()
+    }
+    try:
+        return kind(**read)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def _from_json(place: str, value: Any, item: Declared) -> Any:
+    if is_dataclass(item.hint) and isinstance(item.hint, type):
+        return from_json(place, value, item.hint)
+    if item.hint is torch.dtype and isinstance(value, str):
+        value = PRECISIONS.get(value, value)
+    item.check(place, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def from_text(place: str, text: str, item: Declared) -> Any:
+    """Return a setting from a word of the command line.
+
+    Args:
+        place: Where the word stands, for errors.
+        text: The word.
+        item: Field that it is for.
+
+    Raises:
+        ConfigError: It has the wrong type, or is outside the bounds.
+    """
+    value: Any = text
+    for part in alternatives(item.hint):
+        try:
+            value = _from_word(text, part)
+            break
+        except (ValueError, KeyError):
+            continue
+    item.check(place, value)
+    return value
+
+
+def _from_word(text: str, hint: Any) -> Any:
+    """Return what a word means as one type; a ValueError or KeyError says that it means nothing."""
+    if get_origin(hint) is Literal:
+        return {choice: choice for choice in get_args(hint)}[text]
+    if hint is torch.dtype:
+        return PRECISIONS[text]
+    if hint is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if hint is NoneType:
+        return {"none": None}[text.lower()]
+    if hint in (int, float, str):
+        return hint(text)
+    raise ValueError(text)
+
+
+def alternatives(hint: Any) -> Sequence[Any]:
+    """Return the types of a union, or the type itself."""
+    is_union = bool(get_args(hint)) and not _is_whole(get_origin(hint))
+    return get_args(hint) if is_union else (hint,)
+
+
+def _fits(value: Any, hint: Any, setting: Setting) -> bool:
+    origin = get_origin(hint)
+    of = get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in of
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, of[0], setting) for v in value)
+    if _is_mapping(origin):
+        return isinstance(value, Mapping) and all(_fits(v, of[1], setting) for v in value.values())
+    if of:
+        return any(_fits(value, part, setting) for part in of)
+    if hint is int or hint is float:
+        return _is_number(value, hint) and setting.allows(value)
+    if hint is torch.dtype:
+        return isinstance(value, torch.dtype) and value in PRECISIONS.values()
+    return isinstance(value, hint)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, Integral)
+    return isinstance(value, Real) and bool(-_LARGEST < value < _LARGEST)  # type: ignore[operator]
+
+
+def _described(hint: Any, setting: Setting) -> str:
+    origin = get_origin(hint)
+    of = get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, of))
+    if origin is tuple:
+        return "a list, each item " + _described(of[0], setting)
+    if _is_mapping(origin):
+        return "an object, each value " + _described(of[1], setting)
+    if of:
+        parts = [_described(part, setting) for part in of]
+        has_commas = len(parts) > 2 or "," in parts[0]
+        return ", ".join(parts[:-1]) + (", or " if has_commas else " or ") + parts[-1]
+    if hint is int or hint is float:
+        return setting.described(hint)
+    if hint is torch.dtype:
+        return " or ".join(PRECISIONS)
+    return "an object" if is_dataclass(hint) else _WORDS.get(hint, f"a {hint.__name__}")
+
+
+def _is_whole(origin: Any) -> bool:
+    """Tell the types whose arguments are no alternatives."""
+    return origin is Literal or origin is tuple or _is_mapping(origin)
+
+
+def _is_mapping(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error, shortened."""
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 3] + "..."
