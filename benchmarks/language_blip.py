@@ -20,7 +20,7 @@ from iteris_core import Adapter, Network, Sample, Task
 from iteris_core.files import peft
 from iteris_core.files.pretrained import mergeable_shapes
 from iteris_core.language.blip import TEXT_STREAM, CaptionRow, network_of
-from iteris_core.language.text_samples import padded
+from iteris_core.language.samples import padded
 
 SIDE = 32
 COLOURS = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from iteris_core import Adapter, Network, Task
 from iteris_core.files import peft
 from iteris_core.files.pretrained import mergeable_shapes
-from iteris_core.language.t5 import network_of, with_targets
-from iteris_core.language.text_samples import Encoded, token_samples
+from iteris_core.language.samples import Encoded
+from iteris_core.language.t5 import network_of, write
+from iteris_core.language.teachers import Teachers
+from iteris_core.language.text_samples import token_samples
 
 _FILLED = 32  # tokens of an input whose padding counts, as the published code fills texts up
 
@@ -144,14 +147,9 @@ class TextWorld:
                 Encoded(encode(read), None)
                 for read, _ in task.examples(100 + seed, self.size.samples)
             ]
-            self.written[name, seed] = with_targets(
-                self.model,
-                [adapter],
-                asked,
-                {0: 1.0},
-                max_new_tokens=MOST_WORDS,
-                samples_per_call=64,
-            )
+            teachers = Teachers(self.model, [adapter], [{0: 1.0}], samples_per_call=64)
+            answer = partial(write, self.model, max_new_tokens=MOST_WORDS)
+            (self.written[name, seed],) = teachers.answered([asked], answer)
         return self.written[name, seed]
 
     def ordinary(self, seed: int, count: int) -> list[Encoded]:

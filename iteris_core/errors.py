@@ -23,3 +23,7 @@ class SolveError(IterisError):
 
 class ConfigError(IterisError):
     """A setting outside its range."""
+
+
+class EvaluationError(IterisError):
+    """Data, predictions or settings of an evaluation that cannot be used."""

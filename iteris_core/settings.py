@@ -6,6 +6,7 @@ declarations, so that a setting is written down once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -25,7 +26,6 @@ PRECISIONS = {
 }
 _WORDS = {str: "a text", bool: "true or false", NoneType: "none"}
 _MOST_LETTERS = 60  # of a value in an error
-_LARGEST = 1e300  # JSON has whole numbers that no float can hold
 _METADATA_KEY = "setting"
 
 
@@ -255,7 +255,10 @@ def _is_number(value: Any, kind: type) -> bool:
         return False
     if kind is int:
         return isinstance(value, Integral)
-    return isinstance(value, Real) and bool(-_LARGEST < value < _LARGEST)  # type: ignore[operator]
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # JSON has whole numbers that no float can hold
+        return False
 
 
 def _described(hint: Any, setting: Setting) -> str:

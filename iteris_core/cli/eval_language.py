@@ -1,10 +1,9 @@
-"""The commands `iteris eval ...`: base models and adapters on the paper's tasks, beside the paper's
-figures.
+"""The commands `iteris eval t5` and `iteris eval blip`: base models and adapters on the paper's
+tasks, beside the paper's figures.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,74 +14,67 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..evaluation.language import Run, Scores, evaluate_captions, evaluate_texts
+from ..evaluation.language import Extent, Run, Scores, evaluate_captions, evaluate_texts
 from ..evaluation.language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
 from ..evaluation.paper_figures import PaperRow, caption_figures, text_figures
 from ..evaluation.style_classifiers import TrainedStyles, load_style_classifier
 from ..evaluation.writers import CAPTIONS, Generation
-from .eval_sd15 import SD15_HELP, eval_sd15_command
-from .paths import check_places
-from .terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
+from . import options as options
+from .options import Placement
+from .paths import Places
+from .terminal import progress_bars, quiet_libraries
 
-app = typer.Typer(no_args_is_help=True, help="Score adapters on the paper's tasks.")
-app.command("sd15", help=SD15_HELP)(eval_sd15_command)
-
-_T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
+T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
 
 Example:
 
-    iteris eval t5 --base google/flan-t5-base --adapter rte/ --adapter mrpc/ --adapter merged/
-        --task rte=rte/validation.parquet --task mrpc=mrpc/validation.jsonl --output scores/
+    iteris eval t5 --base google/flan-t5-base --output scores/
+        --adapter rte/ --adapter mrpc/ --adapter merged/
+        --task rte=rte/validation.parquet --task mrpc=mrpc/validation.jsonl
 
-Tasks are {", ".join(TEXT_TASKS)}. A file is .jsonl, .json (a list), .tsv or .csv (with a header) or .parquet, with the field
-names that the data set has on the hub; the emotion sets (emoint, ec, tec, isear) are lists of {{"instruction", "output"}}.
+Tasks are {", ".join(TEXT_TASKS)}. A file is .jsonl, .json (a list), .tsv or .csv (with a header) \
+or .parquet, with the field names that the data set has on the hub. The emotion sets (emoint, ec, \
+tec, isear) are lists of {{"instruction", "output"}}.
 
-An adapter is what `iteris merge` reads: a PEFT folder of a LoRA. It answers well only to the prompts of its training; those of
-GLUE here are in words of ours, with the published answers (mnli: yes, maybe, no), and --prompt takes others.
+An adapter is what `iteris merge` reads: a PEFT folder of a LoRA. It answers well only to the \
+prompts of its training. Those of GLUE are in words of ours here, with the published answers \
+(mnli: yes, maybe, no); --prompt takes others.
 
-Shown are accuracy, (1 + Matthews correlation) / 2 for cola and macro F1 for emotions, as in the paper's table 3; --json has all
-metrics. Predictions are kept in --output: the same command goes on where it was stopped.
+Shown are accuracy, (1 + Matthews correlation) / 2 for cola, and macro F1 for emotions, as in the \
+paper's table 3; --json has all metrics. Predictions are kept in --output: the same command goes \
+on where it was stopped.
 
 Exit code 0: scored; 2: something is wrong with the files or settings, and one line says what.
 """
 
-_BLIP_HELP = f"""Score a BLIP captioning model, bare and with each adapter, on captions of a style.
+BLIP_HELP = f"""Score a BLIP captioning model, bare and with each adapter, on captions of a style.
 
 Example:
 
-    iteris eval blip --base Salesforce/blip-image-captioning-base --adapter positive/ --adapter merged/
-        --task senticap-positive=positive/test.parquet --task senticap-negative=negative/test.parquet
-        --style-classifier captions.jsonl --output scores/
+    iteris eval blip --base Salesforce/blip-image-captioning-base --output scores/
+        --adapter positive/ --adapter merged/ --style-classifier captions.jsonl
+        --task senticap-positive=positive/test.parquet
+        --task senticap-negative=negative/test.parquet
 
-Tasks are {", ".join(CAPTION_TASKS)}. A file is .parquet with "image" and "text" (a caption, or a JSON list of them), or JSON
-lines {{"image": "a.png", "references": ["..."]}}, paths relative to the file.
+Tasks are {", ".join(CAPTION_TASKS)}. A file is .parquet with "image" and "text" (a caption, or a \
+JSON list of them), or JSON lines {{"image": "a.png", "references": ["..."]}}, paths relative to \
+the file.
 
-BLEU, ROUGE-L and CIDEr are pycocoevalcap's, on tokens without punctuation, cut by a plain tokenizer after the rules of the Penn
-Treebank (pycocoevalcap's own is a Java program). --style-classifier is a folder of a sequence classifier of transformers, or a
-file of captions {{"text", "label"}} on which one is trained. --prompt takes the words before a caption that an adapter was
-trained with. Exit codes and --output as of `iteris eval t5`.
+BLEU, ROUGE-L and CIDEr are pycocoevalcap's, on tokens without punctuation, cut by a plain \
+tokenizer after the rules of the Penn Treebank (pycocoevalcap's own is a Java program). \
+--style-classifier is a folder of a sequence classifier of transformers, or a file of captions \
+{{"text", "label"}} on which one is trained. --prompt takes the words before a caption with which \
+an adapter was trained. Predictions are kept in --output: the same command goes on where it was \
+stopped.
+
+Exit code 0: scored; 2: something is wrong with the files or settings, and one line says what.
 """
 
-BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[
     list[Path] | None, typer.Option(help="A PEFT adapter's folder, a row of the table.")
 ]
 TaskSetting = Annotated[list[str], typer.Option(help="NAME=FILE; give it once for every task.")]
 OutputSetting = Annotated[Path, typer.Option(help="Folder for the predictions.")]
-LimitSetting = Annotated[
-    int | None, typer.Option(help="Examples per task, the first ones; all if left out.")
-]
-BatchSetting = Annotated[int, typer.Option(help="Examples of one call.")]
-BeamsSetting = Annotated[int, typer.Option(help="Of the beam search; 1 is greedy.")]
-NewTokensSetting = Annotated[int, typer.Option(help="Of an answer, at most.")]
-NoBaseSetting = Annotated[
-    bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")
-]
-DtypeSetting = Annotated[
-    str, typer.Option(help="In which the base model runs: float32, bfloat16, float16, float64.")
-]
-DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
-OverwriteSetting = Annotated[bool, typer.Option("--overwrite", help="Begin again.")]
 ReportSetting = Annotated[
     Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")
 ]
@@ -94,73 +86,51 @@ _METRICS = {
 }
 
 
-@app.command("t5", help=_T5_HELP)
+@options.command(
+    "iteris eval t5", "eval", extent=Extent(), generation=Generation(), placement=Placement()
+)
 def eval_t5_command(
-    base: BaseSetting,
+    *,
+    base: options.BaseSetting,
     task: TaskSetting,
     output: OutputSetting,
     adapter: AdapterSetting = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help='NAME=TEXT with field names in braces, such as rte="{sentence1} implies {sentence2}?".'
+            help='NAME=TEXT with field names in braces, such as rte="{sentence1}: {sentence2}?".'
         ),
     ] = None,
-    limit: LimitSetting = None,
-    batch: BatchSetting = 8,
-    beams: BeamsSetting = 1,
-    max_length: Annotated[
-        int, typer.Option(help="Tokens of a prompt; what is longer is cut.")
-    ] = 256,
-    max_new_tokens: NewTokensSetting = 16,
-    no_base: NoBaseSetting = False,
-    dtype: DtypeSetting = "float32",
-    device: DeviceSetting = "cpu",
-    overwrite: OverwriteSetting = False,
     report: ReportSetting = None,
+    extent: Extent,
+    generation: Generation,
+    placement: Placement,
 ) -> None:
-    with one_line_errors("iteris eval t5", "eval"):
-        run = Run(
-            base,
-            tuple(adapter or ()),
-            output,
-            not no_base,
-            limit,
-            batch,
-            dtype_of(dtype),
-            device,
-            overwrite,
-        )
-        files = _assigned(task, "--task", TEXT_TASKS)
-        read = {"--base": [base], "--adapter": adapter, "--task": files.values()}
-        check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
-        prompts = _assigned(prompt, "--prompt", TEXT_TASKS)
-        tasks = []
-        for name, file in files.items():
-            definition = replace(
-                TEXT_TASKS[name], prompt=prompts.get(name, TEXT_TASKS[name].prompt)
-            )
-            tasks.append((definition, read_text_task(definition, Path(file))))
-        how = Generation(beams, max_new_tokens, max_length)
-        quiet_libraries()
-        with progress_bars() as progress:
-            scores = evaluate_texts(run, tasks, how, progress)
-        shown = {definition.name: definition.score for definition, _ in tasks}
-        paper = text_figures(shown)
-        Console().print(_text_table(scores, shown, paper))
-        typer.echo(f"predictions in {output}")
-        _write(
-            report,
-            run,
-            scores,
-            {"tasks": paper},
-            {"generation": asdict(how), "prompts": _prompts(tasks)},
-        )
+    run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
+    files = _assigned(task, "--task", TEXT_TASKS)
+    _places(run, files, report).check()
+    prompts = _assigned(prompt, "--prompt", TEXT_TASKS)
+    tasks = []
+    for name, file in files.items():
+        definition = replace(TEXT_TASKS[name], prompt=prompts.get(name, TEXT_TASKS[name].prompt))
+        tasks.append((definition, read_text_task(definition, Path(file))))
+    quiet_libraries()
+    with progress_bars() as progress:
+        scores = evaluate_texts(run, tasks, generation, progress)
+    shown: dict[str, str] = {definition.name: definition.score for definition, _ in tasks}
+    paper = text_figures(list(shown))
+    Console().print(_text_table(scores, shown, paper))
+    typer.echo(f"predictions in {output}")
+    settings = {"generation": asdict(generation), "prompts": _prompts(tasks)}
+    options.write_json(_report(run, scores, {"tasks": paper}, settings), report)
 
 
-@app.command("blip", help=_BLIP_HELP)
+@options.command(
+    "iteris eval blip", "eval", extent=Extent(), generation=CAPTIONS, placement=Placement()
+)
 def eval_blip_command(
-    base: BaseSetting,
+    *,
+    base: options.BaseSetting,
     task: TaskSetting,
     output: OutputSetting,
     adapter: AdapterSetting = None,
@@ -173,88 +143,70 @@ def eval_blip_command(
         typer.Option(help="STYLE=LABEL, where the classifier has another name for a style."),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")
+        list[str] | None, typer.Option(help="NAME=TEXT with which captions of a task begin.")
     ] = None,
-    limit: LimitSetting = None,
-    batch: BatchSetting = 8,
-    beams: BeamsSetting = CAPTIONS.beams,
-    max_new_tokens: NewTokensSetting = CAPTIONS.max_new_tokens,
-    no_base: NoBaseSetting = False,
-    dtype: DtypeSetting = "float32",
-    device: DeviceSetting = "cpu",
-    overwrite: OverwriteSetting = False,
     report: ReportSetting = None,
+    extent: Extent,
+    generation: Generation,
+    placement: Placement,
 ) -> None:
-    with one_line_errors("iteris eval blip", "eval"):
-        run = Run(
-            base,
-            tuple(adapter or ()),
-            output,
-            not no_base,
-            limit,
-            batch,
-            dtype_of(dtype),
-            device,
-            overwrite,
+    run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
+    files = _assigned(task, "--task", CAPTION_TASKS)
+    places = _places(run, files, report)
+    inputs = {**places.inputs, "--style-classifier": [style_classifier]}
+    replace(places, inputs=inputs).check()
+    prompts = _assigned(prompt, "--prompt", CAPTION_TASKS)
+    tasks = []
+    for name, file in files.items():
+        definition = replace(
+            CAPTION_TASKS[name], prompt=prompts.get(name, CAPTION_TASKS[name].prompt)
         )
-        files = _assigned(task, "--task", CAPTION_TASKS)
-        read = {
-            "--base": [base],
-            "--adapter": adapter,
-            "--task": files.values(),
-            "--style-classifier": [style_classifier],
-        }
-        check_places(folders={"--output": output}, files={"--json": report}, inputs=read)
-        prompts = _assigned(prompt, "--prompt", CAPTION_TASKS)
-        tasks = []
-        for name, file in files.items():
-            definition = replace(
-                CAPTION_TASKS[name], prompt=prompts.get(name, CAPTION_TASKS[name].prompt)
-            )
-            tasks.append((definition, read_caption_task(Path(file))))
-        quiet_libraries()
-        styles = _styles(style_classifier, style_label, device)
-        how = replace(CAPTIONS, beams=beams, max_new_tokens=max_new_tokens)
-        with progress_bars() as progress:
-            scores = evaluate_captions(run, tasks, how, styles, progress)
-        paper = {definition.name: caption_figures(definition.name) for definition, _ in tasks}
-        for name, rows in paper.items():
-            Console().print(
-                _caption_table(name, [found for found in scores if found.task == name], rows)
-            )
-        if styles is not None and styles.held_out is not None:
-            typer.echo(
-                f"the style classifier is right on {styles.held_out:.1%} of the captions that it "
-                "was not trained on"
-            )
-        typer.echo(f"predictions in {output}")
-        settings = {"generation": asdict(how), "prompts": _prompts(tasks)}
-        _write(
-            report,
-            run,
-            scores,
-            paper,
-            {**settings, "style_classifier_held_out": styles and styles.held_out},
+        tasks.append((definition, read_caption_task(Path(file))))
+    quiet_libraries()
+    styles = _styles(style_classifier, style_label, placement.device)
+    with progress_bars() as progress:
+        scores = evaluate_captions(run, tasks, generation, styles, progress)
+    paper = {definition.name: caption_figures(definition.name) for definition, _ in tasks}
+    for name, rows in paper.items():
+        of_task = [entry for entry in scores if entry.task == name]
+        Console().print(_caption_table(name, of_task, rows))
+    held_out = None if styles is None else styles.held_out
+    if held_out is not None:
+        typer.echo(
+            f"the style classifier is right on {held_out:.1%} of the captions on which it was not "
+            "trained"
         )
+    typer.echo(f"predictions in {output}")
+    settings = {
+        "generation": asdict(generation),
+        "prompts": _prompts(tasks),
+        "style_classifier_held_out": held_out,
+    }
+    options.write_json(_report(run, scores, paper, settings), report)
 
 
-def _assigned(given: Sequence[str] | None, option: str, known: Mapping[str, Any]) -> dict[str, str]:
+def _places(run: Run, files: Mapping[str, str], report: Path | None) -> Places:
+    inputs = {"--base": [run.base], "--adapter": run.adapters, "--task": list(files.values())}
+    return Places(folders={"--output": run.output}, files={"--json": report}, inputs=inputs)
+
+
+def _assigned(texts: Sequence[str] | None, option: str, tasks: Mapping[str, Any]) -> dict[str, str]:
     """Return NAME=VALUE options by name."""
-    found: dict[str, str] = {}
-    for text in given or ():
+    values: dict[str, str] = {}
+    for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not value:
             raise ConfigError(
-                f"{option} is {text!r}; write a name and a value, such as {next(iter(known))}=..."
+                f"{option} is {text!r}; write a name and a value, such as {next(iter(tasks))}=..."
             )
-        if name not in known:
-            raise ConfigError(f"{option} {name!r} is no task; the tasks are {', '.join(known)}")
-        if name in found:
+        if name not in tasks:
+            raise ConfigError(f"{option} {name!r} is no task; the tasks are {', '.join(tasks)}")
+        if name in values:
             raise ConfigError(
                 f"{option} {name!r} is given twice; run the command again for another file"
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _styles(path: Path | None, labels: Sequence[str] | None, device: str) -> TrainedStyles | None:
@@ -276,7 +228,7 @@ def _text_table(
     scores: Sequence[Scores], shown: Mapping[str, str], paper: Sequence[PaperRow]
 ) -> Table:
     names = {"accuracy": "accuracy", "macro_f1": "macro F1", "scaled_matthews": "(1 + MCC) / 2"}
-    counts = {found.task: found.examples for found in scores}
+    counts = {entry.task: entry.examples for entry in scores}
     table = Table(
         title=", ".join(f"{task}: {counts[task]} examples" for task in shown), title_justify="left"
     )
@@ -285,8 +237,8 @@ def _text_table(
         table.add_column(f"{task}\n{names[metric]}", justify="right")
     table.add_column("mean", justify="right")
     rows = {
-        found.row: {s.task: s.values[shown[s.task]] for s in scores if s.row == found.row}
-        for found in scores
+        entry.row: {s.task: s.values[shown[s.task]] for s in scores if s.row == entry.row}
+        for entry in scores
     }
     for name, values in rows.items():
         table.add_row(name, *_cells(values, shown))
@@ -311,37 +263,32 @@ def _caption_table(task: str, scores: Sequence[Scores], paper: Sequence[PaperRow
     table.add_column("")
     for name in _METRICS.values():
         table.add_column(name, justify="right")
-    ours = [(found.row, found.values, None) for found in scores]
-    theirs = [(f"paper, {row.method} ({row.source})", row.values, "dim") for row in paper]
-    for part in (ours, theirs):
-        for name, values, style in part:
-            table.add_row(
-                name,
-                *(f"{values[key]:.3f}" if key in values else "" for key in _METRICS),
-                style=style,
-            )
-        table.add_section()
+    for entry in scores:
+        table.add_row(entry.row, *_metric_cells(entry.values))
+    table.add_section()
+    for row in paper:
+        name = f"paper, {row.method} ({row.source})"
+        table.add_row(name, *_metric_cells(row.values), style="dim")
     return table
 
 
-def _write(
-    report: Path | None,
+def _metric_cells(values: Mapping[str, float]) -> list[str]:
+    return [f"{values[key]:.3f}" if key in values else "" for key in _METRICS]
+
+
+def _report(
     run: Run,
     scores: Sequence[Scores],
     paper: Mapping[str, Sequence[PaperRow]],
     settings: Mapping[str, Any],
-) -> None:
-    if report is None:
-        return
-    adapters = dict(zip(run.row_names(), map(str, run.adapters), strict=True))
-    content = {
+) -> dict[str, Any]:
+    """Return what a run found, as JSON."""
+    return {
         "base": run.base,
-        "adapters": adapters,
+        "adapters": dict(zip(run.row_names(), map(str, run.adapters), strict=True)),
         "dtype": str(run.dtype),
-        "limit": run.limit,
+        "limit": run.extent.limit,
         **settings,
-        "scores": [asdict(found) for found in scores],
+        "scores": [asdict(entry) for entry in scores],
         "paper": {name: [asdict(row) for row in rows] for name, rows in paper.items()},
     }
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command `iteris inspect`: what an adapter is."""
+"""The command `iteris inspect`, which shows what an adapter is."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import typer
 from ..files.inspection import AdapterFacts, inspect_adapter
 from .terminal import one_line_errors
 
+INSPECT_HELP = """Show what an adapter is: format, base model, modules, ranks, trigger words, \
+norms, and what would not load.
+
+Example:
+
+    iteris inspect style.safetensors
+
+Exit code 0: shown, with what would not load; 2: the file cannot be read or is no adapter, and \
+one line says why.
+"""
+
 
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a PEFT adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what an adapter is: format, base model, modules, ranks, trigger words, norms, what would
-    not load.
-
-    Example:
-
-        iteris inspect style.safetensors
-
-    Exit code 0: told; 2: the file cannot be read or is no adapter, and one line says why. What
-    would not load is told, with 0.
-    """
     with one_line_errors("iteris inspect", "language"):
         facts = inspect_adapter(path)
         typer.echo(json.dumps(asdict(facts), indent=2) if as_json else _as_text(facts))
@@ -47,10 +48,10 @@ def _as_text(facts: AdapterFacts) -> str:
         *(f"    {norm:10.4g}   {layer}" for layer, norm in facts.largest.items()),
         "  ranks per block",
     ]
-    for block, found in facts.blocks.items():
-        least, most = found.ranks
+    for name, block in facts.blocks.items():
+        least, most = block.ranks
         lines.append(
-            f"    {block}: {found.layers} layers, rank "
+            f"    {name}: {block.layers} layers, rank "
             f"{least if least == most else f'{least} to {most}'}"
         )
     lines.append(f"  would not load: {len(facts.problems) or 'nothing'}")

@@ -9,16 +9,44 @@ from typing import Annotated
 import typer
 
 from ..errors import IterisError
-from . import eval_language as cli_eval
-from . import inspect as cli_inspect
-from . import merge_language as cli_merge
+from .inspect import INSPECT_HELP, inspect_command
+from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
+from .merge_sd15 import SD15_HELP, merge_sd15_command
+
+_PACKAGE = __package__.rpartition(".")[0]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one."
 )
-app.add_typer(cli_merge.app, name="merge")
-app.add_typer(cli_eval.app, name="eval")
-app.command("inspect")(cli_inspect.inspect_command)
+app.command("inspect", help=INSPECT_HELP)(inspect_command)
+
+merge_app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
+merge_app.command("sd15", help=SD15_HELP)(merge_sd15_command)
+merge_app.command("t5", help=T5_HELP)(merge_t5_command)
+merge_app.command("blip", help=BLIP_HELP)(merge_blip_command)
+app.add_typer(merge_app, name="merge")
+
+try:
+    from . import eval_language, eval_sd15
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith(f"{_PACKAGE}.evaluation"):
+        raise
+
+    @app.command("eval", context_settings={"ignore_unknown_options": True})
+    def no_evaluation(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        """Score adapters on the paper's tasks; not in this copy of IterIS."""
+        typer.echo(
+            "iteris eval: this copy of IterIS, from ComfyUI's registry, has no evaluation; install "
+            'the whole with pip install "iteris-lora-merge[eval]"',
+            err=True,
+        )
+        raise typer.Exit(2)
+else:
+    eval_app = typer.Typer(no_args_is_help=True, help="Score adapters on the paper's tasks.")
+    eval_app.command("sd15", help=eval_sd15.SD15_HELP)(eval_sd15.eval_sd15_command)
+    eval_app.command("t5", help=eval_language.T5_HELP)(eval_language.eval_t5_command)
+    eval_app.command("blip", help=eval_language.BLIP_HELP)(eval_language.eval_blip_command)
+    app.add_typer(eval_app, name="eval")
 
 
 class DeviceOption(str, enum.Enum):
@@ -33,11 +61,18 @@ def _commands() -> None:
     """Merge several LoRAs into one."""
 
 
-@app.command()
+DEMO_HELP = """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result.
+
+Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server \
+failed (its log is named).
+"""
+
+
+@app.command(help=DEMO_HELP)
 def demo(
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="An SD1.5 checkpoint (.safetensors). Without: a small random one."),
+        typer.Option(help="An SD1.5 checkpoint, .safetensors; a small random one if left out."),
     ] = None,
     lora: Annotated[
         list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")
@@ -49,18 +84,17 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path(
         "iteris-demo"
     ),
-    width: Annotated[int | None, typer.Option(help="Of the sample picture, in pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Of the sample picture, in pixels.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Width of the sample picture, in pixels.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Height of the sample picture, in pixels.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of the sample picture.")] = None,
     device: Annotated[
         DeviceOption, typer.Option(help="cpu keeps ComfyUI off the GPU.")
     ] = DeviceOption.auto,
 ) -> None:
-    """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result.
-
-    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server
-    failed (its log is named).
-    """
     from rich.console import Console
 
     from .demo.run import DemoRequest, InputError, run_demo
@@ -80,7 +114,7 @@ def demo(
     except InputError as error:
         typer.echo("iteris demo: " + " ".join(str(error).split()), err=True)
         raise typer.Exit(2) from None
-    except IterisError as error:  # with the last lines of the server's log
+    except IterisError as error:  # its lines are the end of the server's log
         typer.echo(f"iteris demo: {error}", err=True)
         raise typer.Exit(2) from None
 

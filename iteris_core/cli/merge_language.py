@@ -1,8 +1,8 @@
-"""The commands `iteris merge ...`: adapters merged from files into files."""
+"""The commands `iteris merge t5` and `iteris merge blip`: PEFT adapters merged into one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,25 +15,22 @@ from ..files import peft
 from ..files.pretrained import load_processor, load_tokenizer
 from ..language import blip, t5
 from ..language.caption_samples import CaptionOptions, CaptionSample, read_images
-from ..language.job import PRESERVE_WEIGHT, PeftMergeResult
+from ..language.job import PRESERVE_WEIGHT, AdapterTask, Base, PeftMergeResult, Preserve
 from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from . import options as options
-from .merge_sd15 import SD15_HELP, merge_sd15_command
-from .options import ModulesOption, PaddingOption, PrecisionOption
-from .paths import check_places
-from .terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
-
-app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
-app.command("sd15", help=SD15_HELP)(merge_sd15_command)
+from .options import Placement
+from .paths import Places
+from .terminal import progress_bars, quiet_libraries
 
 _PRESERVE_WEIGHT_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
 PreserveWeightSetting = Annotated[float | None, typer.Option(help=_PRESERVE_WEIGHT_HELP)]
 
-_T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
+T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
 
-Every adapter is run on its own samples; the merged one is solved for, layer by layer, so that it does the same.
+Every adapter is run on its own samples. The merged one is solved for, layer by layer, so that it \
+does the same.
 
 Example:
 
@@ -41,14 +38,14 @@ Example:
         --adapter rte/ --samples rte.jsonl
         --adapter mrpc/ --samples mrpc.jsonl
 
-Samples are a text file with one input a line, or JSON lines {"input": ..., "target": ...}. Without targets the decoder reads
-what each adapter's own model answers. --preserve takes ordinary inputs in the same format, on which the merged model is to
-answer as the base model does.
+Samples are a text file with one input a line, or JSON lines {"input": ..., "target": ...}. \
+Without targets the decoder reads what each adapter's own model answers. --preserve takes ordinary \
+inputs in the same format, on which the merged model is to answer as the base model does.
 
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
 
-_BLIP_HELP = """Merge PEFT adapters of a BLIP captioning model into one PEFT adapter.
+BLIP_HELP = """Merge PEFT adapters of a BLIP captioning model into one PEFT adapter.
 
 Example:
 
@@ -56,15 +53,25 @@ Example:
         --adapter positive/ --images positive.jsonl
         --adapter negative/ --images pictures/ --output merged/
 
-Samples are a folder of pictures, or JSON lines {"image": ..., "caption": ...}. Without captions the decoder reads what each
-adapter's own model writes about a picture. --prompt is what an adapter's captions began with in its training, such as "a photo
-in a happy and pleasant mood of"; captions that are given are to be without it. --preserve takes ordinary pictures in the same
-format, about which the merged model is to write as the base model does. Exit codes as of `iteris merge t5`.
+Samples are a folder of pictures, or JSON lines {"image": ..., "caption": ...}. Without captions \
+the decoder reads what each adapter's own model writes about a picture. --prompt is the text with \
+which an adapter's captions began in its training, such as "a photo in a happy and pleasant mood \
+of"; captions in a file are to be without it. --preserve takes ordinary pictures in the same \
+format, about which the merged model is to write as the base model does.
+
+Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
 
 
-@app.command("t5", help=_T5_HELP)
+@options.command(
+    "iteris merge t5",
+    "language",
+    reading=TextOptions(),
+    config=MergeConfig(),
+    placement=Placement(),
+)
 def merge_t5_command(
+    *,
     base: options.BaseSetting,
     adapter: options.AdapterSetting,
     output: options.OutputSetting,
@@ -78,78 +85,51 @@ def merge_t5_command(
             "instead of --samples."
         ),
     ] = None,
+    weights: options.WeightsSetting = None,
     preserve: Annotated[
         Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")
     ] = None,
     preserve_weight: PreserveWeightSetting = None,
-    method: options.MethodSetting = MergeConfig.method,
-    method_option: options.MethodOptionSetting = None,
-    alpha: options.AlphaSetting = MergeConfig.alpha,
-    engine: options.EngineSetting = options.ENGINE,
-    max_iter: options.MaxIterSetting = MergeConfig.max_iter,
-    ridge: options.RidgeSetting = options.RIDGE,
-    balance: options.BalanceSetting = options.BALANCE,
-    target: options.TargetSetting = options.TARGET,
-    rank: options.RankSetting = "sum",
-    modules: Annotated[
-        ModulesOption, typer.Option(help="encoder leaves the decoder out.")
-    ] = ModulesOption.all,
-    weights: options.WeightsSetting = None,
-    input_mix: options.InputMixSetting = 0.0,
-    padding: options.PaddingSetting = PaddingOption.ignore,
-    max_length: Annotated[int, typer.Option(help="Tokens of a text; what is longer is cut.")] = 256,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Of an answer, where samples have no target.")
-    ] = 32,
-    samples_per_chunk: options.SamplesPerChunkSetting = 8,
-    dtype: options.DtypeSetting = PrecisionOption.float32,
-    save_dtype: options.SaveDtypeSetting = PrecisionOption.float32,
-    device: options.DeviceSetting = "cpu",
     save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
+    reading: TextOptions,
+    config: MergeConfig,
+    placement: Placement,
 ) -> None:
-    with one_line_errors("iteris merge t5", "language"):
-        read = {"--samples": samples, "--token-ids": [token_ids], "--preserve": [preserve]}
-        _check_places(
-            output, save_model, report, {"--base": [base], "--adapter": adapter, **read}, overwrite
-        )
-        config = options.merge_config(
-            method=method,
-            method_option=method_option,
-            engine=engine,
-            max_iter=max_iter,
-            alpha=alpha,
-            ridge=ridge,
-            balance=balance,
-            target=target,
-            rank=rank,
-            input_mix=input_mix,
-            samples_per_chunk=samples_per_chunk,
-            save_dtype=save_dtype,
-        )
-        reading = TextOptions(modules.value, padding.value, max_length, max_new_tokens)
-        how = {
-            "dtype": dtype_of(dtype.value),
-            "device": device,
-            **_weights(weights, preserve_weight, preserve),
-        }
-        tasks = _samples(samples, token_ids)
-        kept = _preserved(preserve)
-        quiet_libraries()
-        with progress_bars() as progress:
-            result = t5.merge_t5(
-                base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how
-            )
-        _save(result, output, report, overwrite)
-        if save_model:
-            _save_model(
-                t5.load_base(base, how["dtype"]), result, save_model, load_tokenizer, overwrite
-            )
+    places = Places(
+        whole={"--output": output, "--save-model": save_model},
+        files={"--json": report},
+        inputs={
+            "--base": [base],
+            "--adapter": adapter,
+            "--samples": samples or (),
+            "--token-ids": [token_ids],
+            "--preserve": [preserve],
+        },
+    )
+    _check(places, config, overwrite)
+    tasks = _tasks(adapter, _texts(samples, token_ids), weights)
+    kept = _preserve(preserve, preserve_weight, _preserved_texts)
+    quiet_libraries()
+    where = Base(base, dtype=placement.dtype, device=placement.device)
+    with progress_bars() as progress:
+        result = t5.merge_t5(where, tasks, config, reading, preserve=kept, progress=progress)
+    _save(result, output, report, overwrite)
+    if save_model:
+        model = t5.load_base(base, placement.dtype)
+        _save_model(model, result, save_model, load_tokenizer, overwrite)
 
 
-@app.command("blip", help=_BLIP_HELP)
+@options.command(
+    "iteris merge blip",
+    "language",
+    reading=CaptionOptions(),
+    config=MergeConfig(),
+    placement=Placement(),
+)
 def merge_blip_command(
+    *,
     base: options.BaseSetting,
     adapter: options.AdapterSetting,
     images: Annotated[
@@ -159,113 +139,89 @@ def merge_blip_command(
     output: options.OutputSetting,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What captions begin with; one per --adapter, in order, or one for all."),
+        typer.Option(
+            help="Text with which captions begin; one per --adapter, in order, or one for all."
+        ),
     ] = None,
+    weights: options.WeightsSetting = None,
     preserve: Annotated[
         Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")
     ] = None,
     preserve_weight: PreserveWeightSetting = None,
-    method: options.MethodSetting = MergeConfig.method,
-    method_option: options.MethodOptionSetting = None,
-    alpha: options.AlphaSetting = MergeConfig.alpha,
-    engine: options.EngineSetting = options.ENGINE,
-    max_iter: options.MaxIterSetting = MergeConfig.max_iter,
-    ridge: options.RidgeSetting = options.RIDGE,
-    balance: options.BalanceSetting = options.BALANCE,
-    target: options.TargetSetting = options.TARGET,
-    rank: options.RankSetting = "sum",
-    weights: options.WeightsSetting = None,
-    input_mix: options.InputMixSetting = 0.0,
-    padding: Annotated[
-        PaddingOption,
-        typer.Option(
-            help="count: fill up to --max-length and count it, as the published code does, with "
-            "168."
-        ),
-    ] = PaddingOption.ignore,
-    max_length: Annotated[
-        int, typer.Option(help="Tokens of a caption with its prompt; what is longer is cut.")
-    ] = CaptionOptions.max_length,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Of a caption, where samples have none.")
-    ] = CaptionOptions.max_new_tokens,
-    samples_per_chunk: options.SamplesPerChunkSetting = 8,
-    dtype: options.DtypeSetting = PrecisionOption.float32,
-    save_dtype: options.SaveDtypeSetting = PrecisionOption.float32,
-    device: options.DeviceSetting = "cpu",
     save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
+    reading: CaptionOptions,
+    config: MergeConfig,
+    placement: Placement,
 ) -> None:
-    with one_line_errors("iteris merge blip", "language"):
-        read = {
+    places = Places(
+        whole={"--output": output, "--save-model": save_model},
+        files={"--json": report},
+        inputs={
             "--base": [base],
             "--adapter": adapter,
             "--images": images,
             "--preserve": [preserve],
-        }
-        _check_places(output, save_model, report, read, overwrite)
-        config = options.merge_config(
-            method=method,
-            method_option=method_option,
-            engine=engine,
-            max_iter=max_iter,
-            alpha=alpha,
-            ridge=ridge,
-            balance=balance,
-            target=target,
-            rank=rank,
-            input_mix=input_mix,
-            samples_per_chunk=samples_per_chunk,
-            save_dtype=save_dtype,
-        )
-        reading = CaptionOptions(padding is PaddingOption.count, max_length, max_new_tokens)
-        how = {
-            "dtype": dtype_of(dtype.value),
-            "device": device,
-            **_weights(weights, preserve_weight, preserve),
-        }
-        tasks = _captions(images, prompt)
-        kept = read_images(preserve) if preserve else ()
-        quiet_libraries()
-        with progress_bars() as progress:
-            result = blip.merge_blip(
-                base, adapter, tasks, config, reading, preserve=kept, progress=progress, **how
-            )
-        _save(result, output, report, overwrite)
-        if save_model:
-            _save_model(
-                blip.load_base(base, how["dtype"]), result, save_model, load_processor, overwrite
-            )
-
-
-def _check_places(
-    output: Path,
-    save_model: Path | None,
-    report: Path | None,
-    inputs: Mapping[str, Sequence[Any] | None],
-    overwrite: bool,
-) -> None:
-    check_places(
-        whole={"--output": output, "--save-model": save_model},
-        files={"--json": report},
-        inputs=inputs,
+        },
     )
-    peft.check_free(output, overwrite=overwrite)
+    _check(places, config, overwrite)
+    tasks = _tasks(adapter, _captions(images, prompt), weights)
+    kept = _preserve(preserve, preserve_weight, read_images)
+    quiet_libraries()
+    where = Base(base, dtype=placement.dtype, device=placement.device)
+    with progress_bars() as progress:
+        result = blip.merge_blip(where, tasks, config, reading, preserve=kept, progress=progress)
+    _save(result, output, report, overwrite)
+    if save_model:
+        model = blip.load_base(base, placement.dtype)
+        _save_model(model, result, save_model, load_processor, overwrite)
+
+
+def _check(places: Places, config: MergeConfig, overwrite: bool) -> None:
+    """Refuse what would fail after hours of work."""
+    places.check()
+    options.check_used(config)
+    output = places.whole["--output"]
+    save_model = places.whole["--save-model"]
+    if output is not None:
+        peft.check_free(output, overwrite=overwrite)
     if save_model is not None:
         check_model_free(save_model, overwrite=overwrite)
 
 
-def _weights(
-    weights: str | None, preserve_weight: float | None, preserve: Path | None
-) -> dict[str, Any]:
-    if preserve_weight is not None and preserve is None:
+def _tasks(
+    folders: Sequence[Path], samples: Sequence[Sequence[Any]], weights: str | None
+) -> list[AdapterTask]:
+    """Return the adapters with their samples.
+
+    Raises:
+        IterisError: There are more or fewer samples or weights than adapters.
+    """
+    counts = options.numbers("--weights", weights) or [1.0] * len(folders)
+    if len(samples) != len(folders):
         raise ConfigError(
-            "--preserve-weight needs --preserve: the inputs on which the base model is to be kept "
-            "as it is"
+            f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each "
+            "its own"
         )
-    kept = PRESERVE_WEIGHT if preserve_weight is None else preserve_weight
-    return {"weights": options.numbers("--weights", weights), "preserve_weight": kept}
+    if len(counts) != len(folders):
+        raise ConfigError(
+            f"there are {len(folders)} adapters and {len(counts)} --weights; give each its own"
+        )
+    return [AdapterTask(*task) for task in zip(folders, samples, counts, strict=True)]
+
+
+def _preserve(
+    path: Path | None, weight: float | None, read: Callable[[Path], Sequence[Any]]
+) -> Preserve:
+    if path is None:
+        if weight is not None:
+            raise ConfigError(
+                "--preserve-weight needs --preserve: the inputs on which the base model is to be "
+                "kept as it is"
+            )
+        return Preserve()
+    return Preserve(read(path), PRESERVE_WEIGHT if weight is None else weight)
 
 
 def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite: bool) -> None:
@@ -288,33 +244,31 @@ def _save_model(
 
 def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[CaptionSample]]:
     """Return each adapter's samples, with its prompt."""
-    given = list(prompts or [""])
-    if len(given) not in (1, len(images)):
+    texts = list(prompts or [""])
+    if len(texts) not in (1, len(images)):
         raise ConfigError(
-            f"there are {len(images)} --images and {len(given)} --prompt; give one per adapter, or "
+            f"there are {len(images)} --images and {len(texts)} --prompt; give one per adapter, or "
             "one for all"
         )
-    given = given * len(images) if len(given) == 1 else given
+    texts = texts * len(images) if len(texts) == 1 else texts
     return [
         [replace(sample, prompt=text) for sample in read_images(path)]
-        for path, text in zip(images, given, strict=True)
+        for path, text in zip(images, texts, strict=True)
     ]
 
 
-def _samples(files: list[Path] | None, token_ids: Path | None) -> list[list[TextSample]]:
-    if bool(files) == (token_ids is not None):
-        found = "both --samples and --token-ids" if files else "neither --samples nor --token-ids"
-        raise ConfigError(
-            f"there are {found}; give --samples FILE for every adapter, or --token-ids once"
-        )
-    return (
-        read_token_ids(token_ids) if token_ids is not None else [read_texts(file) for file in files]
+def _texts(files: Sequence[Path] | None, token_ids: Path | None) -> list[list[TextSample]]:
+    if files and token_ids is None:
+        return [read_texts(file) for file in files]
+    if token_ids is not None and not files:
+        return read_token_ids(token_ids)
+    there = "both --samples and --token-ids" if files else "neither --samples nor --token-ids"
+    raise ConfigError(
+        f"there are {there}; give --samples FILE for every adapter, or --token-ids once"
     )
 
 
-def _preserved(file: Path | None) -> list[TextSample]:
-    if file is None:
-        return []
+def _preserved_texts(file: Path) -> list[TextSample]:
     if file.suffix == ".safetensors":
         return [sample for task in read_token_ids(file) for sample in task]
     return read_texts(file)

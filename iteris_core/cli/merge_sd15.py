@@ -8,11 +8,12 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from ..config import MergeConfig
@@ -31,14 +32,16 @@ from ..files.metadata import merged_metadata
 from ..files.tensors import sha256
 from ..files.trigger_words import default_prompts, trigger_words
 from ..merging import MergeResult
+from ..settings import setting
 from . import options as options
-from .options import PrecisionOption, StyleOption
-from .paths import check_places
-from .terminal import dtype_of, one_line_errors, progress_bars, quiet_libraries
+from .options import Placement
+from .paths import Places
+from .terminal import progress_bars, quiet_libraries
 
 SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
 
-Every LoRA is run on its own prompts; the merged one is solved for, layer by layer, so that it does the same.
+Every LoRA is run on its own prompts. The merged one is solved for, layer by layer, so that it \
+does the same.
 
 Example:
 
@@ -46,170 +49,95 @@ Example:
         --lora dog.safetensors --prompts "a photo of sks dog\\n sks dog on a beach"
         --lora ink.safetensors --prompts "a castle, xyz ink drawing" --strength 1,0.8
 
-Prompts are split at \\n, and have the trigger words in them; --prompts-file takes a text file with one a line. Without any (or
-with --prompts "") they are made of the trigger words in the file's metadata. The base is a diffusers folder, a .safetensors
-checkpoint or a name on the hub; a checkpoint also needs SD1.5's settings and tokenizer: from the hub, or a folder, --config.
+Prompts are split at \\n, and have the trigger words in them; --prompts-file takes a text file \
+with one a line. Without any (or with --prompts "") they are made of the trigger words in the \
+file's metadata. The base is a diffusers folder, a .safetensors checkpoint or a name on the hub. A \
+checkpoint also needs SD1.5's settings and tokenizer: from the hub, or from the folder --config.
 
-LoRAs in the spelling of kohya, LyCORIS, diffusers, PEFT and ComfyUI are read. Strengths are baked into the result: load it at
-1. It has kohya's key names, which ComfyUI, A1111 and diffusers load; --style diffusers writes those of diffusers.
+LoRAs in the spelling of kohya, LyCORIS, diffusers, PEFT and ComfyUI are read. Strengths are baked \
+into the result: load it at 1. It has kohya's key names, which ComfyUI, A1111 and diffusers load; \
+--style diffusers writes those of diffusers.
 
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
 
-_DEFAULTS = Calibration()
 
-SdBaseSetting = Annotated[
-    str, typer.Option(help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, a hub name.")
-]
-LoraSetting = Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")]
-OutputFileSetting = Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")]
-PromptsSetting = Annotated[
-    list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")
-]
-PromptsFileSetting = Annotated[
-    list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")
-]
-ConfigSetting = Annotated[
-    str | None, typer.Option(help="For a checkpoint: a folder with its settings; else SD1.5's.")
-]
-StrengthSetting = Annotated[
-    str | None, typer.Option(help="Of each LoRA, such as 1,0.8; 1 if left out.")
-]
-StrengthTextSetting = Annotated[
-    str | None, typer.Option(help="Of the text encoder parts; else as --strength.")
-]
-TrajectoriesSetting = Annotated[int, typer.Option(help="Sampling runs per LoRA.")]
-TimestepsSetting = Annotated[int, typer.Option(help="Latents kept of each run.")]
-StepsSetting = Annotated[int, typer.Option(help="Sampling steps of each run.")]
-ResolutionSetting = Annotated[
-    int, typer.Option(help="Side of the pictures in pixels, a multiple of 64.")
-]
-CfgSetting = Annotated[float, typer.Option(help="Guidance of the runs.")]
-NegativeSetting = Annotated[str, typer.Option(help="What unconditional rows read.")]
-UnconditionalSetting = Annotated[
-    float, typer.Option(help="Part of the latents that are seen without the prompt, too.")
-]
-CompositionSetting = Annotated[
-    float, typer.Option(help="Part of the captions with ordinary things beside the prompt.")
-]
-SceneSetting = Annotated[
-    float, typer.Option(help="Of captions in which several LoRAs meet, such as 1; 0: none.")
-]
-ScenePicturesSetting = Annotated[
-    bool,
-    typer.Option(
-        "--scene-pictures/--scene-text",
-        help="Measure scenes in the picture too, or in the text alone.",
-    ),
-]
-TriggerSetting = Annotated[
-    list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")
-]
-KindSetting = Annotated[
-    list[str] | None, typer.Option(help="subject or style, for scenes; one per --lora, in order.")
-]
-HeldOutSetting = Annotated[
-    int, typer.Option(help="Runs per LoRA on which the result is checked; 0: no check.")
-]
-CorrectSetting = Annotated[
-    bool, typer.Option("--correct-strength", help="Scale the result by what that check measures.")
-]
-ParkSetting = Annotated[
-    bool,
-    typer.Option(
-        "--park-on-host", help="Let waiting samples wait in host memory; saves GPU memory."
-    ),
-]
-SeedSetting = Annotated[int, typer.Option(help="Of captions and noise.")]
-StyleSetting = Annotated[StyleOption, typer.Option(help="Key names of the result.")]
+@dataclass(frozen=True)
+class Saving:
+    """How the result is saved."""
+
+    style: Style = setting("kohya", "Spelling of the result's key names.")
 
 
+@options.command(
+    "iteris merge sd15",
+    "diffusion",
+    calibration=Calibration(),
+    settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
+    placement=Placement(),
+    saving=Saving(),
+)
 def merge_sd15_command(
-    base: SdBaseSetting,
-    lora: LoraSetting,
-    output: OutputFileSetting,
-    prompts: PromptsSetting = None,
-    prompts_file: PromptsFileSetting = None,
-    config: ConfigSetting = None,
-    strength: StrengthSetting = None,
-    strength_text: StrengthTextSetting = None,
+    *,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, or a name on the hub."
+        ),
+    ],
+    lora: Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")],
+    output: Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")
+    ] = None,
+    prompts_file: Annotated[
+        list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="For a checkpoint: a folder with its settings; SD1.5's if left out."),
+    ] = None,
+    strength: Annotated[
+        str | None, typer.Option(help="Strength of each LoRA, such as 1,0.8; 1 if left out.")
+    ] = None,
+    strength_text: Annotated[
+        str | None,
+        typer.Option(help="Strength of the text encoder parts; that of --strength if left out."),
+    ] = None,
     weights: options.WeightsSetting = None,
-    trajectories: TrajectoriesSetting = _DEFAULTS.trajectories,
-    timesteps: TimestepsSetting = _DEFAULTS.timesteps,
-    steps: StepsSetting = _DEFAULTS.sampling_steps,
-    resolution: ResolutionSetting = _DEFAULTS.resolution,
-    cfg: CfgSetting = _DEFAULTS.cfg,
-    negative_prompt: NegativeSetting = _DEFAULTS.negative_prompt,
-    unconditional_share: UnconditionalSetting = _DEFAULTS.unconditional_share,
-    composition_share: CompositionSetting = _DEFAULTS.composition_share,
-    preserve_weight: options.PreserveWeightSetting = _DEFAULTS.preserve_weight,
-    scene_weight: SceneSetting = _DEFAULTS.scene_weight,
-    scene_pictures: ScenePicturesSetting = _DEFAULTS.scene_pictures,
-    trigger: TriggerSetting = None,
-    kind: KindSetting = None,
-    held_out: HeldOutSetting = _DEFAULTS.held_out,
-    correct_strength: CorrectSetting = False,
-    seed: SeedSetting = _DEFAULTS.seed,
-    method: options.MethodSetting = MergeConfig.method,
-    method_option: options.MethodOptionSetting = None,
-    rank: options.RankSetting = "sum",
-    alpha: options.AlphaSetting = MergeConfig.alpha,
-    target: options.TargetSetting = options.TARGET,
-    engine: options.EngineSetting = options.ENGINE,
-    max_iter: options.MaxIterSetting = MergeConfig.max_iter,
-    ridge: options.RidgeSetting = options.RIDGE,
-    balance: options.BalanceSetting = options.BALANCE,
-    input_mix: options.InputMixSetting = 0.0,
-    samples_per_chunk: options.SamplesPerChunkSetting = 4,
-    park_on_host: ParkSetting = False,
-    dtype: options.DtypeSetting = PrecisionOption.float32,
-    save_dtype: options.SaveDtypeSetting = PrecisionOption.float16,
-    device: options.DeviceSetting = "cpu",
-    style: StyleSetting = StyleOption.kohya,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="subject or style, for scenes; one per --lora, in order."),
+    ] = None,
+    correct_strength: Annotated[
+        bool,
+        typer.Option(
+            "--correct-strength", help="Scale the result by what the check of --held-out measures."
+        ),
+    ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
+    calibration: Calibration,
+    settings: MergeConfig,
+    placement: Placement,
+    saving: Saving,
 ) -> None:
-    with one_line_errors("iteris merge sd15", "diffusion"):
-        _check(output, report, (base, lora, prompts_file), overwrite, correct_strength, held_out)
-        calibration = Calibration(
-            trajectories=trajectories,
-            timesteps=timesteps,
-            sampling_steps=steps,
-            resolution=resolution,
-            cfg=cfg,
-            negative_prompt=negative_prompt,
-            unconditional_share=unconditional_share,
-            composition_share=composition_share,
-            preserve_weight=preserve_weight,
-            scene_weight=scene_weight,
-            scene_pictures=scene_pictures,
-            held_out=held_out,
-            seed=seed,
+    Places(
+        files={"--output": output, "--json": report},
+        inputs={"--base": [base], "--lora": lora, "--prompts-file": prompts_file or ()},
+    ).check()
+    _check(output, overwrite, correct_strength, calibration)
+    options.check_used(settings)
+    chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
+    with _loaded(base, config, placement) as model, progress_bars() as progress:
+        read, result = _merged(
+            model, chosen, base, calibration, settings, correct_strength, progress
         )
-        settings = options.merge_config(
-            method=method,
-            method_option=method_option,
-            rank=rank,
-            alpha=alpha,
-            target=target,
-            engine=engine,
-            ridge=ridge,
-            max_iter=max_iter,
-            balance=balance,
-            input_mix=input_mix,
-            samples_per_chunk=samples_per_chunk,
-            park_on_host=park_on_host,
-            save_dtype=save_dtype,
-        )
-        chosen = _per_lora(
-            lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
-        )
-        with _loaded(base, config, dtype.value, device) as model, progress_bars() as progress:
-            read, result = _merged(
-                model, chosen, base, calibration, settings, correct_strength, progress
-            )
-        _write(model, read, result, output, style.value, overwrite)
-        options.tell(result.adapter.name, result.report, output, report)
+    _write(model, read, result, output, saving.style, overwrite)
+    options.tell(result.adapter.name, result.report, output, report)
 
 
 def _merged(
@@ -262,27 +190,17 @@ def _write(
 
 @contextlib.contextmanager
 def _loaded(
-    base: str, config: str | None, dtype: str, device: str
+    base: str, config: str | None, placement: Placement
 ) -> Iterator[DiffusersStableDiffusion]:
     """Load the model, and keep what diffusers advises about its own settings off the terminal."""
     quiet_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield load_diffusers(base, config, dtype_of(dtype), device)
+        yield load_diffusers(base, config, placement.dtype, placement.device)
 
 
-def _check(
-    output: Path,
-    report: Path | None,
-    inputs: tuple[str, Sequence[Path], Sequence[Path] | None],
-    overwrite: bool,
-    correct_strength: bool,
-    held_out: int,
-) -> None:
-    base, loras, files = inputs
-    read = {"--base": [base], "--lora": loras, "--prompts-file": files}
-    check_places(files={"--output": output, "--json": report}, inputs=read)
-    if correct_strength and not held_out:
+def _check(output: Path, overwrite: bool, correct_strength: bool, calibration: Calibration) -> None:
+    if correct_strength and not calibration.held_out:
         raise ConfigError(
             "--correct-strength needs runs to measure it on; set --held-out to 1 or more"
         )

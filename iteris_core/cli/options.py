@@ -1,51 +1,37 @@
-"""What the commands `iteris merge ...` have in common: options, settings made of them, and how the
-result is told.
-"""
+"""What the commands `iteris ...` have in common: options made of settings, and the report."""
 
 from __future__ import annotations
 
-import enum
+import functools
+import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import torch
 import typer
 
 from ..config import BaselineOptions, MergeConfig
 from ..errors import ConfigError
 from ..report.records import MergeReport
-from ..rivals import METHODS
-from .terminal import dtype_of
+from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
+from .terminal import one_line_errors
 
-
-def _choice(name: str, *values: str) -> Any:
-    return enum.Enum(name, {value: value for value in values}, type=str)
-
-
-EngineOption = _choice("EngineOption", "sweep", "iterate")
-RidgeOption = _choice("RidgeOption", "consistent", "paper")
-BalanceOption = _choice("BalanceOption", "delta", "full", "uniform")
-TargetOption = _choice("TargetOption", "full_output", "delta")
-ModulesOption = _choice("ModulesOption", "all", "encoder")
-PaddingOption = _choice("PaddingOption", "ignore", "count")
-StyleOption = _choice("StyleOption", "kohya", "diffusers")
-PrecisionOption = _choice("PrecisionOption", "float32", "bfloat16", "float16", "float64")
-# The settings' own defaults.
-ENGINE = EngineOption(MergeConfig.engine)
-RIDGE = RidgeOption(MergeConfig.ridge)
-BALANCE = BalanceOption(MergeConfig.balance)
-TARGET = TargetOption(MergeConfig.target)
-
-_ITERIS_ONLY = ("engine", "max_iter", "ridge", "input_mix")
-_WORDS = {int: "a whole number", float: "a number", str: "a word", NoneType: "none"}
-
-_METHODS_HELP = f"iteris, or a rival: {', '.join(METHODS)}."
-_OPTIONS_HELP = (
-    f"NAME=VALUE for a rival: {', '.join(item.name for item in fields(BaselineOptions))}."
-)
+Body = Callable[..., None]
+# Fields whose option has another name.
+NAMES = {
+    "sampling_steps": "--steps",
+    "scene_pictures": "--scene-pictures/--scene-text",
+    "output_dtype": "--save-dtype",
+    "baseline": "--method-option",
+    "with_base": "--with-base/--no-base",
+}
+_MOST_CHOICES = 4  # that are listed beside an option's name
+_ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
+_ITERATE_ONLY = ("max_iter", "tolerance")
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
@@ -53,40 +39,9 @@ OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter
 SaveModelSetting = Annotated[
     Path | None, typer.Option(help="Folder for the whole merged model, too.")
 ]
-MethodSetting = Annotated[str, typer.Option(help=_METHODS_HELP)]
-MethodOptionSetting = Annotated[list[str] | None, typer.Option(help=_OPTIONS_HELP)]
-AlphaSetting = Annotated[
-    float, typer.Option(help="Ridge, relative to the size of the inputs' Gram matrix.")
-]
-EngineSetting = Annotated[EngineOption, typer.Option(help="One sweep, or the paper's iteration.")]
-MaxIterSetting = Annotated[int, typer.Option(help="Solves of --engine iterate, at most.")]
-RidgeSetting = Annotated[RidgeOption, typer.Option(help="The consistent ridge, or the paper's.")]
-BalanceSetting = Annotated[
-    BalanceOption, typer.Option(help="Weight of a task; full is the published code's.")
-]
-TargetSetting = Annotated[
-    TargetOption, typer.Option(help="What is fitted: whole outputs, or what adapters add.")
-]
-RankSetting = Annotated[str, typer.Option(help="Of the merged adapter: a number, sum or full.")]
 WeightsSetting = Annotated[
-    str | None, typer.Option(help="How much each task counts, such as 1,0.5.")
+    str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
 ]
-PreserveWeightSetting = Annotated[
-    float, typer.Option(help="How much the task counts that keeps the base model as it is.")
-]
-InputMixSetting = Annotated[
-    float, typer.Option(help="Share of the teacher's inputs in the student's, from 0 to below 1.")
-]
-PaddingSetting = Annotated[
-    PaddingOption,
-    typer.Option(
-        help="count: fill inputs (not targets) up to --max-length and count that, as published."
-    ),
-]
-SamplesPerChunkSetting = Annotated[int, typer.Option(help="Samples in one forward call.")]
-DtypeSetting = Annotated[PrecisionOption, typer.Option(help="In which the base model runs.")]
-SaveDtypeSetting = Annotated[PrecisionOption, typer.Option(help="Of the merged adapter.")]
-DeviceSetting = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 OverwriteSetting = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is in the way of the output.")
 ]
@@ -95,89 +50,209 @@ ReportSetting = Annotated[
 ]
 
 
-def merge_config(
-    *, rank: str, save_dtype: Any, method_option: Sequence[str] | None, **options: Any
-) -> MergeConfig:
-    """Return the settings that a command's options mean.
+@dataclass(frozen=True)
+class Placement:
+    """Where the base model runs."""
+
+    dtype: torch.dtype = setting(torch.float32, "Precision in which the base model runs.")
+    device: str = setting("cpu", "Device on which it runs: cpu, cuda, cuda:1, mps ...")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Option:
+    """The option of one setting on the command line.
 
     Args:
-        rank: A number, or a word that `MergeConfig` knows.
-        save_dtype: Of the merged adapter.
-        method_option: ``NAME=VALUE``, of `BaselineOptions`.
-        options: Further fields of `MergeConfig`; of a choice, its value is taken.
+        item: Field of the dataclass of settings.
+        default: Value of the setting without the option.
+        panel: Heading in the help under which the option is listed.
+    """
+
+    item: Declared
+    default: Any
+    panel: str
+
+    @property
+    def name(self) -> str:
+        """What the user types."""
+        return NAMES.get(self.item.name, "--" + self.item.name.replace("_", "-"))
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it can be given several times."""
+        return get_origin(self.item.hint) is tuple or is_dataclass(self.item.hint)
+
+    @property
+    def help(self) -> str:
+        """What the help says about it."""
+        words = [self.item.setting.help]
+        choices = _choices(self.item.hint)
+        if len(choices) > _MOST_CHOICES:
+            words.append(f"One of {', '.join(choices)}.")
+        if self.item.hint is not bool and _shown(self.default):
+            words.append(f"Default: {_shown(self.default)}.")
+        return " ".join(words)
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The parameter of a function from which typer makes the option."""
+        is_flag = self.item.hint is bool
+        option = typer.Option(
+            self.name,
+            help=self.help,
+            metavar=None if is_flag else _metavar(self.item.hint),
+            show_default=is_flag and "/" in self.name,
+            rich_help_panel=self.panel,
+        )
+        kind = bool if is_flag else list[str] | None if self.is_repeated else str | None
+        return inspect.Parameter(
+            self.item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=self.default if is_flag else None,
+            annotation=Annotated[kind, option],
+        )
+
+    def read(self, given: Any) -> Any:
+        """Return the setting's value from what typer found on the command line.
+
+        Args:
+            given: Words that the user typed; None or empty if there were none.
+
+        Raises:
+            ConfigError: Names the option.
+        """
+        if self.item.hint is bool:
+            return given
+        if given is None or (self.is_repeated and not given):
+            return self.default
+        if is_dataclass(self.item.hint):
+            return self._read_fields(given)
+        return tuple(given) if self.is_repeated else from_text(self.name, given, self.item)
+
+    def _read_fields(self, texts: Sequence[str]) -> Any:
+        items = {item.name: item for item in declared(self.item.hint)}
+        values = {}
+        for text in texts:
+            name, is_named, value = text.partition("=")
+            if not is_named or name not in items:
+                raise ConfigError(
+                    f"{self.name} is {text!r}; write NAME=VALUE with one of "
+                    f"{', '.join(sorted(items))}"
+                )
+            values[name] = from_text(f"{self.name} {name}", value, items[name])
+        return replace(self.default, **values)
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a type names."""
+    if hint is torch.dtype:
+        return list(PRECISIONS)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return [item.name for item in declared(hint)]
+    parts = alternatives(hint)
+    return [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+
+
+def _metavar(hint: Any) -> str:
+    if is_dataclass(hint):
+        return "<name=value>"
+    choices = _choices(hint)
+    kinds = {int: "int", float: "number", str: "text", tuple[str, ...]: "text"}
+    words = [kinds[part] for part in alternatives(hint) if part in kinds]
+    words += choices if len(choices) <= _MOST_CHOICES else ["name"]
+    return f"<{'|'.join(words)}>"
+
+
+def _shown(default: Any) -> str:
+    """Return how a default looks in the help; empty: it is not shown."""
+    if isinstance(default, torch.dtype):
+        return str(default).removeprefix("torch.")
+    if isinstance(default, tuple):
+        return f"{len(default)} of our own"
+    return "" if default is None or is_dataclass(default) else str(default)
+
+
+def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
+    """Turn a function that takes settings into one that typer makes a command of.
+
+    The function's parameters of these names become one option per setting, in a panel of the help
+    that has the first line of the dataclass's docstring as its heading. What a user's files and
+    settings can cause becomes one line on the terminal, and exit code 2.
+
+    Args:
+        name: The command as the user types it, such as ``iteris merge t5``.
+        extra: Extra of this package that installs the libraries that the command needs.
+        settings: Name of a parameter -> dataclass of settings with the defaults.
+    """
+    options = {parameter: list(_options(default)) for parameter, default in settings.items()}
+
+    def decorate(body: Body) -> Body:
+        own = [
+            parameter
+            for parameter in inspect.signature(body, eval_str=True).parameters.values()
+            if parameter.name not in settings
+        ]
+
+        @functools.wraps(body)
+        def run(**given: Any) -> None:
+            with one_line_errors(name, extra):
+                made = {
+                    parameter: replace(
+                        default,
+                        **{o.item.name: o.read(given[o.item.name]) for o in options[parameter]},
+                    )
+                    for parameter, default in settings.items()
+                }
+                body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
+
+        more = [option.parameter for group in options.values() for option in group]
+        parameters = [*own, *more]
+        # typeshed does not know this attribute of functions, which `inspect` documents
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def _options(default: Any) -> Iterator[Option]:
+    panel = (type(default).__doc__ or type(default).__name__).splitlines()[0].rstrip(".")
+    for item in declared(type(default)):
+        yield Option(item, getattr(default, item.name), panel)
+
+
+def check_used(config: MergeConfig) -> None:
+    """Refuse settings that the method or the engine would not look at.
 
     Raises:
-        ConfigError: A setting out of its range, or an unknown one.
+        ConfigError: Names the option.
     """
-    values = {
-        name: value.value if isinstance(value, enum.Enum) else value
-        for name, value in options.items()
-    }
-    config = MergeConfig(
-        rank=int(rank) if rank.isdecimal() else rank,
-        output_dtype=dtype_of(save_dtype.value),
-        baseline=_baseline_options(method_option or ()),
-        **values,
-    )
-    _check_used(config, bool(method_option))
-    return config
-
-
-def _check_used(config: MergeConfig, method_option: bool) -> None:
-    """Refuse what the method or engine would not look at."""
-    changed = [name for name in _ITERIS_ONLY if getattr(config, name) != getattr(MergeConfig, name)]
-    if config.method != "iteris" and changed:
-        option = "--" + changed[0].replace("_", "-")
+    changed = [item for item in declared(MergeConfig) if _is_changed(config, item.name)]
+    options = {item.name: Option(item, None, "").name for item in changed}
+    of_iteris = [option for name, option in options.items() if name in _ITERIS_ONLY]
+    of_iterate = [option for name, option in options.items() if name in _ITERATE_ONLY]
+    if config.method != "iteris" and of_iteris:
         raise ConfigError(
-            f"{option} is for the method iteris; {config.method} does not use it. Leave it out"
+            f"{of_iteris[0]} is for the method iteris; {config.method} does not use it. Leave it "
+            "out"
         )
-    if config.method == "iteris" and method_option:
+    if config.method == "iteris" and config.baseline != BaselineOptions():
         raise ConfigError(
             "--method-option is for rivals; iteris has no such options. Name a rival with "
             "--method, or leave it out"
         )
-    if config.engine == "sweep" and config.max_iter != MergeConfig.max_iter:
+    if config.engine == "sweep" and of_iterate:
         raise ConfigError(
-            "--max-iter is for --engine iterate; the sweep solves every layer once. Leave it out"
+            f"{of_iterate[0]} is for --engine iterate; the sweep solves every layer once. Leave "
+            "it out"
         )
 
 
-def _baseline_options(texts: Sequence[str]) -> BaselineOptions:
-    known = {item.name for item in fields(BaselineOptions)}
-    found = {}
-    for text in texts:
-        name, is_named, value = text.partition("=")
-        if not is_named or name not in known:
-            raise ConfigError(
-                f"--method-option is {text!r}; write NAME=VALUE with one of "
-                f"{', '.join(sorted(known))}"
-            )
-        found[name] = _number_or_word(value)
-        kinds = _kinds(get_type_hints(BaselineOptions)[name])
-        if type(found[name]) not in kinds and not (float in kinds and isinstance(found[name], int)):
-            raise ConfigError(
-                f"--method-option is {text!r}; {name} must be "
-                f"{' or '.join(_WORDS[kind] for kind in kinds)}"
-            )
-    return BaselineOptions(**found)
-
-
-def _kinds(hint: Any) -> list[type]:
-    """Return of which types a value may be."""
-    if get_origin(hint) is Literal:
-        return [str]
-    return [kind for part in get_args(hint) for kind in _kinds(part)] or [hint]
-
-
-def _number_or_word(text: str) -> int | float | str | None:
-    if text.lower() == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _is_changed(config: MergeConfig, name: str) -> bool:
+    return getattr(config, name) != getattr(MergeConfig, name)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:
@@ -186,12 +261,22 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     Raises:
         ConfigError: Something else stands there.
     """
+    if text is None:
+        return None
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(
-            f"{option} is {text!r}; write one number per adapter, such as 1,0.5"
-        ) from None
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(f"{option} is {text!r}; write one number per adapter, such as 1,0.5")
+    return values
+
+
+def write_json(content: Mapping[str, Any], file: Path | None) -> None:
+    """Write what a command found to a file, if one was asked for."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def tell(name: str, report: MergeReport, output: Path, file: Path | None) -> None:
@@ -199,14 +284,11 @@ def tell(name: str, report: MergeReport, output: Path, file: Path | None) -> Non
     for.
 
     Args:
-        name: Of the merged adapter.
-        report: Of the merge.
-        output: Where the adapter is.
-        file: Where the report is to be; None: nowhere.
+        name: Name of the merged adapter.
+        report: Report of the merge.
+        output: Place of the adapter.
+        file: Place of the report; None: it is not written.
     """
     typer.echo(str(report))
     typer.echo(f"saved to {output}")
-    if file is not None:
-        content = {"output": str(output), "adapter": name, **report.to_dict()}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)

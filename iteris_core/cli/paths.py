@@ -1,79 +1,93 @@
-"""Where a command may write: asked before the work, which can take hours, and so that no result
-takes the place of an input.
+"""Places on the disk that a command reads and writes, checked before its work, which can take
+hours.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 
 from ..errors import ConfigError
 
-Places = Mapping[str, Path | None]
 
-
-def check_places(
-    *,
-    whole: Places | None = None,
-    folders: Places | None = None,
-    files: Places | None = None,
-    inputs: Mapping[str, Iterable[Path | str | None] | None] | None = None,
-) -> None:
-    """Refuse places that cannot be written to, that lie in each other, or in which an input of the
-    command would be lost.
+@dataclass(frozen=True)
+class Places:
+    """Where a command reads and writes.
 
     Args:
         whole: Option -> folder that is written, and replaced, as a whole; None: not asked for.
-        folders: Option -> folder in which files are added.
+        folders: Option -> folder into which files are added.
         files: Option -> file.
-        inputs: Option -> what is read; names on the hub are no places.
-
-    Raises:
-        ConfigError: Names the options and the place.
+        inputs: Option -> paths that are read; None, and names on the hub, are no places.
     """
-    whole, folders, files = (_given(places) for places in (whole, folders, files))
-    read = [
-        (option, Path(path))
-        for option, paths in (inputs or {}).items()
-        for path in paths or ()
-        if path and Path(path).exists()
-    ]
-    for (first, one), (second, other) in combinations([*whole.items(), *files.items()], 2):
-        if one.resolve() == other.resolve():
-            raise ConfigError(f"{second} and {first} are both {one}; give each a place of its own")
-        for (outer, folder), (inner, place) in (
-            ((first, one), (second, other)),
-            ((second, other), (first, one)),
-        ):
+
+    whole: Mapping[str, Path | None] = field(default_factory=dict)
+    folders: Mapping[str, Path | None] = field(default_factory=dict)
+    files: Mapping[str, Path | None] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse places that cannot be written to, that lie in each other, or in which an input of
+        the command would be lost.
+
+        Raises:
+            ConfigError: Names the options and the place.
+        """
+        self._check_apart()
+        for option, file in self.files.items():
+            if file is not None and file.is_dir():
+                raise ConfigError(f"{option} is {file}, a folder; name a file")
+        self._check_inputs_stay()
+        for option, place in self._outputs():
+            _check_writable(option, place, place.resolve().parent)
+        for option, folder in self.folders.items():
+            if folder is not None:
+                _check_writable(option, folder, folder.resolve())
+
+    def _outputs(self) -> list[tuple[str, Path]]:
+        """Return what is replaced when it is written."""
+        return [
+            (option, place)
+            for option, place in {**self.whole, **self.files}.items()
+            if place is not None
+        ]
+
+    def _check_apart(self) -> None:
+        for (outer, folder), (inner, place) in permutations(self._outputs(), 2):
+            if folder.resolve() == place.resolve():
+                raise ConfigError(
+                    f"{inner} and {outer} are both {folder}; give each a place of its own"
+                )
             if folder.resolve() in place.resolve().parents:
-                what = "which is written as a whole" if outer in whole else "which is to be a file"
+                what = "written as a whole" if outer in self.whole else "to be a file"
                 raise ConfigError(
-                    f"{inner} is {place}, inside of {outer}, {folder}, {what}; choose a place "
-                    "outside"
+                    f"{inner} is {place}, inside of {outer}, {folder}, which is {what}; choose a "
+                    "place outside"
                 )
-    for option, place in files.items():
-        if place.is_dir():
-            raise ConfigError(f"{option} is {place}, a folder; name a file")
-    for option, place in {**whole, **files}.items():
-        for name, path in read:
-            part_of_it = (
-                option in files and place.exists() and path.resolve() in place.resolve().parents
-            )
-            if part_of_it or place.resolve() in (path.resolve(), *path.resolve().parents):
-                raise ConfigError(
-                    f"{option} is {place}, which would take the place of {name} {path}; choose "
-                    "another place"
+
+    def _check_inputs_stay(self) -> None:
+        for option, place in self._outputs():
+            for name, path in self._read():
+                is_inside = (
+                    option in self.files
+                    and place.exists()
+                    and path.resolve() in place.resolve().parents
                 )
-    for option, place in {**whole, **files}.items():
-        _check_writable(option, place, place.resolve().parent)
-    for option, place in folders.items():
-        _check_writable(option, place, place.resolve())
+                if is_inside or place.resolve() in (path.resolve(), *path.resolve().parents):
+                    raise ConfigError(
+                        f"{option} is {place}, which would take the place of {name} {path}; choose "
+                        "another place"
+                    )
 
-
-def _given(places: Places | None) -> dict[str, Path]:
-    return {option: place for option, place in (places or {}).items() if place is not None}
+    def _read(self) -> Iterator[tuple[str, Path]]:
+        """Yield the inputs that are on this disk."""
+        for option, paths in self.inputs.items():
+            for path in map(Path, map(str, filter(None, paths))):
+                if path.exists():
+                    yield option, path
 
 
 def _check_writable(option: str, place: Path, folder: Path) -> None:

@@ -1,20 +1,24 @@
-"""What the commands have in common at a terminal: errors of one line, bars, and the other libraries
-kept quiet.
-"""
+"""What the commands have in common at a terminal: errors of one line, bars, and quiet libraries."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from ..errors import ConfigError, IterisError
+from ..errors import IterisError
+from ..progress import Stage, StageProgress
 
 
 @contextlib.contextmanager
@@ -22,14 +26,15 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
     """Turn what a user's files and settings can cause into one line on stderr and exit code 2.
 
     Args:
-        command: As the user typed it, such as ``iteris eval t5``.
-        extra: Of this package, which installs the libraries that the command needs.
+        command: The command as the user typed it, such as ``iteris eval t5``.
+        extra: Extra of this package that installs the libraries that the command needs.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         typer.echo(
-            f'{command}: needs {error.name}; install it with pip install "iteris-lora-merge[{extra}]"',
+            f"{command}: needs {error.name}; install it with pip install "
+            f'"iteris-lora-merge[{extra}]"',
             err=True,
         )
         raise typer.Exit(2) from None
@@ -39,22 +44,20 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keep the loading bars and advice of transformers and diffusers off the terminal: there is one
-    bar, ours.
-    """
-    warnings.filterwarnings("ignore", category=FutureWarning)  # theirs to each other
+    """Keep the loading bars and the advice of transformers and diffusers off the terminal."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning
+    )  # which these libraries cause in each other
     for library in ("transformers", "diffusers"):
-        with contextlib.suppress(ImportError):  # said where it is needed
+        with contextlib.suppress(ImportError):  # the missing library is named where it is needed
             logging = __import__(f"{library}.utils", fromlist=["logging"]).logging
             logging.set_verbosity_error()
             logging.disable_progress_bar()
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar per stage on stderr, if that is a terminal; what is yielded takes (stage, done,
-    total).
-    """
+def progress_bars() -> Iterator[StageProgress]:
+    """Show a bar per stage on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -63,22 +66,11 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        stages: dict[str, Any] = {}
+        shown: dict[Stage, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=total)
-            bars.update(stages[stage], completed=done, total=total)
+        def show(stage: Stage, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.add_task(str(stage), total=total)
+            bars.update(shown[stage], completed=done, total=total)
 
-        yield tell
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the precision of this name.
-
-    Raises:
-        ConfigError: There is none that models run in.
-    """
-    if name not in ("float32", "bfloat16", "float16", "float64"):
-        raise ConfigError(f"--dtype is {name!r}; it can be float32, bfloat16, float16 or float64")
-    return getattr(torch, name)
+        yield show

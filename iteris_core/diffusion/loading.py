@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,7 @@ from .pipeline import DiffusersStableDiffusion
 
 _PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-_LEFT_OUT = {
-    "vae": None,
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
-}
+_LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def load_diffusers(
@@ -29,38 +25,59 @@ def load_diffusers(
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        config: For a checkpoint: a diffusers folder (or hub name) with the model's settings and
-            tokenizer, whose weights are not read; None: SD1.5's, from the hub or its cache.
-        dtype: In which it runs.
-        device: Where it runs.
+        config: See `load_pipeline`.
+        dtype: Precision in which the model runs.
+        device: Device on which it runs.
 
     Raises:
-        AdapterError: A checkpoint that is a pickle or not whole.
-        ConfigError: There is no model there, or another kind of model; the device cannot be used.
+        AdapterError, ConfigError: See `load_pipeline`; or the device cannot be used.
+    """
+    pipeline = load_pipeline(source, config, with_vae=False)
+    for model in (pipeline.unet, pipeline.text_encoder):
+        placed(model.to(dtype), device)
+    described = config if _is_checkpoint(source) else source
+    factor = _vae_scale_factor(described) if described is not None else 8
+    unet, text_encoder, tokenizer, scheduler = (getattr(pipeline, part) for part in _PARTS)
+    return DiffusersStableDiffusion(
+        unet, text_encoder, tokenizer, scheduler, vae_scale_factor=factor
+    )
+
+
+def load_pipeline(source: str, config: str | None = None, *, with_vae: bool = True) -> Any:
+    """Load a `StableDiffusionPipeline` without its safety checker.
+
+    Args:
+        source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
+        config: For a checkpoint: a diffusers folder (or hub name) with the model's settings and
+            tokenizer, whose weights are not read; None: SD1.5's, from the hub or its cache.
+        with_vae: Whether the VAE is read.
+
+    Raises:
+        AdapterError: A checkpoint is a pickle, or not whole.
+        ConfigError: There is no model there, or another kind of model.
     """
     from diffusers import StableDiffusionPipeline
 
-    if Path(source).suffix in _FILES:
-        pipeline = _from_file(StableDiffusionPipeline, Path(source), config)
-        described = config
-    else:
-        if config is not None:
-            raise ConfigError(
-                f"config is for a checkpoint of one file; {source} has its own settings. Leave it "
-                "out"
-            )
-        _check_folder(StableDiffusionPipeline, source)
-        options = {"use_safetensors": True, "variant": _variant(Path(source)), **_LEFT_OUT}
-        pipeline = loaded(
-            StableDiffusionPipeline.from_pretrained, source, "a diffusers model", **options
+    left_out = _LEFT_OUT if with_vae else {**_LEFT_OUT, "vae": None}
+    if _is_checkpoint(source):
+        return _from_file(StableDiffusionPipeline, Path(source), config, left_out)
+    if config is not None:
+        raise ConfigError(
+            f"config is for a checkpoint of one file; {source} has its own settings. Leave it out"
         )
-        described = source
-    for model in (pipeline.unet, pipeline.text_encoder):
-        placed(model.to(dtype), device)
-    factor = _vae_scale_factor(described) if described is not None else 8
-    return DiffusersStableDiffusion(
-        *(getattr(pipeline, part) for part in _PARTS), vae_scale_factor=factor
+    _check_folder(StableDiffusionPipeline, source)
+    return loaded(
+        StableDiffusionPipeline.from_pretrained,
+        source,
+        "a diffusers model",
+        use_safetensors=True,
+        variant=_variant(Path(source)),
+        **left_out,
     )
+
+
+def _is_checkpoint(source: str) -> bool:
+    return Path(source).suffix in _FILES
 
 
 def _check_folder(pipeline_class: Any, source: str) -> None:
@@ -74,7 +91,9 @@ def _check_folder(pipeline_class: Any, source: str) -> None:
         )
 
 
-def _from_file(pipeline_class: Any, path: Path, config: str | None) -> Any:
+def _from_file(
+    pipeline_class: Any, path: Path, config: str | None, left_out: Mapping[str, Any]
+) -> Any:
     if not path.is_file():
         raise ConfigError(
             f"{path}: there is no such file; give a checkpoint, a diffusers folder, or a name on "
@@ -86,7 +105,7 @@ def _from_file(pipeline_class: Any, path: Path, config: str | None) -> Any:
             f"{config}: there is no such folder; give a diffusers folder with the model's settings"
         )
     try:
-        return pipeline_class.from_single_file(str(path), config=config, **_LEFT_OUT)
+        return pipeline_class.from_single_file(str(path), config=config, **left_out)
     except Exception as error:  # diffusers lets whatever a foreign checkpoint causes through
         what = (
             "with SD1.5's settings from the hub"

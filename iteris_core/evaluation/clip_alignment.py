@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..files.pretrained import load_processor, placed, whole_model
-from .text_metrics import EvaluationError
+from ..language.pictures import open_picture
+from ..progress import Progress, nobody
 
-# CLIPScore (Hessel et al. 2021): 2.5 max(cos, 0), of the text behind these words.
+# CLIPScore (Hessel et al. 2021) is 2.5 max(cos, 0), with these words before the text.
 CLIPSCORE_SCALE = 2.5
 CLIPSCORE_PREFIX = "A photo depicts "
 
@@ -30,30 +31,36 @@ class Clip:
         self,
         files: Sequence[Path],
         batch: int = 16,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = nobody,
     ) -> Tensor:
         """Return the pictures' features (pictures, width), each of length 1.
 
+        Args:
+            files: Pictures.
+            batch: Pictures of one call.
+            progress: Told about pictures; may raise to cancel.
+
         Raises:
-            EvaluationError: A file is no picture.
+            CalibrationError: A file is no picture.
         """
-        found = []
+        features = []
         for start in range(0, len(files), batch):
-            pictures = [_opened(file) for file in files[start : start + batch]]
+            pictures = [open_picture(file) for file in files[start : start + batch]]
             pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
                 seen = self.model.vision_model(
                     pixel_values=pixels.to(self.model.device, self.model.dtype)
                 ).pooler_output
-                found.append(
+                features.append(
                     functional.normalize(self.model.visual_projection(seen).float(), dim=-1).cpu()
                 )
             progress(min(start + batch, len(files)), len(files))
-        return torch.cat(found)
+        return torch.cat(features)
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the texts' features (texts, width), each of length 1; what is longer than CLIP
-        reads is cut.
+        """Return the texts' features (texts, width), each of length 1.
+
+        A text that is longer than CLIP reads is cut.
         """
         length = self.model.config.text_config.max_position_embeddings
         ids = self.processor.tokenizer(
@@ -80,8 +87,8 @@ def image_alignment(pictures: Tensor, photos: Tensor) -> float:
     """Return the mean cosine of every picture with every photo of a concept.
 
     Args:
-        pictures: (pictures, width), of length 1 each.
-        photos: (photos, width), of length 1 each.
+        pictures: Features (pictures, width), each of length 1.
+        photos: Features (photos, width), each of length 1.
     """
     return float((pictures @ photos.T).mean())
 
@@ -90,19 +97,7 @@ def text_alignment(pictures: Tensor, texts: Tensor) -> float:
     """Return the mean CLIPScore, ``2.5 max(cos, 0)``, of each picture with its own text.
 
     Args:
-        pictures: (pictures, width), of length 1 each.
-        texts: (pictures, width), of length 1 each.
+        pictures: Features (pictures, width), each of length 1.
+        texts: Features (pictures, width) of each picture's own text, each of length 1.
     """
     return float(CLIPSCORE_SCALE * (pictures * texts).sum(-1).clamp_min(0).mean())
-
-
-def _opened(file: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise EvaluationError(
-            f"{file}: cannot be read as a picture ({error}); give a PNG or JPEG file, or delete it"
-        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .text_metrics import EvaluationError
+from ..errors import EvaluationError
 
 EXTENSIONS = ".jsonl, .json, .tsv, .csv, .parquet"
 _ENCODING = "utf-8-sig"  # with or without a byte order mark

@@ -1,4 +1,4 @@
-"""Pictures by a `StableDiffusionPipeline`, drawn once and kept."""
+"""Pictures that a `StableDiffusionPipeline` draws once, and that are kept."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
+from ..diffusion import loading
 from ..diffusion.loras import read_lora, save_lora
 from ..diffusion.pipeline import DiffusersStableDiffusion
-from ..errors import AdapterError, ConfigError
-from ..files.pretrained import loaded
+from ..errors import AdapterError, ConfigError, EvaluationError
 from ..files.tensors import check_readable
-from .text_metrics import EvaluationError
+from ..progress import Progress
+from ..settings import check, setting
 
 Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"
@@ -29,36 +30,25 @@ class Sampling:
     """How pictures are drawn; the defaults are the paper's.
 
     Args:
-        count: Pictures per prompt.
-        steps: Of the sampler.
-        guidance: Classifier-free guidance scale.
-        size: Side of a picture in pixels, a multiple of 8.
-        scheduler: ``ddpm``, or the model's own.
-        seed: Of the first picture; every picture has a seed of its own, the same with every LoRA.
+        seed: Every picture has a seed of its own, the same with every LoRA.
     """
 
-    count: int = 50
-    steps: int = 100
-    guidance: float = 12.0
-    size: int = 512
-    scheduler: Scheduler = "ddpm"
-    seed: int = 0
+    count: int = setting(50, "Pictures per prompt.", at_least=1)
+    steps: int = setting(100, "Steps of the sampler.", at_least=1)
+    guidance: float = setting(12.0, "Classifier-free guidance scale.", at_least=0)
+    size: int = setting(
+        512, "Side of a picture in pixels, a multiple of 8.", at_least=8, multiple_of=8
+    )
+    scheduler: Scheduler = setting("ddpm", "DDPM, or the model's own scheduler.")
+    seed: int = setting(0, "Seed of the first picture.")
 
     def __post_init__(self) -> None:
-        for name in ("count", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.size < 8 or self.size % 8:
-            raise ConfigError(f"size is {self.size}; it must be a multiple of 8")
-        if self.scheduler not in get_args(Scheduler):
-            raise ConfigError(
-                f"scheduler is {self.scheduler!r}; it can be "
-                f"{' or '.join(map(repr, get_args(Scheduler)))}"
-            )
+        check(self)
 
     def seed_of(self, prompt: int, number: int) -> int:
-        """Return the seed of a prompt's picture; more pictures or prompts do not change those of
-        the others.
+        """Return the seed of a prompt's picture.
+
+        More pictures or prompts do not change the seeds of the others.
         """
         return self.seed * 1_000_003 + prompt * 10_007 + number
 
@@ -76,41 +66,30 @@ def load_pipeline(
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        sampling: Whose scheduler it gets.
-        config: For a checkpoint: a diffusers folder (or hub name) with the settings and tokenizer
-            of its kind of model.
+        sampling: How pictures are drawn; the pipeline gets its scheduler.
+        config: For a checkpoint, see `loading.load_pipeline`.
         embeddings: Learned tokens of textual inversion, .safetensors.
-        dtype: In which it runs.
-        device: Where it runs.
+        dtype: Precision in which the model runs.
+        device: Device on which it runs.
 
     Raises:
-        IterisError: There is none; a file cannot be used; the device cannot be used.
+        IterisError: There is no such model, or a file or the device cannot be used.
     """
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import DDPMScheduler
 
-    path = Path(source)
-    options = {"safety_checker": None, "requires_safety_checker": False}
-    if path.suffix in (".safetensors", ".ckpt"):
-        check_readable(path)
-        pipeline = _attempt(
-            lambda: StableDiffusionPipeline.from_single_file(str(path), config=config, **options),
-            f"{source}: cannot be loaded as a Stable Diffusion checkpoint",
-            "give --config a diffusers folder of the same kind of model, of which only the "
-            "settings and the tokenizer are read",
-        )
-    else:
-        options["use_safetensors"] = True
-        pipeline = loaded(
-            StableDiffusionPipeline.from_pretrained, source, "a diffusers pipeline", **options
-        )
+    pipeline = loading.load_pipeline(source, config)
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     for file in embeddings:
         check_readable(file)
+        load = partial(
+            pipeline.load_textual_inversion,
+            str(file.parent),
+            weight_name=file.name,
+            local_files_only=True,
+        )
         _attempt(
-            lambda file=file: pipeline.load_textual_inversion(
-                str(file.parent), weight_name=file.name, local_files_only=True
-            ),
+            load,
             f"{file}: cannot be loaded as a learned token",
             "give the file that the training of textual inversion wrote for this base model",
         )
@@ -123,8 +102,10 @@ def load_pipeline(
 
 
 def _attempt(do: Callable[[], Any], problem: str, advice: str) -> Any:
-    """Return what a call of diffusers returns; whatever a foreign file makes it raise becomes a
-    `ConfigError`.
+    """Return what a call of diffusers returns.
+
+    Raises:
+        ConfigError: The call failed, in whatever way a foreign file makes it fail.
     """
     try:
         return do()
@@ -135,11 +116,15 @@ def _attempt(do: Callable[[], Any], problem: str, advice: str) -> Any:
 
 @contextmanager
 def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
-    """Let a pipeline draw with a LoRA file of any spelling at strength 1; None: without.
+    """Let a pipeline draw with a LoRA file of any spelling at strength 1.
 
-    diffusers itself passes over layers of a kohya file without a word (diffusers 0.42 with
-    transformers 5: the text encoder's attention), so it is handed the file in its own format, and
-    what it applies is counted.
+    diffusers passes over layers of a kohya file without a word (diffusers 0.42 with transformers 5:
+    the text encoder's attention). So it gets the file in its own format, and the layers that it
+    applies are counted.
+
+    Args:
+        pipeline: A pipeline, as `load_pipeline` returns it.
+        file: None: no LoRA.
 
     Raises:
         AdapterError: The file cannot be read, or not all of it fits the model.
@@ -152,10 +137,10 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
     )
     adapter = read_lora(model, file)
     advice = "give a LoRA for this base model, or one that `iteris merge sd15` saved"
-    left = [*adapter.unmatched, *adapter.vectors]
-    if left:
+    lost = [*adapter.unmatched, *adapter.vectors]
+    if lost:
         raise AdapterError(
-            f"{file}: {left[0]!r} (of {len(left)}) would not be in the pictures; {advice}"
+            f"{file}: {lost[0]!r} (of {len(lost)}) would not be in the pictures; {advice}"
         )
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -185,18 +170,20 @@ def draw(
     prompts: Sequence[str],
     sampling: Sampling,
     batch: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[list[Path]]:
-    """Return the files of every prompt's pictures; those that are there are kept, the others drawn.
+    """Return the files of every prompt's pictures.
+
+    Pictures that are there are kept; the others are drawn.
 
     Args:
-        pipeline: As `load_pipeline` returns it.
-        folder: Of the pictures.
+        pipeline: A pipeline, as `load_pipeline` returns it.
+        folder: Folder of the pictures.
         made_by: Everything that a picture depends on, as JSON.
         prompts: Each is drawn `sampling.count` times.
-        sampling: How.
+        sampling: How pictures are drawn.
         batch: Pictures of one call.
-        progress: Told (done, total).
+        progress: Told about pictures; may raise to cancel.
 
     Raises:
         EvaluationError: The folder holds pictures that something else made; says what differs.

@@ -1,6 +1,4 @@
-"""Base models and adapters on the tasks of `language_tasks`: predictions, and scores from
-predictions.
-"""
+"""Base models and adapters on the tasks of `language_tasks`: predictions, and their scores."""
 
 from __future__ import annotations
 
@@ -15,53 +13,58 @@ from torch import nn
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
-from ..errors import ConfigError
+from ..errors import ConfigError, EvaluationError
 from ..files import peft
 from ..files.pretrained import load_adapter, load_processor, load_tokenizer
 from ..language import blip, t5
+from ..progress import Stage, StageProgress, nobody
+from ..settings import check, setting
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
 from .predictions import file_fingerprint, fingerprint, predict
 from .style_classifiers import TrainedStyles
-from .text_metrics import EvaluationError, caption_scores, classification_scores, style_accuracy
+from .text_metrics import caption_scores, classification_scores, style_accuracy
 from .writers import CAPTIONS, Generation, all_wearing, caption_writer, text_writer
 
-# (what runs, examples done, examples in all); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
 BASE = "base"
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much is evaluated."""
+
+    limit: int | None = setting(
+        None, "Examples per task, the first ones; all if left out.", at_least=1
+    )
+    batch: int = setting(8, "Examples of one call.", at_least=1)
+    with_base: bool = setting(True, "Whether the bare base model is a row, too.")
+    overwrite: bool = setting(False, "Begin again, without the predictions that are there.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class Run:
-    """Where an evaluation runs, and where it leaves its predictions.
+    """What is evaluated, and where its predictions are kept.
 
     Args:
-        base: Folder or hub name.
+        base: Folder of the base model, or its name on the hub.
         adapters: PEFT folders; each is one row of the table.
         output: Folder for the predictions.
-        with_base: Whether the base model without an adapter is a row, too.
-        limit: Examples per task, the first ones; None: all.
-        batch: Examples of one call.
-        dtype: In which the base runs.
-        device: Where it runs.
-        overwrite: Begin again instead of going on with the predictions that are there.
+        extent: How much is evaluated.
+        dtype: Precision in which the base model runs.
+        device: Device on which it runs.
     """
 
     base: str
     adapters: tuple[Path, ...]
     output: Path
-    with_base: bool = True
-    limit: int | None = None
-    batch: int = 8
+    extent: Extent = Extent()
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more")
-        if not self.adapters and not self.with_base:
+        if not self.adapters and not self.extent.with_base:
             raise ConfigError("there is nothing to evaluate; give an adapter, or let the base run")
 
     def row_names(self) -> list[str]:
@@ -84,7 +87,7 @@ class Scores:
     Args:
         row: Name of the adapter, or ``base``.
         task: Name of the task.
-        examples: How many were scored.
+        examples: Number of examples that were scored.
         values: Metric -> value, 0 to 1 (CIDEr may be larger).
     """
 
@@ -94,40 +97,72 @@ class Scores:
     values: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the base model, bare or with an adapter.
+
+    Args:
+        name: Name of the adapter, or ``base``.
+        adapter: None: the base model is bare.
+        content: Hash of the adapter's files; empty for the bare model.
+    """
+
+    name: str
+    adapter: Adapter | None = None
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model writes in one task.
+
+    Args:
+        task: Name of the task.
+        inputs: One per example.
+        made_by: Everything that a prediction depends on besides the base model and the adapter, as
+            JSON.
+        write: Lets the model answer a batch of inputs.
+    """
+
+    task: str
+    inputs: Sequence[Any]
+    made_by: Mapping[str, Any]
+    write: Callable[[Sequence[Any]], list[str]]
+
+
 def evaluate_texts(
     run: Run,
     tasks: Sequence[tuple[TextTask, Sequence[TextExample]]],
-    how: Generation | None = None,
-    progress: StageProgress | None = None,
+    generation: Generation | None = None,
+    progress: StageProgress = nobody,
 ) -> list[Scores]:
     """Let a T5, FLAN-T5 or BART answer every task, bare and with each adapter.
 
     Args:
         run: Model, adapters, place.
-        tasks: With all their examples.
-        how: Of writing; None: greedy.
+        tasks: Tasks with all their examples.
+        generation: How answers are written; None: greedily.
         progress: Told about examples; may raise to cancel.
 
     Raises:
-        IterisError: An unusable base or adapter, or predictions of other settings in the output
-            folder.
+        IterisError: The base or an adapter cannot be used, or the output folder has predictions of
+            other settings.
     """
-    how = how or Generation()
+    generation = generation or Generation()
+    _check_names([task.name for task, _ in tasks])
     model = t5.load_base(run.base, run.dtype, run.device)
-    tokenizer = load_tokenizer(run.base)
-    write = text_writer(model, tokenizer, how)
-
-    def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
-        task, examples = tasks[index]
-        prompts = [example.prompt for example in examples]
-        made_by |= {"generation": asdict(how), "examples": fingerprint(*prompts)}
-        found = _predictions(
-            run, model, adapter, (row, task.name), made_by, prompts[: run.limit], write, progress
-        )
-        scores = text_scores(found, [example.answer for example in examples[: run.limit]])
-        return Scores(row, task.name, len(found), scores)
-
-    return _all_rows(run, model, [task.name for task, _ in tasks], on_task)
+    write = text_writer(model, load_tokenizer(run.base), generation)
+    scores = []
+    for row in _rows(run, model):
+        for task, examples in tasks:
+            prompts = [example.prompt for example in examples]
+            made_by = {"generation": asdict(generation), "examples": fingerprint(*prompts)}
+            work = Work(task.name, prompts, made_by, write)
+            predictions = _predictions(run, model, row, work, progress)
+            answers = [example.answer for example in examples[: run.extent.limit]]
+            values = text_scores(predictions, answers)
+            scores.append(Scores(row.name, task.name, len(predictions), values))
+    return scores
 
 
 def text_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
@@ -141,62 +176,69 @@ def text_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str,
 def evaluate_captions(
     run: Run,
     tasks: Sequence[tuple[CaptionTask, Sequence[CaptionExample]]],
-    how: Generation | None = None,
+    generation: Generation | None = None,
     styles: TrainedStyles | None = None,
-    progress: StageProgress | None = None,
+    progress: StageProgress = nobody,
 ) -> list[Scores]:
     """Let a BLIP captioning model write a caption for every picture, bare and with each adapter.
 
     Args:
         run: Model, adapters, place.
-        tasks: With all their examples.
-        how: Of writing; None: `CAPTIONS`.
-        styles: Tells styles apart; None: style accuracy is left out.
+        tasks: Tasks with all their examples.
+        generation: How captions are written; None: `CAPTIONS`.
+        styles: Classifier of styles; None: style accuracy is left out.
         progress: Told about examples; may raise to cancel.
 
     Raises:
-        IterisError: As `evaluate_texts`; a style that the classifier does not know.
+        IterisError: See `evaluate_texts`; or the classifier does not know a style.
     """
-    how = how or CAPTIONS
+    generation = generation or CAPTIONS
+    _check_names([task.name for task, _ in tasks])
     for task, examples in tasks:
-        if styles is not None and task.style is not None and task.style not in styles.styles:
-            raise EvaluationError(
-                f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not "
-                f"{task.style!r}; say which of its labels that is (--style-label "
-                f"{task.style}=LABEL)"
-            )
-        _check_pictures(task, examples[: run.limit])
+        _check_style(task, styles)
+        _check_pictures(task, examples[: run.extent.limit])
     model = blip.load_base(run.base, run.dtype, run.device)
     processor = load_processor(run.base)
-    writers = [caption_writer(model, processor, task.prompt, how) for task, _ in tasks]
-
-    def on_task(row: str, adapter: Adapter | None, made_by: dict[str, Any], index: int) -> Scores:
-        task, examples = tasks[index]
-        pictures = [example.image for example in examples]
-        made_by |= {
-            "generation": asdict(how),
-            "prompt": task.prompt,
-            "examples": fingerprint(*map(_identity, pictures)),
-        }
-        found = _predictions(
-            run,
-            model,
-            adapter,
-            (row, task.name),
-            made_by,
-            pictures[: run.limit],
-            writers[index],
-            progress,
+    works = [
+        Work(
+            task.name,
+            [example.image for example in examples],
+            {
+                "generation": asdict(generation),
+                "prompt": task.prompt,
+                "examples": fingerprint(*(_identity(example.image) for example in examples)),
+            },
+            caption_writer(model, processor, task.prompt, generation),
         )
-        scores = caption_scores(found, [example.references for example in examples[: run.limit]])
-        if styles is not None and task.style is not None:
-            scores = {
-                "style_accuracy": style_accuracy(found, task.style, styles.classify),
-                **scores,
-            }
-        return Scores(row, task.name, len(found), scores)
+        for task, examples in tasks
+    ]
+    scores = []
+    for row in _rows(run, model):
+        for work, (task, examples) in zip(works, tasks, strict=True):
+            captions = _predictions(run, model, row, work, progress)
+            references = [example.references for example in examples[: run.extent.limit]]
+            values = caption_scores(captions, references)
+            if styles is not None and task.style is not None:
+                right = style_accuracy(captions, task.style, styles.classify)
+                values = {"style_accuracy": right, **values}
+            scores.append(Scores(row.name, task.name, len(captions), values))
+    return scores
 
-    return _all_rows(run, model, [task.name for task, _ in tasks], on_task)
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise EvaluationError(
+            f"a task is given twice ({', '.join(names)}); give each once, for another file run "
+            "again"
+        )
+
+
+def _check_style(task: CaptionTask, styles: TrainedStyles | None) -> None:
+    if styles is not None and task.style is not None and task.style not in styles.styles:
+        raise EvaluationError(
+            f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not "
+            f"{task.style!r}; say which of its labels that is (--style-label {task.style}=LABEL)"
+        )
 
 
 def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> None:
@@ -207,8 +249,8 @@ def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> No
     ]
     if missing:
         raise EvaluationError(
-            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; put "
-            "them beside the file that names them"
+            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; "
+            "put them beside the file that names them"
         )
 
 
@@ -216,50 +258,30 @@ def _identity(picture: Path | bytes) -> str | bytes:
     return str(picture) if isinstance(picture, Path) else picture
 
 
-def _all_rows(
-    run: Run,
-    model: nn.Module,
-    names: Sequence[str],
-    on_task: Callable[[str, Adapter | None, dict[str, Any], int], Scores],
-) -> list[Scores]:
-    if len(set(names)) < len(names):
-        raise EvaluationError(
-            f"a task is given twice ({', '.join(names)}); give each once, for another file run "
-            "again"
-        )
-    adapters: list[tuple[str, Adapter | None, str]] = [(BASE, None, "")] if run.with_base else []
+def _rows(run: Run, model: nn.Module) -> list[Row]:
+    """Return the rows of the table. All adapters are read first: a wrong one is named at once."""
+    rows = [Row(BASE)] if run.extent.with_base else []
     for name, folder in zip(run.row_names(), run.adapters, strict=True):
-        adapter = replace(
-            load_adapter(model, folder), name=name
-        )  # all are read first: a wrong one is said at once
+        adapter = replace(load_adapter(model, folder), name=name)
         hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
-        adapters.append((name, adapter, "-".join(hashes)))
-    scores = []
-    for name, adapter, content in adapters:
-        for index in range(len(names)):
-            made_by = {"base": run.base, "dtype": str(run.dtype), "adapter": content}
-            scores.append(on_task(name, adapter, made_by, index))
-    return scores
+        rows.append(Row(name, adapter, "-".join(hashes)))
+    return rows
 
 
 def _predictions(
-    run: Run,
-    model: nn.Module,
-    adapter: Adapter | None,
-    place: tuple[str, str],
-    made_by: Mapping[str, Any],
-    inputs: Sequence[Any],
-    write: Callable[[Sequence[Any]], list[str]],
-    progress: StageProgress | None,
+    run: Run, model: nn.Module, row: Row, work: Work, progress: StageProgress
 ) -> list[str]:
-    row, task = place
-    path = run.output / row / f"{task}.jsonl"
-    if run.overwrite:
+    """Return what a row's model writes in a task."""
+    path = run.output / row.name / f"{work.task}.jsonl"
+    if run.extent.overwrite:
         path.unlink(missing_ok=True)
-    tell = partial(progress, f"{row}: {task}") if progress is not None else lambda done, total: None
-    with all_wearing(dict(model.named_modules()), adapter):
+    model_of_row = {"base": run.base, "dtype": str(run.dtype), "adapter": row.content}
+    made_by = {**model_of_row, **work.made_by}
+    inputs = work.inputs[: run.extent.limit]
+    told = partial(progress, Stage(f"{row.name}: {work.task}"))
+    with all_wearing(dict(model.named_modules()), row.adapter):
         return with_smaller_calls(
-            lambda size: predict(path, made_by, inputs, write, size, tell),
-            run.batch,
-            f"writing the answers of {task}",
+            lambda size: predict(path, made_by, inputs, work.write, size, told),
+            run.extent.batch,
+            f"writing the answers of {work.task}",
         )

@@ -1,7 +1,7 @@
 """The tasks of the paper's language and captioning tables, read from files in their public formats.
 
-Answers are the published ones; prompts say the same in words of ours, so adapters that were trained
-with other prompts need theirs (`TextTask.prompt`, `CaptionTask.prompt`).
+Answers are the published ones. Prompts say the same as the published ones in words of ours, so that
+adapters that were trained with other prompts need theirs (`TextTask.prompt`, `CaptionTask.prompt`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EvaluationError
 from .data_files import read_rows
-from .text_metrics import EvaluationError
 
 TextScore = Literal["accuracy", "macro_f1", "scaled_matthews"]
 
@@ -25,11 +24,11 @@ class TextTask:
     """Classification as generation: a prompt is read, an answer is written.
 
     Args:
-        name: As in ``--task name=file``.
-        prompt: With the data set's field names in braces.
-        answers: The word for label 0, 1, ...; empty: the label field holds the answer itself.
-        label: The field of the label.
-        score: That the paper's table shows.
+        name: Name of the task, as in ``--task name=file``.
+        prompt: Text with the data set's field names in braces.
+        answers: Words for label 0, 1, ...; empty: the label field holds the answer itself.
+        label: Name of the label's field.
+        score: Score that the paper's table shows.
     """
 
     name: str
@@ -40,13 +39,13 @@ class TextTask:
 
     def __post_init__(self) -> None:
         try:
-            parts = [part for part in Formatter().parse(self.prompt) if part[1] is not None]
-            usable = parts and all(
-                field.isidentifier() and not more and not kind for _, field, more, kind in parts
-            )
+            parts = [part[1:] for part in Formatter().parse(self.prompt) if part[1] is not None]
         except ValueError:
-            usable = False
-        if not usable:
+            parts = []
+        if not parts or not all(
+            str(name).isidentifier() and not spec and not conversion
+            for name, spec, conversion in parts
+        ):
             raise ConfigError(
                 f"the prompt of {self.name} is {self.prompt!r}; write a text with field names of "
                 "the data set in braces, such as {sentence}, and {{ or }} for a brace"
@@ -63,9 +62,9 @@ class CaptionTask:
     """Captions of one style.
 
     Args:
-        name: As in ``--task name=file``.
-        style: That a style classifier should find; None: any.
-        prompt: That the decoder begins with; not part of the caption.
+        name: Name of the task, as in ``--task name=file``.
+        style: Style that a classifier should recognise; None: any.
+        prompt: Text with which the decoder begins; it is not part of the caption.
     """
 
     name: str
@@ -154,7 +153,7 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
     """Read a task's examples from a file (`read_rows`) with the data set's field names.
 
     Raises:
-        EvaluationError: A field is missing or a label unknown; names the row, and the fields that
+        EvaluationError: A field is missing, or a label unknown; names the row, and the fields that
             are there.
     """
     examples = []

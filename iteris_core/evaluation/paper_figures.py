@@ -1,6 +1,4 @@
-"""The figures that the paper prints, for tables beside ours (IterIS, CVPR 2025,
-arXiv:2411.15231).
-"""
+"""The figures of the paper (IterIS, CVPR 2025, arXiv:2411.15231), to be shown beside ours."""
 
 from __future__ import annotations
 
@@ -112,8 +110,8 @@ class PaperRow:
     """One row of a table of the paper.
 
     Args:
-        method: As the paper calls it.
-        source: The table, and over what its figures are means.
+        method: The paper's name of the method.
+        source: Table of the paper, and what its figures are the means of.
         values: Task or metric -> figure, as in `language.Scores`.
     """
 
@@ -123,8 +121,9 @@ class PaperRow:
 
 
 def text_figures(tasks: Collection[str]) -> list[PaperRow]:
-    """Return the paper's figures for tasks of `language_tasks.TEXT_TASKS`, those of exactly this
-    pair first.
+    """Return the paper's figures for tasks of `language_tasks.TEXT_TASKS`.
+
+    Those of exactly this pair of tasks come first.
     """
     rows = []
     for pair, methods in _PAIRS.items():
@@ -167,8 +166,9 @@ def caption_figures(task: str) -> list[PaperRow]:
 
 
 def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
-    """Return the paper's figures for two concepts in one picture: of this pair, in this order, or
-    the means of all pairs.
+    """Return the paper's figures for two concepts in one picture.
+
+    They are those of this pair, in this order, or the means of all pairs.
     """
     if len(concepts) != 2:
         return []

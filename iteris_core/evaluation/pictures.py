@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from ..devices import with_smaller_calls
-from ..errors import ConfigError
+from ..errors import ConfigError, EvaluationError
 from ..files.tensors import check_readable
+from ..language.pictures import SUFFIXES, pictures_in
+from ..progress import Progress, Stage, StageProgress, nobody
+from ..settings import check, setting
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
 from .language import BASE, Scores
 from .predictions import file_fingerprint
-from .text_metrics import EvaluationError
 
-StageProgress = Callable[[str, int, int], None]
 VIT_L = "openai/clip-vit-large-patch14"
 CONCEPTS = "{concepts}"
 # Eight as in the paper, in words of ours: its tables do not have its own.
@@ -33,7 +34,6 @@ PROMPTS = (
     "{concepts} in a living room",
     "a watercolour painting of {concepts}",
 )
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Concept:
 
     Args:
         name: An ordinary word, as in the paper's tables; CLIP reads "a" and this name.
-        photos: Folder of photos of it.
-        words: What prompts call it, with its trigger words; None: "a" and the name.
+        photos: Folder of photos of the concept.
+        words: What prompts call it, with the LoRA's trigger words; None: "a" and the name.
     """
 
     name: str
@@ -60,30 +60,29 @@ class Concept:
         Raises:
             EvaluationError: There are none.
         """
-        found = sorted(file for file in self.photos.glob("*") if file.suffix.lower() in _PICTURES)
-        if not found:
+        files = pictures_in(self.photos)
+        if not files:
             raise EvaluationError(
-                f"{self.photos}: there are no pictures ({', '.join(_PICTURES)}) in this folder; "
-                f"{self.name!r} needs photos, such as those that its LoRA was trained on"
+                f"{self.photos}: there are no pictures ({', '.join(SUFFIXES)}) in this folder; "
+                f"{self.name!r} needs photos, such as those on which its LoRA was trained"
             )
-        return found
+        return files
 
 
 @dataclass(frozen=True)
 class PictureRun:
-    """What draws, with which LoRAs, and where the pictures go.
+    """What draws, with which LoRAs, and where the pictures are kept.
 
     Args:
         base: A diffusers folder, a checkpoint, or a name on the hub.
-        loras: Files; each is one row of the table.
+        loras: LoRA files; each is one row of the table.
         output: Folder for the pictures.
         with_base: Whether the base model without a LoRA is a row, too.
-        config: For a checkpoint, see `drawing.load_pipeline`.
+        config: For a checkpoint, see `loading.load_pipeline`.
         embeddings: Learned tokens that the prompts use.
-        clip: Folder or hub name of the judge.
-        batch: Pictures of one call.
-        dtype: In which the base runs.
-        device: Where everything runs.
+        clip: The judge: a CLIP model's folder, or its name on the hub.
+        dtype: Precision in which the base model runs.
+        device: Device on which everything runs.
     """
 
     base: str
@@ -93,13 +92,12 @@ class PictureRun:
     config: str | None = None
     embeddings: tuple[Path, ...] = ()
     clip: str = VIT_L
-    batch: int = 4
+    batch: int = setting(4, "Pictures of one call.", at_least=1)
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be 1 or more")
+        check(self)
         names = [file.stem for file in self.loras]
         if len(set(names)) < len(names) or BASE in names:
             raise ConfigError(
@@ -138,7 +136,7 @@ def evaluate_pictures(
     concepts: Sequence[Concept],
     sampling: Sampling | None = None,
     prompts: Sequence[str] = PROMPTS,
-    progress: StageProgress | None = None,
+    progress: StageProgress = nobody,
 ) -> list[Scores]:
     """Draw every prompt with all concepts in it, bare and with each LoRA, and let CLIP compare.
 
@@ -147,50 +145,47 @@ def evaluate_pictures(
 
     Args:
         run: Model, LoRAs, place.
-        concepts: In the order in which prompts name them.
+        concepts: Concepts in the order in which prompts name them.
         sampling: How pictures are drawn; None: as in the paper.
         prompts: Templates with ``{concepts}``.
         progress: Told about pictures; may raise to cancel.
 
     Raises:
-        IterisError: A model, file or folder that cannot be used.
+        IterisError: A model, file or folder cannot be used.
     """
     sampling = sampling or Sampling()
     _check_concepts(concepts)
     for file in (*run.loras, *run.embeddings):
-        check_readable(file)  # a wrong one is said before anything is drawn
+        check_readable(file)  # a wrong one is named before anything is drawn
     photos = [concept.files() for concept in concepts]
     clip = load_clip(run.clip, run.device)
-    known = [clip.of_pictures(files) for files in photos]
-    wanted = {
-        "config": run.config,
-        "embeddings": run.embeddings,
-        "dtype": run.dtype,
-        "device": run.device,
-    }
-    pipeline = load_pipeline(run.base, sampling, **wanted)
-    drawn = [
-        prompt.replace(CONCEPTS, " and ".join(concept.in_prompts for concept in concepts))
-        for prompt in prompts
-    ]
-    plain = [
-        prompt.replace(CONCEPTS, " and ".join(f"a {concept.name}" for concept in concepts))
-        for prompt in prompts
-    ]
+    photo_features = [clip.of_pictures(files) for files in photos]
+    pipeline = load_pipeline(
+        run.base,
+        sampling,
+        config=run.config,
+        embeddings=run.embeddings,
+        dtype=run.dtype,
+        device=run.device,
+    )
+    drawn = _filled_in(prompts, [concept.in_prompts for concept in concepts])
+    plain = _filled_in(prompts, [f"a {concept.name}" for concept in concepts])
     texts = clip.of_texts([CLIPSCORE_PREFIX + text for text in plain])
+    rows: list[tuple[str, Path | None]] = [(BASE, None)] if run.with_base else []
+    rows += [(file.stem, file) for file in run.loras]
+    names = "+".join(concept.name for concept in concepts)
     scores = []
-    rows: list[tuple[str, Path | None]] = [(file.stem, file) for file in run.loras]
-    for row, file in ([(BASE, None)] if run.with_base else []) + rows:
-        files = _drawn(run, pipeline, row, file, drawn, sampling, progress)
-        values = _judged(
-            clip, files, known, texts, partial(progress, f"{row}: CLIP") if progress else None
-        )
-        scores.append(
-            Scores(
-                row, "+".join(concept.name for concept in concepts), sum(map(len, files)), values
-            )
-        )
+    for row, lora in rows:
+        told = partial(progress, Stage(f"{row}: pictures"))
+        files = _drawn(run, pipeline, lora, drawn, sampling, told)
+        judged = partial(progress, Stage(f"{row}: CLIP"))
+        values = _judged(clip, files, photo_features, texts, judged)
+        scores.append(Scores(row, names, sum(map(len, files)), values))
     return scores
+
+
+def _filled_in(prompts: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [prompt.replace(CONCEPTS, " and ".join(names)) for prompt in prompts]
 
 
 def _check_concepts(concepts: Sequence[Concept]) -> None:
@@ -204,20 +199,25 @@ def _check_concepts(concepts: Sequence[Concept]) -> None:
 def _drawn(
     run: PictureRun,
     pipeline: Any,
-    row: str,
     lora: Path | None,
     prompts: Sequence[str],
     sampling: Sampling,
-    progress: StageProgress | None,
+    progress: Progress,
 ) -> list[list[Path]]:
+    """Return the files of every prompt's pictures with a LoRA; None: of the bare base model."""
     settings = {name: value for name, value in asdict(sampling).items() if name != "count"}
-    made_by = {"base": run.base, "dtype": str(run.dtype), **settings, "prompts": list(prompts)}
+    made_by = {
+        "base": run.base,
+        "dtype": str(run.dtype),
+        **settings,
+        "prompts": list(prompts),
+        "lora": None if lora is None else file_fingerprint(lora),
+        "embeddings": [file_fingerprint(file) for file in run.embeddings],
+    }
+    folder = run.output / (BASE if lora is None else lora.stem)
     with wearing_lora(pipeline, lora):
-        made_by["lora"] = None if lora is None else file_fingerprint(lora)
-        made_by["embeddings"] = [file_fingerprint(file) for file in run.embeddings]
-        tell = partial(progress, f"{row}: pictures") if progress else lambda done, total: None
         return with_smaller_calls(
-            lambda size: draw(pipeline, run.output / row, made_by, prompts, sampling, size, tell),
+            lambda size: draw(pipeline, folder, made_by, prompts, sampling, size, progress),
             run.batch,
             "drawing",
         )
@@ -228,10 +228,10 @@ def _judged(
     files: Sequence[Sequence[Path]],
     photos: Sequence[torch.Tensor],
     texts: torch.Tensor,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> Mapping[str, float]:
     flat = [file for of_prompt in files for file in of_prompt]
-    pictures = clip.of_pictures(flat, progress=progress or (lambda done, total: None))
+    pictures = clip.of_pictures(flat, progress=progress)
     own = texts.repeat_interleave(len(files[0]), dim=0)
     images = {
         f"image_{number}": image_alignment(pictures, photo)

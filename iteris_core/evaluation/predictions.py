@@ -1,5 +1,5 @@
-"""Predictions as JSON lines beside what made them, so that a run that was stopped goes on where it
-was.
+"""Predictions as JSON lines, behind a line that says what made them, so that a run that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .text_metrics import EvaluationError
+from ..errors import EvaluationError
+from ..progress import Progress
 
 Input = TypeVar("Input")
 
 
 def fingerprint(*parts: str | bytes) -> str:
     """Return a short hash of texts and bytes, in order."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        found.update(len(data).to_bytes(8, "little") + data)
-    return found.hexdigest()[:16]
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
 
 
 def file_fingerprint(path: Path) -> str:
@@ -35,18 +36,18 @@ def predict(
     inputs: Sequence[Input],
     write: Callable[[Sequence[Input]], Sequence[str]],
     batch: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[str]:
-    """Return one prediction per input: those of the file, then new ones, which are appended batch
-    by batch.
+    """Return one prediction per input: those of the file, then new ones, which are appended to it
+    batch by batch.
 
     Args:
-        path: The file; its first line is `made_by`.
+        path: File of the predictions; its first line is `made_by`.
         made_by: Everything that a prediction depends on, as JSON.
-        inputs: Of the task, in order.
+        inputs: Inputs of the task, in order.
         write: Inputs -> predictions.
         batch: Inputs of one call.
-        progress: Told (done, total).
+        progress: Told about predictions.
 
     Raises:
         EvaluationError: The file was made by something else; says by what.
@@ -67,8 +68,9 @@ def predict(
 
 
 def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
-    """Return the predictions that a file holds; what was cut off in the middle of a line is taken
-    out of it.
+    """Return the predictions that a file holds.
+
+    What was cut off in the middle of a line is removed from the file.
     """
     lines = list(_whole_lines(path)) if path.exists() else []
     if not lines:
@@ -92,7 +94,9 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what made the predictions, then the predictions, up to a line that has no end."""
+    """Yield what made the predictions, then the predictions. A last line without an end is left
+    out.
+    """
     for number, line in enumerate(
         path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     ):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import EvaluationError
 from ..files.pretrained import load_tokenizer, placed, whole_model
 from .data_files import EXTENSIONS, read_rows
-from .text_metrics import EvaluationError, StyleClassifier
+from .text_metrics import StyleClassifier
 
 _FOLDS = 5
 
@@ -23,8 +24,8 @@ class TrainedStyles:
 
     Args:
         classify: Texts -> style names.
-        styles: That it knows.
-        held_out: Its accuracy on captions that it was not trained on; None where that is not known.
+        styles: Styles that it knows.
+        held_out: Its accuracy on captions on which it was not trained; None: not known.
     """
 
     classify: StyleClassifier
@@ -35,35 +36,35 @@ class TrainedStyles:
 def load_style_classifier(
     path: Path, labels: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> TrainedStyles:
-    """Load a folder of a sequence classifier, or train a classifier on a file of captions ``text``
-    with a ``label``.
+    """Load a sequence classifier from its folder, or train a classifier on a file of captions.
 
     Args:
-        path: What `save_pretrained` of transformers wrote, or a file (`read_rows`).
+        path: Folder that `save_pretrained` of transformers wrote, or a file (`read_rows`) with
+            ``text`` and ``label``.
         labels: Style -> the classifier's name for it, such as ``positive`` -> ``LABEL_1``, where
             they differ.
-        device: Where a sequence classifier runs.
+        device: Device on which a sequence classifier runs.
 
     Raises:
-        ConfigError, EvaluationError: It cannot be used, or the device cannot; says why.
+        ConfigError, EvaluationError: The classifier or the device cannot be used; says why.
     """
-    found = (
+    trained = (
         _sequence_classifier(path, device)
         if path.is_dir()
         else train_style_classifier(read_captions(path))
     )
-    styles = {name.lower(): name.lower() for name in found.styles}
+    styles = {name.lower(): name.lower() for name in trained.styles}
     for style, name in (labels or {}).items():
         if name.lower() not in styles:
             raise EvaluationError(
-                f"{path}: knows no label {name!r}; its labels are {', '.join(found.styles)}"
+                f"{path}: knows no label {name!r}; its labels are {', '.join(trained.styles)}"
             )
         styles[name.lower()] = style.lower()
 
     def classify(texts: Sequence[str]) -> list[str]:
-        return [styles[name.lower()] for name in found.classify(texts)]
+        return [styles[name.lower()] for name in trained.classify(texts)]
 
-    return TrainedStyles(classify, tuple(styles.values()), found.held_out)
+    return TrainedStyles(classify, tuple(styles.values()), trained.held_out)
 
 
 def read_captions(path: Path) -> list[tuple[str, str]]:
@@ -76,21 +77,23 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):
             raise EvaluationError(
-                f'{path}, row {number}: has no texts "text" and "label" but {", ".join(row) or "nothing"}; give captions '
-                f'such as {{"text": "a lovely dog", "label": "positive"}} ({EXTENSIONS}), or the folder of a classifier'
+                f'{path}, row {number}: has no texts "text" and "label" but '
+                f'{", ".join(row) or "nothing"}; give captions such as {{"text": "a lovely dog", '
+                f'"label": "positive"}} ({EXTENSIONS}), or the folder of a classifier'
             )
     return [(row["text"], row["label"]) for row in rows]
 
 
 def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles:
-    """Train logistic regression on the TF-IDF of words and word pairs; its own accuracy is by
-    cross-validation.
+    """Train logistic regression on the TF-IDF of words and word pairs.
+
+    Its accuracy is measured by cross-validation.
 
     Args:
         captions: (text, style), at least two of each of at least two styles.
 
     Raises:
-        EvaluationError: There are too few.
+        EvaluationError: There are too few captions.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -99,9 +102,9 @@ def train_style_classifier(captions: Sequence[tuple[str, str]]) -> TrainedStyles
 
     counts = Counter(style for _, style in captions)
     if len(counts) < 2 or min(counts.values()) < 2:
-        found = ", ".join(f"{count} {style}" for style, count in sorted(counts.items())) or "none"
+        there = ", ".join(f"{count} {style}" for style, count in sorted(counts.items())) or "none"
         raise EvaluationError(
-            f"labelled captions: there are {found}; a classifier needs two or more of two or more "
+            f"labelled captions: there are {there}; a classifier needs two or more of two or more "
             "styles"
         )
     texts = [text for text, _ in captions]
@@ -131,12 +134,12 @@ def _sequence_classifier(folder: Path, device: str, size: int = 32) -> TrainedSt
     names = model.config.id2label
 
     def classify(texts: Sequence[str]) -> list[str]:
-        found: list[str] = []
+        labels: list[str] = []
         for start in range(0, len(texts), size):
             batch = list(texts[start : start + size])
             inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(device)
             with torch.no_grad():
-                found.extend(names[int(label)] for label in model(**inputs).logits.argmax(-1))
-        return found
+                labels.extend(names[int(label)] for label in model(**inputs).logits.argmax(-1))
+        return labels
 
     return TrainedStyles(classify, tuple(names[i] for i in sorted(names)))

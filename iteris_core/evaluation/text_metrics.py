@@ -1,8 +1,8 @@
 """Scores of texts: accuracy, F1 and Matthews correlation by scikit-learn; BLEU, ROUGE-L and CIDEr
 by pycocoevalcap.
 
-pycocoevalcap's own tokenizer is a Java program. Here `tokenized` takes its place, which follows the
-same Penn Treebank rules as far as captions need them, so that no Java is needed.
+pycocoevalcap's own tokenizer is a Java program. `tokenized` takes its place here: it follows the
+same Penn Treebank rules as far as captions need them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from ..errors import IterisError
+from ..errors import EvaluationError
 
 # One text -> the name of its style.
 StyleClassifier = Callable[[Sequence[str]], Sequence[str]]
 _WORD = re.compile(r"n['\u2019]t\b|['\u2019](?:s|m|d|ll|re|ve)\b|\w+(?=n['\u2019]t\b)|\w+(?:-\w+)*")
-
-
-class EvaluationError(IterisError):
-    """Data, predictions or settings of an evaluation that cannot be used."""
 
 
 def classification_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
@@ -30,23 +26,24 @@ def classification_scores(predictions: Sequence[str], answers: Sequence[str]) ->
     Case, outer spaces and a final full stop do not count.
 
     Args:
-        predictions: What a model wrote.
-        answers: What is right, one for each.
+        predictions: Texts that a model wrote.
+        answers: The right text for each.
 
     Raises:
-        EvaluationError: There are none, or not as many answers as predictions.
+        EvaluationError: There are no predictions, or not as many answers as predictions.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     _check_counts(predictions, answers)
-    found = [_plain(text) for text in predictions]
-    wanted = [_plain(text) for text in answers]
+    written = [_plain(text) for text in predictions]
+    right = [_plain(text) for text in answers]
+    classes = sorted(set(right))
     return {
-        "accuracy": float(accuracy_score(wanted, found)),
+        "accuracy": float(accuracy_score(right, written)),
         "macro_f1": float(
-            f1_score(wanted, found, labels=sorted(set(wanted)), average="macro", zero_division=0)
+            f1_score(right, written, labels=classes, average="macro", zero_division=0)
         ),
-        "matthews": float(matthews_corrcoef(wanted, found)),
+        "matthews": float(matthews_corrcoef(right, written)),
     }
 
 
@@ -69,52 +66,52 @@ def caption_scores(
 ) -> dict[str, float]:
     """Return BLEU-1 to BLEU-4 of the whole corpus, and the means of ROUGE-L and CIDEr.
 
-    CIDEr weighs n-grams by how few pictures' references have them, so it needs many pictures; it is
-    0 for a single one.
+    CIDEr weighs n-grams by how few pictures' references have them, so that it needs many pictures.
+    It is 0 for a single one.
 
     Args:
         captions: One per picture.
         references: Per picture, one or more captions by people.
 
     Raises:
-        EvaluationError: There are none, or a picture has no reference.
+        EvaluationError: There are no captions, or a picture has no reference.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     _check_counts(captions, references)
-    found = {i: [tokenized(caption)] for i, caption in enumerate(captions)}
-    wanted = {i: [tokenized(text) for text in texts] for i, texts in enumerate(references)}
-    empty = next((i for i, texts in wanted.items() if not any(texts)), None)
+    written = {i: [tokenized(caption)] for i, caption in enumerate(captions)}
+    right = {i: [tokenized(text) for text in texts] for i, texts in enumerate(references)}
+    empty = next((i for i, texts in right.items() if not any(texts)), None)
     if empty is not None:
         raise EvaluationError(
             f"picture {empty + 1} has no reference caption; leave it out, or give it one or more"
         )
-    wanted = {i: [text for text in texts if text] for i, texts in wanted.items()}
+    right = {i: [text for text in texts if text] for i, texts in right.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its sums
-        bleu = Bleu(4).compute_score(wanted, found)[0]
+        bleu = Bleu(4).compute_score(right, written)[0]
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
     return {
         **scores,
-        "rouge_l": float(Rouge().compute_score(wanted, found)[0]),
-        "cider": float(Cider().compute_score(wanted, found)[0]),
+        "rouge_l": float(Rouge().compute_score(right, written)[0]),
+        "cider": float(Cider().compute_score(right, written)[0]),
     }
 
 
 def style_accuracy(captions: Sequence[str], style: str, classify: StyleClassifier) -> float:
-    """Return the share of captions that a classifier finds to be of a style.
+    """Return the share of captions that a classifier takes for those of a style.
 
     Raises:
-        EvaluationError: There are none.
+        EvaluationError: There are no captions.
     """
     _check_counts(captions, captions)
-    return sum(found == style for found in classify(captions)) / len(captions)
+    return sum(name == style for name in classify(captions)) / len(captions)
 
 
-def _check_counts(found: Sequence[object], wanted: Sequence[object]) -> None:
-    if len(found) != len(wanted) or not found:
+def _check_counts(predictions: Sequence[object], examples: Sequence[object]) -> None:
+    if len(predictions) != len(examples) or not predictions:
         raise EvaluationError(
-            f"there are {len(found)} predictions for {len(wanted)} examples; there must be one for "
-            "each"
+            f"there are {len(predictions)} predictions for {len(examples)} examples; there must be "
+            "one for each"
         )

@@ -1,10 +1,9 @@
-"""Models that write: an encoder-decoder on prompts, a captioning model on pictures, either of them
-wearing an adapter.
+"""Models that write: an encoder-decoder that answers prompts, and a captioning model, bare or with
+an adapter.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,41 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter
+from ..adapters import Adapter, LowRankDelta
 from ..devices import product_dtype
-from ..errors import ConfigError
 from ..files.pretrained import generation_settings
 from ..language.caption_samples import check_length
+from ..language.pictures import open_picture
 from ..layers import add_to_output, codes_of
 from ..rows.wearing import layer_hooks
-from .text_metrics import EvaluationError
+from ..settings import check, setting
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are written.
+    """How answers are written."""
 
-    Args:
-        beams: 1 is greedy.
-        max_new_tokens: Length of an answer, at most.
-        max_length: Tokens of a prompt; what is longer is cut.
-        no_repeat: Sequences of this many tokens are written once only; 0: any may come again.
-        repetition_penalty: Above 1: what was read or written becomes less likely.
-    """
-
-    beams: int = 1
-    max_new_tokens: int = 16
-    max_length: int = 256
-    no_repeat: int = 0
-    repetition_penalty: float = 1.0
+    beams: int = setting(1, "Beams of the beam search; 1 is greedy.", at_least=1)
+    max_new_tokens: int = setting(16, "Most tokens of an answer.", at_least=1)
+    max_length: int = setting(256, "Tokens of a prompt; what is longer is cut.", at_least=1)
+    no_repeat: int = setting(
+        0, "Sequences of this many tokens are written only once; 0: any may come again.", at_least=0
+    )
+    repetition_penalty: float = setting(
+        1.0, "Above 1: tokens that were read or written become less likely.", above=0
+    )
 
     def __post_init__(self) -> None:
-        for name in ("beams", "max_new_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        check(self)
 
     def options(self) -> dict[str, Any]:
-        """Return what `generate` of transformers takes."""
+        """Return the arguments of transformers' ``generate``."""
         return {
             "do_sample": False,
             "num_beams": self.beams,
@@ -67,15 +60,24 @@ CAPTIONS = Generation(
 
 @contextmanager
 def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Iterator[None]:
-    """Let every row of every call run through base + adapter; None: the base alone."""
+    """Let every row of every call run through base + adapter.
+
+    `rows.wearing` is for batches whose rows are known; a beam search has more rows in the decoder
+    than in the encoder.
+
+    Args:
+        modules: Modules of the model.
+        adapter: None: the base model alone.
+    """
     deltas = adapter.deltas if adapter is not None else {}
-    at_hand: dict[str, Any] = {}
+    on_device: dict[str, LowRankDelta] = {}
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if path not in at_hand:
-            at_hand[path] = deltas[path].to(device=x.device, dtype=product_dtype(x))
+        if path not in on_device:
+            on_device[path] = deltas[path].to(device=x.device, dtype=product_dtype(x))
+        delta = on_device[path]
         y = y.clone()
-        add_to_output(module, y, codes_of(module, x, at_hand[path].down) @ at_hand[path].up.T)
+        add_to_output(module, y, codes_of(module, x, delta.down) @ delta.up.T)
         return y
 
     with layer_hooks({path: modules[path] for path in deltas}, hook):
@@ -83,18 +85,17 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
 
 
 def text_writer(
-    model: nn.Module, tokenizer: Any, how: Generation
+    model: Any, tokenizer: Any, generation: Generation
 ) -> Callable[[Sequence[str]], list[str]]:
-    """Return what answers prompts with an encoder-decoder of `families.t5`."""
-
-    settings = generation_settings(model, num_return_sequences=1, **how.options())
+    """Return a function with which an encoder-decoder of `language.t5` answers prompts."""
+    settings = generation_settings(model, num_return_sequences=1, **generation.options())
 
     def write(prompts: Sequence[str]) -> list[str]:
         inputs = tokenizer(
             list(prompts),
             padding=True,
             truncation=True,
-            max_length=how.max_length,
+            max_length=generation.max_length,
             return_tensors="pt",
         )
         ids = inputs["input_ids"].to(model.device)
@@ -107,27 +108,32 @@ def text_writer(
 
 
 def caption_writer(
-    model: nn.Module, processor: Any, prompt: str, how: Generation
+    model: Any, processor: Any, prompt: str, generation: Generation
 ) -> Callable[[Sequence[Path | bytes]], list[str]]:
-    """Return what writes captions with a model of `families.blip`, behind a prompt that is not part
-    of the caption.
+    """Return a function with which a model of `language.blip` writes captions of pictures.
+
+    Args:
+        model: The captioning model.
+        processor: Processor of the model.
+        prompt: Text with which the model begins; it is not part of a caption.
+        generation: How captions are written.
 
     Raises:
         ConfigError: Prompt and caption together may become longer than what the model's decoder
             reads.
     """
     start = processor.tokenizer(
-        prompt, truncation=True, max_length=how.max_length, return_tensors="pt"
+        prompt, truncation=True, max_length=generation.max_length, return_tensors="pt"
     )["input_ids"]
     # the end tokens, of the prompt and of the caption, are never read
     check_length(
         model,
-        start.shape[1] - 1 + how.max_new_tokens - 1,
+        start.shape[1] - 1 + generation.max_new_tokens - 1,
         "a caption with its prompt and max_new_tokens",
     )
 
     def write(pictures: Sequence[Path | bytes]) -> list[str]:
-        images = [_opened(picture) for picture in pictures]
+        images = [open_picture(picture) for picture in pictures]
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(
             model.device, model.dtype
         )
@@ -137,7 +143,7 @@ def caption_writer(
                 pixel_values=pixels,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                **how.options(),
+                **generation.options(),
             )
         captions = written[:, start.shape[1] - 1 :]  # generate drops the prompt's end token
         return [
@@ -146,16 +152,3 @@ def caption_writer(
         ]
 
     return write
-
-
-def _opened(picture: Path | bytes) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        place = "a picture in the parquet file" if isinstance(picture, bytes) else picture
-        raise EvaluationError(
-            f"{place}: cannot be read as a picture ({error}); give a PNG or JPEG file"
-        ) from error

@@ -1,15 +1,14 @@
 """BLIP captioning models: PEFT adapters of the text decoder (and of the vision tower), merged on
 pictures and captions.
 
-Captions are teacher-forced: teacher rows and student rows read the same tokens, those of the
-sample's caption, or of what the task's own teacher writes about the picture.
+Captions are teacher-forced: teacher rows and student rows read the same tokens. These are the
+sample's caption, or what the task's own teacher writes about the picture.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter
 from ..config import MergeConfig
-from ..devices import with_smaller_calls
 from ..files.pretrained import load_adapter, load_model, load_processor
 from ..network import Network
+from ..progress import StageProgress, nobody
 from .caption_samples import (
     IMAGE_STREAM,
     TEXT_STREAM,
     CaptionOptions,
     CaptionRow,
-    CaptionSample,
-    Encoded,
     caption_rows,
     encode_captions,
     has_texts,
-    with_captions,
 )
-from .job import PRESERVE_WEIGHT, MergeJob, PeftMergeResult, StageProgress, merge_job
+from .job import AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .samples import Encoded, until_end
 
-CAPTION_STAGE = "Teachers' captions"
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
+_HEAD = "text_decoder.cls."
 
 
 def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """Load a BLIP captioning model from a folder or by its name on the hub; see
-    `base_models.load_model`.
+    `pretrained.load_model`.
     """
     from transformers import BlipForConditionalGeneration
 
@@ -54,15 +50,15 @@ def stream_of(path: str) -> str:
     return IMAGE_STREAM if _READS_IMAGE.fullmatch(path) else TEXT_STREAM
 
 
-def network_of(model: nn.Module, *, head: bool = False) -> Network:
-    """Return a BLIP captioning model as the engines see it; rows are `CaptionRow`, outputs the last
-    hidden states or logits.
+def network_of(model: Any, *, head: bool = False) -> Network:
+    """Return a BLIP captioning model as the engines see it.
 
-    Outputs are 0 where a caption has padding.
+    Its rows are `CaptionRow`. Its outputs are the last hidden states or the logits, and 0 where a
+    caption has padding.
 
     Args:
-        model: As `load_base` returns it.
-        head: Whether to run the layers that make words of the decoder's outputs, too.
+        model: The model, as `load_base` returns it.
+        head: Whether the layers run, too, that make words of the decoder's outputs.
     """
 
     def forward(rows: Sequence[CaptionRow]) -> Tensor:
@@ -86,76 +82,69 @@ def network_of(model: nn.Module, *, head: bool = False) -> Network:
     return Network(dict(model.named_modules()), forward, stream_of)
 
 
+def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> list[Tensor]:
+    """Return the token ids (length,) that the model writes about each picture, greedily.
+
+    Args:
+        model: The model, as `load_base` returns it.
+        samples: Samples of one batch; their captions begin alike.
+        max_new_tokens: Most tokens of a caption, without its beginning.
+    """
+    end_id = model.config.text_config.sep_token_id
+    # generate takes the last id for the tokenizer's end token, and drops it
+    start = torch.tensor([*samples[0].start.tolist(), end_id], device=model.device)
+    ids = start.repeat(len(samples), 1)
+    pixels = torch.stack([sample.read for sample in samples]).to(model.device, model.dtype)
+    written = model.generate(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+    )
+    # the last token is written, never read
+    return [until_end(row, end_id)[:-1] for row in written.cpu()]
+
+
 def merge_blip(
-    base: str | nn.Module,
-    adapter_folders: Sequence[Path],
-    samples: Sequence[Sequence[CaptionSample]],
+    base: Base | str | nn.Module,
+    adapters: Sequence[AdapterTask],
     config: MergeConfig | None = None,
     options: CaptionOptions | None = None,
     *,
-    weights: Sequence[float] | None = None,
-    preserve: Sequence[CaptionSample] = (),
-    preserve_weight: float = PRESERVE_WEIGHT,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    processor: Any = None,
-    progress: StageProgress | None = None,
+    preserve: Preserve | None = None,
+    progress: StageProgress = nobody,
 ) -> PeftMergeResult:
     """Merge PEFT adapters of one BLIP captioning model.
 
     Args:
-        base: Folder or hub name, or a loaded model.
-        adapter_folders: One or more.
-        samples: Per adapter, its task's pictures and captions.
+        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
+            reader is a processor; pictures in files, and captions and prompts that are texts, need
+            it.
+        adapters: One or more; their samples are `CaptionSample`.
         config: How layers are solved; None: the defaults.
         options: How captions are read; None: the defaults.
-        weights: Per adapter, how much its task counts; None: all the same.
-        preserve: Ordinary pictures, on which the base model is to be kept as it is; none: no such
-            task.
-        preserve_weight: How much that task counts.
-        dtype: In which the base runs, if it is loaded here.
-        device: Where the base runs, if it is loaded here.
-        processor: Of a base that is loaded already; needed for pictures in files, and for captions
-            and prompts that are texts.
+        preserve: Samples on which the base model is kept as it is; None: there is no such task.
         progress: Told about stages and steps; may raise to cancel.
 
     Raises:
-        IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
+        IterisError: A base, adapter, sample or setting cannot be used, or what `merge` raises.
     """
-    config = config or MergeConfig()
+    base = base if isinstance(base, Base) else Base(base)
     options = options or CaptionOptions()
-    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight)
+    job = MergeJob(base, adapters, preserve or Preserve(), config or MergeConfig(), progress)
+    processor = base.reader
     if processor is None and any(sample.needs_processor for task in job.samples for sample in task):
-        processor = load_processor(job.base)
-    model = load_base(base, dtype, device) if isinstance(base, str) else base
-    adapters = [load_adapter(model, folder) for folder in job.folders]
-    tokens = encode_captions(job.samples, processor, model, options)
-    tokens = _written(
-        model, adapters, job, tokens, options.max_new_tokens, config.samples_per_chunk, progress
-    )
-    rows = caption_rows(tokens, options, fill=options.count_padding and has_texts(job.samples))
-    head = any(
-        path.startswith("text_decoder.cls.") for adapter in adapters for path in adapter.deltas
-    )
-    return job.run(
-        network_of(model, head=head), adapters, rows, config, asdict(options), progress=progress
-    )
-
-
-def _written(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
-    job: MergeJob,
-    tasks: Sequence[Sequence[Encoded]],
-    max_new_tokens: int,
-    samples_per_call: int,
-    progress: StageProgress | None,
-) -> list[list[Encoded]]:
-    """Let the teachers write what captions are missing."""
-    tokens = []
-    for k, (task, mix) in enumerate(zip(tasks, job.mixes, strict=True)):
-        write = partial(with_captions, model, adapters, task, mix, max_new_tokens)
-        tokens.append(with_smaller_calls(write, samples_per_call, "writing the teachers' captions"))
-        if progress is not None:
-            progress(CAPTION_STAGE, k + 1, len(tasks))
-    return tokens
+        processor = load_processor(base.name)
+    model = base.model
+    if isinstance(model, str):
+        model = load_base(model, base.dtype, base.device)
+    worn = [load_adapter(model, Path(task.folder)) for task in adapters]
+    encoded = encode_captions(job.samples, processor, model, options)
+    answer = partial(write, model, max_new_tokens=options.max_new_tokens)
+    encoded = job.teachers(model, worn).answered(encoded, answer)
+    fill = options.padding == "count" and has_texts(job.samples)
+    rows = caption_rows(encoded, options, fill=fill)
+    head = any(path.startswith(_HEAD) for adapter in worn for path in adapter.deltas)
+    return job.run(network_of(model, head=head), worn, rows, options)

@@ -1,16 +1,17 @@
 """What merges of PEFT adapters have in common, whatever the model: a task per adapter, one that
-keeps the base, a report.
+keeps the base model, a report.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..adapters import Adapter
@@ -20,17 +21,89 @@ from ..files import peft
 from ..files.model_keys import layer_kernels
 from ..merging import MergeResult, merge
 from ..network import Network
+from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
 from ..tasks import Sample, Task
+from .samples import ReadingOptions
+from .teachers import Teachers
 
-# (name of the stage, steps done, steps in all); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
-SOLVE_STAGE = "Layers"
-# Of a task that keeps the base model as it is: with 1 a merge loses more of what its adapters do,
-# and BLIP keeps no more of the base model ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was
-# measured with 1 alone, which costs it much).
+STAGE = Stage("Layers")
+# With 1 a merge loses more of what its adapters do, and BLIP keeps no more of the base model
+# ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was measured with 1 alone, which costs it
+# much).
 PRESERVE_WEIGHT = 0.1
 PRESERVE = "base model (preserve)"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, loaded or yet to be loaded.
+
+    Args:
+        model: Folder, name on the hub, or a loaded model.
+        reader: Its tokenizer or processor; None: the one that lies beside the model, if samples
+            need it.
+        dtype: Precision in which a model runs that is loaded here.
+        device: Device on which a model runs that is loaded here.
+    """
+
+    model: str | nn.Module
+    reader: Any = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Folder or name on the hub; empty for a model that was loaded from nowhere."""
+        return (
+            self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", "")
+        )
+
+
+@dataclass(frozen=True)
+class AdapterTask:
+    """An adapter, and the samples on which it is measured.
+
+    Args:
+        folder: Folder of the adapter.
+        samples: At least one.
+        weight: How much the task counts beside those of the other adapters.
+
+    Raises:
+        CalibrationError: There are no samples.
+    """
+
+    folder: Path
+    samples: Sequence[Any]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise CalibrationError(
+                f"there are no samples for {self.folder}; give it at least one input"
+            )
+
+
+@dataclass(frozen=True)
+class Preserve:
+    """Ordinary samples, on which the merged model is to answer as the base model does.
+
+    Args:
+        samples: None: there is no such task.
+        weight: How much the task counts; 0 leaves it out.
+
+    Raises:
+        ConfigError: The weight is no finite number from 0 on.
+    """
+
+    samples: Sequence[Any] = ()
+    weight: float = PRESERVE_WEIGHT
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ConfigError(
+                f"the preserve task has weight {self.weight}; it must be a finite number, 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,114 +138,89 @@ class PeftMergeResult(MergeResult):
 
 @dataclass(frozen=True)
 class MergeJob:
-    """Which adapters are merged, and on what; made by `merge_job`.
+    """What is merged, and how.
 
     Args:
-        base: Folder or hub name of the base model; empty if a model without a name was given.
-        folders: Of the adapters.
-        samples: Per task; the adapters' first, then the preserve task's, if there is one.
-        mixes: Per task, what its teacher wears.
-        weights: Per task.
-        task_type: See `PeftMergeResult`.
+        base: The base model.
+        adapters: Adapters with their samples.
+        preserve: Samples on which the base model is kept.
+        config: How layers are solved.
+        progress: Told about stages and steps; may raise to cancel.
     """
 
-    base: str
-    folders: tuple[Path, ...]
-    samples: tuple[Sequence[Any], ...]
-    mixes: tuple[Mapping[int, float], ...]
-    weights: tuple[float, ...]
-    task_type: str | None = None
+    base: Base
+    adapters: Sequence[AdapterTask]
+    preserve: Preserve = Preserve()
+    config: MergeConfig = MergeConfig()
+    progress: StageProgress = nobody
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the last task is one that keeps the base model."""
+        return bool(self.preserve.samples) and self.preserve.weight > 0
+
+    @property
+    def samples(self) -> list[Sequence[Any]]:
+        """Samples of each task."""
+        own = [task.samples for task in self.adapters]
+        return [*own, self.preserve.samples] if self.keeps_base else own
+
+    @property
+    def mixes(self) -> list[dict[int, float]]:
+        """What the teacher of each task wears."""
+        own = [{number: 1.0} for number in range(len(self.adapters))]
+        return [*own, {}] if self.keeps_base else own
+
+    @property
+    def weights(self) -> list[float]:
+        """Weight of each task."""
+        own = [task.weight for task in self.adapters]
+        return [*own, self.preserve.weight] if self.keeps_base else own
+
+    def teachers(self, model: nn.Module, adapters: Sequence[Adapter]) -> Teachers:
+        """Return the tasks' teachers.
+
+        Args:
+            model: The loaded base model.
+            adapters: Adapters that were read from the folders.
+        """
+        return Teachers(model, adapters, self.mixes, self.config.samples_per_chunk, self.progress)
 
     def run(
         self,
         network: Network,
         adapters: Sequence[Adapter],
         rows: Sequence[Sequence[Sample]],
-        config: MergeConfig,
-        options: Mapping[str, Any],
+        options: ReadingOptions,
         notes: Sequence[Note] = (),
-        progress: StageProgress | None = None,
     ) -> PeftMergeResult:
         """Merge, and put into the report what is needed to do it again.
 
         Args:
             network: The base model.
-            adapters: Read from the folders.
-            rows: Per task its samples, as the network reads them.
-            config: How layers are solved.
+            adapters: Adapters that were read from the folders.
+            rows: Samples of each task, as the network reads them.
             options: How samples were read, for the report.
-            notes: For the report.
-            progress: See `StageProgress`.
+            notes: Notes for the report.
+
+        Raises:
+            IterisError: See `merge`.
         """
-        names = [*(adapter.name for adapter in adapters), PRESERVE]
-        tasks = [Task(names[g], rows[g], mix, self.weights[g]) for g, mix in enumerate(self.mixes)]
+        names = [adapter.name for adapter in adapters] + [PRESERVE] * self.keeps_base
+        tasks = [Task(*task) for task in zip(names, rows, self.mixes, self.weights, strict=True)]
         result = merge(
-            network, adapters, tasks, config, progress=progress and partial(progress, SOLVE_STAGE)
+            network, adapters, tasks, self.config, progress=partial(self.progress, STAGE)
         )
         settings = {
-            "base": self.base,
-            "adapters": [str(folder) for folder in self.folders],
+            "base": self.base.name,
+            "adapters": [str(task.folder) for task in self.adapters],
             "samples": [len(task) for task in self.samples],
-            "weights": list(self.weights),
-            "options": dict(options),
-            "config": config.to_dict(),
+            "weights": self.weights,
+            "options": asdict(options),
+            "config": self.config.to_dict(),
         }
         report = replace(result.report, notes=(*result.report.notes, *notes), settings=settings)
         kernels = layer_kernels(network.modules)
         return PeftMergeResult(
-            result.adapter, report, result.outputs, self.base, self.task_type, kernels
+            result.adapter, report, result.outputs, base=self.base.name, kernels=kernels
         )
-
-
-def merge_job(
-    base: str | nn.Module,
-    folders: Sequence[Path],
-    samples: Sequence[Sequence[Any]],
-    weights: Sequence[float] | None = None,
-    preserve: Sequence[Any] = (),
-    preserve_weight: float = PRESERVE_WEIGHT,
-    task_type: str | None = None,
-) -> MergeJob:
-    """Return the tasks of a merge, checked before anything is loaded.
-
-    Args:
-        base: Folder or hub name, or a loaded model.
-        folders: One or more adapters.
-        samples: Per adapter.
-        weights: Per adapter; None: all the same.
-        preserve: Ordinary samples, on which the base model is to be kept as it is; none: no such
-            task.
-        preserve_weight: Of that task; 0 leaves it out.
-        task_type: See `PeftMergeResult`.
-
-    Raises:
-        CalibrationError, ConfigError: An adapter without samples or a weight of its own; a weight
-            that is none.
-    """
-    weights = [1.0] * len(folders) if weights is None else list(weights)
-    if len(samples) != len(folders):
-        raise CalibrationError(
-            f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each its "
-            "own"
-        )
-    if len(weights) != len(folders):
-        raise ConfigError(
-            f"there are {len(folders)} adapters and {len(weights)} weights; give each its own"
-        )
-    empty = [str(folder) for folder, task in zip(folders, samples, strict=True) if not task]
-    if empty:
-        raise CalibrationError(f"there are no samples for {empty[0]}; give it at least one input")
-    if not (math.isfinite(preserve_weight) and preserve_weight >= 0):
-        raise ConfigError(
-            f"the preserve task has weight {preserve_weight}; it must be a finite number, 0 or more"
-        )
-    mixes: list[dict[int, float]] = [{k: 1.0} for k in range(len(folders))]
-    kept = [preserve] if preserve and preserve_weight else []
-    return MergeJob(
-        base=base if isinstance(base, str) else getattr(base, "name_or_path", ""),
-        folders=tuple(Path(folder) for folder in folders),
-        samples=(*samples, *kept),
-        mixes=(*mixes, *({} for _ in kept)),
-        weights=(*weights, *(preserve_weight for _ in kept)),
-        task_type=task_type,
-    )

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..adapters import Adapter
 from ..errors import AdapterError
 from ..files.tensors import check_replaceable, whole_folder
 
-_ENDS = (".json", ".safetensors", ".model", ".txt", ".jinja")  # of what `save_pretrained` writes
+# Ends of the names of files that `save_pretrained` writes.
+_ENDS = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
-def add_to_weights(model: nn.Module, adapter: Adapter) -> None:
+def add_to_weights(model: Any, adapter: Adapter) -> None:
     """Add an adapter's deltas to a model's weights, in place.
 
     Raises:
-        AdapterError: A layer shares its weight with another module, which would be changed along
-            with it.
+        AdapterError: A layer shares its weight with another module, which would change with it.
     """
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     tied = [path for path in adapter.deltas if uses[id(model.get_submodule(path).weight)] > 1]
@@ -41,7 +40,7 @@ def add_to_weights(model: nn.Module, adapter: Adapter) -> None:
 
 
 def save_merged_model(
-    model: nn.Module,
+    model: Any,
     adapter: Adapter,
     folder: Path,
     companions: Sequence[Any] = (),
@@ -52,11 +51,10 @@ def save_merged_model(
 
     Args:
         model: The base model; its weights are changed.
-        adapter: The merged one.
-        folder: Made if needed.
-        companions: What else belongs to the model and has a ``save_pretrained``: a tokenizer, a
-            processor.
-        overwrite: Replace a model that is there.
+        adapter: The merged adapter.
+        folder: Folder of the model; it is made if needed.
+        companions: Tokenizers or processors of the model, which have a ``save_pretrained``, too.
+        overwrite: Whether a model that is there is replaced.
 
     Raises:
         AdapterError: See `add_to_weights`.
@@ -70,8 +68,7 @@ def save_merged_model(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that `save_merged_model` would not write to; worth asking before the work,
-    too.
+    """Refuse a folder into which `save_merged_model` would not write.
 
     Raises:
         FileExistsError: It holds files, and `overwrite` is False or they are no model's.

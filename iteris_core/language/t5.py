@@ -1,15 +1,16 @@
 """T5 and FLAN-T5 (and BART): PEFT adapters of an encoder-decoder, merged on texts.
 
 The decoder is teacher-forced: teacher rows and student rows read the same decoder tokens, so that a
-layer's inputs depend only on the layers before it. They are the sample's target, or what the task's
-own teacher generates.
+layer's inputs depend only on the layers before it. These tokens are the sample's target, or what
+the task's own teacher answers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,25 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..config import MergeConfig
-from ..devices import with_smaller_calls
 from ..errors import CalibrationError
 from ..files.pretrained import generation_settings, load_adapter, load_model, load_tokenizer
 from ..network import Network
+from ..progress import StageProgress, nobody
 from ..report.records import Note
-from ..rows.wearing import wearing
 from ..tasks import Sample
-from .job import PRESERVE_WEIGHT, PeftMergeResult, StageProgress, merge_job
+from .job import AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .samples import Encoded, check_fits, mask_of, padded, until_end
+from .teachers import Teachers
 from .text_samples import (
     DECODER_STREAM,
     ENCODER_STREAM,
-    Encoded,
     TextOptions,
     TextSample,
     TokenRow,
-    check_fits,
     encode,
-    padded,
     token_samples,
-    until_end,
 )
 
-TEACHER_STAGE = "Teachers' answers"
 TASK_TYPE = "SEQ_2_SEQ_LM"
 _KINDS = ("t5", "mt5", "bart")
 _IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
@@ -49,7 +46,7 @@ _READS_ENCODER = re.compile(r".*\.((EncDecAttention\.[kv])|(encoder_attn\.[kv]_p
 
 def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """Load a T5, FLAN-T5 or BART from a folder or by its name on the hub; see
-    `base_models.load_model`.
+    `pretrained.load_model`.
     """
     from transformers import AutoModelForSeq2SeqLM
 
@@ -70,16 +67,16 @@ def in_encoder(path: str) -> bool:
     return _IN_ENCODER.fullmatch(path) is not None
 
 
-def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) -> Network:
-    """Return an encoder-decoder as the engines see it; rows are `TokenRow`, outputs the last hidden
-    states or logits.
+def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Network:
+    """Return an encoder-decoder as the engines see it.
 
-    Outputs are 0 where a row has padding.
+    Its rows are `TokenRow`. Its outputs are the last hidden states or the logits, and 0 where a row
+    has padding.
 
     Args:
-        model: As `load_base` returns it.
-        decoder: Whether to run the decoder.
-        head: Whether to run the layer that makes words of the decoder's outputs, too.
+        model: The model, as `load_base` returns it.
+        decoder: Whether the decoder runs.
+        head: Whether the layer runs, too, that makes words of the decoder's outputs.
     """
 
     def forward(rows: Sequence[TokenRow]) -> Tensor:
@@ -105,156 +102,118 @@ def network_of(model: nn.Module, *, decoder: bool = True, head: bool = False) ->
         )
         return answers.last_hidden_state * counts
 
-    def stacked(rows: Sequence[Tensor]) -> Tensor:
+    def stacked(rows: Sequence[Any]) -> Tensor:
         return torch.stack(list(rows)).to(model.device)
 
     return Network(dict(model.named_modules()), forward, stream_of)
 
 
-def with_targets(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
-    samples: Sequence[Encoded],
-    mix: Mapping[int, float],
-    *,
-    max_new_tokens: int = 32,
-    samples_per_call: int = 8,
-) -> list[Encoded]:
-    """Fill in the targets that are missing: what base + mix answers, greedily.
+def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> list[Tensor]:
+    """Return the token ids (length,) that the model answers to each sample, greedily.
 
     Args:
-        model: The base model.
-        adapters: What the mix's indices mean.
-        samples: Of one task.
-        mix: What the task's teacher wears.
-        max_new_tokens: Length of an answer, at most.
-        samples_per_call: Rows of one batch.
+        model: The model, as `load_base` returns it.
+        samples: Samples of one batch.
+        max_new_tokens: Most tokens of an answer.
     """
-    missing = [sample for sample in samples if sample.target is None]
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     settings = generation_settings(model, max_new_tokens=max_new_tokens, **greedy)
-    answers: list[Tensor] = []
-    for start in range(0, len(missing), samples_per_call):
-        batch = [sample.ids for sample in missing[start : start + samples_per_call]]
-        length = max(map(len, batch))
-        pad_id = model.config.pad_token_id
-        inputs = padded(batch, length, pad_id).to(model.device)
-        mask = padded([torch.ones_like(ids) for ids in batch], length, 0).to(model.device)
-        with torch.no_grad(), wearing(dict(model.named_modules()), adapters, [mix] * len(batch)):
-            written = model.generate(
-                input_ids=inputs, attention_mask=mask, generation_config=settings
-            )
-        answers.extend(
-            until_end(row, model.generation_config.eos_token_id) for row in written[:, 1:].cpu()
-        )
-    left = iter(answers)
-    return [
-        replace(sample, target=next(left)) if sample.target is None else sample
-        for sample in samples
-    ]
+    texts = [sample.read for sample in samples]
+    length = max(map(len, texts))
+    written = model.generate(
+        input_ids=padded(texts, length, model.config.pad_token_id).to(model.device),
+        attention_mask=mask_of(texts, length).to(model.device),
+        generation_config=settings,
+    )
+    end_id = model.generation_config.eos_token_id
+    return [until_end(row, end_id) for row in written[:, 1:].cpu()]
 
 
 def merge_t5(
-    base: str | nn.Module,
-    adapter_folders: Sequence[Path],
-    samples: Sequence[Sequence[TextSample]],
+    base: Base | str | nn.Module,
+    adapters: Sequence[AdapterTask],
     config: MergeConfig | None = None,
     options: TextOptions | None = None,
     *,
-    weights: Sequence[float] | None = None,
-    preserve: Sequence[TextSample] = (),
-    preserve_weight: float = PRESERVE_WEIGHT,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    tokenizer: Any = None,
-    progress: StageProgress | None = None,
+    preserve: Preserve | None = None,
+    progress: StageProgress = nobody,
 ) -> PeftMergeResult:
     """Merge PEFT adapters of one T5, FLAN-T5 or BART.
 
     Args:
-        base: Folder or hub name, or a loaded model.
-        adapter_folders: One or more.
-        samples: Per adapter, what its task reads.
+        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
+            reader is a tokenizer; samples that are texts need it.
+        adapters: One or more; their samples are `TextSample`.
         config: How layers are solved; None: the defaults.
         options: How texts are read, and which modules are merged; None: the defaults.
-        weights: Per adapter, how much its task counts; None: all the same.
-        preserve: Ordinary inputs, on which the base model is to be kept as it is; none: no such
-            task.
-        preserve_weight: How much that task counts.
-        dtype: In which the base runs, if it is loaded here.
-        device: Where the base runs, if it is loaded here.
-        tokenizer: Of a base that is loaded already; needed for samples that are texts.
+        preserve: Samples on which the base model is kept as it is; None: there is no such task.
         progress: Told about stages and steps; may raise to cancel.
 
     Raises:
-        IterisError: An unusable base, adapter, sample or setting, or what `merge` raises.
+        IterisError: A base, adapter, sample or setting cannot be used, or what `merge` raises.
     """
-    config = config or MergeConfig()
+    base = base if isinstance(base, Base) else Base(base)
     options = options or TextOptions()
-    job = merge_job(base, adapter_folders, samples, weights, preserve, preserve_weight, TASK_TYPE)
+    job = MergeJob(base, adapters, preserve or Preserve(), config or MergeConfig(), progress)
+    tokenizer = base.reader
     if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
-        tokenizer = load_tokenizer(job.base)
-    model = load_base(base, dtype, device) if isinstance(base, str) else base
-    adapters, notes = _load_adapters(model, job.folders, options)
-    network, rows = prepare(
-        model,
-        adapters,
-        job.samples,
-        options,
-        tokenizer,
-        config.samples_per_chunk,
-        progress,
-        mixes=job.mixes,
-    )
-    return job.run(network, adapters, rows, config, asdict(options), notes, progress)
+        tokenizer = load_tokenizer(base.name)
+    model = base.model
+    if isinstance(model, str):
+        model = load_base(model, base.dtype, base.device)
+    worn, notes = _load_adapters(model, [task.folder for task in adapters], options)
+    network, rows = prepare(job.teachers(model, worn), job.samples, options, tokenizer)
+    return replace(job.run(network, worn, rows, options, notes), task_type=TASK_TYPE)
 
 
 def prepare(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
+    teachers: Teachers,
     samples: Sequence[Sequence[TextSample]],
     options: TextOptions,
     tokenizer: Any = None,
-    samples_per_call: int = 8,
-    progress: StageProgress | None = None,
-    *,
-    mixes: Sequence[Mapping[int, float]] | None = None,
 ) -> tuple[Network, list[list[Sample]]]:
     """Return the network to merge in, and the samples of each task as its rows.
 
-    Args: See `merge_t5`; `mixes`: per task, what its teacher wears; None: one task per adapter.
+    Args:
+        teachers: The tasks' teachers, who answer samples without a target.
+        samples: Samples of each task.
+        options: How texts are read.
+        tokenizer: Tokenizer of the base model; None if all samples are token ids.
+
+    Raises:
+        CalibrationError: A sample cannot be used.
     """
-    mixes = [{k: 1.0} for k in range(len(samples))] if mixes is None else mixes
+    model = teachers.model
     vocabulary = model.get_input_embeddings().num_embeddings
     encoded = [encode(task, tokenizer, options.max_length, vocabulary) for task in samples]
-    paths = {path for adapter in adapters for path in adapter.deltas}
-    decoder = not all(map(in_encoder, paths))
-    texts = any(sample.is_text for task in samples for sample in task)
-    fill_to = options.max_length if texts and options.padding == "count" else None
+    paths = {path for adapter in teachers.adapters for path in adapter.deltas}
+    runs_decoder = not all(map(in_encoder, paths))
+    has_texts = any(sample.is_text for task in samples for sample in task)
+    fill_to = options.max_length if has_texts and options.padding == "count" else None
     _check_lengths(model, [sample for task in encoded for sample in task], fill_to)
-    if decoder:
-        encoded = _answered(
-            model, adapters, mixes, encoded, options.max_new_tokens, samples_per_call, progress
-        )
+    if runs_decoder:
+        answer = partial(write, model, max_new_tokens=options.max_new_tokens)
+        encoded = teachers.answered(encoded, answer)
     else:
         encoded = [[replace(sample, target=None) for sample in task] for task in encoded]
-    shift = model.prepare_decoder_input_ids_from_labels
     rows = token_samples(
-        encoded, model.config.pad_token_id, shift, padding=options.padding, fill_to=fill_to
+        encoded,
+        model.config.pad_token_id,
+        model.prepare_decoder_input_ids_from_labels,
+        padding=options.padding,
+        fill_to=fill_to,
     )
-    return network_of(model, decoder=decoder, head="lm_head" in paths), rows
+    return network_of(model, decoder=runs_decoder, head="lm_head" in paths), rows
 
 
-def _check_lengths(model: nn.Module, samples: Sequence[Encoded], fill_to: int | None) -> None:
+def _check_lengths(model: Any, samples: Sequence[Encoded], fill_to: int | None) -> None:
     """Refuse samples that are too long, before teachers answer them."""
     if fill_to is not None:
-        check_fits([sample.ids for sample in samples], fill_to)
-    positions = getattr(
-        model.config, "max_position_embeddings", None
-    )  # T5 has none: its positions are relative
-    longest = max(
-        [fill_to or 0, *(len(ids) for s in samples for ids in (s.ids, s.target) if ids is not None)]
-    )
+        check_fits([sample.read for sample in samples], fill_to)
+    # T5 has none: its positions are relative
+    positions = getattr(model.config, "max_position_embeddings", None)
+    texts = [ids for sample in samples for ids in (sample.read, sample.target) if ids is not None]
+    longest = max([fill_to or 0, *map(len, texts)])
     if positions is not None and longest > positions:
         raise CalibrationError(
             f"a sample has {longest} tokens, but this model reads {positions}; set max_length to "
@@ -265,37 +224,13 @@ def _check_lengths(model: nn.Module, samples: Sequence[Encoded], fill_to: int | 
 def _load_adapters(
     model: nn.Module, folders: Sequence[Path], options: TextOptions
 ) -> tuple[list[Adapter], list[Note]]:
+    """Return the adapters' part that is merged, and a note about what is left out."""
     adapters = [load_adapter(model, Path(folder)) for folder in folders]
     if options.modules == "all":
         return adapters, []
     parts = [adapter.select(in_encoder) for adapter in adapters]
-    left = sum(
+    left_out = sum(
         len(whole.deltas) - len(part.deltas) for whole, part in zip(adapters, parts, strict=True)
     )
-    note = f"{left} deltas of the decoder are left out of the merge (modules='encoder')"
-    return parts, [Note("left_out", note)] if left else []
-
-
-def _answered(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
-    mixes: Sequence[Mapping[int, float]],
-    tasks: Sequence[Sequence[Encoded]],
-    max_new_tokens: int,
-    size: int,
-    progress: StageProgress | None,
-) -> list[list[Encoded]]:
-    answered = []
-    for k, task in enumerate(tasks):
-
-        def write(
-            size: int, mix: Mapping[int, float] = mixes[k], task: Sequence[Encoded] = task
-        ) -> list[Encoded]:
-            return with_targets(
-                model, adapters, task, mix, max_new_tokens=max_new_tokens, samples_per_call=size
-            )
-
-        answered.append(with_smaller_calls(write, size, "writing the teachers' answers"))
-        if progress is not None:
-            progress(TEACHER_STAGE, k + 1, len(tasks))
-    return answered
+    note = f"{left_out} deltas of the decoder are left out of the merge (modules='encoder')"
+    return parts, [Note("left_out", note)] if left_out else []

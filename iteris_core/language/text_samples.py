@@ -1,26 +1,38 @@
-"""Calibration samples of language models: from files, and as token rows of one length."""
+"""Calibration samples of encoder-decoders: texts from files, and rows of token ids."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, CalibrationError, ConfigError
+from ..errors import AdapterError, CalibrationError
 from ..files.tensors import read_tensors
+from ..settings import setting
 from ..tasks import Sample
+from .samples import (
+    Encoded,
+    Padding,
+    ReadingOptions,
+    check_ids,
+    longest,
+    mask_of,
+    padded,
+    read_lines,
+    read_pairs,
+    targets_of,
+    token_weights,
+)
 
 Modules = Literal["all", "encoder"]
-Padding = Literal["ignore", "count"]
 ENCODER_STREAM = "encoder"
 DECODER_STREAM = "decoder"
 IGNORED_LABEL = -100
-_EXAMPLE = '{"input": "...", "target": "..."}'
+_JSON = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class TextSample:
 
     Args:
         input: A text, or its token ids (length,) without padding.
-        target: A text, or token ids (length,); None: what the task's own teacher generates.
+        target: A text, or token ids (length,); None: the task's own teacher answers.
     """
 
     input: str | Tensor
@@ -42,33 +54,38 @@ class TextSample:
 
 
 @dataclass(frozen=True)
-class TextOptions:
+class TextOptions(ReadingOptions):
     """How texts are read, and which modules are merged.
 
     Args:
+        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills inputs, but not
+            targets, up to `max_length` and counts the padding, as the published code does.
+        max_new_tokens: A teacher answers where a sample has no target.
         modules: ``encoder`` leaves the decoder out of the merge.
-        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills texts up to
-            `max_length` and counts the padding, as the published code does.
-        max_length: Tokens of a text, input or target; what is longer is cut.
-        max_new_tokens: Length of an answer that a teacher has to write because a sample has no
-            target.
     """
 
-    modules: Modules = "all"
-    padding: Padding = "ignore"
-    max_length: int = 256
-    max_new_tokens: int = 32
+    padding: Padding = setting(
+        "ignore",
+        "Whether padding counts; count fills inputs (not targets) up to max_length, as published.",
+    )
+    modules: Modules = setting("all", "Modules that are merged; encoder leaves the decoder out.")
 
-    def __post_init__(self) -> None:
-        for name, allowed in (("modules", get_args(Modules)), ("padding", get_args(Padding))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; it can be "
-                    f"{' or '.join(map(repr, allowed))}"
-                )
-        for name in ("max_length", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+@dataclass(frozen=True)
+class TokenRow:
+    """What one row of a batch reads.
+
+    Args:
+        ids: Token ids (length,).
+        mask: Which of them are no padding, (length,).
+        decoder_ids: Token ids (length,) of the decoder; None: it does not run.
+        decoder_mask: Which of them are no padding, (length,).
+    """
+
+    ids: Tensor
+    mask: Tensor
+    decoder_ids: Tensor | None = None
+    decoder_mask: Tensor | None = None
 
 
 def read_texts(path: Path) -> list[TextSample]:
@@ -78,67 +95,9 @@ def read_texts(path: Path) -> list[TextSample]:
     Raises:
         CalibrationError: The file cannot be read, or a line of it; names the line.
     """
-    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
+    if path.suffix.lower() not in _JSON:
         return [TextSample(line) for _, line in read_lines(path, "one input")]
-    return [_of_json(f"{path}, line {number}", line) for number, line in read_lines(path, _EXAMPLE)]
-
-
-def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
-    """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
-
-    Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits
-    at.
-
-    Args:
-        path: In UTF-8, with or without a byte order mark.
-        content: Of a line, for errors.
-
-    Raises:
-        CalibrationError: The file cannot be read, or there is nothing in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(
-            f"{path}: cannot be read as text ({error}); give a text file with {content} a line"
-        ) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise CalibrationError(f"{path}: there are no samples in it; write {content} a line")
-    return numbered
-
-
-def parse_line(place: str, line: str, example: str) -> Any:
-    """Return what a line of JSON lines says.
-
-    Raises:
-        CalibrationError: It is no JSON; shows an example.
-    """
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(
-            f"{place}: no JSON ({error}); write {example} on each line"
-        ) from error
-
-
-def _of_json(place: str, line: str) -> TextSample:
-    entry = parse_line(place, line, _EXAMPLE)
-    if (
-        not isinstance(entry, Mapping)
-        or not isinstance(entry.get("input"), str)
-        or not entry["input"].strip()
-    ):
-        raise CalibrationError(
-            f'{place}: has no text "input"; write {_EXAMPLE} ("target" is optional)'
-        )
-    target = entry.get("target")
-    if target is not None and not (isinstance(target, str) and target.strip()):
-        found = "empty" if isinstance(target, str) else "no text"
-        raise CalibrationError(
-            f'{place}: "target" is {found}; write a text, or leave it out, so that the teacher answers'
-        )
-    return TextSample(entry["input"], target)
+    return [TextSample(text, target) for text, target in read_pairs(path, "input", "target")]
 
 
 def read_token_ids(path: Path) -> list[list[TextSample]]:
@@ -153,37 +112,15 @@ def read_token_ids(path: Path) -> list[list[TextSample]]:
         raise CalibrationError(f"token ids: {error}") from error
     ids = tensors.get("input_ids")
     if ids is None or ids.ndim != 3 or not ids.numel() or ids.is_floating_point():
-        found = (
+        there = (
             "no tensor 'input_ids'"
             if ids is None
             else f"'input_ids' of shape {tuple(ids.shape)}, {ids.dtype}"
         )
         raise CalibrationError(
-            f"{path}: has {found}; it must hold whole numbers of shape (tasks, samples, length)"
+            f"{path}: has {there}; it must hold whole numbers of shape (tasks, samples, length)"
         )
     return [[TextSample(row) for row in task.long()] for task in ids]
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """What one row of a batch reads: token ids (length,), which of them are no padding, and the
-    same of the decoder.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    decoder_ids: Tensor | None = None
-    decoder_mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A sample as token ids (length,) without padding; no target yet where the teacher is to write
-    it.
-    """
-
-    ids: Tensor
-    target: Tensor | None
 
 
 def encode(
@@ -192,120 +129,70 @@ def encode(
     """Return samples as token ids.
 
     Args:
-        samples: Of one task.
-        tokenizer: Of the base model; None if all samples are token ids.
-        max_length: Tokens of a text, at most.
-        vocabulary: Size of the model's embedding.
+        samples: Samples of one task.
+        tokenizer: Tokenizer of the base model; None if all samples are token ids.
+        max_length: Most tokens of a text.
+        vocabulary: Number of the model's tokens.
 
     Raises:
-        CalibrationError: A sample without tokens, or with ids that the model does not have.
+        CalibrationError: A sample has no tokens, or ids that the model does not have.
     """
+
+    def tokens(text: str, name: str) -> Tensor:
+        read = tokenizer(**{name: text}, truncation=True, max_length=max_length)
+        return torch.tensor(read["input_ids"], dtype=torch.long)
+
     encoded = []
     for number, sample in enumerate(samples):
-        ids, target = (
-            part
-            if part is None or isinstance(part, Tensor)
-            else _tokens(tokenizer, part, name, max_length)
-            for part, name in ((sample.input, "text"), (sample.target, "text_target"))
-        )
+        ids = tokens(sample.input, "text") if isinstance(sample.input, str) else sample.input
+        target = sample.target
+        if isinstance(target, str):
+            target = tokens(target, "text_target")
         for part in (ids, target):
-            if part is not None and (
-                part.ndim != 1 or not part.numel() or part.min() < 0 or part.max() >= vocabulary
-            ):
-                found = f"token ids of shape {tuple(part.shape)}" + (
-                    f" up to {part.max()}" if part.numel() else ""
-                )
-                raise CalibrationError(
-                    f"sample {number} has {found}; the model reads 1 or more ids from 0 to "
-                    f"{vocabulary - 1}"
-                )
+            if part is not None:
+                check_ids(f"sample {number}", part, vocabulary)
         encoded.append(Encoded(ids, target))
     return encoded
-
-
-def _tokens(tokenizer: Any, text: str, name: str, max_length: int) -> Tensor:
-    return torch.tensor(
-        tokenizer(**{name: text}, truncation=True, max_length=max_length)["input_ids"],
-        dtype=torch.long,
-    )
-
-
-def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
-    """Return rows of token ids as one tensor (rows, length), filled up at their ends.
-
-    Raises:
-        CalibrationError: A row is longer.
-    """
-    check_fits(rows, length)
-    filled = torch.full((len(rows), length), value, dtype=torch.long)
-    for row, ids in zip(filled, rows, strict=True):
-        row[: len(ids)] = ids
-    return filled
-
-
-def check_fits(rows: Sequence[Tensor], length: int) -> None:
-    """Refuse rows of token ids that are longer than what they are to be filled up to.
-
-    Raises:
-        CalibrationError: One is.
-    """
-    longest = max(map(len, rows), default=0)
-    if longest > length:
-        raise CalibrationError(
-            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set "
-            f"max_length to {longest} or more"
-        )
 
 
 def token_samples(
     tasks: Sequence[Sequence[Encoded]],
     pad_id: int,
-    shift_right: Any,
+    shift_right: Callable[[Tensor], Tensor],
     *,
     padding: Padding = "ignore",
     fill_to: int | None = None,
 ) -> list[list[Sample]]:
-    """Return all tasks' samples as rows of one length, in which padding does not count.
+    """Return all tasks' samples as rows of one length.
 
     Args:
-        tasks: Per task its samples; all with a target, or none (the decoder does not run).
-        pad_id: What fills rows up.
+        tasks: Samples of each task; all have a target, or none (then the decoder does not run).
+        pad_id: Token id that fills inputs up.
         shift_right: Labels (rows, length), `IGNORED_LABEL` behind their end -> decoder inputs
             (rows, length).
-        padding: ``count`` lets padding count in the statistics like any token, as the published
-            code does.
-        fill_to: Length of the inputs; None: of the longest.
+        padding: See `TextOptions`.
+        fill_to: Length of the inputs; None: that of the longest.
     """
-    flat = [sample for task in tasks for sample in task]
-    length = fill_to or max(len(sample.ids) for sample in flat)
-    ids = padded([sample.ids for sample in flat], length, pad_id)
-    mask = padded([torch.ones_like(sample.ids) for sample in flat], length, 0)
-    counts = {ENCODER_STREAM: mask}
-    decoder_ids: Sequence[Tensor | None] = [None] * len(flat)
-    decoder_mask: Sequence[Tensor | None] = [None] * len(flat)
-    if flat[0].target is not None:
-        labels = padded([s.target for s in flat], max(len(s.target) for s in flat), IGNORED_LABEL)
-        decoder_ids = shift_right(labels)
-        decoder_mask = (labels != IGNORED_LABEL).long()
-        counts[DECODER_STREAM] = decoder_mask
-    counts = (
-        {}
-        if padding == "count"
-        else {stream: c.float() for stream, c in counts.items() if not c.all()}
-    )
-    rows = iter(
-        Sample(
-            TokenRow(ids[i], mask[i], decoder_ids[i], decoder_mask[i]),
-            token_weights={stream: c[i] for stream, c in counts.items()},
-        )
-        for i in range(len(flat))
-    )
-    return [[next(rows) for _ in task] for task in tasks]
+    inputs = [[sample.read for sample in task] for task in tasks]
+    targets = targets_of(tasks)
+    length = fill_to or longest(inputs)
+    target_length = longest(targets) if any(targets) else 0
+    made = []
+    for texts, answers in zip(inputs, targets, strict=True):
+        ids = padded(texts, length, pad_id)
+        mask = mask_of(texts, length)
+        if not answers:
+            made.append([_sample(TokenRow(*row), padding) for row in zip(ids, mask, strict=True)])
+            continue
+        labels = padded(answers, target_length, IGNORED_LABEL)
+        is_label = (labels != IGNORED_LABEL).long()
+        rows = zip(ids, mask, shift_right(labels), is_label, strict=True)
+        made.append([_sample(TokenRow(*row), padding) for row in rows])
+    return made
 
 
-def until_end(row: Tensor, end_id: int | Sequence[int] | None) -> Tensor:
-    """Return generated token ids up to the end of the sentence, that one included."""
-    ends = torch.isin(
-        row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype)
-    ).nonzero()
-    return row[: int(ends[0]) + 1] if len(ends) else row
+def _sample(row: TokenRow, padding: Padding) -> Sample:
+    masks = {ENCODER_STREAM: row.mask}
+    if row.decoder_mask is not None:
+        masks[DECODER_STREAM] = row.decoder_mask
+    return Sample(row, token_weights=token_weights(masks, padding))

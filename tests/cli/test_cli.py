@@ -369,16 +369,16 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
         (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
         (
             ["--method", "ties", "--method-option", "density=x"],
-            "is 'density=x'; density must be a number",
+            "--method-option density is 'x'; it must be a number above 0, and 1 at most",
         ),
         (
             ["--method", "ties", "--method-option", "seed=1.5"],
-            "is 'seed=1.5'; seed must be a whole number",
+            "--method-option seed is '1.5'; it must be a whole number",
         ),
-        (["--method", "ties", "--method-option", "sign=1"], "is 'sign=1'; sign must be a word"),
+        (["--method", "ties", "--method-option", "sign=1"], "sign is '1'; it must be 'total' or"),
         (["--method", "ties", "--method-option", "scale=big"], "scale is 'big'"),
         (
-            ["--method-option", "density=0.5"],
+            ["--method-option", "density=0.2"],
             "--method-option is for rivals; iteris has no such options",
         ),
         (
@@ -428,8 +428,13 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
             "which would take the place of --samples {texts}/one.txt",
         ),
         (["--weights", "1,x"], "--weights is '1,x'"),
-        (["--alpha", "-1"], "alpha is -1.0"),
-        (["--rank", "most"], "rank is 'most'"),
+        (["--alpha", "-1"], "--alpha is -1.0; it must be a finite number, 0 or more"),
+        (["--alpha", "much"], "--alpha is 'much'; it must be a finite number, 0 or more"),
+        (["--alpha", "nan"], "--alpha is nan; it must be a finite number, 0 or more"),
+        (["--weights", "1,inf"], "--weights is '1,inf'; write one number per adapter"),
+        (["--tolerance", "1"], "--tolerance is for --engine iterate"),
+        (["--kept-energy", "0.5", "--size", "9"], "each decide the ranks; give only one of them"),
+        (["--rank", "most"], "--rank is 'most'; it must be a whole number, 1 or more, 'sum' or"),
         (["--adapter", "/nowhere"], "3 adapters and samples for 2 tasks"),
         (["--token-ids", "/nowhere"], "both --samples and --token-ids"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used"),
@@ -455,7 +460,9 @@ def test_help_shows_an_example():
     for said in (
         "one or more",
         "from 0 to below 1",
-        "fill inputs (not targets) up to --max-length",
+        "count fills inputs (not targets) up to max_length",
+        "--kept-energy",
+        "Default: full_output.",
     ):
         assert said in " ".join(done.stdout.replace("│", " ").split())
     assert "demo" in in_process("--help").stdout

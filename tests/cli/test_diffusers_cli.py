@@ -343,7 +343,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
             ["--method-option", "colour=1"],
             "--method-option is 'colour=1'; write NAME=VALUE with one of density",
         ),
-        (["--method-option", "density=2"], "density is 2; it must be a number above 0"),
+        (["--method-option", "density=2"], "density is 2.0; it must be a number above 0"),
         (
             ["--kind", "thing", "--kind", "style"],
             "LoRA 'one' is a 'thing'; it can be subject or style",

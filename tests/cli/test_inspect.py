@@ -161,7 +161,7 @@ def test_the_command(t5_folder, tmp_path):
         CliRunner().invoke(app, ["inspect", str(t5_folder / "one"), "--json"]).stdout
     )
     assert facts["targets"] == 12
-    assert "Exit code 0: told" in CliRunner().invoke(app, ["inspect", "--help"]).stdout
+    assert "Exit code 0: shown" in CliRunner().invoke(app, ["inspect", "--help"]).stdout
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])
     assert missing.exit_code == 2
     assert missing.stderr.count("\n") == 1

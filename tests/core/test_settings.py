@@ -12,9 +12,11 @@ import torch
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.language.caption_samples import CaptionOptions
+from iteris_core.language.text_samples import TextOptions
 from iteris_core.settings import alternatives, check, declared, from_json, from_text, setting
 
-KINDS = (BaselineOptions, MergeConfig, Calibration)
+KINDS = (BaselineOptions, MergeConfig, Calibration, TextOptions, CaptionOptions)
 FIELDS = [(kind, item) for kind in KINDS for item in declared(kind)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny_language
@@ -22,15 +23,16 @@ from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.cli.main import app
 from iteris_core.files import peft
 from iteris_core.files.pretrained import load_adapter, load_processor
-from iteris_core.language.blip import load_base, merge_blip, stream_of
+from iteris_core.language.blip import load_base, merge_blip, stream_of, write
 from iteris_core.language.caption_samples import (
     CaptionOptions,
     CaptionSample,
     caption_rows,
     encode_captions,
     read_images,
-    with_captions,
 )
+from iteris_core.language.job import AdapterTask, Base
+from iteris_core.language.teachers import Teachers
 
 LENGTHS = (4, 7, 2, 6)
 
@@ -88,6 +90,11 @@ def samples_of(seed, *, captions=True):
     return [CaptionSample(pixels, ids if captions else None) for pixels, ids in drawn]
 
 
+def tasks(folders, samples, weights=(1.0, 1.0, 1.0)):
+    """Adapters with their samples, as `merge_blip` takes them."""
+    return [AdapterTask(*task) for task in zip(folders, samples, weights, strict=False)]
+
+
 def assert_close(found, expected, tolerance):
     assert set(found) == set(expected)
     for path, delta in expected.items():
@@ -100,7 +107,7 @@ def test_one_adapter_merges_to_itself(folder):
     base = load_base(str(folder / "base"))
     expected = peft.load(folder / "two", tiny_language.shapes(base)).deltas
     assert any(path.startswith("vision_model.") for path in expected)
-    result = merge_blip(base, [folder / "two"], [samples_of(0)], MergeConfig(alpha=1e-3))
+    result = merge_blip(base, tasks([folder / "two"], [samples_of(0)]), MergeConfig(alpha=1e-3))
     assert_close(result.adapter.deltas, expected, 1e-4)
 
 
@@ -109,9 +116,9 @@ def test_sweep_and_iteration_agree(folder, captions):
     base = load_base(str(folder / "base"), torch.float64)
     samples = [samples_of(0, captions=captions), samples_of(1, captions=captions)]
     folders = [folder / "one", folder / "two"]
-    swept = merge_blip(base, folders, samples, MergeConfig(samples_per_chunk=3, alpha=1e-3))
+    swept = merge_blip(base, tasks(folders, samples), MergeConfig(samples_per_chunk=3, alpha=1e-3))
     iterated = merge_blip(
-        base, folders, samples, MergeConfig(engine="iterate", max_iter=40, alpha=1e-3)
+        base, tasks(folders, samples), MergeConfig(engine="iterate", max_iter=40, alpha=1e-3)
     )
     assert_close(swept.adapter.deltas, iterated.adapter.deltas, 1e-5)
 
@@ -121,22 +128,21 @@ def test_padding_does_not_count(folder):
     beside long ones.
     """
     base = load_base(str(folder / "base"), torch.float64)
-    tasks = [
+    two = [
         [sample for sample in samples_of(seed) if len(sample.caption) == 5] * 2 for seed in (0, 1)
     ]
-    longest = CaptionSample(tasks[0][0].image, torch.arange(3, 30))
+    weights = [1, 1, 0]
+    longest = CaptionSample(two[0][0].image, torch.arange(3, 30))
     folders = [folder / "one", folder / "two", folder / "one"]
     config = MergeConfig(alpha=1e-3)
-    alone = merge_blip(base, folders, [*tasks, tasks[0]], config, weights=[1, 1, 0])
-    beside = merge_blip(base, folders, [*tasks, [longest]], config, weights=[1, 1, 0])
+    alone = merge_blip(base, tasks(folders, [*two, two[0]], weights), config)
+    beside = merge_blip(base, tasks(folders, [*two, [longest]], weights), config)
     assert_close(beside.adapter.deltas, alone.adapter.deltas, 1e-5)
     counted = merge_blip(
         base,
-        folders,
-        [*tasks, [longest]],
+        tasks(folders, [*two, [longest]], weights),
         config,
-        CaptionOptions(count_padding=True),
-        weights=[1, 1, 0],
+        CaptionOptions(padding="count"),
     )
     path = "text_decoder.bert.encoder.layer.1.attention.self.query"
     assert not torch.allclose(
@@ -146,7 +152,8 @@ def test_padding_does_not_count(folder):
 
 def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(folder, tmp_path):
     result = merge_blip(
-        str(folder / "base"), [folder / "one", folder / "two"], [samples_of(0), samples_of(1)]
+        str(folder / "base"),
+        tasks([folder / "one", folder / "two"], [samples_of(0), samples_of(1)]),
     )
     peft.save(result.adapter, tmp_path / "out", str(folder / "base"), None)
     sample = samples_of(5)[0]
@@ -271,7 +278,7 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(folder
 
 def ids_of(samples, processor, options=None):
     return [
-        found.ids.tolist()
+        found.target.tolist()
         for found in encode_captions(
             [samples], processor, make_blip(), options or CaptionOptions()
         )[0]
@@ -280,7 +287,7 @@ def ids_of(samples, processor, options=None):
 
 def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pictures):
     processor = load_processor(str(folder / "base"))
-    options = CaptionOptions(count_padding=True, max_length=20)
+    options = CaptionOptions(padding="count", max_length=20)
     samples = read_images(pictures / "captions.jsonl")[:1]
     (row,) = caption_rows(
         encode_captions([samples], processor, make_blip(), options), options, fill=True
@@ -289,8 +296,8 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pi
     assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
     base = load_base(str(folder / "base"))
     merged = [
-        merge_blip(base, [folder / "one"], [samples], options=o, processor=processor)
-        for o in (CaptionOptions(), options, CaptionOptions(count_padding=True, max_length=30))
+        merge_blip(Base(base, processor), tasks([folder / "one"], [samples]), options=o)
+        for o in (CaptionOptions(), options, CaptionOptions(padding="count", max_length=30))
     ]
     path = "text_decoder.bert.encoder.layer.0.attention.self.query"
     assert [
@@ -308,7 +315,8 @@ def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folde
         for sample, prompt in zip(samples_of(0, captions=False), prompts, strict=True)
     ]
     (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
-    found = with_captions(base, [adapter], tokens, {0: 1.0}, 5, 8)
+    teachers = Teachers(base, [adapter], [{0: 1.0}])
+    (found,) = teachers.answered([tokens], partial(write, base, max_new_tokens=5))
     model = tiny_language.peft(make_blip(), folder / "one").eval()
     for sample, written in zip(samples, found, strict=True):
         ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
@@ -316,7 +324,7 @@ def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folde
             own = model.generate(
                 pixel_values=sample.image[None], input_ids=ids, max_new_tokens=5, do_sample=False
             )[0].tolist()
-        assert written.ids.tolist() == own[: own.index(2)] if 2 in own else own[:-1]
+        assert written.target.tolist() == own[: own.index(2)] if 2 in own else own[:-1]
 
 
 def test_the_command_takes_a_prompt_per_adapter_or_one_for_all(folder, pictures, tmp_path):
@@ -373,8 +381,8 @@ def test_the_command_takes_a_prompt_per_adapter_or_one_for_all(folder, pictures,
         ),
         ('{"image": "0.png", "caption": ["a"]}', "no text"),
         ('{"image": "0.png", "caption": ""}', "no text"),
-        ('\n{"image": 3}', 'line 2: names no file as "image"'),
-        ('["0.png"]', "names no file"),
+        ('\n{"image": 3}', 'line 2: has no text "image"'),
+        ('["0.png"]', 'has no text "image"'),
         ("0.png", "no JSON"),
         ("", "there are no samples in it"),
         ("[" * 100000, "no JSON"),
@@ -406,7 +414,7 @@ def test_lines_end_at_line_feeds_only(tmp_path):
             "a caption .* may have 41 tokens, but this model's decoder reads 40",
         ),
         ("w1 " * 60, {}, "may have 61 tokens"),
-        ("w1", {"count_padding": True}, "a caption filled up to max_length may have 64 tokens"),
+        ("w1", {"padding": "count"}, "a caption filled up to max_length may have 64 tokens"),
         (
             None,
             {"max_new_tokens": 41},
@@ -423,11 +431,9 @@ def test_captions_that_are_longer_than_the_decoder_reads_are_refused(
     sample = CaptionSample(torch.zeros(3, 16, 16), caption)
     with pytest.raises(ConfigError, match=said):
         merge_blip(
-            base,
-            [folder / "one"],
-            [[sample]],
+            Base(base, processor),
+            tasks([folder / "one"], [[sample]]),
             options=CaptionOptions(**options),
-            processor=processor,
         )
 
 
@@ -439,7 +445,8 @@ def test_a_patch_embedding_is_saved_as_a_convolution(folder, tmp_path, use_dora)
     )
     assert_peft_does_what_deltas_do(tmp_path / "conv")
     merge_blip(
-        str(folder / "base"), [tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]
+        str(folder / "base"),
+        tasks([tmp_path / "conv", folder / "one"], [samples_of(0), samples_of(1)]),
     ).save(tmp_path / "out")
     assert_peft_does_what_deltas_do(tmp_path / "out")
 
@@ -464,7 +471,7 @@ def test_streams_and_wrong_samples(folder):
     base = load_base(str(folder / "base"))
     for sample, said in (
         (CaptionSample(torch.zeros(3, 8, 8), torch.tensor([3])), "this model reads"),
-        (CaptionSample(torch.zeros(3, 16, 16), torch.tensor([99])), "ids below 50"),
+        (CaptionSample(torch.zeros(3, 16, 16), torch.tensor([99])), "ids from 0 to 49"),
     ):
         with pytest.raises(CalibrationError, match=said):
-            merge_blip(base, [folder / "one"], [[sample]])
+            merge_blip(base, tasks([folder / "one"], [[sample]]))

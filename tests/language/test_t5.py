@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny_language
@@ -20,22 +21,12 @@ from iteris_core import (
 )
 from iteris_core.algebra import reference
 from iteris_core.files import peft
+from iteris_core.language.job import AdapterTask, Preserve
 from iteris_core.language.merged_model import save_merged_model
-from iteris_core.language.t5 import (
-    load_base,
-    merge_t5,
-    network_of,
-    prepare,
-    stream_of,
-    with_targets,
-)
-from iteris_core.language.text_samples import (
-    Encoded,
-    TextOptions,
-    TextSample,
-    read_texts,
-    read_token_ids,
-)
+from iteris_core.language.samples import Encoded
+from iteris_core.language.t5 import load_base, merge_t5, network_of, prepare, stream_of, write
+from iteris_core.language.teachers import Teachers
+from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from iteris_core.rows.wearing import layer_hooks
 
 LENGTHS = [(7, 4), (3, 6), (9, 1), (5, 5)]
@@ -49,6 +40,21 @@ def samples_of(seed, lengths=LENGTHS, *, targets=True):
 
     drawn = [(ids(n), ids(m)) for n, m in lengths]
     return [TextSample(text, target if targets else None) for text, target in drawn]
+
+
+def tasks(folders, samples, weights=(1.0, 1.0)):
+    """Adapters with their samples, as `merge_t5` takes them."""
+    return [AdapterTask(*task) for task in zip(folders, samples, weights, strict=False)]
+
+
+def teachers(model, adapters, mixes=({0: 1.0}, {1: 1.0}), samples_per_call=8):
+    return Teachers(model, adapters, mixes, samples_per_call)
+
+
+def answered(model, adapters, samples, mix, samples_per_call=8):
+    """Samples of one task with what its teacher answers."""
+    who = teachers(model, adapters, [mix], samples_per_call)
+    return who.answered([samples], partial(write, model))[0]
 
 
 def both(seed=0, **options):
@@ -74,7 +80,7 @@ def assert_close(found, expected, tolerance):
 
 
 def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(base, folders):
-    result = merge_t5(base, folders[1:], [samples_of(0)], MergeConfig(alpha=1e-3))
+    result = merge_t5(base, tasks(folders[1:], [samples_of(0)]), MergeConfig(alpha=1e-3))
     expected = peft.load(folders[1], tiny_language.shapes(base)).deltas
     assert len(expected) == 2 * 6 + 2 * 10
     assert_close(result.adapter.deltas, expected, 1e-4)
@@ -85,9 +91,9 @@ def test_one_adapter_merges_to_itself_in_encoder_decoder_and_cross_attention(bas
     "options", [{}, {"target": "delta"}, {"target": "delta", "ridge": "paper", "balance": "full"}]
 )
 def test_sweep_and_iteration_agree(base, folders, options):
-    swept = merge_t5(base, folders, both(), MergeConfig(samples_per_chunk=3, **options))
+    swept = merge_t5(base, tasks(folders, both()), MergeConfig(samples_per_chunk=3, **options))
     iterated = merge_t5(
-        base, folders, both(), MergeConfig(engine="iterate", max_iter=40, **options)
+        base, tasks(folders, both()), MergeConfig(engine="iterate", max_iter=40, **options)
     )
     assert_close(swept.adapter.deltas, iterated.adapter.deltas, 2e-4)
 
@@ -139,7 +145,7 @@ def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_pa
     config = MergeConfig(
         target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64
     )
-    found = merge_t5(double, folders, both(), config).adapter.deltas
+    found = merge_t5(double, tasks(folders, both()), config).adapter.deltas
     adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
     expected = solve_dense(double, adapters, both(), config)
     assert set(found) == set(expected)
@@ -150,13 +156,15 @@ def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_pa
 def test_counting_the_padding_is_another_answer_and_equals_rows_that_end_in_real_padding(
     base, folders
 ):
-    ignored = merge_t5(base, folders, both()).adapter.deltas
-    counted = merge_t5(base, folders, both(), options=TextOptions(padding="count")).adapter.deltas
+    ignored = merge_t5(base, tasks(folders, both())).adapter.deltas
+    counted = merge_t5(
+        base, tasks(folders, both()), options=TextOptions(padding="count")
+    ).adapter.deltas
     assert (
         max(((counted[path].dense() - ignored[path].dense()).norm()).item() for path in ignored)
         > 1e-2
     )
-    network, rows = prepare(base, [], both(), TextOptions(padding="count"))
+    network, rows = prepare(teachers(base, []), both(), TextOptions(padding="count"))
     assert all(not sample.token_weights for task in rows for sample in task)
     assert rows[0][1].teacher.mask.tolist() == [1] * 3 + [0] * 6
     assert network.stream("encoder.x") == "encoder"
@@ -168,29 +176,31 @@ def test_without_targets_the_teachers_answer_and_both_rows_read_it(base, folders
     for k, folder in enumerate(folders):
         answers = [
             sample.target
-            for sample in with_targets(base, adapters, inputs, {k: 1.0}, samples_per_call=3)
+            for sample in answered(base, adapters, inputs, {k: 1.0}, samples_per_call=3)
         ]
         model = tiny_language.peft(tiny_language.t5(), folder)
         for sample, answer in zip(inputs, answers, strict=True):
-            own = model.generate(input_ids=sample.ids[None], do_sample=False, max_new_tokens=32)[
+            own = model.generate(input_ids=sample.read[None], do_sample=False, max_new_tokens=32)[
                 0, 1:
             ]
             ends = (own == 1).nonzero()
             assert answer.tolist() == (own[: int(ends[0]) + 1] if len(ends) else own).tolist()
     written = [
         [
-            TextSample(s.ids, s.target)
-            for s in with_targets(base, adapters, [Encoded(t.input, None) for t in task], {k: 1.0})
+            TextSample(s.read, s.target)
+            for s in answered(base, adapters, [Encoded(t.input, None) for t in task], {k: 1.0})
         ]
         for k, task in enumerate(both())
     ]
-    automatic = merge_t5(base, folders, both(targets=False)).adapter.deltas
-    assert_close(automatic, merge_t5(base, folders, written).adapter.deltas, 1e-5)
+    automatic = merge_t5(base, tasks(folders, both(targets=False))).adapter.deltas
+    assert_close(automatic, merge_t5(base, tasks(folders, written)).adapter.deltas, 1e-5)
 
 
 def test_the_encoder_alone_equals_the_encoder_of_the_whole(base, folders):
-    whole = merge_t5(base, folders, both()).adapter.deltas
-    result = merge_t5(base, folders, both(targets=False), options=TextOptions(modules="encoder"))
+    whole = merge_t5(base, tasks(folders, both())).adapter.deltas
+    result = merge_t5(
+        base, tasks(folders, both(targets=False)), options=TextOptions(modules="encoder")
+    )
     assert_close(
         result.adapter.deltas,
         {path: d for path, d in whole.items() if path.startswith("encoder.")},
@@ -206,7 +216,7 @@ def test_the_head_can_be_merged_too(base, t5_folder, tmp_path):
         tiny_language.adapter(t5_folder / "base", tmp_path / str(seed), seed, **options)
         for seed in (7, 8)
     ]
-    result = merge_t5(base, folders, both())
+    result = merge_t5(base, tasks(folders, both()))
     assert result.adapter.deltas["lm_head"].rank == 8
     assert result.report.layers[-1].path == "lm_head"
 
@@ -228,10 +238,12 @@ def flan(tmp_path_factory):
 def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tmp_path):
     base = load_base(str(flan / "base"))
     assert not torch.equal(base.lm_head.weight, base.shared.weight)
-    alone = merge_t5(base, [flan / "one"], [samples_of(0)], MergeConfig(alpha=1e-3)).adapter.deltas
+    alone = merge_t5(
+        base, tasks([flan / "one"], [samples_of(0)]), MergeConfig(alpha=1e-3)
+    ).adapter.deltas
     assert "decoder.block.1.layer.2.DenseReluDense.wi_1" in alone
     assert_close(alone, peft.load(flan / "one", tiny_language.shapes(base)).deltas, 1e-4)
-    dora = merge_t5(base, [flan / "dora"], [samples_of(0)], MergeConfig(alpha=1e-3))
+    dora = merge_t5(base, tasks([flan / "dora"], [samples_of(0)]), MergeConfig(alpha=1e-3))
     peft.save(dora.adapter, tmp_path / "out", "base", "SEQ_2_SEQ_LM")
     expected = tiny_language.logits(
         tiny_language.peft(load_base(str(flan / "base")), flan / "dora")
@@ -243,7 +255,9 @@ def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tmp_path):
     )
     both_ways = [
         merge_t5(
-            base, [flan / "one", flan / "dora"], both(), MergeConfig(engine=engine, max_iter=60)
+            base,
+            tasks([flan / "one", flan / "dora"], both()),
+            MergeConfig(engine=engine, max_iter=60),
         )
         for engine in ("sweep", "iterate")
     ]
@@ -251,7 +265,7 @@ def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tmp_path):
 
 
 def test_the_whole_model_of_a_flan_t5_keeps_its_own_head(flan, tmp_path):
-    result = merge_t5(str(flan / "base"), [flan / "one"], [samples_of(0)])
+    result = merge_t5(str(flan / "base"), tasks([flan / "one"], [samples_of(0)]))
     save_merged_model(load_base(str(flan / "base")), result.adapter, tmp_path / "out")
     expected = tiny_language.logits(
         tiny_language.with_deltas(load_base(str(flan / "base")), result.adapter.deltas)
@@ -277,7 +291,7 @@ def test_bart_merges_too(tmp_path):
         for seed in (1, 2)
     ]
     model = load_base(str(tmp_path / "base"))
-    result = merge_t5(model, folders[:1], [samples_of(0)], MergeConfig(alpha=1e-3))
+    result = merge_t5(model, tasks(folders[:1], [samples_of(0)]), MergeConfig(alpha=1e-3))
     assert_close(
         result.adapter.deltas, peft.load(folders[0], tiny_language.shapes(model)).deltas, 1e-4
     )
@@ -286,9 +300,11 @@ def test_bart_merges_too(tmp_path):
         CalibrationError,
         match="a sample has 65 tokens, but this model reads 64; set max_length to 64",
     ):
-        merge_t5(model, folders, long)
+        merge_t5(model, tasks(folders, long))
     swept, iterated = (
-        merge_t5(model, folders, both(targets=False), MergeConfig(engine=engine, max_iter=30))
+        merge_t5(
+            model, tasks(folders, both(targets=False)), MergeConfig(engine=engine, max_iter=30)
+        )
         for engine in ("sweep", "iterate")
     )
     assert_close(swept.adapter.deltas, iterated.adapter.deltas, 2e-4)
@@ -314,7 +330,7 @@ def test_streams():
 
 def test_a_preserve_task_works_beside_the_adapters(base, folders):
     adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
-    network, rows = prepare(base, adapters, both(), TextOptions())
+    network, rows = prepare(teachers(base, adapters), both(), TextOptions())
     tasks = [
         Task("one", rows[0], {0: 1.0}),
         Task("two", rows[1], {1: 1.0}),
@@ -331,7 +347,7 @@ def test_a_preserve_task_works_beside_the_adapters(base, folders):
 
 @pytest.mark.parametrize("options", [{}, {"head": True}, {"decoder": False}], ids=str)
 def test_outputs_are_those_of_the_model_and_0_where_there_is_padding(base, options):
-    _, (rows, _) = prepare(base, [adapter_of_the_decoder()], both(), TextOptions())
+    _, (rows, _) = prepare(teachers(base, [adapter_of_the_decoder()]), both(), TextOptions())
     network = network_of(base, **options)
     with torch.no_grad():
         outputs = network.forward([sample.teacher for sample in rows])
@@ -380,16 +396,16 @@ def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix
     base, folders, targets
 ):
     ordinary = samples_of(7, targets=targets)
-    plain = merge_t5(base, folders, both())
-    kept = merge_t5(base, folders, both(), preserve=ordinary, preserve_weight=2.0)
+    plain = merge_t5(base, tasks(folders, both()))
+    kept = merge_t5(base, tasks(folders, both()), preserve=Preserve(ordinary, 2.0))
     if targets:
         before, after = (drift(base, result.adapter.deltas, ordinary) for result in (plain, kept))
         assert after < 0.8 * before
     adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
     mixes = [{0: 1.0}, {1: 1.0}, {}]
-    network, rows = prepare(base, adapters, [*both(), ordinary], TextOptions(), mixes=mixes)
-    tasks = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
-    assert_close(kept.adapter.deltas, merge(network, adapters, tasks).adapter.deltas, 1e-6)
+    network, rows = prepare(teachers(base, adapters, mixes), [*both(), ordinary], TextOptions())
+    same = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
+    assert_close(kept.adapter.deltas, merge(network, adapters, same).adapter.deltas, 1e-6)
     assert [task.task for task in kept.report.layers[0].tasks] == [
         "one",
         "two",
@@ -401,22 +417,22 @@ def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix
     )
     if not targets:
         inputs = [Encoded(sample.input, None) for sample in ordinary]
-        answered = [TextSample(s.ids, s.target) for s in with_targets(base, adapters, inputs, {})]
-        again = merge_t5(base, folders, both(), preserve=answered, preserve_weight=2.0)
+        written = [TextSample(s.read, s.target) for s in answered(base, adapters, inputs, {})]
+        again = merge_t5(base, tasks(folders, both()), preserve=Preserve(written, 2.0))
         assert_close(kept.adapter.deltas, again.adapter.deltas, 1e-5)
 
 
 def test_a_preserve_task_counts_a_tenth_unless_told_otherwise(base, folders):
-    kept = merge_t5(base, folders, both(), preserve=samples_of(7))
+    kept = merge_t5(base, tasks(folders, both()), preserve=Preserve(samples_of(7)))
     assert kept.report.settings["weights"] == [1.0, 1.0, 0.1]
 
 
 def test_a_preserve_weight_of_0_is_no_preserve_task(base, folders):
-    plain = merge_t5(base, folders, both())
-    without = merge_t5(base, folders, both(), preserve=samples_of(7), preserve_weight=0.0)
+    plain = merge_t5(base, tasks(folders, both()))
+    without = merge_t5(base, tasks(folders, both()), preserve=Preserve(samples_of(7), 0.0))
     assert_close(without.adapter.deltas, plain.adapter.deltas, 1e-7)
     with pytest.raises(ConfigError, match=r"the preserve task has weight -1\.0"):
-        merge_t5(base, folders, both(), preserve=samples_of(7), preserve_weight=-1.0)
+        Preserve(samples_of(7), -1.0)
 
 
 def test_a_whole_model_with_a_tied_layer_is_refused(base, tmp_path):
@@ -437,8 +453,8 @@ def test_samples_from_files(tmp_path):
         ('{"input": 1}', 'line 1: has no text "input"'),
         ("\n{", "line 2: no JSON"),
         ("[" * 100000, "no JSON"),
-        ('{"input": "x", "target": 1}', '"target" is no text'),
-        ('{"input": "x", "target": " "}', '"target" is empty; write a text, or leave it out'),
+        ('{"input": "x", "target": 1}', '"target" is 1, no text'),
+        ('{"input": "x", "target": " "}', "\"target\" is ' ', no text; write one, or leave it out"),
     ):
         (tmp_path / "a.jsonl").write_text(content)
         with pytest.raises(CalibrationError) as error:
@@ -468,8 +484,7 @@ def test_token_ids_longer_than_counted_padding_are_refused(base):
         match="a sample has 10 tokens, but padding that counts fills up to 6; set max_length",
     ):
         prepare(
-            base,
-            [],
+            teachers(base, []),
             texts,
             TextOptions(padding="count", max_length=6),
             lambda **text: {"input_ids": [5, 1]},
@@ -479,15 +494,32 @@ def test_token_ids_longer_than_counted_padding_are_refused(base):
 def test_a_model_that_asks_for_several_answers_gives_one_as_a_teacher(t5_folder):
     model = load_base(str(t5_folder / "base"))
     inputs = [Encoded(sample.input, None) for sample in samples_of(0)]
-    expected = with_targets(model, [], inputs, {})
+    expected = answered(model, [], inputs, {})
     model.generation_config.num_return_sequences = 2
-    assert [s.target.tolist() for s in with_targets(model, [], inputs, {})] == [
+    assert [s.target.tolist() for s in answered(model, [], inputs, {})] == [
         s.target.tolist() for s in expected
     ]
 
 
+def test_progress_is_told_by_stages_and_can_cancel(base, folders):
+    told = []
+    merge_t5(base, tasks(folders, both(targets=False)), progress=lambda *step: told.append(step))
+    answers = [(done, total) for stage, done, total in told if str(stage) == "Teachers' answers"]
+    layers = [(done, total) for stage, done, total in told if str(stage) == "Layers"]
+    assert answers == [(1, 2), (2, 2)]
+    assert layers[-1] == (32, 32) and len(answers) + len(layers) == len(told)
+
+    def cancel(stage, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_t5(base, tasks(folders, both()), progress=cancel)
+
+
 def test_an_iteration_says_how_far_it_came(base, folders):
-    report = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=2)).report
+    report = merge_t5(
+        base, tasks(folders, both()), MergeConfig(engine="iterate", max_iter=2)
+    ).report
     assert (
         f"stopped after 2 solves, as many as max_iter allows, last change {report.changes[-1]:.1e}"
         in str(report)
@@ -495,36 +527,31 @@ def test_an_iteration_says_how_far_it_came(base, folders):
     assert f"stopped after 2 solves, last change {report.changes[-1]:.1e}" in str(
         replace(report, max_iter=None)
     )
-    settled = merge_t5(base, folders, both(), MergeConfig(engine="iterate", max_iter=40)).report
+    settled = merge_t5(
+        base, tasks(folders, both()), MergeConfig(engine="iterate", max_iter=40)
+    ).report
     assert f"settled after {len(settled.changes)} solves, last change" in str(settled)
-    assert "stopped" not in str(merge_t5(base, folders, both()).report)
+    assert "stopped" not in str(merge_t5(base, tasks(folders, both())).report)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
+        (lambda base, f: AdapterTask(f[0], []), CalibrationError, "no samples for"),
         (
-            lambda base, f: merge_t5(base, f, [samples_of(0)]),
+            lambda base, f: merge_t5(base, tasks(f, both(), [1.0, -1.0])),
             CalibrationError,
-            "2 adapters and samples for 1",
+            "task 'two' has weight -1.0",
         ),
         (
-            lambda base, f: merge_t5(base, f, [samples_of(0), []]),
-            CalibrationError,
-            "no samples for",
-        ),
-        (
-            lambda base, f: merge_t5(base, f, both(), weights=[1.0]),
-            ConfigError,
-            "2 adapters and 1 weights",
-        ),
-        (
-            lambda base, f: merge_t5(base, f, [[TextSample(torch.tensor([99]))]] * 2),
+            lambda base, f: merge_t5(base, tasks(f, [[TextSample(torch.tensor([99]))]] * 2)),
             CalibrationError,
             "0 to 59",
         ),
         (
-            lambda base, f: merge_t5(base, f, [[TextSample(torch.tensor([], dtype=int))]] * 2),
+            lambda base, f: merge_t5(
+                base, tasks(f, [[TextSample(torch.tensor([], dtype=int))]] * 2)
+            ),
             CalibrationError,
             "1 or more",
         ),
@@ -533,7 +560,7 @@ def test_an_iteration_says_how_far_it_came(base, folders):
         (lambda base, f: load_base("/nowhere/t5"), ConfigError, "no such folder"),
         (lambda base, f: load_base(str(f[0])), ConfigError, "cannot be loaded"),
         (
-            lambda base, f: merge_t5(str(f[0].parent / "base"), f, [[TextSample("x")]] * 2),
+            lambda base, f: merge_t5(str(f[0].parent / "base"), tasks(f, [[TextSample("x")]] * 2)),
             ConfigError,
             "no tokenizer",
         ),

@@ -1,0 +1,228 @@
+"""Options of the command line are made of settings: a new setting is an option by itself."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+import typer
+import typer.main
+from typer.testing import CliRunner
+
+from iteris_core import BaselineOptions, ConfigError, MergeConfig
+from iteris_core.cli import options
+from iteris_core.cli.main import app
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.evaluation.drawing import Sampling
+from iteris_core.evaluation.language import Extent
+from iteris_core.evaluation.writers import Generation
+from iteris_core.language.caption_samples import CaptionOptions
+from iteris_core.language.text_samples import TextOptions
+from iteris_core.settings import check, declared, setting
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Every:
+    """How things are done."""
+
+    share: float = setting(0.5, "A share.", at_least=0, at_most=1)
+    size: int | Literal["all"] | None = setting(None, "A size.", at_least=1)
+    word: Literal["one", "two"] = setting("one", "A word.")
+    is_new: bool = setting(False, "A switch.")
+    scene_pictures: bool = setting(True, "A switch with two names.")
+    some_texts: tuple[str, ...] = setting(("a", "b"), "Some texts.")
+    precision: torch.dtype = setting(torch.float32, "A precision.")
+    baseline: BaselineOptions = setting(BaselineOptions(), "Settings in settings.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(*arguments, default=None):
+    """Return what a command gets of these arguments, and what typer says of it."""
+    seen = []
+
+    @options.command("toy", "none", every=default or Every())
+    def toy(*, name: str = "x", every: Every) -> None:
+        seen.append((name, every))
+
+    toy_app = typer.Typer()
+    toy_app.command()(toy)
+    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
+    return seen, CliRunner().invoke(toy_app, list(map(str, arguments)), env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ([], {}),
+        (["--share", "1e-2"], {"share": 0.01}),
+        (["--size", "4"], {"size": 4}),
+        (["--size", "all"], {"size": "all"}),
+        (["--size", "none"], {"size": None}),
+        (["--word", "two", "--is-new"], {"word": "two", "is_new": True}),
+        (["--scene-text"], {"scene_pictures": False}),
+        (["--some-texts", "c", "--some-texts", "d, e"], {"some_texts": ("c", "d, e")}),
+        (["--precision", "float16"], {"precision": torch.float16}),
+        (
+            ["--method-option", "scale=search", "--method-option", "projection=none"],
+            {"baseline": BaselineOptions(scale="search", projection=None)},
+        ),
+    ],
+)
+def test_options_are_read_as_settings(arguments, changes):
+    for default in (Every(), Every(share=0.25, size=9, some_texts=("z",))):
+        seen, done = run("--name", "y", *arguments, default=default)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert seen == [("y", replace(default, **changes))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--share", "2"], "toy: --share is 2.0; it must be a number from 0 to 1\n"),
+        (["--share", ""], "toy: --share is ''; it must be a number from 0 to 1\n"),
+        (["--share", "inf"], "toy: --share is inf; it must be a number from 0 to 1\n"),
+        (
+            ["--size", "x"],
+            "toy: --size is 'x'; it must be a whole number, 1 or more, 'all', or none\n",
+        ),
+        (["--word", "three"], "toy: --word is 'three'; it must be 'one' or 'two'\n"),
+        (
+            ["--method-option", "density=2"],
+            "toy: --method-option density is 2.0; it must be a number above 0, and 1 at most\n",
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(arguments, said):
+    seen, done = run(*arguments)
+    assert (seen, done.exit_code, done.stderr) == ([], 2, said)
+
+
+def test_the_help_says_meaning_kind_and_default_of_every_setting():
+    _, done = run("--help", default=Every(share=0.25))
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "How things are done" in text
+    for said in (
+        "--share <number> A share. Default: 0.25.",
+        "--size <int|all> A size.",
+        "--word <one|two> A word. Default: one.",
+        "--scene-pictures --scene-text",
+        "--some-texts <text> Some texts. Default: 2 of our own.",
+        "Default: float32.",
+        "--method-option <name=value> Settings in settings. One of scale, density, sign",
+    ):
+        assert said in text
+
+
+def names_of(*command):
+    found = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    return {
+        name for parameter in found.params for name in [*parameter.opts, *parameter.secondary_opts]
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [
+        (("merge", "sd15"), (MergeConfig, Calibration)),
+        (("merge", "t5"), (MergeConfig, TextOptions)),
+        (("merge", "blip"), (MergeConfig, CaptionOptions)),
+        (("eval", "t5"), (Generation, Extent)),
+        (("eval", "blip"), (Generation, Extent)),
+        (("eval", "sd15"), (Sampling,)),
+    ],
+)
+def test_every_setting_is_an_option_of_its_command(command, kinds):
+    expected = {
+        name
+        for kind in kinds
+        for item in declared(kind)
+        for name in options.Option(item, None, "").name.split("/")
+    }
+    assert expected <= names_of(*command)
+
+
+# What scripts of today use.
+BEFORE = {
+    ("merge", "sd15"): """base lora output prompts prompts-file config strength strength-text
+        weights trajectories timesteps steps resolution cfg negative-prompt unconditional-share
+        composition-share preserve-weight scene-weight scene-pictures scene-text trigger kind
+        held-out correct-strength seed method method-option rank alpha target engine max-iter ridge
+        balance input-mix samples-per-chunk park-on-host dtype save-dtype device style overwrite
+        json""",
+    ("merge", "t5"): """base adapter output samples token-ids preserve preserve-weight method
+        method-option alpha engine max-iter ridge balance target rank modules weights input-mix
+        padding max-length max-new-tokens samples-per-chunk dtype save-dtype device save-model
+        overwrite json""",
+    ("merge", "blip"): """base adapter images output prompt preserve preserve-weight method
+        method-option alpha engine max-iter ridge balance target rank weights input-mix padding
+        max-length max-new-tokens samples-per-chunk dtype save-dtype device save-model overwrite
+        json""",
+    ("eval", "t5"): """base task output adapter prompt limit batch beams max-length max-new-tokens
+        no-base dtype device overwrite json""",
+    ("eval", "blip"): """base task output adapter style-classifier style-label prompt limit batch
+        beams max-new-tokens no-base dtype device overwrite json""",
+    ("eval", "sd15"): """base concept output lora words embedding config clip prompts count steps
+        guidance size scheduler seed batch no-base dtype device json""",
+}
+
+
+@pytest.mark.parametrize("command", BEFORE, ids=" ".join)
+def test_every_option_of_before_is_there(command):
+    assert {f"--{name}" for name in BEFORE[command].split()} <= names_of(*command)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "ties", "ridge": "paper"}, "--ridge is for the method iteris; ties"),
+        ({"method": "ties", "alpha_cross": 0.1}, "--alpha-cross is for the method iteris"),
+        ({"baseline": BaselineOptions(density=0.1)}, "--method-option is for rivals"),
+        ({"tolerance": 0.1}, "--tolerance is for --engine iterate"),
+        ({"max_iter": 3}, "--max-iter is for --engine iterate"),
+    ],
+)
+def test_settings_that_would_not_be_looked_at_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        options.check_used(MergeConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "ties", "baseline": BaselineOptions(density=0.1)},
+        {"engine": "iterate", "max_iter": 3, "tolerance": 0.1, "alpha_cross": 0.1},
+    ],
+)
+def test_settings_that_are_looked_at_are_taken(changes):
+    options.check_used(MergeConfig(**changes))
+
+
+def test_the_copy_of_the_registry_has_no_evaluation_and_says_so():
+    assert "iteris_core/evaluation/" in (ROOT / ".comfyignore").read_text().split()
+    code = (
+        "import sys; sys.modules['iteris_core.evaluation'] = None;"
+        "from iteris_core.cli.main import main; main()"
+    )
+
+    def iteris(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    done = iteris("eval", "t5", "--base", "x")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "iteris eval: this copy of IterIS, from ComfyUI's registry, has no evaluation; install the "
+        'whole with pip install "iteris-lora-merge[eval]"\n'
+    )
+    done = iteris("merge", "t5", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
