@@ -3,7 +3,7 @@
 const WORDS = {
   en: {
     waiting: "After a run: how well each LoRA is reproduced, block by block.",
-    scale: "0: a layer gives what it gives with the LoRA alone. 1: it is as far off as the LoRA moves it.",
+    scale: "0: the layer gives the same as with the LoRA alone. 1: it is as far off as the LoRA moves it.",
     strength: "{percent} % of its effect, error {error} on unseen prompts",
     change: "changes {error} of what a stack changes, on unseen prompts",
     residual: "layers: median {median}, worst {worst} at {at}",
@@ -12,11 +12,11 @@ const WORDS = {
     suffers: "{lora} suffers most",
     earlier: "Report of an earlier run: the last one did not end.",
     add: "+ add another LoRA",
-    add_title: "One more LoRA behind this one",
+    add_title: "Add another LoRA behind this one",
     remove: "− take out",
     remove_title: "Take this LoRA out of the chain; its neighbours are joined",
     chip: "Click: add to the prompts",
-    making: "No prompts given: a run makes them of these words.",
+    making: "No prompts given: a run makes them from these words.",
     made: "Prompts of the last run: {prompts}",
     no_words: "The file names no trigger words: write prompts.",
   },

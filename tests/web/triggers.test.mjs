@@ -45,7 +45,7 @@ test("empty prompts are said to be filled in, and with what", () => {
   const [lora, say] = [{ trigger_words: ["sks"] }, sayer("en")];
   assert.equal(filled("a photo", lora, ["sks"], say), "");
   assert.equal(filled(" \n", lora, ["a photo of sks", "sks"], say), "Prompts of the last run: a photo of sks · sks");
-  assert.equal(filled("", lora, undefined, say), "No prompts given: a run makes them of these words.");
+  assert.equal(filled("", lora, undefined, say), "No prompts given: a run makes them from these words.");
   assert.equal(filled("", {}, undefined, say), "The file names no trigger words: write prompts.");
   assert.equal(filled("", { error: "no such file" }, undefined, say), "");
   assert.equal(filled("", null, undefined, say), "");
