@@ -1,8 +1,10 @@
 """Make the workflows that ComfyUI's template browser lists, and the pictures of the documentation,
 in the real frontend.
 
-python tests/web/make_pictures.py workflows [NAME ...]    # workflows/*.json and *.jpg of
-workflows/api/*.json python tests/web/make_pictures.py walkthrough             # docs/img/*.jpg
+    python tests/web/make_pictures.py workflows [NAME ...]
+    python tests/web/make_pictures.py walkthrough
+
+The first makes workflows/*.json and *.jpg from workflows/api/*.json, the second docs/img/*.jpg.
 """
 
 from __future__ import annotations

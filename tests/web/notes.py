@@ -1,11 +1,18 @@
-"""What the notes in the workflows say: what to choose, and what comes out."""
+"""The notes in the workflows: what a workflow does, what to choose, and what comes out."""
 
-_CHOOSE = "**Load checkpoint**: an SD1.5 model"
-_WORDS = "*prompts* may stay empty: they are made of the file's trigger words, which the chips show"
-_SAVED = "a LoRA in *output/loras*, in every LoRA list at once"
+_CHOOSE = "**Load checkpoint**: choose an SD1.5 model"
+_WORDS = (
+    "*prompts* may stay empty if the file names trigger words, which are then shown below. "
+    "Otherwise write prompts, one per line"
+)
+_SAVED = "a LoRA in *output/loras*, which is in every LoRA list at once. Load it at strength 1.0"
 _REPORT = (
-    "In the merge node a report: 0 means a layer gives what it gives with the LoRA alone, 1 that "
-    "it is as far off as the LoRA moves it"
+    "A report on the merge node. It says how much of each LoRA's effect is there, and which layers "
+    "suffer. An error of 0 is best"
+)
+_TIME = (
+    "A merge of two LoRAs takes as many UNet passes as about 30 pictures of 20 steps. To save "
+    "time, lower *resolution* in **Calibration**"
 )
 
 
@@ -18,50 +25,54 @@ def _note(does: str, choose: list[str], out: list[str]) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 NOTES = {
     "merge_two_loras": _note(
-        "Makes one LoRA that does what two do.",
+        "Makes one LoRA that does what two LoRAs do.",
         [
             _CHOOSE,
-            f"**First LoRA**, **Second LoRA**: made for SD1.5. {_WORDS}. For three or more press *+ "
-            "add another LoRA*",
-            "**Prompt**: put trigger words of both where it says so",
+            f"**First LoRA**, **Second LoRA**: choose LoRAs made for SD1.5. {_WORDS}. For a third "
+            "one press *+ add another LoRA*",
+            "**Prompt**: write trigger words of both LoRAs",
         ],
-        [_SAVED[0].upper() + _SAVED[1:], "A picture made with it", _REPORT],
+        [_sentence(_SAVED), "A picture made with it", _REPORT, _TIME],
     ),
     "character_and_style": _note(
-        "A character drawn in a style, from one LoRA of each.",
+        "Draws a character in a style, from one LoRA of each.",
         [
             _CHOOSE,
-            "**Character**, **Style**: their LoRAs",
-            "**The character in the style**: name the style's LoRA and how a prompt asks for it, "
-            "as *second: in demo2 style*",
-            "**Prompt**: the same words",
+            "**Character**, **Style**: choose their LoRAs",
+            "**The character in the style**: replace *second: in demo2 style*. Write the name of "
+            "your style's file, a colon, and how a prompt asks for this style",
+            "**Prompt**: write the same words and those of the character",
         ],
         [
             f"One LoRA of both: {_SAVED}",
             "A picture made with it",
             _REPORT,
-            "Plots of it in **Merge report**",
+            "Pictures of the report in **Merge report**",
         ],
     ),
     "three_concepts": _note(
-        "Three subjects that can appear in one picture.",
+        "Merges three subjects so that they can appear in one picture.",
         [
             _CHOOSE,
-            "The three **concepts**: their LoRAs",
-            "**All in one picture**: what each of them is called, one per line, as *first: a "
-            "demo1*",
-            "**Prompt**: the same words",
+            "The three **concepts**: choose their LoRAs",
+            "**All in one picture**: replace the three lines such as *first: a demo1*. Write the "
+            "name of each file, a colon, and what a prompt calls its subject",
+            "**Prompt**: write the same words",
         ],
         [f"One LoRA of the three: {_SAVED}", "A picture made with it", _REPORT],
     ),
     "reduce_rank": _note(
-        "Makes a LoRA's file smaller; what is cut is what its own prompts need least.",
+        "Makes a LoRA's file smaller. It cuts what the LoRA's own prompts need least.",
         [
             _CHOOSE,
-            f"**LoRA to make smaller**. {_WORDS}",
-            "**Cut to a lower rank**: the rank, or a size in MB instead",
+            f"**LoRA to make smaller**: choose the file. {_WORDS}",
+            "**Cut to a lower rank**: set *rank*. Or set it to 0, and set a size in MB instead",
         ],
         [
             f"The smaller LoRA: {_SAVED}",
@@ -70,21 +81,21 @@ NOTES = {
         ],
     ),
     "compare_grid": _note(
-        "Merges two LoRAs and shows what that does, beside all else one could do.",
+        "Merges two LoRAs and draws the result beside what else you could do.",
         [
             _CHOOSE,
-            "**First LoRA**, **Second LoRA**, and the same files in **… alone** and **Both "
-            "stacked**",
-            "The five **Prompts**: the same text in each, with trigger words of both",
+            "**First LoRA**, **Second LoRA**: choose them. Choose the same files in **First LoRA "
+            "alone**, **Second LoRA alone** and **Both stacked**",
+            "The five **Prompts**: write the same text into each, with trigger words of both LoRAs",
         ],
         [
-            "Five pictures of one seed: base model, each LoRA alone, both stacked, the merge",
+            "Five pictures from one seed: base model, each LoRA alone, both stacked, the merge",
             f"The merge: {_SAVED}",
             _REPORT,
         ],
     ),
     "from_lora_stack": _note(
-        "Merges the LoRAs of a stack, or of a text.",
+        "Merges the LoRAs of a stack or of a text.",
         [
             _CHOOSE,
             "**LoRAs of a text or a stack**: connect any LORA_STACK, or write `<lora:name:1.0>` as "
@@ -92,34 +103,34 @@ NOTES = {
         ],
         [
             f"One LoRA instead of the stack: {_SAVED}",
-            "The same as a LORA_STACK, for nodes that take one; the text shows what is in it",
+            "The same LoRA as a LORA_STACK, for nodes that take one. The text shows what is in it",
             _REPORT,
         ],
     ),
     "loras_on_model": _note(
-        "Merges the LoRAs that a model already carries: put it behind the LoRA loaders of your own "
+        "Merges the LoRAs that a model already carries. Put it behind the LoRA loaders of your own "
         "workflow.",
-        [_CHOOSE, "Your **LoRA loaders**, as many as you like"],
+        [_CHOOSE, "Your **LoRA loaders**: as many as you like"],
         [f"One LoRA instead of them: {_SAVED}", "A picture made with it", _REPORT],
     ),
     "from_recipe": _note(
         "Makes a merge again, from the recipe inside its file, with another rank.",
         [
             _CHOOSE,
-            "**How it was made**: a LoRA that *Save merged LoRA* has saved; the LoRAs it was made "
-            "of must be there",
+            "**How it was made**: choose a LoRA that *Save merged LoRA* has saved. The LoRAs from "
+            "which it was made must still be there",
         ],
-        [f"The LoRA made anew: {_SAVED}", "The recipe's settings as text", _REPORT],
+        [f"The new LoRA: {_SAVED}", "The settings of the recipe as text", _REPORT],
     ),
     "train_and_merge": _note(
-        "Trains a LoRA on pictures with ComfyUI's own node, and merges it with another one at "
-        "once.",
+        "Trains a LoRA on pictures with ComfyUI's own node, and merges it with another LoRA.",
         [
             _CHOOSE,
-            "The **pictures to learn**, and **Its caption**; in **The trained LoRA** the same "
-            "words as prompts",
-            "**Another LoRA**",
-            "**Prompt**: words of both",
+            "**First picture to learn**, **Second picture to learn**: choose them",
+            "**Its caption**: describe them. Write the same words into the prompts of **The "
+            "trained LoRA**",
+            "**Another LoRA**: choose the file",
+            "**Prompt**: write words of both LoRAs",
         ],
         [f"One LoRA of both: {_SAVED}", "A picture made with it", _REPORT],
     ),

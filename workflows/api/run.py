@@ -1,5 +1,6 @@
-"""Run a workflow of this folder on a ComfyUI that is running: python run.py merge_two_loras.json
-[127.0.0.1:8188]
+"""Run a workflow of this folder on a ComfyUI that is already running, and print what it shows.
+
+python run.py merge_two_loras.json [127.0.0.1:8188]
 """
 
 import json
