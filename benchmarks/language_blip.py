@@ -250,12 +250,12 @@ class CaptionWorld:
                 train_lora(
                     self.model,
                     folder,
-                    targets,
                     drawn,
                     size.lora_steps,
                     size.lora_rate,
                     seed,
                     told,
+                    target_modules=targets,
                     **settings,
                 )
             found[style] = peft.load(folder, mergeable_shapes(self.model))

@@ -92,7 +92,6 @@ def fit(
 def train_lora(
     base: nn.Module,
     folder: Path,
-    targets: Sequence[str] | str,
     batches: Iterator[Batch],
     steps: int,
     rate: float,
@@ -104,7 +103,7 @@ def train_lora(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    worn = get_peft_model(base, LoraConfig(target_modules=targets, lora_dropout=0.0, **settings))
+    worn = get_peft_model(base, LoraConfig(lora_dropout=0.0, **settings))
     fit(worn, batches, steps, rate, tell)
     save_whole(worn, folder, save_embedding_layers=False)
     worn.unload()

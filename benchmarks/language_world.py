@@ -113,12 +113,12 @@ class TextWorld:
                 train_lora(
                     self.model,
                     folder,
-                    ["q", "v"],
                     drawn,
                     size.lora_steps,
                     size.lora_rate,
                     seed,
                     told,
+                    target_modules=["q", "v"],
                     **settings,
                 )
             found[task.name] = peft.load(folder, mergeable_shapes(self.model))

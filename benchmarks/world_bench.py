@@ -1,7 +1,7 @@
 """What experiments in the trained world need; import it from any script:
 
     bench = load_bench(cache)                                   # base model, recogniser, and the product's view of the model
-    loras = bench.loras(("<v1>", "<v2>"), 0)                # PromptedAdapters, as trained
+    loras = bench.loras(("<v1>", "<v2>"), 0)                # LoadedLoras, as trained
     result = merge_stable_diffusion(bench.model, loras, bench.calibration(scene_weight=0.1), MergeConfig(...))
     pictures = bench.sample(result.adapter, ["a <v1> and a <v2>"] * 8, seeds=range(8), cfg=3.0)
     bench.recogniser.judge(pictures)                            # what lies where
@@ -30,10 +30,10 @@ from world_scenes import STYLE_TRIGGERS, base_labels, caption_of, to_pictures
 
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.calibration import noise as noise_of
+from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.loras import read_lora
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.diffusion.sampling import noise as noise_of
 from iteris_core.network import Network
 
 DEFAULT_CACHE = Path(os.environ.get("ITERIS_WORLD_CACHE", Path.home() / ".cache" / "iteris-world"))
@@ -112,17 +112,17 @@ class Bench:
     recogniser: Recogniser
     folder: Path
 
-    def loras(self, triggers: Sequence[str], lora_set: LoraSet = 0) -> list[PromptedAdapter]:
+    def loras(self, triggers: Sequence[str], lora_set: LoraSet = 0) -> list[LoadedLora]:
         """Return trained LoRAs with the prompts that a user would give."""
         return [self.lora(trigger, lora_set) for trigger in triggers]
 
-    def lora(self, trigger: str, lora_set: LoraSet = 0) -> PromptedAdapter:
+    def lora(self, trigger: str, lora_set: LoraSet = 0) -> LoadedLora:
         adapter = read_lora(self.model, lora_folder(self.folder, trigger, lora_set) / FILE)
         adapter = Adapter(trigger, adapter.deltas)
         if trigger in STYLE_TRIGGERS:
             prompts = tuple(prompt.format(trigger=trigger) for prompt in STYLE_PROMPTS)
-            return PromptedAdapter(adapter, prompts, trigger=f"in {trigger} style", kind="style")
-        return PromptedAdapter(
+            return LoadedLora.of(adapter, prompts, trigger=f"in {trigger} style", kind="style")
+        return LoadedLora.of(
             adapter, (f"a {trigger}", f"a photo of a {trigger}"), trigger=f"a {trigger}"
         )
 

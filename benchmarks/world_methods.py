@@ -19,7 +19,9 @@ from world_score import SinglePictures, probes_of, score
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
-from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE, merge_stable_diffusion
+from iteris_core.diffusion.model import SAMPLING_STAGE
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.progress import Stage
 from iteris_core.rivals import METHODS
 
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -181,7 +183,7 @@ def merged(
     loras = bench.loras(triggers, lora_set)
     clock = Clock()
     result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
-    clock("", 1, 1)
+    clock(Stage("the rest"), 1, 1)
     return result.adapter, clock.seconds
 
 
@@ -194,9 +196,9 @@ class Clock:
     last: float = field(default_factory=time.process_time)
     seconds: float = 0.0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: Stage, done: int, total: int) -> None:
         now = time.process_time()
-        self.seconds += 0.0 if stage == SAMPLING_STAGE else now - self.last
+        self.seconds += 0.0 if stage.name == SAMPLING_STAGE else now - self.last
         self.last = now
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,49 +106,81 @@ def style_of(trigger: str) -> str:
     return STYLES[STYLE_TRIGGERS.index(trigger)]
 
 
+class Question(NamedTuple):
+    """A caption to be drawn `count` times, and what must be in the pictures."""
+
+    kind: str
+    about: tuple[str, ...]
+    caption: str
+    count: int
+    labels: tuple[Label, ...]
+    style: str | None = None
+
+
 def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> list[Probe]:
-    """Return the pictures that are asked of a merge of these triggers; effort: noise seeds per
-    caption of two things.
+    """Return the pictures that are asked of a merge of these triggers.
+
+    Args:
+        triggers: Triggers of the concepts and styles in the merge.
+        effort: Noise seeds per caption of two things.
+        most_pairs: The number of pairs of concepts that are asked about.
     """
     concepts = [trigger for trigger in triggers if trigger in CONCEPT_TRIGGERS]
     styles = [trigger for trigger in triggers if trigger in STYLE_TRIGGERS]
+    questions = [
+        *_about_one(concepts, styles, effort),
+        *_about_pairs(pairs_to_ask(concepts, most_pairs), effort),
+        *_about_styled(concepts, styles, effort),
+        *(Question("base", (), caption, effort, labels) for caption, labels in BASE),
+    ]
     probes: list[Probe] = []
+    asked: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for question in questions:
+        for _ in range(question.count):
+            # the number of the picture within its kind and its triggers is its seed
+            number = asked[question.kind, question.about]
+            asked[question.kind, question.about] += 1
+            probes.append(
+                Probe(
+                    question.kind,
+                    question.about,
+                    question.caption,
+                    10_000 + number,
+                    question.labels,
+                    question.style,
+                )
+            )
+    return probes
 
-    def ask(
-        kind: str,
-        about: tuple[str, ...],
-        caption: str,
-        count: int,
-        labels: tuple[Label, ...],
-        style: str | None = None,
-    ):
-        for _ in range(
-            count
-        ):  # the number of the picture within its kind and its triggers is its seed
-            number = sum(probe.kind == kind and probe.about == about for probe in probes)
-            probes.append(Probe(kind, about, caption, 10_000 + number, labels, style))
 
+def _about_one(concepts: Sequence[str], styles: Sequence[str], effort: int) -> Iterator[Question]:
     for a in concepts:
         for form in ALONE:
-            ask("alone", (a,), form.format(a=a), 3 * effort, (label_of(a),))
+            yield Question("alone", (a,), form.format(a=a), 3 * effort, (label_of(a),))
         for form, other in zip(COMPANY, COMPANY_LABELS, strict=True):
-            ask("company", (a,), form.format(a=a), effort, (label_of(a), other))
+            labels = (label_of(a), other)
+            yield Question("company", (a,), form.format(a=a), effort, labels)
     for s in styles:
         for form, label in STYLE_ALONE:
-            ask("alone", (s,), form.format(s=s), 3 * effort, (label,), style_of(s))
-    for a, b in pairs_to_ask(concepts, most_pairs):
+            yield Question("alone", (s,), form.format(s=s), 3 * effort, (label,), style_of(s))
+
+
+def _about_pairs(pairs: Sequence[tuple[str, str]], effort: int) -> Iterator[Question]:
+    for a, b in pairs:
+        labels = (label_of(a), label_of(b))
         for kind, forms in (("seen", SEEN), ("unseen", UNSEEN)):
             for form, (first, second) in itertools.product(forms, ((a, b), (b, a))):
-                ask(
-                    kind, (a, b), form.format(a=first, b=second), effort, (label_of(a), label_of(b))
-                )
+                yield Question(kind, (a, b), form.format(a=first, b=second), effort, labels)
+
+
+def _about_styled(
+    concepts: Sequence[str], styles: Sequence[str], effort: int
+) -> Iterator[Question]:
     for a, s in itertools.product(concepts, styles):
         for kind, forms in (("styled", STYLED), ("styled unseen", STYLED_UNSEEN)):
             for form in forms:
-                ask(kind, (a, s), form.format(a=a, s=s), 3 * effort, (label_of(a),), style_of(s))
-    for caption, labels in BASE:
-        ask("base", (), caption, effort, labels)
-    return probes
+                caption = form.format(a=a, s=s)
+                yield Question(kind, (a, s), caption, 3 * effort, (label_of(a),), style_of(s))
 
 
 def pairs_to_ask(concepts: Sequence[str], most: int) -> list[tuple[str, str]]:

@@ -1,4 +1,7 @@
-"""How far long work is, as data: whoever listens decides how to show it, and may raise to cancel the work."""
+"""How far long work is, as data.
+
+Whoever listens decides how to show it, and may raise to cancel the work.
+"""
 
 from __future__ import annotations
 

@@ -19,69 +19,111 @@ class Calibration(io.ComfyNode):
             node_id="IterISCalibration",
             display_name="Calibration (IterIS)",
             category="loaders/IterIS",
-            description="How the samples are made on which the LoRAs are measured. Not connected: "
-                        "these defaults.",
+            description="How the samples are made on which the LoRAs are measured. If this node is "
+            "not connected, these defaults are used.",
             inputs=[
                 io.Int.Input(
-                    "trajectories", default=_DEFAULTS.trajectories, min=1, max=256,
-                    tooltip="Short sampling runs per LoRA, each with a prompt and a seed of its "
-                            "own. More: better, slower.",
+                    "trajectories",
+                    default=_DEFAULTS.trajectories,
+                    min=1,
+                    max=256,
+                    tooltip="Short sampling runs per LoRA, each with its own prompt and seed. More "
+                    "measures more, and takes longer.",
                 ),
                 io.Int.Input(
-                    "timesteps", default=_DEFAULTS.timesteps, min=1, max=50,
-                    tooltip="Latents kept of each run, spread over the whole of it.",
+                    "timesteps",
+                    default=_DEFAULTS.timesteps,
+                    min=1,
+                    max=50,
+                    tooltip="Latents kept of each sampling run, spread over the whole run.",
                 ),
                 io.Int.Input(
-                    "sampling_steps", default=_DEFAULTS.sampling_steps, min=1, max=100, tooltip="Steps "
-                                                                                                "of "
-                                                                                                "each "
-                                                                                                "run.",
+                    "sampling_steps",
+                    default=_DEFAULTS.sampling_steps,
+                    min=1,
+                    max=100,
+                    tooltip="Steps of each sampling run.",
                 ),
                 io.Int.Input(
-                    "resolution", default=_DEFAULTS.resolution, min=64, max=2048, step=64,
+                    "resolution",
+                    default=_DEFAULTS.resolution,
+                    min=64,
+                    max=2048,
+                    step=64,
                     tooltip="Side of the pictures in pixels. Smaller is faster and needs less "
-                            "memory.",
+                    "memory.",
                 ),
                 io.Float.Input(
-                    "cfg", default=_DEFAULTS.cfg, min=0.0, max=30.0, step=0.1,
-                    tooltip="Guidance of the runs: what you will sample with.",
+                    "cfg",
+                    default=_DEFAULTS.cfg,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance of the sampling runs. Use the value with which you will "
+                    "sample.",
                 ),
                 io.Float.Input(
-                    "unconditional_share", default=_DEFAULTS.unconditional_share, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of the samples that are also measured with the negative prompt. "
-                            "Guided sampling needs them.",
+                    "unconditional_share",
+                    default=_DEFAULTS.unconditional_share,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the latents that are also measured with the negative prompt. "
+                    "Sampling with guidance needs them.",
                 ),
                 io.Float.Input(
-                    "composition_share", default=_DEFAULTS.composition_share, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of your prompts that get company ('... and a red chair'), "
-                    "so that the merged LoRA can still put its subject beside other things.",
+                    "composition_share",
+                    default=_DEFAULTS.composition_share,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of your prompts to which an ordinary thing is added ('... and a "
+                    "red chair'). So the merged LoRA can still put its subject beside "
+                    "other things.",
                 ),
                 io.Float.Input(
-                    "preserve_weight", default=_DEFAULTS.preserve_weight, min=0.0, max=10.0, step=0.05,
-                    tooltip="How much the base model's behaviour on ordinary prompts is kept. 0 "
-                            "leaves it out: then the merged LoRA may show up in pictures that did "
-                            "not ask for it.",
+                    "preserve_weight",
+                    default=_DEFAULTS.preserve_weight,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much it counts that ordinary prompts stay as they were. 0: off. "
+                    "Then the merged LoRA may show up in pictures that did not ask for "
+                    "it.",
                 ),
                 io.String.Input(
-                    "preserve_prompts", multiline=True, default="",
-                    tooltip="Ordinary prompts, one per line, on which the base model is kept. "
-                            "Empty: a list of our own.",
+                    "preserve_prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="Ordinary prompts that should stay as they were, one per line. Empty: "
+                    "a built-in list.",
                 ),
-                io.String.Input("negative_prompt", default="", tooltip="The negative prompt that "
-                                                                       "you will sample with."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
-                    tooltip="Of the captions and the noise. Kept, so that a second run is taken "
-                            "from the cache.",
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    tooltip="The negative prompt with which you will sample.",
                 ),
                 io.Int.Input(
-                    "held_out", default=_DEFAULTS.held_out, min=0, max=64, optional=True,
-                    tooltip="Sampling runs per LoRA, with prompts and seeds that the merge has not "
-                            "seen, to check it. 0: no check, which saves some time.",
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of the captions and the noise. Keep it, so that the next merge "
+                    "can reuse the sampling runs.",
+                ),
+                io.Int.Input(
+                    "held_out",
+                    default=_DEFAULTS.held_out,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    tooltip="Sampling runs per LoRA that check the result, on prompts and seeds "
+                    "that the merge has not seen. 0: no check, which saves time.",
                 ),
             ],
             outputs=[CALIBRATION.Output(display_name="calibration")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, preserve_prompts: str, **settings: object) -> io.NodeOutput:

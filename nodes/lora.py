@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ..iteris_core import CalibrationError, IterisError
 from . import host
 from .loras.names import fingerprint
-from .loras.prompts import entry_of_file, lines, told
-from .sockets import LORA_MODEL, TASKS, LoraEntry
+from .loras.prompts import lines, shown_on_node, use_of_file, use_of_tensors
+from .sockets import LORA_MODEL, LORAS, ChosenLora
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +21,15 @@ PLACEHOLDER = (
     "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"
 )
 PROMPTS = (
-    "What this LoRA is for, one prompt per line, with its trigger words; trigger in curly braces "
-    "stands for those that the file names. Empty: our own prompts with them. The merged LoRA is "
-    "made to do on these what this LoRA does. Emphasis such as (word:1.3) counts as 1."
+    "What you use this LoRA for, one prompt per line, with its trigger words. The merged LoRA is "
+    "made to do on these prompts what this LoRA does. The word trigger in curly braces stands for "
+    "the trigger words that the file names. Empty: prompts are made from those words. Emphasis "
+    "such as (word:1.3) counts as 1."
 )
-WEIGHT = "How much this LoRA counts where the LoRAs are in conflict. Only the ratios matter."
+WEIGHT = (
+    "How much this LoRA counts where LoRAs contradict each other. Only the ratio to the other "
+    "weights matters. This is not a strength."
+)
 
 
 class LoraToMerge(io.ComfyNode):
@@ -35,24 +39,34 @@ class LoraToMerge(io.ComfyNode):
             node_id="IterISLora",
             display_name="LoRA to merge (IterIS)",
             category="loaders/IterIS",
-            description="One LoRA of a merge. Chain one node per LoRA through 'previous'; the last "
-                        "goes to IterIS Merge.",
+            description="One LoRA of a merge. Use one node for each LoRA, chain them through "
+            "'previous', and connect the last one to IterIS Merge.",
             inputs=[
                 io.Combo.Input("lora_name", options=host.lora_names(), tooltip="The LoRA file."),
                 io.Float.Input(
-                    "strength_model", **STRENGTH,
-                    tooltip="How strongly you would use this LoRA's UNet part on its own. It is "
-                            "baked into the merged LoRA.",
+                    "strength_model",
+                    **STRENGTH,
+                    tooltip="How strongly you would use this LoRA alone, for the UNet. The merged "
+                    "LoRA contains this strength.",
                 ),
-                io.Float.Input("strength_clip", **STRENGTH, tooltip="The same for its text encoder "
-                                                                    "part."),
-                io.String.Input("prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS),
-                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT),
-                TASKS.Input("previous", optional=True, tooltip="The LoRAs before this one."),
+                io.Float.Input(
+                    "strength_clip",
+                    **STRENGTH,
+                    tooltip="How strongly you would use this LoRA alone, for the text encoder.",
+                ),
+                io.String.Input(
+                    "prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS
+                ),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT
+                ),
+                LORAS.Input(
+                    "previous", optional=True, tooltip="The LoRAs before this one in the chain."
+                ),
             ],
-            outputs=[TASKS.Output(display_name="LoRAs")],
+            outputs=[LORAS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
@@ -69,10 +83,10 @@ class LoraToMerge(io.ComfyNode):
         strength_clip: float,
         prompts: str,
         weight: float,
-        previous: tuple[LoraEntry, ...] = (),
+        previous: tuple[ChosenLora, ...] = (),
     ) -> io.NodeOutput:
-        entry = entry_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight)
-        return show(cls.hidden.unique_id, [entry], previous)
+        use = use_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight)
+        return show(cls.hidden.unique_id, [ChosenLora(use)], previous)
 
 
 class TrainedLora(io.ComfyNode):
@@ -82,27 +96,38 @@ class TrainedLora(io.ComfyNode):
             node_id="IterISTrainedLora",
             display_name="Trained LoRA to merge (IterIS)",
             category="loaders/IterIS",
-            description="A LORA_MODEL as one LoRA of a merge: from core's Train LoRA, without "
-                        "saving it first, or from IterIS Merge itself.",
+            description="A LORA_MODEL as one LoRA of a merge: from ComfyUI's own Train LoRA, "
+            "without saving it first, or from IterIS Merge.",
             inputs=[
-                LORA_MODEL.Input("lora", tooltip="From core's Train LoRA, or any node that makes a "
-                                                 "LORA_MODEL."),
-                io.String.Input("name", default="trained", tooltip="What to call it in reports and "
-                                                                   "errors."),
-                io.Float.Input("strength_model", **STRENGTH, tooltip="How strongly you would use "
-                                                                     "it on its own."),
-                io.String.Input(
-                    "prompts", multiline=True, default="", placeholder="the captions that it was "
-                                                                       "trained on",
-                    tooltip="What it is for, one prompt per line: the captions that it was trained "
-                            "on, or some like them.",
+                LORA_MODEL.Input(
+                    "lora", tooltip="A LORA_MODEL, from ComfyUI's own Train LoRA or any other node."
                 ),
-                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT),
-                TASKS.Input("previous", optional=True, tooltip="The LoRAs before this one."),
+                io.String.Input(
+                    "name", default="trained", tooltip="What to call it in reports and errors."
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    **STRENGTH,
+                    tooltip="How strongly you would use this LoRA alone.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="",
+                    placeholder="the captions that it was trained on",
+                    tooltip="What you use this LoRA for, one prompt per line: the captions on "
+                    "which it was trained, or similar ones.",
+                ),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT
+                ),
+                LORAS.Input(
+                    "previous", optional=True, tooltip="The LoRAs before this one in the chain."
+                ),
             ],
-            outputs=[TASKS.Output(display_name="LoRAs")],
+            outputs=[LORAS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -112,7 +137,7 @@ class TrainedLora(io.ComfyNode):
         strength_model: float,
         prompts: str,
         weight: float,
-        previous: tuple[LoraEntry, ...] = (),
+        previous: tuple[ChosenLora, ...] = (),
     ) -> io.NodeOutput:
         name = name.strip() or "trained"
         if not lora:
@@ -121,21 +146,19 @@ class TrainedLora(io.ComfyNode):
             )
         if strength_model and not lines(prompts):
             raise CalibrationError(
-                f"{name} has no prompts, and a LoRA that is in no file has no metadata to take them "
-                "from. Write the captions that it was trained on, one per line"
+                f"{name} has no prompts, and a LoRA that is in no file has no metadata to take "
+                "them from. Write the captions that it was trained on, one per line"
             )
-        entry = LoraEntry(
-            name, strength_model, strength_model, lines(prompts), weight, tensors=dict(lora)
-        )
-        return show(cls.hidden.unique_id, [entry], previous)
+        use = use_of_tensors(name, strength_model, strength_model, lines(prompts), weight)
+        return show(cls.hidden.unique_id, [ChosenLora(use, dict(lora))], previous)
 
 
 def show(
-    node_id: str, entries: list[LoraEntry], previous: tuple[LoraEntry, ...], note: str = ""
+    node_id: str, loras: Sequence[ChosenLora], previous: tuple[ChosenLora, ...], note: str = ""
 ) -> io.NodeOutput:
     """Return the chain with these LoRAs at its end, and show on the node what is merged with which
     prompts.
     """
-    ui = told(entries, note)
+    ui = shown_on_node([lora.use for lora in loras], note)
     host.show_text(node_id, ui["text"][0])
-    return io.NodeOutput((*previous, *entries), ui=ui)
+    return io.NodeOutput((*previous, *loras), ui=ui)

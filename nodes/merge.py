@@ -7,33 +7,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from comfy_api.latest import io
 
 from ..iteris_core import ConfigError, MergeConfig
-from ..iteris_core.config import Method, Target
+from ..iteris_core.config import Balance, Engine, Method, Ridge, Target
 from ..iteris_core.diffusion.calibration import Calibration, sample_count
 from . import host
-from .settings import PRECISIONS, from_widgets
 from .sockets import (
     CALIBRATION,
     LORA_MODEL,
+    LORAS,
     MERGED,
     REPORT,
     SETTINGS,
-    TASKS,
-    LoraEntry,
+    ChosenLora,
     MergedLora,
-    MergeSettings,
+    advanced,
     growing,
 )
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core import MergeReport, MergeResult
-    from ..iteris_core.diffusion.samples import PromptedAdapter
+    from ..iteris_core.diffusion.job import MergeSettings
+    from ..iteris_core.diffusion.lora_use import LoadedLora
+    from ..iteris_core.report.records import Note
 
-TARGETS = get_args(Target)
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 METHODS = list(get_args(Method))
+_BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
 
 class Merge(io.ComfyNode):
@@ -43,174 +45,210 @@ class Merge(io.ComfyNode):
             node_id="IterISMerge",
             display_name="IterIS Merge",
             category="loaders/IterIS",
-            description="Merges LoRAs into one: runs each of them on its prompts, measures what "
-                        "enters every layer, and solves for the one LoRA that does the same. LoRAs "
-                        "that MODEL or CLIP already carry count as part of the base model.",
+            description="Merges LoRAs into one. It runs each of them on its prompts, measures "
+            "every layer, and computes the one LoRA that comes closest to doing what "
+            "each of them does. LoRAs that MODEL or CLIP already carry count as part "
+            "of the base model.",
             inputs=[
                 io.Model.Input("model", tooltip="The SD1.5 model for which the LoRAs were made."),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
-                TASKS.Input("tasks", tooltip="The last 'LoRA to merge' of the chain."),
-                CALIBRATION.Input("calibration", optional=True, tooltip="How samples are made. Not "
-                                                                        "connected: the "
-                                                                        "defaults."),
+                io.Clip.Input("clip", tooltip="The text encoder of this model."),
+                LORAS.Input(
+                    "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."
+                ),
+                CALIBRATION.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="How the LoRAs are measured. Not connected: the defaults.",
+                ),
                 io.Float.Input(
-                    "alpha", default=MergeConfig.alpha, min=0.0, max=1.0, step=1e-6, round=False,
-                    tooltip="Ridge: higher pulls the merged LoRA towards the average of the LoRAs. "
-                            "1e-4 suits most; try 1e-3 without a preserve task.",
+                    "alpha",
+                    default=MergeConfig.alpha,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="Ridge: more keeps the merged LoRA nearer to the average of the LoRAs. "
+                    "1e-4 suits most merges. Use 1e-3 if preserve_weight is 0.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(PRECISIONS), default="float16",
-                    tooltip="Of the merged LoRA. Later layers make up for the rounding of earlier "
-                            "ones.",
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="float16",
+                    tooltip="Number format of the merged LoRA. Later layers make up for the "
+                    "rounding of earlier ones.",
                 ),
                 io.Int.Input(
-                    "rank", default=0, min=0, max=1280, optional=True,
-                    tooltip="Of the merged LoRA. 0: the sum of the LoRAs' ranks. Lower makes a "
-                            "smaller file; what is cut is what matters least on the measured "
-                            "inputs, and later layers make up for it.",
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1280,
+                    optional=True,
+                    tooltip="Rank of the merged LoRA. 0: the sum of the LoRAs' ranks. A lower rank "
+                    "makes a smaller file. What matters least on the measured inputs is "
+                    "cut, and later layers make up for it.",
                 ),
                 io.Combo.Input(
-                    "target", options=list(TARGETS), default=MergeConfig.target, optional=True,
-                    tooltip="full_output: reproduce the whole output of each layer, which also "
-                            "makes up for the drift of its inputs; better from three LoRAs on, and "
-                            "needed by scenes. delta: only what each LoRA adds.",
+                    "target",
+                    options=list(get_args(Target)),
+                    default=MergeConfig.target,
+                    optional=True,
+                    tooltip="full_output: reproduce the whole output of each layer. It also "
+                    "corrects the drift of the layer's inputs. It is better from three "
+                    "LoRAs on, and scene prompts need it. delta: reproduce only what each "
+                    "LoRA adds.",
                 ),
                 io.Float.Input(
-                    "kept_energy", default=1.0, min=0.01, max=1.0, step=0.001, round=False, optional=True,
-                    tooltip="Instead of rank: give every layer the smallest rank that keeps this "
-                            "share of its effect on the measured inputs; 0.99 is a good start. 1: "
-                            "off.",
+                    "kept_energy",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.001,
+                    round=False,
+                    optional=True,
+                    tooltip="Instead of rank: the share of its effect that every layer keeps, with "
+                    "the smallest rank that does it. 0.99 is a good start. 1: off.",
                 ),
                 io.Float.Input(
-                    "size_mb", default=0.0, min=0.0, max=10000.0, step=1.0, round=False, optional=True,
+                    "size_mb",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=1.0,
+                    round=False,
+                    optional=True,
                     tooltip="Instead of rank: the size of the file in MB, at the chosen precision. "
-                            "Ranks go to the layers that gain most by them. Takes twice the time. "
-                            "0: off.",
+                    "Layers that gain most get more rank. Takes twice the time. 0: off.",
                 ),
                 io.Combo.Input(
-                    "method", options=METHODS, default=METHODS[0], optional=True,
-                    tooltip="iteris, or another way to merge, to compare with; those take rank and "
-                            "precision, and leave alpha and target alone.",
+                    "method",
+                    options=METHODS,
+                    default=METHODS[0],
+                    optional=True,
+                    tooltip="iteris, or another way to merge, for comparison. Other methods use "
+                    "rank and precision. alpha and target are for iteris.",
                 ),
                 io.Boolean.Input(
-                    "correct_strength", default=False, optional=True,
-                    tooltip="A merge is often a little weaker than its LoRAs. On: it is scaled by "
-                            "what the check on unseen prompts measures, by 1.3 at most; that needs "
-                            "held_out samples.",
+                    "correct_strength",
+                    default=False,
+                    optional=True,
+                    tooltip="A merge is often a little weaker than its LoRAs. On: the merged LoRA "
+                    "is scaled by what the check on unseen prompts measures, up to 1.3 "
+                    "times. Needs held_out of 1 or more.",
                 ),
-                *growing("more", TASKS, "More LoRAs, each in a socket of its own instead of a "
-                                        "chain."),
+                io.Combo.Input(
+                    "engine",
+                    options=list(get_args(Engine)),
+                    default=MergeConfig.engine,
+                    optional=True,
+                    tooltip="sweep: solve every layer in one pass. iterate: the paper's loop, "
+                    "which takes many passes and converges to the same result.",
+                    **advanced(),
+                ),
+                io.Combo.Input(
+                    "ridge",
+                    options=list(get_args(Ridge)),
+                    default=MergeConfig.ridge,
+                    optional=True,
+                    tooltip="How the ridge is scaled. consistent: one objective is minimised. "
+                    "paper: as in the published code.",
+                    **advanced(),
+                ),
+                io.Combo.Input(
+                    "balance",
+                    options=list(get_args(Balance)),
+                    default=MergeConfig.balance,
+                    optional=True,
+                    tooltip="How LoRAs of different size are balanced. delta: the paper's formula. "
+                    "full: that of the published code. uniform: not at all.",
+                    **advanced(),
+                ),
+                io.Float.Input(
+                    "input_mix",
+                    default=MergeConfig.input_mix,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of the single LoRA's inputs that is mixed into the inputs of "
+                    "the merged model. 0: off.",
+                    **advanced(),
+                ),
+                *growing("more", LORAS, "More LoRAs, connected one by one instead of in a chain."),
                 SETTINGS.Input(
-                    "settings", optional=True,
-                    tooltip="From Load recipe: takes the place of all settings on this node, so "
-                            "that a file is made as it was.",
+                    "settings",
+                    optional=True,
+                    tooltip="From Load recipe. They replace all settings of this node, so that a "
+                    "file is made again as it was.",
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
                 io.Clip.Output(display_name="CLIP"),
                 LORA_MODEL.Output(
-                    display_name="LORA_MODEL", tooltip="The UNet part, for core's own Load LoRA "
-                                                       "Model and Save LoRA Weights.",
+                    display_name="LORA_MODEL",
+                    tooltip="The UNet part, for ComfyUI's own Load LoRA Model and Save LoRA "
+                    "Weights.",
                 ),
-                MERGED.Output(display_name="merged LoRA", tooltip="UNet and text encoder, for Save "
-                                                                  "merged LoRA."),
+                MERGED.Output(
+                    display_name="merged LoRA",
+                    tooltip="UNet and text encoder, for Save merged LoRA.",
+                ),
                 REPORT.Output(
-                    display_name="report", tooltip="How well each LoRA is reproduced, for Merge "
-                                                   "report.",
+                    display_name="report",
+                    tooltip="How well each LoRA is reproduced, for Merge report.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             # a merge may end in its report; and only an output node's is sent again from the cache
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls,
         model: Any,
         clip: Any,
-        tasks: tuple[LoraEntry, ...],
-        alpha: float,
-        precision: str,
+        tasks: tuple[ChosenLora, ...],
         calibration: Calibration | None = None,
-        rank: int = 0,
-        target: str = MergeConfig.target,
-        kept_energy: float = 1.0,
-        size_mb: float = 0.0,
-        method: str = METHODS[0],
-        correct_strength: bool = False,
-        more: Mapping[str, tuple[LoraEntry, ...] | None] | None = None,
+        more: Mapping[str, tuple[ChosenLora, ...] | None] | None = None,
         settings: MergeSettings | None = None,
+        **widgets: Any,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.recipe import with_recipe
-        from ..iteris_core.report.records import Note
-        from .loras.entries import each_once, in_sockets, read, scenes_of, used
+        from ..iteris_core.diffusion.job import merge_and_check
+        from ..iteris_core.diffusion.lora_use import LoadedLora
+        from .loras.chosen import in_sockets, load, scenes_of
 
-        entries = [*tasks, *in_sockets(more or {})]
+        chosen = [*tasks, *in_sockets(more or {})]
+        scenes = scenes_of(chosen)
         calibration = calibration or Calibration()
-        scenes = scenes_of(entries)
-        (tasks, notes) = each_once(entries)
         calibration = scenes.applied_to(calibration) if scenes else calibration
         base = host.ComfyStableDiffusion(model, clip)
-        loras = read(base, tasks.values())
-        settings = settings or from_widgets(
-            loras,
-            precision=precision,
-            rank=rank,
-            kept_energy=kept_energy,
-            size_mb=size_mb,
-            correct_strength=correct_strength,
-            alpha=alpha,
-            target=target,
-            method=method,
+        loras, joined = load(base, chosen)
+        settings = settings or from_widgets(loras, **widgets)
+        styles = sum(lora.use.kind == "style" for lora in loras)
+        at_once, park = base.make_room(
+            calibration.resolution, sample_count(calibration, len(loras), styles)
         )
-        result = cls.merged(base, loras, calibration, settings)
-        names = [lora.adapter.name for lora in loras]
-        sources = [
-            used(entry, name, content)
-            for (content, entry), name in zip(tasks.items(), names, strict=True)
-        ]
-        report = with_recipe(result.report, sources, **cls.made_on())
-        more_notes = [Note("repeated", note) for note in notes]
-        more_notes += [Note("host", note) for note in carried(host.patches_of(model, clip))]
-        report = replace(report, notes=(*report.notes, *more_notes))
+        settings = replace(
+            settings,
+            config=replace(settings.config, samples_per_chunk=at_once, park_on_host=park),
+            made_on=cls.made_on(),
+            notes=(*joined, *carried(host.patches_of(model, clip))),
+        )
+        node_id = cls.hidden.unique_id
+        progress = host.stage_progress(node_id)
+        watch = host.layer_teller(node_id)
+        result = merge_and_check(base, loras, calibration, settings, progress, watch)
+        report = result.report
+        # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
+        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras]
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
-            merged_lora(result, base, loras, report),
+            MergedLora(result.adapter, base.keys, json.dumps(report.settings), tuple(sources)),
             report,
             ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
         )
-
-    @classmethod
-    def merged(
-        cls,
-        base: host.ComfyStableDiffusion,
-        loras: Sequence[PromptedAdapter],
-        calibration: Calibration,
-        settings: MergeSettings,
-    ) -> MergeResult:
-        """Merge, and check what came out; both are shown on the node as they go on."""
-        from ..iteris_core.diffusion.held_out import with_held_out
-        from ..iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
-        from ..iteris_core.diffusion.stages import numbered, stages_of
-
-        if settings.correct_strength and not calibration.held_out:
-            raise ConfigError(
-                "correct_strength needs samples to measure it on; set held_out of the calibration "
-                "to 1 or more"
-            )
-        rows = sample_count(calibration, len(loras), sum(lora.kind == "style" for lora in loras))
-        at_once, park = base.make_room(calibration.resolution, rows)
-        config = replace(settings.config, samples_per_chunk=at_once, park_on_host=park)
-        progress = numbered(
-            host.stage_progress(cls.hidden.unique_id), stages_of(base, loras, calibration)
-        )
-        watch = host.layer_teller(cls.hidden.unique_id)
-        result = merge_stable_diffusion(base, loras, calibration, config, progress, watch)
-        checked = {"correct_strength": settings.correct_strength, "samples_per_chunk": at_once}
-        return with_held_out(base, loras, result, calibration, progress=progress, **checked)
 
     @classmethod
     def made_on(cls) -> dict[str, str]:
@@ -224,27 +262,91 @@ class Merge(io.ComfyNode):
         return {"comfyui_version": host.version(), **({"base": base} if base else {})}
 
 
-def carried(patches: Mapping[str, Sequence[Any]]) -> list[str]:
+def from_widgets(
+    loras: Sequence[LoadedLora],
+    *,
+    precision: str,
+    rank: int = 0,
+    kept_energy: float = 1.0,
+    size_mb: float = 0.0,
+    correct_strength: bool = False,
+    **same: Any,
+) -> MergeSettings:
+    """Return the settings that the widgets mean for these LoRAs.
+
+    Args:
+        loras: The LoRAs of the merge, whose layers a size in MB is shared out over.
+        precision: The precision of the merged LoRA.
+        rank: The rank of the merged LoRA; 0: the sum of the LoRAs' ranks.
+        kept_energy: See `MergeConfig`; 1: off.
+        size_mb: The size of the file; 0: off.
+        correct_strength: See `MergeSettings`.
+        same: Widgets that are called as the field of `MergeConfig` that they set.
+
+    Raises:
+        ConfigError: An unknown precision, or more than one way to choose ranks.
+    """
+    from ..iteris_core.diffusion.job import MergeSettings
+
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
+    check_ranks(rank, kept_energy, size_mb)
+    config = MergeConfig(
+        rank=rank or "sum",
+        kept_energy=kept_energy if kept_energy < 1 else None,
+        size=weights_in(size_mb, PRECISIONS[precision], loras) if size_mb else None,
+        output_dtype=PRECISIONS[precision],
+        **same,
+    )
+    return MergeSettings(config, correct_strength)
+
+
+def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
+    """Refuse more than one way to choose ranks.
+
+    Raises:
+        ConfigError: Says which of them are set.
+    """
+    given = {"rank": (rank, 0), "kept_energy": (kept_energy, 1), "size_mb": (size_mb, 0)}
+    used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
+    if len(used) > 1:
+        raise ConfigError(
+            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the "
+            "others off: rank 0, kept_energy 1, size_mb 0"
+        )
+
+
+def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[LoadedLora]) -> int:
+    """Return how many weights a file of this size has room for, in all factors together.
+
+    Raises:
+        ConfigError: It has no room for rank 1 at every layer.
+    """
+    from ..iteris_core.adapters import target_layers
+
+    adapters = [lora.adapter for lora in loras]
+    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    names = _BYTES_OF_NAMES * len(target_layers(adapters))
+    weights = int((size_mb * 1e6 - names) / dtype.itemsize)
+    least = sum(map(sum, shapes.values()))
+    if weights < least:
+        raise ConfigError(
+            f"size_mb is {size_mb:g}; the smallest merge of these LoRAs, rank 1 in all "
+            f"{len(shapes)} layers, takes {(least * dtype.itemsize + names) / 1e6:.1f} MB. Allow "
+            "more"
+        )
+    return weights
+
+
+def carried(patches: Mapping[str, Sequence[Any]]) -> list[Note]:
     """Return a note about LoRAs that are on the model and not in the merge."""
+    from ..iteris_core.report.records import Note
     from .loras.harvest import count_loras
 
     count = count_loras(patches)
-    note = (
+    text = (
         f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already, which count as part of the "
         "base model: they are not in the merged LoRA. 'LoRAs on this model' takes them off and "
         "merges them"
     )
-    return [note] if count else []
-
-
-def merged_lora(
-    result: MergeResult,
-    base: host.ComfyStableDiffusion,
-    loras: Sequence[PromptedAdapter],
-    report: MergeReport,
-) -> MergedLora:
-    """Return a merge as Save merged LoRA needs it."""
-    there = [lora for lora in loras if not lora.adapter.is_idle]
-    sources = tuple((lora.adapter.name, lora.adapter.metadata) for lora in there)
-    called = {lora.adapter.name: lora.in_scenes.words for lora in there}
-    return MergedLora(result.adapter, base.keys, json.dumps(report.settings), sources, called)
+    return [Note("host", text)] if count else []

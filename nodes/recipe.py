@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -10,10 +11,11 @@ from ..iteris_core import IterisError
 from . import host
 from .lora import show
 from .loras.names import adapter_name, fingerprints
-from .sockets import CALIBRATION, SETTINGS, TASKS, LoraEntry, MergeSettings
+from .sockets import CALIBRATION, LORAS, SETTINGS, ChosenLora
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.recipe import Recipe, UsedLora
+    from ..iteris_core.diffusion.lora_use import LoraUse
+    from ..iteris_core.diffusion.recipe import Recipe
 
 
 class LoadRecipe(io.ComfyNode):
@@ -23,31 +25,39 @@ class LoadRecipe(io.ComfyNode):
             node_id="IterISRecipe",
             display_name="Load recipe (IterIS)",
             category="loaders/IterIS",
-            description="How a merged LoRA was made: its LoRAs with prompts and strengths, its "
-                        "calibration and its settings, read from its file. Connect them to IterIS "
-                        "Merge to make it again, or to change something.",
+            description="Reads from a merged LoRA how it was made: its LoRAs with prompts and "
+            "strengths, its calibration and its settings. Connect them to IterIS Merge "
+            "to make it again, or to change something.",
             inputs=[
-                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A LoRA that Save "
-                                                                               "merged LoRA has "
-                                                                               "saved."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=host.lora_names(),
+                    tooltip="A LoRA that Save merged LoRA has saved.",
+                ),
                 io.Boolean.Input(
-                    "check_files", default=True,
-                    tooltip="Refuse LoRA files that have changed since, by their SHA-256. Off: "
-                            "only say so.",
+                    "check_files",
+                    default=True,
+                    tooltip="On: refuse LoRA files that have changed since, by their SHA-256. Off: "
+                    "use them, and say so.",
                 ),
             ],
             outputs=[
-                TASKS.Output(display_name="LoRAs"),
+                LORAS.Output(display_name="LoRAs"),
                 CALIBRATION.Output(display_name="calibration"),
-                io.String.Output(display_name="settings", tooltip="Of IterIS Merge, as text for "
-                                                                  "Preview Any."),
+                io.String.Output(
+                    display_name="settings",
+                    tooltip="The settings of IterIS Merge as text, for Preview Any.",
+                ),
                 io.Float.Output(display_name="alpha"),
                 io.Int.Output(display_name="rank", tooltip="0: the sum of the LoRAs' ranks."),
-                SETTINGS.Output(display_name="all settings", tooltip="For settings of IterIS "
-                                                                     "Merge: the same again."),
+                SETTINGS.Output(
+                    display_name="all settings",
+                    tooltip="All settings, for the input 'settings' of IterIS Merge. The same file "
+                    "comes out.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
@@ -64,9 +74,11 @@ class LoadRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
+        from ..iteris_core.diffusion.job import MergeSettings
+
         recipe = recipe_of(lora_name)
         loras = [source_of(lora_name, lora) for lora in recipe.loras]
-        changed = [told for _, told in loras if told]
+        changed = [change for _, change in loras if change]
         if changed and check_files:
             raise IterisError(
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch "
@@ -75,7 +87,8 @@ class LoadRecipe(io.ComfyNode):
         config = recipe.config
         settings = MergeSettings(recipe.config, recipe.is_corrected)
         rank = config.rank if isinstance(config.rank, int) else 0
-        tasks = show(cls.hidden.unique_id, [entry for entry, _ in loras], (), "\n".join(changed))
+        chosen = [ChosenLora(use) for use, _ in loras]
+        tasks = show(cls.hidden.unique_id, chosen, (), "\n".join(changed))
         return io.NodeOutput(
             *tasks.args,
             recipe.calibration,
@@ -111,7 +124,7 @@ def as_text(recipe: Recipe) -> str:
     return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
-def files_of(lora: UsedLora) -> list[str]:
+def files_of(lora: LoraUse) -> list[str]:
     """Return which of today's files a recipe's LoRA may be: the one of its name, or else those
     whose names have it in them.
     """
@@ -126,7 +139,7 @@ def namesakes(file: str) -> list[str]:
     return [name for name in host.lora_names() if adapter_name(file).rpartition("/")[2] in name]
 
 
-def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
+def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
     """Return a recipe's LoRA as one to merge, and what is different about its file today; empty:
     nothing.
 
@@ -135,10 +148,10 @@ def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
     """
     from ..iteris_core.files.tensors import sha256
 
-    name = lora.file
+    name = use.file
     if name is None:
         raise IterisError(
-            f"{lora_name}: its LoRA {lora.name!r} was in no file: it was trained in the workflow, "
+            f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow, "
             "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
         )
     possible = [
@@ -146,25 +159,18 @@ def source_of(lora_name: str, lora: UsedLora) -> tuple[LoraEntry, str]:
         for other in dict.fromkeys([name, *namesakes(name)])
         if host.find_lora(other) is not None
     ]
-    same = next((other for other in possible if sha256(host.lora_path(other)) == lora.sha256), None)
+    same = next((other for other in possible if sha256(host.lora_path(other)) == use.sha256), None)
     if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
-            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {lora.sha256}). "
+            f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {use.sha256}). "
             f"Put it back, under any name with {adapter_name(name).rpartition('/')[2]!r} in it"
         )
-    told = (
-        ""
-        if same
-        else f"{name} is another file than the one that was merged, whose SHA-256 began "
-        f"{lora.sha256[:10]}"
-    )
-    entry = LoraEntry(
-        same or name,
-        lora.strength_model,
-        lora.strength_clip,
-        lora.prompts,
-        lora.weight,
-        trigger=lora.trigger,
-        kind=lora.kind,
-    )
-    return entry, told
+    change = ""
+    if same is None:
+        change = (
+            f"{name} is another file than the one that was merged, whose SHA-256 began "
+            f"{use.sha256[:10]}"
+        )
+    file = same or name
+    today = replace(use, name=adapter_name(file), file=file, sha256="", prompts_from="")
+    return today, change

@@ -22,24 +22,27 @@ class ShowReport(io.ComfyNode):
             node_id="IterISReport",
             display_name="Merge report (IterIS)",
             category="loaders/IterIS",
-            description="Pictures and the text of a merge's report: how well each LoRA is "
-                        "reproduced, layer by layer. Needs matplotlib.",
+            description="The report of a merge as pictures and text: how well each LoRA is "
+            "reproduced, layer by layer. The pictures need matplotlib.",
             inputs=[
-                REPORT.Input("report", tooltip="From IterIS Merge."),
+                REPORT.Input("report", tooltip="The report of IterIS Merge."),
                 REPORT.Input(
-                    "compare_with", optional=True,
-                    tooltip="The report of another merge of the same LoRAs, by another method or "
-                            "with other settings.",
+                    "compare_with",
+                    optional=True,
+                    tooltip="The report of another merge of the same LoRAs, with another method or "
+                    "other settings.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="pictures", tooltip="One picture per question; "
-                                                                 "connect Preview Image."),
+                io.Image.Output(
+                    display_name="pictures",
+                    tooltip="One picture per question. Connect Preview Image.",
+                ),
                 io.String.Output(display_name="text"),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, report: MergeReport, compare_with: MergeReport | None = None) -> io.NodeOutput:

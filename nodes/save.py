@@ -21,7 +21,10 @@ FULL_DIFFERENCE = "full difference (.diff)"
 _LARGEST_DIFFERENCE = (
     0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
 )
-_UNLISTED = "this is in no loras folder, so LoRA loaders do not list it; save it as loras/... to have it in their lists"
+_UNLISTED = (
+    "this is in no loras folder, so LoRA loaders do not list it; save it as loras/... to have it "
+    "in their lists"
+)
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
@@ -33,36 +36,47 @@ class SaveMergedLora(io.ComfyNode):
             display_name="Save merged LoRA (IterIS)",
             category="loaders/IterIS",
             description="Saves a merged LoRA, text encoder and UNet, as a .safetensors file that "
-                        "every SD1.5 program loads.",
+            "every SD1.5 program loads.",
             inputs=[
-                MERGED.Input("merged", tooltip="From IterIS Merge."),
+                MERGED.Input("merged", tooltip="The merged LoRA of IterIS Merge."),
                 io.String.Input(
-                    "file_name", default="loras/iteris_merged",
-                    tooltip="Below ComfyUI's output folder. Files in output/loras show up in every "
-                            "LoRA list.",
+                    "file_name",
+                    default="loras/iteris_merged",
+                    tooltip="Name of the file, below ComfyUI's output folder. Files in "
+                    "output/loras are in every LoRA list.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name. "
-                                                                     "Off: a number is added."),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="On: replace a file of the same name. Off: add a number to the name.",
+                ),
                 io.Combo.Input(
-                    "large_layers", options=[LOW_RANK, FULL_DIFFERENCE], default=LOW_RANK, optional=True,
+                    "large_layers",
+                    options=[LOW_RANK, FULL_DIFFERENCE],
+                    default=LOW_RANK,
+                    optional=True,
                     tooltip="How to save layers whose rank is so high that two factors take more "
-                            "room than the weight itself, as after merging LoKr, OFT, DoRA or full "
-                            "differences. The full difference is smaller; some programs other than "
-                            "ComfyUI do not read it.",
+                    "room than the weight itself. This happens after merging LoKr, OFT, "
+                    "DoRA or full differences. The full difference is smaller. Some "
+                    "programs other than ComfyUI do not read it.",
                 ),
                 io.Image.Input(
-                    "cover", optional=True, tooltip="A picture that goes into the file, for "
-                                                    "programs that show pictures.",
+                    "cover",
+                    optional=True,
+                    tooltip="A picture that is stored in the file, for programs that show LoRAs by "
+                    "pictures.",
                 ),
             ],
             outputs=[
                 io.String.Output(display_name="path"),
-                LORA_STACK.Output(display_name="LORA_STACK", tooltip="The saved LoRA, for nodes "
-                                                                     "that take a LoRA stack."),
+                LORA_STACK.Output(
+                    display_name="LORA_STACK",
+                    tooltip="The saved LoRA, for nodes that take a LoRA stack.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -73,9 +87,9 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.recipe import METADATA_KEY
+        from ..iteris_core.diffusion.recipe import metadata_of_merge
         from ..iteris_core.files import kohya
-        from ..iteris_core.files.metadata import hashes, merged_metadata
+        from ..iteris_core.files.metadata import hashes
         from ..iteris_core.files.tensors import write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
@@ -90,10 +104,10 @@ class SaveMergedLora(io.ComfyNode):
         metadata = kohya.metadata_of(merged.adapter, whole=whole)
         if host.saves_metadata():
             thumbnail = "" if cover is None else jpeg_uri(cover[0])
-            metadata |= merged_metadata(
-                path.stem, merged.sources, datetime.now(), thumbnail, merged.called
+            metadata |= metadata_of_merge(
+                path.stem, merged.loras, merged.recipe, datetime.now(), thumbnail
             )
-            metadata |= {**hashes(tensors, metadata), METADATA_KEY: merged.recipe}
+            metadata |= hashes(tensors, metadata)
         with draft_of(path, overwrite) as draft:
             write_tensors(tensors, draft, metadata, overwrite=overwrite)
             found = read_back(draft, merged, path.name)
@@ -154,10 +168,11 @@ def read_back(path: Path, merged: MergedLora, name: str) -> str:
     ]
     if lost:
         raise IterisError(
-            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} weights "
-            f"are missing or differ, such as {lost[0]!r}. The file was not kept; report this with "
-            "ComfyUI's version"
+            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} "
+            f"weights are missing or differ, such as {lost[0]!r}. The file was not kept; report "
+            "this with ComfyUI's version"
         )
     vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
     largest = max(differences.values(), default=0.0)
-    return f"read back: {len(meant)} of {len(meant)} modules{vectors}, largest difference {largest:.2g}"
+    modules = f"{len(meant)} of {len(meant)} modules"
+    return f"read back: {modules}{vectors}, largest difference {largest:.2g}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,12 @@ from ..iteris_core import CalibrationError, IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from . import host
-from .loras.names import adapter_name
 from .loras.prompts import lines, triggers_of
 from .loras.stack_formats import prompts_by_name
-from .sockets import TASKS, LoraEntry, Scenes
+from .sockets import LORAS, ChosenLora, Scenes
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.scenes import Kind
+    from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
 _TRIGGER = "{trigger}"
 _WEIGHT = 1.0
@@ -33,53 +31,74 @@ class ScenePrompts(io.ComfyNode):
             node_id="IterISScene",
             display_name="Scene prompts (IterIS)",
             category="loaders/IterIS",
-            description="For pictures with several of the LoRAs' concepts in them: their captions "
-                        "are written for you from the trigger words. Between the last LoRA and "
-                        "IterIS Merge, whose target must be full_output (its default).",
+            description="Adds captions in which the LoRAs' concepts appear together, so that the "
+            "merged LoRA can draw them in one picture. Put this node between the last "
+            "LoRA and IterIS Merge. The target there must be full_output, the "
+            "default.",
             inputs=[
-                TASKS.Input("tasks", tooltip="The last 'LoRA to merge' of the chain."),
-                io.String.Input(
-                    "subjects", multiline=True, default="", placeholder="cat: a sks cat\n"
-                                                                        "dog: a ohwx dog",
-                    tooltip="How to call each LoRA's subject in a sentence, with its article, one "
-                            "per line. A LoRA that is not named is called by its shortest prompt.",
+                LORAS.Input(
+                    "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."
                 ),
                 io.String.Input(
-                    "styles", multiline=True, default="", placeholder="ink: in ink wash style",
-                    tooltip="The same for LoRAs that are styles: the words behind 'a cat'.",
+                    "subjects",
+                    multiline=True,
+                    default="",
+                    placeholder="cat: a sks cat\ndog: a ohwx dog",
+                    tooltip="What each LoRA's subject is called in a sentence, with its article, "
+                    "one per line: the LoRA's name, a colon, the words. A LoRA that is not "
+                    "named here is called by its shortest prompt.",
+                ),
+                io.String.Input(
+                    "styles",
+                    multiline=True,
+                    default="",
+                    placeholder="ink: in ink wash style",
+                    tooltip="The same for LoRAs that are styles: the words that stand behind 'a "
+                    "cat'. A style that is not named here is taken for a thing.",
                 ),
                 io.Float.Input(
-                    "scene_weight", default=_WEIGHT, min=0.0, max=10.0, step=0.05,
+                    "scene_weight",
+                    default=_WEIGHT,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
                     tooltip="How much these captions count beside each LoRA's own prompts. 0: off. "
-                            "More makes these pictures surer, and others less sure.",
+                    "More makes such pictures more reliable, and all others less.",
                 ),
                 io.Boolean.Input(
-                    "pictures", default=True,
-                    tooltip="Also measure scenes in the picture, each LoRA in its own part of it. "
-                            "Better at keeping concepts apart, above all of three, and slower. "
-                            "Off: they are measured in the text alone.",
+                    "pictures",
+                    default=True,
+                    tooltip="On: scenes are also measured in the picture, each LoRA in its own "
+                    "part of it. This keeps concepts apart better, above all three of "
+                    "them, and takes longer. Off: they are measured in the text alone.",
                 ),
                 io.String.Input(
-                    "forms", multiline=True, default="", placeholder="{first} and {second}\n"
-                                                                     "{first} {style}",
+                    "forms",
+                    multiline=True,
+                    default="",
+                    placeholder="{first} and {second}\n{first} {style}",
                     tooltip="Forms of the captions, one per line, with first, second, third and "
-                            "style in curly braces. Concepts meet best in forms that were "
-                            "measured, so write those that you will use. Empty: our own list.",
+                    "style in curly braces. Concepts appear together best in forms that "
+                    "were measured, so write those that you will use. Empty: a built-in "
+                    "list.",
                 ),
                 io.String.Input(
-                    "companions", multiline=True, default="", placeholder="a red chair\nan old car",
-                    tooltip="Ordinary things that stand in for a concept where only the others are "
-                            "worn. Empty: our own list.",
+                    "companions",
+                    multiline=True,
+                    default="",
+                    placeholder="a red chair\nan old car",
+                    tooltip="Ordinary things that stand for a subject while another LoRA is "
+                    "measured. Empty: a built-in list.",
                 ),
             ],
-            outputs=[TASKS.Output(display_name="LoRAs")],
+            outputs=[LORAS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls,
-        tasks: tuple[LoraEntry, ...],
+        tasks: tuple[ChosenLora, ...],
         subjects: str,
         styles: str,
         scene_weight: float,
@@ -87,7 +106,7 @@ class ScenePrompts(io.ComfyNode):
         forms: str,
         companions: str,
     ) -> io.NodeOutput:
-        count = sum(not entry.is_idle for entry in tasks)
+        count = sum(not lora.use.is_idle for lora in tasks)
         if count < 2:
             raise IterisError(
                 f"a scene needs two LoRAs or more with a strength other than 0; there is {count}. "
@@ -96,75 +115,74 @@ class ScenePrompts(io.ComfyNode):
         scenes = Scenes(scene_weight, pictures, lines(forms) or SCENE_FORMS, lines(companions))
         scenes.applied_to(Calibration())  # a wrong form is an error of this node, not of the merge
         named = tuple(
-            replace(entry, scenes=scenes) for entry in with_triggers(tasks, subjects, styles)
+            replace(lora, use=use, scenes=scenes)
+            for lora, use in zip(
+                tasks,
+                with_triggers([lora.use for lora in tasks], subjects, styles),
+                strict=True,
+            )
         )
         text = "captions such as\n" + "\n".join(
-            f"  {caption}" for caption in example_captions(named, scenes.scene_forms)
+            f"  {caption}"
+            for caption in example_captions([lora.use for lora in named], scenes.scene_forms)
         )
         host.show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(named, ui={"text": [text]})
 
 
-def with_triggers(tasks: Sequence[LoraEntry], subjects: str, styles: str) -> tuple[LoraEntry, ...]:
+def with_triggers(uses: Sequence[LoraUse], subjects: str, styles: str) -> list[LoraUse]:
     """Return the LoRAs with what to call them in scenes.
+
+    Args:
+        uses: The LoRAs of the chain.
+        subjects: The user's lines about subjects, "name: a noun phrase".
+        styles: The same about styles.
 
     Raises:
         IterisError: A line that names no LoRA, a LoRA that is called in two ways, or trigger words
             that no file names.
     """
-    names = [adapter_name(entry.lora_name) for entry in tasks]
-    given = {
-        kind: prompts_by_name(text, names, f"{kind}s")
-        for kind, text in (("subject", subjects), ("style", styles))
+    names = [use.name for use in uses]
+    lines_of: dict[Kind, Mapping[str, tuple[str, ...]]] = {
+        "subject": prompts_by_name(subjects, names, "subjects"),
+        "style": prompts_by_name(styles, names, "styles"),
     }
-    named = []
-    for entry, name in zip(tasks, names, strict=True):
-        found = [(kind, words) for kind, by_name in given.items() for words in by_name[name]]
-        if len(found) > 1:
-            called = " and ".join(f"{words!r} in {kind}s" for kind, words in found)
-            raise IterisError(f"{name} is called {called}; give it one name in scenes")
-        named.append(_called(entry, *found[0]) if found else entry)
-    return tuple(named)
+    return [_with_trigger(use, lines_of) for use in uses]
 
 
-def _called(entry: LoraEntry, kind: Kind, words: str) -> LoraEntry:
-    triggers = triggers_of(entry) if _TRIGGER in words else ()
-    if _TRIGGER in words and not triggers:
+def _with_trigger(use: LoraUse, lines_of: Mapping[Kind, Mapping[str, tuple[str, ...]]]) -> LoraUse:
+    calls = [(kind, words) for kind, by_name in lines_of.items() for words in by_name[use.name]]
+    if len(calls) > 1:
+        called = " and ".join(f"{words!r} in {kind}s" for kind, words in calls)
+        raise IterisError(f"{use.name} is called {called}; give it one name in scenes")
+    if not calls:
+        return use
+    ((kind, words),) = calls
+    if _TRIGGER not in words:
+        return replace(use, kind=kind, trigger=words)
+    triggers = triggers_of(use)
+    if not triggers:
         raise CalibrationError(
-            f"{kind}s: {entry.lora_name} is called {words!r}, and its file names no trigger words; "
-            f"write them instead of {_TRIGGER}, such as 'a sks cat'"
+            f"{kind}s: {use.file or use.name} is called {words!r}, and its file names no trigger "
+            f"words; write them instead of {_TRIGGER}, such as 'a sks cat'"
         )
-    return replace(
-        entry, kind=kind, trigger=words.replace(_TRIGGER, *triggers[:1]) if triggers else words
-    )
+    return replace(use, kind=kind, trigger=words.replace(_TRIGGER, triggers[0]))
 
 
-def example_captions(tasks: Sequence[LoraEntry], forms: Sequence[str]) -> list[str]:
+def example_captions(uses: Sequence[LoraUse], forms: Sequence[str]) -> list[str]:
     """Return a few captions as they will be written; the forms that fit these LoRAs are all used in
     the end.
     """
-    from ..iteris_core import Adapter
-    from ..iteris_core.diffusion.samples import PromptedAdapter
-
-    used = [entry for entry in tasks if not entry.is_idle]
-    shown = [
-        PromptedAdapter(
-            Adapter(e.lora_name, {}), e.prompts, trigger=e.trigger, kind=e.kind
-        ).in_scenes
-        for e in used
-    ]
-    of_kind = {
-        kind: [trigger.words for trigger in shown if trigger.kind == kind]
-        for kind in ("subject", "style")
-    }
-    found = []
+    used = [use for use in uses if not use.is_idle]
+    called_subjects = [use.called for use in used if use.kind == "subject"]
+    called_styles = [use.called for use in used if use.kind == "style"]
+    examples = []
     for form in forms:
         places = placeholders(form)
         subjects = [name for name in SUBJECT_PLACES if name in places]
         styles = places.count(STYLE_PLACE)
-        if len(subjects) <= len(of_kind["subject"]) and styles <= len(of_kind["style"]):
-            words = dict(zip(subjects, of_kind["subject"], strict=False))
-            found.append(
-                form.format(**words, **{STYLE_PLACE: of_kind["style"][0]} if styles else {})
-            )
-    return list(itertools.islice(found, _SHOWN))
+        if len(subjects) <= len(called_subjects) and styles <= len(called_styles):
+            words = dict(zip(subjects, called_subjects, strict=False))
+            style = {STYLE_PLACE: called_styles[0]} if styles else {}
+            examples.append(form.format(**words, **style))
+    return examples[:_SHOWN]

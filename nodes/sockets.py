@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,12 @@ from comfy_api.latest import io
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..iteris_core import Adapter, MergeConfig
+    from ..iteris_core import Adapter
     from ..iteris_core.diffusion.calibration import Calibration
-    from ..iteris_core.diffusion.scenes import Kind
-    from ..iteris_core.files.metadata import Source
+    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
     from .keys import HostKeys
 
-TASKS = io.Custom("ITERIS_TASKS")
+LORAS = io.Custom("ITERIS_TASKS")
 CALIBRATION = io.Custom("ITERIS_CALIBRATION")
 MERGED = io.Custom("ITERIS_MERGED")
 REPORT = io.Custom("ITERIS_REPORT")
@@ -37,6 +37,14 @@ def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
         socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS
     )
     return [io.Autogrow.Input(name, template, optional=True, tooltip=tooltip)]
+
+
+def advanced() -> dict[str, Any]:
+    """Return what marks an input as one for experts; nothing where the host knows no such mark
+    (before ComfyUI 0.10).
+    """
+    known = "advanced" in inspect.signature(io.Float.Input.__init__).parameters
+    return {"advanced": True} if known else {}
 
 
 @dataclass(frozen=True)
@@ -66,46 +74,20 @@ class Scenes:
 
 
 @dataclass(frozen=True)
-class LoraEntry:
-    """One LoRA to merge, as the user asked for it.
+class ChosenLora:
+    """One LoRA of the chain.
 
     Args:
-        lora_name: Its file in ComfyUI's list, which is read when the model is known; or what to
-            call `tensors`.
-        strength_model: Of the UNet part.
-        strength_clip: Of the text encoder part.
-        prompts: What it is for.
-        weight: Of its task.
-        prompts_from: Where the trigger words of the prompts come from; empty: the user wrote them.
-        tensors: A LoRA that is in no file: trained in this workflow, or taken off a model.
-        trigger: What to call it beside other LoRAs; see `PromptedAdapter`.
-        kind: Whether it is a thing, or a way to render whole pictures.
+        use: How the user wants it merged. Its `sha256` is empty: a file is read when the model is
+            known.
+        tensors: The weights of a LoRA that is in no file: trained in this workflow, or taken off a
+            model.
         scenes: How it is measured together with the others; None: it is not.
     """
 
-    lora_name: str
-    strength_model: float
-    strength_clip: float
-    prompts: tuple[str, ...]
-    weight: float
-    prompts_from: str = ""
+    use: LoraUse
     tensors: Mapping[str, Tensor] | None = None
-    trigger: str = ""
-    kind: Kind = "subject"
     scenes: Scenes | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it changes nothing, since both strengths are 0."""
-        return not (self.strength_model or self.strength_clip)
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """How a merged file was made, but for its LoRAs and its calibration."""
-
-    config: MergeConfig
-    correct_strength: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,15 +95,13 @@ class MergedLora:
     """A merged LoRA ready to be saved.
 
     Args:
-        adapter: In the precision in which it is saved.
-        keys: How the model's modules are called in files.
+        adapter: The merged LoRA, in the precision in which it is saved.
+        keys: The names of the model's modules in files.
         recipe: How it was made; JSON.
-        sources: The LoRAs that are in it: name and metadata of each.
-        called: Name of a LoRA -> what calls it up, as the user wrote it.
+        loras: The LoRAs that are in it.
     """
 
     adapter: Adapter
     keys: HostKeys
     recipe: str
-    sources: tuple[Source, ...] = ()
-    called: Mapping[str, str] | None = None
+    loras: tuple[LoadedLora, ...] = ()

@@ -12,19 +12,20 @@ from ..iteris_core import CalibrationError, IterisError
 from . import host
 from .lora import show
 from .loras.names import adapter_name, fingerprint, fingerprints
-from .loras.prompts import entry_of_file
+from .loras.prompts import use_of_file, use_of_tensors
 from .loras.stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
-from .sockets import LORA_STACK, TASKS, LoraEntry
+from .sockets import LORA_STACK, LORAS, ChosenLora
 from .workflow import strings_in
 
 if TYPE_CHECKING:
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from .loras.harvest import CarriedLora
 
 _EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
 _PROMPTS = (
-    "Empty: each file's own trigger words, in prompts of ours. A line with the word trigger in "
-    "curly braces is for every LoRA; a line for one of them begins with its name: 'cat: a photo of "
-    "a sks cat'."
+    "Empty: prompts are made from each file's trigger words. A line with the word trigger in curly "
+    "braces is used for every LoRA. A line that begins with a LoRA's name is for this LoRA only: "
+    "'cat: a photo of a sks cat'."
 )
 _FIRST_SEEN: dict[
     str, str
@@ -38,23 +39,27 @@ class LoraStack(io.ComfyNode):
             node_id="IterISStack",
             display_name="LoRA stack to merge (IterIS)",
             category="loaders/IterIS",
-            description="The LoRAs of a LORA_STACK, or of a text with <lora:name:1.0>, as LoRAs of "
-                        "a merge.",
+            description="Several LoRAs of a merge, from a LORA_STACK or from a text with "
+            "<lora:name:1.0>.",
             inputs=[
                 io.String.Input(
-                    "text", multiline=True, default="", placeholder="<lora:cat:1.0> "
-                                                                    "<lora:style:0.8:0.6>",
-                    tooltip="LoRAs as in a prompt: <lora:name:strength>, or <lora:name:model "
-                            "strength:clip strength>. Other words are left out. They come after "
-                            "those of the stack.",
+                    "text",
+                    multiline=True,
+                    default="",
+                    placeholder="<lora:cat:1.0> <lora:style:0.8:0.6>",
+                    tooltip="LoRAs as in a prompt: <lora:name:strength> or <lora:name:UNet "
+                    "strength:text encoder strength>. All other words are ignored. These "
+                    "LoRAs come after those of the stack.",
                 ),
-                io.String.Input("prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS),
+                io.String.Input(
+                    "prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS
+                ),
                 LORA_STACK.Input("lora_stack", optional=True, tooltip="From any LoRA stacker."),
-                TASKS.Input("previous", optional=True, tooltip="LoRAs before these."),
+                LORAS.Input("previous", optional=True, tooltip="LoRAs before these in the chain."),
             ],
-            outputs=[TASKS.Output(display_name="LoRAs")],
+            outputs=[LORAS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
@@ -75,7 +80,7 @@ class LoraStack(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[LoraEntry, ...] = ()
+        cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
         stacked = [*read_stack(lora_stack), *read_text(text)]
         if not stacked:
@@ -83,9 +88,9 @@ class LoraStack(io.ComfyNode):
                 "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or "
                 "write <lora:name:1.0> into text"
             )
-        entries = list(stack_entries(stacked, prompts))
-        remember([entry.lora_name for entry in entries])
-        return show(cls.hidden.unique_id, entries, previous)
+        uses = list(uses_of_stack(stacked, prompts))
+        remember([str(use.file) for use in uses])
+        return show(cls.hidden.unique_id, [ChosenLora(use) for use in uses], previous)
 
 
 def remember(names: Sequence[str]) -> None:
@@ -98,14 +103,12 @@ def remember(names: Sequence[str]) -> None:
             _FIRST_SEEN.setdefault(name, fingerprint(path))
 
 
-def stack_entries(stacked: Sequence[StackedLora], prompts: str) -> Iterator[LoraEntry]:
+def uses_of_stack(stacked: Sequence[StackedLora], prompts: str) -> Iterator[LoraUse]:
     """Yield the LoRAs of a stack, each with its prompts."""
     files = [find_name(lora.name, host.lora_names()) for lora in stacked]
     given = prompts_by_name(prompts, [adapter_name(file) for file in files])
     for file, lora in zip(files, stacked, strict=True):
-        yield entry_of_file(
-            file, lora.strength_model, lora.strength_clip, given[adapter_name(file)]
-        )
+        yield use_of_file(file, lora.strength_model, lora.strength_clip, given[adapter_name(file)])
 
 
 class LorasOnModel(io.ComfyNode):
@@ -115,25 +118,29 @@ class LorasOnModel(io.ComfyNode):
             node_id="IterISModelLoras",
             display_name="LoRAs on this model (IterIS)",
             category="loaders/IterIS",
-            description="Takes the LoRAs that MODEL and CLIP already carry off them, as LoRAs of a "
-                        "merge. Connect all three outputs to IterIS Merge.",
+            description="Takes the LoRAs that MODEL and CLIP carry off them, so that they can be "
+            "merged. Connect all three outputs to IterIS Merge.",
             inputs=[
-                io.Model.Input("model", tooltip="Behind any number of LoRA loaders."),
-                io.Clip.Input("clip", tooltip="Behind the same loaders."),
-                io.String.Input("prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS),
-                TASKS.Input("previous", optional=True, tooltip="LoRAs before these."),
+                io.Model.Input(
+                    "model", tooltip="A MODEL from behind LoRA loaders, as many as you like."
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP from behind the same LoRA loaders."),
+                io.String.Input(
+                    "prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS
+                ),
+                LORAS.Input("previous", optional=True, tooltip="LoRAs before these in the chain."),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="Without the LoRAs."),
-                io.Clip.Output(display_name="CLIP", tooltip="Without the LoRAs."),
-                TASKS.Output(display_name="LoRAs"),
+                io.Model.Output(display_name="MODEL", tooltip="The model without the LoRAs."),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder without the LoRAs."),
+                LORAS.Output(display_name="LoRAs"),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompts: str, previous: tuple[LoraEntry, ...] = ()
+        cls, model: Any, clip: Any, prompts: str, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
         from .loras.harvest import take_off
 
@@ -162,32 +169,34 @@ class LorasOnModel(io.ComfyNode):
             for i, file in enumerate(files, 1)
         ]
         given = prompts_by_name(prompts, names)
-        entries = [
-            carried_entry(*found, given[found[2]])
-            for found in zip(loras, files, names, strict=True)
+        chosen = [
+            carried_lora(lora, file, name, given[name])
+            for lora, file, name in zip(loras, files, names, strict=True)
         ]
         note = (
             f"{len(rest)} weights are changed by something that is no LoRA; that stays on the model"
             if rest
             else ""
         )
-        tasks = show(cls.hidden.unique_id, entries, previous, note)
+        tasks = show(cls.hidden.unique_id, chosen, previous, note)
         return io.NodeOutput(*host.with_patches(model, clip, rest), *tasks.args, ui=tasks.ui)
 
 
-def carried_entry(
+def carried_lora(
     lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]
-) -> LoraEntry:
+) -> ChosenLora:
     """Return a LoRA that was on a model as one to merge; from its file, if that is known."""
     strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
     if file:
-        return entry_of_file(file, strength_model, strength_clip, prompts)
+        return ChosenLora(use_of_file(file, strength_model, strength_clip, prompts))
     if not prompts or any("{trigger}" in prompt for prompt in prompts):
         raise CalibrationError(
-            f"{name} has no prompts, and no file of this workflow is known to be it, so its trigger "
-            f"words are unknown. Write them as '{name}: a photo of <trigger word>' into prompts"
+            f"{name} has no prompts, and no file of this workflow is known to be it, so its "
+            f"trigger words are unknown. Write them as '{name}: a photo of <trigger word>' into "
+            "prompts"
         )
-    return LoraEntry(name, strength_model, strength_clip, prompts, 1.0, tensors=lora.tensors)
+    use = use_of_tensors(name, strength_model, strength_clip, prompts)
+    return ChosenLora(use, lora.tensors)
 
 
 def file_of(

@@ -11,32 +11,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal, TypeVar, cast
 
 import torch
 import typer
 
+from ..adapters import Adapter
 from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
-from ..diffusion.held_out import with_held_out
+from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
+from ..diffusion.lora_use import Kind, LoraUse, load_each_once, with_prompts
 from ..diffusion.loras import Style, read_lora, save_lora
 from ..diffusion.pipeline import DiffusersStableDiffusion
-from ..diffusion.recipe import METADATA_KEY, UsedLora, with_recipe
-from ..diffusion.samples import PromptedAdapter
-from ..diffusion.stable_diffusion import StageProgress, merge_stable_diffusion
-from ..diffusion.stages import numbered, stages_of
+from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
-from ..files.metadata import merged_metadata
+from ..files.headers import lora_header
 from ..files.tensors import sha256
-from ..files.trigger_words import default_prompts, trigger_words
-from ..merging import MergeResult
 from ..settings import setting
-from . import options as options
+from . import options
 from .options import Placement
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries
+
+T = TypeVar("T")
 
 SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
 
@@ -67,6 +66,11 @@ class Saving:
     """How the result is saved."""
 
     style: Style = setting("kohya", "Spelling of the result's key names.")
+    large_layers: Literal["low_rank", "difference"] = setting(
+        "low_rank",
+        "Layers whose two factors take more room than the weight itself: as factors, or as the "
+        "full difference, which is smaller and which some programs do not read.",
+    )
 
 
 @options.command(
@@ -129,63 +133,151 @@ def merge_sd15_command(
         files={"--output": output, "--json": report},
         inputs={"--base": [base], "--lora": lora, "--prompts-file": prompts_file or ()},
     ).check()
-    _check(output, overwrite, correct_strength, calibration)
+    check_free(output, overwrite)
     options.check_used(settings)
-    chosen = _per_lora(lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind)
+    how = MergeSettings(settings, correct_strength, made_on={"base": base})
+    how.check(calibration)
+    given = OncePerLora(
+        lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
+    )
+    uses = given.uses()
     with _loaded(base, config, placement) as model, progress_bars() as progress:
-        read, result = _merged(
-            model, chosen, base, calibration, settings, correct_strength, progress
-        )
-    _write(model, read, result, output, saving.style, overwrite)
+        loras, repeated = load_each_once(uses, Reader(model, uses, lora))
+        how = replace(how, notes=tuple(repeated))
+        result = merge_and_check(model, loras, calibration, how, progress)
+    recipe = json.dumps(result.report.settings)
+    metadata = metadata_of_merge(output.stem, loras, recipe, datetime.now())
+    metadata["modelspec.prediction_type"] = model.prediction_type
+    save_lora(
+        model,
+        result.adapter,
+        output,
+        saving.style,
+        metadata,
+        whole=saving.large_layers == "difference",
+        overwrite=overwrite,
+    )
+    warning = kohya_warning(result.adapter) if saving.style == "kohya" else None
+    if warning:
+        typer.echo(f"note: {warning}")
     options.tell(result.adapter.name, result.report, output, report)
 
 
-def _merged(
-    model: DiffusersStableDiffusion,
-    chosen: Sequence[dict[str, Any]],
-    base: str,
-    calibration: Calibration,
-    settings: MergeConfig,
-    correct_strength: bool,
-    progress: StageProgress,
-) -> tuple[list[tuple[PromptedAdapter, UsedLora]], MergeResult]:
-    """Return what was read of each LoRA, and the merge, checked on unseen samples, whose report has
-    what was used.
+@dataclass(frozen=True)
+class OncePerLora:
+    """Options that are given once for every ``--lora``, in its order, or not at all.
+
+    Args:
+        loras: The files.
+        prompts: Prompts, those of one LoRA split at a backslash and an n.
+        prompts_files: The same from files.
+        strength: Strengths, such as ``1,0.8``.
+        strength_text: Strengths of the text encoder parts.
+        weights: Weights of the LoRAs' tasks.
+        triggers: What scenes call the LoRAs.
+        kinds: "subject" or "style".
     """
-    read = [_read(model, **how) for how in chosen]
-    loras = [adapter for adapter, _ in read]
-    progress = numbered(progress, stages_of(model, loras, calibration))
-    result = merge_stable_diffusion(model, loras, calibration, settings, progress)
-    checked = {
-        "correct_strength": correct_strength,
-        "samples_per_chunk": settings.samples_per_chunk,
-    }
-    result = with_held_out(model, loras, result, calibration, progress=progress, **checked)
-    return read, replace(
-        result, report=with_recipe(result.report, [used for _, used in read], base=base)
-    )
+
+    loras: Sequence[Path]
+    prompts: Sequence[str] | None
+    prompts_files: Sequence[Path] | None
+    strength: str | None
+    strength_text: str | None
+    weights: str | None
+    triggers: Sequence[str] | None
+    kinds: Sequence[str] | None
+
+    def uses(self) -> list[LoraUse]:
+        """Return the LoRAs as they are to be used, with the trigger words of their files.
+
+        Raises:
+            AdapterError: A file cannot be read.
+            CalibrationError: A LoRA without prompts, whose file names no trigger words.
+            ConfigError: An option is there more or less often than LoRAs.
+        """
+        strengths = self._numbers("--strength", self.strength, 1.0)
+        of_text = strengths
+        if self.strength_text is not None:
+            of_text = self._numbers("--strength-text", self.strength_text, 1.0)
+        rows = zip(
+            self.loras,
+            self._prompts(),
+            strengths,
+            of_text,
+            self._numbers("--weights", self.weights, 1.0),
+            self._texts("--trigger", self.triggers, ""),
+            self._texts("--kind", self.kinds, "subject"),
+            strict=True,
+        )
+        uses = []
+        for path, prompts, strength, strength_text, weight, trigger, kind in rows:
+            triggers = lora_header(path).triggers  # first, since it says what is wrong with a file
+            use = LoraUse(
+                name=path.stem,
+                file=path.name,
+                sha256=sha256(path),
+                strength_model=strength,
+                strength_clip=strength_text,
+                prompts=prompts,
+                weight=weight,
+                trigger=trigger,
+                kind=cast(Kind, kind),
+            )
+            uses.append(with_prompts(use, triggers))
+        return uses
+
+    def _prompts(self) -> Sequence[tuple[str, ...]]:
+        if self.prompts and self.prompts_files:
+            raise ConfigError(
+                "there are both --prompts and --prompts-file; give one of them, once for every "
+                "--lora"
+            )
+        if self.prompts_files:
+            texts = [_lines(_text_of(file)) for file in self.prompts_files]
+            return self._checked("--prompts-file", texts)
+        texts = [_lines(text.replace("\\n", "\n")) for text in self.prompts or ()]
+        return self._checked("--prompts", texts or [()] * len(self.loras))
+
+    def _numbers(self, option: str, text: str | None, otherwise: float) -> Sequence[float]:
+        numbers = options.numbers(option, text)
+        return self._checked(option, numbers or [otherwise] * len(self.loras))
+
+    def _texts(self, option: str, texts: Sequence[str] | None, otherwise: str) -> Sequence[str]:
+        return self._checked(option, texts or [otherwise] * len(self.loras))
+
+    def _checked(self, option: str, values: Sequence[T]) -> Sequence[T]:
+        if len(values) != len(self.loras):
+            raise ConfigError(
+                f"there are {len(self.loras)} LoRAs and {len(values)} values of {option}; give "
+                "each LoRA its own"
+            )
+        return values
 
 
-def _write(
-    model: DiffusersStableDiffusion,
-    read: Sequence[tuple[PromptedAdapter, UsedLora]],
-    result: MergeResult,
-    output: Path,
-    style: Style,
-    overwrite: bool,
-) -> None:
-    merged = result.adapter
-    sources = [
-        (lora.adapter.name, lora.adapter.metadata) for lora, _ in read if not lora.adapter.is_idle
-    ]
-    metadata = merged_metadata(output.stem, sources, datetime.now()) | {
-        METADATA_KEY: json.dumps(result.report.settings)
-    }
-    metadata["modelspec.prediction_type"] = model.prediction_type
-    save_lora(model, merged, output, style, metadata, overwrite=overwrite)
-    warning = kohya_warning(merged) if style == "kohya" else None
-    if warning:
-        typer.echo(f"note: {warning}")
+class Reader:
+    """Reads the weights of LoRAs from the files of which their uses were made."""
+
+    def __init__(
+        self, model: DiffusersStableDiffusion, uses: Sequence[LoraUse], paths: Sequence[Path]
+    ) -> None:
+        self._model = model
+        self._paths = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
+
+    def __call__(self, use: LoraUse) -> Adapter:
+        path = self._paths[use.sha256]
+        return read_lora(self._model, path, use.strength_model, use.strength_clip)
+
+
+def check_free(output: Path, overwrite: bool) -> None:
+    """Refuse an output that is no LoRA file, or that is there already and may not be replaced.
+
+    Raises:
+        ConfigError, FileExistsError: See above.
+    """
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output is {output}; its name must end in .safetensors")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting")
 
 
 @contextlib.contextmanager
@@ -199,58 +291,6 @@ def _loaded(
         yield load_diffusers(base, config, placement.dtype, placement.device)
 
 
-def _check(output: Path, overwrite: bool, correct_strength: bool, calibration: Calibration) -> None:
-    if correct_strength and not calibration.held_out:
-        raise ConfigError(
-            "--correct-strength needs runs to measure it on; set --held-out to 1 or more"
-        )
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"--output is {output}; its name must end in .safetensors")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting")
-
-
-def _per_lora(
-    loras: Sequence[Path],
-    prompts: Sequence[str] | None,
-    files: Sequence[Path] | None,
-    strength: str | None,
-    strength_text: str | None,
-    weights: str | None,
-    triggers: Sequence[str] | None,
-    kinds: Sequence[str] | None,
-) -> list[dict[str, Any]]:
-    """Return, per LoRA, what was asked for it.
-
-    Raises:
-        ConfigError: An option is there more or less often than LoRAs.
-    """
-    if prompts and files:
-        raise ConfigError(
-            "there are both --prompts and --prompts-file; give one of them, once for every --lora"
-        )
-    texts = [_lines(text.replace("\\n", "\n")) for text in prompts or ()]
-    texts = texts or [_lines(_text_of(file)) for file in files or ()] or [()] * len(loras)
-    strengths = options.numbers("--strength", strength) or [1.0] * len(loras)
-    given = {
-        "path": loras,
-        "prompts": texts,
-        "strength": strengths,
-        "strength_text": options.numbers("--strength-text", strength_text) or strengths,
-        "weight": options.numbers("--weights", weights) or [1.0] * len(loras),
-        "trigger": triggers or [""] * len(loras),
-        "kind": kinds or ["subject"] * len(loras),
-    }
-    for name, values in given.items():
-        if len(values) != len(loras):
-            what = name.replace("_", "-")
-            raise ConfigError(
-                f"there are {len(loras)} LoRAs and {len(values)} values of {what}; give each LoRA "
-                "its own"
-            )
-    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
-
-
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
@@ -262,40 +302,3 @@ def _text_of(file: Path) -> str:
         raise ConfigError(
             f"{file}: cannot be read as text ({error}); give a text file with one prompt a line"
         ) from error
-
-
-def _read(
-    model: DiffusersStableDiffusion,
-    path: Path,
-    prompts: tuple[str, ...],
-    strength: float,
-    strength_text: float,
-    weight: float,
-    trigger: str,
-    kind: str,
-) -> tuple[PromptedAdapter, UsedLora]:
-    """Return a LoRA with its prompts, those of its metadata if the user named none, and what is to
-    be remembered of it.
-    """
-    adapter = read_lora(model, path, strength, strength_text)
-    found = trigger_words(adapter.metadata)
-    texts = prompts or default_prompts(found)
-    if not texts:
-        raise ConfigError(
-            f"{path.name}: there are no trigger words in its metadata; name its prompts with "
-            "--prompts"
-        )
-    source = "" if prompts else found.source
-    used = UsedLora(
-        adapter.name,
-        path.name,
-        sha256(path),
-        strength,
-        strength_text,
-        texts,
-        source,
-        weight,
-        trigger,
-        kind,
-    )
-    return PromptedAdapter(adapter, texts, weight, trigger, kind), used

@@ -4,14 +4,10 @@ sampling runs.
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError
 from ..settings import check, setting
@@ -25,6 +21,7 @@ from .captions import (
     check_scene_form,
 )
 
+MOST_SEEDS = 1 << 32
 # The multiples of these, modulo 1, cover an interval evenly, however many there are.
 _GOLDEN_RATIO = 0.6180339887
 _SQUARE_ROOT_OF_2 = 1.4142135624
@@ -51,7 +48,8 @@ class Calibration:
         preserve_weight: Rows "preserve weight".
         preserve_captions: Every fifth sampling run has an empty caption instead.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
-            others. A subject in a style counts ten times as much. 1 is a good one (rows "scene weight").
+            others. A subject in a style counts ten times as much. 1 is a good weight (rows "scene
+             weight").
             Needs ``MergeConfig.target="full_output"``.
         scene_forms: Each has the places ``{first}`` and ``{second}``, or ``{third}`` too, for
             subjects, and ``{style}`` (row "one scene form").
@@ -102,7 +100,9 @@ class Calibration:
     held_out: int = setting(
         2, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
     )
-    seed: int = setting(0, "Seed of the captions and the noise.", at_least=0, at_most=2**32 - 1)
+    seed: int = setting(
+        0, "Seed of the captions and the noise.", at_least=0, at_most=MOST_SEEDS - 1
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -202,28 +202,3 @@ def kept_steps(calibration: Calibration, run: int) -> list[int]:
     stride = calibration.sampling_steps / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
-
-
-def noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Return standard normal noise that depends on nothing but the seed, on the CPU."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-
-
-def euler_trajectory(
-    denoise: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor
-) -> list[Tensor]:
-    """Sample with Euler's method and return the latents that the model saw, one (runs, ...) tensor
-    per step.
-
-    Args:
-        denoise: (latents, sigma) -> estimate of the clean latents, guidance included.
-        start: Unit noise, (runs, channels, height, width).
-        sigmas: (steps + 1,), falling to 0. The variance-exploding scale: latents are clean + sigma
-            * noise.
-    """
-    x = start * (1 + sigmas[0] ** 2).sqrt()
-    seen = []
-    for sigma, following in itertools.pairwise(sigmas):
-        seen.append(x)
-        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
-    return seen

@@ -109,13 +109,17 @@ def placeholders(form: str) -> list[str]:
         ConfigError: Braces that do not match, or that hold more than a name.
     """
     try:
-        found = [part[1:] for part in string.Formatter().parse(form) if part[1] is not None]
+        found = [
+            (name, spec, conversion)
+            for _, name, spec, conversion in string.Formatter().parse(form)
+            if name is not None
+        ]
     except ValueError as error:
         raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
     if any(spec or conversion for _, spec, conversion in found):
         raise ConfigError(
-            f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, such "
-            f"as {{first}}"
+            f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, "
+            "such as {first}"
         )
     return [name for name, _, _ in found]
 

@@ -5,210 +5,174 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
-from ..merging import MergeResult
 from ..network import Network
-from ..progress import nobody
+from ..progress import Progress, nobody
 from ..report.fidelity import fidelity
-from ..report.records import Note, TaskFidelity
+from ..report.records import TaskFidelity
 from ..rows.wearing import wearing
 from ..tasks import Task
-from .calibration import Calibration, own_captions
-from .samples import Context, Contexts, Plan, PromptedAdapter, Reading, common_length, unet_samples
-from .sampling import own_runs, sample_runs
-from .stable_diffusion import StableDiffusion, StageProgress
+from .calibration import MOST_SEEDS, Calibration, own_captions
+from .lora_use import LoadedLora, LoraUse, own_names
+from .model import StableDiffusion
+from .plans import CaptionPlan, Contexts, Plan
+from .samples import Context, Reading, Tokenized
+from .stable_diffusion import runs_of, sampler_of
 
-HELD_OUT_STAGE = "Check on unseen samples"
+# How far the seeds of the check lie from those of the merge.
+_UNSEEN = 7919
 # A merge weaker than this is not made up for by strength: it has failed, and more of it would not
 # help.
 _STRONGEST_CORRECTION = 1.3
 
 
-def with_held_out(
-    model: StableDiffusion,
-    loras: Sequence[PromptedAdapter],
-    result: MergeResult,
-    calibration: Calibration,
-    *,
-    correct_strength: bool = False,
-    samples_per_chunk: int = 8,
-    progress: StageProgress | None = None,
-) -> MergeResult:
-    """Return the merge with its fidelity on unseen prompts and seeds in the report.
+@dataclass(frozen=True)
+class HeldOutCheck:
+    """A check on pictures that a merge has not seen.
 
     Each LoRA, and the base model, draws ``calibration.held_out`` pictures of captions and seeds
-    that the merge has not seen; on the latents of these runs the merged model's output is compared
+    that the merge has not seen. On the latents of these runs the merged model's output is compared
     with the LoRA's own.
 
     Args:
         model: The base model.
-        loras: What was merged.
-        result: Of `merge_stable_diffusion`.
-        calibration: Of the merge; its ``held_out`` is the number of runs per task, 0 measures
-            nothing.
-        correct_strength: Scale the merged LoRA by one over the mean measured strength of its LoRAs,
-            1 to 1.3, and measure again: the ridge and the preserve task make a merge weaker than
-            its LoRAs.
+        loras: The LoRAs that were merged; at least one that changes something.
+        calibration: The calibration of the merge.
         samples_per_chunk: Samples of one forward call.
-        progress: Told about the stage `HELD_OUT_STAGE`; may raise to cancel.
-
-    Raises:
-        IterisError: What sampling or `fidelity.fidelity` raises.
+        progress: Told about steps done and in all; may raise to cancel.
     """
-    used = [lora for lora in loras if not lora.adapter.is_idle]
-    if not calibration.held_out or not used:
-        return result
-    tell = partial(progress, HELD_OUT_STAGE) if progress else None
-    measure = partial(_fidelity, model, used, calibration, samples_per_chunk, tell)
-    found = measure(result.adapter)
-    if not correct_strength:
-        return replace(result, report=replace(result.report, fidelity=found))
-    factor = strength_correction(found)
-    scaled = result.adapter.scaled(factor)
-    settings = {**result.report.settings, "strength_correction": factor}
-    before = ", ".join(
-        f"{entry.task} {entry.strength:.2f}" for entry in found if entry.strength is not None
-    )
-    note = Note("strength", f"scaled by {factor:.3f}; strength before: {before}")
-    notes = (*result.report.notes, note)
-    report = replace(result.report, fidelity=measure(scaled), notes=notes, settings=settings)
-    return replace(result, adapter=scaled, report=report)
+
+    model: StableDiffusion
+    loras: Sequence[LoadedLora]
+    calibration: Calibration
+    samples_per_chunk: int = 8
+    progress: Progress = nobody
+
+    def measure(self, merged: Adapter) -> tuple[TaskFidelity, ...]:
+        """Return how true the merged LoRA is to each LoRA, and to the base model.
+
+        Raises:
+            IterisError: What sampling or `fidelity.fidelity` raises.
+        """
+        used = [lora for lora in self.loras if not lora.adapter.is_idle]
+        adapters = [*(lora.adapter for lora in used), merged]
+        parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
+        plans = make_check_plans(own_names([lora.use for lora in used]), self.calibration)
+        contexts, base_contexts = _contexts(self.model, plans, [text for text, _ in parts])
+        unet = [part for _, part in parts]
+        with self.model.unet() as network:
+            sampler = sampler_of(self.model, network, self.calibration)
+            runs = runs_of(plans, contexts)
+
+            def measured(size: int) -> tuple[TaskFidelity, ...]:
+                latents = sampler.sample(unet[:-1], runs, size, self.progress)
+                base_rows = [
+                    [sample.teacher for sample in plan.samples(base_contexts, latents)]
+                    for plan in plans
+                ]
+                return fidelity(
+                    network,
+                    unet[:-1],
+                    [Task(plan.name, plan.samples(contexts, latents), plan.mix) for plan in plans],
+                    unet[-1],
+                    samples_per_chunk=size,
+                    base_reads=lambda task, sample: base_rows[task][sample],
+                    progress=self.progress,
+                )
+
+            return with_smaller_calls(
+                measured, self.samples_per_chunk, "the check on unseen samples"
+            )
 
 
-def strength_correction(found: Sequence[TaskFidelity]) -> float:
+def strength_correction(measured: Sequence[TaskFidelity]) -> float:
     """Return the factor that brings the mean measured strength to 1, but not below 1 and not above
     1.3.
     """
-    strengths = [entry.strength for entry in found if entry.strength is not None]
+    strengths = [entry.strength for entry in measured if entry.strength is not None]
     mean = sum(strengths) / len(strengths) if strengths else 1.0
     return min(max(1 / mean, 1.0), _STRONGEST_CORRECTION) if mean > 0 else _STRONGEST_CORRECTION
 
 
-def unseen_captions(
-    lora: PromptedAdapter, seen: Sequence[str], calibration: Calibration, seed: int
-) -> list[str]:
-    """Return captions of a LoRA's prompts in company that the merge has not read; its prompts alone
-    if there are no others.
+def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
+    """Return what each LoRA, and the base model, draws for the check.
+
+    Args:
+        loras: The LoRAs that change something.
+        calibration: The calibration of the merge.
     """
-    pairs = itertools.product(calibration.compositions, calibration.companions, lora.prompts)
-    possible = [form.format(prompt=prompt, thing=thing) for form, thing, prompt in pairs]
-    unseen = [caption for caption in dict.fromkeys(possible) if caption not in set(seen)] or list(
-        lora.prompts
-    )
-    chance = random.Random(seed)
-    return [chance.choice(unseen) for _ in range(calibration.held_out)]
-
-
-def _fidelity(
-    model: StableDiffusion,
-    loras: Sequence[PromptedAdapter],
-    calibration: Calibration,
-    samples_per_chunk: int,
-    tell: object,
-    merged: Adapter,
-) -> tuple[TaskFidelity, ...]:
-    plans = _plans(loras, calibration)
-    unseen = replace(calibration, seed=calibration.seed + 7919)
-    text = [
-        adapter.select(model.is_text_module)
-        for adapter in (*(lora.adapter for lora in loras), merged)
-    ]
-    unet = [
-        adapter.select(lambda path: not model.is_text_module(path))
-        for adapter in (*(x.adapter for x in loras), merged)
-    ]
-    contexts, bases = _contexts(model, plans, text, calibration.negative_prompt)
-    sigmas = model.sigmas(calibration.sampling_steps).float().cpu()
-    shape = model.latent_shape(calibration.resolution)
-    runs = [run for g, plan in enumerate(plans) for run in own_runs(g, plan, unseen, contexts)]
-    with model.unet() as network:
-
-        def measure(size: int) -> tuple[TaskFidelity, ...]:
-            left = iter(
-                sample_runs(
-                    network,
-                    unet[:-1],
-                    runs,
-                    sigmas,
-                    shape,
-                    unseen,
-                    size,
-                    tell or (lambda done, total: None),
-                )
-            )
-            tasks = []
-            base_rows = []
-            for g, plan in enumerate(plans):
-                latents = [next(left) for _ in plan.captions]
-                samples = unet_samples(g, plan, unseen, contexts, latents)
-                tasks.append(Task(plan.name, samples, plan.mix))
-                base_rows.append(
-                    [row.teacher for row in unet_samples(g, plan, unseen, bases, latents)]
-                )
-            return fidelity(
-                network,
-                unet[:-1],
-                tasks,
-                unet[-1],
-                samples_per_chunk=size,
-                base_reads=lambda g, i: base_rows[g][i],
-                progress=tell or nobody,
-            )
-
-        return with_smaller_calls(measure, samples_per_chunk, "the check on unseen samples")
-
-
-def _plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> list[Plan]:
+    unseen = replace(calibration, seed=(calibration.seed + _UNSEEN) % MOST_SEEDS)
+    share = calibration.unconditional_share
     plans = []
     for k, lora in enumerate(loras):
         seen = own_captions(lora.prompts, calibration, calibration.seed + k)
-        captions = unseen_captions(
-            lora, [*seen, *lora.prompts], calibration, calibration.seed + 7919 + k
-        )
-        plans.append(
-            Plan(lora.adapter.name, {k: 1.0}, 1.0, tuple(captions), calibration.unconditional_share)
-        )
+        captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
+        plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
     # the last of the ordinary captions: the preserve task takes them from the first on
     ordinary = calibration.preserve_captions[::-1] or ("",)
-    captions = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    return [*plans, Plan("base model", {}, 1.0, captions, calibration.unconditional_share)]
+    base_captions = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
+    return [*plans, CaptionPlan("base model", {}, 1.0, base_captions, share, len(loras), unseen)]
+
+
+def unseen_captions(
+    lora: LoraUse, seen: Sequence[str], calibration: Calibration, seed: int
+) -> list[str]:
+    """Return captions of a LoRA's prompts in company that the merge has not read; its prompts alone
+    if there are no others.
+
+    Args:
+        lora: The LoRA.
+        seen: The captions of its task in the merge.
+        calibration: Has the number of captions, forms and company.
+        seed: Seed of the choice.
+    """
+    parts = itertools.product(calibration.compositions, calibration.companions, lora.prompts)
+    possible = [form.format(prompt=prompt, thing=thing) for form, thing, prompt in parts]
+    known = {*seen, *lora.prompts}
+    unseen = [caption for caption in dict.fromkeys(possible) if caption not in known]
+    chance = random.Random(seed)
+    return [chance.choice(unseen or list(lora.prompts)) for _ in range(calibration.held_out)]
 
 
 def _contexts(
-    model: StableDiffusion, plans: Sequence[Plan], adapters: Sequence[Adapter], negative_prompt: str
+    model: StableDiffusion, plans: Sequence[CaptionPlan], adapters: Sequence[Adapter]
 ) -> tuple[Contexts, Contexts]:
-    """Return each task's contexts as teacher and merged model read them, and as `fidelity`'s
-    reference rows read them.
+    """Return each plan's contexts as teacher and merged model read them, and as the reference rows
+    of `fidelity` read them.
+
+    Args:
+        model: The base model.
+        plans: The plans of the check.
+        adapters: The LoRAs' text encoder parts, and last the merged one.
     """
-    pieces = {
-        text: model.tokenize(text) for plan in plans for text in (*plan.captions, negative_prompt)
-    }
-    longest = common_length(list(pieces.items()))
-    contexts: dict[tuple[int, Reading], Context] = {}
-    bases: dict[tuple[int, Reading], Context] = {}
-    everything = {k: 1.0 for k in range(len(adapters) - 1)}
+    captions = dict.fromkeys(reading.teacher for plan in plans for reading in plan.readings())
+    tokenized = Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+    contexts: dict[tuple[Plan, Reading], Context] = {}
+    bases: dict[tuple[Plan, Reading], Context] = {}
+    last = len(adapters) - 1
+    stacked = {k: 1.0 for k in range(last)}
     with model.text_encoder() as network:
-        for g, plan in enumerate(plans):
-            for text in dict.fromkeys((*plan.captions, negative_prompt)):
-                mixes = (plan.mix, {len(adapters) - 1: 1.0}, {} if plan.mix else everything)
+        for plan in plans:
+            for reading in plan.readings():
+                pieces = tokenized.pieces[reading.teacher]
                 teacher, student, base = (
-                    _encode(network, adapters, pieces[text], mix) for mix in mixes
+                    _encoded(network, adapters, pieces, mix)
+                    for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)
                 )
-                times = longest // len(pieces[text])
-                contexts[g, Reading.of(text)] = Context.repeated(teacher, student, times)
-                bases[g, Reading.of(text)] = Context.repeated(base, base, times)
+                times = tokenized.common_length // len(pieces)
+                contexts[plan, reading] = Context.repeated(teacher, student, times)
+                bases[plan, reading] = Context.repeated(base, base, times)
     return contexts, bases
 
 
 @torch.no_grad()
-def _encode(
+def _encoded(
     network: Network,
     adapters: Sequence[Adapter],
     pieces: Sequence[object],

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def read_lora(
     """
 
     def weight_at(module: str) -> Tensor:
-        return cast(Tensor, model.modules[module].weight).detach().float().cpu()
+        return model.modules[module].get_parameter("weight").detach().float().cpu()
 
     tensors, metadata = read_tensors(path)
     adapter = kohya.parse(
@@ -51,14 +51,9 @@ def read_lora(
         metadata,
         dense_delta=own_dense_delta(weight_at),
     )
-    text = adapter.select(model.is_text_module).scaled(
-        strength if strength_text is None else strength_text
-    )
-    return (
-        adapter.select(lambda part: not model.is_text_module(part))
-        .scaled(strength)
-        .joined_with(text)
-    )
+    text, unet = adapter.split(model.is_text_module)
+    text = text.scaled(strength if strength_text is None else strength_text)
+    return unet.scaled(strength).joined_with(text)
 
 
 def save_lora(
@@ -68,6 +63,7 @@ def save_lora(
     style: Style = "kohya",
     metadata: Mapping[str, str] | None = None,
     *,
+    whole: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a LoRA file in one step: it is there whole or not at all.
@@ -79,6 +75,8 @@ def save_lora(
         style: ``kohya``: read by ComfyUI, A1111 and diffusers. ``diffusers``: by diffusers and
             ComfyUI.
         metadata: More strings for the file, such as the recipe.
+        whole: Whether layers whose factors take more room than the weight itself are saved as the
+            full difference; in the style of kohya only.
         overwrite: Replace a file that is there.
 
     Raises:
@@ -90,11 +88,16 @@ def save_lora(
         raise ConfigError(
             f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
         )
+    if whole and style != "kohya":
+        raise ConfigError(
+            f"full differences of large layers have no place in the style {style!r}; save in the "
+            "style 'kohya', or all layers as low rank"
+        )
     keys = model.keys
     more = metadata or {}
     if style == "kohya":
-        tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)
-        content = {**kohya.metadata_of(adapter), **more}
+        tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole)
+        content = {**kohya.metadata_of(adapter, whole=whole), **more}
         content |= hashes(tensors, content)
     else:
         tensors = diffusers.to_tensors(adapter, keys.kernels)

@@ -16,7 +16,7 @@ from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
 from ..files.model_keys import ModelKeys
 from ..network import Network
-from .samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from .model import IMAGE_STREAM, TEXT_STREAM, UnetRow
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SMALLEST_ALPHA = (
@@ -49,8 +49,8 @@ class DiffusersStableDiffusion:
 
     def __init__(
         self,
-        unet: nn.Module,
-        text_encoder: nn.Module,
+        unet: Any,
+        text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
         vae_scale_factor: int = 8,
@@ -247,7 +247,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_unet(unet: nn.Module, text_encoder: nn.Module) -> None:
+def _check_unet(unet: Any, text_encoder: Any) -> None:
     config = unet.config
     for setting, inputs in _OTHER_INPUTS.items():
         if getattr(config, setting, None) is not None:

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import torch
 
 from ..config import MergeConfig
 from ..errors import ConfigError
+from ..files.metadata import merged_metadata
+from ..files.trigger_words import trigger_words
 from ..report.records import MergeReport, Note
 from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
-from .scenes import Kind
+from .lora_use import LoadedLora, LoraUse
 
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
-
-
-@dataclass(frozen=True)
-class UsedLora:
-    """A LoRA as it went into a merge.
-
-    Args:
-        name: In the report.
-        file: Its file's name; None: it came from no file.
-        sha256: Of the file, or of its tensors.
-        strength_model: At which its UNet part was used.
-        strength_clip: At which its text encoder part was used.
-        prompts: On which it was measured.
-        prompts_from: The metadata field whose trigger words the prompts are made of; empty: the
-            user wrote them.
-        weight: Of its task.
-        trigger: What it is called in captions with other LoRAs; empty: chosen from the prompts.
-        kind: A subject, or a style.
-    """
-
-    name: str
-    file: str | None
-    sha256: str
-    strength_model: float
-    strength_clip: float
-    prompts: tuple[str, ...]
-    prompts_from: str = ""
-    weight: float = 1.0
-    trigger: str = ""
-    kind: Kind = "subject"
 
 
 @dataclass(frozen=True)
@@ -55,15 +28,15 @@ class Recipe:
     """How a file was made.
 
     Args:
-        loras: That went into it.
-        calibration: On which samples they were measured.
+        loras: The LoRAs that went into it.
+        calibration: How their samples were made.
         config: How layers were solved.
         is_corrected: Whether its strength was corrected by what the check on unseen samples
             measured.
         made_on: The base model and the versions, as far as they are known.
     """
 
-    loras: tuple[UsedLora, ...]
+    loras: tuple[LoraUse, ...]
     calibration: Calibration
     config: MergeConfig
     is_corrected: bool
@@ -75,7 +48,7 @@ def read_recipe(name: str, text: str) -> Recipe:
 
     Args:
         name: The file's name, for errors.
-        text: JSON, as `with_recipe` leaves it in a report's settings.
+        text: JSON, as `settings_of` and `with_origin` leave it in a report's settings.
 
     Raises:
         ConfigError: Says where something is wrong, what stands there, and what may.
@@ -107,7 +80,7 @@ def read_recipe(name: str, text: str) -> Recipe:
         config = {"target": "delta", **config}  # what it was before there was a choice
     return Recipe(
         tuple(
-            from_json(f"{place}: LoRA {number}", lora, UsedLora)
+            from_json(f"{place}: LoRA {number}", lora, LoraUse)
             for number, lora in enumerate(loras, 1)
         ),
         from_json(f"{place}: calibration", recipe["calibration"], Calibration),
@@ -117,9 +90,26 @@ def read_recipe(name: str, text: str) -> Recipe:
     )
 
 
-def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> MergeReport:
-    """Return the report with what is needed to make the merge again: the LoRAs, our version,
-    torch's, and more.
+def settings_of(
+    loras: Sequence[LoraUse], calibration: Calibration, config: MergeConfig
+) -> dict[str, Any]:
+    """Return what a merge was asked to do, as JSON values."""
+    return {
+        "calibration": asdict(calibration),
+        "config": config.to_dict(),
+        "loras": [{**asdict(lora), "prompts": list(lora.prompts)} for lora in loras],
+    }
+
+
+def with_origin(
+    report: MergeReport, loras: Sequence[LoraUse], made_on: Mapping[str, str]
+) -> MergeReport:
+    """Return the report with what else a recipe needs, and where prompts came from.
+
+    Args:
+        report: The report of a merge; its settings are those of `settings_of`.
+        loras: The LoRAs of the merge.
+        made_on: The base model and the host's version, as far as they are known.
     """
     notes = [
         Note(
@@ -130,7 +120,30 @@ def with_recipe(report: MergeReport, loras: Sequence[UsedLora], **more: str) -> 
         for lora in loras
         if lora.prompts_from
     ]
-    used = [{**asdict(lora), "prompts": list(lora.prompts)} for lora in loras]
     versions = {"iteris_version": __version__, "torch_version": str(torch.__version__)}
-    settings = {**report.settings, "loras": used, **versions, **more}
+    settings = {**report.settings, **versions, **made_on}
     return replace(report, settings=settings, notes=(*report.notes, *notes))
+
+
+def metadata_of_merge(
+    title: str, loras: Sequence[LoadedLora], recipe: str, when: datetime, thumbnail: str = ""
+) -> dict[str, str]:
+    """Return what the file of a merged LoRA says about it: where it comes from, what calls it up,
+    and its recipe.
+
+    Args:
+        title: The name of the merged LoRA.
+        loras: The LoRAs that are in it; only the metadata of their adapters is looked at.
+        recipe: The settings of the merge's report, as JSON.
+        when: The time of the merge.
+        thumbnail: See `merged_metadata`.
+    """
+    triggers = [trigger for lora in loras for trigger in _triggers(lora) if trigger]
+    adapters = [lora.adapter for lora in loras]
+    metadata = merged_metadata(title, adapters, triggers, when, thumbnail)
+    return {**metadata, METADATA_KEY: recipe}
+
+
+def _triggers(lora: LoadedLora) -> tuple[str, ...]:
+    """Return what calls a LoRA up: as its file says, or else as captions do."""
+    return trigger_words(lora.adapter.metadata).triggers or (lora.use.called,)

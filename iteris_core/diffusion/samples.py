@@ -1,80 +1,32 @@
-"""From captions and sampling runs to samples of a diffusion model: what each task's rows read."""
+"""What teacher and student read: captions, their contexts, and the samples made of both."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from ..errors import CalibrationError, ConfigError
+from ..errors import CalibrationError
 from ..tasks import Sample, TokenWeights
-from .calibration import Calibration, base_captions, is_chosen, own_captions, preserve_runs
-from .scenes import Kind, Trigger
+from .model import TEXT_STREAM, UnetRow
 
-TEXT_STREAM = "text"
-IMAGE_STREAM = "image"
-_PICTURE_OF = re.compile(
-    r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
-)
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 
 
 @dataclass(frozen=True)
-class UnetRow:
-    """What one UNet row reads: latents (4, h, w) at noise level sigma (0-dim), and a context
-    (tokens, 768).
-    """
-
-    latents: Tensor
-    sigma: Tensor
-    context: Tensor
-
-
-@dataclass(frozen=True)
-class PromptedAdapter:
-    """A LoRA to merge.
+class Reading:
+    """What the two rows of a sample read.
 
     Args:
-        adapter: At the strengths at which the user would use it.
-        prompts: What it is for; with its trigger words.
-        weight: Of its task, relative to the others'.
-        trigger: What to call it in captions with other LoRAs, see `scenes.Trigger`; empty: the
-            shortest prompt, without "a photo of" and the like.
-        kind: Whether it is a thing, or a way to render whole pictures.
-
-    Raises:
-        ConfigError: Another kind.
+        teacher: The teacher's caption.
+        student: The student's caption.
+        positions: The tokens of both that count; None: all.
     """
-
-    adapter: Adapter
-    prompts: tuple[str, ...]
-    weight: float = 1.0
-    trigger: str = ""
-    kind: Kind = "subject"
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError(
-                f"LoRA {self.adapter.name!r} is a {self.kind!r}; it can be "
-                f"{' or '.join(get_args(Kind))}"
-            )
-
-    @property
-    def in_scenes(self) -> Trigger:
-        shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
-        return Trigger(self.trigger.strip() or _PICTURE_OF.sub("", shortest), self.kind)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the two rows of a sample read, and which tokens of it count; None: all."""
 
     teacher: str
     student: str
@@ -82,61 +34,22 @@ class Reading:
 
     @classmethod
     def of(cls, caption: str) -> Reading:
+        """Return the reading of one caption by both, all of whose tokens count."""
         return cls(caption, caption)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """One task before its samples exist: a caption per sampling run."""
-
-    name: str
-    mix: Mapping[int, float]
-    weight: float
-    captions: tuple[str, ...]
-    unconditional_share: float
-
-    def readings(self, negative_prompt: str) -> list[Reading]:
-        return [Reading.of(caption) for caption in dict.fromkeys([*self.captions, negative_prompt])]
-
-
-def make_plans(loras: Sequence[PromptedAdapter], calibration: Calibration) -> list[Plan]:
-    plans = []
-    for k, lora in enumerate(loras):
-        try:
-            captions = own_captions(lora.prompts, calibration, calibration.seed + k)
-        except CalibrationError as error:
-            raise CalibrationError(f"LoRA {lora.adapter.name!r}: {error}") from error
-        plans.append(
-            Plan(
-                lora.adapter.name,
-                {k: 1.0},
-                lora.weight,
-                tuple(captions),
-                calibration.unconditional_share,
-            )
-        )
-    names = [plan.name for plan in plans]
-    plans = [
-        p if names.count(p.name) == 1 else replace(p, name=f"{p.name} ({k + 1})")
-        for k, p in enumerate(plans)
-    ]
-    if calibration.preserve_weight:
-        captions = tuple(base_captions(calibration, preserve_runs(calibration)))
-        plans.append(Plan("base model (preserve)", {}, calibration.preserve_weight, captions, 0.0))
-    return plans
-
-
-def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
-    """Return what a mix means for one part of the model; rows of adapters without that part run
-    through the base.
-    """
-    return {k: share for k, share in mix.items() if adapters[k].deltas}
+    @property
+    def captions(self) -> tuple[str, str]:
+        return self.teacher, self.student
 
 
 @dataclass(frozen=True)
 class Context:
-    """A caption as its teacher and as the student read it, (tokens, 768) each, and the tokens'
-    weights.
+    """A caption as its teacher and as the student read it.
+
+    Args:
+        teacher: The teacher's context, (tokens, width).
+        student: The student's context, (tokens, width).
+        weights: How much each token counts, (tokens,); None: each counts once.
     """
 
     teacher: Tensor
@@ -147,10 +60,11 @@ class Context:
     def repeated(
         cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None
     ) -> Context:
-        """Repeat a short context to the length of the longest: attention stays the same, and each
-        token counts once.
+        """Repeat a short context to the length of the longest.
+
+        Attention stays the same, and each token counts once in all.
         """
-        weights = position_weights(positions, len(teacher))
+        weights = None if positions is None else position_weights(positions, len(teacher))
         if times == 1:
             return cls(teacher, student, weights)
         weights = torch.ones(len(teacher)) if weights is None else weights
@@ -158,92 +72,92 @@ class Context:
             teacher.repeat(times, 1), student.repeat(times, 1), weights.repeat(times) / times
         )
 
-    @property
-    def token_weights(self) -> dict[str, TokenWeights]:
-        return {} if self.weights is None else {TEXT_STREAM: self.weights}
+    def sample(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        other_weights: Mapping[str, TokenWeights] | None = None,
+    ) -> Sample:
+        """Return the UNet's sample of noisy latents with this context.
+
+        Args:
+            latents: Noisy latents, (channels, height, width).
+            sigma: Their noise level, 0-dim.
+            other_weights: Token weights of other streams than the text.
+        """
+        of_text = {} if self.weights is None else {TEXT_STREAM: self.weights}
+        return Sample(
+            UnetRow(latents, sigma, self.teacher),
+            UnetRow(latents, sigma, self.student),
+            {**of_text, **(other_weights or {})},
+        )
 
 
-def position_weights(positions: Sequence[int] | None, tokens: int) -> Tensor | None:
-    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere; None where all tokens
-    count.
-    """
-    if positions is None:
-        return None
+def position_weights(positions: Sequence[int], tokens: int) -> Tensor:
+    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere."""
     weights = torch.zeros(tokens)
     weights[list(positions)] = 1
     return weights
 
 
-Contexts = Mapping[tuple[int, Reading], Context]  # by task and what it reads
+@dataclass(frozen=True)
+class Tokenized:
+    """Captions in the pieces that the text encoder reads at once.
 
-
-def common_length(pieces: Sequence[tuple[str, Sequence[Any]]]) -> int:
-    """Return the number of pieces to which every caption's context can be repeated a whole number
-    of times.
+    Args:
+        pieces: Caption -> its pieces, one row of the text encoder each.
+        common_length: The number of pieces to which every caption's context can be repeated a
+            whole number of times.
     """
-    caption, longest = max(pieces, key=lambda item: len(item[1]))
-    if len(longest) > _MOST_PIECES:
-        raise CalibrationError(
-            f"the prompt {caption[:40]!r}... has {len(longest)} pieces of 75 tokens; calibration "
-            f"can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger words and a few "
-            "others are enough"
-        )
-    return math.lcm(*(len(of_caption) for _, of_caption in pieces))
 
+    pieces: Mapping[str, Sequence[Any]]
+    common_length: int
 
-def unet_samples(
-    g: int,
-    plan: Plan,
-    calibration: Calibration,
-    contexts: Contexts,
-    runs: Sequence[Sequence[tuple[Tensor, Tensor]]],
-) -> list[Sample]:
-    """Return a task's UNet samples: each kept latent with its caption, and a share of them with the
-    negative prompt.
-    """
-    samples = []
-    for i, (caption, latents) in enumerate(zip(plan.captions, runs, strict=True)):
-        for j, (x, sigma) in enumerate(latents):
-            guided = is_chosen(j, plan.unconditional_share, i)
-            for text in [caption, calibration.negative_prompt] if guided else [caption]:
-                samples.append(unet_sample(x, sigma, contexts[g, Reading.of(text)], {}))
-    return samples
+    @classmethod
+    def of(cls, pieces: Mapping[str, Sequence[Any]]) -> Tokenized:
+        """Check captions and find their common length.
 
+        Raises:
+            CalibrationError: A caption is too long; shows it.
+        """
+        caption = max(pieces, key=lambda caption: len(pieces[caption]))
+        if len(pieces[caption]) > _MOST_PIECES:
+            raise CalibrationError(
+                f"the prompt {caption[:40]!r}... has {len(pieces[caption])} pieces of 75 tokens; "
+                f"calibration can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger "
+                "words and a few others are enough"
+            )
+        return cls(pieces, math.lcm(*map(len, pieces.values())))
 
-def unet_sample(
-    x: Tensor, sigma: Tensor, context: Context, weights: Mapping[str, TokenWeights]
-) -> Sample:
-    """Return the sample of one kept latent with one context; ``weights`` of other streams than the
-    text.
-    """
-    token_weights = {**context.token_weights, **weights}
-    return Sample(
-        UnetRow(x, sigma, context.teacher), UnetRow(x, sigma, context.student), token_weights
-    )
+    def samples(self, reading: Reading) -> list[Sample]:
+        """Return the text encoder's samples of one reading, one per piece.
 
-
-def text_samples(reading: Reading, pieces: Mapping[str, Sequence[Any]]) -> list[Sample]:
-    """Return the text encoder's samples of one reading, one per piece."""
-    if reading.teacher == reading.student and reading.positions is None:
-        return [Sample(piece) for piece in pieces[reading.teacher]]
-    weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
-    pairs = zip(pieces[reading.teacher], pieces[reading.student], strict=True)
-    return [Sample(teacher, student, weights) for teacher, student in pairs]
-
-
-def check_one_piece(readings: Sequence[Reading], pieces: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse captions of scenes that the text encoder cannot read at once.
-
-    Raises:
-        CalibrationError: Shows the caption.
-    """
-    for reading in readings:
-        if reading.positions is not None and (
-            len(pieces[reading.teacher]),
-            len(pieces[reading.student]),
-        ) != (1, 1):
+        Raises:
+            CalibrationError: A caption of a scene that does not fit into one piece; shows it.
+        """
+        teacher, student = (self.pieces[caption] for caption in reading.captions)
+        if reading == Reading.of(reading.teacher):
+            return [Sample(piece) for piece in teacher]
+        if reading.positions is not None and (len(teacher), len(student)) != (1, 1):
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
                 "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
                 "scene_weight to 0"
             )
+        weights: dict[str, TokenWeights] = {}
+        if reading.positions is not None:
+            weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
+        return [
+            Sample(piece, other, weights) for piece, other in zip(teacher, student, strict=True)
+        ]
+
+    def context(self, reading: Reading, rows: Sequence[tuple[Tensor, Tensor]]) -> Context:
+        """Return the context of one reading.
+
+        Args:
+            reading: What was read.
+            rows: (teacher's, student's) encoded rows of `samples`, (77, width) each.
+        """
+        teacher, student = (torch.cat(side) for side in zip(*rows, strict=True))
+        times = self.common_length // len(rows)
+        return Context.repeated(teacher, student, times, reading.positions)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,99 +12,201 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..files.tensors import sha256_of_tensors
 from ..network import Network
+from ..progress import Progress, nobody
 from ..rows.wearing import wearing
-from .calibration import Calibration, euler_trajectory, kept_steps, noise
-from .samples import Contexts, Plan, Reading, UnetRow, mix_in
+from .model import UnetRow
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (latents, sigma) -> estimate of the clean latents
 
 
 @dataclass(frozen=True)
+class Run:
+    """One sampling run.
+
+    Args:
+        owner: Whose run it is: the name of a task, or "scenes".
+        number: Its number among the runs of its owner.
+        seed: Seed of its noise.
+        steps: The steps whose latents are kept.
+    """
+
+    owner: str
+    number: int
+    seed: int
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """A teacher's part in a run.
 
     Args:
-        mix: What it wears.
-        text, negative: The contexts that it reads, (tokens, 768).
-        region: Where it draws, (height, width); the regions of a run add up to 1. None: everywhere.
+        mix: What the teacher wears.
+        text: The context of its caption, (tokens, width).
+        negative: The context of the negative prompt, (tokens, width).
+        region: Where it draws, from the shape of the latents to a mask (height, width); the
+            regions of a run add up to 1. None: everywhere.
     """
 
     mix: Mapping[int, float]
     text: Tensor
     negative: Tensor
-    region: Tensor | None = None
+    region: Callable[[Sequence[int]], Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One sampling run: its teachers, the seed of its noise, and the steps whose latents are
-    kept.
-    """
-
-    parts: tuple[Part, ...]
-    seed: int
-    steps: tuple[int, ...]
-
-
-def own_runs(g: int, plan: Plan, calibration: Calibration, contexts: Contexts) -> list[Run]:
-    """Return the sampling runs of task g, one per caption, each with its own teacher."""
-    negative = contexts[g, Reading.of(calibration.negative_prompt)].teacher
-    # seeds differ between tasks, so that no two rows of the merge see the same latents
-    seed = calibration.seed * 1_000_003 + g * 1009
-    return [
-        Run(
-            (Part(plan.mix, contexts[g, Reading.of(text)].teacher, negative),),
-            seed + i,
-            tuple(kept_steps(calibration, i)),
-        )
-        for i, text in enumerate(plan.captions)
-    ]
-
-
-def sample_runs(
-    network: Network,
-    adapters: Sequence[Adapter],
-    runs: Sequence[Run],
-    sigmas: Tensor,
-    shape: tuple[int, int, int],
-    calibration: Calibration,
-    rows_per_call: int,
-    progress: Callable[[int, int], None],
-) -> list[Kept]:
-    """Sample, with guidance, and return what each run keeps; runs that the network's memory has are
-    taken from there.
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What sampling runs kept.
 
     Args:
-        network: The UNet, see `StableDiffusion.unet`.
-        adapters: What the parts' mixes mean.
-        runs: Those of several teachers join their estimates of the clean latents, each in its
-            region, at every step.
-        sigmas: (steps + 1,), falling to 0.
-        shape: Of the latents.
-        calibration: Uses ``cfg``.
-        rows_per_call: Teachers in one forward call, two rows each; a run's own always come
-            together.
-        progress: Told about steps done and in all; may raise to cancel.
+        kept: Run -> the (latents, sigma) that it kept.
+        shape: (channels, height, width) of all latents.
+        sigmas: Noise levels of the runs, (steps + 1,), falling to 0.
     """
-    sample = partial(
-        _sample,
-        network,
-        adapters,
-        sigmas=sigmas,
-        shape=shape,
-        cfg=calibration.cfg,
-        progress=progress,
-    )
-    memory = network.memory
-    if memory is None:
-        return sample(_batches(runs, rows_per_call))
-    digests = [_digest(adapter) for adapter in adapters]
-    keys = [_key(run, adapters, digests, sigmas, shape, calibration.cfg) for run in runs]
-    found = {key: memory[key] for key in keys if key in memory}
-    missing = {key: run for key, run in zip(keys, runs, strict=True) if key not in found}
-    found |= zip(missing, sample(_batches(list(missing.values()), rows_per_call)), strict=True)
-    memory.update(found)
-    return [found[key] for key in keys]
+
+    kept: Mapping[Run, Kept]
+    shape: tuple[int, int, int]
+    sigmas: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Samples with guidance.
+
+    Args:
+        network: The UNet; see `model.StableDiffusion.unet`.
+        sigmas: Noise levels, (steps + 1,), falling to 0.
+        shape: (channels, height, width) of the latents.
+        cfg: Guidance scale.
+    """
+
+    network: Network
+    sigmas: Tensor
+    shape: tuple[int, int, int]
+    cfg: float
+
+    def sample(
+        self,
+        adapters: Sequence[Adapter],
+        runs: Mapping[Run, Sequence[Part]],
+        rows_per_call: int,
+        progress: Progress = nobody,
+    ) -> Latents:
+        """Return what each run keeps; runs that the network's memory has are taken from there.
+
+        Args:
+            adapters: What the mixes of the parts mean.
+            runs: Each run with its parts. The teachers of several parts join their estimates of
+                the clean latents at every step, each in its region.
+            rows_per_call: Teachers in one forward call, two rows each; those of one run always
+                come together.
+            progress: Told about steps done and in all; may raise to cancel.
+        """
+        memory = self.network.memory
+        if memory is None:
+            return self._latents(self._sample(adapters, runs, rows_per_call, progress))
+        digests = [_digest(adapter) for adapter in adapters]
+        keys = {run: self._key(run, parts, adapters, digests) for run, parts in runs.items()}
+        known = {key: memory[key] for key in keys.values() if key in memory}
+        # two runs of one key keep the same
+        missing = {key: run for run, key in keys.items() if key not in known}
+        new = {run: runs[run] for run in missing.values()}
+        kept = self._sample(adapters, new, rows_per_call, progress)
+        known |= {key: kept[run] for key, run in missing.items()}
+        memory.update(known)
+        return self._latents({run: known[key] for run, key in keys.items()})
+
+    def _latents(self, kept: Mapping[Run, Kept]) -> Latents:
+        return Latents(kept, self.shape, self.sigmas)
+
+    def _key(
+        self,
+        run: Run,
+        parts: Sequence[Part],
+        adapters: Sequence[Adapter],
+        digests: Sequence[str],
+    ) -> str:
+        """Return a hash of everything that decides what a run keeps, but for the model."""
+        tensors = {"sigmas": self.sigmas}
+        mixes = []
+        for i, part in enumerate(parts):
+            tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
+            if part.region is not None:
+                tensors[f"{i} region"] = part.region(self.shape)
+            mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
+        settings = repr((mixes, run.seed, run.steps, self.shape, self.cfg))
+        return sha256_of_tensors(tensors) + settings
+
+    def _sample(
+        self,
+        adapters: Sequence[Adapter],
+        runs: Mapping[Run, Sequence[Part]],
+        rows_per_call: int,
+        progress: Progress,
+    ) -> dict[Run, Kept]:
+        kept: dict[Run, Kept] = {}
+        batches = _batches(runs, rows_per_call)
+        steps = len(self.sigmas) - 1
+        for number, batch in enumerate(batches):
+            mixes = [mix_in(adapters, part.mix) for run in batch for part in runs[run]]
+            start = torch.stack([noise(self.shape, run.seed) for run in batch])
+            denoise = self._denoiser([runs[run] for run in batch])
+            seen = []
+            with torch.no_grad(), wearing(self.network.modules, adapters, mixes * 2):
+                for x in euler_steps(denoise, start, self.sigmas):
+                    seen.append(x)
+                    progress(number * steps + len(seen), len(batches) * steps)
+            for i, run in enumerate(batch):
+                kept[run] = [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
+        return kept
+
+    def _denoiser(self, parts_of_runs: Sequence[Sequence[Part]]) -> Denoise:
+        """Return what estimates the clean latents of a batch of runs, with guidance."""
+        parts = [(i, part) for i, parts in enumerate(parts_of_runs) for part in parts]
+        masks = [None if part.region is None else part.region(self.shape) for _, part in parts]
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            rows = [UnetRow(x[i], sigma, part.text) for i, part in parts]
+            rows += [UnetRow(x[i], sigma, part.negative) for i, part in parts]
+            conditional, unconditional = self.network.forward(rows).float().cpu().chunk(2)
+            estimates = unconditional + self.cfg * (conditional - unconditional)
+            joined = torch.zeros_like(x)
+            for (i, _), mask, estimate in zip(parts, masks, estimates, strict=True):
+                joined[i] += estimate if mask is None else mask * estimate
+            return joined
+
+        return denoise
+
+
+def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
+    """Return what is left of a mix without the adapters that have no delta in this part of the
+    model.
+    """
+    return {k: share for k, share in mix.items() if adapters[k].deltas}
+
+
+def noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Return standard normal noise that depends on nothing but the seed, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32)
+
+
+def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Sample with Euler's method, and yield what the model saw at every step, once the step is
+    made.
+
+    Args:
+        denoise: Estimates the clean latents, guidance included.
+        start: Unit noise, (runs, channels, height, width).
+        sigmas: (steps + 1,), falling to 0. The variance-exploding scale: latents are clean +
+            sigma * noise.
+    """
+    x = start * (1 + sigmas[0] ** 2).sqrt()
+    for sigma, following in itertools.pairwise(sigmas):
+        seen = x
+        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+        yield seen
 
 
 def _digest(adapter: Adapter) -> str:
@@ -117,72 +219,14 @@ def _digest(adapter: Adapter) -> str:
     return sha256_of_tensors(tensors)
 
 
-def _key(
-    run: Run,
-    adapters: Sequence[Adapter],
-    digests: Sequence[str],
-    sigmas: Tensor,
-    shape: tuple[int, int, int],
-    cfg: float,
-) -> str:
-    """Return a hash of everything that decides what a run keeps, but for the model."""
-    tensors = {"sigmas": sigmas}
-    mixes = []
-    for i, part in enumerate(run.parts):
-        tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
-        tensors |= {} if part.region is None else {f"{i} region": part.region}
-        mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-    return sha256_of_tensors(tensors) + repr((mixes, run.seed, run.steps, shape, cfg))
-
-
-def _sample(
-    network: Network,
-    adapters: Sequence[Adapter],
-    batches: Sequence[Sequence[Run]],
-    *,
-    sigmas: Tensor,
-    shape: tuple[int, int, int],
-    cfg: float,
-    progress: Callable[[int, int], None],
-) -> list[Kept]:
-    kept: list[Kept] = []
-    done = 0
-    total = len(batches) * (len(sigmas) - 1)
-
-    for batch in batches:
-        parts = [(i, part) for i, run in enumerate(batch) for part in run.parts]
-
-        def denoise(x: Tensor, sigma: Tensor, parts: list[tuple[int, Part]] = parts) -> Tensor:
-            nonlocal done
-            rows = [UnetRow(x[i], sigma, part.text) for i, part in parts]
-            rows += [UnetRow(x[i], sigma, part.negative) for i, part in parts]
-            conditional, unconditional = network.forward(rows).float().cpu().chunk(2)
-            done += 1
-            progress(done, total)
-            estimates = unconditional + cfg * (conditional - unconditional)
-            joined = torch.zeros_like(x)
-            for (i, part), estimate in zip(parts, estimates, strict=True):
-                joined[i] += estimate if part.region is None else part.region * estimate
-            return joined
-
-        start = torch.stack([noise(shape, run.seed) for run in batch])
-        mixes = [mix_in(adapters, part.mix) for _, part in parts]
-        with torch.no_grad(), wearing(network.modules, adapters, mixes * 2):
-            seen = euler_trajectory(denoise, start, sigmas)
-        kept += [
-            [(seen[step][i].clone(), sigmas[step]) for step in run.steps]
-            for i, run in enumerate(batch)
-        ]
-    return kept
-
-
-def _batches(runs: Sequence[Run], rows_per_call: int) -> list[list[Run]]:
+def _batches(runs: Mapping[Run, Sequence[Part]], rows_per_call: int) -> list[list[Run]]:
+    """Return the runs in groups of at most so many parts, in order; a run is never cut."""
     batches: list[list[Run]] = []
-    for run in runs:
-        if (
-            not batches
-            or sum(len(other.parts) for other in batches[-1]) + len(run.parts) > rows_per_call
-        ):
+    room = 0
+    for run, parts in runs.items():
+        if not batches or len(parts) > room:
             batches.append([])
+            room = rows_per_call
         batches[-1].append(run)
+        room -= len(parts)
     return batches

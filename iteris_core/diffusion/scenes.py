@@ -5,61 +5,33 @@ The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers
 <v2> reads "a red chair and a <v2>", with an ordinary thing of as many tokens in the place of <v1>:
 its own words then stand at the same positions in both captions, and only they count.
 
-One subject in a style is another matter: the style is in all of the picture, and two LoRAs of which
-one says what and one how can be worn together. There the stack of both is the teacher and reads the
-student's caption (`styled_forms`).
+One subject in a style is another matter. The style is in all of the picture, and two LoRAs of which
+one says what and one how can be worn together. There the stack of both is the teacher, and reads
+the student's caption (`styled_forms`).
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import CalibrationError
 from .calibration import Calibration
 from .captions import DETAILS, STYLE_PLACE, SUBJECT_PLACES, placeholders
+from .lora_use import Kind, LoraUse
+from .regions import Layout, layout_of, region_masks, regions_of
 
 T = TypeVar("T")
-Kind = Literal["subject", "style"]
 # Text -> where, in its context, the tokens of its words stand; without start, end and padding.
 TokenPositions = Callable[[str], Sequence[int]]
-_SMALL_WORDS = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "with",
-        "and",
-        "or",
-        "to",
-        "for",
-        "from",
-        "by",
-        "some",
-    )
-)
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """What a LoRA is called in captions: a noun phrase with its article for a subject, "in <s>
-    style" for a style.
-    """
-
-    words: str
-    kind: Kind = "subject"
+_ARTICLES = frozenset(("a", "an", "the", "some"))
+_PREPOSITIONS = frozenset(("of", "in", "on", "at", "with", "to", "for", "from", "by"))
+_SMALL_WORDS = _ARTICLES | _PREPOSITIONS | frozenset(("and", "or"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +42,7 @@ class Member:
         lora: Its number.
         caption: What its teacher reads; every other trigger is replaced by something ordinary.
         positions: Where its own words stand, in this caption and in the scene's.
-        region: Which of the scene's regions is its; None: it has none.
+        region: Number of its region among those of the scene; None: it has none.
     """
 
     lora: int
@@ -81,62 +53,105 @@ class Member:
 
 @dataclass(frozen=True)
 class Scene:
-    """A caption with several triggers, and its members. ``layout``: how their regions lie; None:
-    they have none.
+    """A caption with several triggers, and its members.
+
+    Args:
+        caption: What the student reads.
+        members: The LoRAs in it.
+        layout: How their regions lie; None: they have none.
     """
 
     caption: str
     members: tuple[Member, ...]
-    layout: Literal["columns", "rows"] | None
+    layout: Layout | None
+
+    def has_region(self, member: Member) -> bool:
+        """Whether a member has a part of the picture to itself."""
+        return self.layout is not None and member.region is not None
+
+
+def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:
+    """Return the mask (height, width) of a member's region.
+
+    Args:
+        scene: The scene.
+        member: A member that has a region.
+        shape: (channels, height, width) of the latents.
+    """
+    if scene.layout is None or member.region is None:
+        raise ValueError(f"LoRA {member.lora} has no region in {scene.caption!r}")
+    return region_masks(scene.layout, len(scene.members), shape[1], shape[2])[member.region]
 
 
 def make_scenes(
-    triggers: Sequence[Trigger], calibration: Calibration, token_positions: TokenPositions
+    loras: Sequence[LoraUse], calibration: Calibration, token_positions: TokenPositions
 ) -> list[Scene]:
-    """Return scenes: on average a LoRA takes part in ``trajectories``, or without pictures in as
-    many as it keeps latents.
+    """Return scenes in which each LoRA takes part often enough.
 
-    Kinds of forms (two subjects, three, two and a style) come in turn; in each, all casts in all
-    orders, in random forms. Forms of one subject in a style are left to `styled_forms`.
+    That is ``trajectories`` times on average, or without pictures as many times as it keeps
+    latents. The kinds of forms (two subjects, three, two and a style) come in turn. In each kind,
+    all choices of LoRAs in all orders come up, in random forms. Forms of one subject in a style are
+    left to `styled_forms`.
+
+    Args:
+        loras: The LoRAs of the merge.
+        calibration: Forms, ordinary things, and how often LoRAs meet.
+        token_positions: See `TokenPositions`.
 
     Raises:
         CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be lined up.
     """
-    subjects, styles = by_kind(triggers)
+    subjects, styles = by_kind(loras)
     chance = random.Random(calibration.seed)
-    decks = []
-    forms: dict[tuple[int, int], list[str]] = {}
-    styled = styled_forms(calibration)
-    for form in calibration.scene_forms:
-        if form not in styled:
-            names = placeholders(form)
-            forms.setdefault(
-                (len(names) - names.count(STYLE_PLACE), names.count(STYLE_PLACE)), []
-            ).append(form)
-    for (of_subjects, of_styles), of_kind in forms.items():
-        casts = itertools.product(
-            itertools.permutations(subjects, of_subjects), itertools.permutations(styles, of_styles)
-        )
-        known = [(*cast, *style) for cast, style in casts]
-        if known:
-            decks.append(zip(shuffled(of_kind, chance), shuffled(known, chance), strict=False))
-    if not decks and subjects and styles and styled:
+    draws = [
+        zip(shuffled(forms, chance), shuffled(casts, chance), strict=False)
+        for forms, casts in _forms_and_casts(calibration, subjects, styles)
+    ]
+    if not draws and subjects and styles and styled_forms(calibration):
         return []
-    if not decks:
+    if not draws:
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give "
             "scene_forms that do, say which LoRAs are subjects, or set scene_weight to 0"
         )
-    stage = _Stage(triggers, calibration, token_positions, chance)
-    runs = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)
-    scenes = []
-    parts = 0
-    for deck in itertools.cycle(decks):
-        scenes.append(stage.scene(*next(deck)))
-        parts += len(scenes[-1].members)
-        if parts >= runs * len(triggers):
+    writer = _SceneWriter(loras, calibration, token_positions, chance)
+    often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)
+    scenes: list[Scene] = []
+    members = 0
+    for draw in itertools.cycle(draws):
+        form, cast = next(draw)
+        scenes.append(writer.scene(form, cast))
+        members += len(scenes[-1].members)
+        if members >= often * len(loras):
             break
     return scenes
+
+
+def _forms_and_casts(
+    calibration: Calibration, subjects: Sequence[int], styles: Sequence[int]
+) -> list[tuple[list[str], list[tuple[int, ...]]]]:
+    """Return the kinds of scene forms that these LoRAs can fill: the forms of a kind, and every
+    choice of LoRAs for it, subjects first.
+    """
+    styled = styled_forms(calibration)
+    kinds: dict[tuple[int, int], list[str]] = {}
+    for form in calibration.scene_forms:
+        if form not in styled:
+            names = placeholders(form)
+            of_styles = names.count(STYLE_PLACE)
+            kinds.setdefault((len(names) - of_styles, of_styles), []).append(form)
+    possible = []
+    for (of_subjects, of_styles), forms in kinds.items():
+        casts = [
+            (*chosen, *style)
+            for chosen, style in itertools.product(
+                itertools.permutations(subjects, of_subjects),
+                itertools.permutations(styles, of_styles),
+            )
+        ]
+        if casts:
+            possible.append((forms, casts))
+    return possible
 
 
 def styled_forms(calibration: Calibration) -> list[str]:
@@ -148,33 +163,37 @@ def styled_forms(calibration: Calibration) -> list[str]:
     ]
 
 
-def by_kind(triggers: Sequence[Trigger]) -> tuple[list[int], list[int]]:
+def by_kind(loras: Sequence[LoraUse]) -> tuple[list[int], list[int]]:
     """Return the numbers of the subjects, and of the styles."""
-    subjects, styles = (
-        [k for k, t in enumerate(triggers) if t.kind == kind] for kind in ("subject", "style")
-    )
-    return subjects, styles
+
+    def of(kind: Kind) -> list[int]:
+        return [k for k, lora in enumerate(loras) if lora.kind == kind]
+
+    return of("subject"), of("style")
 
 
-def shuffled(cards: Sequence[T], chance: random.Random) -> Iterator[T]:
-    """Yield all cards in random order, again and again."""
+def shuffled(items: Sequence[T], chance: random.Random) -> Iterator[T]:
+    """Yield all items in random order, again and again."""
     while True:
-        yield from chance.sample(cards, len(cards))
+        yield from chance.sample(items, len(items))
 
 
 @dataclass
-class _Stage:
-    triggers: Sequence[Trigger]
+class _SceneWriter:
+    """Writes scenes: the student's caption and each teacher's, word for word at the same tokens."""
+
+    loras: Sequence[LoraUse]
     calibration: Calibration
     token_positions: TokenPositions
     chance: random.Random
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # text -> its tokens, as asked so far
 
     def scene(self, form: str, cast: Sequence[int]) -> Scene:
+        """Return the scene of a form and the LoRAs for its places, subjects first."""
         names = placeholders(form)
         layout = layout_of(form)
         numbered = sorted(names, key=[*SUBJECT_PLACES, STYLE_PLACE].index)
-        words = {name: self.triggers[k].words for name, k in zip(numbered, cast, strict=True)}
+        words = {name: self.loras[k].called for name, k in zip(numbered, cast, strict=True)}
         regions = regions_of(form) if layout else {}
         caption = form.format(**words)
         members = []
@@ -274,64 +293,3 @@ def _endings(phrase: str) -> Iterator[str]:
             map(str.lower, words[start:])
         ):
             yield " ".join(words[start:])
-
-
-def layout_of(form: str) -> Literal["columns", "rows"] | None:
-    """Return how a form's subjects lie in the picture; None where they overlap, or a style takes
-    all of it.
-    """
-    if f"{{{STYLE_PLACE}}}" in form or re.search(
-        r"\b(behind|in front of|inside|on top of)\b", form
-    ):
-        return None
-    return "rows" if re.search(r"\b(above|over|below|under|beneath)\b", form) else "columns"
-
-
-def regions_of(form: str) -> dict[str, int]:
-    """Return the region of each place: in order of appearance, from the left or from above, unless
-    the form says otherwise.
-    """
-    names = placeholders(form)
-    backwards = re.search(
-        r"\bright of\b|\bon the right\b.*\bon the left\b|\b(below|under|beneath)\b", form
-    )
-    return {name: i for i, name in enumerate(reversed(names) if backwards else names)}
-
-
-def region_masks(
-    layout: Literal["columns", "rows"], count: int, height: int, width: int
-) -> list[Tensor]:
-    """Return masks (height, width) that cut a picture into equal parts; together they are 1
-    everywhere.
-    """
-    along = width if layout == "columns" else height
-    edges = torch.linspace(0, along, count + 1)
-    cells = torch.arange(along)
-    masks = [
-        ((cells + 1).clamp(max=stop) - cells.clamp(min=start)).clamp(0, 1)
-        for start, stop in itertools.pairwise(edges)
-    ]
-    return [
-        m.expand(height, width) if layout == "columns" else m[:, None].expand(height, width)
-        for m in masks
-    ]
-
-
-def on_grid(mask: Tensor, tokens: int) -> Tensor:
-    """Return a mask (height, width) as weights of a layer's tokens, (tokens,): the picture halved
-    as often as needed.
-
-    Raises:
-        CalibrationError: No halving has this many tokens.
-    """
-    height, width = mask.shape
-    while height * width > max(tokens, 1):
-        height = -(-height // 2)
-        width = -(-width // 2)
-    if height * width != tokens:
-        raise CalibrationError(
-            f"a layer sees {tokens} tokens of a picture of {mask.shape[0]} x {mask.shape[1]} "
-            "latents, which is none of its halvings; scenes with pictures cannot tell whose tokens "
-            "they are. Set scene_pictures to False"
-        )
-    return functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()

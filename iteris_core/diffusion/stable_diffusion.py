@@ -1,17 +1,15 @@
-"""Stable Diffusion 1.5: captions and sampling runs become tasks; the text encoder is swept first,
-then the UNet.
+"""A merge of LoRAs of one Stable Diffusion model: the text encoder is swept first, then the UNet.
 
-Whoever holds the model (a ComfyUI node, a diffusers pipeline) implements `StableDiffusion`; this
-file knows neither.
+    LoRAs -> plans -> contexts (text encoder swept) -> latents (sampled) -> tasks -> UNet swept
+
+The UNet's student reads what the merged text encoder writes, so the order matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,83 +17,31 @@ from torch import Tensor
 from ..adapters import Adapter, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
-from ..errors import AdapterError, ConfigError
+from ..engines.problem import Watch
+from ..errors import AdapterError, CalibrationError, ConfigError
 from ..merging import MergeResult, merge
 from ..network import Network
-from ..report.records import LayerReport, Note, joined
+from ..progress import StageProgress, nobody
+from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
 from .calibration import Calibration
-from .samples import (
-    Context,
-    Contexts,
-    Plan,
-    PromptedAdapter,
-    check_one_piece,
-    common_length,
-    make_plans,
-    mix_in,
-    text_samples,
-    unet_samples,
-)
-from .sampling import own_runs, sample_runs
-from .scene_samples import ScenePlan, make_scene_plans, make_styled_plans, scene_runs, scene_samples
+from .lora_use import LoadedLora, own_names
+from .model import SAMPLING_STAGE, TEXT_STAGE, UNET_STAGE, StableDiffusion, in_stage
+from .plans import Contexts, Plan, ScenePlan, make_plans
+from .recipe import settings_of
+from .samples import Tokenized
+from .sampling import Part, Run, Sampler, mix_in
 
-# (name of the stage, steps done, steps in all); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
-TEXT_STAGE = "Text encoder"
-SAMPLING_STAGE = "Sampling"
-UNET_STAGE = "UNet"
-
-
-class StableDiffusion(Protocol):
-    """The model, as its host offers it."""
-
-    def tokenize(self, caption: str) -> Sequence[Any]:
-        """Return a caption as pieces of 77 tokens; each is one row of the text encoder."""
-        ...
-
-    def text_encoder(self) -> AbstractContextManager[Network]:
-        """Open the text encoder; rows are token pieces, its forward returns contexts (rows, 77,
-        768).
-        """
-        ...
-
-    def unet(self) -> AbstractContextManager[Network]:
-        """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns
-        estimates of the clean latents.
-
-        Layers that read the context are of the stream `TEXT_STREAM`.
-        """
-        ...
-
-    def sigmas(self, steps: int) -> Tensor:
-        """Return the noise levels of a sampling run, (steps + 1,), ending in 0."""
-        ...
-
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the latents of a picture with this side in pixels."""
-        ...
-
-    def is_text_module(self, path: str) -> bool:
-        """Tell the text encoder's module paths from the UNet's."""
-        ...
-
-    def token_positions(self, text: str) -> Sequence[int]:
-        """Return where, in a text's context (its pieces one after the other), the tokens of its
-        words stand.
-
-        Start, end and padding are left out. Only scene tasks ask for it.
-        """
-        ...
+T = TypeVar("T")
 
 
 def merge_stable_diffusion(
     model: StableDiffusion,
-    loras: Sequence[PromptedAdapter],
+    loras: Sequence[LoadedLora],
     calibration: Calibration,
     config: MergeConfig,
-    progress: StageProgress | None = None,
-    watch: Callable[[LayerReport], None] | None = None,
+    progress: StageProgress = nobody,
+    watch: Watch | None = None,
 ) -> MergeResult:
     """Merge LoRAs of one Stable Diffusion model, text encoder and UNet.
 
@@ -110,134 +56,139 @@ def merge_stable_diffusion(
     Raises:
         IterisError: Nothing to merge, unusable prompts, or what `merge` raises.
     """
+    used = loras_in_use(loras)
+    uses = own_names([lora.use for lora in used])
+    plans = make_plans(uses, calibration, lambda text: model.token_positions(text))
+    check_target(plans, config)
+    solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
+    contexts, of_text = merge_text_encoder(model, plans, solver)
+    of_unet = merge_unet(model, plans, contexts, calibration, solver)
+    parts = [part for part in (of_text, of_unet) if part is not None]
+    deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
+    name = " + ".join(lora.adapter.name for lora in used)
+    merged = Adapter(name, deltas, vectors=mean_vectors(solver.adapters))
+    report = _report([part.report for part in parts], loras, merged, calibration)
+    settings = settings_of([lora.use for lora in loras], calibration, config)
+    return MergeResult(merged, replace(report, settings=settings))
+
+
+def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
+    """Return the LoRAs that change something.
+
+    Raises:
+        AdapterError: There is none.
+    """
     used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:
         raise AdapterError(
             "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
         )
-    adapters = [lora.adapter for lora in used]
-    tell = progress or (lambda stage, done, total: None)
-    plans = make_plans(used, calibration)
-    names = [plan.name for plan in plans]
-    scenes = make_scene_plans(used, names, calibration, lambda text: model.token_positions(text))
-    plans += make_styled_plans(used, names, calibration)
-    if scenes and config.target != "full_output":
+    return used
+
+
+def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
+    """Refuse a target that scenes cannot have.
+
+    Raises:
+        ConfigError: There are scenes, and the target is not ``full_output``.
+    """
+    if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
         raise ConfigError(
             "scene tasks need the target 'full_output', since teacher and student read different "
             f"captions; it is {config.target!r}. Set target to 'full_output', or scene_weight to 0"
         )
-    text = [adapter.select(model.is_text_module) for adapter in adapters]
-    unet = [adapter.select(lambda path: not model.is_text_module(path)) for adapter in adapters]
 
-    def solve(
-        network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
+
+@dataclass(frozen=True)
+class PartSolver:
+    """Merges one part of the model at a time.
+
+    Args:
+        adapters: The LoRAs, both parts.
+        config: The settings for both parts.
+        progress: See `merge_stable_diffusion`.
+        watch: See `merge_stable_diffusion`.
+    """
+
+    adapters: Sequence[Adapter]
+    config: MergeConfig
+    progress: StageProgress
+    watch: Watch | None
+
+    def merge(
+        self, network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
     ) -> MergeResult:
-        settings = config_of_part(config, part, adapters)
-        return merge(network, part, tasks, settings, progress=partial(tell, stage), watch=watch)
-
-    contexts, parts = _sweep_text(
-        model, text, [*plans, *scenes], calibration.negative_prompt, solve
-    )
-    if any(adapter.deltas for adapter in unet):
-        with model.unet() as network:
-            tasks = _unet_tasks(
-                model,
-                network,
-                unet,
-                plans,
-                scenes,
-                calibration,
-                contexts,
-                config.samples_per_chunk,
-                tell,
-            )
-            parts.append(solve(network, unet, tasks, UNET_STAGE))
-    deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
-    idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
-    vectors = mean_vectors(adapters)
-    alone = bool(calibration.scene_weight and len(used) == 1)
-    report = joined(*(part.report for part in parts))
-    report = replace(
-        report,
-        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        notes=(
-            *(note for note in report.notes if note.kind == "method"),
-            *_notes(idle, vectors, alone),
-        ),
-        settings={
-            "calibration": asdict(calibration),
-            "config": config.to_dict(),
-            "loras": [_recipe(lora) for lora in loras],
-        },
-    )
-    return MergeResult(
-        Adapter(" + ".join(adapter.name for adapter in adapters), deltas, vectors=vectors), report
-    )
-
-
-def _notes(idle: Sequence[str], vectors: Mapping[str, Tensor], alone: bool) -> list[Note]:
-    notes = []
-    if idle:
-        text = f"left out, since their strength is 0: {', '.join(idle)}"
-        notes.append(Note("left_out", text))
-    if vectors:
-        text = (
-            f"{len(vectors)} bias and norm changes are merged by their mean; calibration ran "
-            "without them"
+        """Merge one part; see `merging.merge`."""
+        config = config_of_part(self.config, part, self.adapters)
+        return merge(
+            network, part, tasks, config, progress=in_stage(self.progress, stage), watch=self.watch
         )
-        notes.append(Note("vectors", text))
-    if alone:
-        notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))
-    return notes
 
 
-def _sweep_text(
-    model: StableDiffusion,
-    adapters: Sequence[Adapter],
-    plans: Sequence[Plan | ScenePlan],
-    negative_prompt: str,
-    solve: Callable[[Network, Sequence[Adapter], Sequence[Task], str], MergeResult],
-) -> tuple[Contexts, list[MergeResult]]:
+def config_of_part(
+    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
+) -> MergeConfig:
+    """Return the settings for one part of the model: its ranks, and its share of a total size."""
+    if isinstance(config.rank, Mapping):
+        paths = target_layers(part)
+        return replace(
+            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
+        )
+    if config.size is None:
+        return config
+    uncut_part, uncut_whole = (
+        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values())
+        for group in (part, whole)
+    )
+    return replace(config, size=max(1, config.size * uncut_part // uncut_whole))
+
+
+def merge_text_encoder(
+    model: StableDiffusion, plans: Sequence[Plan], solver: PartSolver
+) -> tuple[Contexts, MergeResult | None]:
     """Merge the text encoder's part, and encode every caption as its teacher and as the student
     read it.
+
+    Returns:
+        The contexts, and the merge; None if no LoRA changes the text encoder.
     """
-    wanted = [plan.readings(negative_prompt) for plan in plans]
+    adapters = [adapter.split(model.is_text_module)[0] for adapter in solver.adapters]
+    readings = {plan: plan.readings() for plan in plans}
     captions = dict.fromkeys(
-        text
-        for readings in wanted
-        for reading in readings
-        for text in (reading.teacher, reading.student)
+        caption
+        for of_plan in readings.values()
+        for reading in of_plan
+        for caption in reading.captions
     )
-    pieces = {caption: model.tokenize(caption) for caption in captions}
-    check_one_piece([reading for readings in wanted for reading in readings], pieces)
-    samples = [
-        [sample for reading in readings for sample in text_samples(reading, pieces)]
-        for readings in wanted
+    tokenized = Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+    tasks = [
+        Task(
+            plan.name,
+            [sample for reading in readings[plan] for sample in tokenized.samples(reading)],
+            mix_in(adapters, plan.mix),
+            plan.weight,
+        )
+        for plan in plans
     ]
+    result = None
     with model.text_encoder() as network:
+        outputs: Sequence[Sequence[tuple[Tensor, Tensor]]]
         if any(adapter.deltas for adapter in adapters):
-            tasks = [
-                Task(p.name, samples[g], mix_in(adapters, p.mix), p.weight)
-                for g, p in enumerate(plans)
-            ]
-            result = solve(network, adapters, tasks, TEXT_STAGE)
-            rows = result.outputs
-            results = [result]
+            result = solver.merge(network, adapters, tasks, TEXT_STAGE)
+            if result.outputs is None:
+                raise CalibrationError(
+                    "the text encoder's forward returns no tensor, so that the UNet has nothing to "
+                    "read; it must return one context per row"
+                )
+            outputs = result.outputs
         else:
-            rows = [_encoded(network, task) for task in samples]
-            results = []
+            outputs = [_encoded(network, task.samples) for task in tasks]
     contexts = {}
-    longest = common_length(list(pieces.items()))
-    for g, readings in enumerate(wanted):
-        left = iter(rows[g])
-        for reading in readings:
-            count = len(pieces[reading.teacher])
-            pairs = [next(left) for _ in range(count)]
-            teacher, student = (torch.cat(side) for side in zip(*pairs, strict=True))
-            contexts[g, reading] = Context.repeated(
-                teacher, student, longest // count, reading.positions
-            )
-    return contexts, results
+    for plan, rows in zip(plans, outputs, strict=True):
+        counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
+        for reading, of_reading in zip(readings[plan], in_groups(rows, counts), strict=True):
+            contexts[plan, reading] = tokenized.context(reading, of_reading)
+    return contexts, result
 
 
 @torch.no_grad()
@@ -252,60 +203,95 @@ def _encoded(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, 
     ]
 
 
-def _unet_tasks(
+def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]]:
+    """Yield items in groups of these sizes, in order."""
+    start = 0
+    for count in counts:
+        yield items[start : start + count]
+        start += count
+
+
+def merge_unet(
     model: StableDiffusion,
-    network: Network,
-    adapters: Sequence[Adapter],
     plans: Sequence[Plan],
-    scenes: Sequence[ScenePlan],
-    calibration: Calibration,
     contexts: Contexts,
-    rows_per_call: int,
-    tell: StageProgress,
-) -> list[Task]:
-    """Run every task's own teacher, and return the UNet's tasks on the latents that it saw."""
-    sigmas = model.sigmas(calibration.sampling_steps).float().cpu()
-    shape = model.latent_shape(calibration.resolution)
-    own = [run for g, plan in enumerate(plans) for run in own_runs(g, plan, calibration, contexts)]
-    of_scenes = scene_runs(scenes, len(plans), calibration, contexts, shape)
-    runs = [*own, *of_scenes.values()]
-    kept = with_smaller_calls(
-        lambda size: sample_runs(
-            network, adapters, runs, sigmas, shape, calibration, size, partial(tell, SAMPLING_STAGE)
-        ),
-        rows_per_call,
-        "sampling",
-    )
-    left = iter(kept)
-    tasks = []
-    for g, plan in enumerate(plans):
-        samples = unet_samples(g, plan, calibration, contexts, [next(left) for _ in plan.captions])
-        tasks.append(Task(plan.name, samples, mix_in(adapters, plan.mix), plan.weight))
-    latents = dict(zip(of_scenes, left, strict=True))
-    for g, plan in enumerate(scenes, len(plans)):
-        samples = scene_samples(g, plan, contexts, latents, shape, sigmas[0])
-        tasks.append(Task(plan.name, samples, mix_in(adapters, plan.mix), plan.weight))
-    return tasks
-
-
-def config_of_part(
-    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
-) -> MergeConfig:
-    """Return the settings for one part of the model: its ranks, and its share of a total size."""
-    if isinstance(config.rank, Mapping):
-        paths = target_layers(part)
-        return replace(
-            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
+    calibration: Calibration,
+    solver: PartSolver,
+) -> MergeResult | None:
+    """Let every teacher sample, and merge the UNet's part on the latents that it saw; None if no
+    LoRA changes the UNet.
+    """
+    adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
+    if not any(adapter.deltas for adapter in adapters):
+        return None
+    with model.unet() as network:
+        sampler = sampler_of(model, network, calibration)
+        latents = with_smaller_calls(
+            lambda size: sampler.sample(
+                adapters,
+                runs_of(plans, contexts),
+                size,
+                in_stage(solver.progress, SAMPLING_STAGE),
+            ),
+            solver.config.samples_per_chunk,
+            "sampling",
         )
-    if config.size is None:
-        return config
-    uncut = [
-        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values())
-        for group in (part, whole)
-    ]
-    return replace(config, size=max(1, config.size * uncut[0] // uncut[1]))
+        tasks = [
+            Task(
+                plan.name,
+                plan.samples(contexts, latents),
+                mix_in(adapters, plan.mix),
+                plan.weight,
+            )
+            for plan in plans
+        ]
+        return solver.merge(network, adapters, tasks, UNET_STAGE)
 
 
-def _recipe(lora: PromptedAdapter) -> dict[str, Any]:
-    recipe = {"name": lora.adapter.name, "prompts": list(lora.prompts), "weight": lora.weight}
-    return {**recipe, "trigger": lora.in_scenes.words, "kind": lora.kind}
+def sampler_of(model: StableDiffusion, network: Network, calibration: Calibration) -> Sampler:
+    """Return what samples as a calibration asks for, with the model's opened UNet."""
+    return Sampler(
+        network,
+        model.sigmas(calibration.sampling_steps).float().cpu(),
+        model.latent_shape(calibration.resolution),
+        calibration.cfg,
+    )
+
+
+def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
+    """Return the sampling runs of all plans; plans that share a run each have a part in it."""
+    runs: dict[Run, list[Part]] = {}
+    for plan in plans:
+        for run, part in plan.runs(contexts).items():
+            runs.setdefault(run, []).append(part)
+    return runs
+
+
+def _report(
+    reports: Sequence[MergeReport],
+    loras: Sequence[LoadedLora],
+    merged: Adapter,
+    calibration: Calibration,
+) -> MergeReport:
+    """Return one report of both parts, and say what was left out."""
+    used = [lora.adapter for lora in loras if not lora.adapter.is_idle]
+    idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
+    report = joined(*reports)
+    notes = [note for note in report.notes if note.kind == "method"]
+    if idle:
+        notes.append(Note("left_out", f"left out, since their strength is 0: {', '.join(idle)}"))
+    if merged.vectors:
+        notes.append(
+            Note(
+                "vectors",
+                f"{len(merged.vectors)} bias and norm changes are merged by their mean; "
+                "calibration ran without them",
+            )
+        )
+    if calibration.scene_weight and len(used) == 1:
+        notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))
+    return replace(
+        report,
+        unmatched={adapter.name: adapter.unmatched for adapter in used if adapter.unmatched},
+        notes=tuple(notes),
+    )

@@ -15,36 +15,31 @@ from typing import BinaryIO
 from safetensors.torch import save
 from torch import Tensor
 
+from ..adapters import Adapter
 from .tensors import storable
-from .trigger_words import trigger_words
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
 
-Source = tuple[str, Mapping[str, str]]  # name and metadata of a LoRA that was merged
-
 
 def merged_metadata(
     title: str,
-    sources: Sequence[Source],
+    adapters: Sequence[Adapter],
+    triggers: Sequence[str],
     when: datetime,
     thumbnail: str = "",
-    called: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return what is worth telling about a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
 
     Args:
-        title: What to call it.
-        sources: The LoRAs; their trigger words and tags live on.
-        when: It was merged.
+        title: The name of the merged LoRA.
+        adapters: The LoRAs; their titles and tags live on.
+        triggers: What calls the LoRAs up.
+        when: The time of the merge.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
-        called: Name of a LoRA -> what calls it up, for those whose own metadata does not tell.
     """
-    known = {name: (words,) for name, words in (called or {}).items() if words}
-    found = (trigger_words(metadata).triggers or known.get(name, ()) for name, metadata in sources)
-    triggers = dict.fromkeys(trigger for of_source in found for trigger in of_source)
-    tags = merged_tags([metadata.get("ss_tag_frequency", "") for _, metadata in sources])
+    tags = merged_tags([adapter.metadata.get("ss_tag_frequency", "") for adapter in adapters])
     metadata = {
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags) if tags else "",
@@ -54,9 +49,9 @@ def merged_metadata(
         "modelspec.resolution": "512x512",
         "modelspec.date": when.isoformat(timespec="seconds"),
         "modelspec.merged_from": ", ".join(
-            metadata.get("modelspec.title") or name for name, metadata in sources
+            adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters
         ),
-        "modelspec.trigger_phrase": ", ".join(triggers),
+        "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
         "modelspec.thumbnail": thumbnail,
     }
     return {key: value for key, value in metadata.items() if value}

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError, Network
-from ...iteris_core.diffusion.samples import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from ...iteris_core.diffusion.lora_use import LoraUse
+from ...iteris_core.diffusion.model import IMAGE_STREAM, TEXT_STREAM, UnetRow
 from ...iteris_core.files import kohya
 from ..keys import TEXT_PREFIX, HostKeys, model_keys
 from .deltas import HostDeltas
@@ -141,31 +142,27 @@ class ComfyStableDiffusion:
         )
 
     def adapter(
-        self,
-        name: str,
-        tensors: Mapping[str, Tensor],
-        metadata: Mapping[str, str],
-        strength_model: float,
-        strength_clip: float,
+        self, use: LoraUse, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> Adapter:
-        """Return a LoRA's tensors as an adapter of this model, at strengths; a part of strength 0
-        changes nothing.
+        """Return a LoRA's tensors as an adapter of this model, at the strengths of its use; a part
+        of strength 0 changes nothing.
 
         Raises:
             AdapterError: See `kohya.parse`.
         """
+        strengths = use.strength_model, use.strength_clip
         adapter = kohya.parse(
-            name,
+            use.name,
             tensors,
             self.keys,
             metadata,
-            dense_delta=HostDeltas(self.model, self.clip, self.keys, strength_model, strength_clip),
+            dense_delta=HostDeltas(self.model, self.clip, self.keys, *strengths),
             progress=lambda done, total: (
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
-        unet = adapter.select(lambda part: not self.is_text_module(part)).scaled(strength_model)
-        return unet.joined_with(adapter.select(self.is_text_module).scaled(strength_clip))
+        text, unet = adapter.split(self.is_text_module)
+        return unet.scaled(use.strength_model).joined_with(text.scaled(use.strength_clip))
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would
@@ -174,15 +171,16 @@ class ComfyStableDiffusion:
         model = self.model.clone()
         clip = self.clip.clone()
         keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
-        add_adapter(model, adapter.select(lambda path: not self.is_text_module(path)), keys)
-        add_adapter(clip, adapter.select(self.is_text_module), keys)
+        text, unet = adapter.split(self.is_text_module)
+        add_adapter(model, unet, keys)
+        add_adapter(clip, text, keys)
         return model, clip
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key
         names.
         """
-        unet = adapter.select(lambda path: not self.is_text_module(path))
+        _, unet = adapter.split(self.is_text_module)
         return kohya.to_tensors(
             unet, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )

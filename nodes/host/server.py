@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.utils
 
-from ..progress import StageClock
+from ..progress import StageClock, progress_line
 
 if TYPE_CHECKING:
+    from ...iteris_core.progress import Stage, StageProgress
     from ...iteris_core.report.records import LayerReport
 
 
@@ -31,17 +33,16 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
     from server import PromptServer
 
     server = PromptServer.instance
-    told = []
+    numbers = itertools.count()
 
     def tell(layer: LayerReport) -> None:
         event = {
             "prompt_id": server.last_prompt_id,
             "node": node_id,
-            "first": not told,
+            "first": next(numbers) == 0,
             "layer": asdict(layer),
         }
         server.send_sync("iteris.layer", event, server.client_id)
-        told.append(layer.path)
 
     return tell
 
@@ -58,19 +59,31 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
         return web.json_response(await asyncio.to_thread(answer, request.query.get(parameter, "")))
 
 
-def stage_progress(node_id: str) -> Callable[[str, int, int], None]:
-    """Return a progress callback that shows a stage's steps and the time that is left on the node,
-    and in the node's bar.
+def stage_progress(node_id: str) -> StageProgress:
+    """Return a listener that shows a stage's steps, and the time that is left, on the node and in
+    its bar, and sends the same as data for programs.
     """
+    from server import PromptServer
+
+    server = PromptServer.instance
     bars: dict[str, comfy.utils.ProgressBar] = {}
     clocks: dict[str, StageClock] = {}
 
-    def show(stage: str, done: int, total: int) -> None:
+    def show(stage: Stage, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if stage not in bars:
-            bars[stage] = comfy.utils.ProgressBar(total)
-            clocks[stage] = StageClock()
-        show_text(node_id, clocks[stage].told(stage, done, total, time.monotonic()))
-        bars[stage].update_absolute(done, total)
+        if stage.name not in bars:
+            bars[stage.name] = comfy.utils.ProgressBar(total)
+            clocks[stage.name] = StageClock()
+        seconds_left = clocks[stage.name].seconds_left(done, total, time.monotonic())
+        show_text(node_id, progress_line(stage, done, total, seconds_left))
+        bars[stage.name].update_absolute(done, total)
+        event = {
+            "prompt_id": server.last_prompt_id,
+            "node": node_id,
+            "stage": asdict(stage),
+            "done": done,
+            "total": total,
+        }
+        server.send_sync("iteris.stage", event, server.client_id)
 
     return show

@@ -5,11 +5,14 @@ metadata names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...iteris_core.errors import IterisError
 from .. import host
-from ..sockets import LoraEntry
+from .names import adapter_name
+
+if TYPE_CHECKING:
+    from ...iteris_core.diffusion.lora_use import LoraUse
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -17,69 +20,91 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def entry_of_file(
+def use_of_file(
     lora_name: str,
     strength_model: float,
     strength_clip: float,
     prompts: Sequence[str],
     weight: float = 1.0,
-) -> LoraEntry:
-    """Return a LoRA file to merge, its prompts filled in; one whose strengths are 0 is left out
-    later, and needs none.
+) -> LoraUse:
+    """Return a LoRA file to merge, its prompts filled in.
+
+    Args:
+        lora_name: Its name in ComfyUI's list.
+        strength_model: Strength of its UNet part.
+        strength_clip: Strength of its text encoder part.
+        prompts: The user's prompts; may be empty.
+        weight: Weight of its task.
 
     Raises:
         AdapterError: The file cannot be read.
         CalibrationError: No prompts, and the file names no trigger words.
     """
-    from ...iteris_core.files.headers import lora_header
-    from ...iteris_core.files.trigger_words import fill_in
-
-    triggers = lora_header(host.lora_path(lora_name)).triggers
-    if not (strength_model or strength_clip):
-        return LoraEntry(lora_name, strength_model, strength_clip, tuple(prompts), weight)
-    filled = fill_in(lora_name, prompts, triggers)
-    source = "" if filled == tuple(prompts) else triggers.source
-    return LoraEntry(lora_name, strength_model, strength_clip, filled, weight, source)
-
-
-def triggers_of(entry: LoraEntry) -> tuple[str, ...]:
-    """Return the trigger words that a LoRA's file names; none for one that is in no file."""
+    from ...iteris_core.diffusion.lora_use import LoraUse, with_prompts
     from ...iteris_core.files.headers import lora_header
 
-    return (
-        lora_header(host.lora_path(entry.lora_name)).triggers.triggers
-        if entry.tensors is None
-        else ()
+    use = LoraUse(
+        name=adapter_name(lora_name),
+        file=lora_name,
+        sha256="",
+        strength_model=strength_model,
+        strength_clip=strength_clip,
+        prompts=tuple(prompts),
+        weight=weight,
+    )
+    return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
+
+
+def use_of_tensors(
+    name: str,
+    strength_model: float,
+    strength_clip: float,
+    prompts: Sequence[str],
+    weight: float = 1.0,
+) -> LoraUse:
+    """Return a LoRA that is in no file, to merge under a name; see `use_of_file`."""
+    from ...iteris_core.diffusion.lora_use import LoraUse
+
+    return LoraUse(
+        name=name,
+        file=None,
+        sha256="",
+        strength_model=strength_model,
+        strength_clip=strength_clip,
+        prompts=tuple(prompts),
+        weight=weight,
     )
 
 
-def told(entries: Sequence[LoraEntry], note: str = "") -> dict[str, list[Any]]:
+def triggers_of(use: LoraUse) -> tuple[str, ...]:
+    """Return the trigger words that a LoRA's file names; none for one that is in no file."""
+    from ...iteris_core.files.headers import lora_header
+
+    return () if use.file is None else lora_header(host.lora_path(use.file)).triggers.triggers
+
+
+def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any]]:
     """Return what a node shows about its LoRAs: as text, and as JSON for the pack's own web
     extension.
     """
     facts = [
         {
-            "name": e.lora_name,
-            "prompts": list(e.prompts),
-            "source": e.prompts_from,
-            "strengths": [e.strength_model, e.strength_clip],
+            "name": use.file or use.name,
+            "prompts": list(use.prompts),
+            "source": use.prompts_from,
+            "strengths": [use.strength_model, use.strength_clip],
         }
-        for e in entries
+        for use in uses
     ]
-    return {
-        "text": ["\n".join([*map(_told, entries), *filter(None, [note])])],
-        "iteris_loras": facts,
-    }
+    lines_shown = [*map(_described, uses), *filter(None, [note])]
+    return {"text": ["\n".join(lines_shown)], "iteris_loras": facts}
 
 
-def _told(entry: LoraEntry) -> str:
-    source = (
-        f", its trigger words from the file ({entry.prompts_from})" if entry.prompts_from else ""
-    )
-    prompts = "".join(f"\n  {prompt}" for prompt in entry.prompts)
-    return (
-        f"{entry.lora_name} at {entry.strength_model:g} / {entry.strength_clip:g}{source}:{prompts}"
-    )
+def _described(use: LoraUse) -> str:
+    source = f", its trigger words from the file ({use.prompts_from})" if use.prompts_from else ""
+    prompts = "".join(f"\n  {prompt}" for prompt in use.prompts)
+    strengths = f"{use.strength_model:g} / {use.strength_clip:g}"
+    return f"{use.file or use.name} at {strengths}{source}:{prompts}"
 
 
 def about_lora(name: str) -> dict[str, Any]:

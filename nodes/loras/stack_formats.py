@@ -64,9 +64,9 @@ def _entries(value: Any, where: str) -> Iterator[StackedLora]:
         yield from _of_list(value, where)
     else:
         raise IterisError(
-            f"{where} is {value!r}, a {type(value).__name__}; a LoRA is (name, model strength, clip "
-            "strength), a dict with 'lora' and 'strength', or a text with <lora:name:1.0>. Connect "
-            "the LORA_STACK output of a stacker"
+            f"{where} is {value!r}, a {type(value).__name__}; a LoRA is (name, model strength, "
+            "clip strength), a dict with 'lora' and 'strength', or a text with <lora:name:1.0>. "
+            "Connect the LORA_STACK output of a stacker"
         )
 
 
@@ -215,8 +215,8 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
             "with it"
         )
     raise IterisError(
-        f"{wanted!r} is in none of ComfyUI's loras folders; check the spelling in the stack, or put "
-        "the file there and press R to refresh the lists"
+        f"{wanted!r} is in none of ComfyUI's loras folders; check the spelling in the stack, or "
+        "put the file there and press R to refresh the lists"
     )
 
 

@@ -14,9 +14,10 @@ from iteris_core import MergeConfig, __version__
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
+from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.diffusion.model import UnetRow
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.samples import PromptedAdapter, UnetRow
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 QUICK = [
@@ -75,7 +76,7 @@ def iteris(world, *more, base="base", prompts=("a cat\\nink", "a hat")):
 def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **changes):
     model = load_diffusers(str(world / "base"))
     loras = [
-        PromptedAdapter(read_lora(model, world / f"{name}.safetensors", *strength), prompts)
+        LoadedLora.of(read_lora(model, world / f"{name}.safetensors", *strength), prompts)
         for name, prompts, strength in zip(
             ("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, strict=True
         )
@@ -123,7 +124,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     recipe = json.loads(metadata["iteris.recipe"])
     assert (metadata["modelspec.title"], metadata["modelspec.trigger_phrase"]) == (
         "merged",
-        "a hat",
+        "ink, a hat",  # "one" names none in its file: what captions call it
     )
     assert metadata["modelspec.merged_from"] == "lora1, lora2"  # their titles
     assert ("sshs_model_hash" in metadata, metadata.get("ss_base_model_version")) == (
@@ -332,9 +333,9 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     ("more", "said"),
     [
         (["--strength", "1,x"], "--strength is '1,x'"),
-        (["--strength", "1"], "there are 2 LoRAs and 1 values of strength"),
-        (["--weights", "1,2,3"], "there are 2 LoRAs and 3 values of weight"),
-        (["--prompts", "more"], "there are 2 LoRAs and 3 values of prompts"),
+        (["--strength", "1"], "there are 2 LoRAs and 1 values of --strength"),
+        (["--weights", "1,2,3"], "there are 2 LoRAs and 3 values of --weights"),
+        (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
         (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
         (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
         (["--timesteps", "9"], "9 timesteps cannot be kept of 3 sampling steps"),
@@ -348,7 +349,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
             ["--kind", "thing", "--kind", "style"],
             "LoRA 'one' is a 'thing'; it can be subject or style",
         ),
-        (["--correct-strength"], "--correct-strength needs runs to measure it on"),
+        (["--correct-strength"], "correct_strength needs samples to measure it on; set held_out"),
         (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
@@ -383,10 +384,36 @@ def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
 def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
     done = iteris(world, "--output", tmp_path / "out.safetensors", prompts=("", "a hat"))
     assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
-    assert (
-        "one.safetensors: there are no trigger words in its metadata; name its prompts with "
-        "--prompts" in done.stderr
+    assert done.stderr.startswith("iteris merge sd15: one.safetensors has no prompts, and the file")
+
+
+def test_layers_of_very_high_rank_can_be_saved_as_full_differences(world, tmp_path):
+    quick = ["--rank", "full", "--output", tmp_path / "merged.safetensors"]
+    done = iteris(world, *quick, "--large-layers", "difference")
+    assert (done.exit_code, done.stderr) == (0, "")
+    kinds = {key.rsplit(".", 1)[1] for key in load_file(tmp_path / "merged.safetensors")}
+    assert "diff" in kinds
+    refused = iteris(
+        world, *quick, "--overwrite", "--large-layers", "difference", "--style", "diffusers"
     )
+    assert refused.exit_code == 2
+    assert (
+        "full differences of large layers have no place in the style 'diffusers'" in refused.stderr
+    )
+
+
+def test_two_files_of_one_name_are_told_apart(world, tmp_path):
+    other = tmp_path / "one.safetensors"
+    other.write_bytes((world / "two.safetensors").read_bytes())
+    done = iteris(
+        world,
+        *("--lora", other, "--prompts", "hat", "--json", tmp_path / "report.json"),
+        *("--output", tmp_path / "merged.safetensors"),
+    )
+    assert (done.exit_code, done.stderr) == (0, "")
+    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert [lora["name"] for lora in settings["loras"]] == ["one", "two"]
+    assert settings["loras"][1]["prompts"] == ["a hat", "hat"]
 
 
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):

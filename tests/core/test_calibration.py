@@ -14,12 +14,11 @@ from iteris_core.diffusion.calibration import (
     PRESERVE_CAPTIONS,
     Calibration,
     base_captions,
-    euler_trajectory,
     kept_steps,
-    noise,
     own_captions,
     sample_count,
 )
+from iteris_core.diffusion.sampling import euler_steps, noise
 
 # --- captions ---
 
@@ -167,7 +166,7 @@ def gaussian_trajectory(steps, spread=0.5, start_sigma=10.0):
         [torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()]
     )
     start = torch.randn(3, 4, 2, 2).double()
-    seen = euler_trajectory(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas)
+    seen = list(euler_steps(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas))
     scale = ((spread**2 + sigmas[:-1] ** 2) / (spread**2 + start_sigma**2)).sqrt()
     exact = [start * (1 + start_sigma**2) ** 0.5 * factor for factor in scale]
     return seen, exact
@@ -196,7 +195,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         return torch.zeros_like(x)
 
     start = torch.ones(2, 1, 1, 1)
-    seen = euler_trajectory(denoise, start, sigmas)
+    seen = list(euler_steps(denoise, start, sigmas))
     assert [sigma for _, sigma in asked] == [4.0, 2.0, 1.0]
     assert all(torch.equal(x, kept) for (x, _), kept in zip(asked, seen, strict=True))
     # with zero as the clean picture, the latents are all noise: they shrink with sigma

@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iteris_core import ConfigError
 from iteris_core.diffusion.calibration import (
     Calibration,
     base_captions,
     own_captions,
     preserve_runs,
 )
-from iteris_core.diffusion.held_out import strength_correction, unseen_captions, with_held_out
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
-from iteris_core.diffusion.stages import numbered, stages_of
+from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
+from iteris_core.diffusion.job import MergeSettings, checked, merge_and_check
+from iteris_core.diffusion.model import stages_of
+from iteris_core.progress import Stage
 from iteris_core.report.records import TaskFidelity
 
 CALIBRATION = Calibration(
@@ -45,13 +47,13 @@ def measured_rows(host, calls):
 
 def test_figures_are_those_of_patched_models(host, merged):
     loras, result = merged
-    checked = with_held_out(host, loras, result, CALIBRATION, samples_per_chunk=100)
-    names = [entry.task for entry in checked.report.fidelity]
+    measured = HeldOutCheck(host, loras, CALIBRATION, samples_per_chunk=100).measure(result.adapter)
+    names = [entry.task for entry in measured]
     assert names == ["a", "text only", "unet only", "base model"]
     rows = measured_rows(host, 12)
     student_model = host.patched(result.adapter)
     together = host.patched(*(lora.adapter for lora in loras))
-    for g, entry in enumerate(checked.report.fidelity):
+    for g, entry in enumerate(measured):
         asked = rows[3 * g : 3 * g + 3]
         teacher_model = host.patched(loras[g].adapter) if g < 3 else host
         models = [teacher_model, student_model, host if g < 3 else together]
@@ -71,12 +73,9 @@ def test_figures_are_those_of_patched_models(host, merged):
 def captions_of(loras, g):
     if g == 3:
         return [*CALIBRATION.preserve_captions[-2:], ""]
-    lora = loras[g]
-    seen = own_captions(lora.prompts, CALIBRATION, CALIBRATION.seed + g)
-    captions = unseen_captions(
-        lora, [*seen, *lora.prompts], CALIBRATION, CALIBRATION.seed + 7919 + g
-    )
-    assert not set(captions) & set(seen)
+    seen = own_captions(loras[g].use.prompts, CALIBRATION, CALIBRATION.seed + g)
+    captions = make_check_plans([lora.use for lora in loras], CALIBRATION)[g].captions
+    assert not set(captions) & {*seen, *loras[g].use.prompts}
     return [*captions, ""]
 
 
@@ -84,7 +83,7 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]
     asked = len(host.unet_batches)
-    with_held_out(host, loras, result, CALIBRATION)
+    checked(result, HeldOutCheck(host, loras, CALIBRATION))
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
     assert not set(CALIBRATION.preserve_captions[-2:]) & set(
@@ -94,13 +93,13 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
 
 def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
     loras, result = merged
-    stages = []
-    checked = with_held_out(
-        host, loras, result, CALIBRATION, progress=lambda *step: stages.append(step)
-    )
-    assert checked.adapter is result.adapter
-    assert replace(checked.report, fidelity=()) == result.report
-    assert {stage for stage, *_ in stages} == {"Check on unseen samples"}
+    steps = []
+    check = HeldOutCheck(host, loras, CALIBRATION, progress=lambda *step: steps.append(step))
+    found = checked(result, check)
+    assert found.adapter is result.adapter
+    assert replace(found.report, fidelity=()) == result.report
+    assert steps
+    assert all(0 < done <= total for done, total in steps)
     assert host.hooks() == 0
     assert host.open == []
 
@@ -114,36 +113,49 @@ def test_stages_are_numbered_as_they_come(host, parts, held_out):
         host.lora("idle", strength=0.0)
     ]
     calibration = replace(CALIBRATION, held_out=held_out)
-    told = []
-    stages = stages_of(host, loras, calibration)
-    progress = numbered(lambda *step: told.append(step), stages)
-    result = merge_stable_diffusion(host, loras, calibration, host.EXACT, progress)
-    with_held_out(host, loras, result, calibration, progress=progress)
-    assert list(dict.fromkeys(stage for stage, *_ in told)) == [
-        f"stage {number} of {len(stages)}: {stage}" for number, stage in enumerate(stages, 1)
+    heard = []
+    merge_and_check(
+        host,
+        loras,
+        calibration,
+        MergeSettings(host.EXACT),
+        lambda stage, done, total: heard.append(stage),
+    )
+    names = stages_of(host, loras, calibration)
+    assert list(dict.fromkeys(heard)) == [
+        Stage(name, number, len(names)) for number, name in enumerate(names, 1)
     ]
+    assert len(names) == 1 or str(heard[0]) == f"stage 1 of {len(names)}: {names[0]}"
 
 
 def test_none_held_out_measures_nothing(host, merged):
     loras, result = merged
     asked = len(host.unet_batches)
-    assert with_held_out(host, loras, result, replace(CALIBRATION, held_out=0)) is result
-    assert len(host.unet_batches) == asked
+    calibration = replace(CALIBRATION, held_out=0)
+    again = merge_and_check(host, loras, calibration, MergeSettings(host.EXACT))
+    assert again.report.fidelity == ()
+    assert len(host.unet_batches) == 2 * asked
+    assert host.largest_error(again.adapter, result.adapter) == 0
+
+
+def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
+    settings = MergeSettings(correct_strength=True)
+    with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
+        merge_and_check(host, [host.lora("a")], replace(CALIBRATION, held_out=0), settings)
+    assert host.unet_batches == []
 
 
 def test_a_corrected_strength_is_measured_before_and_after(host):
     loras = [host.lora("a")]
     result, _ = host.merge(loras, replace(CALIBRATION, preserve_weight=0.0))
     weak = replace(result, adapter=result.adapter.scaled(0.85))
-    before = with_held_out(host, loras, weak, CALIBRATION).report.fidelity
+    check = HeldOutCheck(host, loras, CALIBRATION)
+    before = check.measure(weak.adapter)
     factor = strength_correction(before)
     assert 1 < factor < 1.3
-    corrected = with_held_out(host, loras, weak, CALIBRATION, correct_strength=True)
+    corrected = checked(weak, check, correct_strength=True)
     assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
-    scaled = replace(weak, adapter=weak.adapter.scaled(factor))
-    assert (
-        corrected.report.fidelity == with_held_out(host, loras, scaled, CALIBRATION).report.fidelity
-    )
+    assert corrected.report.fidelity == check.measure(weak.adapter.scaled(factor))
     assert corrected.report.settings["strength_correction"] == factor
     assert (
         f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}"
@@ -163,4 +175,4 @@ def test_the_correction_only_makes_stronger_and_within_reason(strengths, factor)
 def test_without_compositions_the_prompts_themselves_are_drawn_with_new_seeds(host):
     lora = host.lora("a", prompts=["<x> cat", "<x> on a chair"])
     alone = replace(CALIBRATION, compositions=(), companions=(), composition_share=0.0)
-    assert set(unseen_captions(lora, [], alone, 0)) <= set(lora.prompts)
+    assert set(make_check_plans([lora.use], alone)[0].captions) <= set(lora.use.prompts)

@@ -7,7 +7,15 @@ from datetime import datetime
 import torch
 from safetensors.torch import save_file
 
+from iteris_core import Adapter
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
+
+
+def lora(name, metadata, trigger=""):
+    return LoadedLora.of(Adapter(name, {}, metadata=metadata), (), trigger=trigger)
+
 
 WHEN = datetime(2026, 11, 25, 4, 5, 6, 789)
 
@@ -19,10 +27,10 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
         "ss_tag_frequency": '{"1_x": {"cat": 2}}',
     }
     ink = {"ss_tag_frequency": json.dumps({"1_x": {"cat": 1, "ink": 5}, "2_y": {"ink": 1}})}
-    found = merged_metadata(
-        "both", [("cat", cat), ("style/ink", ink)], WHEN, "data:image/jpeg;base64,xx"
-    )
+    loras = [lora("cat", cat), lora("style/ink", ink)]
+    found = metadata_of_merge("both", loras, "{}", WHEN, "data:image/jpeg;base64,xx")
     assert found["modelspec.trigger_phrase"] == "sks cat, ink"
+    assert found["iteris.recipe"] == "{}"
     assert found["modelspec.merged_from"] == "My cat, style/ink"
     assert json.loads(found["ss_tag_frequency"]) == {"1_x": {"cat": 3, "ink": 5}, "2_y": {"ink": 1}}
     assert found["modelspec.date"] == "2026-11-25T04:05:06"
@@ -31,7 +39,8 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
 
 
 def test_what_is_not_known_is_left_out():
-    found = merged_metadata("x", [("a", {}), ("b", {"ss_tag_frequency": "{broken"})], WHEN)
+    adapters = [Adapter("a", {}), Adapter("b", {}, metadata={"ss_tag_frequency": "{broken"})]
+    found = merged_metadata("x", adapters, (), WHEN)
     assert {"ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.thumbnail"}.isdisjoint(found)
     assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {
         "f": {"t": 2}
@@ -39,14 +48,12 @@ def test_what_is_not_known_is_left_out():
 
 
 def test_the_user_calls_what_the_file_does_not_name():
-    sources = [
-        ("cat", {"modelspec.trigger_phrase": "sks cat"}),
-        ("dog", {}),
-        ("ink", {"modelspec.trigger_phrase": "None"}),
+    loras = [
+        lora("cat", {"modelspec.trigger_phrase": "sks cat"}, "a cat"),
+        lora("dog", {}, "a ohwx dog"),
+        lora("ink", {"modelspec.trigger_phrase": "None"}, "in ink style"),
     ]
-    found = merged_metadata(
-        "x", sources, WHEN, called={"cat": "a cat", "dog": "a ohwx dog", "ink": "in ink style"}
-    )
+    found = metadata_of_merge("x", loras, "{}", WHEN)
     assert found["modelspec.trigger_phrase"] == "sks cat, a ohwx dog, in ink style"
 
 

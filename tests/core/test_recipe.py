@@ -4,17 +4,18 @@ whatever was done to it.
 
 import copy
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
+from fake_host import use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iteris_core import ConfigError, MergeConfig, MergeReport
 from iteris_core.config import BaselineOptions
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.recipe import UsedLora, read_recipe, with_recipe
+from iteris_core.diffusion.lora_use import LoraUse
+from iteris_core.diffusion.recipe import read_recipe, settings_of, with_origin
 
 CONFIG = MergeConfig(
     rank={"a.b": 3},
@@ -27,11 +28,27 @@ CONFIG = MergeConfig(
 )
 CALIBRATION = Calibration(preserve_captions=("a street",), scene_weight=0.1, seed=3)
 LORAS = [
-    UsedLora("a", "a.safetensors", "1f", 1.0, 0.5, ("a sks dog", "sks dog")),
-    UsedLora("b", None, "2e", -1, 0, ("ink",), "trained_words", 2.5, "in ink", "style"),
+    use(
+        "a",
+        ("a sks dog", "sks dog"),
+        file="a.safetensors",
+        sha256="1f",
+        strength_clip=0.5,
+    ),
+    use(
+        "b",
+        ("ink",),
+        sha256="2e",
+        strength_model=-1,
+        strength_clip=0,
+        prompts_from="trained_words",
+        weight=2.5,
+        trigger="in ink",
+        kind="style",
+    ),
 ]
-REPORT = MergeReport((), settings={"config": CONFIG.to_dict(), "calibration": asdict(CALIBRATION)})
-RECIPE = json.loads(json.dumps(with_recipe(REPORT, LORAS, base="sd15").settings))
+REPORT = MergeReport((), settings=settings_of(LORAS, CALIBRATION, CONFIG))
+RECIPE = json.loads(json.dumps(with_origin(REPORT, LORAS, {"base": "sd15"}).settings))
 
 
 def read(recipe):
@@ -224,5 +241,5 @@ def test_whatever_is_edited_a_recipe_is_read_or_refused(edits):
         assert str(error).startswith("merged.safetensors: its recipe")
     else:
         assert isinstance(found.config, MergeConfig) and all(
-            isinstance(lora, UsedLora) for lora in found.loras
+            isinstance(lora, LoraUse) for lora in found.loras
         )

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 import toy
+from fake_host import as_used, runs_by_task, use
 from torch import nn
 
 from iteris_core import (
@@ -25,14 +26,13 @@ from iteris_core import (
 )
 from iteris_core.diffusion.calibration import (
     Calibration,
-    euler_trajectory,
-    kept_steps,
-    noise,
     own_captions,
     sample_count,
 )
-from iteris_core.diffusion.samples import PromptedAdapter
-from iteris_core.diffusion.scenes import Trigger, make_scenes, on_grid, region_masks
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.regions import on_grid, region_masks
+from iteris_core.diffusion.sampling import euler_steps, noise
+from iteris_core.diffusion.scenes import make_scenes
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SCENES = Calibration(
@@ -56,11 +56,11 @@ FULL = MergeConfig(
 
 
 def two_loras(host, parts=("te", "unet")):
-    return [replace(host.lora(name, parts, (f"<{name}>",)), trigger=f"<{name}>") for name in "ab"]
+    return [host.lora(name, parts, (f"<{name}>",)) for name in "ab"]
 
 
 def scenes_of(host, loras, calibration):
-    return make_scenes([Trigger(lora.trigger) for lora in loras], calibration, host.token_positions)
+    return make_scenes([lora.use for lora in loras], calibration, host.token_positions)
 
 
 def dense_task(teacher, student, delta, weight=1.0):
@@ -79,7 +79,7 @@ def test_in_the_text_only_a_teachers_own_words_count(host):
     tasks = []
     scenes = scenes_of(host, loras, SCENES)
     for k, lora in enumerate(loras):
-        captions = own_captions(lora.prompts, SCENES, k)
+        captions = own_captions(lora.use.prompts, SCENES, k)
         # both latents of a caption are rows with it, and one of them is a row with the negative
         # prompt, too
         read = [
@@ -107,7 +107,7 @@ def test_the_text_encoder_learns_a_teachers_own_words_too(host):
     scenes = scenes_of(host, loras, SCENES)
     deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
     for k, lora in enumerate(loras):
-        known = dict.fromkeys([*own_captions(lora.prompts, SCENES, k), ""])
+        known = dict.fromkeys([*own_captions(lora.use.prompts, SCENES, k), ""])
         x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
         tasks.append(dense_task(x, x, deltas[k]))
     for k in range(2):
@@ -148,7 +148,9 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     tokens = [
         (row.latents.double() / (1 + row.sigma.double() ** 2).sqrt()).flatten(1).T for row in rows
     ]
-    own = 12  # rows of one LoRA's own task: 4 runs x 2 latents, half of them also unconditional
+    runs_of_a = runs_by_task(loras, PICTURES, host.token_positions)["a"]
+    # each LoRA's own task: the kept latents, half of them also without the caption
+    own = sum(len(run.steps) for run in runs_of_a) * 3 // 2
     tasks = []
     for k, lora in enumerate(loras):
         x = tokens[k * own : (k + 1) * own]
@@ -233,11 +235,8 @@ STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "phot
 
 
 def subjects_and_a_style(host, subjects="a"):
-    loras = [
-        replace(host.lora(name, ("te", "unet"), (f"<{name}>",)), trigger=f"<{name}>")
-        for name in [*subjects, "s"]
-    ]
-    return [*loras[:-1], replace(loras[-1], kind="style")]
+    loras = [host.lora(name, ("te", "unet"), (f"<{name}>",)) for name in [*subjects, "s"]]
+    return [*loras[:-1], as_used(loras[-1], kind="style")]
 
 
 def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
@@ -250,7 +249,7 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
         deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
         tasks = []
         for k, lora in enumerate(loras):
-            known = dict.fromkeys([*own_captions(lora.prompts, STYLED, k), ""])
+            known = dict.fromkeys([*own_captions(lora.use.prompts, STYLED, k), ""])
             x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
             tasks.append(dense_task(x, x, deltas[k]))
         x = [
@@ -268,7 +267,8 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
     loras = subjects_and_a_style(host)
     host.merge(loras, STYLED, FULL)
     both = host.patched(*(lora.adapter for lora in loras))
-    rows = [row for row, _ in host.merge_rows()][24:]
+    rows = [row for row, _ in host.merge_rows()]
+    runs = runs_by_task(loras, STYLED, host.token_positions)
     sigmas = host.sigmas(4)
     for run, caption in enumerate(("<a> <s>", "photo <a> <s>")):
         texts = [both.context(text, host.PIECE)[None] for text in (caption, "")]
@@ -278,9 +278,9 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
             return (bad + 3.0 * (good - bad)).float()
 
         wanted = [
-            euler_trajectory(denoise, noise((1, 4, 8, 8), 2 * 1009 + number), sigmas)[step][0]
-            for number in range(4)
-            for step in kept_steps(STYLED, number)
+            list(euler_steps(denoise, noise((1, 4, 8, 8), drawn.seed), sigmas))[step][0]
+            for drawn in runs["a in the style of s"]
+            for step in drawn.steps
         ]
         assert any(
             torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted
@@ -324,7 +324,11 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     teachers = [host.patched(lora.adapter) for lora in loras]
     sigmas = host.sigmas(4)
     scenes = scenes_of(host, loras, PICTURES)
-    rows = [row for row, _ in host.merge_rows()][24:]
+    rows = [row for row, _ in host.merge_rows()]
+    runs = {
+        run.number: run
+        for run in runs_by_task(loras, PICTURES, host.token_positions)["a in scenes"]
+    }
     for number, scene in enumerate(scenes):
 
         def denoise(x, sigma, scene=scene):
@@ -339,8 +343,8 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                 joined += region * (bad + 3.0 * (good - bad)).float()
             return joined
 
-        seen = euler_trajectory(denoise, noise((1, 4, 8, 8), 2 * 1009 + number), sigmas)
-        for step, member in itertools.product(kept_steps(PICTURES, number), scene.members):
+        seen = list(euler_steps(denoise, noise((1, 4, 8, 8), runs[number].seed), sigmas))
+        for step, member in itertools.product(runs[number].steps, scene.members):
             expected = seen[step][0]
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
             assert any(
@@ -375,7 +379,7 @@ def test_rows_and_names_of_scene_tasks(host, calibration):
         "b in scenes",
     }
     assert result.report.settings["calibration"]["scene_weight"] == 0.1
-    assert [recipe["trigger"] for recipe in result.report.settings["loras"]] == ["<a>", "<b>"]
+    assert [recipe["prompts"] for recipe in result.report.settings["loras"]] == [["<a>"], ["<b>"]]
 
 
 def test_the_number_of_rows_in_a_call_does_not_matter(host):
@@ -446,7 +450,7 @@ def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_
         LowRankDelta(torch.randn(24, 2).double() / 5, torch.randn(2, 24).double() / 5) for _ in "ab"
     ]
     loras = [
-        PromptedAdapter(Adapter(name, {"te.layer": delta}), (f"<{name}>",))
+        LoadedLora.of(Adapter(name, {"te.layer": delta}), (f"<{name}>",))
         for name, delta in zip("ab", deltas, strict=True)
     ]
     calibration = replace(
@@ -489,7 +493,7 @@ def test_a_single_lora_meets_nobody_and_is_told_so(host):
 
 
 def test_a_caption_of_more_than_one_piece_is_refused(host):
-    loras = [replace(lora, trigger=f"a long {lora.trigger}") for lora in two_loras(host)]
+    loras = [as_used(lora, trigger=f"a long {lora.use.called}") for lora in two_loras(host)]
     with pytest.raises(
         CalibrationError,
         match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece",
@@ -512,9 +516,9 @@ def test_a_host_that_cannot_tell_positions_still_merges_without_scenes(host):
     ],
 )
 def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words):
-    assert PromptedAdapter(Adapter("a", {}), prompts, trigger=trigger).in_scenes == Trigger(words)
+    assert use("a", prompts, trigger=trigger).called == words
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="LoRA 'a' is a 'pose'; it can be subject or style"):
-        PromptedAdapter(Adapter("a", {}), ("x",), kind="pose")
+        use("a", kind="pose")

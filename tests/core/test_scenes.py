@@ -8,21 +8,15 @@ from collections import Counter
 
 import pytest
 import torch
+from fake_host import use
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration, sample_count
 from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
-from iteris_core.diffusion.scenes import (
-    Trigger,
-    layout_of,
-    make_scenes,
-    on_grid,
-    region_masks,
-    regions_of,
-    styled_forms,
-)
+from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
+from iteris_core.diffusion.scenes import make_scenes, styled_forms
 
 PAIR_FORMS = (
     "{first} and {second}",
@@ -44,9 +38,11 @@ def positions_of(text):
 
 def scenes_of(*words, kinds=(), positions=positions_of, **settings):
     kinds = kinds or ["subject"] * len(words)
-    triggers = [Trigger(word, kind) for word, kind in zip(words, kinds, strict=True)]
+    loras = [
+        use(word, (), trigger=word, kind=kind) for word, kind in zip(words, kinds, strict=True)
+    ]
     return make_scenes(
-        triggers,
+        loras,
         Calibration(**{"scene_weight": 0.1, "scene_pictures": False, **settings}),
         positions,
     )

@@ -5,20 +5,20 @@ cross-attention.
 import copy
 import json
 import math
+from dataclasses import asdict
 from itertools import groupby
 
 import pytest
 import torch
 import toy
+from fake_host import runs_by_task
 
 from iteris_core import AdapterError, CalibrationError, MergeConfig
 from iteris_core.diffusion.calibration import (
     Calibration,
-    euler_trajectory,
-    kept_steps,
-    noise,
     own_captions,
 )
+from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -97,7 +97,7 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
     student = host.patched(result.adapter)
     encoders = [host.patched(loras[0].adapter), host, host.patched(loras[2].adapter), host]
     captions = [
-        own_captions(lora.prompts, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)
+        own_captions(lora.use.prompts, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)
     ]
     counts = [entry.tokens // 64 for entry in result.report.layers[-1].tasks]
     pairs = iter(host.merge_rows())
@@ -151,7 +151,7 @@ def test_a_text_encoder_part_is_swept_like_any_network(host):
     loras = [host.lora("a"), host.lora("b", ("unet",), ["<y> dog"])]
     result, _ = host.merge(loras, NO_PRESERVE)
     captions = [
-        dict.fromkeys([*own_captions(lora.prompts, NO_PRESERVE, k), ""])
+        dict.fromkeys([*own_captions(lora.use.prompts, NO_PRESERVE, k), ""])
         for k, lora in enumerate(loras)
     ]
     delta = loras[0].adapter.deltas["te.q"].dense()
@@ -181,19 +181,19 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
     assert result.report.layers[-1].tasks[0].tokens == 64 * 8
     pairs = iter(host.merge_rows())
     sigmas = host.sigmas(4)
-    for g, teacher in enumerate(
-        [host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]
-    ):
-        captions = own_captions(loras[g].prompts, calibration, g) if g < 2 else ["a street"] * 4
-        for run, caption in enumerate(captions):
+    runs_of_tasks = runs_by_task(loras, calibration, host.token_positions).values()
+    teachers = [host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]
+    for g, (teacher, runs) in enumerate(zip(teachers, runs_of_tasks, strict=True)):
+        captions = own_captions(loras[g].use.prompts, calibration, g) if g < 2 else ["a street"] * 4
+        for run, caption in zip(runs, captions, strict=True):
             texts = [teacher.context(text, 2 * host.PIECE)[None] for text in (caption, "bad")]
 
             def denoise(x, sigma, teacher=teacher, texts=texts):
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
                 return (bad + 3.0 * (good - bad)).float()
 
-            seen = euler_trajectory(denoise, noise((1, 4, 8, 8), g * 1009 + run), sigmas)
-            for step in kept_steps(calibration, run):
+            seen = list(euler_steps(denoise, noise((1, 4, 8, 8), run.seed), sigmas))
+            for step in run.steps:
                 row, _ = next(pairs)
                 assert row.sigma == sigmas[step]
                 torch.testing.assert_close(row.latents, seen[step][0], rtol=1e-4, atol=1e-4)
@@ -284,7 +284,7 @@ def test_tokens_of_a_repeated_context_count_once(host):
     )
     result, _ = host.merge([lora], calibration)
     rows = [row for row, _ in host.merge_rows()]
-    captions = [*own_captions(lora.prompts, calibration, 0), *calibration.preserve_captions, ""]
+    captions = [*own_captions(lora.use.prompts, calibration, 0), *calibration.preserve_captions, ""]
     pieces = {}
     for caption in captions:
         context = host.context(caption, 2 * host.PIECE)
@@ -350,7 +350,7 @@ def test_cancelling_leaves_nothing_behind(host, at):
     before = [copy.deepcopy(part.state_dict()) for part in (host.te, host.u)]
 
     def cancel(stage, done, total):
-        if stage == at and done == 2:
+        if stage.name == at and done == 2:
             raise Cancelled
 
     with pytest.raises(Cancelled):
@@ -365,7 +365,7 @@ def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
     merge_stable_diffusion(
-        host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage, *host.open))
+        host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage.name, *host.open))
     )
     assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("UNet", "unet")}
     assert host.open == []
@@ -381,16 +381,7 @@ def test_the_report_has_all_layers_strange_keys_and_a_recipe_in_json(host):
     ]
     assert result.report.unmatched == {"a": ("k",)}
     settings = json.loads(json.dumps(result.report.to_dict()))["settings"]
-    assert settings["loras"] == [
-        {
-            "name": "a",
-            "prompts": ["<x> cat"],
-            "weight": 1.0,
-            "trigger": "<x> cat",
-            "kind": "subject",
-        },
-        {"name": "b", "prompts": ["<y>"], "weight": 2.5, "trigger": "<y>", "kind": "subject"},
-    ]
+    assert settings["loras"] == json.loads(json.dumps([asdict(lora.use) for lora in loras]))
     assert settings["config"]["output_dtype"] == "float16"
     assert settings["calibration"]["trajectories"] == 4
     assert result.adapter.name == "a + b"

@@ -11,8 +11,8 @@ import toy
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.samples import PromptedAdapter
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 from iteris_core.layers import input_tokens
 
@@ -74,7 +74,7 @@ def inputs_of_layers(model, opened, rows, paths):
 def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_type):
     host = recorder(prediction_type)
     loras = [
-        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,))
         for seed, prompt in ((1, "a cat"), (2, "ink"))
     ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
@@ -119,12 +119,12 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
 
 def test_cancelling_is_heard_in_every_stage():
     host = tiny_diffusers.model()
-    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+    loras = [LoadedLora.of(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
     for wanted in ("Text encoder", "Sampling", "UNet"):
 
         def progress(stage, done, total, wanted=wanted):
-            if stage == wanted:
-                raise InterruptedError(stage)
+            if stage.name == wanted:
+                raise InterruptedError(stage.name)
 
         with pytest.raises(InterruptedError, match=wanted):
             merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
@@ -134,7 +134,7 @@ def test_cancelling_is_heard_in_every_stage():
 def test_scenes_can_be_merged():
     host = tiny_diffusers.model()
     loras = [
-        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,), trigger=prompt)
+        LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,), trigger=prompt)
         for seed, prompt in ((1, "bat"), (2, "hat"))
     ]
     calibration = Calibration(
@@ -156,7 +156,7 @@ def test_a_long_prompt_is_merged_beside_a_short_one():
     long = "a cat on a mat and a hat, a bat"
     assert len(host.tokenize(long)) == 2
     loras = [
-        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,))
         for seed, prompt in ((1, "a cat"), (2, long))
     ]
     result = merge_stable_diffusion(

@@ -10,9 +10,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
-from iteris_core.diffusion.calibration import Calibration, euler_trajectory
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.model import UnetRow
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.samples import PromptedAdapter, UnetRow
+from iteris_core.diffusion.sampling import euler_steps
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
@@ -36,8 +38,8 @@ def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_t
         contexts = text.forward(
             [piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)]
         )
-        seen = euler_trajectory(
-            lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas
+        seen = list(
+            euler_steps(lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas)
         )
         x = seen[0].clone()
         for t, ours in zip(theirs.timesteps, seen, strict=True):
@@ -131,7 +133,7 @@ def test_nothing_is_left_behind(break_off):
         for path, module in host.modules.items()
         if hasattr(module, "weight")
     }
-    loras = [PromptedAdapter(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+    loras = [LoadedLora.of(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
 
     def progress(stage, done, total):
         if break_off and stage == "UNet" and done == 3:
@@ -156,7 +158,7 @@ def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type,
     )
     assert host.latent_shape(64) == (channels, 64 // factor, 64 // factor)
     first, second = (
-        PromptedAdapter(tiny_diffusers.adapter(host, seed), (prompt,))
+        LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,))
         for seed, prompt in ((1, "a cat"), (2, "ink"))
     )
     calibration = Calibration(**SMALL, preserve_weight=0.0)
@@ -177,7 +179,7 @@ def test_teachers_and_student_are_the_patched_models():
     weights.
     """
     host = tiny_diffusers.model(dtype=torch.float64)
-    lora = PromptedAdapter(tiny_diffusers.adapter(host, 1), ("a cat",))
+    lora = LoadedLora.of(tiny_diffusers.adapter(host, 1), ("a cat",))
     result = merge_stable_diffusion(
         host,
         [lora],

@@ -18,11 +18,11 @@ def test_loras_that_the_model_carries_are_told():
     lora = lora_of("a")
     patches = {"net.a.weight": [patch(lora)], "net.b.weight": [patch(("diff", ()))]}
     [note] = carried(patches)
-    assert note.startswith(
+    assert note.text.startswith(
         "MODEL and CLIP carry 1 LoRA already, which count as part of the base model"
     )
     assert carried({}) == []
     other = lora_of("b")
     # in another order at another weight: there is no order of all
     [note] = carried({"a": [patch(lora), patch(other)], "b": [patch(other), patch(lora)]})
-    assert note.startswith("MODEL and CLIP carry 2 LoRAs already")
+    assert note.text.startswith("MODEL and CLIP carry 2 LoRAs already")

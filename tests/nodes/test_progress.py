@@ -1,14 +1,22 @@
-"""How long a stage still takes."""
+"""How long a stage still takes, and how its progress is shown."""
 
-from iteris_pack.nodes.progress import StageClock
+from iteris_pack.nodes.progress import StageClock, progress_line
+
+from iteris_core.progress import Stage
 
 
 def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew():
     clock = StageClock()
-    assert clock.told("UNet", 0, 10, 100.0) == "UNet 0/10"
-    assert clock.told("UNet", 5, 10, 150.0) == "UNet 5/10, about 50 s left"
-    assert clock.told("UNet", 0, 10, 200.0) == "UNet 0/10"  # the second sweep
-    assert clock.told("UNet", 5, 10, 205.0) == "UNet 5/10, about 5 s left"
-    assert clock.told("UNet", 6, 20, 300.0) == "UNet 6/20"  # another total
-    assert clock.told("UNet", 7, 20, 301.0) == "UNet 7/20, about 13 s left"
-    assert clock.told("UNet", 19, 20, 301.5) == "UNet 19/20"
+    assert clock.seconds_left(0, 10, 100.0) == 0
+    assert clock.seconds_left(5, 10, 150.0) == 50
+    assert clock.seconds_left(0, 10, 200.0) == 0  # the second sweep
+    assert clock.seconds_left(5, 10, 205.0) == 5
+    assert clock.seconds_left(6, 20, 300.0) == 0  # another total
+    assert clock.seconds_left(7, 20, 301.0) == 13
+    assert clock.seconds_left(19, 20, 301.5) == 1.5 / 13
+
+
+def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
+    stage = Stage("UNet", 3, 4)
+    assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: UNet 5/10, about 50 s left"
+    assert progress_line(Stage("UNet"), 9, 10, 1.9) == "UNet 9/10"

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from iteris_pack.nodes.loras.prompts import entry_of_file
+from fake_host import use
+from iteris_pack.nodes.loras.prompts import use_of_file
 from iteris_pack.nodes.scene import with_triggers
-from iteris_pack.nodes.sockets import LoraEntry
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
@@ -21,12 +21,9 @@ def files(replace_host, tmp_path):
 
 
 def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
-    cats = [
-        LoraEntry(f"{name}.safetensors", 1.0, 1.0, ("a photo of it",), 1.0)
-        for name in ("cat", "bare")
-    ]
+    cats = [use(name, ("a photo of it",), file=f"{name}.safetensors") for name in ("cat", "bare")]
     named = with_triggers(cats, "cat: a {trigger}", "bare: in ink style")
-    assert [(entry.kind, entry.trigger) for entry in named] == [
+    assert [(cat.kind, cat.trigger) for cat in named] == [
         ("subject", "a sks cat"),
         ("style", "in ink style"),
     ]
@@ -44,6 +41,6 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
 
 
 def test_a_lora_without_strength_needs_no_prompts(files):
-    assert entry_of_file("bare.safetensors", 0.0, 0.0, ()).prompts == ()
+    assert use_of_file("bare.safetensors", 0.0, 0.0, ()).prompts == ()
     with pytest.raises(IterisError, match="has no prompts"):
-        entry_of_file("bare.safetensors", 0.0, 0.1, ())
+        use_of_file("bare.safetensors", 0.0, 0.1, ())

@@ -6,12 +6,13 @@ import json
 
 import pytest
 import torch
-from iteris_pack.nodes import settings
+from fake_host import use
+from iteris_pack.nodes.merge import from_widgets
 from iteris_pack.nodes.recipe import source_of
 
 from iteris_core import Adapter, IterisError, LowRankDelta
-from iteris_core.diffusion.recipe import UsedLora, read_recipe
-from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.recipe import read_recipe
 
 
 def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_path):
@@ -19,9 +20,9 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_p
     replace_host(lora_names=lambda: list(files), find_lora=files.get, lora_path=files.get)
     for path in files.values():
         path.write_text(path.name)
-    lora = UsedLora("cat", "cat.safetensors", hashlib.sha256(b"my").hexdigest(), 1.0, 1.0, ())
-    entry, note = source_of("merged", lora)
-    assert (entry.lora_name, note) == ("my cat.safetensors", "")
+    lora = use("cat", (), file="cat.safetensors", sha256=hashlib.sha256(b"my").hexdigest())
+    today, change = source_of("merged", lora)
+    assert (today.name, today.file, change) == ("my cat", "my cat.safetensors", "")
     with pytest.raises(
         IterisError, match=r"its LoRA 'cat\.safetensors' is not in the loras folders"
     ):
@@ -38,15 +39,15 @@ def test_widgets_and_recipe_say_the_same():
         "size_mb": 0.0,
         "target": "full_output",
     }
-    meant = settings.from_widgets(
-        [PromptedAdapter(adapter, ("p",))], method="svd", correct_strength=True, **widgets
+    meant = from_widgets(
+        [LoadedLora.of(adapter, ("p",))], method="svd", correct_strength=True, **widgets
     )
     assert (meant.config.kept_energy, meant.config.output_dtype, meant.config.rank) == (
         0.9,
         torch.bfloat16,
         "sum",
     )
-    used = dataclasses.asdict(UsedLora("a", "a.safetensors", "", 1.0, 1.0, ("p",)))
+    used = dataclasses.asdict(use("a", ("p",), file="a.safetensors"))
     text = json.dumps(
         {
             "loras": [used],

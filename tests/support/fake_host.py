@@ -4,16 +4,44 @@ notes what it is asked.
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
-from iteris_core.diffusion.stable_diffusion import PromptedAdapter, merge_stable_diffusion
+from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+from iteris_core.diffusion.plans import make_plans
+from iteris_core.diffusion.samples import Context
+from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 PIECE = 5  # tokens of a text piece
 WIDTH = 6  # of a context
 EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3)
+
+
+def as_used(lora, **changes):
+    """Return a LoRA that is used in another way."""
+    return replace(lora, use=replace(lora.use, **changes))
+
+
+def use(name, prompts=("x",), **settings):
+    """Return a LoRA as it is used, in no file and at strength 1 if nothing else is said."""
+    plain = {"file": None, "sha256": "", "strength_model": 1.0, "strength_clip": 1.0}
+    return LoraUse(name=name, prompts=tuple(prompts), **{**plain, **settings})
+
+
+class AnyContext(dict):
+    """Contexts of plans whose captions nobody has encoded, to ask for their runs."""
+
+    def __missing__(self, reading):
+        return Context(None, None, None)
+
+
+def runs_by_task(loras, calibration, token_positions):
+    """Return the sampling runs of each task of a merge, by the task's name."""
+    plans = make_plans([lora.use for lora in loras], calibration, token_positions)
+    return {plan.name: list(plan.runs(AnyContext())) for plan in plans}
 
 
 class TextEncoder(nn.Module):
@@ -128,9 +156,8 @@ class FakeHost:
             deltas[path] = LowRankDelta(
                 0.3 * torch.randn(d_out, 2).double(), torch.randn(2, d_in).double() / d_in**0.5
             )
-        return PromptedAdapter(
-            Adapter(name, deltas, unmatched).scaled(strength), tuple(prompts), weight
-        )
+        adapter = Adapter(name, deltas, unmatched).scaled(strength)
+        return LoadedLora.of(adapter, prompts, weight=weight)
 
     def module(self, path):
         part, _, name = path.partition(".")
@@ -169,7 +196,11 @@ class FakeHost:
     def merge(self, loras, calibration, config=EXACT):
         stages = []
         result = merge_stable_diffusion(
-            self, loras, calibration, config, lambda *step: stages.append(step)
+            self,
+            loras,
+            calibration,
+            config,
+            lambda stage, done, total: stages.append((stage.name, done, total)),
         )
         samplings = sum(stage == "Sampling" for stage, *_ in stages)
         self.sweep_batches = len(self.unet_batches) - samplings

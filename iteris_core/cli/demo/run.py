@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import re
 import shutil
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import IterisError
+from ...progress import Stage
 from .checkpoint import VERSION, write_checkpoint, write_lora
 from .client import ComfyClient, Json
 from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
@@ -145,8 +145,11 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     )
     for file in sorted(output.iterdir()):
         console.print(f"  {file.name}", markup=False, highlight=False)
-    times = f"ComfyUI ready after {ready - started:.1f} s, workflow {ended - ready:.1f} s, {ended - started:.1f} s in all."
-    console.print(times, highlight=False)
+    console.print(
+        f"ComfyUI ready after {ready - started:.1f} s, workflow {ended - ready:.1f} s, "
+        f"{ended - started:.1f} s in all.",
+        highlight=False,
+    )
     return output
 
 
@@ -280,20 +283,18 @@ class StageBars:
 
     def on_event(self, event: str, data: Json) -> None:
         """Take a message of :meth:`ComfyClient.run`."""
+        node = str(data.get("node") or "")
         if event == "executing":
-            self._begin(str(data.get("node") or ""), "")
-        elif event == "text":
-            # Only the words name a stage: a count in the text is what the bar shows.
-            words = re.sub(
-                r"(^|(?<!^stage)[\s:(,]+)\d+\s*(/|of)\s*\d+.*", "", data["text"].split("\n")[0]
-            )
-            self._begin(data["node"], words.strip())
-        elif (
-            event == "progress"
-            and str(data.get("node")) == self._stage[0]
-            and self._bar is not None
-        ):
-            self._progress.update(self._bar, completed=data["value"], total=data["max"])
+            self._begin(node, "")
+        elif event == "iteris.stage":
+            self._begin(node, str(Stage(**data["stage"])))
+            self._update(data["done"], data["total"])
+        elif event == "progress" and (node, "") == self._stage:
+            self._update(data["value"], data["max"])
+
+    def _update(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._progress.update(self._bar, completed=done, total=total)
 
     def _begin(self, node: str, stage: str) -> None:
         if (node, stage) == self._stage:

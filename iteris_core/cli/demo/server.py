@@ -65,8 +65,8 @@ def pack_folder() -> Path:
     root = Path(__file__).resolve().parents[3]
     if not (root / "nodes").is_dir() or not (root / "__init__.py").is_file():
         raise ServerError(
-            f"iteris demo needs a checkout of the pack, but '{root}' has no nodes/ and __init__.py. "
-            "Clone the repository, then `pip install -e .[demo]` in it."
+            f"iteris demo needs a checkout of the pack, but '{root}' has no nodes/ and "
+            "__init__.py. Clone the repository, then `pip install -e .[demo]` in it."
         )
     return root
 
@@ -190,8 +190,7 @@ class ComfyServer:
     def __enter__(self) -> ComfyServer:
         try:
             self._cleanup.enter_context(_signals_raise())
-            self._start()
-            self._wait_until_ready()
+            self._wait_until_ready(self._start())
         except BaseException:
             self._cleanup.close()
             raise
@@ -207,7 +206,7 @@ class ComfyServer:
     def _read_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         port = _free_port()
         self.address = f"127.0.0.1:{port}"
         installed = self.base / "custom_nodes" / PACK_NAME
@@ -233,12 +232,9 @@ class ComfyServer:
             command += ["--front-end-root", str(_empty_frontend(own))]
         (own / "tmp").mkdir(parents=True, exist_ok=True)
         # A group of its own: what the server starts ends with it, and Ctrl-C reaches only us.
-        windows = sys.platform == "win32"
-        group = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if windows
-            else {"start_new_session": True}
-        )
+        creation_flags = 0
+        if sys.platform == "win32":
+            creation_flags = subprocess.CREATE_NEW_PROCESS_GROUP
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
@@ -250,17 +246,24 @@ class ComfyServer:
             self._stop
         )  # last in, so that it runs before the folders are removed
         with self.log.open("wb") as log:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
             self.process = subprocess.Popen(
-                [*command, *self.arguments], cwd=self.comfyui, env=environment, **streams, **group
+                [*command, *self.arguments],
+                cwd=self.comfyui,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                creationflags=creation_flags,
+                start_new_session=sys.platform != "win32",
             )
+        return self.process
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.start_seconds
         while not self._answers():
-            if self.process.poll() is not None:
+            if process.poll() is not None:
                 raise ServerError(
-                    f"ComfyUI ended with exit code {self.process.returncode}:\n{self.log_tail()}"
+                    f"ComfyUI ended with exit code {process.returncode}:\n{self.log_tail()}"
                 )
             self._check_pack()
             if time.monotonic() > deadline:

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from iteris_pack.nodes.settings import check_ranks, weights_in
+from iteris_pack.nodes.merge import check_ranks, weights_in
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
-from iteris_core.diffusion.samples import PromptedAdapter
+from iteris_core.diffusion.lora_use import LoadedLora
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_one_way_to_choose_ranks_raises_nothing(values):
 
 def test_a_size_becomes_weights_and_must_have_room_for_rank_one():
     adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
-    loras = [PromptedAdapter(adapter, ("p",))] * 2
+    loras = [LoadedLora.of(adapter, ("p",))] * 2
     assert weights_in(1.0, torch.float16, loras) == (1_000_000 - 500) // 2
     assert weights_in(1.0, torch.float32, loras) == (1_000_000 - 500) // 4
     with pytest.raises(

@@ -1,0 +1,119 @@
+"""One way to merge LoRAs of a diffusion model, for the node, the command line and the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..config import MergeConfig
+from ..engines.problem import Watch
+from ..errors import ConfigError
+from ..merging import MergeResult
+from ..progress import StageProgress, nobody
+from ..report.records import Note
+from .calibration import Calibration
+from .held_out import HeldOutCheck, strength_correction
+from .lora_use import LoadedLora
+from .model import HELD_OUT_STAGE, StableDiffusion, in_stage, numbered, stages_of
+from .recipe import with_origin
+from .stable_diffusion import merge_stable_diffusion
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How LoRAs are merged, but for the LoRAs and their calibration.
+
+    Args:
+        config: How layers are solved.
+        correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
+            of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
+            LoRAs.
+        made_on: What a recipe should say besides: the base model, the host's version.
+        notes: What the report should say besides.
+    """
+
+    config: MergeConfig = field(default_factory=MergeConfig)
+    correct_strength: bool = False
+    made_on: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+    def check(self, calibration: Calibration) -> None:
+        """Refuse what cannot be done with a calibration.
+
+        Raises:
+            ConfigError: Strength is to be corrected, and nothing is measured for it.
+        """
+        if self.correct_strength and not calibration.held_out:
+            raise ConfigError(
+                "correct_strength needs samples to measure it on; set held_out, a setting of the "
+                "calibration, to 1 or more"
+            )
+
+
+def merge_and_check(
+    model: StableDiffusion,
+    loras: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    progress: StageProgress = nobody,
+    watch: Watch | None = None,
+) -> MergeResult:
+    """Merge LoRAs, check the result on unseen samples, and write its recipe into the report.
+
+    Args:
+        model: The base model, in its host.
+        loras: One or more; see `lora_use.load_each_once`.
+        calibration: How samples are made.
+        settings: How the LoRAs are merged.
+        progress: Told about stages, with their number, and steps; may raise to cancel.
+        watch: Told each layer's report the moment it is solved.
+
+    Raises:
+        IterisError: What `merge_stable_diffusion` or the check raises; settings that do not fit
+            together.
+    """
+    settings.check(calibration)
+    progress = numbered(progress, stages_of(model, loras, calibration))
+    result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
+    if calibration.held_out:
+        check = HeldOutCheck(
+            model,
+            loras,
+            calibration,
+            settings.config.samples_per_chunk,
+            in_stage(progress, HELD_OUT_STAGE),
+        )
+        result = checked(result, check, correct_strength=settings.correct_strength)
+    report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
+    return replace(result, report=replace(report, notes=(*report.notes, *settings.notes)))
+
+
+def checked(
+    result: MergeResult, check: HeldOutCheck, *, correct_strength: bool = False
+) -> MergeResult:
+    """Return a merge with its fidelity on unseen samples in the report.
+
+    Args:
+        result: The merge.
+        check: What measures it.
+        correct_strength: See `MergeSettings`; the scaled LoRA is measured again.
+
+    Raises:
+        IterisError: See `HeldOutCheck.measure`.
+    """
+    measured = check.measure(result.adapter)
+    if not correct_strength:
+        return replace(result, report=replace(result.report, fidelity=measured))
+    factor = strength_correction(measured)
+    scaled = result.adapter.scaled(factor)
+    before = ", ".join(
+        f"{entry.task} {entry.strength:.2f}" for entry in measured if entry.strength is not None
+    )
+    note = Note("strength", f"scaled by {factor:.3f}; strength before: {before}")
+    report = replace(
+        result.report,
+        fidelity=check.measure(scaled),
+        notes=(*result.report.notes, note),
+        settings={**result.report.settings, "strength_correction": factor},
+    )
+    return replace(result, adapter=scaled, report=report)

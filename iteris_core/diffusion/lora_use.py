@@ -1,0 +1,197 @@
+"""A LoRA as its user wants it merged: one type, from the widget or the option to the recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from ..adapters import Adapter
+from ..errors import ConfigError
+from ..files.trigger_words import TriggerWords, fill_in
+from ..report.records import Note
+
+Kind = Literal["subject", "style"]
+_PICTURE_OF = re.compile(
+    r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """A LoRA to merge, and how.
+
+    Args:
+        name: Its name in reports and errors.
+        file: The name of its file; None if it is in no file, but was trained in a workflow or
+            taken off a model.
+        sha256: SHA-256 of the file, or of its tensors; empty until they were read.
+        strength_model: Strength at which its UNet part is used.
+        strength_clip: Strength at which its text encoder part is used.
+        prompts: Prompts on which it is measured, with its trigger words.
+        prompts_from: The metadata field whose trigger words the prompts are made of; empty if the
+            user wrote them.
+        weight: Weight of its task, relative to the other LoRAs'.
+        trigger: What captions with other LoRAs call it: a noun phrase with its article for a
+            subject, "in <s> style" for a style; empty: see `called`.
+        kind: Whether it is a thing, or a way to render whole pictures.
+
+    Raises:
+        ConfigError: Another kind.
+    """
+
+    name: str
+    file: str | None
+    sha256: str
+    strength_model: float
+    strength_clip: float
+    prompts: tuple[str, ...]
+    prompts_from: str = ""
+    weight: float = 1.0
+    trigger: str = ""
+    kind: Kind = "subject"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError(
+                f"LoRA {self.name!r} is a {self.kind!r}; it can be {' or '.join(get_args(Kind))}"
+            )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it changes nothing, since both strengths are 0."""
+        return not (self.strength_model or self.strength_clip)
+
+    @property
+    def called(self) -> str:
+        """What captions with other LoRAs call it: its trigger, or else its shortest prompt without
+        "a photo of" and the like.
+        """
+        shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
+        return self.trigger.strip() or _PICTURE_OF.sub("", shortest)
+
+
+@dataclass(frozen=True)
+class LoadedLora:
+    """A LoRA whose weights are read.
+
+    Args:
+        use: How it is merged.
+        adapter: What it adds at the strengths of `use`, by the name of `use`.
+    """
+
+    use: LoraUse
+    adapter: Adapter
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        prompts: Sequence[str],
+        *,
+        weight: float = 1.0,
+        trigger: str = "",
+        kind: Kind = "subject",
+    ) -> LoadedLora:
+        """Return a LoRA that is in no file, by the name of its adapter, at strength 1.
+
+        Args: See `LoraUse`.
+        """
+        use = LoraUse(
+            name=adapter.name,
+            file=None,
+            sha256="",
+            strength_model=1.0,
+            strength_clip=1.0,
+            prompts=tuple(prompts),
+            weight=weight,
+            trigger=trigger,
+            kind=kind,
+        )
+        return cls(use, adapter)
+
+
+def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
+    """Return a LoRA whose prompts have its trigger words in place of ``{trigger}``; without
+    prompts, with our own about its trigger words.
+
+    One that changes nothing is returned as it is: it is left out of the merge and needs no prompts.
+
+    Args:
+        use: The LoRA, with the prompts that the user wrote, if any.
+        triggers: What the metadata of its file says.
+
+    Raises:
+        CalibrationError: Trigger words are needed, and the file names none.
+    """
+    if use.is_idle:
+        return use
+    prompts = fill_in(use.file or use.name, use.prompts, triggers)
+    source = "" if prompts == use.prompts else triggers.source
+    return replace(use, prompts=prompts, prompts_from=source)
+
+
+def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
+    """Return every LoRA once, and a note about each one that was given several times.
+
+    LoRAs are the same if their `sha256` is. One that was given several times is used at the sum of
+    its strengths, on all of its prompts, at its largest weight.
+    """
+    groups: dict[str, list[LoraUse]] = {}
+    for use in uses:
+        groups.setdefault(use.sha256, []).append(use)
+    notes = []
+    for group in groups.values():
+        if len(group) > 1:
+            names = " and ".join(dict.fromkeys(use.name for use in group))
+            one = _as_one(group)
+            notes.append(
+                Note(
+                    "repeated",
+                    f"{names}: the same LoRA {len(group)} times, so it is merged once, at the sum "
+                    f"of its strengths, {one.strength_model:g} / {one.strength_clip:g}, on all of "
+                    "its prompts",
+                )
+            )
+    return [_as_one(group) for group in groups.values()], notes
+
+
+def _as_one(group: Sequence[LoraUse]) -> LoraUse:
+    group = [use for use in group if not use.is_idle] or group
+    called = next((use for use in group if use.trigger), group[0])
+    return replace(
+        group[0],
+        strength_model=sum(use.strength_model for use in group),
+        strength_clip=sum(use.strength_clip for use in group),
+        prompts=tuple(dict.fromkeys(prompt for use in group for prompt in use.prompts)),
+        weight=max(use.weight for use in group),
+        prompts_from=group[0].prompts_from if all(use.prompts_from for use in group) else "",
+        trigger=called.trigger,
+        kind=called.kind,
+    )
+
+
+def load_each_once(
+    uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
+) -> tuple[list[LoadedLora], list[Note]]:
+    """Return the LoRAs of a merge, each once and under a name of its own, and what was joined.
+
+    Args:
+        uses: The LoRAs as they were given, with their `sha256`.
+        read: Reads a LoRA's weights, at its strengths.
+
+    Raises:
+        AdapterError: What `read` raises.
+    """
+    once, notes = each_once(uses)
+    return [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)], notes
+
+
+def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:
+    """Return the LoRAs with a number behind the name where several have the same."""
+    names = [use.name for use in uses]
+    return [
+        use if names.count(use.name) == 1 else replace(use, name=f"{use.name} ({number})")
+        for number, use in enumerate(uses, 1)
+    ]

@@ -1,0 +1,330 @@
+"""Plans: what each task of a merge will read, sample and measure, before anything has run."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ..errors import CalibrationError
+from ..tasks import Sample
+from .calibration import (
+    Calibration,
+    base_captions,
+    is_chosen,
+    kept_steps,
+    own_captions,
+    preserve_runs,
+)
+from .lora_use import LoraUse
+from .model import IMAGE_STREAM
+from .regions import on_grid
+from .samples import Context, Reading
+from .sampling import Latents, Part, Run, noise
+from .scenes import (
+    Member,
+    Scene,
+    TokenPositions,
+    by_kind,
+    make_scenes,
+    region_of,
+    shuffled,
+    styled_forms,
+)
+
+PRESERVE_TASK = "base model (preserve)"
+# How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the
+# subject without the style, and in layers that read the picture alone the two are hard to tell
+# apart ("weight of the scenes" in benchmarks/RESULTS.md).
+_STYLED_WEIGHT = 10.0
+
+
+class Plan(Protocol):
+    """One task of a merge before its samples exist.
+
+    Lifecycle:
+        1. `readings`: the captions that the text encoder has to read for it.
+        2. `runs`: its parts in sampling runs, once those captions are encoded.
+        3. `samples`: its samples of the UNet, once the runs are made.
+
+    A plan is told from others by what it is, not by what it says: two plans are never equal.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        ...
+
+    @property
+    def mix(self) -> Mapping[int, float]:
+        """What its teacher wears: number of a LoRA -> share."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """The weight of the task."""
+        ...
+
+    def readings(self) -> list[Reading]:
+        """Return what teacher and student read, each once."""
+        ...
+
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        """Return the sampling runs in which its teacher draws, and its part in each."""
+        ...
+
+    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
+        """Return its samples of the UNet."""
+        ...
+
+
+# What teacher and student of a plan read, encoded.
+Contexts = Mapping[tuple[Plan, Reading], Context]
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionPlan:
+    """A task with captions that teacher and student both read, each with a sampling run.
+
+    Args:
+        name: See `Plan`.
+        mix: See `Plan`.
+        weight: See `Plan`.
+        captions: One caption per sampling run.
+        unconditional_share: Share of the kept latents that are also read with the negative prompt.
+        number: The plan's number in its merge; no two plans see the same noise.
+        calibration: How samples are made.
+    """
+
+    name: str
+    mix: Mapping[int, float]
+    weight: float
+    captions: tuple[str, ...]
+    unconditional_share: float
+    number: int
+    calibration: Calibration
+
+    @property
+    def unconditional(self) -> Reading:
+        return Reading.of(self.calibration.negative_prompt)
+
+    def readings(self) -> list[Reading]:
+        captions = [*self.captions, self.calibration.negative_prompt]
+        return [Reading.of(caption) for caption in dict.fromkeys(captions)]
+
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        negative = contexts[self, self.unconditional].teacher
+        return {
+            run: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
+            for run, caption in self._captioned_runs()
+        }
+
+    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
+        samples = []
+        for run, caption in self._captioned_runs():
+            for i, (x, sigma) in enumerate(latents.kept[run]):
+                samples.append(contexts[self, Reading.of(caption)].sample(x, sigma))
+                if is_chosen(i, self.unconditional_share, run.number):
+                    samples.append(contexts[self, self.unconditional].sample(x, sigma))
+        return samples
+
+    def _captioned_runs(self) -> list[tuple[Run, str]]:
+        return [
+            (_run(self.name, self.number, i, self.calibration), caption)
+            for i, caption in enumerate(self.captions)
+        ]
+
+
+class ScenePart(NamedTuple):
+    """A LoRA's part in a scene: the scene's number, the scene, and the LoRA as its member."""
+
+    number: int
+    scene: Scene
+    member: Member
+
+
+@dataclass(frozen=True, eq=False)
+class ScenePlan:
+    """One LoRA's task in captions with other LoRAs: its own words count, and its own region.
+
+    Args:
+        name: See `Plan`.
+        mix: See `Plan`.
+        weight: See `Plan`.
+        parts: The scenes in which the LoRA takes part.
+        own: The LoRA's own task, whose teacher reads the negative prompt for it.
+        number: The number of all scenes in their merge; see `CaptionPlan`.
+        calibration: How samples are made.
+    """
+
+    name: str
+    mix: Mapping[int, float]
+    weight: float
+    parts: tuple[ScenePart, ...]
+    own: CaptionPlan
+    number: int
+    calibration: Calibration
+
+    def readings(self) -> list[Reading]:
+        return list(dict.fromkeys(_reading(part) for part in self.parts))
+
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        if not self.calibration.scene_pictures:
+            return {}
+        negative = contexts[self.own, self.own.unconditional].teacher
+        return {
+            self._run(part): Part(
+                self.mix,
+                contexts[self, _reading(part)].teacher,
+                negative,
+                functools.partial(region_of, part.scene, part.member),
+            )
+            for part in self.parts
+            if part.scene.has_region(part.member)
+        }
+
+    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
+        samples = []
+        for part in self.parts:
+            context = contexts[self, _reading(part)]
+            kept = latents.kept.get(self._run(part))
+            if kept is None:
+                # It counts in the text alone, which depends on neither latents nor noise level.
+                sigma = latents.sigmas[0]
+                x = noise(latents.shape, part.number) * sigma
+                samples.append(context.sample(x, sigma, {IMAGE_STREAM: torch.zeros}))
+                continue
+            mask = region_of(part.scene, part.member, latents.shape)
+            weights = {IMAGE_STREAM: functools.cache(functools.partial(on_grid, mask))}
+            samples += [context.sample(x, sigma, weights) for x, sigma in kept]
+        return samples
+
+    def _run(self, part: ScenePart) -> Run:
+        return _run("scenes", self.number, part.number, self.calibration)
+
+
+def _reading(part: ScenePart) -> Reading:
+    return Reading(part.member.caption, part.scene.caption, part.member.positions)
+
+
+def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
+    """Return a plan's run of a number; its seed differs from those of all other plans."""
+    seed = calibration.seed * 1_000_003 + plan * 1009 + number
+    return Run(owner, number, seed, tuple(kept_steps(calibration, number)))
+
+
+def make_plans(
+    loras: Sequence[LoraUse], calibration: Calibration, token_positions: TokenPositions
+) -> list[Plan]:
+    """Return the tasks of a merge: of each LoRA, of the base model, of subjects in styles, and of
+    scenes.
+
+    Args:
+        loras: LoRAs of different names.
+        calibration: How samples are made; decides which tasks there are.
+        token_positions: Where the words of a text stand among its tokens; asked for scenes only.
+
+    Raises:
+        CalibrationError: A LoRA without prompts, or see `scenes.make_scenes`.
+    """
+    own = make_own_plans(loras, calibration)
+    plans = [*own, *_preserve_plans(len(own), calibration)]
+    plans += _styled_plans(loras, len(plans), calibration)
+    return [*plans, *_scene_plans(loras, own, len(plans), calibration, token_positions)]
+
+
+def make_own_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
+    """Return each LoRA's own task: its prompts, a part of them in company of ordinary things.
+
+    Raises:
+        CalibrationError: A LoRA without prompts, or with an empty one; names it.
+    """
+    plans = []
+    for k, lora in enumerate(loras):
+        try:
+            captions = own_captions(lora.prompts, calibration, calibration.seed + k)
+        except CalibrationError as error:
+            raise CalibrationError(f"LoRA {lora.name!r}: {error}") from error
+        share = calibration.unconditional_share
+        plans.append(
+            CaptionPlan(lora.name, {k: 1.0}, lora.weight, tuple(captions), share, k, calibration)
+        )
+    return plans
+
+
+def _preserve_plans(number: int, calibration: Calibration) -> list[CaptionPlan]:
+    """Return the task that keeps the base model, unless its weight is 0."""
+    if not calibration.preserve_weight:
+        return []
+    captions = tuple(base_captions(calibration, preserve_runs(calibration)))
+    weight = calibration.preserve_weight
+    return [CaptionPlan(PRESERVE_TASK, {}, weight, captions, 0.0, number, calibration)]
+
+
+def _styled_plans(
+    loras: Sequence[LoraUse], first: int, calibration: Calibration
+) -> list[CaptionPlan]:
+    """Return a task per subject and style, whose teacher wears both; a style's captions and weight
+    are shared over subjects.
+    """
+    forms = styled_forms(calibration)
+    subjects, styles = by_kind(loras)
+    if not (calibration.scene_weight and forms and subjects):
+        return []
+    count = math.ceil(calibration.trajectories / len(subjects))
+    chance = random.Random(calibration.seed)
+    plans = []
+    for number, (i, j) in enumerate(itertools.product(subjects, styles), first):
+        subject = loras[i]
+        style = loras[j]
+        captions = tuple(
+            form.format(first=subject.called, style=style.called)
+            for form in itertools.islice(shuffled(forms, chance), count)
+        )
+        weight = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)
+        plans.append(
+            CaptionPlan(
+                f"{subject.name} in the style of {style.name}",
+                {i: 1.0, j: 1.0},
+                weight / 2 / len(subjects),
+                captions,
+                calibration.unconditional_share,
+                number,
+                calibration,
+            )
+        )
+    return plans
+
+
+def _scene_plans(
+    loras: Sequence[LoraUse],
+    own: Sequence[CaptionPlan],
+    number: int,
+    calibration: Calibration,
+    token_positions: TokenPositions,
+) -> list[ScenePlan]:
+    """Return a scene task per LoRA that takes part in any; none for a single LoRA, or with a weight
+    of 0.
+    """
+    if not calibration.scene_weight or len(loras) < 2:
+        return []
+    scenes = make_scenes(loras, calibration, token_positions)
+    plans = []
+    for k, lora in enumerate(loras):
+        parts = tuple(
+            ScenePart(i, scene, member)
+            for i, scene in enumerate(scenes)
+            for member in scene.members
+            if member.lora == k
+        )
+        if parts:
+            name = f"{lora.name} in scenes"
+            weight = calibration.scene_weight * lora.weight
+            plans.append(ScenePlan(name, {k: 1.0}, weight, parts, own[k], number, calibration))
+    return plans

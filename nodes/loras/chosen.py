@@ -1,0 +1,69 @@
+"""The LoRAs of a merge, from all of its sockets: gathered, and read at their strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...iteris_core import Adapter, ConfigError
+from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
+from ...iteris_core.files.tensors import read_tensors, sha256, sha256_of_tensors
+from ...iteris_core.report.records import Note
+from .. import host
+from ..sockets import ChosenLora, Scenes
+
+
+def in_sockets(more: Mapping[str, tuple[ChosenLora, ...] | None]) -> Iterator[ChosenLora]:
+    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order;
+    sockets may be free.
+    """
+    for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
+        yield from more[name] or ()
+
+
+def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
+    """Return how the LoRAs are measured together.
+
+    Raises:
+        ConfigError: In two ways.
+    """
+    scenes = list(dict.fromkeys(lora.scenes for lora in chosen if lora.scenes is not None))
+    if len(scenes) > 1:
+        raise ConfigError(
+            f"the LoRAs come from {len(scenes)} 'Scene prompts' nodes with different settings; put "
+            "one of them behind all LoRAs"
+        )
+    return scenes[0] if scenes else None
+
+
+def load(
+    base: host.ComfyStableDiffusion, chosen: Iterable[ChosenLora]
+) -> tuple[list[LoadedLora], list[Note]]:
+    """Return the LoRAs read for a model, each once, and what was joined.
+
+    Raises:
+        AdapterError: A file is missing or cannot be read, or it does not fit the model.
+    """
+    tensors_of: dict[str, Mapping[str, Tensor]] = {}
+    uses = []
+    for lora in chosen:
+        use = identified(lora)
+        uses.append(use)
+        if lora.tensors is not None:
+            tensors_of[use.sha256] = lora.tensors
+
+    def read(use: LoraUse) -> Adapter:
+        if use.sha256 in tensors_of:
+            return base.adapter(use, tensors_of[use.sha256], {})
+        return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
+
+    return load_each_once(uses, read)
+
+
+def identified(lora: ChosenLora) -> LoraUse:
+    """Return how a LoRA is used, with the SHA-256 of its file or its tensors."""
+    if lora.tensors is not None:
+        return replace(lora.use, sha256=sha256_of_tensors(lora.tensors))
+    return replace(lora.use, sha256=sha256(host.lora_path(str(lora.use.file))))

@@ -1,0 +1,85 @@
+"""A LoRA as its user wants it: each once, under a name of its own, with its trigger words."""
+
+import pytest
+import torch
+from fake_host import use
+
+from iteris_core import Adapter, CalibrationError, LowRankDelta
+from iteris_core.diffusion.lora_use import each_once, load_each_once, with_prompts
+from iteris_core.files.trigger_words import TriggerWords
+
+TRIGGERS = TriggerWords(("sks cat",), ("sks cat",), "modelspec.trigger_phrase")
+
+
+def test_one_content_is_one_lora_at_the_sum_of_the_strengths():
+    """Two files of one content, and a third one; one that is off adds neither prompts nor
+    weight.
+    """
+    cat, dog = each_once(
+        [
+            use(
+                "cat",
+                ("a", "b"),
+                sha256="1",
+                strength_model=0.5,
+                strength_clip=0.25,
+                prompts_from="trained_words",
+            ),
+            use("dog", ("d",), sha256="2"),
+            use(
+                "copy of cat",
+                ("b", "c"),
+                sha256="1",
+                strength_clip=0.5,
+                weight=2.0,
+                trigger="a cat",
+                kind="style",
+            ),
+            use("cat", ("off",), sha256="1", strength_model=0.0, strength_clip=0.0, weight=9.0),
+        ]
+    )[0]
+    assert (cat.name, cat.strength_model, cat.strength_clip) == ("cat", 1.5, 0.75)
+    assert cat.prompts == ("a", "b", "c")
+    assert (cat.weight, cat.prompts_from, cat.trigger, cat.kind) == (2.0, "", "a cat", "style")
+    assert dog.strength_model == 1.0
+
+
+def test_what_was_joined_is_noted():
+    twice = [use("cat", sha256="1", strength_model=0.5), use("copy", sha256="1")]
+    (note,) = each_once(twice)[1]
+    assert note.kind == "repeated"
+    assert note.text.startswith("cat and copy: the same LoRA 2 times, so it is merged once")
+    assert "1.5 / 2" in note.text
+    assert each_once(twice[:1])[1] == []
+
+
+def test_loras_of_one_name_are_numbered_and_so_are_their_adapters():
+    delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
+    uses = [use("cat", sha256="1"), use("dog", sha256="2"), use("cat", sha256="3")]
+    loras, notes = load_each_once(uses, lambda lora: Adapter("file", {lora.sha256: delta}))
+    names = ["cat (1)", "dog", "cat (3)"]
+    assert [lora.use.name for lora in loras] == names
+    assert [lora.adapter.name for lora in loras] == names
+    assert [list(lora.adapter.deltas) for lora in loras] == [["1"], ["2"], ["3"]]
+    assert notes == []
+
+
+def test_trigger_words_are_filled_in_and_it_is_remembered_where_they_come_from():
+    asked = use("cat", ("a photo of {trigger}", "a cat"), file="cat.safetensors")
+    filled = with_prompts(asked, TRIGGERS)
+    assert filled.prompts == ("a photo of sks cat", "a cat")
+    assert filled.prompts_from == "modelspec.trigger_phrase"
+    written = use("cat", ("a cat",))
+    assert with_prompts(written, TRIGGERS) == written
+
+
+def test_without_prompts_and_trigger_words_the_file_is_named():
+    with pytest.raises(CalibrationError, match=r"^cat\.safetensors has no prompts"):
+        with_prompts(use("cat", (), file="cat.safetensors"), TriggerWords())
+
+
+def test_a_lora_without_strength_needs_no_prompts():
+    idle = use("cat", (), strength_model=0.0, strength_clip=0.0)
+    assert with_prompts(idle, TriggerWords()) is idle
+    with pytest.raises(CalibrationError, match="has no prompts"):
+        with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())

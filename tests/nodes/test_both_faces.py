@@ -1,0 +1,172 @@
+"""The merge node and `iteris merge sd15` are two faces of one merge: the same LoRAs and settings give
+the same adapter, report and recipe.
+"""
+
+import json
+import types
+
+import pytest
+import tiny_diffusers
+import torch
+from iteris_pack.nodes.lora import LoraToMerge
+from iteris_pack.nodes.merge import Merge
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from iteris_core.cli.main import app
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.loading import load_diffusers
+from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.files import kohya
+from iteris_core.progress import nobody
+
+FILES = ("one.safetensors", "two.safetensors", "one.safetensors")
+PROMPTS = ("a {trigger}", "", "a {trigger} mat")
+STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25))
+WEIGHTS = (1.0, 2.0, 1.0)
+CALIBRATION = {
+    "trajectories": 2,
+    "timesteps": 1,
+    "sampling_steps": 3,
+    "resolution": 64,
+    "cfg": 2.0,
+    "held_out": 1,
+    "seed": 5,
+}
+SETTINGS = {
+    "alpha": 1e-3,
+    "kept_energy": 0.9,
+    "target": "full_output",
+    "engine": "sweep",
+    "ridge": "paper",
+    "balance": "full",
+    "input_mix": 0.1,
+    "correct_strength": True,
+}
+# What the two faces know about where they run.
+OWN = ("base", "comfyui_version")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny pipeline's folder, and two LoRAs that name their trigger words."""
+    folder = tmp_path_factory.mktemp("faces")
+    host = tiny_diffusers.model()
+    tiny_diffusers.save_folder(host, folder / "base")
+    for seed, (name, trigger) in enumerate((("one", "cat"), ("two", "hat")), 1):
+        adapter = tiny_diffusers.adapter(host, seed)
+        metadata = {"modelspec.trigger_phrase": trigger}
+        save_lora(host, adapter, folder / f"{name}.safetensors", "diffusers", metadata)
+    return folder
+
+
+class ComfyModel:
+    """A diffusers model in the place of `nodes.host.ComfyStableDiffusion`."""
+
+    def __init__(self, model, clip):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def make_room(self, resolution, samples):
+        return 4, False
+
+    def adapter(self, use, tensors, metadata):
+        return read_lora(
+            self.model, self.model.loras / use.file, use.strength_model, use.strength_clip
+        )
+
+    def patched(self, adapter):
+        return None, None
+
+    def lora_model_tensors(self, adapter):
+        return {}
+
+
+@pytest.fixture
+def node(world, replace_host, monkeypatch):
+    """Return a function that merges with the nodes, and returns (tensors, report, recipe)."""
+    replace_host(
+        ComfyStableDiffusion=ComfyModel,
+        lora_path=lambda name: world / name,
+        patches_of=lambda model, clip: {},
+        stage_progress=lambda node_id: nobody,
+        layer_teller=lambda node_id: nobody,
+        model_files=lambda names: [],
+        version=lambda: "0.3.75",
+        show_text=nobody,
+    )
+    hidden = types.SimpleNamespace(unique_id="1", prompt={})
+    for kind in (LoraToMerge, Merge):
+        monkeypatch.setattr(kind, "hidden", hidden, raising=False)
+
+    def merge():
+        model = load_diffusers(str(world / "base"))
+        model.loras = world
+        chain = ()
+        for file, prompts, strengths, weight in zip(
+            FILES, PROMPTS, STRENGTHS, WEIGHTS, strict=True
+        ):
+            (chain,) = LoraToMerge.execute(file, *strengths, prompts, weight, chain).args
+        calibration = Calibration(**CALIBRATION)
+        settings = {"precision": "float16", **SETTINGS}
+        *_, merged, report = Merge.execute(model, None, chain, calibration, **settings).args
+        keys = model.keys
+        tensors = kohya.to_tensors(merged.adapter, keys.base_of_module, keys.kernels)
+        return tensors, report.to_dict(), json.loads(merged.recipe)
+
+    return merge
+
+
+def command(world, output):
+    """Merge with the command line, and return the same."""
+    options = {
+        "--strength": ",".join(str(model) for model, _ in STRENGTHS),
+        "--strength-text": ",".join(str(clip) for _, clip in STRENGTHS),
+        "--weights": ",".join(map(str, WEIGHTS)),
+        "--save-dtype": "float16",
+        "--json": output / "report.json",
+        "--output": output / "merged.safetensors",
+        "--base": world / "base",
+    }
+    for name, value in {**CALIBRATION, **SETTINGS}.items():
+        option = "--steps" if name == "sampling_steps" else f"--{name.replace('_', '-')}"
+        options[option] = value
+    flags = [name for name, value in options.items() if value is True]
+    arguments = [part for name in options if name not in flags for part in (name, options[name])]
+    for file, prompts in zip(FILES, PROMPTS, strict=True):
+        arguments += ["--lora", world / file, "--prompts", prompts]
+    environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["merge", "sd15", *flags, *map(str, arguments)], env=environment)
+    assert done.exit_code == 0, done.output
+    report = json.loads((output / "report.json").read_text())
+    return load_file(output / "merged.safetensors"), report, report["settings"]
+
+
+def without_place(recipe):
+    return {key: value for key, value in recipe.items() if key not in OWN}
+
+
+def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_path):
+    tensors, report, recipe = node()
+    same_tensors, same_report, same_recipe = command(world, tmp_path)
+    assert set(tensors) == set(same_tensors)
+    assert all(torch.equal(tensors[key], same_tensors[key]) for key in tensors)
+    assert without_place(json.loads(json.dumps(recipe))) == without_place(same_recipe)
+    for part in ("layers", "fidelity", "notes", "unmatched", "changes", "method", "max_iter"):
+        assert json.loads(json.dumps(report[part])) == same_report[part], part
+
+
+def test_what_both_faces_understand_of_the_loras(world, node):
+    """A LoRA that is given twice is merged once, with its trigger words in its prompts."""
+    _, report, recipe = node()
+    one, two = recipe["loras"]
+    assert (one["name"], one["strength_model"], one["strength_clip"]) == ("one", 1.5, 1.25)
+    assert one["prompts"] == ["a cat", "a cat mat"]
+    assert one["prompts_from"] == "modelspec.trigger_phrase"
+    assert two["prompts"] == ["a photo of hat", "hat", "hat, outdoors"]
+    assert (two["weight"], two["strength_clip"]) == (2.0, 0.5)
+    assert [note["kind"] for note in report["notes"]].count("repeated") == 1
+    assert recipe["config"]["kept_energy"] == 0.9
+    assert recipe["strength_correction"] > 1

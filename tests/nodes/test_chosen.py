@@ -1,0 +1,73 @@
+"""The LoRAs of a merge, from all of its sockets: known by their content, and read once."""
+
+import dataclasses
+import hashlib
+import types
+
+import pytest
+import torch
+from fake_host import use
+from iteris_pack.nodes.loras.chosen import identified, in_sockets, load, scenes_of
+from iteris_pack.nodes.sockets import ChosenLora, Scenes
+from safetensors.torch import save_file
+
+from iteris_core import Adapter, ConfigError
+from iteris_core.diffusion.calibration import Calibration
+
+
+def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
+    file = tmp_path / "cat.safetensors"
+    file.write_bytes(b"abc")
+    replace_host(lora_path=lambda name: file)
+    lora = ChosenLora(use("style/cat", file="style/cat.safetensors"))
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert identified(lora) == dataclasses.replace(lora.use, sha256=expected)
+
+
+def test_a_lora_in_no_file_is_known_by_the_hash_of_what_its_file_would_be(tmp_path):
+    trained = ChosenLora(use("trained"), {"a": torch.ones(2)})
+    save_file(trained.tensors, tmp_path / "trained.safetensors")
+    content = (tmp_path / "trained.safetensors").read_bytes()
+    assert identified(trained).sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
+    replace_host(lora_path=lambda name: tmp_path / name)
+    save_file({"w": torch.ones(3)}, tmp_path / "cat.safetensors", {"a": "b"})
+    asked = []
+
+    def adapter(used, tensors, metadata):
+        asked.append((used.name, used.strength_model, len(tensors["w"]), metadata))
+        return Adapter("", {})
+
+    cat = ChosenLora(use("cat", file="cat.safetensors", strength_model=0.5))
+    trained = ChosenLora(use("trained"), {"w": torch.ones(2)})
+    loras, notes = load(types.SimpleNamespace(adapter=adapter), [cat, trained, cat])
+    assert asked == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
+    assert [lora.use.name for lora in loras] == ["cat", "trained"]
+    assert [note.kind for note in notes] == ["repeated"]
+
+
+def test_growing_sockets_are_read_in_the_order_of_their_numbers():
+    a, b, c = (ChosenLora(use(name)) for name in "abc")
+    assert list(in_sockets({"loras10": (c,), "loras2": (a, b), "loras3": None})) == [a, b, c]
+
+
+def test_scenes_come_with_the_loras_and_only_one_kind_of_them():
+    scenes = Scenes(0.2, True, ("{first} and {second}",))
+    plain = ChosenLora(use("a"))
+    with_scenes = dataclasses.replace(plain, scenes=scenes)
+    assert scenes_of([plain]) is None
+    assert scenes_of([plain, with_scenes, with_scenes]) is scenes
+    calibration = scenes.applied_to(Calibration(seed=7))
+    assert (calibration.scene_weight, calibration.scene_pictures, calibration.seed) == (
+        0.2,
+        True,
+        7,
+    )
+    assert calibration.companions == Calibration().companions
+    other = dataclasses.replace(plain, scenes=dataclasses.replace(scenes, scene_weight=0.3))
+    with pytest.raises(
+        ConfigError, match="the LoRAs come from 2 'Scene prompts' nodes with different settings"
+    ):
+        scenes_of([with_scenes, other])
