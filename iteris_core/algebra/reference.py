@@ -1,14 +1,16 @@
-"""The whole method on one page: IterIS (CVPR 2025, arXiv:2411.15231), Algorithm 1, written plainly.
+"""The method on one page: IterIS (CVPR 2025, arXiv:2411.15231), Algorithm 1, written plainly.
 
-    minimise over dW   sum_g lam_g ||X_g dW_g^T - X~_g dW^T||_F^2 + ridge
+    minimise over dW   sum_g lam_g ||T_g - X~_g dW^T||_F^2 + ridge
+    T_g = X_g dW_g^T  (target "delta"),  or  X_g (W0 + dW_g)^T - X~_g W0^T  (target "full_output")
     lam_g = ||dW_g||_F^2 / ||X_g dW_g^T||_F^2
 
 X_g are the inputs of a layer in a model that wears adapter g, X~_g its inputs in a model that wears
 what has been merged so far; both (tokens, d_in). A weight is (d_out, d_in).
 
 Copies of the model with deltas in their weights, all inputs stored, dense matrices, and the whole
-again until it settles. Nothing of the package is used here; the package does the same with factors,
-streamed sums and a single sweep, and its tests compare it with this page.
+again until it settles. Nothing of the package is used here. The package does the same with factors,
+streamed sums and a single sweep, for mixes of adapters and weighted tokens too, and cuts the answer
+to a rank. Its tests compare it with this page.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def algorithm_1(
     forward: Callable[[nn.Module, Any], Any],
     adapters: Sequence[Deltas],
     samples: Sequence[Sequence[Any]],
+    target: str = "delta",
     **ridges: Any,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the merged deltas after each solve, without end; the first solve uses ``X~ = X``.
@@ -46,20 +49,24 @@ def algorithm_1(
         forward: Runs a model on one sample.
         adapters: Dense deltas of each adapter; all change the same Linear layers.
         samples: Samples of each adapter's task.
+        target: ``delta``, what the adapters add, or ``full_output``, the layer's whole output: the
+            same equation for the whole weights ``W0 + dW_g``, less W0.
         ridges: Arguments of `normal_equations`.
     """
     paths = list(adapters[0])
     pairs = list(zip(adapters, samples, strict=True))
     teachers = [inputs_of(patched(model, own), forward, rows, paths) for own, rows in pairs]
     students = teachers
+    weights = {path: model.get_parameter(f"{path}.weight").detach() for path in paths}
     while True:
         merged = {}
         for path in paths:
+            base = weights[path] if target == "full_output" else torch.zeros_like(weights[path])
             tasks = [
-                TaskRows(x[path], x_student[path], own[path], balance(x[path], own[path]))
+                TaskRows(x[path], x_student[path], base + own[path], balance(x[path], own[path]))
                 for x, x_student, own in zip(teachers, students, adapters, strict=True)
             ]
-            merged[path] = solve(*normal_equations(tasks, **ridges))
+            merged[path] = solve(*normal_equations(tasks, **ridges)) - base
         yield merged
         students = [inputs_of(patched(model, merged), forward, rows, paths) for rows in samples]
 

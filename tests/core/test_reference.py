@@ -20,26 +20,33 @@ def case():
     return net, adapters, toy.own_tasks(net, adapters)
 
 
-def solves(case, count, **ridges):
+def solves(case, count, **settings):
     net, adapters, tasks = case
     found = reference.algorithm_1(
         net.model,
         lambda model, row: toy.run(model, [row]),
         [toy.dense(adapter) for adapter in adapters],
         [[sample.teacher for sample in task.samples] for task in tasks],
-        **ridges,
+        **settings,
     )
     return list(islice(found, count))
 
 
 @pytest.mark.parametrize(
-    "ridges",
-    [{}, {"ridge": "paper"}, {"alpha": 1e-2, "alpha_cross": 1e-3}],
+    "settings",
+    [
+        {},
+        {"ridge": "paper"},
+        {"alpha": 1e-2, "alpha_cross": 1e-3},
+        {"target": "full_output"},
+        {"target": "full_output", "ridge": "paper", "alpha_cross": 1e-3},
+    ],
     ids=str,
 )
-def test_every_solve_is_that_of_the_iterating_engine(case, ridges):
-    for number, deltas in enumerate(solves(case, 4, **ridges), 1):
-        ours = toy.merge_toy(*case, engine="iterate", max_iter=number, tolerance=0.0, **ridges)
+def test_every_solve_is_that_of_the_iterating_engine(case, settings):
+    engine = {"engine": "iterate", "tolerance": 0.0, "rank": "full"}
+    for number, deltas in enumerate(solves(case, 4, **settings), 1):
+        ours = toy.merge_toy(*case, max_iter=number, **engine, **settings)
         assert toy.largest_error(toy.dense(ours.adapter), deltas) < 1e-9
 
 
