@@ -186,9 +186,18 @@ def target_layers(adapters: Sequence[Adapter]) -> list[str]:
 
 def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """Return the adapters' names, with a number where several have the same."""
-    names = [adapter.name for adapter in adapters]
+    return told_apart([adapter.name for adapter in adapters])
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names, with their place behind those that are there several times.
+
+    >>> told_apart(["cat", "dog", "cat"])
+    ('cat (1)', 'dog', 'cat (3)')
+    """
     return tuple(
-        name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(names, 1)
     )
 
 

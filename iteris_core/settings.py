@@ -1,7 +1,8 @@
 """Settings as dataclasses whose fields say what they mean and what they may be.
 
 The checks of a value, the reader of recipes and the options of the command line are made of these
-declarations, so that a setting is written down once.
+declarations. ComfyUI's widgets are written out in the schemas of the nodes, with bounds of their
+own; tests/nodes/test_widgets.py compares them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,17 @@ class Setting:
         if self.above is not None and self.at_most is not None:
             return f"{number} above {self.above}, and {self.at_most} at most"
         finite = "a whole number" if kind is int else "a finite number"
-        return finite if self.at_least is None else f"{finite}, {self.at_least} or more"
+        bounds = {
+            "{} or more": self.at_least,
+            "above {}": self.above,
+            "{} at most": self.at_most,
+            "below {}": self.below,
+        }
+        known = [words.format(bound) for words, bound in bounds.items() if bound is not None]
+        return ", ".join([finite, *known])
+
+
+_UNDECLARED = Setting()  # of a field that was not made by `setting`
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,8 @@ def setting(
     multiple_of: int | None = None,
 ) -> Any:
     """Declare a field of a dataclass of settings: its default, and see `Setting`."""
-    declared = Setting(help, at_least, above, at_most, below, multiple_of)
-    return field(default=default, metadata={_METADATA_KEY: declared})
+    about = Setting(help, at_least, above, at_most, below, multiple_of)
+    return field(default=default, metadata={_METADATA_KEY: about})
 
 
 def declared(kind: type) -> tuple[Declared, ...]:
@@ -128,7 +139,7 @@ def declared(kind: type) -> tuple[Declared, ...]:
         Declared(
             item.name,
             hints[item.name],
-            item.metadata.get(_METADATA_KEY, Setting()),
+            item.metadata.get(_METADATA_KEY, _UNDECLARED),
             item.default is MISSING and item.default_factory is MISSING,
         )
         for item in fields(kind)
@@ -145,7 +156,7 @@ def check(settings: Any) -> None:
         ConfigError: Shows the setting, its value, and what may stand there.
     """
     for item in declared(type(settings)):
-        if item.setting.help:
+        if item.setting is not _UNDECLARED:
             item.check(item.name, getattr(settings, item.name))
 
 

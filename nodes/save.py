@@ -89,7 +89,6 @@ class SaveMergedLora(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.recipe import metadata_of_merge
         from ..iteris_core.files import kohya
-        from ..iteris_core.files.metadata import hashes
         from ..iteris_core.files.tensors import write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
@@ -98,18 +97,15 @@ class SaveMergedLora(io.ComfyNode):
             )
         path = free_path(host.output_folder(), file_name, overwrite)
         whole = large_layers == FULL_DIFFERENCE
-        tensors = kohya.to_tensors(
-            merged.adapter, merged.keys.base_of_module, merged.keys.kernels, whole=whole
-        )
-        metadata = kohya.metadata_of(merged.adapter, whole=whole)
+        metadata = None
         if host.saves_metadata():
             thumbnail = "" if cover is None else jpeg_uri(cover[0])
-            metadata |= metadata_of_merge(
+            metadata = metadata_of_merge(
                 path.stem, merged.loras, merged.recipe, datetime.now(), thumbnail
             )
-            metadata |= hashes(tensors, metadata)
+        tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
         with draft_of(path, overwrite) as draft:
-            write_tensors(tensors, draft, metadata, overwrite=overwrite)
+            write_tensors(tensors, draft, content, overwrite=overwrite)
             found = read_back(draft, merged, path.name)
         name = host.lora_name_of(path)
         shown = [str(path), found, *([] if name else [_UNLISTED])]

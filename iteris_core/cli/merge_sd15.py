@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.headers import lora_header
 from ..files.tensors import sha256
-from ..settings import setting
+from ..settings import check, setting
 from . import options
 from .options import Placement
 from .paths import Places
@@ -71,6 +71,14 @@ class Saving:
         "Layers whose two factors take more room than the weight itself: as factors, or as the "
         "full difference, which is smaller and which some programs do not read.",
     )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.large_layers == "difference" and self.style != "kohya":
+            raise ConfigError(
+                f"--large-layers difference has no place in --style {self.style}; save in the "
+                "style kohya, or leave it out"
+            )
 
 
 @options.command(

@@ -18,7 +18,13 @@ from ..report.fidelity import fidelity
 from ..report.records import TaskFidelity
 from ..rows.wearing import wearing
 from ..tasks import Task
-from .calibration import MOST_SEEDS, Calibration, own_captions
+from .calibration import (
+    MOST_SEEDS,
+    Calibration,
+    base_captions,
+    own_captions,
+    preserve_runs,
+)
 from .lora_use import LoadedLora, LoraUse, own_names
 from .model import StableDiffusion
 from .plans import CaptionPlan, Contexts, Plan
@@ -27,8 +33,7 @@ from .stable_diffusion import runs_of, sampler_of
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
-# A merge weaker than this is not made up for by strength: it has failed, and more of it would not
-# help.
+# A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
 
 
@@ -36,9 +41,10 @@ _STRONGEST_CORRECTION = 1.3
 class HeldOutCheck:
     """A check on pictures that a merge has not seen.
 
-    Each LoRA, and the base model, draws ``calibration.held_out`` pictures of captions and seeds
-    that the merge has not seen. On the latents of these runs the merged model's output is compared
-    with the LoRA's own.
+    Each LoRA, and the base model, draws ``calibration.held_out`` pictures from seeds that the merge
+    has not seen. Their captions are the LoRA's prompts in company that the merge has not read, and
+    ordinary captions; where there are no others, captions come again. On the latents of these runs
+    the merged model's output is compared with the LoRA's own.
 
     Args:
         model: The base model.
@@ -114,10 +120,13 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
         seen = own_captions(lora.prompts, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
         plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
-    # the last of the ordinary captions: the preserve task takes them from the first on
-    ordinary = calibration.preserve_captions[::-1] or ("",)
-    base_captions = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    return [*plans, CaptionPlan("base model", {}, 1.0, base_captions, share, len(loras), unseen)]
+    # the last of the ordinary captions, since the preserve task takes them from the first on; those
+    # that it has read come only where there are no others
+    read = set(base_captions(calibration, preserve_runs(calibration)))
+    known = calibration.preserve_captions[::-1] or ("",)
+    ordinary = [caption for caption in known if caption not in read] or known
+    captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
+    return [*plans, CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)]
 
 
 def unseen_captions(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ..adapters import Adapter
+from ..adapters import Adapter, told_apart
 from ..errors import ConfigError
 from ..files.trigger_words import TriggerWords, fill_in
 from ..report.records import Note
@@ -190,8 +190,5 @@ def load_each_once(
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:
     """Return the LoRAs with a number behind the name where several have the same."""
-    names = [use.name for use in uses]
-    return [
-        use if names.count(use.name) == 1 else replace(use, name=f"{use.name} ({number})")
-        for number, use in enumerate(uses, 1)
-    ]
+    names = told_apart([use.name for use in uses])
+    return [replace(use, name=name) for use, name in zip(uses, names, strict=True)]

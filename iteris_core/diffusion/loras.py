@@ -14,7 +14,6 @@ from ..adapters import Adapter
 from ..errors import ConfigError
 from ..files import diffusers, kohya
 from ..files.kinds import own_dense_delta
-from ..files.metadata import hashes
 from ..files.tensors import read_tensors, write_tensors
 from .pipeline import DiffusersStableDiffusion
 
@@ -93,13 +92,9 @@ def save_lora(
             f"full differences of large layers have no place in the style {style!r}; save in the "
             "style 'kohya', or all layers as low rank"
         )
-    keys = model.keys
-    more = metadata or {}
     if style == "kohya":
-        tensors = kohya.to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole)
-        content = {**kohya.metadata_of(adapter, whole=whole), **more}
-        content |= hashes(tensors, content)
+        tensors, content = kohya.file_of(adapter, model.keys, metadata or {}, whole=whole)
     else:
-        tensors = diffusers.to_tensors(adapter, keys.kernels)
-        content = {**diffusers.metadata_of(adapter), **more}
+        tensors = diffusers.to_tensors(adapter, model.keys.kernels)
+        content = {**diffusers.metadata_of(adapter), **(metadata or {})}
     write_tensors(tensors, path, content, overwrite=overwrite)

@@ -287,12 +287,12 @@ def _styled_plans(
             form.format(first=subject.called, style=style.called)
             for form in itertools.islice(shuffled(forms, chance), count)
         )
-        weight = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)
+        of_both = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)
         plans.append(
             CaptionPlan(
                 f"{subject.name} in the style of {style.name}",
                 {i: 1.0, j: 1.0},
-                weight / 2 / len(subjects),
+                of_both / 2 / len(subjects),
                 captions,
                 calibration.unconditional_share,
                 number,

@@ -25,12 +25,16 @@ class Reading:
     Args:
         teacher: The teacher's caption.
         student: The student's caption.
-        positions: The tokens of both that count; None: all.
+        positions: The tokens of both that count; None: all, of one caption that both read.
     """
 
     teacher: str
     student: str
     positions: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions is None and self.teacher != self.student:
+            raise ValueError(f"{self.teacher!r} and {self.student!r} differ, and no token counts")
 
     @classmethod
     def of(cls, caption: str) -> Reading:
@@ -60,7 +64,7 @@ class Context:
     def repeated(
         cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None
     ) -> Context:
-        """Repeat a short context to the length of the longest.
+        """Repeat a context, so that all have one length.
 
         Attention stays the same, and each token counts once in all.
         """
@@ -136,17 +140,15 @@ class Tokenized:
             CalibrationError: A caption of a scene that does not fit into one piece; shows it.
         """
         teacher, student = (self.pieces[caption] for caption in reading.captions)
-        if reading == Reading.of(reading.teacher):
+        if reading.positions is None:
             return [Sample(piece) for piece in teacher]
-        if reading.positions is not None and (len(teacher), len(student)) != (1, 1):
+        if (len(teacher), len(student)) != (1, 1):
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
                 "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
                 "scene_weight to 0"
             )
-        weights: dict[str, TokenWeights] = {}
-        if reading.positions is not None:
-            weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
+        weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
         return [
             Sample(piece, other, weights) for piece, other in zip(teacher, student, strict=True)
         ]

@@ -90,7 +90,7 @@ class Sampler:
         self,
         adapters: Sequence[Adapter],
         runs: Mapping[Run, Sequence[Part]],
-        rows_per_call: int,
+        parts_per_call: int,
         progress: Progress = nobody,
     ) -> Latents:
         """Return what each run keeps; runs that the network's memory has are taken from there.
@@ -99,20 +99,20 @@ class Sampler:
             adapters: What the mixes of the parts mean.
             runs: Each run with its parts. The teachers of several parts join their estimates of
                 the clean latents at every step, each in its region.
-            rows_per_call: Teachers in one forward call, two rows each; those of one run always
+            parts_per_call: Teachers in one forward call, two rows each; those of one run always
                 come together.
             progress: Told about steps done and in all; may raise to cancel.
         """
         memory = self.network.memory
         if memory is None:
-            return self._latents(self._sample(adapters, runs, rows_per_call, progress))
+            return self._latents(self._sample(adapters, runs, parts_per_call, progress))
         digests = [_digest(adapter) for adapter in adapters]
         keys = {run: self._key(run, parts, adapters, digests) for run, parts in runs.items()}
         known = {key: memory[key] for key in keys.values() if key in memory}
         # two runs of one key keep the same
         missing = {key: run for run, key in keys.items() if key not in known}
         new = {run: runs[run] for run in missing.values()}
-        kept = self._sample(adapters, new, rows_per_call, progress)
+        kept = self._sample(adapters, new, parts_per_call, progress)
         known |= {key: kept[run] for key, run in missing.items()}
         memory.update(known)
         return self._latents({run: known[key] for run, key in keys.items()})
@@ -127,7 +127,7 @@ class Sampler:
         adapters: Sequence[Adapter],
         digests: Sequence[str],
     ) -> str:
-        """Return a hash of everything that decides what a run keeps, but for the model."""
+        """Return a text that tells apart all that decides what a run keeps, but for the model."""
         tensors = {"sigmas": self.sigmas}
         mixes = []
         for i, part in enumerate(parts):
@@ -142,11 +142,11 @@ class Sampler:
         self,
         adapters: Sequence[Adapter],
         runs: Mapping[Run, Sequence[Part]],
-        rows_per_call: int,
+        parts_per_call: int,
         progress: Progress,
     ) -> dict[Run, Kept]:
         kept: dict[Run, Kept] = {}
-        batches = _batches(runs, rows_per_call)
+        batches = _batches(runs, parts_per_call)
         steps = len(self.sigmas) - 1
         for number, batch in enumerate(batches):
             mixes = [mix_in(adapters, part.mix) for run in batch for part in runs[run]]
@@ -182,6 +182,9 @@ class Sampler:
 def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
     """Return what is left of a mix without the adapters that have no delta in this part of the
     model.
+
+    A task whose mix names such an adapter would be left out as one that nobody teaches. Its rows
+    run through the base model here, and are measured like all others.
     """
     return {k: share for k, share in mix.items() if adapters[k].deltas}
 
@@ -219,14 +222,14 @@ def _digest(adapter: Adapter) -> str:
     return sha256_of_tensors(tensors)
 
 
-def _batches(runs: Mapping[Run, Sequence[Part]], rows_per_call: int) -> list[list[Run]]:
+def _batches(runs: Mapping[Run, Sequence[Part]], parts_per_call: int) -> list[list[Run]]:
     """Return the runs in groups of at most so many parts, in order; a run is never cut."""
     batches: list[list[Run]] = []
     room = 0
     for run, parts in runs.items():
         if not batches or len(parts) > room:
             batches.append([])
-            room = rows_per_call
+            room = parts_per_call
         batches[-1].append(run)
         room -= len(parts)
     return batches

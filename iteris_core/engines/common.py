@@ -1,5 +1,5 @@
-"""What both engines share: checks of a problem, and forward calls whose hooks know whose rows they
-see.
+"""What both engines share: checks of a problem, forward calls whose hooks know whose rows they see,
+and a limited size.
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ def outputs_by_task(
 def within_size(
     engine: Engine, problem: Problem, solver_at: SolverAt, listener: Listener
 ) -> EngineResult:
-    """Solve a problem; where its size is limited, twice: ranks are shared out by what the uncut
-    answers of the first time gain.
+    """Solve a problem; where its size is limited, twice.
+
+    The first time no layer is cut below the sum of its ranks. What each rank gains then decides how
+    the size is shared out over the layers.
     """
     if problem.config.size is None:
         return engine(problem, solver_at, listener)

@@ -61,8 +61,8 @@ class SolvedLayer:
     Args:
         saved: The merged delta as it will be saved.
         report: Reads the layer's figures from the device.
-        values: Singular values of the uncut answer in the metric of `truncate`; None: no cut was
-            considered.
+        values: Singular values of the answer in the metric of `truncate`, as far as the cut needed
+            them; None: no cut was considered.
     """
 
     saved: LowRankDelta

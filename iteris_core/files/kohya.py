@@ -17,6 +17,7 @@ from ..errors import AdapterError
 from .families import family_of_keys
 from .groups import Group, grouped, key_of, split_key
 from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
+from .metadata import hashes
 from .model_keys import ModelKeys
 
 
@@ -194,6 +195,34 @@ def to_tensors(
         role = DIFF_B if kind == "bias" else DIFF
         tensors[key_of(base_of_module[path], role)] = vector
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def file_of(
+    adapter: Adapter,
+    keys: ModelKeys,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    whole: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what an adapter's file holds, its tensors and its metadata, with the hashes by which
+    other programs know it.
+
+    Args:
+        adapter: The adapter, in the precision in which it is to be saved.
+        keys: Names of the model's modules.
+        metadata: More strings for the file; None: no more than what the tensors need, and no
+            hashes.
+        whole: See `to_tensors`.
+
+    Raises:
+        AdapterError: See `to_tensors`.
+    """
+    tensors = to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole)
+    content = metadata_of(adapter, whole=whole)
+    if metadata is not None:
+        content |= metadata
+        content |= hashes(tensors, content)
+    return tensors, content
 
 
 def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:

@@ -147,6 +147,9 @@ class ComfyStableDiffusion:
         """Return a LoRA's tensors as an adapter of this model, at the strengths of its use; a part
         of strength 0 changes nothing.
 
+        The file means what it means to ComfyUI's own loader: alphas that only diffusers reads, out
+        of the file's metadata, do not count.
+
         Raises:
             AdapterError: See `kohya.parse`.
         """

@@ -27,7 +27,7 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
     """Return how the LoRAs are measured together.
 
     Raises:
-        ConfigError: In two ways.
+        ConfigError: They come from several 'Scene prompts' nodes with different settings.
     """
     scenes = list(dict.fromkeys(lora.scenes for lora in chosen if lora.scenes is not None))
     if len(scenes) > 1:

@@ -12,6 +12,7 @@ class Input:
         self.id = id
         self.optional = optional
         self.tooltip = tooltip
+        self.more = more
 
 
 class Output:
