@@ -30,8 +30,8 @@ from world_scenes import STYLE_TRIGGERS, base_labels, caption_of, to_pictures
 
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.loras import read_lora
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.diffusion.sampling import noise as noise_of
 from iteris_core.network import Network

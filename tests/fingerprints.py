@@ -34,7 +34,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 import tiny_diffusers  # noqa: E402
 
 from iteris_core import MergeConfig, Network, Sample, Task, merge  # noqa: E402
-from iteris_core.diffusion.loras import save_lora  # noqa: E402
+from iteris_core.diffusion.lora_files import save_lora  # noqa: E402
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
 

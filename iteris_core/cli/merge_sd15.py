@@ -21,8 +21,8 @@ from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
+from ..diffusion.lora_files import Style, read_lora, save_lora
 from ..diffusion.lora_use import Kind, LoraUse, load_each_once, with_prompts
-from ..diffusion.loras import Style, read_lora, save_lora
 from ..diffusion.pipeline import DiffusersStableDiffusion
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError

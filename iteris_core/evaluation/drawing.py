@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..diffusion import loading
-from ..diffusion.loras import read_lora, save_lora
+from ..diffusion.lora_files import read_lora, save_lora
 from ..diffusion.pipeline import DiffusersStableDiffusion
 from ..errors import AdapterError, ConfigError, EvaluationError
 from ..files.tensors import check_readable

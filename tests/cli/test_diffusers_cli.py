@@ -14,8 +14,8 @@ from iteris_core import MergeConfig, __version__
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
+from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.loras import read_lora, save_lora
 from iteris_core.diffusion.model import UnetRow
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion

@@ -13,7 +13,7 @@ from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapt
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
-from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.diffusion.samples import UnetRow
 from iteris_core.files.ldm_names import ldm_names

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
-from iteris_core.diffusion.loras import save_lora
+from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
 from iteris_core.errors import ConfigError
 from iteris_core.evaluation.clip_alignment import image_alignment, load_clip, text_alignment

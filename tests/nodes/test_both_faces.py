@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
-from iteris_core.diffusion.loras import read_lora, save_lora
+from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.files import kohya
 from iteris_core.progress import nobody
 
