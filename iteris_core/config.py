@@ -34,6 +34,9 @@ Method = Literal[
     "mix_of_show",
     "custom_diffusion",
 ]
+# Settings that no rival looks at, and settings of the iterating engine alone.
+ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
+ITERATE_ONLY = ("max_iter", "tolerance")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]

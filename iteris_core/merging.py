@@ -73,7 +73,7 @@ def merge(
         )
     check_tasks(adapters, tasks)
     check_options(config)
-    _check_ranks(config, adapters)
+    check_ranks(config, adapters)
     problem = Problem(network, *without_idle_adapters(adapters, tasks), config)
     listener = Listener(progress or nobody, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
@@ -108,8 +108,12 @@ def _report(
     )
 
 
-def _check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
-    """Refuse ranks of layers that no adapter changes, and a size in which no merge has room."""
+def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
+    """Refuse ranks of layers that no adapter changes, and a size in which no merge has room.
+
+    Raises:
+        ConfigError: Names the layer, or the smallest size.
+    """
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
     named = config.rank if isinstance(config.rank, Mapping) else {}
     unknown = [path for path in named if path not in shapes]

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..iteris_core import ConfigError, MergeConfig
 from ..iteris_core.config import Balance, Engine, Method, Ridge, Target
 from ..iteris_core.diffusion.calibration import Calibration, sample_count
+from ..iteris_core.settings import PRECISIONS as DTYPES
 from . import host
 from .sockets import (
     CALIBRATION,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.report.records import Note
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+PRECISIONS = ("float16", "bfloat16", "float32")
 METHODS = list(get_args(Method))
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
@@ -215,7 +216,7 @@ class Merge(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import merge_and_check
-        from ..iteris_core.diffusion.lora_use import LoadedLora
+        from ..iteris_core.diffusion.lora_use import LoadedLora, loras_in_use
         from .loras.chosen import in_sockets, load, scenes_of
 
         chosen = [*tasks, *in_sockets(more or {})]
@@ -241,7 +242,7 @@ class Merge(io.ComfyNode):
         result = merge_and_check(base, loras, calibration, settings, progress, watch)
         report = result.report
         # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
-        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras]
+        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(loras)]
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
@@ -291,11 +292,12 @@ def from_widgets(
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
     check_ranks(rank, kept_energy, size_mb)
+    dtype = DTYPES[precision]
     config = MergeConfig(
         rank=rank or "sum",
         kept_energy=kept_energy if kept_energy < 1 else None,
-        size=weights_in(size_mb, PRECISIONS[precision], loras) if size_mb else None,
-        output_dtype=PRECISIONS[precision],
+        size=weights_in(size_mb, dtype, loras) if size_mb else None,
+        output_dtype=dtype,
         **same,
     )
     return MergeSettings(config, correct_strength)

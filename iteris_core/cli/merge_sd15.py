@@ -22,7 +22,7 @@ from ..diffusion.calibration import Calibration
 from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, read_lora, save_lora
-from ..diffusion.lora_use import Kind, LoraUse, load_each_once, with_prompts
+from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, with_prompts
 from ..diffusion.pipeline import DiffusersStableDiffusion
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
@@ -154,7 +154,7 @@ def merge_sd15_command(
         how = replace(how, notes=tuple(repeated))
         result = merge_and_check(model, loras, calibration, how, progress)
     recipe = json.dumps(result.report.settings)
-    metadata = metadata_of_merge(output.stem, loras, recipe, datetime.now())
+    metadata = metadata_of_merge(output.stem, loras_in_use(loras), recipe, datetime.now())
     metadata["modelspec.prediction_type"] = model.prediction_type
     save_lora(
         model,

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import torch
 import typer
 
-from ..config import BaselineOptions, MergeConfig
-from ..errors import ConfigError
+from ..config import MergeConfig
+from ..errors import ConfigError, UnusedSettingError
 from ..report.records import MergeReport
+from ..rivals import registry
 from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
 from .terminal import one_line_errors
 
@@ -30,8 +31,6 @@ NAMES = {
     "with_base": "--with-base/--no-base",
 }
 _MOST_CHOICES = 4  # that are listed beside an option's name
-_ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
-_ITERATE_ONLY = ("max_iter", "tolerance")
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
@@ -230,29 +229,13 @@ def check_used(config: MergeConfig) -> None:
     Raises:
         ConfigError: Names the option.
     """
-    changed = [item for item in declared(MergeConfig) if _is_changed(config, item.name)]
-    options = {item.name: Option(item, None, "").name for item in changed}
-    of_iteris = [option for name, option in options.items() if name in _ITERIS_ONLY]
-    of_iterate = [option for name, option in options.items() if name in _ITERATE_ONLY]
-    if config.method != "iteris" and of_iteris:
-        raise ConfigError(
-            f"{of_iteris[0]} is for the method iteris; {config.method} does not use it. Leave it "
-            "out"
-        )
-    if config.method == "iteris" and config.baseline != BaselineOptions():
-        raise ConfigError(
-            "--method-option is for rivals; iteris has no such options. Name a rival with "
-            "--method, or leave it out"
-        )
-    if config.engine == "sweep" and of_iterate:
-        raise ConfigError(
-            f"{of_iterate[0]} is for --engine iterate; the sweep solves every layer once. Leave "
-            "it out"
-        )
-
-
-def _is_changed(config: MergeConfig, name: str) -> bool:
-    return getattr(config, name) != getattr(MergeConfig, name)
+    try:
+        registry.check_used(config)
+    except UnusedSettingError as error:
+        names = {item.name: Option(item, None, "").name for item in declared(MergeConfig)}
+        # an option of a rival has no name of its own here
+        option = names.get(error.setting, f"{NAMES['baseline']} {error.setting}")
+        raise ConfigError(f"{option} {error.reason}") from error
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

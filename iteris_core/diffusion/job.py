@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from ..config import MergeConfig
 from ..engines.problem import Watch
 from ..errors import ConfigError
-from ..merging import MergeResult
+from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
 from ..report.records import Note
+from ..rivals.registry import check_used
 from .calibration import Calibration
 from .held_out import HeldOutCheck, strength_correction
-from .lora_use import LoadedLora
+from .lora_use import LoadedLora, loras_in_use
 from .model import HELD_OUT_STAGE, StableDiffusion, in_stage, numbered, stages_of
 from .recipe import with_origin
 from .stable_diffusion import merge_stable_diffusion
@@ -38,15 +39,16 @@ class MergeSettings:
     notes: tuple[Note, ...] = ()
 
     def check(self, calibration: Calibration) -> None:
-        """Refuse what cannot be done with a calibration.
+        """Refuse what cannot be done, before any work.
 
         Raises:
-            ConfigError: Strength is to be corrected, and nothing is measured for it.
+            ConfigError: Strength is to be corrected, and nothing is measured for it; or a setting
+                that the method would not look at.
         """
+        check_used(self.config)
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
-                "correct_strength needs samples to measure it on; set held_out, a setting of the "
-                "calibration, to 1 or more"
+                "correct_strength needs samples to measure it on; set held_out to 1 or more"
             )
 
 
@@ -73,6 +75,7 @@ def merge_and_check(
             together.
     """
     settings.check(calibration)
+    check_ranks(settings.config, [lora.adapter for lora in loras_in_use(loras)])
     progress = numbered(progress, stages_of(model, loras, calibration))
     result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
     if calibration.held_out:

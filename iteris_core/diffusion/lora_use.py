@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ..adapters import Adapter, told_apart
-from ..errors import ConfigError
+from ..errors import AdapterError, ConfigError
 from ..files.trigger_words import TriggerWords, fill_in
 from ..report.records import Note
 
@@ -186,6 +186,20 @@ def load_each_once(
     """
     once, notes = each_once(uses)
     return [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)], notes
+
+
+def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
+    """Return the LoRAs that change something.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    used = [lora for lora in loras if not lora.adapter.is_idle]
+    if not used:
+        raise AdapterError(
+            "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
+        )
+    return used
 
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:

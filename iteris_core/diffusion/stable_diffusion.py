@@ -18,14 +18,14 @@ from ..adapters import Adapter, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
-from ..errors import AdapterError, CalibrationError, ConfigError
+from ..errors import CalibrationError, ConfigError
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
 from .calibration import Calibration
-from .lora_use import LoadedLora, own_names
+from .lora_use import LoadedLora, loras_in_use, own_names
 from .model import SAMPLING_STAGE, TEXT_STAGE, UNET_STAGE, StableDiffusion, in_stage
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
@@ -70,20 +70,6 @@ def merge_stable_diffusion(
     report = _report([part.report for part in parts], loras, merged, calibration)
     settings = settings_of([lora.use for lora in loras], calibration, config)
     return MergeResult(merged, replace(report, settings=settings))
-
-
-def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
-    """Return the LoRAs that change something.
-
-    Raises:
-        AdapterError: There is none.
-    """
-    used = [lora for lora in loras if not lora.adapter.is_idle]
-    if not used:
-        raise AdapterError(
-            "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
-        )
-    return used
 
 
 def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:

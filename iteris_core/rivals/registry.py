@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..config import BaselineOptions, MergeConfig
-from ..errors import ConfigError
+from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
+from ..errors import UnusedSettingError
 from ..tasks import Task
 from .core_space import core_space_ties
 from .custom_diffusion import custom_diffusion
@@ -125,18 +125,43 @@ def rule_options(config: MergeConfig) -> dict[str, Any]:
     return {name: getattr(config.baseline, name) for name in options if name != _FOR_ALL}
 
 
-def check_options(config: MergeConfig) -> None:
-    """Refuse an option that the method would not look at.
+def check_used(config: MergeConfig) -> None:
+    """Refuse settings that a user has changed and that the method or the engine would not look at.
 
     Raises:
-        ConfigError: Names the options that the method takes.
+        UnusedSettingError: Names the setting, and says what it is for.
+    """
+    check_options(config)
+    changed = [
+        item.name
+        for item in fields(MergeConfig)
+        if getattr(config, item.name) != getattr(MergeConfig(), item.name)
+    ]
+    for name in changed:
+        if config.method != "iteris" and name in ITERIS_ONLY:
+            raise UnusedSettingError(
+                name, f"is for the method iteris; {config.method} does not use it. Leave it out"
+            )
+        if config.engine == "sweep" and name in ITERATE_ONLY:
+            raise UnusedSettingError(
+                name, "is for the engine iterate; the sweep solves every layer once. Leave it out"
+            )
+
+
+def check_options(config: MergeConfig) -> None:
+    """Refuse an option of rivals that the method would not look at.
+
+    Raises:
+        UnusedSettingError: Names the options that the method takes.
     """
     taken = [] if config.method == "iteris" else METHODS[config.method].options
     for item in fields(BaselineOptions):
         if item.name in taken or getattr(config.baseline, item.name) == item.default:
             continue
         takes = f"takes {_listed(taken)}" if taken else "takes none of the rivals' options"
-        raise ConfigError(f"{item.name} is no option of {config.method}; {config.method} {takes}")
+        raise UnusedSettingError(
+            item.name, f"is no option of {config.method}; {config.method} {takes}"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -185,9 +185,12 @@ def test_every_option_of_before_is_there(command):
     [
         ({"method": "ties", "ridge": "paper"}, "--ridge is for the method iteris; ties"),
         ({"method": "ties", "alpha_cross": 0.1}, "--alpha-cross is for the method iteris"),
-        ({"baseline": BaselineOptions(density=0.1)}, "--method-option is for rivals"),
-        ({"tolerance": 0.1}, "--tolerance is for --engine iterate"),
-        ({"max_iter": 3}, "--max-iter is for --engine iterate"),
+        (
+            {"baseline": BaselineOptions(density=0.1)},
+            "--method-option density is no option of iteris",
+        ),
+        ({"tolerance": 0.1}, "--tolerance is for the engine iterate"),
+        ({"max_iter": 3}, "--max-iter is for the engine iterate"),
     ],
 )
 def test_settings_that_would_not_be_looked_at_are_refused(changes, said):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iteris_core import ConfigError
+from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import (
     Calibration,
     base_captions,
@@ -142,6 +142,22 @@ def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
     settings = MergeSettings(correct_strength=True)
     with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
         merge_and_check(host, [host.lora("a")], replace(CALIBRATION, held_out=0), settings)
+    assert host.unet_batches == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "ties", "engine": "iterate"}, r"engine is for the method iteris; ties"),
+        ({"max_iter": 3}, r"max_iter is for the engine iterate"),
+        ({"baseline": BaselineOptions(seed=5)}, r"seed is no option of iteris"),
+        ({"size": 3}, r"size is 3; 8 layers of rank 1 take"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_before_any_work(host, changes, message):
+    settings = MergeSettings(MergeConfig(**changes))
+    with pytest.raises(ConfigError, match=message):
+        merge_and_check(host, [host.lora("a")], CALIBRATION, settings)
     assert host.unet_batches == []
 
 

@@ -4,12 +4,14 @@ the same adapter, report and recipe.
 
 import json
 import types
+from datetime import datetime
 
 import pytest
 import tiny_diffusers
 import torch
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
+from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -17,13 +19,14 @@ from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
+from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files import kohya
 from iteris_core.progress import nobody
 
-FILES = ("one.safetensors", "two.safetensors", "one.safetensors")
-PROMPTS = ("a {trigger}", "", "a {trigger} mat")
-STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25))
-WEIGHTS = (1.0, 2.0, 1.0)
+FILES = ("one.safetensors", "two.safetensors", "one.safetensors", "idle.safetensors")
+PROMPTS = ("a {trigger}", "", "a {trigger} mat", "a bat")
+STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25), (0.0, 0.0))
+WEIGHTS = (1.0, 2.0, 1.0, 1.0)
 CALIBRATION = {
     "trajectories": 2,
     "timesteps": 1,
@@ -53,7 +56,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
     host = tiny_diffusers.model()
     tiny_diffusers.save_folder(host, folder / "base")
-    for seed, (name, trigger) in enumerate((("one", "cat"), ("two", "hat")), 1):
+    for seed, (name, trigger) in enumerate((("one", "cat"), ("two", "hat"), ("idle", "bat")), 1):
         adapter = tiny_diffusers.adapter(host, seed)
         metadata = {"modelspec.trigger_phrase": trigger}
         save_lora(host, adapter, folder / f"{name}.safetensors", "diffusers", metadata)
@@ -86,7 +89,9 @@ class ComfyModel:
 
 @pytest.fixture
 def node(world, replace_host, monkeypatch):
-    """Return a function that merges with the nodes, and returns (tensors, report, recipe)."""
+    """Return a function that merges with the nodes, and returns (tensors, report, recipe,
+    what the saved file says).
+    """
     replace_host(
         ComfyStableDiffusion=ComfyModel,
         lora_path=lambda name: world / name,
@@ -113,8 +118,9 @@ def node(world, replace_host, monkeypatch):
         settings = {"precision": "float16", **SETTINGS}
         *_, merged, report = Merge.execute(model, None, chain, calibration, **settings).args
         keys = model.keys
-        tensors = kohya.to_tensors(merged.adapter, keys.base_of_module, keys.kernels)
-        return tensors, report.to_dict(), json.loads(merged.recipe)
+        metadata = metadata_of_merge("merged", merged.loras, merged.recipe, datetime.now())
+        tensors, said = kohya.file_of(merged.adapter, keys, metadata)
+        return tensors, report.to_dict(), json.loads(merged.recipe), said
 
     return merge
 
@@ -141,7 +147,9 @@ def command(world, output):
     done = CliRunner().invoke(app, ["merge", "sd15", *flags, *map(str, arguments)], env=environment)
     assert done.exit_code == 0, done.output
     report = json.loads((output / "report.json").read_text())
-    return load_file(output / "merged.safetensors"), report, report["settings"]
+    with safe_open(output / "merged.safetensors", "pt") as file:
+        said = file.metadata()
+    return load_file(output / "merged.safetensors"), report, report["settings"], said
 
 
 def without_place(recipe):
@@ -149,19 +157,26 @@ def without_place(recipe):
 
 
 def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_path):
-    tensors, report, recipe = node()
-    same_tensors, same_report, same_recipe = command(world, tmp_path)
+    tensors, report, recipe, said = node()
+    same_tensors, same_report, same_recipe, same_said = command(world, tmp_path)
     assert set(tensors) == set(same_tensors)
     assert all(torch.equal(tensors[key], same_tensors[key]) for key in tensors)
     assert without_place(json.loads(json.dumps(recipe))) == without_place(same_recipe)
     for part in ("layers", "fidelity", "notes", "unmatched", "changes", "method", "max_iter"):
         assert json.loads(json.dumps(report[part])) == same_report[part], part
+    # another second, compared above, and what writing adds
+    volatile = ("modelspec.date", "iteris.recipe", "format")
+    assert {k: v for k, v in said.items() if k not in volatile} == {
+        k: v for k, v in same_said.items() if k not in volatile
+    }
+    assert said["modelspec.trigger_phrase"] == "cat, hat"  # and not that of the idle one
 
 
 def test_what_both_faces_understand_of_the_loras(world, node):
     """A LoRA that is given twice is merged once, with its trigger words in its prompts."""
-    _, report, recipe = node()
-    one, two = recipe["loras"]
+    _, report, recipe, _ = node()
+    one, two, idle = recipe["loras"]
+    assert (idle["name"], idle["strength_model"]) == ("idle", 0.0)
     assert (one["name"], one["strength_model"], one["strength_clip"]) == ("one", 1.5, 1.25)
     assert one["prompts"] == ["a cat", "a cat mat"]
     assert one["prompts_from"] == "modelspec.trigger_phrase"
