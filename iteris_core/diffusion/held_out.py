@@ -28,8 +28,8 @@ from .calibration import (
 from .lora_use import LoadedLora, LoraUse, own_names
 from .model import StableDiffusion
 from .plans import CaptionPlan, Contexts, Plan
-from .samples import Context, Reading, Tokenized
-from .stable_diffusion import runs_of, sampler_of
+from .samples import Context, Reading
+from .stable_diffusion import runs_of, sampler_of, tokenize_all
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
@@ -160,8 +160,7 @@ def _contexts(
         plans: The plans of the check.
         adapters: The LoRAs' text encoder parts, and last the merged one.
     """
-    captions = dict.fromkeys(reading.teacher for plan in plans for reading in plan.readings())
-    tokenized = Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+    tokenized = tokenize_all(model, [plan.readings() for plan in plans])
     contexts: dict[tuple[Plan, Reading], Context] = {}
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
@@ -171,7 +170,7 @@ def _contexts(
             for reading in plan.readings():
                 pieces = tokenized.pieces[reading.teacher]
                 teacher, student, base = (
-                    _encoded(network, adapters, pieces, mix)
+                    _read_wearing(network, adapters, pieces, mix)
                     for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)
                 )
                 times = tokenized.common_length // len(pieces)
@@ -181,7 +180,7 @@ def _contexts(
 
 
 @torch.no_grad()
-def _encoded(
+def _read_wearing(
     network: Network,
     adapters: Sequence[Adapter],
     pieces: Sequence[object],

@@ -7,7 +7,7 @@ The UNet's student reads what the merged text encoder writes, so the order matte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from .lora_use import LoadedLora, loras_in_use, own_names
 from .model import SAMPLING_STAGE, TEXT_STAGE, UNET_STAGE, StableDiffusion, in_stage
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
-from .samples import Tokenized
+from .samples import Reading, Tokenized
 from .sampling import Part, Run, Sampler, mix_in
 
 T = TypeVar("T")
@@ -140,13 +140,7 @@ def merge_text_encoder(
     """
     adapters = [adapter.split(model.is_text_module)[0] for adapter in solver.adapters]
     readings = {plan: plan.readings() for plan in plans}
-    captions = dict.fromkeys(
-        caption
-        for of_plan in readings.values()
-        for reading in of_plan
-        for caption in reading.captions
-    )
-    tokenized = Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+    tokenized = tokenize_all(model, readings.values())
     tasks = [
         Task(
             plan.name,
@@ -158,17 +152,11 @@ def merge_text_encoder(
     ]
     result = None
     with model.text_encoder() as network:
-        outputs: Sequence[Sequence[tuple[Tensor, Tensor]]]
         if any(adapter.deltas for adapter in adapters):
             result = solver.merge(network, adapters, tasks, TEXT_STAGE)
-            if result.outputs is None:
-                raise CalibrationError(
-                    "the text encoder's forward returns no tensor, so that the UNet has nothing to "
-                    "read; it must return one context per row"
-                )
-            outputs = result.outputs
+            outputs = _outputs_of(result)
         else:
-            outputs = [_encoded(network, task.samples) for task in tasks]
+            outputs = [_read_by_base(network, task.samples) for task in tasks]
     contexts = {}
     for plan, rows in zip(plans, outputs, strict=True):
         counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
@@ -177,16 +165,38 @@ def merge_text_encoder(
     return contexts, result
 
 
+def tokenize_all(model: StableDiffusion, readings: Iterable[Sequence[Reading]]) -> Tokenized:
+    """Return the captions of all readings as the model's text encoder reads them."""
+    captions = dict.fromkeys(
+        caption for of_plan in readings for reading in of_plan for caption in reading.captions
+    )
+    return Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+
+
+def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Tensor, Tensor]]]:
+    """Return what the rows of a merged text encoder read, by task and sample.
+
+    Raises:
+        CalibrationError: The text encoder returned nothing.
+    """
+    if result.outputs is None:
+        raise CalibrationError(
+            "the text encoder's forward returns no tensor, so that the UNet has nothing to read; "
+            "it must return one context per row"
+        )
+    return result.outputs
+
+
 @torch.no_grad()
-def _encoded(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
-    """Return what teacher and student read of each sample, without any adapter."""
+def _read_by_base(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
+    """Return what teacher and student read of each sample where no LoRA changes the encoder."""
     rows = network.forward([sample.teacher for sample in samples])
-    others = [sample.student for sample in samples if sample.student is not None]
-    students = iter(network.forward(others) if others else ())
-    return [
-        (row, row if sample.student is None else next(students))
-        for row, sample in zip(rows, samples, strict=True)
-    ]
+    others = [sample for sample in samples if sample.student is not None]
+    students = {}
+    if others:
+        encoded = network.forward([sample.student for sample in others])
+        students = {id(sample): row for sample, row in zip(others, encoded, strict=True)}
+    return [(row, students.get(id(sample), row)) for sample, row in zip(samples, rows, strict=True)]
 
 
 def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]]:
