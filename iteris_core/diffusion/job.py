@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,8 @@ from .lora_use import LoadedLora, loras_in_use
 from .model import HELD_OUT_STAGE, StableDiffusion, in_stage, numbered, stages_of
 from .recipe import with_origin
 from .stable_diffusion import merge_stable_diffusion
+
+logger = logging.getLogger("iteris")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ def merge_and_check(
     """
     settings.check(calibration)
     check_ranks(settings.config, [lora.adapter for lora in loras_in_use(loras)])
+    logger.info(
+        "merging %s: %d samples a call%s",
+        ", ".join(lora.use.name for lora in loras),
+        settings.config.samples_per_chunk,
+        ", waiting samples in host memory" if settings.config.park_on_host else "",
+    )
     progress = numbered(progress, stages_of(model, loras, calibration))
     result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
     if calibration.held_out:
