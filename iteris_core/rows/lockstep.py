@@ -56,6 +56,8 @@ def run_in_lockstep(
     modes = _torch_modes()
     try:
         while True:
+            if parking is not None:
+                parking.new_round()
             places = [let.go_on(modes) for let in lets]
             ended = [let.dead for let in lets]
             if all(ended):

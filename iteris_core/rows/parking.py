@@ -6,13 +6,16 @@ they do not fit; their tensors then wait on the host. The forward call does not 
 keeps its identity, only its storage is emptied and filled again.
 
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
-everything else that chunks share is named to `Parking.keep`.
+everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
+for every chunk would take long. So parameters are looked up once a round, and for every chunk only
+what a forward call may have left in a module.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -27,6 +30,8 @@ logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _NESTING = 3
 HOST = frozenset({"cpu", "meta"})
+_HOLDERS = (Tensor, list, tuple)
+_PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
 
 
 @dataclass
@@ -63,6 +68,11 @@ class Parking:
         self.unparked = unparked
         self.smallest = smallest
         self._kept: list[weakref.ref[Tensor]] = []
+        self._lasting: set[int] | None = None  # None: to be looked up
+
+    def new_round(self) -> None:
+        """Look up all that stays again, as soon as the first chunk of a round is parked."""
+        self._lasting = None
 
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
@@ -72,6 +82,7 @@ class Parking:
         """
         found = (tensor for value in shared for tensor in _tensors_held_by(value, _NESTING))
         self._kept += [weakref.ref(tensor) for tensor in found]
+        self._lasting = None
 
     def park(self, frame: FrameType | None) -> Parked:
         """Empty the storages of all device tensors in a paused frame and the frames that called
@@ -104,10 +115,31 @@ class Parking:
         return Parked(list(contents.values()))
 
     def _staying(self) -> set[int]:
-        """Return the storages that stay. Modules may have made new tensors since the last time."""
+        """Return the storages that stay."""
+        if self._lasting is None:
+            self._lasting = self._look_up_lasting()
+        remembered = (
+            _key(t) for value in self._left_behind() for t in _tensors_in(value, _NESTING)
+        )
+        return self._lasting.union(remembered)
+
+    def _look_up_lasting(self) -> set[int]:
+        """Return the storages of what is kept, and of the parameters."""
         self._kept = [reference for reference in self._kept if reference() is not None]
         kept = {_key(tensor) for ref in self._kept if (tensor := ref()) is not None}
-        return kept | {_key(tensor) for module in self.modules for tensor in _tensors_of(module)}
+        return kept | {_key(tensor) for module in self.modules for tensor in _parameters_of(module)}
+
+    def _left_behind(self) -> list[Any]:
+        """Return buffers and all attributes that may hold tensors; each forward call may have left
+        new ones.
+        """
+        values: list[Any] = []
+        for module in self.modules:
+            attributes = vars(module)
+            values += attributes["_buffers"].values()
+            if not _PLAIN.issuperset(map(type, attributes.values())):  # passes most modules by
+                values += [value for value in attributes.values() if isinstance(value, _HOLDERS)]
+        return values
 
 
 def _key(tensor: Tensor) -> int:
@@ -119,11 +151,8 @@ def _bytes_on_host(storage: torch.UntypedStorage) -> Tensor:
     return whole.to("cpu", copy=True)
 
 
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
     yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-    for value in vars(module).values():
-        yield from _tensors_in(value, _NESTING)
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:

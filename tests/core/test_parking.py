@@ -176,6 +176,48 @@ def test_what_the_model_remembers_on_the_way_stays(parked):
     assert parked() == [0, 0]
 
 
+@pytest.mark.parametrize("as_buffer", [False, True])
+def test_what_a_later_chunk_makes_the_model_remember_stays(parked, as_buffer):
+    """Of a table for each length, the first chunk makes another one than those after it."""
+    layer = torch.nn.Linear(4, 4)
+
+    def work(length):
+        def inside():
+            if not hasattr(layer, "table") or len(layer.table) != length:
+                table = torch.ones(length)
+                layer.__dict__.pop("table", None)
+                layer._buffers.pop("table", None)
+                if as_buffer:
+                    layer.register_buffer("table", table)
+                else:
+                    layer.table = table
+            table = layer.table
+            pause("x")
+            return table.sum()
+
+        return inside
+
+    workers = [work(8), work(9), work(9)]
+    assert run_in_lockstep(workers, lambda place: None, everything_from([layer])) == [8, 9, 9]
+    assert parked() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("chunks", [2, 6])
+def test_parameters_are_looked_up_once_a_layer_however_many_chunks_wait(monkeypatch, chunks):
+    def counted(module):
+        looked_at.append(module)
+        return module.parameters(recurse=False)
+
+    looked_at = []
+    monkeypatch.setattr("iteris_core.rows.parking._parameters_of", counted)
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters, samples=chunks // 2)
+    modules = list(net.network().modules.values())
+    swept(net, adapters, tasks, everything_from(modules), samples_per_chunk=1)
+    assert len(looked_at) == len(net.targets) * len(modules)
+
+
 def workers_of(shared):
     def work():
         local = shared
