@@ -13,6 +13,7 @@ from iteris_core.algebra.statistics import (
     add_product,
     add_square,
     mirror,
+    product_of_rows,
 )
 from iteris_core.devices import product_dtype
 
@@ -64,6 +65,16 @@ def test_a_joint_product_of_kept_rows_is_made_once_for_all_layers_that_read_them
     torch.testing.assert_close(joint.product, rows @ rows.T)
     assert joint.product is joint.product
     assert joint.slices == [slice(0, 3), slice(3, 5)]
+
+
+def test_a_task_without_rows_leaves_the_products_of_the_others_in_their_precision():
+    empty, full = (KeptRows(6, torch.device("cpu"), capacity=5) for _ in range(2))
+    rows = torch.randn(5, 6)
+    full.add(rows, rows)
+    joint = JointRows([empty, full])
+    assert torch.equal(joint.product, product_of_rows(rows))
+    assert not torch.equal(joint.product, product_of_rows(rows.double()))
+    assert joint.slices == [slice(0, 0), slice(0, 5)]
 
 
 def test_kept_rows_are_not_those_of_a_layers_input():
