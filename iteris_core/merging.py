@@ -43,8 +43,8 @@ def merge(
     tasks: Sequence[Task],
     config: MergeConfig | None = None,
     *,
-    progress: Progress | None = None,
-    watch: Watch | None = None,
+    progress: Progress = nobody,
+    watch: Watch = nobody,
 ) -> MergeResult:
     """Merge adapters into the one that does, on the inputs that the merged model sees, what each of
     them does on its own.
@@ -75,7 +75,7 @@ def merge(
     check_options(config)
     check_ranks(config, adapters)
     problem = Problem(network, *without_idle_adapters(adapters, tasks), config)
-    listener = Listener(progress or nobody, watch)
+    listener = Listener(progress, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":

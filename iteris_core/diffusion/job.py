@@ -61,7 +61,7 @@ def merge_and_check(
     calibration: Calibration,
     settings: MergeSettings,
     progress: StageProgress = nobody,
-    watch: Watch | None = None,
+    watch: Watch = nobody,
 ) -> MergeResult:
     """Merge LoRAs, check the result on unseen samples, and write its recipe into the report.
 

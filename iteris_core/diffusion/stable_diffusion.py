@@ -41,7 +41,7 @@ def merge_stable_diffusion(
     calibration: Calibration,
     config: MergeConfig,
     progress: StageProgress = nobody,
-    watch: Watch | None = None,
+    watch: Watch = nobody,
 ) -> MergeResult:
     """Merge LoRAs of one Stable Diffusion model, text encoder and UNet.
 
@@ -99,7 +99,7 @@ class PartSolver:
     adapters: Sequence[Adapter]
     config: MergeConfig
     progress: StageProgress
-    watch: Watch | None
+    watch: Watch
 
     def merge(
         self, network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str

@@ -95,17 +95,17 @@ class Listener:
 
     Args:
         progress: Told how many layers were solved, and of how many.
-        watch: Told each layer's report, again where layers are solved again. It waits for the
-            device once more a layer; None: nobody asks for them.
+        watch: Told each layer's report, again where layers are solved again. To read it waits
+            for the device once more a layer, so that `nobody` is not told.
     """
 
     progress: Progress = nobody
-    watch: Watch | None = None
+    watch: Watch = nobody
 
     def layer_solved(self, layer: SolvedLayer, done: int, total: int) -> None:
         """Pass on that a layer is solved, as the one of number `done`."""
         self.progress(done, total)
-        if self.watch is not None:
+        if self.watch is not nobody:
             self.watch(layer.report())
 
 

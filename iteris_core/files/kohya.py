@@ -7,13 +7,14 @@ caller brings the model's keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
+from ..progress import Progress, nobody
 from .families import family_of_keys
 from .groups import Group, grouped, key_of, split_key
 from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
@@ -28,7 +29,7 @@ def parse(
     metadata: Mapping[str, str] | None = None,
     *,
     dense_delta: DenseDelta | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = nobody,
 ) -> Adapter:
     """Return the adapter that a file's tensors describe.
 
@@ -50,8 +51,7 @@ def parse(
     deltas: dict[str, LowRankDelta] = {}
     vectors: dict[str, Tensor] = {}
     for done, group in enumerate(groups.values()):
-        if progress:
-            progress(done, len(groups))
+        progress(done, len(groups))
         path = keys.module_of_base[group.base]
         fitting, misfits = _vectors(path, group, keys.vector_sizes)
         vectors |= fitting

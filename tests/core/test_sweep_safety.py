@@ -23,6 +23,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.config import BaselineOptions
+from iteris_core.engines.problem import Listener, SolvedLayer
 
 # --- nothing is left behind ---
 
@@ -33,7 +34,7 @@ def test_hooks_and_weights_are_as_before(samples_per_chunk):
     before = copy.deepcopy(net.model.state_dict())
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
-    assert toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
     assert toy.hook_count(net.model) == 0
     assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
     assert torch.is_grad_enabled()
@@ -142,6 +143,17 @@ def test_every_layer_is_told_the_moment_it_is_solved(settings):
     assert tuple(told[-count:]) == result.report.layers
     assert len(told) == count * settings.get("max_iter", 1)
     assert at[-count:] == list(range(len(told) - count, len(told)))
+
+
+def test_a_report_that_nobody_reads_is_not_made():
+    """To read a layer's figures is to wait for the device."""
+
+    def report():
+        pytest.fail("read")
+
+    Listener().layer_solved(
+        SolvedLayer(LowRankDelta(torch.zeros(2, 1), torch.zeros(1, 2)), report), 1, 1
+    )
 
 
 def test_a_forward_of_somebody_else_is_left_alone():
