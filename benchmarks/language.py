@@ -97,10 +97,16 @@ def plan(world: str, group: Group, quick: bool) -> dict[str, Way]:
         ways |= {} if quick else best_scale_ways()
         ways |= {f"ablation: {name}": way for name, way in ablations().items()}
         ways |= {
-            f"iteration {number}": iterating(number + 1)
+            _iteration(number): replace(
+                iterating(number + 1), follows=_iteration(number - 1) if number else None
+            )
             for number in range(3 if quick else ITERATIONS)
         }
     return ways
+
+
+def _iteration(number: int) -> str:
+    return f"iteration {number}"
 
 
 def prepare_base(job: Job, tell: Tell) -> None:
@@ -141,7 +147,6 @@ def merge_all(job: Job, world: World, adapters: Mapping[str, Any], tell: Tell) -
                         [adapters[task] for task in group],
                         group,
                         job.seed,
-                        name,
                         way,
                         records,
                     )
@@ -178,18 +183,13 @@ def one(
     adapters: Sequence[Any],
     group: Group,
     seed: int,
-    name: str,
     way: Way,
     records: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Merge and score once. An iteration after the fixed point was reached is what was scored
     there.
     """
-    earlier = (
-        records.get(f"iteration {way.config.max_iter - 2}")
-        if name.startswith("iteration ")
-        else None
-    )
+    earlier = None if way.follows is None else records.get(way.follows)
     if earlier and earlier["solves"] < way.config.max_iter - 1:
         return dict(earlier)
     start = time.process_time()

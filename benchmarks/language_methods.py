@@ -24,12 +24,14 @@ class Way:
             teacher; 0: none.
         padding: Whether padding counts in the statistics: ``ignore`` or ``count``.
         samples: Per task.
+        follows: Name of the same way with one iteration less; None: there is none.
     """
 
     config: MergeConfig
     preserve: float = 0.0
     padding: str = "ignore"
     samples: int = 50
+    follows: str | None = None
 
 
 _DEFAULT = Way(MergeConfig(target="delta", samples_per_chunk=_CHUNK))

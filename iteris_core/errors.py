@@ -39,5 +39,9 @@ class UnusedSettingError(ConfigError):
         self.reason = reason
 
 
+class MissingLibraryError(IterisError):
+    """A library that is not installed, and without which the rest works."""
+
+
 class EvaluationError(IterisError):
     """Data, predictions or settings of an evaluation that cannot be used."""

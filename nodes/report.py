@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io, ui
 
-from ..iteris_core import IterisError
+from ..iteris_core.errors import MissingLibraryError
 from . import host
 from .sockets import REPORT
 
@@ -65,7 +65,5 @@ def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor,
 
     try:
         return torch.stack(list(pictures(report, [other] if other else []).values())), []
-    except IterisError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
+    except MissingLibraryError as error:
         return torch.full((1, 64, 64, 3), 0.5), [str(error)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..errors import AdapterError
-from .kinds import DIFF, ENDINGS, W_NORM
+from .kinds import DIFF, ENDINGS, PEFT_ENDINGS, W_NORM
 
 _ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending in endings}
 
@@ -91,3 +91,8 @@ def tensors_by_key(base: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 def key_of(base: str, role: str) -> str:
     """Return the key that kohya's and LyCORIS' trainers give a tensor."""
     return base + ENDINGS[role][0]
+
+
+def peft_key_of(base: str, role: str) -> str:
+    """Return the key under which PEFT saves a tensor."""
+    return base + PEFT_ENDINGS[role]

@@ -418,6 +418,8 @@ KINDS = (
     NORM,
 )
 
+# Role -> how the keys that PEFT saves end.
+PEFT_ENDINGS = {UP: ".lora_B.weight", DOWN: ".lora_A.weight"}
 # Role -> how the keys of its tensors end, that of kohya's and LyCORIS' trainers first.
 ENDINGS: dict[str, tuple[str, ...]] = {
     role: (f".{role}",) for kind in KINDS for role in kind.roles
@@ -425,7 +427,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     UP: (
         ".lora_up.weight",
         ".lora_B.default.weight",
-        ".lora_B.weight",
+        PEFT_ENDINGS[UP],
         ".lora_B",
         ".lora.up.weight",
         "_lora.up.weight",
@@ -434,7 +436,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     DOWN: (
         ".lora_down.weight",
         ".lora_A.default.weight",
-        ".lora_A.weight",
+        PEFT_ENDINGS[DOWN],
         ".lora_A",
         ".lora.down.weight",
         "_lora.down.weight",

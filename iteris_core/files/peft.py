@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
-from .groups import Group, grouped
+from .groups import Group, grouped, peft_key_of
 from .kinds import (
     DOWN,
     MAGNITUDE,
@@ -207,13 +207,10 @@ def to_tensors(
     tensors = {}
     for path, delta in adapter.deltas.items():
         kernel = (kernels or {}).get(path, ())
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = delta.down.reshape(
-            delta.rank, -1, *kernel
-        ).contiguous()
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = delta.up.reshape(
-            *delta.up.shape, *(1 for _ in kernel)
-        ).contiguous()
-    return tensors
+        base = PREFIX + path
+        tensors[peft_key_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
+        tensors[peft_key_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
 def settings_of(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import IterisError
+from ..errors import IterisError, MissingLibraryError
 from .plot_axes import (
     PALETTE,
     block_of,
@@ -54,7 +54,8 @@ def pictures(
         height: Height in pixels.
 
     Raises:
-        IterisError: matplotlib is not installed, or the report has no layers.
+        IterisError: The report has no layers.
+        MissingLibraryError: matplotlib is not installed.
     """
     if not report.layers:
         raise IterisError(
@@ -65,7 +66,7 @@ def pictures(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise IterisError(
+        raise MissingLibraryError(
             "pictures of a report are drawn by matplotlib, which is not installed here. Install it "
             "into ComfyUI's Python, python -m pip install matplotlib, and start ComfyUI again; the "
             "text of the report does not need it"

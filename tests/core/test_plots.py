@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from iteris_core import IterisError, MergeReport
+from iteris_core.errors import MissingLibraryError
 from iteris_core.report.plot_axes import block_of
 from iteris_core.report.plots import pictures
 from iteris_core.report.records import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
@@ -204,7 +205,7 @@ def test_a_report_without_layers_and_a_missing_library_are_told(monkeypatch):
     with pytest.raises(IterisError, match="nothing to draw"):
         pictures(MergeReport(()))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(IterisError, match="python -m pip install matplotlib"):
+    with pytest.raises(MissingLibraryError, match="python -m pip install matplotlib"):
         pictures(report())
 
 

@@ -20,6 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...files.groups import tensors_by_key
+from ...files.kinds import ALPHA, DOWN, UP
+
 CHANNELS = 320  # width of the UNet
 TIME = 1280  # width of its time embedding
 CONTEXT = 768  # width of the text encoder
@@ -83,9 +86,9 @@ def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None
         up = torch.randn((d_out, rank, *kernel), generator=generator) * (
             scale * rank / alpha / math.sqrt(rank)
         )
-        tensors[f"{module}.lora_down.weight"] = down.half()
-        tensors[f"{module}.lora_up.weight"] = up.half()
-        tensors[f"{module}.alpha"] = torch.tensor(alpha)
+        tensors |= tensors_by_key(
+            module, {DOWN: down.half(), UP: up.half(), ALPHA: torch.tensor(alpha)}
+        )
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
