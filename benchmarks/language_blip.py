@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from iteris_core import Adapter, Network, Sample, Task
 from iteris_core.files import peft
 from iteris_core.files.pretrained import mergeable_shapes
-from iteris_core.language.blip import TEXT_STREAM, CaptionRow, network_of
+from iteris_core.language.blip import CaptionRow, network_of
 from iteris_core.language.samples import padded
+from iteris_core.network import TEXT_STREAM
 
 SIDE = 32
 COLOURS = {

@@ -8,6 +8,10 @@ from typing import Any
 
 from torch import nn
 
+# Streams of networks that read both. Rivals look for the layers that read text.
+TEXT_STREAM = "text"
+IMAGE_STREAM = "image"
+
 
 def _one_stream(path: str) -> str:
     return "tokens"

@@ -12,13 +12,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..network import Network
+from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
 from .lora_use import LoadedLora
 
-TEXT_STREAM = "text"
-IMAGE_STREAM = "image"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
 UNET_STAGE = "UNet"
@@ -40,6 +38,13 @@ class UnetRow:
     context: Tensor
 
 
+def unet_stream(path: str) -> str:
+    """Return the stream that a layer of the UNet reads: keys and values of cross-attention read the
+    text.
+    """
+    return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
+
+
 class StableDiffusion(Protocol):
     """The model, as its host offers it."""
 
@@ -57,7 +62,7 @@ class StableDiffusion(Protocol):
         """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns
         estimates of the clean latents.
 
-        Layers that read the context are of the stream `TEXT_STREAM`.
+        The layers' streams are those of `unet_stream`.
         """
         ...
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
 from ..files.model_keys import ModelKeys
-from ..network import Network
-from .model import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from ..network import TEXT_STREAM, Network
+from .model import UnetRow, unet_stream
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SMALLEST_ALPHA = (
@@ -231,8 +231,7 @@ def _text_path(path: str) -> str:
 
 
 def _stream(path: str) -> str:
-    reads_text = path.startswith(TEXT_PREFIX) or path.endswith(("attn2.to_k", "attn2.to_v"))
-    return TEXT_STREAM if reads_text else IMAGE_STREAM
+    return TEXT_STREAM if path.startswith(TEXT_PREFIX) else unet_stream(path)
 
 
 @contextmanager

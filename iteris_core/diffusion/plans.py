@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ..errors import CalibrationError
+from ..network import IMAGE_STREAM
 from ..tasks import Sample
 from .calibration import (
     Calibration,
@@ -23,7 +24,6 @@ from .calibration import (
     preserve_runs,
 )
 from .lora_use import LoraUse
-from .model import IMAGE_STREAM
 from .regions import on_grid
 from .samples import Context, Reading
 from .sampling import Latents, Part, Run, noise

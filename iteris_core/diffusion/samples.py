@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..network import TEXT_STREAM
 from ..tasks import Sample, TokenWeights
-from .model import TEXT_STREAM, UnetRow
+from .model import UnetRow
 
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 

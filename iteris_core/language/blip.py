@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from ..config import MergeConfig
 from ..files.pretrained import load_adapter, load_model, load_processor
-from ..network import Network
+from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import StageProgress, nobody
 from .caption_samples import (
-    IMAGE_STREAM,
-    TEXT_STREAM,
     CaptionOptions,
     CaptionRow,
     caption_rows,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError
+from ..network import TEXT_STREAM
 from ..settings import setting
 from ..tasks import Sample
 from .pictures import SUFFIXES, open_picture, pictures_in
@@ -28,9 +29,6 @@ from .samples import (
     targets_of,
     token_weights,
 )
-
-IMAGE_STREAM = "image"
-TEXT_STREAM = "text"
 
 
 @dataclass(frozen=True)

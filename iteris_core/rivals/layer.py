@@ -13,13 +13,12 @@ from ..adapters import LowRankDelta, Stacked, stack
 from ..algebra.layer import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
-from ..network import Network
+from ..network import TEXT_STREAM, Network
 
 # Singular values below this share of the first are rounding: their directions mean nothing.
 RELATIVE_ZERO = 1e-6
 # The same for eigenvalues of a Gram matrix, which is summed up from products in float32.
 GRAM_ZERO = 1e-6
-TEXT_STREAM = "text"
 
 
 @dataclass(frozen=True)

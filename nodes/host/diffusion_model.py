@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError, Network
 from ...iteris_core.diffusion.lora_use import LoraUse
-from ...iteris_core.diffusion.model import IMAGE_STREAM, TEXT_STREAM, UnetRow
+from ...iteris_core.diffusion.model import UnetRow, unet_stream
 from ...iteris_core.files import kohya
+from ...iteris_core.network import TEXT_STREAM
 from ..keys import TEXT_PREFIX, HostKeys, model_keys
 from .deltas import HostDeltas
 from .latent_cache import memory_of
@@ -94,9 +95,7 @@ class ComfyStableDiffusion:
 
         model.pre_run()
         try:
-            yield Network(
-                dict(model.model.named_modules()), forward, _unet_stream, memory_of(model)
-            )
+            yield Network(dict(model.model.named_modules()), forward, unet_stream, memory_of(model))
         finally:
             model.cleanup()
 
@@ -222,7 +221,3 @@ def _check_clip(clip: Any) -> None:
             f"{', '.join(encoders)}; SD1.5 has CLIP-L alone. Connect the CLIP of an SD1.5 "
             "checkpoint, or load CLIP-L with type stable_diffusion"
         )
-
-
-def _unet_stream(path: str) -> str:
-    return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM

@@ -79,7 +79,7 @@ def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None
     """
     generator = torch.Generator().manual_seed(seed)
     alpha = rank / 2  # not the rank, so that a reader that forgets alpha is found out
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, shape in lora_modules():
         d_out, d_in, *kernel = shape
         down = torch.randn((rank, d_in, *kernel), generator=generator) / math.sqrt(d_in)
