@@ -105,8 +105,12 @@ def test_hooks_see_path_module_input_and_output_and_replace_the_output():
 
 def test_a_layer_may_get_its_input_by_keyword():
     net = toy.build("stack")
+    x = net.make_row()[0][None]
+    plain = net.model.down1(x)
     with wearing(net.network().modules, [net.adapter()], [{0: 1.0}]):
-        net.model.down1(input=net.make_row()[0][None])
+        by_keyword = net.model.down1(input=x)
+        assert torch.equal(by_keyword, net.model.down1(x))
+    assert not torch.equal(by_keyword, plain)
 
 
 def test_a_mix_is_one_delta_of_what_changes_the_layer():

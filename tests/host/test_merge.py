@@ -345,38 +345,55 @@ def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     assert torch.isfinite(host.latent("on_top")).all()
 
 
-def test_another_kind_of_checkpoint_is_refused_at_the_start(host):
+def with_an_inpainting_checkpoint(host):
+    """Return the workflow with a checkpoint whose UNet reads more channels."""
     checkpoints = host.base / "models" / "checkpoints"
-    encoders = host.base / "models" / "text_encoders"
     tensors = load_file(checkpoints / "sd15.safetensors")
     first = "model.diffusion_model.input_blocks.0.0.weight"
     save_file(
         tensors | {first: torch.zeros(320, 9, 3, 3).half()}, checkpoints / "inpainting.safetensors"
     )
-    encoders.mkdir(exist_ok=True)
+    nodes = host.merge()
+    nodes["1"]["inputs"]["ckpt_name"] = "inpainting.safetensors"
+    return nodes
+
+
+def with_a_clip_of_sd3(host):
+    """Return the workflow with the checkpoint's own CLIP, loaded as that of another model."""
     prefix = "cond_stage_model.transformer."
+    tensors = load_file(host.base / "models" / "checkpoints" / "sd15.safetensors")
     text = {
         key.removeprefix(prefix): tensor
         for key, tensor in tensors.items()
         if key.startswith(prefix)
     }
+    encoders = host.base / "models" / "text_encoders"
+    encoders.mkdir(exist_ok=True)
     save_file(text, encoders / "clip_l.safetensors")
-    inpainting = host.merge()
-    other_clip = host.merge()
-    inpainting["1"]["inputs"]["ckpt_name"] = "inpainting.safetensors"
+    nodes = host.merge()
     loader = {"clip_name": "clip_l.safetensors", "type": "sd3"}
-    other_clip["9"] = {"class_type": "CLIPLoader", "inputs": loader}
-    other_clip["5"]["inputs"]["clip"] = ["9", 0]
-    for nodes, message in (
-        (inpainting, "an inpainting checkpoint: its UNet reads 9 channels"),
+    nodes["9"] = {"class_type": "CLIPLoader", "inputs": loader}
+    nodes["5"]["inputs"]["clip"] = ["9", 0]
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("workflow", "message"),
+    [
         (
-            other_clip,
+            with_an_inpainting_checkpoint,
+            "an inpainting checkpoint: its UNet reads 9 channels",
+        ),
+        (
+            with_a_clip_of_sd3,
             r"the CLIP is a SD3\w* with the text encoders g, l, t5xxl; SD1.5 has CLIP-L alone",
         ),
-    ):
-        with pytest.raises(WorkflowFailed, match=message) as failure:
-            host.run({**nodes, **host.save("loras/bad")})
-        assert failure.value.node_type == "IterISMerge"
+    ],
+)
+def test_another_kind_of_checkpoint_is_refused_at_the_start(host, workflow, message):
+    with pytest.raises(WorkflowFailed, match=message) as failure:
+        host.run({**workflow(host), **host.save("loras/bad")})
+    assert failure.value.node_type == "IterISMerge"
 
 
 Q_PROJ = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import browser
-from notes import NOTES
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from workflow_notes import NOTES
 
 from iteris_core.cli.demo import server as demo_server
 from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
