@@ -29,7 +29,8 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
 
     Args:
         problem: What to merge.
-        listener: Told about every layer of the merge itself, but not of a search.
+        listener: Its `watch` is told about the layers of the merge itself, its `progress` about
+            searches, too, so that it can cancel them.
 
     Returns:
         The solved layers, and what the method chose by itself.

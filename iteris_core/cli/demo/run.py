@@ -251,8 +251,8 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
 
 
 class StageBars:
-    """One progress bar per stage of a workflow: a node, or a part of a node that announces itself
-    by a text.
+    """One progress bar per stage of a workflow: a node, or a `Stage` of a node's work, which it
+    announces by an event.
     """
 
     def __init__(self, workflow: Json, console: Console) -> None:
