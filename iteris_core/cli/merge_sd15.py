@@ -21,7 +21,7 @@ from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
-from ..diffusion.lora_files import Style, read_lora, save_lora
+from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
 from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, with_prompts
 from ..diffusion.pipeline import DiffusersStableDiffusion
 from ..diffusion.recipe import metadata_of_merge
@@ -151,6 +151,7 @@ def merge_sd15_command(
     uses = given.uses()
     with _loaded(base, config, placement) as model, progress_bars() as progress:
         loras, repeated = load_each_once(uses, Reader(model, uses, lora))
+        check_style((one.adapter for one in loras), saving.style)
         how = replace(how, notes=tuple(repeated))
         result = merge_and_check(model, loras, calibration, how, progress)
     recipe = json.dumps(result.report.settings)

@@ -4,7 +4,7 @@ kohya or of diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,6 +55,27 @@ def read_lora(
     return unet.scaled(strength).joined_with(text)
 
 
+def check_style(adapters: Iterable[Adapter], style: Style) -> None:
+    """Refuse a style in which these adapters, or a merge of them, cannot be saved. Worth asking
+    before a merge.
+
+    Args:
+        adapters: The adapters, at their strengths.
+        style: See `save_lora`.
+
+    Raises:
+        AdapterError: The style has no place for what an adapter changes.
+        ConfigError: An unknown style.
+    """
+    if style not in get_args(Style):
+        raise ConfigError(
+            f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
+        )
+    if style == "diffusers":
+        for adapter in adapters:
+            diffusers.check_vectors(adapter)
+
+
 def save_lora(
     model: DiffusersStableDiffusion,
     adapter: Adapter,
@@ -79,14 +100,11 @@ def save_lora(
         overwrite: Replace a file that is there.
 
     Raises:
-        AdapterError: The style has no place for what the adapter changes.
-        ConfigError: An unknown style.
+        AdapterError: See `check_style`.
+        ConfigError: An unknown style, or one that has no place for full differences.
         FileExistsError: The file is there and `overwrite` is False; it is untouched.
     """
-    if style not in get_args(Style):
-        raise ConfigError(
-            f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
-        )
+    check_style([adapter], style)
     if whole and style != "kohya":
         raise ConfigError(
             f"full differences of large layers have no place in the style {style!r}; save in the "

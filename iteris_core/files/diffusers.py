@@ -123,6 +123,20 @@ def with_alphas(
     return {**tensors, **alphas}
 
 
+def check_vectors(adapter: Adapter) -> None:
+    """Refuse an adapter that diffusers' format cannot hold.
+
+    Raises:
+        AdapterError: It changes biases or norms, for which the format has no place.
+    """
+    if adapter.vectors:
+        raise AdapterError(
+            f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
+            f"{len(adapter.vectors)}), which diffusers' format cannot hold; save in the style of "
+            "kohya"
+        )
+
+
 def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """Return an adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
     saves LoRAs.
@@ -132,14 +146,9 @@ def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
 
     Raises:
-        AdapterError: The adapter changes biases or norms, for which the format has no place.
+        AdapterError: See `check_vectors`.
     """
-    if adapter.vectors:
-        raise AdapterError(
-            f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
-            f"{len(adapter.vectors)}), which diffusers' format cannot hold; save it in the style "
-            "of kohya"
-        )
+    check_vectors(adapter)
     return {
         key.removeprefix(peft.PREFIX): tensor
         for key, tensor in peft.to_tensors(adapter, kernels).items()

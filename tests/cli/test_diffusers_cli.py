@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import tiny_diffusers
@@ -438,6 +439,26 @@ def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
         )
         assert done.exit_code == 0
         assert (said in done.stdout) is is_said
+
+
+def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
+    world, tmp_path, monkeypatch
+):
+    def merge(*_):
+        raise AssertionError("merged")
+
+    monkeypatch.setattr("iteris_core.cli.merge_sd15.merge_and_check", merge)
+    host = tiny_diffusers.model()
+    adapter = tiny_diffusers.adapter(host, 3, wanted=("to_q",))
+    biased = replace(adapter, vectors={"unet.conv_in.bias": torch.ones(8)})
+    save_lora(host, biased, tmp_path / "biased.safetensors")
+    more = ["--lora", tmp_path / "biased.safetensors", "--prompts", "a cat"]
+    where = ["--output", tmp_path / "out.safetensors"]
+    refused = iteris(world, *more, *where, "--style", "diffusers")
+    assert refused.exit_code == 2
+    assert "biased: it changes biases or norms ('unet.conv_in.bias' among 1)" in refused.stderr
+    for fits in (["--style", "kohya"], ["--style", "diffusers", "--strength", "1,1,0"]):
+        assert isinstance(iteris(world, *more, *where, *fits).exception, AssertionError)
 
 
 def test_a_lora_for_another_model_is_refused(world, tmp_path):

@@ -337,7 +337,7 @@ def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):
         save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
     biased = Adapter("biased", adapter.deltas, vectors={"unet.conv_in.bias": torch.ones(8)})
     with pytest.raises(
-        AdapterError, match=r"changes biases or norms .* save it in the style of kohya"
+        AdapterError, match=r"changes biases or norms .* save in the style of kohya"
     ):
         save_lora(host, biased, tmp_path / "a.safetensors", "diffusers")
     assert not (tmp_path / "a.safetensors").exists()
