@@ -1,4 +1,4 @@
-"""The pack's nodes."""
+"""The list of the pack's nodes."""
 
 from __future__ import annotations
 

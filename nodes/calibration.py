@@ -1,4 +1,4 @@
-"""On which samples the LoRAs are measured."""
+"""The node for the settings of the calibration samples."""
 
 from __future__ import annotations
 

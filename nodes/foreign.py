@@ -1,6 +1,4 @@
-"""Kinds of adapters that only the host knows: its own code applies them to a weight, and an error
-that it logs is raised.
-"""
+"""Kinds of adapters that only the host's code can apply to a weight."""
 
 from __future__ import annotations
 
@@ -21,18 +19,19 @@ def added_by_host(
     weight: Tensor,
     apply: Callable[[Tensor], Tensor | None],
 ) -> Tensor:
-    """Return what the host adds to a weight: zero is an answer, an error in its log is not.
+    """Return the delta that the host computes. Zero is accepted; an error in the host's log is
+    raised.
 
     Args:
         path: The module.
         tensors: Key, ``<path><ending>`` -> tensor.
         weight: The base weight, (d_out, ...); it is not changed.
-        apply: The host's own code: weight, which it may change -> patched weight; None if it does
-            not know the tensors.
+        apply: Function of the host: weight, which it may change -> patched weight, or None if it
+            does not know the tensors.
 
     Raises:
-        AdapterError: The host cannot apply the tensors; with its own words. Begins with the
-            predicate, so that the reader of the file can put the place before it.
+        AdapterError: The host cannot apply the tensors; the message quotes the host. It begins with
+            the predicate, so that the reader of the file can put the place before it.
     """
     what = ", ".join(sorted(key.removeprefix(f"{path}.") for key in tensors))
     with logged_errors() as errors:
@@ -67,8 +66,8 @@ def added_by_host(
 
 @contextmanager
 def logged_errors() -> Iterator[list[str]]:
-    """Collect the warnings and errors that this thread logs: where something goes wrong with a
-    weight, the host logs it and goes on.
+    """Collect the warnings and errors that this thread logs. The host logs a failure at a weight
+    and goes on.
     """
     messages: list[str] = []
     thread = threading.get_ident()

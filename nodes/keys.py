@@ -1,6 +1,4 @@
-"""Which module of ComfyUI's SD1.5 model the keys of a LoRA mean, in every spelling, and under which
-keys it is saved.
-"""
+"""Keys of LoRA files for the modules of ComfyUI's SD1.5 model, in every spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _TRANSFORMER = f"{TEXT_PREFIX}transformer."
 
 @dataclass(frozen=True)
 class HostKeys(ModelKeys):
-    """Names and sizes of a model's modules, and how the host's own loader names them.
+    """Names and sizes of a model's modules, with their names in the host's loader.
 
     Modules that cannot be saved are in `host_keys` alone.
 
@@ -29,7 +27,9 @@ class HostKeys(ModelKeys):
     host_keys: Mapping[str, str] = field(default_factory=dict)
 
     def bases_of(self, path: str) -> list[str]:
-        """Return every base of keys that means a module, the one under which it is saved first."""
+        """Return every base of keys that names a module. The first is the one under which it is
+        saved.
+        """
         saved_as = self.base_of_module.get(path, path)
         read_as = (base for base, module in self.module_of_base.items() if module == path)
         loaded_as = (base for base, weight in self.host_keys.items() if weight == f"{path}.weight")

@@ -1,4 +1,4 @@
-"""One LoRA to merge: from a file, or trained in the same workflow."""
+"""The nodes for one LoRA to merge, from a file or trained in the same workflow."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ class LoraToMerge(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
-        """Return what changes with the file; where the name comes through a link, only what it is
-        decides.
-        """
+        """Return a fingerprint of the file; constant if the name comes through a link."""
         return fingerprint(host.find_lora(lora_name)) if lora_name else "linked"
 
     @classmethod
@@ -156,9 +154,7 @@ class TrainedLora(io.ComfyNode):
 def show(
     node_id: str, loras: Sequence[ChosenLora], previous: tuple[ChosenLora, ...], note: str = ""
 ) -> io.NodeOutput:
-    """Return the chain with these LoRAs at its end, and show on the node what is merged with which
-    prompts.
-    """
+    """Return the chain with these LoRAs at its end, and show their prompts on the node."""
     ui = shown_on_node([lora.use for lora in loras], note)
     host.show_text(node_id, ui["text"][0])
     return io.NodeOutput((*previous, *loras), ui=ui)

@@ -1,4 +1,4 @@
-"""How long a stage still takes, and how its progress is shown."""
+"""Remaining time of a stage, and the line that shows its progress."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ _SHOWN_SECONDS = 2  # less is not worth a word
 
 @dataclass
 class StageClock:
-    """Times a stage by its pace since it began.
+    """Clock that estimates the remaining time of a stage from its pace so far.
 
-    What begins anew within a stage, as a second sweep does, is timed anew: the number of steps
-    changes, or the steps done fall.
+    It starts anew when the number of steps changes or the steps done fall, as in a second sweep.
     """
 
     total: int = -1
@@ -21,7 +20,7 @@ class StageClock:
     first_time: float = 0.0
 
     def seconds_left(self, done: int, total: int, now: float) -> float:
-        """Return about how many seconds a stage still takes; 0 as long as nothing is known.
+        """Return the estimated remaining seconds of a stage; 0 before there is an estimate.
 
         Args:
             done: Steps done.
@@ -38,6 +37,6 @@ class StageClock:
 
 
 def progress_line(stage: object, done: int, total: int, seconds_left: float) -> str:
-    """Return what a node shows, such as "stage 3 of 4: UNet 12/192, about 40 s left"."""
+    """Return the line on a node, such as "stage 3 of 4: UNet 12/192, about 40 s left"."""
     left = f", about {seconds_left:.0f} s left" if seconds_left >= _SHOWN_SECONDS else ""
     return f"{stage} {done}/{total}{left}"

@@ -1,4 +1,4 @@
-"""From a merged LoRA's file back to how it was made."""
+"""The node 'Load recipe', which reads from a merged LoRA's file how it was made."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class LoadRecipe(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
-        """Return what changes with the file or any that its recipe names; where the name comes
-        through a link, "linked".
+        """Return a fingerprint of the file and of all files in its recipe; constant if the name
+        comes through a link.
         """
         if not lora_name:
             return "linked"
@@ -125,8 +125,8 @@ def as_text(recipe: Recipe) -> str:
 
 
 def files_of(lora: LoraUse) -> list[str]:
-    """Return which of today's files a recipe's LoRA may be: the one of its name, or else those
-    whose names have it in them.
+    """Return the present files that may be a recipe's LoRA: the file of its name, or else all whose
+    names contain it.
     """
     name = lora.file
     if name is None or host.find_lora(name) is not None:
@@ -135,16 +135,18 @@ def files_of(lora: LoraUse) -> list[str]:
 
 
 def namesakes(file: str) -> list[str]:
-    """Return the LoRA files that may be one that was renamed or moved."""
+    """Return the LoRA files that may be this file, renamed or moved: those whose names contain its
+    name.
+    """
     return [name for name in host.lora_names() if adapter_name(file).rpartition("/")[2] in name]
 
 
 def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
-    """Return a recipe's LoRA as one to merge, and what is different about its file today; empty:
-    nothing.
+    """Return a recipe's LoRA as a LoRA to merge, and a note about changes of its file since then,
+    which may be empty.
 
     Raises:
-        IterisError: There is no such file any more, or there never was one.
+        IterisError: The file is missing, or the LoRA never was in a file.
     """
     from ..iteris_core.files.tensors import sha256
 

@@ -1,4 +1,4 @@
-"""What a merge tells about itself, to look at."""
+"""The node 'Merge report'."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class ShowReport(io.ComfyNode):
 
 
 def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
-    """Return the pictures (count, height, width, 3), and a note if there are none: a long merge
-    must not fail at its end.
+    """Return the pictures (count, height, width, 3), and a note if none could be drawn. A long
+    merge must not fail at its end.
     """
     from ..iteris_core.report.plots import pictures
 

@@ -1,4 +1,4 @@
-"""Saving a merged LoRA."""
+"""The node that saves a merged LoRA."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ class SaveMergedLora(io.ComfyNode):
 
 @contextmanager
 def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a place to write a file to; it gets to `path`, and replaces what is there, only if it
-    turns out well.
+    """Give a path to write a file to, and remove the file after an error. With `overwrite` it is a
+    temporary path, whose file replaces `path` at the end.
 
     Args:
-        path: Where it is to be; a free name, unless it may be overwritten.
-        overwrite: Whether it may replace a file.
+        path: Path of the finished file; a free name, unless `overwrite` is True.
+        overwrite: Whether a file may be replaced.
     """
     draft = path.with_name(f".{path.stem}-new.safetensors") if overwrite else path
     try:
@@ -134,8 +134,8 @@ def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:
-    """Load a saved file as the stock LoraLoader does, and compare it module by module with what was
-    meant.
+    """Load a saved file as the stock LoraLoader does, and compare each module with the merged
+    adapter.
 
     Raises:
         IterisError: A module is missing, or differs by more than rounding.

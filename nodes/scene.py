@@ -1,4 +1,4 @@
-"""Several concepts in one picture, said in one place."""
+"""The node 'Scene prompts'."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class ScenePrompts(io.ComfyNode):
 
 
 def with_triggers(uses: Sequence[LoraUse], subjects: str, styles: str) -> list[LoraUse]:
-    """Return the LoRAs with what to call them in scenes.
+    """Return the LoRAs with the names by which scene captions call them.
 
     Args:
         uses: The LoRAs of the chain.
@@ -170,9 +170,7 @@ def _with_trigger(use: LoraUse, lines_of: Mapping[Kind, Mapping[str, tuple[str, 
 
 
 def example_captions(uses: Sequence[LoraUse], forms: Sequence[str]) -> list[str]:
-    """Return a few captions as they will be written; the forms that fit these LoRAs are all used in
-    the end.
-    """
+    """Return a few example captions. The merge uses all forms that fit."""
     used = [use for use in uses if not use.is_idle]
     called_subjects = [use.called for use in used if use.kind == "subject"]
     called_styles = [use.called for use in used if use.kind == "style"]

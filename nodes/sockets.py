@@ -1,4 +1,4 @@
-"""The pack's own socket types, and what travels through them."""
+"""The socket types of the pack, and the data that travels through them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ _MOST_SOCKETS = 32
 
 
 def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
-    """Return an input that always has one more free socket; none where the host has no such inputs
-    (before ComfyUI 0.8).
-    """
+    """Return an input that always has one more free socket; none before ComfyUI 0.8."""
     if not hasattr(io, "Autogrow"):
         return []
     template = io.Autogrow.TemplatePrefix(
@@ -40,17 +38,15 @@ def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
 
 
 def advanced() -> dict[str, Any]:
-    """Return what marks an input as one for experts; nothing where the host knows no such mark
-    (before ComfyUI 0.10).
-    """
+    """Return the arguments that mark an input as advanced; none before ComfyUI 0.10."""
     known = "advanced" in inspect.signature(io.Float.Input.__init__).parameters
     return {"advanced": True} if known else {}
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """How LoRAs are measured together; the names are those of `Calibration`. Empty companions:
-    those of the calibration.
+    """Settings of the scenes in which LoRAs are measured together, named as in `Calibration`. If
+    `companions` is empty, those of the calibration are used.
     """
 
     scene_weight: float
@@ -78,11 +74,11 @@ class ChosenLora:
     """One LoRA of the chain.
 
     Args:
-        use: How the user wants it merged. Its `sha256` is empty: a file is read when the model is
-            known.
-        tensors: The weights of a LoRA that is in no file: trained in this workflow, or taken off a
-            model.
-        scenes: How it is measured together with the others; None: it is not.
+        use: The LoRA as its user wants it merged. Its `sha256` is empty, since the file is read
+            with the model.
+        tensors: Weights of a LoRA that is in no file, since it was trained in this workflow or
+            taken off a model.
+        scenes: Settings of scenes with other LoRAs; None: no scenes.
     """
 
     use: LoraUse
@@ -97,7 +93,7 @@ class MergedLora:
     Args:
         adapter: The merged LoRA, in the precision in which it is saved.
         keys: The names of the model's modules in files.
-        recipe: How it was made; JSON.
+        recipe: Recipe of the merge, as JSON.
         loras: The LoRAs that are in it.
     """
 

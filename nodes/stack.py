@@ -1,4 +1,4 @@
-"""Several LoRAs at once: a LORA_STACK, a text, or those that a model already carries."""
+"""The nodes for several LoRAs at once, from a LORA_STACK, a text, or a model that carries them."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class LoraStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
-        """Return what changes with any LoRA file that may be meant: the stack's names are not known
-        here.
+        """Return a fingerprint of every LoRA file that the stack may name.
 
-        Files in the output folder count only if `text` names them, or if a stack (of any workflow,
-        since the host started) has named them and they have changed since: otherwise each merge
-        that is saved would be a change.
+        The names in a connected stack are unknown at this time, so every file counts. A file in the
+        output folder is an exception, since otherwise each saved merge would be a change. It counts
+        only if `text` names it, or if any stack since the host's start has named it and it has
+        changed since.
         """
         names = host.lora_names()
         meant = [find_name(lora.name, names) for lora in read_text(text or "")]
@@ -94,9 +94,7 @@ class LoraStack(io.ComfyNode):
 
 
 def remember(names: Sequence[str]) -> None:
-    """Keep how the files in the output folder looked when they were first used, to notice later
-    changes.
-    """
+    """Remember the fingerprints that files of the output folder had when they were first used."""
     paths = {name: host.find_lora(name) for name in names}
     for name, path in paths.items():
         if host.is_output(path):
@@ -185,7 +183,7 @@ class LorasOnModel(io.ComfyNode):
 def carried_lora(
     lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]
 ) -> ChosenLora:
-    """Return a LoRA that was on a model as one to merge; from its file, if that is known."""
+    """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified."""
     strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
     if file:
         return ChosenLora(use_of_file(file, strength_model, strength_clip, prompts))
@@ -205,7 +203,7 @@ def file_of(
     module_of_base: Mapping[str, str],
     base_of_module: Mapping[str, str],
 ) -> str | None:
-    """Return which file a LoRA on a model is: the one that holds its matrices, bit by bit."""
+    """Return the file that holds the matrices of a LoRA on a model, bit by bit."""
     from ..iteris_core.files.groups import split_key, tensors_by_key
     from ..iteris_core.files.tensors import read_tensors
 

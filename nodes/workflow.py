@@ -1,6 +1,4 @@
-"""What a workflow tells about where something comes from: the texts in the nodes before it, file
-names among them.
-"""
+"""Texts in the nodes of a workflow, such as file names."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Any
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Yield every text in a workflow, however deep: names of LoRA files are among them."""
+    """Yield every text in a workflow, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -27,7 +25,7 @@ def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str
         prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the
             output].
         node_id: The node.
-        inputs: Which of its inputs count.
+        inputs: Names of the inputs of the node that count.
     """
     values = {name: value for name, value in inputs_of(prompt, node_id).items() if name in inputs}
     waiting = [values]

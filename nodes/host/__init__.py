@@ -1,4 +1,4 @@
-"""The one package that touches ComfyUI's insides: models, LoRA files, patches, folders, the
+"""The only package that uses ComfyUI's internals: models, LoRA files, patches, folders, the
 browser.
 """
 

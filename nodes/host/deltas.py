@@ -1,4 +1,4 @@
-"""Deltas that the host's own code makes of a LoRA's tensors."""
+"""Dense deltas that the host's code makes of a LoRA's tensors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ..keys import TEXT_PREFIX, HostKeys
 
 @dataclass
 class HostDeltas:
-    """Makes the dense deltas of the kinds of adapters that only the host can apply, by its own
-    classes; and those of PEFT's DoRAs.
+    """Maker of the dense deltas of PEFT's DoRAs, and of the kinds of adapters that only the host
+    can apply.
 
     Args:
-        model: The ModelPatcher that the LoRA is for.
-        clip: Its CLIP.
-        keys: The keys of both.
+        model: ModelPatcher for which the LoRA is read.
+        clip: CLIP of the same checkpoint.
+        keys: Keys of the model and the CLIP.
         strength_model: The strength at which the LoRA's UNet part is used.
         strength_clip: The strength at which its text encoder part is used.
     """
@@ -51,7 +51,7 @@ class HostDeltas:
             tensors: Role -> tensor.
 
         Raises:
-            AdapterError: The host cannot apply the tensors; with its own words.
+            AdapterError: The host cannot apply the tensors; the message quotes the host.
         """
         strength = self.strength_clip if path.startswith(TEXT_PREFIX) else self.strength_model
         if not strength:
@@ -85,7 +85,8 @@ def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], T
         keys: The keys of the model.
 
     Returns:
-        (parameter path, its shape) -> what the file adds to it at strength 1; None: nothing.
+        (parameter path, its shape) -> difference that the file adds at strength 1; None: no
+            difference.
     """
     tensors = comfy.lora_convert.convert_lora(
         comfy.utils.load_torch_file(str(path), safe_load=True)

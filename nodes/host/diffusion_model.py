@@ -36,7 +36,7 @@ class ComfyStableDiffusion:
 
     Args:
         model: ModelPatcher of an SD1.5 UNet; never changed.
-        clip: Its CLIP; never changed.
+        clip: CLIP of the same checkpoint; never changed.
 
     Raises:
         IterisError: Another kind of model.
@@ -53,14 +53,12 @@ class ComfyStableDiffusion:
         return path.startswith(TEXT_PREFIX)
 
     def tokenize(self, caption: str) -> Sequence[Any]:
-        """Return a caption's pieces; emphasis is left out, since it would add rows of its own to
-        the batch.
-        """
+        """Return a caption's pieces without emphasis, which would add rows to the batch."""
         return [[(token, 1.0) for token, *_ in piece] for piece in self.clip.tokenize(caption)["l"]]
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return where, in a text's context, the tokens of its words stand; start, end and padding
-        are left out.
+        """Return the positions of the tokens of a text's words in its context, without start, end
+        and padding.
         """
         pieces = self.clip.tokenize(text, return_word_ids=True)["l"]
         words = [word for piece in pieces for _, _, word in piece]
@@ -108,12 +106,12 @@ class ComfyStableDiffusion:
         return 4, resolution // 8, resolution // 8
 
     def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
-        """Choose how a merge of this many samples fits on the device, and remember how much to keep
-        free for it.
+        """Choose the size of forward calls for this many samples, and remember the memory to keep
+        free.
 
         Returns:
-            Samples (two rows each) in one call, and whether those that wait must wait in host
-            memory.
+            Number of samples (two rows each) in one call, and whether paused samples must be parked
+            in host memory.
         """
         side = resolution // 8
         device = self.model.load_device
@@ -143,11 +141,11 @@ class ComfyStableDiffusion:
     def adapter(
         self, use: LoraUse, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> Adapter:
-        """Return a LoRA's tensors as an adapter of this model, at the strengths of its use; a part
+        """Return a LoRA's tensors as an adapter of this model, at the strengths of its use. A part
         of strength 0 changes nothing.
 
-        The file means what it means to ComfyUI's own loader: alphas that only diffusers reads, out
-        of the file's metadata, do not count.
+        The file is read as ComfyUI's loader reads it: alphas in the metadata, which only diffusers
+        reads, do not count.
 
         Raises:
             AdapterError: See `kohya.parse`.

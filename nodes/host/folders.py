@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps files, and what its user allows to be written into them."""
+"""ComfyUI's folders and files, and whether metadata may be written into files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lora_name_of(path: Path) -> str | None:
 
 
 def model_files(names: Container[str]) -> list[str]:
-    """Return those of these names that are model files, each with its short hash."""
+    """Return the names that are model files, each with its short hash."""
     from ...iteris_core.files.metadata import short_hash
 
     found = {}
@@ -83,7 +83,5 @@ def version() -> str:
 
 
 def saves_metadata() -> bool:
-    """Whether files may tell how they were made; the user can start ComfyUI with
-    --disable-metadata.
-    """
+    """Whether metadata may be written into files; the user can forbid it (--disable-metadata)."""
     return not args.disable_metadata

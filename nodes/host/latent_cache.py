@@ -1,5 +1,6 @@
-"""What is kept from one merge to the next: the latents of teachers' sampling runs, which take most
-of its time.
+"""A cache of sampling runs' latents that outlives a merge.
+
+Sampling takes most of the time of a merge.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _MEMORIES: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
 
 
 def forget_oldest(latest: Memory) -> None:
-    """Keep within `MOST_BYTES`: other models' results go first, the oldest of each before the newer
-    ones.
+    """Drop results until the rest takes `MOST_BYTES` at most: those of other models first, and of
+    each model the oldest first.
     """
     memories = [*(memory for memory in _MEMORIES.values() if memory is not latest), latest]
     held = sum(memory.size for memory in memories)
@@ -50,17 +51,15 @@ def forget_oldest(latest: Memory) -> None:
 
 
 def bytes_of(value: Any) -> int:
-    """Return how much room the tensors in a result take, however deep they are in lists and
-    tuples.
-    """
+    """Return the bytes of all tensors in a result, at any depth of lists and tuples."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     return sum(map(bytes_of, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def memory_of(patcher: Any) -> Memory | None:
-    """Return where results of a MODEL may be kept; None if functions of other nodes change it,
-    which cannot be compared.
+    """Return the cache of a MODEL's results; None if functions of other nodes change the model,
+    since these cannot be compared.
     """
     changed = patcher.model_options.get("transformer_options") or patcher.object_patches
     if changed or any(

@@ -12,9 +12,7 @@ from ...iteris_core import Adapter, IterisError
 
 
 def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
-    """Patch a MODEL or a CLIP; the keys are those of one file, by which the parts of a LoRA are
-    known to belong together.
-    """
+    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA."""
     patches = {
         f"{path}.weight": comfy.weight_adapter.LoRAAdapter(
             keys, (delta.up, delta.down, float(delta.rank), None, None, None)

@@ -1,4 +1,4 @@
-"""What the browser is told, and what it may ask."""
+"""Messages to the browser, and routes that it can query."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Show a text on a node; without the pack's web extension, too."""
+    """Show a text on a node; this works without the pack's web extension, too."""
     from server import PromptServer
 
     PromptServer.instance.send_progress_text(text, node_id)
 
 
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
-    """Return what tells the pack's web extension about every layer of one run, the first as
-    such.
-    """
+    """Return a listener that sends each solved layer to the web extension."""
     from server import PromptServer
 
     server = PromptServer.instance
@@ -48,9 +46,7 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
 
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
-    """Let the browser ask for JSON: ``GET path?parameter=...``; the answer may read files, so
-    another thread makes it.
-    """
+    """Answer ``GET path?parameter=...`` with JSON from another thread, since it may read files."""
     from aiohttp import web
     from server import PromptServer
 
@@ -60,8 +56,8 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
 
 
 def stage_progress(node_id: str) -> StageProgress:
-    """Return a listener that shows a stage's steps, and the time that is left, on the node and in
-    its bar, and sends the same as data for programs.
+    """Return a listener that shows a stage's steps and the remaining time on the node and in its
+    bar, and sends the same as data for programs.
     """
     from server import PromptServer
 

@@ -1,1 +1,1 @@
-"""From what users connect to LoRAs that can be merged."""
+"""LoRAs that can be merged, read from the inputs that users connect."""

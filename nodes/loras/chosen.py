@@ -1,4 +1,4 @@
-"""The LoRAs of a merge, from all of its sockets: gathered, and read at their strengths."""
+"""The LoRAs of a merge, gathered from its sockets and read at their strengths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_sockets(more: Mapping[str, tuple[ChosenLora, ...] | None]) -> Iterator[Ch
 
 
 def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
-    """Return how the LoRAs are measured together.
+    """Return the settings of the scenes in which the LoRAs meet.
 
     Raises:
         ConfigError: They come from several 'Scene prompts' nodes with different settings.
@@ -41,7 +41,7 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
 def load(
     base: host.ComfyStableDiffusion, chosen: Iterable[ChosenLora]
 ) -> tuple[list[LoadedLora], list[Note]]:
-    """Return the LoRAs read for a model, each once, and what was joined.
+    """Return the LoRAs read for a model, each once, and notes about duplicates.
 
     Raises:
         AdapterError: A file is missing or cannot be read, or it does not fit the model.
@@ -63,7 +63,7 @@ def load(
 
 
 def identified(lora: ChosenLora) -> LoraUse:
-    """Return how a LoRA is used, with the SHA-256 of its file or its tensors."""
+    """Return the use of a LoRA with the SHA-256 of its file or of its tensors."""
     if lora.tensors is not None:
         return replace(lora.use, sha256=sha256_of_tensors(lora.tensors))
     return replace(lora.use, sha256=sha256(host.lora_path(str(lora.use.file))))

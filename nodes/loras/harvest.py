@@ -1,6 +1,4 @@
-"""LoRAs that a model already carries, taken off it again with the tensors of the files that they
-were loaded from.
-"""
+"""LoRAs that a model already carries, taken off it as the tensors of their files."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ def take_off(
     is_text: Callable[[str], bool],
     bases_of: Callable[[str], Sequence[str]],
 ) -> tuple[list[CarriedLora], dict[str, list[Patch]]]:
-    """Tell the LoRAs on a model from one another and from everything else that patches it.
+    """Separate the LoRAs on a model from each other and from all other patches.
 
     All adapters of one file share one set object with the keys that the host used. So that object
     tells files apart, even the same file loaded twice. Differences, norms and biases carry no such
@@ -124,7 +122,7 @@ def _is_adapter(value: Any) -> bool:
 
 
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
-    """Return identity of a set of used keys -> LoRA, in the order of application.
+    """Return id of a set of used keys -> LoRA, in the order of application.
 
     In the list of every weight, a later LoRA stands behind the earlier ones.
     """
@@ -150,7 +148,7 @@ def _owner(
     loras: Mapping[int, CarriedLora],
     bases_of: Callable[[str], Sequence[str]],
 ) -> CarriedLora | None:
-    """Return the LoRA to which a patch belongs; None: it is part of no LoRA.
+    """Return the LoRA to which a patch belongs; None if it is part of no LoRA.
 
     Raises:
         IterisError: It may belong to several.
@@ -184,8 +182,8 @@ def _tensors(
 
 
 def _differences(weight: str) -> tuple[str, tuple[str, str]]:
-    """Return the module of a weight or a bias, and the roles of what may be added to it as it
-    is.
+    """Return the module of a weight or a bias, and the roles of the differences that may be added
+    to it.
     """
     path, _, parameter = weight.rpartition(".")
     return path, _DIFFERENCES["weight" if parameter == "weight" else "bias"]

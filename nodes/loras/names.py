@@ -1,4 +1,4 @@
-"""Names and fingerprints of files; where ComfyUI keeps them is `host`'s business."""
+"""Names and fingerprints of LoRA files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...iteris_core import IterisError
 
 
 def adapter_name(lora_name: str) -> str:
-    """Return what to call a LoRA: its name in ComfyUI's list without the suffix, so that no two
+    """Return the name of a LoRA in reports: its name in ComfyUI's list without the suffix. No two
     files share it.
 
     >>> adapter_name("style/cat.safetensors")
@@ -32,13 +32,13 @@ def fingerprint(path: Path | None) -> str:
 
 
 def fingerprints(files: Mapping[str, Path | None]) -> str:
-    """Return a string that changes when one of these files changes, or is called something else."""
+    """Return a string that changes when one of these files or its name changes."""
     return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
 
 
 def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
-    """Return where to save a file of this name below a folder; a free name unless it may be
-    overwritten.
+    """Return the path of a new file of this name below a folder, with a free name unless files may
+    be overwritten.
 
     Raises:
         IterisError: An empty name, or one that leaves the folder.
@@ -68,7 +68,7 @@ def jpeg_uri(picture: Tensor, most: int = 512) -> str:
     Args:
         picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is
             left out.
-        most: In pixels.
+        most: Longest side in pixels.
     """
     from PIL import Image
 

@@ -1,6 +1,4 @@
-"""The prompts of LoRA files: written by the user, or made of the trigger words that a file's
-metadata names.
-"""
+"""Prompts of LoRA files, from the user or from the trigger words in a file's metadata."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def use_of_file(
     """Return a LoRA file to merge, its prompts filled in.
 
     Args:
-        lora_name: Its name in ComfyUI's list.
+        lora_name: Name of the file in ComfyUI's list.
         strength_model: Strength of its UNet part.
         strength_clip: Strength of its text encoder part.
         prompts: The user's prompts; may be empty.
@@ -62,7 +60,7 @@ def use_of_tensors(
     prompts: Sequence[str],
     weight: float = 1.0,
 ) -> LoraUse:
-    """Return a LoRA that is in no file, to merge under a name; see `use_of_file`."""
+    """Return a LoRA to merge that is in no file, under a name; see `use_of_file`."""
     from ...iteris_core.diffusion.lora_use import LoraUse
 
     return LoraUse(
@@ -84,9 +82,7 @@ def triggers_of(use: LoraUse) -> tuple[str, ...]:
 
 
 def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any]]:
-    """Return what a node shows about its LoRAs: as text, and as JSON for the pack's own web
-    extension.
-    """
+    """Return a node's display of its LoRAs: as text, and as JSON for the pack's web extension."""
     facts = [
         {
             "name": use.file or use.name,
@@ -108,8 +104,8 @@ def _described(use: LoraUse) -> str:
 
 
 def about_lora(name: str) -> dict[str, Any]:
-    """Return what a LoRA's file tells about itself, as JSON for the browser; what is wrong is told
-    in ``error``.
+    """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
+    cannot be read.
     """
     from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.trigger_words import default_prompts

@@ -1,5 +1,5 @@
-"""LoRA stacks in the shapes in which other packs pass them on: tuples, lists, dicts, and
-``<lora:name:1.0>`` in a text.
+"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and ``<lora:name:1.0>`` in a
+text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOTHING = ("", "none", "[none]")
 
 @dataclass(frozen=True)
 class StackedLora:
-    """One LoRA of a stack, by the name that the stack has for it."""
+    """One LoRA of a stack, by its name in the stack."""
 
     name: str
     strength_model: float
@@ -124,7 +124,7 @@ def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
 
 def read_text(text: str) -> list[StackedLora]:
     """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``; other
-    words are left out.
+    words are ignored.
 
     Raises:
         IterisError: A strength that is no number, or a strength per block.
@@ -175,7 +175,7 @@ def _is_off(switch: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether something is a strength; None is one that is not given."""
+    """Whether a value is a strength. None counts as a strength that is not given."""
     if isinstance(value, str):
         try:
             return float(value) is not None
@@ -195,8 +195,8 @@ def _number(entry: Mapping[str, Any], keys: Sequence[str], otherwise: float, whe
 
 
 def find_name(wanted: str, names: Sequence[str]) -> str:
-    """Return the file that a stack means: by its path, by the longest end of it, or by a name that
-    only one file ends with.
+    """Return the file that a stack names: by its path, by the longest end of the path, or by a name
+    with which only one file ends.
 
     Raises:
         IterisError: No file, or more than one.
@@ -223,13 +223,13 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
 def prompts_by_name(
     text: str, names: Sequence[str], field: str = "prompts"
 ) -> dict[str, tuple[str, ...]]:
-    """Return each LoRA's prompts from one text: ``name: prompt`` is for one of them, a line with
+    """Return each LoRA's prompts from one text. ``name: prompt`` is for one LoRA, a line with
     ``{trigger}`` for all.
 
     Args:
         text: One prompt per line; may be empty.
-        names: Of the LoRAs, as shown in reports: the path without the suffix. A line may leave the
-            folder out. Two LoRAs of one name are one file, and have the same lines.
+        names: Names of the LoRAs, as in reports: the path without the suffix. A line may omit the
+            folder. Two LoRAs of one name are the same file, and get the same prompts.
         field: The input that holds the text, for errors.
 
     Raises:
