@@ -1,5 +1,5 @@
-"""Calibration for diffusion models: which captions, and which latents of each teacher's own
-sampling runs.
+"""The calibration of diffusion models: its settings, its captions, and the steps whose latents are
+kept.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ class Calibration:
     ``benchmarks/RESULTS.md``.
 
     Args:
-        trajectories: Each run has a caption and a seed of its own (rows "trajectories": more are
-            not better in a world with few captions).
-        timesteps: The runs are staggered, so that together they cover all steps (rows "timesteps":
-            more change nothing).
-        unconditional_share: These latents are also sampled with the negative prompt, as guidance
-            does (rows "unconditional share").
-        composition_share: Rows "composition share".
-        companions: The base model must know how to draw them.
-        compositions: Each has the places ``{prompt}`` and ``{thing}``.
-        preserve_weight: Rows "preserve weight".
-        preserve_captions: Every fifth sampling run has an empty caption instead.
+        trajectories: Sampling runs per LoRA, each with another caption and seed (rows
+            "trajectories": more are not better in a world with few captions).
+        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all
+            steps (rows "timesteps": more change nothing).
+        unconditional_share: Share of the latents that are also read with the negative prompt, as in
+            guidance (rows "unconditional share").
+        composition_share: Share of the captions with ordinary things (rows "composition share").
+        companions: Ordinary things that the base model can draw.
+        compositions: Caption forms with the places ``{prompt}`` and ``{thing}``.
+        preserve_weight: Weight of the preserve task (rows "preserve weight").
+        preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
+            instead.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
             others. A subject in a style counts ten times as much. 1 is a good weight (rows "scene
-             weight").
-            Needs ``MergeConfig.target="full_output"``.
-        scene_forms: Each has the places ``{first}`` and ``{second}``, or ``{third}`` too, for
+            weight"). A weight above 0 needs ``MergeConfig.target="full_output"``.
+        scene_forms: Caption forms with the places ``{first}``, ``{second}`` and ``{third}`` for
             subjects, and ``{style}`` (row "one scene form").
-        scene_pictures: If so, each LoRA counts in its own part of the picture. Otherwise scenes
-            count in the text alone: the text encoder, and keys and values of cross-attention (rows
-            "scene weight, pictures").
-        ordinary_styles: They stand in captions in which only the subject's LoRA is worn.
-        held_out: Their captions and seeds are not seen by the merge.
+        scene_pictures: Whether scenes are measured in pictures, where each LoRA counts in its part
+            of the picture. Otherwise they count in the text alone: the text encoder, and keys and
+            values of cross-attention (rows "scene weight, pictures").
+        ordinary_styles: Styles for captions in which only the subject's LoRA is worn.
+        held_out: Sampling runs per LoRA whose captions and seeds the merge does not see.
     """
 
     trajectories: int = setting(10, "Sampling runs per LoRA.", at_least=1)
@@ -76,25 +76,39 @@ class Calibration:
         at_least=0,
         at_most=1,
     )
-    companions: tuple[str, ...] = setting(COMPANIONS, "Ordinary things to put beside a prompt.")
+    companions: tuple[str, ...] = setting(
+        COMPANIONS,
+        "Ordinary things to put beside a prompt. The option may be repeated; given things replace "
+        "the whole list.",
+    )
     compositions: tuple[str, ...] = setting(
-        COMPOSITIONS, "Captions of a prompt beside an ordinary thing, with {prompt} and {thing}."
+        COMPOSITIONS,
+        "Captions of a prompt beside an ordinary thing, with {prompt} and {thing}. The option may "
+        "be repeated; given captions replace the whole list.",
     )
     preserve_weight: float = setting(
         1.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
     )
-    preserve_captions: tuple[str, ...] = setting(PRESERVE_CAPTIONS, "Captions of that task.")
+    preserve_captions: tuple[str, ...] = setting(
+        PRESERVE_CAPTIONS,
+        "Captions of the task that keeps the base model. The option may be repeated; given "
+        "captions replace the whole list.",
+    )
     scene_weight: float = setting(
         0.0, "Weight of captions in which several LoRAs meet, such as 1; 0: none.", at_least=0
     )
     scene_forms: tuple[str, ...] = setting(
-        SCENE_FORMS, "Those captions, with {first} and {second}, or {first} and {style}."
+        SCENE_FORMS,
+        "Captions in which several LoRAs meet, with {first} and {second}, or {first} and {style}. "
+        "The option may be repeated; given captions replace the whole list.",
     )
     scene_pictures: bool = setting(
         True, "Whether scenes are measured in the picture too, or in the text alone."
     )
     ordinary_styles: tuple[str, ...] = setting(
-        ORDINARY_STYLES, "Ordinary styles that stand in for the trigger of a style LoRA."
+        ORDINARY_STYLES,
+        "Ordinary styles that stand in for the trigger of a style LoRA. The option may be "
+        "repeated; given styles replace the whole list.",
     )
     negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
     held_out: int = setting(
@@ -134,8 +148,8 @@ class Calibration:
 
 
 def preserve_runs(calibration: Calibration) -> int:
-    """Return the sampling runs of the preserve task: as many rows as one adapter has, empty
-    captions for unconditional ones.
+    """Return the number of sampling runs of the preserve task, which has as many rows as one LoRA's
+    task.
     """
     return (
         round(calibration.trajectories * (1 + calibration.unconditional_share))
@@ -145,9 +159,7 @@ def preserve_runs(calibration: Calibration) -> int:
 
 
 def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> int:
-    """Return about how many samples a merge of so many adapters, or styles among them, has; each is
-    two rows.
-    """
+    """Return the approximate number of samples of a merge, each of which is two rows."""
     own = calibration.trajectories * (1 + calibration.unconditional_share)
     meets = bool(calibration.scene_weight) and adapters > 1
     scenes = calibration.trajectories * adapters + own * (styles if styles < adapters else 0)
@@ -157,7 +169,7 @@ def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> in
 
 
 def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:
-    """Return one caption per trajectory: the user's prompts in turn, a part of them in company of
+    """Return one caption per trajectory: the user's prompts in turn, some of them in company of
     ordinary things.
 
     Raises:
@@ -180,8 +192,8 @@ def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) ->
 
 
 def is_chosen(index: int, share: float, row: int) -> bool:
-    """Choose a share of the items 0, 1, 2, ... of a row, evenly spread, and staggered from one row
-    to the next.
+    """Whether an item of a row is in the chosen share, which is evenly spread and staggered from
+    one row to the next.
     """
     start = (
         row * _SQUARE_ROOT_OF_2
@@ -196,7 +208,7 @@ def base_captions(calibration: Calibration, count: int) -> list[str]:
 
 
 def kept_steps(calibration: Calibration, run: int) -> list[int]:
-    """Return which steps of a sampling run are kept: evenly spread, and staggered from one run to
+    """Return the steps of a sampling run that are kept, evenly spread and staggered from one run to
     the next.
     """
     stride = calibration.sampling_steps / calibration.timesteps
