@@ -1,6 +1,4 @@
-"""Ordinary captions, and the forms of captions in which LoRAs meet ordinary things and each
-other.
-"""
+"""Ordinary captions, and caption forms that put LoRAs beside ordinary things and each other."""
 
 from __future__ import annotations
 

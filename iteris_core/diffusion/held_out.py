@@ -1,4 +1,4 @@
-"""How true a merge of Stable Diffusion LoRAs is on prompts and seeds that it was not solved on."""
+"""The fidelity of a merge of Stable Diffusion LoRAs on unseen prompts and seeds."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class HeldOutCheck:
 
     Each LoRA, and the base model, draws ``calibration.held_out`` pictures from seeds that the merge
     has not seen. Their captions are the LoRA's prompts in company that the merge has not read, and
-    ordinary captions; where there are no others, captions come again. On the latents of these runs
-    the merged model's output is compared with the LoRA's own.
+    ordinary captions. Captions are repeated where there are too few. On the latents of these runs
+    the merged model's output is compared with the LoRA's.
 
     Args:
         model: The base model.
         loras: The LoRAs that were merged; at least one that changes something.
         calibration: The calibration of the merge.
         samples_per_chunk: Samples of one forward call.
-        progress: Told about steps done and in all; may raise to cancel.
+        progress: Listener for (steps done, steps in all); may raise to cancel.
     """
 
     model: StableDiffusion
@@ -64,7 +64,7 @@ class HeldOutCheck:
         """Return how true the merged LoRA is to each LoRA, and to the base model.
 
         Raises:
-            IterisError: What sampling or `fidelity.fidelity` raises.
+            IterisError: An error of sampling or of `fidelity.fidelity`.
         """
         used = [lora for lora in self.loras if not lora.adapter.is_idle]
         adapters = [*(lora.adapter for lora in used), merged]
@@ -107,7 +107,7 @@ def strength_correction(measured: Sequence[TaskFidelity]) -> float:
 
 
 def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
-    """Return what each LoRA, and the base model, draws for the check.
+    """Return the plans of the check: one for each LoRA, and one for the base model.
 
     Args:
         loras: The LoRAs that change something.
@@ -138,7 +138,7 @@ def unseen_captions(
     Args:
         lora: The LoRA.
         seen: The captions of its task in the merge.
-        calibration: Has the number of captions, forms and company.
+        calibration: Settings with the number of captions, the forms and the company.
         seed: Seed of the choice.
     """
     parts = itertools.product(calibration.compositions, calibration.companions, lora.prompts)

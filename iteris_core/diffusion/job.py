@@ -1,4 +1,6 @@
-"""One way to merge LoRAs of a diffusion model, for the node, the command line and the library."""
+"""A merge of diffusion LoRAs with its check and recipe, as the node, the command line and the
+library run it.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,15 @@ logger = logging.getLogger("iteris")
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """How LoRAs are merged, but for the LoRAs and their calibration.
+    """Settings of a merge.
 
     Args:
-        config: How layers are solved.
+        config: Settings of the solver and the engine.
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
             LoRAs.
-        made_on: What a recipe should say besides: the base model, the host's version.
-        notes: What the report should say besides.
+        made_on: More entries of the recipe: the base model, the host's version.
+        notes: More notes for the report.
     """
 
     config: MergeConfig = field(default_factory=MergeConfig)
@@ -68,14 +70,15 @@ def merge_and_check(
     Args:
         model: The base model, in its host.
         loras: One or more; see `lora_use.load_each_once`.
-        calibration: How samples are made.
-        settings: How the LoRAs are merged.
-        progress: Told about stages, with their number, and steps; may raise to cancel.
-        watch: Told each layer's report the moment it is solved.
+        calibration: Settings of the calibration samples.
+        settings: Settings of the merge.
+        progress: Listener for (stage with its number, steps done, steps in all); may raise to
+            cancel.
+        watch: Listener for the report of each layer, called as soon as the layer is solved.
 
     Raises:
-        IterisError: What `merge_stable_diffusion` or the check raises; settings that do not fit
-            together.
+        IterisError: Settings that do not fit together, or an error of `merge_stable_diffusion` or
+            of the check.
     """
     settings.check(calibration)
     check_ranks(settings.config, [lora.adapter for lora in loras_in_use(loras)])
@@ -107,7 +110,7 @@ def checked(
 
     Args:
         result: The merge.
-        check: What measures it.
+        check: Check that measures the fidelity.
         correct_strength: See `MergeSettings`; the scaled LoRA is measured again.
 
     Raises:

@@ -1,5 +1,5 @@
-"""LoRA files of a Stable Diffusion model in `diffusers`: in, at strengths, and out, in the style of
-kohya or of diffusers.
+"""LoRA files of a Stable Diffusion model in `diffusers`, read at strengths and written in the style
+of kohya or of diffusers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def read_lora(
     PEFT or ComfyUI.
 
     Args:
-        model: Whose modules it changes.
+        model: Model whose modules the LoRA changes.
         path: A .safetensors file.
-        strength: At which it is used; baked in.
-        strength_text: The same of its text encoder part; None: as `strength`.
+        strength: Strength of the UNet part, folded into the deltas.
+        strength_text: Strength of the text encoder part, folded in likewise; None: as `strength`.
 
     Raises:
         AdapterError: See `kohya.parse`; also adapter kinds that only ComfyUI's own code can apply.
@@ -89,15 +89,15 @@ def save_lora(
     """Write a LoRA file in one step: it is there whole or not at all.
 
     Args:
-        model: Whose modules the adapter changes.
-        adapter: In the precision in which it is to be saved.
+        model: Model whose modules the adapter changes.
+        adapter: Adapter in the precision of the file.
         path: The .safetensors file; its folder is made if needed.
-        style: ``kohya``: read by ComfyUI, A1111 and diffusers. ``diffusers``: by diffusers and
-            ComfyUI.
+        style: Style of the keys: ``kohya``, read by ComfyUI, A1111 and diffusers; or ``diffusers``,
+            read by diffusers and ComfyUI.
         metadata: More strings for the file, such as the recipe.
         whole: Whether layers whose factors take more room than the weight itself are saved as the
             full difference; in the style of kohya only.
-        overwrite: Replace a file that is there.
+        overwrite: Whether a file may be replaced.
 
     Raises:
         AdapterError: See `check_style`.

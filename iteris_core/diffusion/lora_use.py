@@ -1,4 +1,4 @@
-"""A LoRA as its user wants it merged: one type, from the widget or the option to the recipe."""
+"""LoRAs as their user wants them merged: strengths, prompts, weight and trigger."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ _PICTURE_OF = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class LoraUse:
-    """A LoRA to merge, and how.
+    """A LoRA to merge, with its strengths, prompts and weight.
 
     Args:
-        name: Its name in reports and errors.
-        file: The name of its file; None if it is in no file, but was trained in a workflow or
-            taken off a model.
+        name: Name of the LoRA in reports and errors.
+        file: Name of the file; None for a LoRA that was trained in a workflow or taken off a model.
         sha256: SHA-256 of the file, or of its tensors; empty until they were read.
         strength_model: Strength at which its UNet part is used.
         strength_clip: Strength at which its text encoder part is used.
@@ -33,9 +32,9 @@ class LoraUse:
         prompts_from: The metadata field whose trigger words the prompts are made of; empty if the
             user wrote them.
         weight: Weight of its task, relative to the other LoRAs'.
-        trigger: What captions with other LoRAs call it: a noun phrase with its article for a
-            subject, "in <s> style" for a style; empty: see `called`.
-        kind: Whether it is a thing, or a way to render whole pictures.
+        trigger: Phrase for the LoRA in captions with other LoRAs: a noun phrase with its article
+            for a subject, "in <s> style" for a style; empty: see `called`.
+        kind: Kind of the LoRA: a thing, or a way to render whole pictures.
 
     Raises:
         ConfigError: Another kind.
@@ -65,8 +64,8 @@ class LoraUse:
 
     @property
     def called(self) -> str:
-        """What captions with other LoRAs call it: its trigger, or else its shortest prompt without
-        "a photo of" and the like.
+        """Phrase for the LoRA in captions with other LoRAs: its trigger, or else its shortest
+        prompt without "a photo of" and the like.
         """
         shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
         return self.trigger.strip() or _PICTURE_OF.sub("", shortest)
@@ -77,8 +76,8 @@ class LoadedLora:
     """A LoRA whose weights are read.
 
     Args:
-        use: How it is merged.
-        adapter: What it adds at the strengths of `use`, by the name of `use`.
+        use: Strengths, prompts and weight of the LoRA.
+        adapter: Adapter at the strengths of `use`, under the name of `use`.
     """
 
     use: LoraUse
@@ -113,14 +112,13 @@ class LoadedLora:
 
 
 def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
-    """Return a LoRA whose prompts have its trigger words in place of ``{trigger}``; without
-    prompts, with our own about its trigger words.
+    """Return the LoRA with trigger words filled into its prompts; default prompts if it has none.
 
-    One that changes nothing is returned as it is: it is left out of the merge and needs no prompts.
+    A LoRA that changes nothing is returned as it is, since the merge omits it.
 
     Args:
         use: The LoRA, with the prompts that the user wrote, if any.
-        triggers: What the metadata of its file says.
+        triggers: Trigger words in the metadata of the file.
 
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
@@ -175,14 +173,14 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
 def load_each_once(
     uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
 ) -> tuple[list[LoadedLora], list[Note]]:
-    """Return the LoRAs of a merge, each once and under a name of its own, and what was joined.
+    """Return the loaded LoRAs without duplicates, uniquely named, and a note per duplicate.
 
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
-        read: Reads a LoRA's weights, at its strengths.
+        read: Function that reads a LoRA's weights, at its strengths.
 
     Raises:
-        AdapterError: What `read` raises.
+        AdapterError: An error of `read`.
     """
     once, notes = each_once(uses)
     return [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)], notes
@@ -203,6 +201,6 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
 
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:
-    """Return the LoRAs with a number behind the name where several have the same."""
+    """Return the LoRAs with a number behind each name that several have."""
     names = told_apart([use.name for use in uses])
     return [replace(use, name=name) for use, name in zip(uses, names, strict=True)]

@@ -1,4 +1,4 @@
-"""A diffusion model as its host offers it, and the stages of a merge of its LoRAs.
+"""The interface of a Stable Diffusion model in its host, and the stages of a merge.
 
 Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `StableDiffusion`.
 """
@@ -79,10 +79,10 @@ class StableDiffusion(Protocol):
         ...
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return where, in a text's context (its pieces one after the other), the tokens of its
-        words stand.
+        """Return the positions of the tokens of a text's words in its context (its pieces one after
+        the other).
 
-        Start, end and padding are left out. Only scene tasks ask for it.
+        Start, end and padding are not among them. Only scene tasks call this.
         """
         ...
 
@@ -101,7 +101,7 @@ def stages_of(
 
 
 def numbered(progress: StageProgress, stages: Sequence[str]) -> StageProgress:
-    """Return a listener that tells `progress` of stages with their number and count."""
+    """Return a listener that passes stages on to `progress` with their number and count."""
     known = {name: Stage(name, i, len(stages)) for i, name in enumerate(stages, 1)}
     return lambda stage, done, total: progress(known.get(stage.name, stage), done, total)
 

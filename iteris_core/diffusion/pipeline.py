@@ -38,9 +38,9 @@ class DiffusersStableDiffusion:
     Args:
         unet: `UNet2DConditionModel`; any number of channels and width of contexts.
         text_encoder: `CLIPTextModel`, whose last hidden states are the contexts.
-        tokenizer: Called as those of `transformers` are.
-        scheduler: Its ``alphas_cumprod`` are the noise levels, its ``prediction_type`` says what
-            the UNet's output is.
+        tokenizer: Tokenizer of `transformers`, or one with the same interface.
+        scheduler: Scheduler with the noise levels (``alphas_cumprod``) and the meaning of the
+            UNet's output (``prediction_type``).
         vae_scale_factor: Pixels of a picture per latent, in each direction.
 
     Raises:
@@ -84,7 +84,7 @@ class DiffusersStableDiffusion:
 
     @cached_property
     def keys(self) -> ModelKeys:
-        """How files name the modules."""
+        """Names of the modules in files."""
         return model_keys(self.modules)
 
     def is_text_module(self, path: str) -> bool:
@@ -125,8 +125,8 @@ class DiffusersStableDiffusion:
         ]
 
     def token_positions(self, text: str) -> list[int]:
-        """Return where, in a text's context, the tokens of its words stand: not the start, end and
-        padding.
+        """Return the positions of the tokens of a text's words in its context, without start, end
+        and padding.
         """
         length = self.piece_length
         read = self.tokenizer(

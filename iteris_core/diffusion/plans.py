@@ -1,4 +1,4 @@
-"""Plans: what each task of a merge will read, sample and measure, before anything has run."""
+"""Plans of a merge's tasks: the captions, sampling runs and samples of each."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Plan(Protocol):
         2. `runs`: its parts in sampling runs, once those captions are encoded.
         3. `samples`: its samples of the UNet, once the runs are made.
 
-    A plan is told from others by what it is, not by what it says: two plans are never equal.
+    Plans are compared by identity: two plans with equal fields are not equal.
     """
 
     @property
@@ -63,7 +63,7 @@ class Plan(Protocol):
 
     @property
     def mix(self) -> Mapping[int, float]:
-        """What its teacher wears: number of a LoRA -> share."""
+        """Mix that its teacher wears: number of a LoRA -> share."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Plan(Protocol):
         ...
 
     def readings(self) -> list[Reading]:
-        """Return what teacher and student read, each once."""
+        """Return the readings of teacher and student, without duplicates."""
         ...
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
@@ -99,7 +99,7 @@ class CaptionPlan:
         captions: One caption per sampling run.
         unconditional_share: Share of the kept latents that are also read with the negative prompt.
         number: The plan's number in its merge; no two plans see the same noise.
-        calibration: How samples are made.
+        calibration: Settings of the calibration samples.
     """
 
     name: str
@@ -151,16 +151,16 @@ class ScenePart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScenePlan:
-    """One LoRA's task in captions with other LoRAs: its own words count, and its own region.
+    """One LoRA's task in captions with other LoRAs, where only its words and its region count.
 
     Args:
         name: See `Plan`.
         mix: See `Plan`.
         weight: See `Plan`.
         parts: The scenes in which the LoRA takes part.
-        own: The LoRA's own task, whose teacher reads the negative prompt for it.
+        own: Plan of the LoRA's own task, whose teacher reads the negative prompt for it.
         number: The number of all scenes in their merge; see `CaptionPlan`.
-        calibration: How samples are made.
+        calibration: Settings of the calibration samples.
     """
 
     name: str
@@ -214,7 +214,10 @@ def _reading(part: ScenePart) -> Reading:
 
 
 def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
-    """Return a plan's run of a number; its seed differs from those of all other plans."""
+    """Return run `number` of a plan.
+
+    Its seed differs from those of all other plans.
+    """
     seed = calibration.seed * 1_000_003 + plan * 1009 + number
     return Run(owner, number, seed, tuple(kept_steps(calibration, number)))
 
@@ -227,8 +230,9 @@ def make_plans(
 
     Args:
         loras: LoRAs of different names.
-        calibration: How samples are made; decides which tasks there are.
-        token_positions: Where the words of a text stand among its tokens; asked for scenes only.
+        calibration: Settings of the calibration samples, and of the tasks to make.
+        token_positions: Function that returns the positions of a text's words among its tokens;
+            called for scenes only.
 
     Raises:
         CalibrationError: A LoRA without prompts, or see `scenes.make_scenes`.
@@ -240,7 +244,7 @@ def make_plans(
 
 
 def make_own_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
-    """Return each LoRA's own task: its prompts, a part of them in company of ordinary things.
+    """Return a task per LoRA on its prompts, some of them in company of ordinary things.
 
     Raises:
         CalibrationError: A LoRA without prompts, or with an empty one; names it.

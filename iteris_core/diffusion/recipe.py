@@ -1,4 +1,4 @@
-"""What a merged LoRA says about how it was made: enough to make it again."""
+"""The recipe in a merged LoRA's metadata, with which the merge can be repeated."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, a
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file was made.
+    """The inputs and settings of a merge, with which its file can be made again.
 
     Args:
-        loras: The LoRAs that went into it.
-        calibration: How their samples were made.
-        config: How layers were solved.
+        loras: LoRAs in the file, as their user wanted them merged.
+        calibration: Settings of the calibration samples.
+        config: Settings of the merge.
         is_corrected: Whether its strength was corrected by what the check on unseen samples
             measured.
-        made_on: The base model and the versions, as far as they are known.
+        made_on: Base model and versions, as far as they are known.
     """
 
     loras: tuple[LoraUse, ...]
@@ -93,7 +93,7 @@ def read_recipe(name: str, text: str) -> Recipe:
 def settings_of(
     loras: Sequence[LoraUse], calibration: Calibration, config: MergeConfig
 ) -> dict[str, Any]:
-    """Return what a merge was asked to do, as JSON values."""
+    """Return the LoRAs and settings of a merge as JSON values."""
     return {
         "calibration": asdict(calibration),
         "config": config.to_dict(),
@@ -104,7 +104,8 @@ def settings_of(
 def with_origin(
     report: MergeReport, loras: Sequence[LoraUse], made_on: Mapping[str, str]
 ) -> MergeReport:
-    """Return the report with what else a recipe needs, and where prompts came from.
+    """Return the report with the rest of the recipe in its settings, and notes about the origin of
+    prompts.
 
     Args:
         report: The report of a merge; its settings are those of `settings_of`.
@@ -128,13 +129,12 @@ def with_origin(
 def metadata_of_merge(
     title: str, loras: Sequence[LoadedLora], recipe: str, when: datetime, thumbnail: str = ""
 ) -> dict[str, str]:
-    """Return what the file of a merged LoRA says about it: where it comes from, what calls it up,
-    and its recipe.
+    """Return the metadata of a merged LoRA's file: its origin, its trigger phrases, and its recipe.
 
     Args:
         title: The name of the merged LoRA.
-        loras: The LoRAs that are in it; only the metadata of their adapters is looked at.
-        recipe: The settings of the merge's report, as JSON.
+        loras: LoRAs of the merge, of whose adapters only the metadata is read.
+        recipe: Settings of the merge's report, as JSON.
         when: The time of the merge.
         thumbnail: See `merged_metadata`.
     """
@@ -145,5 +145,5 @@ def metadata_of_merge(
 
 
 def _triggers(lora: LoadedLora) -> tuple[str, ...]:
-    """Return what calls a LoRA up: as its file says, or else as captions do."""
+    """Return a LoRA's trigger phrases: from its metadata, or else its name in captions."""
     return trigger_words(lora.adapter.metadata).triggers or (lora.use.called,)

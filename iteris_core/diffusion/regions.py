@@ -1,4 +1,4 @@
-"""Where the LoRAs of a scene lie in the picture: each has a part of it, a column or a row."""
+"""Regions of a scene's LoRAs in the picture, each a column or a row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Layout = Literal["columns", "rows"]
 
 
 def layout_of(form: str) -> Layout | None:
-    """Return how a form's subjects lie in the picture; None where they overlap, or a style takes
-    all of it.
+    """Return the layout of a form's subjects in the picture; None where they overlap, or a style
+    takes all of it.
     """
     if f"{{{STYLE_PLACE}}}" in form or re.search(
         r"\b(behind|in front of|inside|on top of)\b", form
@@ -28,8 +28,8 @@ def layout_of(form: str) -> Layout | None:
 
 
 def regions_of(form: str) -> dict[str, int]:
-    """Return the region of each place: in order of appearance, from the left or from above, unless
-    the form says otherwise.
+    """Return the number of the region of each place: in order of appearance, from the left or from
+    above, unless the form says otherwise.
     """
     names = placeholders(form)
     backwards = re.search(

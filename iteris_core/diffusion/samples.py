@@ -1,4 +1,4 @@
-"""What teacher and student read: captions, their contexts, and the samples made of both."""
+"""Captions of teacher and student, their contexts, and the samples made of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in com
 
 @dataclass(frozen=True)
 class Reading:
-    """What the two rows of a sample read.
+    """The captions of the two rows of a sample.
 
     Args:
         teacher: The teacher's caption.
@@ -39,7 +39,7 @@ class Reading:
 
     @classmethod
     def of(cls, caption: str) -> Reading:
-        """Return the reading of one caption by both, all of whose tokens count."""
+        """Return the reading of one caption by teacher and student, all of whose tokens count."""
         return cls(caption, caption)
 
     @property
@@ -54,7 +54,7 @@ class Context:
     Args:
         teacher: The teacher's context, (tokens, width).
         student: The student's context, (tokens, width).
-        weights: How much each token counts, (tokens,); None: each counts once.
+        weights: Weights of the tokens in the statistics, (tokens,); None: each counts once.
     """
 
     teacher: Tensor
@@ -158,7 +158,7 @@ class Tokenized:
         """Return the context of one reading.
 
         Args:
-            reading: What was read.
+            reading: Captions of the teacher and the student.
             rows: (teacher's, student's) encoded rows of `samples`, (77, width) each.
         """
         teacher, student = (torch.cat(side) for side in zip(*rows, strict=True))

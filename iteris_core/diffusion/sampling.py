@@ -25,8 +25,8 @@ class Run:
     """One sampling run.
 
     Args:
-        owner: Whose run it is: the name of a task, or "scenes".
-        number: Its number among the runs of its owner.
+        owner: Name of the task that the run is for, or "scenes".
+        number: Number of the run among those of its owner.
         seed: Seed of its noise.
         steps: The steps whose latents are kept.
     """
@@ -42,11 +42,11 @@ class Part:
     """A teacher's part in a run.
 
     Args:
-        mix: What the teacher wears.
+        mix: Mix of adapters that the teacher wears.
         text: The context of its caption, (tokens, width).
         negative: The context of the negative prompt, (tokens, width).
-        region: Where it draws, from the shape of the latents to a mask (height, width); the
-            regions of a run add up to 1. None: everywhere.
+        region: Region in which it draws: shape of the latents -> mask (height, width). The regions
+            of a run add up to 1. None: everywhere.
     """
 
     mix: Mapping[int, float]
@@ -57,10 +57,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What sampling runs kept.
+    """The latents that sampling runs kept.
 
     Args:
-        kept: Run -> the (latents, sigma) that it kept.
+        kept: Run -> list of (latents, sigma) at its kept steps.
         shape: (channels, height, width) of all latents.
         sigmas: Noise levels of the runs, (steps + 1,), falling to 0.
     """
@@ -93,15 +93,15 @@ class Sampler:
         parts_per_call: int,
         progress: Progress = nobody,
     ) -> Latents:
-        """Return what each run keeps; runs that the network's memory has are taken from there.
+        """Return the kept latents of each run, from the network's memory where it has them.
 
         Args:
-            adapters: What the mixes of the parts mean.
+            adapters: Adapters that the mixes of the parts number.
             runs: Each run with its parts. The teachers of several parts join their estimates of
                 the clean latents at every step, each in its region.
             parts_per_call: Teachers in one forward call, two rows each; those of one run always
                 come together.
-            progress: Told about steps done and in all; may raise to cancel.
+            progress: Listener for (steps done, steps in all); may raise to cancel.
         """
         memory = self.network.memory
         if memory is None:
@@ -127,7 +127,7 @@ class Sampler:
         adapters: Sequence[Adapter],
         digests: Sequence[str],
     ) -> str:
-        """Return a text that tells apart all that decides what a run keeps, but for the model."""
+        """Return a key of everything that decides the latents of a run, except the model."""
         tensors = {"sigmas": self.sigmas}
         mixes = []
         for i, part in enumerate(parts):
@@ -162,7 +162,7 @@ class Sampler:
         return kept
 
     def _denoiser(self, parts_of_runs: Sequence[Sequence[Part]]) -> Denoise:
-        """Return what estimates the clean latents of a batch of runs, with guidance."""
+        """Return a function that estimates the clean latents of a batch of runs, with guidance."""
         parts = [(i, part) for i, parts in enumerate(parts_of_runs) for part in parts]
         masks = [None if part.region is None else part.region(self.shape) for _, part in parts]
 
@@ -180,24 +180,22 @@ class Sampler:
 
 
 def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
-    """Return what is left of a mix without the adapters that have no delta in this part of the
-    model.
+    """Return a mix without the adapters that have no delta in this part of the model.
 
-    A task whose mix names such an adapter would be left out as one that nobody teaches. Its rows
-    run through the base model here, and are measured like all others.
+    A task whose mix names such an adapter would be dropped as one without a teacher. With this mix
+    its rows run through the base model, and are measured like all others.
     """
     return {k: share for k, share in mix.items() if adapters[k].deltas}
 
 
 def noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Return standard normal noise that depends on nothing but the seed, on the CPU."""
+    """Return standard normal noise on the CPU, which depends on the seed only."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
 
 def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Sample with Euler's method, and yield what the model saw at every step, once the step is
-    made.
+    """Sample with Euler's method, and yield the model's input of every step once the step is made.
 
     Args:
         denoise: Estimates the clean latents, guidance included.

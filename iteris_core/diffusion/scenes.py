@@ -1,13 +1,12 @@
-"""Scenes: captions in which several LoRAs meet, and for each of them a caption that its own teacher
-can draw.
+"""Scenes: captions in which several LoRAs meet, with a caption for each LoRA's teacher.
 
 The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers, so the teacher of
 <v2> reads "a red chair and a <v2>", with an ordinary thing of as many tokens in the place of <v1>:
 its own words then stand at the same positions in both captions, and only they count.
 
-One subject in a style is another matter. The style is in all of the picture, and two LoRAs of which
-one says what and one how can be worn together. There the stack of both is the teacher, and reads
-the student's caption (`styled_forms`).
+One subject in a style is another matter. A subject LoRA and a style LoRA can be worn together,
+since one decides the content and the other the rendering of the whole picture. There the stack of
+both is the teacher, and reads the student's caption (`styled_forms`).
 """
 
 from __future__ import annotations
@@ -39,9 +38,10 @@ class Member:
     """One LoRA of a scene.
 
     Args:
-        lora: Its number.
-        caption: What its teacher reads; every other trigger is replaced by something ordinary.
-        positions: Where its own words stand, in this caption and in the scene's.
+        lora: Number of the LoRA in the merge.
+        caption: Caption of its teacher, in which something ordinary replaces every other trigger.
+        positions: Positions of its words among the tokens, the same in this caption and in the
+            scene's.
         region: Number of its region among those of the scene; None: it has none.
     """
 
@@ -56,9 +56,9 @@ class Scene:
     """A caption with several triggers, and its members.
 
     Args:
-        caption: What the student reads.
-        members: The LoRAs in it.
-        layout: How their regions lie; None: they have none.
+        caption: Caption of the student.
+        members: LoRAs of the scene.
+        layout: Layout of their regions; None: they have none.
     """
 
     caption: str
@@ -88,14 +88,15 @@ def make_scenes(
 ) -> list[Scene]:
     """Return scenes in which each LoRA takes part often enough.
 
-    That is ``trajectories`` times on average, or without pictures as many times as it keeps
+    Each takes part ``trajectories`` times on average; without pictures, as many times as it keeps
     latents. The kinds of forms (two subjects, three, two and a style) come in turn. In each kind,
     all choices of LoRAs in all orders come up, in random forms. Forms of one subject in a style are
     left to `styled_forms`.
 
     Args:
         loras: The LoRAs of the merge.
-        calibration: Forms, ordinary things, and how often LoRAs meet.
+        calibration: Settings with the forms, the ordinary things, and the number of scenes per
+            LoRA.
         token_positions: See `TokenPositions`.
 
     Raises:
@@ -180,7 +181,7 @@ def shuffled(items: Sequence[T], chance: random.Random) -> Iterator[T]:
 
 @dataclass
 class _SceneWriter:
-    """Writes scenes: the student's caption and each teacher's, word for word at the same tokens."""
+    """Writes the captions of a scene; shared words stand at the same token positions."""
 
     loras: Sequence[LoraUse]
     calibration: Calibration
@@ -209,8 +210,8 @@ class _SceneWriter:
         return Scene(caption, tuple(members), layout)
 
     def stand_ins(self, names: Sequence[str], words: Mapping[str, str], own: str) -> dict[str, str]:
-        """Return something ordinary for every place but one; before that place, of as many tokens
-        as what it replaces.
+        """Return something ordinary for every place but one. Before that place, it has as many
+        tokens as the trigger that it replaces.
         """
         found: dict[str, str] = {}
         for name in names:
@@ -231,8 +232,8 @@ class _SceneWriter:
         return found
 
     def of_length(self, known: Sequence[str], length: int, *, exact: bool) -> str | None:
-        """Return a known phrase, or the end of one, or one with details, that has this many tokens;
-        None: there is none.
+        """Return an ordinary phrase of this many tokens, perhaps shortened or with details; None if
+        there is none.
         """
         whole = [phrase for phrase in known if self.count(phrase) == length]
         if whole or not exact:
@@ -264,8 +265,7 @@ class _SceneWriter:
         return self.counts[text]
 
     def positions(self, form: str, words: Mapping[str, str], own: str) -> tuple[int, ...]:
-        """Return where the words at one place of a form stand, among the tokens of its whole
-        caption.
+        """Return the token positions, in the whole caption, of the words at one place of a form.
 
         Raises:
             CalibrationError: The tokenizer joins them with their neighbours.
@@ -284,8 +284,8 @@ class _SceneWriter:
 
 
 def _endings(phrase: str) -> Iterator[str]:
-    """Yield what is left of a phrase without its first words: "a man in a blue coat" -> "blue
-    coat", "coat".
+    """Yield the endings of a phrase that begin with one of its words: "a man in a blue coat" ->
+    "blue coat", "coat".
     """
     words = phrase.split()
     for start in range(1, len(words)):

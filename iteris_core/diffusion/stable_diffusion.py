@@ -47,14 +47,14 @@ def merge_stable_diffusion(
 
     Args:
         model: The base model, in its host.
-        loras: One or more; those of strength 0 are left out.
-        calibration: How samples are made.
-        config: How layers are solved.
-        progress: Told about stages and steps; may raise to cancel.
-        watch: Told each layer's report the moment it is solved.
+        loras: LoRAs to merge, at least one; those of strength 0 are omitted.
+        calibration: Settings of the calibration samples.
+        config: Settings of the merge.
+        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
+        watch: Listener for the report of each layer, called as soon as the layer is solved.
 
     Raises:
-        IterisError: Nothing to merge, unusable prompts, or what `merge` raises.
+        IterisError: Nothing to merge, unusable prompts, or an error of `merge`.
     """
     used = loras_in_use(loras)
     uses = own_names([lora.use for lora in used])
@@ -189,7 +189,7 @@ def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def _read_by_base(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
-    """Return what teacher and student read of each sample where no LoRA changes the encoder."""
+    """Return the encoded rows of teacher and student where no LoRA changes the encoder."""
     rows = network.forward([sample.teacher for sample in samples])
     others = [sample for sample in samples if sample.student is not None]
     students = {}
@@ -214,7 +214,7 @@ def merge_unet(
     calibration: Calibration,
     solver: PartSolver,
 ) -> MergeResult | None:
-    """Let every teacher sample, and merge the UNet's part on the latents that it saw; None if no
+    """Let every teacher sample, and merge the UNet's part on the latents of these runs; None if no
     LoRA changes the UNet.
     """
     adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
@@ -245,7 +245,7 @@ def merge_unet(
 
 
 def sampler_of(model: StableDiffusion, network: Network, calibration: Calibration) -> Sampler:
-    """Return what samples as a calibration asks for, with the model's opened UNet."""
+    """Return the sampler of a calibration for the model's opened UNet."""
     return Sampler(
         network,
         model.sigmas(calibration.sampling_steps).float().cpu(),
@@ -269,7 +269,7 @@ def _report(
     merged: Adapter,
     calibration: Calibration,
 ) -> MergeReport:
-    """Return one report of both parts, and say what was left out."""
+    """Return one report of both parts, with notes about LoRAs that were omitted."""
     used = [lora.adapter for lora in loras if not lora.adapter.is_idle]
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     report = joined(*reports)
