@@ -36,9 +36,9 @@ class Clip:
         """Return the pictures' features (pictures, width), each of length 1.
 
         Args:
-            files: Pictures.
+            files: Files of the pictures.
             batch: Pictures of one call.
-            progress: Told about pictures; may raise to cancel.
+            progress: Listener for (pictures done, pictures in all); may raise to cancel.
 
         Raises:
             CalibrationError: A file is no picture.

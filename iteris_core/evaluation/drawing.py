@@ -1,4 +1,4 @@
-"""Pictures that a `StableDiffusionPipeline` draws once, and that are kept."""
+"""Pictures that a `StableDiffusionPipeline` draws once and keeps in a folder."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def load_pipeline(
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        sampling: How pictures are drawn; the pipeline gets its scheduler.
-        config: For a checkpoint, see `loading.load_pipeline`.
+        sampling: Settings with which pictures are drawn; the pipeline gets their scheduler.
+        config: Settings of a checkpoint's model, see `loading.load_pipeline`.
         embeddings: Learned tokens of textual inversion, .safetensors.
         dtype: Precision in which the model runs.
         device: Device on which it runs.
@@ -102,7 +102,7 @@ def load_pipeline(
 
 
 def _attempt(do: Callable[[], Any], problem: str, advice: str) -> Any:
-    """Return what a call of diffusers returns.
+    """Return the result of a call of diffusers.
 
     Raises:
         ConfigError: The call failed, in whatever way a foreign file makes it fail.
@@ -124,7 +124,7 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
 
     Args:
         pipeline: A pipeline, as `load_pipeline` returns it.
-        file: None: no LoRA.
+        file: File of the LoRA; None: no LoRA.
 
     Raises:
         AdapterError: The file cannot be read, or not all of it fits the model.
@@ -174,16 +174,16 @@ def draw(
 ) -> list[list[Path]]:
     """Return the files of every prompt's pictures.
 
-    Pictures that are there are kept; the others are drawn.
+    Pictures that exist are kept; the others are drawn.
 
     Args:
         pipeline: A pipeline, as `load_pipeline` returns it.
         folder: Folder of the pictures.
         made_by: Everything that a picture depends on, as JSON.
-        prompts: Each is drawn `sampling.count` times.
-        sampling: How pictures are drawn.
+        prompts: Prompts, each of which is drawn `sampling.count` times.
+        sampling: Settings with which pictures are drawn.
         batch: Pictures of one call.
-        progress: Told about pictures; may raise to cancel.
+        progress: Listener for (pictures done, pictures in all); may raise to cancel.
 
     Raises:
         EvaluationError: The folder holds pictures that something else made; says what differs.

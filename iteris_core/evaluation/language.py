@@ -45,13 +45,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class Run:
-    """What is evaluated, and where its predictions are kept.
+    """The models of an evaluation, and the folder of their predictions.
 
     Args:
         base: Folder of the base model, or its name on the hub.
         adapters: PEFT folders; each is one row of the table.
         output: Folder for the predictions.
-        extent: How much is evaluated.
+        extent: Extent of the evaluation.
         dtype: Precision in which the base model runs.
         device: Device on which it runs.
     """
@@ -82,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one row of the table reached in one task.
+    """The scores of one row of the table in one task.
 
     Args:
         row: Name of the adapter, or ``base``.
@@ -103,7 +103,7 @@ class Row:
 
     Args:
         name: Name of the adapter, or ``base``.
-        adapter: None: the base model is bare.
+        adapter: Adapter of the row; None: the bare base model.
         content: Hash of the adapter's files; empty for the bare model.
     """
 
@@ -114,14 +114,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """What a model writes in one task.
+    """The inputs of a model in one task, and the function that answers them.
 
     Args:
         task: Name of the task.
-        inputs: One per example.
+        inputs: Inputs of the model, one per example.
         made_by: Everything that a prediction depends on besides the base model and the adapter, as
             JSON.
-        write: Lets the model answer a batch of inputs.
+        write: Function that lets the model answer a batch of inputs.
     """
 
     task: str
@@ -141,8 +141,8 @@ def evaluate_texts(
     Args:
         run: Model, adapters, place.
         tasks: Tasks with all their examples.
-        generation: How answers are written; None: greedily.
-        progress: Told about examples; may raise to cancel.
+        generation: Settings with which answers are written; None: greedily.
+        progress: Listener for (stage, examples done, examples in all); may raise to cancel.
 
     Raises:
         IterisError: The base or an adapter cannot be used, or the output folder has predictions of
@@ -185,9 +185,9 @@ def evaluate_captions(
     Args:
         run: Model, adapters, place.
         tasks: Tasks with all their examples.
-        generation: How captions are written; None: `CAPTIONS`.
+        generation: Settings with which captions are written; None: `CAPTIONS`.
         styles: Classifier of styles; None: style accuracy is left out.
-        progress: Told about examples; may raise to cancel.
+        progress: Listener for (stage, examples done, examples in all); may raise to cancel.
 
     Raises:
         IterisError: See `evaluate_texts`; or the classifier does not know a style.
@@ -259,7 +259,9 @@ def _identity(picture: Path | bytes) -> str | bytes:
 
 
 def _rows(run: Run, model: nn.Module) -> list[Row]:
-    """Return the rows of the table. All adapters are read first: a wrong one is named at once."""
+    """Return the rows of the table. All adapters are read first, so that a wrong one is named at
+    once.
+    """
     rows = [Row(BASE)] if run.extent.with_base else []
     for name, folder in zip(run.row_names(), run.adapters, strict=True):
         adapter = replace(load_adapter(model, folder), name=name)
@@ -271,7 +273,7 @@ def _rows(run: Run, model: nn.Module) -> list[Row]:
 def _predictions(
     run: Run, model: nn.Module, row: Row, work: Work, progress: StageProgress
 ) -> list[str]:
-    """Return what a row's model writes in a task."""
+    """Return the predictions of a row's model in a task."""
     path = run.output / row.name / f"{work.task}.jsonl"
     if run.extent.overwrite:
         path.unlink(missing_ok=True)

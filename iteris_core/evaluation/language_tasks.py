@@ -26,7 +26,7 @@ class TextTask:
     Args:
         name: Name of the task, as in ``--task name=file``.
         prompt: Text with the data set's field names in braces.
-        answers: Words for label 0, 1, ...; empty: the label field holds the answer itself.
+        answers: Words for labels 0, 1, ...; empty if the label field holds the answer.
         label: Name of the label's field.
         score: Score that the paper's table shows.
     """

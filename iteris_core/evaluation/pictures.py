@@ -38,12 +38,13 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Concept:
-    """What one LoRA learned.
+    """The concept that one LoRA learned.
 
     Args:
-        name: An ordinary word, as in the paper's tables; CLIP reads "a" and this name.
+        name: Ordinary word for the concept, as in the paper's tables; CLIP reads "a" and this name.
         photos: Folder of photos of the concept.
-        words: What prompts call it, with the LoRA's trigger words; None: "a" and the name.
+        words: Phrase for the concept in prompts, with the LoRA's trigger words; None: "a" and the
+            name.
     """
 
     name: str
@@ -71,16 +72,16 @@ class Concept:
 
 @dataclass(frozen=True)
 class PictureRun:
-    """What draws, with which LoRAs, and where the pictures are kept.
+    """The model, LoRAs and folder of an evaluation by pictures.
 
     Args:
         base: A diffusers folder, a checkpoint, or a name on the hub.
         loras: LoRA files; each is one row of the table.
         output: Folder for the pictures.
         with_base: Whether the base model without a LoRA is a row, too.
-        config: For a checkpoint, see `loading.load_pipeline`.
+        config: Settings of a checkpoint's model, see `loading.load_pipeline`.
         embeddings: Learned tokens that the prompts use.
-        clip: The judge: a CLIP model's folder, or its name on the hub.
+        clip: Folder of the CLIP model that judges, or its name on the hub.
         dtype: Precision in which the base model runs.
         device: Device on which everything runs.
     """
@@ -146,9 +147,9 @@ def evaluate_pictures(
     Args:
         run: Model, LoRAs, place.
         concepts: Concepts in the order in which prompts name them.
-        sampling: How pictures are drawn; None: as in the paper.
+        sampling: Settings with which pictures are drawn; None: those of the paper.
         prompts: Templates with ``{concepts}``.
-        progress: Told about pictures; may raise to cancel.
+        progress: Listener for (stage, pictures done, pictures in all); may raise to cancel.
 
     Raises:
         IterisError: A model, file or folder cannot be used.

@@ -1,5 +1,5 @@
-"""Predictions as JSON lines, behind a line that says what made them, so that a run that was stopped
-goes on where it was.
+"""Predictions as JSON lines, with which an interrupted run can go on. The first line names their
+origin.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def predict(
         path: File of the predictions; its first line is `made_by`.
         made_by: Everything that a prediction depends on, as JSON.
         inputs: Inputs of the task, in order.
-        write: Inputs -> predictions.
+        write: Function from inputs to predictions.
         batch: Inputs of one call.
-        progress: Told about predictions.
+        progress: Listener for (predictions made, predictions in all).
 
     Raises:
-        EvaluationError: The file was made by something else; says by what.
+        EvaluationError: The file has another origin; names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _resumed(path, made_by)
@@ -70,7 +70,7 @@ def predict(
 def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
     """Return the predictions that a file holds.
 
-    What was cut off in the middle of a line is removed from the file.
+    An incomplete last line is removed from the file.
     """
     lines = list(_whole_lines(path)) if path.exists() else []
     if not lines:
@@ -94,8 +94,8 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what made the predictions, then the predictions. A last line without an end is left
-    out.
+    """Yield the origin of the predictions, then the predictions. A last line without an end is
+    ignored.
     """
     for number, line in enumerate(
         path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]

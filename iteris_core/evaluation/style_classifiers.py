@@ -20,12 +20,12 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class TrainedStyles:
-    """A classifier of styles, and how good it is.
+    """A classifier of styles, and its accuracy.
 
     Args:
-        classify: Texts -> style names.
+        classify: Function from texts to style names.
         styles: Styles that it knows.
-        held_out: Its accuracy on captions on which it was not trained; None: not known.
+        held_out: Accuracy on captions on which it was not trained, 0 to 1; None: unknown.
     """
 
     classify: StyleClassifier

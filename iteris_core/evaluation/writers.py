@@ -1,6 +1,4 @@
-"""Models that write: an encoder-decoder that answers prompts, and a captioning model, bare or with
-an adapter.
-"""
+"""Functions with which models write: answers of an encoder-decoder, and captions of pictures."""
 
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
 
     Args:
         modules: Modules of the model.
-        adapter: None: the base model alone.
+        adapter: Adapter that all rows wear; None: the base model alone.
     """
     deltas = adapter.deltas if adapter is not None else {}
     on_device: dict[str, LowRankDelta] = {}
@@ -116,7 +114,7 @@ def caption_writer(
         model: The captioning model.
         processor: Processor of the model.
         prompt: Text with which the model begins; it is not part of a caption.
-        generation: How captions are written.
+        generation: Settings with which captions are written.
 
     Raises:
         ConfigError: Prompt and caption together may become longer than what the model's decoder

@@ -1,1 +1,1 @@
-"""From a file to an adapter, and back."""
+"""Adapter files: read, written, inspected and named."""

@@ -1,5 +1,5 @@
-"""LoRA files of Stable Diffusion for `diffusers`: the names of its modules in every spelling, and
-its own format.
+"""LoRA files of Stable Diffusion for `diffusers`: module names in every spelling, and the format of
+diffusers.
 """
 
 from __future__ import annotations
@@ -84,11 +84,10 @@ def _text_spellings(name: str) -> Iterator[str]:
 def with_alphas(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Return a file's tensors, and as more of them the alphas that newer versions of diffusers keep
-    in its metadata.
+    """Return the tensors, with the alphas that newer diffusers keep in the metadata.
 
     Args:
-        name: The file's name, for errors.
+        name: Name of the file, for errors.
         tensors: Key -> tensor.
         metadata: The file's metadata.
 
@@ -184,11 +183,11 @@ def _is_inside(part: str, path: str) -> bool:
 
 
 def kohya_warning(adapter: Adapter) -> str | None:
-    """Return what `diffusers` would do wrong with an adapter saved in kohya's style; None if
-    nothing.
+    """Return a warning about an adapter in kohya's style that `diffusers` would misread; None if it
+    reads it well.
 
-    It takes the keys of a text encoder for another format if there are none of ``out_proj``, and
-    then leaves attention layers out.
+    Without keys of ``out_proj``, diffusers mistakes the text encoder's keys for another format and
+    then omits attention layers.
     """
     text = [path for path in adapter.deltas if path.startswith(TEXT_PREFIX)]
     if not text or any(path.endswith(".out_proj") for path in text):

@@ -1,6 +1,4 @@
-"""What an adapter was trained for, as far as its keys, the shapes of its tensors and its metadata
-tell.
-"""
+"""The base model family of an adapter, detected from its keys, shapes and metadata."""
 
 from __future__ import annotations
 
@@ -31,7 +29,9 @@ _READS_CONTEXTS = re.compile(r"attn2.*to_[kv]")
 
 
 def family_of_keys(keys: Iterable[str]) -> str | None:
-    """Return the family of base models whose adapters have such keys; None if no key tells."""
+    """Return the family of base models whose adapters have such keys; None if no key is
+    distinctive.
+    """
     keys = list(keys)
     return next(
         (
@@ -48,7 +48,7 @@ def base_family(
     metadata: Mapping[str, str],
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return what an adapter was trained for, and in brackets what its file says about it.
+    """Return the base model family of an adapter, with the statement of its file in brackets.
 
     Args:
         tensors: Key -> tensor, of which only the shape is read.

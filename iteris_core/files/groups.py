@@ -1,7 +1,7 @@
-"""Which tensors of a file describe the same module.
+"""Groups of a file's tensors that describe the same module.
 
-The key of a tensor is a base, which names the module, and an ending, which tells what the tensor
-is for it.
+The key of a tensor is a base, which names the module, and an ending, which names the tensor's role
+there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Group:
     """The tensors that describe one module.
 
     Args:
-        base: What their keys have in common.
+        base: Common beginning of their keys.
         tensors: Role -> tensor.
         keys: Role -> the tensor's key.
         doubled: Roles of which there is a second tensor.

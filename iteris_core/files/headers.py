@@ -1,6 +1,4 @@
-"""What the header of a LoRA file tells, without reading its tensors: quick enough to ask for every
-file of a list.
-"""
+"""Headers of LoRA files, read without the tensors: quick enough for every file of a list."""
 
 from __future__ import annotations
 
@@ -19,12 +17,12 @@ from .trigger_words import TriggerWords, trigger_words
 
 @dataclass(frozen=True)
 class LoraHeader:
-    """What is known about a LoRA file before its tensors are read.
+    """The facts in a LoRA file's header.
 
     Args:
-        triggers: The words that call it up.
-        rank: The largest rank of its low-rank factors; 0 if it has none.
-        base: What it was trained for.
+        triggers: Trigger words of the LoRA.
+        rank: Largest rank of its low-rank factors; 0 if it has none.
+        base: Base model family for which it was trained.
     """
 
     triggers: TriggerWords
@@ -46,7 +44,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def lora_header(path: Path) -> LoraHeader:
-    """Return what a LoRA file's header tells.
+    """Return the facts in a LoRA file's header.
 
     Raises:
         AdapterError: See `check_readable`.

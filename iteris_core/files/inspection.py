@@ -1,4 +1,4 @@
-"""What an adapter is, told from its file alone: no base model is needed."""
+"""The facts about an adapter that its file shows without a base model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGEST_VALUE = 200  # of the metadata that is shown
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """What an adapter changes in one block of the model.
+    """The layers that an adapter changes in one block of the model.
 
     Args:
         layers: The number of layers that are changed.
@@ -51,21 +51,21 @@ class BlockFacts:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What an adapter is.
+    """The facts about an adapter in its file.
 
     Args:
         path: The file or folder.
-        format: Who writes such keys, such as ``kohya``.
+        format: Program that writes such keys, such as ``kohya``.
         kinds: Kind of adapter -> number of modules.
-        base: What it was trained for, as far as the file tells.
+        base: Base model family for which it was trained, if the file shows it.
         targets: Number of modules that it changes.
         modules: Name of a module, such as ``q`` or ``to_k`` -> how many have it.
         peft: A PEFT adapter's settings ``r``, ``alpha`` and ``rslora``; else empty.
-        blocks: Block of the model -> what is changed in it.
-        trigger_words: Words that call it up, from the metadata, most likely first.
-        norm: Frobenius norm of all deltas together, those left out that have no exact factors.
+        blocks: Block of the model -> number and ranks of the changed layers.
+        trigger_words: Trigger words in the metadata, most likely first.
+        norm: Frobenius norm of all deltas that have exact factors.
         largest: Module -> norm of its delta, for the few largest.
-        problems: What would not load, and why.
+        problems: Parts that would not load, with the reason.
         metadata: The file's metadata, without the long values.
     """
 
@@ -85,10 +85,11 @@ class AdapterFacts:
 
 
 def inspect_adapter(path: Path) -> AdapterFacts:
-    """Return what a LoRA file is, or a PEFT adapter, which is given by its folder or a file of it.
+    """Return the facts about a LoRA file, or about a PEFT adapter, given by its folder or a file in
+    it.
 
     Raises:
-        AdapterError: It cannot be read at all, or is no adapter but a model.
+        AdapterError: The file cannot be read at all, or is a model and not an adapter.
     """
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, CONFIG_FILE) else path
     settings: Mapping[str, Any] = {}
@@ -133,9 +134,9 @@ def inspect_adapter(path: Path) -> AdapterFacts:
 
 
 def _deltas(name: str, groups: Mapping[str, Group]) -> tuple[dict[str, LowRankDelta], list[str]]:
-    """Return base -> delta of the groups with exact factors, and what is wrong with them.
+    """Return base -> delta of the groups with exact factors, and the problems of the others.
 
-    The others need the base model or the host; whoever holds those reads them.
+    Groups without exact factors need the base model or the host, and are not read here.
     """
     deltas = {}
     problems = []
@@ -154,8 +155,8 @@ def _deltas(name: str, groups: Mapping[str, Group]) -> tuple[dict[str, LowRankDe
 
 
 def _own_shape(tensors: Tensors) -> Shape:
-    """Return the (d_out, d_in) that a module's own tensors imply; (0, 0) if some are missing, which
-    is told when they are read.
+    """Return the (d_out, d_in) that a module's tensors imply; (0, 0) if some are missing, which the
+    reader reports.
     """
     if DIFF in tensors:
         weight = tensors[DIFF]
@@ -172,7 +173,9 @@ def _own_shape(tensors: Tensors) -> Shape:
 def _peft_deltas(
     name: str, groups: Mapping[str, Group], settings: Mapping[str, Any]
 ) -> tuple[dict[str, LowRankDelta], list[str]]:
-    """Return module path -> delta of the layers that are no DoRA, and why they cannot be read."""
+    """Return module path -> delta of the layers without DoRA, and the problems of unreadable
+    ones.
+    """
     problem = refusal(settings)
     if problem:
         return {}, [f"it is {problem}"]
@@ -192,7 +195,7 @@ def _peft_deltas(
 
 
 def _module_name(base: str) -> str:
-    """Return what a module is called, without its place in the model."""
+    """Return the name of a module without its place in the model."""
     special = _MODULES.search(base)
     if special:
         return special[1]
@@ -213,7 +216,7 @@ def _peft_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _format(keys: Iterable[str]) -> str:
-    """Return who writes such keys, the one with most of them first."""
+    """Return the programs that write such keys, by falling number of keys."""
     writers = Counter(
         next((writer for start, writer in _WRITERS.items() if re.match(start, key)), "unknown")
         for key in keys

@@ -1,7 +1,6 @@
-"""Kinds of adapters: which tensors each of them keeps for a module, and how these make the delta of
-the module's weight.
+"""Kinds of adapters: the tensors of each for a module, and the delta that these describe.
 
-Whatever tells kinds or tensors apart, anywhere, is derived from `KINDS` and `ENDINGS`.
+All code that distinguishes kinds or tensors derives from `KINDS` and `ENDINGS`.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ DenseDelta = Callable[[str, Tensors], Tensor]
 
 
 class WrongShape(AdapterError):
-    """Tensors that belong to a weight of another shape; the reader of the file adds why that may
-    be.
-    """
+    """Tensors for a weight of another shape. The reader of the file adds the likely cause."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,14 @@ class AdapterKind:
     """A kind of adapter.
 
     Args:
-        name: What users call it.
-        phrase: The same inside a sentence, with its article.
-        roles: The tensors that it may have, in the order in which ComfyUI keeps them.
-        marks: Those of which one alone tells the kind.
+        name: Name of the kind, as its users say it.
+        phrase: Name inside a sentence, with its article.
+        roles: Roles of the tensors that it may have, in ComfyUI's order.
+        marks: Roles of which a single one identifies the kind.
         needs_weight: Whether the delta depends on the base model's weight.
-        read: (tensors, shape) -> the delta as exact factors. None: it has no exact factors.
-        read_dense: (tensors, base weight or None) -> the dense delta by our own code. None: only
-            ComfyUI's code makes it, or nobody's.
+        read: Function (tensors, shape) -> delta as exact factors; None: it has no exact factors.
+        read_dense: Function (tensors, base weight or None) -> dense delta; None: only ComfyUI's
+            code makes it, or none does.
     """
 
     name: str
@@ -69,8 +66,8 @@ class AdapterKind:
 
 
 def kind_of(tensors: Tensors) -> AdapterKind:
-    """Return the kind to which a module's tensors belong; where none of them tells, a LoRA, which
-    is incomplete then.
+    """Return the kind to which a module's tensors belong. Without an identifying tensor, it is an
+    incomplete LoRA.
     """
     kind = next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)
     if kind is LORA and DOWN in tensors and tensors[DOWN].shape[2:].numel() > 1:
@@ -82,13 +79,13 @@ def delta_of(
     path: str, tensors: Tensors, shape: Shape | None, dense_delta: DenseDelta | None = None
 ) -> LowRankDelta | None:
     """Return the delta that a module's tensors describe, with alpha folded into ``up``; None if
-    they are about vectors only.
+    they describe vectors only.
 
     Args:
         path: The module.
-        tensors: Its tensors.
-        shape: The shape of its weight; None: no layer that can be merged.
-        dense_delta: Makes the deltas that have no exact factors; None: they are refused.
+        tensors: Role -> tensor of the module.
+        shape: Shape of the module's weight; None: the layer cannot be merged.
+        dense_delta: Function that makes deltas without exact factors; None: these are refused.
 
     Raises:
         AdapterError: The tensors are incomplete, have wrong shapes or are not finite, or are of a
@@ -114,7 +111,7 @@ def delta_of(
 
 
 def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
-    """Return what makes dense deltas by our own code, without ComfyUI.
+    """Return a function that makes dense deltas without ComfyUI.
 
     Args:
         weight_at: Module path -> the base model's weight, (d_out, ...), on the CPU.
@@ -170,7 +167,7 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
     Args:
         weight: The delta, (d_out, d_in).
         shape: The shape of the module's weight.
-        what: The delta, for errors: ``a LoKr``.
+        what: Name of the delta in errors, such as ``a LoKr``.
 
     Raises:
         AdapterError: Numbers that are not finite.
@@ -185,7 +182,7 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
 
 
 def check_finite(*tensors: Tensor) -> None:
-    """Refuse weights that a broken training run left.
+    """Refuse the weights of a broken training run.
 
     Raises:
         AdapterError: A number is infinite, or none.

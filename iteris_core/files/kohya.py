@@ -34,13 +34,13 @@ def parse(
     """Return the adapter that a file's tensors describe.
 
     Args:
-        name: The file's name, for reports and errors.
+        name: Name of the file, for reports and errors.
         tensors: The file's content, key -> tensor.
         keys: The model's keys. Vectors of other sizes than the model's count as unmatched.
         metadata: The file's metadata.
-        dense_delta: Makes the deltas that have no exact factors, such as those of a LoKr or a DoRA;
-            None: they are refused.
-        progress: Called as ``progress(modules read, modules in all)``; may raise to cancel.
+        dense_delta: Function that makes deltas without exact factors, such as those of a LoKr or a
+            DoRA; None: these are refused.
+        progress: Listener for (modules read, modules in all); may raise to cancel.
 
     Raises:
         AdapterError: No key fits the model, tensors are missing, doubled, of unknown meaning or of
@@ -87,7 +87,7 @@ def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str])
 
 
 def _starts(key: str) -> Iterator[str]:
-    """Yield what may be the base of a key: what stands before each of its dots, longest first."""
+    """Yield the possible bases of a key: its part before each dot, longest first."""
     while "." in key:
         key = key.rpartition(".")[0]
         yield key
@@ -98,8 +98,8 @@ def _starts(key: str) -> Iterator[str]:
 def _vectors(
     path: str, group: Group, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return parameter path -> what is added to a bias or a norm's weight, and the keys of vectors
-    that have no parameter of their size.
+    """Return parameter path -> difference of a bias or a norm's weight, and the keys of vectors
+    without a parameter of their size.
     """
     fitting = {}
     misfits = []
@@ -117,7 +117,7 @@ def _vectors(
 def _delta(
     name: str, path: str, group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
 ) -> LowRankDelta | None:
-    """Return one module's delta; None if only vectors are there. Errors get their place here."""
+    """Return one module's delta; None if there are only vectors. Errors get their place here."""
     try:
         group.check_single()
         return delta_of(path, group.tensors, keys.shapes.get(path), dense_delta)
@@ -153,8 +153,8 @@ def to_tensors(
     """Return an adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
     ``<base>.alpha`` = rank.
 
-    Where layers have different ranks there are no alphas, which means the same: diffusers would
-    read alphas that differ, but give those of attention layers to other modules.
+    Alphas are omitted where layers have different ranks, which means the same. diffusers would give
+    differing alphas of attention layers to other modules.
 
     Args:
         adapter: The adapter, in the precision in which it is to be saved.
@@ -204,14 +204,13 @@ def file_of(
     *,
     whole: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what an adapter's file holds, its tensors and its metadata, with the hashes by which
-    other programs know it.
+    """Return the tensors and the metadata of an adapter's file, with the hashes by which other
+    programs recognise it.
 
     Args:
         adapter: The adapter, in the precision in which it is to be saved.
         keys: Names of the model's modules.
-        metadata: More strings for the file; None: no more than what the tensors need, and no
-            hashes.
+        metadata: More strings for the file; None: only those that the tensors need, and no hashes.
         whole: See `to_tensors`.
 
     Raises:

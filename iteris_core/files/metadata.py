@@ -1,4 +1,4 @@
-"""What a merged LoRA's file tells other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec
+"""Metadata of a merged LoRA for other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec
 1.0.1.
 """
 
@@ -30,12 +30,12 @@ def merged_metadata(
     when: datetime,
     thumbnail: str = "",
 ) -> dict[str, str]:
-    """Return what is worth telling about a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
+    """Return the metadata of a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
 
     Args:
         title: The name of the merged LoRA.
-        adapters: The LoRAs; their titles and tags live on.
-        triggers: What calls the LoRAs up.
+        adapters: LoRAs whose titles and tags are taken over.
+        triggers: Trigger phrases of the LoRAs.
         when: The time of the merge.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
     """
@@ -58,8 +58,8 @@ def merged_metadata(
 
 
 def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the tag counts of several files as one: training folder -> tag -> count; unreadable
-    ones are left out.
+    """Return the joint tag counts of several files: training folder -> tag -> count. Unreadable
+    ones are ignored.
     """
     folders: dict[str, Counter[str]] = {}
     for text in frequencies:
@@ -76,16 +76,14 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def short_hash(file: BinaryIO) -> str:
-    """Return the first digits of the SHA-256 of 64 KiB of a file from 1 MiB on: as A1111 showed it,
-    and quick.
-    """
+    """Return the first digits of the SHA-256 of the 64 KiB from 1 MiB on, as in early A1111."""
     file.seek(_SHORT_START)
     return hashlib.sha256(file.read(_SHORT_BYTES)).hexdigest()[:_SHORT_DIGITS]
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes by which A1111's extensions and kohya's trainers know a LoRA, whatever
-    metadata is changed later.
+    """Return the hashes by which A1111's extensions and kohya's trainers recognise a LoRA after its
+    metadata was changed.
 
     Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows
     the header, and the `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).

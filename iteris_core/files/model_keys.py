@@ -1,6 +1,4 @@
-"""Names and sizes of a model's modules: which module a LoRA's key means, and what its tensors must
-fit.
-"""
+"""Names and sizes of a model's modules, by which a LoRA's keys and tensors are matched."""
 
 from __future__ import annotations
 

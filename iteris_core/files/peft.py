@@ -54,7 +54,7 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
     Args:
         folder: The adapter's folder.
         shapes: Module path -> (d_out, d_in) of the base model's weights that can be merged.
-        weight_at: Gives the base model's weights; only a DoRA needs them.
+        weight_at: Function that returns the base model's weights; only a DoRA needs them.
 
     Raises:
         AdapterError: The folder is incomplete, of another kind or for another base model; names the
@@ -115,9 +115,9 @@ def deltas_of(
     """Return module path -> delta of an adapter's groups of tensors.
 
     Args:
-        name: The adapter's name, for errors.
-        groups: Its tensors, module by module.
-        settings: As `read_settings` returns them.
+        name: Name of the adapter, for errors.
+        groups: Tensors of the adapter, by module.
+        settings: Settings, as `read_settings` returns them.
         shapes: See `load`.
         weight_at: See `load`.
 
@@ -173,8 +173,8 @@ def _delta(
     shape: Shape,
     weight_at: WeightAt | None,
 ) -> LowRankDelta:
-    """Return one layer's delta. ``fan_in_fan_out`` needs no care: it is about how the base weight
-    is stored.
+    """Return one layer's delta. ``fan_in_fan_out`` does not matter, since it concerns the storage
+    of the base weight.
     """
     group.check_single()
     up, down = lora_factors(group.tensors, shape)
@@ -298,7 +298,7 @@ def save(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder to which `save` would not write. Worth asking before a merge, too.
+    """Refuse a folder to which `save` would not write. It can be called before a long merge, too.
 
     Args:
         folder: The adapter's folder.

@@ -1,5 +1,5 @@
-"""Settings of a PEFT adapter, ``adapter_config.json``: whether it can be merged, and the scale of
-each layer.
+"""Settings of a PEFT adapter, ``adapter_config.json``: checks whether it can be merged, and the
+scale of each layer.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def refusal(settings: Mapping[str, Any]) -> str | None:
-    """Return why an adapter cannot be merged, and what to do; None if it can.
+    """Return the reason why an adapter cannot be merged, and the next step; None if it can.
 
     Args:
-        settings: As `read_settings` returns them.
+        settings: Settings, as `read_settings` returns them.
 
     Returns:
-        What it is, to go on after "it is".
+        Phrase that continues "it is".
     """
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -95,7 +95,9 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
 
 
 def meaning_of(key: str) -> str:
-    """Return what a tensor is that is no factor of a LoRA, and what to do; for after its key."""
+    """Return a phrase that continues a tensor's key: the meaning of a tensor that is no factor of a
+    LoRA, and the next step.
+    """
     if "lora_embedding_" in key:
         return (
             "changes an embedding; only Linear and Conv2d layers can be merged. Train the adapter "
@@ -121,7 +123,7 @@ def scale_at(settings: Mapping[str, Any], path: str, rank: int) -> float:
     """Return the factor of one layer's ``up @ down``: alpha / rank, with rsLoRA alpha / sqrt(rank).
 
     Args:
-        settings: As `read_settings` returns them.
+        settings: Settings, as `read_settings` returns them.
         path: The layer.
         rank: The rank of its factors.
 

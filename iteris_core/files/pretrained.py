@@ -71,7 +71,7 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     Args:
         auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
         source: Folder, or name on the hub.
-        what: The model, for errors: "a model".
+        what: Name of the model in errors, such as "a model".
         options: More arguments of ``from_pretrained``.
 
     Raises:
@@ -140,7 +140,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def load_processor(source: str) -> Any:
-    """Load what turns pictures and texts into a base model's inputs.
+    """Load the processor that turns pictures and texts into a base model's inputs.
 
     Args:
         source: Folder, or name on the hub.
@@ -162,9 +162,9 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
     """Return ``load(source, **options)``.
 
     Args:
-        load: A function of `transformers` or `diffusers` that loads something.
+        load: Loading function of `transformers` or `diffusers`.
         source: Folder, or name on the hub.
-        what: What is loaded, for errors: "a tokenizer".
+        what: Name of the loaded thing in errors, such as "a tokenizer".
         options: More arguments of `load`.
 
     Raises:

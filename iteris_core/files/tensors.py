@@ -1,6 +1,4 @@
-"""Safetensors files: read with errors that say what is wrong, written in one step, and known by
-their hash. Nothing here is opened by pickle.
-"""
+"""Safetensors files: read without pickle, written in one step, and identified by their hash."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ def check_readable(path: Path) -> None:
     """Refuse a path that is no whole safetensors file, without reading its tensors.
 
     Raises:
-        AdapterError: The file is missing, a pickle, truncated or something else; with what to do
-            about it.
+        AdapterError: The file is missing, a pickle, truncated or something else; names the next
+            step.
     """
     with opened(path):
         pass
@@ -92,7 +90,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of what a safetensors file of these tensors alone would be."""
+    """Return the SHA-256 of a safetensors file with these tensors and no metadata."""
     return hashlib.sha256(save(storable(tensors))).hexdigest()
 
 
@@ -179,13 +177,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwrite: bool) -> None:
-    """Refuse to write to a folder that holds anything, unless it may be overwritten and everything
-    in it is ours.
+    """Refuse to write to a folder that is not empty, unless it may be overwritten and holds only
+    files of our kind.
 
     Args:
         folder: The folder to be written; it need not exist.
         own_files: Whether a file of this name belongs to what is written there.
-        overwrite: Whether the user allows to replace what is there.
+        overwrite: Whether files in the folder may be replaced.
 
     Raises:
         FileExistsError: Something is in the way; says what.

@@ -1,6 +1,4 @@
-"""Trigger words: what to type to use a LoRA, as its file's metadata tells it, and prompts made of
-them.
-"""
+"""Trigger words in the metadata of LoRA files, and prompts made of them."""
 
 from __future__ import annotations
 
@@ -23,12 +21,12 @@ _NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the 
 
 @dataclass(frozen=True)
 class TriggerWords:
-    """What the metadata of one file tells about the words that call it up.
+    """The trigger words in the metadata of one file.
 
     Args:
-        words: All of them, most likely first.
-        triggers: Those that take the place of ``{trigger}`` in a prompt.
-        source: The metadata field that names the triggers.
+        words: All trigger words, most likely first.
+        triggers: Trigger words that replace ``{trigger}`` in a prompt.
+        source: Metadata field that names the triggers.
         caption: The commonest tags together, as in training; empty where the author named the
             triggers.
     """
@@ -72,21 +70,21 @@ def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ..
 
 
 def default_prompts(found: TriggerWords) -> tuple[str, ...]:
-    """Return what a LoRA is measured on if its user names no prompts; empty if its file names no
-    trigger words.
+    """Return the prompts of a LoRA whose user names none; empty if its file names no trigger
+    words.
     """
     caption = (found.caption,) if found.caption else ()
     return tuple(dict.fromkeys([*prompts_from(found, TEMPLATES), *caption]))
 
 
 def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str, ...]:
-    """Return a LoRA's prompts, with its trigger words in place of ``{trigger}``; without prompts,
-    our templates.
+    """Return a LoRA's prompts with its trigger words in place of ``{trigger}``; default prompts if
+    it has none.
 
     Args:
-        name: Of the file, for errors.
-        prompts: The user's; may be empty.
-        found: What the file's metadata tells.
+        name: Name of the file, for errors.
+        prompts: Prompts of the user; may be empty.
+        found: Trigger words in the file's metadata.
 
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
@@ -116,8 +114,8 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _tags(text: str) -> tuple[str, ...]:
-    """Return the commonest tags of all training folders, before them what the folders' own names
-    call the subject.
+    """Return the names of the subject in the folders' names, then the commonest tags of all
+    training folders.
     """
     counts: Counter[str] = Counter()
     names = []
@@ -133,11 +131,10 @@ def _tags(text: str) -> tuple[str, ...]:
 
 
 def _is_trigger(folder: str, counts: Mapping[str, int]) -> bool:
-    """Whether a training folder, "10_sks dog", is named as the subject is called and not just
-    somehow.
+    """Whether the name of a training folder, as in "10_sks dog", is a name of the subject.
 
-    It is where the captions have its words, where there are none, or where it is an instance and a
-    class, as kohya asks for.
+    It counts as one if captions contain it, if there are no captions, or if it has several words,
+    as kohya's instance and class have.
     """
     if folder in counts:
         return True

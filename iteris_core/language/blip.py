@@ -44,7 +44,9 @@ def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cp
 
 
 def stream_of(path: str) -> str:
-    """Return whose tokens a layer reads: keys and values of cross-attention read the picture's."""
+    """Return the stream of tokens that a layer reads: keys and values of cross-attention read the
+    picture's.
+    """
     return IMAGE_STREAM if _READS_IMAGE.fullmatch(path) else TEXT_STREAM
 
 
@@ -120,14 +122,14 @@ def merge_blip(
         base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
             reader is a processor; pictures in files, and captions and prompts that are texts, need
             it.
-        adapters: One or more; their samples are `CaptionSample`.
-        config: How layers are solved; None: the defaults.
-        options: How captions are read; None: the defaults.
+        adapters: Adapters to merge, at least one; their samples are `CaptionSample`.
+        config: Settings of the merge; None: the defaults.
+        options: Settings with which captions are read; None: the defaults.
         preserve: Samples on which the base model is kept as it is; None: there is no such task.
-        progress: Told about stages and steps; may raise to cancel.
+        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
 
     Raises:
-        IterisError: A base, adapter, sample or setting cannot be used, or what `merge` raises.
+        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
     """
     base = base if isinstance(base, Base) else Base(base)
     options = options or CaptionOptions()

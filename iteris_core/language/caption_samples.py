@@ -36,7 +36,7 @@ class CaptionSample:
     """One picture of a task, and its caption.
 
     Args:
-        image: A file, or pixels as the model reads them, (3, height, width).
+        image: File of the picture, or pixels as the model reads them, (3, height, width).
         caption: A text, or the token ids (length,) that the decoder reads, from its start token on;
             None: the task's own teacher writes it.
         prompt: Text with which the caption begins, whoever writes it; that with which the adapter
@@ -49,7 +49,7 @@ class CaptionSample:
 
     @property
     def needs_processor(self) -> bool:
-        """Whether something of it has to be turned into pixels or token ids."""
+        """Whether a part of the sample has to be turned into pixels or token ids."""
         return (
             not isinstance(self.image, Tensor) or isinstance(self.caption, str) or bool(self.prompt)
         )
@@ -57,12 +57,12 @@ class CaptionSample:
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """What one row of a batch reads.
+    """The picture and caption that one row of a batch reads.
 
     Args:
         pixels: Picture (3, height, width).
         ids: Token ids (length,).
-        mask: Which of them are no padding, (length,).
+        mask: 1 for tokens and 0 for padding, (length,).
     """
 
     pixels: Tensor
@@ -78,8 +78,9 @@ class CaptionOptions(ReadingOptions):
         padding: ``ignore`` leaves padding out of the statistics; ``count`` fills captions up to
             `max_length`, unless all are token ids, and counts the padding, as the published code
             does (with 168).
-        max_length: A start token, one word and an end token are the least.
-        max_new_tokens: A teacher writes where a sample has no caption; the prompt is not counted.
+        max_length: Most tokens of a caption, at least 3: a start token, one word and an end token.
+        max_new_tokens: Most tokens that a teacher writes for a sample without a caption, without
+            the prompt.
     """
 
     padding: Padding = setting(
@@ -126,7 +127,7 @@ def encode_captions(
         tasks: Samples of each task.
         processor: Processor of the model; None if no sample needs one.
         model: The captioning model, as `blip.load_base` returns it.
-        options: How captions are read.
+        options: Settings with which captions are read.
 
     Raises:
         CalibrationError: A picture cannot be read, or the model does not have these pixels or ids.
@@ -151,12 +152,12 @@ def has_texts(tasks: Sequence[Sequence[CaptionSample]]) -> bool:
 
 
 def check_length(model: Any, length: int, what: str) -> None:
-    """Refuse what is longer than a BLIP's decoder can read.
+    """Refuse a length that a BLIP's decoder cannot read.
 
     Args:
         model: The captioning model.
         length: Number of tokens.
-        what: What may become that long, for the error.
+        what: Name of the sequence in the error.
 
     Raises:
         ConfigError: The decoder has fewer positions.
@@ -217,7 +218,7 @@ def caption_rows(
 
     Args:
         tasks: Samples of each task, each with a target.
-        options: How captions are read.
+        options: Settings with which captions are read.
         fill: Whether captions are filled up to ``options.max_length``, or to the longest.
 
     Raises:

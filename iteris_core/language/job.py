@@ -1,5 +1,5 @@
-"""What merges of PEFT adapters have in common, whatever the model: a task per adapter, one that
-keeps the base model, a report.
+"""The common part of all merges of PEFT adapters: a task per adapter, one that keeps the base
+model, a report.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Base:
 
     Args:
         model: Folder, name on the hub, or a loaded model.
-        reader: Its tokenizer or processor; None: the one that lies beside the model, if samples
-            need it.
+        reader: Tokenizer or processor of the model; None: the one beside the model, if samples need
+            it.
         dtype: Precision in which a model runs that is loaded here.
         device: Device on which a model runs that is loaded here.
     """
@@ -66,8 +66,8 @@ class AdapterTask:
 
     Args:
         folder: Folder of the adapter.
-        samples: At least one.
-        weight: How much the task counts beside those of the other adapters.
+        samples: Samples of the task; at least one.
+        weight: Weight of the task, relative to those of the other adapters.
 
     Raises:
         CalibrationError: There are no samples.
@@ -89,8 +89,8 @@ class Preserve:
     """Ordinary samples, on which the merged model is to answer as the base model does.
 
     Args:
-        samples: None: there is no such task.
-        weight: How much the task counts; 0 leaves it out.
+        samples: Samples of the task; None: no such task.
+        weight: Weight of the task; 0: no such task.
 
     Raises:
         ConfigError: The weight is no finite number from 0 on.
@@ -138,14 +138,14 @@ class PeftMergeResult(MergeResult):
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What is merged, and how.
+    """The base model, the adapters and the settings of a merge.
 
     Args:
         base: The base model.
         adapters: Adapters with their samples.
         preserve: Samples on which the base model is kept.
-        config: How layers are solved.
-        progress: Told about stages and steps; may raise to cancel.
+        config: Settings of the merge.
+        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
     """
 
     base: Base
@@ -167,7 +167,7 @@ class MergeJob:
 
     @property
     def mixes(self) -> list[dict[int, float]]:
-        """What the teacher of each task wears."""
+        """Mix of adapters that the teacher of each task wears."""
         own = [{number: 1.0} for number in range(len(self.adapters))]
         return [*own, {}] if self.keeps_base else own
 
@@ -194,13 +194,13 @@ class MergeJob:
         options: ReadingOptions,
         notes: Sequence[Note] = (),
     ) -> PeftMergeResult:
-        """Merge, and put into the report what is needed to do it again.
+        """Merge, and write into the report the settings with which the merge can be repeated.
 
         Args:
             network: The base model.
             adapters: Adapters that were read from the folders.
             rows: Samples of each task, as the network reads them.
-            options: How samples were read, for the report.
+            options: Settings with which samples were read, for the report.
             notes: Notes for the report.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What samples of texts and of captions have in common: lines of files, token ids, padding."""
+"""The common part of text samples and caption samples: lines of files, token ids, padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReadingOptions:
     Args:
         padding: ``ignore`` leaves padding out of the statistics; ``count`` fills samples up to
             `max_length` and counts the padding, as the published code does.
-        max_new_tokens: A teacher answers where a sample has no answer of its own.
+        max_new_tokens: Most tokens that a teacher writes for a sample without an answer.
     """
 
     padding: Padding = setting("ignore", "Whether padding counts, as in the published code.")
@@ -42,8 +42,7 @@ class Encoded:
     """A sample as tensors.
 
     Args:
-        read: What the model reads: token ids (length,) without padding, or pixels (3, height,
-            width).
+        read: Input of the model: token ids (length,) without padding, or pixels (3, height, width).
         target: Token ids (length,) that it should answer; None until the task's teacher has written
             them.
         start: Token ids (length,) with which the teacher's answer begins.
@@ -62,7 +61,7 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
 
     Args:
         path: File in UTF-8, with or without a byte order mark.
-        content: What a line should be, for errors.
+        content: Content of a line in errors.
 
     Raises:
         CalibrationError: The file cannot be read, or there is nothing in it.
@@ -120,12 +119,12 @@ def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
     """Refuse token ids that a model does not have.
 
     Args:
-        what: What they are, for the error.
+        what: Name of the token ids in the error.
         ids: Token ids.
         vocabulary: Number of the model's tokens.
 
     Raises:
-        CalibrationError: They are no row of ids from 0 to below that number.
+        CalibrationError: The ids are no row of numbers from 0 to below `vocabulary`.
     """
     if ids.ndim != 1 or not ids.numel() or ids.min() < 0 or ids.max() >= vocabulary:
         largest = f" up to {ids.max()}" if ids.numel() else ""
@@ -149,7 +148,7 @@ def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
 
 
 def mask_of(rows: Sequence[Tensor], length: int) -> Tensor:
-    """Return which tokens of `padded` rows are no padding, as 1 and 0, (rows, length)."""
+    """Return 1 for tokens and 0 for padding of `padded` rows, (rows, length)."""
     return padded([torch.ones_like(ids) for ids in rows], length, 0)
 
 
@@ -176,7 +175,7 @@ def token_weights(masks: Mapping[str, Tensor], padding: Padding) -> dict[str, Te
     """Return the weights of a sample's tokens in the statistics, for `Sample`.
 
     Args:
-        masks: Stream -> which tokens are no padding, (length,).
+        masks: Stream -> 1 for tokens and 0 for padding, (length,).
         padding: See `ReadingOptions`.
     """
     if padding == "count":

@@ -54,7 +54,9 @@ def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cp
 
 
 def stream_of(path: str) -> str:
-    """Return whose tokens a layer reads: keys and values of cross-attention read the encoder's."""
+    """Return the stream of tokens that a layer reads: keys and values of cross-attention read the
+    encoder's.
+    """
     return (
         ENCODER_STREAM
         if _IN_ENCODER.fullmatch(path) or _READS_ENCODER.fullmatch(path)
@@ -143,14 +145,14 @@ def merge_t5(
     Args:
         base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
             reader is a tokenizer; samples that are texts need it.
-        adapters: One or more; their samples are `TextSample`.
-        config: How layers are solved; None: the defaults.
-        options: How texts are read, and which modules are merged; None: the defaults.
+        adapters: Adapters to merge, at least one; their samples are `TextSample`.
+        config: Settings of the merge; None: the defaults.
+        options: Settings with which texts are read, and the modules to merge; None: the defaults.
         preserve: Samples on which the base model is kept as it is; None: there is no such task.
-        progress: Told about stages and steps; may raise to cancel.
+        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
 
     Raises:
-        IterisError: A base, adapter, sample or setting cannot be used, or what `merge` raises.
+        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
     """
     base = base if isinstance(base, Base) else Base(base)
     options = options or TextOptions()
@@ -177,7 +179,7 @@ def prepare(
     Args:
         teachers: The tasks' teachers, who answer samples without a target.
         samples: Samples of each task.
-        options: How texts are read.
+        options: Settings with which texts are read.
         tokenizer: Tokenizer of the base model; None if all samples are token ids.
 
     Raises:
@@ -224,7 +226,7 @@ def _check_lengths(model: Any, samples: Sequence[Encoded], fill_to: int | None) 
 def _load_adapters(
     model: nn.Module, folders: Sequence[Path], options: TextOptions
 ) -> tuple[list[Adapter], list[Note]]:
-    """Return the adapters' part that is merged, and a note about what is left out."""
+    """Return the part of the adapters that is merged, and a note about the omitted rest."""
     adapters = [load_adapter(model, Path(folder)) for folder in folders]
     if options.modules == "all":
         return adapters, []

@@ -28,9 +28,9 @@ class Teachers:
     Args:
         model: The base model.
         adapters: Adapters that the mixes number.
-        mixes: What each task's teacher wears: number of an adapter -> share.
+        mixes: Mix that each task's teacher wears: number of an adapter -> share.
         samples_per_call: Samples in one call of the model.
-        progress: Told about tasks that are answered; may raise to cancel.
+        progress: Listener for (stage, tasks answered, tasks in all); may raise to cancel.
     """
 
     model: Any
@@ -44,7 +44,7 @@ class Teachers:
 
         Args:
             tasks: Samples of each task.
-            write: Lets the model answer a batch.
+            write: Function that lets the model answer a batch.
 
         Raises:
             CalibrationError: Out of memory with a single sample.

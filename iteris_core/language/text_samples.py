@@ -37,11 +37,11 @@ _JSON = (".jsonl", ".json", ".ndjson")
 
 @dataclass(frozen=True)
 class TextSample:
-    """One input of a task, and what the model should answer.
+    """One input of a task, and the right answer.
 
     Args:
-        input: A text, or its token ids (length,) without padding.
-        target: A text, or token ids (length,); None: the task's own teacher answers.
+        input: Text, or its token ids (length,) without padding.
+        target: Text, or token ids (length,); None: the task's teacher answers.
     """
 
     input: str | Tensor
@@ -60,7 +60,7 @@ class TextOptions(ReadingOptions):
     Args:
         padding: ``ignore`` leaves padding out of the statistics; ``count`` fills inputs, but not
             targets, up to `max_length` and counts the padding, as the published code does.
-        max_new_tokens: A teacher answers where a sample has no target.
+        max_new_tokens: Most tokens that a teacher writes for a sample without a target.
         modules: ``encoder`` leaves the decoder out of the merge.
     """
 
@@ -73,13 +73,13 @@ class TextOptions(ReadingOptions):
 
 @dataclass(frozen=True)
 class TokenRow:
-    """What one row of a batch reads.
+    """The token ids that one row of a batch reads.
 
     Args:
         ids: Token ids (length,).
-        mask: Which of them are no padding, (length,).
+        mask: 1 for tokens and 0 for padding, (length,).
         decoder_ids: Token ids (length,) of the decoder; None: it does not run.
-        decoder_mask: Which of them are no padding, (length,).
+        decoder_mask: 1 for tokens and 0 for padding of the decoder, (length,).
     """
 
     ids: Tensor
