@@ -204,9 +204,9 @@ class CaptionWorld:
     """A small BLIP, and LoRAs on q, k and v of the text decoder's self-attention.
 
     Args:
-        folder: Where models and LoRAs are kept.
-        size: How much is trained and measured.
-        tell: Told about training.
+        folder: Folder of the models and LoRAs.
+        size: Amounts of training and measuring.
+        tell: Listener for the progress of training.
     """
 
     folder: Path

@@ -19,11 +19,11 @@ class Way:
     """One way to merge.
 
     Args:
-        config: The library's settings.
+        config: Settings of the library.
         preserve: Weight of a preserve task, samples of the base model's own tasks with the base as
             teacher; 0: none.
         padding: Whether padding counts in the statistics: ``ignore`` or ``count``.
-        samples: Per task.
+        samples: Number of samples per task.
         follows: Name of the same way with one iteration less; None: there is none.
     """
 

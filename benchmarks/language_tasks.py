@@ -30,9 +30,9 @@ class TextTask:
     """A rule on random inputs.
 
     Args:
-        name: Its first word.
-        draw: Makes an input.
-        answer: The rule: input -> answer.
+        name: Name of the task, which is the first word of its inputs.
+        draw: Function that makes an input.
+        answer: Rule of the task: input -> answer.
         classes: Number of possible answers; 0: a task of generation.
     """
 

@@ -33,7 +33,7 @@ Tell = Callable[
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and measured."""
+    """Amounts of training and measuring."""
 
     width: int = 128
     layers: int = 3
@@ -69,9 +69,9 @@ class TextWorld:
     """A small T5, and LoRAs on q and v of all attention layers.
 
     Args:
-        folder: Where models and LoRAs are kept.
-        size: How much is trained and measured.
-        tell: Told about training.
+        folder: Folder of the models and LoRAs.
+        size: Amounts of training and measuring.
+        tell: Listener for the progress of training.
     """
 
     folder: Path

@@ -36,9 +36,9 @@ def algorithm_1(
 
     Args:
         modules: Module path -> Linear, or 1x1 Conv2d.
-        forward: Runs the model on a list of samples.
+        forward: Function that runs the model on a list of samples.
         adapters: Module path -> dense delta; all of them change the same layers.
-        samples: What each adapter's task reads.
+        samples: Samples of each adapter's task.
         alpha: Ridge, relative to a Frobenius norm.
         ridge: ``paper`` scales the cross ridge by ``||X^T X~||``, ``consistent`` by ``||X~^T
             X~||``.

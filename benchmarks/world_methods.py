@@ -38,10 +38,10 @@ class Recipe:
     """A way to merge: settings that replace the product's defaults.
 
     Args:
-        name: Its row in the tables.
-        config: Of `MergeConfig`.
-        calibration: Of `Calibration`.
-        adapter: ``merge``, or what stands for bounds: ``none``, the base model, and ``single``,
+        name: Name of the row in the tables.
+        config: Fields of `MergeConfig` -> value.
+        calibration: Fields of `Calibration` -> value.
+        adapter: ``merge``, or one of the two bounds: ``none`` for the base model, ``single`` for
             each LoRA alone.
     """
 
@@ -170,7 +170,7 @@ def style_recipes() -> list[Recipe]:
 def merged(
     bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet
 ) -> tuple[Adapter | None, float]:
-    """Return what a recipe makes of the LoRAs, and the CPU seconds it took, see `Clock`."""
+    """Return the LoRAs merged by a recipe, and the CPU seconds of the merge, see `Clock`."""
     if recipe.adapter == "none":
         return None, 0.0
     config = {"samples_per_chunk": 48, **recipe.config}
@@ -204,7 +204,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Cell:
-    """A merge of some LoRAs, kept in a file, with what was found about it."""
+    """A merge of some LoRAs and its scores, kept in files."""
 
     bench: Bench
     recipe: Recipe

@@ -68,14 +68,14 @@ BASE: tuple[tuple[str, tuple[Label, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One picture that is asked for.
+    """A picture to sample, and its correct content.
 
     Args:
-        kind: Of the question, a column of the tables.
-        about: The triggers that it is about.
-        caption, seed: What is sampled, from which noise.
-        labels: What must be in the picture, no more and no less.
-        style: How it must be rendered.
+        kind: Kind of question, a column of the tables.
+        about: Triggers that the question is about.
+        caption, seed: Caption of the picture, and seed of its noise.
+        labels: Things in a correct picture, no more and no less.
+        style: Style of a correct picture.
     """
 
     kind: str
@@ -107,7 +107,7 @@ def style_of(trigger: str) -> str:
 
 
 class Question(NamedTuple):
-    """A caption to be drawn `count` times, and what must be in the pictures."""
+    """A caption to be drawn `count` times, and the correct content of the pictures."""
 
     kind: str
     about: tuple[str, ...]
