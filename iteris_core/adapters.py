@@ -1,4 +1,4 @@
-"""Adapters: what one LoRA file changes, as weight deltas per module.
+"""Adapters: the content of LoRA files as weight deltas per module.
 
 Letters used throughout the package: d_in and d_out are a layer's widths, r is a rank, tokens are
 rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolution counts as d_in
@@ -136,7 +136,7 @@ class Adapter:
         unmatched: Keys of the file that belong to no module of the model; reported, never dropped
             silently.
         metadata: Metadata of the file.
-        vectors: Parameter path (a bias, or a norm's weight) -> what is added to it.
+        vectors: Parameter path (a bias, or a norm's weight) -> difference that is added to it.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Adapter:
         )
 
     def select(self, wanted: Callable[[str], bool]) -> Adapter:
-        """Return the part of the adapter whose module and parameter paths are wanted."""
+        """Return the part of the adapter whose module and parameter paths pass a test."""
         return replace(
             self,
             deltas={path: delta for path, delta in self.deltas.items() if wanted(path)},
@@ -175,7 +175,9 @@ class Adapter:
         )
 
     def split(self, belongs: Callable[[str], bool]) -> tuple[Adapter, Adapter]:
-        """Return the part of the adapter whose module and parameter paths belong, and the rest."""
+        """Return the part of the adapter whose module and parameter paths pass a test, and the
+        rest.
+        """
         return self.select(belongs), self.select(lambda path: not belongs(path))
 
 
@@ -190,7 +192,7 @@ def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names, with their place behind those that are there several times.
+    """Return names, with their place behind those that occur several times.
 
     >>> told_apart(["cat", "dog", "cat"])
     ('cat (1)', 'dog', 'cat (3)')
@@ -205,7 +207,7 @@ def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
     """Return the mean of the adapters' changes of biases and norms; an adapter without one counts
     as zero.
 
-    What is added to a bias does not depend on the input, so their mean is the best compromise.
+    The difference of a bias does not depend on the input, so the mean is the best compromise.
     """
     paths = dict.fromkeys(path for adapter in adapters for path in adapter.vectors)
     return {

@@ -48,9 +48,10 @@ class BaselineOptions:
     """Settings that only rivals have; the file of a rival says which of them it uses, and how.
 
     Args:
-        scale: None is ``search`` for task_arithmetic, and 1 for all others. ``search`` finds the
-            scale with the smallest error of the network's output on the calibration samples.
-        density: Of TIES, KnOTS, Core Space, DARE and magnitude pruning.
+        scale: Factor of the merged delta; None is ``search`` for task_arithmetic, and 1 for all
+            others. ``search`` finds the scale with the smallest error of the network's output on
+            the calibration samples.
+        density: Share of kept entries, for TIES, KnOTS, Core Space, DARE and magnitude pruning.
         sign: ``total`` elects the sign of the sum of the values, ``frequency`` the sign that more
             of them have.
         projection: NP-LoRA's mu: 0 is the sum, None takes the style's directions out of the other
@@ -95,10 +96,11 @@ class MergeConfig:
             residuals of the report. The other settings are IterIS's own.
         engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's
             Algorithm 1 (rows "iterations").
-        max_iter: The first solve uses ``X~ = X``.
-        alpha: Relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``; rows
-            "alpha").
-        alpha_cross: Relative in the same way (official ``alpha_1``); None is the same as alpha.
+        max_iter: Most solves of ``iterate``, of which the first uses ``X~ = X``.
+        alpha: Ridge, relative to the Frobenius norm of each task's Gram matrix (official
+            ``alpha_2``; rows "alpha").
+        alpha_cross: Cross ridge, relative in the same way (official ``alpha_1``); None is the same
+            as alpha.
         ridge: ``consistent`` scales both ridges by ``||X~^T X~||``, so that the answer minimises
             one objective; ``paper`` scales the cross ridge by ``||X~^T X||``, as the published code
             does (row "ridge paper": no difference).
@@ -113,15 +115,18 @@ class MergeConfig:
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or
             one number per module path. What is cut is chosen by its effect on the measured inputs,
             see `algebra.truncate` (row "rank of one LoRA": costs little).
-        kept_energy: Each layer gets the smallest rank that keeps this share, but never more than
-            the sum of the ranks.
-        size: Ranks are shared out over the layers by what they gain. Needs two sweeps.
-        output_dtype: The sweep rounds each layer to it before it goes on, so that later layers make
-            up for the rounding.
-        samples_per_chunk: Each sample is a teacher row and a student row.
-        park_on_host: For devices on which all rows do not fit at once; costs a copy out and back at
-            every layer.
-        tokens_per_row: The tokens are at random places (rows "tokens per row").
+        kept_energy: Share of a layer's effect that its rank must keep; each layer gets the smallest
+            such rank, but never more than the sum of the ranks.
+        size: Number of weights in all factors together, shared out over the layers where ranks gain
+            most. Needs two sweeps.
+        output_dtype: Precision of the merged adapter. The sweep rounds each layer to it before it
+            goes on, so that later layers make up for the rounding.
+        samples_per_chunk: Samples of one forward call, each of which is a teacher row and a student
+            row.
+        park_on_host: Whether paused rows wait in host memory, for devices on which not all fit at
+            once; costs a copy out and back at every layer.
+        tokens_per_row: Most tokens of a row that are measured, at random places (rows "tokens per
+            row").
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
             matrix would not fit into memory.
     """

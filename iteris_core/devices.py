@@ -1,4 +1,4 @@
-"""What a device can and cannot do: its precisions, its memory, and what to do if that runs out."""
+"""Abilities of devices: their precisions, their memory, and smaller calls when memory runs out."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def _rounds_to_tf32() -> bool:
 
 
 def statistics_device(device: torch.device) -> torch.device:
-    """Return where float64 sums of a device's activations are kept: there, or on the CPU where the
-    device has no float64.
+    """Return the device of float64 sums of a device's activations: the same, or the CPU if it has
+    no float64.
     """
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the rows of one layer are, and how their products are formed and summed.
+    """The device of one layer's rows, and the precisions of their products and sums.
 
     Args:
         device: Device of the rows.
@@ -69,16 +69,14 @@ class Workplace:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell an exhausted device from other errors; not every backend has a type of its own for
-    it.
-    """
+    """Whether an error means an exhausted device. Not every backend has an error type for it."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
 
 
 def memory_in_use(device: torch.device) -> int | None:
-    """Return the bytes that tensors take on a device now; None if it does not tell."""
+    """Return the bytes that tensors take on a device now; None if it does not report them."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return torch.mps.current_allocated_memory() if device.type == "mps" else None
@@ -88,7 +86,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
 
     Args:
-        run: Work that takes the number of samples in one forward call.
+        run: Function of the number of samples in one forward call.
         size: Number of samples to begin with.
         doing: Name of the work, for the error.
 

@@ -1,5 +1,5 @@
-"""What can go wrong, as types: every message names the place, what was found, what was expected and
-the next step.
+"""The types of errors. Every message names the place, what stands there, what was expected and the
+next step.
 """
 
 

@@ -59,7 +59,7 @@ def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def token_count(module: nn.Module, x: Tensor) -> int:
-    """Return how many tokens a row of the layer's input has."""
+    """Return the number of tokens in a row of the layer's input."""
     if not isinstance(module, nn.Conv2d):
         return x[0, ..., 0].numel()
     sides = zip(

@@ -1,4 +1,4 @@
-"""A model as the sweep sees it."""
+"""The interface through which the engines run a model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Network:
             part of the result. It must be deterministic.
         stream: Module path -> name of the token stream that the layer's input belongs to, for token
             weights.
-        memory: Where results of this very model may be kept from one merge to the next, by a hash
-            of everything else that decides them; None: nowhere.
+        memory: Cache of results of exactly this model that outlives a merge, by a hash of
+            everything else that decides them; None: no cache.
     """
 
     modules: Mapping[str, nn.Module]

@@ -1,4 +1,4 @@
-"""How far long work is, as data.
+"""The progress of long work, as data.
 
 Whoever listens decides how to show it, and may raise to cancel the work.
 """
@@ -14,8 +14,8 @@ class Stage:
     """One stage of a longer piece of work.
 
     Args:
-        name: What is done in it.
-        number: Its place among the stages, from 1 on.
+        name: Name of the work in the stage.
+        number: Place among the stages, from 1 on.
         count: Number of stages.
     """
 

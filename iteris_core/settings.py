@@ -1,4 +1,4 @@
-"""Settings as dataclasses whose fields say what they mean and what they may be.
+"""Settings as dataclasses whose fields declare their meaning, type and bounds.
 
 The checks of a value, the reader of recipes and the options of the command line are made of these
 declarations. ComfyUI's widgets are written out in the schemas of the nodes, with bounds of their
@@ -32,10 +32,10 @@ _METADATA_KEY = "setting"
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field says about itself besides its name, type and default.
+    """The declaration of a field besides its name, type and default: its help and its bounds.
 
     Args:
-        help: One line about what it means.
+        help: One line about the meaning.
         at_least: Smallest value of a number.
         above: Value that a number must exceed.
         at_most: Largest value of a number.
@@ -51,7 +51,7 @@ class Setting:
     multiple_of: int | None = None
 
     def allows(self, number: Any) -> bool:
-        """Tell whether a finite number is inside the bounds."""
+        """Whether a finite number is inside the bounds."""
         return (
             (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
@@ -93,7 +93,7 @@ class Declared:
     Args:
         name: Name of the field.
         hint: Type of its value.
-        setting: What the field says about itself.
+        setting: Declaration of the field.
         is_required: Whether it has no default.
     """
 
@@ -113,7 +113,7 @@ class Declared:
 
     @property
     def described(self) -> str:
-        """What may stand there, in words."""
+        """The allowed values, in words."""
         return _described(self.hint, self.setting)
 
 
@@ -164,7 +164,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
     """Return settings from JSON, which anybody may have edited.
 
     Args:
-        place: Where the values stand, for errors.
+        place: Place of the values in errors, such as a file's name.
         values: Object, field -> value; a field that is left out has its default.
         kind: Dataclass of the settings.
 
@@ -204,9 +204,9 @@ def from_text(place: str, text: str, item: Declared) -> Any:
     """Return a setting from a word of the command line.
 
     Args:
-        place: Where the word stands, for errors.
+        place: Place of the word in errors, such as an option's name.
         text: The word.
-        item: Field that it is for.
+        item: Field of the setting.
 
     Raises:
         ConfigError: It has the wrong type, or is outside the bounds.
@@ -293,7 +293,7 @@ def _described(hint: Any, setting: Setting) -> str:
 
 
 def _is_whole(origin: Any) -> bool:
-    """Tell the types whose arguments are no alternatives."""
+    """Whether the arguments of a type are no alternatives."""
     return origin is Literal or origin is tuple or _is_mapping(origin)
 
 

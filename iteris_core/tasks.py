@@ -1,6 +1,4 @@
-"""Tasks: what a merged adapter has to do, as samples and the mix of adapters that their teacher
-wears.
-"""
+"""Tasks of a merge: samples, and the mix of adapters that their teacher wears."""
 
 from __future__ import annotations
 
@@ -25,9 +23,9 @@ class Sample:
     """One calibration sample: a row of the batch for the teacher and one for the student.
 
     Args:
-        teacher: What the teacher row reads; whatever the network's ``forward`` takes for one row.
-        student: What the student row reads, of the same number of tokens; None: the same as the
-            teacher.
+        teacher: Input of the teacher row, of the type that the network's ``forward`` takes for one
+            row.
+        student: Input of the student row, with the same number of tokens; None: the teacher's.
         token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the
             statistics, or a function from a layer's number of tokens to them. 0 leaves a token out;
             a stream that is not named counts every token once.
@@ -56,7 +54,7 @@ class Task:
     Args:
         name: Name in reports and errors.
         samples: Samples to measure, at least one.
-        mix: Index of an adapter -> how much of it the teacher wears: {n: 1.0} is adapter n's own
+        mix: Index of an adapter -> share of it that the teacher wears: {n: 1.0} is adapter n's
             task, {} a preserve task, whose teacher is the base model.
         weight: The user's weight, 0 or more; only the ratios matter.
     """

@@ -1,4 +1,4 @@
-"""A layer's answer, cut to the rank that was asked for, and what the cut costs."""
+"""A layer's answer, cut to the requested rank, and the cost of the cut."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def thin_answer(
         exact: The uncut answer, float64.
         lambdas: lambda per task, (n,), for the solution.
         config: Settings, of which ``kept_energy`` and ``size`` are used.
-        rank: Rank that is asked for, see `MergeConfig.rank_at`.
+        rank: Requested rank, see `MergeConfig.rank_at`.
     """
     most = min(exact.shape)
     if is_left_whole(exact, config, rank):
@@ -95,7 +95,7 @@ def dense_answer(
         lambdas: lambda per task, (n,), for the solution.
         config: Settings, of which ``kept_energy`` is used. As with the delta target, it never takes
             more than the sum of the ranks.
-        rank: Rank that is asked for, see `MergeConfig.rank_at`.
+        rank: Requested rank, see `MergeConfig.rank_at`.
     """
     most = min(half.shape)
     if rank == "full":

@@ -1,4 +1,4 @@
-"""One layer as its solver sees it: the deltas to merge, and each task with its statistics."""
+"""The input of a layer's solver: the deltas to merge, and each task with its statistics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TaskAtLayer:
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """What is solved at one layer.
+    """The problem that is solved at one layer.
 
     Args:
         deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least

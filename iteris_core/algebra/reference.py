@@ -46,7 +46,7 @@ def algorithm_1(
 
     Args:
         model: The base model.
-        forward: Runs a model on one sample.
+        forward: Function that runs a model on one sample.
         adapters: Dense deltas of each adapter; all change the same Linear layers.
         samples: Samples of each adapter's task.
         target: ``delta``, what the adapters add, or ``full_output``, the layer's whole output: the
@@ -119,8 +119,8 @@ def normal_equations(
         tasks: All tasks at the layer.
         alpha: Ridge on ``X~^T X~``, relative to its Frobenius norm (official ``alpha_2``).
         alpha_cross: Ridge on ``X~^T X`` (official ``alpha_1``); None: the same.
-        ridge: What the second is relative to: ``consistent``, the norm of ``X~^T X~``, too, so that
-            both belong to one objective; ``paper``, that of ``X~^T X``.
+        ridge: Norm to which the second ridge is relative: ``consistent``, that of ``X~^T X~``, as
+            for the first, so that both belong to one objective; ``paper``, that of ``X~^T X``.
     """
     left: Any = 0
     right: Any = 0

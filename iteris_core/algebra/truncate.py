@@ -1,4 +1,4 @@
-"""Cutting a layer's answer to a lower rank by what it does, not by what it weighs.
+"""A cut of a layer's answer to a lower rank, which keeps most of its effect on the measured inputs.
 
 With S the layer's system and S = L L^T, a delta W that is not the optimum W* costs ``||(W - W*)
 L||_F^2``. So the best W of rank r is ``[W* L]_r L^-1``, the truncated SVD in that metric: the
@@ -94,7 +94,7 @@ def delta_of_rank(
     """Return the best delta of a rank.
 
     Args:
-        spectrum: At least this many triplets of ``half``.
+        spectrum: Leading singular triplets of ``half``, at least `rank` of them.
         rank: Rank of the delta.
         solve_transposed: ``Y -> L^-T Y``.
     """

@@ -282,7 +282,7 @@ def _report(
     paper: Mapping[str, Sequence[PaperRow]],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a run found, as JSON."""
+    """Return the results of a run as JSON."""
     return {
         "base": run.base,
         "adapters": dict(zip(run.row_names(), map(str, run.adapters), strict=True)),

@@ -1,4 +1,4 @@
-"""The command `iteris inspect`, which shows what an adapter is."""
+"""The command `iteris inspect`, which shows the kind, ranks and base model of an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `iteris`."""
+"""The command `iteris`, and the list of its subcommands."""
 
 from __future__ import annotations
 

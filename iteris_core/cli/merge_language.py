@@ -179,7 +179,7 @@ def merge_blip_command(
 
 
 def _check(places: Places, config: MergeConfig, overwrite: bool) -> None:
-    """Refuse what would fail after hours of work."""
+    """Refuse settings and places that would fail only after hours of work."""
     places.check()
     options.check_used(config)
     output = places.whole["--output"]

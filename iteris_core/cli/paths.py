@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Places:
-    """Where a command reads and writes.
+    """The places that a command reads and writes.
 
     Args:
         whole: Option -> folder that is written, and replaced, as a whole; None: not asked for.
@@ -48,7 +48,7 @@ class Places:
                 _check_writable(option, folder, folder.resolve())
 
     def _outputs(self) -> list[tuple[str, Path]]:
-        """Return what is replaced when it is written."""
+        """Return the places whose former content is replaced."""
         return [
             (option, place)
             for option, place in {**self.whole, **self.files}.items()

@@ -1,1 +1,3 @@
-"""How layers are measured and solved: in one sweep, or by the iteration of the paper."""
+"""The two engines that measure and solve layers: the single sweep, and the iteration of the
+paper.
+"""

@@ -1,5 +1,5 @@
-"""What both engines share: checks of a problem, forward calls whose hooks know whose rows they see,
-and a limited size.
+"""Parts of both engines: checks of a problem, forward calls of a chunk, and the limit of the
+size.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def reached_twice(path: str) -> CalibrationError:
 
 
 def run_chunk(network: Network, chunk: Chunk) -> Any:
-    """Run one forward call, in a context of its own in which hooks know whose rows they see."""
+    """Run one forward call, in a context in which hooks can ask for its chunk."""
     _current_chunk.set(chunk)
     return network.forward(chunk.inputs)
 
 
 def current_chunk(path: str, x: Tensor) -> Chunk | None:
-    """Return the chunk whose rows a hook sees; None in somebody else's forward call."""
+    """Return the chunk whose rows a hook sees; None in a forward call of other code."""
     chunk = _current_chunk.get()
     if chunk is not None:
         check_rows(path, x, 2 * len(chunk.samples))
@@ -104,8 +104,8 @@ def within_size(
 ) -> EngineResult:
     """Solve a problem; where its size is limited, twice.
 
-    The first time no layer is cut below the sum of its ranks. What each rank gains then decides how
-    the size is shared out over the layers.
+    In the first solve no layer is cut below the sum of its ranks. The gain of each rank then
+    decides how the size is shared out over the layers.
     """
     if problem.config.size is None:
         return engine(problem, solver_at, listener)

@@ -1,4 +1,4 @@
-"""Which tokens of a layer's rows count in the statistics, and how much."""
+"""The tokens of a layer's rows that count in the statistics, and their weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..rows.chunks import Block
 
 @dataclass(frozen=True)
 class CountedTokens:
-    """The tokens that count, of some rows.
+    """The tokens of some rows that count.
 
     Args:
-        picked: Tokens that are looked at, the same of every row; a slice of all, or their numbers.
+        picked: Tokens that are read, the same of every row: a slice, or their numbers.
         counted: Those of the picked tokens of all rows whose weight is not 0, (n,); None: all.
         roots: Roots of their weights, (n, 1).
     """
@@ -37,8 +37,8 @@ class CountedTokens:
 
 
 def picked_tokens(module: nn.Module, count: int, samples: int, config: MergeConfig) -> Tensor:
-    """Return which of a row's tokens are looked at, on the CPU: all of them, or as many as the
-    settings allow, at random places.
+    """Return the tokens of a row that are read, on the CPU: all of them, or as many as the settings
+    allow, at random places.
 
     Args:
         module: The layer.
@@ -62,7 +62,7 @@ def counted_tokens(
 
     Args:
         block: Samples, with their token weights.
-        picked: Tokens of a row that are looked at, see `picked_tokens`.
+        picked: Tokens of a row that are read, see `picked_tokens`.
         tokens: The block's tokens, (rows, tokens, d): their device and precision are those of the
             result.
         stream: Token stream of the layer's input.

@@ -1,4 +1,4 @@
-"""The paper's own engine, Algorithm 1: infer, solve all layers, repeat, until nothing changes
+"""The paper's engine, Algorithm 1: infer, solve all layers, repeat, until nothing changes
 (arXiv:2411.15231).
 
 It reaches what the sweep gives at once. It is here to reproduce the paper, and to test the sweep.
@@ -95,11 +95,12 @@ def _solve_all(
     """Measure and solve every layer once, in as many passes over the rows as the statistics need.
 
     Args:
-        problem: What to merge.
+        problem: Network, adapters, tasks and settings of the merge.
         chunks: All rows.
-        merged: The last answer, which student rows wear; None: they wear their teachers' mix.
-        solver_at: What solves each layer.
-        listener: Told about every solved layer.
+        merged: Deltas of the last solve, which student rows wear; None: the mixes of their
+            teachers.
+        solver_at: Module path -> solver of that layer.
+        listener: Callbacks that follow the merge.
         solves: Number of solves of all layers before this one.
 
     Returns:
@@ -148,9 +149,9 @@ class _Pass:
         2. `order` and `measurements` are read.
 
     Args:
-        problem: What to merge.
+        problem: Network, adapters, tasks and settings of the merge.
         chunks: All rows.
-        merged: What student rows wear at each layer; None: the same as their teachers.
+        merged: Deltas that student rows wear, by layer; None: the mixes of their teachers.
         waiting: Layers that are still to be measured; empty: the rows only run.
 
     Attributes:
@@ -168,7 +169,7 @@ class _Pass:
     _worn: dict[str, Worn] = field(default_factory=dict, init=False)
 
     def run(self) -> list[Any]:
-        """Run all chunks, and return what the network returned for each."""
+        """Run all chunks, and return the network's output of each."""
         network = self.problem.network
         paths = self.problem.paths
         answers = []

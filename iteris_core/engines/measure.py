@@ -1,4 +1,4 @@
-"""One layer being measured: rows in, statistics, solution out. Both engines work with it."""
+"""The measurement of one layer, from its rows to its solution, as both engines use it."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Measurement:
         path: Path of the layer.
         module: The layer.
         place: Device and precisions of the rows and of the sums.
-        input: The layer's input, which it may share with earlier layers.
+        input: Input of the layer, which earlier layers may share.
         deltas: Adapter index -> delta at this layer, float64 where sums are kept.
-        worn: Each task's mix as one delta, as the rows wear it; None where it changes nothing.
+        worn: Mix of each task as one delta, as the rows wear it; None where it changes nothing.
         statistics: Sums of each task.
         base: The layer without any adapter; only where the settings need it.
     """
@@ -125,7 +125,7 @@ class Measurement:
 
     @property
     def teachers(self) -> list[LowRankDelta | None]:
-        """What each task's teacher rows wear."""
+        """Deltas that the teacher rows of each task wear."""
         return [None if mix is None else mix.delta for mix in self.worn]
 
     def sum_bytes(self) -> int:
@@ -220,10 +220,10 @@ class Measurement:
         """Solve the layer once all rows have been added.
 
         Args:
-            solver: What to solve it with.
+            solver: Solver of the layer.
 
         Raises:
-            CalibrationError: A shared input that is not what was measured.
+            CalibrationError: A shared input that changed after it was measured.
             SolveError: No usable solution; with the layer's path.
         """
         self.input.check_unchanged(self.path)
@@ -268,8 +268,8 @@ class Measurement:
 def _new_moments(
     problem: Problem, module: nn.Module, x: Tensor, device: torch.device
 ) -> list[InputMoments]:
-    """Return what keeps each task's inputs: their rows, where all are fewer than the layer is wide,
-    else their sums.
+    """Return the moments of each task's inputs: kept rows, where all tokens are fewer than the
+    layer is wide, else sums.
     """
     d_in = weight_shape(module)[1]
     cross_gram = problem.config.ridge == "paper"

@@ -1,4 +1,4 @@
-"""What an engine is given, and what it gives back."""
+"""The input and the result of an engine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Outputs = tuple[tuple[tuple[Tensor, Tensor], ...], ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is merged, on what, and how.
+    """The network, the adapters, the tasks and the settings of a merge.
 
     Args:
         network: The base model.
         adapters: Adapters to merge, each of which changes something.
-        tasks: What to reproduce, checked by `tasks.check_tasks`.
+        tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
         config: Settings of the merge.
     """
 
@@ -60,9 +60,9 @@ class SolvedLayer:
 
     Args:
         saved: The merged delta as it will be saved.
-        report: Reads the layer's figures from the device.
-        values: Singular values of the answer in the metric of `truncate`, as far as the cut needed
-            them; None: no cut was considered.
+        report: Function that reads the layer's figures from the device.
+        values: Singular values of the answer in the metric of `truncate`, as many as the cut
+            needed; None: no cut was considered.
     """
 
     saved: LowRankDelta
@@ -79,8 +79,8 @@ class EngineResult:
         outputs: Output row of every teacher and student, by task and sample; None if the network
             returns no tensor.
         changes: Largest relative change of a layer in each iteration; only of the paper's engine.
-        memory_bytes: Most that was in use on the device when a layer was solved; None if the device
-            does not tell.
+        memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
+            device does not report it.
     """
 
     layers: dict[str, SolvedLayer]
@@ -91,12 +91,12 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class Listener:
-    """Whoever follows a merge; may raise to cancel it.
+    """Callbacks that follow a merge; each may raise to cancel.
 
     Args:
-        progress: Told how many layers were solved, and of how many.
-        watch: Told each layer's report, again where layers are solved again. To read it waits
-            for the device once more a layer, so that `nobody` is not told.
+        progress: Listener for (layers solved, layers in all).
+        watch: Listener for the report of each solved layer, also of one that is solved again. A
+            report waits for the device, so that `nobody` is not told.
     """
 
     progress: Progress = nobody
@@ -113,7 +113,7 @@ NOBODY = Listener()
 
 
 class SolverAt(Protocol):
-    """Module path -> what solves that layer."""
+    """Module path -> solver of that layer."""
 
     def __call__(self, path: str) -> LayerSolver: ...
 

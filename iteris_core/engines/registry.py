@@ -1,4 +1,4 @@
-"""The engines by the names that the settings know."""
+"""The engines by their names in the settings."""
 
 from __future__ import annotations
 

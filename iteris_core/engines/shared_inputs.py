@@ -1,8 +1,8 @@
-"""Layers that read the same tensor have the same input moments: measure them once.
+"""Input moments that are measured once for all layers that read the same tensor.
 
-Found at run time by the identity of the tensors, not by the names of layers: q, k and v of a
-self-attention; keys and values of every cross-attention of a network, whose context stays the same
-tensor throughout.
+Shared inputs are detected at run time by the identity of the tensors, not by the names of layers.
+Examples are q, k and v of a self-attention, and keys and values of every cross-attention of a
+network, whose context stays the same tensor throughout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Seen:
     Args:
         reference: The tensor.
         version: Count of its in-place changes; -1 in inference mode, where there is none.
-        checksum: Its sum, where there is no such count.
+        checksum: Sum of the tensor, where there is no such count.
     """
 
     reference: weakref.ref[Tensor]
@@ -71,7 +71,7 @@ class SharedInput:
 
 @dataclass
 class SharedInputs:
-    """All inputs that layers still to come might read again."""
+    """All inputs that later layers may read again."""
 
     entries: list[SharedInput] = field(default_factory=list)
 
@@ -111,7 +111,8 @@ class LayerInput:
         """Take note of the next chunk's tensor.
 
         Raises:
-            CalibrationError: It is not the tensor that the chunk had when the input was measured.
+            CalibrationError: The tensor is another one than the chunk's when the input was
+                measured.
         """
         if self.is_first:
             self.shared.seen.append(_Seen.of(x))
@@ -132,7 +133,8 @@ class LayerInput:
         """Refuse an input that was changed in place after it was measured; waits for the device.
 
         Raises:
-            CalibrationError: In inference mode, where such changes leave no trace but in the sum.
+            CalibrationError: The input changed; in inference mode, where in-place changes are not
+                counted, its sum changed.
         """
         if self._changed is not None and bool(self._changed):
             raise CalibrationError(

@@ -47,15 +47,16 @@ def sweep(
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
-    If the device runs out of memory, it goes on with half as many samples a call, from the layer it
-    had reached.
+    If the device runs out of memory, the sweep goes on from the layer that it has reached, with
+    half as many samples in a call.
 
     Args:
-        problem: What to merge; its network is untouched afterwards, also after an exception.
-        solver_at: What solves each layer; a rival method is another solver.
-        listener: Told about every solved layer.
-        parking: Where paused chunks wait; None: as ``park_on_host`` says, on the host or where they
-            are.
+        problem: Network, adapters, tasks and settings of the merge. The network is untouched
+            afterwards, also after an exception.
+        solver_at: Module path -> solver of that layer; a rival method has other solvers.
+        listener: Callbacks that follow the merge.
+        parking: Parking of the tensors of paused chunks; None: on the host if ``park_on_host`` is
+            set, else they stay on the device.
 
     Raises:
         AdapterError: A delta that does not fit its module.
@@ -79,8 +80,8 @@ def sweep(
 
 @dataclass
 class _Stop:
-    """The layer at which the chunks gather: what is measured there, and what they wear from there
-    on.
+    """The layer at which the chunks gather, with its measurement and then the deltas that they
+    wear.
 
     Each chunk that waits holds the stop at which it waits; the measurement is dropped as soon as
     the layer is solved.
@@ -106,10 +107,10 @@ class _Sweep:
         3. `solve` solves the layer once all chunks wait; they go on to the next layer.
 
     Args:
-        problem: What to merge.
-        solver_at: What solves each layer.
-        listener: Told about every solved layer.
-        parking: Where paused chunks wait; None: where they are.
+        problem: Network, adapters, tasks and settings of the merge.
+        solver_at: Module path -> solver of that layer.
+        listener: Callbacks that follow the merge.
+        parking: Parking of the tensors of paused chunks; None: they stay on the device.
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
     """

@@ -1,1 +1,1 @@
-"""What a merge tells about itself."""
+"""The report of a merge: its records, its fidelity and its pictures."""

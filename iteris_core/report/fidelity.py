@@ -1,4 +1,4 @@
-"""How well a merged adapter does what each task's teacher does, seen at the end of the network.
+"""The fidelity of a merged adapter: the errors of the network's output against each task's teacher.
 
 Residuals of single layers say where a merge suffers. What counts for the user is the network's
 output, on samples that the solve did not see.
@@ -38,9 +38,9 @@ def fidelity(
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
         samples_per_chunk: Number of samples of one forward call; each is three rows.
-        base_reads: (task, sample) -> what the base model's row reads, where it is not what the
-            teacher reads.
-        progress: Called as ``progress(samples done, samples in all)``; may raise to cancel.
+        base_reads: (task, sample) -> input of the base model's row, where it differs from the
+            teacher's.
+        progress: Listener for (samples done, samples in all); may raise to cancel.
 
     Raises:
         CalibrationError: The network returns nothing to compare, or rows that are not finite.

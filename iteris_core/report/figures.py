@@ -1,5 +1,5 @@
-"""The figures of one solved layer: how each task fares, and how much of the other adapters gets
-into it.
+"""The figures of one solved layer: the residual of each task, and the interference of other
+adapters.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def figures_of(
     Args:
         path: Path of the layer.
         names: Adapter index -> name, of the adapters that change the layer.
-        layer: What was solved, with its statistics.
-        solution: Answer to it.
+        layer: Layer that was solved, with its statistics.
+        solution: Solution of the layer.
         merged: The delta as it will be saved, float64.
     """
     both: dict[int | None, LowRankDelta] = {None: merged}
@@ -128,15 +128,15 @@ def _task_figures(
 
 
 class _Energies:
-    """What the merged delta and every adapter do on one task's inputs, all from one form of the
-    Gram matrix.
+    """Energies of the merged delta and of every adapter on one task's inputs, all from one form of
+    the Gram matrix.
 
     Attributes:
         taught: ``||X dW_g^T||^2``, 0-dim.
         products: Matrix whose entries, summed over a pair of parts of the stack, give
             ``<X~ dW_i^T, X~ dW_j^T>``.
         with_teacher: Vector whose entries, summed over a part, give ``<X~ dW_i^T, X dW_g^T>``.
-        with_target: The same with what the target asks for, in place of ``X dW_g^T``.
+        with_target: The same with the target T_g in place of ``X dW_g^T``.
     """
 
     def __init__(self, task: TaskAtLayer, stacked: Stacked[int | None]) -> None:
@@ -162,8 +162,8 @@ class _Energies:
         return self.products[part, part].sum().clamp_min(0)
 
     def residuals(self) -> Tensor:
-        """Return ``||T_g - X~_g dW^T||_F``, with T_g what the target asks for, relative to
-        `reference`: of the merge, of all adapters stacked, and of their average, (3,).
+        """Return ``||T_g - X~_g dW^T||_F``, with T_g the target, relative to `reference`: of the
+        merge, of all adapters stacked, and of their average, (3,).
         """
         adapters = len(self.slices) - 1
         ways = ((self.slices[None], 1.0), (self.adapters, 1.0), (self.adapters, 1 / adapters))
@@ -176,8 +176,8 @@ class _Energies:
         return torch.where(reference > 0, (remaining / reference).sqrt(), 0.0)
 
     def reference(self) -> Tensor:
-        """Return the energy that figures are relative to, 0-dim: what the teacher adds; where that
-        is nothing, what all adapters would add.
+        """Return the energy to which figures are relative, 0-dim: that of the teacher's delta, or
+        of all adapters stacked where the teacher wears nothing.
         """
         return torch.where(self.taught > 0, self.taught, self.energy(self.adapters))
 

@@ -1,6 +1,4 @@
-"""Axes of the pictures of a report: one value per layer, blocks below, names as labels. No
-matplotlib is imported here.
-"""
+"""Axes of the pictures of a report: one value per layer, blocks below, names as labels."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ _MOST_TICKS = 24
 
 
 def block_of(path: str) -> str:
-    """Return in which block of its model a layer is, in the words of block weights.
+    """Return the block of the model to which a layer belongs, as block weights name it.
 
     >>> block_of("diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q")
     'IN04'
@@ -114,8 +112,8 @@ def marker_of(i: int) -> str:
 
 
 def label_of(name: str, most: int = 44) -> str:
-    """Return a name as matplotlib shows it: no formula, and in the legend though it begins with an
-    underscore.
+    """Return a name that matplotlib shows as it is: never as a formula, and in the legend although
+    it begins with an underscore.
     """
     name = name if len(name) <= most else f"...{name[-most + 3 :]}"
     return f"{' ' * name.startswith('_')}{name}".replace("$", r"\$")

@@ -1,6 +1,4 @@
-"""Pictures of a merge report, readable at the size of a node. Needs matplotlib, which is imported
-when a picture is drawn.
-"""
+"""Pictures of a merge report, drawn by matplotlib and readable at the size of a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge tells about itself."""
+"""The records of a merge's report: notes, layers, tasks and fidelity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NoteKind = Literal[
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should know about a merge.
+    """A note about a merge for its user.
 
     Args:
-        kind: What it is about.
-        text: One sentence for the user.
+        kind: Subject of the note.
+        text: Sentence for the user.
     """
 
     kind: NoteKind
@@ -31,7 +31,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Interference:
-    """How much of an adapter gets into a task that is not its own, on the student's inputs.
+    """The effect of an adapter on another adapter's task, on the student's inputs.
 
     Args:
         adapter: Name of the adapter.
@@ -48,7 +48,7 @@ class Interference:
 
 @dataclass(frozen=True)
 class TaskAtLayerReport:
-    """How one task fares at one layer.
+    """The figures of one task at one layer.
 
     Args:
         task: Name of the task.
@@ -126,11 +126,11 @@ class MergeReport:
     Args:
         layers: Layers in the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
-        notes: What the user should know.
+        notes: Notes for the user.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
-        memory_bytes: Most that was in use on the device when a layer was solved; None if the device
-            does not tell.
-        settings: What is needed to repeat the merge; JSON values.
+        memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
+            device does not report it.
+        settings: Settings with which the merge can be repeated, as JSON values.
         fidelity: Each task at the end of the network, on samples that the solve did not see; empty
             if not measured.
         method: Name of the method, see `MergeConfig`.
@@ -212,8 +212,8 @@ class MergeReport:
         return "\n".join([*lines, *(f"  {note.text}" for note in self.notes)])
 
     def _solves(self) -> str:
-        """Return how the iteration ended. The solve that settles the last layers may change them a
-        lot.
+        """Return a sentence about the end of the iteration. The solve that settles the last layers
+        may change them a lot.
         """
         solves = len(self.changes)
         number = f"{solves} solve{'s' if solves > 1 else ''}"

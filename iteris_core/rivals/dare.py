@@ -38,7 +38,7 @@ def dare_ties(layer: Layer, *, density: float = 0.5, seed: int = 0, sign: Sign =
         layer: The layer.
         density: p, above 0, up to 1.
         seed: Seed of the random choice.
-        sign: How TIES elects a sign.
+        sign: Rule by which TIES elects a sign.
     """
     return elect_and_average(dropped_and_rescaled(layer, density, seed), sign)
 

@@ -1,5 +1,5 @@
-"""A whole merge by a rival: what it has to search is searched first, on the error of the network's
-output on the calibration samples.
+"""A whole merge by a rival, after the search of its free scale or coefficients on the calibration
+samples.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     """Merge by the method that the settings name.
 
     Args:
-        problem: What to merge.
-        listener: Its `watch` is told about the layers of the merge itself, its `progress` about
-            searches, too, so that it can cancel them.
+        problem: Network, adapters, tasks and settings of the merge.
+        listener: Callbacks; `watch` follows the merge itself, `progress` searches too, so that it
+            can cancel them.
 
     Returns:
-        The solved layers, and what the method chose by itself.
+        The solved layers, and the values that the method searched.
 
     Raises:
         CalibrationError: Outputs of the network by which nothing can be searched.
@@ -75,7 +75,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
 
 
 def rival_at(problem: Problem, method: Method, rule: LayerRule, scale: float) -> SolverAt:
-    """Return what solves each layer by a method's rule."""
+    """Return the solver of each layer by a method's rule."""
     text = layers_that_read_text(problem.network)
     adapters = len(problem.adapters)
 

@@ -1,4 +1,4 @@
-"""What a rival method sees of one layer, and the algebra that several of them share."""
+"""One layer as a rival method sees it, and the algebra that several of them share."""
 
 from __future__ import annotations
 

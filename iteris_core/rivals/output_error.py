@@ -1,6 +1,6 @@
-"""The error of the network's output for one merged adapter after the other, to search a scale by.
+"""The error of the network's output as a function of the merged adapter, for the search of a scale.
 
-What `fidelity` measures, on the calibration samples; but teachers run once, not once for every
+It is the error of `fidelity`, on the calibration samples. Teachers run once, not once per
 candidate.
 """
 
@@ -26,7 +26,7 @@ SAMPLES = 32
 
 @dataclass(frozen=True)
 class _Taught:
-    """A chunk of samples with what is expected of a student.
+    """A chunk of samples with the outputs that a student should reach.
 
     Args:
         samples: The samples.

@@ -1,4 +1,4 @@
-"""The table of rivals: each method's rule, where it comes from, and what it needs."""
+"""The table of rivals: the rule of each method, its source, and its needs."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ class Method:
     """A rival.
 
     Args:
-        rule: Merges one layer. A dense answer is cut to the sum of the adapters' ranks, or to the
-            rank that was asked for.
-        title: Title of the paper, or what the method does.
-        arxiv: The paper's number there.
-        inputs: Whose inputs a layer's statistics are of: the ``teacher``s' (X~ = X), or those of
-            ``student``s that wear what was merged before. For rules that use no statistics it
-            decides on what the residuals of the report are measured.
-        searches: What is searched on the error of the network's output, unless the user names it:
-            one ``scale``, or the rule's ``coefficients``.
-        coefficients: Gives the rule's ``coefficients`` from the tasks and the number of adapters.
+        rule: Rule that merges one layer. A dense answer is cut to the sum of the adapters' ranks,
+            or to the requested rank.
+        title: Title of the paper, or a description of the method.
+        arxiv: Number of the paper on arXiv.
+        inputs: Rows whose inputs are measured: those of the ``teacher`` (X~ = X), or of the
+            ``student``, which wears the layers merged so far. For rules without statistics it
+            decides which inputs the residuals of the report are measured on.
+        searches: Value that is searched on the error of the network's output, unless the user names
+            it: one ``scale``, or the rule's ``coefficients``.
+        coefficients: Function that returns the rule's ``coefficients`` from the tasks and the
+            number of adapters.
         only_text: Whether the rule is for layers that read text, and averages at others.
         plain_cut: Whether a cut to a lower rank is a plain SVD, and not made by its effect on the
             measured inputs.

@@ -1,6 +1,4 @@
-"""Searches for scales, on the calibration error: methods that have nothing but a scale must be
-given their best one.
-"""
+"""Searches for the best scale or coefficients of a rival, on the calibration error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer, merged by a rival's rule and cut to the rank that was asked for."""
+"""The solver of one layer by a rival's rule, with the cut to the requested rank."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RivalSolver:
         path: Path of the layer.
         reads_text: Whether its input belongs to the network's text stream.
         adapters: Number of adapters, with those that do not change this layer.
-        rule: Merges the layer.
-        scale: Factor of what the rule gives.
+        rule: Rule that merges the layer.
+        scale: Factor of the rule's answer.
         plain_cut: See `registry.Method`.
     """
 
@@ -73,7 +73,7 @@ class RivalSolver:
 
 
 def _check_inputs(layer: LayerProblem) -> None:
-    """Refuse inputs of which no report could be true, whether or not the rule looks at them."""
+    """Refuse inputs of which no report could be true, even if the rule does not use them."""
     if not layer.counted:
         raise SolveError(
             "no task has tokens that count here; give at least one of them token weights above 0"

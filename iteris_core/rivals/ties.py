@@ -25,7 +25,7 @@ def ties(layer: Layer, *, density: float = 0.5, sign: Sign = "total") -> Tensor:
     Args:
         layer: The layer.
         density: Share of the entries that is kept, above 0, up to 1.
-        sign: How a sign is elected.
+        sign: Rule by which a sign is elected.
     """
     return trim_and_elect(layer.dense(), density, sign)
 

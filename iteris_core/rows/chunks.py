@@ -1,4 +1,4 @@
-"""Samples of one forward call, and which rows of its batch belong to which task."""
+"""Chunks of samples for one forward call, and the rows of its batch by task."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Chunk:
 
     @property
     def inputs(self) -> list[object]:
-        """What each row reads, in the order of the batch."""
+        """Inputs of the rows, in the order of the batch."""
         samples = self.samples
         return [sample.teacher for sample in samples] + [sample.student_reads for sample in samples]
 

@@ -44,10 +44,10 @@ def run_in_lockstep(
         workers: Functions without arguments that call `pause`, all at the same places in the same
             order.
         on_arrival: Function that is called once per place, while all workers are paused there.
-        parking: What lets the tensors of paused workers wait elsewhere; None: they stay.
+        parking: Parking of the tensors of paused workers; None: they stay.
 
     Returns:
-        What each worker returned.
+        The return values of the workers.
 
     Raises:
         CalibrationError: Two workers paused at different places, or one ended while another paused.
@@ -72,7 +72,7 @@ def run_in_lockstep(
 
 
 class _Worker(greenlet):
-    """A greenlet with a context of its own, and with what is put aside while it is paused."""
+    """A greenlet with its own context, and with the state that is put aside while it is paused."""
 
     def __init__(self, run: Callable[[], Any], parking: Parking | None) -> None:
         super().__init__(run)
@@ -82,7 +82,9 @@ class _Worker(greenlet):
         self.parked: Parked | None = None
 
     def go_on(self, modes: _Modes) -> Any:
-        """Run up to the next pause, or to the end; return the place, or what was returned."""
+        """Run up to the next pause or to the end, and return the place or the worker's return
+        value.
+        """
         self._bring_back()
         place = self.switch()
         _set_torch_modes(modes)
@@ -91,8 +93,8 @@ class _Worker(greenlet):
         return place
 
     def unwind(self) -> None:
-        """Make whole again what was parked, and end a paused worker, so that its frames and their
-        tensors go.
+        """Bring back parked tensors, and end a paused worker, so that its frames and their tensors
+        are freed.
         """
         self._bring_back()
         if self:

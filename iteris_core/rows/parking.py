@@ -1,5 +1,4 @@
-"""Waiting chunks in host memory: what a paused forward call holds on the device is copied out, and
-back before it goes on.
+"""Moves tensors of paused chunks to host memory, and back before the chunk goes on.
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
 they do not fit; their tensors then wait on the host. The forward call does not notice: each tensor

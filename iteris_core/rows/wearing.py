@@ -56,7 +56,7 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
 def worn_delta(
     path: str, adapters: Sequence[Adapter], mix: Mapping[int, float]
 ) -> Stacked[int] | None:
-    """Return what a mix of adapters adds to one layer, as one delta; None if nothing."""
+    """Return a mix of adapters at one layer as one delta; None if it changes nothing there."""
     shares = {k: share for k, share in mix.items() if share and path in adapters[k].deltas}
     if not shares:
         return None
@@ -114,7 +114,7 @@ def check_rows(path: str, x: Tensor, expected: int) -> None:
 
 @dataclass(frozen=True)
 class Worn:
-    """What rows wear at one layer, on their device and in the precision of the products.
+    """The deltas that rows wear at one layer, on their device and in the precision of the products.
 
     Args:
         teachers: Mix of each task as one delta; None where it changes nothing.
@@ -132,7 +132,7 @@ def worn_at(
     merged: LowRankDelta | None,
     x: Tensor,
 ) -> Worn:
-    """Return what the rows of all tasks wear at a layer whose input is x."""
+    """Return the deltas that the rows of all tasks wear at a layer whose input is x."""
     teachers = [_near(worn_delta(path, adapters, task.mix), x) for task in tasks]
     if merged is not None:
         merged = merged.to(device=x.device, dtype=product_dtype(x))
@@ -159,7 +159,7 @@ def dress(
         chunk: Chunk whose rows x and y are.
         x: Input of the layer.
         y: Output of the layer, not changed.
-        worn: What those rows wear here.
+        worn: Deltas that those rows wear at this layer.
         codes: Teachers' ``X down^T`` per block, if they were computed before.
     """
     y = y.clone()

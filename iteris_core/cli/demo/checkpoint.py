@@ -54,7 +54,7 @@ def write_checkpoint(path: Path, seed: int = 0) -> None:
 
     Args:
         path: The .safetensors file; it appears only once it is complete.
-        seed: Of all weights.
+        seed: Seed of all weights.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: _initial(name, shape, generator).half() for name, shape in checkpoint_shapes()}
@@ -73,8 +73,8 @@ def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None
 
     Args:
         path: The .safetensors file; it appears only once it is complete.
-        seed: Of all factors.
-        rank: Of every module.
+        seed: Seed of all factors.
+        rank: Rank of the LoRA at every module.
         scale: Frobenius norm of each module's delta over that of its weight, at strength 1.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,4 @@
-"""A client of a running ComfyUI: post a workflow, follow it over the websocket, fetch what came
-out.
-"""
+"""A client of a running ComfyUI: post a workflow, follow it by websocket, fetch the results."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ class WorkflowError(IterisError):
 
 
 class WorkflowRejected(WorkflowError):
-    """A workflow that the server did not accept; `response` is the server's answer, `node_errors`
-    its part by node.
+    """A workflow that the server did not accept. `response` is the server's answer, and
+    `node_errors` its errors by node.
     """
 
     def __init__(self, response: Json) -> None:

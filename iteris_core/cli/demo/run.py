@@ -1,6 +1,4 @@
-"""The demo itself: check the input, start a ComfyUI, merge and sample in it, collect what came
-out.
-"""
+"""The demo itself: check the input, start a ComfyUI, merge and sample there, keep the results."""
 
 from __future__ import annotations
 
@@ -35,16 +33,17 @@ class InputError(IterisError):
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What to merge and where to put it.
+    """Input, output and sample picture of the demo.
 
     Args:
-        output: Folder to make; a number is added to its name if it exists.
-        checkpoint: An SD1.5 checkpoint; None for the small one made here.
-        loras: At least two files, or none together with no checkpoint.
-        prompts: One text per LoRA, a prompt a line; may be left out with the small checkpoint.
-        width, height: Of the sample picture in pixels; None for 512, or 128 with the small
+        output: Folder of the results, which is made; a number is added to its name if it exists.
+        checkpoint: File of an SD1.5 checkpoint; None for the small one made here.
+        loras: Files of the LoRAs, at least two; none if there is no checkpoint.
+        prompts: Prompts, one text per LoRA with a prompt on each line; optional with the small
             checkpoint.
-        steps: Of the sample picture; None for 20, or 4 with the small checkpoint.
+        width, height: Size of the sample picture in pixels; None for 512, or 128 with the small
+            checkpoint.
+        steps: Sampling steps of the sample picture; None for 20, or 4 with the small checkpoint.
         device: "cpu" keeps the server off the GPU.
     """
 
@@ -64,7 +63,11 @@ class DemoRequest:
 
 
 def check(request: DemoRequest) -> None:
-    """Raise InputError if a file or option of the request cannot be used; costs no time."""
+    """Refuse a request with a file or an option that cannot be used, before any long work.
+
+    Raises:
+        InputError: Names the file or the option.
+    """
     if request.checkpoint is None and request.loras:
         raise InputError("--lora needs --checkpoint: the model that these LoRAs were made for.")
     if request.checkpoint is not None:
@@ -211,14 +214,14 @@ def _link_all(files: list[Path], folder: Path) -> list[str]:
 
 
 def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: list[str]) -> Json:
-    """Fill the template in: files, prompts, sizes, and one more LoRA node for every LoRA beyond the
-    second.
+    """Return the template filled with files, prompts and sizes, and with one more LoRA node for
+    every LoRA beyond the second.
 
     Args:
         template: workflows/api/merge_two_loras.json.
         request: Gives prompts and sizes.
-        checkpoint: Its name in the host's list.
-        loras: Their names in the host's list, at least two.
+        checkpoint: Name of the checkpoint in the host's list.
+        loras: Names of the LoRAs in the host's list, at least two.
     """
     workflow = copy.deepcopy(template)
     prompts = request.prompts or DEMO_PROMPTS

@@ -159,10 +159,10 @@ class ComfyServer:
         comfyui: Folder with ComfyUI's main.py.
         base: Folder with models/, input/, output/ and so on; made if missing, and kept.
         log: File for the server's output; overwritten.
-        device: "cpu" keeps the server off the GPU; "auto" lets it use one if torch sees one.
+        device: "cpu", or "auto" for a GPU if torch sees one.
         pack: The custom node pack to load; None for the checkout around this library.
         arguments: More command line flags for main.py.
-        start_seconds: How long the server may take to answer.
+        start_seconds: Seconds until the server must answer.
     """
 
     def __init__(
@@ -315,9 +315,7 @@ def _end(process: subprocess.Popen[bytes], force: bool) -> None:
 
 
 def _empty_frontend(folder: Path) -> Path:
-    """Make a folder of web pages: a headless run needs none, but the server does not start without
-    the folder.
-    """
+    """Make an empty folder of web pages, without which the server does not start."""
     frontend = folder / "frontend"
     frontend.mkdir(parents=True, exist_ok=True)
     (frontend / "index.html").write_text(
