@@ -75,7 +75,7 @@ class Job:
 
 
 def groups_of(world: str, quick: bool) -> list[Group]:
-    """Return which tasks are merged: all pairs, triples (of neighbours), and all together."""
+    """Return the groups of merged tasks: all pairs, triples (of neighbours), and all together."""
     names = NAMES[world]
     if quick:
         return [names[:2]]
@@ -88,8 +88,8 @@ def groups_of(world: str, quick: bool) -> list[Group]:
 
 
 def plan(world: str, group: Group, quick: bool) -> dict[str, Way]:
-    """Return what to try on a group: on pairs of neighbours (in a ring) all there is, on others the
-    main ways.
+    """Return the ways to try on a group: all on pairs of neighbours (in a ring), the main ones on
+    others.
     """
     ways = main_ways()
     names = NAMES[world]

@@ -69,7 +69,7 @@ class Scene:
         return cls(source.choice(list(COLOURS)), source.choice(SHAPES), source.choice(PLACES))
 
     def caption(self, adjective: str | None = None) -> list[str]:
-        """Return what a caption says, with an adjective or without."""
+        """Return the words of a caption, with or without an adjective."""
         return [
             "a",
             *([adjective] if adjective else []),
@@ -297,7 +297,7 @@ class CaptionWorld:
 
     @torch.no_grad()
     def captions(self, pixels: Sequence[Tensor], words: Sequence[str]) -> list[list[str]]:
-        """Return what the model writes about pictures, greedily, behind the asking words."""
+        """Return the model's greedy captions of pictures, which begin with the asking words."""
         asked = torch.tensor(
             [[BOS, _IDS[word], SEP] for word in words]
         )  # BLIP's generate drops the last

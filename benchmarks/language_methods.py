@@ -1,4 +1,4 @@
-"""What is compared: IterIS in its variants, and every rival that `iteris_core.rivals` has."""
+"""The compared methods: IterIS in its variants, and every rival of `iteris_core.rivals`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _way(way: Way = _DEFAULT, **settings: object) -> Way:
 
 
 def main_ways() -> dict[str, Way]:
-    """Return what the main table compares: IterIS, and every rival as it is."""
+    """Return the rows of the main table: IterIS, and every rival at its defaults."""
     preserving = replace(_DEFAULT, preserve=1.0)
     ways = {
         SWEEP: _DEFAULT,

@@ -1,5 +1,5 @@
-"""What the language benchmark's section says about itself; findings are written by hand, from the
-figures beside them.
+"""The text of the language benchmark's section; findings are written by hand, from the figures
+beside them.
 """
 
 TITLES = {"t5": "T5", "blip": "BLIP"}

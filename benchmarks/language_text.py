@@ -1,4 +1,4 @@
-"""Tables and picture of the language benchmark, and what they say."""
+"""Tables, picture and sentences of the language benchmark."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def rival_table(records: Records) -> str:
 
 
 def ablation_table(records: Records, names: Sequence[str]) -> str:
-    """Return what one changed setting does to the sweep, on the pairs where all of them were
+    """Return the table of single changed settings of the sweep, on the pairs where all were
     tried.
     """
     rows = []

@@ -135,7 +135,7 @@ def patched(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
 
 @torch.no_grad()
 def answers(model: nn.Module, texts: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return what the model answers, greedily."""
+    """Return the model's greedy answers."""
     ids = batch(texts)
     written = model.generate(
         input_ids=ids,

@@ -1,4 +1,4 @@
-"""The T5 side of the experiment, and what both sides have in common: LoRAs by seed, calibration
+"""The T5 side of the experiment, and the common part of both sides: LoRAs by seed, calibration
 rows, scores.
 """
 
@@ -139,7 +139,7 @@ class TextWorld:
         return replace(network_of(self.model), forward=self.outputs), tasks
 
     def answered(self, adapter: Adapter, seed: int) -> list[Encoded]:
-        """Return inputs of an adapter's own task, no labels: with what the adapter answers."""
+        """Return inputs of an adapter's task with the adapter's answers in place of labels."""
         name = next(task.name for task in LORA_TASKS if adapter.name == f"lora-{task.name}-{seed}")
         if (name, seed) not in self.written:
             task = next(task for task in LORA_TASKS if task.name == name)

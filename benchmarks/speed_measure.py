@@ -1,4 +1,4 @@
-"""How it is measured: time, memory, and where a sweep's time goes."""
+"""Measurements of time and memory, and of the shares of a sweep's time."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(device: str, command: str, busy: float) -> str:
-    """Return where and when a part was measured, in Markdown; ``busy``: the load by other jobs as
-    it began.
+    """Return the machine and the date of a measurement, in Markdown; ``busy``: the load by other
+    jobs as it began.
     """
     root = Path(__file__).parent
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=7"]

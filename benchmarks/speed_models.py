@@ -1,4 +1,4 @@
-"""What is measured: models of the real shapes with random weights, random LoRAs, and samples."""
+"""The measured models of the real shapes with random weights, random LoRAs, and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tables of the speed benchmark say about themselves."""
+"""The tables of the speed benchmark with their explanations."""
 
 from __future__ import annotations
 

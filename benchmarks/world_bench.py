@@ -1,4 +1,4 @@
-"""What experiments in the trained world need; import it from any script:
+"""The common part of experiments in the trained world; import it from any script:
 
     bench = load_bench(cache)                                   # base model, recogniser, and the product's view of the model
     loras = bench.loras(("<v1>", "<v2>"), 0)                # LoadedLoras, as trained

@@ -76,7 +76,7 @@ ALONE = LoraSettings(steps=300, alone=6, company=0)
 
 
 def settings_of(trigger: str, lora_set: LoraSet) -> LoraSettings:
-    """Return how a LoRA of a set is trained."""
+    """Return the training settings of a LoRA of a set."""
     if trigger in STYLE_TRIGGERS:
         return STYLE
     return {"strong": STRONG, "alone": ALONE}.get(lora_set, USUAL)

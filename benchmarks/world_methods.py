@@ -1,5 +1,5 @@
-"""Which merges benchmarks/world.py makes, and their cached results: one cell per merge, one entry
-per way to use it.
+"""The merges of benchmarks/world.py and their cached results: one cell per merge, one entry per way
+to use it.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Cell:
     def entry(
         self, singles: SinglePictures, scale: float = 1.0, cfg: float = 3.0, effort: int = 2
     ) -> dict[str, Any]:
-        """Return the scores at a scale and a guidance, measured unless they are known."""
+        """Return the scores at a scale and a guidance, measured unless they are stored."""
         found = self.read()
         name = f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
         if name not in found["entries"]:
@@ -260,7 +260,7 @@ class Cell:
         return found["entries"][name]
 
     def _single(self, singles: SinglePictures, probes: Sequence[Any], cfg: float) -> dict[str, Any]:
-        """Score each LoRA alone on what is asked about it; what is asked about two has no
+        """Score each LoRA alone on the questions about it; questions about two LoRAs have no
         answer.
         """
         hits: dict[str, Any] = {}

@@ -39,7 +39,7 @@ STYLE_NAMES = (None, *STYLES)
 
 @dataclass(frozen=True)
 class Found:
-    """One thing in a picture: what it is, and where, in cells of three pixels."""
+    """One recognised thing in a picture, with its place in cells of three pixels."""
 
     surface: str
     shape: str
@@ -53,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the recogniser sees in one picture."""
+    """The things and the style that the recogniser sees in one picture."""
 
     things: tuple[Found, ...]
     style: str | None
@@ -98,7 +98,7 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def judge(self, pictures: Tensor) -> list[Judgement]:
-        """Return what is in pictures (n, 3, 24, 24)."""
+        """Return the judgements of pictures (n, 3, 24, 24)."""
         things, surfaces, shapes, styles = self(pictures)
         surfaces = surfaces.argmax(1).tolist()
         shapes = shapes.argmax(1).tolist()

@@ -250,7 +250,9 @@ def placed(
 
 
 def base_labels() -> list[tuple[str, str]]:
-    """Return what the base model knows: every surface on every shape, without the concepts."""
+    """Return the things that the base model learns: every surface on every shape, without the
+    concepts.
+    """
     return [
         (surface, shape)
         for surface in SURFACES

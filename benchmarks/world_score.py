@@ -1,4 +1,4 @@
-"""What is asked of a merge in benchmarks/world.py, and how the pictures are judged."""
+"""The questions to a merge in benchmarks/world.py, and the judgement of its pictures."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Question(NamedTuple):
 
 
 def probes_of(triggers: Sequence[str], effort: int = 2, most_pairs: int = 8) -> list[Probe]:
-    """Return the pictures that are asked of a merge of these triggers.
+    """Return the probes of a merge of these triggers.
 
     Args:
         triggers: Triggers of the concepts and styles in the merge.
@@ -204,8 +204,8 @@ def score(
     """Sample the probes and judge them.
 
     Args:
-        alone: (probes about one trigger, cfg) -> their pictures by the single LoRAs and by the base
-            model, for distances.
+        alone: Function (probes about one trigger, cfg) -> their pictures by the single LoRAs and by
+            the base model, for distances.
 
     Returns:
         ``hits``: kind -> trigger(s) -> [hits, pictures]; ``leaks``: [pictures with something

@@ -54,8 +54,8 @@ class Reader:
         sets: Sequence[LoraSet],
         **used: float,
     ) -> Units:
-        """Return what is known, by set of LoRAs, or by group if there is only one: over these the
-        tables show the spread.
+        """Return the stored entries by set of LoRAs, or by group if there is only one set. The
+        tables show the spread over these.
         """
         if len(sets) == 1:
             known = {group: [self.entry(recipe, group, sets[0], **used)] for group in groups}
@@ -103,7 +103,7 @@ def over_units(units: Units, of: Callable[[list[Entry]], float | None]) -> str:
 
 
 def overall(entry: Entry) -> float:
-    """Return the mean over the kinds of questions: what the best scale is chosen by."""
+    """Return the mean over the kinds of questions, by which the best scale is chosen."""
     return mean(value for kind in entry["hits"] if (value := rate([entry], kind)) is not None)
 
 
@@ -248,7 +248,7 @@ def ablation_tables(reader: Reader, groups: Sequence[tuple[str, ...]], lora_set:
 
 
 def times_text(folder: Path) -> str:
-    """Return what every stage took, as it was measured, and their sum."""
+    """Return the measured time of every stage, and their sum."""
     totals: dict[str, list[float]] = {}
     for line in (folder / "times.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -319,7 +319,9 @@ def samples(bench: Bench, path: Path, lora_set: LoraSet) -> None:
 def _wearable(
     bench: Bench, recipe: Recipe, caption: str, triggers: tuple[str, ...], lora_set: LoraSet
 ) -> Any:
-    """Return what is worn for a caption; "nothing" where single LoRAs cannot know both triggers."""
+    """Return the adapter that is worn for a caption; "nothing" where single LoRAs cannot know both
+    triggers.
+    """
     if recipe.adapter != "single":
         return Cell(bench, recipe, triggers, lora_set).adapter()[0]
     named = [trigger for trigger in CONCEPT_TRIGGERS if trigger in caption.split()]

@@ -48,7 +48,7 @@ class LowRankDelta:
     def from_dense(cls, weight: Tensor, tolerance: float = 1e-6) -> LowRankDelta:
         """Return a (d_out, d_in) matrix as factors of its numerical rank.
 
-        Singular values up to ``tolerance`` times the first are left out.
+        Singular values up to ``tolerance`` times the first are dropped.
         """
         u, values, vh = torch.linalg.svd(weight, full_matrices=False)
         rank = max(1, int((values > tolerance * values[0]).sum()))
@@ -147,7 +147,7 @@ class Adapter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the adapter changes nothing."""
         return not self.deltas and not self.vectors
 
     def scaled(self, strength: float) -> Adapter:

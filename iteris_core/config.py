@@ -45,7 +45,7 @@ Target = Literal["full_output", "delta"]
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """Settings that only rivals have; the file of a rival says which of them it uses, and how.
+    """Settings that only rivals have; the file of a rival explains those that it uses.
 
     Args:
         scale: Factor of the merged delta; None is ``search`` for task_arithmetic, and 1 for all
@@ -86,14 +86,14 @@ class BaselineOptions:
 class MergeConfig:
     """How layers are solved.
 
-    Each field below says what it means; here is what more there is to know. Where a default was
+    The help of each field below states its meaning, and this list adds details. Where a default was
     measured, the rows that show it are named: those of "Ablations, LoRAs trained for too long" in
     ``benchmarks/RESULTS.md``, or those of "One setting of the sweep changed" of its T5 and BLIP.
 
     Args:
-        method: For rivals see `rivals.METHODS`. They take the ranks and the settings of memory from
-            here, `balance` and `alpha` for the metric in which a cut is made, and `target` for the
-            residuals of the report. The other settings are IterIS's own.
+        method: IterIS or a rival, see `rivals.METHODS`. Rivals take the ranks and the settings of
+            memory from here, `balance` and `alpha` for the metric in which a cut is made, and
+            `target` for the residuals of the report. The other settings are IterIS's own.
         engine: ``sweep`` solves every layer in one forward pass; ``iterate`` is the paper's
             Algorithm 1 (rows "iterations").
         max_iter: Most solves of ``iterate``, of which the first uses ``X~ = X``.
@@ -200,7 +200,7 @@ class MergeConfig:
         return {**asdict(self), "output_dtype": str(self.output_dtype).removeprefix("torch.")}
 
     def rank_at(self, path: str) -> int | str:
-        """Return the rank that is asked for at one layer: a number, ``sum`` or ``full``."""
+        """Return the requested rank of one layer: a number, ``sum`` or ``full``."""
         return self.rank.get(path, "sum") if isinstance(self.rank, Mapping) else self.rank
 
     @property

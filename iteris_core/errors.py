@@ -1,5 +1,6 @@
-"""The types of errors. Every message names the place, what stands there, what was expected and the
-next step.
+"""The types of errors that a user's input or model can cause.
+
+Every message names the place, what stands there, what was expected and the next step.
 """
 
 

@@ -1,4 +1,4 @@
-"""Settings as dataclasses whose fields declare their meaning, type and bounds.
+"""Dataclasses of settings, whose fields declare their meaning, type and bounds.
 
 The checks of a value, the reader of recipes and the options of the command line are made of these
 declarations. ComfyUI's widgets are written out in the schemas of the nodes, with bounds of their
@@ -61,7 +61,7 @@ class Setting:
         )
 
     def described(self, kind: type) -> str:
-        """Return in words which numbers of a kind are allowed."""
+        """Return the allowed numbers of a kind in words."""
         if self.multiple_of is not None:
             least = "" if self.at_least is None else f", {self.at_least} or more"
             return f"a multiple of {self.multiple_of}{least}"
@@ -165,7 +165,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
 
     Args:
         place: Place of the values in errors, such as a file's name.
-        values: Object, field -> value; a field that is left out has its default.
+        values: Object, field -> value; a missing field has its default.
         kind: Dataclass of the settings.
 
     Raises:
@@ -223,7 +223,7 @@ def from_text(place: str, text: str, item: Declared) -> Any:
 
 
 def _from_word(text: str, hint: Any) -> Any:
-    """Return what a word means as one type; a ValueError or KeyError says that it means nothing."""
+    """Return the value of a word as one type; a ValueError or KeyError if it has none."""
     if get_origin(hint) is Literal:
         return {choice: choice for choice in get_args(hint)}[text]
     if hint is torch.dtype:

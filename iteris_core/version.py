@@ -1,3 +1,3 @@
-"""The version of this package."""
+"""The version of the package."""
 
 __version__ = "0.1.0"  # the same as in pyproject.toml

@@ -46,7 +46,7 @@ def model_keys(
 
     Args:
         modules: Module path -> module, of the UNet and the text encoder.
-        host_keys: The table of the host's LoRA loader. Entries for parts of a weight are left out.
+        host_keys: Table of the host's LoRA loader. Entries for parts of a weight are ignored.
         diffusers_names: Name of a UNet parameter in diffusers -> its name in the host.
     """
     whole_weights = {

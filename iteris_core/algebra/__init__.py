@@ -1,3 +1,1 @@
-"""From statistics of a layer to its solution: sums, linear system, closed form, cut to a rank. Pure
-functions.
-"""
+"""The algebra of one layer, in pure functions: sums, linear system, closed form, cut to a rank."""

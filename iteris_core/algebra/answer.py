@@ -20,11 +20,11 @@ class LayerSolution:
     Args:
         delta: The merged delta, float64.
         lambdas: lambda per task, (n,).
-        spectrum: Spectrum of the uncut answer in the metric of `truncate`, as far as it was needed;
-            None: no cut was considered.
+        spectrum: Spectrum of the uncut answer in the metric of `truncate`, as many values as the
+            cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
-        plain_cut: The same for a plain SVD of the same rank; only where a rank was asked for.
+        plain_cut: The same cost for a plain SVD of the same rank; None where no rank was requested.
     """
 
     delta: LowRankDelta
@@ -35,7 +35,7 @@ class LayerSolution:
 
 
 def is_left_whole(delta: LowRankDelta, config: MergeConfig, rank: int | str) -> bool:
-    """Whether an exact delta needs no cut: no rank is asked for, and it has no more factors than
+    """Whether an exact delta needs no cut: no rank is requested, and it has no more factors than
     the weight has dimensions.
     """
     asked = rank not in ("sum", "full") or config.kept_energy is not None or config.size is not None
@@ -50,7 +50,7 @@ def thin_answer(
     config: MergeConfig,
     rank: int | str,
 ) -> LayerSolution:
-    """Cut an exact low-rank answer, if a rank is asked for.
+    """Cut an exact low-rank answer, if a rank is requested.
 
     Args:
         system: The metric, S = L L^T.

@@ -1,13 +1,14 @@
-"""The closed form in sample space: with fewer tokens than the layer is wide, a (tokens, tokens)
-system has the same answer as the (d_in, d_in) one.
+"""The closed form of one layer in sample space, for fewer tokens than the layer is wide.
+
+A (tokens, tokens) system then has the same answer as the (d_in, d_in) one.
 
     down^T = M + Z^T (Z Z^T + rho I)^-1 (Y - Z M)
     Z = [sqrt(lam_g) X~_g],   Y = [sqrt(lam_g) H_g],   rho = sum_g lam_g mu_g
     M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... | m_gK down_K^T]
 
-M is the ridge's own answer; the rest is kernel ridge on what M leaves. Serves the delta target: its
-answer is low rank already, so that nothing asks for the metric of `truncate`, which is as wide as
-the layer.
+M is the answer of the ridge alone, and the rest is kernel ridge on the residual of M. This form
+serves the delta target where no rank is requested. The answer has low rank already, and needs no
+cut in the metric of `truncate`, which is as wide as the layer.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line `iteris`: one file per group of commands, and their common parts."""

@@ -1,4 +1,4 @@
-"""`python -m iteris_core.cli`."""
+"""The entry point of `python -m iteris_core.cli`."""
 
 from .main import main
 

@@ -1,6 +1,4 @@
-"""Places on the disk that a command reads and writes, checked before its work, which can take
-hours.
-"""
+"""The check of the places that a command reads and writes, before hours of work."""
 
 from __future__ import annotations
 
@@ -18,7 +16,8 @@ class Places:
     """The places that a command reads and writes.
 
     Args:
-        whole: Option -> folder that is written, and replaced, as a whole; None: not asked for.
+        whole: Option -> folder that is written, and replaced, as a whole; None: the option is not
+            given.
         folders: Option -> folder into which files are added.
         files: Option -> file.
         inputs: Option -> paths that are read; None, and names on the hub, are no places.

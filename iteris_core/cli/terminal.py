@@ -1,4 +1,6 @@
-"""What the commands have in common at a terminal: errors of one line, bars, and quiet libraries."""
+"""The common behaviour of the commands at a terminal: errors of one line, bars, and quiet
+libraries.
+"""
 
 from __future__ import annotations
 

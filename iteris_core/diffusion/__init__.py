@@ -1,3 +1,3 @@
-"""Diffusion models: captions, plans, sampling runs, samples, the merge, the check on unseen
-samples, the recipe.
+"""Merges of LoRAs of Stable Diffusion: captions, sampling runs, the merge, its check and its
+recipe.
 """

@@ -31,7 +31,7 @@ _SQUARE_ROOT_OF_2 = 1.4142135624
 class Calibration:
     """How the samples are made on which LoRAs are measured.
 
-    Each field below says what it means; here is what more there is to know. Where a default was
+    The help of each field below states its meaning, and this list adds details. Where a default was
     measured, the rows that show it are named: those of "Ablations, LoRAs trained for too long" in
     ``benchmarks/RESULTS.md``.
 

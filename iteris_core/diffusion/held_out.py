@@ -61,7 +61,7 @@ class HeldOutCheck:
     progress: Progress = nobody
 
     def measure(self, merged: Adapter) -> tuple[TaskFidelity, ...]:
-        """Return how true the merged LoRA is to each LoRA, and to the base model.
+        """Return the fidelity of the merged LoRA to each LoRA and to the base model.
 
         Raises:
             IterisError: An error of sampling or of `fidelity.fidelity`.

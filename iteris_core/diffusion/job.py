@@ -1,5 +1,5 @@
-"""A merge of diffusion LoRAs with its check and recipe, as the node, the command line and the
-library run it.
+"""A merge of diffusion LoRAs with its check and recipe, for the node, the command line and the
+library.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def merge_and_check(
 
     Args:
         model: The base model, in its host.
-        loras: One or more; see `lora_use.load_each_once`.
+        loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
         calibration: Settings of the calibration samples.
         settings: Settings of the merge.
         progress: Listener for (stage with its number, steps done, steps in all); may raise to

@@ -48,8 +48,8 @@ def load_pipeline(source: str, config: str | None = None, *, with_vae: bool = Tr
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        config: For a checkpoint: a diffusers folder (or hub name) with the model's settings and
-            tokenizer, whose weights are not read; None: SD1.5's, from the hub or its cache.
+        config: Diffusers folder (or hub name) with the settings and tokenizer for a checkpoint,
+            whose weights are not read; None: SD1.5's, from the hub or its cache.
         with_vae: Whether the VAE is read.
 
     Raises:

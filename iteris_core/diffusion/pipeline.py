@@ -1,6 +1,4 @@
-"""Stable Diffusion in `diffusers`: a UNet, a text encoder, its tokenizer and any scheduler's noise
-levels.
-"""
+"""A Stable Diffusion model of `diffusers` with the interface of `model.StableDiffusion`."""
 
 from __future__ import annotations
 

@@ -1,3 +1,1 @@
-"""The two engines that measure and solve layers: the single sweep, and the iteration of the
-paper.
-"""
+"""The two engines that measure and solve layers: the single sweep and the paper's iteration."""

@@ -1,6 +1,4 @@
-"""Parts of both engines: checks of a problem, forward calls of a chunk, and the limit of the
-size.
-"""
+"""Common parts of both engines: checks of a problem, forward calls, and the limit of the size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The paper's engine, Algorithm 1: infer, solve all layers, repeat, until nothing changes
-(arXiv:2411.15231).
+"""The paper's engine, Algorithm 1 (arXiv:2411.15231): infer, solve all layers, and repeat.
 
-It reaches what the sweep gives at once. It is here to reproduce the paper, and to test the sweep.
+It ends when nothing changes any more, with the answer that the sweep gives at once. It is here to
+reproduce the paper, and to test the sweep.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _solve_all(
 
     Args:
         problem: Network, adapters, tasks and settings of the merge.
-        chunks: All rows.
+        chunks: All rows, in chunks of one forward call each.
         merged: Deltas of the last solve, which student rows wear; None: the mixes of their
             teachers.
         solver_at: Module path -> solver of that layer.
@@ -150,7 +150,7 @@ class _Pass:
 
     Args:
         problem: Network, adapters, tasks and settings of the merge.
-        chunks: All rows.
+        chunks: All rows, in chunks of one forward call each.
         merged: Deltas that student rows wear, by layer; None: the mixes of their teachers.
         waiting: Layers that are still to be measured; empty: the rows only run.
 

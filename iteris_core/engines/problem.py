@@ -119,7 +119,7 @@ class SolverAt(Protocol):
 
 
 class Engine(Protocol):
-    """Brings every layer of a problem to its solver, with statistics of what it reads."""
+    """Brings every layer of a problem to its solver, with the statistics of its inputs."""
 
     def __call__(
         self, problem: Problem, solver_at: SolverAt = ..., listener: Listener = ...

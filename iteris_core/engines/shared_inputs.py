@@ -133,8 +133,8 @@ class LayerInput:
         """Refuse an input that was changed in place after it was measured; waits for the device.
 
         Raises:
-            CalibrationError: The input changed; in inference mode, where in-place changes are not
-                counted, its sum changed.
+            CalibrationError: The input changed in torch's inference mode, where only its sum shows
+                it.
         """
         if self._changed is not None and bool(self._changed):
             raise CalibrationError(

@@ -1,5 +1,4 @@
-"""The single sweep: one forward pass that solves every target layer in the order in which the
-network reaches it.
+"""The single sweep: one forward pass that solves every target layer when the network reaches it.
 
 A layer's student inputs depend only on the layers before it. So when teacher rows and student rows
 go through the network in one batch, each layer can be solved the moment all rows have reached it,

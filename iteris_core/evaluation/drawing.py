@@ -30,7 +30,7 @@ class Sampling:
     """How pictures are drawn; the defaults are the paper's.
 
     Args:
-        seed: Every picture has a seed of its own, the same with every LoRA.
+        seed: Seed from which every picture's seed is derived, the same with every LoRA.
     """
 
     count: int = setting(50, "Pictures per prompt.", at_least=1)

@@ -186,7 +186,7 @@ def evaluate_captions(
         run: Model, adapters, place.
         tasks: Tasks with all their examples.
         generation: Settings with which captions are written; None: `CAPTIONS`.
-        styles: Classifier of styles; None: style accuracy is left out.
+        styles: Classifier of styles; None: style accuracy is not measured.
         progress: Listener for (stage, examples done, examples in all); may raise to cancel.
 
     Raises:

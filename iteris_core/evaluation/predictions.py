@@ -1,5 +1,6 @@
-"""Predictions as JSON lines, with which an interrupted run can go on. The first line names their
-origin.
+"""Predictions as JSON lines, with which an interrupted run can go on.
+
+The first line of a file names the origin of its predictions.
 """
 
 from __future__ import annotations

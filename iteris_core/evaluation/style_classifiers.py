@@ -1,6 +1,4 @@
-"""Classifiers of caption styles: a sequence classifier of transformers, or one trained here on
-labelled captions.
-"""
+"""Classifiers of caption styles, loaded from transformers or trained on labelled captions."""
 
 from __future__ import annotations
 

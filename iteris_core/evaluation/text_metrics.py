@@ -1,8 +1,7 @@
-"""Scores of texts: accuracy, F1 and Matthews correlation by scikit-learn; BLEU, ROUGE-L and CIDEr
-by pycocoevalcap.
+"""Scores of answers (accuracy, F1, Matthews correlation) and of captions (BLEU, ROUGE-L, CIDEr).
 
-pycocoevalcap's own tokenizer is a Java program. `tokenized` takes its place here: it follows the
-same Penn Treebank rules as far as captions need them.
+The first are scikit-learn's, the others pycocoevalcap's. The tokenizer of pycocoevalcap is a Java
+program. `tokenized` replaces it, with those Penn Treebank rules that captions need.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ def caption_scores(
     It is 0 for a single one.
 
     Args:
-        captions: One per picture.
-        references: Per picture, one or more captions by people.
+        captions: Captions to score, one per picture.
+        references: Captions by people, at least one per picture.
 
     Raises:
         EvaluationError: There are no captions, or a picture has no reference.

@@ -60,8 +60,8 @@ CAPTIONS = Generation(
 def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Iterator[None]:
     """Let every row of every call run through base + adapter.
 
-    `rows.wearing` is for batches whose rows are known; a beam search has more rows in the decoder
-    than in the encoder.
+    `rows.wearing` needs a fixed number of rows, but a beam search has more rows in the decoder than
+    in the encoder.
 
     Args:
         modules: Modules of the model.

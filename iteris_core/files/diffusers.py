@@ -1,6 +1,4 @@
-"""LoRA files of Stable Diffusion for `diffusers`: module names in every spelling, and the format of
-diffusers.
-"""
+"""LoRA files of Stable Diffusion in the format and the module names of `diffusers`."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ _IN_MIDDLE = re.compile(r"mid_block\.(?P<kind>[a-z]+)\.(?P<index>\d+)\.(?P<rest>
 
 
 def ldm_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return diffusers' path of a UNet module -> its original path. Paths without a counterpart
-    are left out.
+    """Return diffusers' path of a UNet module -> its original path. Paths without a counterpart are
+    omitted.
 
     Args:
         paths: diffusers' paths of all modules of the UNet; they tell how many blocks it has.

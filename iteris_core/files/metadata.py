@@ -1,6 +1,4 @@
-"""Metadata of a merged LoRA for other programs: kohya's ``ss_*`` and ``sshs_*``, and ModelSpec
-1.0.1.
-"""
+"""Metadata of a merged LoRA for other programs, as kohya and ModelSpec 1.0.1 define it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""PEFT adapters: folders of ``adapter_config.json`` and ``adapter_model.safetensors``, read and
-written by our own code; the library `peft` is not needed.
+"""Folders of PEFT adapters (``adapter_config.json``, ``adapter_model.safetensors``), read and
+written without the library `peft`.
 """
 
 from __future__ import annotations

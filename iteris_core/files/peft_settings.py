@@ -1,5 +1,5 @@
-"""Settings of a PEFT adapter, ``adapter_config.json``: checks whether it can be merged, and the
-scale of each layer.
+"""Settings of a PEFT adapter (``adapter_config.json``): whether it can be merged, and its
+scales.
 """
 
 from __future__ import annotations

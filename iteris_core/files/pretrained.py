@@ -1,6 +1,4 @@
-"""Base models of `transformers`: loaded from a folder or the hub, with errors that say what is
-wrong.
-"""
+"""Base models of `transformers`, loaded from a folder or the hub with clear errors."""
 
 from __future__ import annotations
 

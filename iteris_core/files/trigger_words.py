@@ -133,8 +133,9 @@ def _tags(text: str) -> tuple[str, ...]:
 def _is_trigger(folder: str, counts: Mapping[str, int]) -> bool:
     """Whether the name of a training folder, as in "10_sks dog", is a name of the subject.
 
-    It counts as one if captions contain it, if there are no captions, or if it has several words,
-    as kohya's instance and class have.
+    A name that equals a tag of the captions is one. A name of general words alone is none. Any
+    other is one if there are no tags, if it has several words (kohya's instance and class), or if a
+    tag contains it.
     """
     if folder in counts:
         return True

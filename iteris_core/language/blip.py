@@ -1,5 +1,4 @@
-"""BLIP captioning models: PEFT adapters of the text decoder (and of the vision tower), merged on
-pictures and captions.
+"""Merges of PEFT adapters of a BLIP captioning model, on pictures and captions.
 
 Captions are teacher-forced: teacher rows and student rows read the same tokens. These are the
 sample's caption, or what the task's own teacher writes about the picture.

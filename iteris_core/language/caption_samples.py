@@ -1,6 +1,4 @@
-"""Calibration samples of captioning models: pictures and captions from files, and rows of pixels
-and token ids.
-"""
+"""Calibration samples of captioning models: pictures and captions, as pixels and token ids."""
 
 from __future__ import annotations
 

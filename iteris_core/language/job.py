@@ -1,6 +1,4 @@
-"""The common part of all merges of PEFT adapters: a task per adapter, one that keeps the base
-model, a report.
-"""
+"""The common part of all merges of PEFT adapters: their tasks, the merge and the saved result."""
 
 from __future__ import annotations
 

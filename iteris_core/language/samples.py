@@ -84,7 +84,7 @@ def read_pairs(path: Path, first: str, second: str) -> list[tuple[str, str | Non
     Args:
         path: File of objects ``{first: ..., second: ...}``.
         first: Name of the text that must be there.
-        second: Name of the text that may be left out.
+        second: Name of the optional text.
 
     Raises:
         CalibrationError: The file cannot be read, or a line of it; names the line.

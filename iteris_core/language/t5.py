@@ -1,4 +1,4 @@
-"""T5 and FLAN-T5 (and BART): PEFT adapters of an encoder-decoder, merged on texts.
+"""Merges of PEFT adapters of a T5, FLAN-T5 or BART, on texts.
 
 The decoder is teacher-forced: teacher rows and student rows read the same decoder tokens, so that a
 layer's inputs depend only on the layers before it. These tokens are the sample's target, or what

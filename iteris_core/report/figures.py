@@ -1,6 +1,4 @@
-"""The figures of one solved layer: the residual of each task, and the interference of other
-adapters.
-"""
+"""The figures of one solved layer: residuals of the tasks, and interference of other adapters."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def draw_line(
 
 
 def block_spans(layers: Sequence[LayerReport]) -> list[tuple[int, int]]:
-    """Return where blocks begin and end in the order of the layers."""
+    """Return the start and the end of each block in the order of the layers."""
     sizes = [
         len(list(group))
         for _, group in itertools.groupby(layers, key=lambda layer: block_of(layer.path))

@@ -85,7 +85,7 @@ class LayerReport:
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
             to 1.
-        plain_cut: Cost of a plain SVD of the same rank; None where no rank was asked for.
+        plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
         kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
             cut was considered.
     """
@@ -131,8 +131,8 @@ class MergeReport:
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.
         settings: Settings with which the merge can be repeated, as JSON values.
-        fidelity: Each task at the end of the network, on samples that the solve did not see; empty
-            if not measured.
+        fidelity: Fidelity of each task on samples that the solve did not see; empty if not
+            measured.
         method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
     """

@@ -1,9 +1,8 @@
-"""The rivals: other ways to merge adapters, one file each, all on exact deltas and selectable as
-`MergeConfig.method`.
+"""The rivals: other methods of merging, one file each, all selectable as `MergeConfig.method`.
 
-Methods that use no statistics, and RegMean++, go through the sweep; those that regress on each
-adapter's own inputs take one pass in which X~ = X. An answer that is not low rank is cut to the
-rank that was asked for, by its effect on measured inputs.
+All of them work on exact deltas. Methods that use no statistics, and RegMean++, go through the
+sweep. Those that regress on each adapter's inputs take one pass in which X~ = X. An answer that is
+not low rank is cut to the requested rank, by its effect on measured inputs.
 """
 
 from .registry import METHODS, Method

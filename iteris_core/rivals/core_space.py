@@ -31,7 +31,7 @@ def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelt
 
     Args:
         layer: The layer.
-        rule: Merges (N, R, R') into (R, R').
+        rule: Function that merges (N, R, R') into (R, R').
     """
     together = layer.together
     left = _basis(together.up)

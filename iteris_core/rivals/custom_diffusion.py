@@ -56,7 +56,8 @@ def custom_diffusion(layer: Layer) -> LowRankDelta:
 
 
 def constrained(gram: Tensor, taught: Tensor, ordinary: Tensor | None) -> Tensor:
-    """Return what solves the constraints with the smallest effect on ordinary inputs, (R, d_in).
+    """Return the solution of the constraints with the smallest effect on ordinary inputs, (R,
+    d_in).
 
     Args:
         gram: G of the concepts' inputs, (d_in, d_in).

@@ -1,6 +1,4 @@
-"""A whole merge by a rival, after the search of its free scale or coefficients on the calibration
-samples.
-"""
+"""A whole merge by a rival, after the search of its free scale or coefficients."""
 
 from __future__ import annotations
 

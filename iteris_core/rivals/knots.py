@@ -29,7 +29,7 @@ def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDel
 
     Args:
         layer: The layer.
-        rule: Merges (N, R, d_in) into (R, d_in).
+        rule: Function that merges (N, R, d_in) into (R, d_in).
     """
     deltas = list(layer.deltas.values())
     left, left_core = torch.linalg.qr(torch.cat([delta.up for delta in deltas], dim=1))

@@ -1,15 +1,14 @@
-"""Weighted sums of the adapters' deltas: what most people do, and the only methods that lose
-nothing at rank sum r_k.
+"""Weighted sums of the adapters' deltas, the most usual merges.
 
     dW = sum_k w_k dW_k
 
-average: w_k = 1 / N. sum: w_k = 1, which is what stacking LoRAs does. weighted: w_k = the user's
-weight of adapter k's own task, over the sum of all. svd: the sum, cut to `MergeConfig.rank` by a
-plain SVD (at rank ``sum`` nothing is cut). task_arithmetic: one w for all (Ilharco et al., "Editing
-Models with Task Arithmetic", arXiv:2212.04089). hyper_linear: one w_k per adapter (PEM arithmetic,
-Zhang et al., arXiv:2306.14870; the hyperparameters of IterIS's own table). The last two have no w
-of their own: both are searched on the error of the network's output on the calibration samples, see
-`search`.
+These are the only methods that lose nothing at rank sum r_k. average: w_k = 1 / N. sum: w_k = 1,
+which is what stacking LoRAs does. weighted: w_k = the user's weight of adapter k's own task, over
+the sum of all. svd: the sum, cut to `MergeConfig.rank` by a plain SVD (at rank ``sum`` nothing is
+cut). task_arithmetic: one w for all (Ilharco et al., "Editing Models with Task Arithmetic",
+arXiv:2212.04089). hyper_linear: one w_k per adapter (PEM arithmetic, Zhang et al.,
+arXiv:2306.14870; the hyperparameters of IterIS's own table). The last two have no w of their own:
+both are searched on the error of the network's output on the calibration samples, see `search`.
 
 The factors are stacked, never averaged: ``(sum_k up_k)(sum_k down_k)`` would add products of one
 adapter's up with another's down, which belong to nobody.

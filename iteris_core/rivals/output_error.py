@@ -1,4 +1,4 @@
-"""The error of the network's output as a function of the merged adapter, for the search of a scale.
+"""The error of the network's output as a function of the merged adapter, to search a scale.
 
 It is the error of `fidelity`, on the calibration samples. Teachers run once, not once per
 candidate.
@@ -49,7 +49,7 @@ class OutputError:
 
     Args:
         problem: The merge; its network's forward returns one entry per row.
-        progress: Called before every forward call; may raise to cancel.
+        progress: Function that is called before every forward call; may raise to cancel.
 
     Raises:
         CalibrationError: The network returns no tensor or one that is not finite, or no teacher

@@ -1,5 +1,4 @@
-"""Chunks of one sweep in lockstep: several forward calls that wait for each other at every target
-layer.
+"""Forward calls of several chunks that wait for each other at every target layer.
 
 Each chunk runs as a greenlet, so there is one OS thread and one torch state, and the model's
 forward needs no change. What a forward switches on for itself (autocast, gradients) is put aside

@@ -1,6 +1,4 @@
-"""Rows of a batch that wear adapters: deltas are added to a layer's output by forward hooks, which
-leave nothing behind.
-"""
+"""Rows of a batch that wear adapters, whose deltas forward hooks add to the outputs of layers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The only package that uses ComfyUI's internals: models, LoRA files, patches, folders, the
-browser.
-"""
+"""The only package that uses ComfyUI's internals: models, patches, folders and the browser."""
 
 from __future__ import annotations
 

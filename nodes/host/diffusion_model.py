@@ -1,4 +1,4 @@
-"""A MODEL and a CLIP as the core sees them."""
+"""A MODEL and a CLIP with the interface that the core expects."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def take_off(
         the base model.
 
     Raises:
-        IterisError: A LoRA was scaled by what came after it, was applied at two strengths, or its
-            parts cannot be told apart.
+        IterisError: A LoRA was scaled by a later patch, was applied at two strengths, or its parts
+            cannot be separated.
     """
     loras = _marked(patches)
     rest: dict[str, list[Patch]] = {}
@@ -112,7 +112,7 @@ def take_off(
 
 
 def count_loras(patches: Mapping[str, Sequence[Patch]]) -> int:
-    """Return how many LoRAs are on a model."""
+    """Return the number of LoRAs on a model."""
     values = (value for on_weight in patches.values() for _, value, *_ in on_weight)
     return len({id(value.loaded_keys) for value in values if _is_adapter(value)})
 

@@ -66,8 +66,8 @@ def jpeg_uri(picture: Tensor, most: int = 512) -> str:
     """Return a picture from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels.
 
     Args:
-        picture: (height, width, channels): grey, RGB, or either with an alpha channel, which is
-            left out.
+        picture: Picture (height, width, channels): grey, RGB, or either with an alpha channel,
+            which is ignored.
         most: Longest side in pixels.
     """
     from PIL import Image

@@ -75,7 +75,7 @@ def use_of_tensors(
 
 
 def triggers_of(use: LoraUse) -> tuple[str, ...]:
-    """Return the trigger words that a LoRA's file names; none for one that is in no file."""
+    """Return the trigger words in a LoRA's file; none for a LoRA that is in no file."""
     from ...iteris_core.files.headers import lora_header
 
     return () if use.file is None else lora_header(host.lora_path(use.file)).triggers.triggers

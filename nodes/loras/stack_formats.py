@@ -1,6 +1,4 @@
-"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and ``<lora:name:1.0>`` in a
-text.
-"""
+"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and texts."""
 
 from __future__ import annotations
 
@@ -227,7 +225,7 @@ def prompts_by_name(
     ``{trigger}`` for all.
 
     Args:
-        text: One prompt per line; may be empty.
+        text: Prompts, one per line; may be empty.
         names: Names of the LoRAs, as in reports: the path without the suffix. A line may omit the
             folder. Two LoRAs of one name are the same file, and get the same prompts.
         field: The input that holds the text, for errors.

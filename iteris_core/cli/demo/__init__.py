@@ -1,3 +1,1 @@
-"""`iteris demo`: a merge of two LoRAs inside a real, headless ComfyUI, end to end, with one
-command.
-"""
+"""The command `iteris demo`: a merge of two LoRAs inside a real, headless ComfyUI."""

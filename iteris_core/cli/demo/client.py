@@ -89,8 +89,8 @@ class ComfyClient:
 
         Args:
             prompt: The workflow in API format.
-            on_event: Called with type and data of every message about this workflow, and with
-                ("text", {"node", "text"}) for a node's progress text.
+            on_event: Listener for (type, data) of every message about this workflow, and for
+                ("text", {"node", "text"}) of a node's progress text.
             timeout: Seconds until the workflow is given up and interrupted.
 
         Raises:

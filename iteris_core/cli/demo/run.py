@@ -107,7 +107,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
 
     Args:
         request: See :class:`DemoRequest`; checked first.
-        console: Shows the progress and where the results are.
+        console: Console for the progress and the place of the results.
 
     Raises:
         InputError: The request cannot be used.
@@ -218,8 +218,8 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     every LoRA beyond the second.
 
     Args:
-        template: workflows/api/merge_two_loras.json.
-        request: Gives prompts and sizes.
+        template: Content of workflows/api/merge_two_loras.json.
+        request: Request with the prompts and sizes.
         checkpoint: Name of the checkpoint in the host's list.
         loras: Names of the LoRAs in the host's list, at least two.
     """

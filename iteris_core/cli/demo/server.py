@@ -1,5 +1,5 @@
-"""A headless ComfyUI on this machine: find or fetch one, start it with this pack as its only custom
-node, stop it.
+"""A headless ComfyUI on this machine, with this pack as its only custom node: find or fetch, start,
+stop.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Device = Literal["auto", "cpu"]
 
 
 class ServerError(IterisError):
-    """A ComfyUI that cannot be found or fetched, or that does not start."""
+    """A ComfyUI that is missing, cannot be fetched, or does not start."""
 
 
 def cache_folder() -> Path:
-    """Return the folder for what is downloaded or made once: $ITERIS_CACHE, else
+    """Return the folder of files that are downloaded or made once: $ITERIS_CACHE, else
     ~/.cache/iteris.
     """
     return (
