@@ -35,7 +35,7 @@ Method = Literal[
     "custom_diffusion",
 ]
 # Settings that no rival looks at, and settings of the iterating engine alone.
-ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
+ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix", "unit_gain")
 ITERATE_ONLY = ("max_iter", "tolerance")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
@@ -111,6 +111,9 @@ class MergeConfig:
             (official ``with_pretrain_matrix``). Its answer has full rank and is cut back to `rank`.
             It is the default: at strength 1 it is as good on usual pairs, and better on more or
             stronger LoRAs (rows "target, equal rank").
+        unit_gain: See `algebra.gain`. Makes up for what ridge, preserve task and conflict shrink,
+            layer by layer, so that later layers see it. Experimental: it is off by default until it
+            was measured in `benchmarks`.
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or
             one number per module path. What is cut is chosen by its effect on the measured inputs,
@@ -158,6 +161,13 @@ class MergeConfig:
         "Share of the teacher's inputs in the student's, from 0 to below 1.",
         at_least=0,
         below=1,
+    )
+    unit_gain: float = setting(
+        1.0,
+        "Largest factor by which an adapter's part of a layer is made as strong as the adapter "
+        "alone; 1: off.",
+        at_least=1,
+        at_most=10,
     )
     rank: int | Literal["sum", "full"] | Mapping[str, int] = setting(
         "sum", "Rank of the merged adapter: a number, the sum of the ranks, or full.", at_least=1

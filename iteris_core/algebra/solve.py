@@ -22,6 +22,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..errors import SolveError
 from .answer import LayerSolution, dense_answer, thin_answer
+from .gain import gain_scales
 from .layer import LayerProblem
 from .sample_space import solve_in_sample_space, usable_rows
 from .system import factorise
@@ -53,9 +54,17 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     together = layer.together.delta
     if drift is None:
         half = system.half(thin)
+        if config.unit_gain > 1:
+            half = half * gain_scales(layer, system, half, None)
         exact = LowRankDelta(together.up, system.other_half(half).T)
         return thin_answer(system, half, exact, lambdas, config, layer.rank)
-    half = system.half(thin @ together.up.T + drift)
+    if config.unit_gain > 1:
+        half_thin = system.half(thin)
+        half_drift = system.half(drift)
+        scales = gain_scales(layer, system, half_thin, half_drift)
+        half = (half_thin * scales) @ together.up.T + half_drift
+    else:
+        half = system.half(thin @ together.up.T + drift)
     return dense_answer(system, half, together.rank, lambdas, config, layer.rank)
 
 

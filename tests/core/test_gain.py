@@ -1,0 +1,68 @@
+"""Unit gain: every layer does as much of each LoRA as the LoRA alone, on the LoRA's own task."""
+
+import pytest
+import torch
+import toy
+
+from iteris_core import Task
+
+KINDS = ["stack", "attention", "convolution"]
+
+
+def gains(net, adapters, tasks, merged):
+    """Return (layer, adapter) -> <X~ dW^T, X dW_k^T> / ||X dW_k^T||^2, by plainly patched models."""
+    paths = list(merged.deltas)
+    shapes = {path: delta.shape for path, delta in merged.deltas.items()}
+    student = toy.patched(net.model, toy.dense(merged))
+    found = {}
+    for k, adapter in enumerate(adapters):
+        rows = [sample.teacher for sample in tasks[k].samples]
+        worn = toy.mixed(adapters, {k: 1.0}, shapes)
+        x = toy.layer_inputs(toy.patched(net.model, worn), rows, paths)
+        x_student = toy.layer_inputs(student, rows, paths)
+        for path in adapter.deltas:
+            taught = torch.cat(x[path]) @ worn[path].T
+            done = torch.cat(x_student[path]) @ merged.deltas[path].dense().T
+            found[path, k] = ((done * taught).sum() / taught.square().sum()).item()
+    return found
+
+
+def shrunk(kind):
+    """A merge that a large ridge and a task that keeps the base model shrink."""
+    net = toy.build(kind)
+    adapters = [net.adapter("a"), net.adapter("b", rank=1)]
+    tasks = toy.own_tasks(net, adapters)
+    tasks.append(Task("base", tasks[0].samples, {}, 0.1))
+    return net, adapters, tasks
+
+
+@pytest.mark.parametrize("target", ["delta", "full_output"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_does_as_much_as_the_lora_alone(kind, target):
+    case = shrunk(kind)
+    settings = {"target": target, "rank": "full", "alpha": 1e-3}
+    before = gains(*case, toy.merge_toy(*case, **settings).adapter)
+    after = gains(*case, toy.merge_toy(*case, **settings, unit_gain=10.0).adapter)
+    weak = [key for key, gain in before.items() if gain < 0.95]
+    assert weak
+    exact = [key for key in after if abs(after[key] - 1) < 1e-6]
+    # a factor is never below 1, so that what is too strong because of another adapter stays so
+    assert len(exact) >= len(after) / 2
+    assert all(after[key] > 0.95 for key in weak), (before, after)
+
+
+def test_the_largest_factor_is_kept():
+    case = shrunk("stack")
+    settings = {"target": "delta", "rank": "full", "alpha": 1e-1}
+    plain = toy.merge_toy(*case, **settings).adapter
+    bounded = toy.merge_toy(*case, **settings, unit_gain=1.1).adapter
+    first = next(iter(plain.deltas))
+    ratio = bounded.deltas[first].dense().norm() / plain.deltas[first].dense().norm()
+    assert 1 < ratio < 1.1 + 1e-9
+
+
+def test_a_gain_of_one_is_no_gain():
+    case = shrunk("attention")
+    plain = toy.merge_toy(*case).adapter
+    off = toy.merge_toy(*case, unit_gain=1.0).adapter
+    assert all(torch.equal(plain.deltas[p].up, off.deltas[p].up) for p in plain.deltas)
