@@ -107,6 +107,9 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
         "balance": [
             Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")
         ],
+        "unit gain": [
+            Recipe(f"unit gain {g:g}", {**full, "unit_gain": g}) for g in (1.0, 1.5, 2.0, 4.0)
+        ],
         "target, equal rank": [
             Recipe("delta, rank 4", {**DELTA, "rank": 4}),
             Recipe("full output, rank 4", {**full, "rank": 4}),
