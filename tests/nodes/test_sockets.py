@@ -1,7 +1,8 @@
-"""Inputs that grow, on hosts that have them and on those that do not."""
+"""Inputs that grow and advanced inputs, on hosts that know them and on those that do not."""
 
 import types
 
+import pytest
 from iteris_pack.nodes import sockets
 
 
@@ -19,3 +20,13 @@ def test_a_newer_host_is_asked_for_optional_inputs_that_grow(monkeypatch):
     [(name, template, told)] = sockets.growing("more", socket, "more of them")
     assert (name, told) == ("more", {"optional": True, "tooltip": "more of them"})
     assert template[:3] == (("loras", {"optional": True, "tooltip": "more of them"}), "loras", 0)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["before 0.10", "since 0.10"])
+def test_inputs_are_marked_as_advanced_only_where_the_host_knows_the_mark(monkeypatch, known):
+    def before(self, id, default=None): ...
+
+    def since(self, id, default=None, *, advanced=None): ...
+
+    monkeypatch.setattr(sockets.io.Float.Input, "__init__", since if known else before)
+    assert sockets.advanced() == ({"advanced": True} if known else {})
