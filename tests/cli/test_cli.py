@@ -11,7 +11,7 @@ import pytest
 import tiny_language
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
@@ -202,20 +202,7 @@ def test_an_error_of_the_real_command_is_one_line_and_exit_code_2(runs):
 @pytest.fixture(scope="module")
 def texts(t5_folder, tmp_path_factory):
     """A base with a tokenizer beside it, and two files of samples."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    fast.save_pretrained(t5_folder / "base")
+    tiny_language.word_tokenizer().save_pretrained(t5_folder / "base")
     folder = tmp_path_factory.mktemp("texts")
     (folder / "one.txt").write_text("w1 w2 w3\nw4 w5\n\nw6 w7 w8 w9\n")
     (folder / "two.jsonl").write_text(

@@ -12,13 +12,8 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 from transformers import (
-    BertTokenizerFast,
-    BlipConfig,
     BlipForConditionalGeneration,
-    BlipImageProcessor,
     BlipProcessor,
-    BlipTextConfig,
-    BlipVisionConfig,
     PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
 )
@@ -47,22 +42,9 @@ def said(done, command):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny T5 with a tokenizer of its own, whose words are w0 to w56, and two adapters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     folder = tmp_path_factory.mktemp("eval-t5")
     tiny_language.t5().save_pretrained(folder / "base")
-    words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(57))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "base")
+    tiny_language.word_tokenizer().save_pretrained(folder / "base")
     for seed, name in enumerate(("one", "two"), 1):
         tiny_language.adapter(folder / "base", folder / name, seed, ("q", "k", "v", "o"))
     return folder
@@ -260,7 +242,6 @@ def test_help_shows_examples():
         assert "Exit code" in done.stdout
 
 
-WORDS = ["[PAD]", "[UNK]", "[SEP]", "[DEC]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(44))]
 PROMPT = "w1 w2 w3"
 
 
@@ -268,39 +249,8 @@ PROMPT = "w1 w2 w3"
 def blip(tmp_path_factory):
     """A tiny BLIP with a processor, an adapter, and four pictures as parquet and as JSON lines."""
     folder = tmp_path_factory.mktemp("eval-blip")
-    torch.manual_seed(0)
-    widths = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    text = BlipTextConfig(
-        **widths,
-        vocab_size=50,
-        max_position_embeddings=40,
-        bos_token_id=3,
-        sep_token_id=2,
-        pad_token_id=0,
-        eos_token_id=2,
-        encoder_hidden_size=32,
-        projection_dim=16,
-        initializer_range=0.3,
-    )
-    vision = BlipVisionConfig(
-        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.3
-    )
-    config = BlipConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=16,
-        image_text_hidden_size=16,
-    )
-    BlipForConditionalGeneration(config).eval().save_pretrained(folder / "base")
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
-    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(
-        folder / "base"
-    )
+    tiny_language.blip(spread=0.3).save_pretrained(folder / "base")
+    tiny_language.blip_processor().save_pretrained(folder / "base")
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
     tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
     rows = []

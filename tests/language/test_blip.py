@@ -8,15 +8,7 @@ import pytest
 import tiny_language
 import torch
 from PIL import Image
-from transformers import (
-    BertTokenizerFast,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-    BlipTextConfig,
-    BlipVisionConfig,
-)
+from transformers import BlipForConditionalGeneration
 from typer.testing import CliRunner
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
@@ -37,42 +29,10 @@ from iteris_core.language.teachers import Teachers
 LENGTHS = (4, 7, 2, 6)
 
 
-def make_blip():
-    torch.manual_seed(0)
-    widths = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    text = BlipTextConfig(
-        **widths,
-        vocab_size=50,
-        max_position_embeddings=40,
-        bos_token_id=3,
-        sep_token_id=2,
-        pad_token_id=0,
-        eos_token_id=2,
-        encoder_hidden_size=32,
-        projection_dim=16,
-        initializer_range=0.2,
-    )
-    vision = BlipVisionConfig(
-        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=0.2
-    )
-    config = BlipConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=16,
-        image_text_hidden_size=16,
-    )
-    return BlipForConditionalGeneration(config).eval()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blip")
-    make_blip().save_pretrained(folder / "base")
+    tiny_language.blip().save_pretrained(folder / "base")
     kind = {"kind": BlipForConditionalGeneration, "task_type": None}
     tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "key", "value"), **kind)
     tiny_language.adapter(
@@ -159,9 +119,11 @@ def test_peft_loads_the_merged_adapter_and_its_forward_is_the_merged_models(fold
     sample = samples_of(5)[0]
     inputs = {"pixel_values": sample.image[None], "input_ids": sample.caption[None]}
     with torch.no_grad():
-        found = tiny_language.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
-        expected = tiny_language.with_deltas(make_blip(), result.adapter.deltas)(**inputs).logits
-        plain = make_blip()(**inputs).logits
+        found = tiny_language.peft(tiny_language.blip(), tmp_path / "out").eval()(**inputs).logits
+        expected = tiny_language.with_deltas(tiny_language.blip(), result.adapter.deltas)(
+            **inputs
+        ).logits
+        plain = tiny_language.blip()(**inputs).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert not torch.allclose(found, plain, atol=1e-2)
 
@@ -171,12 +133,8 @@ def pictures(folder, tmp_path_factory):
     """A processor beside the base, a folder of pictures, and a file that names pictures and
     captions.
     """
-    words = ["[PAD]", "[UNK]", "[SEP]", "[DEC]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(44))]
     made = tmp_path_factory.mktemp("pictures")
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
-    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(
-        folder / "base"
-    )
+    tiny_language.blip_processor().save_pretrained(folder / "base")
     (made / "plain").mkdir()
     for number in range(3):
         pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8)
@@ -211,7 +169,7 @@ def test_the_command_merges_pictures_and_captions(folder, pictures, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["samples"] == [3, 2]
     layers = [
         module
-        for module in tiny_language.peft(make_blip(), tmp_path / "out").modules()
+        for module in tiny_language.peft(tiny_language.blip(), tmp_path / "out").modules()
         if hasattr(module, "lora_A")
     ]
     assert {module.r["default"] for module in layers} == {3, 4, 7}
@@ -255,8 +213,8 @@ def test_ordinary_pictures_are_kept_and_the_whole_model_is_saved(folder, picture
         whole = (
             BlipForConditionalGeneration.from_pretrained(tmp_path / "model").eval()(**inputs).logits
         )
-        adapted = tiny_language.peft(make_blip(), tmp_path / "out").eval()(**inputs).logits
-        plain = make_blip()(**inputs).logits
+        adapted = tiny_language.peft(tiny_language.blip(), tmp_path / "out").eval()(**inputs).logits
+        plain = tiny_language.blip()(**inputs).logits
     assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
     assert not torch.allclose(whole, plain, atol=1e-2)
     assert (
@@ -280,7 +238,7 @@ def ids_of(samples, processor, options=None):
     return [
         found.target.tolist()
         for found in encode_captions(
-            [samples], processor, make_blip(), options or CaptionOptions()
+            [samples], processor, tiny_language.blip(), options or CaptionOptions()
         )[0]
     ]
 
@@ -290,7 +248,7 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(folder, pi
     options = CaptionOptions(padding="count", max_length=20)
     samples = read_images(pictures / "captions.jsonl")[:1]
     (row,) = caption_rows(
-        encode_captions([samples], processor, make_blip(), options), options, fill=True
+        encode_captions([samples], processor, tiny_language.blip(), options), options, fill=True
     )[0]
     assert row.teacher.ids.tolist() == [3, 7, 8, 9] + [0] * 16
     assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
@@ -317,7 +275,7 @@ def test_teachers_write_behind_the_prompts_as_the_models_own_generate_does(folde
     (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
     teachers = Teachers(base, [adapter], [{0: 1.0}])
     (found,) = teachers.answered([tokens], partial(write, base, max_new_tokens=5))
-    model = tiny_language.peft(make_blip(), folder / "one").eval()
+    model = tiny_language.peft(tiny_language.blip(), folder / "one").eval()
     for sample, written in zip(samples, found, strict=True):
         ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -456,11 +414,11 @@ def assert_peft_does_what_deltas_do(folder):
         "pixel_values": samples_of(5)[0].image[None],
         "input_ids": samples_of(5)[0].caption[None],
     }
-    deltas = load_adapter(make_blip(), folder).deltas
+    deltas = load_adapter(tiny_language.blip(), folder).deltas
     assert "vision_model.embeddings.patch_embedding" in deltas
     with torch.no_grad():
-        found = tiny_language.peft(make_blip(), folder).eval()(**inputs).logits
-        expected = tiny_language.with_deltas(make_blip(), deltas)(**inputs).logits
+        found = tiny_language.peft(tiny_language.blip(), folder).eval()(**inputs).logits
+        expected = tiny_language.with_deltas(tiny_language.blip(), deltas)(**inputs).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 

@@ -1,5 +1,5 @@
-"""Tiny random T5 and BART models, and PEFT adapters for them, made by transformers and peft
-themselves.
+"""Tiny random T5, BART and BLIP models, their readers, and PEFT adapters for them, made by
+transformers and peft themselves.
 """
 
 import contextlib
@@ -7,9 +7,18 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    BlipTextConfig,
+    BlipVisionConfig,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -17,6 +26,15 @@ from transformers import (
 from iteris_core.layers import weight_shape
 
 VOCABULARY = 60
+BLIP_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[SEP]",
+    "[DEC]",
+    "[CLS]",
+    "[MASK]",
+    *(f"w{i}" for i in range(44)),
+]
 
 
 def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
@@ -32,13 +50,8 @@ def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
     model = T5ForConditionalGeneration(
         T5Config(**{**widths, "decoder_start_token_id": 0, **options})
     ).eval()
-    for (
-        name,
-        weight,
-    ) in (
-        model.named_parameters()
-    ):  # T5 draws the head so large that greedy decoding repeats one token
-        if name == "shared.weight":
+    for name, weight in model.named_parameters():
+        if name == "shared.weight":  # drawn so large that greedy decoding repeats one token
             weight.data *= 0.3
     return model
 
@@ -55,6 +68,60 @@ def bart(seed: int = 0) -> BartForConditionalGeneration:
             d_model=32, vocab_size=VOCABULARY, max_position_embeddings=64, init_std=0.2, **sides
         )
     ).eval()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer for `t5`, whose words are w0 to w56."""
+    words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 3))]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def blip(spread: float = 0.2) -> BlipForConditionalGeneration:
+    """Return a BLIP for pictures of 16 x 16, its weights drawn with this standard deviation."""
+    torch.manual_seed(0)
+    widths = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    text = BlipTextConfig(
+        **widths,
+        vocab_size=len(BLIP_WORDS),
+        max_position_embeddings=40,
+        bos_token_id=3,
+        sep_token_id=2,
+        pad_token_id=0,
+        eos_token_id=2,
+        encoder_hidden_size=32,
+        projection_dim=16,
+        initializer_range=spread,
+    )
+    vision = BlipVisionConfig(
+        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=spread
+    )
+    config = BlipConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=16,
+        image_text_hidden_size=16,
+    )
+    return BlipForConditionalGeneration(config).eval()
+
+
+def blip_processor() -> BlipProcessor:
+    """Return a processor for `blip`, whose words are `BLIP_WORDS`."""
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(BLIP_WORDS)})
+    return BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer)
 
 
 def adapter(
