@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,71 +43,96 @@ def is_left_whole(delta: LowRankDelta, config: MergeConfig, rank: int | str) -> 
     return not asked and delta.rank <= min(delta.shape)
 
 
-def thin_answer(
-    system: System,
-    half: Tensor,
-    exact: LowRankDelta,
-    lambdas: Tensor,
-    config: MergeConfig,
-    rank: int | str,
-) -> LayerSolution:
-    """Cut an exact low-rank answer, if a rank is requested.
+@dataclass(frozen=True)
+class Cut:
+    """How a layer's answer is cut.
 
     Args:
         system: The metric, S = L L^T.
-        half: ``L^T down^T``, (d_in, R).
-        exact: The uncut answer, float64.
         lambdas: lambda per task, (n,), for the solution.
         config: Settings, of which ``kept_energy`` and ``size`` are used.
         rank: Requested rank, see `MergeConfig.rank_at`.
+        refit: Orthonormal basis (d_in, r) -> ``basis^T L^T dW^T`` of the best answer in it, (r,
+            d_out); None: the projection of the uncut answer.
     """
+
+    system: System
+    lambdas: Tensor
+    config: MergeConfig
+    rank: int | str
+    refit: Callable[[Tensor], Tensor] | None = None
+
+    def to(self, spectrum: Spectrum, exact: LowRankDelta | None, rank: int) -> LayerSolution:
+        """Return the answer of a rank, and the cost of the cut.
+
+        Args:
+            spectrum: Leading part of the uncut answer's spectrum.
+            exact: The uncut answer, if the cost of a plain SVD is to be told; None: it is not.
+            rank: The rank.
+        """
+        total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
+        lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
+        plain_cut = None
+        if exact is not None:
+            weight = exact.dense().T
+            plain = leading_spectrum(weight, rank)
+            rest = weight - (plain.left * plain.values) @ plain.right.T
+            plain_cut = (self.system.metric(rest).square().sum() / total).sqrt()
+        if self.refit is None:
+            delta = delta_of_rank(spectrum, rank, self.system.other_half)
+        else:
+            basis = spectrum.left[:, :rank]
+            delta = LowRankDelta(self.refit(basis).T, self.system.other_half(basis).T)
+        return LayerSolution(delta, self.lambdas, spectrum, (lost / total).sqrt(), plain_cut)
+
+
+def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
+    """Cut an exact low-rank answer, if a rank is requested.
+
+    Args:
+        cut: How it is cut.
+        half: ``L^T down^T``, (d_in, R).
+        exact: The uncut answer, float64.
+    """
+    config = cut.config
     most = min(exact.shape)
-    if is_left_whole(exact, config, rank):
-        return LayerSolution(exact, lambdas)
+    if is_left_whole(exact, config, cut.rank):
+        return LayerSolution(exact, cut.lambdas)
     spectrum = factored_spectrum(half, exact.up)
     if exact.rank > most:
         # more factors than the weight has dimensions: the same delta, with as many as it has
-        exact = delta_of_rank(spectrum, most, system.other_half)
+        exact = delta_of_rank(spectrum, most, cut.system.other_half)
     if config.size is not None:
-        return LayerSolution(exact, lambdas, spectrum)
+        return LayerSolution(exact, cut.lambdas, spectrum)
     if config.kept_energy is not None:
-        cut_rank = rank_for_energy(spectrum, config.kept_energy)
+        rank = rank_for_energy(spectrum, config.kept_energy)
     else:
-        cut_rank = exact.rank if rank in ("sum", "full") else int(rank)
-    if cut_rank >= exact.rank:
-        return LayerSolution(exact, lambdas, spectrum)
-    return _cut(system, spectrum, exact, cut_rank, lambdas)
+        rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
+    if rank >= exact.rank:
+        return LayerSolution(exact, cut.lambdas, spectrum)
+    return cut.to(spectrum, exact, rank)
 
 
-def dense_answer(
-    system: System,
-    half: Tensor,
-    sum_of_ranks: int,
-    lambdas: Tensor,
-    config: MergeConfig,
-    rank: int | str,
-) -> LayerSolution:
+def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     """Cut an answer of full rank.
 
     Args:
-        system: The metric, S = L L^T.
+        cut: How it is cut. With ``kept_energy``, as with the delta target, it never takes more than
+            the sum of the ranks.
         half: ``L^T dW^T``, (d_in, d_out).
         sum_of_ranks: Rank that ``sum`` means here.
-        lambdas: lambda per task, (n,), for the solution.
-        config: Settings, of which ``kept_energy`` is used. As with the delta target, it never takes
-            more than the sum of the ranks.
-        rank: Requested rank, see `MergeConfig.rank_at`.
     """
     most = min(half.shape)
-    if rank == "full":
-        return LayerSolution(_as_factors(system.other_half(half).T), lambdas)
-    asked = rank != "sum" or config.kept_energy is not None
-    cut_rank = min(most, sum_of_ranks if rank == "sum" else int(rank))
-    spectrum = leading_spectrum(half, cut_rank)
-    if config.kept_energy is not None:
-        cut_rank = rank_for_energy(spectrum, config.kept_energy)
-    exact = _as_factors(system.other_half(half).T) if asked else None
-    return _cut(system, spectrum, exact, cut_rank, lambdas)
+    if cut.rank == "full":
+        return LayerSolution(_as_factors(cut.system.other_half(half).T), cut.lambdas)
+    kept_energy = cut.config.kept_energy
+    asked = cut.rank != "sum" or kept_energy is not None
+    rank = min(most, sum_of_ranks if cut.rank == "sum" else int(cut.rank))
+    spectrum = leading_spectrum(half, rank)
+    if kept_energy is not None:
+        rank = rank_for_energy(spectrum, kept_energy)
+    exact = _as_factors(cut.system.other_half(half).T) if asked else None
+    return cut.to(spectrum, exact, rank)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:
@@ -115,22 +141,3 @@ def _as_factors(weight: Tensor) -> LowRankDelta:
     if d_out <= d_in:
         return LowRankDelta(torch.eye(d_out).to(weight), weight)
     return LowRankDelta(weight, torch.eye(d_in).to(weight))
-
-
-def _cut(
-    system: System,
-    spectrum: Spectrum,
-    exact: LowRankDelta | None,
-    rank: int,
-    lambdas: Tensor,
-) -> LayerSolution:
-    total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
-    lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
-    plain_cut = None
-    if exact is not None:
-        weight = exact.dense().T
-        plain = leading_spectrum(weight, rank)
-        rest = weight - (plain.left * plain.values) @ plain.right.T
-        plain_cut = (system.metric(rest).square().sum() / total).sqrt()
-    delta = delta_of_rank(spectrum, rank, system.other_half)
-    return LayerSolution(delta, lambdas, spectrum, (lost / total).sqrt(), plain_cut)

@@ -9,17 +9,28 @@ the adapter's own task, as the adapter would:
     M_kj = tr( up_k^T up_j P_j^T C_k ) / E_k,   r_k = tr( up_k^T rest^T C_k ) / E_k
     C_k = X~_k^T X_k down_k^T,   E_k = ||X_k dW_k^T||^2
 
-c solves ``M c = 1 - r`` for the adapters that have a task of their own, and is bounded by 1 from
-below and a setting from above. All of it comes from the sums that are there already.
+c minimises ``||r + M c - 1||`` over the adapters that have a task of their own, between 1 and a
+setting. All of it comes from the sums that are there already.
+
+A cut to a lower rank keeps a subspace of the inputs, and loses some of the gain. Within that
+subspace the answer is as linear as before. So the factors are found once more there, and the gain
+is that of the delta which is saved.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .layer import LayerProblem, TaskAtLayer
 from .system import System
+
+_MOST_ROUNDS = 100
+_SETTLED = 1e-9
 
 
 def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
@@ -33,60 +44,116 @@ def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
     return tasks
 
 
-def gain_scales(
-    layer: LayerProblem, system: System, half_thin: Tensor, half_drift: Tensor | None
-) -> Tensor:
-    """Return c_j for every column of ``[D_1 | ... | D_K]``, (R,): 1 where nothing is to be scaled.
+@dataclass(frozen=True)
+class LinearAnswer:
+    """A layer's answer as a linear function of c: ``half(c) = (thin * c) up^T + drift``.
 
     Args:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
         system: The factorised system, S = L L^T.
-        half_thin: ``L^-1 [D_1 | ... | D_K]``, (d_in, R).
-        half_drift: ``L^-1 sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
+        thin: ``L^-1 [D_1 | ... | D_K]``, (d_in, R).
+        drift: ``L^-1 sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
     """
-    columns = half_thin.new_ones(half_thin.shape[1])
-    tasks = own_tasks(layer)
-    if not tasks:
+
+    layer: LayerProblem
+    system: System
+    thin: Tensor
+    drift: Tensor | None
+
+    @cached_property
+    def taught(self) -> dict[int, tuple[TaskAtLayer, Tensor]]:
+        """Adapter index -> its own task, and ``L^-1 C_k``, (d_in, rank of the task's mix)."""
+        return {
+            k: (task, self.system.half(task.statistics.cross))
+            for k, task in own_tasks(self.layer).items()
+        }
+
+    def scales(self, basis: Tensor | None = None) -> Tensor:
+        """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
+
+        Args:
+            basis: Orthonormal columns (d_in, r) to which the answer is cut; None: it is not.
+        """
+        columns = self.thin.new_ones(self.thin.shape[1])
+        if not self.taught:
+            return columns
+        thin = _within(basis, self.thin)
+        drift = None if self.drift is None else _within(basis, self.drift)
+        rows = []
+        right = []
+        for task, seen in self.taught.values():
+            parts, rest = self._effects(task, _within(basis, seen), thin, drift)
+            energy = task.delta_energy().clamp_min(torch.finfo(torch.float64).tiny)
+            rows.append(torch.stack([parts[j] for j in self.taught]) / energy)
+            others = sum((parts[j] for j in parts if j not in self.taught), start=rest)
+            right.append(1 - others / energy)
+        found = bounded_solution(
+            torch.stack(rows).tolist(), torch.stack(right).tolist(), self.layer.config.unit_gain
+        )
+        for k, scale in zip(self.taught, found, strict=True):
+            columns[self.layer.together.slices[k]] = scale
         return columns
-    rows = []
-    right = []
-    for number, task in enumerate(tasks.values()):
-        parts, rest = _effects(layer, system, task, half_thin, half_drift)
-        energy = task.delta_energy()
-        own = torch.stack([parts[j] for j in tasks])
-        others = [parts[j] for j in parts if j not in tasks]
-        outside = rest + sum(others, start=torch.zeros_like(rest))
-        alone = torch.zeros_like(own)
-        alone[number] = 1.0
-        does = energy > 0  # an adapter that does nothing here is left as it is
-        safe = torch.where(does, energy, 1.0)
-        rows.append(torch.where(does, own / safe, alone))
-        right.append(torch.where(does, 1 - outside / safe, 1.0))
-    scales = torch.linalg.pinv(torch.stack(rows)) @ torch.stack(right)
-    scales = scales.clamp(1.0, layer.config.unit_gain)
-    for k, scale in zip(tasks, scales, strict=True):
-        columns[layer.together.slices[k]] = scale
-    return columns
+
+    def half(self) -> Tensor:
+        """Return ``L^T dW^T`` of the uncut answer at its gain, (d_in, d_out)."""
+        half = (self.thin * self.scales()) @ self.layer.together.delta.up.T
+        return half if self.drift is None else half + self.drift
+
+    def cut_to(self, basis: Tensor) -> Tensor:
+        """Return ``basis^T L^T dW^T`` of the answer that is cut to a basis, at its gain there, (r,
+        d_out).
+        """
+        half = (_within(basis, self.thin) * self.scales(basis)) @ self.layer.together.delta.up.T
+        return half if self.drift is None else half + _within(basis, self.drift)
+
+    def _effects(
+        self, task: TaskAtLayer, seen: Tensor, thin: Tensor, drift: Tensor | None
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, by its index, and
+        of the rest, 0-dim each.
+        """
+        assert task.worn is not None  # see `own_tasks`
+        up = task.worn.delta.up
+        parts = {}
+        for j, delta in self.layer.deltas.items():
+            codes = thin[:, self.layer.together.slices[j]].T @ seen
+            parts[j] = (codes * (up.T @ delta.up).T).sum()
+        rest = seen.new_zeros(()) if drift is None else ((drift.T @ seen) * up).sum()
+        return parts, rest
 
 
-def _effects(
-    layer: LayerProblem,
-    system: System,
-    task: TaskAtLayer,
-    half_thin: Tensor,
-    half_drift: Tensor | None,
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, by its index, and of
-    the rest, 0-dim each.
+def _within(basis: Tensor | None, columns: Tensor) -> Tensor:
+    """Return the coordinates of columns in an orthonormal basis; None: as they are."""
+    return columns if basis is None else basis.T @ columns
+
+
+def bounded_solution(
+    matrix: Sequence[Sequence[float]], right: Sequence[float], most: float
+) -> list[float]:
+    """Return the c between 1 and `most` that minimises ``||M c - b||``, by coordinate descent.
+
+    An unknown on which nothing depends stays 1.
+
+    Args:
+        matrix: M, n rows of n numbers.
+        right: b, n numbers.
+        most: Upper bound, at least 1.
     """
-    assert task.worn is not None  # see `own_tasks`
-    up = task.worn.delta.up
-    seen = system.half(task.statistics.cross)
-    parts = {}
-    for j, delta in layer.deltas.items():
-        codes = half_thin[:, layer.together.slices[j]].T @ seen
-        parts[j] = (codes * (up.T @ delta.up).T).sum()
-    rest = seen.new_zeros(())
-    if half_drift is not None:
-        rest = ((half_drift.T @ seen) * up).sum()
-    return parts, rest
+    n = len(right)
+    squares = [sum(row[j] ** 2 for row in matrix) for j in range(n)]
+    found = [1.0] * n
+    errors = [sum(row) - b for row, b in zip(matrix, right, strict=True)]
+    for _ in range(_MOST_ROUNDS):
+        largest = 0.0
+        for j in range(n):
+            if squares[j] <= 0:
+                continue
+            slope = sum(row[j] * error for row, error in zip(matrix, errors, strict=True))
+            new = min(max(found[j] - slope / squares[j], 1.0), most)
+            step = new - found[j]
+            found[j] = new
+            errors = [e + row[j] * step for row, e in zip(matrix, errors, strict=True)]
+            largest = max(largest, abs(step))
+        if largest < _SETTLED:
+            break
+    return found

@@ -85,7 +85,29 @@ class LayerProblem:
 
     def lambdas(self) -> Tensor:
         """Return lambda_g of every task, (n,), see `balance_weight`."""
-        return torch.stack([balance_weight(task, self.config.balance) for task in self.tasks])
+        if self.config.balance == "stack":
+            return torch.stack([stack_weight(task, self.together.delta) for task in self.tasks])
+        weights = [balance_weight(task, self.config.balance) for task in self.tasks]
+        if self.config.balance == "matched":
+            weights = self._matched(weights)
+        return torch.stack(weights)
+
+    def _matched(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the weights, with those of tasks that wear nothing times the mean of what LoRAs'
+        own weights are over the isotropic ones.
+        """
+        factors = [
+            weight / isotropic_weight(task)
+            for task, weight in zip(self.tasks, weights, strict=True)
+            if task.counts and task.worn is not None
+        ]
+        if not factors:
+            return list(weights)
+        factor = torch.stack(factors).mean()
+        return [
+            weight * factor if task.worn is None else weight
+            for task, weight in zip(self.tasks, weights, strict=True)
+        ]
 
     def normal_matrix(self, lambdas: Tensor) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
@@ -110,6 +132,23 @@ class LayerSolver(Protocol):
     def __call__(self, layer: LayerProblem) -> LayerSolution: ...
 
 
+def isotropic_weight(task: TaskAtLayer) -> Tensor:
+    """Return ``w_g d_in / ||X_g||^2``, 0-dim."""
+    return task.weight * task.statistics.inputs.d_in / task.statistics.inputs.energy
+
+
+def stack_weight(task: TaskAtLayer, stacked: LowRankDelta) -> Tensor:
+    """Return ``w_g ||dW_s||^2 / ||X~_g dW_s^T||^2`` with dW_s all adapters stacked, 0-dim."""
+    inputs = task.statistics.inputs
+    if not task.counts:
+        return torch.zeros_like(inputs.energy)
+    energy = ((stacked.up.T @ stacked.up) * inputs.form(stacked.down)).sum().clamp_min(0)
+    norm = stacked.squared_norm()
+    return torch.where(
+        (norm > 0) & (energy > 0), task.weight * norm / energy, isotropic_weight(task)
+    )
+
+
 def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
     """Return lambda_g, 0-dim.
 
@@ -126,7 +165,7 @@ def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
         outputs = task.statistics.output_energy
         assert task.full_norm is not None and outputs is not None  # measured for this balance
         return task.weight * task.full_norm / outputs
-    isotropic = task.weight * inputs.d_in / inputs.energy
+    isotropic = isotropic_weight(task)
     if task.worn is None:
         return isotropic
     norm = task.worn.delta.squared_norm()

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import SolveError
-from .answer import LayerSolution, dense_answer, thin_answer
-from .gain import gain_scales
+from .answer import Cut, LayerSolution, dense_answer, thin_answer
+from .gain import LinearAnswer
 from .layer import LayerProblem
 from .sample_space import solve_in_sample_space, usable_rows
 from .system import factorise
@@ -52,20 +52,17 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     checked = [thin] if drift is None else [thin, drift]
     system = factorise(matrix, checked, layer.inputs_by_name(), config.alpha)
     together = layer.together.delta
-    if drift is None:
-        half = system.half(thin)
-        if config.unit_gain > 1:
-            half = half * gain_scales(layer, system, half, None)
-        exact = LowRankDelta(together.up, system.other_half(half).T)
-        return thin_answer(system, half, exact, lambdas, config, layer.rank)
+    gained = None
     if config.unit_gain > 1:
-        half_thin = system.half(thin)
-        half_drift = system.half(drift)
-        scales = gain_scales(layer, system, half_thin, half_drift)
-        half = (half_thin * scales) @ together.up.T + half_drift
-    else:
-        half = system.half(thin @ together.up.T + drift)
-    return dense_answer(system, half, together.rank, lambdas, config, layer.rank)
+        gained = LinearAnswer(
+            layer, system, system.half(thin), None if drift is None else system.half(drift)
+        )
+    cut = Cut(system, lambdas, config, layer.rank, None if gained is None else gained.cut_to)
+    if drift is None:
+        half = system.half(thin) if gained is None else gained.thin * gained.scales()
+        return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
+    half = system.half(thin @ together.up.T + drift) if gained is None else gained.half()
+    return dense_answer(cut, half, together.rank)
 
 
 def right_sides(layer: LayerProblem, lambdas: Tensor) -> tuple[Tensor, Tensor | None]:

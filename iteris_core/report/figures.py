@@ -72,7 +72,7 @@ class _TaskFigures:
         tokens: Number of tokens that were counted.
         strangers: Names of the adapters that the teacher does not wear.
         figures: Residuals of the merge, of all adapters stacked and of their average; lambda; the
-            taught energy; then ``stacked`` and ``merged`` of each stranger.
+            taught energy; the gain; then ``stacked`` and ``merged`` of each stranger.
     """
 
     task: str
@@ -82,7 +82,7 @@ class _TaskFigures:
     figures: Tensor
 
     def read(self) -> TaskAtLayerReport:
-        residual, stacked, averaged, weight, energy, *pairs = self.figures.tolist()
+        residual, stacked, averaged, weight, energy, gain, *pairs = self.figures.tolist()
         between = zip(self.strangers, pairs[::2], pairs[1::2], strict=True)
         return TaskAtLayerReport(
             self.task,
@@ -94,6 +94,7 @@ class _TaskFigures:
             stacked=stacked,
             averaged=averaged,
             energy=energy,
+            gain=gain if energy > 0 else None,
         )
 
 
@@ -118,7 +119,7 @@ def _task_figures(
         torch.cat(
             [
                 energies.residuals(),
-                torch.stack([lam, energies.taught]),
+                torch.stack([lam, energies.taught, energies.gain()]),
                 *(energies.interference(k) for k in strangers),
             ]
         ),
@@ -178,6 +179,11 @@ class _Energies:
         of all adapters stacked where the teacher wears nothing.
         """
         return torch.where(self.taught > 0, self.taught, self.energy(self.adapters))
+
+    def gain(self) -> Tensor:
+        """Return ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0-dim; 0 where nothing is taught."""
+        done = self.with_teacher[self.slices[None]].sum()
+        return torch.where(self.taught > 0, done / self.taught, 0.0)
 
     def interference(self, k: int) -> Tensor:
         """Return ``stacked`` and ``merged`` of `records.Interference` for an adapter that the

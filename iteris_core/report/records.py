@@ -62,6 +62,8 @@ class TaskAtLayerReport:
         stacked: Residual of all adapters of this layer stacked, on the same inputs.
         averaged: Residual of their average, on the same inputs.
         energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
+        gain: ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, how much of what the teacher adds here is
+            there, 1 is all of it; None where the teacher wears nothing.
     """
 
     task: str
@@ -73,6 +75,7 @@ class TaskAtLayerReport:
     stacked: float | None = None
     averaged: float | None = None
     energy: float = 0.0
+    gain: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..algebra.answer import LayerSolution, dense_answer, is_left_whole, thin_answer
+from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, thin_answer
 from ..algebra.layer import LayerProblem
 from ..algebra.system import System, factorise
 from ..errors import SolveError
@@ -54,14 +54,11 @@ class RivalSolver:
             scaled = merged.scaled(self.scale)
             if is_left_whole(scaled, layer.config, layer.rank):
                 return LayerSolution(scaled, lambdas)
-            system = self._metric(layer, lambdas, scaled.down)
-            half = system.metric(scaled.down.T)
-            return thin_answer(system, half, scaled, lambdas, layer.config, layer.rank)
+            cut = Cut(self._metric(layer, lambdas, scaled.down), lambdas, layer.config, layer.rank)
+            return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
         dense = self.scale * merged
-        system = self._metric(layer, lambdas, dense)
-        half = system.metric(dense.T)
-        rank = layer.together.delta.rank
-        return dense_answer(system, half, rank, lambdas, layer.config, layer.rank)
+        cut = Cut(self._metric(layer, lambdas, dense), lambdas, layer.config, layer.rank)
+        return dense_answer(cut, cut.system.metric(dense.T), layer.together.delta.rank)
 
     def _metric(self, layer: LayerProblem, lambdas: Tensor, answer: Tensor) -> System:
         """Return the metric in which the answer is cut."""

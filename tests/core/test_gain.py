@@ -5,6 +5,7 @@ import torch
 import toy
 
 from iteris_core import Task
+from iteris_core.algebra.gain import bounded_solution
 
 KINDS = ["stack", "attention", "convolution"]
 
@@ -36,11 +37,13 @@ def shrunk(kind):
     return net, adapters, tasks
 
 
+@pytest.mark.parametrize("rank", ["full", "sum", 2])
 @pytest.mark.parametrize("target", ["delta", "full_output"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_layer_does_as_much_as_the_lora_alone(kind, target):
+def test_every_layer_does_as_much_as_the_lora_alone(kind, target, rank):
+    """Also after a cut: the gain is that of the delta which is saved."""
     case = shrunk(kind)
-    settings = {"target": target, "rank": "full", "alpha": 1e-3}
+    settings = {"target": target, "rank": rank, "alpha": 1e-3}
     before = gains(*case, toy.merge_toy(*case, **settings).adapter)
     after = gains(*case, toy.merge_toy(*case, **settings, unit_gain=10.0).adapter)
     weak = [key for key, gain in before.items() if gain < 0.95]
@@ -66,3 +69,36 @@ def test_a_gain_of_one_is_no_gain():
     plain = toy.merge_toy(*case).adapter
     off = toy.merge_toy(*case, unit_gain=1.0).adapter
     assert all(torch.equal(plain.deltas[p].up, off.deltas[p].up) for p in plain.deltas)
+
+
+def test_the_report_tells_the_gain_of_every_layer():
+    case = shrunk("attention")
+    names = [adapter.name for adapter in case[1]]
+    result = toy.merge_toy(*case)
+    measured = gains(*case, result.adapter)
+    told = {
+        (layer.path, names.index(entry.task)): entry.gain
+        for layer in result.report.layers
+        for entry in layer.tasks
+        if entry.wears
+    }
+    assert told == {key: pytest.approx(gain, abs=1e-6) for key, gain in measured.items()}
+    assert all(
+        entry.gain is None
+        for layer in result.report.layers
+        for entry in layer.tasks
+        if not entry.wears
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bounded_scales_are_the_best_within_their_bounds(seed):
+    from scipy.optimize import lsq_linear
+
+    chance = torch.Generator().manual_seed(seed)
+    n = 4
+    matrix = torch.eye(n).double() * 0.5 + 0.2 * torch.randn(n, n, generator=chance).double()
+    right = torch.rand(n, generator=chance).double() * 1.5
+    found = torch.tensor(bounded_solution(matrix.tolist(), right.tolist(), 2.0))
+    best = lsq_linear(matrix.numpy(), right.numpy(), bounds=(1, 2)).x
+    assert torch.allclose(found, torch.tensor(best).float(), atol=1e-3)
