@@ -13,9 +13,10 @@ from ..engines.problem import Watch
 from ..errors import ConfigError
 from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
-from ..report.records import Note
+from ..report.records import Note, Tried
 from ..rivals.registry import check_used
 from .calibration import Calibration
+from .choosing import Remembering, loss, ways_of
 from .held_out import HeldOutCheck, strength_correction
 from .lora_use import LoadedLora, loras_in_use
 from .model import HELD_OUT_STAGE, StableDiffusion, in_stage, numbered, stages_of
@@ -34,12 +35,14 @@ class MergeSettings:
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
             LoRAs.
+        try_several: Whether several ways are tried, see `choosing`, and the best is kept.
         made_on: More entries of the recipe: the base model, the host's version.
         notes: More notes for the report.
     """
 
     config: MergeConfig = field(default_factory=MergeConfig)
     correct_strength: bool = False
+    try_several: bool = False
     made_on: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -47,13 +50,18 @@ class MergeSettings:
         """Refuse what cannot be done, before any work.
 
         Raises:
-            ConfigError: Strength is to be corrected, and nothing is measured for it; or a setting
+            ConfigError: Strength is to be corrected, or ways are to be compared, and nothing is
+                measured for it; or a setting
                 that the method would not look at.
         """
         check_used(self.config)
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
                 "correct_strength needs samples to measure it on; set held_out to 1 or more"
+            )
+        if self.try_several and not calibration.held_out:
+            raise ConfigError(
+                "try_several needs samples to compare the ways on; set held_out to 1 or more"
             )
 
 
@@ -88,19 +96,63 @@ def merge_and_check(
         settings.config.samples_per_chunk,
         ", waiting samples in host memory" if settings.config.park_on_host else "",
     )
-    progress = numbered(progress, stages_of(model, loras, calibration))
-    result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
-    if calibration.held_out:
-        check = HeldOutCheck(
-            model,
-            loras,
-            calibration,
-            settings.config.samples_per_chunk,
-            in_stage(progress, HELD_OUT_STAGE),
-        )
-        result = checked(result, check, correct_strength=settings.correct_strength)
+    if settings.try_several:
+        result = _best(model, loras, calibration, settings, progress, watch)
+    else:
+        result = _merge(model, loras, calibration, settings, progress, watch)
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
     return replace(result, report=replace(report, notes=(*report.notes, *settings.notes)))
+
+
+def _merge(
+    model: StableDiffusion,
+    loras: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    progress: StageProgress,
+    watch: Watch,
+) -> MergeResult:
+    """Merge and check once; see `merge_and_check`."""
+    progress = numbered(progress, stages_of(model, loras, calibration))
+    result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
+    if not calibration.held_out:
+        return result
+    check = HeldOutCheck(
+        model,
+        loras,
+        calibration,
+        settings.config.samples_per_chunk,
+        in_stage(progress, HELD_OUT_STAGE),
+    )
+    return checked(result, check, correct_strength=settings.correct_strength)
+
+
+def _best(
+    model: StableDiffusion,
+    loras: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    progress: StageProgress,
+    watch: Watch,
+) -> MergeResult:
+    """Merge in several ways on the same sampling runs, and return the best on unseen samples."""
+    remembering = Remembering(model)
+    ways = ways_of(settings.config, calibration, len(loras_in_use(loras)))
+    results = []
+    for way in ways:
+        config, of_way = way.applied_to(settings.config, calibration)
+        results.append(
+            _merge(remembering, loras, of_way, replace(settings, config=config), progress, watch)
+        )
+    tried = tuple(
+        Tried(way.name, loss(result.report.fidelity), result.report.fidelity)
+        for way, result in zip(ways, results, strict=True)
+    )
+    best = min(range(len(ways)), key=lambda i: tried[i].loss)
+    report = results[best].report
+    note = Note("method", f"tried {len(ways)} ways on unseen prompts, and kept: {ways[best].name}")
+    report = replace(report, tried=tried, notes=(*report.notes, note))
+    return replace(results[best], report=report)
 
 
 def checked(

@@ -123,6 +123,21 @@ class TaskFidelity:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A way to merge that was compared with others.
+
+    Args:
+        name: Name of the way.
+        loss: What the choice was made by, see `diffusion.choosing.loss`; the smallest won.
+        fidelity: Its figures on unseen samples.
+    """
+
+    name: str
+    loss: float
+    fidelity: tuple[TaskFidelity, ...]
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """The whole merge.
 
@@ -136,6 +151,7 @@ class MergeReport:
         settings: Settings with which the merge can be repeated, as JSON values.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
+        tried: The ways that were compared, where several were.
         method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
     """
@@ -147,6 +163,7 @@ class MergeReport:
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     fidelity: tuple[TaskFidelity, ...] = ()
+    tried: tuple[Tried, ...] = ()
     method: str = "iteris"
     max_iter: int | None = None
 
@@ -208,6 +225,7 @@ class MergeReport:
                 f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}"
             )
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
+        lines.extend(f"  tried: {way.name}, loss {way.loss:.3f}" for way in self.tried)
         if self.changes:
             lines.append(self._solves())
         if self.memory_bytes is not None:

@@ -1,0 +1,96 @@
+"""Several ways to merge, tried on the same sampling runs; the best on unseen prompts is kept.
+
+Sampling takes most of a merge's time, and does not depend on how is merged. So another way costs a
+sweep and a check, and no user gets less than the plain stack does on their own prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..config import MergeConfig
+from ..network import Network
+from ..report.records import TaskFidelity
+from .calibration import Calibration
+from .model import StableDiffusion
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to merge: settings that replace those of the user.
+
+    Args:
+        name: Name of the way in the report.
+        config: Field of `MergeConfig` -> value.
+        calibration: Field of `Calibration` -> value.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def applied_to(
+        self, config: MergeConfig, calibration: Calibration
+    ) -> tuple[MergeConfig, Calibration]:
+        return replace(config, **self.config), replace(calibration, **self.calibration)
+
+
+def ways_of(config: MergeConfig, calibration: Calibration, loras: int) -> list[Way]:
+    """Return the ways that are tried: the settings as they are, and what may be better than them.
+
+    Args:
+        config: The user's settings of the merge.
+        calibration: The user's settings of the calibration.
+        loras: Number of LoRAs that change something.
+    """
+    ways = [Way("these settings")]
+    if config.method != "iteris":
+        return ways
+    if calibration.preserve_weight:
+        less = 0.3 * calibration.preserve_weight
+        ways.append(Way("the base model kept less", {}, {"preserve_weight": less}))
+    if calibration.scene_weight and loras > 1:
+        ways.append(Way("no scenes", {}, {"scene_weight": 0.0}))
+    if loras > 1:
+        ways += [
+            Way("NP-LoRA", {"method": "np_lora", **_PLAIN}),
+            Way("stacking", {"method": "sum", **_PLAIN}),
+        ]
+    return ways
+
+
+# what rivals cannot look at
+_PLAIN = {
+    name: getattr(MergeConfig(), name)
+    for name in ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
+}
+
+
+def loss(measured: Sequence[TaskFidelity]) -> float:
+    """Return how far a merge is from what its user wants, on unseen prompts, 0 is perfect.
+
+    The root of the mean square of the LoRAs' output errors and of the leak into the base model.
+    """
+    errors = [entry.output_error for entry in measured]
+    return math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else math.inf
+
+
+class Remembering:
+    """A model whose sampling runs are kept for as long as this object lives."""
+
+    def __init__(self, model: StableDiffusion) -> None:
+        self._model = model
+        self._memory: MutableMapping[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    @contextmanager
+    def unet(self) -> Iterator[Network]:
+        with self._model.unet() as network:
+            known = network.memory is not None
+            yield network if known else replace(network, memory=self._memory)
