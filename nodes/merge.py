@@ -174,6 +174,25 @@ class Merge(io.ComfyNode):
                     "the merged model. 0: off.",
                     **advanced(),
                 ),
+                io.Float.Input(
+                    "unit_gain",
+                    default=MergeConfig.unit_gain,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="What a merge loses of a LoRA at a layer is given back, up to this "
+                    "factor, so that the merged LoRA is as strong as its LoRAs. 1: off.",
+                    **advanced(),
+                ),
+                io.Boolean.Input(
+                    "try_several",
+                    default=False,
+                    optional=True,
+                    tooltip="On: several ways to merge are tried on the same sampling runs, plain "
+                    "stacking among them, and the best on unseen prompts is kept. The report says "
+                    "which. Needs held_out of 1 or more.",
+                ),
                 *growing("more", LORAS, "More LoRAs, connected one by one instead of in a chain."),
                 SETTINGS.Input(
                     "settings",
@@ -271,6 +290,7 @@ def from_widgets(
     kept_energy: float = 1.0,
     size_mb: float = 0.0,
     correct_strength: bool = False,
+    try_several: bool = False,
     **same: Any,
 ) -> MergeSettings:
     """Return the settings that the widgets mean for these LoRAs.
@@ -282,6 +302,7 @@ def from_widgets(
         kept_energy: See `MergeConfig`; 1: off.
         size_mb: The size of the file; 0: off.
         correct_strength: See `MergeSettings`.
+        try_several: See `MergeSettings`.
         same: Widgets that are called as the field of `MergeConfig` that they set.
 
     Raises:
@@ -300,7 +321,7 @@ def from_widgets(
         output_dtype=dtype,
         **same,
     )
-    return MergeSettings(config, correct_strength)
+    return MergeSettings(config, correct_strength, try_several)
 
 
 def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:

@@ -130,6 +130,13 @@ def merge_sd15_command(
             "--correct-strength", help="Scale the result by what the check of --held-out measures."
         ),
     ] = False,
+    try_several: Annotated[
+        bool,
+        typer.Option(
+            "--try-several",
+            help="Try several ways to merge, and keep the best on the samples of --held-out.",
+        ),
+    ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
@@ -143,7 +150,7 @@ def merge_sd15_command(
     ).check()
     check_free(output, overwrite)
     options.check_used(settings)
-    how = MergeSettings(settings, correct_strength, made_on={"base": base})
+    how = MergeSettings(settings, correct_strength, try_several, made_on={"base": base})
     how.check(calibration)
     given = OncePerLora(
         lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
