@@ -16,6 +16,8 @@ from .errors import CalibrationError
 # One weight per token, or what gives them for a layer's number of tokens: layers see a picture at
 # several resolutions.
 TokenWeights = Tensor | Callable[[int], Tensor]
+# One token number per token, or what gives them for a layer's number of tokens.
+TokenNumbers = Tensor | Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,15 @@ class Sample:
         token_weights: Stream of the network (``text``, ``image``, ...) -> weights (tokens,) in the
             statistics, or a function from a layer's number of tokens to them. 0 leaves a token out;
             a stream that is not named counts every token once.
+        teacher_tokens: Stream -> number of the teacher's token that answers to each token of the
+            student, (tokens,), or a function from a layer's number of tokens to them. In a stream
+            that is not named, tokens with the same number answer to each other.
     """
 
     teacher: Any
     student: Any = None
     token_weights: Mapping[str, TokenWeights] = field(default_factory=dict)
+    teacher_tokens: Mapping[str, TokenNumbers] = field(default_factory=dict)
 
     @property
     def student_reads(self) -> Any:
@@ -45,6 +51,15 @@ class Sample:
         if weights is None:
             return torch.ones(tokens)
         return weights(tokens) if callable(weights) else weights
+
+    def teacher_tokens_of(self, stream: str, tokens: int) -> Tensor:
+        """Return the teacher's token for each of the student's in a layer with this many, (tokens,)
+        if they fit.
+        """
+        numbers = self.teacher_tokens.get(stream)
+        if numbers is None:
+            return torch.arange(tokens)
+        return numbers(tokens) if callable(numbers) else numbers
 
 
 @dataclass(frozen=True)

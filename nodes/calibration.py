@@ -77,9 +77,9 @@ class Calibration(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of your prompts to which an ordinary thing is added ('... and a "
-                    "red chair'). So the merged LoRA can still put its subject beside "
-                    "other things.",
+                    tooltip="Share of the captions that put the subject of your prompt beside an "
+                    "ordinary thing ('a sks dog and a red chair'). So the merged LoRA can still "
+                    "put its subject beside other things.",
                 ),
                 io.Float.Input(
                     "preserve_weight",

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError, ConfigError
 from ..settings import check, setting
@@ -20,6 +20,9 @@ from .captions import (
     check_placeholders,
     check_scene_form,
 )
+
+if TYPE_CHECKING:
+    from .lora_use import LoraUse
 
 MOST_SEEDS = 1 << 32
 # The multiples of these, modulo 1, cover an interval evenly, however many there are.
@@ -44,7 +47,8 @@ class Calibration:
             guidance (rows "unconditional share").
         composition_share: Share of the captions with ordinary things (rows "composition share").
         companions: Ordinary things that the base model can draw.
-        compositions: Caption forms with the places ``{prompt}`` and ``{thing}``.
+        compositions: Caption forms with the places ``{prompt}``, where the subject of a prompt
+            comes (see `LoraUse.subject_of`), and ``{thing}``.
         preserve_weight: Weight of the preserve task (rows "preserve weight").
         preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
             instead.
@@ -83,8 +87,8 @@ class Calibration:
     )
     compositions: tuple[str, ...] = setting(
         COMPOSITIONS,
-        "Captions of a prompt beside an ordinary thing, with {prompt} and {thing}. The option may "
-        "be repeated; given captions replace the whole list.",
+        "Captions of a prompt's subject beside an ordinary thing, with {prompt} and {thing}. The "
+        "option may be repeated; given captions replace the whole list.",
     )
     preserve_weight: float = setting(
         1.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
@@ -168,13 +172,14 @@ def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> in
     )
 
 
-def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) -> list[str]:
-    """Return one caption per trajectory: the user's prompts in turn, some of them in company of
-    ordinary things.
+def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
+    """Return one caption per trajectory: a LoRA's prompts in turn, or the subjects of some of them
+    in company of ordinary things.
 
     Raises:
         CalibrationError: No prompt, or an empty one.
     """
+    prompts = lora.prompts
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise CalibrationError(
             "a prompt is empty; write at least one that contains the LoRA's trigger words"
@@ -186,7 +191,8 @@ def own_captions(prompts: Sequence[str], calibration: Calibration, seed: int) ->
         caption = prompts[which]
         if is_chosen(turn, calibration.composition_share, which):
             form = chance.choice(calibration.compositions)
-            caption = form.format(prompt=caption, thing=chance.choice(calibration.companions))
+            subject = lora.subject_of(caption)
+            caption = form.format(prompt=subject, thing=chance.choice(calibration.companions))
         captions.append(caption)
     return captions
 

@@ -117,7 +117,7 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     share = calibration.unconditional_share
     plans = []
     for k, lora in enumerate(loras):
-        seen = own_captions(lora.prompts, calibration, calibration.seed + k)
+        seen = own_captions(lora, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
         plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
     # the last of the ordinary captions, since the preserve task takes them from the first on; those
@@ -132,8 +132,8 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
 def unseen_captions(
     lora: LoraUse, seen: Sequence[str], calibration: Calibration, seed: int
 ) -> list[str]:
-    """Return captions of a LoRA's prompts in company that the merge has not read; its prompts alone
-    if there are no others.
+    """Return captions of the subjects of a LoRA's prompts in company that the merge has not read;
+    its prompts alone if there are no others.
 
     Args:
         lora: The LoRA.
@@ -141,8 +141,9 @@ def unseen_captions(
         calibration: Settings with the number of captions, the forms and the company.
         seed: Seed of the choice.
     """
-    parts = itertools.product(calibration.compositions, calibration.companions, lora.prompts)
-    possible = [form.format(prompt=prompt, thing=thing) for form, thing, prompt in parts]
+    subjects = map(lora.subject_of, lora.prompts)
+    parts = itertools.product(calibration.compositions, calibration.companions, subjects)
+    possible = [form.format(prompt=subject, thing=thing) for form, thing, subject in parts]
     known = {*seen, *lora.prompts}
     unseen = [caption for caption in dict.fromkeys(possible) if caption not in known]
     chance = random.Random(seed)

@@ -16,6 +16,15 @@ Kind = Literal["subject", "style"]
 _PICTURE_OF = re.compile(
     r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
 )
+_ARTICLE = re.compile(r"^(an?|the|some) (?=\S)", re.IGNORECASE)
+# Where a noun phrase of a prompt begins or ends.
+_BOUNDARY = re.compile(
+    r"\s*[,.;:!?()|]\s*|(?<![\w-])(of|in|on|at|to|with|without|from|by|for|near|behind|beside|under|"
+    r"over|above|below|inside|between|against|through|next|and|or|while|as|is|are|that|who|wearing|"
+    r"holding|sitting|standing|lying|walking|running|jumping|flying|riding|driving|playing|sleeping|"
+    r"eating|reading|looking|smiling|posing)(?![\w-])\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,7 @@ class LoraUse:
         prompts: Prompts on which it is measured, with its trigger words.
         prompts_from: The metadata field whose trigger words the prompts are made of; empty if the
             user wrote them.
+        trigger_words: Trigger words in the metadata of its file.
         weight: Weight of its task, relative to the other LoRAs'.
         trigger: Phrase for the LoRA in captions with other LoRAs: a noun phrase with its article
             for a subject, "in <s> style" for a style; empty: see `called`.
@@ -47,6 +57,7 @@ class LoraUse:
     strength_clip: float
     prompts: tuple[str, ...]
     prompts_from: str = ""
+    trigger_words: tuple[str, ...] = ()
     weight: float = 1.0
     trigger: str = ""
     kind: Kind = "subject"
@@ -64,11 +75,48 @@ class LoraUse:
 
     @property
     def called(self) -> str:
-        """Phrase for the LoRA in captions with other LoRAs: its trigger, or else its shortest
-        prompt without "a photo of" and the like.
+        """Phrase for the LoRA in captions with other LoRAs: its trigger, or else the subject of its
+        shortest prompt.
         """
         shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
-        return self.trigger.strip() or _PICTURE_OF.sub("", shortest)
+        return self.trigger.strip() or subject_in(shortest, self.trigger_words)
+
+    def subject_of(self, prompt: str) -> str:
+        """Return the phrase for what one of its prompts shows, which can stand beside other things
+        in a sentence.
+
+        Of a style, that is the whole prompt without "a photo of" and the like.
+        """
+        if self.kind == "style":
+            return subject_in(prompt, ())
+        called = self.called
+        is_called_so = called and _words(_ARTICLE.sub("", called)).search(prompt)
+        return called if is_called_so else subject_in(prompt, self.trigger_words)
+
+
+def subject_in(prompt: str, trigger_words: Iterable[str]) -> str:
+    """Return the phrase of a prompt that holds a trigger word; without one, the whole prompt
+    without "a photo of" and the like.
+
+    >>> subject_in("best quality, a photo of a sks dog on the beach, 4k", ("sks",))
+    'a sks dog'
+    >>> subject_in("a photo of a sks dog on the beach", ())
+    'a sks dog on the beach'
+    """
+    prompt = _PICTURE_OF.sub("", prompt.strip())
+    for trigger in trigger_words:
+        found = _words(trigger).search(prompt)
+        if found:
+            starts = [0, *(boundary.end() for boundary in _BOUNDARY.finditer(prompt))]
+            start = max(start for start in starts if start <= found.start())
+            end = _BOUNDARY.search(prompt, found.end())
+            return prompt[start : end.start() if end else None].strip()
+    return prompt
+
+
+def _words(phrase: str) -> re.Pattern[str]:
+    """Return a pattern that finds a phrase, and no part of a longer word."""
+    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -112,7 +160,8 @@ class LoadedLora:
 
 
 def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
-    """Return the LoRA with trigger words filled into its prompts; default prompts if it has none.
+    """Return the LoRA with its trigger words, filled into its prompts; default prompts if it has
+    none.
 
     A LoRA that changes nothing is returned as it is, since the merge omits it.
 
@@ -127,7 +176,7 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
         return use
     prompts = fill_in(use.file or use.name, use.prompts, triggers)
     source = "" if prompts == use.prompts else triggers.source
-    return replace(use, prompts=prompts, prompts_from=source)
+    return replace(use, prompts=prompts, prompts_from=source, trigger_words=triggers.triggers)
 
 
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
@@ -165,6 +214,7 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
         prompts=tuple(dict.fromkeys(prompt for use in group for prompt in use.prompts)),
         weight=max(use.weight for use in group),
         prompts_from=group[0].prompts_from if all(use.prompts_from for use in group) else "",
+        trigger_words=tuple(dict.fromkeys(word for use in group for word in use.trigger_words)),
         trigger=called.trigger,
         kind=called.kind,
     )

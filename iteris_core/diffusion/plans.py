@@ -252,7 +252,7 @@ def make_own_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[C
     plans = []
     for k, lora in enumerate(loras):
         try:
-            captions = own_captions(lora.prompts, calibration, calibration.seed + k)
+            captions = own_captions(lora, calibration, calibration.seed + k)
         except CalibrationError as error:
             raise CalibrationError(f"LoRA {lora.name!r}: {error}") from error
         share = calibration.unconditional_share

@@ -97,7 +97,14 @@ def settings_of(
     return {
         "calibration": asdict(calibration),
         "config": config.to_dict(),
-        "loras": [{**asdict(lora), "prompts": list(lora.prompts)} for lora in loras],
+        "loras": [
+            {
+                **asdict(lora),
+                "prompts": list(lora.prompts),
+                "trigger_words": list(lora.trigger_words),
+            }
+            for lora in loras
+        ],
     }
 
 

@@ -1,4 +1,6 @@
-"""The tokens of a layer's rows that count in the statistics, and their weights."""
+"""The tokens of a layer's rows that count in the statistics, their weights, and which of a
+teacher's tokens answers to which of its student's.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ class CountedTokens:
         picked: Tokens that are read, the same of every row: a slice, or their numbers.
         counted: Those of the picked tokens of all rows whose weight is not 0, (n,); None: all.
         roots: Roots of their weights, (n, 1).
+        answering: Number of the teacher's token that answers to each token of its student, (rows,
+            tokens); None: the one with the same number.
     """
 
     picked: Tensor | slice
     counted: Tensor | None = None
     roots: Tensor | None = None
+    answering: Tensor | None = None
 
     def of(self, part: Tensor) -> Tensor:
         """Return (rows, tokens, d) as the tokens that count times the roots of their weights,
@@ -34,6 +39,12 @@ class CountedTokens:
         if self.counted is None or self.roots is None:
             return part
         return part[self.counted] * self.roots
+
+    def lined_up(self, part: Tensor) -> Tensor:
+        """Return (rows, tokens, d) of teachers, each row in the order of its student's tokens."""
+        if self.answering is None:
+            return part
+        return part.gather(1, self.answering[:, :, None].expand(-1, -1, part.shape[2]))
 
 
 def picked_tokens(module: nn.Module, count: int, samples: int, config: MergeConfig) -> Tensor:
@@ -69,16 +80,19 @@ def counted_tokens(
         path: Path of the layer, for errors.
 
     Raises:
-        CalibrationError: Token weights that do not fit.
+        CalibrationError: Token weights, or tokens of teachers, that do not fit.
     """
     count = tokens.shape[1]
+    answering = block.teacher_tokens(stream, count, path)
+    if answering is not None:
+        answering = answering.to(tokens.device)
     on_device = slice(None) if len(picked) == count else picked.to(tokens.device)
     weights = block.token_weights(stream, count, path)
     if weights is None:
-        return CountedTokens(on_device)
+        return CountedTokens(on_device, answering=answering)
     weights = weights.reshape(len(block.samples), count)[:, picked].flatten()
     counted = weights.nonzero()[:, 0]
     if not len(counted):
         return None
     roots = weights[counted].to(tokens).sqrt()[:, None]
-    return CountedTokens(on_device, counted.to(tokens.device), roots)
+    return CountedTokens(on_device, counted.to(tokens.device), roots, answering)

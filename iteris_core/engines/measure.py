@@ -163,7 +163,10 @@ class Measurement:
         return codes
 
     def _add_rows(self, block: Block, x: Tensor, y: Tensor, codes: Tensor | None) -> None:
-        """Add teacher and student rows of one task; ``codes`` are the teachers'."""
+        """Add teacher and student rows of one task; ``codes`` are the teachers'.
+
+        Each of the student's tokens makes a pair with the teacher's token that answers to it.
+        """
         config = self.problem.config
         teacher, student = (
             input_tokens(self.module, x[side]).to(self.place.dtype)
@@ -173,6 +176,8 @@ class Measurement:
         tokens = counted_tokens(block, picked, teacher, self.input.shared.stream, self.path)
         if tokens is None:
             return
+        teacher = tokens.lined_up(teacher)
+        codes = None if codes is None else tokens.lined_up(codes)
         if config.input_mix:
             student = torch.lerp(student, teacher, config.input_mix)
         rows = tokens.of(student)
@@ -204,7 +209,7 @@ class Measurement:
             output_tokens(self.module, y[side]).to(self.place.dtype)
             for side in (block.teacher, block.student)
         )
-        return tokens.of((1 - config.input_mix) * (teacher - student))
+        return tokens.of((1 - config.input_mix) * (tokens.lined_up(teacher) - student))
 
     def _outputs(
         self, block: Block, y: Tensor, added: Tensor | None, tokens: CountedTokens
@@ -213,7 +218,7 @@ class Measurement:
         if self.problem.config.balance != "full" or self.base is None:
             return None
         outputs = output_tokens(self.module, y[block.teacher]).to(self.place.dtype)
-        outputs = outputs - self.base.bias.to(outputs)
+        outputs = tokens.lined_up(outputs) - self.base.bias.to(outputs)
         return tokens.of(outputs if added is None else outputs + added)
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:

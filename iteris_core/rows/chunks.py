@@ -59,6 +59,27 @@ class Block:
                 )
         return torch.cat(rows)
 
+    def teacher_tokens(self, stream: str, tokens: int, path: str) -> Tensor | None:
+        """Return which of its teacher's tokens answers to each token of a student, (samples,
+        tokens), on the CPU; None where those with the same number do.
+
+        Args: See `token_weights`.
+
+        Raises:
+            CalibrationError: Another number of tokens, or a token that the teacher does not have.
+        """
+        if not any(stream in sample.teacher_tokens for sample in self.samples):
+            return None
+        rows = [sample.teacher_tokens_of(stream, tokens).to("cpu") for sample in self.samples]
+        for row in rows:
+            if row.shape != (tokens,) or row.min() < 0 or row.max() >= tokens:
+                raise CalibrationError(
+                    f"layer {path!r} sees {tokens} tokens a row, but a sample names other tokens "
+                    f"of its teacher for the stream {stream!r}; give each token of the student "
+                    f"one number from 0 to {tokens - 1}"
+                )
+        return torch.stack(rows)
+
 
 @dataclass(frozen=True)
 class Chunk:

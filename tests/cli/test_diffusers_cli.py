@@ -145,6 +145,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
         "sha256": hashlib.sha256((world / "one.safetensors").read_bytes()).hexdigest(),
         "prompts": ["a cat", "ink"],
         "prompts_from": "",
+        "trigger_words": [],
         "trigger": "",
         "kind": "subject",
     }

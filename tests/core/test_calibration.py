@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from fake_host import use
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from iteris_core.diffusion.sampling import euler_steps, noise
 
 def test_prompts_come_in_turn():
     calibration = Calibration(trajectories=5, composition_share=0.0)
-    assert own_captions(["<a> cat", "<a> dog"], calibration, 0) == [
+    assert own_captions(use("a", ["<a> cat", "<a> dog"]), calibration, 0) == [
         "<a> cat",
         "<a> dog",
         "<a> cat",
@@ -40,13 +41,30 @@ def test_prompts_come_in_turn():
     seed=st.integers(0, 100),
 )
 def test_a_share_of_the_captions_puts_ordinary_things_beside_the_prompt(runs, share, seed):
-    captions = own_captions(["<a>"], Calibration(trajectories=runs, composition_share=share), seed)
+    captions = own_captions(
+        use("a", ["<a>"]), Calibration(trajectories=runs, composition_share=share), seed
+    )
     composed = [caption for caption in captions if caption != "<a>"]
     assert len(captions) == runs
     assert len(composed) == math.floor(runs * share)
     assert all(
         "<a>" in caption and any(thing in caption for thing in COMPANIONS) for caption in composed
     )
+
+
+def test_company_is_put_beside_the_bare_subject():
+    prompts = ("a photo of sks dog on the beach, best quality", "a portrait of sks dog")
+    calibration = Calibration(trajectories=8, composition_share=0.5, companions=("a cup",))
+    for lora in (
+        use("a", prompts, trigger_words=("sks",)),
+        use("a", prompts, trigger="sks dog"),
+        use("a", prompts),
+    ):
+        composed = [
+            form.format(prompt="sks dog", thing="a cup") for form in calibration.compositions
+        ]
+        assert set(own_captions(lora, calibration, 0)) - set(prompts) <= set(composed)
+        assert set(own_captions(lora, calibration, 0)) >= set(prompts)
 
 
 def test_companions_and_compositions_are_the_users_if_given():
@@ -56,7 +74,7 @@ def test_companions_and_compositions_are_the_users_if_given():
         companions=("red circle",),
         compositions=("{thing} over {prompt}",),
     )
-    assert set(own_captions(["<a>", "<b>"], calibration, 0)) == {
+    assert set(own_captions(use("a", ["<a>", "<b>"]), calibration, 0)) == {
         "red circle over <a>",
         "red circle over <b>",
     }
@@ -65,19 +83,24 @@ def test_companions_and_compositions_are_the_users_if_given():
 
 def test_captions_depend_on_the_seed_and_on_nothing_else():
     calibration = Calibration(trajectories=40)
-    assert own_captions(["<a>"], calibration, 1) == own_captions(["<a>"], calibration, 1)
-    assert own_captions(["<a>"], calibration, 1) != own_captions(["<a>"], calibration, 2)
+    assert own_captions(use("a", ["<a>"]), calibration, 1) == own_captions(
+        use("a", ["<a>"]), calibration, 1
+    )
+    assert own_captions(use("a", ["<a>"]), calibration, 1) != own_captions(
+        use("a", ["<a>"]), calibration, 2
+    )
 
 
 def test_braces_in_a_prompt_are_just_text():
     calibration = Calibration(trajectories=4, composition_share=1.0)
     assert all(
-        "{<a>:1.2} {0}" in caption for caption in own_captions(["{<a>:1.2} {0}"], calibration, 0)
+        "{<a>:1.2} {0}" in caption
+        for caption in own_captions(use("a", ["{<a>:1.2} {0}"]), calibration, 0)
     )
 
 
 def test_every_prompt_comes_alone_and_in_company():
-    captions = own_captions(["<a>", "<b>"], Calibration(trajectories=16), 0)
+    captions = own_captions(use("a", ["<a>", "<b>"]), Calibration(trajectories=16), 0)
     for prompt in ("<a>", "<b>"):
         assert prompt in captions
         assert any(prompt in caption and caption != prompt for caption in captions)
@@ -86,7 +109,9 @@ def test_every_prompt_comes_alone_and_in_company():
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_many_prompts_share_the_company_among_them(share):
     prompts = [f"<{i}>" for i in range(16)]
-    captions = own_captions(prompts, Calibration(trajectories=16, composition_share=share), 0)
+    captions = own_captions(
+        use("a", prompts), Calibration(trajectories=16, composition_share=share), 0
+    )
     assert sum(caption not in prompts for caption in captions) == pytest.approx(16 * share, abs=1)
 
 
@@ -96,7 +121,7 @@ def test_empty_prompts_are_refused(prompts):
         CalibrationError,
         match="a prompt is empty; write at least one that contains the LoRA's trigger words",
     ):
-        own_captions(prompts, Calibration(), 0)
+        own_captions(use("a", prompts), Calibration(), 0)
 
 
 def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():

@@ -73,7 +73,7 @@ def test_figures_are_those_of_patched_models(host, merged):
 def captions_of(loras, g):
     if g == 3:
         return [*CALIBRATION.preserve_captions[-2:], ""]
-    seen = own_captions(loras[g].use.prompts, CALIBRATION, CALIBRATION.seed + g)
+    seen = own_captions(loras[g].use, CALIBRATION, CALIBRATION.seed + g)
     captions = make_check_plans([lora.use for lora in loras], CALIBRATION)[g].captions
     assert not set(captions) & {*seen, *loras[g].use.prompts}
     return [*captions, ""]

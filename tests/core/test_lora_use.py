@@ -1,11 +1,13 @@
 """A LoRA as its user wants it: each once, under a name of its own, with its trigger words."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_host import use
 
 from iteris_core import Adapter, CalibrationError, LowRankDelta
-from iteris_core.diffusion.lora_use import each_once, load_each_once, with_prompts
+from iteris_core.diffusion.lora_use import each_once, load_each_once, subject_in, with_prompts
 from iteris_core.files.trigger_words import TriggerWords
 
 TRIGGERS = TriggerWords(("sks cat",), ("sks cat",), "modelspec.trigger_phrase")
@@ -69,8 +71,9 @@ def test_trigger_words_are_filled_in_and_it_is_remembered_where_they_come_from()
     filled = with_prompts(asked, TRIGGERS)
     assert filled.prompts == ("a photo of sks cat", "a cat")
     assert filled.prompts_from == "modelspec.trigger_phrase"
+    assert filled.trigger_words == ("sks cat",)
     written = use("cat", ("a cat",))
-    assert with_prompts(written, TRIGGERS) == written
+    assert with_prompts(written, TRIGGERS) == replace(written, trigger_words=("sks cat",))
 
 
 def test_without_prompts_and_trigger_words_the_file_is_named():
@@ -83,3 +86,40 @@ def test_a_lora_without_strength_needs_no_prompts():
     assert with_prompts(idle, TriggerWords()) is idle
     with pytest.raises(CalibrationError, match="has no prompts"):
         with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())
+
+
+# --- what a prompt is about ---
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("a photo of sks dog on the beach, best quality", "sks dog"),
+        ("masterpiece, best quality, a SKS dog, 4k", "a SKS dog"),
+        ("a portrait of a tall sks woman wearing a red hat", "a tall sks woman"),
+        ("a cup next to a sks dog and a tree", "a sks dog"),
+        ("(sks dog:1.2), night", "sks dog"),
+        ("sks", "sks"),
+        ("sks dog with built-in wings", "sks dog"),
+        ("a photo of skso in the rain", "skso in the rain"),  # another word
+        ("A photograph of a dog in the rain", "a dog in the rain"),
+    ],
+)
+def test_the_subject_of_a_prompt_is_the_phrase_with_the_trigger_word(prompt, subject):
+    assert subject_in(prompt, ("ohwx", "sks")) == subject
+
+
+def test_a_prompt_has_the_subject_by_which_its_lora_is_called():
+    lora = use("a", ("a sks dog", "a photo of the sks dog at home", "a photo of a fox at home"))
+    assert [lora.subject_of(prompt) for prompt in lora.prompts] == [
+        "a sks dog",
+        "a sks dog",
+        "a fox at home",
+    ]
+
+
+def test_a_style_has_no_subject_of_its_own():
+    style = use(
+        "a", ("a photo of a cat in ink style, night",), trigger="in ink style", kind="style"
+    )
+    assert style.subject_of(style.prompts[0]) == "a cat in ink style, night"

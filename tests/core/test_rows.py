@@ -169,6 +169,29 @@ def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
     assert block.token_weights("image", 2, "layer").tolist() == [0, 1, 1, 1]
 
 
+def test_teachers_tokens_of_a_stream_that_some_samples_do_not_name_are_the_students():
+    samples = [
+        Sample("x", teacher_tokens={"text": torch.tensor([1, 1])}),
+        Sample("y", teacher_tokens={"text": lambda tokens: torch.arange(tokens).flip(0)}),
+        Sample("z"),
+    ]
+    (chunk,) = split_into_chunks([Task("a", samples, {})], 3)
+    (block,) = chunk.blocks
+    assert block.teacher_tokens("text", 2, "layer").tolist() == [[1, 1], [1, 0], [0, 1]]
+    assert block.teacher_tokens("image", 2, "layer") is None
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [0, 2], [-1, 0]])
+def test_tokens_that_the_teacher_does_not_have_are_refused(numbers):
+    sample = Sample("x", teacher_tokens={"text": torch.tensor(numbers)})
+    (chunk,) = split_into_chunks([Task("a", [sample], {})], 1)
+    with pytest.raises(
+        CalibrationError,
+        match=r"layer 'layer' sees 2 tokens a row.*for the stream 'text'.*from 0 to 1",
+    ):
+        chunk.blocks[0].teacher_tokens("text", 2, "layer")
+
+
 def test_a_function_with_another_number_of_weights_is_refused():
     (chunk,) = split_into_chunks(
         [Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})], 1

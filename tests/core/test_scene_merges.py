@@ -79,7 +79,7 @@ def test_in_the_text_only_a_teachers_own_words_count(host):
     tasks = []
     scenes = scenes_of(host, loras, SCENES)
     for k, lora in enumerate(loras):
-        captions = own_captions(lora.use.prompts, SCENES, k)
+        captions = own_captions(lora.use, SCENES, k)
         # both latents of a caption are rows with it, and one of them is a row with the negative
         # prompt, too
         read = [
@@ -107,7 +107,7 @@ def test_the_text_encoder_learns_a_teachers_own_words_too(host):
     scenes = scenes_of(host, loras, SCENES)
     deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
     for k, lora in enumerate(loras):
-        known = dict.fromkeys([*own_captions(lora.use.prompts, SCENES, k), ""])
+        known = dict.fromkeys([*own_captions(lora.use, SCENES, k), ""])
         x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
         tasks.append(dense_task(x, x, deltas[k]))
     for k in range(2):
@@ -249,7 +249,7 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
         deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
         tasks = []
         for k, lora in enumerate(loras):
-            known = dict.fromkeys([*own_captions(lora.use.prompts, STYLED, k), ""])
+            known = dict.fromkeys([*own_captions(lora.use, STYLED, k), ""])
             x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
             tasks.append(dense_task(x, x, deltas[k]))
         x = [
@@ -517,10 +517,11 @@ def test_a_host_that_cannot_tell_positions_still_merges_without_scenes(host):
         (("<x>",), "", "<x>"),
         (("<x>",), " a <x> dog ", "a <x> dog"),
         (("a photo of ",), "", "a photo of"),
+        (("sks, best quality", "sks dog running on the beach"), "", "sks"),
     ],
 )
 def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words):
-    assert use("a", prompts, trigger=trigger).called == words
+    assert use("a", prompts, trigger=trigger, trigger_words=("sks",)).called == words
 
 
 def test_an_unknown_kind_is_refused():

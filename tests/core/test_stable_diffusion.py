@@ -96,9 +96,7 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
     result, _ = host.merge(loras, PRESERVE)
     student = host.patched(result.adapter)
     encoders = [host.patched(loras[0].adapter), host, host.patched(loras[2].adapter), host]
-    captions = [
-        own_captions(lora.use.prompts, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)
-    ]
+    captions = [own_captions(lora.use, PRESERVE, PRESERVE.seed + k) for k, lora in enumerate(loras)]
     counts = [entry.tokens // 64 for entry in result.report.layers[-1].tasks]
     pairs = iter(host.merge_rows())
     for g, count in enumerate(counts):
@@ -151,8 +149,7 @@ def test_a_text_encoder_part_is_swept_like_any_network(host):
     loras = [host.lora("a"), host.lora("b", ("unet",), ["<y> dog"])]
     result, _ = host.merge(loras, NO_PRESERVE)
     captions = [
-        dict.fromkeys([*own_captions(lora.use.prompts, NO_PRESERVE, k), ""])
-        for k, lora in enumerate(loras)
+        dict.fromkeys([*own_captions(lora.use, NO_PRESERVE, k), ""]) for k, lora in enumerate(loras)
     ]
     delta = loras[0].adapter.deltas["te.q"].dense()
     tasks = []
@@ -184,7 +181,7 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
     runs_of_tasks = runs_by_task(loras, calibration, host.token_positions).values()
     teachers = [host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]
     for g, (teacher, runs) in enumerate(zip(teachers, runs_of_tasks, strict=True)):
-        captions = own_captions(loras[g].use.prompts, calibration, g) if g < 2 else ["a street"] * 4
+        captions = own_captions(loras[g].use, calibration, g) if g < 2 else ["a street"] * 4
         for run, caption in zip(runs, captions, strict=True):
             texts = [teacher.context(text, 2 * host.PIECE)[None] for text in (caption, "bad")]
 
@@ -284,7 +281,7 @@ def test_tokens_of_a_repeated_context_count_once(host):
     )
     result, _ = host.merge([lora], calibration)
     rows = [row for row, _ in host.merge_rows()]
-    captions = [*own_captions(lora.use.prompts, calibration, 0), *calibration.preserve_captions, ""]
+    captions = [*own_captions(lora.use, calibration, 0), *calibration.preserve_captions, ""]
     pieces = {}
     for caption in captions:
         context = host.context(caption, 2 * host.PIECE)

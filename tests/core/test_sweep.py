@@ -8,7 +8,16 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import AdapterError, MergeConfig, Sample, Task, merge
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
 from iteris_core.report.records import Note
 
 NETWORKS = ["stack", "attention", "convolution", "in place"]
@@ -101,6 +110,115 @@ def test_token_weights_count_in_their_stream_only(samples_per_chunk):
     assert (
         toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
         < 1e-9
+    )
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": "delta"},
+        {"target": "full_output"},
+        {"target": "full_output", "input_mix": 0.3, "balance": "full", "ridge": "paper"},
+    ],
+)
+def test_a_teachers_tokens_may_answer_to_others_of_its_student(engine, settings):
+    """Naively: what the teacher reads is gathered token by token, and paired with the student's."""
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    orders = [
+        {"teacher_tokens": {"text": torch.tensor([2, 0, 0])}},
+        {
+            "teacher_tokens": {"text": torch.tensor([1, 2, 0])},
+            "token_weights": {"text": torch.tensor([1.0, 0.0, 0.5])},
+        },
+        {},
+    ]
+    tasks = [
+        replace(
+            task,
+            samples=[
+                Sample((x, context), (x, context.flip(0) / 2), **orders[(g + i) % 3])
+                for i, (x, context) in enumerate(net.make_row() for _ in range(4))
+            ],
+        )
+        for g, task in enumerate(toy.own_tasks(net, adapters))
+    ]
+    settings = {"rank": "full", "samples_per_chunk": 3, **settings}
+    result = toy.merge_toy(net, adapters, tasks, engine=engine, **settings)
+    expected = toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings))
+    assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-8
+
+
+@pytest.mark.parametrize("tokens_per_row", [None, 2])
+def test_a_teacher_in_another_order_teaches_the_same(tokens_per_row):
+    """Attention does not see the order of a context; so nothing but the pairs tells the two apart."""
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    rows = [[net.make_row() for _ in range(4)] for _ in adapters]
+    order = torch.tensor([2, 0, 1])
+
+    def merged(told):
+        tasks = [
+            Task(
+                adapter.name,
+                [
+                    Sample(
+                        (x, context[order] if told != "same" else context),
+                        (x, context * 0.9),
+                        teacher_tokens={"text": order.argsort()} if told == "told" else {},
+                    )
+                    for x, context in rows[k]
+                ],
+                {k: 1.0},
+            )
+            for k, adapter in enumerate(adapters)
+        ]
+        settings = {"target": "full_output", "rank": "full", "tokens_per_row": tokens_per_row}
+        return toy.dense(toy.merge_toy(net, adapters, tasks, **settings).adapter)
+
+    assert toy.largest_error(merged("told"), merged("same")) < 1e-9
+    assert toy.largest_error(merged("untold"), merged("same")) > 1e-2
+
+
+@pytest.mark.parametrize("width", [6, 64], ids=["sums", "kept rows"])
+@pytest.mark.parametrize("target", ["delta", "full_output"])
+def test_pairs_of_tokens_as_sums_and_as_kept_rows(width, target):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(width, 5).double().requires_grad_(False)
+    adapters = [
+        Adapter(
+            name,
+            {"layer": LowRankDelta(torch.randn(5, 2).double(), torch.randn(2, width).double())},
+        )
+        for name in "ab"
+    ]
+    reads = torch.randn(2, 3, 2, 4, width).double()  # task, sample, teacher and student, token
+    pairs = ((3, 0), (1, 1), (2, 3))  # (teacher's, student's); the student's token 2 has none
+    numbers = torch.tensor([3, 1, 0, 2])
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    tasks = [
+        Task(
+            adapter.name,
+            [Sample(*pair, {"text": weights}, {"text": numbers}) for pair in reads[k]],
+            {k: 1.0},
+        )
+        for k, adapter in enumerate(adapters)
+    ]
+    network = Network({"layer": layer}, lambda rows: layer(torch.stack(rows)), lambda path: "text")
+    config = toy.exact(target, rank="full", samples_per_chunk=2)
+    found = merge(network, adapters, tasks, config).adapter.deltas["layer"].dense()
+    dense = [
+        toy.DenseTask(
+            torch.stack([sample[0, t] for sample in reads[k] for t, _ in pairs]),
+            torch.stack([sample[1, s] for sample in reads[k] for _, s in pairs]),
+            adapter.deltas["layer"].dense(),
+            1.0,
+        )
+        for k, adapter in enumerate(adapters)
+    ]
+    torch.testing.assert_close(
+        found, toy.solve_densely(layer.weight, dense, config), rtol=1e-8, atol=1e-8
     )
 
 

@@ -248,6 +248,15 @@ def layer_inputs(
     return seen
 
 
+def answering(inputs: Sequence[Tensor], samples: Sequence[Sample], path: str) -> list[Tensor]:
+    """Return what a task's teachers read, in the order of their students' tokens."""
+    orders = [sample.teacher_tokens.get(stream_of(path)) for sample in samples]
+    return [
+        x if order is None else torch.stack([x[number] for number in order])
+        for x, order in zip(inputs, orders, strict=True)
+    ]
+
+
 def weighted(inputs: Sequence[Tensor], samples: Sequence[Sample], path: str) -> Tensor:
     """Return all tokens of a task, each times the root of its weight."""
     ones = [torch.ones(len(x)) for x in inputs]
@@ -331,7 +340,7 @@ def naive_fixed_point(
         for path in paths:
             at_layer = [
                 DenseTask(
-                    weighted(teachers[g][path], task.samples, path),
+                    weighted(answering(teachers[g][path], task.samples, path), task.samples, path),
                     weighted(students[g][path], task.samples, path),
                     worn[g][path],
                     task.weight,
