@@ -25,9 +25,11 @@ Method = Literal[
     "magnitude_prune",
     "knots",
     "core_space_ties",
+    "compress_then_merge",
     "tsv_m",
     "iso_c",
     "np_lora",
+    "ace",
     "regmean",
     "regmean_pp",
     "ssr",
@@ -51,7 +53,8 @@ class BaselineOptions:
         scale: Factor of the merged delta; None is ``search`` for task_arithmetic, and 1 for all
             others. ``search`` finds the scale with the smallest error of the network's output on
             the calibration samples.
-        density: Share of kept entries, for TIES, KnOTS, Core Space, DARE and magnitude pruning.
+        density: Share of kept entries, for TIES, KnOTS, Core Space, Compress-then-Merge, DARE and
+            magnitude pruning.
         sign: ``total`` elects the sign of the sum of the values, ``frequency`` the sign that more
             of them have.
         projection: NP-LoRA's mu: 0 is the sum, None takes the style's directions out of the other

@@ -11,7 +11,8 @@ of those. The answer is exactly low rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,25 +22,27 @@ from .layer import RELATIVE_ZERO, Layer
 from .ties import Sign, trim_and_elect
 
 
+@dataclass(frozen=True)
+class CoreSpace:
+    """Deltas of one layer in core space: U (d_out, R), V (d_in, R'), and the M_k, (N, R, R')."""
+
+    left: Tensor
+    right: Tensor
+    cores: Tensor
+
+
 def core_space_ties(layer: Layer, *, density: float = 0.5, sign: Sign = "total") -> LowRankDelta:
     """Return TIES in core space; its options are those of `ties`."""
-    return in_core_space(layer, lambda cores: trim_and_elect(cores, density, sign))
+    space = core_space(list(layer.deltas.values()))
+    return LowRankDelta(space.left @ trim_and_elect(space.cores, density, sign), space.right.T)
 
 
-def in_core_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDelta:
-    """Merge the M_k by a rule.
-
-    Args:
-        layer: The layer.
-        rule: Function that merges (N, R, R') into (R, R').
-    """
-    together = layer.together
-    left = _basis(together.up)
-    right = _basis(together.down.T)
-    cores = torch.stack(
-        [(left.T @ delta.up) @ (delta.down @ right) for delta in layer.deltas.values()]
-    )
-    return LowRankDelta(left @ rule(cores), right.T)
+def core_space(deltas: Sequence[LowRankDelta]) -> CoreSpace:
+    """Return deltas, at least one and not all zero, in core space."""
+    left = _basis(torch.cat([delta.up for delta in deltas], dim=1))
+    right = _basis(torch.cat([delta.down for delta in deltas]).T)
+    cores = [(left.T @ delta.up) @ (delta.down @ right) for delta in deltas]
+    return CoreSpace(left, right, torch.stack(cores))
 
 
 def _basis(columns: Tensor) -> Tensor:

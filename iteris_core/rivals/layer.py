@@ -32,6 +32,8 @@ class Layer:
             change this layer.
         adapters: Number of adapters, with those that do not change this layer.
         tasks: All tasks of the merge, with their statistics of this layer.
+        rank: Rank that the answer is to have; None: the rule decides. Of use to rules that are
+            made for a rank: all other answers are cut to it afterwards.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Layer:
     deltas: Mapping[int, LowRankDelta]
     adapters: int
     tasks: Sequence[TaskAtLayer]
+    rank: int | None = None
 
     @cached_property
     def stacked(self) -> Stacked[int]:
@@ -49,6 +52,11 @@ class Layer:
     def together(self) -> LowRankDelta:
         """The delta of `stacked`."""
         return self.stacked.delta
+
+    @property
+    def changing(self) -> dict[int, LowRankDelta]:
+        """The deltas that are not zero."""
+        return {k: delta for k, delta in self.deltas.items() if delta.squared_norm() > 0}
 
     @property
     def counted(self) -> list[TaskAtLayer]:

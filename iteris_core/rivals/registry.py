@@ -13,6 +13,8 @@ from ..adapters import LowRankDelta
 from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
 from ..errors import UnusedSettingError
 from ..tasks import Task
+from .ace import ace
+from .compress_then_merge import compress_then_merge
 from .core_space import core_space_ties
 from .custom_diffusion import custom_diffusion
 from .dare import dare_linear, dare_ties, magnitude_prune
@@ -98,9 +100,15 @@ METHODS: Mapping[str, Method] = {
     "core_space_ties": Method(
         core_space_ties, "Accurate and Efficient Low-Rank Model Merging in Core Space", "2509.17786"
     ),
+    "compress_then_merge": Method(
+        compress_then_merge,
+        "Compress then Merge: From Multiple LoRAs into One Low-Rank Adapter",
+        "2606.03723",
+    ),
     "tsv_m": Method(tsv_m, "Task Singular Vectors", "2412.00081"),
     "iso_c": Method(iso_c, "No Task Left Behind", "2502.04959"),
     "np_lora": Method(np_lora, "NP-LoRA", "2511.11051"),
+    "ace": Method(ace, "ACE-Merging", "2603.02945"),
     "regmean": Method(
         regmean,
         "Dataless Knowledge Fusion by Merging Weights of Language Models",

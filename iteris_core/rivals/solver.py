@@ -46,8 +46,9 @@ class RivalSolver:
             SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
         """
         _check_inputs(layer)
+        rank = _rank(layer)
         merged = self.rule(
-            Layer(self.path, self.reads_text, layer.deltas, self.adapters, layer.tasks)
+            Layer(self.path, self.reads_text, layer.deltas, self.adapters, layer.tasks, rank)
         )
         lambdas = layer.lambdas()
         if isinstance(merged, LowRankDelta):
@@ -67,6 +68,15 @@ class RivalSolver:
             return System(answer.new_ones(width), torch.eye(width).to(answer))
         matrix = layer.normal_matrix(lambdas)
         return factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
+
+
+def _rank(layer: LayerProblem) -> int | None:
+    """Return the rank that is requested of the answer; None: no number is. Before a size is shared
+    out over the layers, all directions are to be seen.
+    """
+    if layer.config.size is not None:
+        return layer.together.delta.rank
+    return None if isinstance(layer.rank, str) else layer.rank
 
 
 def _check_inputs(layer: LayerProblem) -> None:

@@ -37,10 +37,10 @@ def trim_and_elect(stacked: Tensor, density: float, sign: Sign) -> Tensor:
 
 def trimmed(stacked: Tensor, density: float) -> Tensor:
     """Return (N, ...) tensors in which each keeps its ``int(density * size)`` largest entries by
-    magnitude.
+    magnitude, at least one.
     """
     flat = stacked.flatten(1)
-    kept = flat.abs().topk(int(density * flat.shape[1]), dim=1).indices
+    kept = flat.abs().topk(max(1, int(density * flat.shape[1])), dim=1).indices
     return zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).reshape(stacked.shape)
 
 

@@ -12,14 +12,16 @@ import pytest
 import torch
 import toy
 
-from iteris_core import BaselineOptions, ConfigError, Task
+from iteris_core import BaselineOptions, ConfigError, LowRankDelta, Task
 from iteris_core.config import Engine, Method
 from iteris_core.engines.registry import ENGINES
 from iteris_core.rivals import METHODS
+from iteris_core.rivals.compress_then_merge import shared_subspaces
+from iteris_core.rivals.core_space import core_space
 from iteris_core.rivals.dare import dare_linear, dare_ties, dropped_and_rescaled, magnitude_prune
 from iteris_core.rivals.knots import in_knots_space
 from iteris_core.rivals.layer import Layer
-from iteris_core.rivals.ties import ties
+from iteris_core.rivals.ties import ties, trimmed
 from iteris_core.rivals.tsv_m import tsv_m
 
 
@@ -156,10 +158,16 @@ def test_svd_cuts_the_sum_by_its_weights(net):
 def naive_trim(delta, density):
     entries = delta.flatten().tolist()
     largest = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))[
-        : int(density * len(entries))
+        : max(1, int(density * len(entries)))
     ]
     kept = [entry if i in largest else 0.0 for i, entry in enumerate(entries)]
     return torch.tensor(kept, dtype=torch.float64).reshape(delta.shape)
+
+
+def test_trimming_keeps_one_entry_at_least():
+    assert torch.equal(
+        trimmed(torch.tensor([[[1.0]], [[-2.0]]]), 0.5), torch.tensor([[[1.0]], [[-2.0]]])
+    )
 
 
 def naive_elect(deltas, sign="total"):
@@ -272,6 +280,183 @@ def test_core_space_ties(net):
         ]
         cores = torch.stack([left.T @ delta.dense() @ right.T for delta in deltas])
         torch.testing.assert_close(found[path], left @ naive_ties(cores, 0.5) @ right)
+
+
+def zero_at(net, path):
+    """Return a layer of two adapters, of which the second does nothing, but is there."""
+    _, adapters, _ = net
+    shape = shapes_of(net)[path]
+    nothing = LowRankDelta(torch.zeros(shape[0], 2).double(), torch.ones(2, shape[1]).double())
+    return Layer(path, False, {0: adapters[0].deltas[path], 1: nothing}, 2, ())
+
+
+def first_singular_vectors(matrix, count):
+    return torch.linalg.svd(matrix, full_matrices=False)[0][:, :count]
+
+
+def naive_compress_then_merge(deltas, rank, density=0.5):
+    """Compress-then-Merge on whole weights, without a core space, of those that are not zero."""
+    deltas = [delta for delta in deltas if delta.any()]
+    even = [delta / delta.norm() for delta in deltas]
+    of_outputs = min(rank, int(torch.linalg.matrix_rank(torch.cat(even, dim=1))))
+    of_inputs = min(rank, int(torch.linalg.matrix_rank(torch.cat(even))))
+    right = first_singular_vectors(torch.cat([delta.T for delta in even], dim=1), of_inputs)
+    errors = []
+    while len(errors) < 3 or abs(errors[-1] - errors[-2]) >= 1e-6:
+        left = first_singular_vectors(
+            torch.cat([delta @ right for delta in even], dim=1), of_outputs
+        )
+        right = first_singular_vectors(
+            torch.cat([delta.T @ left for delta in even], dim=1), of_inputs
+        )
+        kept = sum((left.T @ delta @ right).square().sum() for delta in even)
+        errors.append((abs(len(even) - kept) / len(even)).sqrt().item())
+    return left @ naive_ties([left.T @ delta @ right for delta in deltas], density) @ right.T
+
+
+@pytest.mark.parametrize("density", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("rank", [1, 2, 3, 6])
+def test_compress_then_merge(net, rank, density):
+    reference = lambda deltas: naive_compress_then_merge(deltas, rank, density)  # noqa: E731
+    check(net, "compress_then_merge", reference, 1e-7, rank=rank, density=density)
+    for layer in merged(net, "compress_then_merge", rank, density=density).report.layers:
+        assert layer.rank <= rank
+        assert not layer.cut  # the rank is given by construction
+
+
+def test_compress_then_merge_takes_the_largest_of_the_ranks_where_none_is_requested():
+    model = toy.build("attention")
+    adapters = [model.adapter("a", 1), model.adapter("b", 3)]
+    found = merged((model, adapters, toy.own_tasks(model, adapters)), "compress_then_merge")
+    for path, delta in found.adapter.deltas.items():
+        each = [adapter.deltas[path].dense() for adapter in adapters]
+        assert delta.rank == 3
+        torch.testing.assert_close(
+            delta.dense(), naive_compress_then_merge(each, 3), rtol=0, atol=1e-8
+        )
+
+
+def test_compress_then_merge_shares_a_size_out_and_then_keeps_to_it(net):
+    model, adapters, tasks = net
+    size = 400
+    found = toy.merge_toy(model, adapters, tasks, method="compress_then_merge", size=size)
+    deltas = found.adapter.deltas
+    assert sum(delta.rank * sum(delta.shape) for delta in deltas.values()) <= size
+    assert max(delta.rank for delta in deltas.values()) > 2  # more than any adapter has here
+    naive = {
+        path: naive_compress_then_merge(dense, deltas[path].rank)
+        for path, dense in dense_deltas(net).items()
+    }
+    assert toy.largest_error(toy.dense(found.adapter), naive) < 1e-7
+
+
+def test_shared_subspaces_keep_more_than_the_leading_ones_of_each_side(net):
+    gains = []
+    for layer in layers(net):
+        cores = core_space(list(layer.deltas.values())).cores
+        left, right = shared_subspaces(cores, 2)
+        torch.testing.assert_close(left.T @ left, torch.eye(2).double())
+        torch.testing.assert_close(right.T @ right, torch.eye(2).double())
+        first_left = first_singular_vectors(torch.cat(list(cores), dim=1), 2)
+        first_right = first_singular_vectors(torch.cat(list(cores.mT), dim=1), 2)
+        gains.append(
+            (left.T @ cores @ right).square().sum()
+            - (first_left.T @ cores @ first_right).square().sum()
+        )
+    assert min(gains) > -1e-9
+    assert max(gains) > 1e-3
+
+
+def naive_ace(deltas):
+    """The authors' ``ace_merging`` in their order of steps, on whole weights."""
+    deltas = [delta for delta in deltas if delta.any()]
+    if len(deltas) == 1:
+        return deltas[0]
+    width = deltas[0].shape[1]
+    identity = torch.eye(width).double()
+    energies = torch.tensor([(delta.T @ delta).trace() for delta in deltas])
+    logs = [energy.log() for energy in energies]
+    mean = sum(logs) / len(logs)
+    variance = sum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
+    differ = variance / mean**2 > 0.3
+    covariances, ridges, top = [], [], torch.zeros_like(deltas[0])
+    for delta in deltas:
+        centred = delta - delta.mean(0)
+        covariance, ridge = centred.T @ centred, 0.01
+        if differ:
+            covariance, ridge = covariance / covariance.trace(), 0.01 / covariance.trace()
+        covariances.append(covariance)
+        ridges.append(ridge)
+        top += centred @ (covariance + ridge * identity)
+    all_of_them = sum(covariances) + sum(ridges) * identity
+    prior = sum(covariances).mean(0) / (energies.mean() if differ else 1)
+    solved = top @ torch.linalg.inv(all_of_them + prior[None])
+    if not differ:
+        return solved
+    rest = sum(
+        delta @ (covariance - all_of_them / len(deltas))
+        for delta, covariance in zip(deltas, covariances, strict=True)
+    )
+    u, values, vh = torch.linalg.svd(solved + rest, full_matrices=False)
+    count = max(1, int(0.3 * int((values > 1e-9).sum())))
+    return solved + values[:count].mean() * u[:, :count] @ vh[:count]
+
+
+def differ_in_size(deltas):
+    logs = torch.stack([delta.norm().square().log() for delta in deltas if delta.any()])
+    return len(logs) > 1 and bool(logs.var() / logs.mean() ** 2 > 0.3)
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.02, 3.0, 0.4), (1e-3, 1e-3, 1e-3)])
+def test_ace(strengths, rank):
+    """Ranks of 4 are together more than the weights have dimensions."""
+    model = toy.build("attention")
+    adapters = [
+        model.adapter(f"{k}", rank).scaled(strength) for k, strength in enumerate(strengths)
+    ]
+    net = (model, adapters, toy.own_tasks(model, adapters))
+    both_kinds = {differ_in_size(deltas) for deltas in dense_deltas(net).values()}
+    assert (strengths == (0.02, 3.0, 0.4)) <= (True in both_kinds)
+    assert (strengths[0] == 1e-3) <= (both_kinds == {False})
+    check(net, "ace", naive_ace, 1e-7, rank="full")  # the guards of 1e-12 are left out
+
+
+def test_ace_on_layers_that_not_all_adapters_change(net):
+    check(net, "ace", naive_ace, 1e-9)
+
+
+def test_ace_of_weak_adapters_is_nearly_their_mean():
+    """Its ridge is absolute, and the more it weighs, the less the covariances do."""
+    model = toy.build("one layer")
+    adapters = [model.adapter(f"{k}").scaled(1e-4) for k in range(2)]
+    found = merged((model, adapters, toy.own_tasks(model, adapters)), "ace")
+    centred = [delta - delta.mean(0) for delta in (a.deltas["layer"].dense() for a in adapters)]
+    torch.testing.assert_close(
+        found.adapter.deltas["layer"].dense(), sum(centred) / 2, rtol=1e-4, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("name", ["ace", "compress_then_merge"])
+def test_an_adapter_that_is_there_and_does_nothing_changes_nothing(net, name):
+    path = "cross_attention.k"
+    with_nothing = zero_at(net, path)
+    alone = dataclasses.replace(with_nothing, deltas={0: with_nothing.deltas[0]})
+    rule = METHODS[name].rule
+    torch.testing.assert_close(rule(with_nothing).dense(), rule(alone).dense())
+    nothing = dataclasses.replace(with_nothing, deltas={1: with_nothing.deltas[1]})
+    assert not rule(nothing).dense().any()
+
+
+@pytest.mark.parametrize("name", ["ace", "compress_then_merge"])
+def test_convolutions_are_merged_as_matrices(name):
+    model = toy.build("convolution")
+    adapters = [model.adapter(f"{k}") for k in range(2)]
+    found = toy.dense(merged((model, adapters, toy.own_tasks(model, adapters)), name).adapter)
+    for path in model.targets:
+        each = [adapter.deltas[path].dense() for adapter in adapters]
+        expected = naive_ace(each) if name == "ace" else naive_compress_then_merge(each, 2)
+        torch.testing.assert_close(found[path], expected, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["tsv_m", "iso_c"])
