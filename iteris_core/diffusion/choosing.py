@@ -73,10 +73,14 @@ _PLAIN = {
 def loss(measured: Sequence[TaskFidelity]) -> float:
     """Return how far a merge is from what its user wants, on unseen prompts, 0 is perfect.
 
-    The root of the mean square of the LoRAs' output errors and of the leak into the base model.
+    The mean over the kinds of prompts (each LoRA's own, several in one picture, the base model's)
+    of the root mean square of the output errors.
     """
-    errors = [entry.output_error for entry in measured]
-    return math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else math.inf
+    kinds: dict[str, list[float]] = {}
+    for entry in measured:
+        kinds.setdefault(entry.kind, []).append(entry.output_error**2)
+    means = [math.sqrt(sum(squares) / len(squares)) for squares in kinds.values()]
+    return sum(means) / len(means) if means else math.inf
 
 
 class Remembering:

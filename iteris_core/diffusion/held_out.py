@@ -14,8 +14,8 @@ from ..adapters import Adapter
 from ..devices import with_smaller_calls
 from ..network import Network
 from ..progress import Progress, nobody
-from ..report.fidelity import fidelity
-from ..report.records import TaskFidelity
+from ..report.fidelity import Comparison, fidelity
+from ..report.records import FidelityKind, TaskFidelity
 from ..rows.wearing import wearing
 from ..tasks import Task
 from .calibration import (
@@ -27,9 +27,12 @@ from .calibration import (
 )
 from .lora_use import LoadedLora, LoraUse, own_names
 from .model import StableDiffusion
-from .plans import CaptionPlan, Contexts, Plan
+from .plans import CaptionPlan, Contexts, Plan, seed_of_run
 from .samples import Context, Reading
 from .stable_diffusion import runs_of, sampler_of, tokenize_all
+from .together import TogetherPlan, make_together_plans
+
+CheckPlan = CaptionPlan | TogetherPlan
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
@@ -43,7 +46,8 @@ class HeldOutCheck:
 
     Each LoRA, and the base model, draws ``calibration.held_out`` pictures from seeds that the merge
     has not seen. Their captions are the LoRA's prompts in company that the merge has not read, and
-    ordinary captions. Captions are repeated where there are too few. On the latents of these runs
+    ordinary captions. Captions are repeated where there are too few. Two subjects are also checked
+    in pictures of both, see `together`. On the latents of these runs
     the merged model's output is compared with the LoRA's.
 
     Args:
@@ -79,17 +83,30 @@ class HeldOutCheck:
             def measured(size: int) -> tuple[TaskFidelity, ...]:
                 latents = sampler.sample(unet[:-1], runs, size, self.progress)
                 base_rows = [
-                    [sample.teacher for sample in plan.samples(base_contexts, latents)]
+                    [sample.student_reads for sample in plan.samples(base_contexts, latents)]
                     for plan in plans
                 ]
-                return fidelity(
+                masks = [
+                    plan.masks(latents) if isinstance(plan, TogetherPlan) else None
+                    for plan in plans
+                ]
+
+                def counts(task: int, sample: int) -> Tensor | None:
+                    of_task = masks[task]
+                    return None if of_task is None else of_task[sample]
+
+                measured = fidelity(
                     network,
                     unet[:-1],
                     [Task(plan.name, plan.samples(contexts, latents), plan.mix) for plan in plans],
                     unet[-1],
                     samples_per_chunk=size,
-                    base_reads=lambda task, sample: base_rows[task][sample],
+                    comparison=Comparison(lambda task, sample: base_rows[task][sample], counts),
                     progress=self.progress,
+                )
+                return tuple(
+                    replace(entry, kind=kind_of(plan))
+                    for entry, plan in zip(measured, plans, strict=True)
                 )
 
             return with_smaller_calls(
@@ -101,13 +118,23 @@ def strength_correction(measured: Sequence[TaskFidelity]) -> float:
     """Return the factor that brings the mean measured strength to 1, but not below 1 and not above
     1.3.
     """
-    strengths = [entry.strength for entry in measured if entry.strength is not None]
+    strengths = [
+        entry.strength for entry in measured if entry.kind == "own" and entry.strength is not None
+    ]
     mean = sum(strengths) / len(strengths) if strengths else 1.0
     return min(max(1 / mean, 1.0), _STRONGEST_CORRECTION) if mean > 0 else _STRONGEST_CORRECTION
 
 
-def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
-    """Return the plans of the check: one for each LoRA, and one for the base model.
+def kind_of(plan: CheckPlan) -> FidelityKind:
+    """Return what the samples of a plan of the check show."""
+    if isinstance(plan, TogetherPlan):
+        return "together"
+    return "own" if plan.mix else "base"
+
+
+def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CheckPlan]:
+    """Return the plans of the check: one for each LoRA, one for each in pictures with others, and
+    one for the base model.
 
     Args:
         loras: The LoRAs that change something.
@@ -115,7 +142,7 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     """
     unseen = replace(calibration, seed=(calibration.seed + _UNSEEN) % MOST_SEEDS)
     share = calibration.unconditional_share
-    plans = []
+    plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
         seen = own_captions(lora, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
@@ -126,7 +153,9 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    return [*plans, CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)]
+    base = CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)
+    first = seed_of_run(len(loras) + 1, 0, unseen)
+    return [*plans, *make_together_plans(loras, unseen, first), base]
 
 
 def unseen_captions(
@@ -151,7 +180,7 @@ def unseen_captions(
 
 
 def _contexts(
-    model: StableDiffusion, plans: Sequence[CaptionPlan], adapters: Sequence[Adapter]
+    model: StableDiffusion, plans: Sequence[CheckPlan], adapters: Sequence[Adapter]
 ) -> tuple[Contexts, Contexts]:
     """Return each plan's contexts as teacher and merged model read them, and as the reference rows
     of `fidelity` read them.

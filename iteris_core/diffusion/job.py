@@ -174,7 +174,9 @@ def checked(
     factor = strength_correction(measured)
     scaled = result.adapter.scaled(factor)
     before = ", ".join(
-        f"{entry.task} {entry.strength:.2f}" for entry in measured if entry.strength is not None
+        f"{entry.task} {entry.strength:.2f}"
+        for entry in measured
+        if entry.kind == "own" and entry.strength is not None
     )
     note = Note("strength", f"scaled by {factor:.3f}; strength before: {before}")
     report = replace(

@@ -214,12 +214,14 @@ def _reading(part: ScenePart) -> Reading:
 
 
 def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
-    """Return run `number` of a plan.
+    """Return run `number` of a plan."""
+    steps = tuple(kept_steps(calibration, number))
+    return Run(owner, number, seed_of_run(plan, number, calibration), steps)
 
-    Its seed differs from those of all other plans.
-    """
-    seed = calibration.seed * 1_000_003 + plan * 1009 + number
-    return Run(owner, number, seed, tuple(kept_steps(calibration, number)))
+
+def seed_of_run(plan: int, number: int, calibration: Calibration) -> int:
+    """Return the seed of a plan's run, which differs from those of all other plans."""
+    return calibration.seed * 1_000_003 + plan * 1009 + number
 
 
 def make_plans(

@@ -7,6 +7,7 @@ output, on samples that the solve did not see.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ from ..tasks import Sample, Task
 from .records import TaskFidelity
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What teachers and students are compared with, and where.
+
+    Args:
+        base_reads: (task, sample) -> input of the base model's row.
+        counts: (task, sample) -> how much each part of its output counts, a mask that the output
+            can be multiplied by; None: all of it.
+    """
+
+    base_reads: Callable[[int, int], object]
+    counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
+
+
 def fidelity(
     network: Network,
     adapters: Sequence[Adapter],
@@ -27,7 +42,7 @@ def fidelity(
     merged: Adapter,
     *,
     samples_per_chunk: int = 8,
-    base_reads: Callable[[int, int], object] | None = None,
+    comparison: Comparison | None = None,
     progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
     """Compare a merged adapter with each task's teacher, and with the base model.
@@ -38,8 +53,8 @@ def fidelity(
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
         samples_per_chunk: Number of samples of one forward call; each is three rows.
-        base_reads: (task, sample) -> input of the base model's row, where it differs from the
-            teacher's.
+        comparison: What is compared; None: whole outputs, with the base model on the teachers'
+            inputs.
         progress: Listener for (samples done, samples in all); may raise to cancel.
 
     Raises:
@@ -56,11 +71,15 @@ def fidelity(
         for start in range(0, len(task.samples), samples_per_chunk):
             samples = task.samples[start : start + samples_per_chunk]
             bases = [
-                sample.teacher if base_reads is None else base_reads(g, start + i)
+                sample.teacher if comparison is None else comparison.base_reads(g, start + i)
                 for i, sample in enumerate(samples)
             ]
             mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
-            sums += _squares(task, *_outputs(network, worn, samples, bases, mixes))
+            outputs = _outputs(network, worn, samples, bases, mixes)
+            if comparison is not None:
+                numbers = range(start, start + len(samples))
+                outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
+            sums += _squares(task, *outputs)
             done += len(samples)
             progress(done, total)
         fidelities.append(_task_fidelity(task, wears, sums))
@@ -86,6 +105,21 @@ def _outputs(
             "measured"
         )
     return tuple(outputs)
+
+
+def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Return the outputs, (samples, ...) each, times the masks of their samples."""
+    if all(mask is None for mask in masks):
+        return tuple(outputs)
+    return tuple(
+        torch.stack(
+            [
+                row if mask is None else row * mask.to(row)
+                for row, mask in zip(output, masks, strict=True)
+            ]
+        )
+        for output in outputs
+    )
 
 
 def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ NoteKind = Literal[
     "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host"
 ]
 
+FidelityKind = Literal["own", "together", "base"]
+
 
 @dataclass(frozen=True)
 class Note:
@@ -114,12 +116,15 @@ class TaskFidelity:
         strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
             teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
         samples: Number of samples.
+        kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
+            model's prompts.
     """
 
     task: str
     output_error: float
     strength: float | None
     samples: int
+    kind: FidelityKind = "own"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 import toy
 
 from iteris_core import Adapter, CalibrationError, Sample, Task
-from iteris_core.report.fidelity import fidelity
+from iteris_core.report.fidelity import Comparison, fidelity
 
 NETWORKS = ["stack", "attention", "convolution"]
 
@@ -64,7 +64,9 @@ def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     first = net.make_row()
     second = net.make_row()
     task = Task("a", [Sample(first, second)], {0: 1.0})
-    (found,) = fidelity(net.network(), [adapter], [task], adapter, base_reads=lambda g, i: second)
+    (found,) = fidelity(
+        net.network(), [adapter], [task], adapter, comparison=Comparison(lambda g, i: second)
+    )
     teacher = outputs(net, [adapter], {0: 1.0}, [first])
     student, base = (outputs(net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
     assert found.output_error == pytest.approx(

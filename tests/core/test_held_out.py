@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_host import as_used
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import (
@@ -15,6 +16,7 @@ from iteris_core.diffusion.calibration import (
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import MergeSettings, checked, merge_and_check
 from iteris_core.diffusion.model import stages_of
+from iteris_core.diffusion.together import TogetherPlan
 from iteris_core.progress import Stage
 from iteris_core.report.records import TaskFidelity
 
@@ -48,35 +50,69 @@ def measured_rows(host, calls):
 def test_figures_are_those_of_patched_models(host, merged):
     loras, result = merged
     measured = HeldOutCheck(host, loras, CALIBRATION, samples_per_chunk=100).measure(result.adapter)
-    names = [entry.task for entry in measured]
-    assert names == ["a", "text only", "unet only", "base model"]
-    rows = measured_rows(host, 12)
+    plans = make_check_plans([lora.use for lora in loras], CALIBRATION)
+    assert [entry.task for entry in measured] == [plan.name for plan in plans]
+    assert [entry.kind for entry in measured] == ["own"] * 3 + ["together"] * 3 + ["base"]
+    rows = measured_rows(host, 3 * len(plans))
     student_model = host.patched(result.adapter)
-    together = host.patched(*(lora.adapter for lora in loras))
-    for g, entry in enumerate(measured):
+    stacked = host.patched(*(lora.adapter for lora in loras))
+    for g, (entry, plan) in enumerate(zip(measured, plans, strict=True)):
         asked = rows[3 * g : 3 * g + 3]
-        teacher_model = host.patched(loras[g].adapter) if g < 3 else host
-        models = [teacher_model, student_model, host if g < 3 else together]
+        teacher_model = host.patched(*(loras[k].adapter for k in plan.mix))
+        models = [teacher_model, student_model, host if plan.mix else stacked]
         outputs = [model.u(*args) for model, args in zip(models, asked, strict=True)]
+        if entry.kind == "together":
+            kept = [half for half in plan.halves for _ in range(CALIBRATION.timesteps)]
+            masks = [half.meeting.region(half.place, (4, 8, 8)) for half in kept]
+            assert {mask.sum().item() for mask in masks} == {32}  # half of a picture each
+            outputs = [output * torch.stack(masks)[:, None] for output in outputs]
         teacher, student, reference = outputs
         error = ((student - teacher).norm() / (teacher - reference).norm()).item()
         assert entry.output_error == pytest.approx(error, rel=1e-9)
-        assert entry.samples == 6  # two runs of two latents, and half of them without the caption
-        for model, (latents, sigma, context) in zip(models, asked, strict=True):
+        assert entry.samples == len(asked[0][0])
+        reads = zip(models, asked, captions_of(loras, plan), strict=True)
+        for model, (latents, sigma, context), captions in reads:
             assert torch.equal(latents, asked[0][0])
             assert torch.equal(sigma, asked[0][1])
-            length = context.shape[1]
-            expected = [model.context(text, length) for text in captions_of(loras, g)]
+            expected = [model.context(text, context.shape[1]) for text in captions]
             assert all(any(host.is_close(found, text) for text in expected) for found in context)
 
 
-def captions_of(loras, g):
-    if g == 3:
-        return [*CALIBRATION.preserve_captions[-2:], ""]
-    seen = own_captions(loras[g].use, CALIBRATION, CALIBRATION.seed + g)
-    captions = make_check_plans([lora.use for lora in loras], CALIBRATION)[g].captions
-    assert not set(captions) & {*seen, *loras[g].use.prompts}
-    return [*captions, ""]
+def captions_of(loras, plan):
+    """Return the captions that the teacher, the merged model and the reference may read."""
+    if isinstance(plan, TogetherPlan):
+        met = [half.meeting.caption for half in plan.halves]
+        assert all(
+            "<" in caption.replace(loras[k].use.called, "") for caption in met for k in plan.mix
+        )
+        alone = [half.caption for half in plan.halves]
+        assert all(caption.count("<") == 1 for caption in alone)
+        return alone, met, met
+    if not plan.mix:
+        return ([*CALIBRATION.preserve_captions[-2:], ""],) * 3
+    (k,) = plan.mix
+    seen = own_captions(loras[k].use, CALIBRATION, CALIBRATION.seed + k)
+    assert not set(plan.captions) & {*seen, *loras[k].use.prompts}
+    return ([*plan.captions, ""],) * 3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "forms", "expected"),
+    [
+        (("subject", "subject"), None, 2),
+        (("subject", "style"), None, 0),
+        (("subject",), None, 0),
+        (("subject", "subject"), ("{first} behind {second}",), 0),  # they do not lie apart
+    ],
+)
+def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, forms, expected):
+    loras = [
+        as_used(host.lora(f"{k}", prompts=(f"<{k}> cat",)), kind=kind).use
+        for k, kind in enumerate(kinds)
+    ]
+    calibration = replace(CALIBRATION, **({"scene_forms": forms} if forms else {}))
+    plans = make_check_plans(loras, calibration)
+    assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
 def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):

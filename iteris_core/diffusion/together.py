@@ -1,0 +1,173 @@
+"""Pictures of two LoRAs each, on which a merge is checked.
+
+There is no LoRA that can draw both. So the picture is made by both, each in its half. There each
+reads the caption with an ordinary thing in the place of the other, and that is what the merged LoRA
+is compared with when it reads the caption with both triggers.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..tasks import Sample
+from .calibration import Calibration, kept_steps
+from .captions import SUBJECT_PLACES, placeholders
+from .lora_use import LoraUse
+from .model import UnetRow
+from .plans import Contexts
+from .regions import layout_of, region_masks, regions_of
+from .samples import Reading
+from .sampling import Latents, Part, Run
+
+# Half of the captions begin in a way that no caption of a merge does.
+_OPENINGS = ("", "a view of ")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A picture of two LoRAs.
+
+    Args:
+        number: Number of the picture among those of the check.
+        caption: Caption with both triggers.
+        form: Its caption form, which says where they lie.
+    """
+
+    number: int
+    caption: str
+    form: str
+
+    def region(self, place: str, shape: Sequence[int]) -> Tensor:
+        """Return the mask (height, width) of a place of the form in latents of a shape."""
+        layout = layout_of(self.form)
+        assert layout is not None  # see `two_subject_forms`
+        masks = region_masks(layout, 2, shape[1], shape[2])
+        return masks[regions_of(self.form)[place]]
+
+
+@dataclass(frozen=True)
+class HalfPicture:
+    """One LoRA's half of a meeting.
+
+    Args:
+        meeting: The picture.
+        place: Place of the LoRA in its form.
+        caption: Caption that the LoRA's teacher reads.
+    """
+
+    meeting: Meeting
+    place: str
+    caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class TogetherPlan:
+    """The plan of one LoRA's halves; see `plans.Plan`.
+
+    Args:
+        name: See `plans.Plan`.
+        mix: See `plans.Plan`.
+        halves: The halves.
+        seed: Seed of the pictures.
+        calibration: Settings of the sampling runs.
+    """
+
+    name: str
+    mix: Mapping[int, float]
+    halves: tuple[HalfPicture, ...]
+    seed: int
+    calibration: Calibration
+    weight: float = 1.0
+
+    def readings(self) -> list[Reading]:
+        captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
+        return [Reading.of(text) for text in dict.fromkeys([*captions, self._negative])]
+
+    @property
+    def _negative(self) -> str:
+        return self.calibration.negative_prompt
+
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        negative = contexts[self, Reading.of(self._negative)].teacher
+        return {
+            self._run(half): Part(
+                self.mix,
+                contexts[self, Reading.of(half.caption)].teacher,
+                negative,
+                functools.partial(half.meeting.region, half.place),
+            )
+            for half in self.halves
+        }
+
+    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
+        return [
+            Sample(
+                UnetRow(x, sigma, contexts[self, Reading.of(half.caption)].teacher),
+                UnetRow(x, sigma, contexts[self, Reading.of(half.meeting.caption)].student),
+            )
+            for half, (x, sigma) in self._kept(latents)
+        ]
+
+    def masks(self, latents: Latents) -> list[Tensor]:
+        """Return the mask (height, width) of each sample's half."""
+        return [half.meeting.region(half.place, latents.shape) for half, _ in self._kept(latents)]
+
+    def _kept(self, latents: Latents) -> list[tuple[HalfPicture, tuple[Tensor, Tensor]]]:
+        return [(half, kept) for half in self.halves for kept in latents.kept[self._run(half)]]
+
+    def _run(self, half: HalfPicture) -> Run:
+        number = half.meeting.number
+        steps = tuple(kept_steps(self.calibration, number))
+        return Run("together", number, self.seed + number, steps)
+
+
+def two_subject_forms(calibration: Calibration) -> list[str]:
+    """Return the caption forms in which two subjects lie apart."""
+    return [
+        form
+        for form in calibration.scene_forms
+        if sorted(placeholders(form)) == sorted(SUBJECT_PLACES[:2]) and layout_of(form)
+    ]
+
+
+def make_together_plans(
+    loras: Sequence[LoraUse], calibration: Calibration, seed: int
+) -> list[TogetherPlan]:
+    """Return a plan for each subject that meets another; none without two subjects, or without
+    forms and things for their captions.
+
+    Each meets others about ``calibration.held_out`` times.
+
+    Args:
+        loras: The LoRAs of the merge.
+        calibration: The calibration of the check, with its own seed.
+        seed: Seed of the pictures, of which no other plan has one.
+    """
+    subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
+    forms = two_subject_forms(calibration)
+    if len(subjects) < 2 or not (forms and calibration.companions):
+        return []
+    chance = random.Random(calibration.seed)
+    pairs = list(itertools.permutations(subjects, 2))
+    chance.shuffle(pairs)
+    count = -(-calibration.held_out * len(subjects) // 2)
+    halves: dict[int, list[HalfPicture]] = {}
+    for number, pair in enumerate(itertools.islice(itertools.cycle(pairs), count)):
+        form = _OPENINGS[number % len(_OPENINGS)] + chance.choice(forms)
+        words = {place: loras[k].called for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True)}
+        meeting = Meeting(number, form.format(**words), form)
+        for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True):
+            thing = chance.choice(calibration.companions)
+            alone = {other: word if other == place else thing for other, word in words.items()}
+            half = HalfPicture(meeting, place, form.format(**alone))
+            halves.setdefault(k, []).append(half)
+    return [
+        TogetherPlan(f"{loras[k].name}, together", {k: 1.0}, tuple(of_lora), seed, calibration)
+        for k, of_lora in sorted(halves.items())
+    ]
