@@ -17,8 +17,10 @@ from .captions import (
     ORDINARY_STYLES,
     PRESERVE_CAPTIONS,
     SCENE_FORMS,
+    SCENE_PREFIXES,
     check_placeholders,
     check_scene_form,
+    needs_style,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +55,13 @@ class Calibration:
         preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
             instead.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
-            others. A subject in a style counts ten times as much. 1 is a good weight (rows "scene
+            others. A subject in a style counts ten times as much. 0.3 is a good weight (rows "scene
             weight"). A weight above 0 needs ``MergeConfig.target="full_output"``.
         scene_forms: Caption forms with the places ``{first}``, ``{second}`` and ``{third}`` for
             subjects, and ``{style}`` (row "one scene form").
+        scene_prefix_share: Share of the scene captions that begin with random words, which teachers
+            read, too. So the merge holds in captions of other forms.
+        scene_prefixes: The words to choose from, one to four at a time.
         scene_pictures: Whether scenes are measured in pictures, where each LoRA counts in its part
             of the picture. Otherwise they count in the text alone: the text encoder, and keys and
             values of cross-attention (rows "scene weight, pictures").
@@ -99,12 +104,20 @@ class Calibration:
         "captions replace the whole list.",
     )
     scene_weight: float = setting(
-        0.0, "Weight of captions in which several LoRAs meet, such as 1; 0: none.", at_least=0
+        0.0, "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.", at_least=0
     )
     scene_forms: tuple[str, ...] = setting(
         SCENE_FORMS,
         "Captions in which several LoRAs meet, with {first} and {second}, or {first} and {style}. "
         "The option may be repeated; given captions replace the whole list.",
+    )
+    scene_prefix_share: float = setting(
+        0.5, "Share of these captions that begin with random words.", at_least=0, at_most=1
+    )
+    scene_prefixes: tuple[str, ...] = setting(
+        SCENE_PREFIXES,
+        "Words with which these captions may begin. The option may be repeated; given words "
+        "replace the whole list.",
     )
     scene_pictures: bool = setting(
         True, "Whether scenes are measured in the picture too, or in the text alone."
@@ -149,6 +162,17 @@ class Calibration:
             )
         for form in self.scene_forms:
             check_scene_form(form)
+        if self.scene_weight and self.scene_prefix_share and not self.scene_prefixes:
+            raise ConfigError(
+                "scene captions that begin with random words need scene_prefixes; give some, or "
+                "set scene_prefix_share to 0"
+            )
+        has_style = any(map(needs_style, self.scene_forms))
+        if self.scene_weight and has_style and not self.ordinary_styles:
+            raise ConfigError(
+                "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
+                "leave such forms out"
+            )
 
 
 def preserve_runs(calibration: Calibration) -> int:

@@ -31,8 +31,10 @@ from .scenes import (
     Member,
     Scene,
     TokenPositions,
+    behind,
     by_kind,
     make_scenes,
+    prefixes,
     region_of,
     shuffled,
     styled_forms,
@@ -151,7 +153,8 @@ class ScenePart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScenePlan:
-    """One LoRA's task in captions with other LoRAs, where only its words and its region count.
+    """One LoRA's task in captions with other LoRAs, where only its words, the caption's end, and
+    its region count.
 
     Args:
         name: See `Plan`.
@@ -210,7 +213,7 @@ class ScenePlan:
 
 
 def _reading(part: ScenePart) -> Reading:
-    return Reading(part.member.caption, part.scene.caption, part.member.positions)
+    return Reading(part.member.caption, part.scene.caption, part.member.pairing)
 
 
 def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
@@ -288,8 +291,10 @@ def _styled_plans(
         subject = loras[i]
         style = loras[j]
         captions = tuple(
-            form.format(first=subject.called, style=style.called)
-            for form in itertools.islice(shuffled(forms, chance), count)
+            behind(prefix, form).format(first=subject.called, style=style.called)
+            for form, prefix, _ in zip(
+                shuffled(forms, chance), prefixes(calibration, chance), range(count), strict=False
+            )
         )
         of_both = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)
         plans.append(
