@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from .lora_use import LoraUse
 
 MOST_SEEDS = 1 << 32
-# The multiples of these, modulo 1, cover an interval evenly, however many there are.
+# The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
+# they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887
-_SQUARE_ROOT_OF_2 = 1.4142135624
+_SQUARE_ROOT_OF_11 = 3.3166247904
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,12 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
             "a prompt is empty; write at least one that contains the LoRA's trigger words"
         )
     chance = random.Random(seed)
+    starts = staggered(len(prompts))
     captions = []
     for i in range(calibration.trajectories):
         turn, which = divmod(i, len(prompts))
         caption = prompts[which]
-        if is_chosen(turn, calibration.composition_share, which):
+        if is_chosen(turn, calibration.composition_share, starts[which]):
             form = chance.choice(calibration.compositions)
             subject = lora.subject_of(caption)
             caption = form.format(prompt=subject, thing=chance.choice(calibration.companions))
@@ -221,14 +223,21 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
     return captions
 
 
-def is_chosen(index: int, share: float, row: int) -> bool:
-    """Whether an item of a row is in the chosen share, which is evenly spread and staggered from
-    one row to the next.
+def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
+    """Whether an item of a row is in the chosen share, which is evenly spread; rows with other
+    starts, from 0 to below 1, choose other items.
     """
-    start = (
-        row * _SQUARE_ROOT_OF_2
-    ) % 1  # not the golden ratio, or the choice would go along with the steps that are kept
     return math.floor((index + 1) * share + start) > math.floor(index * share + start)
+
+
+def staggered(rows: int) -> list[float]:
+    """Return starts of rows for `is_chosen`, with which the share is right over all rows together,
+    and what is chosen does not go along with the steps that `kept_steps` keeps.
+    """
+    starts = [0.0] * rows
+    for rank, row in enumerate(sorted(range(rows), key=lambda row: row * _SQUARE_ROOT_OF_11 % 1)):
+        starts[row] = rank / rows
+    return starts
 
 
 def base_captions(calibration: Calibration, count: int) -> list[str]:

@@ -22,6 +22,7 @@ from .calibration import (
     kept_steps,
     own_captions,
     preserve_runs,
+    staggered,
 )
 from .lora_use import LoraUse
 from .regions import on_grid
@@ -129,10 +130,11 @@ class CaptionPlan:
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         samples = []
-        for run, caption in self._captioned_runs():
+        starts = staggered(len(self.captions))
+        for (run, caption), start in zip(self._captioned_runs(), starts, strict=True):
             for i, (x, sigma) in enumerate(latents.kept[run]):
                 samples.append(contexts[self, Reading.of(caption)].sample(x, sigma))
-                if is_chosen(i, self.unconditional_share, run.number):
+                if is_chosen(i, self.unconditional_share, start):
                     samples.append(contexts[self, self.unconditional].sample(x, sigma))
         return samples
 
