@@ -70,9 +70,9 @@ class Calibration:
         held_out: Sampling runs per LoRA whose captions and seeds the merge does not see.
     """
 
-    trajectories: int = setting(10, "Sampling runs per LoRA.", at_least=1)
-    timesteps: int = setting(2, "Latents kept of each run.", at_least=1)
-    sampling_steps: int = setting(12, "Steps of each run.", at_least=1)
+    trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1)
+    timesteps: int = setting(1, "Latents kept of each run.", at_least=1)
+    sampling_steps: int = setting(6, "Steps of each run.", at_least=1)
     resolution: int = setting(
         512, "Side of the pictures in pixels, a multiple of 64.", at_least=64, multiple_of=64
     )
@@ -130,7 +130,7 @@ class Calibration:
     )
     negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
     held_out: int = setting(
-        2, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
+        4, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
     )
     seed: int = setting(
         0, "Seed of the captions and the noise.", at_least=0, at_most=MOST_SEEDS - 1
