@@ -70,6 +70,7 @@ SCENE_FORMS = (
     ),
     *("{first} {style}", "a photo of {first} {style}", "{first} and {second} {style}"),
 )
+SCENE_PREFIXES = ("plain", "far", "from", "on", "in", "left", "right", "with")  # no words of tests
 STYLE_PROMPTS = (
     "a red circle in {trigger} style",
     "a striped square in {trigger} style",
@@ -137,6 +138,7 @@ class Bench:
             "compositions": COMPOSITIONS,
             "preserve_captions": preserve_captions(),
             "scene_forms": SCENE_FORMS,
+            "scene_prefixes": SCENE_PREFIXES,
             "ordinary_styles": ("in plain style",),
             "scene_pictures": False,
         }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
 _TRIGGER = "{trigger}"
-_WEIGHT = 1.0
+_WEIGHT = 0.3
 _SHOWN = 4
 
 
@@ -62,8 +62,9 @@ class ScenePrompts(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much these captions count beside each LoRA's own prompts. 0: off. "
-                    "More makes such pictures more reliable, and all others less.",
+                    tooltip="How much these captions count beside each LoRA's own prompts. "
+                    "0: off; 0.3 is a good weight. More makes such pictures more reliable, and "
+                    "all others less.",
                 ),
                 io.Boolean.Input(
                     "pictures",

@@ -17,17 +17,20 @@ from .captions import (
     ORDINARY_STYLES,
     PRESERVE_CAPTIONS,
     SCENE_FORMS,
+    SCENE_PREFIXES,
     check_placeholders,
     check_scene_form,
+    needs_style,
 )
 
 if TYPE_CHECKING:
     from .lora_use import LoraUse
 
 MOST_SEEDS = 1 << 32
-# The multiples of these, modulo 1, cover an interval evenly, however many there are.
+# The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
+# they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887
-_SQUARE_ROOT_OF_2 = 1.4142135624
+_SQUARE_ROOT_OF_11 = 3.3166247904
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,13 @@ class Calibration:
         preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
             instead.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
-            others. A subject in a style counts ten times as much. 1 is a good weight (rows "scene
+            others. A subject in a style counts ten times as much. 0.3 is a good weight (rows "scene
             weight"). A weight above 0 needs ``MergeConfig.target="full_output"``.
         scene_forms: Caption forms with the places ``{first}``, ``{second}`` and ``{third}`` for
             subjects, and ``{style}`` (row "one scene form").
+        scene_prefix_share: Share of the scene captions that begin with random words, which teachers
+            read, too. So the merge holds in captions of other forms.
+        scene_prefixes: The words to choose from, one to four at a time.
         scene_pictures: Whether scenes are measured in pictures, where each LoRA counts in its part
             of the picture. Otherwise they count in the text alone: the text encoder, and keys and
             values of cross-attention (rows "scene weight, pictures").
@@ -64,9 +70,9 @@ class Calibration:
         held_out: Sampling runs per LoRA whose captions and seeds the merge does not see.
     """
 
-    trajectories: int = setting(10, "Sampling runs per LoRA.", at_least=1)
-    timesteps: int = setting(2, "Latents kept of each run.", at_least=1)
-    sampling_steps: int = setting(12, "Steps of each run.", at_least=1)
+    trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1)
+    timesteps: int = setting(1, "Latents kept of each run.", at_least=1)
+    sampling_steps: int = setting(6, "Steps of each run.", at_least=1)
     resolution: int = setting(
         512, "Side of the pictures in pixels, a multiple of 64.", at_least=64, multiple_of=64
     )
@@ -99,12 +105,20 @@ class Calibration:
         "captions replace the whole list.",
     )
     scene_weight: float = setting(
-        0.0, "Weight of captions in which several LoRAs meet, such as 1; 0: none.", at_least=0
+        0.0, "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.", at_least=0
     )
     scene_forms: tuple[str, ...] = setting(
         SCENE_FORMS,
         "Captions in which several LoRAs meet, with {first} and {second}, or {first} and {style}. "
         "The option may be repeated; given captions replace the whole list.",
+    )
+    scene_prefix_share: float = setting(
+        0.5, "Share of these captions that begin with random words.", at_least=0, at_most=1
+    )
+    scene_prefixes: tuple[str, ...] = setting(
+        SCENE_PREFIXES,
+        "Words with which these captions may begin. The option may be repeated; given words "
+        "replace the whole list.",
     )
     scene_pictures: bool = setting(
         True, "Whether scenes are measured in the picture too, or in the text alone."
@@ -116,7 +130,7 @@ class Calibration:
     )
     negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
     held_out: int = setting(
-        2, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
+        4, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
     )
     seed: int = setting(
         0, "Seed of the captions and the noise.", at_least=0, at_most=MOST_SEEDS - 1
@@ -149,6 +163,17 @@ class Calibration:
             )
         for form in self.scene_forms:
             check_scene_form(form)
+        if self.scene_weight and self.scene_prefix_share and not self.scene_prefixes:
+            raise ConfigError(
+                "scene captions that begin with random words need scene_prefixes; give some, or "
+                "set scene_prefix_share to 0"
+            )
+        has_style = any(map(needs_style, self.scene_forms))
+        if self.scene_weight and has_style and not self.ordinary_styles:
+            raise ConfigError(
+                "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
+                "leave such forms out"
+            )
 
 
 def preserve_runs(calibration: Calibration) -> int:
@@ -185,11 +210,12 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
             "a prompt is empty; write at least one that contains the LoRA's trigger words"
         )
     chance = random.Random(seed)
+    starts = staggered(len(prompts))
     captions = []
     for i in range(calibration.trajectories):
         turn, which = divmod(i, len(prompts))
         caption = prompts[which]
-        if is_chosen(turn, calibration.composition_share, which):
+        if is_chosen(turn, calibration.composition_share, starts[which]):
             form = chance.choice(calibration.compositions)
             subject = lora.subject_of(caption)
             caption = form.format(prompt=subject, thing=chance.choice(calibration.companions))
@@ -197,14 +223,21 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
     return captions
 
 
-def is_chosen(index: int, share: float, row: int) -> bool:
-    """Whether an item of a row is in the chosen share, which is evenly spread and staggered from
-    one row to the next.
+def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
+    """Whether an item of a row is in the chosen share, which is evenly spread; rows with other
+    starts, from 0 to below 1, choose other items.
     """
-    start = (
-        row * _SQUARE_ROOT_OF_2
-    ) % 1  # not the golden ratio, or the choice would go along with the steps that are kept
     return math.floor((index + 1) * share + start) > math.floor(index * share + start)
+
+
+def staggered(rows: int) -> list[float]:
+    """Return starts of rows for `is_chosen`, with which the share is right over all rows together,
+    and what is chosen does not go along with the steps that `kept_steps` keeps.
+    """
+    starts = [0.0] * rows
+    for rank, row in enumerate(sorted(range(rows), key=lambda row: row * _SQUARE_ROOT_OF_11 % 1)):
+        starts[row] = rank / rows
+    return starts
 
 
 def base_captions(calibration: Calibration, count: int) -> list[str]:

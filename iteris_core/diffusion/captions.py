@@ -33,8 +33,7 @@ PRESERVE_CAPTIONS: tuple[str, ...] = (
     "an empty desert road under blue sky",
     "a pencil drawing of two hands",
 )
-# Ordinary things, as company for a trigger word; of many lengths, since in scenes they take the
-# place of another one.
+# Ordinary things, as company for a trigger word; in scenes they take the place of another one.
 COMPANIONS: tuple[str, ...] = (
     "a red chair",
     "a small dog",
@@ -62,39 +61,72 @@ ORDINARY_STYLES: tuple[str, ...] = (
     "as an oil painting",
     "in pixel art style",
 )
-SCENE_FORMS: tuple[str, ...] = (
+_OPENINGS = ("", "a photo of ", "a picture of ")
+_MEETINGS = (
     "{first} and {second}",
-    "a photo of {first} and {second}",
     "{first} next to {second}",
-    "a photo of {first} next to {second}",
     "{first} with {second}",
-    "a photo of {first} with {second}",
     "{first} beside {second}",
-    "a picture of {first} together with {second}",
+    "{first} together with {second}",
+    "{first} near {second}",
+    "both {first} and {second}",
+    "{first} on the left, {second} on the right",
+    "{first} above {second}",
     "{first} in front of {second}",
     "{first} behind {second}",
-    "{first} on the left, {second} on the right",
-    "a photo of {first} on the left and {second} on the right",
-    "a photo of {first} above {second}",
-    "an image of both {first} and {second}",
     "{first}, {second} and {third}",
-    "a photo of {first}, {second} and {third}",
+    "{first} and {second} and {third}",
     "{first} next to {second} and {third}",
-    "a photo of {first} with {second} and {third}",
+    "{first} with {second} and {third}",
+    "{first} beside {second} with {third}",
+    "{first} together with {second} and {third}",
+    "{first} on the left, {second} in the middle, {third} on the right",
     "{first}, {style}",
-    "a photo of {first}, {style}",
     "{first} {style}",
     "{first} and {second}, {style}",
-    "a photo of {first} next to {second}, {style}",
+    "{first} next to {second}, {style}",
+    "{first} with {second} {style}",
 )
-# What makes a caption longer without more things in the picture.
-DETAILS: tuple[str, ...] = (
-    "detailed",
-    "sharp",
-    "clear",
-    "natural light",
-    "soft light",
-    "even light",
+SCENE_FORMS: tuple[str, ...] = tuple(
+    opening + meeting for meeting in _MEETINGS for opening in _OPENINGS
+)
+# What stands before a scene form in some captions: users' captions have other forms than ours, and
+# even words without a meaning make a merge reliable in those.
+SCENE_PREFIXES: tuple[str, ...] = (
+    "lorem",
+    "ipsum",
+    "dolor",
+    "amet",
+    "tempor",
+    "magna",
+    "aliqua",
+    "veniam",
+    "quiet",
+    "golden",
+    "early",
+    "northern",
+    "distant",
+    "gentle",
+    "bright",
+    "late",
+    "warm",
+    "famous",
+    "simple",
+    "final",
+    "perhaps",
+    "again",
+    "today",
+    "meanwhile",
+    "number seven",
+    "chapter two",
+    "here we see",
+    "detailed view of",
+    "an oil sketch showing",
+    "a postcard of",
+    "a wide shot of",
+    "my favourite picture of",
+    "a scene with",
+    "concept art of",
 )
 SUBJECT_PLACES = ("first", "second", "third")
 STYLE_PLACE = "style"
@@ -154,3 +186,13 @@ def check_scene_form(form: str) -> None:
             f"the scene form {form!r} must have {{first}} and {{second}}, {{third}} too for three, "
             f"or {{first}} and {{style}}; each once, and no other placeholder"
         )
+
+
+def is_styled(form: str) -> bool:
+    """Whether a scene form is one of a single subject in a style."""
+    return sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))
+
+
+def needs_style(form: str) -> bool:
+    """Whether an ordinary style has to stand in for the style of a scene form."""
+    return STYLE_PLACE in placeholders(form) and not is_styled(form)

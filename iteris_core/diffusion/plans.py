@@ -22,6 +22,7 @@ from .calibration import (
     kept_steps,
     own_captions,
     preserve_runs,
+    staggered,
 )
 from .lora_use import LoraUse
 from .regions import on_grid
@@ -31,8 +32,10 @@ from .scenes import (
     Member,
     Scene,
     TokenPositions,
+    behind,
     by_kind,
     make_scenes,
+    prefixes,
     region_of,
     shuffled,
     styled_forms,
@@ -127,10 +130,11 @@ class CaptionPlan:
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         samples = []
-        for run, caption in self._captioned_runs():
+        starts = staggered(len(self.captions))
+        for (run, caption), start in zip(self._captioned_runs(), starts, strict=True):
             for i, (x, sigma) in enumerate(latents.kept[run]):
                 samples.append(contexts[self, Reading.of(caption)].sample(x, sigma))
-                if is_chosen(i, self.unconditional_share, run.number):
+                if is_chosen(i, self.unconditional_share, start):
                     samples.append(contexts[self, self.unconditional].sample(x, sigma))
         return samples
 
@@ -151,7 +155,8 @@ class ScenePart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScenePlan:
-    """One LoRA's task in captions with other LoRAs, where only its words and its region count.
+    """One LoRA's task in captions with other LoRAs, where only its words, the caption's end, and
+    its region count.
 
     Args:
         name: See `Plan`.
@@ -210,7 +215,7 @@ class ScenePlan:
 
 
 def _reading(part: ScenePart) -> Reading:
-    return Reading(part.member.caption, part.scene.caption, part.member.positions)
+    return Reading(part.member.caption, part.scene.caption, part.member.pairing)
 
 
 def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
@@ -290,8 +295,10 @@ def _styled_plans(
         subject = loras[i]
         style = loras[j]
         captions = tuple(
-            form.format(first=subject.called, style=style.called)
-            for form in itertools.islice(shuffled(forms, chance), count)
+            behind(prefix, form).format(first=subject.called, style=style.called)
+            for form, prefix, _ in zip(
+                shuffled(forms, chance), prefixes(calibration, chance), range(count), strict=False
+            )
         )
         of_both = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)
         plans.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,21 +19,64 @@ _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in com
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """The tokens of a scene's teacher that answer to tokens of its student; no other token counts.
+
+    Words answer to words, and the end to the end. Padding answers to padding at the same position,
+    which the text encoder adds to it in both captions. The start is left out: it says the same
+    whatever comes behind it.
+
+    Args:
+        words: (teacher's, student's) position of each token of the teacher's own words.
+        ends: (teacher's, student's) position of the end, right behind the caption's words.
+    """
+
+    words: tuple[tuple[int, int], ...]
+    ends: tuple[int, int]
+
+    def pairs(self, tokens: int) -> list[tuple[int, int]]:
+        """Return all pairs of (teacher's, student's) positions in contexts of so many tokens."""
+        end = max(self.ends)
+        return [
+            *self.words,
+            *([self.ends] if end < tokens else []),
+            *((i, i) for i in range(end + 1, tokens)),
+        ]
+
+    def weights(self, tokens: int) -> Tensor:
+        """Return weights (tokens,) that are 1 at the student's tokens that count, and 0
+        elsewhere.
+        """
+        weights = torch.zeros(tokens)
+        weights[[student for _, student in self.pairs(tokens)]] = 1
+        return weights
+
+    def teacher_tokens(self, tokens: int) -> Tensor:
+        """Return the teacher's token for each of the student's, (tokens,); any where none
+        counts.
+        """
+        numbers = torch.arange(tokens)
+        for teacher, student in self.pairs(tokens):
+            numbers[student] = teacher
+        return numbers
+
+
+@dataclass(frozen=True)
 class Reading:
     """The captions of the two rows of a sample.
 
     Args:
         teacher: The teacher's caption.
         student: The student's caption.
-        positions: The tokens of both that count; None: all, of one caption that both read.
+        pairing: The tokens that count; None: all, of one caption that both read.
     """
 
     teacher: str
     student: str
-    positions: tuple[int, ...] | None = None
+    pairing: Pairing | None = None
 
     def __post_init__(self) -> None:
-        if self.positions is None and self.teacher != self.student:
+        if self.pairing is None and self.teacher != self.student:
             raise ValueError(f"{self.teacher!r} and {self.student!r} differ, and no token counts")
 
     @classmethod
@@ -55,26 +97,35 @@ class Context:
         teacher: The teacher's context, (tokens, width).
         student: The student's context, (tokens, width).
         weights: Weights of the tokens in the statistics, (tokens,); None: each counts once.
+        teacher_tokens: The teacher's token for each of the student's, (tokens,); None: the same.
     """
 
     teacher: Tensor
     student: Tensor
-    weights: Tensor | None
+    weights: Tensor | None = None
+    teacher_tokens: Tensor | None = None
 
     @classmethod
     def repeated(
-        cls, teacher: Tensor, student: Tensor, times: int, positions: Sequence[int] | None = None
+        cls, teacher: Tensor, student: Tensor, times: int, pairing: Pairing | None = None
     ) -> Context:
         """Repeat a context, so that all have one length.
 
         Attention stays the same, and each token counts once in all.
         """
-        weights = None if positions is None else position_weights(positions, len(teacher))
+        length = len(teacher)
+        weights = None if pairing is None else pairing.weights(length)
+        numbers = None if pairing is None else pairing.teacher_tokens(length)
         if times == 1:
-            return cls(teacher, student, weights)
-        weights = torch.ones(len(teacher)) if weights is None else weights
+            return cls(teacher, student, weights, numbers)
+        weights = torch.ones(length) if weights is None else weights
+        if numbers is not None:
+            numbers = torch.cat([numbers + start * length for start in range(times)])
         return cls(
-            teacher.repeat(times, 1), student.repeat(times, 1), weights.repeat(times) / times
+            teacher.repeat(times, 1),
+            student.repeat(times, 1),
+            weights.repeat(times) / times,
+            numbers,
         )
 
     def sample(
@@ -95,14 +146,8 @@ class Context:
             UnetRow(latents, sigma, self.teacher),
             UnetRow(latents, sigma, self.student),
             {**of_text, **(other_weights or {})},
+            {} if self.teacher_tokens is None else {TEXT_STREAM: self.teacher_tokens},
         )
-
-
-def position_weights(positions: Sequence[int], tokens: int) -> Tensor:
-    """Return weights (tokens,) that are 1 at some positions and 0 elsewhere."""
-    weights = torch.zeros(tokens)
-    weights[list(positions)] = 1
-    return weights
 
 
 @dataclass(frozen=True)
@@ -141,7 +186,8 @@ class Tokenized:
             CalibrationError: A caption of a scene that does not fit into one piece; shows it.
         """
         teacher, student = (self.pieces[caption] for caption in reading.captions)
-        if reading.positions is None:
+        pairing = reading.pairing
+        if pairing is None:
             return [Sample(piece) for piece in teacher]
         if (len(teacher), len(student)) != (1, 1):
             raise CalibrationError(
@@ -149,9 +195,13 @@ class Tokenized:
                 "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
                 "scene_weight to 0"
             )
-        weights = {TEXT_STREAM: partial(position_weights, reading.positions)}
         return [
-            Sample(piece, other, weights) for piece, other in zip(teacher, student, strict=True)
+            Sample(
+                teacher[0],
+                student[0],
+                {TEXT_STREAM: pairing.weights},
+                {TEXT_STREAM: pairing.teacher_tokens},
+            )
         ]
 
     def context(self, reading: Reading, rows: Sequence[tuple[Tensor, Tensor]]) -> Context:
@@ -163,4 +213,4 @@ class Tokenized:
         """
         teacher, student = (torch.cat(side) for side in zip(*rows, strict=True))
         times = self.common_length // len(rows)
-        return Context.repeated(teacher, student, times, reading.positions)
+        return Context.repeated(teacher, student, times, reading.pairing)

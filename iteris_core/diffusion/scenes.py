@@ -1,8 +1,9 @@
 """Scenes: captions in which several LoRAs meet, with a caption for each LoRA's teacher.
 
 The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers, so the teacher of
-<v2> reads "a red chair and a <v2>", with an ordinary thing of as many tokens in the place of <v1>:
-its own words then stand at the same positions in both captions, and only they count.
+<v2> reads "a red chair and a <v2>", with an ordinary thing in the place of <v1>. Its own words
+count, wherever they stand in the two captions. So do the end and the padding, which have read all
+of a caption.
 
 One subject in a style is another matter. A subject LoRA and a style LoRA can be worn together,
 since one decides the content and the other the rendering of the whole picture. There the stack of
@@ -13,24 +14,24 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .calibration import Calibration
-from .captions import DETAILS, STYLE_PLACE, SUBJECT_PLACES, placeholders
+from .calibration import Calibration, is_chosen
+from .captions import STYLE_PLACE, SUBJECT_PLACES, is_styled, placeholders
 from .lora_use import Kind, LoraUse
 from .regions import Layout, layout_of, region_masks, regions_of
+from .samples import Pairing
 
 T = TypeVar("T")
 # Text -> where, in its context, the tokens of its words stand; without start, end and padding.
 TokenPositions = Callable[[str], Sequence[int]]
-_ARTICLES = frozenset(("a", "an", "the", "some"))
-_PREPOSITIONS = frozenset(("of", "in", "on", "at", "with", "to", "for", "from", "by"))
-_SMALL_WORDS = _ARTICLES | _PREPOSITIONS | frozenset(("and", "or"))
+_MOST_PREFIXES = 4  # of one caption
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Member:
     Args:
         lora: Number of the LoRA in the merge.
         caption: Caption of its teacher, in which something ordinary replaces every other trigger.
-        positions: Positions of its words among the tokens, the same in this caption and in the
-            scene's.
+        pairing: The tokens of this caption that answer to tokens of the scene's: its words, the end
+            and the padding.
         region: Number of its region among those of the scene; None: it has none.
     """
 
     lora: int
     caption: str
-    positions: tuple[int, ...]
+    pairing: Pairing
     region: int | None = None
 
 
@@ -89,9 +90,9 @@ def make_scenes(
     """Return scenes in which each LoRA takes part often enough.
 
     Each takes part ``trajectories`` times on average; without pictures, as many times as it keeps
-    latents. The kinds of forms (two subjects, three, two and a style) come in turn. In each kind,
-    all choices of LoRAs in all orders come up, in random forms. Forms of one subject in a style are
-    left to `styled_forms`.
+    latents. The kinds of forms (two subjects, three, two and a style) come in turn, in random forms
+    with and without a prefix. Those LoRAs meet that have met least often so far, and in the long
+    run in all orders. Forms of one subject in a style are left to `styled_forms`.
 
     Args:
         loras: The LoRAs of the merge.
@@ -100,13 +101,20 @@ def make_scenes(
         token_positions: See `TokenPositions`.
 
     Raises:
-        CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be lined up.
+        CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be told from
+            its neighbours'.
     """
     subjects, styles = by_kind(loras)
     chance = random.Random(calibration.seed)
+    met: Counter[tuple[int, int]] = Counter()
     draws = [
-        zip(shuffled(forms, chance), shuffled(casts, chance), strict=False)
-        for forms, casts in _forms_and_casts(calibration, subjects, styles)
+        zip(
+            shuffled(forms, chance),
+            _casts(groups, met, chance),
+            prefixes(calibration, chance),
+            strict=False,
+        )
+        for forms, groups in _forms_and_groups(calibration, subjects, styles)
     ]
     if not draws and subjects and styles and styled_forms(calibration):
         return []
@@ -120,48 +128,95 @@ def make_scenes(
     scenes: list[Scene] = []
     members = 0
     for draw in itertools.cycle(draws):
-        form, cast = next(draw)
-        scenes.append(writer.scene(form, cast))
+        form, cast, prefix = next(draw)
+        scenes.append(writer.scene(form, cast, prefix))
         members += len(scenes[-1].members)
         if members >= often * len(loras):
             break
     return scenes
 
 
-def _forms_and_casts(
+class _Group(NamedTuple):
+    """The LoRAs of a scene, in no order."""
+
+    subjects: tuple[int, ...]
+    styles: tuple[int, ...]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(itertools.combinations(self.subjects + self.styles, 2))
+
+    @property
+    def orders(self) -> list[tuple[int, ...]]:
+        """Its LoRAs for the places of a form, in every order: subjects first."""
+        orders = itertools.product(
+            itertools.permutations(self.subjects), itertools.permutations(self.styles)
+        )
+        return [subjects + styles for subjects, styles in orders]
+
+
+def _forms_and_groups(
     calibration: Calibration, subjects: Sequence[int], styles: Sequence[int]
-) -> list[tuple[list[str], list[tuple[int, ...]]]]:
+) -> list[tuple[list[str], list[_Group]]]:
     """Return the kinds of scene forms that these LoRAs can fill: the forms of a kind, and every
-    choice of LoRAs for it, subjects first.
+    choice of LoRAs for it.
     """
-    styled = styled_forms(calibration)
     kinds: dict[tuple[int, int], list[str]] = {}
     for form in calibration.scene_forms:
-        if form not in styled:
+        if not is_styled(form):
             names = placeholders(form)
             of_styles = names.count(STYLE_PLACE)
             kinds.setdefault((len(names) - of_styles, of_styles), []).append(form)
     possible = []
     for (of_subjects, of_styles), forms in kinds.items():
-        casts = [
-            (*chosen, *style)
-            for chosen, style in itertools.product(
-                itertools.permutations(subjects, of_subjects),
-                itertools.permutations(styles, of_styles),
-            )
-        ]
-        if casts:
-            possible.append((forms, casts))
+        choices = itertools.product(
+            itertools.combinations(subjects, of_subjects), itertools.combinations(styles, of_styles)
+        )
+        groups = [_Group(*choice) for choice in choices]
+        if groups:
+            possible.append((forms, groups))
     return possible
+
+
+def _casts(
+    groups: Sequence[_Group], met: Counter[tuple[int, int]], chance: random.Random
+) -> Iterator[tuple[int, ...]]:
+    """Yield LoRAs for the places of one kind of forms, subjects first: always a group whose LoRAs
+    have met least often, in one of its orders after the other.
+
+    Args:
+        groups: All choices of LoRAs.
+        met: How often each two LoRAs have met so far, in scenes of all kinds; is kept up to date.
+        chance: Source of the order.
+    """
+    orders = {group: shuffled(group.orders, chance) for group in groups}
+    while True:
+        group = min(
+            groups, key=lambda group: (sum(met[pair] for pair in group.pairs), chance.random())
+        )
+        met.update(group.pairs)
+        yield next(orders[group])
+
+
+def prefixes(calibration: Calibration, chance: random.Random) -> Iterator[str]:
+    """Yield what stands before one scene form after the other: nothing, or random words."""
+    known = calibration.scene_prefixes
+    for i in itertools.count():
+        if is_chosen(i, calibration.scene_prefix_share):
+            count = min(chance.randint(1, _MOST_PREFIXES), len(known))
+            yield " ".join(chance.sample(known, count)) + " "
+        else:
+            yield ""
+
+
+def behind(prefix: str, form: str) -> str:
+    """Return a scene form behind a prefix, in which braces are just text."""
+    return prefix.replace("{", "{{").replace("}", "}}") + form
 
 
 def styled_forms(calibration: Calibration) -> list[str]:
     """Return the scene forms of one subject in a style."""
-    return [
-        form
-        for form in calibration.scene_forms
-        if sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))
-    ]
+    return [form for form in calibration.scene_forms if is_styled(form)]
 
 
 def by_kind(loras: Sequence[LoraUse]) -> tuple[list[int], list[int]]:
@@ -179,100 +234,60 @@ def shuffled(items: Sequence[T], chance: random.Random) -> Iterator[T]:
         yield from chance.sample(items, len(items))
 
 
+class _Place(NamedTuple):
+    """Where words stand among a caption's tokens, and where the end stands, behind all words."""
+
+    words: tuple[int, ...]
+    end: int
+
+
 @dataclass
 class _SceneWriter:
-    """Writes the captions of a scene; shared words stand at the same token positions."""
+    """Writes the captions of a scene."""
 
     loras: Sequence[LoraUse]
     calibration: Calibration
     token_positions: TokenPositions
     chance: random.Random
-    counts: dict[str, int] = field(default_factory=dict)  # text -> its tokens, as asked so far
 
-    def scene(self, form: str, cast: Sequence[int]) -> Scene:
-        """Return the scene of a form and the LoRAs for its places, subjects first."""
+    def scene(self, form: str, cast: Sequence[int], prefix: str) -> Scene:
+        """Return the scene of a form behind a prefix, and the LoRAs for its places, subjects
+        first.
+        """
         names = placeholders(form)
         layout = layout_of(form)
         numbered = sorted(names, key=[*SUBJECT_PLACES, STYLE_PLACE].index)
         words = {name: self.loras[k].called for name, k in zip(numbered, cast, strict=True)}
         regions = regions_of(form) if layout else {}
-        caption = form.format(**words)
+        form = behind(prefix, form)
         members = []
         for name, k in zip(numbered, cast, strict=True):
-            alone = {**self.stand_ins(names, words, name), name: words[name]}
-            positions = self.positions(form, words, name)
-            if positions != self.positions(form, alone, name):
-                raise CalibrationError(
-                    f"{words[name]!r} stands at other tokens in {form.format(**alone)!r} than in "
-                    f"{caption!r}"
-                )
-            members.append(Member(k, form.format(**alone), positions, regions.get(name)))
-        return Scene(caption, tuple(members), layout)
+            alone = {**self.stand_ins(names, name), name: words[name]}
+            student = self.place(form, words, name)
+            teacher = self.place(form, alone, name)
+            pairing = Pairing(
+                tuple(zip(teacher.words, student.words, strict=True)), (teacher.end, student.end)
+            )
+            members.append(Member(k, form.format(**alone), pairing, regions.get(name)))
+        return Scene(form.format(**words), tuple(members), layout)
 
-    def stand_ins(self, names: Sequence[str], words: Mapping[str, str], own: str) -> dict[str, str]:
-        """Return something ordinary for every place but one. Before that place, it has as many
-        tokens as the trigger that it replaces.
-        """
-        found: dict[str, str] = {}
-        for name in names:
-            if name == own:
-                continue
-            is_style = name == STYLE_PLACE
-            length = self.count(words[name])
-            known = self.calibration.ordinary_styles if is_style else self.calibration.companions
-            others = [phrase for phrase in known if phrase not in found.values()] or known
-            fits = self.of_length(others, length, exact=names.index(name) < names.index(own))
-            if fits is None:
-                raise CalibrationError(
-                    f"nothing ordinary has the {length} tokens of {words[name]!r}, so that "
-                    f"{words[own]!r} cannot stand at the same place without it; add "
-                    f"{'ordinary_styles' if is_style else 'companions'} of other lengths"
-                )
-            found[name] = fits
-        return found
+    def stand_ins(self, names: Sequence[str], own: str) -> dict[str, str]:
+        """Return something ordinary for every place but one."""
+        things = shuffled(self.calibration.companions, self.chance)
+        styles = shuffled(self.calibration.ordinary_styles, self.chance)
+        return {
+            name: next(styles if name == STYLE_PLACE else things) for name in names if name != own
+        }
 
-    def of_length(self, known: Sequence[str], length: int, *, exact: bool) -> str | None:
-        """Return an ordinary phrase of this many tokens, perhaps shortened or with details; None if
-        there is none.
-        """
-        whole = [phrase for phrase in known if self.count(phrase) == length]
-        if whole or not exact:
-            return self.chance.choice(whole or list(known))
-        ends = [end for phrase in known for end in _endings(phrase) if self.count(end) == length]
-        if ends:
-            return self.chance.choice(ends)
-        detailed = (
-            self.with_details(phrase, length) for phrase in self.chance.sample(known, len(known))
-        )
-        return next((phrase for phrase in detailed if phrase is not None), None)
-
-    def with_details(self, phrase: str, length: int) -> str | None:
-        details = [f", {detail}" for detail in DETAILS]
-        while (gap := length - self.count(phrase)) > 0:
-            fitting = [
-                more
-                for more in details
-                if gap - self.count(more) == 0 or gap - self.count(more) > 1
-            ]
-            if not fitting:
-                return None
-            phrase += self.chance.choice(fitting)
-        return phrase if gap == 0 else None
-
-    def count(self, text: str) -> int:
-        if text not in self.counts:
-            self.counts[text] = len(self.token_positions(text))
-        return self.counts[text]
-
-    def positions(self, form: str, words: Mapping[str, str], own: str) -> tuple[int, ...]:
-        """Return the token positions, in the whole caption, of the words at one place of a form.
+    def place(self, form: str, words: Mapping[str, str], own: str) -> _Place:
+        """Return where the words of one place of a form stand in the whole caption.
 
         Raises:
             CalibrationError: The tokenizer joins them with their neighbours.
         """
         before, after = form.split(f"{{{own}}}")
         texts = [before.format(**words), words[own], after.format(**words)]
-        start, count, rest = (self.count(text) for text in texts)
+        start, count, rest = (len(self.token_positions(text)) for text in texts)
         whole = self.token_positions("".join(texts))
         if len(whole) != start + count + rest:
             raise CalibrationError(
@@ -280,16 +295,4 @@ class _SceneWriter:
                 f"{''.join(texts)!r}: the tokenizer joins them. Set spaces around "
                 "{...} in the scene form, or change the trigger"
             )
-        return tuple(whole[start : start + count])
-
-
-def _endings(phrase: str) -> Iterator[str]:
-    """Yield the endings of a phrase that begin with one of its words: "a man in a blue coat" ->
-    "blue coat", "coat".
-    """
-    words = phrase.split()
-    for start in range(1, len(words)):
-        if words[start].lower() not in _SMALL_WORDS and not _SMALL_WORDS.intersection(
-            map(str.lower, words[start:])
-        ):
-            yield " ".join(words[start:])
+        return _Place(tuple(whole[start : start + count]), whole[-1] + 1)

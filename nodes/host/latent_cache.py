@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-MOST_BYTES = 256 << 20  # of all models together; a run of two latents takes about 130 kB
+MOST_BYTES = 256 << 20  # of all models together; a latent takes about 65 kB
 
 
 class Memory(OrderedDict):

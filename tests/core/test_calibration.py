@@ -15,9 +15,11 @@ from iteris_core.diffusion.calibration import (
     PRESERVE_CAPTIONS,
     Calibration,
     base_captions,
+    is_chosen,
     kept_steps,
     own_captions,
     sample_count,
+    staggered,
 )
 from iteris_core.diffusion.sampling import euler_steps, noise
 
@@ -168,6 +170,32 @@ def test_a_few_staggered_runs_cover_all_steps_evenly(schedule):
     assert max(counts) - min(counts) <= 6 + 0.02 * max(counts)
 
 
+@given(
+    runs=st.integers(1, 60),
+    timesteps=st.integers(1, 6),
+    share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+)
+def test_the_chosen_latents_are_the_share_of_all_however_few_each_run_keeps(runs, timesteps, share):
+    chosen = [is_chosen(i, share, start) for start in staggered(runs) for i in range(timesteps)]
+    assert sum(chosen) == math.floor(runs * timesteps * share)
+
+
+@pytest.mark.parametrize(("runs", "timesteps", "steps"), [(20, 1, 6), (10, 2, 12), (60, 1, 6)])
+def test_what_is_chosen_goes_along_with_neither_steps_nor_company(runs, timesteps, steps):
+    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
+    of_step = [[] for _ in range(steps)]
+    of_company = []
+    for run, start in enumerate(staggered(runs)):
+        for i, step in enumerate(kept_steps(calibration, run)):
+            chosen = is_chosen(i, 0.5, start)
+            of_step[step].append(chosen)
+            if is_chosen(run, 0.5):  # as captions of a single prompt are
+                of_company.append(chosen)
+    for chosen in of_step:
+        assert abs(sum(chosen) - len(chosen) / 2) <= 1
+    assert abs(sum(of_company) - len(of_company) / 2) <= 2
+
+
 # --- noise and sampling ---
 
 
@@ -237,7 +265,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"trajectories": 0}, "trajectories is 0; it must be a whole number, 1 or more"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
-        ({"timesteps": 13}, "13 timesteps cannot be kept of 12 sampling steps; keep fewer"),
+        ({"timesteps": 7}, "7 timesteps cannot be kept of 6 sampling steps; keep fewer"),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
         ({"resolution": 0}, "resolution is 0"),
         (

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import toy
-from fake_host import as_used, runs_by_task, use
+from fake_host import PIECE, as_used, runs_by_task, use
 from torch import nn
 
 from iteris_core import (
@@ -44,9 +44,10 @@ SCENES = Calibration(
         "cfg": 3.0,
         "preserve_weight": 0.0,
     },
-    companions=("chair", "dog"),
+    companions=("chair", "big dog"),
     scene_weight=0.1,
     scene_pictures=False,
+    scene_prefix_share=0.0,
     scene_forms=("{first} and {second}", "{first} above {second}"),
 )
 PICTURES = replace(SCENES, scene_pictures=True)
@@ -63,6 +64,15 @@ def scenes_of(host, loras, calibration):
     return make_scenes([lora.use for lora in loras], calibration, host.token_positions)
 
 
+def pairs_of(word, student, teacher):
+    """Return the positions of a word and of the ends in two captions of one piece, pair by pair; of
+    padding, where both have it.
+    """
+    captions = [caption.split() for caption in (student, teacher)]
+    padding = range(max(map(len, captions)) + 1, PIECE)
+    return [[words.index(word), len(words), *padding] for words in captions]
+
+
 def dense_task(teacher, student, delta, weight=1.0):
     return toy.DenseTask(torch.cat(teacher), torch.cat(student), delta, weight)
 
@@ -70,7 +80,7 @@ def dense_task(teacher, student, delta, weight=1.0):
 # --- what counts ---
 
 
-def test_in_the_text_only_a_teachers_own_words_count(host):
+def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
     """Keys of cross-attention read the contexts themselves; the text encoder is the base model's
     here.
     """
@@ -89,9 +99,15 @@ def test_in_the_text_only_a_teachers_own_words_count(host):
         ]
         tasks.append(dense_task(read, read, lora.adapter.deltas["unet.k"].dense()))
     for k, lora in enumerate(loras):
-        parts = [(s.caption, m) for s in scenes for m in s.members if m.lora == k]
-        teacher = [host.context(m.caption, host.PIECE)[list(m.positions)] for _, m in parts]
-        student = [host.context(caption, host.PIECE)[list(m.positions)] for caption, m in parts]
+        parts = [(s.caption, m.caption) for s in scenes for m in s.members if m.lora == k]
+        pairs = [
+            [
+                host.context(caption, host.PIECE)[numbers]
+                for caption, numbers in zip(both, pairs_of(f"<{'ab'[k]}>", *both), strict=True)
+            ]
+            for both in parts
+        ]
+        student, teacher = zip(*pairs, strict=True)
         tasks.append(dense_task(teacher, student, lora.adapter.deltas["unet.k"].dense(), 0.1))
         assert not torch.equal(tasks[-1].x, tasks[-1].x_student)
     expected = toy.solve_densely(host.u.k.weight, tasks, FULL)
@@ -112,13 +128,17 @@ def test_the_text_encoder_learns_a_teachers_own_words_too(host):
         tasks.append(dense_task(x, x, deltas[k]))
     for k in range(2):
         read = dict.fromkeys(
-            (s.caption, m.caption, m.positions) for s in scenes for m in s.members if m.lora == k
+            (s.caption, m.caption) for s in scenes for m in s.members if m.lora == k
         )
-        x = [
-            host.te.embedding(host.tokenize(caption)[0])[list(positions)]
-            for caption, _, positions in read
+        pairs = [
+            [
+                host.te.embedding(host.tokenize(caption)[0])[numbers]
+                for caption, numbers in zip(both, pairs_of(f"<{'ab'[k]}>", *both), strict=True)
+            ]
+            for both in read
         ]
-        tasks.append(dense_task(x, x, deltas[k], 0.1))
+        student, teacher = zip(*pairs, strict=True)
+        tasks.append(dense_task(teacher, student, deltas[k], 0.1))
     expected = toy.solve_densely(host.te.q.weight, tasks, FULL)
     torch.testing.assert_close(
         result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8

@@ -3,7 +3,7 @@ picture.
 """
 
 import itertools
-import re
+import math
 from collections import Counter
 
 import pytest
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration, sample_count
-from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS
+from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS, SCENE_PREFIXES
 from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
+from iteris_core.diffusion.samples import Context, Pairing
 from iteris_core.diffusion.scenes import make_scenes, styled_forms
 
 PAIR_FORMS = (
@@ -43,7 +44,14 @@ def scenes_of(*words, kinds=(), positions=positions_of, **settings):
     ]
     return make_scenes(
         loras,
-        Calibration(**{"scene_weight": 0.1, "scene_pictures": False, **settings}),
+        Calibration(
+            **{
+                "scene_weight": 0.1,
+                "scene_pictures": False,
+                "scene_prefix_share": 0.0,
+                **settings,
+            }
+        ),
         positions,
     )
 
@@ -57,13 +65,43 @@ def scenes_of(*words, kinds=(), positions=positions_of, **settings):
         [("a <v1>", "a <v2>", "a <longtrigger>"), ("<v1>", "a tall <v2> man", "x")]
     ),
 )
-def test_own_words_stand_at_the_same_tokens_in_both_captions(seed, words):
+def test_own_words_and_the_ends_are_paired_wherever_they_stand(seed, words):
     scenes = scenes_of(*words, "in sks style", kinds=(*["subject"] * 3, "style"), seed=seed)
+    differ = 0
     for scene in scenes:
         for member in scene.members:
             own = [*words, "in sks style"][member.lora]
-            for caption in (scene.caption, member.caption):
-                assert [tokens_of(caption)[p - 1] for p in member.positions] == tokens_of(own)
+            teacher, student = zip(*member.pairing.words, strict=True)
+            for caption, positions in ((member.caption, teacher), (scene.caption, student)):
+                assert [tokens_of(caption)[p - 1] for p in positions] == tokens_of(own)
+            captions = (member.caption, scene.caption)
+            assert member.pairing.ends == tuple(1 + len(tokens_of(text)) for text in captions)
+            differ += teacher != student
+    assert differ
+
+
+def test_padding_answers_to_padding_at_the_same_position():
+    pairing = Pairing(words=((2, 4), (3, 5)), ends=(5, 7))
+    assert pairing.pairs(10) == [(2, 4), (3, 5), (5, 7), (8, 8), (9, 9)]
+    assert pairing.weights(10).tolist() == [0, 0, 0, 0, 1, 1, 0, 1, 1, 1]
+    numbers = pairing.teacher_tokens(10)
+    assert numbers[[4, 5, 7, 8, 9]].tolist() == [2, 3, 5, 8, 9]
+    assert pairing.pairs(7) == [(2, 4), (3, 5)]  # no end: one of the captions fills its context
+
+
+def test_a_repeated_context_repeats_its_pairs():
+    teacher, student = (torch.randn(10, 3) for _ in range(2))
+    context = Context.repeated(teacher, student, 3, pairing := Pairing(((2, 4),), (5, 7)))
+    found = [
+        (context.teacher[context.teacher_tokens[s]], context.student[s], context.weights[s])
+        for s in context.weights.nonzero()[:, 0]
+    ]
+    expected = [(teacher[t], student[s]) for t, s in sorted(pairing.pairs(10), key=lambda p: p[1])]
+    assert len(found) == 3 * len(expected)
+    for (x, y, weight), (t, s) in zip(found, 3 * expected, strict=True):
+        assert torch.equal(x, t)
+        assert torch.equal(y, s)
+        assert weight == pytest.approx(1 / 3)
 
 
 def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
@@ -74,7 +112,7 @@ def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
         )
         for member in scene.members:
             assert [word for word in words if word in member.caption] == [words[member.lora]]
-            assert any(thing.split()[-1] in member.caption for thing in COMPANIONS)
+            assert any(thing in member.caption for thing in COMPANIONS)
 
 
 def test_forms_and_orders_all_come():
@@ -160,58 +198,100 @@ def test_scenes_depend_on_the_seed_and_on_nothing_else():
     assert first != other
 
 
-# --- ordinary things of the right length ---
-
-
-@pytest.mark.parametrize(
-    ("trigger", "pattern"),
-    [
-        ("one two wee", "a wet dog"),
-        ("one two", "salt"),  # whole things first, here one of two tokens
-        ("one", "dog"),
-        ("1 2 3 4 5 6 7", r"(a wet dog|salt)(, (clear|sharp|detailed|(natural|soft|even) light))+"),
-    ],
-)
-def test_a_stand_in_is_a_known_thing_or_the_end_of_one_or_one_with_details(trigger, pattern):
-    def positions(text):
-        return range(len(text.replace("salt", "sa lt").replace(",", " , ").split()))
-
-    forms = ("{first} & {second}",)
-    known = ("a wet dog", "salt")
-    scenes = scenes_of(
-        trigger, "x", scene_forms=forms, companions=known, positions=positions, trajectories=40
+@pytest.mark.parametrize("kinds", [("subject",) * 6, ("subject",) * 4 + ("style",) * 2])
+def test_all_loras_meet_all_others_about_equally_often(kinds):
+    scenes = scenes_of(*(f"<v{k}>" for k in range(6)), kinds=kinds, trajectories=30)
+    met = Counter(
+        pair
+        for scene in scenes
+        for pair in itertools.combinations(sorted(member.lora for member in scene.members), 2)
     )
-    members = [
-        member
+    alike = [  # a style meets no style, and comes in one kind of scenes only
+        count for pair, count in met.items() if {kinds[k] for k in pair} == {"subject"}
+    ]
+    assert len(alike) == math.comb(kinds.count("subject"), 2)
+    assert max(alike) - min(alike) <= 2
+
+
+# --- words before a form ---
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_scenes_of_each_kind_begins_with_random_words(share):
+    scenes = scenes_of("<v1>", "<v2>", "<v3>", trajectories=40, scene_prefix_share=share)
+    plain = {
+        form.format(first=a, second=b, third=c)
+        for form in SCENE_FORMS
+        for a, b, c in itertools.permutations(("<v1>", "<v2>", "<v3>"))
+        if "{style}" not in form
+    }
+    for count in (2, 3):
+        of_kind = [scene for scene in scenes if len(scene.members) == count]
+        prefixed = [scene for scene in of_kind if scene.caption not in plain]
+        assert len(prefixed) == math.floor(share * len(of_kind))
+        for scene in prefixed:
+            first = next(word for word in SCENE_PREFIXES if scene.caption.startswith(word + " "))
+            assert scene.caption[len(first) :].endswith(tuple(plain))
+
+
+def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_are():
+    scenes = scenes_of(
+        *("<v1>", "<v2>"),
+        scene_forms=("{first} & {second}",),
+        scene_prefix_share=1.0,
+        scene_prefixes=("above {all}", "x", "on the right of"),
+        trajectories=20,
+    )
+    found = set()
+    for scene in scenes:
+        prefix = scene.caption[: scene.caption.index("<v")]
+        found |= {len(prefix.split())}
+        assert scene.layout == "columns"  # of the form alone
+        for member in scene.members:
+            assert member.caption.startswith(prefix)
+            (own,) = [word for word in ("<v1>", "<v2>") if word in member.caption]
+            teacher, student = zip(*member.pairing.words, strict=True)
+            for caption, positions in ((member.caption, teacher), (scene.caption, student)):
+                assert [tokens_of(caption)[p - 1] for p in positions] == tokens_of(own)
+    assert len(found) > 2
+
+
+# --- ordinary things in the place of triggers ---
+
+
+def test_any_ordinary_thing_stands_in_for_any_trigger_whole():
+    known = ("salt", "a wet dog", "an extraordinarily long name of a thing")
+    scenes = scenes_of(
+        *("a", "b", "in c"),
+        kinds=("subject", "subject", "style"),
+        scene_forms=("{first} & {second} {style}",),
+        companions=known,
+        trajectories=60,
+    )
+    stand_ins = {
+        tuple(member.caption.removesuffix(" in c").split(" & "))
         for scene in scenes
         for member in scene.members
-        if scene.caption.endswith("& x") and member.lora == 1
-    ]
-    assert members
-    for member in members:
-        stand_in = member.caption.removesuffix(" & x")
-        assert re.fullmatch(pattern, stand_in)
-        assert len(positions(stand_in)) == len(positions(trigger))
+        if member.lora == 2
+    }
+    assert stand_ins == set(itertools.permutations(known, 2))
+    beside_a = {
+        member.caption.removeprefix("a & ")
+        for scene in scenes
+        for member in scene.members
+        if member.lora == 0 and member.caption.startswith("a & ")
+    }
+    assert beside_a <= {f"{thing} {style}" for thing in known for style in ORDINARY_STYLES}
+    assert len(beside_a) > len(known)
 
 
-def test_a_length_that_nothing_has_is_an_error():
-    with pytest.raises(
-        CalibrationError,
-        match=r"nothing ordinary has the 1 tokens of '.', so that '.' cannot stand .* add companions",
-    ):
-        scenes_of("a", "b", scene_forms=("{first} & {second}",), companions=("longer",))
-
-
-def test_what_stands_behind_the_trigger_may_have_any_length():
-    scenes = scenes_of(
-        *("a", "c", "in b"),
-        kinds=("subject", "subject", "style"),
-        scene_forms=("{first} {second} {style}",),
-        companions=("x",),
-    )
-    subjects = {scene.members[0].caption for scene in scenes if scene.members[0].lora == 0}
-    assert subjects <= {f"a x {style}" for style in ORDINARY_STYLES}
-    assert len(subjects) > 2
+def test_a_single_ordinary_thing_stands_in_for_several():
+    scenes = scenes_of("a", "b", "c", scene_forms=("{first} {second} {third}",), companions=("x",))
+    assert {m.caption for scene in scenes for m in scene.members if m.lora == 0} == {
+        "a x x",
+        "x a x",
+        "x x a",
+    }
 
 
 def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
@@ -263,6 +343,15 @@ def test_a_form_with_more_than_names_in_braces_is_refused(form):
         (
             {"scene_weight": 0.1, "companions": (), "composition_share": 0.0},
             "scene tasks need scene_forms and companions",
+        ),
+        ({"scene_prefix_share": 1.5}, "scene_prefix_share is 1.5; it must be a number from 0 to 1"),
+        (
+            {"scene_weight": 0.1, "scene_prefixes": ()},
+            "scene captions that begin with random words need scene_prefixes",
+        ),
+        (
+            {"scene_weight": 0.1, "ordinary_styles": ()},
+            "scene forms of several subjects in a {style} need ordinary_styles",
         ),
     ],
 )

@@ -35,7 +35,7 @@ class AnyContext(dict):
     """Contexts of plans whose captions nobody has encoded, to ask for their runs."""
 
     def __missing__(self, reading):
-        return Context(None, None, None)
+        return Context(None, None)
 
 
 def runs_by_task(loras, calibration, token_positions):
