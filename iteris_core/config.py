@@ -115,8 +115,7 @@ class MergeConfig:
             It is the default: at strength 1 it is as good on usual pairs, and better on more or
             stronger LoRAs (rows "target, equal rank").
         unit_gain: See `algebra.gain`. Makes up for what ridge, preserve task and conflict shrink,
-            layer by layer, so that later layers see it. Experimental: it is off by default until it
-            was measured in `benchmarks`.
+            layer by layer, so that later layers see it (rows "unit gain").
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or
             one number per module path. What is cut is chosen by its effect on the measured inputs,
@@ -166,7 +165,7 @@ class MergeConfig:
         below=1,
     )
     unit_gain: float = setting(
-        1.0,
+        2.0,
         "Largest factor by which an adapter's part of a layer is made as strong as the adapter "
         "alone; 1: off.",
         at_least=1,

@@ -77,7 +77,8 @@ def read_recipe(name: str, text: str) -> Recipe:
             f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more"
         )
     if isinstance(config, dict):
-        config = {"target": "delta", **config}  # what it was before there was a choice
+        # what they were before there was a choice
+        config = {"target": "delta", "unit_gain": 1.0, **config}
     return Recipe(
         tuple(
             from_json(f"{place}: LoRA {number}", lora, LoraUse)

@@ -477,7 +477,7 @@ def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them()
         net.network(),
         adapters,
         tasks,
-        MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16),
+        MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16, unit_gain=1.0),
     )
     deltas = result.adapter.deltas.values()
     assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {

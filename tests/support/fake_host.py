@@ -17,7 +17,7 @@ from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 PIECE = 5  # tokens of a text piece
 WIDTH = 6  # of a context
-EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3)
+EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3, unit_gain=1.0)
 
 
 def as_used(lora, **changes):

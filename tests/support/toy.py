@@ -181,10 +181,11 @@ def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[T
 
 
 def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
-    """Return settings in which nothing is lost: the delta target, whose answer needs no cut, in
-    float64.
+    """Return settings in which nothing is lost and nothing made up for: the delta target, whose
+    answer needs no cut, in float64, without unit gain.
     """
-    return MergeConfig(target=target, output_dtype=torch.float64, **settings)
+    exactly: dict[str, Any] = {"output_dtype": torch.float64, "unit_gain": 1.0, **settings}
+    return MergeConfig(target=target, **exactly)
 
 
 def merge_toy(
