@@ -2,8 +2,8 @@
 measures every method.
 
 It writes its section of benchmarks/RESULTS.md and benchmarks/language.png. What is trained and
-measured is kept in a folder, so that a run that was stopped goes on; delete the folder after a
-change of the methods.
+measured is kept in a folder with its settings, so that a run that was stopped goes on, and what has
+other settings now is measured again; delete the folder after a change of the methods.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from language_blip import STYLES, CaptionWorld
-from language_methods import ITERATIONS, Way, ablations, best_scale_ways, iterating, main_ways
+from language_methods import (
+    ITERATIONS,
+    Way,
+    ablations,
+    best_scale_ways,
+    iterating,
+    main_ways,
+    scale_ways,
+)
 from language_tasks import LORA_TASKS
-from language_text import draw, section
+from language_text import Run, draw, section
 from language_world import Size, Tell, TextWorld, World
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -43,7 +51,10 @@ from iteris_core import IterisError, merge
 HERE = Path(__file__).parent
 BEGIN = "<!-- language:begin -->"
 END = "<!-- language:end -->"
-WORLDS: dict[str, Callable[[Path, Size, Tell], World]] = {"t5": TextWorld, "blip": CaptionWorld}
+WORLDS: dict[str, Callable[[Path, int, Size, Tell], World]] = {
+    "t5": TextWorld,
+    "blip": CaptionWorld,
+}
 NAMES = {"t5": tuple(task.name for task in LORA_TASKS), "blip": tuple(STYLES)}
 SIZES = {
     "t5": Size(),
@@ -62,20 +73,38 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Job:
-    """All merges of one model with the LoRAs of one seed."""
+    """All merges of one base model with the LoRAs of one seed.
+
+    Args:
+        world: One of `WORLDS`.
+        base: Seed of the base model.
+        seed: Seed of its LoRAs, calibration samples and examples.
+        folder: Folder of all models, LoRAs and records.
+        size: Amounts of training and measuring.
+        quick: Whether only one pair is merged.
+    """
 
     world: str
+    base: int
     seed: int
     folder: Path
     size: Size
     quick: bool
 
     def records(self, group: Group) -> Path:
-        return self.folder / "records" / f"{self.world}-{self.seed}-{'+'.join(group)}.json"
+        name = f"{self.world}-{self.base}-{self.seed}-{'+'.join(group)}.json"
+        return self.folder / "records" / name
+
+    def model(self, tell: Tell) -> World:
+        """Return the base model, trained if it is not there yet."""
+        folder = self.folder / self.world / str(self.base)
+        return WORLDS[self.world](folder, self.base, self.size, tell)
 
 
 def groups_of(world: str, quick: bool) -> list[Group]:
-    """Return the groups of merged tasks: all pairs, triples (of neighbours), and all together."""
+    """Return the groups of merged tasks: all pairs, neighbours first, triples (of neighbours), and
+    all together.
+    """
     names = NAMES[world]
     if quick:
         return [names[:2]]
@@ -84,7 +113,14 @@ def groups_of(world: str, quick: bool) -> list[Group]:
         if len(names) > 3
         else []
     )
-    return [*combinations(names, 2), *triples, names]
+    pairs = sorted(combinations(names, 2), key=lambda pair: not _are_neighbours(names, pair))
+    return [*pairs, *triples, names]
+
+
+def _are_neighbours(names: Group, group: Group) -> bool:
+    """Return whether a group is a pair of neighbours in a ring."""
+    places = [names.index(name) for name in group]
+    return len(group) == 2 and places[1] - places[0] in (1, len(names) - 1)
 
 
 def plan(world: str, group: Group, quick: bool) -> dict[str, Way]:
@@ -92,10 +128,10 @@ def plan(world: str, group: Group, quick: bool) -> dict[str, Way]:
     others.
     """
     ways = main_ways()
-    names = NAMES[world]
-    if len(group) == 2 and (names.index(group[1]) - names.index(group[0])) in (1, len(names) - 1):
+    if _are_neighbours(NAMES[world], group):
         ways |= {} if quick else best_scale_ways()
         ways |= {f"ablation: {name}": way for name, way in ablations().items()}
+        ways |= scale_ways()
         ways |= {
             _iteration(number): replace(
                 iterating(number + 1), follows=_iteration(number - 1) if number else None
@@ -113,7 +149,7 @@ def prepare_base(job: Job, tell: Tell) -> None:
     """Train a base model, if it is not there yet."""
     torch.set_num_threads(1)
     with timed(job, "base"):
-        WORLDS[job.world](job.folder / job.world, job.size, tell)
+        job.model(tell)
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -121,7 +157,7 @@ def work(job: Job, tell: Tell) -> None:
     already stays.
     """
     torch.set_num_threads(1)
-    world = WORLDS[job.world](job.folder / job.world, job.size, tell)
+    world = job.model(tell)
     with timed(job, "LoRAs"):
         adapters = world.adapters(job.seed)
     with timed(job, "merges"):
@@ -141,17 +177,20 @@ def merge_all(job: Job, world: World, adapters: Mapping[str, Any], tell: Tell) -
     for group in groups:
         with kept(job.records(group)) as records:
             for name, way in plan(job.world, group, job.quick).items():
-                if name not in records:
-                    records[name] = one(
-                        world,
-                        [adapters[task] for task in group],
-                        group,
-                        job.seed,
-                        way,
-                        records,
-                    )
+                known = same_settings(records, name, way)
+                records[name] = known or one(
+                    world, [adapters[task] for task in group], group, job.seed, way, records
+                )
                 done += 1
-                tell(f"{job.world}, seed {job.seed}: merges", done, total)
+                tell(f"{job.world}, base {job.base}, seed {job.seed}: merges", done, total)
+
+
+def same_settings(records: Mapping[str, Any], name: str, way: Way) -> dict[str, Any] | None:
+    """Return the record of a way, or of another name of it; None if it was not measured yet."""
+    settings = way.settings()
+    places = [name, *records]
+    found = (records[place] for place in places if place in records)
+    return next((dict(record) for record in found if record["settings"] == settings), None)
 
 
 @contextmanager
@@ -189,15 +228,16 @@ def one(
     """Merge and score once. An iteration after the fixed point was reached is what was scored
     there.
     """
+    settings = way.settings()
     earlier = None if way.follows is None else records.get(way.follows)
     if earlier and earlier["solves"] < way.config.max_iter - 1:
-        return dict(earlier)
+        return {**earlier, "settings": settings}
     start = time.process_time()
     network, tasks = world.merge_inputs(group, seed, way)
     try:
         result = merge(network, adapters, tasks, way.config)
     except IterisError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error), "settings": settings}
     seconds = time.process_time() - start
     scores = world.scores(result.adapter, group, seed)
     notes = [note.text for note in result.report.notes if note.kind == "method"]
@@ -206,11 +246,12 @@ def one(
         "seconds": seconds,
         "solves": len(result.report.changes),
         "notes": notes,
+        "settings": settings,
     }
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """Train the bases first, then all seeds, each job in a process of its own, with a line of
+    """Train the bases first, then work on all jobs, each in a process of its own, with a line of
     progress for each.
     """
     columns = [
@@ -252,8 +293,8 @@ class _Teller:
             self.queue.put((name, done, total))
 
 
-def read_records(jobs: Sequence[Job]) -> dict[tuple[int, Group], dict[str, Any]]:
-    """Return (seed, group) -> way -> record; the group ``alone`` holds the base model and the LoRAs
+def read_records(jobs: Sequence[Job]) -> dict[tuple[Run, Group], dict[str, Any]]:
+    """Return (run, group) -> way -> record; the group ``alone`` holds the base model and the LoRAs
     on their own.
     """
     found = {}
@@ -261,12 +302,12 @@ def read_records(jobs: Sequence[Job]) -> dict[tuple[int, Group], dict[str, Any]]
         for group in [("alone",), *groups_of(job.world, job.quick)]:
             path = job.records(group)
             if path.exists():
-                found[job.seed, group] = json.loads(path.read_text(encoding="utf-8"))
+                found[(job.base, job.seed), group] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def stage_times(jobs: Sequence[Job]) -> str:
-    """Return the CPU time of all seeds' stages, in words."""
+    """Return the CPU time of the stages of all jobs, in words."""
     total: dict[str, float] = {}
     for job in jobs:
         with kept(job.records(("seconds",))) as seconds:
@@ -301,7 +342,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="tiny models, one seed, one pair, about two minutes; writes nothing",
+        help="tiny models, one base, one seed, one pair, about two minutes; writes nothing",
     )
     parser.add_argument(
         "--only",
@@ -309,10 +350,13 @@ def arguments() -> argparse.Namespace:
         help="one of the models; the other stays in RESULTS.md as it is",
     )
     parser.add_argument(
+        "--bases", type=int, default=2, help="base models of each kind, by seed (default 2)"
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
-        default=3,
-        help="of LoRAs, calibration samples and examples (default 3)",
+        default=2,
+        help="of LoRAs, calibration samples and examples, for each base (default 2)",
     )
     parser.add_argument(
         "--jobs", type=int, default=2, help="processes, one thread each (default 2)"
@@ -329,11 +373,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     busy = os.getloadavg()[0]
-    sizes, seeds = (QUICK, 1) if options.quick else (SIZES, options.seeds)
+    sizes = QUICK if options.quick else SIZES
+    bases, seeds = (1, 1) if options.quick else (options.bases, options.seeds)
     folder = options.folder / ("quick" if options.quick else "full")
     worlds = [options.only] if options.only else list(WORLDS)
     jobs = [
-        Job(world, seed, folder, sizes[world], options.quick)
+        Job(world, base, seed, folder, sizes[world], options.quick)
+        for base in range(bases)
         for seed in range(seeds)
         for world in worlds
     ]

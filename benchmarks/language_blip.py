@@ -204,12 +204,14 @@ class CaptionWorld:
     """A small BLIP, and LoRAs on q, k and v of the text decoder's self-attention.
 
     Args:
-        folder: Folder of the models and LoRAs.
+        folder: Folder of this base model and its LoRAs.
+        seed: Seed of the base model.
         size: Amounts of training and measuring.
         tell: Listener for the progress of training.
     """
 
     folder: Path
+    seed: int
     size: Size
     tell: Tell
     name: str = "blip"
@@ -223,11 +225,11 @@ class CaptionWorld:
         base = self.folder / "base"
         size = self.size
         if not base.exists():
-            model = make_blip(0, size.width, size.layers)
+            model = make_blip(self.seed, size.width, size.layers)
             told = lambda step, _: self.tell("BLIP", step, size.base_steps)  # noqa: E731
             fit(
                 model,
-                batches(["plain", "free"], 0, size.batch),
+                batches(["plain", "free"], self.seed, size.batch),
                 size.base_steps,
                 size.base_rate,
                 told,

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from iteris_core import MergeConfig
-from iteris_core.config import BaselineOptions
+from iteris_core.config import ITERIS_ONLY, BaselineOptions
 from iteris_core.rivals import METHODS
 
-SWEEP = "IterIS, sweep"
+DEFAULT = "IterIS"
+PAPER = "IterIS, the paper's objective"
 ITERATIONS = 15
+BALANCES = ("delta", "matched", "stack", "full", "uniform")
+GAINS = (1.0, 1.5, 2.0, 4.0)
+TARGETS = ("full_output", "delta")
+PRESERVE = (0.0, 0.1, 1.0)
+# (balance, unit gain): each scale as it is, each bound with the paper's scale, and both together
+SCALES = (
+    *((balance, 1.0) for balance in BALANCES),
+    *(("delta", gain) for gain in GAINS[1:]),
+    *((balance, 2.0) for balance in BALANCES[1:-1]),
+)
 _CHUNK = 64
 
 
@@ -33,8 +45,20 @@ class Way:
     samples: int = 50
     follows: str | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the merge depends on as JSON values; of a rival what it looks at."""
+        config = self.config.to_dict()
+        unused = () if self.config.method == "iteris" else ITERIS_ONLY
+        return {
+            "config": {name: value for name, value in config.items() if name not in unused},
+            "preserve": self.preserve,
+            "padding": self.padding,
+            "samples": self.samples,
+        }
 
-_DEFAULT = Way(MergeConfig(target="delta", samples_per_chunk=_CHUNK))
+
+# the library's defaults: nothing may be set here but how many rows one forward call has
+_DEFAULT = Way(MergeConfig(samples_per_chunk=_CHUNK))
 _SEARCHING = replace(
     _DEFAULT, samples=20
 )  # of rules without statistics: the samples serve the search alone
@@ -44,16 +68,19 @@ def _way(way: Way = _DEFAULT, **settings: object) -> Way:
     return replace(way, config=replace(way.config, **settings))
 
 
+# what the paper minimises; the ridge is the library's
+_PAPER = _way(target="delta", balance="delta", unit_gain=1.0)
+
+
 def main_ways() -> dict[str, Way]:
     """Return the rows of the main table: IterIS, and every rival at its defaults."""
-    preserving = replace(_DEFAULT, preserve=1.0)
     ways = {
-        SWEEP: _DEFAULT,
-        "IterIS, full_output": _way(target="full_output"),  # the default
-        "IterIS + preserve": preserving,
-        "IterIS, full_output + preserve": _way(preserving, target="full_output"),
-        "regmean_pp + preserve": _way(preserving, method="regmean_pp"),
+        DEFAULT: _DEFAULT,
+        PAPER: _PAPER,
+        "IterIS, unit gain 2": _way(unit_gain=2.0),
     }
+    ways |= {f"{name} + preserve": replace(way, preserve=1.0) for name, way in ways.items()}
+    ways["regmean_pp + preserve"] = replace(_way(method="regmean_pp"), preserve=1.0)
     for name, method in METHODS.items():
         ways[name] = _way(_SEARCHING if method.searches else _DEFAULT, method=name)
     return {name: way for name, way in ways.items() if name not in _THE_SAME}
@@ -82,22 +109,24 @@ _FIT_THEIR_SCALE = {"regmean_pp", "ssr", "mix_of_show", "average", "sum"}
 
 
 def ablations() -> dict[str, Way]:
-    """Return variants of the sweep, each with one setting changed."""
+    """Return variants of the library's defaults, each with one setting changed."""
     return {
+        "target full_output": _way(target="full_output"),
+        "target delta": _way(target="delta"),
         "alpha 0.1": _way(alpha=0.1),
         "alpha 1e-2": _way(alpha=1e-2),
         "alpha 1e-3": _way(alpha=1e-3),
-        "alpha 1e-4 (default)": _DEFAULT,
+        "alpha 1e-4": _way(alpha=1e-4),
         "alpha 1e-6": _way(alpha=1e-6),
         "alpha 1e-8": _way(alpha=1e-8),
-        "balance delta (default)": _DEFAULT,
-        "balance full": _way(balance="full"),
-        "balance uniform": _way(balance="uniform"),
+        **{f"balance {balance}": _way(balance=balance) for balance in BALANCES},
         "ridge paper": _way(ridge="paper"),
+        **{f"unit gain {gain:g}": _way(unit_gain=gain) for gain in GAINS},
         "padding counted": replace(_DEFAULT, padding="count"),
         "rank of one LoRA": _way(rank=8),
         "5 samples per task": replace(_DEFAULT, samples=5),
         "15 samples per task": replace(_DEFAULT, samples=15),
+        "50 samples per task": replace(_DEFAULT, samples=50),
         "100 samples per task": replace(_DEFAULT, samples=100),
         "preserve, weight 0.01": replace(_DEFAULT, preserve=0.01),
         "preserve, weight 0.1": replace(_DEFAULT, preserve=0.1),
@@ -105,11 +134,39 @@ def ablations() -> dict[str, Way]:
     }
 
 
+def scale_way(target: str, balance: str, gain: float, preserve: float) -> Way:
+    """Return a way with this scale of the tasks, this bound of unit gain and this weight of the
+    preserve task.
+    """
+    return replace(_way(target=target, balance=balance, unit_gain=gain), preserve=preserve)
+
+
+def scale_name(target: str, balance: str, gain: float, preserve: float) -> str:
+    """Return the name of `scale_way`'s way in the records."""
+    return f"{target}, balance {balance}, unit gain {gain:g}, preserve {preserve:g}"
+
+
+def scale_ways() -> dict[str, Way]:
+    """Return every scale and bound of `SCALES` with every target and weight of the preserve
+    task.
+    """
+    chosen = [
+        (target, *scale, preserve)
+        for target in TARGETS
+        for scale in SCALES
+        for preserve in PRESERVE
+    ]
+    return {scale_name(*settings): scale_way(*settings) for settings in chosen}
+
+
 def iterating(solves: int) -> Way:
     """Return the paper's Algorithm 1 after a number of solves."""
-    return _way(engine="iterate", max_iter=solves)
+    return _way(_PAPER, engine="iterate", max_iter=solves)
 
 
 def title(name: str, ways: Mapping[str, Way]) -> str:
-    """Return a method's name in a table: IterIS in bold."""
-    return f"**{name}**" if ways[name].config.method == "iteris" else name
+    """Return a way's name in a table: IterIS in bold in the main one, and the library's defaults
+    marked.
+    """
+    bold = f"**{name}**" if name.startswith("IterIS") else name
+    return f"{bold} (default)" if ways[name] == _DEFAULT else bold

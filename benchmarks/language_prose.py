@@ -15,33 +15,47 @@ RIVALS = (
     "mix_of_show",
     "ssr",
 )
+# whose figures are told for each base model
+BY_BASE = (
+    "IterIS",
+    "IterIS, the paper's objective",
+    "IterIS + preserve",
+    "regmean_pp",
+    "mix_of_show",
+    "regmean",
+    "average",
+)
 T5_WHAT = """\
 A `T5ForConditionalGeneration` of 1.0 M weights (width 128, 3 + 3 layers), trained here from scratch on seven tasks of a small
 language of its own: sort, reverse, drop vowels, count vowels, compare ends, later weekday, feeling of a sentence. LoRAs by PEFT
 (rank 8, q and v of all 18 attention layers, 300 steps) on held-out variants, a new word in front of the same kind of input and
 another rule: `descend` and `rotate` (generation), `order` and `mood` (yes or no), `earlier` (seven weekdays). The score is the
 share of answers that are right word for word, on 60 fresh inputs per task; `base tasks` is that of the base model's own seven.
-Every seed trains other LoRAs and draws other samples and inputs; ± is the standard error over groups and seeds, which share
-LoRAs. Calibration: 50 inputs per task without labels; rank of the merged LoRA: the sum of the ranks.
+Calibration: 50 inputs per task without labels; rank of the merged LoRA: the sum of the ranks.
 `task_arithmetic` and `hyper_linear` are at the coefficients with the smallest error of the logits on 20 calibration samples
-per task. `full_output`: the target with the base weight in it, cut back to the same rank. `+ preserve`: as many samples of the
-base model's tasks, weight 1, with the base as their teacher."""
+per task. Rows marked as default are the library's defaults. The paper's objective: target `delta`, balance `delta`, no unit
+gain. `+ preserve`: as many samples of the base model's tasks, weight 1, with the base as their teacher."""
 BLIP_WHAT = """\
 A `BlipForConditionalGeneration` (width 64, 3 + 3 layers), trained here from scratch on drawn pictures of one of 6 colours,
 4 shapes and 2 places, with captions that are plain ("a red ring on the left") or have any adjective, after the words `plain`
 and `free`. LoRAs by PEFT (rank 8, q, k and v of the text decoder's self-attention, as in the paper) on three styles, each
 behind a new word: `praise`, `blame` and `dream`, each with four adjectives of its own. A caption scores if it has an adjective
 of the style that was asked for, none of another, and colour, shape and place are right; 60 fresh pictures per style. `base
-tasks` are plain captions, which must be without any style. Seeds, errors and methods as above; `+ preserve` is with plain
-captions."""
+tasks` are plain captions, which must be without any style. Methods as above; `+ preserve` is with plain captions."""
+BASES = """\
+All figures are over {bases} base models, each trained with a seed of its own, and {seeds} seeds of LoRAs, samples and inputs on
+each: {runs} runs. ± is the standard error over groups and runs; groups share LoRAs, and runs share bases."""
 ITERATIONS = """\
 The paper's Algorithm 1 (`engine="iterate"`), iteration 0 being the solve with X~ = X, as in its table 7; mean over the pairs of
-neighbours. Nothing changes any more after {solves} solves. The sweep takes one pass."""
+neighbours, with the paper's objective. Nothing changes any more after {solves} solves. The sweep takes one pass."""
 ABLATIONS = """\
-One setting of the sweep changed, on the same pairs. The change of the mean is paired. Padding counted: inputs filled up to 32
+One setting of the defaults changed, on the same pairs. The change of the mean is paired. Padding counted: inputs filled up to 32
 tokens, as the published code fills up its inputs. The paper's "regulariser off" has no counterpart: with alpha = 0 the library
 refuses Gram matrices that cannot be solved."""
-SCALES = """\
+WEIGHTS = """\
+The scale of the tasks (`balance`), the bound of unit gain, and the weight of the preserve task, on the same pairs: what a weight
+keeps of the base tasks and what it costs. Bounds of 1 are without unit gain."""
+BEST_SCALE = """\
 Rivals that have a free scale, as published and at the scale with the smallest error of the logits on 20 calibration samples per
 task (RegMean: 50), on the pairs of neighbours:"""
 FINDINGS_T5 = """\

@@ -7,11 +7,24 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from language_methods import ITERATIONS, SWEEP, ablations, best_scale_ways, main_ways, title
-from language_prose import PROSE, RIVALS, SCALES, TITLES
+from language_methods import (
+    DEFAULT,
+    ITERATIONS,
+    PAPER,
+    PRESERVE,
+    SCALES,
+    TARGETS,
+    ablations,
+    best_scale_ways,
+    main_ways,
+    scale_name,
+    title,
+)
+from language_prose import BASES, BEST_SCALE, BY_BASE, PROSE, RIVALS, TITLES, WEIGHTS
 from speed_measure import table
 
-Records = Mapping[tuple[int, tuple[str, ...]], Mapping[str, Any]]
+Run = tuple[int, int]  # seed of the base model, seed of its LoRAs
+Records = Mapping[tuple[Run, tuple[str, ...]], Mapping[str, Any]]
 Score = dict[str, float]  # mean, worst, share, base, and the tasks by name
 
 
@@ -28,18 +41,18 @@ def summary(record: Mapping[str, Any], group: Sequence[str], alone: Mapping[str,
 
 def summaries(
     records: Records, way: str, sizes: Iterable[int]
-) -> dict[tuple[int, tuple[str, ...]], Score]:
-    """Return (seed, group) -> summary of a way, of groups of these sizes."""
+) -> dict[tuple[Run, tuple[str, ...]], Score]:
+    """Return (run, group) -> summary of a way, of groups of these sizes."""
     wanted = set(sizes)
     return {
-        (seed, group): summary(record[way], group, records[seed, ("alone",)])
-        for (seed, group), record in records.items()
+        (run, group): summary(record[way], group, records[run, ("alone",)])
+        for (run, group), record in records.items()
         if group != ("alone",) and len(group) in wanted and "scores" in record.get(way, {})
     }
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return a mean with its standard error over groups and seeds."""
+    """Return a mean with its standard error over groups and runs."""
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{mean(values):.3f} ± {error:.3f}"
 
@@ -111,7 +124,7 @@ def scale_table(records: Records, names: Sequence[str]) -> str:
         way: same_pairs(records, way)
         for way in [*ways, *(name for name in main_ways() if name in plain)]
     }
-    rows = ranked({**found, title(SWEEP, main_ways()): same_pairs(records, SWEEP)}, names)
+    rows = ranked({**found, title(DEFAULT, main_ways()): same_pairs(records, DEFAULT)}, names)
     return table(
         ["method", "mean", "worst task", "base tasks"], [[*row[:3], row[-1]] for row in rows]
     )
@@ -120,20 +133,20 @@ def scale_table(records: Records, names: Sequence[str]) -> str:
 def difference(
     records: Records, way: str, rival: str, sizes: Sequence[int], key: str
 ) -> list[float]:
-    """Return way minus rival, group by group and seed by seed."""
+    """Return way minus rival, group by group and run by run."""
     ours = summaries(records, way, sizes)
     theirs = summaries(records, rival, sizes)
     return [ours[place][key] - theirs[place][key] for place in ours if place in theirs]
 
 
 def rival_table(records: Records) -> str:
-    """Return the sweep minus its rivals, paired."""
+    """Return the library's defaults minus the rivals, paired."""
     rows = []
     for rival in RIVALS:
-        row = [f"sweep - {rival}"]
+        row = [f"{DEFAULT} - {rival}"]
         for sizes in ((2,), (3, 4, 5)):
             for key in ("mean", "worst"):
-                values = difference(records, SWEEP, rival, sizes, key)
+                values = difference(records, DEFAULT, rival, sizes, key)
                 row.append(spread(values) if values else "")
         rows.append(row)
     return table(
@@ -142,19 +155,69 @@ def rival_table(records: Records) -> str:
 
 
 def ablation_table(records: Records, names: Sequence[str]) -> str:
-    """Return the table of single changed settings of the sweep, on the pairs where all were
-    tried.
-    """
+    """Return the table of single changed settings, on the pairs where all were tried."""
     rows = []
-    for name in ablations():
+    ways = ablations()
+    for name in ways:
         found = summaries(records, f"ablation: {name}", [2])
-        change = difference(
-            records, f"ablation: {name}", "ablation: alpha 1e-4 (default)", [2], "mean"
-        )
+        change = difference(records, f"ablation: {name}", DEFAULT, [2], "mean")
         if found:
-            row = _row(name, found.values(), names)
+            row = _row(title(name, ways), found.values(), names)
             rows.append([*row[:3], spread(change) if any(change) else "", row[-1]])
     return table(["setting", "mean", "worst task", "change of the mean", "base tasks"], rows)
+
+
+def weight_table(records: Records, target: str) -> str:
+    """Return, for each scale of the tasks and bound of unit gain, the mean and the base tasks'
+    score at each weight of the preserve task, and what weight 1 costs, paired.
+    """
+    head = ["balance", "unit gain"]
+    for preserve in PRESERVE:
+        label = f"preserve {preserve:g}" if preserve else "no preserve"
+        head += [f"{label}: mean", "base tasks"]
+    rows = []
+    for balance, gain in SCALES:
+        ways = [scale_name(target, balance, gain, preserve) for preserve in PRESERVE]
+        found = [summaries(records, way, [2]).values() for way in ways]
+        if all(found):
+            cells = [
+                text
+                for scores in found
+                for text in (
+                    f"{mean(score['mean'] for score in scores):.3f}",
+                    f"{mean(score['base'] for score in scores):.2f}",
+                )
+            ]
+            cost = spread(difference(records, ways[-1], ways[0], [2], "mean"))
+            rows.append([balance, f"{gain:g}", *cells, cost])
+    return table([*head, "preserve 1 - none"], rows)
+
+
+def base_table(records: Records) -> str:
+    """Return the mean over pairs and the base tasks' score for each base model by itself."""
+    bases = sorted({base for (base, _), _ in records})
+    ways = main_ways()
+    rows = [["each LoRA alone", *(f"{_mean_alone(records, base):.3f}" for base in bases)]]
+    for way in BY_BASE:
+        cells = []
+        for base in bases:
+            of_base = {place: record for place, record in records.items() if place[0][0] == base}
+            scores = summaries(of_base, way, [2]).values()
+            own = spread([score["mean"] for score in scores])
+            cells.append(f"{own}; {mean(score['base'] for score in scores):.2f}")
+        rows.append([title(way, ways), *cells])
+    return table(["method", *(f"base {base}" for base in bases)], rows)
+
+
+def _mean_alone(records: Records, base: int) -> float:
+    """Return the mean score of a base model's LoRAs on their own tasks."""
+    return mean(
+        score["scores"][name]
+        for ((of, _), group), record in records.items()
+        if of == base and group == ("alone",)
+        for name, score in record.items()
+        if name != "base"
+    )
 
 
 def iterations(records: Records) -> list[tuple[int, list[Score]]]:
@@ -172,9 +235,11 @@ def same_pairs(records: Records, way: str) -> list[Score]:
 
 
 def iteration_table(records: Records) -> str:
-    """Return the scores after each iteration, as the paper's table 7 has them, and the sweep's."""
+    """Return the scores after each iteration, as the paper's table 7 has them, and those of one
+    sweep.
+    """
     rows = [(str(number), scores) for number, scores in iterations(records)] + [
-        ("sweep", same_pairs(records, SWEEP))
+        ("sweep", same_pairs(records, PAPER))
     ]
     head = ["", *(name for name, _ in rows)]
     lines = [
@@ -197,12 +262,12 @@ def in_words(records: Records) -> str:
     """Return the main comparison as a sentence, with nothing in it but the figures."""
     parts = []
     for rival in ("regmean_pp", "regmean", "average", "task_arithmetic"):
-        values = difference(records, SWEEP, rival, [2, 3, 4, 5], "mean")
+        values = difference(records, DEFAULT, rival, [2, 3, 4, 5], "mean")
         wins = sum(value > 0.005 for value in values)
         losses = sum(value < -0.005 for value in values)
         parts.append(f"{rival} in {wins}, below it in {losses}")
     return (
-        f"Of {len(values)} merges (groups x seeds), the sweep's mean score is more than 0.005 above "
+        f"Of {len(values)} merges (groups x runs), the mean score of our default is more than 0.005 above "
         + "; ".join(parts)
         + "."
     )
@@ -244,7 +309,10 @@ def style_table(records: Records, names: Sequence[str]) -> str:
 def section(world: str, names: Sequence[str], records: Records) -> str:
     """Return a model's part of RESULTS.md."""
     prose = PROSE[world]
-    parts = [f"### Language: {TITLES[world]}", prose["what"], *filter(None, [prose["findings"]])]
+    runs = {run for run, _ in records}
+    bases = {base for base, _ in runs}
+    count = BASES.format(bases=len(bases), seeds=len(runs) // len(bases), runs=len(runs))
+    parts = [f"### Language: {TITLES[world]}", f"{prose['what']} {count}", prose["findings"]]
     parts += ["Pairs:", method_table(records, names, [2])]
     larger = sorted({len(group) for _, group in records} - {1, 2})
     for size in larger:
@@ -252,10 +320,12 @@ def section(world: str, names: Sequence[str], records: Records) -> str:
     if world == "blip":
         parts.append(style_table(records, names))
     parts += [in_words(records), rival_table(records)]
+    if len(bases) > 1:
+        parts += ["Pairs, each base by itself: mean; base tasks.", base_table(records)]
     if iterations(records):
         parts += [prose["iterations"].format(solves=solves(records)), iteration_table(records)]
         parts += (
-            [SCALES, scale_table(records, names)]
+            [BEST_SCALE, scale_table(records, names)]
             if any(same_pairs(records, way) for way in best_scale_ways())
             else []
         )
@@ -264,6 +334,9 @@ def section(world: str, names: Sequence[str], records: Records) -> str:
             prose["ablations"],
             ablation_table(records, names),
         ]
+        parts += [WEIGHTS]
+        for target in TARGETS:
+            parts += [f"Target `{target}`:", weight_table(records, target)]
     return "\n\n".join(parts) + refusals(records)
 
 
@@ -297,7 +370,7 @@ def draw(worlds: Mapping[str, Records], path: Path) -> None:
                 label=labels[key],
             )
             axis.axhline(
-                mean(score[key] for score in same_pairs(records, SWEEP)),
+                mean(score[key] for score in same_pairs(records, PAPER)),
                 color=colour,
                 linewidth=0.8,
                 linestyle="--",

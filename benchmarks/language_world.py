@@ -69,12 +69,14 @@ class TextWorld:
     """A small T5, and LoRAs on q and v of all attention layers.
 
     Args:
-        folder: Folder of the models and LoRAs.
+        folder: Folder of this base model and its LoRAs.
+        seed: Seed of the base model.
         size: Amounts of training and measuring.
         tell: Listener for the progress of training.
     """
 
     folder: Path
+    seed: int
     size: Size
     tell: Tell
     name: str = "t5"
@@ -87,9 +89,9 @@ class TextWorld:
 
         base = self.folder / "base"
         if not base.exists():
-            model = make_t5(0, self.size.width, self.size.layers)
+            model = make_t5(self.seed, self.size.width, self.size.layers)
             steps = self.size.base_steps
-            batches = text_batches(BASE_TASKS, 0, self.size.batch)
+            batches = text_batches(BASE_TASKS, self.seed, self.size.batch)
             fit(
                 model,
                 batches,

@@ -4,6 +4,7 @@ to learn anything.
 
 import json
 import random
+from typing import get_args
 
 import language
 import language_blip
@@ -15,7 +16,8 @@ import language_world
 import pytest
 import torch
 
-from iteris_core import Adapter, LowRankDelta
+from iteris_core import Adapter, LowRankDelta, MergeConfig
+from iteris_core.config import Balance
 
 
 @pytest.fixture(autouse=True)
@@ -117,16 +119,81 @@ def test_every_rival_is_compared_and_what_is_left_out_has_a_reason():
     )
 
 
+def test_what_is_called_default_is_the_librarys_default():
+    default = MergeConfig().to_dict()
+    for ways in (language_methods.main_ways(), language_methods.ablations()):
+        marked = [name for name in ways if language_methods.title(name, ways).endswith("(default)")]
+        assert marked
+        for name, way in ways.items():
+            config = way.config.to_dict() | {"samples_per_chunk": default["samples_per_chunk"]}
+            plain = (way.preserve, way.padding, way.samples) == (0.0, "ignore", 50)
+            assert (name in marked) == (config == default and plain)
+    assert language_methods.title("IterIS", language_methods.main_ways()) == "**IterIS** (default)"
+
+
+def test_rows_of_scales_say_what_they_set():
+    ways = language_methods.scale_ways()
+    assert len(ways) == len(language_methods.TARGETS) * len(language_methods.SCALES) * 3
+    way = ways["delta, balance stack, unit gain 2, preserve 0.1"]
+    settings = (way.config.target, way.config.balance, way.config.unit_gain, way.preserve)
+    assert settings == ("delta", "stack", 2.0, 0.1)
+    balances = {way.config.balance for way in ways.values()}
+    assert balances == set(get_args(Balance))
+
+
+def test_a_way_is_measured_once_under_all_its_names_and_again_with_other_settings():
+    ways = language_methods.ablations()
+    known = {"a": {"scores": {}, "settings": ways["balance delta"].settings()}}
+    assert language.same_settings(known, "b", ways["alpha 1e-4"]) == known["a"]
+    assert language.same_settings(known, "a", ways["balance full"]) is None
+    rivals = [language_methods._way(method="regmean", unit_gain=gain) for gain in (1.0, 2.0)]
+    assert rivals[0].settings() == rivals[1].settings()
+    assert ways["unit gain 1"].settings() != ways["unit gain 2"].settings()
+
+
+def test_bases_differ_and_tables_average_over_them(tmp_path):
+    size = language_world.Size(width=16, layers=1, base_steps=1, batch=2)
+    jobs = [language.Job("t5", base, 0, tmp_path, size, quick=True) for base in (0, 1)]
+    weights = [job.model(lambda *_: None).model.shared.weight for job in jobs]
+    assert not torch.equal(*weights)
+    assert torch.equal(jobs[0].model(lambda *_: None).model.shared.weight, weights[0])
+    assert len({job.records(("alone",)) for job in jobs}) == 2
+
+    def alone(score):
+        return {name: {"scores": {"a": score, "b": score, "base": 1.0}} for name in ("a", "b")}
+
+    def merged(score):
+        scores = {"a": score, "b": score, "base": score / 2}
+        return {way: {"scores": scores} for way in language_methods.main_ways()}
+
+    records = {
+        ((base, 0), group): record
+        for base, score in ((0, 0.4), (1, 0.8))
+        for group, record in (
+            (("alone",), {"base": alone(0.0)["a"], **alone(score + 0.1)}),
+            (("a", "b"), merged(score)),
+        )
+    }
+    written = language_text.section("t5", ("a", "b"), records)
+    assert "over 2 base models" in written
+    assert "and 1 seeds of LoRAs" in written
+    (row,) = (line for line in written.splitlines() if line.startswith("| regmean | 0.600"))
+    assert row.split(" | ")[1].startswith("0.600 ± 0.200")
+    by_base = language_text.base_table(records)
+    assert "| each LoRA alone | 0.500 | 0.900 |" in by_base
+    assert "| regmean | 0.400 ± nan; 0.20 | 0.800 ± nan; 0.40 |" in by_base
+
+
 def test_summaries_are_means_worst_tasks_and_shares_of_the_loras_own():
     alone = {name: {"scores": {name: own, "base": 0.5}} for name, own in (("a", 0.8), ("b", 1.0))}
     records = {
-        (0, ("alone",)): alone,
-        (0, ("a", "b")): {
+        ((0, 0), ("alone",)): alone,
+        ((0, 0), ("a", "b")): {
             "x": {"scores": {"a": 0.4, "b": 0.9, "base": 0.3}},
             "y": {"refused": "why"},
         },
     }
-    found = language_text.summaries(records, "x", [2])[0, ("a", "b")]
+    found = language_text.summaries(records, "x", [2])[(0, 0), ("a", "b")]
     assert found["mean"] == pytest.approx(0.65)
     assert found["worst"] == 0.4
     assert found["share"] == pytest.approx((0.5 + 0.9) / 2)
@@ -156,7 +223,8 @@ def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monk
     few = {
         name: ways[name]
         for name in (
-            language_methods.SWEEP,
+            language_methods.DEFAULT,
+            language_methods.PAPER,
             "IterIS + preserve",
             "average",
             "regmean",
@@ -165,7 +233,7 @@ def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monk
     }
     few |= {f"iteration {number}": language_methods.iterating(number + 1) for number in range(3)}
     monkeypatch.setattr(language, "plan", lambda *_: few)
-    job = language.Job(world, 0, tmp_path, size, quick=True)
+    job = language.Job(world, 0, 0, tmp_path, size, quick=True)
     told = []
     language.prepare_base(job, lambda *_: None)
     language.work(job, lambda *step: told.append(step))
@@ -182,14 +250,14 @@ def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monk
     path.write_text(json.dumps(kept))
     language.work(job, lambda *_: None)
     records = language.read_records([job])
-    assert records[0, group] == kept
+    assert records[(0, 0), group] == kept
 
     (tmp_path / "RESULTS.md").write_text("# Results\n\nOthers.\n")
     language.write({world: language_text.section(world, language.NAMES[world], records)})
     language.write({"t5": "again"} if world == "blip" else {})
     written = (tmp_path / "RESULTS.md").read_text()
     assert written.startswith("# Results\n\nOthers.\n\n<!-- language:begin -->")
-    assert f"| **{language_methods.SWEEP}** |" in written
+    assert f"| **{language_methods.DEFAULT}** (default) |" in written
     assert f"<!-- language:part {world} -->" in written
     language_text.draw({world: records}, tmp_path / "language.png")
     assert (tmp_path / "language.png").stat().st_size > 5000
