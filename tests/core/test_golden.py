@@ -56,6 +56,7 @@ class Golden:
     def merge(self, **options):
         base_in_target = bool(self.settings.get("with_pretrain_matrix"))
         config = MergeConfig(
+            unit_gain=1.0,
             alpha=self.settings["reg"],
             ridge="paper",
             balance="full",

@@ -21,7 +21,7 @@ from iteris_core import (
 from iteris_core.algebra.statistics import InputMoments, Sums
 
 DELTA = MergeConfig(
-    target="delta"
+    unit_gain=1.0, target="delta"
 )  # whose answer needs no cut, and can be solved for on fewer tokens than the layer is wide
 
 

@@ -52,7 +52,11 @@ SCENES = Calibration(
 )
 PICTURES = replace(SCENES, scene_pictures=True)
 FULL = MergeConfig(
-    output_dtype=torch.float64, samples_per_chunk=3, target="full_output", rank="full"
+    unit_gain=1.0,
+    output_dtype=torch.float64,
+    samples_per_chunk=3,
+    target="full_output",
+    rank="full",
 )
 
 
