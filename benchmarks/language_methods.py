@@ -77,7 +77,7 @@ def main_ways() -> dict[str, Way]:
     ways = {
         DEFAULT: _DEFAULT,
         PAPER: _PAPER,
-        "IterIS, unit gain 2": _way(unit_gain=2.0),
+        "IterIS, no unit gain": _way(unit_gain=1.0),
     }
     ways |= {f"{name} + preserve": replace(way, preserve=1.0) for name, way in ways.items()}
     ways["regmean_pp + preserve"] = replace(_way(method="regmean_pp"), preserve=1.0)
