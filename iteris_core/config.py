@@ -41,7 +41,7 @@ ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input
 ITERATE_ONLY = ("max_iter", "tolerance")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
-Balance = Literal["delta", "matched", "stack", "full", "uniform"]
+Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
 
 

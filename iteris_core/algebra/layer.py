@@ -84,30 +84,8 @@ class LayerProblem:
         return stack(self.deltas)
 
     def lambdas(self) -> Tensor:
-        """Return lambda_g of every task, (n,), see `balance_weight`."""
-        if self.config.balance == "stack":
-            return torch.stack([stack_weight(task, self.together.delta) for task in self.tasks])
-        weights = [balance_weight(task, self.config.balance) for task in self.tasks]
-        if self.config.balance == "matched":
-            weights = self._matched(weights)
-        return torch.stack(weights)
-
-    def _matched(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return the weights, with those of tasks that wear nothing times the mean of what LoRAs'
-        own weights are over the isotropic ones.
-        """
-        factors = [
-            weight / isotropic_weight(task)
-            for task, weight in zip(self.tasks, weights, strict=True)
-            if task.counts and task.worn is not None
-        ]
-        if not factors:
-            return list(weights)
-        factor = torch.stack(factors).mean()
-        return [
-            weight * factor if task.worn is None else weight
-            for task, weight in zip(self.tasks, weights, strict=True)
-        ]
+        """Return lambda_g of every task, (n,), see `balance_weights`."""
+        return balance_weights(self.tasks, self.config.balance)
 
     def normal_matrix(self, lambdas: Tensor) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
@@ -132,42 +110,45 @@ class LayerSolver(Protocol):
     def __call__(self, layer: LayerProblem) -> LayerSolution: ...
 
 
-def isotropic_weight(task: TaskAtLayer) -> Tensor:
-    """Return ``w_g d_in / ||X_g||^2``, 0-dim."""
-    return task.weight * task.statistics.inputs.d_in / task.statistics.inputs.energy
+def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Tensor:
+    """Return lambda_g of every task, (n,); 0 for one that does not count.
 
-
-def stack_weight(task: TaskAtLayer, stacked: LowRankDelta) -> Tensor:
-    """Return ``w_g ||dW_s||^2 / ||X~_g dW_s^T||^2`` with dW_s all adapters stacked, 0-dim."""
-    inputs = task.statistics.inputs
-    if not task.counts:
-        return torch.zeros_like(inputs.energy)
-    energy = ((stacked.up.T @ stacked.up) * inputs.form(stacked.down)).sum().clamp_min(0)
-    norm = stacked.squared_norm()
-    return torch.where(
-        (norm > 0) & (energy > 0), task.weight * norm / energy, isotropic_weight(task)
-    )
-
-
-def balance_weight(task: TaskAtLayer, balance: str) -> Tensor:
-    """Return lambda_g, 0-dim.
-
-    ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8), and its isotropic limit
-    ``w_g d_in / ||X_g||^2`` where the teacher wears nothing. ``full``: the same with the base
-    weight in it (official ``ceof_list``). ``uniform``: w_g.
+    ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8). A task whose teacher does
+    nothing here has no such figure. The isotropic one, ``w_g d_in / ||X_g||^2``, is several times
+    too large, since LoRAs do more on their own inputs than on random ones. So it is scaled by what
+    the other tasks' lambdas are over their isotropic ones on average, and a weight means the same
+    for all tasks. ``full``: paper's formula with the base weight in it (official ``ceof_list``).
+    ``uniform``: w_g.
     """
-    inputs = task.statistics.inputs
-    if not task.counts:
-        return torch.zeros_like(inputs.energy)
+    weights = [task.weight if task.counts else 0.0 for task in tasks]
+    energies = torch.stack([task.statistics.inputs.energy for task in tasks])
+    counted = energies.new_tensor(weights)
     if balance == "uniform":
-        return torch.full_like(inputs.energy, task.weight)
+        return counted
     if balance == "full":
-        outputs = task.statistics.output_energy
-        assert task.full_norm is not None and outputs is not None  # measured for this balance
-        return task.weight * task.full_norm / outputs
-    isotropic = isotropic_weight(task)
-    if task.worn is None:
-        return isotropic
-    norm = task.worn.delta.squared_norm()
-    energy = task.delta_energy()
-    return torch.where((norm > 0) & (energy > 0), task.weight * norm / energy, isotropic)
+        return torch.stack([_full_weight(task) for task in tasks])
+    isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
+    norms, taught = (
+        torch.stack([of(task) for task in tasks]) for of in (_norm, TaskAtLayer.delta_energy)
+    )
+    teaches = (norms > 0) & (taught > 0) & (counted > 0)
+    own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
+    over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
+    factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
+    factor = torch.where(teaches.any(), factor, 1.0)
+    return torch.where(teaches, own, factor * isotropic)
+
+
+def _norm(task: TaskAtLayer) -> Tensor:
+    """Return ``||dW_g||^2``, 0-dim."""
+    energy = task.statistics.inputs.energy
+    return energy.new_zeros(()) if task.worn is None else task.worn.delta.squared_norm()
+
+
+def _full_weight(task: TaskAtLayer) -> Tensor:
+    """Return ``w_g ||W0 + dW_g||^2 / ||X_g (W0 + dW_g)^T||^2``, 0-dim."""
+    outputs = task.statistics.output_energy
+    assert task.full_norm is not None and outputs is not None  # measured for this balance
+    if not task.counts:
+        return torch.zeros_like(outputs)
+    return task.weight * task.full_norm / outputs

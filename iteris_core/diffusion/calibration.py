@@ -97,7 +97,7 @@ class Calibration:
         "option may be repeated; given captions replace the whole list.",
     )
     preserve_weight: float = setting(
-        1.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
+        2.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
     )
     preserve_captions: tuple[str, ...] = setting(
         PRESERVE_CAPTIONS,

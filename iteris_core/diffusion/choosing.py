@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config import MergeConfig
+from ..config import ITERIS_ONLY, MergeConfig
 from ..network import Network
 from ..report.records import TaskFidelity
 from .calibration import Calibration
@@ -64,10 +64,7 @@ def ways_of(config: MergeConfig, calibration: Calibration, loras: int) -> list[W
 
 
 # what rivals cannot look at
-_PLAIN = {
-    name: getattr(MergeConfig(), name)
-    for name in ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix")
-}
+_PLAIN = {name: getattr(MergeConfig(), name) for name in ITERIS_ONLY}
 
 
 def loss(measured: Sequence[TaskFidelity]) -> float:

@@ -326,7 +326,9 @@ def test_models_of_lower_precision_come_close_to_the_exact_merge(dtype):
         replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples])
         for task in tasks
     ]
-    result = merge(net.network(), adapters, rows, MergeConfig(target="delta", alpha=1e-2))
+    result = merge(
+        net.network(), adapters, rows, MergeConfig(target="delta", alpha=1e-2, unit_gain=1.0)
+    )
     assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
     found = {
         path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
@@ -354,7 +356,9 @@ def test_a_model_under_autocast_is_merged_in_full_precision(samples_per_chunk, p
             return toy.run(net.model, rows)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
-        config = MergeConfig(target="delta", alpha=1e-2, samples_per_chunk=samples_per_chunk)
+        config = MergeConfig(
+            target="delta", alpha=1e-2, unit_gain=1.0, samples_per_chunk=samples_per_chunk
+        )
         result = merge(net.network(forward), adapters, rows, config)
     assert not torch.is_autocast_enabled("cpu")
     found = {

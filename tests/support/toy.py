@@ -278,11 +278,26 @@ class DenseTask:
     weight: float
 
 
-def lambda_of(base: Tensor, task: DenseTask, config: MergeConfig) -> Tensor | float:
+def lambdas_of(
+    base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig
+) -> list[Tensor | float]:
+    """Return lambda of each task. Those that teach nothing are on the scale of the others."""
     if config.balance == "uniform":
-        return task.weight
-    with_base = base + task.delta if config.balance == "full" else task.delta
-    return task.weight * reference.balance(task.x, with_base)
+        return [task.weight for task in tasks]
+    if config.balance == "full":
+        return [task.weight * reference.balance(task.x, base + task.delta) for task in tasks]
+    plain = [reference.balance(task.x, task.delta) for task in tasks]
+    isotropic = [reference.balance(task.x, torch.zeros_like(task.delta)) for task in tasks]
+    over = [
+        (own / other).item()
+        for own, other, task in zip(plain, isotropic, tasks, strict=True)
+        if task.delta.any() and task.weight
+    ]
+    factor = sum(over) / len(over) if over else 1.0
+    return [
+        task.weight * (own if task.delta.any() else factor * own)
+        for own, task in zip(plain, tasks, strict=True)
+    ]
 
 
 def normal_equations(
@@ -299,9 +314,9 @@ def normal_equations(
             task.x,
             (1 - config.input_mix) * task.x_student + config.input_mix * task.x,
             base + task.delta if full else task.delta,
-            lambda_of(base, task, config),
+            lam,
         )
-        for task in tasks
+        for task, lam in zip(tasks, lambdas_of(base, tasks, config), strict=True)
     ]
     left, right = reference.normal_equations(
         rows, alpha=config.alpha, alpha_cross=config.alpha_cross, ridge=config.ridge
