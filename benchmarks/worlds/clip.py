@@ -9,6 +9,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,20 @@ GROUNDS = ("on a {} background", "on {} paper", ", {} background")
 
 
 def placed(
-    labels: Sequence[Label], chance: random.Random, directions: Sequence[int] = (0,)
+    labels: Sequence[Label],
+    chance: random.Random,
+    directions: Sequence[int] = (0,),
+    *,
+    snapped: bool = True,
 ) -> tuple[Thing, ...]:
     """Place one or two things freely: two lie apart, in one of the directions, give or take 40
     degrees.
+
+    Snapped ones are whole numbers of patches off and have one of two sizes, so that a thing looks
+    the same in the latents wherever it lies.
     """
+    if snapped:
+        return _snapped(labels, chance, directions)
     if len(labels) == 1:
         radius = chance.uniform(5.5, 7.5)
         x, y = (chance.uniform(radius + 1.5, SIDE - radius - 1.5) for _ in "xy")
@@ -169,6 +179,26 @@ def placed(
         Thing(*labels[0], *place, first),
         Thing(*labels[1], place[0] + x, place[1] + y, second),
     )
+
+
+def _snapped(
+    labels: Sequence[Label], chance: random.Random, directions: Sequence[int]
+) -> tuple[Thing, ...]:
+    if len(labels) == 1:
+        x, y = (float(chance.choice((9, 12, 15))) for _ in "xy")
+        return (Thing(*labels[0], x, y, chance.choice((6.0, 7.0))),)
+    angle = chance.choice(directions)
+    first, last = chance.choice(((6.0, 18.0), (6.0, 18.0), (6.0, 15.0), (9.0, 18.0)))
+    one, other = (float(chance.choice((6, 9, 12, 15, 18))) for _ in labels)
+    if abs(one - other) > 9:
+        other = 12.0
+    places = [(first, one), (last, other)]
+    if abs(angle) == 90:
+        places = [(y, x) for x, y in places]
+    if angle in (180, -90):
+        places.reverse()
+    radius = 4.4 if last - first < 12 else 5.0
+    return tuple(Thing(*label, *place, radius) for label, place in zip(labels, places, strict=True))
 
 
 def name_of(label: Label, chance: random.Random) -> str:
@@ -205,12 +235,16 @@ def _known_words() -> list[str]:
 
 
 def random_scene(
-    chance: random.Random, labels: Sequence[Label], *, pair_share: float = 0.78
+    chance: random.Random,
+    labels: Sequence[Label],
+    *,
+    pair_share: float = 0.78,
+    snapped: bool = True,
 ) -> tuple[Scene, str]:
     """Return a scene of the base model's training data, with its caption."""
     chosen = [chance.choice(labels) for _ in range(1 + (chance.random() < pair_share))]
     between = "and" if chance.random() < 0.3 else chance.choice(list(BETWEEN))
-    things = placed(chosen, chance, BETWEEN[between])
+    things = placed(chosen, chance, BETWEEN[between], snapped=snapped)
     prefix = chance.choice(PREFIXES) if chance.random() < 0.55 else ""
     if chance.random() < 0.12:  # a text encoder must be able to pass over words that say nothing
         prefix = f"{random_words(chance, chance.randint(1, 4))} {prefix}".strip()
@@ -286,8 +320,13 @@ def load_model(folder: Path) -> Any:
 
 def settings(seed: int, quick: bool) -> BaseSettings:
     """Return how the base model is trained."""
-    phase = Phase(300 if quick else 4300, 1e-3, random_scene)
-    return BaseSettings((phase,), batch=48, scenes=4000 if quick else 40_000, seed=seed)
+    if quick:
+        return BaseSettings((Phase(300, 1e-3, random_scene),), batch=48, scenes=4000, seed=seed)
+    phases = (
+        Phase(4300, 1e-3, partial(random_scene, snapped=False)),
+        Phase(2600, 1e-3, random_scene),
+    )
+    return BaseSettings(phases, batch=48, scenes=40_000, seed=seed)
 
 
 def rare_tokens(model: Any) -> list[int]:

@@ -4,18 +4,22 @@ pieces with 28 tokens, made-up trigger words, pictures with a floor, LoRAs of th
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .drawing import Drawing, Label, Scene, Surface, Thing
+from .drawing import PATCH, Drawing, Label, Scene, Surface, Thing
 from .loras import ALONE, STRONG, USUAL, LoraKind
 from .training import BaseSettings, Phase
 from .world import SIX_GROUPS, Forms, World
 
+END = "</w>"  # marks the last piece of a word
 DRAWING = Drawing(
     shapes={
         "ring": lambda u, v: ((u**2 + v**2) <= 0.95**2) & ((u**2 + v**2) >= 0.36**2),
@@ -123,11 +127,20 @@ BETWEEN = {
 
 
 def placed(
-    labels: Sequence[Label], chance: random.Random, layout: str = "left"
+    labels: Sequence[Label],
+    chance: random.Random,
+    layout: str = "left",
+    *,
+    snapped: bool = True,
 ) -> tuple[Thing, ...]:
     """Place one or two things; the first of two is left, in front (below and larger), on top ... of
     the second.
+
+    Snapped ones are whole numbers of patches off, so that a thing looks the same in the latents
+    wherever it lies.
     """
+    if snapped:
+        return tuple(_snapped(thing) for thing in placed(labels, chance, layout, snapped=False))
     near = chance.uniform
     if len(labels) == 1:
         return (Thing(*labels[0], near(9.5, 14.5), near(10, 14.5), near(6, 7.5)),)
@@ -148,6 +161,12 @@ def placed(
     if layout in ("right", "back", "bottom"):
         places.reverse()
     return tuple(Thing(*label, *place) for label, place in zip(labels, places, strict=True))
+
+
+def _snapped(thing: Thing) -> Thing:
+    radius = min((4.4, 5.2, 6.8), key=lambda size: abs(size - thing.radius))
+    x, y = (min(18.0, max(6.0, PATCH * round(place / PATCH))) for place in (thing.x, thing.y))
+    return Thing(thing.surface, thing.shape, x, y, radius)
 
 
 def caption_of(
@@ -172,12 +191,16 @@ def random_word(chance: random.Random) -> str:
 
 
 def random_scene(
-    chance: random.Random, labels: Sequence[Label], *, pair_share: float = 0.78
+    chance: random.Random,
+    labels: Sequence[Label],
+    *,
+    pair_share: float = 0.78,
+    snapped: bool = True,
 ) -> tuple[Scene, str]:
     """Return a scene of the base model's training data, with its caption."""
     chosen = [chance.choice(labels) for _ in range(1 + (chance.random() < pair_share))]
     between = "and" if chance.random() < 0.3 else chance.choice(list(BETWEEN))
-    things = placed(chosen, chance, BETWEEN[between])
+    things = placed(chosen, chance, BETWEEN[between], snapped=snapped)
     prefix = chance.choice(PREFIXES) if chance.random() < 0.6 else ""
     if chance.random() < 0.12:
         words = " ".join(random_word(chance) for _ in range(chance.randint(1, 2)))
@@ -194,32 +217,21 @@ def random_scene(
 
 def make_tokenizer() -> Any:
     """Return a tokenizer of word pieces, learned from captions of the base model's world."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    chance = random.Random(0)
-    labels = [
-        (surface, shape)
-        for surface in DRAWING.surfaces
-        for shape in DRAWING.shapes
-        if (surface, shape) not in CONCEPTS
-    ]
     special = ["<start>", "<end>", "<pad>", "<unknown>"]
-    core = Tokenizer(models.BPE(unk_token="<unknown>", end_of_word_suffix="</w>"))
+    merges = learned_merges(_words(6000), 330)
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz," for end in ("", END)]
+    pieces = dict.fromkeys([*special, *letters, *("".join(pair) for pair in merges)])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unknown>", end_of_word_suffix=END))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=special,
-        end_of_word_suffix="</w>",
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz,"),
-        show_progress=False,
-    )
-    core.train_from_iterator([random_scene(chance, labels)[1] for _ in range(6000)], trainer)
     core.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>",
-        special_tokens=[(name, core.token_to_id(name)) for name in special[:2]],
+        special_tokens=[(name, vocabulary[name]) for name in special[:2]],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -229,6 +241,47 @@ def make_tokenizer() -> Any:
         pad_token="<pad>",
         unk_token="<unknown>",
     )
+
+
+def _words(captions: int) -> Counter[str]:
+    """Return the words of captions of the base model's world."""
+    chance = random.Random(0)
+    labels = [
+        (surface, shape)
+        for surface in DRAWING.surfaces
+        for shape in DRAWING.shapes
+        if (surface, shape) not in CONCEPTS
+    ]
+    texts = (random_scene(chance, labels, snapped=False)[1] for _ in range(captions))
+    return Counter(word for text in texts for word in text.replace(",", " , ").split())
+
+
+def learned_merges(words: Mapping[str, int], count: int) -> list[tuple[str, str]]:
+    """Return merges of byte-pair encoding, the most frequent pair first.
+
+    Pairs of one frequency come in alphabetical order; the trainer of `tokenizers` leaves their
+    order to chance.
+    """
+    parts = {word: [*word[:-1], word[-1] + END] for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, pieces in parts.items():
+            for pair in itertools.pairwise(pieces):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, pieces in parts.items():
+            merged: list[str] = []
+            for piece in pieces:
+                if merged and (merged[-1], piece) == best:
+                    merged[-1] += piece
+                else:
+                    merged.append(piece)
+            parts[word] = merged
+    return merges
 
 
 def lora_scene(
@@ -266,8 +319,13 @@ def load_model(folder: Path) -> Any:
 
 def settings(seed: int, quick: bool) -> BaseSettings:
     """Return how the base model is trained."""
-    phase = Phase(300 if quick else 4600, 1e-3, random_scene)
-    return BaseSettings((phase,), batch=48, scenes=4000 if quick else 40_000, seed=seed)
+    if quick:
+        return BaseSettings((Phase(300, 1e-3, random_scene),), batch=48, scenes=4000, seed=seed)
+    phases = (
+        Phase(4600, 1e-3, partial(random_scene, snapped=False)),
+        Phase(2400, 1e-3, random_scene),
+    )
+    return BaseSettings(phases, batch=48, scenes=40_000, seed=seed)
 
 
 def rare_tokens(model: Any) -> list[int]:
