@@ -322,7 +322,7 @@ def settings(seed: int, quick: bool) -> BaseSettings:
     if quick:
         return BaseSettings((Phase(300, 1e-3, random_scene),), batch=48, scenes=4000, seed=seed)
     phases = (
-        Phase(4600, 1e-3, partial(random_scene, snapped=False)),
+        Phase(2900, 1e-3, partial(random_scene, snapped=False)),
         Phase(2400, 1e-3, random_scene),
     )
     return BaseSettings(phases, batch=48, scenes=40_000, seed=seed)

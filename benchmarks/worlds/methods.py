@@ -51,6 +51,8 @@ class Recipe:
 
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
 FULL = {"target": "full_output"}
+DELTA = {"target": "delta"}
+PICTURE_SCENES = {"scene_weight": 1.0, "scene_pictures": True}
 ITERIS = (
     Recipe("IterIS"),
     Recipe("IterIS, balance full, unit gain 2", {"balance": "full", "unit_gain": 2.0}),
@@ -65,6 +67,91 @@ def main_recipes(own: Sequence[Recipe] = ITERIS) -> list[Recipe]:
     for.
     """
     return [*BOUNDS, *(Recipe(name, {"method": name}) for name in RIVALS), *own]
+
+
+def ablation_recipes() -> dict[str, list[Recipe]]:
+    """Return heading -> rows: one setting changed in IterIS with the full-output target, in some
+    with scenes in pictures.
+    """
+    full = dict(FULL)
+    both = {"scene_pictures": True}
+    return {
+        "iterations": [
+            *(
+                Recipe(
+                    f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0}
+                )
+                for n in (1, 2, 3, 5, 10, 20)
+            ),
+            Recipe("sweep", full),
+        ],
+        "alpha": [
+            Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+        ],
+        "balance": [
+            Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")
+        ],
+        "unit gain": [
+            Recipe(f"unit gain {g:g}", {**full, "unit_gain": g}) for g in (1.0, 1.5, 2.0, 4.0)
+        ],
+        "target, equal rank": [
+            Recipe("delta, rank 4", {**DELTA, "rank": 4}),
+            Recipe("full output, rank 4", {**full, "rank": 4}),
+            Recipe("delta, rank sum", DELTA),
+            Recipe("full output, rank sum", full),
+            Recipe("full output, nothing cut", {**full, "rank": "full"}),
+        ],
+        "trajectories": [
+            Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)
+        ],
+        "timesteps": [Recipe(f"timesteps {n}", full, {"timesteps": n}) for n in (1, 2, 4, 8)],
+        "unconditional share": [
+            Recipe(f"unconditional {s:g}", full, {"unconditional_share": s})
+            for s in (0.0, 0.25, 0.5, 1.0)
+        ],
+        "preserve weight": [
+            Recipe(f"preserve {w:g}", full, {"preserve_weight": w})
+            for w in (0.0, 0.1, 0.3, 1.0, 3.0)
+        ],
+        "composition share": [
+            Recipe(f"composition {s:g}", full, {"composition_share": s})
+            for s in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ],
+        "scene weight, text": [
+            Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
+        ],
+        "scene weight, pictures": [
+            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w})
+            for w in (0.1, 0.3, 1.0, 3.0)
+        ],
+        "picture scenes 1, with other settings": [
+            Recipe(
+                "one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}
+            ),
+            Recipe("composition 1", full, {**PICTURE_SCENES, "composition_share": 1.0}),
+            Recipe("trajectories 20", full, {**PICTURE_SCENES, "trajectories": 20}),
+            Recipe("alpha 0.001", {**full, "alpha": 1e-3}, PICTURE_SCENES),
+        ],
+        "tokens per row": [
+            Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)
+        ],
+        "cut": [
+            Recipe("sum, plain SVD", {"method": "svd", "rank": 4}),
+            Recipe("sum, activation-aware", {"method": "sum", "rank": 4}),
+        ],
+    }
+
+
+def style_recipes() -> list[Recipe]:
+    """Return the rows about a concept in a style: how much the tasks count whose teacher is the
+    stack of both.
+    """
+    cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0, 3.0)]
+    whole = [
+        Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w})
+        for w in (0.1, 0.3, 1.0)
+    ]
+    return [Recipe("sum", {"method": "sum"}), Recipe("no scenes", FULL), *cut, *whole]
 
 
 def merged(
@@ -108,6 +195,7 @@ class Cell:
     recipe: Recipe
     triggers: tuple[str, ...]
     lora_set: str = "usual"
+    seed: int = 0
 
     @property
     def path(self) -> Path:
@@ -125,7 +213,9 @@ class Cell:
         """Return the merged adapter, from its file if it is there."""
         file = self.path.with_suffix(".pt")
         if not file.exists():
-            adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_set)
+            adapter, seconds = merged(
+                self.bench, self.recipe, self.triggers, self.lora_set, self.seed
+            )
             deltas = adapter.deltas if adapter else {}
             factors = {path: (delta.up, delta.down) for path, delta in deltas.items()}
             file.parent.mkdir(parents=True, exist_ok=True)
