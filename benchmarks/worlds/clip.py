@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -259,14 +258,10 @@ def random_scene(
 
 
 def vocabulary_folder() -> Path:
-    """Return the folder of CLIP's vocabulary in a ComfyUI checkout."""
-    home = Path(os.environ.get("COMFYUI_PATH", "/nowhere"))
-    caches = sorted((Path.home() / ".cache" / "iteris").glob("comfyui-*"))
-    for place in (home, *reversed(caches)):
-        folder = place / "comfy" / "sd1_tokenizer"
-        if (folder / "vocab.json").exists():
-            return folder
-    raise FileNotFoundError("no comfy/sd1_tokenizer in ComfyUI checkouts; set COMFYUI_PATH to one")
+    """Return the folder of CLIP's vocabulary, which ComfyUI ships; fetched on first use."""
+    from iteris_core.cli.demo.server import cache_folder, find_comfyui
+
+    return find_comfyui(cache_folder()) / "comfy" / "sd1_tokenizer"
 
 
 @functools.cache

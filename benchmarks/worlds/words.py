@@ -379,6 +379,7 @@ CALIBRATION = {
         "a striped triangle in plain style",
         "a yellow circle next to a halved heart",
     ),
+    "scene_prefixes": ("plain", "far", "from", "right", "with", "snow", "stone"),
     "ordinary_styles": ("in plain style",),
 }
 WORLD = World(
