@@ -1,8 +1,8 @@
 """Methods of merging in small trained worlds: `python -m benchmarks.worlds --world clip` trains a
 world, merges, scores, and prints its tables.
 
-Everything is kept in a cache, so that a run goes on where the last one ended; `--quick` is a
-smaller world of its own, whose figures mean little. Worlds: words.py, clip.py, flow.py, each one
+Everything is kept in a cache, so that a run goes on where the last one ended; `--quick`
+trains a world hardly at all, and only shows that everything runs. Worlds: words.py, clip.py, flow.py, each one
 `World` (world.py). What is trained: training.py, recogniser.py, loras.py. Measurement: bench.py
 (the API for other experiments), score.py (what is asked), methods.py (which merges), tables.py.
 """
@@ -39,7 +39,8 @@ from .world import World
 
 STAGES = ("base", "recogniser", "loras", "main", "ablations", "tables")
 QUICK_RECIPES = ("base model", "single LoRAs", "sum", "average", "IterIS")
-QUICK_STEPS = 30  # of a LoRA
+QUICK_STEPS = 10  # of a LoRA
+QUICK_RECOGNISER_STEPS = 60
 console = Console(stderr=True)
 
 
@@ -105,7 +106,7 @@ def base_stage(plan: Plan) -> None:
 def recogniser_stage(plan: Plan) -> None:
     path = plan.folder / "recogniser.pt"
     if not path.exists():
-        steps = 300 if plan.quick else 3000
+        steps = QUICK_RECOGNISER_STEPS if plan.quick else 3000
         tell = teller("recogniser")
         found = timed(
             plan,
@@ -209,7 +210,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--world", choices=NAMES, required=True)
     parser.add_argument(
-        "--quick", action="store_true", help="a smaller world, which only shows that all runs"
+        "--quick", action="store_true", help="hardly trained; only shows that all runs"
     )
     parser.add_argument(
         "--stage",

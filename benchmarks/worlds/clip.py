@@ -316,7 +316,7 @@ def load_model(folder: Path) -> Any:
 def settings(seed: int, quick: bool) -> BaseSettings:
     """Return how the base model is trained."""
     if quick:
-        return BaseSettings((Phase(300, 1e-3, random_scene),), batch=48, scenes=4000, seed=seed)
+        return BaseSettings((Phase(40, 1e-3, random_scene),), batch=16, scenes=600, seed=seed)
     phases = (
         Phase(4300, 1e-3, partial(random_scene, snapped=False)),
         Phase(2600, 1e-3, random_scene),

@@ -266,7 +266,7 @@ def settings(seed: int, quick: bool) -> BaseSettings:
         return Phase(steps, rate, partial(random_scene, places=places, pair_share=pair_share))
 
     if quick:
-        return BaseSettings((phase(300, 1e-3, "fixed"),), scenes=4000, seed=seed)
+        return BaseSettings((phase(40, 1e-3, "fixed"),), batch=16, scenes=600, seed=seed)
     phases = (
         phase(2000, 1e-3, "loose"),
         phase(800, 8e-4, "snapped"),

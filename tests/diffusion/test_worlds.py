@@ -279,8 +279,17 @@ def test_the_flow_model_speaks_the_product_s_language():
     torch.testing.assert_close(sigmas[0], torch.tensor(0.98 / 0.02))
 
 
-def test_the_epsilon_model_predicts_the_noise():
+def test_sampling_begins_at_the_last_timestep():
     unet_model = pytest.importorskip("worlds.unet_model")
+    world = find_world("words")
+    seen = world.product(world.new_model(**TINY["words"]), {})
+    sigmas = unet_model.trailing_sigmas(seen, 4)
+    expected = [seen.training_sigmas[t].item() for t in (999, 749, 499, 249)]
+    torch.testing.assert_close(sigmas, torch.tensor([*expected, 0.0]))
+
+
+def test_the_epsilon_model_predicts_the_noise():
+    pytest.importorskip("worlds.unet_model")
     model = find_world("clip").new_model(**TINY["clip"])
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
@@ -291,7 +300,6 @@ def test_the_epsilon_model_predicts_the_noise():
         found = model.unet(x, steps, torch.randn(2, 77, 64)).sample
     kept = model.scheduler.alphas_cumprod[steps].view(-1, 1, 1, 1)
     torch.testing.assert_close(found, (1 - kept).sqrt() * x)
-    assert unet_model.trailing_sigmas is not None
 
 
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
@@ -330,13 +338,26 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "base"} | styled
     assert cell.read()["entries"]["scale 1, cfg 3, effort 1"] == found
     assert torch.equal(bench.model.modules[next(iter(paths))].weight, before)
-    for name in ("sum", "test"):
-        shown = (
-            Recipe(name, recipe.config, recipe.calibration)
-            if name == "test"
-            else Recipe(name, {"method": "sum"})
-        )
-        Cell(bench, shown, world.triggers[:2]).entry()
-    text = report(bench, [Recipe("sum", {"method": "sum"}), recipe])
+    recipes = [Recipe("sum", {"method": "sum"}), recipe]
+    for each in recipes:
+        Cell(bench, each, world.triggers[:2]).entry()
+    text = report(bench, recipes)
     assert "Pairs, usual LoRAs" in text
     assert "| test | 1 |" in text
+
+
+@pytest.mark.slow
+def test_the_quick_command_runs_through(tmp_path, monkeypatch, capsys):
+    for library in ("diffusers", "transformers", "peft"):
+        pytest.importorskip(library)
+    from worlds.__main__ import main
+
+    monkeypatch.setattr(
+        "sys.argv",
+        ["worlds", "--world", "words", "--quick", "--jobs", "1", "--cache", str(tmp_path)],
+    )
+    main()
+    shown = capsys.readouterr().out
+    for name in ("base model", "single LoRAs", "sum", "average", "IterIS"):
+        assert f"| {name} | 1 |" in shown
+    assert "| loras | 2 |" in shown
