@@ -1,4 +1,4 @@
-"""The judge of benchmarks/world.py: a small detector that says which things lie where in a picture,
+"""The judge of a world: a small detector that says which things lie where in a picture,
 or that one is garbage.
 
 It is trained on drawn pictures only, concepts included, and never sees a picture of the diffusion
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from world_scenes import (
-    BACKGROUNDS,
-    CONCEPTS,
-    PATCH,
-    SHAPES,
-    SIDE,
-    STYLES,
-    SURFACES,
-    Scene,
-    Thing,
-    draw,
-)
+
+from .drawing import PATCH, SIDE, Drawing, Label, Scene, Thing
+from .training import Tell
+from .world import World
 
 GARBAGE = "garbage"
 CELLS = SIDE // PATCH
-SURFACE_NAMES = (*SURFACES, GARBAGE)
-SHAPE_NAMES = (*SHAPES, GARBAGE)
-STYLE_NAMES = (None, *STYLES)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a recogniser tells apart, in the order of its outputs."""
+
+    surfaces: tuple[str, ...]
+    shapes: tuple[str, ...]
+    styles: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, drawing: Drawing) -> Names:
+        return cls(
+            (*drawing.surfaces, GARBAGE), (*drawing.shapes, GARBAGE), (None, *drawing.styles)
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Found:
     column: int
 
     @property
-    def label(self) -> tuple[str, str]:
+    def label(self) -> Label:
         return self.surface, self.shape
 
 
@@ -59,7 +63,7 @@ class Judgement:
     style: str | None
 
     @property
-    def labels(self) -> list[tuple[str, str]]:
+    def labels(self) -> list[Label]:
         return [thing.label for thing in self.things]
 
 
@@ -68,8 +72,9 @@ class Recogniser(nn.Module):
     per picture its style.
     """
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, names: Names, width: int = 96) -> None:
         super().__init__()
+        self.names = names
         self.body = nn.Sequential(
             nn.Conv2d(3, 24, 5, padding=2),
             nn.ReLU(),
@@ -85,9 +90,9 @@ class Recogniser(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
         )
-        self.sizes = (1, len(SURFACE_NAMES), len(SHAPE_NAMES))
+        self.sizes = (1, len(names.surfaces), len(names.shapes))
         self.cells = nn.Conv2d(width, sum(self.sizes), 1)
-        self.style = nn.Linear(width, len(STYLE_NAMES))
+        self.style = nn.Linear(width, len(names.styles))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return logits: thing (n, 1, 8, 8), surface (n, surfaces, 8, 8), shape (n, shapes, 8, 8),
@@ -107,10 +112,12 @@ class Recogniser(nn.Module):
         for n, logits in enumerate(things[:, 0]):
             cells = peaks(logits)
             found = [
-                Found(SURFACE_NAMES[surfaces[n][r][c]], SHAPE_NAMES[shapes[n][r][c]], r, c)
+                Found(
+                    self.names.surfaces[surfaces[n][r][c]], self.names.shapes[shapes[n][r][c]], r, c
+                )
                 for r, c in cells
             ]
-            judgements.append(Judgement(tuple(found), STYLE_NAMES[styles[n]]))
+            judgements.append(Judgement(tuple(found), self.names.styles[styles[n]]))
         return judgements
 
 
@@ -126,20 +133,23 @@ def peaks(logits: Tensor, apart: int = 3) -> list[tuple[int, int]]:
     return chosen
 
 
-def random_thing(chance: random.Random) -> Thing:
+def random_thing(world: World, chance: random.Random) -> Thing:
     label = (
-        chance.choice(CONCEPTS)
+        chance.choice(world.concepts)
         if chance.random() < 0.3
-        else (chance.choice(SURFACES), chance.choice(SHAPES))
+        else (
+            chance.choice(list(world.drawing.surfaces)),
+            chance.choice(list(world.drawing.shapes)),
+        )
     )
     return Thing(*label, chance.uniform(4, 20), chance.uniform(4, 20), chance.uniform(4.2, 8.2))
 
 
-def training_scene(chance: random.Random) -> Scene:
+def training_scene(world: World, chance: random.Random) -> Scene:
     """Return a scene of up to three things of any kind that hardly touch."""
     things: list[Thing] = []
     for _ in range(chance.choice([0, 1, 1, 2, 2, 2, 3])):
-        thing = random_thing(chance)
+        thing = random_thing(world, chance)
         if things:
             thing = replace(thing, radius=min(thing.radius, 5.6))
             things = [replace(other, radius=min(other.radius, 5.6)) for other in things]
@@ -148,24 +158,25 @@ def training_scene(chance: random.Random) -> Scene:
             for o in things
         ):
             things.append(thing)
-    style = chance.choice(STYLES) if chance.random() < 0.35 else None
-    return Scene(tuple(things), chance.choice(list(BACKGROUNDS)), style)
+    drawing = world.drawing
+    style = chance.choice(drawing.styles) if drawing.styles and chance.random() < 0.35 else None
+    return Scene(tuple(things), chance.choice(list(drawing.backgrounds)), style)
 
 
-def with_garbage(scene: Scene, chance: random.Random) -> tuple[Tensor, list[tuple[str, str]]]:
+def with_garbage(world: World, scene: Scene, chance: random.Random) -> tuple[Tensor, list[Label]]:
     """Draw a scene whose first thing is mixed with another, half by half or as a blend; return the
     picture and the labels.
     """
     thing = scene.things[0]
-    other = random_thing(chance)
+    other = random_thing(world, chance)
     kind = chance.choice(["surface", "shape", "both"])
     mixed = replace(
         thing,
         surface=thing.surface if kind == "shape" else other.surface,
         shape=thing.shape if kind == "surface" else other.shape,
     )
-    first = draw(scene)
-    second = draw(replace(scene, things=(mixed, *scene.things[1:])))
+    first = world.drawing.draw(scene)
+    second = world.drawing.draw(replace(scene, things=(mixed, *scene.things[1:])))
     pixels = torch.arange(SIDE) + 0.5
     mask = {
         "column": (pixels < thing.x).float().expand(SIDE, SIDE),
@@ -179,30 +190,31 @@ def with_garbage(scene: Scene, chance: random.Random) -> tuple[Tensor, list[tupl
     return first * mask + second * (1 - mask), [label, *(other.label for other in scene.things[1:])]
 
 
-def training_data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def training_data(world: World, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures as bytes, targets (n, 3, 8, 8) of thing, surface and shape with -1 where
     nothing counts, and styles.
     """
     chance = random.Random(seed)
+    names = Names.of(world.drawing)
     pictures = []
     targets = torch.full((count, 3, CELLS, CELLS), -1)
     styles = []
     targets[:, 0] = 0
     for n in range(count):
-        scene = training_scene(chance)
+        scene = training_scene(world, chance)
         labels = [thing.label for thing in scene.things]
         if scene.things and chance.random() < 0.25:
-            picture, labels = with_garbage(scene, chance)
+            picture, labels = with_garbage(world, scene, chance)
         else:
-            picture = draw(scene)
+            picture = world.drawing.draw(scene)
         pictures.append(((picture + 1) * 127.5).round().byte())
-        styles.append(STYLE_NAMES.index(scene.style))
+        styles.append(names.styles.index(scene.style))
         cells = [(int(thing.y / PATCH), int(thing.x / PATCH)) for thing in scene.things]
         for row, column in cells:  # next to a centre nothing is asked
             targets[n, 0, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = -1
         for (row, column), (surface, shape) in zip(cells, labels, strict=True):
             targets[n, :, row, column] = torch.tensor(
-                [1, SURFACE_NAMES.index(surface), SHAPE_NAMES.index(shape)]
+                [1, names.surfaces.index(surface), names.shapes.index(shape)]
             )
     return torch.stack(pictures), targets, torch.tensor(styles)
 
@@ -233,7 +245,7 @@ def loss_of(outputs: Sequence[Tensor], targets: Tensor, styles: Tensor) -> Tenso
 
 
 def train_recogniser(
-    path: Path, steps: int, tell: Callable[[int, int, float], None], seed: int = 7
+    world: World, path: Path, steps: int, tell: Tell, seed: int = 7
 ) -> dict[str, Any]:
     """Train the recogniser, save it, and return its seconds and its accuracy on drawn pictures that
     it has not seen.
@@ -241,8 +253,8 @@ def train_recogniser(
     began = time.perf_counter()
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
-    pictures, targets, styles = training_data(steps * 16, seed)
-    model = Recogniser()
+    pictures, targets, styles = training_data(world, steps * 16, seed)
+    model = Recogniser(Names.of(world.drawing))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for step in range(steps):
@@ -260,10 +272,10 @@ def train_recogniser(
             tell(step + 1, steps, loss.item())
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
-    return {"seconds": time.perf_counter() - began, **accuracy(model.eval(), seed + 1)}
+    return {"seconds": time.perf_counter() - began, **accuracy(world, model.eval(), seed + 1)}
 
 
-def accuracy(model: Recogniser, seed: int, count: int = 400) -> dict[str, float]:
+def accuracy(world: World, model: Recogniser, seed: int, count: int = 400) -> dict[str, float]:
     """Return how often concepts, whole scenes and mixtures are recognised in disturbed drawn
     pictures.
     """
@@ -273,13 +285,15 @@ def accuracy(model: Recogniser, seed: int, count: int = 400) -> dict[str, float]
     def judged(pictures: list[Tensor]) -> list[Judgement]:
         return model.judge(disturbed(torch.stack(pictures), noise))
 
-    concepts = [chance.choice(CONCEPTS) for _ in range(count)]
+    draw = world.drawing.draw
+    ground = next(iter(world.drawing.backgrounds))
+    concepts = [chance.choice(world.concepts) for _ in range(count)]
     alone = judged(
-        [draw(Scene((Thing(*label, chance.uniform(10, 14), 12, 7),))) for label in concepts]
+        [draw(Scene((Thing(*label, chance.uniform(10, 14), 12, 7),), ground)) for label in concepts]
     )
-    scenes = [training_scene(chance) for _ in range(count)]
+    scenes = [training_scene(world, chance) for _ in range(count)]
     whole = judged([draw(scene) for scene in scenes])
-    mixtures = [with_garbage(scene, chance) for scene in scenes if scene.things]
+    mixtures = [with_garbage(world, scene, chance) for scene in scenes if scene.things]
     passed = judged([picture for picture, _ in mixtures])
     return {
         "concepts": sum(j.labels == [label] for j, label in zip(alone, concepts, strict=True))
@@ -291,14 +305,14 @@ def accuracy(model: Recogniser, seed: int, count: int = 400) -> dict[str, float]
         / count,
         "styles": sum(j.style == s.style for j, s in zip(whole, scenes, strict=True)) / count,
         "garbage taken for a concept": sum(
-            any(label in CONCEPTS and label not in labels for label in j.labels)
+            any(label in world.concepts and label not in labels for label in j.labels)
             for j, (_, labels) in zip(passed, mixtures, strict=True)
         )
         / len(mixtures),
     }
 
 
-def load_recogniser(path: Path) -> Recogniser:
-    model = Recogniser()
+def load_recogniser(world: World, path: Path) -> Recogniser:
+    model = Recogniser(Names.of(world.drawing))
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval().requires_grad_(False)

@@ -1,6 +1,4 @@
-"""The merges of benchmarks/world.py and their cached results: one cell per merge, one entry per way
-to use it.
-"""
+"""The merges of a world and their cached results: one cell per merge."""
 
 from __future__ import annotations
 
@@ -13,24 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from world_bench import Bench
-from world_loras import LoraSet, seed_of
-from world_score import SinglePictures, probes_of, score
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
 from iteris_core.diffusion.model import SAMPLING_STAGE
 from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 from iteris_core.progress import Stage
-from iteris_core.rivals import METHODS
 
-GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "pairs": (("<v1>", "<v2>"), ("<v3>", "<v4>"), ("<v5>", "<v6>"), ("<v7>", "<v8>")),
-    "styles": (("<v1>", "<s1>"), ("<v6>", "<s2>")),
-    "triples": (("<v1>", "<v3>", "<v5>"), ("<v2>", "<v6>", "<v8>")),
-    "eight": (tuple(f"<v{k}>" for k in range(1, 9)),),
-}
-SCALES = (0.6, 0.8, 1.2, 1.5)
+from .bench import Bench
+from .score import Probe, probes_of, score
+
+RIVALS = ("sum", "average", "np_lora", "tsv_m", "mix_of_show", "regmean_pp", "ssr")
 
 
 @dataclass(frozen=True)
@@ -58,36 +49,29 @@ class Recipe:
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
-OWN_ONLY = {"preserve_weight": 0.0, "composition_share": 0.0, "unconditional_share": 0.0}
-DELTA = {"target": "delta"}
+BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
 FULL = {"target": "full_output"}
-TEXT_SCENES = {"scene_weight": 1.0}
-PICTURE_SCENES = {**TEXT_SCENES, "scene_pictures": True}
+DELTA = {"target": "delta"}
+PICTURE_SCENES = {"scene_weight": 1.0, "scene_pictures": True}
+ITERIS = (
+    Recipe("IterIS"),
+    Recipe("IterIS, balance full, unit gain 2", {"balance": "full", "unit_gain": 2.0}),
+    Recipe("IterIS, unit gain 2", {"unit_gain": 2.0}),
+    Recipe("IterIS + scenes", FULL, {"scene_weight": 1.0}),
+    Recipe("IterIS + scenes, unit gain 2", {**FULL, "unit_gain": 2.0}, {"scene_weight": 0.3}),
+)
 
 
-def main_recipes() -> list[Recipe]:
-    """Return the rows of the main tables: bounds, all rivals, and IterIS in its stages."""
-    recipes = [Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single")]
-    recipes += [
-        Recipe(name, {"method": name}) for name in METHODS if name not in ("weighted", "svd")
-    ]
-    recipes += [
-        Recipe(f"{name}, own prompts only", {"method": name}, OWN_ONLY)
-        for name in ("regmean", "mix_of_show")
-    ]
-    recipes += [
-        Recipe("IterIS as published", {**DELTA, "engine": "iterate", "max_iter": 20}, OWN_ONLY),
-        Recipe("IterIS, delta target", DELTA),
-        Recipe("IterIS, full output", FULL),
-        Recipe("IterIS + scenes, text", FULL, TEXT_SCENES),
-        Recipe("IterIS + scenes, pictures", FULL, PICTURE_SCENES),
-    ]
-    return recipes
+def main_recipes(own: Sequence[Recipe] = ITERIS) -> list[Recipe]:
+    """Return the rows of the main table: bounds, rivals, and the ways of IterIS that are asked
+    for.
+    """
+    return [*BOUNDS, *(Recipe(name, {"method": name}) for name in RIVALS), *own]
 
 
 def ablation_recipes() -> dict[str, list[Recipe]]:
-    """Return heading -> rows; all against IterIS with the full-output target, some with scenes in
-    pictures.
+    """Return heading -> rows: one setting changed in IterIS with the full-output target, in some
+    with scenes in pictures.
     """
     full = dict(FULL)
     both = {"scene_pictures": True}
@@ -171,7 +155,7 @@ def style_recipes() -> list[Recipe]:
 
 
 def merged(
-    bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: LoraSet
+    bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int = 0
 ) -> tuple[Adapter | None, float]:
     """Return the LoRAs merged by a recipe, and the CPU seconds of the merge, see `Clock`."""
     if recipe.adapter == "none":
@@ -179,9 +163,7 @@ def merged(
     config = {"samples_per_chunk": 48, **recipe.config}
     if "baseline" in config:
         config["baseline"] = BaselineOptions(**config["baseline"])
-    calibration = bench.calibration(
-        **{"held_out": 0, "seed": seed_of(lora_set), **recipe.calibration}
-    )
+    calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
     torch.manual_seed(0)
     loras = bench.loras(triggers, lora_set)
     clock = Clock()
@@ -212,30 +194,30 @@ class Cell:
     bench: Bench
     recipe: Recipe
     triggers: tuple[str, ...]
-    lora_set: LoraSet
+    lora_set: str = "usual"
+    seed: int = 0
 
     @property
     def path(self) -> Path:
-        name = f"{self.lora_set}-{'+'.join(t.strip('<>') for t in self.triggers)}-{self.recipe.key}"
-        return self.bench.folder / "cells" / f"{name}.json"
+        known = self.bench.world.all_triggers
+        numbers = "+".join(str(known.index(trigger) + 1) for trigger in self.triggers)
+        name = f"{self.lora_set}-{numbers}-{self.recipe.key}.json"
+        return self.bench.folder / "cells" / name
 
     def read(self) -> dict[str, Any]:
-        return (
-            json.loads(self.path.read_text())
-            if self.path.exists()
-            else {"recipe": self.recipe.name, "entries": {}}
-        )
+        if self.path.exists():
+            return json.loads(self.path.read_text())
+        return {"recipe": self.recipe.name, "entries": {}}
 
     def adapter(self) -> tuple[Adapter | None, float]:
         """Return the merged adapter, from its file if it is there."""
         file = self.path.with_suffix(".pt")
         if not file.exists():
-            adapter, seconds = merged(self.bench, self.recipe, self.triggers, self.lora_set)
-            factors = (
-                {path: (delta.up, delta.down) for path, delta in adapter.deltas.items()}
-                if adapter
-                else {}
+            adapter, seconds = merged(
+                self.bench, self.recipe, self.triggers, self.lora_set, self.seed
             )
+            deltas = adapter.deltas if adapter else {}
+            factors = {path: (delta.up, delta.down) for path, delta in deltas.items()}
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"factors": factors, "seconds": seconds}, file)
         state = torch.load(file, weights_only=True)
@@ -243,38 +225,42 @@ class Cell:
         return (Adapter(self.recipe.name, deltas) if deltas else None), state["seconds"]
 
     def entry(
-        self, singles: SinglePictures, scale: float = 1.0, cfg: float = 3.0, effort: int = 2
+        self, scale: float = 1.0, cfg: float | None = None, effort: int = 1
     ) -> dict[str, Any]:
         """Return the scores at a scale and a guidance, measured unless they are stored."""
         found = self.read()
-        name = f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
+        name = entry_name(self.bench, scale, cfg, effort)
         if name not in found["entries"]:
             began = time.perf_counter()
-            probes = probes_of(self.triggers, effort)
+            probes = probes_of(self.bench.world, self.triggers, effort)
             if self.recipe.adapter == "single":
-                scores = self._single(singles, probes, cfg)
+                scores = self._single(probes, cfg)
             else:
                 adapter, found["merge_seconds"] = self.adapter()
                 adapter = adapter.scaled(scale) if adapter else None
-                scores = score(self.bench, adapter, probes, self.triggers, singles, cfg)
+                scores = score(self.bench, adapter, probes, self.triggers, cfg)
             found["entries"][name] = scores | {"seconds": time.perf_counter() - began}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(found))
         return found["entries"][name]
 
-    def _single(self, singles: SinglePictures, probes: Sequence[Any], cfg: float) -> dict[str, Any]:
+    def _single(self, probes: Sequence[Probe], cfg: float | None) -> dict[str, Any]:
         """Score each LoRA alone on the questions about it; questions about two LoRAs have no
         answer.
         """
-        hits: dict[str, Any] = {}
+        hits: dict[str, dict[str, list[int]]] = {}
         leaks = [0, 0]
         for trigger in self.triggers:
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
             adapter = self.bench.lora(trigger, self.lora_set).adapter
-            found = score(self.bench, adapter, asked, (trigger,), singles, cfg)
+            found = score(self.bench, adapter, asked, (trigger,), cfg)
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():
-                    name = about or trigger
-                    hits.setdefault(kind, {})[name] = counts
+                    hits.setdefault(kind, {})[about or trigger] = counts
             leaks = [a + b for a, b in zip(leaks, found["leaks"], strict=True)]
-        return {"hits": hits, "leaks": leaks, "distance": 0.0}
+        return {"hits": hits, "leaks": leaks}
+
+
+def entry_name(bench: Bench, scale: float, cfg: float | None, effort: int) -> str:
+    cfg = bench.world.cfg if cfg is None else cfg
+    return f"scale {scale:g}, cfg {cfg:g}, effort {effort}"

@@ -1,0 +1,18 @@
+"""Small worlds of drawn pictures, in which a base model, LoRAs and a judge are trained, and methods
+of merging are compared.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .world import World
+
+NAMES = ("words", "clip", "flow")
+
+
+def find_world(name: str) -> World:
+    """Return a world by its name."""
+    world = import_module(f".{name}", __name__).WORLD
+    assert isinstance(world, World)
+    return world

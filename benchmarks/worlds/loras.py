@@ -1,0 +1,154 @@
+"""The LoRAs of a world, DreamBooth-style: a handful of pictures, a trigger."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .drawing import Scene, in_style, to_latents
+from .training import LoraModel, rate_at
+from .world import World
+
+Layers = Literal["attention", "feed_forward", "convolution"]
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraKind:
+    """How a LoRA is trained; a batch is pictures of it `alone`, in `company` of a base thing, and
+    `prior` ones, which show the base model's world.
+    """
+
+    steps: int = 200
+    rank: int = 4
+    layers: tuple[Layers, ...] = ("attention",)
+    text: bool = True
+    learning_rate: float = 2e-3
+    pictures: int = 8
+    pictures_in_company: int = 24
+    alone: int = 4
+    company: int = 6
+    prior: int = 4
+    dropped_captions: float = 0.1
+
+
+USUAL = LoraKind()
+# nothing keeps them from changing the rest of the model
+STRONG = LoraKind(steps=300, alone=5, company=5, prior=0)
+ALONE = LoraKind(steps=300, alone=6, company=0)
+MIXED = (
+    LoraKind(rank=16, layers=("attention", "feed_forward")),
+    LoraKind(text=False, steps=250),
+    LoraKind(
+        steps=250,
+        rank=16,
+        layers=("attention", "feed_forward", "convolution"),
+        text=False,
+        alone=5,
+        company=5,
+        prior=0,
+    ),
+    ALONE,
+    LoraKind(steps=300, rank=16, alone=5, company=5, prior=0),
+    LoraKind(layers=("attention", "feed_forward", "convolution")),
+)
+SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED}
+
+
+def kind_of(world: World, trigger: str, lora_set: str) -> LoraKind:
+    """Return how a LoRA of a set is trained."""
+    if trigger in world.style_triggers:
+        assert world.style_kind is not None
+        return world.style_kind
+    kinds = world.lora_sets[lora_set]
+    return kinds[world.triggers.index(trigger) % len(kinds)]
+
+
+def lora_folder(folder: Path, world: World, trigger: str, lora_set: str) -> Path:
+    return folder / f"loras-{lora_set}" / f"{world.all_triggers.index(trigger) + 1}"
+
+
+def pictures_of(
+    world: World, trigger: str, kind: LoraKind, seed: int
+) -> tuple[list[tuple[Scene, str]], list[tuple[Scene, str]]]:
+    """Return the training pictures of a trigger with their captions: alone, and in company of base
+    things.
+
+    A style's are base things rendered in it.
+    """
+    chance = random.Random(seed * 1009 + world.all_triggers.index(trigger))
+    if trigger in world.style_triggers:
+        style = world.style_of(trigger)
+        found: dict[bool, list[tuple[Scene, str]]] = {False: [], True: []}
+        while len(found[False]) < kind.pictures or len(found[True]) < kind.pictures_in_company:
+            scene, caption = world.scene(chance, world.base_labels)
+            caption = f"{caption.removesuffix(' in plain style')} in {trigger} style"
+            found[len(scene.things) > 1].append((in_style(scene, style), caption))
+        return found[False][: kind.pictures], found[True][: kind.pictures_in_company]
+    concept = world.concept_of(trigger)
+    alone = [world.lora_scene(chance, i, concept, trigger, None) for i in range(kind.pictures)]
+    company = [
+        world.lora_scene(chance, i, concept, trigger, chance.choice(world.base_labels))
+        for i in range(kind.pictures_in_company)
+    ]
+    return alone, company
+
+
+def train_lora(
+    world: World, base: LoraModel, trigger: str, kind: LoraKind, seed: int, folder: Path
+) -> dict[str, float]:
+    """Train one LoRA with PEFT, save it as diffusers does, and return its seconds and its last
+    losses.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    began = time.perf_counter()
+    number = seed * 1009 + world.all_triggers.index(trigger)
+    torch.manual_seed(number)
+    chance = torch.Generator().manual_seed(number)
+    model = copy.deepcopy(base)
+    parts = model.parts
+    parts.requires_grad_(False)
+    for name, layers in model.lora_layers(kind.layers, text=kind.text).items():
+        config = LoraConfig(r=kind.rank, lora_alpha=kind.rank, target_modules=layers)
+        inject_adapter_in_model(config, parts[name])
+    trained = [p for p in parts.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=kind.learning_rate, weight_decay=0.0)
+    alone, company = pictures_of(world, trigger, kind, seed)
+    prior = [world.scene(random.Random(seed * 7919 + i), world.base_labels) for i in range(64)]
+    sizes = (kind.alone, kind.company, kind.prior)
+    groups = [
+        (_drawn(world, pairs, model), n)
+        for pairs, n in zip((alone, company, prior), sizes, strict=True)
+        if n
+    ]
+    empty = model.tokens([""])
+    losses = []
+    for step in range(kind.steps):
+        chosen = [(data, torch.randint(len(data[0]), (n,), generator=chance)) for data, n in groups]
+        clean, tokens = (torch.cat([data[i][rows] for data, rows in chosen]) for i in (0, 1))
+        dropped = torch.rand(len(clean), generator=chance) < kind.dropped_captions
+        # only pictures of the base model's world may appear unasked
+        dropped[: kind.alone + kind.company] = False
+        loss = model.loss(clean, torch.where(dropped[:, None], empty, tokens), chance)
+        for group in optimiser.param_groups:
+            group["lr"] = kind.learning_rate * rate_at(step, kind.steps, warmup=20)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+    model.save_loras(folder, FILE)
+    return {"seconds": time.perf_counter() - began, "loss": sum(losses[-30:]) / len(losses[-30:])}
+
+
+def _drawn(world: World, pairs: list[tuple[Scene, str]], model: LoraModel) -> tuple[Tensor, Tensor]:
+    pictures = torch.stack([world.drawing.draw(scene) for scene, _ in pairs])
+    return to_latents(pictures), model.tokens([caption for _, caption in pairs])

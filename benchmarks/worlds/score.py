@@ -1,0 +1,198 @@
+"""The questions to a merge, and the judgement of its pictures."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from iteris_core.adapters import Adapter
+
+from .bench import Bench
+from .drawing import Label
+from .recogniser import Judgement
+from .world import World
+
+# Pictures per concept alone, and about all pairs of a merge together in seen and in unseen forms.
+ALONE = 12
+PAIRS = {"seen": 16, "unseen": 12}
+BASE = 12
+STYLED = 6
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A picture to sample, and its correct content.
+
+    Args:
+        kind: Kind of question, a column of the tables.
+        about: Triggers that the question is about.
+        caption, seed: Caption of the picture, and seed of its noise.
+        labels: Things in a correct picture, no more and no less.
+        style: Style of a correct picture.
+    """
+
+    kind: str
+    about: tuple[str, ...]
+    caption: str
+    seed: int
+    labels: tuple[Label, ...]
+    style: str | None = None
+
+    def is_hit(self, seen: Judgement) -> bool:
+        return sorted(seen.labels) == sorted(self.labels) and seen.style == self.style
+
+    def leaks(self, world: World, seen: Judgement, triggers: Sequence[str]) -> bool:
+        """Tell whether one of the merged concepts or styles is there unasked."""
+        concepts = {world.concept_of(t) for t in triggers if t in world.triggers}
+        styles = {world.style_of(t) for t in triggers if t in world.style_triggers}
+        unasked = seen.style in styles and seen.style != self.style
+        return unasked or any(
+            label in concepts and label not in self.labels for label in seen.labels
+        )
+
+
+class Question(NamedTuple):
+    """A caption to be drawn `count` times, and the correct content of the pictures."""
+
+    kind: str
+    about: tuple[str, ...]
+    caption: str
+    count: int
+    labels: tuple[Label, ...]
+    style: str | None = None
+
+
+def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Probe]:
+    """Return the probes of a merge of these triggers, a pair's 76 times `effort` (alone 24, beside
+    12, seen 16, unseen 12, base 12).
+    """
+    concepts = [trigger for trigger in triggers if trigger in world.triggers]
+    styles = [trigger for trigger in triggers if trigger in world.style_triggers]
+    questions = [
+        *_about_one(world, concepts, styles),
+        *_about_pairs(world, concepts),
+        *_about_styled(world, concepts, styles),
+        *(
+            Question("base", (), caption, -(-BASE // len(world.forms.base)), labels)
+            for caption, labels in world.forms.base
+        ),
+    ]
+    probes: list[Probe] = []
+    asked: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for question in questions:
+        for _ in range(question.count * effort):
+            # the number of the picture within its kind and its triggers is its seed
+            number = asked[question.kind, question.about]
+            asked[question.kind, question.about] += 1
+            probes.append(
+                Probe(
+                    question.kind,
+                    question.about,
+                    question.caption,
+                    10_000 + number,
+                    question.labels,
+                    question.style,
+                )
+            )
+    return probes
+
+
+def _about_one(world: World, concepts: Sequence[str], styles: Sequence[str]) -> Iterator[Question]:
+    forms = world.forms
+    for a in concepts:
+        label = world.concept_of(a)
+        for form in forms.alone:
+            yield Question("alone", (a,), form.format(a=a), ALONE // len(forms.alone), (label,))
+        for form, other in forms.company:
+            yield Question("company", (a,), form.format(a=a), 2, (label, other))
+    for s in styles:
+        for form, label in forms.style_alone:
+            count = ALONE // len(forms.style_alone)
+            yield Question("alone", (s,), form.format(s=s), count, (label,), world.style_of(s))
+
+
+def _about_pairs(world: World, concepts: Sequence[str]) -> Iterator[Question]:
+    """Yield the questions about two concepts; forms, orders and pairs come in turn."""
+    pairs = list(itertools.combinations(concepts, 2))
+    for kind, forms in (("seen", world.forms.seen), ("unseen", world.forms.unseen)):
+        ways = list(itertools.product(forms, (False, True)))
+        count = max(PAIRS[kind], len(pairs) * 2)
+        for i in range(count if pairs else 0):
+            a, b = pairs[i % len(pairs)]
+            turn = i // len(pairs)
+            form, swapped = ways[(turn + i % len(pairs)) % len(ways)]
+            first, second = (b, a) if swapped else (a, b)
+            labels = (world.concept_of(a), world.concept_of(b))
+            yield Question(kind, (a, b), form.format(a=first, b=second), 1, labels)
+
+
+def _about_styled(
+    world: World, concepts: Sequence[str], styles: Sequence[str]
+) -> Iterator[Question]:
+    for a, s in itertools.product(concepts, styles):
+        for kind, forms in (
+            ("styled", world.forms.styled),
+            ("styled unseen", world.forms.styled_unseen),
+        ):
+            for form in forms:
+                caption = form.format(a=a, s=s)
+                label = world.concept_of(a)
+                yield Question(kind, (a, s), caption, STYLED, (label,), world.style_of(s))
+
+
+def score(
+    bench: Bench,
+    adapter: Adapter | None,
+    probes: Sequence[Probe],
+    triggers: Sequence[str],
+    cfg: float | None = None,
+) -> dict[str, Any]:
+    """Sample the probes and judge them.
+
+    Returns:
+        ``hits``: kind -> trigger(s) -> [hits, pictures]; ``leaks``: [pictures with something
+        unasked, pictures].
+    """
+    captions = [probe.caption for probe in probes]
+    pictures = bench.sample(adapter, captions, [probe.seed for probe in probes], cfg)
+    return tally(bench.world, probes, bench.recogniser.judge(pictures), triggers)
+
+
+def tally(
+    world: World, probes: Sequence[Probe], judged: Sequence[Judgement], triggers: Sequence[str]
+) -> dict[str, Any]:
+    hits: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    leaks = 0
+    for probe, seen in zip(probes, judged, strict=True):
+        entry = hits[probe.kind][" + ".join(probe.about)]
+        entry[0] += probe.is_hit(seen)
+        entry[1] += 1
+        leaks += probe.leaks(world, seen, triggers)
+    return {
+        "hits": {kind: dict(of_kind) for kind, of_kind in hits.items()},
+        "leaks": [leaks, len(probes)],
+    }
+
+
+def ceiling(bench: Bench, count: int = 48) -> dict[str, float]:
+    """Return how often the base model draws one thing, and two, of those that it knows, in the
+    forms in which concepts are asked for.
+    """
+    world = bench.world
+    chance = random.Random(5)
+    rates = {}
+    kinds = {"alone": world.forms.alone, "seen": world.forms.seen, "unseen": world.forms.unseen}
+    for kind, forms in kinds.items():
+        probes = []
+        for i in range(count):
+            labels = tuple(chance.sample(world.base_labels, 1 if kind == "alone" else 2))
+            names = dict(zip("ab", (" ".join(label) for label in labels), strict=False))
+            caption = forms[i % len(forms)].format(**names)
+            probes.append(Probe(kind, (), caption, 30_000 + i, labels))
+        found = score(bench, None, probes, ())["hits"][kind][""]
+        rates[kind] = found[0] / found[1]
+    return rates

@@ -1,0 +1,121 @@
+"""What makes up a world; each world is one `World` in a module of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .drawing import Drawing, Label, Scene
+
+if TYPE_CHECKING:
+    from .loras import LoraKind
+    from .training import BaseSettings
+
+# merges of six concepts, by number
+SIX_GROUPS = {
+    "pairs": ((0, 1), (2, 3), (4, 5), (0, 3), (2, 5), (1, 4)),
+    "triples": ((0, 2, 4), (1, 3, 5), (0, 1, 5), (2, 3, 4)),
+    "all six": ((0, 1, 2, 3, 4, 5),),
+}
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Captions that probes ask with, with ``{a}`` and ``{b}`` for names, ``{s}`` for a style's
+    trigger.
+
+    Args:
+        alone: One concept.
+        company: A concept beside a thing that the base model knows, with this thing.
+        seen: Two concepts, in forms that calibrations read.
+        unseen: Two concepts, in forms that no calibration caption contains.
+        base: What the base model knows, with its things.
+        styled: A concept in a style, in a form that calibrations read.
+        styled_unseen: The same, in forms that they do not.
+        style_alone: A thing that the base model knows in a style, with this thing.
+    """
+
+    alone: tuple[str, ...]
+    company: tuple[tuple[str, Label], ...]
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    base: tuple[tuple[str, tuple[Label, ...]], ...]
+    styled: tuple[str, ...] = ()
+    styled_unseen: tuple[str, ...] = ()
+    style_alone: tuple[tuple[str, Label], ...] = ()
+
+
+@dataclass(frozen=True)
+class World:
+    """The description of a world.
+
+    Args:
+        name: Its name on the command line and in the cache.
+        drawing: What is drawn.
+        concepts: Things that the base model never sees, one per trigger.
+        triggers: What LoRAs call them, without an article.
+        scene: Function (chance, things to choose from) -> a scene of the base model's world and its
+            caption.
+        lora_scene: Function (chance, number of the picture, concept, trigger, base thing beside it
+            or None) -> a training picture of a LoRA and its caption.
+        new_model, load_model: The untrained model; the trained one, from its folder.
+        rare_tokens: Function (model) -> tokens that no training caption has.
+        settings: Function (seed, quick) -> how the base model is trained.
+        product: Function (model, memory) -> the model as `iteris_core` sees it.
+        sampling_sigmas: Function (product's model, steps) -> noise levels of the probes' sampling.
+        forms: Captions of the probes.
+        calibration: Fields of the product's `Calibration` in this world's words.
+        lora_sets: Name -> kinds of LoRAs, which triggers take in turn.
+        groups: Title -> merges, as numbers of triggers.
+        style_triggers: Triggers of the drawing's styles, numbered after the concepts' triggers.
+        style_kind: Kind of the styles' LoRAs.
+        style_prompts: A user's prompts for a style LoRA.
+        steps: Steps of the probes' sampling.
+        cfg: Guidance of the probes' sampling.
+    """
+
+    name: str
+    drawing: Drawing
+    concepts: tuple[Label, ...]
+    triggers: tuple[str, ...]
+    scene: Callable[[random.Random, list[Label]], tuple[Scene, str]]
+    lora_scene: Callable[[random.Random, int, Label, str, Label | None], tuple[Scene, str]]
+    new_model: Callable[[], Any]
+    load_model: Callable[[Path], Any]
+    rare_tokens: Callable[[Any], list[int]]
+    settings: Callable[[int, bool], BaseSettings]
+    product: Callable[[Any, dict[str, Any]], Any]
+    sampling_sigmas: Callable[[Any, int], Any]
+    forms: Forms
+    calibration: Mapping[str, Any]
+    lora_sets: Mapping[str, tuple[LoraKind, ...]]
+    groups: Mapping[str, tuple[tuple[int, ...], ...]]
+    style_triggers: tuple[str, ...] = ()
+    style_kind: LoraKind | None = None
+    style_prompts: tuple[str, ...] = ()
+    steps: int = 6
+    cfg: float = 3.0
+
+    @cached_property
+    def base_labels(self) -> list[Label]:
+        """Return what the base model learns: every surface on every shape, without the concepts."""
+        return [
+            (surface, shape)
+            for surface in self.drawing.surfaces
+            for shape in self.drawing.shapes
+            if (surface, shape) not in self.concepts
+        ]
+
+    @property
+    def all_triggers(self) -> tuple[str, ...]:
+        return self.triggers + self.style_triggers
+
+    def concept_of(self, trigger: str) -> Label:
+        return self.concepts[self.triggers.index(trigger)]
+
+    def style_of(self, trigger: str) -> str:
+        return self.drawing.styles[self.style_triggers.index(trigger)]
