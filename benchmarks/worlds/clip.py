@@ -438,4 +438,5 @@ WORLD = World(
     calibration=CALIBRATION,
     lora_sets=SETS,
     groups=SIX_GROUPS,
+    steps=14,
 )

@@ -21,7 +21,16 @@ from iteris_core.progress import Stage
 from .bench import Bench
 from .score import Probe, probes_of, score
 
-RIVALS = ("sum", "average", "np_lora", "tsv_m", "mix_of_show", "regmean_pp", "ssr")
+RIVALS = (
+    "sum",
+    "np_lora",
+    "tsv_m",
+    "mix_of_show",
+    "regmean_pp",
+    "ssr",
+    "ace",
+    "compress_then_merge",
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,9 @@ DELTA = {"target": "delta"}
 PICTURE_SCENES = {"scene_weight": 1.0, "scene_pictures": True}
 ITERIS = (
     Recipe("IterIS"),
-    Recipe("IterIS, balance full, unit gain 2", {"balance": "full", "unit_gain": 2.0}),
-    Recipe("IterIS, unit gain 2", {"unit_gain": 2.0}),
-    Recipe("IterIS + scenes", FULL, {"scene_weight": 1.0}),
-    Recipe("IterIS + scenes, unit gain 2", {**FULL, "unit_gain": 2.0}, {"scene_weight": 0.3}),
+    Recipe("IterIS + scenes", {}, {"scene_weight": 0.3, "scene_pictures": True}),
+    Recipe("IterIS, no unit gain", {"unit_gain": 1.0}),
+    Recipe("IterIS, preserve weight 1", {}, {"preserve_weight": 1.0}),
 )
 
 
