@@ -27,8 +27,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from rich.console import Console
 
+from iteris_core.config import MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.choosing import ways_of
+
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
+from .choice import choice_text, tried
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe, ablation_recipes, main_recipes
 from .recogniser import train_recogniser
@@ -37,8 +42,10 @@ from .tables import ABLATED, report, triggers_of, write_results
 from .training import train_base
 from .world import World
 
-STAGES = ("base", "recogniser", "loras", "main", "ablations", "tables")
+STAGES = ("base", "recogniser", "loras", "main", "ablations", "choice", "tables")
+ON_DEMAND = ("ablations", "choice")
 QUICK_RECIPES = ("base model", "single LoRAs", "sum", "average", "IterIS")
+CHOSEN = 4  # pairs on which ways are compared
 QUICK_STEPS = 10  # of a LoRA
 QUICK_RECOGNISER_STEPS = 60
 console = Console(stderr=True)
@@ -190,6 +197,23 @@ def ablation_stage(plan: Plan, jobs: int) -> None:
     in_parallel(measure, work, jobs)
 
 
+def choice_stage(plan: Plan) -> None:
+    """Measure the ways between which the product chooses, and print what the choice is worth."""
+    bench = load_bench(plan.described, plan.folder)
+    merges = {}
+    for lora_set in plan.sets:
+        for group in plan.groups["pairs"][:CHOSEN]:
+            triggers = triggers_of(bench.world, group)
+            name = f"{' + '.join(triggers)}, {lora_set}"
+            merges[name] = timed(
+                plan, "choice", name, lambda t=triggers, s=lora_set: tried(bench, t, s, plan.seed)
+            )
+            console.print(f"choice: {name}: done")
+    text = choice_text(merges, len(ways_of(MergeConfig(), Calibration(), 2)))
+    (plan.folder / "choice.md").write_text(text)
+    print(text)
+
+
 def in_parallel(work: Callable[..., str], arguments: Sequence[tuple[Any, ...]], jobs: int) -> None:
     """Do all work in processes of one thread each, and say what is done."""
     if jobs == 1:
@@ -216,7 +240,7 @@ def arguments() -> argparse.Namespace:
         "--stage",
         choices=STAGES,
         action="append",
-        help="only this; what it needs must be there (default: all but ablations)",
+        help="only this; what it needs must be there (default: all but ablations and choice)",
     )
     parser.add_argument(
         "--set",
@@ -254,7 +278,7 @@ def main() -> None:
         tuple(options.sets or ["usual"]),
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
-    for stage in options.stage or [stage for stage in STAGES if stage != "ablations"]:
+    for stage in options.stage or [stage for stage in STAGES if stage not in ON_DEMAND]:
         if stage == "base":
             base_stage(plan)
         elif stage == "recogniser":
@@ -265,6 +289,8 @@ def main() -> None:
             main_stage(plan, options.jobs)
         elif stage == "ablations":
             ablation_stage(plan, options.jobs)
+        elif stage == "choice":
+            choice_stage(plan)
         else:
             text = report(load_bench(plan.described, plan.folder))
             print(text)

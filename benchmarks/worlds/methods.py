@@ -61,10 +61,10 @@ class Recipe:
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
 FULL = {"target": "full_output"}
 DELTA = {"target": "delta"}
-PICTURE_SCENES = {"scene_weight": 1.0, "scene_pictures": True}
+PICTURE_SCENES = {"scene_weight": 0.3, "scene_pictures": True}
 ITERIS = (
     Recipe("IterIS"),
-    Recipe("IterIS + scenes", {}, {"scene_weight": 0.3, "scene_pictures": True}),
+    Recipe("IterIS + scenes", {}, PICTURE_SCENES),
     Recipe("IterIS, no unit gain", {"unit_gain": 1.0}),
     Recipe("IterIS, preserve weight 1", {}, {"preserve_weight": 1.0}),
 )
@@ -89,7 +89,7 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
                 Recipe(
                     f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0}
                 )
-                for n in (1, 2, 3, 5, 10, 20)
+                for n in (1, 2, 5, 20)
             ),
             Recipe("sweep", full),
         ],
@@ -112,14 +112,21 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
         "trajectories": [
             Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)
         ],
-        "timesteps": [Recipe(f"timesteps {n}", full, {"timesteps": n}) for n in (1, 2, 4, 8)],
+        "sampling runs": [
+            Recipe(
+                f"{runs} runs of {steps} steps, {kept} kept",
+                full,
+                {"trajectories": runs, "sampling_steps": steps, "timesteps": kept},
+            )
+            for runs, steps, kept in ((10, 12, 2), (20, 6, 1), (20, 12, 1), (20, 6, 2))
+        ],
         "unconditional share": [
             Recipe(f"unconditional {s:g}", full, {"unconditional_share": s})
             for s in (0.0, 0.25, 0.5, 1.0)
         ],
         "preserve weight": [
             Recipe(f"preserve {w:g}", full, {"preserve_weight": w})
-            for w in (0.0, 0.1, 0.3, 1.0, 3.0)
+            for w in (0.0, 0.3, 1.0, 2.0, 3.0, 5.0)
         ],
         "composition share": [
             Recipe(f"composition {s:g}", full, {"composition_share": s})
@@ -132,13 +139,9 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
             Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w})
             for w in (0.1, 0.3, 1.0, 3.0)
         ],
-        "picture scenes 1, with other settings": [
-            Recipe(
-                "one scene form", full, {**PICTURE_SCENES, "scene_forms": ("{first} and {second}",)}
-            ),
-            Recipe("composition 1", full, {**PICTURE_SCENES, "composition_share": 1.0}),
-            Recipe("trajectories 20", full, {**PICTURE_SCENES, "trajectories": 20}),
-            Recipe("alpha 0.001", {**full, "alpha": 1e-3}, PICTURE_SCENES),
+        "random words before picture scenes": [
+            Recipe(f"prefix share {s:g}", full, {**PICTURE_SCENES, "scene_prefix_share": s})
+            for s in (0.0, 0.5, 1.0)
         ],
         "tokens per row": [
             Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)

@@ -51,8 +51,9 @@ def ways_of(config: MergeConfig, calibration: Calibration, loras: int) -> list[W
     if config.method != "iteris":
         return ways
     if calibration.preserve_weight:
-        less = 0.3 * calibration.preserve_weight
-        ways.append(Way("the base model kept less", {}, {"preserve_weight": less}))
+        for name, factor in (("less", 1 / 3), ("more", 3.0)):
+            weight = factor * calibration.preserve_weight
+            ways.append(Way(f"the base model kept {name}", {}, {"preserve_weight": weight}))
     if calibration.scene_weight and loras > 1:
         ways.append(Way("no scenes", {}, {"scene_weight": 0.0}))
     if loras > 1:

@@ -88,7 +88,8 @@ def _refinement(fused: LowRankDelta) -> Tensor:
     """Return ``mean(Z) U V^T`` of a delta as the up-projection, (d_out, R), of its ``down``."""
     spectrum = singular_triplets(fused)
     count = max(1, int(LEADING * len(spectrum.values)))
-    left, values = spectrum.right[:, :count], spectrum.values[:count]
+    left = spectrum.right[:, :count]
+    values = spectrum.values[:count]
     return values.mean() * (left / values) @ (left.T @ fused.up)
 
 
