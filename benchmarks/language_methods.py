@@ -8,12 +8,13 @@ from typing import Any
 
 from iteris_core import MergeConfig
 from iteris_core.config import ITERIS_ONLY, BaselineOptions
+from iteris_core.language.job import DEFAULT as DEFAULT_CONFIG
 from iteris_core.rivals import METHODS
 
 DEFAULT = "IterIS"
 PAPER = "IterIS, the paper's objective"
 ITERATIONS = 15
-BALANCES = ("delta", "matched", "stack", "full", "uniform")
+BALANCES = ("delta", "full", "uniform")
 GAINS = (1.0, 1.5, 2.0, 4.0)
 TARGETS = ("full_output", "delta")
 PRESERVE = (0.0, 0.1, 1.0)
@@ -57,8 +58,8 @@ class Way:
         }
 
 
-# the library's defaults: nothing may be set here but how many rows one forward call has
-_DEFAULT = Way(MergeConfig(samples_per_chunk=_CHUNK))
+# the defaults for language: nothing may be set here but how many rows one forward call has
+_DEFAULT = Way(replace(DEFAULT_CONFIG, samples_per_chunk=_CHUNK))
 _SEARCHING = replace(
     _DEFAULT, samples=20
 )  # of rules without statistics: the samples serve the search alone
@@ -77,7 +78,7 @@ def main_ways() -> dict[str, Way]:
     ways = {
         DEFAULT: _DEFAULT,
         PAPER: _PAPER,
-        "IterIS, no unit gain": _way(unit_gain=1.0),
+        "IterIS, unit gain 2": _way(unit_gain=2.0),
     }
     ways |= {f"{name} + preserve": replace(way, preserve=1.0) for name, way in ways.items()}
     ways["regmean_pp + preserve"] = replace(_way(method="regmean_pp"), preserve=1.0)

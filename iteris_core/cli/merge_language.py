@@ -15,7 +15,7 @@ from ..files import peft
 from ..files.pretrained import load_processor, load_tokenizer
 from ..language import blip, t5
 from ..language.caption_samples import CaptionOptions, CaptionSample, read_images
-from ..language.job import PRESERVE_WEIGHT, AdapterTask, Base, PeftMergeResult, Preserve
+from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Base, PeftMergeResult, Preserve
 from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
@@ -67,7 +67,7 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
     "iteris merge t5",
     "language",
     reading=TextOptions(),
-    config=MergeConfig(),
+    config=DEFAULT,
     placement=Placement(),
 )
 def merge_t5_command(
@@ -125,7 +125,7 @@ def merge_t5_command(
     "iteris merge blip",
     "language",
     reading=CaptionOptions(),
-    config=MergeConfig(),
+    config=DEFAULT,
     placement=Placement(),
 )
 def merge_blip_command(

@@ -26,7 +26,7 @@ from .caption_samples import (
     encode_captions,
     has_texts,
 )
-from .job import AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .job import DEFAULT, AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
 from .samples import Encoded, until_end
 
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
@@ -132,7 +132,7 @@ def merge_blip(
     """
     base = base if isinstance(base, Base) else Base(base)
     options = options or CaptionOptions()
-    job = MergeJob(base, adapters, preserve or Preserve(), config or MergeConfig(), progress)
+    job = MergeJob(base, adapters, preserve or Preserve(), config or DEFAULT, progress)
     processor = base.reader
     if processor is None and any(sample.needs_processor for task in job.samples for sample in task):
         processor = load_processor(base.name)

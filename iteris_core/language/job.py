@@ -26,11 +26,15 @@ from .samples import ReadingOptions
 from .teachers import Teachers
 
 STAGE = Stage("Layers")
-# With 1 a merge loses more of what its adapters do, and BLIP keeps no more of the base model
-# ("preserve, weight ..." in benchmarks/RESULTS.md; T5 was measured with 1 alone, which costs it
-# much).
-PRESERVE_WEIGHT = 0.1
+# On the scale of the adapters' own tasks. T5 keeps 0.83 of its base tasks with it and 0.46 without,
+# and its adapters' tasks lose 0.04 ("matched" in benchmarks/RESULTS.md).
+PRESERVE_WEIGHT = 1.0
 PRESERVE = "base model (preserve)"
+
+
+# Without unit gain, which makes up for what a preserve task shrinks: there is none unless it is
+# asked for. T5's tasks lose nothing without it, and its base tasks fall with it (RESULTS.md).
+DEFAULT = MergeConfig(unit_gain=1.0)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class MergeJob:
     base: Base
     adapters: Sequence[AdapterTask]
     preserve: Preserve = Preserve()
-    config: MergeConfig = MergeConfig()
+    config: MergeConfig = DEFAULT
     progress: StageProgress = nobody
 
     @property

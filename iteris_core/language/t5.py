@@ -25,7 +25,7 @@ from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import Note
 from ..tasks import Sample
-from .job import AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .job import DEFAULT, AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
 from .samples import Encoded, check_fits, mask_of, padded, until_end
 from .teachers import Teachers
 from .text_samples import (
@@ -156,7 +156,7 @@ def merge_t5(
     """
     base = base if isinstance(base, Base) else Base(base)
     options = options or TextOptions()
-    job = MergeJob(base, adapters, preserve or Preserve(), config or MergeConfig(), progress)
+    job = MergeJob(base, adapters, preserve or Preserve(), config or DEFAULT, progress)
     tokenizer = base.reader
     if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
         tokenizer = load_tokenizer(base.name)

@@ -134,6 +134,10 @@ def rule_options(config: MergeConfig) -> dict[str, Any]:
     return {name: getattr(config.baseline, name) for name in options if name != _FOR_ALL}
 
 
+# settings that are IterIS's own, at values with which they do nothing
+_OFF = {"unit_gain": 1.0}
+
+
 def check_used(config: MergeConfig) -> None:
     """Refuse settings that a user has changed and that the method or the engine would not look at.
 
@@ -144,7 +148,8 @@ def check_used(config: MergeConfig) -> None:
     changed = [
         item.name
         for item in fields(MergeConfig)
-        if getattr(config, item.name) != getattr(MergeConfig(), item.name)
+        if getattr(config, item.name)
+        not in (getattr(MergeConfig(), item.name), _OFF.get(item.name))
     ]
     for name in changed:
         if config.method != "iteris" and name in ITERIS_ONLY:

@@ -190,7 +190,7 @@ def test_half_precision_is_close(world, tmp_path):
         ((found.deltas[p].dense() - d.dense()).norm() / d.dense().norm()).item()
         for p, d in expected.deltas.items()
     ]
-    assert sorted(errors)[len(errors) // 2] < 0.1
+    assert sorted(errors)[len(errors) // 2] < 0.15
 
 
 def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
@@ -236,7 +236,13 @@ def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(worl
     )
     assert (done.exit_code, done.stderr) == (0, "")
     report = json.loads((tmp_path / "r" / "a.json").read_text())
-    assert [entry["task"] for entry in report["fidelity"]] == ["one", "two", "base model"]
+    assert [entry["task"] for entry in report["fidelity"]] == [
+        "one",
+        "two",
+        "one, together",
+        "two, together",
+        "base model",
+    ]
     more = [
         "--output",
         tmp_path / "b.safetensors",

@@ -297,7 +297,7 @@ def test_tokens_of_a_repeated_context_count_once(host):
     preserve = torch.cat(inputs[count:])
     tasks = [
         toy.DenseTask(own, own, delta, 1.0),
-        toy.DenseTask(preserve, preserve, torch.zeros_like(delta), 1.0),
+        toy.DenseTask(preserve, preserve, torch.zeros_like(delta), calibration.preserve_weight),
     ]
     expected = toy.solve_densely(host.u.k.weight, tasks, host.EXACT)
     torch.testing.assert_close(

@@ -16,8 +16,9 @@ import language_world
 import pytest
 import torch
 
-from iteris_core import Adapter, LowRankDelta, MergeConfig
+from iteris_core import Adapter, LowRankDelta
 from iteris_core.config import Balance
+from iteris_core.language.job import DEFAULT
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,7 @@ def test_every_rival_is_compared_and_what_is_left_out_has_a_reason():
 
 
 def test_what_is_called_default_is_the_librarys_default():
-    default = MergeConfig().to_dict()
+    default = DEFAULT.to_dict()
     for ways in (language_methods.main_ways(), language_methods.ablations()):
         marked = [name for name in ways if language_methods.title(name, ways).endswith("(default)")]
         assert marked
@@ -134,9 +135,9 @@ def test_what_is_called_default_is_the_librarys_default():
 def test_rows_of_scales_say_what_they_set():
     ways = language_methods.scale_ways()
     assert len(ways) == len(language_methods.TARGETS) * len(language_methods.SCALES) * 3
-    way = ways["delta, balance stack, unit gain 2, preserve 0.1"]
+    way = ways["delta, balance full, unit gain 2, preserve 0.1"]
     settings = (way.config.target, way.config.balance, way.config.unit_gain, way.preserve)
-    assert settings == ("delta", "stack", 2.0, 0.1)
+    assert settings == ("delta", "full", 2.0, 0.1)
     balances = {way.config.balance for way in ways.values()}
     assert balances == set(get_args(Balance))
 

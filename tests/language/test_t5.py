@@ -21,7 +21,7 @@ from iteris_core import (
 )
 from iteris_core.algebra import reference
 from iteris_core.files import peft
-from iteris_core.language.job import AdapterTask, Preserve
+from iteris_core.language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Preserve
 from iteris_core.language.merged_model import save_merged_model
 from iteris_core.language.samples import Encoded
 from iteris_core.language.t5 import load_base, merge_t5, network_of, prepare, stream_of, write
@@ -134,6 +134,15 @@ def solve_dense(model, adapters, tasks, config):
             student = torch.cat([run(s, merged, {})[path] for s in task])
             own = dense[g].get(path, torch.zeros(*modules[path].weight.shape, dtype=torch.float64))
             at_layer.append(reference.TaskRows(x, student, own, reference.balance(x, own)))
+        over_isotropic = [
+            row.weight * row.teacher.square().sum() / row.teacher.shape[1]
+            for row in at_layer
+            if row.delta.any()
+        ]
+        factor = sum(over_isotropic) / len(over_isotropic)
+        at_layer = [
+            row if row.delta.any() else row._replace(weight=row.weight * factor) for row in at_layer
+        ]
         merged[path] = reference.solve(*reference.normal_equations(at_layer, alpha=config.alpha))
     return merged
 
@@ -143,7 +152,11 @@ def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_pa
 ):
     double = load_base(str(t5_folder / "base"), torch.float64)
     config = MergeConfig(
-        target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64
+        target="delta",
+        alpha=1e-3,
+        samples_per_chunk=3,
+        output_dtype=torch.float64,
+        unit_gain=1.0,
     )
     found = merge_t5(double, tasks(folders, both()), config).adapter.deltas
     adapters = [peft.load(folder, tiny_language.shapes(base)) for folder in folders]
@@ -405,7 +418,7 @@ def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix
     mixes = [{0: 1.0}, {1: 1.0}, {}]
     network, rows = prepare(teachers(base, adapters, mixes), [*both(), ordinary], TextOptions())
     same = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
-    assert_close(kept.adapter.deltas, merge(network, adapters, same).adapter.deltas, 1e-6)
+    assert_close(kept.adapter.deltas, merge(network, adapters, same, DEFAULT).adapter.deltas, 1e-6)
     assert [task.task for task in kept.report.layers[0].tasks] == [
         "one",
         "two",
@@ -424,7 +437,7 @@ def test_preserve_samples_keep_the_base_model_and_are_the_task_with_an_empty_mix
 
 def test_a_preserve_task_counts_a_tenth_unless_told_otherwise(base, folders):
     kept = merge_t5(base, tasks(folders, both()), preserve=Preserve(samples_of(7)))
-    assert kept.report.settings["weights"] == [1.0, 1.0, 0.1]
+    assert kept.report.settings["weights"] == [1.0, 1.0, PRESERVE_WEIGHT]
 
 
 def test_a_preserve_weight_of_0_is_no_preserve_task(base, folders):
