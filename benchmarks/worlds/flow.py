@@ -398,8 +398,10 @@ CALIBRATION = {
     "scene_forms": tuple(
         f"{prefix}{{first}}{between} {{second}}"
         for prefix in ("", "a photo of ")
-        for between in (" and", " with", ",")
+        for between in (" and", " with")  # this tokenizer joins a comma with the word before it
     ),
+    # short ones, since a caption has 28 tokens
+    "scene_prefixes": ("day", "colour", "print", "sketch", "flat"),
     "preserve_captions": (
         "a scarlet kite",
         "a photo of a teal fish and a amber bell",
