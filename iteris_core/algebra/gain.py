@@ -35,7 +35,7 @@ _SETTLED = 1e-9
 
 def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
     """Return adapter index -> the first task whose teacher wears this adapter alone, of the tasks
-    that count at this layer and whose teacher does anything there.
+    that count at this layer.
     """
     tasks: dict[int, TaskAtLayer] = {}
     for task in layer.counted:
@@ -80,15 +80,24 @@ class LinearAnswer:
         thin = _within(basis, self.thin)
         drift = None if self.drift is None else _within(basis, self.drift)
         rows = []
-        right = []
+        acts = []
         for task, seen in self.taught.values():
             parts, rest = self._effects(task, _within(basis, seen), thin, drift)
-            energy = task.delta_energy().clamp_min(torch.finfo(torch.float64).tiny)
-            rows.append(torch.stack([parts[j] for j in self.taught]) / energy)
+            energy = task.delta_energy()
+            does = energy > 0
+            safe = torch.where(does, energy, 1.0)
             others = sum((parts[j] for j in parts if j not in self.taught), start=rest)
-            right.append(1 - others / energy)
+            rows.append(torch.stack([*(parts[j] for j in self.taught), safe - others]) / safe)
+            acts.append(does)
+        # an adapter that does nothing here is left as it is
+        acting = torch.stack(acts)
+        equations = torch.where(acting[:, None], torch.stack(rows), 0.0)
+        equations[:, :-1] = torch.where(acting, equations[:, :-1], 0.0)
+        numbers = equations.tolist()
         found = bounded_solution(
-            torch.stack(rows).tolist(), torch.stack(right).tolist(), self.layer.config.unit_gain
+            [row[:-1] for row in numbers],
+            [row[-1] for row in numbers],
+            self.layer.config.unit_gain,
         )
         for k, scale in zip(self.taught, found, strict=True):
             columns[self.layer.together.slices[k]] = scale

@@ -131,7 +131,9 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Tensor:
     norms, taught = (
         torch.stack([of(task) for task in tasks]) for of in (_norm, TaskAtLayer.delta_energy)
     )
-    teaches = (norms > 0) & (taught > 0) & (counted > 0)
+    # a mix that cancels leaves nothing but rounding
+    rounding = torch.stack([1e-12 * _norm_of_factors(task) for task in tasks])
+    teaches = (norms > rounding) & (taught > 0) & (counted > 0)
     own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
     over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
     factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
@@ -143,6 +145,15 @@ def _norm(task: TaskAtLayer) -> Tensor:
     """Return ``||dW_g||^2``, 0-dim."""
     energy = task.statistics.inputs.energy
     return energy.new_zeros(()) if task.worn is None else task.worn.delta.squared_norm()
+
+
+def _norm_of_factors(task: TaskAtLayer) -> Tensor:
+    """Return ``||up||^2 ||down||^2`` of what the teacher wears, 0-dim, above any `_norm`."""
+    energy = task.statistics.inputs.energy
+    if task.worn is None:
+        return energy.new_zeros(())
+    delta = task.worn.delta
+    return (delta.up.norm() * delta.down.norm()).square()
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

@@ -7,8 +7,8 @@ A (tokens, tokens) system then has the same answer as the (d_in, d_in) one.
     M = (1 / rho) sum_g lam_g nu_g [m_g1 down_1^T | ... | m_gK down_K^T]
 
 M is the answer of the ridge alone, and the rest is kernel ridge on the residual of M. This form
-serves the delta target where no rank is requested. The answer has low rank already, and needs no
-cut in the metric of `truncate`, which is as wide as the layer.
+serves the delta target where no rank is requested, without unit gain. The answer has low rank
+already, and needs no cut in the metric of `truncate`, which is as wide as the layer.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def factorise(
     # factor holds no digits of the answer
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
     finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
-    # the only wait for the device in a layer's solve
+    # a wait for the device; the others in a layer's solve are those of `gain`
     if bool((failed_at != 0) | singular | ~finite):
         raise SolveError(_why_unsolvable(matrix, inputs, int(failed_at), alpha))
     return System(scale, factor)

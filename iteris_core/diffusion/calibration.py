@@ -241,8 +241,12 @@ def staggered(rows: int) -> list[float]:
 
 
 def base_captions(calibration: Calibration, count: int) -> list[str]:
-    """Return captions for the preserve task, every fifth of them empty."""
+    """Return captions for the preserve task, every fifth of them empty.
+
+    The last ones of the list, a quarter at most, are left to the check on unseen samples.
+    """
     known = calibration.preserve_captions
+    known = known[: len(known) - min(calibration.held_out, len(known) // 4)]
     return ["" if i % 5 == 4 else known[(i - i // 5) % len(known)] for i in range(count)]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config import MergeConfig
 from ..engines.problem import Watch
-from ..errors import ConfigError
+from ..errors import CalibrationError, ConfigError, SolveError
 from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
 from ..report.records import Note, Tried
@@ -58,6 +58,11 @@ class MergeSettings:
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
                 "correct_strength needs samples to measure it on; set held_out to 1 or more"
+            )
+        if self.try_several and self.config.method != "iteris":
+            raise ConfigError(
+                f"try_several compares ways with iteris, and method is {self.config.method}; set "
+                "method to iteris, or leave try_several out"
             )
         if self.try_several and not calibration.held_out:
             raise ConfigError(
@@ -138,21 +143,30 @@ def _best(
     """Merge in several ways on the same sampling runs, and return the best on unseen samples."""
     remembering = Remembering(model)
     ways = ways_of(settings.config, calibration, len(loras_in_use(loras)))
-    results = []
+    best: MergeResult | None = None
+    tried: list[Tried] = []
+    notes = []
     for way in ways:
         config, of_way = way.applied_to(settings.config, calibration)
-        results.append(
-            _merge(remembering, loras, of_way, replace(settings, config=config), progress, watch)
-        )
-    tried = tuple(
-        Tried(way.name, loss(result.report.fidelity), result.report.fidelity)
-        for way, result in zip(ways, results, strict=True)
-    )
-    best = min(range(len(ways)), key=lambda i: tried[i].loss)
-    report = results[best].report
-    note = Note("method", f"tried {len(ways)} ways on unseen prompts, and kept: {ways[best].name}")
-    report = replace(report, tried=tried, notes=(*report.notes, note))
-    return replace(results[best], report=report)
+        # a rival stands for itself, as its users would use it
+        corrects = settings.correct_strength and config.method == "iteris"
+        of_settings = replace(settings, config=config, correct_strength=corrects)
+        try:
+            result = _merge(remembering, loras, of_way, of_settings, progress, watch)
+        except (CalibrationError, SolveError) as error:
+            if best is None:  # the user's own settings
+                raise
+            notes.append(Note("method", f"could not be tried: {way.name} ({error})"))
+            continue
+        fidelity = result.report.fidelity
+        tried.append(Tried(way.name, loss(fidelity), fidelity))
+        if best is None or tried[-1].loss < min(other.loss for other in tried[:-1]):
+            best = result
+    assert best is not None  # the first way is always there
+    kept = min(tried, key=lambda way: way.loss).name
+    notes.append(Note("method", f"tried {len(tried)} ways on unseen prompts, and kept: {kept}"))
+    report = replace(best.report, tried=tuple(tried), notes=(*best.report.notes, *notes))
+    return replace(best, report=report)
 
 
 def checked(

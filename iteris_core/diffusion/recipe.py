@@ -79,12 +79,15 @@ def read_recipe(name: str, text: str) -> Recipe:
     if isinstance(config, dict):
         # what they were before there was a choice
         config = {"target": "delta", "unit_gain": 1.0, **config}
+    calibration = recipe["calibration"]
+    if isinstance(calibration, dict):
+        calibration = {"scene_prefix_share": 0.0, **calibration}
     return Recipe(
         tuple(
             from_json(f"{place}: LoRA {number}", lora, LoraUse)
             for number, lora in enumerate(loras, 1)
         ),
-        from_json(f"{place}: calibration", recipe["calibration"], Calibration),
+        from_json(f"{place}: calibration", calibration, Calibration),
         from_json(f"{place}: config", config, MergeConfig),
         "strength_correction" in recipe,
         {key: value for key, value in recipe.items() if key == "base" or key.endswith("_version")},

@@ -193,7 +193,7 @@ class Tokenized:
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
                 "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
-                "scene_weight to 0"
+                "scene_prefix_share or scene_weight to 0"
             )
         return [
             Sample(

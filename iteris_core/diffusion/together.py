@@ -158,8 +158,16 @@ def make_together_plans(
     chance.shuffle(pairs)
     count = -(-calibration.held_out * len(subjects) // 2)
     halves: dict[int, list[HalfPicture]] = {}
-    for number, pair in enumerate(itertools.islice(itertools.cycle(pairs), count)):
-        form = _OPENINGS[number % len(_OPENINGS)] + chance.choice(forms)
+    met = dict.fromkeys(subjects, 0)
+    turns = dict.fromkeys(pairs, 0)
+    for number in range(count):
+        # the LoRAs that have met least, then the order that came up least
+        pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
+        for k in pair:
+            met[k] += 1
+        turns[pair] += 1
+        opening = _OPENINGS[(number + number // len(pairs)) % len(_OPENINGS)]
+        form = opening + chance.choice(forms)
         words = {place: loras[k].called for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True)}
         meeting = Meeting(number, form.format(**words), form)
         for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True):

@@ -122,7 +122,7 @@ def merge_blip(
             reader is a processor; pictures in files, and captions and prompts that are texts, need
             it.
         adapters: Adapters to merge, at least one; their samples are `CaptionSample`.
-        config: Settings of the merge; None: the defaults.
+        config: Settings of the merge; None: those of `job.DEFAULT`.
         options: Settings with which captions are read; None: the defaults.
         preserve: Samples on which the base model is kept as it is; None: there is no such task.
         progress: Listener for (stage, steps done, steps in all); may raise to cancel.

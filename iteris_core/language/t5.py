@@ -146,7 +146,7 @@ def merge_t5(
         base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
             reader is a tokenizer; samples that are texts need it.
         adapters: Adapters to merge, at least one; their samples are `TextSample`.
-        config: Settings of the merge; None: the defaults.
+        config: Settings of the merge; None: those of `job.DEFAULT`.
         options: Settings with which texts are read, and the modules to merge; None: the defaults.
         preserve: Samples on which the base model is kept as it is; None: there is no such task.
         progress: Listener for (stage, steps done, steps in all); may raise to cancel.

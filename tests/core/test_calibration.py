@@ -18,6 +18,7 @@ from iteris_core.diffusion.calibration import (
     is_chosen,
     kept_steps,
     own_captions,
+    preserve_runs,
     sample_count,
     staggered,
 )
@@ -127,7 +128,7 @@ def test_empty_prompts_are_refused(prompts):
 
 
 def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():
-    captions = base_captions(Calibration(), 30)
+    captions = base_captions(Calibration(held_out=0), 30)
     assert [i for i, caption in enumerate(captions) if not caption] == [4, 9, 14, 19, 24, 29]
     assert [caption for caption in captions if caption] == list(PRESERVE_CAPTIONS)
     assert base_captions(Calibration(preserve_captions=("one", "two")), 6) == [
@@ -138,6 +139,14 @@ def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():
         "",
         "one",
     ]
+
+
+def test_the_last_ordinary_captions_are_left_to_the_check_but_never_many():
+    defaults = Calibration()
+    read = set(base_captions(defaults, preserve_runs(defaults)))
+    assert read == {"", *PRESERVE_CAPTIONS[: -defaults.held_out]}
+    few = Calibration(preserve_captions=("one", "two", "three", "four"), held_out=4)
+    assert set(base_captions(few, 12)) == {"", "one", "two", "three"}
 
 
 # --- which latents are kept ---

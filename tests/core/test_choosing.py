@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 from fake_host import as_used
 
+from iteris_core import MergeConfig
+from iteris_core.diffusion import job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choosing import loss, ways_of
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE
-from iteris_core.errors import ConfigError
+from iteris_core.errors import ConfigError, SolveError
+from iteris_core.report.records import TaskFidelity
 
 CALIBRATION = Calibration(
     trajectories=4,
@@ -84,3 +87,36 @@ def test_ways_cannot_be_compared_without_unseen_samples(host):
             replace(CALIBRATION, held_out=0),
             MergeSettings(host.EXACT, try_several=True),
         )
+
+
+def test_a_way_that_fails_is_left_out_and_told(host, monkeypatch):
+    loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",))]
+    merge_once = job.merge_stable_diffusion
+
+    def failing(model, loras, calibration, config, *listeners):
+        if config.method == "np_lora":
+            raise SolveError("no such subspace")
+        return merge_once(model, loras, calibration, config, *listeners)
+
+    monkeypatch.setattr(job, "merge_stable_diffusion", failing)
+    result, _ = merge(host, loras, try_several=True)
+    names = [way.name for way in result.report.tried]
+    assert "NP-LoRA" not in names
+    assert len(names) == len(ways_of(host.EXACT, CALIBRATION, 2)) - 1
+    notes = [note.text for note in result.report.notes]
+    assert "could not be tried: NP-LoRA (no such subspace)" in notes
+
+
+def test_own_prompts_decide():
+    own = [TaskFidelity("a", 0.3, 0.9, 2), TaskFidelity("b", 0.4, 0.9, 2)]
+    others = [
+        TaskFidelity("a, together", 3.0, 0.1, 2, "together"),
+        TaskFidelity("base", 3.0, None, 2, "base"),
+    ]
+    assert loss([*own, *others]) == pytest.approx((0.125) ** 0.5)
+
+
+def test_ways_are_compared_with_iteris_only(host):
+    settings = MergeSettings(MergeConfig(method="sum"), try_several=True)
+    with pytest.raises(ConfigError, match=r"try_several compares ways with iteris"):
+        merge_and_check(host, [host.lora("a")], CALIBRATION, settings)
