@@ -79,7 +79,7 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
         "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
         "prompts": ["a photo of a second thing", "a second thing in a park"],
         "prompts_from": "",
-        "trigger_words": [],
+        "trigger_words": ["demo2"],
         "trigger": "",
         "kind": "subject",
     }
