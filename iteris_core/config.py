@@ -115,7 +115,7 @@ class MergeConfig:
             It is the default: at strength 1 it is as good on usual pairs, and better on more or
             stronger LoRAs (rows "target, equal rank").
         unit_gain: See `algebra.gain`. Makes up for what ridge, preserve task and conflict shrink,
-            layer by layer, so that later layers see it (rows "unit gain").
+            layer by layer, so that later layers see it ("What was chosen" in RESULTS.md).
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or
             one number per module path. What is cut is chosen by its effect on the measured inputs,

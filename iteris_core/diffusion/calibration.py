@@ -52,7 +52,7 @@ class Calibration:
         companions: Ordinary things that the base model can draw.
         compositions: Caption forms with the places ``{prompt}``, where the subject of a prompt
             comes (see `LoraUse.subject_of`), and ``{thing}``.
-        preserve_weight: Weight of the preserve task (rows "preserve weight").
+        preserve_weight: Weight of the preserve task ("What was chosen" in RESULTS.md).
         preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
             instead.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
