@@ -355,7 +355,7 @@ FORMS = Forms(
         "a {a} and a {b}",
         "a photo of a {a} and a {b}",
         "a {a} with a {b}",
-        "a photo of a {a}, a {b}",
+        "a photo of a {a} with a {b}",
     ),
     unseen=(
         "look at a {a} facing a {b}",
