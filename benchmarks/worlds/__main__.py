@@ -44,7 +44,7 @@ from .world import World
 
 STAGES = ("base", "recogniser", "loras", "main", "ablations", "choice", "tables")
 ON_DEMAND = ("ablations", "choice")
-QUICK_RECIPES = ("base model", "single LoRAs", "sum", "average", "IterIS")
+QUICK_RECIPES = ("base model", "single LoRAs", "sum", "np_lora", "IterIS")
 CHOSEN = 4  # pairs on which ways are compared
 QUICK_STEPS = 10  # of a LoRA
 QUICK_RECOGNISER_STEPS = 60

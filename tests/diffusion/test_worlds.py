@@ -358,6 +358,6 @@ def test_the_quick_command_runs_through(tmp_path, monkeypatch, capsys):
     )
     main()
     shown = capsys.readouterr().out
-    for name in ("base model", "single LoRAs", "sum", "average", "IterIS"):
+    for name in ("base model", "single LoRAs", "sum", "np_lora", "IterIS"):
         assert f"| {name} | 1 |" in shown
     assert "| loras | 2 |" in shown
