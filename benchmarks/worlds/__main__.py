@@ -27,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from rich.console import Console
 
-from iteris_core.config import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choosing import ways_of
 
@@ -209,7 +208,7 @@ def choice_stage(plan: Plan) -> None:
                 plan, "choice", name, lambda t=triggers, s=lora_set: tried(bench, t, s, plan.seed)
             )
             console.print(f"choice: {name}: done")
-    text = choice_text(merges, len(ways_of(MergeConfig(), Calibration(), 2)))
+    text = choice_text(merges, len(ways_of(Calibration(), 2)))
     (plan.folder / "choice.md").write_text(text)
     print(text)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -30,15 +30,16 @@ TASTED = ("alone", "beside a base thing", "both, seen forms", "base prompts", "m
 
 def choice_recipes() -> list[Recipe]:
     """Return the ways of the product between which it chooses, and two more to correlate with."""
-    ways = ways_of(MergeConfig(), Calibration(), 2)
-    own = {name: getattr(MergeConfig(), name) for name in ("engine", "unit_gain")}
-    recipes = []
-    for way in ways:
-        changes = {key: value for key, value in way.config.items() if own.get(key) != value}
-        changes = {k: v for k, v in changes.items() if v != getattr(MergeConfig(), k)}
-        recipes.append(Recipe(way.name, changes, way.calibration))
+    defaults = MergeConfig()
+
+    def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in config.items() if value != getattr(defaults, name)}
+
     return [
-        *recipes,
+        *(
+            Recipe(way.name, changed(way.config), way.calibration)
+            for way in ways_of(Calibration(), 2)
+        ),
         Recipe("scenes", {}, PICTURE_SCENES),
         Recipe("no unit gain", {"unit_gain": 1.0}),
     ]

@@ -105,15 +105,18 @@ class LinearAnswer:
 
     def half(self) -> Tensor:
         """Return ``L^T dW^T`` of the uncut answer at its gain, (d_in, d_out)."""
-        half = (self.thin * self.scales()) @ self.layer.together.delta.up.T
-        return half if self.drift is None else half + self.drift
+        return self._half(self.scales(), self.thin, self.drift)
 
     def cut_to(self, basis: Tensor) -> Tensor:
         """Return ``basis^T L^T dW^T`` of the answer that is cut to a basis, at its gain there, (r,
         d_out).
         """
-        half = (_within(basis, self.thin) * self.scales(basis)) @ self.layer.together.delta.up.T
-        return half if self.drift is None else half + _within(basis, self.drift)
+        drift = None if self.drift is None else _within(basis, self.drift)
+        return self._half(self.scales(basis), _within(basis, self.thin), drift)
+
+    def _half(self, scales: Tensor, thin: Tensor, drift: Tensor | None) -> Tensor:
+        half = (thin * scales) @ self.layer.together.delta.up.T
+        return half if drift is None else half + drift
 
     def _effects(
         self, task: TaskAtLayer, seen: Tensor, thin: Tensor, drift: Tensor | None

@@ -40,17 +40,14 @@ class Way:
         return replace(config, **self.config), replace(calibration, **self.calibration)
 
 
-def ways_of(config: MergeConfig, calibration: Calibration, loras: int) -> list[Way]:
+def ways_of(calibration: Calibration, loras: int) -> list[Way]:
     """Return the ways that are tried: the settings as they are, and what may be better than them.
 
     Args:
-        config: The user's settings of the merge.
         calibration: The user's settings of the calibration.
         loras: Number of LoRAs that change something.
     """
     ways = [Way("these settings")]
-    if config.method != "iteris":
-        return ways
     if calibration.preserve_weight:
         for name, factor in (("less", 1 / 3), ("more", 3.0)):
             weight = factor * calibration.preserve_weight

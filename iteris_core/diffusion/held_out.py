@@ -27,7 +27,7 @@ from .calibration import (
 )
 from .lora_use import LoadedLora, LoraUse, own_names
 from .model import StableDiffusion
-from .plans import CaptionPlan, Contexts, Plan, seed_of_run
+from .plans import CaptionPlan, Contexts, Plan
 from .samples import Context, Reading
 from .stable_diffusion import runs_of, sampler_of, tokenize_all
 from .together import TogetherPlan, make_together_plans
@@ -154,8 +154,7 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
     base = CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)
-    first = seed_of_run(len(loras) + 1, 0, unseen)
-    return [*plans, *make_together_plans(loras, unseen, first), base]
+    return [*plans, *make_together_plans(loras, unseen, len(loras) + 1), base]
 
 
 def unseen_captions(

@@ -142,7 +142,7 @@ def _best(
 ) -> MergeResult:
     """Merge in several ways on the same sampling runs, and return the best on unseen samples."""
     remembering = Remembering(model)
-    ways = ways_of(settings.config, calibration, len(loras_in_use(loras)))
+    ways = ways_of(calibration, len(loras_in_use(loras)))
     best: MergeResult | None = None
     tried: list[Tried] = []
     notes = []

@@ -140,7 +140,7 @@ class CaptionPlan:
 
     def _captioned_runs(self) -> list[tuple[Run, str]]:
         return [
-            (_run(self.name, self.number, i, self.calibration), caption)
+            (run_of(self.name, self.number, i, self.calibration), caption)
             for i, caption in enumerate(self.captions)
         ]
 
@@ -211,22 +211,20 @@ class ScenePlan:
         return samples
 
     def _run(self, part: ScenePart) -> Run:
-        return _run("scenes", self.number, part.number, self.calibration)
+        return run_of("scenes", self.number, part.number, self.calibration)
 
 
 def _reading(part: ScenePart) -> Reading:
     return Reading(part.member.caption, part.scene.caption, part.member.pairing)
 
 
-def _run(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
-    """Return run `number` of a plan."""
-    steps = tuple(kept_steps(calibration, number))
-    return Run(owner, number, seed_of_run(plan, number, calibration), steps)
+def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
+    """Return run `number` of a plan.
 
-
-def seed_of_run(plan: int, number: int, calibration: Calibration) -> int:
-    """Return the seed of a plan's run, which differs from those of all other plans."""
-    return calibration.seed * 1_000_003 + plan * 1009 + number
+    Its seed differs from those of all other plans.
+    """
+    seed = calibration.seed * 1_000_003 + plan * 1009 + number
+    return Run(owner, number, seed, tuple(kept_steps(calibration, number)))
 
 
 def make_plans(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..tasks import Sample
-from .calibration import Calibration, kept_steps
+from .calibration import Calibration
 from .captions import SUBJECT_PLACES, placeholders
 from .lora_use import LoraUse
 from .model import UnetRow
-from .plans import Contexts
+from .plans import Contexts, run_of
 from .regions import layout_of, region_masks, regions_of
 from .samples import Reading
 from .sampling import Latents, Part, Run
@@ -74,14 +74,14 @@ class TogetherPlan:
         name: See `plans.Plan`.
         mix: See `plans.Plan`.
         halves: The halves.
-        seed: Seed of the pictures.
+        number: The number of all pictures of two in their check; see `plans.CaptionPlan`.
         calibration: Settings of the sampling runs.
     """
 
     name: str
     mix: Mapping[int, float]
     halves: tuple[HalfPicture, ...]
-    seed: int
+    number: int
     calibration: Calibration
     weight: float = 1.0
 
@@ -122,9 +122,7 @@ class TogetherPlan:
         return [(half, kept) for half in self.halves for kept in latents.kept[self._run(half)]]
 
     def _run(self, half: HalfPicture) -> Run:
-        number = half.meeting.number
-        steps = tuple(kept_steps(self.calibration, number))
-        return Run("together", number, self.seed + number, steps)
+        return run_of("together", self.number, half.meeting.number, self.calibration)
 
 
 def two_subject_forms(calibration: Calibration) -> list[str]:
@@ -137,7 +135,7 @@ def two_subject_forms(calibration: Calibration) -> list[str]:
 
 
 def make_together_plans(
-    loras: Sequence[LoraUse], calibration: Calibration, seed: int
+    loras: Sequence[LoraUse], calibration: Calibration, number: int
 ) -> list[TogetherPlan]:
     """Return a plan for each subject that meets another; none without two subjects, or without
     forms and things for their captions.
@@ -147,7 +145,7 @@ def make_together_plans(
     Args:
         loras: The LoRAs of the merge.
         calibration: The calibration of the check, with its own seed.
-        seed: Seed of the pictures, of which no other plan has one.
+        number: The number of the plans, which no other plan of the check has.
     """
     subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
     forms = two_subject_forms(calibration)
@@ -176,6 +174,6 @@ def make_together_plans(
             half = HalfPicture(meeting, place, form.format(**alone))
             halves.setdefault(k, []).append(half)
     return [
-        TogetherPlan(f"{loras[k].name}, together", {k: 1.0}, tuple(of_lora), seed, calibration)
+        TogetherPlan(f"{loras[k].name}, together", {k: 1.0}, tuple(of_lora), number, calibration)
         for k, of_lora in sorted(halves.items())
     ]

@@ -43,7 +43,7 @@ def test_the_best_way_on_unseen_prompts_is_kept_and_told(host):
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",))]
     result, steps = merge(host, loras, try_several=True)
     tried = result.report.tried
-    assert [way.name for way in tried] == [way.name for way in ways_of(host.EXACT, CALIBRATION, 2)]
+    assert [way.name for way in tried] == [way.name for way in ways_of(CALIBRATION, 2)]
     assert all(way.loss == loss(way.fidelity) for way in tried)
     best = min(tried, key=lambda way: way.loss)
     assert result.report.fidelity == best.fidelity
@@ -56,7 +56,7 @@ def test_the_best_way_on_unseen_prompts_is_kept_and_told(host):
 def test_each_way_is_the_merge_with_its_settings(host):
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",))]
     several, _ = merge(host, loras, try_several=True)
-    for way, tried in zip(ways_of(host.EXACT, CALIBRATION, 2), several.report.tried, strict=True):
+    for way, tried in zip(ways_of(CALIBRATION, 2), several.report.tried, strict=True):
         config, calibration = way.applied_to(host.EXACT, CALIBRATION)
         alone = merge_and_check(host, loras, calibration, MergeSettings(config))
         assert [entry.output_error for entry in tried.fidelity] == [
@@ -73,7 +73,7 @@ def test_the_recipe_is_that_of_the_way_that_was_kept(host):
 
 
 def test_one_lora_is_not_compared_with_a_stack_of_itself(host):
-    names = [way.name for way in ways_of(host.EXACT, CALIBRATION, 1)]
+    names = [way.name for way in ways_of(CALIBRATION, 1)]
     assert "stacking" not in names
     assert "no scenes" not in names
 
@@ -102,7 +102,7 @@ def test_a_way_that_fails_is_left_out_and_told(host, monkeypatch):
     result, _ = merge(host, loras, try_several=True)
     names = [way.name for way in result.report.tried]
     assert "NP-LoRA" not in names
-    assert len(names) == len(ways_of(host.EXACT, CALIBRATION, 2)) - 1
+    assert len(names) == len(ways_of(CALIBRATION, 2)) - 1
     notes = [note.text for note in result.report.notes]
     assert "could not be tried: NP-LoRA (no such subspace)" in notes
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy
 
-from iteris_core import BaselineOptions, ConfigError, LowRankDelta, Task
+from iteris_core import BaselineOptions, ConfigError, LowRankDelta
 from iteris_core.config import Engine, Method
 from iteris_core.engines.registry import ENGINES
 from iteris_core.rivals import METHODS
@@ -30,11 +30,7 @@ def net():
     """A network with cross-attention, three adapters, one of which does not change every layer, and
     a preserve task.
     """
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
-    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
-    tasks[1] = dataclasses.replace(tasks[1], weight=2.0)
-    return net, adapters, tasks
+    return toy.three_adapters()
 
 
 def merged(net, method, rank="sum", **options):

@@ -40,11 +40,7 @@ def net():
     """A network with cross-attention, three adapters, one of which does not change every layer, and
     a preserve task.
     """
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
-    tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
-    tasks[1] = dataclasses.replace(tasks[1], weight=2.0)
-    return net, adapters, tasks
+    return toy.three_adapters()
 
 
 def merged(net, method, **settings):

@@ -3,7 +3,7 @@ compare with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -178,6 +178,17 @@ def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[T
     return [
         Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)
     ]
+
+
+def three_adapters() -> tuple[Toy, list[Adapter], list[Task]]:
+    """Return a network with cross-attention, three adapters, one of which does not change every
+    layer, and their tasks of different weights with a preserve task.
+    """
+    net = build("attention")
+    adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
+    tasks = [*own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
+    tasks[1] = replace(tasks[1], weight=2.0)
+    return net, adapters, tasks
 
 
 def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
