@@ -1,77 +1,243 @@
-"""Keys of LoRA files for the modules of ComfyUI's SD1.5 model, in every spelling."""
+"""Keys of LoRA files for the modules of ComfyUI's models, in every spelling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from torch import nn
 
-from ..iteris_core.files.model_keys import ModelKeys
+from ..iteris_core.files.families import Family
+from ..iteris_core.files.model_keys import ModelKeys, layer_shapes
+from ..iteris_core.files.parts import WeightPart
 
-TEXT_PREFIX = "clip_l."
 UNET_PREFIX = "diffusion_model."
-_TRANSFORMER = f"{TEXT_PREFIX}transformer."
+# The host's name of a text encoder -> that of diffusers.
+_TOWERS = {"clip_l.transformer.": "text_encoder.", "clip_g.transformer.": "text_encoder_2."}
+
+# A part of a weight as the host has it in its tables and patches: (dimension, start, length).
+Offset = tuple[int, int, int]
+
+
+def is_text(path: str) -> bool:
+    """Whether a module or parameter is a text encoder's."""
+    return not path.startswith(UNET_PREFIX)
+
+
+@dataclass(frozen=True)
+class HostWeight:
+    """What a base of keys changes, as the host's loader has it in its table.
+
+    Args:
+        weight: Name of the weight.
+        offset: The part of it; None: all of it.
+        function: Function that the host applies to a change; None: none.
+    """
+
+    weight: str
+    offset: Offset | None = None
+    function: Callable[..., Any] | None = None
+
+    @property
+    def module(self) -> str:
+        """Path of the module that has the weight."""
+        return self.weight.removesuffix(".weight")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole weight, in the model's own order."""
+        return self.offset is None and self.function is None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is made of rows of the weight."""
+        return self.offset is None or self.offset[0] == 0
+
+    @classmethod
+    def of(cls, entry: Any) -> HostWeight:
+        """Return an entry of the host's table: a name, or (name, offset[, function])."""
+        return cls(entry) if isinstance(entry, str) else cls(*entry)
 
 
 @dataclass(frozen=True)
 class HostKeys(ModelKeys):
     """Names and sizes of a model's modules, with their names in the host's loader.
 
-    Modules that cannot be saved are in `host_keys` alone.
-
     Args:
-        host_keys: Base of a key -> name of the weight that the host's LoRA loader changes by it.
+        host_keys: Table of the host's LoRA loader: base of a key -> `HostWeight` in the host's own
+            form.
     """
 
-    host_keys: Mapping[str, str] = field(default_factory=dict)
+    host_keys: Mapping[str, Any] = field(default_factory=dict)
 
-    def bases_of(self, path: str) -> list[str]:
-        """Return every base of keys that names a module. The first is the one under which it is
-        saved.
+    def bases_of(
+        self,
+        path: str,
+        offset: Offset | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> list[str]:
+        """Return every base of keys that names a module, or a part of its weight as the host has it
+        in its patches. The first is the model's own: for a module the one under which it is saved.
         """
+        loaded_as = self._host_bases.get(HostWeight(f"{path}.weight", offset, function), [])
+        if offset is not None or function is not None:
+            return list(loaded_as)
         saved_as = self.base_of_module.get(path, path)
-        read_as = (base for base, module in self.module_of_base.items() if module == path)
-        loaded_as = (base for base, weight in self.host_keys.items() if weight == f"{path}.weight")
-        return list(dict.fromkeys([saved_as, *read_as, *loaded_as]))
+        return list(dict.fromkeys([saved_as, *self._read_as.get(path, []), *loaded_as]))
+
+    def own_base(self, base: str) -> str | None:
+        """Return the first of the bases that mean the same as this one; None if it means nothing
+        here.
+        """
+        if base in self.part_of_base:
+            return self._own_base_of_part[self.part_of_base[base]]
+        path = self.module_of_base.get(base)
+        return None if path is None else self.base_of_module[path]
+
+    @cached_property
+    def _read_as(self) -> dict[str, list[str]]:
+        bases: dict[str, list[str]] = {}
+        for base, path in self.module_of_base.items():
+            bases.setdefault(path, []).append(base)
+        return bases
+
+    @cached_property
+    def _own_base_of_part(self) -> dict[WeightPart, str]:
+        # the host's own spellings come first in the table
+        return {part: base for base, part in reversed(self.part_of_base.items())}
+
+    @cached_property
+    def _host_bases(self) -> dict[HostWeight, list[str]]:
+        bases: dict[HostWeight, list[str]] = {}
+        for base, entry in self.host_keys.items():
+            bases.setdefault(HostWeight.of(entry), []).append(base)
+        return bases
 
 
 def model_keys(
+    family: Family,
     modules: Mapping[str, nn.Module],
-    host_keys: Mapping[str, object],
+    host_keys: Mapping[str, Any],
     diffusers_names: Mapping[str, str],
+    prediction_type: str = "epsilon",
 ) -> HostKeys:
     """Return the keys of a model: in the host's spellings, and in those of PEFT and diffusers that
     it does not know.
 
     Args:
-        modules: Module path -> module, of the UNet and the text encoder.
-        host_keys: Table of the host's LoRA loader. Entries for parts of a weight are ignored.
-        diffusers_names: Name of a UNet parameter in diffusers -> its name in the host.
+        family: The family of the model.
+        modules: Module path -> module, of the diffusion model and the text encoders.
+        host_keys: Table of the host's LoRA loader: base of a key -> name of a weight, or (name,
+            (dimension, start, length) or None[, function]) for a part of it.
+        diffusers_names: Name of a UNet parameter in diffusers -> its name in the host; empty for
+            transformers, whose names are in the host's table.
+        prediction_type: See `ModelKeys`.
     """
-    whole_weights = {
+    entries = {
         base: weight
-        for base, weight in host_keys.items()
-        if isinstance(weight, str) and weight.endswith(".weight")
+        for base, weight in ((base, HostWeight.of(entry)) for base, entry in host_keys.items())
+        if weight.weight.endswith(".weight")
     }
-    bases = {base: weight.removesuffix(".weight") for base, weight in whole_weights.items()}
     of_diffusers = {
-        name.removesuffix(".weight"): UNET_PREFIX + weight.removesuffix(".weight")
+        name.removesuffix(".weight"): HostWeight(UNET_PREFIX + weight)
         for name, weight in diffusers_names.items()
         if name.endswith(".weight")
     }
-    saved_as = {path: base for base, path in bases.items() if base.startswith("lora_unet_")}
-    saved_as |= {path: "lora_unet_" + name.replace(".", "_") for name, path in of_diffusers.items()}
-    saved_as |= {path: base for base, path in bases.items() if base.startswith("lora_te_")}
-    for name, path in of_diffusers.items():
-        for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
-            bases[prefix + name] = path
-    for path in modules:
-        if path.startswith(_TRANSFORMER):
-            name = path.removeprefix(_TRANSFORMER)
-            for prefix in ("", "base_model.model.", "base_model.model.text_encoder."):
-                bases[prefix + name] = path
-    can_be_read = {
-        base: path for base, path in bases.items() if path in saved_as and path in modules
-    }
-    return HostKeys.of(modules, can_be_read, saved_as, host_keys=whole_weights)
+    spelled = dict(entries)
+    if of_diffusers:
+        for name, weight in of_diffusers.items():
+            for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
+                spelled[prefix + name] = weight
+    else:
+        for base, weight in _of_transformer(entries):
+            spelled.setdefault(base, weight)
+    of_text, ambiguous = _of_text(modules)
+    for base, path in of_text.items():
+        spelled.setdefault(base, HostWeight(f"{path}.weight"))
+    saved_as = _saved_as(family, entries, of_diffusers)
+    shapes = layer_shapes(modules)
+    module_of_base = {}
+    part_of_base = {}
+    for base, weight in spelled.items():
+        path = weight.module
+        if path not in modules or path not in saved_as:
+            continue
+        if weight.is_whole:
+            module_of_base[base] = path
+        elif path in shapes and weight.has_rows:
+            _, start, length = weight.offset or (0, 0, shapes[path][0])
+            part_of_base[base] = WeightPart(path, start, length, weight.function)
+    return HostKeys.of(
+        family,
+        modules,
+        module_of_base,
+        saved_as,
+        part_of_base=part_of_base,
+        ambiguous=ambiguous,
+        prediction_type=prediction_type,
+        host_keys=host_keys,
+    )
+
+
+def _of_transformer(entries: Mapping[str, HostWeight]) -> Iterator[tuple[str, HostWeight]]:
+    """Yield the spellings of diffusers and PEFT for what the host reads under a transformer's
+    names; those of diffusers first, since a name can be in both.
+    """
+    for own in ("transformer.", UNET_PREFIX):
+        for base, weight in entries.items():
+            if base.startswith(own):
+                name = base.removeprefix(own)
+                for prefix in (
+                    "",
+                    "transformer.",
+                    "base_model.model.",
+                    "base_model.model.transformer.",
+                ):
+                    yield prefix + name, weight
+
+
+def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
+    """Return base -> path in the spellings of diffusers and PEFT for CLIP, and the bases that do
+    not say which of two text encoders they mean.
+    """
+    paths = list(modules)
+    towers = [tower for tower in _TOWERS if any(path.startswith(tower) for path in paths)]
+    bases: dict[str, str] = {}
+    unclear = set()
+    for tower in towers:
+        called = _TOWERS[tower] if len(towers) > 1 else "text_encoder."
+        for path in paths:
+            if not path.startswith(tower):
+                continue
+            name = path.removeprefix(tower)
+            short = name.removeprefix("text_model.")  # transformers 5 has no such level
+            for prefix in (called, f"base_model.model.{called}"):
+                bases |= {prefix + name: path, prefix + short: path}
+            bare = (name, f"base_model.model.{name}", f"base_model.model.{short}")
+            if len(towers) > 1:
+                unclear.update(bare)
+            else:
+                bases |= dict.fromkeys(bare, path)
+    return bases, frozenset(unclear)
+
+
+def _saved_as(
+    family: Family,
+    entries: Mapping[str, HostWeight],
+    of_diffusers: Mapping[str, HostWeight],
+) -> dict[str, str]:
+    """Return module path -> the base of its keys in saved files."""
+    saved_as: dict[str, str] = {}
+    starts = (*family.text_bases, "text_encoders.")
+    for start in (UNET_PREFIX if family.saved_as == "comfy" else "lora_unet_", *starts):
+        for base, weight in entries.items():
+            if weight.is_whole and base.startswith(start):
+                saved_as.setdefault(weight.module, base)
+    if family.names_of_diffusers:
+        saved_as |= {
+            weight.module: "lora_unet_" + name.replace(".", "_")
+            for name, weight in of_diffusers.items()
+        }
+    return saved_as

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,10 +158,7 @@ class LorasOnModel(io.ComfyNode):
                 + ". Connect them behind a LoRA loader, or choose the files with 'LoRA to merge'"
             )
         named = set(strings_in(cls.hidden.prompt)) & set(host.lora_names())
-        files = [
-            file_of(lora, sorted(named), base.keys.module_of_base, base.keys.base_of_module)
-            for lora in loras
-        ]
+        files = [file_of(lora, sorted(named), base.keys.own_base) for lora in loras]
         names = [
             adapter_name(file) if file else f"LoRA {i} on this model"
             for i, file in enumerate(files, 1)
@@ -198,12 +195,15 @@ def carried_lora(
 
 
 def file_of(
-    lora: CarriedLora,
-    candidates: Sequence[str],
-    module_of_base: Mapping[str, str],
-    base_of_module: Mapping[str, str],
+    lora: CarriedLora, candidates: Sequence[str], own_base: Callable[[str], str | None]
 ) -> str | None:
-    """Return the file that holds the matrices of a LoRA on a model, bit by bit."""
+    """Return the file that holds the matrices of a LoRA on a model, bit by bit.
+
+    Args:
+        lora: The LoRA on the model.
+        candidates: Names of files that it may be.
+        own_base: Base of a key -> the model's own for the same; see `HostKeys`.
+    """
     from ..iteris_core.files.groups import split_key, tensors_by_key
     from ..iteris_core.files.tensors import read_tensors
 
@@ -215,9 +215,9 @@ def file_of(
         own = {}
         for key, tensor in read_tensors(path)[0].items():
             base, role = split_key(key) or ("", "")
-            module = module_of_base.get(base)
-            if module is not None:
-                own |= tensors_by_key(base_of_module[module], {role: tensor})
+            same = own_base(base)
+            if same is not None:
+                own |= tensors_by_key(same, {role: tensor})
         if all(
             key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()
         ):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core.diffusion.model import UnetRow
+from iteris_core.files.families import Family
 from iteris_core.files.model_keys import ModelKeys
 from iteris_core.network import IMAGE_STREAM, TEXT_STREAM, Network
 
@@ -186,7 +187,7 @@ class FlowStableDiffusion:
     def keys(self) -> ModelKeys:
         """Return names of the modules in files."""
         same = {path: path for path in self.modules}
-        return ModelKeys.of(self.modules, same, same)
+        return ModelKeys.of(Family("flow world"), self.modules, same, same, prediction_type="")
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)

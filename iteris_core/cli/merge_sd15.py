@@ -163,7 +163,6 @@ def merge_sd15_command(
         result = merge_and_check(model, loras, calibration, how, progress)
     recipe = json.dumps(result.report.settings)
     metadata = metadata_of_merge(output.stem, loras_in_use(loras), recipe, datetime.now())
-    metadata["modelspec.prediction_type"] = model.prediction_type
     save_lora(
         model,
         result.adapter,

@@ -114,5 +114,5 @@ def save_lora(
         tensors, content = kohya.file_of(adapter, model.keys, metadata or {}, whole=whole)
     else:
         tensors = diffusers.to_tensors(adapter, model.keys.kernels)
-        content = {**diffusers.metadata_of(adapter), **(metadata or {})}
+        content = diffusers.metadata_of(adapter, model.keys) | dict(metadata or {})
     write_tensors(tensors, path, content, overwrite=overwrite)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
+from ..files.families import FAMILIES
 from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
 from .model import UnetRow, unet_stream
@@ -83,7 +84,7 @@ class DiffusersStableDiffusion:
     @cached_property
     def keys(self) -> ModelKeys:
         """Names of the modules in files."""
-        return model_keys(self.modules)
+        return model_keys(self.modules, FAMILIES["SD1.5"], self.prediction_type)
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)

@@ -13,23 +13,28 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..errors import AdapterError
 from . import peft
+from .families import Family
 from .groups import key_of, split_key
 from .kinds import ALPHA, DOWN
 from .ldm_names import ldm_names
+from .metadata import base_metadata
 from .model_keys import ModelKeys
 from .peft_settings import scale_at
 
 UNET_PREFIX = "unet."
 TEXT_PREFIX = "text_encoder.text_model."
 _PARTS = ("unet", "text_encoder")
+_PREDICTIONS = {"v_prediction": "v"}  # what diffusers names otherwise than ModelSpec
 _SETTINGS_KEY = "lora_adapter_metadata"  # in a file's metadata: PEFT's settings of each part
 
 
-def model_keys(modules: Mapping[str, nn.Module]) -> ModelKeys:
+def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type: str) -> ModelKeys:
     """Return the keys of a model.
 
     Args:
         modules: Module path -> module. Paths begin with `UNET_PREFIX` or `TEXT_PREFIX`.
+        family: The family of the model.
+        prediction_type: What the model predicts, as diffusers names it.
     """
     original = ldm_names(
         path.removeprefix(UNET_PREFIX) for path in modules if path.startswith(UNET_PREFIX)
@@ -42,7 +47,13 @@ def model_keys(modules: Mapping[str, nn.Module]) -> ModelKeys:
         else:
             spellings = _text_spellings(path.removeprefix(TEXT_PREFIX))
         bases |= dict.fromkeys(spellings, path)
-    return ModelKeys.of(modules, bases, {path: _kohya_base(path) for path in modules})
+    return ModelKeys.of(
+        family,
+        modules,
+        bases,
+        {path: _kohya_base(path) for path in modules},
+        prediction_type=_PREDICTIONS.get(prediction_type, prediction_type),
+    )
 
 
 def _kohya_base(path: str) -> str:
@@ -152,9 +163,9 @@ def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict
     }
 
 
-def metadata_of(adapter: Adapter) -> dict[str, str]:
-    """Return the title of an adapter; where its layers have different ranks, also the settings by
-    which diffusers gives them their alphas.
+def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
+    """Return the title of an adapter and its base model; where its layers have different ranks,
+    also the settings by which diffusers gives them their alphas.
     """
     settings: dict[str, Any] = {}
     for part in _PARTS:
@@ -171,8 +182,10 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
                 f"{part}.{key}": own[key]
                 for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
             }
-    return {"modelspec.title": adapter.name} | (
-        {_SETTINGS_KEY: json.dumps(settings)} if settings else {}
+    return (
+        {"modelspec.title": adapter.name}
+        | base_metadata(keys.family, keys.prediction_type)
+        | ({_SETTINGS_KEY: json.dumps(settings)} if settings else {})
     )
 
 

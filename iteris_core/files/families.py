@@ -1,46 +1,341 @@
-"""The base model family of an adapter, detected from its keys, shapes and metadata."""
+"""Families of base models: what files say about each, and how an adapter's file shows its own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
 
 from torch import Tensor
 
 from .groups import split_key
-from .kinds import DOWN
+from .kinds import DOWN, UP
 
-# Family of base models -> a pattern that only keys of its adapters have; the first that is found
-# counts, because some Flux and SD3 files have the text encoders of SDXL.
-_FAMILIES = {
-    "Flux": r"double_blocks|single_transformer_blocks|single_blocks",
-    "SD3": r"joint_blocks",
-    "SDXL": r"^lora_te2_|^text_encoder_2\.|\d[._]transformer_blocks[._]9[._]",
-    "SD2.x": r"text_model_encoder_layers_22_",
-    "a video model": r"temporal|motion_modules",
-    "T5": r"EncDecAttention|DenseReluDense|encoder\.block\.\d+\.layer\.0\.SelfAttention",
-    "BLIP": r"text_decoder\.bert\.",
-    "BART": r"model\.decoder\.layers\.\d+\.encoder_attn",
-}
-# Width of the contexts that the cross-attention of a Stable Diffusion reads -> family.
-_CONTEXT_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}
-_READS_CONTEXTS = re.compile(r"attn2.*to_[kv]")
+Spelling = Literal["kohya", "comfy"]
 
 
-def family_of_keys(keys: Iterable[str]) -> str | None:
-    """Return the family of base models whose adapters have such keys; None if no key is
-    distinctive.
+@dataclass(frozen=True)
+class Clue:
+    """A module that only adapters of one family change.
+
+    Args:
+        base: Pattern that the base of a key has; ``^`` is the start of the base.
+        d_in: Widths of which the module's input has one; empty: any.
+        ratio: d_out / d_in of the module; 0: any.
     """
-    keys = list(keys)
+
+    base: str
+    d_in: tuple[int, ...] = ()
+    ratio: int = 0
+
+    def fits(self, d_out: int, d_in: int) -> bool:
+        return (not self.d_in or d_in in self.d_in) and (
+            not self.ratio or d_out == self.ratio * d_in
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of base models, whose adapters fit each other's models.
+
+    Fields for which no program has a value are empty, and what they mean is not written.
+
+    Args:
+        name: Name in reports and errors.
+        clues: What only its adapters have. A family that is earlier in `FAMILIES` comes first.
+        named: Pattern of its names in metadata (``ss_base_model_version``,
+            ``modelspec.architecture``) and in PEFT's settings, in lower case.
+        base_version: What is written as ``ss_base_model_version``.
+        network_module: What is written as ``ss_network_module``.
+        architecture: What is written as ``modelspec.architecture``, without ``/lora``.
+        implementation: What is written as ``modelspec.implementation``.
+        resolution: Side in pixels of the pictures that it was trained on.
+        measured_at: Side in pixels at which it is measured, if the user names none.
+        guidance: Guidance with which it is sampled, if the user names none; 1 is none.
+        saved_as: Style of its keys in saved files: that of kohya's trainers, or ``comfy``, the
+            model's own names with PEFT's endings.
+        names_of_diffusers: Whether kohya's trainers call the modules of its UNet as diffusers does.
+        text_bases: How the keys of its text encoders begin in kohya's style, best first.
+    """
+
+    name: str
+    clues: tuple[Clue, ...] = ()
+    named: str = ""
+    base_version: str = ""
+    network_module: str = ""
+    architecture: str = ""
+    implementation: str = ""
+    resolution: int = 1024
+    measured_at: int = 512
+    guidance: float = 1.0
+    saved_as: Spelling = "kohya"
+    names_of_diffusers: bool = False
+    text_bases: tuple[str, ...] = ("lora_te_",)
+
+
+_ATTENDS_TO_TEXT = r"attn2(?:[._]processor)?[._]to_[kv]$"
+_CLIP_OF_SD = r"^lora_te_text_model_.*_(?:[qkv]_proj|mlp_fc1)$"
+_BLOCKS = r"(?:^|\.|^lora_unet_{1,2}|^lycoris_)blocks[._]\d+[._]"
+_LAYERS = (
+    r"(?:^|\.|^lora_unet_|^lycoris_)layers[._]\d+[._]"
+    r"(?:attention[._](?:to_|qkv|out)|feed_forward[._]w[123]|adaLN_modulation)"
+)
+_STREAMS = r"(?<!single_)transformer_blocks[._]\d+[._](?:attn|ff|ff_context|norm1)[._]"
+
+_ROWS = (
+    Family(
+        "HunyuanVideo",
+        clues=(
+            Clue(
+                r"individual_token_refiner|(?:img|txt)_mlp[._]fc[12]$|(?:img|txt)_mod[._]linear$|"
+                r"single_blocks[._]\d+[._]modulation[._]linear$"
+            ),
+        ),
+        named=r"hunyuan[-_]?video|framepack",
+    ),
+    Family(
+        "Flux.2",
+        clues=(
+            Clue(
+                r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|"
+                r"transformer_blocks[._]\d+[._]ff(?:_context)?[._]linear_in$"
+            ),
+            Clue(r"single_blocks[._]\d+[._]linear1$", ratio=9),
+            Clue(r"double_blocks[._]\d+[._](?:img|txt)_mlp[._]0$", ratio=6),
+            Clue(
+                r"single_blocks[._]\d+[._]linear1$|double_blocks[._]\d+[._](?:img|txt)_attn[._]qkv$",
+                d_in=(4096, 6144),
+            ),
+        ),
+        named=r"flux[-_.]?2",
+        base_version="flux2",
+        network_module="networks.lora_flux_2",
+        implementation="https://github.com/black-forest-labs/flux2",
+        saved_as="comfy",
+    ),
+    Family(
+        "Chroma",
+        clues=(Clue(r"distilled_guidance_layer"),),
+        named=r"(?<!zeta_)chroma(?![-_]?radiance)",
+        base_version="chroma",
+        network_module="networks.lora_flux",
+        architecture="chroma",
+        implementation="https://huggingface.co/lodestones/Chroma",
+        guidance=4.0,
+        text_bases=("lora_te3_", "lora_te1_"),
+    ),
+    Family(
+        "AuraFlow",
+        clues=(
+            Clue(
+                r"joint_transformer_blocks|(?:double|single)_layers[._]\d+[._]|"
+                r"single_transformer_blocks[._]\d+[._]ff[._]"
+            ),
+        ),
+        named=r"aura[-_]?flow",
+        base_version="auraflow",
+        guidance=3.5,
+        text_bases=("lora_te1_",),
+    ),
+    Family(
+        "Flux.1",
+        clues=(Clue(r"double_blocks|single_transformer_blocks|single_blocks"),),
+        named=r"flux",
+        base_version="flux1",
+        network_module="networks.lora_flux",
+        architecture="flux-1-dev",
+        implementation="https://github.com/black-forest-labs/flux",
+        text_bases=("lora_te1_", "lora_te3_", "lora_te2_"),
+    ),
+    Family("HiDream", clues=(Clue(r"(?:double|single)_stream_blocks"),), named=r"hidream"),
+    Family(
+        "SD3.5",
+        clues=(Clue(r"joint_blocks"), Clue(_STREAMS, d_in=(1536, 2432))),
+        named=r"stable-diffusion-v?3|(?<![a-z])sd_?v?3|^3-(?:medium|5)",
+        base_version="sd_3",  # ai-toolkit's name; that of kohya's trainers depends on the size
+        network_module="networks.lora_sd3",
+        architecture="stable-diffusion-3",
+        implementation="diffusers",
+        guidance=4.5,
+        text_bases=("lora_te1_", "lora_te2_", "lora_te3_"),
+    ),
+    Family(
+        "Qwen-Image",
+        clues=(
+            Clue(r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"),
+            Clue(r"(?<!single_)transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]"),
+        ),
+        named=r"qwen[-_]?image",
+        base_version="qwen_image",
+        network_module="networks.lora_qwen_image",
+        architecture="Qwen-Image",
+        implementation="https://github.com/QwenLM/Qwen-Image",
+        guidance=2.5,
+        saved_as="comfy",
+    ),
+    Family(
+        "Krea 2",
+        clues=(
+            Clue(
+                r"txtfusion|text_fusion|" + _BLOCKS + r"attn[._]w[qkvo]$|"
+                r"transformer_blocks[._]\d+[._](?:attn[._]to_gate|ff[._](?:gate|up|down))$"
+            ),
+        ),
+        named=r"krea[-_ ]?2",
+        base_version="krea2",
+        network_module="networks.lora_krea2",
+        architecture="Krea-2",
+        implementation="https://github.com/krea-ai/krea-2",
+        guidance=5.5,  # Krea's own 4.5 counts from 0
+        saved_as="comfy",
+    ),
+    Family("Lumina 2", clues=(Clue(_LAYERS, d_in=(2304,)),), named=r"lumina"),
+    Family(
+        "Z-Image",
+        clues=(Clue(_LAYERS + r"|(?:noise|context)_refiner"),),
+        named=r"z[-_]?image",
+        base_version="z_image",
+        network_module="networks.lora_zimage",
+        architecture="Z-Image",
+        implementation="https://github.com/Tongyi-MAI/Z-Image",
+        saved_as="comfy",
+    ),
+    Family(
+        "Anima",
+        clues=(
+            Clue(
+                r"llm_adapter|" + _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkv]|output)_proj$|"
+                r"mlp[._]layer[12]$|adaln_modulation)"
+            ),
+        ),
+        named=r"(?:^|/)anima(?![a-z])",
+        base_version="anima",
+        network_module="networks.lora_anima",
+        architecture="anima-preview",
+        implementation="https://huggingface.co/circlestone-labs/Anima",
+        guidance=4.0,
+        saved_as="comfy",
+    ),
+    Family(
+        "Wan",
+        clues=(
+            Clue(
+                _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)$|ffn[._]|"
+                r"attn[12][._]to_)"
+            ),
+        ),
+        named=r"(?:^|/)wan(?![a-z])",
+        base_version="wan",
+        network_module="networks.lora_wan",
+        architecture="wan2.1",
+        implementation="https://github.com/Wan-Video/Wan2.1",
+        guidance=6.0,
+        saved_as="comfy",
+    ),
+    Family(
+        "LTX-Video or PixArt",
+        clues=(
+            Clue(
+                r"^(?:diffusion_model\.|transformer\.|lora_unet_|base_model\.model\.)?"
+                r"transformer_blocks[._]\d+[._]attn[12][._]"
+            ),
+        ),
+        named=r"ltx|pixart",
+    ),
+    Family(
+        "SDXL",
+        clues=(
+            Clue(r"^lora_te2_text|^text_encoder_2\.(?:text_model|encoder\.layers)"),
+            Clue(r"\d[._]transformer_blocks[._]9[._]"),
+            Clue(_ATTENDS_TO_TEXT, d_in=(2048,)),
+        ),
+        named=r"sdxl|stable-diffusion-xl|illustrious|noobai|pony",
+        base_version="sdxl_base_v1-0",
+        network_module="networks.lora",
+        architecture="stable-diffusion-xl-v1-base",
+        implementation="https://github.com/Stability-AI/generative-models",
+        measured_at=768,
+        guidance=6.0,
+        text_bases=("lora_te1_", "lora_te2_"),
+    ),
+    Family(
+        "SD2.x",
+        clues=(
+            Clue(r"^lora_te_text_model_encoder_layers_(?:1[2-9]|2\d)_"),
+            Clue(_ATTENDS_TO_TEXT, d_in=(1024,)),
+            Clue(_CLIP_OF_SD, d_in=(1024,)),
+        ),
+        named=r"(?<![a-z])sd_?v?2|stable-diffusion-v?2",
+    ),
+    Family("a video model", clues=(Clue(r"temporal|motion_modules"),)),
+    Family("T5", clues=(Clue(r"^(?:base_model\.model\.)?(?:en|de)coder\.block\.\d+\.layer\."),)),
+    Family("BLIP", clues=(Clue(r"text_decoder\.bert\."),)),
+    Family("BART", clues=(Clue(r"model\.decoder\.layers\.\d+\.encoder_attn"),)),
+    Family(
+        "SD1.5",
+        clues=(Clue(_ATTENDS_TO_TEXT, d_in=(768,)), Clue(_CLIP_OF_SD, d_in=(768,))),
+        named=r"(?<![a-z])sd_?v?1|stable-diffusion-v?1",
+        base_version="sd_v1",
+        network_module="networks.lora",
+        architecture="stable-diffusion-v1",
+        implementation="diffusers",
+        resolution=512,
+        guidance=7.0,
+        names_of_diffusers=True,
+        text_bases=("lora_te_", "lora_te1_"),
+    ),
+)
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ROWS})
+
+# Families whose models have the same modules, but for a few.
+_ALIKE = ({"Flux.1", "Chroma"},)
+
+
+def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
+    """Return the family that an adapter's keys and shapes show; None if nothing is distinctive.
+
+    Args:
+        tensors: Key -> tensor, of which only the shape is read.
+    """
+    shapes = _shapes(tensors)
+    bases = "\n".join(shapes)
+    return next(
+        (family for family in _ROWS if any(_is_seen(clue, bases, shapes) for clue in family.clues)),
+        None,
+    )
+
+
+def family_named(*names: str | None) -> Family | None:
+    """Return the family of the first name of a base model that is known."""
     return next(
         (
             family
-            for family, pattern in _FAMILIES.items()
-            if any(re.search(pattern, key) for key in keys)
+            for name in names
+            if name
+            for family in _ROWS
+            if family.named and re.search(family.named, name.lower())
         ),
         None,
     )
+
+
+def other_family(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family
+) -> Family | None:
+    """Return the family of an adapter if it can be none for models of this family; None if it can,
+    or if nothing tells.
+
+    Args:
+        tensors: Key -> tensor, of which only the shape is read.
+        metadata: Metadata of its file, which counts where the tensors do not tell.
+        family: The family of a model.
+    """
+    found = family_of(tensors) or family_named(*_names(metadata))
+    if found is None or found == family:
+        return None
+    return None if any({found.name, family.name} <= alike for alike in _ALIKE) else found
 
 
 def base_family(
@@ -55,20 +350,35 @@ def base_family(
         metadata: The metadata of the file.
         settings: PEFT's settings of the adapter; None: it is no PEFT adapter.
     """
-    family = family_of_keys(tensors) or _family_of_width(tensors)
-    named = [
-        (settings or {}).get("base_model_name_or_path"),
-        metadata.get("modelspec.architecture"),
-        metadata.get("ss_base_model_version"),
-    ]
-    name = next((name for name in named if name), None)
-    return f"{family} ({name})" if family and name else family or name or "unknown"
+    names = [(settings or {}).get("base_model_name_or_path"), *_names(metadata)]
+    name = next((name for name in names if name), None)
+    family = family_of(tensors) or family_named(*names)
+    if family is None:
+        return name or "unknown"
+    return f"{family.name} ({name})" if name else family.name
 
 
-def _family_of_width(tensors: Mapping[str, Tensor]) -> str | None:
-    widths = set()
+def _names(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
+    return metadata.get("modelspec.architecture"), metadata.get("ss_base_model_version")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Return base -> (d_out, d_in) of its factors; 0 where it has none."""
+    shapes: dict[str, tuple[int, int]] = {}
     for key, tensor in tensors.items():
-        base, role = split_key(key) or ("", "")
-        if role == DOWN and tensor.ndim > 1 and _READS_CONTEXTS.search(base):
-            widths.add(tensor.shape[1])
-    return next((family for width, family in _CONTEXT_WIDTHS.items() if width in widths), None)
+        base, role = split_key(key) or (key, "")
+        d_out, d_in = shapes.get(base, (0, 0))
+        if role == UP and tensor.ndim:
+            d_out = tensor.shape[0]
+        elif role == DOWN and tensor.ndim > 1:
+            d_in = tensor.shape[1]
+        shapes[base] = d_out, d_in
+    return shapes
+
+
+def _is_seen(clue: Clue, bases: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a clue is among the bases, which are also given one a line: one search is quick."""
+    pattern = re.compile(clue.base, re.MULTILINE)
+    if not pattern.search(bases):
+        return False
+    return any(pattern.search(base) and clue.fits(*shape) for base, shape in shapes.items())

@@ -145,7 +145,7 @@ def _deltas(name: str, groups: Mapping[str, Group]) -> tuple[dict[str, LowRankDe
             group.check_single()
             if kind_of(group.tensors).read is None:
                 continue
-            delta = delta_of(base, group.tensors, _own_shape(group.tensors))
+            delta = delta_of(group.tensors, _own_shape(group.tensors))
         except AdapterError as error:
             problems.append(f"{name}: {base!r} {error}")
             continue

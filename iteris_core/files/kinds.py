@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
+from .parts import WeightPart
 
 # Roles: what a tensor is for its module. A weight is (d_out, d_in, height, width) for convolutions.
 UP = "up"  # (d_out, rank)
@@ -33,8 +34,9 @@ VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
 
 Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
 Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kernel in d_in
-# (module path, its tensors) -> dense delta (d_out, d_in), of the kinds that have no `read`.
-DenseDelta = Callable[[str, Tensors], Tensor]
+# (weight or part of one, its tensors) -> its dense delta (d_out, d_in), of the kinds that have no
+# `read`. Rows of a part are in the order of the files.
+DenseDelta = Callable[[WeightPart, Tensors], Tensor]
 
 
 class WrongShape(AdapterError):
@@ -76,15 +78,16 @@ def kind_of(tensors: Tensors) -> AdapterKind:
 
 
 def delta_of(
-    path: str, tensors: Tensors, shape: Shape | None, dense_delta: DenseDelta | None = None
+    tensors: Tensors,
+    shape: Shape | None,
+    dense_delta: Callable[[Tensors], Tensor] | None = None,
 ) -> LowRankDelta | None:
     """Return the delta that a module's tensors describe, with alpha folded into ``up``; None if
     they describe vectors only.
 
     Args:
-        path: The module.
         tensors: Role -> tensor of the module.
-        shape: Shape of the module's weight; None: the layer cannot be merged.
+        shape: Shape of the module's weight, or of the part of it; None: the layer cannot be merged.
         dense_delta: Function that makes deltas without exact factors; None: these are refused.
 
     Raises:
@@ -107,7 +110,7 @@ def delta_of(
         raise AdapterError(
             f"is {kind.phrase}, which cannot be read here; use a plain LoRA, LoCon or LoHa"
         )
-    return low_rank(dense_delta(path, tensors), shape, kind.phrase)
+    return low_rank(dense_delta(tensors), shape, kind.phrase)
 
 
 def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
@@ -120,14 +123,15 @@ def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
         AdapterError: When called, for a kind that only ComfyUI's code applies.
     """
 
-    def made(path: str, tensors: Tensors) -> Tensor:
+    def made(part: WeightPart, tensors: Tensors) -> Tensor:
         kind = kind_of(tensors)
         if kind.read_dense is None:
             raise AdapterError(
                 f"is {kind.phrase}, which only ComfyUI's own code applies; merge it there, or use "
                 "a plain LoRA, LoCon or LoHa"
             )
-        return kind.read_dense(tensors, weight_at(path) if kind.needs_weight else None)
+        weight = weight_at(part.path)[part.rows] if kind.needs_weight else None
+        return kind.read_dense(tensors, weight)
 
     return made
 

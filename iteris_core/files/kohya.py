@@ -8,18 +8,21 @@ caller brings the model's keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, LowRankDelta
+from ..adapters import Adapter, LowRankDelta, stack
 from ..errors import AdapterError
 from ..progress import Progress, nobody
-from .families import family_of_keys
-from .groups import Group, grouped, key_of, split_key
+from .families import Family, Spelling, other_family
+from .groups import Group, grouped, key_of, peft_key_of, split_key
 from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
-from .metadata import hashes
+from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys
+from .parts import WeightPart
 
 
 def parse(
@@ -43,30 +46,42 @@ def parse(
         progress: Listener for (modules read, modules in all); may raise to cancel.
 
     Raises:
-        AdapterError: No key fits the model, tensors are missing, doubled, of unknown meaning or of
-            a wrong shape, or weights are not finite.
+        AdapterError: The file is for another family of models, no key fits the model, tensors are
+            missing, doubled, of unknown or ambiguous meaning or of a wrong shape, or weights are
+            not finite.
     """
-    groups, unmatched = grouped(tensors, keys.module_of_base.__contains__)
+    found = other_family(tensors, {}, keys.family)
+    if found is not None:
+        raise AdapterError(f"{name}: {_for_another(found, keys.family)}")
+    groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
     _check_others(name, groups, unmatched)
-    deltas: dict[str, LowRankDelta] = {}
+    _check_unambiguous(name, unmatched, keys)
+    parts: dict[str, dict[WeightPart, LowRankDelta]] = {}
     vectors: dict[str, Tensor] = {}
     for done, group in enumerate(groups.values()):
         progress(done, len(groups))
-        path = keys.module_of_base[group.base]
-        fitting, misfits = _vectors(path, group, keys.vector_sizes)
-        vectors |= fitting
+        try:
+            part, delta, of_group, misfits = _read(group, keys, dense_delta)
+        except WrongShape as error:
+            raise AdapterError(
+                f"{name}: {group.base!r} {error}. {_wrong_model(tensors, metadata, keys.family)}"
+            ) from error
+        except AdapterError as error:
+            raise AdapterError(f"{name}: {group.base!r} {error}") from error
+        vectors |= of_group
         unmatched += misfits
-        delta = _delta(name, path, group, keys, dense_delta)
         if delta is None:
             continue
-        if path in deltas:
+        of_weight = parts.setdefault(part.path, {})
+        if any(part.overlaps(other) for other in of_weight):
             raise AdapterError(
-                f"{name}: {path!r} is described twice, the second time as {group.base!r}; the file "
-                "is damaged"
+                f"{name}: {part.path!r} is described twice, the second time as {group.base!r}; the "
+                "file is damaged"
             )
-        deltas[path] = delta
-    if not deltas and not vectors:
-        raise AdapterError(f"{name}: {_no_key_fits(list(tensors))}")
+        of_weight[part] = delta
+    if not parts and not vectors:
+        raise AdapterError(f"{name}: {_no_key_fits(tensors, metadata, keys.family)}")
+    deltas = {path: _together(of_weight) for path, of_weight in parts.items()}
     return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
 
 
@@ -114,33 +129,95 @@ def _vectors(
     return fitting, misfits
 
 
-def _delta(
-    name: str, path: str, group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
-) -> LowRankDelta | None:
-    """Return one module's delta; None if there are only vectors. Errors get their place here."""
+def _read(
+    group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
+) -> tuple[WeightPart, LowRankDelta | None, dict[str, Tensor], list[str]]:
+    """Return the weight or part that a group describes, the delta of the whole weight, the
+    differences of vectors, and the keys of vectors that fit no parameter.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    group.check_single()
+    part = cast(WeightPart, keys.place_of(group.base))
+    shape = keys.shapes.get(part.path)
+    if group.base in keys.part_of_base:
+        _check_no_vectors(part, group)
+        shape = shape and (part.length, shape[1])
+    vectors, misfits = _vectors(part.path, group, keys.vector_sizes)
+    make = None if dense_delta is None else partial(dense_delta, part)
     try:
-        group.check_single()
-        return delta_of(path, group.tensors, keys.shapes.get(path), dense_delta)
+        delta = delta_of(group.tensors, shape, make)
     except WrongShape as error:
+        where = f" ({part})" if group.base in keys.part_of_base else ""
+        raise WrongShape(f"{error}{where}") from error
+    if delta is not None:
+        delta = part.in_weight(delta, keys.shapes[part.path][0])
+    return part, delta, vectors, misfits
+
+
+def _together(of_weight: Mapping[WeightPart, LowRankDelta]) -> LowRankDelta:
+    return stack(of_weight).delta if len(of_weight) > 1 else next(iter(of_weight.values()))
+
+
+def _check_no_vectors(part: WeightPart, group: Group) -> None:
+    """Refuse the difference of a bias or of a norm at a part of a weight.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    role = next((role for role in VECTORS if role in group.tensors), None)
+    if role is not None:
         raise AdapterError(
-            f"{name}: {group.base!r} {error}. The LoRA was trained for another model; use one for "
-            "SD1.5"
-        ) from error
-    except AdapterError as error:
-        raise AdapterError(f"{name}: {group.base!r} {error}") from error
+            f"also changes the bias ({group.keys[role]!r}), but it names only {part}, and ComfyUI "
+            "applies no such change to a part. Use a LoRA without biases"
+        )
 
 
-def _no_key_fits(keys: list[str]) -> str:
-    family = family_of_keys(keys)
-    guess = (
-        f"it looks like a LoRA for {family}"
-        if family
-        else "it may be for another model, or no LoRA at all"
-    )
-    example = f", such as {keys[0]!r}" if keys else ""
+def _check_unambiguous(name: str, others: Iterable[str], keys: ModelKeys) -> None:
+    """Refuse a key that may mean several modules of the model.
+
+    Raises:
+        AdapterError: There is one.
+    """
+    for key in others:
+        base, _ = split_key(key) or ("", "")
+        if base in keys.ambiguous:
+            raise AdapterError(
+                f"{name}: {key!r} does not say which text encoder of {keys.family.name} it "
+                "changes. Save the LoRA again with keys that begin with text_encoder. or "
+                "text_encoder_2."
+            )
+
+
+def _for_another(found: Family, family: Family) -> str:
     return (
-        f"none of its {len(keys)} keys{example} fits this model; {guess}. Choose a LoRA for SD1.5"
+        f"this file is for {found.name}, the model is {family.name}; choose a LoRA for "
+        f"{family.name}"
     )
+
+
+def _wrong_model(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, family: Family
+) -> str:
+    """Return the likely cause of a wrong shape, and the next step."""
+    found = other_family(tensors, metadata or {}, family)
+    if found is None:
+        return f"The LoRA was trained for another model; use one for this {family.name} model"
+    return f"The file is for {found.name}, the model is {family.name}; use one for {family.name}"
+
+
+def _no_key_fits(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, family: Family
+) -> str:
+    found = other_family(tensors, metadata or {}, family)
+    guess = (
+        _for_another(found, family)
+        if found is not None
+        else "it may be for another model, or no LoRA at all. Choose a LoRA for " + family.name
+    )
+    example = f", such as {next(iter(tensors))!r}," if tensors else ""
+    return f"none of its {len(tensors)} keys{example} fits this model; {guess}"
 
 
 def to_tensors(
@@ -149,12 +226,14 @@ def to_tensors(
     kernels: Mapping[str, tuple[int, int]] | None = None,
     *,
     whole: bool = False,
+    style: Spelling = "kohya",
 ) -> dict[str, Tensor]:
     """Return an adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
-    ``<base>.alpha`` = rank.
+    ``<base>.alpha`` = rank, or as ``<base>.lora_B.weight`` and ``<base>.lora_A.weight``.
 
     Alphas are omitted where layers have different ranks, which means the same. diffusers would give
-    differing alphas of attention layers to other modules.
+    differing alphas of attention layers to other modules. The style ``comfy`` has none, because
+    diffusers refuses them in some families.
 
     Args:
         adapter: The adapter, in the precision in which it is to be saved.
@@ -162,6 +241,7 @@ def to_tensors(
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
         whole: Whether deltas whose factors are no smaller than the weight are written as
             ``<base>.diff`` instead.
+        style: Style of the endings.
 
     Returns:
         Key -> contiguous tensor, as safetensors needs it.
@@ -178,6 +258,7 @@ def to_tensors(
             "adapter"
         )
     tensors: dict[str, Tensor] = {}
+    name_of = key_of if style == "kohya" else peft_key_of
     one_rank = len({delta.rank for delta in adapter.deltas.values()}) == 1
     for path, delta in adapter.deltas.items():
         base = base_of_module[path]
@@ -186,9 +267,9 @@ def to_tensors(
             weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
             tensors[key_of(base, DIFF)] = weight.reshape(len(weight), -1, *kernel)
             continue
-        tensors[key_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
-        tensors[key_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
-        if one_rank:
+        tensors[name_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
+        tensors[name_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
+        if one_rank and style == "kohya":
             tensors[key_of(base, ALPHA)] = torch.tensor(float(delta.rank))
     for parameter, vector in adapter.vectors.items():
         path, _, kind = parameter.rpartition(".")
@@ -216,29 +297,32 @@ def file_of(
     Raises:
         AdapterError: See `to_tensors`.
     """
-    tensors = to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole)
-    content = metadata_of(adapter, whole=whole)
+    style = keys.family.saved_as
+    tensors = to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole, style=style)
+    content = metadata_of(adapter, keys.family, whole=whole)
     if metadata is not None:
-        content |= metadata
+        content |= base_metadata(keys.family, keys.prediction_type) | dict(metadata)
         content |= hashes(tensors, content)
     return tensors, content
 
 
-def metadata_of(adapter: Adapter, *, whole: bool = False) -> dict[str, str]:
-    """Return the metadata by which other programs recognise a LoRA of SD1.5.
+def metadata_of(adapter: Adapter, family: Family, *, whole: bool = False) -> dict[str, str]:
+    """Return the metadata by which other programs recognise a LoRA.
 
     Args:
         adapter: The adapter that is saved.
+        family: The family of its base model.
         whole: Whether large deltas are written without factors; see `to_tensors`.
     """
     ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
     rank = str(max(ranks, default=0))
-    return {
-        "ss_base_model_version": "sd_v1",
-        "ss_network_module": "networks.lora",
+    metadata = {
+        "ss_base_model_version": family.base_version,
+        "ss_network_module": family.network_module,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": family.architecture and f"{family.architecture}/lora",
         "modelspec.title": adapter.name,
     }
+    return {key: value for key, value in metadata.items() if value}

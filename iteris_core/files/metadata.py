@@ -14,11 +14,28 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import Adapter
+from .families import Family
 from .tensors import storable
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
+
+
+def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
+    """Return what ModelSpec says about a base model beside its architecture.
+
+    Args:
+        family: The family of the base model.
+        prediction_type: See `ModelKeys`.
+    """
+    side = family.resolution
+    metadata = {
+        "modelspec.implementation": family.implementation,
+        "modelspec.prediction_type": prediction_type,
+        "modelspec.resolution": f"{side}x{side}",
+    }
+    return {key: value for key, value in metadata.items() if value}
 
 
 def merged_metadata(
@@ -28,7 +45,7 @@ def merged_metadata(
     when: datetime,
     thumbnail: str = "",
 ) -> dict[str, str]:
-    """Return the metadata of a merge of LoRAs for SD1.5, beside `kohya.metadata_of`.
+    """Return the metadata of a merge of LoRAs, beside that of their base model.
 
     Args:
         title: The name of the merged LoRA.
@@ -42,9 +59,6 @@ def merged_metadata(
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags) if tags else "",
         "modelspec.title": title,
-        "modelspec.implementation": "diffusers",  # what sd-scripts writes for a LoRA of SD1.x
-        "modelspec.prediction_type": "epsilon",
-        "modelspec.resolution": "512x512",
         "modelspec.date": when.isoformat(timespec="seconds"),
         "modelspec.merged_from": ", ".join(
             adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters

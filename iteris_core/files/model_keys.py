@@ -10,6 +10,8 @@ from torch import nn
 
 from ..errors import AdapterError
 from ..layers import weight_shape
+from .families import Family
+from .parts import WeightPart
 
 Keys = TypeVar("Keys", bound="ModelKeys")
 
@@ -19,23 +21,33 @@ class ModelKeys:
     """Names and sizes of one model's modules; keeps no weights alive.
 
     Args:
+        family: The family of base models to which the model belongs.
         module_of_base: Base of a key -> module path, in every spelling.
-        base_of_module: Module path -> the base of its keys in kohya's style, which every program
-            reads.
+        base_of_module: Module path -> the base of its keys in saved files, in the style of the
+            family.
         shapes: Module path -> (d_out, d_in) of the layers that can be merged.
         kernels: Module path -> (height, width) of the convolutions.
         vector_sizes: Path of a bias or of a norm's weight -> its size.
+        part_of_base: Base of a key -> the part of a fused weight that it names.
+        ambiguous: Bases that may mean several modules; files with them are refused.
+        prediction_type: What the model predicts, as ModelSpec names it (``epsilon`` or ``v``);
+            empty: a flow model, for which it has no name.
     """
 
+    family: Family
     module_of_base: Mapping[str, str]
     base_of_module: Mapping[str, str]
     shapes: Mapping[str, tuple[int, int]]
     kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     vector_sizes: Mapping[str, int] = field(default_factory=dict)
+    part_of_base: Mapping[str, WeightPart] = field(default_factory=dict)
+    ambiguous: frozenset[str] = frozenset()
+    prediction_type: str = "epsilon"
 
     @classmethod
     def of(
         cls: type[Keys],
+        family: Family,
         modules: Mapping[str, nn.Module],
         module_of_base: Mapping[str, str],
         base_of_module: Mapping[str, str],
@@ -44,12 +56,14 @@ class ModelKeys:
         """Return the keys of a model with these modules.
 
         Args:
+            family: See the class.
             modules: Module path -> module, from which the sizes are read.
             module_of_base: See the class.
             base_of_module: See the class.
-            more: Fields that a subclass adds.
+            more: More fields of the class.
         """
         return cls(
+            family=family,
             module_of_base=module_of_base,
             base_of_module=base_of_module,
             shapes=layer_shapes(modules),
@@ -57,6 +71,13 @@ class ModelKeys:
             vector_sizes=_vector_sizes(modules),
             **more,
         )
+
+    def place_of(self, base: str) -> WeightPart | None:
+        """Return the weight, or the part of one, that a base names; None if the model has none."""
+        if base in self.part_of_base:
+            return self.part_of_base[base]
+        path = self.module_of_base.get(base)
+        return None if path is None else WeightPart(path, 0, self.shapes.get(path, (0, 0))[0])
 
     def weight_shape(self, path: str) -> tuple[int, ...]:
         """Return the shape of a layer's weight tensor: four numbers for a convolution."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.kinds import PEFT_DORA, Tensors, kind_of, peft_dora
+from ...iteris_core.files.parts import WeightPart
 from ..foreign import added_by_host
-from ..keys import TEXT_PREFIX, HostKeys
+from ..keys import HostKeys, HostWeight, is_text
 
 
 @dataclass
@@ -43,30 +44,36 @@ class HostDeltas:
     def _weights(self) -> dict[str, Any]:
         return self.model.get_key_patches() | self.clip.patcher.get_key_patches()
 
-    def __call__(self, path: str, tensors: Tensors) -> Tensor:
-        """Return the delta of one weight, divided by the strength: that of an OFT depends on it.
+    def __call__(self, part: WeightPart, tensors: Tensors) -> Tensor:
+        """Return the delta of a weight or of a part of it, divided by the strength: that of an OFT
+        depends on it.
 
         Args:
-            path: The module.
+            part: The weight, or the part.
             tensors: Role -> tensor.
 
         Raises:
             AdapterError: The host cannot apply the tensors; the message quotes the host.
         """
-        strength = self.strength_clip if path.startswith(TEXT_PREFIX) else self.strength_model
+        path = part.path
+        d_out, d_in = self.keys.shapes[path]
+        strength = self.strength_clip if is_text(path) else self.strength_model
         if not strength:
-            return torch.zeros(self.keys.shapes[path])
+            return torch.zeros(part.length, d_in)
         key = f"{path}.weight"
         weight = self._effective_weight(key)
         if kind_of(tensors) is PEFT_DORA:
-            return peft_dora(tensors, weight)
+            return peft_dora(tensors, weight[part.rows])
         named = tensors_by_key(path, tensors)
+        target = HostWeight(key)
+        if not part.is_whole(d_out):
+            target = HostWeight(key, (0, part.start, part.length), part.reorder)
 
         def apply(weight: Tensor) -> Tensor | None:
             patch = comfy.lora.load_lora(named, {path: key}, log_missing=False).get(key)
-            return None if patch is None else _apply(patch, weight, key, strength)
+            return None if patch is None else _apply(patch, weight, target, strength)
 
-        return (added_by_host(path, named, weight, apply) / strength).flatten(1)
+        return (added_by_host(path, named, weight, apply) / strength).flatten(1)[part.rows]
 
     def _effective_weight(self, key: str) -> Tensor:
         """Return a weight as the base model uses it, float32 on the CPU, patches that it already
@@ -91,17 +98,24 @@ def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], T
     tensors = comfy.lora_convert.convert_lora(
         comfy.utils.load_torch_file(str(path), safe_load=True)
     )
-    patches = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
+    patches: dict[str, list[tuple[HostWeight, Any]]] = {}
+    loaded = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
+    for entry, patch in loaded.items():
+        target = HostWeight.of(entry)
+        patches.setdefault(target.weight, []).append((target, patch))
 
     def added(parameter: str, shape: Sequence[int]) -> Tensor | None:
-        return (
-            _apply(patches[parameter], torch.zeros(*shape), parameter)
-            if parameter in patches
-            else None
-        )
+        if parameter not in patches:
+            return None
+        weight = torch.zeros(*shape)
+        for target, patch in patches[parameter]:
+            weight = _apply(patch, weight, target)
+        return weight
 
     return added
 
 
-def _apply(patch: Any, weight: Tensor, key: str, strength: float = 1.0) -> Tensor:
-    return comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight, key)
+def _apply(patch: Any, weight: Tensor, target: HostWeight, strength: float = 1.0) -> Tensor:
+    return comfy.lora.calculate_weight(
+        [(strength, patch, 1.0, target.offset, target.function)], weight, target.weight
+    )

@@ -20,8 +20,9 @@ from ...iteris_core import Adapter, IterisError, Network
 from ...iteris_core.diffusion.lora_use import LoraUse
 from ...iteris_core.diffusion.model import UnetRow, unet_stream
 from ...iteris_core.files import kohya
+from ...iteris_core.files.families import FAMILIES
 from ...iteris_core.network import TEXT_STREAM
-from ..keys import TEXT_PREFIX, HostKeys, model_keys
+from ..keys import HostKeys, is_text, model_keys
 from .deltas import HostDeltas
 from .latent_cache import memory_of
 from .patches import add_adapter
@@ -50,7 +51,7 @@ class ComfyStableDiffusion:
         self.memory_required = 0.0
 
     def is_text_module(self, path: str) -> bool:
-        return path.startswith(TEXT_PREFIX)
+        return is_text(path)
 
     def tokenize(self, caption: str) -> Sequence[Any]:
         """Return a caption's pieces without emphasis, which would add rows to the batch."""
@@ -135,7 +136,10 @@ class ComfyStableDiffusion:
         keys = comfy.lora.model_lora_keys_unet(self.model.model, {})
         keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
         return model_keys(
-            modules, keys, comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config)
+            FAMILIES["SD1.5"],
+            modules,
+            keys,
+            comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config),
         )
 
     def adapter(
@@ -213,7 +217,7 @@ def _check_clip(clip: Any) -> None:
             "loader"
         )
     encoders = sorted(clip.tokenize(""))
-    if not hasattr(clip.cond_stage_model, TEXT_PREFIX.rstrip(".")) or encoders != ["l"]:
+    if not hasattr(clip.cond_stage_model, "clip_l") or encoders != ["l"]:
         raise IterisError(
             f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders "
             f"{', '.join(encoders)}; SD1.5 has CLIP-L alone. Connect the CLIP of an SD1.5 "

@@ -40,6 +40,8 @@ _DIFFERENCES = {"weight": (DIFF, W_NORM), "bias": (DIFF_B, B_NORM)}
 # Strength, patch, strength of the weight itself, part of the weight, function: as ComfyUI keeps a
 # patch.
 Patch = tuple[float, Any, float, Any, Any]
+# (module path, part of its weight, function) -> bases of keys; see `HostKeys.bases_of`.
+BasesOf = Callable[[str, Any, Any], Sequence[str]]
 
 
 @dataclass
@@ -61,7 +63,7 @@ class CarriedLora:
 def take_off(
     patches: Mapping[str, Sequence[Patch]],
     is_text: Callable[[str], bool],
-    bases_of: Callable[[str], Sequence[str]],
+    bases_of: BasesOf,
 ) -> tuple[list[CarriedLora], dict[str, list[Patch]]]:
     """Separate the LoRAs on a model from each other and from all other patches.
 
@@ -72,7 +74,8 @@ def take_off(
     Args:
         patches: Weight -> its patches in the order of their application, UNet and text encoder.
         is_text: Whether a weight is the text encoder's.
-        bases_of: Module path -> the bases of keys that mean it; the first is the model's own.
+        bases_of: Module path, and which part of its weight -> the bases of keys that mean it; the
+            first is the model's own.
 
     Returns:
         The LoRAs in the order of their application, and the patches that are none. Those stay on
@@ -86,16 +89,14 @@ def take_off(
     rest: dict[str, list[Patch]] = {}
     for weight, on_weight in patches.items():
         for i, patch in enumerate(on_weight):
-            strength, value, _, offset, function = patch
-            lora = _owner(weight, value, loras, bases_of)
+            strength, value, _, *place = patch
+            path, roles = _differences(weight)
+            bases = bases_of(path, *place)
+            lora = _owner(weight, value, loras, {key_of(b, role) for b in bases for role in roles})
             if lora is None:
                 rest.setdefault(weight, []).append(patch)
                 continue
-            if (
-                offset is not None
-                or function is not None
-                or any(later[2] != 1 for later in on_weight[i:])
-            ):
+            if not bases or any(later[2] != 1 for later in on_weight[i:]):
                 raise IterisError(
                     "a LoRA on this model was scaled or cut by another node after it was loaded "
                     f"(at {weight!r}), so it is no longer what its file says. Load LoRAs after the "
@@ -107,7 +108,7 @@ def take_off(
                     f"and {strength:g} (at {weight!r}), as block-weight loaders do; merge the file "
                     "itself with 'LoRA to merge'"
                 )
-            lora.tensors |= _tensors(weight, value, bases_of)
+            lora.tensors |= _tensors(bases[0], value, roles[0])
     return list(loras.values()), rest
 
 
@@ -143,12 +144,15 @@ def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
 
 
 def _owner(
-    weight: str,
-    value: Any,
-    loras: Mapping[int, CarriedLora],
-    bases_of: Callable[[str], Sequence[str]],
+    weight: str, value: Any, loras: Mapping[int, CarriedLora], names: set[str]
 ) -> CarriedLora | None:
     """Return the LoRA to which a patch belongs; None if it is part of no LoRA.
+
+    Args:
+        weight: The weight that is patched.
+        value: What the patch does.
+        loras: See `_marked`.
+        names: The keys under which files have a difference of this weight.
 
     Raises:
         IterisError: It may belong to several.
@@ -157,8 +161,6 @@ def _owner(
         return loras[id(value.loaded_keys)]
     if not (isinstance(value, tuple) and value[0] == "diff"):
         return None
-    path, roles = _differences(weight)
-    names = {key_of(base, role) for base in bases_of(path) for role in roles}
     owners = [lora for lora in loras.values() if not names.isdisjoint(lora.keys)]
     if len(owners) > 1:
         raise IterisError(
@@ -168,12 +170,14 @@ def _owner(
     return owners[0] if owners else None
 
 
-def _tensors(
-    weight: str, value: Any, bases_of: Callable[[str], Sequence[str]]
-) -> dict[str, Tensor]:
-    """Return a patch as tensors of a file, under the model's own keys."""
-    path, (difference, _) = _differences(weight)
-    base = bases_of(path)[0]
+def _tensors(base: str, value: Any, difference: str) -> dict[str, Tensor]:
+    """Return a patch as tensors of a file.
+
+    Args:
+        base: The base of their keys.
+        value: What the patch does.
+        difference: The role of what is added as it is.
+    """
     if isinstance(value, tuple):
         return {key_of(base, difference): value[1][0]}
     parts = zip(_ROLES[value.name], value.weights, strict=True)

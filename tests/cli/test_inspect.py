@@ -49,7 +49,7 @@ def test_a_kohya_file(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors", metadata)
     facts = inspect_adapter(tmp_path / "a.safetensors")
     assert facts.format == "kohya"
-    assert facts.base == "SD1.x (sd_v1)"
+    assert facts.base == "SD1.5 (sd_v1)"
     assert facts.kinds == {"LoRA": 3, "LoCon": 1, "LoHa": 1, "LoKr": 1}
     assert facts.targets == 6
     assert facts.modules == {"to_k": 1, "x": 1, "y": 1, "conv1": 1, "fc1": 2}

@@ -6,6 +6,7 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
+from iteris_core.files.families import FAMILIES
 from iteris_core.files.kinds import (
     ALPHA,
     ENDINGS,
@@ -24,7 +25,7 @@ BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm
 
 
 SIZES = {"linear.bias": 6, "norm.weight": 4, "norm.bias": 4}
-KEYS = ModelKeys(BASES, {}, SHAPES, vector_sizes=SIZES)
+KEYS = ModelKeys(FAMILIES["SD1.5"], BASES, {}, SHAPES, vector_sizes=SIZES)
 
 
 def parse(tensors, **options):

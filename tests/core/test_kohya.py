@@ -10,6 +10,7 @@ import torch
 
 from iteris_core import Adapter, AdapterError, LowRankDelta
 from iteris_core.files import kohya
+from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import split_key, tensors_by_key
 from iteris_core.files.model_keys import ModelKeys
 
@@ -22,7 +23,9 @@ BASES = {
     "lora_te_text_model_encoder_layers_0_q_proj": "text.q",
     "lora_unet_conv_in": "unet.conv_in",
 }
-KEYS = ModelKeys(BASES, {}, {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)})
+KEYS = ModelKeys(
+    FAMILIES["SD1.5"], BASES, {}, {"unet.q": (6, 4), "unet.proj": (5, 4), "text.q": (3, 3)}
+)
 UNET = "lora_unet_down_blocks_0_attn1_to_q"
 PROJ = "lora_unet_down_blocks_0_proj_in"
 TEXT = "lora_te_text_model_encoder_layers_0_q_proj"
@@ -281,16 +284,18 @@ def test_metadata_tells_other_programs_what_it_is():
             "y": LowRankDelta(torch.ones(2, 5), torch.ones(5, 2)),
         },
     )
-    metadata = kohya.metadata_of(adapter)
+    metadata = kohya.metadata_of(adapter, FAMILIES["SD1.5"])
     assert (
         metadata["ss_network_dim"],
         metadata["ss_network_alpha"],
         metadata["modelspec.title"],
     ) == ("5", "5", "merged")
     assert all(isinstance(value, str) for value in metadata.values())
-    assert kohya.metadata_of(replace(adapter, deltas={}))["ss_network_dim"] == "0"
     assert (
-        kohya.metadata_of(adapter, whole=True)["ss_network_dim"] == "0"
+        kohya.metadata_of(replace(adapter, deltas={}), FAMILIES["SD1.5"])["ss_network_dim"] == "0"
+    )
+    assert (
+        kohya.metadata_of(adapter, FAMILIES["SD1.5"], whole=True)["ss_network_dim"] == "0"
     )  # both are larger than their weights
 
 

@@ -149,7 +149,7 @@ def test_a_header_tells_rank_and_base_without_the_tensors(tmp_path):
         {"modelspec.trigger_phrase": "sks", "ss_base_model_version": "sd_v1"},
     )
     header = lora_header(tmp_path / "a.safetensors")
-    assert (header.rank, header.base, header.triggers.triggers) == (6, "SD1.x (sd_v1)", ("sks",))
+    assert (header.rank, header.base, header.triggers.triggers) == (6, "SD1.5 (sd_v1)", ("sks",))
     (tmp_path / "b.safetensors").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     with pytest.raises(AdapterError, match="pickle"):
         lora_header(tmp_path / "b.safetensors")

@@ -46,7 +46,7 @@ def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
         "name": "tags.safetensors",
         "trigger_words": ["ohwx", "outdoors"],
         "rank": 8,
-        "base": "SD1.x (sd_v1)",
+        "base": "SD1.5 (sd_v1)",
         "error": None,
         "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
     }

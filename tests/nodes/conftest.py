@@ -5,6 +5,8 @@ from iteris_pack.nodes import host
 from iteris_pack.nodes.keys import model_keys
 from torch import nn
 
+from iteris_core.files.families import FAMILIES
+
 
 @pytest.fixture
 def replace_host(monkeypatch):
@@ -40,5 +42,8 @@ def keys():
         "fused": ("diffusion_model.mid.q.weight", (0, 0, 3)),
     }
     return model_keys(
-        modules, host_keys, {"mid_block.q.weight": "mid.q.weight", "mid_block.q.bias": "mid.q.bias"}
+        FAMILIES["SD1.5"],
+        modules,
+        host_keys,
+        {"mid_block.q.weight": "mid.q.weight", "mid_block.q.bias": "mid.q.bias"},
     )
