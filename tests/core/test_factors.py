@@ -19,6 +19,7 @@ from iteris_core.files.kinds import (
     peft_dora,
 )
 from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.parts import WeightPart
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}
@@ -107,9 +108,9 @@ def test_kinds_of_the_host_get_their_delta_from_it():
     }
     asked = []
     delta = parse(
-        tensors, dense_delta=lambda path, group: asked.append((path, sorted(group))) or weight
+        tensors, dense_delta=lambda part, group: asked.append((part, sorted(group))) or weight
     ).deltas["linear"]
-    assert asked == [("linear", ["lokr_w1", "lokr_w2"])]
+    assert asked == [(WeightPart("linear", 0, 6), ["lokr_w1", "lokr_w2"])]
     torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)
     with pytest.raises(
         AdapterError, match="'lora_unet_linear' is a LoKr, which cannot be read here"
@@ -180,14 +181,14 @@ def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
         "lora_unet_linear.alpha": torch.ones(1),
     }
 
-    def fail(path, tensors):
+    def fail(part, tensors):
         raise AdapterError("cannot be applied")
 
     for make, message in (
         (fail, "cannot be applied"),
         (
-            lambda path, tensors: torch.ones(5, 6),
-            r"has a LoKr of \(5, 6\), but .* use one for SD1.5",
+            lambda part, tensors: torch.ones(5, 6),
+            r"has a LoKr of \(5, 6\), but .* use one for this SD1.5 model",
         ),
         (own_dense_delta({}.__getitem__), "has no lokr_w2_a and no lokr_w2_b factor"),
     ):

@@ -422,7 +422,7 @@ BAD_FILES = {
         lambda good: save(
             {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)}
         ),
-        "looks like a LoRA for SDXL",
+        "this file is for SDXL, the model is SD1.5",
     ),
     "alien": (lambda good: save({"something.weight": torch.zeros(2, 2)}), "none of its 1 keys"),
     "shapes": (

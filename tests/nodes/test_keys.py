@@ -1,12 +1,17 @@
-"""How a model's modules are called in files."""
+"""How modules of ComfyUI's models are called in files."""
 
 import pytest
 import torch
+from iteris_pack.nodes.keys import is_text, model_keys
+from torch import nn
 
+from iteris_core import AdapterError
 from iteris_core.files import kohya
+from iteris_core.files.families import FAMILIES
+from iteris_core.files.parts import WeightPart
 
 
-def test_only_modules_that_can_be_saved_are_read(keys):
+def test_a_module_is_read_in_every_spelling_and_saved_in_one(keys):
     assert (
         keys.base_of_module["diffusion_model.mid.q"] == "lora_unet_mid_block_q"
     )  # the name that every program knows
@@ -14,46 +19,185 @@ def test_only_modules_that_can_be_saved_are_read(keys):
         "diffusion_model.mid.q",
         "diffusion_model.mid.conv",
         "clip_l.transformer.text_model.q",
+        "clip_l.transformer.text_projection",
     }
     assert keys.module_of_base["base_model.model.unet.mid_block.q"] == "diffusion_model.mid.q"
-    assert (
-        keys.module_of_base["base_model.model.text_encoder.text_model.q"]
-        == "clip_l.transformer.text_model.q"
-    )
-    assert set(keys.host_keys) == {
-        "lora_unet_mid_q",
-        "lora_unet_mid_conv",
-        "lora_te_text_model_q",
-        "lora_te1_text_projection",
-    }
+    for base in ("base_model.model.text_encoder.text_model.q", "text_encoder.q", "text_model.q"):
+        assert keys.module_of_base[base] == "clip_l.transformer.text_model.q"
     assert keys.bases_of("diffusion_model.mid.q")[:2] == [
         "lora_unet_mid_block_q",
         "lora_unet_mid_q",
     ]
-    assert keys.bases_of("clip_l.transformer.text_projection") == [
-        "clip_l.transformer.text_projection",
-        "lora_te1_text_projection",
-    ]  # cannot be saved, but the host reads it
+    assert keys.base_of_module["clip_l.transformer.text_projection"] == "lora_te1_text_projection"
     assert keys.weight_shape("diffusion_model.mid.q") == (6, 4)
     assert keys.weight_shape("diffusion_model.mid.conv") == (3, 2, 3, 1)
+    assert not keys.ambiguous
+
+
+def test_keys_of_modules_that_the_host_does_not_know_are_unmatched(keys):
+    tensors = {
+        "lora_te_text_model_q.lora_up.weight": torch.ones(3, 1),
+        "lora_te_text_model_q.lora_down.weight": torch.ones(1, 3),
+        "text_model.norm.w_norm": torch.ones(3),
+    }
+    adapter = kohya.parse("file", tensors, keys)
+    assert adapter.unmatched == ("text_model.norm.w_norm",)
+    assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3
+
+
+def test_a_part_has_bases_of_its_own(keys):
+    assert keys.part_of_base == {"fused": WeightPart("diffusion_model.mid.q", 0, 3)}
+    assert keys.bases_of("diffusion_model.mid.q", (0, 0, 3)) == ["fused"]
+    assert keys.bases_of("diffusion_model.mid.q", (0, 1, 3)) == []
+    assert keys.own_base("fused") == "fused"
+    assert keys.own_base("unet.mid_block.q") == "lora_unet_mid_block_q"
+    assert keys.own_base("elsewhere") is None
+
+
+def swap_scale_shift(rows):
+    return rows.flip(0)
+
+
+DIT = {
+    "diffusion_model.blocks.0.qkv": nn.Linear(4, 12),
+    "diffusion_model.out": nn.Linear(4, 8),
+    "clip_l.transformer.text_model.q": nn.Linear(3, 3),
+    "t5xxl.transformer.encoder.block.0.q": nn.Linear(3, 3),
+}
+DIT_TABLE = {
+    "text_encoders.clip_l.transformer.text_model.q": "clip_l.transformer.text_model.q.weight",
+    "text_encoders.t5xxl.transformer.encoder.block.0.q": "t5xxl.transformer.encoder.block.0.q.weight",
+    "lora_te_text_model_q": "clip_l.transformer.text_model.q.weight",
+    "lora_te1_text_model_q": "clip_l.transformer.text_model.q.weight",
+    "text_encoder.text_model.q": "clip_l.transformer.text_model.q.weight",
+    "lora_te2_encoder_block_0_q": "t5xxl.transformer.encoder.block.0.q.weight",
+    "lora_te3_encoder_block_0_q": "t5xxl.transformer.encoder.block.0.q.weight",
+    "lora_unet_blocks_0_qkv": "diffusion_model.blocks.0.qkv.weight",
+    "diffusion_model.blocks.0.qkv": "diffusion_model.blocks.0.qkv.weight",
+    "lora_unet_out": "diffusion_model.out.weight",
+    "diffusion_model.out": "diffusion_model.out.weight",
+    "transformer.layers.0.to_q": ("diffusion_model.blocks.0.qkv.weight", (0, 0, 4)),
+    "transformer.layers.0.to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
+    "lycoris_layers_0_to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
+    "transformer.norm_out": ("diffusion_model.out.weight", None, swap_scale_shift),
+    "transformer.columns": ("diffusion_model.out.weight", (1, 0, 2)),
+    "transformer.bias": ("diffusion_model.out.bias", None, swap_scale_shift),
+}
+
+
+def dit_keys(name):
+    return model_keys(FAMILIES[name], DIT, DIT_TABLE, {}, "")
+
+
+def test_parts_of_a_transformers_weights():
+    keys = dit_keys("Flux.1")
+    to_k = WeightPart("diffusion_model.blocks.0.qkv", 4, 4)
+    for base in (
+        "transformer.layers.0.to_k",
+        "lycoris_layers_0_to_k",
+        "layers.0.to_k",
+        "base_model.model.layers.0.to_k",
+        "base_model.model.transformer.layers.0.to_k",
+    ):
+        assert keys.part_of_base[base] == to_k
+        assert keys.own_base(base) == "transformer.layers.0.to_k"
+    assert keys.part_of_base["norm_out"] == WeightPart(
+        "diffusion_model.out", 0, 8, swap_scale_shift
+    )
+    assert keys.bases_of("diffusion_model.out", None, swap_scale_shift) == ["transformer.norm_out"]
+    assert keys.bases_of("diffusion_model.blocks.0.qkv", (0, 4, 4), None)[0] == (
+        "transformer.layers.0.to_k"
+    )
+    assert keys.module_of_base["base_model.model.blocks.0.qkv"] == "diffusion_model.blocks.0.qkv"
+    assert not {"transformer.columns", "transformer.bias"} & {
+        *keys.part_of_base,
+        *keys.module_of_base,
+    }
+    assert keys.host_keys == DIT_TABLE and keys.prediction_type == ""
+
+
+def test_the_function_of_the_host_reaches_the_delta():
+    up = torch.randn(8, 2)
+    down = torch.randn(2, 4)
+    tensors = {"transformer.norm_out.lora_A.weight": down, "transformer.norm_out.lora_B.weight": up}
+    delta = kohya.parse("file", tensors, dit_keys("Flux.1")).deltas["diffusion_model.out"]
+    assert torch.equal(delta.dense(), (up @ down).flip(0))
 
 
 @pytest.mark.parametrize(
-    "odd",
+    ("family", "saved_as"),
     [
-        {
-            "text_projection.lora_A.weight": torch.ones(3, 3),
-            "text_projection.lora_B.weight": torch.ones(3, 3),
-        },
-        {"text_model.norm.w_norm": torch.ones(3)},
+        (
+            "Flux.1",
+            ["lora_unet_blocks_0_qkv", "lora_te1_text_model_q", "lora_te3_encoder_block_0_q"],
+        ),
+        (
+            "Z-Image",
+            [
+                "diffusion_model.blocks.0.qkv",
+                "lora_te_text_model_q",
+                "text_encoders.t5xxl.transformer.encoder.block.0.q",
+            ],
+        ),
     ],
-    ids=["projection", "norm"],
 )
-def test_keys_of_modules_that_cannot_be_saved_are_unmatched(keys, odd):
-    good = {
-        "lora_te_text_model_q.lora_up.weight": torch.ones(3, 1),
-        "lora_te_text_model_q.lora_down.weight": torch.ones(1, 3),
+def test_saved_names_are_those_of_the_family(family, saved_as):
+    bases = dit_keys(family).base_of_module
+    paths = [path for path in DIT if path != "diffusion_model.out"]
+    assert [bases[path] for path in paths] == saved_as
+
+
+def test_everything_but_the_diffusion_model_is_text():
+    assert [is_text(path) for path in DIT] == [False, False, True, True]
+
+
+@pytest.fixture
+def xl_keys():
+    """Return the keys of two text encoders and a UNet with one layer."""
+    modules = {
+        f"clip_{tower}.transformer.text_model.encoder.layers.0.{name}": nn.Linear(3, 3)
+        for tower in "lg"
+        for name in ("q", "k")
+    } | {"diffusion_model.middle_block.1.q": nn.Linear(4, 6)}
+    table = {f"text_encoders.{path}": f"{path}.weight" for path in modules if is_text(path)}
+    for tower, number in (("clip_l", "1"), ("clip_g", "2")):
+        for name in ("q", "k"):
+            table[f"lora_te{number}_text_model_encoder_layers_0_{name}"] = (
+                f"{tower}.transformer.text_model.encoder.layers.0.{name}.weight"
+            )
+    table["lora_unet_middle_block_1_q"] = "diffusion_model.middle_block.1.q.weight"
+    table["lora_unet_mid_block_q"] = "diffusion_model.middle_block.1.q.weight"
+    names = {"mid_block.q.weight": "middle_block.1.q.weight"}
+    return model_keys(FAMILIES["SDXL"], modules, table, names, "v")
+
+
+def test_two_text_encoders(xl_keys):
+    for start in (
+        "text_encoder_2.",
+        "text_encoder_2.text_model.",
+        "base_model.model.text_encoder_2.",
+    ):
+        path = xl_keys.module_of_base[start + "encoder.layers.0.q"]
+        assert path == "clip_g.transformer.text_model.encoder.layers.0.q"
+    path = xl_keys.module_of_base["text_encoder.encoder.layers.0.k"]
+    assert path == "clip_l.transformer.text_model.encoder.layers.0.k"
+    assert xl_keys.base_of_module[path] == "lora_te1_text_model_encoder_layers_0_k"
+    # SDXL's trainers use the names of its own code
+    of_unet = xl_keys.base_of_module["diffusion_model.middle_block.1.q"]
+    assert of_unet == "lora_unet_middle_block_1_q"
+    assert xl_keys.prediction_type == "v"
+
+
+@pytest.mark.parametrize(
+    "start", ["text_model.", "base_model.model.text_model.", "base_model.model."]
+)
+def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
+    base = f"{start}encoder.layers.0.q"
+    tensors = {f"{base}.lora_A.weight": torch.ones(1, 3), f"{base}.lora_B.weight": torch.ones(3, 1)}
+    good = "lora_te2_text_model_encoder_layers_0_k"
+    tensors |= {
+        f"{good}.lora_down.weight": torch.ones(1, 3),
+        f"{good}.lora_up.weight": torch.ones(3, 1),
     }
-    adapter = kohya.parse("file", good | odd, keys)
-    assert adapter.unmatched == tuple(odd)
-    assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3
+    with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
+        kohya.parse("file", tensors, xl_keys)

@@ -1,0 +1,214 @@
+"""Which family of base models an adapter is for, told by its keys, shapes and metadata."""
+
+import pytest
+import torch
+
+from iteris_core.files.families import FAMILIES, base_family, family_named, family_of, other_family
+
+
+def tensors(*bases, d_out=8, d_in=8):
+    """Return factors at these bases, without content."""
+    made = {}
+    for base in bases:
+        made[f"{base}.lora_down.weight"] = torch.empty(4, d_in, device="meta")
+        made[f"{base}.lora_up.weight"] = torch.empty(d_out, 4, device="meta")
+    return made
+
+
+# name of the family -> bases as trainers write them, each of which tells it by itself
+BASES = {
+    "SDXL": [
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj",
+        "text_encoder_2.encoder.layers.0.self_attn.q_proj",
+        "lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q",
+        "unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q",
+    ],
+    "SD2.x": ["lora_te_text_model_encoder_layers_22_mlp_fc1"],
+    "Flux.1": [
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        "lora_unet_single_blocks_37_linear1",
+        "diffusion_model.double_blocks.0.img_mod.lin",
+        "transformer.single_transformer_blocks.0.attn.to_q",
+        "lora_transformer_single_transformer_blocks_9_proj_mlp",
+    ],
+    "Flux.2": [
+        "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+        "diffusion_model.double_stream_modulation_img.lin",
+        "transformer.transformer_blocks.3.ff.linear_in",
+    ],
+    "Chroma": ["lora_unet_distilled_guidance_layer_layers_0_in_layer"],
+    "SD3.5": ["lora_unet_joint_blocks_0_x_block_attn_qkv"],
+    "Z-Image": [
+        "diffusion_model.layers.0.attention.to_q",
+        "lora_unet_layers_3_feed_forward_w1",
+        "transformer.layers.29.attention.to_out.0",
+        "diffusion_model.noise_refiner.0.attention.to_k",
+        "layers.0.adaLN_modulation.0",
+    ],
+    "Qwen-Image": [
+        "transformer.transformer_blocks.0.img_mlp.net.0.proj",
+        "lora_unet_transformer_blocks_59_attn_to_q",
+        "diffusion_model.transformer_blocks.7.txt_mod.1",
+    ],
+    "Anima": [
+        "diffusion_model.blocks.0.self_attn.q_proj",
+        "lora_unet_blocks_0_cross_attn_output_proj",
+        "lora_unet_llm_adapter_blocks_0_self_attn_q_proj",
+    ],
+    "Krea 2": [
+        "diffusion_model.blocks.0.attn.wq",
+        "transformer.transformer_blocks.0.attn.to_gate",
+        "transformer.text_fusion.refiner_blocks.0.attn.to_q",
+    ],
+    "AuraFlow": [
+        "transformer.joint_transformer_blocks.0.attn.to_q",
+        "transformer.single_transformer_blocks.4.ff.linear_1",
+        "lora_unet_double_layers_0_attn_w1q",
+    ],
+    "Wan": [
+        "lora_unet_blocks_0_self_attn_q",
+        "lora_unet__blocks_0_cross_attn_k",
+        "diffusion_model.blocks.0.ffn.0",
+        "transformer.blocks.0.attn1.to_q",
+    ],
+    "HunyuanVideo": [
+        "lora_unet_double_blocks_0_img_mlp_fc1",
+        "lora_unet_single_blocks_0_modulation_linear",
+    ],
+    "LTX-Video or PixArt": ["diffusion_model.transformer_blocks.0.attn1.to_q"],
+    "HiDream": ["diffusion_model.double_stream_blocks.0.block.attn1.to_q"],
+    "a video model": [
+        "lora_unet_temporal_transformer_blocks_0",
+        "unet.down_blocks.0.motion_modules.0",
+    ],
+    "T5": ["base_model.model.encoder.block.0.layer.0.SelfAttention.q"],
+    "BLIP": ["base_model.model.text_decoder.bert.encoder.layer.0.attention.self.query"],
+    "BART": ["base_model.model.model.decoder.layers.0.encoder_attn.q_proj"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [(name, base) for name, bases in BASES.items() for base in bases]
+)
+def test_a_key_tells_the_family(name, base):
+    assert family_of(tensors(base)) is FAMILIES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "d_out", "d_in"),
+    [
+        ("SD1.5", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 320, 768),
+        (
+            "SD2.x",
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v",
+            320,
+            1024,
+        ),
+        ("SDXL", "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 640, 2048),
+        ("SD1.5", "lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768, 768),
+        ("SD2.x", "lora_te_text_model_encoder_layers_0_mlp_fc1", 4096, 1024),
+        ("Flux.1", "lora_unet_single_blocks_0_linear1", 21504, 3072),
+        ("Flux.2", "lora_unet_single_blocks_0_linear1", 27648, 3072),
+        ("Flux.2", "diffusion_model.double_blocks.0.img_mlp.0", 18432, 3072),
+        ("Flux.2", "diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
+        ("SD3.5", "transformer.transformer_blocks.0.attn.to_q", 2432, 2432),
+        (None, "transformer.transformer_blocks.0.attn.to_q", 3072, 3072),  # Flux.1 or Qwen-Image
+        ("Lumina 2", "lora_unet_layers_0_attention_qkv", 3840, 2304),
+        ("Z-Image", "lora_unet_layers_0_attention_qkv", 11520, 3840),
+        (None, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 320, 320),
+        (None, "text_encoder.text_model.encoder.layers.0.mlp.fc1", 3072, 768),  # in many families
+    ],
+)
+def test_a_shape_tells_the_family(name, base, d_out, d_in):
+    assert family_of(tensors(base, d_out=d_out, d_in=d_in)) is (name and FAMILIES[name])
+
+
+def test_a_text_encoder_of_another_family_does_not_hide_the_transformer():
+    both = tensors("lora_te2_text_model_encoder_layers_0_mlp_fc1", "lora_unet_joint_blocks_3_x")
+    assert family_of(both) is FAMILIES["SD3.5"]
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("sd_v1", "SD1.5"),
+        ("sd_1.5", "SD1.5"),
+        ("stable-diffusion-v1/lora", "SD1.5"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD1.5"),
+        ("sd_v2_v", "SD2.x"),
+        ("sdxl_base_v1-0", "SDXL"),
+        ("sdxl_1.0", "SDXL"),
+        ("stable-diffusion-xl-v1-base/lora", "SDXL"),
+        ("flux1", "Flux.1"),
+        ("flux.1_kontext", "Flux.1"),
+        ("flux-1-dev/lora", "Flux.1"),
+        ("black-forest-labs/FLUX.1-Krea-dev", "Flux.1"),
+        ("flux_2_klein_4b", "Flux.2"),
+        ("Flux.2-dev/lora", "Flux.2"),
+        ("chroma", "Chroma"),
+        ("stable-diffusion-3-5-large/lora", "SD3.5"),
+        ("sd_3", "SD3.5"),
+        ("3-5-medium", "SD3.5"),
+        ("lumina2", "Lumina 2"),
+        ("z_image", "Z-Image"),
+        ("zimage", "Z-Image"),
+        ("Tongyi-MAI/Z-Image-Turbo", "Z-Image"),
+        ("qwen_image_edit", "Qwen-Image"),
+        ("anima-preview/lora", "Anima"),
+        ("krea2", "Krea 2"),
+        ("auraflow", "AuraFlow"),
+        ("wan_2.2_14b", "Wan"),
+        ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan"),
+        ("hunyuan_video", "HunyuanVideo"),
+        ("ssd", None),
+        ("animatediff", None),
+        ("chroma_radiance", None),
+    ],
+)
+def test_names_of_base_models_in_files(said, name):
+    assert family_named(None, "", said) is (name and FAMILIES[name])
+
+
+def test_what_is_written_is_recognised():
+    for family in FAMILIES.values():
+        for written in filter(None, (family.base_version, family.architecture)):
+            assert family_named(written) is family, written
+
+
+def test_keys_count_more_than_what_the_file_says():
+    keys = tensors("lora_te2_text_model_encoder_layers_0_mlp_fc1")
+    metadata = {"ss_base_model_version": "sd_v1"}
+    assert base_family(keys, metadata) == "SDXL (sd_v1)"
+    assert base_family({}, metadata) == "SD1.5 (sd_v1)"
+    assert base_family({}, {"ss_base_model_version": "own"}) == "own"
+    assert base_family({}, {}) == "unknown"
+    assert other_family(keys, metadata, FAMILIES["SD1.5"]) is FAMILIES["SDXL"]
+    assert other_family(keys, metadata, FAMILIES["SDXL"]) is None
+    assert other_family({}, metadata, FAMILIES["SDXL"]) is FAMILIES["SD1.5"]
+    assert other_family({}, {}, FAMILIES["SDXL"]) is None
+
+
+def test_a_lora_of_flux_may_be_used_on_chroma():
+    flux = tensors("lora_unet_double_blocks_0_img_attn_qkv")
+    assert other_family(flux, {}, FAMILIES["Chroma"]) is None
+    assert other_family(flux, {}, FAMILIES["SDXL"]) is FAMILIES["Flux.1"]
+
+
+def test_a_family_that_can_be_merged_says_what_its_files_need():
+    named = [
+        "SD1.5",
+        "SDXL",
+        "Flux.1",
+        "Flux.2",
+        "Chroma",
+        "SD3.5",
+        "Z-Image",
+        "Qwen-Image",
+        "Anima",
+        "AuraFlow",
+        "Wan",
+    ]
+    for family in map(FAMILIES.__getitem__, [*named, "Krea 2"]):
+        assert family.base_version and family.guidance >= 1, family.name
+        assert family.measured_at <= family.resolution, family.name
