@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,8 @@ from ..iteris_core.files.parts import WeightPart
 UNET_PREFIX = "diffusion_model."
 # The host's name of a text encoder -> that of diffusers.
 _TOWERS = {"clip_l.transformer.": "text_encoder.", "clip_g.transformer.": "text_encoder_2."}
+
+_KOHYA_TEXT = re.compile(r"lora_te\d*_")
 
 # A part of a weight as the host has it in its tables and patches: (dimension, start, length).
 Offset = tuple[int, int, int]
@@ -162,7 +165,8 @@ def model_keys(
     part_of_base = {}
     for base, weight in spelled.items():
         path = weight.module
-        if path not in modules or path not in saved_as:
+        of_others = _KOHYA_TEXT.match(base) and not base.startswith(family.text_bases)
+        if path not in modules or path not in saved_as or of_others:
             continue
         if weight.is_whole:
             module_of_base[base] = path

@@ -31,8 +31,9 @@ class Clue:
     ratio: int = 0
 
     def fits(self, d_out: int, d_in: int) -> bool:
+        """Whether a module of this shape may be the one; 0 is unknown."""
         return (not self.d_in or d_in in self.d_in) and (
-            not self.ratio or d_out == self.ratio * d_in
+            not self.ratio or (d_in > 0 and d_out == self.ratio * d_in)
         )
 
 
@@ -57,7 +58,8 @@ class Family:
         saved_as: Style of its keys in saved files: that of kohya's trainers, or ``comfy``, the
             model's own names with PEFT's endings.
         names_of_diffusers: Whether kohya's trainers call the modules of its UNet as diffusers does.
-        text_bases: How the keys of its text encoders begin in kohya's style, best first.
+        text_bases: How the keys of its text encoders begin in kohya's style, best first. Others of
+            that style mean the text encoders of other families.
     """
 
     name: str
@@ -200,7 +202,7 @@ _ROWS = (
         network_module="networks.lora_zimage",
         architecture="Z-Image",
         implementation="https://github.com/Tongyi-MAI/Z-Image",
-        saved_as="comfy",
+        # diffusers takes fused weights apart only in kohya's style
     ),
     Family(
         "Anima",
@@ -239,7 +241,7 @@ _ROWS = (
         clues=(
             Clue(
                 r"^(?:diffusion_model\.|transformer\.|lora_unet_|base_model\.model\.)?"
-                r"transformer_blocks[._]\d+[._]attn[12][._]"
+                r"transformer_blocks[._]\d+[._]attn1[._]"
             ),
         ),
         named=r"ltx|pixart",
@@ -247,7 +249,7 @@ _ROWS = (
     Family(
         "SDXL",
         clues=(
-            Clue(r"^lora_te2_text|^text_encoder_2\.(?:text_model|encoder\.layers)"),
+            Clue(r"^lora_te2_(?!encoder_block)|^text_encoder_2\.(?:text_model|encoder\.layers)"),
             Clue(r"\d[._]transformer_blocks[._]9[._]"),
             Clue(_ATTENDS_TO_TEXT, d_in=(2048,)),
         ),

@@ -50,10 +50,11 @@ def parse(
             missing, doubled, of unknown or ambiguous meaning or of a wrong shape, or weights are
             not finite.
     """
-    found = other_family(tensors, {}, keys.family)
+    groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
+    # a file of another family can fit in part, such as SD1.5's text encoder in SDXL
+    found = other_family(tensors, {}, keys.family) if unmatched else None
     if found is not None:
         raise AdapterError(f"{name}: {_for_another(found, keys.family)}")
-    groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
     _check_others(name, groups, unmatched)
     _check_unambiguous(name, unmatched, keys)
     parts: dict[str, dict[WeightPart, LowRankDelta]] = {}

@@ -299,7 +299,118 @@ def test_metadata_tells_other_programs_what_it_is():
     )  # both are larger than their weights
 
 
+def test_a_file_says_what_it_always_said_of_sd15():
+    keys = replace(KEYS, base_of_module={"unet.q": UNET})
+    adapter = Adapter("merged", {"unet.q": LowRankDelta(torch.ones(6, 2), torch.ones(2, 4))})
+    plain = {
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+        "ss_network_alpha": "2",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.title": "merged",
+    }
+    assert kohya.file_of(adapter, keys)[1] == plain
+    _, said = kohya.file_of(adapter, keys, {"own": "x"})
+    hashes = {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
+    assert {key: value for key, value in said.items() if key not in hashes} == plain | {
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.resolution": "512x512",
+        "own": "x",
+    }
+    assert hashes < set(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "predicts", "said"),
+    [
+        (
+            "SDXL",
+            "v",
+            {
+                "ss_base_model_version": "sdxl_base_v1-0",
+                "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+                "modelspec.prediction_type": "v",
+                "modelspec.resolution": "1024x1024",
+            },
+        ),
+        (
+            "Flux.1",
+            "",
+            {
+                "ss_base_model_version": "flux1",
+                "ss_network_module": "networks.lora_flux",
+                "modelspec.architecture": "flux-1-dev/lora",
+                "modelspec.prediction_type": None,
+            },
+        ),
+        # no program has a name for this one's architecture
+        ("AuraFlow", "", {"modelspec.architecture": None, "ss_network_module": None}),
+    ],
+)
+def test_a_file_says_its_base_model(name, predicts, said):
+    keys = replace(
+        KEYS,
+        family=FAMILIES[name],
+        prediction_type=predicts,
+        base_of_module={"unet.q": "lora_unet_q"},
+    )
+    adapter = Adapter("merged", {"unet.q": LowRankDelta(torch.ones(6, 2), torch.ones(2, 4))})
+    tensors, found = kohya.file_of(adapter, keys, {})
+    assert {key: found.get(key) for key in said} == said
+    assert set(tensors) == {
+        "lora_unet_q.lora_up.weight",
+        "lora_unet_q.lora_down.weight",
+        "lora_unet_q.alpha",
+    }
+
+
+def test_a_file_in_the_models_own_names():
+    keys = replace(
+        KEYS,
+        family=FAMILIES["Qwen-Image"],
+        base_of_module={path: f"diffusion_model.{path}" for path in ("unet.q", "unet.proj")},
+    )
+    delta = LowRankDelta(torch.randn(6, 2), torch.randn(2, 4))
+    large = LowRankDelta(torch.randn(5, 4), torch.randn(4, 4))
+    adapter = Adapter("x", {"unet.q": delta, "unet.proj": large}, vectors={"unet.q.bias": delta.up})
+    tensors, _ = kohya.file_of(adapter, keys, whole=True)
+    assert set(tensors) == {
+        "diffusion_model.unet.q.lora_A.weight",
+        "diffusion_model.unet.q.lora_B.weight",
+        "diffusion_model.unet.q.diff_b",
+        "diffusion_model.unet.proj.diff",
+    }
+    assert torch.equal(tensors["diffusion_model.unet.q.lora_B.weight"], delta.up)
+    own = replace(keys, module_of_base={"diffusion_model.unet.q": "unet.q"})
+    read = kohya.parse("x", {k: v for k, v in tensors.items() if "lora" in k}, own)
+    assert torch.equal(read.deltas["unet.q"].dense(), delta.dense())
+
+
 # --- what is refused ---
+
+
+def test_a_wrong_shape_names_both_families():
+    wrong = factors(shape=(6, 5))
+    with pytest.raises(AdapterError, match=r"another model; use one for this SD1\.5 model"):
+        parse(wrong)
+    message = "6 x 4. The file is for SDXL, the model is SD1.5; use one for SD1.5"
+    with pytest.raises(AdapterError, match=re.escape(message)):
+        parse(wrong, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
+
+
+def test_the_metadata_tells_the_family_of_a_file_of_which_nothing_fits():
+    metadata = {"modelspec.architecture": "Flux.2-klein-4b/lora"}
+    message = "fits this model; this file is for Flux.2, the model is SD1.5; choose a LoRA for"
+    with pytest.raises(AdapterError, match=re.escape(message)):
+        parse({"x.lora_up.weight": torch.zeros(2, 2)}, metadata=metadata)
+
+
+def test_a_file_that_fits_is_not_refused_for_what_it_says():
+    """Merges and old trainers write the wrong base model."""
+    assert parse(factors(), metadata={"ss_base_model_version": "sdxl_base_v1-0"}).deltas
 
 
 def without(tensors, *suffixes):

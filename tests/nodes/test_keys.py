@@ -132,7 +132,7 @@ def test_the_function_of_the_host_reaches_the_delta():
             ["lora_unet_blocks_0_qkv", "lora_te1_text_model_q", "lora_te3_encoder_block_0_q"],
         ),
         (
-            "Z-Image",
+            "Qwen-Image",
             [
                 "diffusion_model.blocks.0.qkv",
                 "lora_te_text_model_q",
@@ -160,7 +160,7 @@ def xl_keys():
         for name in ("q", "k")
     } | {"diffusion_model.middle_block.1.q": nn.Linear(4, 6)}
     table = {f"text_encoders.{path}": f"{path}.weight" for path in modules if is_text(path)}
-    for tower, number in (("clip_l", "1"), ("clip_g", "2")):
+    for tower, number in (("clip_l", ""), ("clip_l", "1"), ("clip_g", "2")):
         for name in ("q", "k"):
             table[f"lora_te{number}_text_model_encoder_layers_0_{name}"] = (
                 f"{tower}.transformer.text_model.encoder.layers.0.{name}.weight"
@@ -182,6 +182,8 @@ def test_two_text_encoders(xl_keys):
     path = xl_keys.module_of_base["text_encoder.encoder.layers.0.k"]
     assert path == "clip_l.transformer.text_model.encoder.layers.0.k"
     assert xl_keys.base_of_module[path] == "lora_te1_text_model_encoder_layers_0_k"
+    # no trainer of SDXL writes these; they are SD1.5's
+    assert "lora_te_text_model_encoder_layers_0_q" not in xl_keys.module_of_base
     # SDXL's trainers use the names of its own code
     of_unet = xl_keys.base_of_module["diffusion_model.middle_block.1.q"]
     assert of_unet == "lora_unet_middle_block_1_q"
@@ -200,4 +202,21 @@ def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
         f"{good}.lora_up.weight": torch.ones(3, 1),
     }
     with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
+        kohya.parse("file", tensors, xl_keys)
+
+
+@pytest.mark.parametrize("with_unet", [False, True], ids=["alone", "beside a layer that fits"])
+def test_a_text_encoder_of_sd15_is_refused_on_sdxl(xl_keys, with_unet):
+    """ComfyUI's own table has its keys as SDXL's first text encoder."""
+    tensors = {
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.ones(1, 768),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": torch.ones(768, 1),
+    }
+    if with_unet:
+        tensors |= {
+            "lora_unet_mid_block_q.lora_down.weight": torch.ones(1, 4),
+            "lora_unet_mid_block_q.lora_up.weight": torch.ones(6, 1),
+        }
+    message = "^file: this file is for SD1.5, the model is SDXL; choose a LoRA for SDXL$"
+    with pytest.raises(AdapterError, match=message):
         kohya.parse("file", tensors, xl_keys)
