@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,9 @@ from .peft_settings import scale_at
 
 UNET_PREFIX = "unet."
 TEXT_PREFIX = "text_encoder.text_model."
-_PARTS = ("unet", "text_encoder")
+_UNET = "unet"
+_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # -> ComfyUI's name
+_PARTS = (_UNET, *_ENCODERS)
 _PREDICTIONS = {"v_prediction": "v"}  # what diffusers names otherwise than ModelSpec
 _SETTINGS_KEY = "lora_adapter_metadata"  # in a file's metadata: PEFT's settings of each part
 
@@ -32,38 +34,50 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
     """Return the keys of a model.
 
     Args:
-        modules: Module path -> module. Paths begin with `UNET_PREFIX` or `TEXT_PREFIX`.
+        modules: Module path -> module. Paths begin with ``unet.``, ``text_encoder.`` or
+            ``text_encoder_2.``; those of a text encoder go on with ``text_model.`` or are
+            ``text_projection``.
         family: The family of the model.
         prediction_type: What the model predicts, as diffusers names it.
     """
     original = ldm_names(
         path.removeprefix(UNET_PREFIX) for path in modules if path.startswith(UNET_PREFIX)
     )
+    parts = {path: path.partition(".")[0] for path in modules}
+    encoders = [part for part in _ENCODERS if part in parts.values()]
+    starts = dict.fromkeys(encoders, family.text_bases)
+    if len(encoders) > 1:  # each has its own
+        starts = {part: (start,) for part, start in zip(encoders, family.text_bases, strict=False)}
     bases: dict[str, str] = {}
-    for path in modules:
-        if path.startswith(UNET_PREFIX):
-            name = path.removeprefix(UNET_PREFIX)
+    ambiguous: set[str] = set()
+    saved_as = {}
+    for path, part in parts.items():
+        name = path.removeprefix(f"{part}.")
+        if part == _UNET:
+            own = name if family.names_of_diffusers else original.get(name, name)
+            saved_as[path] = "lora_unet_" + own.replace(".", "_")
             spellings = _unet_spellings(name, original.get(name))
         else:
-            spellings = _text_spellings(path.removeprefix(TEXT_PREFIX))
+            saved_as[path] = starts[part][0] + name.replace(".", "_")
+            spellings = _text_spellings(part, name, starts[part])
+            bare = _bare_text_spellings(name)
+            if len(encoders) > 1:
+                ambiguous.update(bare)
+            else:
+                bases |= dict.fromkeys(bare, path)
         bases |= dict.fromkeys(spellings, path)
     return ModelKeys.of(
         family,
         modules,
         bases,
-        {path: _kohya_base(path) for path in modules},
+        saved_as,
+        ambiguous=frozenset(ambiguous),
         prediction_type=_PREDICTIONS.get(prediction_type, prediction_type),
     )
 
 
-def _kohya_base(path: str) -> str:
-    if path.startswith(UNET_PREFIX):
-        return "lora_unet_" + path.removeprefix(UNET_PREFIX).replace(".", "_")
-    return "lora_te_text_model_" + path.removeprefix(TEXT_PREFIX).replace(".", "_")
-
-
 def _unet_spellings(name: str, original: str | None) -> Iterator[str]:
-    yield _kohya_base(UNET_PREFIX + name)
+    yield "lora_unet_" + name.replace(".", "_")
     for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
         yield prefix + name
         if ".to_" in name:  # the attention processors of diffusers before 0.22
@@ -73,21 +87,39 @@ def _unet_spellings(name: str, original: str | None) -> Iterator[str]:
         yield from ("diffusion_model." + original, "model.diffusion_model." + original)
 
 
-def _text_spellings(name: str) -> Iterator[str]:
-    flat = "text_model_" + name.replace(".", "_")
-    yield from ("lora_te_" + flat, "lora_te1_" + flat)
-    yield from (
-        f"{start}transformer.text_model.{name}" for start in ("clip_l.", "text_encoders.clip_l.")
-    )  # ComfyUI's own
-    for old in {
+def _text_spellings(part: str, name: str, starts: Iterable[str]) -> Iterator[str]:
+    """Yield the bases that name a module and its text encoder.
+
+    Args:
+        part: diffusers' name of the text encoder.
+        name: Path of the module in it.
+        starts: How bases in kohya's style begin.
+    """
+    for start in starts:
+        yield start + name.replace(".", "_")
+    for own in (f"{_ENCODERS[part]}.", f"text_encoders.{_ENCODERS[part]}."):  # ComfyUI's
+        yield f"{own}transformer.{name}"
+    for prefix in (f"{part}.", f"base_model.model.{part}."):
+        for old in _old_names(name):
+            yield prefix + old
+            yield prefix + old.removeprefix("text_model.")  # transformers 5 has no such level
+
+
+def _bare_text_spellings(name: str) -> Iterator[str]:
+    """Yield the bases that name a module, but not its text encoder."""
+    for old in _old_names(name):
+        yield old
+        yield f"base_model.model.{old}"
+        yield f"base_model.model.{old.removeprefix('text_model.')}"
+
+
+def _old_names(name: str) -> set[str]:
+    """Return a module's name, and those in old versions of diffusers."""
+    return {
         name,
         name.replace("q_proj", "to_q").replace("k_proj", "to_k").replace("v_proj", "to_v"),
         name.replace("out_proj", "to_out"),
-    }:
-        for prefix in ("", "text_encoder.", "base_model.model.", "base_model.model.text_encoder."):
-            yield f"{prefix}text_model.{old}"
-            if prefix:  # transformers 5 has no `text_model` level
-                yield prefix + old
+    }
 
 
 def with_alphas(
@@ -174,7 +206,7 @@ def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
             # paths without `text_model`, which fit the text encoder of every version of
             # transformers
             names = {
-                path.removeprefix(TEXT_PREFIX).removeprefix(f"{part}."): d
+                path.removeprefix(f"{part}.").removeprefix("text_model."): d
                 for path, d in inside.deltas.items()
             }
             own = peft.settings_of(Adapter(adapter.name, names), "", None)
@@ -200,7 +232,7 @@ def kohya_warning(adapter: Adapter) -> str | None:
     Without keys of ``out_proj``, diffusers mistakes the text encoder's keys for another format and
     then omits attention layers.
     """
-    text = [path for path in adapter.deltas if path.startswith(TEXT_PREFIX)]
+    text = [path for path in adapter.deltas if not path.startswith(UNET_PREFIX)]
     if not text or any(path.endswith(".out_proj") for path in text):
         return None
     return (
