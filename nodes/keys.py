@@ -53,10 +53,12 @@ class HostWeight:
         """Whether it is a whole weight, in the model's own order."""
         return self.offset is None and self.function is None
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether it is made of rows of the weight."""
-        return self.offset is None or self.offset[0] == 0
+    def part_of(self, d_out: int) -> WeightPart | None:
+        """Return the part of a weight of so many rows; None if it is not made of its rows."""
+        dimension, start, length = self.offset or (0, 0, d_out)
+        if dimension or start + length > d_out:
+            return None
+        return WeightPart(self.module, start, length, self.function)
 
     @classmethod
     def of(cls, entry: Any) -> HostWeight:
@@ -170,9 +172,8 @@ def model_keys(
             continue
         if weight.is_whole:
             module_of_base[base] = path
-        elif path in shapes and weight.has_rows:
-            _, start, length = weight.offset or (0, 0, shapes[path][0])
-            part_of_base[base] = WeightPart(path, start, length, weight.function)
+        elif path in shapes and (part := weight.part_of(shapes[path][0])) is not None:
+            part_of_base[base] = part
     return HostKeys.of(
         family,
         modules,

@@ -21,7 +21,7 @@ from .trigger_words import trigger_words
 
 # How the keys of a file begin -> who writes such keys.
 _WRITERS = {
-    r"lora_(unet|te|te1|te2|transformer|prior)_": "kohya",
+    r"lora_(unet|te\d?|transformer|prior)_": "kohya",
     r"lycoris_": "LyCORIS",
     r"base_model\.model\.": "PEFT",
     r"(unet|text_encoder|text_encoder_2|transformer)\.": "diffusers",

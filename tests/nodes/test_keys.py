@@ -80,6 +80,7 @@ DIT_TABLE = {
     "transformer.layers.0.to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
     "lycoris_layers_0_to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
     "transformer.norm_out": ("diffusion_model.out.weight", None, swap_scale_shift),
+    "transformer.beyond": ("diffusion_model.out.weight", (0, 6, 4)),
     "transformer.columns": ("diffusion_model.out.weight", (1, 0, 2)),
     "transformer.bias": ("diffusion_model.out.bias", None, swap_scale_shift),
 }
@@ -109,10 +110,8 @@ def test_parts_of_a_transformers_weights():
         "transformer.layers.0.to_k"
     )
     assert keys.module_of_base["base_model.model.blocks.0.qkv"] == "diffusion_model.blocks.0.qkv"
-    assert not {"transformer.columns", "transformer.bias"} & {
-        *keys.part_of_base,
-        *keys.module_of_base,
-    }
+    odd = {"transformer.beyond", "transformer.columns", "transformer.bias"}
+    assert odd.isdisjoint(keys.part_of_base) and odd.isdisjoint(keys.module_of_base)
     assert keys.host_keys == DIT_TABLE and keys.prediction_type == ""
 
 
