@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ def _one_stream(path: str) -> str:
     return "tokens"
 
 
+def _all_alike(row: Any) -> Hashable:
+    return None
+
+
 @dataclass(frozen=True)
 class Network:
     """A model, and how to run it on rows.
@@ -25,14 +29,35 @@ class Network:
         modules: Module path -> module, as adapters name them.
         forward: Function that runs one batch. It takes what each row reads; row i of every layer's
             input belongs to item i. It may return a tensor with one entry per row, which becomes a
-            part of the result. It must be deterministic.
+            part of the result, or a list of such entries. It must be deterministic.
         stream: Module path -> name of the token stream that the layer's input belongs to, for token
             weights.
         memory: Cache of results of exactly this model that outlives a merge, by a hash of
             everything else that decides them; None: no cache.
+        call_key: What a row reads -> its key. Rows of one key may share a forward call: texts of
+            one length, say.
     """
 
     modules: Mapping[str, nn.Module]
     forward: Callable[[Sequence[Any]], Any]
     stream: Callable[[str], str] = _one_stream
     memory: MutableMapping[str, Any] | None = None
+    call_key: Callable[[Any], Hashable] = _all_alike
+
+
+def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:
+    """Return the numbers of rows in forward calls of one key and at most so many rows each.
+
+    Keys come in the order of their first appearance, and the rows of a key in theirs.
+
+    >>> in_calls(["short", "long", "short", "short"], 2)
+    [[0, 2], [3], [1]]
+    """
+    of_key: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        of_key.setdefault(key, []).append(number)
+    return [
+        numbers[start : start + most]
+        for numbers in of_key.values()
+        for start in range(0, len(numbers), most)
+    ]

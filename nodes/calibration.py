@@ -47,11 +47,12 @@ class Calibration(io.ComfyNode):
                 io.Int.Input(
                     "resolution",
                     default=_DEFAULTS.resolution,
-                    min=64,
+                    min=0,
                     max=2048,
                     step=64,
                     tooltip="Side of the pictures in pixels. Smaller is faster and needs less "
-                    "memory.",
+                    "memory. 0: what suits the model (512 for SD1.5, 768 for SDXL, 512 for "
+                    "transformers).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -60,7 +61,8 @@ class Calibration(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     tooltip="Guidance of the sampling runs. Use the value with which you will "
-                    "sample.",
+                    "sample. 1: none, for turbo and distilled models. 0: the model's usual one "
+                    "(7 for SD1.5, 6 for SDXL, 1 for Flux).",
                 ),
                 io.Float.Input(
                     "unconditional_share",

@@ -46,8 +46,8 @@ class LoraToMerge(io.ComfyNode):
                 io.Float.Input(
                     "strength_model",
                     **STRENGTH,
-                    tooltip="How strongly you would use this LoRA alone, for the UNet. The merged "
-                    "LoRA contains this strength.",
+                    tooltip="How strongly you would use this LoRA alone, for the diffusion model. "
+                    "The merged LoRA contains this strength.",
                 ),
                 io.Float.Input(
                     "strength_clip",

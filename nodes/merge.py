@@ -51,7 +51,7 @@ class Merge(io.ComfyNode):
             "each of them does. LoRAs that MODEL or CLIP already carry count as part "
             "of the base model.",
             inputs=[
-                io.Model.Input("model", tooltip="The SD1.5 model for which the LoRAs were made."),
+                io.Model.Input("model", tooltip="The model for which the LoRAs were made."),
                 io.Clip.Input("clip", tooltip="The text encoder of this model."),
                 LORAS.Input(
                     "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."
@@ -82,7 +82,7 @@ class Merge(io.ComfyNode):
                     "rank",
                     default=0,
                     min=0,
-                    max=1280,
+                    max=4096,
                     optional=True,
                     tooltip="Rank of the merged LoRA. 0: the sum of the LoRAs' ranks. A lower rank "
                     "makes a smaller file. What matters least on the measured inputs is "
@@ -206,12 +206,12 @@ class Merge(io.ComfyNode):
                 io.Clip.Output(display_name="CLIP"),
                 LORA_MODEL.Output(
                     display_name="LORA_MODEL",
-                    tooltip="The UNet part, for ComfyUI's own Load LoRA Model and Save LoRA "
-                    "Weights.",
+                    tooltip="The part for the diffusion model, for ComfyUI's own Load LoRA Model "
+                    "and Save LoRA Weights.",
                 ),
                 MERGED.Output(
                     display_name="merged LoRA",
-                    tooltip="UNet and text encoder, for Save merged LoRA.",
+                    tooltip="Diffusion model and text encoder, for Save merged LoRA.",
                 ),
                 REPORT.Output(
                     display_name="report",
@@ -242,7 +242,8 @@ class Merge(io.ComfyNode):
         scenes = scenes_of(chosen)
         calibration = calibration or Calibration()
         calibration = scenes.applied_to(calibration) if scenes else calibration
-        base = host.ComfyStableDiffusion(model, clip)
+        base = host.ComfyModel(model, clip)
+        calibration = calibration.for_family(base.family)
         loras, joined = load(base, chosen)
         settings = settings or from_widgets(loras, **widgets)
         styles = sum(lora.use.kind == "style" for lora in loras)

@@ -47,7 +47,7 @@ class LoraStack(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="<lora:cat:1.0> <lora:style:0.8:0.6>",
-                    tooltip="LoRAs as in a prompt: <lora:name:strength> or <lora:name:UNet "
+                    tooltip="LoRAs as in a prompt: <lora:name:strength> or <lora:name:model "
                     "strength:text encoder strength>. All other words are ignored. These "
                     "LoRAs come after those of the stack.",
                 ),
@@ -142,7 +142,7 @@ class LorasOnModel(io.ComfyNode):
     ) -> io.NodeOutput:
         from .loras.harvest import take_off
 
-        base = host.ComfyStableDiffusion(model, clip)
+        base = host.ComfyModel(model, clip)
         loras, rest = take_off(
             host.patches_of(model, clip), base.is_text_module, base.keys.bases_of
         )

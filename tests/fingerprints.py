@@ -37,7 +37,7 @@ import tiny_diffusers  # noqa: E402
 from iteris_core import MergeConfig, Network, Sample, Task, merge  # noqa: E402
 from iteris_core.config import Method  # noqa: E402
 from iteris_core.diffusion.lora_files import save_lora  # noqa: E402
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion  # noqa: E402
+from iteris_core.diffusion.pipeline import DiffusersModel  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"
@@ -218,7 +218,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
         tiny_diffusers.tokenizer(77),
         tiny_diffusers.scheduler(),
     )
-    host = DiffusersStableDiffusion(*parts)
+    host = DiffusersModel(*parts)
     tiny_diffusers.save_folder(host, scratch / "base")
     wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
     save_lora(

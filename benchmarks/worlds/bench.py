@@ -4,7 +4,7 @@
     triggers = bench.world.triggers                        # ("sks drop", "ohwx arrow", ...)
     loras = bench.loras(triggers[:2], "usual")             # LoadedLoras, as trained
     calibration = bench.calibration(scene_weight=0.3)
-    result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(...))
+    result = merge_diffusion(bench.model, loras, calibration, MergeConfig(...))
     pictures = bench.sample(result.adapter, ["a sks drop and a ohwx arrow"] * 8, seeds=range(8))
     bench.recogniser.judge(pictures)                       # what lies where
     probes = probes_of(bench.world, triggers[:2])          # see score.py
@@ -30,7 +30,7 @@ from iteris_core.adapters import Adapter
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.model import UnetRow
+from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import noise as noise_of
 
 from .drawing import to_pictures
@@ -93,18 +93,22 @@ class Bench:
             for start in range(0, len(captions), ROWS):
                 texts = list(captions[start : start + ROWS])
                 x = torch.stack([noise_of(shape, seed) for seed in seeds[start : start + ROWS]])
-                x = x * (1 + sigmas[0] ** 2).sqrt()
+                x = self.model.start(x, sigmas[0])
                 rows = [*texts, *[""] * (len(texts) if cfg != 1 else 0)]
                 with self.model.text_encoder() as network:
-                    contexts = network.forward([self.model.tokenize(text)[0] for text in rows])
-                with self.model.unet() as network:
+                    outputs = network.forward([self.model.tokenize(text)[0] for text in rows])
+                prompts = [
+                    self.model.encoded(text, [output])
+                    for text, output in zip(rows, outputs, strict=True)
+                ]
+                with self.model.denoiser() as network:
                     for sigma, following in itertools.pairwise(sigmas):
                         latents = x.repeat(len(rows) // len(texts), 1, 1, 1)
                         clean = network.forward(
                             [
-                                UnetRow(*row)
+                                DenoiserRow(*row)
                                 for row in zip(
-                                    latents, sigma.expand(len(rows)), contexts, strict=True
+                                    latents, sigma.expand(len(rows)), prompts, strict=True
                                 )
                             ]
                         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iteris_core.diffusion.model import UnetRow
+from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.files.families import Family
 from iteris_core.files.model_keys import ModelKeys
 from iteris_core.network import IMAGE_STREAM, TEXT_STREAM, Network
@@ -160,7 +160,7 @@ def stream_of(path: str) -> str:
 
 
 class FlowStableDiffusion:
-    """The model with the interface of `iteris_core.diffusion.model.StableDiffusion`.
+    """The model with the interface of `iteris_core.diffusion.model.DiffusionHost`.
 
     The product's latents are picture + sigma * noise; the model's are these over 1 + sigma, at the
     time sigma / (1 + sigma).
@@ -187,7 +187,14 @@ class FlowStableDiffusion:
     def keys(self) -> ModelKeys:
         """Return names of the modules in files."""
         same = {path: path for path in self.modules}
-        return ModelKeys.of(Family("flow world"), self.modules, same, same, prediction_type="")
+        return ModelKeys.of(self.family, self.modules, same, same, prediction_type="")
+
+    repeats_texts = False
+    has_text_layers = True
+
+    @property
+    def family(self) -> Family:
+        return Family("flow world")
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)
@@ -206,14 +213,20 @@ class FlowStableDiffusion:
 
         yield self._network(TEXT_PREFIX, forward, lambda _: TEXT_STREAM)
 
+    def encoded(self, caption: str, outputs: Sequence[Tensor]) -> Encoded:
+        return Encoded(torch.cat(list(outputs)))
+
     @contextmanager
-    def unet(self) -> Iterator[Network]:
+    def denoiser(self) -> Iterator[Network]:
         yield self._network(TRANSFORMER_PREFIX, self._denoise, stream_of)
 
     def sigmas(self, steps: int) -> Tensor:
         """Return noise levels at evenly spaced times, (steps + 1,), falling to 0."""
         times = torch.linspace(NOISIEST, 0, steps + 1, dtype=torch.float64)
         return (times / (1 - times)).float()
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise * (1 + sigma**2).sqrt()
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return CHANNELS, resolution // 8, resolution // 8
@@ -227,10 +240,10 @@ class FlowStableDiffusion:
         modules = {path: m for path, m in self.modules.items() if path.startswith(prefix)}
         return Network(modules, forward, stream, self.memory)
 
-    def _denoise(self, rows: Sequence[UnetRow]) -> Tensor:
+    def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         latents = torch.stack([row.latents for row in rows]).float()
         sigma = torch.stack([row.sigma for row in rows]).float()
-        context = torch.stack([row.context for row in rows]).float()
+        context = torch.stack([row.prompt.tokens for row in rows]).float()
         times = sigma / (1 + sigma)
         x = latents / (1 + sigma).view(-1, 1, 1, 1)
         return x - times.view(-1, 1, 1, 1) * self.model.velocity(x, times, context)

@@ -14,8 +14,8 @@ import torch
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
+from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import SAMPLING_STAGE
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 from iteris_core.progress import Stage
 
 from .bench import Bench
@@ -178,7 +178,7 @@ def merged(
     torch.manual_seed(0)
     loras = bench.loras(triggers, lora_set)
     clock = Clock()
-    result = merge_stable_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
+    result = merge_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
     clock(Stage("the rest"), 1, 1)
     return result.adapter, clock.seconds
 

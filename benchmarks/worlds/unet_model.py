@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.network import Network
 
 UNET_LAYERS = {
@@ -170,14 +170,14 @@ def load_unet_model(folder: Path, tokenizer: Any) -> UnetModel:
     return model
 
 
-class RememberingModel(DiffusersStableDiffusion):
+class RememberingModel(DiffusersModel):
     """Keeps the teachers' sampling runs, which do not depend on how is merged."""
 
     memory: dict[str, Any]
 
     @contextmanager
-    def unet(self) -> Iterator[Network]:
-        with super().unet() as network:
+    def denoiser(self) -> Iterator[Network]:
+        with super().denoiser() as network:
             yield replace(network, memory=self.memory)
 
 
@@ -188,7 +188,7 @@ def remembering(model: UnetModel, memory: dict[str, Any]) -> RememberingModel:
     return seen
 
 
-def trailing_sigmas(model: DiffusersStableDiffusion, steps: int) -> Tensor:
+def trailing_sigmas(model: DiffusersModel, steps: int) -> Tensor:
     """Return noise levels of a sampling run, (steps + 1,), evenly spaced from the last timestep."""
     count = len(model.training_sigmas)
     timesteps = [round(count - i * count / steps) - 1 for i in range(steps)]

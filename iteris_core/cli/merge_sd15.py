@@ -23,7 +23,7 @@ from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
 from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, with_prompts
-from ..diffusion.pipeline import DiffusersStableDiffusion
+from ..diffusion.pipeline import DiffusersModel
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
@@ -273,7 +273,7 @@ class Reader:
     """Reads the weights of LoRAs from the files of which their uses were made."""
 
     def __init__(
-        self, model: DiffusersStableDiffusion, uses: Sequence[LoraUse], paths: Sequence[Path]
+        self, model: DiffusersModel, uses: Sequence[LoraUse], paths: Sequence[Path]
     ) -> None:
         self._model = model
         self._paths = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
@@ -296,9 +296,7 @@ def check_free(output: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _loaded(
-    base: str, config: str | None, placement: Placement
-) -> Iterator[DiffusersStableDiffusion]:
+def _loaded(base: str, config: str | None, placement: Placement) -> Iterator[DiffusersModel]:
     """Load the model, and keep what diffusers advises about its own settings off the terminal."""
     quiet_libraries()
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError, ConfigError
@@ -24,6 +24,7 @@ from .captions import (
 )
 
 if TYPE_CHECKING:
+    from ..files.families import Family
     from .lora_use import LoraUse
 
 MOST_SEEDS = 1 << 32
@@ -74,9 +75,12 @@ class Calibration:
     timesteps: int = setting(1, "Latents kept of each run.", at_least=1)
     sampling_steps: int = setting(6, "Steps of each run.", at_least=1)
     resolution: int = setting(
-        512, "Side of the pictures in pixels, a multiple of 64.", at_least=64, multiple_of=64
+        0,
+        "Side of the pictures in pixels, a multiple of 64; 0: what suits the model.",
+        at_least=0,
+        multiple_of=64,
     )
-    cfg: float = setting(7.0, "Guidance of the runs.", at_least=0)
+    cfg: float = setting(0.0, "Guidance of the runs; 0: the model's own.", at_least=0)
     unconditional_share: float = setting(
         0.5, "Share of the latents that are seen without the prompt, too.", at_least=0, at_most=1
     )
@@ -144,6 +148,20 @@ class Calibration:
                 "steps; keep fewer"
             )
         self._check_captions()
+
+    def for_family(self, family: Family) -> Calibration:
+        """Return these settings with a family's own resolution and guidance where they are 0.
+
+        Without guidance, a model never reads the negative prompt, so there is nothing to measure on
+        it.
+        """
+        cfg = self.cfg or family.guidance
+        return replace(
+            self,
+            resolution=self.resolution or family.measured_at,
+            cfg=cfg,
+            unconditional_share=0.0 if cfg == 1 else self.unconditional_share,
+        )
 
     def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:

@@ -17,7 +17,7 @@ from ..config import ITERIS_ONLY, MergeConfig
 from ..network import Network
 from ..report.records import TaskFidelity
 from .calibration import Calibration
-from .model import StableDiffusion
+from .model import DiffusionHost
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def loss(measured: Sequence[TaskFidelity]) -> float:
 class Remembering:
     """A model whose sampling runs are kept for as long as this object lives."""
 
-    def __init__(self, model: StableDiffusion) -> None:
+    def __init__(self, model: DiffusionHost) -> None:
         self._model = model
         self._memory: MutableMapping[str, Any] = {}
 
@@ -87,7 +87,7 @@ class Remembering:
         return getattr(self._model, name)
 
     @contextmanager
-    def unet(self) -> Iterator[Network]:
-        with self._model.unet() as network:
+    def denoiser(self) -> Iterator[Network]:
+        with self._model.denoiser() as network:
             known = network.memory is not None
             yield network if known else replace(network, memory=self._memory)

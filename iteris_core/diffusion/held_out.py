@@ -1,11 +1,13 @@
-"""The fidelity of a merge of Stable Diffusion LoRAs on unseen prompts and seeds."""
+"""The fidelity of a merge of diffusion LoRAs on unseen prompts and seeds."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +28,11 @@ from .calibration import (
     preserve_runs,
 )
 from .lora_use import LoadedLora, LoraUse, own_names
-from .model import StableDiffusion
+from .merging import runs_of, tokenize_all
+from .model import DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan
 from .samples import Context, Reading
-from .stable_diffusion import runs_of, sampler_of, tokenize_all
+from .sampling import Sampler
 from .together import TogetherPlan, make_together_plans
 
 CheckPlan = CaptionPlan | TogetherPlan
@@ -58,7 +61,7 @@ class HeldOutCheck:
         progress: Listener for (steps done, steps in all); may raise to cancel.
     """
 
-    model: StableDiffusion
+    model: DiffusionHost
     loras: Sequence[LoadedLora]
     calibration: Calibration
     samples_per_chunk: int = 8
@@ -73,15 +76,16 @@ class HeldOutCheck:
         used = [lora for lora in self.loras if not lora.adapter.is_idle]
         adapters = [*(lora.adapter for lora in used), merged]
         parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
-        plans = make_check_plans(own_names([lora.use for lora in used]), self.calibration)
+        calibration = self.calibration.for_family(self.model.family)
+        plans = make_check_plans(own_names([lora.use for lora in used]), calibration)
         contexts, base_contexts = _contexts(self.model, plans, [text for text, _ in parts])
-        unet = [part for _, part in parts]
-        with self.model.unet() as network:
-            sampler = sampler_of(self.model, network, self.calibration)
+        of_denoiser = [part for _, part in parts]
+        with self.model.denoiser() as network:
+            sampler = Sampler.of(self.model, network, calibration)
             runs = runs_of(plans, contexts)
 
             def measured(size: int) -> tuple[TaskFidelity, ...]:
-                latents = sampler.sample(unet[:-1], runs, size, self.progress)
+                latents = sampler.sample(of_denoiser[:-1], runs, size, self.progress)
                 base_rows = [
                     [sample.student_reads for sample in plan.samples(base_contexts, latents)]
                     for plan in plans
@@ -97,9 +101,9 @@ class HeldOutCheck:
 
                 measured = fidelity(
                     network,
-                    unet[:-1],
+                    of_denoiser[:-1],
                     [Task(plan.name, plan.samples(contexts, latents), plan.mix) for plan in plans],
-                    unet[-1],
+                    of_denoiser[-1],
                     samples_per_chunk=size,
                     comparison=Comparison(lambda task, sample: base_rows[task][sample], counts),
                     progress=self.progress,
@@ -179,7 +183,7 @@ def unseen_captions(
 
 
 def _contexts(
-    model: StableDiffusion, plans: Sequence[CheckPlan], adapters: Sequence[Adapter]
+    model: DiffusionHost, plans: Sequence[CheckPlan], adapters: Sequence[Adapter]
 ) -> tuple[Contexts, Contexts]:
     """Return each plan's contexts as teacher and merged model read them, and as the reference rows
     of `fidelity` read them.
@@ -194,26 +198,31 @@ def _contexts(
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
     stacked = {k: 1.0 for k in range(last)}
-    with model.text_encoder() as network:
+    with contextlib.ExitStack() as opened:
+        network = None
         for plan in plans:
             for reading in plan.readings():
                 pieces = tokenized.pieces[reading.teacher]
+                if pieces and network is None:
+                    network = opened.enter_context(model.text_encoder())
                 teacher, student, base = (
                     _read_wearing(network, adapters, pieces, mix)
                     for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)
                 )
-                times = tokenized.common_length // len(pieces)
-                contexts[plan, reading] = Context.repeated(teacher, student, times)
-                bases[plan, reading] = Context.repeated(base, base, times)
+                contexts[plan, reading] = tokenized.context(reading, teacher, student)
+                bases[plan, reading] = tokenized.context(reading, base, base)
     return contexts, bases
 
 
 @torch.no_grad()
 def _read_wearing(
-    network: Network,
+    network: Network | None,
     adapters: Sequence[Adapter],
     pieces: Sequence[object],
     mix: Mapping[int, float],
-) -> Tensor:
+) -> list[Any]:
+    """Return what rows that wear a mix write for each piece; nothing where there are no pieces."""
+    if network is None:
+        return []
     with wearing(network.modules, adapters, [mix] * len(pieces)):
-        return network.forward(list(pieces)).flatten(0, 1)
+        return list(network.forward(list(pieces)))

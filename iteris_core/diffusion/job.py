@@ -19,9 +19,9 @@ from .calibration import Calibration
 from .choosing import Remembering, loss, ways_of
 from .held_out import HeldOutCheck, strength_correction
 from .lora_use import LoadedLora, loras_in_use
-from .model import HELD_OUT_STAGE, StableDiffusion, in_stage, numbered, stages_of
+from .merging import merge_diffusion
+from .model import HELD_OUT_STAGE, DiffusionHost, in_stage, numbered, stages_of
 from .recipe import with_origin
-from .stable_diffusion import merge_stable_diffusion
 
 logger = logging.getLogger("iteris")
 
@@ -71,7 +71,7 @@ class MergeSettings:
 
 
 def merge_and_check(
-    model: StableDiffusion,
+    model: DiffusionHost,
     loras: Sequence[LoadedLora],
     calibration: Calibration,
     settings: MergeSettings,
@@ -90,9 +90,10 @@ def merge_and_check(
         watch: Listener for the report of each layer, called as soon as the layer is solved.
 
     Raises:
-        IterisError: Settings that do not fit together, or an error of `merge_stable_diffusion` or
+        IterisError: Settings that do not fit together, or an error of `merge_diffusion` or
             of the check.
     """
+    calibration = calibration.for_family(model.family)
     settings.check(calibration)
     check_ranks(settings.config, [lora.adapter for lora in loras_in_use(loras)])
     logger.info(
@@ -110,7 +111,7 @@ def merge_and_check(
 
 
 def _merge(
-    model: StableDiffusion,
+    model: DiffusionHost,
     loras: Sequence[LoadedLora],
     calibration: Calibration,
     settings: MergeSettings,
@@ -119,7 +120,7 @@ def _merge(
 ) -> MergeResult:
     """Merge and check once; see `merge_and_check`."""
     progress = numbered(progress, stages_of(model, loras, calibration))
-    result = merge_stable_diffusion(model, loras, calibration, settings.config, progress, watch)
+    result = merge_diffusion(model, loras, calibration, settings.config, progress, watch)
     if not calibration.held_out:
         return result
     check = HeldOutCheck(
@@ -133,7 +134,7 @@ def _merge(
 
 
 def _best(
-    model: StableDiffusion,
+    model: DiffusionHost,
     loras: Sequence[LoadedLora],
     calibration: Calibration,
     settings: MergeSettings,

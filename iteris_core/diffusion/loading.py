@@ -11,7 +11,7 @@ import torch
 from ..errors import ConfigError
 from ..files.pretrained import loaded, placed
 from ..files.tensors import check_readable
-from .pipeline import DiffusersStableDiffusion
+from .pipeline import DiffusersModel
 
 _PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -20,7 +20,7 @@ _LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "requires_safety
 
 def load_diffusers(
     source: str, config: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> DiffusersStableDiffusion:
+) -> DiffusersModel:
     """Load a Stable Diffusion model; its VAE and safety checker are not read.
 
     Args:
@@ -38,9 +38,7 @@ def load_diffusers(
     described = config if _is_checkpoint(source) else source
     factor = _vae_scale_factor(described) if described is not None else 8
     unet, text_encoder, tokenizer, scheduler = (getattr(pipeline, part) for part in _PARTS)
-    return DiffusersStableDiffusion(
-        unet, text_encoder, tokenizer, scheduler, vae_scale_factor=factor
-    )
+    return DiffusersModel(unet, text_encoder, tokenizer, scheduler, vae_scale_factor=factor)
 
 
 def load_pipeline(source: str, config: str | None = None, *, with_vae: bool = True) -> Any:

@@ -15,13 +15,13 @@ from ..errors import ConfigError
 from ..files import diffusers, kohya
 from ..files.kinds import own_dense_delta
 from ..files.tensors import read_tensors, write_tensors
-from .pipeline import DiffusersStableDiffusion
+from .pipeline import DiffusersModel
 
 Style = Literal["kohya", "diffusers"]
 
 
 def read_lora(
-    model: DiffusersStableDiffusion,
+    model: DiffusersModel,
     path: Path,
     strength: float = 1.0,
     strength_text: float | None = None,
@@ -77,7 +77,7 @@ def check_style(adapters: Iterable[Adapter], style: Style) -> None:
 
 
 def save_lora(
-    model: DiffusersStableDiffusion,
+    model: DiffusersModel,
     adapter: Adapter,
     path: Path,
     style: Style = "kohya",

@@ -1,17 +1,18 @@
-"""The interface of a Stable Diffusion model in its host, and the stages of a merge.
+"""The interface of a diffusion model in its host, and the stages of a merge.
 
-Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `StableDiffusion`.
+Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `DiffusionHost`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..files.families import Family
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
@@ -19,50 +20,90 @@ from .lora_use import LoadedLora
 
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
-UNET_STAGE = "UNet"
+DENOISER_STAGE = "Diffusion model"
 HELD_OUT_STAGE = "Check on unseen samples"
 
 
-@dataclass(frozen=True)
-class UnetRow:
-    """What one row of the UNet reads.
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A prompt as the host's model reads it.
 
     Args:
-        latents: Noisy latents, (channels, height, width).
-        sigma: Their noise level, 0-dim, on the variance-exploding scale.
-        context: The caption's context, (tokens, width).
+        tokens: Its tokens, (tokens, width).
+        others: What else the model reads of it, under the host's own names: tensors such as the
+            pooled output of SDXL, or constants.
+    """
+
+    tokens: Tensor
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserRow:
+    """What one row of the diffusion model reads.
+
+    Args:
+        latents: Noisy latents, (channels, height, width), with a time in between for video models.
+        sigma: Their noise level, 0-dim, on the host's scale.
+        prompt: The caption.
     """
 
     latents: Tensor
     sigma: Tensor
-    context: Tensor
+    prompt: Encoded
 
 
 def unet_stream(path: str) -> str:
-    """Return the stream that a layer of the UNet reads: keys and values of cross-attention read the
+    """Return the stream that a layer of a UNet reads: keys and values of cross-attention read the
     text.
     """
     return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
 
 
-class StableDiffusion(Protocol):
+class DiffusionHost(Protocol):
     """The model, as its host offers it."""
 
-    def tokenize(self, caption: str) -> Sequence[Any]:
-        """Return a caption as pieces of 77 tokens; each is one row of the text encoder."""
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
         ...
 
-    def text_encoder(self) -> AbstractContextManager[Network]:
-        """Open the text encoder; rows are token pieces, its forward returns contexts (rows, 77,
-        768).
+    @property
+    def repeats_texts(self) -> bool:
+        """Whether a caption's tokens may come several times: cross-attention without positions
+        reads the same, so that rows of different texts can share a call.
         """
         ...
 
-    def unet(self) -> AbstractContextManager[Network]:
-        """Open the UNet; rows are `UnetRow` with contexts of one length, its forward returns
-        estimates of the clean latents.
+    @property
+    def has_text_layers(self) -> bool:
+        """Whether some layers of the diffusion model read the text alone. Scenes need them."""
+        ...
 
-        The layers' streams are those of `unet_stream`.
+    def tokenize(self, caption: str) -> Sequence[Any]:
+        """Return a caption as pieces of 77 tokens; each is one row of the text encoders that can be
+        merged. Empty if there are none.
+        """
+        ...
+
+    def text_encoder(self) -> AbstractContextManager[Network]:
+        """Open the text encoders that can be merged; rows are token pieces, its forward returns one
+        output per row.
+        """
+        ...
+
+    def encoded(self, caption: str, outputs: Sequence[Any]) -> Encoded:
+        """Return a caption as the diffusion model reads it.
+
+        Args:
+            caption: The caption.
+            outputs: What the text encoder returned for each of its pieces.
+        """
+        ...
+
+    def denoiser(self) -> AbstractContextManager[Network]:
+        """Open the diffusion model; rows are `DenoiserRow`, its forward returns estimates of the
+        clean latents.
         """
         ...
 
@@ -70,17 +111,23 @@ class StableDiffusion(Protocol):
         """Return the noise levels of a sampling run, (steps + 1,), ending in 0."""
         ...
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the latents of a picture with this side in pixels."""
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Return what a sampling run begins with: unit noise (runs, ...) at the first level."""
+        ...
+
+    def latent_shape(self, resolution: int) -> tuple[int, ...]:
+        """Return (channels, ..., height, width) of the latents of a picture with this side in
+        pixels.
+        """
         ...
 
     def is_text_module(self, path: str) -> bool:
-        """Tell the text encoder's module paths from the UNet's."""
+        """Tell the text encoders' module paths from those of the diffusion model."""
         ...
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return the positions of the tokens of a text's words in its context (its pieces one after
-        the other).
+        """Return the positions of the tokens of a text's words among the encoded ones (its pieces
+        one after the other).
 
         Start, end and padding are not among them. Only scene tasks call this.
         """
@@ -88,14 +135,14 @@ class StableDiffusion(Protocol):
 
 
 def stages_of(
-    model: StableDiffusion, loras: Sequence[LoadedLora], calibration: Calibration
+    model: DiffusionHost, loras: Sequence[LoadedLora], calibration: Calibration
 ) -> list[str]:
     """Return the stages of a merge and its check, in order."""
     paths = {path for lora in loras if not lora.adapter.is_idle for path in lora.adapter.deltas}
     of_text = {path for path in paths if model.is_text_module(path)}
     return [
         *([TEXT_STAGE] if of_text else []),
-        *([SAMPLING_STAGE, UNET_STAGE] if paths - of_text else []),
+        *([SAMPLING_STAGE, DENOISER_STAGE] if paths - of_text else []),
         *([HELD_OUT_STAGE] if calibration.held_out else []),
     ]
 

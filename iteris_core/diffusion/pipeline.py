@@ -1,4 +1,4 @@
-"""A Stable Diffusion model of `diffusers` with the interface of `model.StableDiffusion`."""
+"""A Stable Diffusion model of `diffusers` as the core's `DiffusionHost`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
-from ..files.families import FAMILIES
+from ..files.families import FAMILIES, Family
 from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
-from .model import UnetRow, unet_stream
+from .model import DenoiserRow, Encoded, unet_stream
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SMALLEST_ALPHA = (
@@ -31,8 +31,8 @@ _OTHER_INPUTS = {
 }
 
 
-class DiffusersStableDiffusion:
-    """A `diffusers` model as the core's `StableDiffusion`; its modules are run, never changed.
+class DiffusersModel:
+    """A `diffusers` model as the core's `DiffusionHost`; its modules are run, never changed.
 
     Args:
         unet: `UNet2DConditionModel`; any number of channels and width of contexts.
@@ -84,7 +84,14 @@ class DiffusersStableDiffusion:
     @cached_property
     def keys(self) -> ModelKeys:
         """Names of the modules in files."""
-        return model_keys(self.modules, FAMILIES["SD1.5"], self.prediction_type)
+        return model_keys(self.modules, self.family, self.prediction_type)
+
+    repeats_texts = True
+    has_text_layers = True
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES["SD1.5"]
 
     def is_text_module(self, path: str) -> bool:
         return path.startswith(TEXT_PREFIX)
@@ -158,9 +165,12 @@ class DiffusersStableDiffusion:
         with _evaluating(self.text_model):
             yield self._network(self.is_text_module, forward)
 
+    def encoded(self, caption: str, outputs: Sequence[Tensor]) -> Encoded:
+        return Encoded(torch.cat(list(outputs)))
+
     @contextmanager
-    def unet(self) -> Iterator[Network]:
-        """Open the UNet; rows are `UnetRow`, its forward returns estimates of the clean latents
+    def denoiser(self) -> Iterator[Network]:
+        """Open the UNet; rows are `DenoiserRow`, its forward returns estimates of the clean latents
         (rows, channels, h, w).
         """
         with _evaluating(self.unet_model):
@@ -189,6 +199,9 @@ class DiffusersStableDiffusion:
         distances = sigmas.to("cpu", torch.float64).log()[:, None] - self.training_sigmas.log()
         return distances.abs().argmin(1)
 
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise * (1 + sigma**2).sqrt()
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         side = resolution // self.vae_scale_factor
         return self.unet_model.config.in_channels, side, side
@@ -202,12 +215,12 @@ class DiffusersStableDiffusion:
             _stream,
         )
 
-    def _denoise(self, rows: Sequence[UnetRow]) -> Tensor:
+    def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         model = self.unet_model
         precise = torch.promote_types(self.unet_model.dtype, torch.float32)
         x = torch.stack([row.latents for row in rows]).to(model.device, precise)
         levels = torch.stack([row.sigma for row in rows])
-        context = torch.stack([row.context for row in rows]).to(model.device, model.dtype)
+        context = torch.stack([row.prompt.tokens for row in rows]).to(model.device, model.dtype)
         sigma = levels.to(model.device, precise)[:, None, None, None]
         size = (
             1 + sigma**2

@@ -27,7 +27,7 @@ from .calibration import (
 from .lora_use import LoraUse
 from .regions import on_grid
 from .samples import Context, Reading
-from .sampling import Latents, Part, Run, noise
+from .sampling import Latents, Part, Run
 from .scenes import (
     Member,
     Scene,
@@ -54,7 +54,7 @@ class Plan(Protocol):
     Lifecycle:
         1. `readings`: the captions that the text encoder has to read for it.
         2. `runs`: its parts in sampling runs, once those captions are encoded.
-        3. `samples`: its samples of the UNet, once the runs are made.
+        3. `samples`: its samples of the diffusion model, once the runs are made.
 
     Plans are compared by identity: two plans with equal fields are not equal.
     """
@@ -83,7 +83,7 @@ class Plan(Protocol):
         ...
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
-        """Return its samples of the UNet."""
+        """Return its samples of the diffusion model."""
         ...
 
 
@@ -201,8 +201,7 @@ class ScenePlan:
             kept = latents.kept.get(self._run(part))
             if kept is None:
                 # It counts in the text alone, which depends on neither latents nor noise level.
-                sigma = latents.sigmas[0]
-                x = noise(latents.shape, part.number) * sigma
+                x, sigma = latents.pure_noise(part.number)
                 samples.append(context.sample(x, sigma, {IMAGE_STREAM: torch.zeros}))
                 continue
             mask = region_of(part.scene, part.member, latents.shape)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM
 from ..tasks import Sample, TokenWeights
-from .model import UnetRow
+from .model import DenoiserRow, DiffusionHost, Encoded
 
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
 
@@ -94,26 +95,26 @@ class Context:
     """A caption as its teacher and as the student read it.
 
     Args:
-        teacher: The teacher's context, (tokens, width).
-        student: The student's context, (tokens, width).
+        teacher: What the teacher reads.
+        student: What the student reads.
         weights: Weights of the tokens in the statistics, (tokens,); None: each counts once.
         teacher_tokens: The teacher's token for each of the student's, (tokens,); None: the same.
     """
 
-    teacher: Tensor
-    student: Tensor
+    teacher: Encoded
+    student: Encoded
     weights: Tensor | None = None
     teacher_tokens: Tensor | None = None
 
     @classmethod
     def repeated(
-        cls, teacher: Tensor, student: Tensor, times: int, pairing: Pairing | None = None
+        cls, teacher: Encoded, student: Encoded, times: int, pairing: Pairing | None = None
     ) -> Context:
         """Repeat a context, so that all have one length.
 
         Attention stays the same, and each token counts once in all.
         """
-        length = len(teacher)
+        length = len(teacher.tokens)
         weights = None if pairing is None else pairing.weights(length)
         numbers = None if pairing is None else pairing.teacher_tokens(length)
         if times == 1:
@@ -122,8 +123,8 @@ class Context:
         if numbers is not None:
             numbers = torch.cat([numbers + start * length for start in range(times)])
         return cls(
-            teacher.repeat(times, 1),
-            student.repeat(times, 1),
+            replace(teacher, tokens=teacher.tokens.repeat(times, 1)),
+            replace(student, tokens=student.tokens.repeat(times, 1)),
             weights.repeat(times) / times,
             numbers,
         )
@@ -134,17 +135,17 @@ class Context:
         sigma: Tensor,
         other_weights: Mapping[str, TokenWeights] | None = None,
     ) -> Sample:
-        """Return the UNet's sample of noisy latents with this context.
+        """Return the diffusion model's sample of noisy latents with this context.
 
         Args:
-            latents: Noisy latents, (channels, height, width).
+            latents: Noisy latents, (channels, ..., height, width).
             sigma: Their noise level, 0-dim.
             other_weights: Token weights of other streams than the text.
         """
         of_text = {} if self.weights is None else {TEXT_STREAM: self.weights}
         return Sample(
-            UnetRow(latents, sigma, self.teacher),
-            UnetRow(latents, sigma, self.student),
+            DenoiserRow(latents, sigma, self.teacher),
+            DenoiserRow(latents, sigma, self.student),
             {**of_text, **(other_weights or {})},
             {} if self.teacher_tokens is None else {TEXT_STREAM: self.teacher_tokens},
         )
@@ -155,21 +156,25 @@ class Tokenized:
     """Captions in the pieces that the text encoder reads at once.
 
     Args:
-        pieces: Caption -> its pieces, one row of the text encoder each.
-        common_length: The number of pieces to which every caption's context can be repeated a
-            whole number of times.
+        model: The model whose text encoder reads them.
+        pieces: Caption -> its pieces, one row of the text encoder each; none where no text encoder
+            can be merged.
+        common_length: The number of pieces to which every caption's context is repeated, a whole
+            number of times; None: they keep their lengths.
     """
 
+    model: DiffusionHost
     pieces: Mapping[str, Sequence[Any]]
-    common_length: int
+    common_length: int | None
 
     @classmethod
-    def of(cls, pieces: Mapping[str, Sequence[Any]]) -> Tokenized:
-        """Check captions and find their common length.
+    def of(cls, model: DiffusionHost, captions: Iterable[str]) -> Tokenized:
+        """Cut captions into pieces, and find their common length.
 
         Raises:
             CalibrationError: A caption is too long; shows it.
         """
+        pieces = {caption: model.tokenize(caption) for caption in captions}
         caption = max(pieces, key=lambda caption: len(pieces[caption]))
         if len(pieces[caption]) > _MOST_PIECES:
             raise CalibrationError(
@@ -177,7 +182,8 @@ class Tokenized:
                 f"calibration can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger "
                 "words and a few others are enough"
             )
-        return cls(pieces, math.lcm(*map(len, pieces.values())))
+        common = math.lcm(*map(len, pieces.values())) if model.repeats_texts else None
+        return cls(model, pieces, common)
 
     def samples(self, reading: Reading) -> list[Sample]:
         """Return the text encoder's samples of one reading, one per piece.
@@ -204,13 +210,16 @@ class Tokenized:
             )
         ]
 
-    def context(self, reading: Reading, rows: Sequence[tuple[Tensor, Tensor]]) -> Context:
+    def context(self, reading: Reading, teacher: Sequence[Any], student: Sequence[Any]) -> Context:
         """Return the context of one reading.
 
         Args:
             reading: Captions of the teacher and the student.
-            rows: (teacher's, student's) encoded rows of `samples`, (77, width) each.
+            teacher: What the text encoder returned for each piece of the teacher's caption.
+            student: The same of the student's.
         """
-        teacher, student = (torch.cat(side) for side in zip(*rows, strict=True))
-        times = self.common_length // len(rows)
-        return Context.repeated(teacher, student, times, reading.pairing)
+        of_teacher = self.model.encoded(reading.teacher, teacher)
+        is_same = reading.pairing is None and all(map(operator.is_, teacher, student))
+        of_student = of_teacher if is_same else self.model.encoded(reading.student, student)
+        times = 1 if self.common_length is None else self.common_length // len(teacher)
+        return Context.repeated(of_teacher, of_student, times, reading.pairing)

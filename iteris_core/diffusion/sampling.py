@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..files.tensors import sha256_of_tensors
-from ..network import Network
+from ..network import Network, in_calls
 from ..progress import Progress, nobody
-from ..rows.wearing import wearing
-from .model import UnetRow
+from ..rows.wearing import Closet, wearing
+from .calibration import Calibration
+from .model import DenoiserRow, DiffusionHost, Encoded
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (latents, sigma) -> estimate of the clean latents
@@ -43,15 +45,15 @@ class Part:
 
     Args:
         mix: Mix of adapters that the teacher wears.
-        text: The context of its caption, (tokens, width).
-        negative: The context of the negative prompt, (tokens, width).
+        text: Its caption.
+        negative: The negative prompt.
         region: Region in which it draws: shape of the latents -> mask (height, width). The regions
             of a run add up to 1. None: everywhere.
     """
 
     mix: Mapping[int, float]
-    text: Tensor
-    negative: Tensor
+    text: Encoded
+    negative: Encoded
     region: Callable[[Sequence[int]], Tensor] | None = None
 
 
@@ -61,13 +63,21 @@ class Latents:
 
     Args:
         kept: Run -> list of (latents, sigma) at its kept steps.
-        shape: (channels, height, width) of all latents.
-        sigmas: Noise levels of the runs, (steps + 1,), falling to 0.
+        sampler: What sampled them.
     """
 
     kept: Mapping[Run, Kept]
-    shape: tuple[int, int, int]
-    sigmas: Tensor
+    sampler: Sampler
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, ..., height, width) of all latents."""
+        return self.sampler.shape
+
+    def pure_noise(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return latents that are nothing but noise, and their noise level."""
+        sigma = self.sampler.sigmas[0]
+        return self.sampler.start(noise(self.shape, seed)[None], sigma)[0], sigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +85,29 @@ class Sampler:
     """Samples with guidance.
 
     Args:
-        network: The UNet; see `model.StableDiffusion.unet`.
+        network: The diffusion model; see `model.DiffusionHost.denoiser`.
         sigmas: Noise levels, (steps + 1,), falling to 0.
-        shape: (channels, height, width) of the latents.
-        cfg: Guidance scale.
+        start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
+        shape: (channels, ..., height, width) of the latents.
+        cfg: Guidance scale; at 1 the negative prompt is not read.
     """
 
     network: Network
     sigmas: Tensor
-    shape: tuple[int, int, int]
+    start: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...]
     cfg: float
+
+    @classmethod
+    def of(cls, model: DiffusionHost, network: Network, calibration: Calibration) -> Sampler:
+        """Return the sampler of a calibration for the model's opened `network`."""
+        return cls(
+            network,
+            model.sigmas(calibration.sampling_steps).float().cpu(),
+            model.start,
+            model.latent_shape(calibration.resolution),
+            calibration.cfg,
+        )
 
     def sample(
         self,
@@ -118,7 +141,7 @@ class Sampler:
         return self._latents({run: known[key] for run, key in keys.items()})
 
     def _latents(self, kept: Mapping[Run, Kept]) -> Latents:
-        return Latents(kept, self.shape, self.sigmas)
+        return Latents(kept, self)
 
     def _key(
         self,
@@ -130,12 +153,19 @@ class Sampler:
         """Return a key of everything that decides the latents of a run, except the model."""
         tensors = {"sigmas": self.sigmas}
         mixes = []
+        constants: list[tuple[Any, ...]] = []
         for i, part in enumerate(parts):
-            tensors |= {f"{i} text": part.text, f"{i} negative": part.negative}
+            for name, prompt in {"text": part.text, "negative": part.negative}.items():
+                tensors[f"{i} {name}"] = prompt.tokens
+                for key, value in prompt.others.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"{i} {name} {key}"] = value
+                    else:
+                        constants.append((i, name, key, value))
             if part.region is not None:
                 tensors[f"{i} region"] = part.region(self.shape)
             mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-        settings = repr((mixes, run.seed, run.steps, self.shape, self.cfg))
+        settings = repr((mixes, run.seed, run.steps, self.shape, self.cfg, constants))
         return sha256_of_tensors(tensors) + settings
 
     def _sample(
@@ -146,14 +176,14 @@ class Sampler:
         progress: Progress,
     ) -> dict[Run, Kept]:
         kept: dict[Run, Kept] = {}
-        batches = _batches(runs, parts_per_call)
+        batches = _batches(runs, parts_per_call, self._key_of)
         steps = len(self.sigmas) - 1
         for number, batch in enumerate(batches):
-            mixes = [mix_in(adapters, part.mix) for run in batch for part in runs[run]]
-            start = torch.stack([noise(self.shape, run.seed) for run in batch])
-            denoise = self._denoiser([runs[run] for run in batch])
+            unit = torch.stack([noise(self.shape, run.seed) for run in batch])
+            start = self.start(unit, self.sigmas[0])
+            denoise = self._denoiser([runs[run] for run in batch], adapters)
             seen = []
-            with torch.no_grad(), wearing(self.network.modules, adapters, mixes * 2):
+            with torch.no_grad():
                 for x in euler_steps(denoise, start, self.sigmas):
                     seen.append(x)
                     progress(number * steps + len(seen), len(batches) * steps)
@@ -161,16 +191,42 @@ class Sampler:
                 kept[run] = [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
         return kept
 
-    def _denoiser(self, parts_of_runs: Sequence[Sequence[Part]]) -> Denoise:
+    def _key_of(self, parts: Sequence[Part]) -> Hashable:
+        """Return a key of runs whose rows can share calls."""
+        nothing = torch.zeros(self.shape), self.sigmas[0]
+        return tuple(
+            self.network.call_key(DenoiserRow(*nothing, prompt))
+            for part in parts
+            for prompt in (part.text, part.negative)
+        )
+
+    def _denoiser(
+        self, parts_of_runs: Sequence[Sequence[Part]], adapters: Sequence[Adapter]
+    ) -> Denoise:
         """Return a function that estimates the clean latents of a batch of runs, with guidance."""
         parts = [(i, part) for i, parts in enumerate(parts_of_runs) for part in parts]
         masks = [None if part.region is None else part.region(self.shape) for _, part in parts]
+        mixes = [mix_in(adapters, part.mix) for _, part in parts]
+        closet: Closet = {}
+
+        def outputs(rows: Sequence[DenoiserRow], mixes: Sequence[Mapping[int, float]]) -> Tensor:
+            """Return the outputs of all rows, on the CPU."""
+            answers: dict[int, Tensor] = {}
+            for numbers in in_calls([self.network.call_key(row) for row in rows], len(rows)):
+                worn = [mixes[number] for number in numbers]
+                with wearing(self.network.modules, adapters, worn, closet):
+                    answer = self.network.forward([rows[number] for number in numbers])
+                answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
+            return torch.stack([answers[number] for number in range(len(rows))])
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            rows = [UnetRow(x[i], sigma, part.text) for i, part in parts]
-            rows += [UnetRow(x[i], sigma, part.negative) for i, part in parts]
-            conditional, unconditional = self.network.forward(rows).float().cpu().chunk(2)
-            estimates = unconditional + self.cfg * (conditional - unconditional)
+            rows = [DenoiserRow(x[i], sigma, part.text) for i, part in parts]
+            if self.cfg == 1:
+                estimates = outputs(rows, mixes)
+            else:
+                rows += [DenoiserRow(x[i], sigma, part.negative) for i, part in parts]
+                conditional, unconditional = outputs(rows, mixes * 2).chunk(2)
+                estimates = unconditional + self.cfg * (conditional - unconditional)
             joined = torch.zeros_like(x)
             for (i, _), mask, estimate in zip(parts, masks, estimates, strict=True):
                 joined[i] += estimate if mask is None else mask * estimate
@@ -199,11 +255,12 @@ def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Ten
 
     Args:
         denoise: Estimates the clean latents, guidance included.
-        start: Unit noise, (runs, channels, height, width).
-        sigmas: (steps + 1,), falling to 0. The variance-exploding scale: latents are clean +
-            sigma * noise.
+        start: Latents at the first noise level, (runs, ...).
+        sigmas: (steps + 1,), falling to 0. Latents are a blend of clean ones and noise that is
+            straight in sigma: clean + sigma * noise, or (1 - sigma) * clean + sigma * noise of flow
+            models.
     """
-    x = start * (1 + sigmas[0] ** 2).sqrt()
+    x = start
     for sigma, following in itertools.pairwise(sigmas):
         seen = x
         x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
@@ -220,14 +277,22 @@ def _digest(adapter: Adapter) -> str:
     return sha256_of_tensors(tensors)
 
 
-def _batches(runs: Mapping[Run, Sequence[Part]], parts_per_call: int) -> list[list[Run]]:
-    """Return the runs in groups of at most so many parts, in order; a run is never cut."""
+def _batches(
+    runs: Mapping[Run, Sequence[Part]],
+    parts_per_call: int,
+    key_of: Callable[[Sequence[Part]], Hashable],
+) -> list[list[Run]]:
+    """Return the runs in groups of at most so many parts and one key, in order; a run is never
+    cut.
+    """
     batches: list[list[Run]] = []
-    room = 0
-    for run, parts in runs.items():
-        if not batches or len(parts) > room:
-            batches.append([])
-            room = parts_per_call
-        batches[-1].append(run)
-        room -= len(parts)
+    known = list(runs)
+    for numbers in in_calls([key_of(parts) for parts in runs.values()], len(known)):
+        room = 0
+        for run in (known[number] for number in numbers):
+            if len(runs[run]) > room:
+                batches.append([])
+                room = parts_per_call
+            batches[-1].append(run)
+            room -= len(runs[run])
     return batches

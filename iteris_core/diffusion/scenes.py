@@ -77,11 +77,11 @@ def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:
     Args:
         scene: The scene.
         member: A member that has a region.
-        shape: (channels, height, width) of the latents.
+        shape: (channels, ..., height, width) of the latents.
     """
     if scene.layout is None or member.region is None:
         raise ValueError(f"LoRA {member.lora} has no region in {scene.caption!r}")
-    return region_masks(scene.layout, len(scene.members), shape[1], shape[2])[member.region]
+    return region_masks(scene.layout, len(scene.members), *shape[-2:])[member.region]
 
 
 def make_scenes(

@@ -19,7 +19,7 @@ from ..tasks import Sample
 from .calibration import Calibration
 from .captions import SUBJECT_PLACES, placeholders
 from .lora_use import LoraUse
-from .model import UnetRow
+from .model import DenoiserRow
 from .plans import Contexts, run_of
 from .regions import layout_of, region_masks, regions_of
 from .samples import Reading
@@ -47,7 +47,7 @@ class Meeting:
         """Return the mask (height, width) of a place of the form in latents of a shape."""
         layout = layout_of(self.form)
         assert layout is not None  # see `two_subject_forms`
-        masks = region_masks(layout, 2, shape[1], shape[2])
+        masks = region_masks(layout, 2, *shape[-2:])
         return masks[regions_of(self.form)[place]]
 
 
@@ -108,8 +108,8 @@ class TogetherPlan:
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         return [
             Sample(
-                UnetRow(x, sigma, contexts[self, Reading.of(half.caption)].teacher),
-                UnetRow(x, sigma, contexts[self, Reading.of(half.meeting.caption)].student),
+                DenoiserRow(x, sigma, contexts[self, Reading.of(half.caption)].teacher),
+                DenoiserRow(x, sigma, contexts[self, Reading.of(half.meeting.caption)].student),
             )
             for half, (x, sigma) in self._kept(latents)
         ]

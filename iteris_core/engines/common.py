@@ -84,17 +84,16 @@ def outputs_by_task(
     tasks: Sequence[Task], chunks: Sequence[Chunk], answers: Sequence[Any]
 ) -> Outputs | None:
     """Return each sample's (teacher's, student's) output row, by task; None if the network returns
-    no tensor.
+    neither a tensor nor a list.
     """
-    if not all(isinstance(answer, Tensor) for answer in answers):
+    if not all(isinstance(answer, (Tensor, list)) for answer in answers):
         return None
-    outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tasks]
+    outputs: list[dict[int, tuple[Any, Any]]] = [{} for _ in tasks]
     for chunk, answer in zip(chunks, answers, strict=True):
         for block in chunk.blocks:
-            outputs[block.task].extend(
-                zip(answer[block.teacher], answer[block.student], strict=True)
-            )
-    return tuple(tuple(rows) for rows in outputs)
+            pairs = zip(answer[block.teacher], answer[block.student], strict=True)
+            outputs[block.task] |= dict(zip(block.numbers, pairs, strict=True))
+    return tuple(tuple(rows[number] for number in sorted(rows)) for rows in outputs)
 
 
 def within_size(

@@ -63,7 +63,7 @@ def iterate(
 
 def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> EngineResult:
     config = problem.config
-    chunks = split_into_chunks(problem.tasks, config.samples_per_chunk)
+    chunks = split_into_chunks(problem.tasks, config.samples_per_chunk, problem.network)
     solved: dict[str, SolvedLayer] = {}
     merged: Deltas | None = None
     changes: list[float] = []

@@ -158,7 +158,8 @@ class Measurement:
                 slice(side.start + start, min(side.start + start + step, side.stop))
                 for side in (block.teacher, block.student)
             )
-            piece = Block(block.task, teacher, student, block.samples[start : start + step])
+            some = slice(start, start + step)
+            piece = Block(block.task, teacher, student, block.samples[some], block.numbers[some])
             self._add_rows(piece, x, y, None if codes is None else codes[start : start + step])
         return codes
 

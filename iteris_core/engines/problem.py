@@ -20,7 +20,7 @@ from ..tasks import Task
 # Told each layer's report the moment the layer is solved.
 Watch = Callable[[LayerReport], None]
 # outputs[g][s]: (teacher's, student's) output row of sample s of task g.
-Outputs = tuple[tuple[tuple[Tensor, Tensor], ...], ...]
+Outputs = tuple[tuple[tuple[Any, Any], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class EngineResult:
     Args:
         layers: Path -> solved layer, in the order in which the network reached them.
         outputs: Output row of every teacher and student, by task and sample; None if the network
-            returns no tensor.
+            returns none.
         changes: Largest relative change of a layer in each iteration; only of the paper's engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.

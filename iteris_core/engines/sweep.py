@@ -70,7 +70,7 @@ def sweep(
     solved: dict[str, SolvedLayer] = {}
 
     def attempt(samples_per_chunk: int) -> EngineResult:
-        chunks = split_into_chunks(problem.tasks, samples_per_chunk)
+        chunks = split_into_chunks(problem.tasks, samples_per_chunk, problem.network)
         state = _Sweep(problem, solver_at, listener, parking if len(chunks) > 1 else None, solved)
         return state.run(chunks)
 

@@ -15,7 +15,7 @@ import torch
 
 from ..diffusion import loading
 from ..diffusion.lora_files import read_lora, save_lora
-from ..diffusion.pipeline import DiffusersStableDiffusion
+from ..diffusion.pipeline import DiffusersModel
 from ..errors import AdapterError, ConfigError, EvaluationError
 from ..files.tensors import check_readable
 from ..progress import Progress
@@ -132,7 +132,7 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    model = DiffusersStableDiffusion(
+    model = DiffusersModel(
         pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
     )
     adapter = read_lora(model, file)

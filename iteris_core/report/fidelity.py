@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..errors import CalibrationError
-from ..network import Network
+from ..network import Network, in_calls
 from ..progress import Progress, nobody
 from ..rows.wearing import wearing
-from ..tasks import Sample, Task
+from ..tasks import Task
 from .records import TaskFidelity
 
 
@@ -68,19 +68,22 @@ def fidelity(
     for g, task in enumerate(tasks):
         wears = any(task.mix.values())
         sums = torch.zeros(3, dtype=torch.float64)
-        for start in range(0, len(task.samples), samples_per_chunk):
-            samples = task.samples[start : start + samples_per_chunk]
-            bases = [
-                sample.teacher if comparison is None else comparison.base_reads(g, start + i)
-                for i, sample in enumerate(samples)
-            ]
+        reads = [
+            (
+                sample.teacher,
+                sample.student_reads,
+                sample.teacher if comparison is None else comparison.base_reads(g, i),
+            )
+            for i, sample in enumerate(task.samples)
+        ]
+        keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
+        for numbers in in_calls(keys, samples_per_chunk):
             mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
-            outputs = _outputs(network, worn, samples, bases, mixes)
+            outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
             if comparison is not None:
-                numbers = range(start, start + len(samples))
                 outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
             sums += _squares(task, *outputs)
-            done += len(samples)
+            done += len(numbers)
             progress(done, total)
         fidelities.append(_task_fidelity(task, wears, sums))
     return tuple(fidelities)
@@ -89,16 +92,21 @@ def fidelity(
 def _outputs(
     network: Network,
     adapters: Sequence[Adapter],
-    samples: Sequence[Sample],
-    bases: Sequence[object],
+    reads: Sequence[tuple[object, object, object]],
     mixes: Sequence[Mapping[int, float]],
 ) -> tuple[Tensor, ...]:
-    """Return the teachers', the students' and the reference rows' outputs, (samples, ...) each."""
-    reads = [[s.teacher for s in samples], [s.student_reads for s in samples], list(bases)]
+    """Return the teachers', the students' and the reference rows' outputs, (samples, ...) each.
+
+    Args:
+        network: See `fidelity`.
+        adapters: The adapters, and the merged one last.
+        reads: What teacher, student and reference row of each sample read.
+        mixes: What teachers, students and reference rows wear.
+    """
     outputs = []
-    for row_inputs, mix in zip(reads, mixes, strict=True):
-        with torch.no_grad(), wearing(network.modules, adapters, [mix] * len(samples)):
-            outputs.append(network.forward(row_inputs))
+    for rows, mix in zip(zip(*reads, strict=True), mixes, strict=True):
+        with torch.no_grad(), wearing(network.modules, adapters, [mix] * len(rows)):
+            outputs.append(network.forward(list(rows)))
     if not all(isinstance(output, Tensor) for output in outputs):
         raise CalibrationError(
             "the network's forward returns no tensor, so there is no output whose error could be "

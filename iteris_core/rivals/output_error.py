@@ -16,6 +16,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..engines.problem import Problem
 from ..errors import CalibrationError
+from ..network import in_calls
 from ..progress import nobody
 from ..rows.wearing import wearing
 from ..tasks import Sample, Task
@@ -80,8 +81,12 @@ class OutputError:
         scale = 0.0
         wears = any(share and self.adapters[k].deltas for k, share in task.mix.items())
         base = {} if wears else {k: 1.0 for k in range(len(self.adapters))}
-        for start in range(0, len(chosen), samples_per_chunk):
-            samples = chosen[start : start + samples_per_chunk]
+        keys = [
+            (self.network.call_key(sample.teacher), self.network.call_key(sample.student_reads))
+            for sample in chosen
+        ]
+        for numbers in in_calls(keys, samples_per_chunk):
+            samples = [chosen[number] for number in numbers]
             reads = [sample.teacher for sample in samples]
             teacher = self._outputs(self.adapters, reads, task.mix)
             scale += (teacher - self._outputs(self.adapters, reads, base)).square().sum().item()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..network import Network, in_calls
 from ..tasks import Sample, Task
 
 
@@ -21,12 +22,14 @@ class Block:
         teacher: Place of the teacher rows in the batch.
         student: Place of the student rows in the batch.
         samples: Sample of each of those rows.
+        numbers: Number of each of those samples in its task.
     """
 
     task: int
     teacher: slice
     student: slice
     samples: tuple[Sample, ...]
+    numbers: tuple[int, ...]
 
     def token_weights(self, stream: str, tokens: int, path: str) -> Tensor | None:
         """Return the weight of every token of all samples in a stream, on the CPU; None where all
@@ -101,17 +104,36 @@ class Chunk:
         return [sample.teacher for sample in samples] + [sample.student_reads for sample in samples]
 
 
-def split_into_chunks(tasks: Sequence[Task], samples_per_chunk: int) -> list[Chunk]:
-    """Cut all tasks' samples, in order, into chunks of at most this many samples."""
-    flat = [(g, sample) for g, task in enumerate(tasks) for sample in task.samples]
+def split_into_chunks(
+    tasks: Sequence[Task], samples_per_chunk: int, network: Network
+) -> list[Chunk]:
+    """Cut all tasks' samples, in order, into chunks of at most this many samples, whose rows may
+    share a forward call of the network.
+
+    Raises:
+        CalibrationError: Teacher and student of a sample may not share one.
+    """
+    flat = [(g, i, sample) for g, task in enumerate(tasks) for i, sample in enumerate(task.samples)]
+    keys = [_key_of(sample, tasks[g], network) for g, _, sample in flat]
     chunks = []
-    for start in range(0, len(flat), samples_per_chunk):
-        part = flat[start : start + samples_per_chunk]
+    for numbers in in_calls(keys, samples_per_chunk):
+        part = [flat[number] for number in numbers]
         blocks = []
-        for g in dict.fromkeys(task for task, _ in part):
-            rows = [row for row, (task, _) in enumerate(part) if task == g]
+        for g in dict.fromkeys(task for task, *_ in part):
+            rows = [row for row, (task, *_) in enumerate(part) if task == g]
             teacher = slice(rows[0], rows[-1] + 1)
             student = slice(teacher.start + len(part), teacher.stop + len(part))
-            blocks.append(Block(g, teacher, student, tuple(part[row][1] for row in rows)))
+            samples = tuple(part[row][2] for row in rows)
+            blocks.append(Block(g, teacher, student, samples, tuple(part[row][1] for row in rows)))
         chunks.append(Chunk(tuple(blocks)))
     return chunks
+
+
+def _key_of(sample: Sample, task: Task, network: Network) -> Hashable:
+    key = network.call_key(sample.teacher)
+    if sample.student is not None and network.call_key(sample.student) != key:
+        raise CalibrationError(
+            f"teacher and student of a sample of task {task.name!r} read texts that cannot share a "
+            "forward call of this model, such as texts of different lengths"
+        )
+    return key

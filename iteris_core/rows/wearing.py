@@ -17,6 +17,9 @@ from ..tasks import Task
 from .chunks import Chunk
 
 LayerHook = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
+Mix = tuple[tuple[int, float], ...]
+# (path, mix) -> what it is as one delta, on its device; None: nothing.
+Closet = dict[tuple[str, Mix], LowRankDelta | None]
 
 
 @contextmanager
@@ -66,6 +69,7 @@ def wearing(
     modules: Mapping[str, nn.Module],
     adapters: Sequence[Adapter],
     mixes: Sequence[Mapping[int, float]],
+    closet: Closet | None = None,
 ) -> Iterator[None]:
     """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
 
@@ -73,23 +77,24 @@ def wearing(
         modules: Modules of the network.
         adapters: Adapters that the mixes name by their number.
         mixes: Mix of each row of the batches that will run.
+        closet: Deltas of these adapters that are on their device already; others are added. None:
+            they are made ready for these batches alone.
 
     Raises:
         CalibrationError: A layer gets another number of rows than there are mixes.
     """
-    on_device: dict[tuple[str, int], LowRankDelta | None] = {}
-    rows_by_mix: dict[tuple[tuple[int, float], ...], list[int]] = {}
+    ready: Closet = {} if closet is None else closet
+    rows_by_mix: dict[Mix, list[int]] = {}
     for row, mix in enumerate(mixes):
         rows_by_mix.setdefault(tuple(sorted(mix.items())), []).append(row)
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_rows(path, x, len(mixes))
         y = y.clone()
-        for rows in rows_by_mix.values():
-            key = (path, rows[0])
-            if key not in on_device:
-                on_device[key] = _near(worn_delta(path, adapters, mixes[rows[0]]), x)
-            delta = on_device[key]
+        for mix, rows in rows_by_mix.items():
+            if (path, mix) not in ready:
+                ready[path, mix] = _near(worn_delta(path, adapters, mixes[rows[0]]), x)
+            delta = ready[path, mix]
             if delta is not None:
                 added = y[rows]
                 add_to_output(module, added, codes_of(module, x[rows], delta.down) @ delta.up.T)

@@ -20,18 +20,18 @@ from .server import answer_at, layer_teller, show_text, stage_progress
 
 if TYPE_CHECKING:
     from .deltas import stock_loader
-    from .diffusion_model import ComfyStableDiffusion
+    from .diffusion_model import ComfyModel
     from .patches import patches_of, with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
-    "ComfyStableDiffusion": "diffusion_model",
+    "ComfyModel": "diffusion_model",
     "patches_of": "patches",
     "stock_loader": "deltas",
     "with_patches": "patches",
 }
 __all__ = [
-    "ComfyStableDiffusion",
+    "ComfyModel",
     "answer_at",
     "find_lora",
     "is_output",

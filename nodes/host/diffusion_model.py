@@ -2,109 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import comfy.conds
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
-import comfy.supported_models
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ...iteris_core import Adapter, IterisError, Network
+from ...iteris_core import Adapter, AdapterError, Network
 from ...iteris_core.diffusion.lora_use import LoraUse
-from ...iteris_core.diffusion.model import UnetRow, unet_stream
+from ...iteris_core.diffusion.model import DenoiserRow, Encoded
 from ...iteris_core.files import kohya
-from ...iteris_core.files.families import FAMILIES
-from ...iteris_core.network import TEXT_STREAM
+from ...iteris_core.files.families import Family
+from ...iteris_core.network import IMAGE_STREAM, TEXT_STREAM
 from ..keys import HostKeys, is_text, model_keys
 from .deltas import HostDeltas
+from .families import check_clip, family_of, prediction_type
 from .latent_cache import memory_of
 from .patches import add_adapter
+from .text_encoders import TextEncoders
 
-_LATENT_CHANNELS = 4
 _MOST_SAMPLES_PER_CHUNK = 8
 
 
-class ComfyStableDiffusion:
-    """A MODEL and a CLIP as the core's `StableDiffusion`. Patches that they already carry belong to
+class ComfyModel:
+    """A MODEL and a CLIP as the core's `DiffusionHost`. Patches that they already carry belong to
     the base model.
 
     Args:
-        model: ModelPatcher of an SD1.5 UNet; never changed.
-        clip: CLIP of the same checkpoint; never changed.
+        model: ModelPatcher of a family in the table; never changed.
+        clip: CLIP of the same family; never changed.
 
     Raises:
         IterisError: Another kind of model.
     """
 
     def __init__(self, model: Any, clip: Any) -> None:
-        _check_model(model)
-        _check_clip(clip)
+        self.row = family_of(model)
+        check_clip(clip, self.row)
         self.model = model.clone()
         self.clip = clip.clone()
+        self.texts = TextEncoders(self.clip, self.row.swept)
         self.memory_required = 0.0
+        self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
+
+    @property
+    def family(self) -> Family:
+        return self.row.family
+
+    @property
+    def repeats_texts(self) -> bool:
+        return bool(self.row.text_layers)
+
+    @property
+    def has_text_layers(self) -> bool:
+        return bool(self.row.text_layers)
 
     def is_text_module(self, path: str) -> bool:
         return is_text(path)
 
     def tokenize(self, caption: str) -> Sequence[Any]:
-        """Return a caption's pieces without emphasis, which would add rows to the batch."""
-        return [[(token, 1.0) for token, *_ in piece] for piece in self.clip.tokenize(caption)["l"]]
+        return self.texts.tokenize(caption)
 
     def token_positions(self, text: str) -> Sequence[int]:
-        """Return the positions of the tokens of a text's words in its context, without start, end
-        and padding.
-        """
-        pieces = self.clip.tokenize(text, return_word_ids=True)["l"]
-        words = [word for piece in pieces for _, _, word in piece]
-        return [position for position, word in enumerate(words) if word]
+        return self.texts.token_positions(text)
+
+    def text_encoder(self) -> AbstractContextManager[Network]:
+        return self.texts.open()
+
+    def encoded(self, caption: str, outputs: Sequence[Any]) -> Encoded:
+        return self.texts.encoded(caption, outputs)
 
     @contextmanager
-    def text_encoder(self) -> Iterator[Network]:
-        def forward(pieces: Sequence[Any]) -> Tensor:
-            contexts = self.clip.encode_from_tokens({"l": list(pieces)})  # (1, rows * 77, 768)
-            return contexts.reshape(len(pieces), -1, contexts.shape[-1])
-
-        yield Network(
-            dict(self.clip.cond_stage_model.named_modules()), forward, lambda path: TEXT_STREAM
-        )
-
-    @contextmanager
-    def unet(self) -> Iterator[Network]:
+    def denoiser(self) -> Iterator[Network]:
         model = self.model
         comfy.model_management.load_models_gpu([model], memory_required=self.memory_required)
         device = model.load_device
 
-        def forward(rows: Sequence[UnetRow]) -> Tensor:
+        def forward(rows: Sequence[DenoiserRow]) -> Tensor:
             x = torch.stack([row.latents for row in rows]).to(device)
             sigma = torch.stack([row.sigma for row in rows]).to(device)
-            context = torch.stack([row.context for row in rows]).to(device)
             options = comfy.model_patcher.create_model_options_clone(model.model_options)[
                 "transformer_options"
             ]
-            return model.model.apply_model(
-                x, sigma, c_crossattn=context, transformer_options=options
-            )
+            conds = comfy.samplers.cond_cat([self._conds(row.prompt, x[:1]) for row in rows])
+            return model.model.apply_model(x, sigma, **conds, transformer_options=options)
 
         model.pre_run()
         try:
-            yield Network(dict(model.model.named_modules()), forward, unet_stream, memory_of(model))
+            yield Network(
+                dict(model.model.named_modules()),
+                forward,
+                self._stream,
+                memory_of(model),
+                self._call_key,
+            )
         finally:
             model.cleanup()
+
+    def _conds(self, prompt: Encoded, x: Tensor) -> dict[str, Any]:
+        """Return what the model reads of a prompt, made by the host as for its samplers."""
+        cond = {"cross_attn": prompt.tokens[None], **prompt.others, "model_conds": {}}
+        [made] = comfy.samplers.encode_model_conds(
+            self.model.model.extra_conds, [cond], x, self.model.load_device, "positive"
+        )
+        return {
+            name: cond.process_cond(batch_size=1, area=None)
+            for name, cond in made["model_conds"].items()
+        }
+
+    def _call_key(self, row: DenoiserRow) -> Hashable:
+        """Return what rows of one call have in common: sizes, and what is constant in a call."""
+        if row.prompt not in self._call_keys:
+            x = row.latents[None].to(self.model.load_device)
+            self._call_keys[row.prompt] = tuple(
+                (name, *cond.size(), repr(cond.cond))
+                if isinstance(cond, comfy.conds.CONDConstant)
+                else (name, *cond.size())
+                for name, cond in self._conds(row.prompt, x).items()
+            )
+        return self._call_keys[row.prompt]
+
+    def _stream(self, path: str) -> str:
+        return TEXT_STREAM if path.endswith(self.row.text_layers) else IMAGE_STREAM
 
     def sigmas(self, steps: int) -> Tensor:
         return comfy.samplers.calculate_sigmas(
             self.model.get_model_object("model_sampling"), "normal", steps
         )
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        return 4, resolution // 8, resolution // 8
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        sampling = self.model.get_model_object("model_sampling")
+        return sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), max_denoise=True)
+
+    def latent_shape(self, resolution: int) -> tuple[int, ...]:
+        format = self.model.get_model_object("latent_format")
+        side = resolution // self.row.downscale
+        time = (1,) * (format.latent_dimensions - 2)
+        return format.latent_channels, *time, side, side
 
     def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
         """Choose the size of forward calls for this many samples, and remember the memory to keep
@@ -114,11 +157,11 @@ class ComfyStableDiffusion:
             Number of samples (two rows each) in one call, and whether paused samples must be parked
             in host memory.
         """
-        side = resolution // 8
+        shape = self.latent_shape(resolution)
         device = self.model.load_device
 
         def takes(count: int) -> float:
-            return self.model.memory_required([2 * count, 4, side, side])
+            return self.model.memory_required([2 * count, *shape])
 
         free = comfy.model_management.get_free_memory(device)
         at_once = max(
@@ -136,10 +179,11 @@ class ComfyStableDiffusion:
         keys = comfy.lora.model_lora_keys_unet(self.model.model, {})
         keys = comfy.lora.model_lora_keys_clip(self.clip.cond_stage_model, keys)
         return model_keys(
-            FAMILIES["SD1.5"],
+            self.family,
             modules,
             keys,
             comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config),
+            prediction_type(self.model),
         )
 
     def adapter(
@@ -165,8 +209,16 @@ class ComfyStableDiffusion:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
-        text, unet = adapter.split(self.is_text_module)
-        return unet.scaled(use.strength_model).joined_with(text.scaled(use.strength_clip))
+        text, denoiser = adapter.split(self.is_text_module)
+        text = text.scaled(use.strength_clip)
+        unswept = [path for path in (*text.deltas, *text.vectors) if not self.texts.is_swept(path)]
+        if unswept:
+            raise AdapterError(
+                f"{use.name}: it changes a text encoder of {self.family.name} that cannot be "
+                f"merged ({unswept[0]!r} among {len(unswept)}). Set strength_clip to 0, which "
+                "leaves its text part out"
+            )
+        return denoiser.scaled(use.strength_model).joined_with(text)
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would
@@ -175,51 +227,16 @@ class ComfyStableDiffusion:
         model = self.model.clone()
         clip = self.clip.clone()
         keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
-        text, unet = adapter.split(self.is_text_module)
-        add_adapter(model, unet, keys)
+        text, denoiser = adapter.split(self.is_text_module)
+        add_adapter(model, denoiser, keys)
         add_adapter(clip, text, keys)
         return model, clip
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
-        """Return the UNet part as core's LORA_MODEL: a state dict with the model's own key
-        names.
+        """Return the diffusion model's part as core's LORA_MODEL: a state dict with the model's own
+        key names.
         """
-        _, unet = adapter.split(self.is_text_module)
+        _, denoiser = adapter.split(self.is_text_module)
         return kohya.to_tensors(
-            unet, {path: path for path in self.keys.base_of_module}, self.keys.kernels
-        )
-
-
-def _check_model(model: Any) -> None:
-    config = model.model.model_config
-    kind = type(config)
-    if kind is not comfy.supported_models.SD15:
-        raise IterisError(
-            f"the MODEL is a {kind.__name__} model; IterIS merges LoRAs of SD1.5. Load an SD1.5 "
-            "checkpoint"
-        )
-    channels = config.unet_config.get("in_channels", _LATENT_CHANNELS)
-    if channels != _LATENT_CHANNELS:
-        what = {9: "an inpainting", 8: "a picture-editing (InstructPix2Pix)"}.get(
-            channels, "an unusual"
-        )
-        raise IterisError(
-            f"the MODEL is {what} checkpoint: its UNet reads {channels} channels, and calibration "
-            f"has the {_LATENT_CHANNELS} of a plain SD1.5 UNet. Merge on a plain SD1.5 checkpoint; "
-            "the merged LoRA works on both"
-        )
-
-
-def _check_clip(clip: Any) -> None:
-    if clip is None:
-        raise IterisError(
-            "the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP "
-            "loader"
-        )
-    encoders = sorted(clip.tokenize(""))
-    if not hasattr(clip.cond_stage_model, "clip_l") or encoders != ["l"]:
-        raise IterisError(
-            f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders "
-            f"{', '.join(encoders)}; SD1.5 has CLIP-L alone. Connect the CLIP of an SD1.5 "
-            "checkpoint, or load CLIP-L with type stable_diffusion"
+            denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )

@@ -39,7 +39,7 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
 
 
 def load(
-    base: host.ComfyStableDiffusion, chosen: Iterable[ChosenLora]
+    base: host.ComfyModel, chosen: Iterable[ChosenLora]
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the LoRAs read for a model, each once, and notes about duplicates.
 

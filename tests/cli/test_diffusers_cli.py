@@ -17,9 +17,9 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.model import UnetRow
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.diffusion.pipeline import DiffusersModel
 
 QUICK = [
     "--trajectories",
@@ -83,7 +83,7 @@ def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **change
         )
     ]
     calibration = Calibration(**{**CALIBRATION.__dict__, **changes})
-    return model, merge_stable_diffusion(
+    return model, merge_diffusion(
         model, loras, calibration, config or MergeConfig(samples_per_chunk=4)
     ).adapter
 
@@ -95,10 +95,10 @@ def assert_same(found, expected):
 
 
 def forward(model):
-    with torch.no_grad(), model.text_encoder() as text, model.unet() as unet:
+    with torch.no_grad(), model.text_encoder() as text, model.denoiser() as unet:
         context = text.forward(model.tokenize("a cat"))
         x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
-        return context, unet.forward([UnetRow(x, torch.tensor(3.0), context[0])])
+        return context, unet.forward([DenoiserRow(x, torch.tensor(3.0), context[0])])
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
@@ -111,7 +111,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     assert_same(read_lora(model, output), expected)
     pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
     pipeline.load_lora_weights(str(output))
-    loaded = DiffusersStableDiffusion(
+    loaded = DiffusersModel(
         pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler()
     )
     base = tiny_diffusers.model()

@@ -227,10 +227,10 @@ def gaussian_trajectory(steps, spread=0.5, start_sigma=10.0):
     sigmas = torch.cat(
         [torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()]
     )
-    start = torch.randn(3, 4, 2, 2).double()
+    start = torch.randn(3, 4, 2, 2).double() * (1 + start_sigma**2) ** 0.5
     seen = list(euler_steps(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas))
     scale = ((spread**2 + sigmas[:-1] ** 2) / (spread**2 + start_sigma**2)).sqrt()
-    exact = [start * (1 + start_sigma**2) ** 0.5 * factor for factor in scale]
+    exact = [start * factor for factor in scale]
     return seen, exact
 
 
@@ -261,7 +261,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
     assert [sigma for _, sigma in asked] == [4.0, 2.0, 1.0]
     assert all(torch.equal(x, kept) for (x, _), kept in zip(asked, seen, strict=True))
     # with zero as the clean picture, the latents are all noise: they shrink with sigma
-    expected = [math.sqrt(17), math.sqrt(17) / 2, math.sqrt(17) / 4]
+    expected = [1, 1 / 2, 1 / 4]
     assert [x.flatten()[0].item() for x in seen] == pytest.approx(expected)
 
 
@@ -276,7 +276,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"sampling_steps": 0}, "sampling_steps is 0"),
         ({"timesteps": 7}, "7 timesteps cannot be kept of 6 sampling steps; keep fewer"),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
-        ({"resolution": 0}, "resolution is 0"),
+        ({"resolution": -64}, "resolution is -64"),
         (
             {"unconditional_share": 1.5},
             "unconditional_share is 1.5; it must be a number from 0 to 1",

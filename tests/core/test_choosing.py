@@ -11,8 +11,8 @@ from iteris_core.diffusion import job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choosing import loss, ways_of
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.merging import SAMPLING_STAGE
 from iteris_core.diffusion.recipe import read_recipe
-from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE
 from iteris_core.errors import ConfigError, SolveError
 from iteris_core.report.records import TaskFidelity
 
@@ -91,14 +91,14 @@ def test_ways_cannot_be_compared_without_unseen_samples(host):
 
 def test_a_way_that_fails_is_left_out_and_told(host, monkeypatch):
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",))]
-    merge_once = job.merge_stable_diffusion
+    merge_once = job.merge_diffusion
 
     def failing(model, loras, calibration, config, *listeners):
         if config.method == "np_lora":
             raise SolveError("no such subspace")
         return merge_once(model, loras, calibration, config, *listeners)
 
-    monkeypatch.setattr(job, "merge_stable_diffusion", failing)
+    monkeypatch.setattr(job, "merge_diffusion", failing)
     result, _ = merge(host, loras, try_several=True)
     names = [way.name for way in result.report.tried]
     assert "NP-LoRA" not in names

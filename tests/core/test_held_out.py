@@ -39,11 +39,8 @@ def measured_rows(host, calls):
     """Return the last ``calls`` batches that the UNet was asked, as stacked arguments."""
     found = []
     for batch in host.unet_batches[-calls:]:
-        parts = (
-            torch.stack([getattr(row, name) for row in batch])
-            for name in ("latents", "sigma", "context")
-        )
-        found.append([part.double() for part in parts])
+        parts = zip(*((row.latents, row.sigma, row.prompt.tokens) for row in batch), strict=True)
+        found.append([torch.stack(part).double() for part in parts])
     return found
 
 

@@ -7,9 +7,12 @@ import torch
 import toy
 from torch import nn
 
-from iteris_core import CalibrationError, Sample, Task
+from iteris_core import CalibrationError, Network, Sample, Task
+from iteris_core.network import in_calls
 from iteris_core.rows.chunks import split_into_chunks
 from iteris_core.rows.wearing import layer_hooks, wearing, worn_delta
+
+ANY = Network({}, lambda rows: None)  # all rows may share a call
 
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
@@ -135,7 +138,7 @@ def test_chunks_hold_every_sample_once_teachers_before_students(size):
         Task("a", [Sample(f"a{i}", f"A{i}") for i in range(3)], {}),
         Task("b", [Sample("b0"), Sample("b1", "B1")], {}),
     ]
-    chunks = split_into_chunks(tasks, size)
+    chunks = split_into_chunks(tasks, size, ANY)
     assert [len(chunk.samples) for chunk in chunks] == [size] * (5 // size) + [5 % size] * (
         5 % size > 0
     )
@@ -148,10 +151,39 @@ def test_chunks_hold_every_sample_once_teachers_before_students(size):
     assert seen == {0: [("a0", "A0"), ("a1", "A1"), ("a2", "A2")], 1: [("b0", "b0"), ("b1", "B1")]}
 
 
+def test_rows_of_one_key_share_a_chunk_and_keep_their_numbers():
+    tasks = [
+        Task("a", [Sample(text) for text in ("xx", "y", "zz", "w")], {}),
+        Task("b", [Sample("v")], {}),
+    ]
+    chunks = split_into_chunks(tasks, 2, Network({}, lambda rows: None, call_key=len))
+    assert [chunk.inputs[: len(chunk.samples)] for chunk in chunks] == [
+        ["xx", "zz"],
+        ["y", "w"],
+        ["v"],
+    ]
+    assert [[(block.task, block.numbers) for block in chunk.blocks] for chunk in chunks] == [
+        [(0, (0, 2))],
+        [(0, (1, 3))],
+        [(1, (0,))],
+    ]
+
+
+def test_a_teacher_and_a_student_that_cannot_share_a_call_are_refused():
+    task = Task("sks dog in scenes", [Sample("long", "s")], {})
+    with pytest.raises(CalibrationError, match="'sks dog in scenes' read texts that cannot share"):
+        split_into_chunks([task], 2, Network({}, lambda rows: None, call_key=len))
+
+
+def test_calls_hold_one_key_in_order_and_no_more_than_allowed():
+    assert in_calls("abacaaa", 2) == [[0, 2], [4, 5], [6], [1], [3]]
+    assert in_calls("", 3) == []
+
+
 def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
     weights = torch.tensor([0.0, 2.0])
     (chunk,) = split_into_chunks(
-        [Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2
+        [Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2, ANY
     )
     (block,) = chunk.blocks
     assert block.token_weights("text", 2, "layer").tolist() == [0.0, 2.0, 1.0, 1.0]
@@ -163,7 +195,7 @@ def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
         Sample("x", token_weights={"image": lambda tokens: torch.arange(tokens)}),
         Sample("y"),
     ]
-    (chunk,) = split_into_chunks([Task("a", samples, {})], 2)
+    (chunk,) = split_into_chunks([Task("a", samples, {})], 2, ANY)
     (block,) = chunk.blocks
     assert block.token_weights("image", 3, "layer").tolist() == [0, 1, 2, 1, 1, 1]
     assert block.token_weights("image", 2, "layer").tolist() == [0, 1, 1, 1]
@@ -175,7 +207,7 @@ def test_teachers_tokens_of_a_stream_that_some_samples_do_not_name_are_the_stude
         Sample("y", teacher_tokens={"text": lambda tokens: torch.arange(tokens).flip(0)}),
         Sample("z"),
     ]
-    (chunk,) = split_into_chunks([Task("a", samples, {})], 3)
+    (chunk,) = split_into_chunks([Task("a", samples, {})], 3, ANY)
     (block,) = chunk.blocks
     assert block.teacher_tokens("text", 2, "layer").tolist() == [[1, 1], [1, 0], [0, 1]]
     assert block.teacher_tokens("image", 2, "layer") is None
@@ -184,7 +216,7 @@ def test_teachers_tokens_of_a_stream_that_some_samples_do_not_name_are_the_stude
 @pytest.mark.parametrize("numbers", [[0, 1, 2], [0, 2], [-1, 0]])
 def test_tokens_that_the_teacher_does_not_have_are_refused(numbers):
     sample = Sample("x", teacher_tokens={"text": torch.tensor(numbers)})
-    (chunk,) = split_into_chunks([Task("a", [sample], {})], 1)
+    (chunk,) = split_into_chunks([Task("a", [sample], {})], 1, ANY)
     with pytest.raises(
         CalibrationError,
         match=r"layer 'layer' sees 2 tokens a row.*for the stream 'text'.*from 0 to 1",
@@ -194,7 +226,9 @@ def test_tokens_that_the_teacher_does_not_have_are_refused(numbers):
 
 def test_a_function_with_another_number_of_weights_is_refused():
     (chunk,) = split_into_chunks(
-        [Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})], 1
+        [Task("a", [Sample("x", token_weights={"image": lambda tokens: torch.ones(5)})], {})],
+        1,
+        ANY,
     )
     with pytest.raises(
         CalibrationError,

@@ -10,7 +10,7 @@ import torch
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.stable_diffusion import SAMPLING_STAGE
+from iteris_core.diffusion.merging import SAMPLING_STAGE
 
 CALIBRATION = Calibration(
     trajectories=4,
@@ -27,14 +27,14 @@ PRESERVE_RUNS = 6  # one and a half times as many
 def remembering(host, monkeypatch):
     """The host with a memory for its UNet; the memory is returned, too."""
     memory = {}
-    unet = host.unet
+    denoiser = host.denoiser
 
     @contextmanager
     def with_memory():
-        with unet() as network:
+        with denoiser() as network:
             yield dataclasses.replace(network, memory=memory)
 
-    monkeypatch.setattr(host, "unet", with_memory)
+    monkeypatch.setattr(host, "denoiser", with_memory)
     return host, memory
 
 

@@ -30,10 +30,12 @@ from iteris_core.diffusion.calibration import (
     sample_count,
 )
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.regions import on_grid, region_masks
 from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.diffusion.scenes import make_scenes
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.files.families import FAMILIES
 
 SCENES = Calibration(
     **{
@@ -302,7 +304,9 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
             return (bad + 3.0 * (good - bad)).float()
 
         wanted = [
-            list(euler_steps(denoise, noise((1, 4, 8, 8), drawn.seed), sigmas))[step][0]
+            list(
+                euler_steps(denoise, host.start(noise((1, 4, 8, 8), drawn.seed), sigmas[0]), sigmas)
+            )[step][0]
             for drawn in runs["a in the style of s"]
             for step in drawn.steps
         ]
@@ -367,14 +371,18 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                 joined += region * (bad + 3.0 * (good - bad)).float()
             return joined
 
-        seen = list(euler_steps(denoise, noise((1, 4, 8, 8), runs[number].seed), sigmas))
+        seen = list(
+            euler_steps(
+                denoise, host.start(noise((1, 4, 8, 8), runs[number].seed), sigmas[0]), sigmas
+            )
+        )
         for step, member in itertools.product(runs[number].steps, scene.members):
             expected = seen[step][0]
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
             assert any(
                 row.sigma == sigmas[step]
                 and torch.allclose(row.latents, expected, rtol=1e-4, atol=1e-4)
-                and torch.allclose(row.context, context, rtol=1e-9, atol=1e-9)
+                and torch.allclose(row.prompt.tokens, context, rtol=1e-9, atol=1e-9)
                 for row in rows
             )
 
@@ -436,6 +444,12 @@ class CausalText(nn.Module):
 class TextHost:
     """A text encoder alone; the UNet has no part in the LoRAs."""
 
+    family = FAMILIES["SD1.5"]
+    repeats_texts = has_text_layers = True
+
+    def encoded(self, caption, outputs):
+        return Encoded(torch.cat(list(outputs)))
+
     def __init__(self):
         self.known = {}
         self.te = CausalText(20, 24).double().requires_grad_(False)
@@ -480,9 +494,9 @@ def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_
     calibration = replace(
         SCENES, companions=("chair",), composition_share=0.0, scene_forms=("{first} {second}",)
     )
-    merged = merge_stable_diffusion(
-        host, loras, calibration, replace(FULL, alpha=1e-12)
-    ).adapter.deltas["te.layer"]
+    merged = merge_diffusion(host, loras, calibration, replace(FULL, alpha=1e-12)).adapter.deltas[
+        "te.layer"
+    ]
     together = LowRankDelta(
         torch.cat([d.up for d in deltas], 1), torch.cat([d.down for d in deltas])
     )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration, sample_count
 from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS, SCENE_PREFIXES
+from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
 from iteris_core.diffusion.samples import Context, Pairing
 from iteris_core.diffusion.scenes import make_scenes, styled_forms
@@ -91,9 +92,14 @@ def test_padding_answers_to_padding_at_the_same_position():
 
 def test_a_repeated_context_repeats_its_pairs():
     teacher, student = (torch.randn(10, 3) for _ in range(2))
-    context = Context.repeated(teacher, student, 3, pairing := Pairing(((2, 4),), (5, 7)))
+    pairing = Pairing(((2, 4),), (5, 7))
+    context = Context.repeated(Encoded(teacher), Encoded(student), 3, pairing)
     found = [
-        (context.teacher[context.teacher_tokens[s]], context.student[s], context.weights[s])
+        (
+            context.teacher.tokens[context.teacher_tokens[s]],
+            context.student.tokens[s],
+            context.weights[s],
+        )
         for s in context.weights.nonzero()[:, 0]
     ]
     expected = [(teacher[t], student[s]) for t, s in sorted(pairing.pairs(10), key=lambda p: p[1])]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
 from iteris_core.diffusion.lora_files import read_lora, save_lora
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.samples import UnetRow
+from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.diffusion.samples import DenoiserRow
 from iteris_core.files.ldm_names import ldm_names
 
 ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
@@ -30,9 +30,9 @@ def host():
 def outputs(host):
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
     sigma = torch.tensor(2.0)
-    with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
+    with torch.no_grad(), host.text_encoder() as text, host.denoiser() as unet:
         context = text.forward(host.tokenize("a cat"))
-        return context, unet.forward([UnetRow(x, sigma, context[0])])
+        return context, unet.forward([DenoiserRow(x, sigma, context[0])])
 
 
 def in_diffusers(path):
@@ -41,9 +41,7 @@ def in_diffusers(path):
     loaded = tiny_diffusers.pipeline(host)
     loaded.load_lora_weights(str(path))
     return outputs(
-        DiffusersStableDiffusion(
-            loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler()
-        )
+        DiffusersModel(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler())
     )
 
 
@@ -262,7 +260,7 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
     adapter = read_lora(host, tmp_path / "dora.safetensors")
     patched = with_weights(adapter)
     expected = outputs(
-        DiffusersStableDiffusion(
+        DiffusersModel(
             trained.unet_model, trained.text_model, host.tokenizer, tiny_diffusers.scheduler()
         )
     )

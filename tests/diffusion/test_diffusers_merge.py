@@ -12,8 +12,8 @@ import toy
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.layers import input_tokens
 
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
@@ -22,7 +22,7 @@ EXACT = MergeConfig(
 )
 
 
-class Recorder(DiffusersStableDiffusion):
+class Recorder(DiffusersModel):
     """Notes what its two networks read, batch by batch."""
 
     def _network(self, belongs, forward):
@@ -80,7 +80,7 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
         for seed, prompt in ((1, "a cat"), (2, "ink"))
     ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
-    result = merge_stable_diffusion(host, loras, calibration, EXACT)
+    result = merge_diffusion(host, loras, calibration, EXACT)
     text_batch = host.batches[0]
     unet_batch = host.batches[-1]
     models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
@@ -88,7 +88,7 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
     checked = 0
     for batch, opened, mine in (
         (text_batch, lambda model: model.text_encoder(), host.is_text_module),
-        (unet_batch, lambda model: model.unet(), lambda path: not host.is_text_module(path)),
+        (unet_batch, lambda model: model.denoiser(), lambda path: not host.is_text_module(path)),
     ):
         layers = [layer for layer in result.report.layers if mine(layer.path)]
         paths = [layer.path for layer in layers]
@@ -123,14 +123,14 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
 def test_cancelling_is_heard_in_every_stage():
     host = tiny_diffusers.model()
     loras = [LoadedLora.of(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
-    for wanted in ("Text encoder", "Sampling", "UNet"):
+    for wanted in ("Text encoder", "Sampling", "Diffusion model"):
 
         def progress(stage, done, total, wanted=wanted):
             if stage.name == wanted:
                 raise InterruptedError(stage.name)
 
         with pytest.raises(InterruptedError, match=wanted):
-            merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+            merge_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
         assert tiny_diffusers.hooks(host) == 0
 
 
@@ -149,7 +149,7 @@ def test_scenes_can_be_merged():
         compositions=("{prompt} {thing}",),
         preserve_captions=("a hat",),
     )
-    result = merge_stable_diffusion(host, loras, calibration, MergeConfig(target="full_output"))
+    result = merge_diffusion(host, loras, calibration, MergeConfig(target="full_output"))
     assert {"lora1 in scenes", "lora2 in scenes"} <= {
         task.task for task in result.report.layers[0].tasks
     }
@@ -163,7 +163,7 @@ def test_a_long_prompt_is_merged_beside_a_short_one():
         LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,))
         for seed, prompt in ((1, "a cat"), (2, long))
     ]
-    result = merge_stable_diffusion(
+    result = merge_diffusion(
         host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig()
     )
     assert all(delta.up.isfinite().all() for delta in result.adapter.deltas.values())

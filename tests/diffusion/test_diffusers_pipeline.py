@@ -12,16 +12,18 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.model import UnetRow
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
 
 
 def rows(x, sigma, contexts):
-    return [UnetRow(latents, sigma, context) for latents, context in zip(x, contexts, strict=True)]
+    return [
+        DenoiserRow(latents, sigma, context) for latents, context in zip(x, contexts, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -34,7 +36,7 @@ def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_t
     sigmas = host.sigmas(4)
     torch.testing.assert_close(sigmas, theirs.sigmas.float(), rtol=1e-5, atol=0)
     start = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    with torch.no_grad(), host.text_encoder() as text, host.unet() as unet:
+    with torch.no_grad(), host.text_encoder() as text, host.denoiser() as unet:
         contexts = text.forward(
             [piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)]
         )
@@ -56,8 +58,10 @@ def test_one_batch_may_hold_different_noise_levels():
     (high, low) = (torch.tensor(9.0), torch.tensor(0.3))
     x = torch.randn(2, 4, 8, 8)
     contexts = torch.randn(2, 16, 16)
-    with torch.no_grad(), host.unet() as unet:
-        both = unet.forward([UnetRow(x[0], high, contexts[0]), UnetRow(x[1], low, contexts[1])])
+    with torch.no_grad(), host.denoiser() as unet:
+        both = unet.forward(
+            [DenoiserRow(x[0], high, contexts[0]), DenoiserRow(x[1], low, contexts[1])]
+        )
         alone = [
             unet.forward(rows(x[i : i + 1], sigma, contexts[i : i + 1]))
             for i, sigma in enumerate((high, low))
@@ -82,7 +86,7 @@ def test_noise_levels_are_those_of_the_training_and_end_in_0():
 def test_a_zero_terminal_snr_has_finite_noise_levels():
     noisy = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert noisy.alphas_cumprod[-1] == 0
-    host = DiffusersStableDiffusion(
+    host = DiffusersModel(
         tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(), noisy
     )
     assert host.sigmas(5).isfinite().all()
@@ -136,11 +140,11 @@ def test_nothing_is_left_behind(break_off):
     loras = [LoadedLora.of(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
 
     def progress(stage, done, total):
-        if break_off and stage == "UNet" and done == 3:
+        if break_off and stage == "Diffusion model" and done == 3:
             raise KeyboardInterrupt
 
     try:
-        merge_stable_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+        merge_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
     except KeyboardInterrupt:
         assert break_off
     assert tiny_diffusers.hooks(host) == 0
@@ -163,13 +167,13 @@ def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type,
     )
     calibration = Calibration(**SMALL, preserve_weight=0.0)
     config = MergeConfig(output_dtype=torch.float64)
-    alone = merge_stable_diffusion(host, [first], calibration, config)
+    alone = merge_diffusion(host, [first], calibration, config)
     assert set(alone.adapter.deltas) == set(first.adapter.deltas)
     for path, delta in first.adapter.deltas.items():
         torch.testing.assert_close(
             alone.adapter.deltas[path].dense(), delta.dense().double(), rtol=1e-6, atol=1e-6
         )
-    both = merge_stable_diffusion(host, [first, second], calibration, config)
+    both = merge_diffusion(host, [first, second], calibration, config)
     assert {entry.task for entry in both.report.layers[-1].tasks} == {"lora1", "lora2"}
     assert not torch.equal(both.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense())
 
@@ -180,7 +184,7 @@ def test_teachers_and_student_are_the_patched_models():
     """
     host = tiny_diffusers.model(dtype=torch.float64)
     lora = LoadedLora.of(tiny_diffusers.adapter(host, 1), ("a cat",))
-    result = merge_stable_diffusion(
+    result = merge_diffusion(
         host,
         [lora],
         Calibration(**SMALL, preserve_weight=0.0),
@@ -195,7 +199,7 @@ def test_teachers_and_student_are_the_patched_models():
     with torch.no_grad():
         outputs = []
         for model in (patched, expected, host):
-            with model.text_encoder() as text, model.unet() as unet:
+            with model.text_encoder() as text, model.denoiser() as unet:
                 outputs.append(unet.forward(rows(x, sigma, text.forward(model.tokenize("a cat")))))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
     assert (outputs[2] - outputs[1]).norm() > 1e-2 * outputs[1].norm()
@@ -212,7 +216,7 @@ def test_other_models_are_refused():
     def refused(said, **changed):
         order = ("unet", "text_encoder", "tokenizer", "scheduler")
         with pytest.raises(ConfigError, match=said):
-            DiffusersStableDiffusion(
+            DiffusersModel(
                 *(changed.get(name, part) for name, part in zip(order, parts, strict=True))
             )
 

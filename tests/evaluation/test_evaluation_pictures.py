@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
 from iteris_core.diffusion.lora_files import save_lora
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.errors import ConfigError
 from iteris_core.evaluation.clip_alignment import image_alignment, load_clip, text_alignment
 from iteris_core.evaluation.drawing import Sampling, load_pipeline, wearing_lora
@@ -132,7 +132,7 @@ def drawn_alone(world, prompt, seed, lora=None):
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if lora:
-        host = DiffusersStableDiffusion(
+        host = DiffusersModel(
             pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
         )
         tiny_diffusers.add_deltas(host, tiny_diffusers.adapter(host, lora))

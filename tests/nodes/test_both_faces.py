@@ -64,7 +64,7 @@ def world(tmp_path_factory):
 
 
 class ComfyModel:
-    """A diffusers model in the place of `nodes.host.ComfyStableDiffusion`."""
+    """A diffusers model in the place of `nodes.host.ComfyModel`."""
 
     def __init__(self, model, clip):
         self.model = model
@@ -93,7 +93,7 @@ def node(world, replace_host, monkeypatch):
     what the saved file says).
     """
     replace_host(
-        ComfyStableDiffusion=ComfyModel,
+        ComfyModel=ComfyModel,
         lora_path=lambda name: world / name,
         patches_of=lambda model, clip: {},
         stage_progress=lambda node_id: nobody,

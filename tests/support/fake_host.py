@@ -11,9 +11,11 @@ from torch import nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.plans import make_plans
 from iteris_core.diffusion.samples import Context
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
+from iteris_core.files.families import FAMILIES
 
 PIECE = 5  # tokens of a text piece
 WIDTH = 6  # of a context
@@ -78,7 +80,7 @@ class Unet(nn.Module):
 
 
 class FakeHost:
-    """Implements `StableDiffusion`, and notes what its UNet was asked."""
+    """Implements `DiffusionHost`, and notes what its UNet was asked."""
 
     EXACT = EXACT
     PIECE = PIECE
@@ -114,15 +116,24 @@ class FakeHost:
     def text_encoder(self):
         return self._part("te", self.te, lambda rows: self.te(torch.stack(list(rows))))
 
-    def unet(self):
+    repeats_texts = True
+    has_text_layers = True
+    family = FAMILIES["SD1.5"]
+
+    def encoded(self, caption, outputs):
+        return Encoded(torch.cat(list(outputs)))
+
+    def start(self, noise, sigma):
+        return noise * (1 + sigma**2).sqrt()
+
+    def denoiser(self):
         return self._part("unet", self.u, self._denoise)
 
     def _denoise(self, rows):
         self.unet_batches.append(list(rows))
-        latents, sigmas, contexts = (
-            torch.stack([getattr(row, name) for row in rows])
-            for name in ("latents", "sigma", "context")
-        )
+        latents = torch.stack([row.latents for row in rows])
+        sigmas = torch.stack([row.sigma for row in rows])
+        contexts = torch.stack([row.prompt.tokens for row in rows])
         return self.u(latents.double(), sigmas.double(), contexts)
 
     def sigmas(self, steps):
@@ -195,7 +206,7 @@ class FakeHost:
 
     def merge(self, loras, calibration, config=EXACT):
         stages = []
-        result = merge_stable_diffusion(
+        result = merge_diffusion(
             self,
             loras,
             calibration,

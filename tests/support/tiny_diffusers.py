@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from iteris_core import Adapter, LowRankDelta
-from iteris_core.diffusion.pipeline import DiffusersStableDiffusion
+from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.files.ldm_names import ldm_names
 from iteris_core.layers import weight_shape
 
@@ -104,7 +104,7 @@ def model(prediction_type="epsilon", channels=4, dtype=torch.float32, **options)
         tokenizer(),
         scheduler(prediction_type),
     )
-    return DiffusersStableDiffusion(*parts, **options)
+    return DiffusersModel(*parts, **options)
 
 
 def pipeline(host, prediction_type="epsilon", vae=None):

@@ -1,18 +1,18 @@
-"""A merge of LoRAs of one Stable Diffusion model: the text encoder is swept first, then the UNet.
+"""A merge of LoRAs of one diffusion model: the text encoders are swept first, then the diffusion
+model.
 
-    LoRAs -> plans -> contexts (text encoder swept) -> latents (sampled) -> tasks -> UNet swept
+    LoRAs -> plans -> contexts (text encoders swept) -> latents (sampled) -> tasks -> denoiser swept
 
-The UNet's student reads what the merged text encoder writes, so the order matters.
+The student of the diffusion model reads what the merged text encoders write, so the order matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..adapters import Adapter, mean_vectors, target_layers
 from ..config import MergeConfig
@@ -26,24 +26,25 @@ from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
 from .calibration import Calibration
 from .lora_use import LoadedLora, loras_in_use, own_names
-from .model import SAMPLING_STAGE, TEXT_STAGE, UNET_STAGE, StableDiffusion, in_stage
+from .model import DENOISER_STAGE, SAMPLING_STAGE, TEXT_STAGE, DiffusionHost, in_stage
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
 from .samples import Reading, Tokenized
 from .sampling import Part, Run, Sampler, mix_in
+from .scenes import TokenPositions
 
 T = TypeVar("T")
 
 
-def merge_stable_diffusion(
-    model: StableDiffusion,
+def merge_diffusion(
+    model: DiffusionHost,
     loras: Sequence[LoadedLora],
     calibration: Calibration,
     config: MergeConfig,
     progress: StageProgress = nobody,
     watch: Watch = nobody,
 ) -> MergeResult:
-    """Merge LoRAs of one Stable Diffusion model, text encoder and UNet.
+    """Merge LoRAs of one diffusion model, text encoders and diffusion model.
 
     Args:
         model: The base model, in its host.
@@ -56,20 +57,40 @@ def merge_stable_diffusion(
     Raises:
         IterisError: Nothing to merge, unusable prompts, or an error of `merge`.
     """
+    calibration = calibration.for_family(model.family)
     used = loras_in_use(loras)
     uses = own_names([lora.use for lora in used])
-    plans = make_plans(uses, calibration, lambda text: model.token_positions(text))
+    plans = make_plans(uses, calibration, token_positions_of(model))
     check_target(plans, config)
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
-    of_unet = merge_unet(model, plans, contexts, calibration, solver)
-    parts = [part for part in (of_text, of_unet) if part is not None]
+    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
+    parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     name = " + ".join(lora.adapter.name for lora in used)
     merged = Adapter(name, deltas, vectors=mean_vectors(solver.adapters))
     report = _report([part.report for part in parts], loras, merged, calibration)
     settings = settings_of([lora.use for lora in loras], calibration, config)
     return MergeResult(merged, replace(report, settings=settings))
+
+
+def token_positions_of(model: DiffusionHost) -> TokenPositions:
+    """Return the model's function for scenes, which asks it for the positions of a text's words.
+
+    Its function raises:
+        ConfigError: No layer of the model reads the text alone.
+    """
+
+    def token_positions(text: str) -> Sequence[int]:
+        if not model.has_text_layers:
+            raise ConfigError(
+                "scene prompts of several subjects are for models that read the text in layers of "
+                f"its own, and {model.family.name} has none: text and picture meet in every layer. "
+                "Set scene_weight to 0, or disconnect 'Scene prompts'"
+            )
+        return model.token_positions(text)
+
+    return token_positions
 
 
 def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
@@ -92,8 +113,8 @@ class PartSolver:
     Args:
         adapters: The LoRAs, both parts.
         config: The settings for both parts.
-        progress: See `merge_stable_diffusion`.
-        watch: See `merge_stable_diffusion`.
+        progress: See `merge_diffusion`.
+        watch: See `merge_diffusion`.
     """
 
     adapters: Sequence[Adapter]
@@ -130,13 +151,13 @@ def config_of_part(
 
 
 def merge_text_encoder(
-    model: StableDiffusion, plans: Sequence[Plan], solver: PartSolver
+    model: DiffusionHost, plans: Sequence[Plan], solver: PartSolver
 ) -> tuple[Contexts, MergeResult | None]:
-    """Merge the text encoder's part, and encode every caption as its teacher and as the student
+    """Merge the text encoders' part, and encode every caption as its teacher and as the student
     read it.
 
     Returns:
-        The contexts, and the merge; None if no LoRA changes the text encoder.
+        The contexts, and the merge; None if no LoRA changes the text encoders.
     """
     adapters = [adapter.split(model.is_text_module)[0] for adapter in solver.adapters]
     readings = {plan: plan.readings() for plan in plans}
@@ -151,29 +172,33 @@ def merge_text_encoder(
         for plan in plans
     ]
     result = None
-    with model.text_encoder() as network:
-        if any(adapter.deltas for adapter in adapters):
-            result = solver.merge(network, adapters, tasks, TEXT_STAGE)
-            outputs = _outputs_of(result)
-        else:
-            outputs = [_read_by_base(network, task.samples) for task in tasks]
+    outputs: Sequence[Sequence[tuple[Any, Any]]] = [[] for _ in plans]
+    if any(task.samples for task in tasks):
+        with model.text_encoder() as network:
+            if any(adapter.deltas for adapter in adapters):
+                result = solver.merge(network, adapters, tasks, TEXT_STAGE)
+                outputs = _outputs_of(result)
+            else:
+                outputs = [read_by_base(network, task.samples) for task in tasks]
     contexts = {}
     for plan, rows in zip(plans, outputs, strict=True):
         counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
         for reading, of_reading in zip(readings[plan], in_groups(rows, counts), strict=True):
-            contexts[plan, reading] = tokenized.context(reading, of_reading)
+            teacher = [row for row, _ in of_reading]
+            student = [row for _, row in of_reading]
+            contexts[plan, reading] = tokenized.context(reading, teacher, student)
     return contexts, result
 
 
-def tokenize_all(model: StableDiffusion, readings: Iterable[Sequence[Reading]]) -> Tokenized:
+def tokenize_all(model: DiffusionHost, readings: Iterable[Sequence[Reading]]) -> Tokenized:
     """Return the captions of all readings as the model's text encoder reads them."""
-    captions = dict.fromkeys(
+    captions = (
         caption for of_plan in readings for reading in of_plan for caption in reading.captions
     )
-    return Tokenized.of({caption: model.tokenize(caption) for caption in captions})
+    return Tokenized.of(model, dict.fromkeys(captions))
 
 
-def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Tensor, Tensor]]]:
+def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Any, Any]]]:
     """Return what the rows of a merged text encoder read, by task and sample.
 
     Raises:
@@ -181,14 +206,14 @@ def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Tensor, Tensor]]
     """
     if result.outputs is None:
         raise CalibrationError(
-            "the text encoder's forward returns no tensor, so that the UNet has nothing to read; "
-            "it must return one context per row"
+            "the text encoder's forward returns nothing that the diffusion model could read; it "
+            "must return one output per row"
         )
     return result.outputs
 
 
 @torch.no_grad()
-def _read_by_base(network: Network, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
+def read_by_base(network: Network, samples: Sequence[Sample]) -> list[tuple[Any, Any]]:
     """Return the encoded rows of teacher and student where no LoRA changes the encoder."""
     rows = network.forward([sample.teacher for sample in samples])
     others = [sample for sample in samples if sample.student is not None]
@@ -207,21 +232,21 @@ def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]
         start += count
 
 
-def merge_unet(
-    model: StableDiffusion,
+def merge_denoiser(
+    model: DiffusionHost,
     plans: Sequence[Plan],
     contexts: Contexts,
     calibration: Calibration,
     solver: PartSolver,
 ) -> MergeResult | None:
-    """Let every teacher sample, and merge the UNet's part on the latents of these runs; None if no
-    LoRA changes the UNet.
+    """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
+    None if no LoRA changes it.
     """
     adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
     if not any(adapter.deltas for adapter in adapters):
         return None
-    with model.unet() as network:
-        sampler = sampler_of(model, network, calibration)
+    with model.denoiser() as network:
+        sampler = Sampler.of(model, network, calibration)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
                 adapters,
@@ -241,17 +266,7 @@ def merge_unet(
             )
             for plan in plans
         ]
-        return solver.merge(network, adapters, tasks, UNET_STAGE)
-
-
-def sampler_of(model: StableDiffusion, network: Network, calibration: Calibration) -> Sampler:
-    """Return the sampler of a calibration for the model's opened UNet."""
-    return Sampler(
-        network,
-        model.sigmas(calibration.sampling_steps).float().cpu(),
-        model.latent_shape(calibration.resolution),
-        calibration.cfg,
-    )
+        return solver.merge(network, adapters, tasks, DENOISER_STAGE)
 
 
 def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:

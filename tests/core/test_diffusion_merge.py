@@ -18,8 +18,8 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
+from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.sampling import euler_steps, noise
-from iteris_core.diffusion.stable_diffusion import merge_stable_diffusion
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
@@ -103,14 +103,14 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
         known = dict.fromkeys([*captions[g], ""] if g < 3 else [*PRESERVE.preserve_captions, ""])
         for _ in range(count):
             teacher, reader = next(pairs)
-            length = len(teacher.context)
+            length = len(teacher.prompt.tokens)
             (caption,) = (
                 text
                 for text in known
-                if host.is_close(encoders[g].context(text, length), teacher.context)
+                if host.is_close(encoders[g].context(text, length), teacher.prompt.tokens)
             )
-            assert host.is_close(reader.context, student.context(caption, length))
-            assert not host.is_close(reader.context, teacher.context)
+            assert host.is_close(reader.prompt.tokens, student.context(caption, length))
+            assert not host.is_close(reader.prompt.tokens, teacher.prompt.tokens)
             assert torch.equal(reader.latents, teacher.latents)
             assert torch.equal(reader.sigma, teacher.sigma)
     assert next(pairs, None) is None
@@ -119,9 +119,10 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
 def test_without_text_parts_everybody_reads_the_base_context(host):
     loras = [host.lora("a", ("unet",)), host.lora("b", ("unet",))]
     _, stages = host.merge(loras, PRESERVE)
-    assert {stage for stage, *_ in stages} == {"Sampling", "UNet"}
+    assert {stage for stage, *_ in stages} == {"Sampling", "Diffusion model"}
     assert all(
-        torch.equal(teacher.context, student.context) for teacher, student in host.merge_rows()
+        torch.equal(teacher.prompt.tokens, student.prompt.tokens)
+        for teacher, student in host.merge_rows()
     )
 
 
@@ -189,12 +190,16 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
                 return (bad + 3.0 * (good - bad)).float()
 
-            seen = list(euler_steps(denoise, noise((1, 4, 8, 8), run.seed), sigmas))
+            seen = list(
+                euler_steps(denoise, host.start(noise((1, 4, 8, 8), run.seed), sigmas[0]), sigmas)
+            )
             for step in run.steps:
                 row, _ = next(pairs)
                 assert row.sigma == sigmas[step]
                 torch.testing.assert_close(row.latents, seen[step][0], rtol=1e-4, atol=1e-4)
-                torch.testing.assert_close(row.context, teacher.context(caption, len(row.context)))
+                torch.testing.assert_close(
+                    row.prompt.tokens, teacher.context(caption, len(row.prompt.tokens))
+                )
     assert next(pairs, None) is None
 
 
@@ -227,7 +232,9 @@ def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share
     assert own == preserve == 8 + int(8 * share)
     rows = [row for row, _ in host.merge_rows()][:own]
     negative = [
-        row for row in rows if host.is_close(row.context, host.context("bad", len(row.context)))
+        row
+        for row in rows
+        if host.is_close(row.prompt.tokens, host.context("bad", len(row.prompt.tokens)))
     ]
     assert len(negative) == int(8 * share)
     for row in negative:  # with the same latents as a conditional row
@@ -243,7 +250,7 @@ def test_negative_prompts_are_seen_at_all_noise_levels(host):
     negative = [
         row
         for row, _ in host.merge_rows()
-        if host.is_close(row.context, host.context("bad", len(row.context)))
+        if host.is_close(row.prompt.tokens, host.context("bad", len(row.prompt.tokens)))
     ]
     assert {round(row.sigma.item(), 4) for row in negative} == {
         round(s, 4) for s in host.sigmas(12)[:-1].tolist()
@@ -288,7 +295,9 @@ def test_tokens_of_a_repeated_context_count_once(host):
         pieces[caption] = (context, context[: len(host.tokenize(caption)) * host.PIECE])
     assert len({len(short) for _, short in pieces.values()}) == 2
     inputs = [
-        next(short for context, short in pieces.values() if host.is_close(context, row.context))
+        next(
+            short for context, short in pieces.values() if host.is_close(context, row.prompt.tokens)
+        )
         for row in rows
     ]
     delta = lora.adapter.deltas["unet.k"].dense()
@@ -325,12 +334,12 @@ def test_progress_goes_through_the_stages_in_order_and_to_their_ends(host):
     assert [stage for stage, _ in groupby(stage for stage, *_ in stages)] == [
         "Text encoder",
         "Sampling",
-        "UNet",
+        "Diffusion model",
     ]
     for name, total in {
         "Text encoder": 3,
         "Sampling": math.ceil((4 + 4 + 6) / 3) * 4,
-        "UNet": 5,
+        "Diffusion model": 5,
     }.items():
         assert [(done, of) for stage, done, of in stages if stage == name] == [
             (i + 1, total) for i in range(total)
@@ -341,7 +350,7 @@ class Cancelled(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", ["Text encoder", "Sampling", "UNet"])
+@pytest.mark.parametrize("at", ["Text encoder", "Sampling", "Diffusion model"])
 def test_cancelling_leaves_nothing_behind(host, at):
     loras = [host.lora("a"), host.lora("b")]
     before = [copy.deepcopy(part.state_dict()) for part in (host.te, host.u)]
@@ -351,7 +360,7 @@ def test_cancelling_leaves_nothing_behind(host, at):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        merge_stable_diffusion(host, loras, PRESERVE, host.EXACT, cancel)
+        merge_diffusion(host, loras, PRESERVE, host.EXACT, cancel)
     assert host.hooks() == 0
     assert host.open == []
     for part, state in zip((host.te, host.u), before, strict=True):
@@ -361,10 +370,10 @@ def test_cancelling_leaves_nothing_behind(host, at):
 def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
-    merge_stable_diffusion(
+    merge_diffusion(
         host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage.name, *host.open))
     )
-    assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("UNet", "unet")}
+    assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("Diffusion model", "unet")}
     assert host.open == []
     assert host.hooks() == 0
 

@@ -1,0 +1,127 @@
+"""The table of model families: what ComfyUI's class says about how a MODEL is measured.
+
+A family is a row, and nothing about it is code. What its files say is in
+`iteris_core.files.families`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...iteris_core import IterisError
+from ...iteris_core.files.families import FAMILIES, Family
+
+
+@dataclass(frozen=True)
+class HostFamily:
+    """How ComfyUI holds the models of a family.
+
+    Args:
+        family: The family.
+        channels: Channels that its diffusion model reads: the value of this field of the host's
+            settings. More of them are an inpainting or editing model's.
+        text_encoders: Names of the text encoders among the tokens of a CLIP; several choices where
+            the host has several.
+        swept: Those of them that can be merged: CLIP models, whose rows are 77 tokens.
+        text_layers: Ends of the paths of layers that read the text alone; empty: text and picture
+            meet in every layer.
+        downscale: Pixels of a picture per latent, in each direction.
+    """
+
+    family: Family
+    channels: tuple[str, int] | None
+    text_encoders: tuple[frozenset[str], ...]
+    swept: tuple[str, ...] = ()
+    text_layers: tuple[str, ...] = ()
+    downscale: int = 8
+
+
+def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: Any) -> HostFamily:
+    choices = tuple(frozenset(choice.split()) for choice in encoders)
+    return HostFamily(FAMILIES[name], channels, choices, **more)
+
+
+_CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
+_FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",))
+# Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
+HOST_FAMILIES = {
+    "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=_CROSS_ATTENTION),
+    "SDXL": _row("SDXL", ("in_channels", 4), "l g", swept=("l", "g"), text_layers=_CROSS_ATTENTION),
+    "SD3": _row("SD3.5", ("in_channels", 16), "l g t5xxl", swept=("l", "g")),
+    "Flux": _FLUX,
+    "FluxSchnell": _FLUX,
+    "Flux2": _row(
+        "Flux.2", ("in_channels", 128), "qwen3_4b", "qwen3_8b", "mistral3_24b", downscale=16
+    ),
+    "Chroma": _row("Chroma", ("in_channels", 64), "t5xxl"),
+    "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b"),
+    "QwenImage": _row("Qwen-Image", ("in_channels", 64), "qwen25_7b"),
+    "Anima": _row("Anima", None, "qwen3_06b t5xxl"),
+    "Krea2": _row("Krea 2", None, "qwen3vl_4b"),
+    "AuraFlow": _row("AuraFlow", None, "pile_t5xl"),
+    "WAN21_T2V": _row("Wan", ("in_dim", 16), "umt5xxl"),
+}
+
+
+def family_of(model: Any) -> HostFamily:
+    """Return the row of a MODEL.
+
+    Raises:
+        IterisError: Its class is not in the table, or it reads more than noisy latents.
+    """
+    config = model.model.model_config
+    kind = type(config).__name__
+    row = HOST_FAMILIES.get(kind)
+    if row is None:
+        known = ", ".join(dict.fromkeys(row.family.name for row in HOST_FAMILIES.values()))
+        raise IterisError(
+            f"the MODEL is of ComfyUI's class {kind}, which IterIS does not know how to measure; "
+            f"it merges LoRAs of {known}. Load a model of one of these, or ask for {kind} at the "
+            "pack's issue tracker"
+        )
+    if row.channels is not None:
+        field, channels = row.channels
+        found = config.unet_config.get(field, channels)
+        if found != channels:
+            raise IterisError(
+                f"the MODEL is an inpainting, editing or control model of {row.family.name}: it "
+                f"reads {found} channels, and calibration has the {channels} of a plain one. Merge "
+                f"on a plain {row.family.name} model; the merged LoRA works on both"
+            )
+    if model.model.model_type.name == "EDM":
+        raise IterisError(
+            f"the MODEL is a {row.family.name} of the EDM kind, such as Playground 2.5, on which "
+            f"merging is not tested. Merge on a usual {row.family.name} checkpoint"
+        )
+    return row
+
+
+def prediction_type(model: Any) -> str:
+    """Return what a MODEL predicts, as files name it; empty for flow models."""
+    return {"EPS": "epsilon", "V_PREDICTION": "v", "V_PREDICTION_CONTINUOUS": "v"}.get(
+        model.model.model_type.name, ""
+    )
+
+
+def check_clip(clip: Any, row: HostFamily) -> None:
+    """Refuse a CLIP that does not belong to a family.
+
+    Raises:
+        IterisError: There is none, or it has other text encoders.
+    """
+    name = row.family.name
+    if clip is None:
+        raise IterisError(
+            "the CLIP input is empty: this checkpoint has no text encoder. Load one with a CLIP "
+            "loader"
+        )
+    found = frozenset(clip.tokenize(""))
+    if found not in row.text_encoders:
+        expected = " or ".join(" + ".join(sorted(choice)) for choice in row.text_encoders)
+        raise IterisError(
+            f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders "
+            f"{' + '.join(sorted(found))}; the MODEL is {name}, whose text encoders are "
+            f"{expected}. Connect the CLIP of a {name} checkpoint, or load it with the type of "
+            f"{name}"
+        )

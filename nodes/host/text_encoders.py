@@ -1,0 +1,137 @@
+"""A CLIP as the text encoders of the core's `DiffusionHost`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...iteris_core import Network
+from ...iteris_core.diffusion.model import Encoded
+from ...iteris_core.network import TEXT_STREAM
+
+# What an encoder writes for one piece: its hidden states (77, width), and its pooled output.
+Written = tuple[Tensor, Tensor | None]
+
+
+class TextEncoders:
+    """The text encoders of a CLIP. Those that can be merged read rows of 77 tokens; all others
+    encode caption by caption, as the host does, and what they wrote is remembered.
+
+    Args:
+        clip: CLIP; never changed.
+        swept: Names, among its tokens, of the text encoders that can be merged.
+    """
+
+    def __init__(self, clip: Any, swept: Sequence[str]) -> None:
+        self.clip = clip
+        of_tokens = {name: _encoder(clip, name) for name in clip.tokenize("")}
+        self.encoders = {
+            name: encoder for name, encoder in of_tokens.items() if encoder is not None
+        }
+        self.swept = [name for name in swept if name in self.encoders]
+        self._written: dict[str, dict[Any, Any]] = {name: {} for name in self.encoders}
+
+    def is_swept(self, path: str) -> bool:
+        """Whether a module of the CLIP is in a text encoder that can be merged."""
+        return any(path.startswith(f"clip_{name}.") for name in self.swept)
+
+    def tokenize(self, caption: str) -> list[Mapping[str, Any]]:
+        """Return a caption's pieces: each the tokens of every text encoder that can be merged."""
+        tokens = self._tokens(caption)
+        rows = zip(*(tokens[name] for name in self.swept), strict=True)
+        return [dict(zip(self.swept, row, strict=True)) for row in rows]
+
+    def _tokens(self, caption: str) -> dict[str, list[list[tuple[Any, float]]]]:
+        """Return all tokens without emphasis, which would add rows to the batch."""
+        return {
+            name: [[(token, 1.0) for token, *_ in piece] for piece in pieces]
+            for name, pieces in self.clip.tokenize(caption).items()
+        }
+
+    def token_positions(self, text: str) -> list[int]:
+        """Return the positions of the tokens of a text's words, without start, end and padding."""
+        pieces = self.clip.tokenize(text, return_word_ids=True)[self.swept[0]]
+        words = [word for piece in pieces for _, _, word in piece]
+        return [position for position, word in enumerate(words) if word]
+
+    @contextmanager
+    def open(self) -> Iterator[Network]:
+        """Open the text encoders that can be merged; a row's output is name -> `Written`."""
+        clip = self.clip
+        clip.cond_stage_model.reset_clip_options()
+        if clip.layer_idx is not None:
+            clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
+        clip.load_model()
+        clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
+        yield Network(
+            dict(clip.cond_stage_model.named_modules()), self._write, lambda path: TEXT_STREAM
+        )
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Written]]:
+        device = comfy.model_management.intermediate_device()
+        written: list[dict[str, Written]] = [{} for _ in rows]
+        for name in self.swept:
+            pieces = [[token for token, _ in row[name]] for row in rows]
+            hidden, pooled = self.encoders[name].encode(pieces)[:2]
+            for i, of_row in enumerate(written):
+                of_pooled = None if pooled is None else pooled[i].to(device)
+                of_row[name] = (hidden[i].to(device), of_pooled)
+        return written
+
+    def encoded(self, caption: str, outputs: Sequence[Mapping[str, Written]]) -> Encoded:
+        """Return a caption as the host's text encoders together write it.
+
+        Args:
+            caption: The caption.
+            outputs: What `open` returned for its pieces.
+        """
+        with ExitStack() as answering:
+            for name, encoder in self.encoders.items():
+                if name in self.swept:
+                    answer = _joined([output[name] for output in outputs])
+                    answering.enter_context(_answering(encoder, lambda _, answer=answer: answer))
+                elif hasattr(encoder, "encode"):
+                    remembered = _remembering(encoder.encode, self._written[name])
+                    answering.enter_context(_answering(encoder, remembered))
+            made = self.clip.encode_from_tokens(self._tokens(caption), return_dict=True)
+        return Encoded(made.pop("cond")[0], made)
+
+
+def _encoder(clip: Any, name: str) -> Any:
+    """Return the text encoder that reads these tokens; None if it was not loaded."""
+    model = clip.cond_stage_model
+    return getattr(model, f"clip_{name}", None) or getattr(model, name, None)
+
+
+def _joined(rows: Sequence[Written]) -> Written:
+    """Return what a text encoder would have returned for these rows in one call."""
+    hidden = torch.stack([row for row, _ in rows])
+    pooled = [row for _, row in rows if row is not None]
+    return hidden, torch.stack(pooled) if pooled else None
+
+
+@contextmanager
+def _answering(encoder: Any, answer: Any) -> Iterator[None]:
+    """Let a text encoder answer what is known already, so that the host puts it together."""
+    encoder.encode = answer
+    try:
+        yield
+    finally:
+        del encoder.encode
+
+
+def _remembering(encode: Any, written: dict[Any, Any]) -> Any:
+    """Return a text encoder's function that reads every text once."""
+
+    def remembered(pieces: Sequence[Sequence[Any]]) -> Any:
+        key = repr(pieces)
+        if key not in written:
+            written[key] = encode(pieces)
+        return written[key]
+
+    return remembered

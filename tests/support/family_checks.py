@@ -1,0 +1,322 @@
+"""What must hold for a family, checked in a process of its own in which ComfyUI is imported.
+
+    python tests/support/family_checks.py COMFYUI [FAMILY ...]
+
+writes a line of JSON per family: what was measured, or the error. Nothing here is ComfyUI's double:
+its own classes, its own loader of LoRAs, its own sampler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SUPPORT = Path(__file__).parent
+COMFY = Path(sys.argv[1])
+WANTED = sys.argv[2:]
+sys.argv = ["main.py", "--cpu"]
+sys.path[:0] = [str(COMFY), str(SUPPORT)]
+os.chdir(COMFY)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.lora  # noqa: E402
+import comfy.lora_convert  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import tiny_hosts  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+PACK = SUPPORT.parents[1]
+_spec = importlib.util.spec_from_file_location(
+    "pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+)
+sys.modules["pack"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["pack"])
+
+from pack.iteris_core import Adapter, MergeConfig  # noqa: E402
+from pack.iteris_core.adapters import target_layers  # noqa: E402
+from pack.iteris_core.diffusion.calibration import Calibration  # noqa: E402
+from pack.iteris_core.diffusion.job import MergeSettings, merge_and_check  # noqa: E402
+from pack.iteris_core.diffusion.lora_use import LoadedLora, LoraUse  # noqa: E402
+from pack.iteris_core.diffusion.merging import merge_diffusion  # noqa: E402
+from pack.iteris_core.diffusion.model import DenoiserRow, Encoded  # noqa: E402
+from pack.iteris_core.diffusion.sampling import Part, Run, Sampler, noise  # noqa: E402
+from pack.iteris_core.files import kohya  # noqa: E402
+from pack.iteris_core.rows.wearing import wearing  # noqa: E402
+from pack.nodes.host.diffusion_model import ComfyModel  # noqa: E402
+
+SMALL = Calibration(
+    trajectories=2,
+    timesteps=2,
+    sampling_steps=4,
+    resolution=128,
+    cfg=3.0,
+    preserve_captions=("a street", "a tree", "a red chair in a garden"),
+    held_out=1,
+)
+CAPTION = "a photo of sks dog on a beach"
+Tensors = dict[str, Tensor]
+
+
+def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensors:
+    """Return random factors for every layer, under the names of one spelling: ``split`` has the
+    parts of fused weights apart, as diffusers' trainers do, ``fused`` has whole weights.
+
+    Both come from the host's own table of keys, and describe the same change.
+    """
+    modules = dict(host.model.model.named_modules()) | dict(
+        host.clip.cond_stage_model.named_modules()
+    )
+    table = comfy.lora.model_lora_keys_unet(host.model.model, {})
+    table = comfy.lora.model_lora_keys_clip(host.clip.cond_stage_model, table)
+    parts: dict[str, dict[Any, str]] = {}
+    for base, entry in table.items():
+        weight, *where = (entry,) if isinstance(entry, str) else entry
+        if isinstance(modules.get(weight.removesuffix(".weight")), nn.Linear):
+            parts.setdefault(weight, {}).setdefault(tuple(where), base)
+    tensors: Tensors = {}
+    for weight, bases in parts.items():
+        if not may_change(weight, host):
+            continue
+        module = modules[weight.removesuffix(".weight")]
+        generator = torch.Generator().manual_seed(seed * 100_003 + hash_of(weight))
+        rows = {where: base for where, base in bases.items() if where}
+        rows = without_overlaps(rows, module.out_features)
+        d_in = module.in_features
+        if not rows:
+            up = torch.randn(module.out_features, rank, generator=generator) * 0.3 / rank**0.5
+            down = torch.randn(rank, d_in, generator=generator) / d_in**0.5
+            add(tensors, bases[()], up, down)
+            continue
+        ups, downs = [], []
+        whole = torch.zeros(module.out_features, 0)
+        for where, base in rows.items():
+            offset, *function = where
+            start, length = (0, module.out_features) if offset is None else offset[1:]
+            up = torch.randn(length, rank, generator=generator) * 0.3 / rank**0.5
+            down = torch.randn(rank, d_in, generator=generator) / d_in**0.5
+            if spelling == "split":
+                add(tensors, base, up, down)
+            placed = torch.zeros(module.out_features, rank)
+            placed[start : start + length] = function[0](up) if function else up
+            ups.append(placed)
+            downs.append(down)
+        if spelling == "fused":
+            whole = torch.cat(ups, 1)
+            add(tensors, fused_base(weight), whole, torch.cat(downs))
+    return tensors
+
+
+def may_change(weight: str, host: ComfyModel) -> bool:
+    """Whether LoRAs change a weight: not T5 and language models, and nothing behind CLIP's pooled
+    output that the model does not read.
+    """
+    return weight.startswith("diffusion_model.") or (
+        host.texts.is_swept(weight) and "layers." in weight
+    )
+
+
+def without_overlaps(rows: Mapping[Any, str], d_out: int) -> dict[Any, str]:
+    """Return parts that do not overlap, the smallest first: the host's table names some rows
+    twice.
+    """
+    taken = torch.zeros(d_out, dtype=torch.bool)
+    chosen = {}
+    for where in sorted(rows, key=lambda where: math.inf if where[0] is None else where[0][2]):
+        start, length = (0, d_out) if where[0] is None else where[0][1:]
+        if not taken[start : start + length].any():
+            taken[start : start + length] = True
+            chosen[where] = rows[where]
+    return chosen
+
+
+def fused_base(weight: str) -> str:
+    name = weight.removesuffix(".weight").removeprefix("diffusion_model.")
+    return "lora_unet_" + name.replace(".", "_")
+
+
+def add(tensors: Tensors, base: str, up: Tensor, down: Tensor) -> None:
+    tensors[f"{base}.lora_up.weight"] = up
+    tensors[f"{base}.lora_down.weight"] = down
+    tensors[f"{base}.alpha"] = torch.tensor(float(down.shape[0]))
+
+
+def hash_of(text: str) -> int:
+    return sum(i * ord(letter) for i, letter in enumerate(text, 1)) % 100_003
+
+
+def loaded(host: ComfyModel, name: str, tensors: Tensors, prompt: str) -> LoadedLora:
+    use = LoraUse(
+        name=name,
+        file=f"{name}.safetensors",
+        sha256=name,
+        strength_model=1.0,
+        strength_clip=1.0,
+        prompts=(prompt,),
+    )
+    return LoadedLora(use, host.adapter(use, tensors, {}))
+
+
+class Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[list[str]]:
+    handler = Messages()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.texts
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def stock(model: Any, clip: Any, tensors: Tensors) -> ComfyModel:
+    """Return the model with a LoRA that the host's own loader has put on it."""
+    with messages() as texts:
+        patched = comfy.sd.load_lora_for_models(model, clip, dict(tensors), 1.0, 1.0)
+    lost = [text for text in texts if "not loaded" in text.lower()]
+    assert not lost, lost[:3]
+    return ComfyModel(*patched)
+
+
+def prompt_of(host: ComfyModel, caption: str, adapter: Adapter | None = None) -> Encoded:
+    """Return a caption as rows that wear an adapter encode it."""
+    rows = host.tokenize(caption)
+    outputs: list[Any] = []
+    if rows:
+        with host.text_encoder() as network:
+            worn = [] if adapter is None else [adapter.split(host.is_text_module)[0]]
+            with wearing(network.modules, worn, [{0: 1.0} if worn else {}] * len(rows)):
+                outputs = list(network.forward(rows))
+    return host.encoded(caption, outputs)
+
+
+def picture_of(host: ComfyModel, prompt: Encoded, adapter: Adapter | None = None) -> Tensor:
+    """Return the clean latents that rows that wear an adapter estimate."""
+    shape = host.latent_shape(SMALL.resolution)
+    sigmas = host.sigmas(4).float()
+    with host.denoiser() as network:
+        worn = [] if adapter is None else [adapter.split(host.is_text_module)[1]]
+        rows = [
+            DenoiserRow(host.start(noise(shape, seed)[None], sigmas[seed])[0], sigmas[seed], prompt)
+            for seed in (0, 2)
+        ]
+        with wearing(network.modules, worn, [{0: 1.0} if worn else {}] * 2):
+            return network.forward(rows)
+
+
+def seen(host: ComfyModel, adapter: Adapter | None = None) -> Tensor:
+    """Return what a model draws of a caption; with an adapter, as its hooked rows draw."""
+    return picture_of(host, prompt_of(host, CAPTION, adapter), adapter)
+
+
+def relative(found: Tensor, expected: Tensor, base: Tensor) -> float:
+    return ((found - expected).norm() / (expected - base).norm()).item()
+
+
+def largest_difference(a: Adapter, b: Adapter) -> float:
+    assert set(a.deltas) == set(b.deltas), set(a.deltas) ^ set(b.deltas)
+    return max(
+        (
+            (a.deltas[path].dense() - b.deltas[path].dense()).norm() / b.deltas[path].dense().norm()
+        ).item()
+        for path in a.deltas
+    )
+
+
+def sampling_difference(host: ComfyModel) -> float:
+    """Return how far our sampling runs are from KSampler's euler, from the same noise."""
+    positive, negative = (prompt_of(host, caption) for caption in (CAPTION, ""))
+    calibration = SMALL.for_family(host.family)
+    with host.denoiser() as network:
+        sampler = Sampler.of(host, network, calibration)
+        run = Run("a", 0, 5, tuple(range(calibration.sampling_steps)))
+        ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
+    theirs = []
+    unit = noise(sampler.shape, 5)[None]
+    comfy.sample.sample(
+        host.model,
+        unit,
+        calibration.sampling_steps,
+        calibration.cfg,
+        "euler",
+        "normal",
+        *([[prompt.tokens[None], dict(prompt.others)]] for prompt in (positive, negative)),
+        torch.zeros_like(unit),
+        callback=lambda step, x0, x, steps: theirs.append(x[0].clone()),
+        disable_pbar=True,
+        seed=5,
+    )
+    return max(((x - y).norm() / y.norm()).item() for (x, _), y in zip(ours, theirs, strict=True))
+
+
+def check(name: str) -> dict[str, Any]:
+    tiny = tiny_hosts.TINY[name]
+    model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
+    host = ComfyModel(model, clip)
+    base = seen(host)
+    files = {kind: lora_of(host, 1, kind) for kind in ("split", "fused")}
+    first = loaded(host, "first", files["split"], "a photo of sks dog")
+    assert not first.adapter.unmatched, first.adapter.unmatched[:3]
+    second = loaded(host, "second", lora_of(host, 2, "fused"), "a drawing of zwx car")
+    found: dict[str, Any] = {"layers": len(first.adapter.deltas)}
+    found["spellings"] = largest_difference(
+        loaded(host, "fused", files["fused"], "x").adapter, first.adapter
+    )
+    taught = seen(host, first.adapter)
+    found["stock"] = relative(seen(stock(model, clip, files["split"])), taught, base)
+    exact = MergeConfig(
+        output_dtype=torch.float32, samples_per_chunk=2, target="delta", unit_gain=1
+    )
+    alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
+    single = merge_diffusion(host, [first], alone, exact)
+    found["to itself"] = largest_difference(single.adapter, first.adapter)
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
+    result = merge_and_check(host, [first, second], SMALL, settings)
+    assert set(result.adapter.deltas) == set(target_layers([first.adapter, second.adapter]))
+    found["errors"] = [entry.output_error for entry in result.report.fidelity]
+    found["kinds"] = [entry.kind for entry in result.report.fidelity]
+    hooked = seen(host, result.adapter)
+    file, metadata = kohya.file_of(result.adapter, host.keys)
+    found["metadata"] = metadata
+    found["keys"] = sorted(file)[:3]
+    found["file"] = relative(seen(stock(model, clip, file)), hooked, base)
+    found["patched"] = relative(seen(ComfyModel(*host.patched(result.adapter))), hooked, base)
+    again = loaded(host, "merged", file, "x").adapter
+    found["read again"] = largest_difference(again, result.adapter)
+    found["sampling"] = sampling_difference(host)
+    found["unchanged"] = relative(seen(host), base, torch.zeros_like(base))
+    return found
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.set_num_threads(1)
+    for name in WANTED or tiny_hosts.TINY:
+        try:
+            print(json.dumps({"family": name, **check(name)}), flush=True)
+        except Exception:
+            print(json.dumps({"family": name, "failed": traceback.format_exc()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

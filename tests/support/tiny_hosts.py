@@ -1,0 +1,271 @@
+"""Tiny models of ComfyUI's real classes, one per family, with real tokenizers and small text
+encoders. Needs ComfyUI on the path; see `in_comfy.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.lora
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models as supported
+import comfy.supported_models_base
+import comfy.text_encoders.aura_t5
+import comfy.text_encoders.flux
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.qwen_image
+import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.wan
+import comfy.text_encoders.z_image
+import torch
+from torch import nn
+
+WIDTH = 48  # of the texts of transformers
+CLIP = {
+    "num_hidden_layers": 3,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+}
+T5 = {"num_layers": 2, "d_model": WIDTH, "d_kv": 16, "num_heads": 3, "d_ff": 64}
+LLM = {
+    "num_hidden_layers": 3,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+}
+LLM |= {"num_key_value_heads": 1}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model of one family.
+
+    Args:
+        config: Name of the class of comfy.supported_models.
+        unet: Its settings of the diffusion model.
+        clip: Class of the text encoders.
+        tokenizer: Class of the tokenizer.
+        sizes: Name of a text encoder -> its settings.
+        state: Keys of the checkpoint that decide about the kind of model.
+    """
+
+    config: str
+    unet: dict[str, Any]
+    clip: Any
+    tokenizer: Any
+    sizes: dict[str, dict[str, Any]]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+}
+_SD15 = {**_UNET, "context_dim": 24, "num_heads": 4, "num_head_channels": -1}
+_SDXL = {
+    **_UNET,
+    "context_dim": 48,
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 24 + 6 * 256,
+}
+_FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "hidden_size": 256,
+    "context_in_dim": WIDTH,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "patch_size": 2,
+}
+_SD3 = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 48,
+    "num_patches": 1024,
+    "pos_embed_max_size": 32,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0],
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 4096, "out_features": 128},
+    },
+}
+_ZIMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "cap_feat_dim": WIDTH,
+    "n_layers": 2,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+_QWEN = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+}
+_WAN = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 256,
+    "out_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 512,
+    "num_layers": 2,
+    "patch_size": (1, 2, 2),
+    "freq_dim": 256,
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "text_dim": WIDTH,
+    "in_dim": 16,
+}
+_AURA = {
+    "cond_seq_dim": WIDTH,
+    "n_double_layers": 1,
+    "n_layers": 2,
+    "max_seq": 1024,
+    "dim": 256,
+    "n_heads": 2,
+}
+_texts = comfy.text_encoders
+_T5_ALONE = {"t5xxl": T5}
+TINY = {
+    "SD1.5": Tiny(
+        "SD15", _SD15, comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer, {"clip_l": CLIP}
+    ),
+    "SDXL": Tiny(
+        "SDXL",
+        _SDXL,
+        comfy.sdxl_clip.SDXLClipModel,
+        comfy.sdxl_clip.SDXLTokenizer,
+        {"clip_l": CLIP, "clip_g": CLIP},
+    ),
+    "SDXL v-prediction": Tiny(
+        "SDXL",
+        _SDXL,
+        comfy.sdxl_clip.SDXLClipModel,
+        comfy.sdxl_clip.SDXLTokenizer,
+        {"clip_l": CLIP, "clip_g": CLIP},
+        {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
+    ),
+    "SD3.5": Tiny(
+        "SD3",
+        _SD3,
+        _texts.sd3_clip.sd3_clip(t5=False),
+        _texts.sd3_clip.SD3Tokenizer,
+        {"clip_l": CLIP, "clip_g": CLIP},
+    ),
+    "Flux.1": Tiny(
+        "Flux",
+        {**_FLUX, "image_model": "flux", "guidance_embed": True, "vec_in_dim": 24},
+        _texts.flux.flux_clip(),
+        _texts.flux.FluxTokenizer,
+        {"clip_l": CLIP, **_T5_ALONE},
+    ),
+    "Chroma": Tiny(
+        "Chroma",
+        {
+            **_FLUX,
+            "image_model": "chroma",
+            "in_channels": 64,
+            "out_channels": 64,
+            "in_dim": 64,
+            "out_dim": 256,
+            "hidden_dim": 128,
+            "n_layers": 2,
+        },
+        _texts.pixart_t5.pixart_te(),
+        _texts.pixart_t5.PixArtTokenizer,
+        _T5_ALONE,
+    ),
+    "Z-Image": Tiny(
+        "ZImage", _ZIMAGE, _texts.z_image.te(), _texts.z_image.ZImageTokenizer, {"qwen3_4b": LLM}
+    ),
+    "Qwen-Image": Tiny(
+        "QwenImage",
+        _QWEN,
+        _texts.qwen_image.te(),
+        _texts.qwen_image.QwenImageTokenizer,
+        {"qwen25_7b": LLM},
+    ),
+    "AuraFlow": Tiny(
+        "AuraFlow",
+        _AURA,
+        _texts.aura_t5.AuraT5Model,
+        _texts.aura_t5.AuraT5Tokenizer,
+        {"pile_t5xl": T5},
+    ),
+}
+
+
+def model_of(tiny: Tiny) -> Any:
+    """Return a MODEL with random weights, the same every time."""
+    config = getattr(supported, tiny.config)(dict(tiny.unet))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
+    _fill(model.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def clip_of(tiny: Tiny) -> Any:
+    """Return a CLIP with random weights, the same every time."""
+    target = comfy.supported_models_base.ClipTarget(tiny.tokenizer, tiny.clip)
+    sizes = {f"{name}_model_config": dict(size) for name, size in tiny.sizes.items()}
+    clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+    _fill(clip.cond_stage_model)
+    return clip
+
+
+# Buffers of positions.
+_KEPT = ("inv_freq", "pe_embedder", "freqs")
+
+
+def _fill(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not name.endswith(_KEPT) and ".visual." not in name:
+            scale = 1 / math.sqrt(math.prod(tensor.shape[1:])) if tensor.ndim > 1 else 0.05
+            one = tensor.ndim == 1 and name.endswith(("weight", "scale"))
+            drawn = torch.randn(tensor.shape, generator=generator) * scale + one
+            tensor.data = drawn.to(tensor.dtype)
