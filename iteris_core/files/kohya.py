@@ -17,7 +17,18 @@ from ..errors import AdapterError
 from ..progress import Progress, nobody
 from .families import family_of_keys
 from .groups import Group, grouped, key_of, split_key
-from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
+from .kinds import (
+    ALPHA,
+    DIFF,
+    DIFF_B,
+    DOWN,
+    UP,
+    VECTORS,
+    DenseDelta,
+    NotMergeable,
+    WrongShape,
+    delta_of,
+)
 from .metadata import hashes
 from .model_keys import ModelKeys
 
@@ -121,6 +132,9 @@ def _delta(
     try:
         group.check_single()
         return delta_of(path, group.tensors, keys.shapes.get(path), dense_delta)
+    except NotMergeable as error:
+        why = f"changes a layer that {keys.refused[path]}" if path in keys.refused else error
+        raise AdapterError(f"{name}: {group.base!r} {why}") from error
     except WrongShape as error:
         raise AdapterError(
             f"{name}: {group.base!r} {error}. The LoRA was trained for another model; use one for "
