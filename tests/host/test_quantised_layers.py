@@ -72,6 +72,15 @@ def test_settings_that_read_the_base_weight_are_refused(kind):
     assert kind["settings_refused"] == ["balance", "ridge", "alpha_cross"]
 
 
+@each_kind
+def test_a_dora_is_read_with_the_weight_that_the_layer_multiplies_by(kind):
+    assert kind["dora"] < ROUNDING
+
+
+def test_a_dora_is_refused_where_only_the_layer_can_read_its_weight(figures):
+    assert "which a Packed of __main__ keeps in a packed form" in figures["packed"]
+
+
 @pytest.mark.parametrize("kind", ["16 bit"], indirect=True)
 def test_nothing_is_refused_on_a_base_in_16_bits_but_embeddings(kind):
     assert kind["quantised"] == [False, False, False]

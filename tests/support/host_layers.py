@@ -28,7 +28,7 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.layers import is_quantised, weight_shape
+from iteris_core.layers import base_weight_and_bias, is_quantised, weight_shape
 from iteris_core.rows.wearing import wearing
 
 COMFYUI = Path(sys.argv[1])
@@ -42,6 +42,11 @@ comfy.options.enable_args_parsing()
 import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.weight_adapter  # noqa: E402
+import iteris_pack  # noqa: E402, F401
+
+sys.path.pop(0)  # the stub of ComfyUI that it brings
+from iteris_pack.nodes.host.deltas import HostDeltas  # noqa: E402
+from iteris_pack.nodes.keys import HostKeys  # noqa: E402
 
 FP8 = torch.float8_e4m3fn
 CPU = torch.device("cpu")
@@ -143,7 +148,7 @@ def patcher_of(net: Net, adapter: Adapter) -> Any:
         )
         for name, delta in adapter.deltas.items()
     }
-    assert len(patcher.add_patches(patches)) == len(LAYERS)
+    assert len(patcher.add_patches(patches)) == len(adapter.deltas)
     return patcher
 
 
@@ -184,6 +189,38 @@ def is_refused(module: nn.Module) -> bool:
     return False
 
 
+def deltas_of(net: Net) -> HostDeltas:
+    keys = HostKeys.of(dict(net.named_modules()), {}, {})
+    return HostDeltas(patcher_of(net, Adapter("none", {})), None, keys, 1.0, 1.0)
+
+
+def dora_error(net: Net) -> float:
+    """Return the relative error of a DoRA's delta, against its formula on the layer's weight."""
+    plain = lora(1).deltas["first"]
+    scale = torch.full((WIDTH, 1), 1.5)
+    found = deltas_of(net)("first", {"up": plain.up, "down": plain.down, "dora_scale": scale})
+    weight = base_weight_and_bias(net.first, CPU, torch.float32)[0]
+    moved = weight + plain.dense()
+    expected = moved * scale / weight.norm(dim=1, keepdim=True) - weight
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+class Packed(comfy.ops.manual_cast.Linear):
+    """A layer whose weight only its own code can read, as those of ComfyUI-GGUF."""
+
+    def __init__(self, *sizes: int, **more: Any):
+        super().__init__(*sizes, **more)
+        self.weight = nn.Parameter(torch.zeros(WIDTH, 5, dtype=torch.uint8), requires_grad=False)
+
+
+def packed_message() -> str:
+    try:
+        dora_error(Net(Packed, torch.float32))
+    except AdapterError as error:
+        return str(error)
+    return ""
+
+
 @torch.inference_mode()
 def figures(make: Callable[[], Net]) -> dict[str, Any]:
     net = make()
@@ -210,6 +247,7 @@ def figures(make: Callable[[], Net]) -> dict[str, Any]:
         "settings_refused": refused(net),
         "embedding_refused": is_refused(comfy.ops.manual_cast.Embedding(4, WIDTH)),
         "to_itself": own_error(net, first),
+        "dora": dora_error(make()),
         "weight_functions": functions,
         "lowvram_to_itself": on_lora,
         "lowvram_patch": difference(lowvram, worn, base),
@@ -220,4 +258,5 @@ def figures(make: Callable[[], Net]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({name: figures(make) for name, make in KINDS.items()}))
+    found = {name: figures(make) for name, make in KINDS.items()}
+    print(json.dumps(found | {"packed": packed_message()}))
