@@ -223,3 +223,12 @@ class MergeConfig:
         return self.target == "full_output" and (
             self.ridge == "paper" or self.alpha_cross is not None
         )
+
+    @property
+    def base_weight_setting(self) -> str | None:
+        """Name of the setting for which every layer's own weight is read; None: none is."""
+        if self.balance == "full":
+            return "balance"
+        if not self.needs_base_weight:
+            return None
+        return "ridge" if self.ridge == "paper" else "alpha_cross"

@@ -6,6 +6,7 @@ For a k x k convolution a token is a patch, and d_in = channels * k * k, in the 
 
 from __future__ import annotations
 
+import math
 from typing import TypeGuard
 
 import torch
@@ -15,13 +16,57 @@ from torch.nn import functional
 from .errors import AdapterError
 
 
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer multiplies its input by one (d_out, d_in) weight, as `nn.Linear` does.
+
+    Hosts keep quantised weights in classes of their own, which are told by what they hold: the
+    sizes, a matrix as ``weight``, and beside it and the bias nothing but single numbers, such as a
+    scale. A relative of theirs holds something else: Nunchaku's fused layers a packed ``qweight``
+    with factors of single features, a bank of experts one matrix each, PEFT's wrapper a layer.
+    """
+    if isinstance(module, nn.Linear):
+        return True
+    others = dict(module.named_parameters(recurse=False))
+    weight = others.pop("weight", None)
+    others.pop("bias", None)
+    return (
+        _has_sizes(module)
+        and weight is not None
+        and len(weight.shape) == 2
+        and all(other.numel() == 1 for other in others.values())
+    )
+
+
+def _has_sizes(module: nn.Module) -> bool:
+    return all(isinstance(getattr(module, n, None), int) for n in ("in_features", "out_features"))
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a target layer keeps its weight in fewer than 16 bits a number.
+
+    Then the host may round what it adds to the weight, and the layer may round its input.
+
+    Args:
+        module: A layer whose `weight_shape` is known.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return (
+        weight.dtype.itemsize < 2
+        or not weight.is_floating_point()
+        or weight.numel() != math.prod(weight_shape(module))  # packed
+        # a class of tensors that shows another dtype than the one that it keeps
+        or type(weight).dequantize is not Tensor.dequantize
+    )
+
+
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """Return (d_out, d_in) of a layer, read from the module's settings, never from its weight.
 
     Raises:
         AdapterError: A module that cannot be merged; says what it is.
     """
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         return module.out_features, module.in_features
     if (
         isinstance(module, nn.Conv2d)
@@ -31,14 +76,28 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     ):
         height, width = module.kernel_size
         return module.out_channels, module.in_channels * height * width
+    if _has_sizes(module):
+        raise AdapterError(
+            f"is a {class_of(module)}, which is no plain Linear layer: it has more than one weight "
+            "and its scale, so that it may scale, reorder or round its input first. Load the model "
+            "in 16 bit, fp8 or GGUF"
+        )
     raise AdapterError(
         f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged"
     )
 
 
+def class_of(module: nn.Module) -> str:
+    """Return the name of a layer's class, and where it comes from if it is not PyTorch's."""
+    kind = type(module)
+    if kind.__module__.startswith("torch.nn."):
+        return kind.__name__
+    return f"{kind.__name__} of {kind.__module__}"
+
+
 def _describe(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
-        return type(module).__name__
+        return class_of(module)
     padding = f"{module.padding_mode!r} {module.padding}"
     return f"Conv2d with {module.groups} groups and padding {padding}"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..algebra.truncate import share_out_size
-from ..errors import AdapterError, CalibrationError
-from ..layers import weight_shape
+from ..errors import AdapterError, CalibrationError, ConfigError
+from ..layers import class_of, is_quantised, weight_shape
 from ..network import Network
 from ..rows.chunks import Chunk
 from ..rows.wearing import check_rows
@@ -19,6 +19,37 @@ from ..tasks import Task
 from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
 
 _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=None)
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse a problem that no engine could solve, before any row runs.
+
+    Raises:
+        AdapterError: See `check_targets`.
+        ConfigError: See `check_base_weights`.
+    """
+    check_targets(problem.network, problem.adapters)
+    check_base_weights(problem)
+
+
+def check_base_weights(problem: Problem) -> None:
+    """Refuse settings that read the base weights, where a target layer is quantised.
+
+    Raises:
+        ConfigError: Names the setting, the layer and its class.
+    """
+    setting = problem.config.base_weight_setting
+    if setting is None:
+        return
+    modules = problem.network.modules
+    quantised = [path for path in problem.paths if is_quantised(modules[path])]
+    if quantised:
+        raise ConfigError(
+            f"{setting} is {getattr(problem.config, setting)!r}, for which the base weight of "
+            f"every layer is read; {len(quantised)} of {len(problem.paths)} layers are quantised, "
+            f"such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may round what "
+            f"they are asked. Leave {setting} at its default, or load the model in 16 bit"
+        )
 
 
 def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:

@@ -21,7 +21,7 @@ from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
     check_all_reached,
-    check_targets,
+    check_problem,
     current_chunk,
     outputs_by_task,
     reached_twice,
@@ -51,7 +51,7 @@ def iterate(
 
     Args, Raises: See `sweep.sweep`.
     """
-    check_targets(problem.network, problem.adapters)
+    check_problem(problem)
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         smaller = problem.with_settings(samples_per_chunk=samples_per_chunk)

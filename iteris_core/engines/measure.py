@@ -90,10 +90,9 @@ class Measurement:
         if shared is None:
             shared = inputs.add(stream, _new_moments(problem, module, x, place.sums))
         worn = [worn_delta(path, problem.adapters, task.mix) for task in problem.tasks]
-        full_balance = config.balance == "full"
         d_out = weight_shape(module)[0]
         base = None
-        if full_balance or config.needs_base_weight:
+        if config.base_weight_setting is not None:
             weight, bias = base_weight_and_bias(module, x.device, x.dtype)
             base = _BaseLayer(moved(weight, place.sums, torch.float64), bias)
         return cls(
@@ -116,7 +115,7 @@ class Measurement:
                     moments,
                     0 if mix is None else mix.delta.rank,
                     drift_width=d_out if config.target == "full_output" else None,
-                    output_energy=full_balance,
+                    output_energy=config.balance == "full",
                 )
                 for mix, moments in zip(worn, shared.moments, strict=True)
             ],

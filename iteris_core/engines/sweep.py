@@ -24,7 +24,7 @@ from ..rows.parking import Parking
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
     check_all_reached,
-    check_targets,
+    check_problem,
     current_chunk,
     outputs_by_task,
     reached_twice,
@@ -59,10 +59,11 @@ def sweep(
 
     Raises:
         AdapterError: A delta that does not fit its module.
+        ConfigError: A setting that reads the weight of a quantised layer.
         CalibrationError: A target layer that is reached twice, never, or not by every row.
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
-    check_targets(problem.network, problem.adapters)
+    check_problem(problem)
     if parking is None and problem.config.park_on_host:
         parking = Parking(problem.network.modules.values())
     if parking is not None:

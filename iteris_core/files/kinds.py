@@ -39,6 +39,10 @@ Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kerne
 DenseDelta = Callable[[WeightPart, Tensors], Tensor]
 
 
+class NotMergeable(AdapterError):
+    """Tensors for a layer that cannot be merged. The reader of the file adds why."""
+
+
 class WrongShape(AdapterError):
     """Tensors for a weight of another shape. The reader of the file adds the likely cause."""
 
@@ -94,11 +98,12 @@ def delta_of(
         AdapterError: The tensors are incomplete, have wrong shapes or are not finite, or are of a
             kind that cannot be read; begins with the predicate, so that the caller can put the
             place before it.
+        NotMergeable: There is no shape.
     """
     if set(tensors) <= {*VECTORS, ALPHA}:
         return None
     if shape is None:
-        raise AdapterError(
+        raise NotMergeable(
             "changes a layer that is neither Linear nor a convolution without groups"
         )
     kind = kind_of(tensors)

@@ -19,7 +19,18 @@ from ..errors import AdapterError
 from ..progress import Progress, nobody
 from .families import Family, Spelling, other_family
 from .groups import Group, grouped, key_of, peft_key_of, split_key
-from .kinds import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS, DenseDelta, WrongShape, delta_of
+from .kinds import (
+    ALPHA,
+    DIFF,
+    DIFF_B,
+    DOWN,
+    UP,
+    VECTORS,
+    DenseDelta,
+    NotMergeable,
+    WrongShape,
+    delta_of,
+)
 from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys
 from .parts import WeightPart
@@ -149,6 +160,10 @@ def _read(
     make = None if dense_delta is None else partial(dense_delta, part)
     try:
         delta = delta_of(group.tensors, shape, make)
+    except NotMergeable as error:
+        if part.path not in keys.refused:
+            raise
+        raise AdapterError(f"changes a layer that {keys.refused[part.path]}") from error
     except WrongShape as error:
         where = f" ({part})" if group.base in keys.part_of_base else ""
         raise WrongShape(f"{error}{where}") from error

@@ -26,6 +26,7 @@ class ModelKeys:
         base_of_module: Module path -> the base of its keys in saved files, in the style of the
             family.
         shapes: Module path -> (d_out, d_in) of the layers that can be merged.
+        refused: Module path -> why the layer cannot be merged; begins with the predicate.
         kernels: Module path -> (height, width) of the convolutions.
         vector_sizes: Path of a bias or of a norm's weight -> its size.
         part_of_base: Base of a key -> the part of a fused weight that it names.
@@ -43,6 +44,7 @@ class ModelKeys:
     part_of_base: Mapping[str, WeightPart] = field(default_factory=dict)
     ambiguous: frozenset[str] = frozenset()
     prediction_type: str = "epsilon"
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -62,13 +64,15 @@ class ModelKeys:
             base_of_module: See the class.
             more: More fields of the class.
         """
+        shapes, refused = _sorted(modules)
         return cls(
             family=family,
             module_of_base=module_of_base,
             base_of_module=base_of_module,
-            shapes=layer_shapes(modules),
+            shapes=shapes,
             kernels=layer_kernels(modules),
             vector_sizes=_vector_sizes(modules),
+            refused=refused,
             **more,
         )
 
@@ -90,13 +94,23 @@ class ModelKeys:
 
 def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """Return module path -> (d_out, d_in) of every layer that can be merged."""
+    return _sorted(modules)[0]
+
+
+def _sorted(
+    modules: Mapping[str, nn.Module],
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Return path -> (d_out, d_in) of the layers that can be merged, and path -> why not of all
+    other modules.
+    """
     shapes = {}
+    refused = {}
     for path, module in modules.items():
         try:
             shapes[path] = weight_shape(module)
-        except AdapterError:  # no target layer, so no adapter may change it
-            continue
-    return shapes
+        except AdapterError as error:
+            refused[path] = str(error)
+    return shapes, refused
 
 
 def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
@@ -110,9 +124,10 @@ def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]
 
 
 def _vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    # a packed parameter has other numbers of elements and sides than the shape that it shows
     return {
-        f"{path}.{name}": parameter.numel()
+        f"{path}.{name}": parameter.shape[0]
         for path, module in modules.items()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 1
+        if len(parameter.shape) == 1
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from ..adapters import Adapter
-from ..engines.common import within_size
+from ..engines.common import check_problem, within_size
 from ..engines.problem import EngineResult, Listener, Problem, SolverAt
 from ..engines.registry import ENGINES
 from ..report.records import Note
@@ -34,7 +34,9 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
         The solved layers, and the values that the method searched.
 
     Raises:
+        AdapterError: A delta that does not fit its module.
         CalibrationError: Outputs of the network by which nothing can be searched.
+        ConfigError: A setting that reads the weight of a quantised layer.
         SolveError: A layer that the rule cannot merge; with its path.
     """
     name = problem.config.method
@@ -43,6 +45,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     notes: list[Note] = []
     engine = ENGINES["iterate" if method.inputs == "teacher" else "sweep"]
     once = problem.with_settings(ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
+    check_problem(once)
 
     @functools.cache
     def output_error() -> OutputError:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapters import LowRankDelta, Stacked, stack
 from ..algebra.layer import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
+from ..files.model_keys import layer_shapes
 from ..network import TEXT_STREAM, Network
 
 # Singular values below this share of the first are rounding: their directions mean nothing.
@@ -86,11 +87,7 @@ def layers_that_read_text(network: Network) -> frozenset[str]:
     """Return the paths of cross-attention's keys and values: layers of the text stream in a network
     that has others, too.
     """
-    streams = {
-        path: network.stream(path)
-        for path, module in network.modules.items()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
+    streams = {path: network.stream(path) for path in layer_shapes(network.modules)}
     text = frozenset(path for path, stream in streams.items() if stream == TEXT_STREAM)
     return text if len(text) < len(streams) else frozenset()
 

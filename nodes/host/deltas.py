@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_patcher
 import comfy.utils
 import torch
 from torch import Tensor
 
+from ...iteris_core import AdapterError
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.kinds import PEFT_DORA, Tensors, kind_of, peft_dora
 from ...iteris_core.files.parts import WeightPart
+from ...iteris_core.layers import class_of
 from ..foreign import added_by_host
 from ..keys import HostKeys, HostWeight, is_text
 
@@ -40,10 +43,6 @@ class HostDeltas:
     strength_model: float
     strength_clip: float
 
-    @cached_property
-    def _weights(self) -> dict[str, Any]:
-        return self.model.get_key_patches() | self.clip.patcher.get_key_patches()
-
     def __call__(self, part: WeightPart, tensors: Tensors) -> Tensor:
         """Return the delta of a weight or of a part of it, divided by the strength: that of an OFT
         depends on it.
@@ -61,7 +60,7 @@ class HostDeltas:
         if not strength:
             return torch.zeros(part.length, d_in)
         key = f"{path}.weight"
-        weight = self._effective_weight(key)
+        weight = self._effective_weight(path)
         if kind_of(tensors) is PEFT_DORA:
             return peft_dora(tensors, weight[part.rows])
         named = tensors_by_key(path, tensors)
@@ -75,13 +74,29 @@ class HostDeltas:
 
         return (added_by_host(path, named, weight, apply) / strength).flatten(1)[part.rows]
 
-    def _effective_weight(self, key: str) -> Tensor:
+    def _effective_weight(self, path: str) -> Tensor:
         """Return a weight as the base model uses it, float32 on the CPU, patches that it already
         carries included.
+
+        Raises:
+            AdapterError: A weight whose packed form only the layer's own code reads, as in GGUF.
         """
-        (weight, convert), *patches = self._weights[key]
-        weight = convert(weight.to(device="cpu", dtype=torch.float32, copy=True), inplace=True)
-        return comfy.lora.calculate_weight(patches, weight, key)
+        key = f"{path}.weight"
+        patcher = self.clip.patcher if is_text(path) else self.model
+        # not `get_key_patches`, which fails at quantised layers: it asks them for all their keys
+        weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+        if key in patcher.backup:
+            weight = patcher.backup[key].weight
+        weight = weight.to(device="cpu", dtype=torch.float32, copy=True)
+        if convert is not None:
+            weight = convert(weight, inplace=True)
+        if weight.numel() != math.prod(self.keys.shapes[path]):
+            layer = class_of(patcher.model.get_submodule(path))
+            raise AdapterError(
+                f"is applied by ComfyUI to the base weight, which a {layer} keeps in a packed "
+                "form. Load the model in fp8 or 16 bit, or use a plain LoRA, LoCon or LoHa"
+            )
+        return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
 
 
 def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:

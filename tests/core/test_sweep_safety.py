@@ -291,7 +291,7 @@ def test_a_wrong_number_of_token_weights_is_refused():
     ("path", "shape", "message"),
     [
         ("nowhere", (4, 4), "adapter 'a' changes 'nowhere', which this model does not have"),
-        ("", (6, 6), "adapter 'a' changes '', which is a Convolution; only"),
+        ("", (6, 6), "adapter 'a' changes '', which is a Convolution of toy; only"),
         ("inlet", (6, 4), "adapter 'a' has a delta of 6 x 4 for 'inlet', whose weight is 6 x 3"),
     ],
 )

@@ -1,0 +1,206 @@
+"""Layers of quantised bases: which of them are target layers, and what may not be asked of them.
+
+The classes here have the parts of those that hosts have; `tests/host/test_quantised_layers.py` has
+the host's own.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
+from iteris_core.files import kohya
+from iteris_core.files.model_keys import ModelKeys
+from iteris_core.layers import is_linear, is_quantised, weight_shape
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class Plain(nn.Module):
+    """A layer that is no nn.Linear, as ComfyUI's mixed-precision Linear."""
+
+    def __init__(self, weight: Tensor, **others: Tensor):
+        super().__init__()
+        self.in_features, self.out_features = 6, 4
+        self.weight = frozen(weight)
+        self.bias = frozen(torch.zeros(4))
+        for name, other in others.items():
+            self.register_parameter(name, frozen(other))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class Packed(nn.Linear):
+    """A layer whose weight is packed in a column of bytes, as bitsandbytes' Linear4bit."""
+
+    def __init__(self):
+        super().__init__(6, 4)
+        self.codes = torch.randint(-8, 8, (4, 6))
+        self.weight = frozen((self.codes + 8).reshape(-1, 1).to(torch.uint8)[::2].contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.codes.to(x.dtype) / 8, self.bias)
+
+
+class Disguised(Tensor):
+    """A class of tensors of its own, which may show another dtype than the one that it keeps."""
+
+    def dequantize(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+class Fused(nn.Module):
+    """The parts of Nunchaku's SVDQW4A4Linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.out_features = 6, 4
+        self.qweight = frozen(torch.zeros(4, 3, dtype=torch.int8))
+        self.smooth_factor = frozen(torch.ones(6))
+
+
+class Wrapper(nn.Module):
+    """The parts of PEFT's layers: the weight is that of the layer within."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.out_features = 6, 4
+        self.base_layer = nn.Linear(6, 4)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+
+FP8 = torch.float8_e4m3fn
+MATRIX = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+QUANTISED = {
+    "fp8": lambda: Plain(MATRIX.to(FP8)),
+    "scaled fp8": lambda: Plain(MATRIX.to(FP8), input_scale=torch.ones(())),
+    "packed": Packed,
+    "another dtype than it shows": lambda: Plain(MATRIX.as_subclass(Disguised)),
+}
+LOOKALIKES = {
+    "fused": Fused,
+    "scaled inputs": lambda: Plain(MATRIX, pre_quant_scale=torch.ones(6)),
+    "experts": lambda: Plain(torch.zeros(3, 4, 6)),
+    "a wrapper": Wrapper,
+}
+
+
+@pytest.mark.parametrize("make", QUANTISED.values(), ids=QUANTISED)
+def test_a_layer_of_a_quantised_base_is_a_target_layer(make):
+    layer = make()
+    assert is_linear(layer)
+    assert weight_shape(layer) == (4, 6)
+    assert is_quantised(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d, Plain], ids=["linear", "conv", "own class"])
+def test_weights_of_16_bits_or_more_are_not_quantised(kind, dtype):
+    layer = Plain(MATRIX) if kind is Plain else kind(6, 4, *(3 for _ in range(kind is nn.Conv2d)))
+    assert not is_quantised(layer.to(dtype))
+
+
+@pytest.mark.parametrize("make", LOOKALIKES.values(), ids=LOOKALIKES)
+def test_a_layer_that_is_only_similar_is_refused_by_name(make):
+    layer = make()
+    assert not is_linear(layer)
+    with pytest.raises(
+        AdapterError,
+        match=f"is a {type(layer).__name__} of {__name__}, which is no plain .* Load the model in",
+    ):
+        weight_shape(layer)
+
+
+def test_a_lora_file_for_such_a_layer_is_refused_with_its_class():
+    keys = ModelKeys.of({"block.q": Fused()}, {"lora_unet_q": "block.q"}, {})
+    tensors = {
+        "lora_unet_q.lora_up.weight": torch.ones(4, 1),
+        "lora_unet_q.lora_down.weight": torch.ones(1, 6),
+    }
+    with pytest.raises(
+        AdapterError,
+        match=r"file: 'lora_unet_q' changes a layer that is a Fused of .*, which is no",
+    ):
+        kohya.parse("file", tensors, keys)
+
+
+def test_the_size_of_a_packed_bias_is_the_one_that_it_shows():
+    class PackedVector(Tensor):
+        shape = torch.Size([4])
+
+    layer = Plain(MATRIX)
+    layer.bias = frozen(torch.zeros(2, 9).as_subclass(PackedVector))
+    assert ModelKeys.of({"q": layer}, {}, {}).vector_sizes == {"q.bias": 4}
+
+
+def merged_alone(layer: nn.Module, **settings):
+    """Return a LoRA at a single layer, and the merge of it alone."""
+    torch.manual_seed(1)
+    adapter = Adapter("a", {"q": LowRankDelta(torch.randn(4, 2), torch.randn(2, 6))})
+    samples = [Sample(torch.randn(5, 6)) for _ in range(4)]
+    calls = []
+
+    def forward(rows):
+        calls.append(len(rows))
+        return layer(torch.stack(rows))
+
+    try:
+        result = merge(
+            Network({"q": layer}, forward),
+            [adapter],
+            [Task("a", samples, {0: 1.0})],
+            MergeConfig(**settings),
+        )
+    except ConfigError:
+        assert calls == []
+        raise
+    return adapter.deltas["q"].dense(), result.adapter.deltas["q"].dense()
+
+
+READERS = {
+    "balance is 'full'": {"balance": "full"},
+    "ridge is 'paper'": {"ridge": "paper"},
+    "alpha_cross is 0.01": {"alpha_cross": 1e-2},
+    "balance is 'full', for which": {"balance": "full", "method": "hyper_linear"},
+}
+
+
+@pytest.mark.parametrize(("message", "settings"), READERS.items(), ids=READERS)
+@pytest.mark.parametrize("make", QUANTISED.values(), ids=QUANTISED)
+def test_settings_that_read_the_base_weight_are_refused_before_any_row_runs(
+    make, message, settings
+):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{message}.*; 1 of 1 layers are quantised, such as 'q', a {type(make()).__name__} ",
+    ):
+        merged_alone(make(), **settings)
+    merged_alone(nn.Linear(6, 4), **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ridge": "paper", "target": "delta"}, {"ridge": "paper", "method": "sum"}],
+    ids=str,
+)
+@pytest.mark.parametrize("make", QUANTISED.values(), ids=QUANTISED)
+def test_one_lora_on_a_quantised_base_merges_to_itself(make, settings):
+    expected, found = merged_alone(make(), **settings)
+    # the ridges of "paper" differ by rounding where teacher and student read the same
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

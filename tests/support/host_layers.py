@@ -1,0 +1,262 @@
+"""Layers of the classes in which ComfyUI keeps quantised weights, swept in this process.
+
+A script with a ComfyUI's folder as its argument; prints figures of each kind of layer as JSON. It is
+a process of its own, since ComfyUI reads the command line when it is imported, puts its folder before
+all others of `sys.path`, where it has a `nodes` too, and sets switches of PyTorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
+from iteris_core.layers import base_weight_and_bias, is_quantised, weight_shape
+from iteris_core.rows.wearing import wearing
+
+COMFYUI = Path(sys.argv[1])
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, str(COMFYUI))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_patcher  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.weight_adapter  # noqa: E402
+import iteris_pack  # noqa: E402, F401
+
+sys.path.pop(0)  # the stub of ComfyUI that it brings
+from iteris_pack.nodes.host.deltas import HostDeltas  # noqa: E402
+from iteris_pack.nodes.keys import HostKeys  # noqa: E402
+
+FP8 = torch.float8_e4m3fn
+CPU = torch.device("cpu")
+WIDTH = 32
+LAYERS = ("first", "second", "third")
+
+
+class Net(nn.Module):
+    """Three layers, each of which reads the one before it."""
+
+    def __init__(self, linear: type[nn.Module], dtype: torch.dtype):
+        super().__init__()
+        for name in LAYERS:
+            setattr(self, name, linear(WIDTH, WIDTH, dtype=dtype, device=CPU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{name}.{part}": torch.randn(shape, generator=generator) / WIDTH**0.5
+        for name in LAYERS
+        for part, shape in {"weight": (WIDTH, WIDTH), "bias": (WIDTH,)}.items()
+    }
+
+
+def of_dtype(dtype: torch.dtype) -> Net:
+    """Return layers that keep their weights in a dtype and cast them in each call, as
+    `UNETLoader` makes them.
+    """
+    net = Net(comfy.ops.manual_cast.Linear, dtype)
+    net.load_state_dict({key: tensor.to(dtype) for key, tensor in weights().items()})
+    return net
+
+
+def scaled() -> dict[str, Tensor]:
+    """Return weights and their scales: fp8 codes that fill its range."""
+    tensors = weights()
+    for name in LAYERS:
+        weight = tensors[f"{name}.weight"]
+        scale = weight.abs().max() / torch.finfo(FP8).max
+        tensors[f"{name}.weight"] = (weight / scale).to(FP8)
+        tensors[f"{name}.scale"] = scale
+    return tensors
+
+
+def scaled_fp8() -> Net:
+    net = Net(comfy.ops.scaled_fp8_ops(override_dtype=FP8).Linear, FP8)
+    net.load_state_dict(
+        {key.replace(".scale", ".scale_weight"): tensor for key, tensor in scaled().items()}
+    )
+    return net
+
+
+def mixed_precision() -> Net:
+    layout = {"format": "float8_e4m3fn"}
+    layers = dict.fromkeys(LAYERS, layout)
+    tensors = {key.replace(".scale", ".weight_scale"): tensor for key, tensor in scaled().items()}
+    make = comfy.ops.mixed_precision_ops
+    if "quant_config" in inspect.signature(make).parameters:  # newer: the file says it
+        marker = torch.tensor(list(json.dumps(layout).encode()), dtype=torch.uint8)
+        tensors |= {f"{name}.comfy_quant": marker for name in LAYERS}
+    net = Net(make(layers, torch.float32, full_precision_mm=True).Linear, torch.float32)
+    net.load_state_dict(tensors)
+    return net
+
+
+KINDS: dict[str, Callable[[], Net]] = {
+    "16 bit": lambda: of_dtype(torch.float16),
+    "fp8 storage": lambda: of_dtype(FP8),
+    "mixed precision": mixed_precision,
+}
+if hasattr(comfy.ops, "scaled_fp8_ops"):  # newer ComfyUIs load such files as mixed precision
+    KINDS["scaled fp8"] = scaled_fp8
+
+
+def lora(seed: int, size: float = 0.3) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {
+        name: LowRankDelta(
+            size * torch.randn(WIDTH, 2, generator=generator) / WIDTH**0.5,
+            torch.randn(2, WIDTH, generator=generator) / 2**0.5,
+        )
+        for name in LAYERS
+    }
+    return Adapter("lora", deltas)
+
+
+def patcher_of(net: Net, adapter: Adapter) -> Any:
+    """Return a ModelPatcher of the net that carries an adapter, not loaded yet."""
+    net.model_lowvram, net.lowvram_patch_counter = False, 0
+    net.model_loaded_weight_memory, net.current_weight_patches_uuid = 0, None
+    patcher = comfy.model_patcher.ModelPatcher(net, CPU, CPU)
+    patches = {
+        f"{name}.weight": comfy.weight_adapter.LoRAAdapter(
+            set(), (delta.up, delta.down, float(delta.rank), None, None, None)
+        )
+        for name, delta in adapter.deltas.items()
+    }
+    assert len(patcher.add_patches(patches)) == len(adapter.deltas)
+    return patcher
+
+
+def difference(found: Tensor, expected: Tensor, base: Tensor) -> float:
+    return ((found - expected).norm() / (expected - base).norm()).item()
+
+
+def own_error(net: Net, adapter: Adapter, **settings: Any) -> float:
+    """Return the largest relative error of a layer where an adapter is merged alone."""
+    generator = torch.Generator().manual_seed(7)
+    samples = [Sample(torch.randn(6, WIDTH, generator=generator)) for _ in range(12)]
+    network = Network(dict(net.named_modules()), lambda rows: net(torch.stack(rows)))
+    task = Task("own", samples, {0: 1.0})
+    result = merge(network, [adapter], [task], MergeConfig(**settings))
+    assert list(result.adapter.deltas) == list(LAYERS)
+    return max(
+        ((delta.dense() - adapter.deltas[name].dense()).norm() / delta.dense().norm()).item()
+        for name, delta in result.adapter.deltas.items()
+    )
+
+
+def refused(net: Net) -> list[str]:
+    """Return the settings that the merge refuses."""
+    found = []
+    for name, value in {"balance": "full", "ridge": "paper", "alpha_cross": 1e-3}.items():
+        try:
+            own_error(net, lora(1), **{name: value})
+        except ConfigError:
+            found.append(name)
+    return found
+
+
+def is_refused(module: nn.Module) -> bool:
+    try:
+        weight_shape(module)
+    except AdapterError:
+        return True
+    return False
+
+
+def deltas_of(net: Net) -> HostDeltas:
+    keys = HostKeys.of(dict(net.named_modules()), {}, {})
+    return HostDeltas(patcher_of(net, Adapter("none", {})), None, keys, 1.0, 1.0)
+
+
+def dora_error(net: Net) -> float:
+    """Return the relative error of a DoRA's delta, against its formula on the layer's weight."""
+    plain = lora(1).deltas["first"]
+    scale = torch.full((WIDTH, 1), 1.5)
+    found = deltas_of(net)("first", {"up": plain.up, "down": plain.down, "dora_scale": scale})
+    weight = base_weight_and_bias(net.first, CPU, torch.float32)[0]
+    moved = weight + plain.dense()
+    expected = moved * scale / weight.norm(dim=1, keepdim=True) - weight
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+class Packed(comfy.ops.manual_cast.Linear):
+    """A layer whose weight only its own code can read, as those of ComfyUI-GGUF."""
+
+    def __init__(self, *sizes: int, **more: Any):
+        super().__init__(*sizes, **more)
+        self.weight = nn.Parameter(torch.zeros(WIDTH, 5, dtype=torch.uint8), requires_grad=False)
+
+
+def packed_message() -> str:
+    try:
+        dora_error(Net(Packed, torch.float32))
+    except AdapterError as error:
+        return str(error)
+    return ""
+
+
+@torch.inference_mode()
+def figures(make: Callable[[], Net]) -> dict[str, Any]:
+    net = make()
+    x = torch.randn(3, 6, WIDTH, generator=torch.Generator().manual_seed(3))
+    base = net(x)
+    first, second = lora(1), lora(2)
+    modules = dict(net.named_modules())
+    with wearing(modules, [first], [{0: 1.0}] * len(x)):
+        worn = net(x)
+
+    patcher = patcher_of(net, first)
+    patcher.load(CPU, lowvram_model_memory=1)
+    functions = [len(net.get_submodule(name).weight_function) for name in LAYERS]
+    lowvram = net(x)
+    on_lora = own_error(net, second)
+    patcher.unpatch_model()
+    restored = net(x)
+
+    patcher = patcher_of(make(), first)
+    patcher.load(CPU, full_load=True)
+    return {
+        "nn_linear": isinstance(net.first, nn.Linear),
+        "quantised": [is_quantised(net.get_submodule(name)) for name in LAYERS],
+        "settings_refused": refused(net),
+        "embedding_refused": is_refused(comfy.ops.manual_cast.Embedding(4, WIDTH)),
+        "to_itself": own_error(net, first),
+        "dora": dora_error(make()),
+        "weight_functions": functions,
+        "lowvram_to_itself": on_lora,
+        "lowvram_patch": difference(lowvram, worn, base),
+        "restored": torch.equal(restored, base),
+        "full_patch": difference(patcher.model(x), worn, base),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = {name: figures(make) for name, make in KINDS.items()}
+    print(json.dumps(found | {"packed": packed_message()}))
