@@ -20,6 +20,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.files import kohya
+from iteris_core.files.families import Family
 from iteris_core.files.model_keys import ModelKeys
 from iteris_core.layers import is_linear, is_quantised, weight_shape
 
@@ -128,7 +129,7 @@ def test_a_layer_that_is_only_similar_is_refused_by_name(make):
 
 
 def test_a_lora_file_for_such_a_layer_is_refused_with_its_class():
-    keys = ModelKeys.of({"block.q": Fused()}, {"lora_unet_q": "block.q"}, {})
+    keys = ModelKeys.of(Family("any"), {"block.q": Fused()}, {"lora_unet_q": "block.q"}, {})
     tensors = {
         "lora_unet_q.lora_up.weight": torch.ones(4, 1),
         "lora_unet_q.lora_down.weight": torch.ones(1, 6),
@@ -146,7 +147,7 @@ def test_the_size_of_a_packed_bias_is_the_one_that_it_shows():
 
     layer = Plain(MATRIX)
     layer.bias = frozen(torch.zeros(2, 9).as_subclass(PackedVector))
-    assert ModelKeys.of({"q": layer}, {}, {}).vector_sizes == {"q.bias": 4}
+    assert ModelKeys.of(Family("any"), {"q": layer}, {}, {}).vector_sizes == {"q.bias": 4}
 
 
 def merged_alone(layer: nn.Module, **settings):
