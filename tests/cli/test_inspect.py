@@ -165,3 +165,13 @@ def test_the_command(t5_folder, tmp_path):
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])
     assert missing.exit_code == 2
     assert missing.stderr.count("\n") == 1
+
+
+def test_a_file_for_a_transformer(tmp_path):
+    tensors = lora("lora_unet_layers_3_attention_qkv", d_in=3840) | {
+        "lora_te3_x.alpha": torch.ones(1)
+    }
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "z_image"})
+    facts = inspect_adapter(tmp_path / "a.safetensors")
+    assert (facts.base, facts.format) == ("Z-Image (z_image)", "kohya")
+    assert facts.blocks == {"lora_unet_layers_3": BlockFacts(1, (4, 4))}

@@ -1,0 +1,55 @@
+"""Keys of the host's own models: parts of fused weights, swapped rows, and every kind of adapter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iteris_core.cli.demo.server import cache_folder, find_comfyui
+
+ROOT = Path(__file__).parents[2]
+ROUNDING = 1e-6
+OF_FACTORS = 1e-3  # a dense delta loses its smallest singular values
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Figures of each family, from a process of its own (the script says why)."""
+    done = subprocess.run(
+        [sys.executable, "tests/support/host_keys.py", str(find_comfyui(cache_folder()))],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(params=["Flux.1", "SD3.5", "Z-Image", "AuraFlow"])
+def family(request, figures):
+    return request.param, figures[request.param]
+
+
+def test_every_key_of_the_host_is_read_as_the_host_reads_it(family):
+    name, found = family
+    assert found["unread"] == []
+    assert found["lora"] < ROUNDING
+    assert max(found["lokr"], found["dora"]) < OF_FACTORS
+    assert found["parts"] > 5 or name == "AuraFlow"  # whose weights are not fused
+    assert found["reordered"] > 0 or name == "Z-Image"
+
+
+def test_a_lora_comes_off_the_model_as_it_was_loaded(family):
+    assert family[1]["off"] < ROUNDING
+
+
+def test_the_stock_loader_reads_the_same_from_parts_and_from_the_saved_file(family):
+    name, found = family
+    assert found["loaded"] < ROUNDING
+    assert found["saved"] < ROUNDING
+    assert found["families"] == [name, name]

@@ -1,0 +1,229 @@
+"""Every key that ComfyUI's loader knows for small models of its own classes: read by us, applied by
+the host, and taken off again.
+
+A script with a ComfyUI's folder as its argument; prints the largest differences of each family as
+JSON. It is a process of its own, since ComfyUI reads the command line when it is imported, and puts
+its folder before all others of `sys.path`, where it has a `nodes` too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iteris_core.files import kohya
+from iteris_core.files.families import FAMILIES, family_of
+from iteris_core.files.tensors import write_tensors
+
+COMFYUI = Path(sys.argv[1])
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, str(COMFYUI))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.lora  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.supported_models as supported  # noqa: E402
+import comfy.utils  # noqa: E402
+import iteris_pack  # noqa: E402, F401
+
+sys.path.pop(0)  # the stub of ComfyUI that it brings
+from iteris_pack.nodes.host.deltas import HostDeltas, stock_loader  # noqa: E402
+from iteris_pack.nodes.keys import HostKeys, HostWeight, is_text, model_keys  # noqa: E402
+from iteris_pack.nodes.loras.harvest import take_off  # noqa: E402
+
+CPU = torch.device("cpu")
+FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "hidden_size": 64,
+    "context_in_dim": 48,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [4, 12, 16],
+    "theta": 10000,
+    "qkv_bias": True,
+    "patch_size": 2,
+    "image_model": "flux",
+    "guidance_embed": True,
+    "vec_in_dim": 24,
+}
+SD3 = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 24,
+    "num_patches": 64,
+    "pos_embed_max_size": 8,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0],
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 48, "out_features": 128},
+    },
+}
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 64,
+    "cap_feat_dim": 48,
+    "n_layers": 1,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [64, 64, 64],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+AURA = {"cond_seq_dim": 48, "n_double_layers": 1, "n_layers": 2, "max_seq": 64, "dim": 64}
+MODELS = {
+    "Flux.1": (supported.Flux, FLUX),
+    "SD3.5": (supported.SD3, SD3),
+    "Z-Image": (supported.ZImage, Z_IMAGE),
+    "AuraFlow": (supported.AuraFlow, {**AURA, "n_heads": 2}),
+}
+
+
+def lora(base: str, d_out: int, d_in: int, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+    return {
+        f"{base}.lora_A.weight": torch.randn(2, d_in, *kernel),
+        f"{base}.lora_B.weight": torch.randn(d_out, 2, *(1 for _ in kernel)),
+    }
+
+
+def lokr(base: str, d_out: int, d_in: int, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+    size = math.gcd(2, math.gcd(d_out, d_in))
+    return {
+        f"{base}.lokr_w1": torch.randn(size, size),
+        f"{base}.lokr_w2": torch.randn(d_out // size, d_in // size, *kernel),
+    }
+
+
+def dora(base: str, d_out: int, d_in: int, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+    scale = torch.rand(d_out, 1, *(1 for _ in kernel)) + 0.5
+    return {**lora(base, d_out, d_in, kernel), f"{base}.dora_scale": scale}
+
+
+def tiny(config: type[Any], unet: dict[str, Any]) -> Any:
+    """Return a MODEL with random weights."""
+    made = config(dict(unet))
+    made.set_inference_dtype(torch.float32, None)
+    model = made.get_model({}, "", device=CPU)
+    with torch.no_grad():
+        for parameter in model.diffusion_model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / math.prod(parameter.shape[1:]) ** 0.5)
+    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Return the relative difference of two deltas, (d_out, ...)."""
+    return ((found.flatten(1) - expected.flatten(1)).norm() / expected.norm()).item()
+
+
+def figures_of(name: str) -> dict[str, Any]:
+    patcher = tiny(*MODELS[name])
+    modules = dict(patcher.model.named_modules())
+    table = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    config = patcher.model.model_config.unet_config
+    keys = model_keys(
+        FAMILIES[name], modules, table, comfy.utils.unet_to_diffusers(config), prediction_type=""
+    )
+    clip = SimpleNamespace(patcher=SimpleNamespace(get_key_patches=dict))
+    deltas = HostDeltas(patcher, clip, keys, 1.0, 1.0)
+    weights = patcher.model.state_dict()
+    targets = {
+        base: target
+        for base, target in ((base, HostWeight.of(entry)) for base, entry in table.items())
+        if target.weight.endswith(".weight")
+        and isinstance(modules.get(target.module), nn.Linear | nn.Conv2d)
+    }
+    errors: dict[str, float] = dict.fromkeys(("lora", "lokr", "dora", "off"), 0.0)
+    done = set()
+    for base, target in targets.items():
+        weight = weights[target.weight]
+        d_out = target.offset[2] if target.offset else len(weight)
+        for make in (lora,) if target in done else (lora, lokr, dora):
+            tensors = make(base, d_out, weight.shape[1], tuple(weight.shape[2:]))
+            carrying = patcher.clone()
+            carrying.add_patches(comfy.lora.load_lora(dict(tensors), {base: table[base]}), 1.0)
+            patches = carrying.patches[target.weight]
+            patched = comfy.lora.calculate_weight(patches, weight.clone(), target.weight)
+            found = kohya.parse(base, tensors, keys, dense_delta=deltas).deltas[target.module]
+            errors[make.__name__] = max(
+                errors[make.__name__], error(found.dense(), patched - weight)
+            )
+            (taken,), rest = take_off(carrying.patches, is_text, keys.bases_of)
+            again = kohya.parse(base, taken.tensors, keys, dense_delta=deltas)
+            errors["off"] = max(
+                errors["off"], error(again.deltas[target.module].dense(), found.dense())
+            )
+            if rest:
+                raise AssertionError(f"{base}: {len(rest)} weights stay on the model")
+        done.add(target)
+    return {
+        "unread": [base for base in targets if keys.place_of(base) is None],
+        "parts": len({target for target in done if not target.is_whole}),
+        "reordered": len({target for target in done if target.function is not None}),
+        **errors,
+        **of_files(keys, weights, targets),
+    }
+
+
+def of_files(
+    keys: HostKeys, weights: dict[str, Tensor], targets: dict[str, HostWeight]
+) -> dict[str, Any]:
+    """Return figures of one file that changes all weights, by their parts where it can."""
+    tensors: dict[str, Tensor] = {}
+    covered: list[Any] = []
+    for base in sorted(targets, key=lambda base: targets[base].is_whole):
+        part = keys.place_of(base)
+        if part is None or any(part.overlaps(other) for other in covered):
+            continue
+        covered.append(part)
+        _, d_in, *kernel = weights[targets[base].weight].shape
+        tensors |= lora(base, part.length, d_in, tuple(kernel))
+    adapter = kohya.parse("all", tensors, keys)
+    saved, metadata = kohya.file_of(adapter, keys, {})
+
+    def loaded(tensors: dict[str, Tensor]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "a.safetensors"
+            write_tensors(tensors, file, metadata)
+            added = stock_loader(file, keys)
+        largest = 0.0
+        for path, delta in adapter.deltas.items():
+            found = added(f"{path}.weight", keys.weight_shape(path))
+            largest = max(largest, 1.0 if found is None else error(found, delta.dense()))
+        return largest
+
+    families = [family_of(file) for file in (tensors, saved)]
+    return {
+        "loaded": loaded(tensors),
+        "saved": loaded(saved),
+        "families": [family and family.name for family in families],
+    }
+
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+print(json.dumps({name: figures_of(name) for name in MODELS}))
