@@ -39,6 +39,8 @@ VERSION = 1  # part of the cached files' names: raise it when their content chan
 CLIP_G, CLIP_G_LAYERS = 1280, 32  # width and depth of the second text encoder
 CONTEXT = CLIP_L + CLIP_G
 ADM = 2816  # the pooled text, and six embeddings of sizes and crops
+# Pattern of kohya's names of modules whose weights are random, for a LoRA of few layers.
+RANDOM = r"transformer_blocks_[09]_|te1_.*layers_(0|10)_|te2_.*layers_(0|30|31)_"
 _TRANSFORMERS = {  # name -> number of blocks
     "input_blocks.4.1": 2,
     "input_blocks.5.1": 2,
