@@ -111,7 +111,6 @@ def demo(
 
     request = DemoRequest(
         output=output,
-        family=family.value,
         checkpoint=checkpoint,
         loras=tuple(lora or ()),
         prompts=tuple(text.replace("\\n", "\n") for text in prompt or ()),
@@ -119,6 +118,7 @@ def demo(
         height=height,
         steps=steps,
         device=device.value,
+        family=family.value,
     )
     try:
         run_demo(request, Console())

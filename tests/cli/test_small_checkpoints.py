@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iteris_core.cli.demo import checkpoint, checkpoint_sd3, checkpoint_sdxl, parts
-from iteris_core.cli.demo.run import FAMILIES
+from iteris_core.cli.demo.run import FAMILIES, DemoRequest, _read_template, make_workflow
+from iteris_core.cli.main import FamilyOption
 from iteris_core.files.inspection import inspect_adapter
 
 WRITERS = {"sd15": checkpoint, "sdxl": checkpoint_sdxl, "sd3": checkpoint_sd3}
@@ -198,3 +200,20 @@ def test_the_demos_sdxl_loras_change_every_part_of_the_model(tmp_path):
         sum(name.startswith(f"lora_{part}_") for name in names) for part in ("unet", "te1", "te2")
     ]
     assert counts == [90, 12, 18]
+
+
+def test_the_command_knows_the_demos_families():
+    assert {option.value for option in FamilyOption} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd15", 512), ("sdxl", 1024)])
+def test_a_picture_of_the_users_model_has_the_size_of_its_family(family, side):
+    loras = ["a.safetensors", "b.safetensors"]
+    request = DemoRequest(
+        Path("out"), Path("c.safetensors"), tuple(map(Path, loras)), ("a", "b"), family=family
+    )
+    workflow = make_workflow(_read_template(), request, "c.safetensors", loras)
+    (size,) = (
+        node["inputs"] for node in workflow.values() if node["class_type"] == "EmptyLatentImage"
+    )
+    assert (size["width"], size["height"]) == (side, side)

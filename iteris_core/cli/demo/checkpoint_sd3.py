@@ -31,7 +31,8 @@ DEPTH = 3
 WIDTH = 64 * DEPTH
 CONTEXT = 4096  # width of T5, to which CLIP's tokens are padded
 POOLED = 2048  # of CLIP-L and bigG together
-CHANNELS, PATCH = 16, 2
+CHANNELS = 16  # of the latents
+PATCH = 2
 MAX_PATCHES = 32  # along one side: pictures up to 512 pixels
 
 

@@ -36,7 +36,8 @@ from .parts import (
 
 VERSION = 1  # part of the cached files' names: raise it when their content changes
 
-CLIP_G, CLIP_G_LAYERS = 1280, 32  # width and depth of the second text encoder
+CLIP_G = 1280  # width of the second text encoder
+CLIP_G_LAYERS = 32
 CONTEXT = CLIP_L + CLIP_G
 ADM = 2816  # the pooled text, and six embeddings of sizes and crops
 # Pattern of kohya's names of modules whose weights are random, for a LoRA of few layers.

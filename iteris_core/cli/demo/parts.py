@@ -20,7 +20,8 @@ from ...files.kinds import ALPHA, DOWN, UP
 
 CHANNELS = 320  # width of the UNets
 TIME = 1280  # width of their time embedding
-CLIP_L, CLIP_L_LAYERS = 768, 12  # width and depth of the text encoder that all of them have
+CLIP_L = 768  # width of the text encoder that all of them have
+CLIP_L_LAYERS = 12
 VOCABULARY = 49408
 MAX_TOKENS = 77
 
@@ -217,14 +218,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     # Large elements first, as in every such file, so that each tensor is aligned.
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
+    start = 0
     for name, tensor in ordered.items():
-        start, end = end, end + tensor.nbytes
+        end = start + tensor.nbytes
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Family:
 
     Args:
         side: Side of the sample picture in pixels, for a checkpoint of the user.
-        small: What the names of the small files in the cache begin with.
+        cached: What the names of the small files in the cache begin with.
         version: Version of the small files.
         megabytes: Their size on disk.
         write_checkpoint: Writes the small checkpoint.
@@ -46,7 +46,7 @@ class Family:
     """
 
     side: int
-    small: str
+    cached: str
     version: int
     megabytes: int
     write_checkpoint: Callable[[Path], None]
@@ -57,9 +57,9 @@ FAMILIES: dict[FamilyName, Family] = {
     "sd15": Family(512, "demo", sd15.VERSION, 310, sd15.write_checkpoint, sd15.write_lora),
     "sdxl": Family(
         side=1024,
-        small="demo-sdxl",
+        cached="demo-sdxl",
         version=sdxl.VERSION,
-        megabytes=390,
+        megabytes=380,
         write_checkpoint=sdxl.write_checkpoint,
         write_lora=partial(sdxl.write_lora, only=sdxl.RANDOM),
     ),
@@ -76,7 +76,6 @@ class DemoRequest:
 
     Args:
         output: Folder of the results, which is made; a number is added to its name if it exists.
-        family: Family of the checkpoint.
         checkpoint: File of a checkpoint; None for the small one made here.
         loras: Files of the LoRAs, at least two; none if there is no checkpoint.
         prompts: Prompts, one text per LoRA with a prompt on each line; optional with the small
@@ -85,10 +84,10 @@ class DemoRequest:
             small checkpoint.
         steps: Sampling steps of the sample picture; None for 20, or 4 with the small checkpoint.
         device: "cpu" keeps the server off the GPU.
+        family: Family of the checkpoint.
     """
 
     output: Path
-    family: FamilyName = "sd15"
     checkpoint: Path | None = None
     loras: tuple[Path, ...] = ()
     prompts: tuple[str, ...] = ()
@@ -96,6 +95,7 @@ class DemoRequest:
     height: int | None = None
     steps: int | None = None
     device: Device = "auto"
+    family: FamilyName = "sd15"
 
     @property
     def small(self) -> bool:
@@ -215,10 +215,10 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
     family = FAMILIES[request.family]
-    checkpoint = cache / f"{family.small}-checkpoint-v{family.version}.safetensors"
+    checkpoint = cache / f"{family.cached}-checkpoint-v{family.version}.safetensors"
     if not checkpoint.is_file():
         family.write_checkpoint(checkpoint)
-    loras = [cache / f"{family.small}-lora-{k}-v{family.version}.safetensors" for k in (1, 2)]
+    loras = [cache / f"{family.cached}-lora-{k}-v{family.version}.safetensors" for k in (1, 2)]
     for seed, lora in enumerate(loras, start=1):
         if not lora.is_file():
             family.write_lora(lora, seed)
