@@ -56,6 +56,13 @@ class DeviceOption(str, enum.Enum):
     cpu = "cpu"
 
 
+class FamilyOption(str, enum.Enum):
+    """Families of models that the demo knows."""
+
+    sd15 = "sd15"
+    sdxl = "sdxl"
+
+
 @app.callback()
 def _commands() -> None:
     """Merge several LoRAs into one."""
@@ -70,9 +77,12 @@ failed (its log is named).
 
 @app.command(help=DEMO_HELP)
 def demo(
+    family: Annotated[
+        FamilyOption, typer.Option(help="Family of the checkpoint, whether yours or the small one.")
+    ] = FamilyOption.sd15,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="An SD1.5 checkpoint, .safetensors; a small random one if left out."),
+        typer.Option(help="A checkpoint, .safetensors; a small random one if left out."),
     ] = None,
     lora: Annotated[
         list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")
@@ -108,6 +118,7 @@ def demo(
         height=height,
         steps=steps,
         device=device.value,
+        family=family.value,
     )
     try:
         run_demo(request, Console())

@@ -8,13 +8,16 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import IterisError
 from ...progress import Stage
-from .checkpoint import VERSION, write_checkpoint, write_lora
+from . import checkpoint as sd15
+from . import checkpoint_sdxl as sdxl
 from .client import ComfyClient, Json
 from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
 
@@ -25,6 +28,42 @@ if TYPE_CHECKING:
 SMALL_CALIBRATION = {"trajectories": 2, "timesteps": 2, "sampling_steps": 4, "resolution": 128}
 DEMO_PROMPTS = ("a demo1 teapot\na demo1 on a table", "a demo2 chair\na demo2 beside a window")
 SIZE_STEP = 8  # pixels per latent
+
+FamilyName = Literal["sd15", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families of models.
+
+    Args:
+        side: Side of the sample picture in pixels, for a checkpoint of the user.
+        cached: What the names of the small files in the cache begin with.
+        version: Version of the small files.
+        megabytes: Their size on disk.
+        write_checkpoint: Writes the small checkpoint.
+        write_lora: Writes a LoRA for it from a seed.
+    """
+
+    side: int
+    cached: str
+    version: int
+    megabytes: int
+    write_checkpoint: Callable[[Path], None]
+    write_lora: Callable[[Path, int], None]
+
+
+FAMILIES: dict[FamilyName, Family] = {
+    "sd15": Family(512, "demo", sd15.VERSION, 310, sd15.write_checkpoint, sd15.write_lora),
+    "sdxl": Family(
+        side=1024,
+        cached="demo-sdxl",
+        version=sdxl.VERSION,
+        megabytes=380,
+        write_checkpoint=sdxl.write_checkpoint,
+        write_lora=partial(sdxl.write_lora, only=sdxl.RANDOM),
+    ),
+}
 
 
 class InputError(IterisError):
@@ -37,14 +76,15 @@ class DemoRequest:
 
     Args:
         output: Folder of the results, which is made; a number is added to its name if it exists.
-        checkpoint: File of an SD1.5 checkpoint; None for the small one made here.
+        checkpoint: File of a checkpoint; None for the small one made here.
         loras: Files of the LoRAs, at least two; none if there is no checkpoint.
         prompts: Prompts, one text per LoRA with a prompt on each line; optional with the small
             checkpoint.
-        width, height: Size of the sample picture in pixels; None for 512, or 128 with the small
-            checkpoint.
+        width, height: Size of the sample picture in pixels; None for the family's, or 128 with the
+            small checkpoint.
         steps: Sampling steps of the sample picture; None for 20, or 4 with the small checkpoint.
         device: "cpu" keeps the server off the GPU.
+        family: Family of the checkpoint.
     """
 
     output: Path
@@ -55,6 +95,7 @@ class DemoRequest:
     height: int | None = None
     steps: int | None = None
     device: Device = "auto"
+    family: FamilyName = "sd15"
 
     @property
     def small(self) -> bool:
@@ -119,7 +160,8 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     cache = cache_folder()
     with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
         comfyui = find_comfyui(cache)
-    with console.status("Preparing models (the first run writes 310 MB)"):
+    megabytes = FAMILIES[request.family].megabytes
+    with console.status(f"Preparing models (the first run writes {megabytes} MB)"):
         checkpoint, loras = _models(request, cache)
     output = _make_output(request.output)
     log = output / "comfyui.log"
@@ -172,13 +214,14 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
     """
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
-    checkpoint = cache / f"demo-checkpoint-v{VERSION}.safetensors"
+    family = FAMILIES[request.family]
+    checkpoint = cache / f"{family.cached}-checkpoint-v{family.version}.safetensors"
     if not checkpoint.is_file():
-        write_checkpoint(checkpoint)
-    loras = [cache / f"demo-lora-{seed}-v{VERSION}.safetensors" for seed in (1, 2)]
+        family.write_checkpoint(checkpoint)
+    loras = [cache / f"{family.cached}-lora-{k}-v{family.version}.safetensors" for k in (1, 2)]
     for seed, lora in enumerate(loras, start=1):
         if not lora.is_file():
-            write_lora(lora, seed)
+            family.write_lora(lora, seed)
     return checkpoint, loras
 
 
@@ -239,7 +282,7 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     by_type["IterISMerge"]["inputs"]["tasks"] = [lora_ids[-1], 0]
     if request.small:
         by_type["IterISCalibration"]["inputs"] |= SMALL_CALIBRATION
-    side, steps = (128, 4) if request.small else (512, 20)
+    side, steps = (128, 4) if request.small else (FAMILIES[request.family].side, 20)
     by_type["EmptyLatentImage"]["inputs"] |= {
         "width": request.width or side,
         "height": request.height or side,
