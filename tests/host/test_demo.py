@@ -48,10 +48,13 @@ def temporary(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("demo_temporary")
 
 
-def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
+@pytest.mark.parametrize(
+    ("family", "parts"), [("sd15", ("unet", "te")), ("sdxl", ("unet", "te1", "te2"))]
+)
+def test_demo_merges_and_leaves_only_its_results(family, parts, tmp_path, temporary):
     output = tmp_path / "result"
-    process = start("--output", output, "--device", "cpu", temporary=temporary)
-    printed, errors = process.communicate(timeout=600)
+    process = start("--family", family, "--output", output, "--device", "cpu", temporary=temporary)
+    printed, errors = process.communicate(timeout=1800)
     log = output / "comfyui.log"
     assert process.returncode == 0, errors + (
         log.read_text(errors="replace") if log.is_file() else ""
@@ -60,8 +63,8 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
 
     with (output / "merged.safetensors").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    assert any(key.startswith("lora_unet_") for key in header)
-    assert any(key.startswith("lora_te_") for key in header)
+    keys = header.keys() - {"__metadata__"}
+    assert {key.split("_")[1] for key in keys} == set(parts)
     assert (output / "sample.png").read_bytes().startswith(b"\x89PNG")
     assert isinstance(json.loads((output / "report.json").read_text(encoding="utf-8")), dict)
     assert (output / "report.txt").read_text(encoding="utf-8").strip()
