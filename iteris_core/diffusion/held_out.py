@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
-from ..rows.wearing import wearing
+from ..rows.wearing import Mix, wearing
 from ..tasks import Task
 from .calibration import (
     MOST_SEEDS,
@@ -198,17 +199,19 @@ def _contexts(
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
     stacked = {k: 1.0 for k in range(last)}
-    with contextlib.ExitStack() as opened:
-        network = None
+    has_rows = any(tokenized.pieces.values())
+    with model.text_encoder() if has_rows else contextlib.nullcontext() as network:
+
+        @functools.cache
+        def read(caption: str, worn: Mix) -> Sequence[Any]:
+            pieces = tokenized.pieces[caption]
+            return _read_wearing(network, adapters, pieces, dict(worn)) if network else ()
+
         for plan in plans:
+            worn_by_base = {} if plan.mix else stacked
+            mixes = [tuple(mix.items()) for mix in (plan.mix, {last: 1.0}, worn_by_base)]
             for reading in plan.readings():
-                pieces = tokenized.pieces[reading.teacher]
-                if pieces and network is None:
-                    network = opened.enter_context(model.text_encoder())
-                teacher, student, base = (
-                    _read_wearing(network, adapters, pieces, mix)
-                    for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)
-                )
+                teacher, student, base = (read(reading.teacher, mix) for mix in mixes)
                 contexts[plan, reading] = tokenized.context(reading, teacher, student)
                 bases[plan, reading] = tokenized.context(reading, base, base)
     return contexts, bases
@@ -216,13 +219,11 @@ def _contexts(
 
 @torch.no_grad()
 def _read_wearing(
-    network: Network | None,
+    network: Network,
     adapters: Sequence[Adapter],
     pieces: Sequence[object],
     mix: Mapping[int, float],
 ) -> list[Any]:
-    """Return what rows that wear a mix write for each piece; nothing where there are no pieces."""
-    if network is None:
-        return []
+    """Return what rows that wear a mix write for each piece."""
     with wearing(network.modules, adapters, [mix] * len(pieces)):
         return list(network.forward(list(pieces)))

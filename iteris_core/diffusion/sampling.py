@@ -77,7 +77,7 @@ class Latents:
     def pure_noise(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return latents that are nothing but noise, and their noise level."""
         sigma = self.sampler.sigmas[0]
-        return self.sampler.start(noise(self.shape, seed)[None], sigma)[0], sigma
+        return noise(self.shape, seed) * sigma, sigma
 
 
 @dataclass(frozen=True, eq=False)
