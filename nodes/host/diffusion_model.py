@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.lora
+import comfy.lora_convert
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -201,7 +202,7 @@ class ComfyModel:
         strengths = use.strength_model, use.strength_clip
         adapter = kohya.parse(
             use.name,
-            tensors,
+            comfy.lora_convert.convert_lora(dict(tensors)),
             self.keys,
             metadata,
             dense_delta=HostDeltas(self.model, self.clip, self.keys, *strengths),

@@ -1,16 +1,8 @@
 """Keys of the host's own models: parts of fused weights, swapped rows, and every kind of adapter."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from comfy_process import figures_of
 
-from iteris_core.cli.demo.server import cache_folder, find_comfyui
-
-ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-6
 OF_FACTORS = 1e-3  # a dense delta loses its smallest singular values
 
@@ -18,16 +10,8 @@ OF_FACTORS = 1e-3  # a dense delta loses its smallest singular values
 @pytest.fixture(scope="module")
 def figures():
     """Figures of each family, from a process of its own (the script says why)."""
-    done = subprocess.run(
-        [sys.executable, "tests/support/host_keys.py", str(find_comfyui(cache_folder()))],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    (found,) = figures_of("host_keys.py")
+    return found
 
 
 @pytest.fixture(params=["Flux.1", "SD3.5", "Z-Image", "AuraFlow"])

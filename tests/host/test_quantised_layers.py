@@ -1,16 +1,8 @@
 """The host's own classes of quantised layers: hooks reach them, and a sweep merges on them."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from comfy_process import figures_of
 
-from iteris_core.cli.demo.server import cache_folder, find_comfyui
-
-ROOT = Path(__file__).parents[2]
 QUANTISED = ["fp8 storage", "scaled fp8", "mixed precision"]
 KINDS = ["16 bit", *QUANTISED]
 # Rows and weights are float32 here, in which base, hooks and patches differ by rounding alone.
@@ -22,16 +14,8 @@ FP8_ROUNDING = 0.05
 @pytest.fixture(scope="module")
 def figures():
     """Figures of each kind of layer, from a process of its own (the script says why)."""
-    done = subprocess.run(
-        [sys.executable, "tests/support/host_layers.py", str(find_comfyui(cache_folder()))],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    (found,) = figures_of("host_layers.py")
+    return found
 
 
 @pytest.fixture

@@ -1,62 +1,43 @@
-"""What must hold for a family, checked in a process of its own in which ComfyUI is imported.
+"""What must hold for a family, checked with ComfyUI's own classes, its own loader of LoRAs and its own
+sampler.
 
     python tests/support/family_checks.py COMFYUI [FAMILY ...]
 
-writes a line of JSON per family: what was measured, or the error. Nothing here is ComfyUI's double:
-its own classes, its own loader of LoRAs, its own sampler.
+writes a line of JSON per family: what was measured, or the error.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
-import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-SUPPORT = Path(__file__).parent
-COMFY = Path(sys.argv[1])
-WANTED = sys.argv[2:]
-sys.argv = ["main.py", "--cpu"]
-sys.path[:0] = [str(COMFY), str(SUPPORT)]
-os.chdir(COMFY)
+import in_comfy
 
-import comfy.options  # noqa: E402
+# isort: split
+import comfy.lora
+import comfy.lora_convert
+import comfy.sample
+import comfy.sd
+import tiny_hosts
+import torch
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from torch import Tensor, nn
 
-comfy.options.enable_args_parsing()
-
-import comfy.lora  # noqa: E402
-import comfy.lora_convert  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.sd  # noqa: E402
-import tiny_hosts  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-PACK = SUPPORT.parents[1]
-_spec = importlib.util.spec_from_file_location(
-    "pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-)
-sys.modules["pack"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["pack"])
-
-from pack.iteris_core import Adapter, MergeConfig  # noqa: E402
-from pack.iteris_core.adapters import target_layers  # noqa: E402
-from pack.iteris_core.diffusion.calibration import Calibration  # noqa: E402
-from pack.iteris_core.diffusion.job import MergeSettings, merge_and_check  # noqa: E402
-from pack.iteris_core.diffusion.lora_use import LoadedLora, LoraUse  # noqa: E402
-from pack.iteris_core.diffusion.merging import merge_diffusion  # noqa: E402
-from pack.iteris_core.diffusion.model import DenoiserRow, Encoded  # noqa: E402
-from pack.iteris_core.diffusion.sampling import Part, Run, Sampler, noise  # noqa: E402
-from pack.iteris_core.files import kohya  # noqa: E402
-from pack.iteris_core.rows.wearing import wearing  # noqa: E402
-from pack.nodes.host.diffusion_model import ComfyModel  # noqa: E402
+from iteris_core import Adapter, MergeConfig
+from iteris_core.adapters import target_layers
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.model import DenoiserRow, Encoded
+from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
+from iteris_core.files import kohya
+from iteris_core.rows.wearing import wearing
 
 SMALL = Calibration(
     trajectories=2,
@@ -311,7 +292,7 @@ def check(name: str) -> dict[str, Any]:
 @torch.inference_mode()
 def main() -> None:
     torch.set_num_threads(1)
-    for name in WANTED or tiny_hosts.TINY:
+    for name in in_comfy.ARGUMENTS or tiny_hosts.TINY:
         try:
             print(json.dumps({"family": name, **check(name)}), flush=True)
         except Exception:

@@ -1,106 +1,42 @@
 """Every key that ComfyUI's loader knows for small models of its own classes: read by us, applied by
 the host, and taken off again.
 
-A script with a ComfyUI's folder as its argument; prints the largest differences of each family as
-JSON. It is a process of its own, since ComfyUI reads the command line when it is imported, and puts
-its folder before all others of `sys.path`, where it has a `nodes` too.
+Prints the largest differences of each family as JSON; see `in_comfy` for how it is run.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import in_comfy  # noqa: F401
+
+# isort: split
+import comfy.lora
+import comfy.utils
+import tiny_hosts
 import torch
+from iteris_pack.nodes.host.deltas import HostDeltas, stock_loader
+from iteris_pack.nodes.keys import HostKeys, HostWeight, is_text, model_keys
+from iteris_pack.nodes.loras.harvest import take_off
 from torch import Tensor, nn
 
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES, family_of
 from iteris_core.files.tensors import write_tensors
 
-COMFYUI = Path(sys.argv[1])
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, str(COMFYUI))
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.lora  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.supported_models as supported  # noqa: E402
-import comfy.utils  # noqa: E402
-import iteris_pack  # noqa: E402, F401
-
-sys.path.pop(0)  # the stub of ComfyUI that it brings
-from iteris_pack.nodes.host.deltas import HostDeltas, stock_loader  # noqa: E402
-from iteris_pack.nodes.keys import HostKeys, HostWeight, is_text, model_keys  # noqa: E402
-from iteris_pack.nodes.loras.harvest import take_off  # noqa: E402
-
-CPU = torch.device("cpu")
-FLUX = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "hidden_size": 64,
-    "context_in_dim": 48,
-    "mlp_ratio": 4.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [4, 12, 16],
-    "theta": 10000,
-    "qkv_bias": True,
-    "patch_size": 2,
-    "image_model": "flux",
-    "guidance_embed": True,
-    "vec_in_dim": 24,
-}
-SD3 = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "depth": 2,
-    "input_size": None,
-    "adm_in_channels": 24,
-    "num_patches": 64,
-    "pos_embed_max_size": 8,
-    "pos_embed_scaling_factor": None,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": 48, "out_features": 128},
-    },
-}
-Z_IMAGE = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": 64,
-    "cap_feat_dim": 48,
-    "n_layers": 1,
-    "qk_norm": True,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "axes_dims": [8, 12, 12],
-    "axes_lens": [64, 64, 64],
-    "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8 / 3,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
-AURA = {"cond_seq_dim": 48, "n_double_layers": 1, "n_layers": 2, "max_seq": 64, "dim": 64}
-MODELS = {
-    "Flux.1": (supported.Flux, FLUX),
-    "SD3.5": (supported.SD3, SD3),
-    "Z-Image": (supported.ZImage, Z_IMAGE),
-    "AuraFlow": (supported.AuraFlow, {**AURA, "n_heads": 2}),
+# Families with parts of fused weights -> smaller sizes than those of `tiny_hosts`, since every key of
+# theirs is read in several kinds of adapters.
+SMALLER: dict[str, dict[str, Any]] = {
+    "Flux.1": {"hidden_size": 64, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 12, 16]},
+    "SD3.5": {},
+    "Z-Image": {"dim": 64, "n_layers": 1, "axes_dims": [8, 12, 12]},
+    "AuraFlow": {"dim": 64},
 }
 
 
@@ -124,24 +60,14 @@ def dora(base: str, d_out: int, d_in: int, kernel: tuple[int, ...]) -> dict[str,
     return {**lora(base, d_out, d_in, kernel), f"{base}.dora_scale": scale}
 
 
-def tiny(config: type[Any], unet: dict[str, Any]) -> Any:
-    """Return a MODEL with random weights."""
-    made = config(dict(unet))
-    made.set_inference_dtype(torch.float32, None)
-    model = made.get_model({}, "", device=CPU)
-    with torch.no_grad():
-        for parameter in model.diffusion_model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) / math.prod(parameter.shape[1:]) ** 0.5)
-    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
-
-
 def error(found: Tensor, expected: Tensor) -> float:
     """Return the relative difference of two deltas, (d_out, ...)."""
     return ((found.flatten(1) - expected.flatten(1)).norm() / expected.norm()).item()
 
 
 def figures_of(name: str) -> dict[str, Any]:
-    patcher = tiny(*MODELS[name])
+    tiny = tiny_hosts.TINY[name]
+    patcher = tiny_hosts.model_of(replace(tiny, unet={**tiny.unet, **SMALLER[name]}))
     modules = dict(patcher.model.named_modules())
     table = comfy.lora.model_lora_keys_unet(patcher.model, {})
     config = patcher.model.model_config.unet_config
@@ -226,4 +152,4 @@ def of_files(
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-print(json.dumps({name: figures_of(name) for name in MODELS}))
+print(json.dumps({name: figures_of(name) for name in SMALLER}))

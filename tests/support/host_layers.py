@@ -1,20 +1,25 @@
 """Layers of the classes in which ComfyUI keeps quantised weights, swept in this process.
 
-A script with a ComfyUI's folder as its argument; prints figures of each kind of layer as JSON. It is
-a process of its own, since ComfyUI reads the command line when it is imported, puts its folder before
-all others of `sys.path`, where it has a `nodes` too, and sets switches of PyTorch.
+Prints figures of each kind of layer as JSON; see `in_comfy` for how it is run.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import in_comfy  # noqa: F401
+
+# isort: split
+import comfy.model_patcher
+import comfy.ops
+import comfy.weight_adapter
 import torch
+from iteris_pack.nodes.host.deltas import HostDeltas
+from iteris_pack.nodes.keys import HostKeys
 from torch import Tensor, nn
 
 from iteris_core import (
@@ -28,25 +33,10 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.files.families import Family
+from iteris_core.files.parts import WeightPart
 from iteris_core.layers import base_weight_and_bias, is_quantised, weight_shape
 from iteris_core.rows.wearing import wearing
-
-COMFYUI = Path(sys.argv[1])
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, str(COMFYUI))
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.model_patcher  # noqa: E402
-import comfy.ops  # noqa: E402
-import comfy.weight_adapter  # noqa: E402
-import iteris_pack  # noqa: E402, F401
-
-sys.path.pop(0)  # the stub of ComfyUI that it brings
-from iteris_pack.nodes.host.deltas import HostDeltas  # noqa: E402
-from iteris_pack.nodes.keys import HostKeys  # noqa: E402
 
 FP8 = torch.float8_e4m3fn
 CPU = torch.device("cpu")
@@ -190,15 +180,19 @@ def is_refused(module: nn.Module) -> bool:
 
 
 def deltas_of(net: Net) -> HostDeltas:
-    keys = HostKeys.of(dict(net.named_modules()), {}, {})
-    return HostDeltas(patcher_of(net, Adapter("none", {})), None, keys, 1.0, 1.0)
+    keys = HostKeys.of(Family("any"), dict(net.named_modules()), {}, {})
+    patcher = patcher_of(net, Adapter("none", {}))
+    # its paths have no prefix, so to the host they are a text encoder's
+    return HostDeltas(None, SimpleNamespace(patcher=patcher), keys, 1.0, 1.0)
 
 
 def dora_error(net: Net) -> float:
     """Return the relative error of a DoRA's delta, against its formula on the layer's weight."""
     plain = lora(1).deltas["first"]
     scale = torch.full((WIDTH, 1), 1.5)
-    found = deltas_of(net)("first", {"up": plain.up, "down": plain.down, "dora_scale": scale})
+    found = deltas_of(net)(
+        WeightPart("first", 0, WIDTH), {"up": plain.up, "down": plain.down, "dora_scale": scale}
+    )
     weight = base_weight_and_bias(net.first, CPU, torch.float32)[0]
     moved = weight + plain.dense()
     expected = moved * scale / weight.norm(dim=1, keepdim=True) - weight

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -53,6 +54,7 @@ class Tiny:
         tokenizer: Class of the tokenizer.
         sizes: Name of a text encoder -> its settings.
         state: Keys of the checkpoint that decide about the kind of model.
+        words: What the tokenizer takes from the checkpoint.
     """
 
     config: str
@@ -61,6 +63,7 @@ class Tiny:
     tokenizer: Any
     sizes: dict[str, dict[str, Any]]
     state: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, Any] = field(default_factory=dict)
 
 
 _UNET = {
@@ -100,6 +103,22 @@ _FLUX = {
     "theta": 10000,
     "qkv_bias": True,
     "patch_size": 2,
+}
+_FLUX2 = {
+    **_FLUX,
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "patch_size": 1,
+    "mlp_ratio": 3.0,
+    "axes_dim": [32, 32, 32, 32],
+    "theta": 2000,
+    "guidance_embed": True,
+    "global_modulation": True,
+    "vec_in_dim": None,
+    "mlp_silu_act": True,
+    "qkv_bias": False,
+    "ops_bias": False,
 }
 _SD3 = {
     "in_channels": 16,
@@ -170,6 +189,8 @@ _AURA = {
 }
 _texts = comfy.text_encoders
 _T5_ALONE = {"t5xxl": T5}
+# UMT5's tokenizer comes with its checkpoint; any other of its kind will do.
+_PIECES = Path(_texts.aura_t5.__file__).parent / "t5_pile_tokenizer" / "tokenizer.model"
 TINY = {
     "SD1.5": Tiny(
         "SD15", _SD15, comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer, {"clip_l": CLIP}
@@ -202,6 +223,11 @@ TINY = {
         _texts.flux.flux_clip(),
         _texts.flux.FluxTokenizer,
         {"clip_l": CLIP, **_T5_ALONE},
+    ),
+    # ComfyUI 0.3.75 has Mistral for Flux.2, whose tokenizer comes with its checkpoint. Here it reads
+    # the Qwen 3 that Flux.2 Klein has in newer versions.
+    "Flux.2": Tiny(
+        "Flux2", _FLUX2, _texts.z_image.te(), _texts.z_image.ZImageTokenizer, {"qwen3_4b": LLM}
     ),
     "Chroma": Tiny(
         "Chroma",
@@ -236,6 +262,14 @@ TINY = {
         _texts.aura_t5.AuraT5Tokenizer,
         {"pile_t5xl": T5},
     ),
+    "Wan": Tiny(
+        "WAN21_T2V",
+        _WAN,
+        _texts.wan.te(),
+        _texts.wan.WanT5Tokenizer,
+        {"umt5xxl": T5},
+        words={"spiece_model": _PIECES.read_bytes()},
+    ),
 }
 
 
@@ -252,7 +286,9 @@ def clip_of(tiny: Tiny) -> Any:
     """Return a CLIP with random weights, the same every time."""
     target = comfy.supported_models_base.ClipTarget(tiny.tokenizer, tiny.clip)
     sizes = {f"{name}_model_config": dict(size) for name, size in tiny.sizes.items()}
-    clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        target, tokenizer_data=tiny.words, model_options={**sizes, "dtype": torch.float32}
+    )
     _fill(clip.cond_stage_model)
     return clip
 

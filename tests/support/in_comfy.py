@@ -1,0 +1,24 @@
+"""ComfyUI, and this pack beside it, in the process of a script.
+
+    python script.py COMFYUI_FOLDER [ARGUMENTS]
+
+A script imports this before all of `comfy` and `iteris_pack`. It needs a process of its own, since
+ComfyUI reads the command line when it is imported, sets switches of PyTorch, and puts its folder
+before all others of `sys.path`, where it has a `nodes` too.
+"""
+
+import sys
+from pathlib import Path
+
+COMFYUI = Path(sys.argv[1])
+ARGUMENTS = sys.argv[2:]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, str(COMFYUI))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import iteris_pack  # noqa: E402, F401
+
+sys.path.pop(0)  # the stub of ComfyUI that it brings
