@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iteris_core.cli.demo import checkpoint, checkpoint_sd3, checkpoint_sdxl, parts
-from iteris_core.cli.demo.run import FAMILIES, DemoRequest, _read_template, make_workflow
+from iteris_core.cli.demo.run import SMALL_MODELS, DemoRequest, _read_template, make_workflow
 from iteris_core.cli.main import FamilyOption
 from iteris_core.files.inspection import inspect_adapter
 
@@ -194,7 +194,7 @@ def test_a_lora_has_the_asked_scale_seed_and_modules(tmp_path):
 
 def test_the_demos_sdxl_loras_change_every_part_of_the_model(tmp_path):
     path = tmp_path / "lora.safetensors"
-    FAMILIES["sdxl"].write_lora(path, 1)
+    SMALL_MODELS["sdxl"].write_lora(path, 1)
     names = {key.split(".")[0] for key in load_file(path)}
     counts = [
         sum(name.startswith(f"lora_{part}_") for name in names) for part in ("unet", "te1", "te2")
@@ -203,7 +203,7 @@ def test_the_demos_sdxl_loras_change_every_part_of_the_model(tmp_path):
 
 
 def test_the_command_knows_the_demos_families():
-    assert {option.value for option in FamilyOption} == set(FAMILIES)
+    assert {option.value for option in FamilyOption} == set(SMALL_MODELS)
 
 
 @pytest.mark.parametrize(("family", "side"), [("sd15", 512), ("sdxl", 1024)])

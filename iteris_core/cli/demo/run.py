@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import IterisError
+from ...files.families import FAMILIES, Family
 from ...progress import Stage
 from . import checkpoint as sd15
 from . import checkpoint_sdxl as sdxl
@@ -33,11 +34,11 @@ FamilyName = Literal["sd15", "sdxl"]
 
 
 @dataclass(frozen=True)
-class Family:
-    """What differs between families of models.
+class SmallModel:
+    """A small checkpoint of a family, and LoRAs for it.
 
     Args:
-        side: Side of the sample picture in pixels, for a checkpoint of the user.
+        family: The family.
         cached: What the names of the small files in the cache begin with.
         version: Version of the small files.
         megabytes: Their size on disk.
@@ -45,7 +46,7 @@ class Family:
         write_lora: Writes a LoRA for it from a seed.
     """
 
-    side: int
+    family: Family
     cached: str
     version: int
     megabytes: int
@@ -53,10 +54,12 @@ class Family:
     write_lora: Callable[[Path, int], None]
 
 
-FAMILIES: dict[FamilyName, Family] = {
-    "sd15": Family(512, "demo", sd15.VERSION, 310, sd15.write_checkpoint, sd15.write_lora),
-    "sdxl": Family(
-        side=1024,
+SMALL_MODELS: dict[FamilyName, SmallModel] = {
+    "sd15": SmallModel(
+        FAMILIES["SD1.5"], "demo", sd15.VERSION, 310, sd15.write_checkpoint, sd15.write_lora
+    ),
+    "sdxl": SmallModel(
+        family=FAMILIES["SDXL"],
         cached="demo-sdxl",
         version=sdxl.VERSION,
         megabytes=380,
@@ -160,7 +163,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     cache = cache_folder()
     with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
         comfyui = find_comfyui(cache)
-    megabytes = FAMILIES[request.family].megabytes
+    megabytes = SMALL_MODELS[request.family].megabytes
     with console.status(f"Preparing models (the first run writes {megabytes} MB)"):
         checkpoint, loras = _models(request, cache)
     output = _make_output(request.output)
@@ -214,7 +217,7 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
     """
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
-    family = FAMILIES[request.family]
+    family = SMALL_MODELS[request.family]
     checkpoint = cache / f"{family.cached}-checkpoint-v{family.version}.safetensors"
     if not checkpoint.is_file():
         family.write_checkpoint(checkpoint)
@@ -282,7 +285,9 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     by_type["IterISMerge"]["inputs"]["tasks"] = [lora_ids[-1], 0]
     if request.small:
         by_type["IterISCalibration"]["inputs"] |= SMALL_CALIBRATION
-    side, steps = (128, 4) if request.small else (FAMILIES[request.family].side, 20)
+    side, steps = (
+        (128, 4) if request.small else (SMALL_MODELS[request.family].family.resolution, 20)
+    )
     by_type["EmptyLatentImage"]["inputs"] |= {
         "width": request.width or side,
         "height": request.height or side,
