@@ -51,8 +51,8 @@ class Calibration(io.ComfyNode):
                     max=2048,
                     step=64,
                     tooltip="Side of the pictures in pixels. Smaller is faster and needs less "
-                    "memory. 0: what suits the model (512 for SD1.5, 768 for SDXL, 512 for "
-                    "transformers).",
+                    "memory. 0: what suits the model, which is 768 for SDXL and 512 for all "
+                    "others.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -61,8 +61,9 @@ class Calibration(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     tooltip="Guidance of the sampling runs. Use the value with which you will "
-                    "sample. 1: none, for turbo and distilled models. 0: the model's usual one "
-                    "(7 for SD1.5, 6 for SDXL, 1 for Flux).",
+                    "sample. 1: none, for turbo and distilled models; then the negative prompt is "
+                    "not measured. 0: what suits the model, such as 7 for SD1.5, 6 for SDXL and 1 "
+                    "for Flux.",
                 ),
                 io.Float.Input(
                     "unconditional_share",
@@ -71,7 +72,7 @@ class Calibration(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip="Share of the latents that are also measured with the negative prompt. "
-                    "Sampling with guidance needs them.",
+                    "Sampling with guidance needs them. At a cfg of 1 there are none.",
                 ),
                 io.Float.Input(
                     "composition_share",
@@ -103,7 +104,8 @@ class Calibration(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt",
                     default="",
-                    tooltip="The negative prompt with which you will sample.",
+                    tooltip="The negative prompt with which you will sample. It counts only with "
+                    "guidance.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -52,7 +52,9 @@ class LoraToMerge(io.ComfyNode):
                 io.Float.Input(
                     "strength_clip",
                     **STRENGTH,
-                    tooltip="How strongly you would use this LoRA alone, for the text encoder.",
+                    tooltip="How strongly you would use this LoRA alone, for the text encoder. 0 "
+                    "leaves its text part out. T5 and language models are never merged, so a LoRA "
+                    "that changes one needs 0 here.",
                 ),
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS

@@ -52,7 +52,7 @@ class Merge(io.ComfyNode):
             "of the base model.",
             inputs=[
                 io.Model.Input("model", tooltip="The model for which the LoRAs were made."),
-                io.Clip.Input("clip", tooltip="The text encoder of this model."),
+                io.Clip.Input("clip", tooltip="The CLIP of this model: its text encoders."),
                 LORAS.Input(
                     "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."
                 ),
@@ -211,7 +211,7 @@ class Merge(io.ComfyNode):
                 ),
                 MERGED.Output(
                     display_name="merged LoRA",
-                    tooltip="Diffusion model and text encoder, for Save merged LoRA.",
+                    tooltip="Diffusion model and text encoders, for Save merged LoRA.",
                 ),
                 REPORT.Output(
                     display_name="report",

@@ -37,6 +37,6 @@ class StageClock:
 
 
 def progress_line(stage: object, done: int, total: int, seconds_left: float) -> str:
-    """Return the line on a node, such as "stage 3 of 4: UNet 12/192, about 40 s left"."""
+    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left"."""
     left = f", about {seconds_left:.0f} s left" if seconds_left >= _SHOWN_SECONDS else ""
     return f"{stage} {done}/{total}{left}"

@@ -35,8 +35,8 @@ class SaveMergedLora(io.ComfyNode):
             node_id="IterISSave",
             display_name="Save merged LoRA (IterIS)",
             category="loaders/IterIS",
-            description="Saves a merged LoRA, text encoder and diffusion model, as a .safetensors "
-            "file that every program loads.",
+            description="Saves a merged LoRA, text encoders and diffusion model, as a .safetensors "
+            "file that ComfyUI and other programs for this model load.",
             inputs=[
                 MERGED.Input("merged", tooltip="The merged LoRA of IterIS Merge."),
                 io.String.Input(

@@ -34,7 +34,8 @@ class ScenePrompts(io.ComfyNode):
             description="Adds captions in which the LoRAs' concepts appear together, so that the "
             "merged LoRA can draw them in one picture. Put this node between the last "
             "LoRA and IterIS Merge. The target there must be full_output, the "
-            "default.",
+            "default. Several subjects need SD1.5 or SDXL. A subject in a style works on every "
+            "model.",
             inputs=[
                 LORAS.Input(
                     "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."

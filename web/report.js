@@ -3,20 +3,36 @@
 const DIGITS = 4;
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
+// Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and transformers, whose
+// blocks have two streams, one, or are all alike.
+const BLOCKS = [
+  [/^clip_g\.(?:.+\.)?encoder\.layers\.(\d+)\.(.+)$/, "TG"],
+  [/(?:^|\.)encoder\.layers\.(\d+)\.(.+)$/, "TE"],
+  [/^diffusion_model\.input_blocks\.(\d+)\.(.+)$/, "IN"],
+  [/^diffusion_model\.middle_block()\.(.+)$/, "MID"],
+  [/^diffusion_model\.output_blocks\.(\d+)\.(.+)$/, "OUT"],
+  [/^diffusion_model\.double_(?:blocks|layers)\.(\d+)\.(.+)$/, "D"],
+  [/^diffusion_model\.single_(?:blocks|layers)\.(\d+)\.(.+)$/, "S"],
+  [/^diffusion_model\.noise_refiner\.(\d+)\.(.+)$/, "NR"],
+  [/^diffusion_model\.context_refiner\.(\d+)\.(.+)$/, "CR"],
+  [/^diffusion_model\.(?:joint_blocks|transformer_blocks|blocks|layers)\.(\d+)\.(.+)$/, "B"],
+];
+
 /**
- * Say where a layer is, in the words of block weights: "TE03", "IN04", "MID", "OUT07", and what it is there.
+ * Say where a layer is, in the words of block weights: "TE03", "IN04", "MID", "OUT07", "D05", and what it is there.
  *
  * @param {string} path of the module, such as "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
  * @returns {{block: string, layer: string}}
  */
 export function place(path) {
-  const text = path.match(/(?:^|\.)encoder\.layers\.(\d+)\.(.+)$/);
-  if (text) return { block: `TE${text[1].padStart(2, "0")}`, layer: text[2] };
-  const unet = path.match(/^diffusion_model\.(input_blocks|middle_block|output_blocks)\.(.+)$/);
-  if (!unet) return { block: "other", layer: path.replace(/^diffusion_model\./, "") };
-  const [, number, inner] = unet[1] === "middle_block" ? [, , unet[2]] : unet[2].match(/^(\d+)\.(.+)$/);
-  const block = number === undefined ? "MID" : `${unet[1] === "input_blocks" ? "IN" : "OUT"}${number.padStart(2, "0")}`;
-  return { block, layer: inner.replace("transformer_blocks.0.", "").replace(/^1\.(?=attn|ff|proj_)/, "") };
+  for (const [pattern, kind] of BLOCKS) {
+    const found = path.match(pattern);
+    if (!found) continue;
+    const [, number, inner] = found;
+    const layer = inner.replace(/^1\.(?:transformer_blocks\.0\.)?(?=attn|ff|proj_)/, "");
+    return { block: number ? kind + number.padStart(2, "0") : kind, layer };
+  }
+  return { block: "other", layer: path.replace(/^diffusion_model\./, "") };
 }
 
 /** Return the median of numbers; undefined of none. */

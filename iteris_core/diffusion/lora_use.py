@@ -35,7 +35,7 @@ class LoraUse:
         name: Name of the LoRA in reports and errors.
         file: Name of the file; None for a LoRA that was trained in a workflow or taken off a model.
         sha256: SHA-256 of the file, or of its tensors; empty until they were read.
-        strength_model: Strength at which its UNet part is used.
+        strength_model: Strength at which its part for the diffusion model is used.
         strength_clip: Strength at which its text encoder part is used.
         prompts: Prompts on which it is measured, with its trigger words.
         prompts_from: The metadata field whose trigger words the prompts are made of; empty if the

@@ -17,6 +17,7 @@ _MARKERS = "os^Dv<>"
 _GREY = "#888888"
 _BLOCKS = (
     (r"decoder\.(?:\w+\.)*?(?:block|layers?)\.(\d+)\.", "DEC{:02}"),
+    (r"^(?:clip_g|text_encoder_2)\.(?:.+\.)?encoder\.layers\.(\d+)\.", "TG{:02}"),
     (r"(?:^|\.)encoder\.layers\.(\d+)\.", "TE{:02}"),
     (r"(?:^|\.)input_blocks\.(\d+)\.", "IN{:02}"),
     (r"(?:^|\.)middle_block\.", "MID"),
@@ -25,6 +26,11 @@ _BLOCKS = (
     (r"(?:^|\.)mid_block\.", "MID"),
     (r"(?:^|\.)up_blocks\.(\d+)\.", "UP{}"),
     (r"(?:^|\.)encoder\.(?:block|layer)\.(\d+)\.", "ENC{:02}"),
+    (r"^diffusion_model\.double_(?:blocks|layers)\.(\d+)\.", "D{:02}"),
+    (r"^diffusion_model\.single_(?:blocks|layers)\.(\d+)\.", "S{:02}"),
+    (r"^diffusion_model\.noise_refiner\.(\d+)\.", "NR{:02}"),
+    (r"^diffusion_model\.context_refiner\.(\d+)\.", "CR{:02}"),
+    (r"^diffusion_model\.(?:joint_blocks|transformer_blocks|blocks|layers)\.(\d+)\.", "B{:02}"),
 )
 _MOST_TICKS = 24
 

@@ -33,7 +33,7 @@ class HostDeltas:
         model: ModelPatcher for which the LoRA is read.
         clip: CLIP of the same checkpoint.
         keys: Keys of the model and the CLIP.
-        strength_model: The strength at which the LoRA's UNet part is used.
+        strength_model: The strength at which the LoRA's part for the diffusion model is used.
         strength_clip: The strength at which its text encoder part is used.
     """
 

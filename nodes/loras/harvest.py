@@ -72,7 +72,8 @@ def take_off(
     mark: they belong to the one file that names them.
 
     Args:
-        patches: Weight -> its patches in the order of their application, UNet and text encoder.
+        patches: Weight -> its patches in the order of their application, diffusion model and
+            text encoders.
         is_text: Whether a weight is the text encoder's.
         bases_of: Module path, and which part of its weight -> the bases of keys that mean it; the
             first is the model's own.

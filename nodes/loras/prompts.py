@@ -29,7 +29,7 @@ def use_of_file(
 
     Args:
         lora_name: Name of the file in ComfyUI's list.
-        strength_model: Strength of its UNet part.
+        strength_model: Strength of its part for the diffusion model.
         strength_clip: Strength of its text encoder part.
         prompts: The user's prompts; may be empty.
         weight: Weight of its task.

@@ -12,11 +12,15 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from workflow_files import list_transformer
 
 from iteris_core.cli.demo.checkpoint import write_lora
+from iteris_core.cli.demo.client import WorkflowFailed
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
+TRANSFORMER = "merge_two_loras_transformer"  # no file of such a model is small
 SMALL = {
+    "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
     "IterISCalibration": {
         "trajectories": 1,
         "timesteps": 1,
@@ -60,7 +64,9 @@ def files(host):
     Image.new("RGB", (64, 64), "teal").save(host.base / "input" / "example.png")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+@pytest.mark.parametrize(
+    "name", sorted({path.stem for path in FOLDER.glob("*.json")} - {TRANSFORMER})
+)
 def test_it_runs(host, files, name):
     if name == "from_recipe" and not list(
         (host.output / "loras").glob("iteris_merged.safetensors")
@@ -86,6 +92,13 @@ def test_it_runs(host, files, name):
         assert len(outputs["80"]["images"]) == 5
     if name == "reduce_rank":
         assert {layer["rank"] for layer in outputs["4"]["iteris_report"][0]["layers"]} == {4}
+
+
+def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(host, files):
+    list_transformer(host.base / "models")
+    with pytest.raises(WorkflowFailed) as failed:
+        host.run(small(TRANSFORMER))
+    assert failed.value.node_type in ("UNETLoader", "DualCLIPLoader", "VAELoader")
 
 
 def test_a_merge_of_a_stack_that_was_saved_is_not_made_again(host, files):

@@ -17,6 +17,6 @@ def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew():
 
 
 def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
-    stage = Stage("UNet", 3, 4)
-    assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: UNet 5/10, about 50 s left"
-    assert progress_line(Stage("UNet"), 9, 10, 1.9) == "UNet 9/10"
+    stage = Stage("Sampling", 3, 4)
+    assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: Sampling 5/10, about 50 s left"
+    assert progress_line(Stage("Sampling"), 9, 10, 1.9) == "Sampling 9/10"

@@ -1,9 +1,14 @@
 """The notes in the workflows: what a workflow does, what to choose, and what comes out."""
 
-_CHOOSE = "**Load checkpoint**: choose an SD1.5 model"
+_CHOOSE = "**Load checkpoint**: choose your model"
+_SIZE = "**Picture size**: 1024 suits SDXL and newer models. For SD1.5 write 512"
 _WORDS = (
     "*prompts* may stay empty if the file names trigger words, which are then shown below. "
     "Otherwise write prompts, one per line"
+)
+_TURBO = (
+    "For a turbo, Lightning or LCM model write a *cfg* of 1 into **Calibration** and into the "
+    "sampler"
 )
 _SAVED = "a LoRA in *output/loras*, which is in every LoRA list at once. Load it at strength 1.0"
 _REPORT = (
@@ -11,8 +16,9 @@ _REPORT = (
     "suffer. An error of 0 is best"
 )
 _TIME = (
-    "A merge of two LoRAs takes as many UNet passes as about 30 pictures of 20 steps. To save "
-    "time, lower *resolution* in **Calibration**"
+    "A merge of two LoRAs takes as many passes through the model as about 30 pictures of 20 steps. "
+    "To save time, lower *resolution* in **Calibration**. 0 there means 768 for SDXL and 512 for "
+    "all others"
 )
 
 
@@ -34,11 +40,30 @@ NOTES = {
         "Makes one LoRA that does what two LoRAs do.",
         [
             _CHOOSE,
-            f"**First LoRA**, **Second LoRA**: choose LoRAs made for SD1.5. {_WORDS}. For a third "
-            "one press *+ add another LoRA*",
+            f"**First LoRA**, **Second LoRA**: choose LoRAs made for this model. {_WORDS}. For a "
+            "third one press *+ add another LoRA*",
+            "**Prompt**: write trigger words of both LoRAs",
+            _SIZE,
+        ],
+        [_sentence(_SAVED), "A picture made with it", _REPORT, _TIME, _TURBO],
+    ),
+    "merge_two_loras_transformer": _note(
+        "Makes one LoRA of two for a model that is loaded in parts, here Flux.1.",
+        [
+            "**Load diffusion model**, **Load text encoders**, **Load VAE**: choose the files. For "
+            "Z-Image, Qwen-Image, Chroma and others put *Load CLIP* with the type of your model in "
+            "the place of **Load text encoders**, and write a *cfg* into the sampler as you are "
+            "used to",
+            f"**First LoRA**, **Second LoRA**: choose LoRAs made for this model. {_WORDS}. If one "
+            "changes T5 or a language model, set its *strength_clip* to 0",
             "**Prompt**: write trigger words of both LoRAs",
         ],
-        [_sentence(_SAVED), "A picture made with it", _REPORT, _TIME],
+        [
+            _sentence(_SAVED),
+            "A picture made with it",
+            _REPORT,
+            f"{_TIME}. A *cfg* of 0 means what suits the model: 1 for Flux.1, which is no guidance",
+        ],
     ),
     "character_and_style": _note(
         "Draws a character in a style, from one LoRA of each.",
@@ -48,6 +73,7 @@ NOTES = {
             "**The character in the style**: replace *second: in demo2 style*. Write the name of "
             "your style's file, a colon, and how a prompt asks for this style",
             "**Prompt**: write the same words and those of the character",
+            _SIZE,
         ],
         [
             f"One LoRA of both: {_SAVED}",
@@ -57,13 +83,14 @@ NOTES = {
         ],
     ),
     "three_concepts": _note(
-        "Merges three subjects so that they can appear in one picture.",
+        "Merges three subjects so that they can appear in one picture. For SD1.5 and SDXL.",
         [
             _CHOOSE,
             "The three **concepts**: choose their LoRAs",
             "**All in one picture**: replace the three lines such as *first: a demo1*. Write the "
             "name of each file, a colon, and what a prompt calls its subject",
             "**Prompt**: write the same words",
+            _SIZE,
         ],
         [f"One LoRA of the three: {_SAVED}", "A picture made with it", _REPORT],
     ),
@@ -73,6 +100,7 @@ NOTES = {
             _CHOOSE,
             f"**LoRA to make smaller**: choose the file. {_WORDS}",
             "**Cut to a lower rank**: set *rank*. Or set it to 0, and set a size in MB instead",
+            _SIZE,
         ],
         [
             f"The smaller LoRA: {_SAVED}",
@@ -87,6 +115,7 @@ NOTES = {
             "**First LoRA**, **Second LoRA**: choose them. Choose the same files in **First LoRA "
             "alone**, **Second LoRA alone** and **Both stacked**",
             "The five **Prompts**: write the same text into each, with trigger words of both LoRAs",
+            _SIZE,
         ],
         [
             "Five pictures from one seed: base model, each LoRA alone, both stacked, the merge",
@@ -110,7 +139,7 @@ NOTES = {
     "loras_on_model": _note(
         "Merges the LoRAs that a model already carries. Put it behind the LoRA loaders of your own "
         "workflow.",
-        [_CHOOSE, "Your **LoRA loaders**: as many as you like"],
+        [_CHOOSE, "Your **LoRA loaders**: as many as you like", _SIZE],
         [f"One LoRA instead of them: {_SAVED}", "A picture made with it", _REPORT],
     ),
     "from_recipe": _note(
@@ -131,6 +160,7 @@ NOTES = {
             "trained LoRA**",
             "**Another LoRA**: choose the file",
             "**Prompt**: write words of both LoRAs",
+            _SIZE,
         ],
         [f"One LoRA of both: {_SAVED}", "A picture made with it", _REPORT],
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import browser
 import pytest
+from workflow_files import list_transformer
 
 from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
 from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
@@ -24,7 +25,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfy")
-    write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
+    write_checkpoint(base / "models" / "checkpoints" / "checkpoint.safetensors")
+    list_transformer(base / "models")
     for seed, name in enumerate(("first", "second", "third"), start=1):
         write_lora(base / "models" / "loras" / f"{name}.safetensors", seed=seed)
     with ComfyServer(

@@ -18,6 +18,7 @@ from pathlib import Path
 import browser
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from workflow_files import list_transformer
 from workflow_notes import NOTES
 
 from iteris_core.cli.demo import server as demo_server
@@ -40,6 +41,9 @@ WIDTHS = {
     "IterISRecipe": 340,
     "IterISReport": 300,
     "CheckpointLoaderSimple": 280,
+    "UNETLoader": 280,
+    "DualCLIPLoader": 280,
+    "VAELoader": 280,
     "LoraLoader": 280,
     "SaveImage": 300,
 }
@@ -265,7 +269,8 @@ def main() -> None:
     demo_server.PACK_NAME = PACK
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
+        write_checkpoint(base / "models" / "checkpoints" / "checkpoint.safetensors")
+        list_transformer(base / "models")
         loras = base / "models" / "loras"
         for seed, name in enumerate(("first", "second", "third"), start=1):
             write_lora(loras / f"{name}.safetensors", seed=seed)

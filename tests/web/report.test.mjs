@@ -29,6 +29,16 @@ test("a layer's place is said in the words of block weights", () => {
     "diffusion_model.middle_block.1.proj_in": ["MID", "proj_in"],
     "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_k": ["OUT03", "attn1.to_k"],
     "diffusion_model.time_embed.0": ["other", "time_embed.0"],
+    "diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k": ["IN08", "1.transformer_blocks.9.attn2.to_k"],
+    "clip_g.transformer.text_model.encoder.layers.31.mlp.fc1": ["TG31", "mlp.fc1"],
+    "diffusion_model.double_blocks.5.img_attn.qkv": ["D05", "img_attn.qkv"],
+    "diffusion_model.single_blocks.37.linear1": ["S37", "linear1"],
+    "diffusion_model.joint_blocks.2.x_block.attn.qkv": ["B02", "x_block.attn.qkv"],
+    "diffusion_model.transformer_blocks.59.attn.to_q": ["B59", "attn.to_q"],
+    "diffusion_model.layers.0.attention.qkv": ["B00", "attention.qkv"],
+    "diffusion_model.noise_refiner.1.attention.qkv": ["NR01", "attention.qkv"],
+    "diffusion_model.context_refiner.0.attention.out": ["CR00", "attention.out"],
+    "diffusion_model.distilled_guidance_layer.layers.0.in_layer": ["other", "distilled_guidance_layer.layers.0.in_layer"],
     "encoder.block.0.layer.0.SelfAttention.q": ["other", "encoder.block.0.layer.0.SelfAttention.q"],
   };
   for (const [path, [block, name]] of Object.entries(said)) assert.deepEqual(place(path), { block, layer: name });
