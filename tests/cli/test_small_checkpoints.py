@@ -158,9 +158,9 @@ def test_layers_between_are_zeros_and_the_rest_is_random():
 @pytest.mark.parametrize(
     ("name", "base", "modules"),
     [
-        ("sd15", "SD1.x (sd_v1)", 120),
+        ("sd15", "SD1.5 (sd_v1)", 120),
         ("sdxl", "SDXL (stable-diffusion-xl-v1-base/lora)", 14 + 270 + 72 + 192),
-        ("sd3", "SD3 (3-medium)", 99),
+        ("sd3", "SD3.5 (3-medium)", 99),
     ],
 )
 def test_a_lora_says_what_it_is_for_and_what_calls_it(name, base, modules, tmp_path):
