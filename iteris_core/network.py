@@ -21,6 +21,10 @@ def _all_alike(row: Any) -> Hashable:
     return None
 
 
+def _no_layer(path: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Network:
     """A model, and how to run it on rows.
@@ -36,6 +40,8 @@ class Network:
             everything else that decides them; None: no cache.
         call_key: What a row reads -> its key. Rows of one key may share a forward call: texts of
             one length, say.
+        folds_rows: Module path -> whether the model cuts each row into several for this layer,
+            which follow each other: (rows * n, tokens, d_in). Other layers have one entry per row.
     """
 
     modules: Mapping[str, nn.Module]
@@ -43,6 +49,7 @@ class Network:
     stream: Callable[[str], str] = _one_stream
     memory: MutableMapping[str, Any] | None = None
     call_key: Callable[[Any], Hashable] = _all_alike
+    folds_rows: Callable[[str], bool] = _no_layer
 
 
 def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:

@@ -214,8 +214,9 @@ class Sampler:
             answers: dict[int, Tensor] = {}
             for numbers in in_calls([self.network.call_key(row) for row in rows], len(rows)):
                 worn = [mixes[number] for number in numbers]
-                with wearing(self.network.modules, adapters, worn, closet):
-                    answer = self.network.forward([rows[number] for number in numbers])
+                network = self.network
+                with wearing(network.modules, adapters, worn, closet, network.folds_rows):
+                    answer = network.forward([rows[number] for number in numbers])
                 answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
             return torch.stack([answers[number] for number in range(len(rows))])
 

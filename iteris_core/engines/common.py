@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters import Adapter
@@ -14,7 +16,7 @@ from ..errors import AdapterError, CalibrationError, ConfigError
 from ..layers import class_of, is_quantised, weight_shape
 from ..network import Network
 from ..rows.chunks import Chunk
-from ..rows.wearing import check_rows
+from ..rows.wearing import check_rows, unfolded
 from ..tasks import Task
 from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
 
@@ -103,12 +105,37 @@ def run_chunk(network: Network, chunk: Chunk) -> Any:
     return network.forward(chunk.inputs)
 
 
-def current_chunk(path: str, x: Tensor) -> Chunk | None:
-    """Return the chunk whose rows a hook sees; None in a forward call of other code."""
+@dataclass(frozen=True)
+class Seen:
+    """What a hook sees of a chunk at a layer.
+
+    Args:
+        chunk: The chunk.
+        x: Input of the layer, one entry per row.
+        y: Its output, likewise.
+        shape: Shape of the output as the model expects it.
+    """
+
+    chunk: Chunk
+    x: Tensor
+    y: Tensor
+    shape: torch.Size
+
+
+def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | None:
+    """Return what a hook sees; None in a forward call of other code.
+
+    Raises:
+        CalibrationError: The layer's rows are not the chunk's.
+    """
     chunk = _current_chunk.get()
-    if chunk is not None:
-        check_rows(path, x, 2 * len(chunk.samples))
-    return chunk
+    if chunk is None:
+        return None
+    rows, shape = 2 * len(chunk.samples), y.shape
+    if network.folds_rows(path):
+        x, y = unfolded(rows, x, y)
+    check_rows(path, x, rows)
+    return Seen(chunk, x, y, shape)
 
 
 def outputs_by_task(

@@ -22,10 +22,10 @@ from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
     check_all_reached,
     check_problem,
-    current_chunk,
     outputs_by_task,
     reached_twice,
     run_chunk,
+    seen_by_hook,
 )
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
@@ -183,9 +183,10 @@ class _Pass:
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Measure a chunk's rows if it is this layer's turn, and dress them in the last answer."""
-        chunk = current_chunk(path, x)
-        if chunk is None:
+        seen = seen_by_hook(self.problem.network, path, x, y)
+        if seen is None:
             return y
+        chunk, x, y = seen.chunk, seen.x, seen.y
         if path in self.order:
             raise reached_twice(path)
         self.order.append(path)
@@ -196,7 +197,7 @@ class _Pass:
         if path not in self._worn:
             merged = None if self.merged is None else self.merged[path]
             self._worn[path] = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
-        return dress(module, chunk, x, y, self._worn[path], codes)
+        return dress(module, chunk, x, y, self._worn[path], codes).reshape(seen.shape)
 
     def _has_room(self) -> bool:
         taken = sum(measurement.sum_bytes() for measurement in self.measurements.values())

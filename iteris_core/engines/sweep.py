@@ -25,10 +25,10 @@ from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
     check_all_reached,
     check_problem,
-    current_chunk,
     outputs_by_task,
     reached_twice,
     run_chunk,
+    seen_by_hook,
 )
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
@@ -143,20 +143,21 @@ class _Sweep:
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Measure one chunk's rows at one layer, wait until the layer is solved, dress the rows."""
-        chunk = current_chunk(path, x)
-        if chunk is None:
+        seen = seen_by_hook(self.problem.network, path, x, y)
+        if seen is None:
             return y
+        chunk, x, y = seen.chunk, seen.x, seen.y
         if (id(chunk), path) in self._reached:
             raise reached_twice(path)
         self._reached.add((id(chunk), path))
         if path in self._solved_before:
             merged = self.solved[path].saved
             worn = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
-            return dress(module, chunk, x, y, worn)
+            return dress(module, chunk, x, y, worn).reshape(seen.shape)
         stop = self._stop_at(path, module, x)
         codes = stop.measured().add(chunk, x, y)
         pause(path)
-        return dress(module, chunk, x, y, stop.worn, codes)
+        return dress(module, chunk, x, y, stop.worn, codes).reshape(seen.shape)
 
     def _stop_at(self, path: str, module: nn.Module, x: Tensor) -> _Stop:
         """Return the stop at a layer, which the first chunk opens."""

@@ -105,7 +105,9 @@ def _outputs(
     """
     outputs = []
     for rows, mix in zip(zip(*reads, strict=True), mixes, strict=True):
-        with torch.no_grad(), wearing(network.modules, adapters, [mix] * len(rows)):
+        worn = [mix] * len(rows)
+        folds = network.folds_rows
+        with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
             outputs.append(network.forward(list(rows)))
     if not all(isinstance(output, Tensor) for output in outputs):
         raise CalibrationError(

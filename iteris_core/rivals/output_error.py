@@ -113,8 +113,11 @@ class OutputError:
         self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]
     ) -> Tensor:
         self.progress()
-        with torch.no_grad(), wearing(self.network.modules, adapters, [mix] * len(reads)):
-            outputs = self.network.forward(reads)
+        network = self.network
+        worn = [mix] * len(reads)
+        folds = network.folds_rows
+        with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
+            outputs = network.forward(reads)
         if not isinstance(outputs, Tensor):
             raise CalibrationError(
                 "the network's forward returns no tensor, so there is no output to search a scale "

@@ -70,6 +70,7 @@ def wearing(
     adapters: Sequence[Adapter],
     mixes: Sequence[Mapping[int, float]],
     closet: Closet | None = None,
+    folds_rows: Callable[[str], bool] = lambda path: False,
 ) -> Iterator[None]:
     """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
 
@@ -79,6 +80,7 @@ def wearing(
         mixes: Mix of each row of the batches that will run.
         closet: Deltas of these adapters that are on their device already; others are added. None:
             they are made ready for these batches alone.
+        folds_rows: See `network.Network`.
 
     Raises:
         CalibrationError: A layer gets another number of rows than there are mixes.
@@ -89,6 +91,9 @@ def wearing(
         rows_by_mix.setdefault(tuple(sorted(mix.items())), []).append(row)
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        shape = y.shape
+        if folds_rows(path):
+            x, y = unfolded(len(mixes), x, y)
         check_rows(path, x, len(mixes))
         y = y.clone()
         for mix, rows in rows_by_mix.items():
@@ -99,10 +104,18 @@ def wearing(
                 added = y[rows]
                 add_to_output(module, added, codes_of(module, x[rows], delta.down) @ delta.up.T)
                 y[rows] = added
-        return y
+        return y.reshape(shape)
 
     with layer_hooks({path: modules[path] for path in target_layers(adapters)}, hook):
         yield
+
+
+def unfolded(rows: int, *tensors: Tensor) -> list[Tensor]:
+    """Return tensors of a layer that folds rows, (rows * n, tokens, d), as (rows, n * tokens, d).
+
+    They stay as they are where that is no number of rows, which `check_rows` refuses.
+    """
+    return [t if t.shape[0] % rows else t.reshape(rows, -1, t.shape[-1]) for t in tensors]
 
 
 def check_rows(path: str, x: Tensor, expected: int) -> None:

@@ -105,6 +105,7 @@ class ComfyModel:
                 self._stream,
                 memory_of(model),
                 self._call_key,
+                self._folds_rows,
             )
         finally:
             model.cleanup()
@@ -112,9 +113,11 @@ class ComfyModel:
     def _conds(self, prompt: Encoded, x: Tensor) -> dict[str, Any]:
         """Return what the model reads of a prompt, made by the host as for its samplers."""
         cond = {"cross_attn": prompt.tokens[None], **prompt.others, "model_conds": {}}
-        [made] = comfy.samplers.encode_model_conds(
-            self.model.model.extra_conds, [cond], x, self.model.load_device, "positive"
-        )
+        # in inference mode, Anima runs some layers here already, one text at a time
+        with torch.inference_mode(False), torch.no_grad():
+            [made] = comfy.samplers.encode_model_conds(
+                self.model.model.extra_conds, [cond], x, self.model.load_device, "positive"
+            )
         return {
             name: cond.process_cond(batch_size=1, area=None)
             for name, cond in made["model_conds"].items()
@@ -134,6 +137,9 @@ class ComfyModel:
 
     def _stream(self, path: str) -> str:
         return TEXT_STREAM if path.endswith(self.row.text_layers) else IMAGE_STREAM
+
+    def _folds_rows(self, path: str) -> bool:
+        return any(part in path for part in self.row.folded)
 
     def sigmas(self, steps: int) -> Tensor:
         return comfy.samplers.calculate_sigmas(

@@ -26,6 +26,7 @@ class HostFamily:
         swept: Those of them that can be merged: CLIP models, whose rows are 77 tokens.
         text_layers: Ends of the paths of layers that read the text alone; empty: text and picture
             meet in every layer.
+        folded: Parts of the paths of layers that read each row cut into several.
         downscale: Pixels of a picture per latent, in each direction.
     """
 
@@ -34,6 +35,7 @@ class HostFamily:
     text_encoders: tuple[frozenset[str], ...]
     swept: tuple[str, ...] = ()
     text_layers: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
     downscale: int = 8
 
 
@@ -58,7 +60,7 @@ HOST_FAMILIES = {
     "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b"),
     "QwenImage": _row("Qwen-Image", ("in_channels", 64), "qwen25_7b"),
     "Anima": _row("Anima", None, "qwen3_06b t5xxl"),
-    "Krea2": _row("Krea 2", None, "qwen3vl_4b"),
+    "Krea2": _row("Krea 2", None, "qwen3vl_4b", folded=(".txtfusion.layerwise_blocks.",)),
     "AuraFlow": _row("AuraFlow", None, "pile_t5xl"),
     "WAN21_T2V": _row("Wan", ("in_dim", 16), "umt5xxl"),
 }

@@ -2,12 +2,23 @@
 anything.
 """
 
+import copy
+
 import pytest
 import torch
 import toy
 from torch import nn
 
-from iteris_core import CalibrationError, Network, Sample, Task
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    Sample,
+    Task,
+    merge,
+)
 from iteris_core.network import in_calls
 from iteris_core.rows.chunks import split_into_chunks
 from iteris_core.rows.wearing import layer_hooks, wearing, worn_delta
@@ -167,6 +178,74 @@ def test_rows_of_one_key_share_a_chunk_and_keep_their_numbers():
         [(0, (1, 3))],
         [(1, (0,))],
     ]
+
+
+class Folding(nn.Module):
+    """Cuts each row into single tokens for its second layer, as Krea 2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 3)
+
+    def forward(self, x):
+        rows, tokens, width = x.shape
+        return self.second(self.first(x).tanh().reshape(rows * tokens, 1, width)).reshape(
+            rows, tokens, 3
+        )
+
+
+def folding():
+    """Return such a network in double precision, and two adapters of both layers."""
+    torch.manual_seed(0)
+    model = Folding().double().requires_grad_(False)
+    network = Network(
+        {"first": model.first, "second": model.second},
+        lambda rows: model(torch.stack(list(rows))),
+        folds_rows=lambda path: path == "second",
+    )
+
+    def delta(d_out):
+        return LowRankDelta(torch.randn(d_out, 1).double(), torch.randn(1, 4).double())
+
+    adapters = [Adapter(name, {"first": delta(4), "second": delta(3)}) for name in "ab"]
+    return model, network, adapters
+
+
+def test_rows_of_a_layer_that_folds_them_wear_their_own():
+    model, network, adapters = folding()
+    rows = [torch.randn(5, 4).double() for _ in range(3)]
+    mixes = [{0: 1.0}, {}, {1: 0.5}]
+    with wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows):
+        found = network.forward(rows)
+    for row, mix, answer in zip(rows, mixes, found, strict=True):
+        patched = copy.deepcopy(model)
+        for k, share in mix.items():
+            for path, delta in adapters[k].deltas.items():
+                patched.get_submodule(path).weight += share * delta.dense()
+        torch.testing.assert_close(answer, patched(row[None])[0])
+
+
+def test_without_being_told_so_such_a_layer_is_refused():
+    _, network, adapters = folding()
+    rows = [torch.randn(5, 4).double()] * 2
+    with (
+        wearing(network.modules, adapters, [{0: 1.0}] * 2),
+        pytest.raises(CalibrationError, match="10 rows"),
+    ):
+        network.forward(rows)
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_one_adapter_merges_to_itself_through_such_a_layer(engine):
+    _, network, adapters = folding()
+    samples = [Sample(torch.randn(5, 4).double()) for _ in range(5)]
+    config = MergeConfig(
+        target="delta", engine=engine, samples_per_chunk=2, output_dtype=torch.float64
+    )
+    merged = merge(network, adapters[:1], [Task("a", samples, {0: 1.0})], config).adapter
+    for path, delta in adapters[0].deltas.items():
+        torch.testing.assert_close(merged.deltas[path].dense(), delta.dense())
 
 
 def test_a_teacher_and_a_student_that_cannot_share_a_call_are_refused():

@@ -201,7 +201,8 @@ def picture_of(host: ComfyModel, prompt: Encoded, adapter: Adapter | None = None
             DenoiserRow(host.start(noise(shape, seed)[None], sigmas[seed])[0], sigmas[seed], prompt)
             for seed in (0, 2)
         ]
-        with wearing(network.modules, worn, [{0: 1.0} if worn else {}] * 2):
+        mixes = [{0: 1.0} if worn else {}] * 2
+        with wearing(network.modules, worn, mixes, folds_rows=network.folds_rows):
             return network.forward(rows)
 
 

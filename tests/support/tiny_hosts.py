@@ -271,6 +271,60 @@ TINY = {
         words={"spiece_model": _PIECES.read_bytes()},
     ),
 }
+if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
+    import comfy.text_encoders.anima
+    import comfy.text_encoders.krea2
+
+    _ANIMA = {
+        "image_model": "anima",
+        "max_img_h": 240,
+        "max_img_w": 240,
+        "max_frames": 128,
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": 256,
+        "concat_padding_mask": True,
+        "crossattn_emb_channels": 1024,
+        "pos_emb_cls": "rope3d",
+        "pos_emb_learnable": True,
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 32,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "extra_per_block_abs_pos_emb": False,
+        "rope_h_extrapolation_ratio": 4.0,
+        "rope_w_extrapolation_ratio": 4.0,
+        "rope_t_extrapolation_ratio": 1.0,
+    }
+    _KREA2 = {
+        "image_model": "krea2",
+        "features": 256,
+        "channels": 16,
+        "patch": 2,
+        "layers": 2,
+        "heads": 2,
+        "kvheads": 1,
+        "txtlayers": 12,
+        "txtdim": 160,
+        "txtheads": 2,
+        "txtkvheads": 2,
+    }
+    TINY["Anima"] = Tiny(
+        "Anima",
+        _ANIMA,
+        _texts.anima.te(),
+        _texts.anima.AnimaTokenizer,
+        {"qwen3_06b": {**LLM, "hidden_size": 1024}},
+    )
+    TINY["Krea 2"] = Tiny(
+        "Krea2",
+        _KREA2,
+        _texts.krea2.te(),
+        _texts.krea2.Krea2Tokenizer,
+        {"qwen3vl_4b": {**LLM, "hidden_size": 160, "num_hidden_layers": 36}},
+    )
 
 
 def model_of(tiny: Tiny) -> Any:
