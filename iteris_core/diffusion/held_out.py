@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
-from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
@@ -32,7 +29,7 @@ from .lora_use import LoadedLora, LoraUse, own_names
 from .merging import runs_of, tokenize_all
 from .model import DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan
-from .samples import Context, Reading
+from .samples import Context, Reading, Tokenized
 from .sampling import Sampler
 from .together import TogetherPlan, make_together_plans
 
@@ -42,6 +39,7 @@ CheckPlan = CaptionPlan | TogetherPlan
 _UNSEEN = 7919
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
+_TEXTS_PER_CALL = 32
 
 
 @dataclass(frozen=True)
@@ -199,31 +197,46 @@ def _contexts(
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
     stacked = {k: 1.0 for k in range(last)}
-    has_rows = any(tokenized.pieces.values())
-    with model.text_encoder() if has_rows else contextlib.nullcontext() as network:
-
-        @functools.cache
-        def read(caption: str, worn: Mix) -> Sequence[Any]:
-            pieces = tokenized.pieces[caption]
-            return _read_wearing(network, adapters, pieces, dict(worn)) if network else ()
-
-        for plan in plans:
-            worn_by_base = {} if plan.mix else stacked
-            mixes = [tuple(mix.items()) for mix in (plan.mix, {last: 1.0}, worn_by_base)]
-            for reading in plan.readings():
-                teacher, student, base = (read(reading.teacher, mix) for mix in mixes)
-                contexts[plan, reading] = tokenized.context(reading, teacher, student)
-                bases[plan, reading] = tokenized.context(reading, base, base)
+    worn = {
+        plan: [tuple(mix.items()) for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)]
+        for plan in plans
+    }
+    texts = {
+        (reading.teacher, mix)
+        for plan, mixes in worn.items()
+        for reading in plan.readings()
+        for mix in mixes
+    }
+    written = _read_wearing(model, adapters, tokenized, sorted(texts))
+    for plan, mixes in worn.items():
+        for reading in plan.readings():
+            teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
+            contexts[plan, reading] = tokenized.context(reading, teacher, student)
+            bases[plan, reading] = tokenized.context(reading, base, base)
     return contexts, bases
 
 
 @torch.no_grad()
 def _read_wearing(
-    network: Network,
+    model: DiffusionHost,
     adapters: Sequence[Adapter],
-    pieces: Sequence[object],
-    mix: Mapping[int, float],
-) -> list[Any]:
-    """Return what rows that wear a mix write for each piece."""
-    with wearing(network.modules, adapters, [mix] * len(pieces)):
-        return list(network.forward(list(pieces)))
+    tokenized: Tokenized,
+    texts: Sequence[tuple[str, Mix]],
+) -> dict[tuple[str, Mix], list[Any]]:
+    """Return what the text encoders write for each piece of each caption where they wear a mix.
+
+    Many rows go through one call: some hosts convert all weights anew in each.
+    """
+    rows = [(text, piece) for text in texts for piece in tokenized.pieces[text[0]]]
+    written: dict[tuple[str, Mix], list[Any]] = {text: [] for text in texts}
+    if not rows:
+        return written
+    with model.text_encoder() as network:
+        for start in range(0, len(rows), _TEXTS_PER_CALL):
+            part = rows[start : start + _TEXTS_PER_CALL]
+            mixes = [dict(mix) for (_, mix), _ in part]
+            with wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows):
+                answers = network.forward([piece for _, piece in part])
+            for (text, _), answer in zip(part, answers, strict=True):
+                written[text].append(answer)
+    return written

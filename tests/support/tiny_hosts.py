@@ -271,7 +271,13 @@ TINY = {
         words={"spiece_model": _PIECES.read_bytes()},
     ),
 }
+_NEWER: dict[str, dict[str, Any]] = {}  # class -> settings that it has in ComfyUI 0.33 only
 if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
+    _NEWER |= {
+        "Flux": {"txt_ids_dims": []},
+        "Flux2": {"txt_ids_dims": [3]},
+        "Chroma": {"txt_ids_dims": [], "vec_in_dim": None},
+    }
     import comfy.text_encoders.anima
     import comfy.text_encoders.krea2
 
@@ -329,7 +335,7 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
 
 def model_of(tiny: Tiny) -> Any:
     """Return a MODEL with random weights, the same every time."""
-    config = getattr(supported, tiny.config)(dict(tiny.unet))
+    config = getattr(supported, tiny.config)({**_NEWER.get(tiny.config, {}), **tiny.unet})
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
     _fill(model.diffusion_model)
