@@ -118,9 +118,9 @@ def merge_and_check(
         result = _best(model, loras, calibration, settings, progress, watch)
     else:
         result = _merge(model, loras, calibration, settings, progress, watch)
-    of_merged = prove_merged(model, result.adapter, used[0], calibration, proof)
+    proof = prove_merged(model, result.adapter, used[0], calibration, proof)
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
-    notes = (*report.notes, *settings.notes, *proof.notes, *of_merged)
+    notes = (*report.notes, *settings.notes, *proof.notes)
     return replace(result, report=replace(report, notes=notes))
 
 

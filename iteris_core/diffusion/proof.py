@@ -9,7 +9,7 @@ One row draws one caption of a LoRA in four ways:
     patched  the model on which the host has put the LoRA as it was read
 
 ``worn`` and ``loaded`` must be the same. Where they are not, ``patched`` says why: if it is the
-same as ``loaded``, the file was read well, and the host rounds the sums of its weights and the LoRA.
+same as ``loaded``, the file was read well, and the host rounds the sums of weights and LoRA.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ from .lora_use import LoadedLora
 from .model import DenoiserRow, DiffusionHost, Encoded, HostLoader
 from .sampling import Sampler, noise
 
-# The share of a LoRA's effect by which rows and patched models may differ with nothing said. In
-# float32 they differ by 1e-5; a weight in the wrong order, or with the wrong factor, is 0.1 to 1.
+# Shares of a LoRA's effect. Rows and patched models differ by 1e-5 in float32. Rounding makes that
+# 0.001 to 0.05 on weights in float16, 0.01 to 0.9 in bfloat16, and 0.1 to 1 in fp8, the more the
+# smaller the LoRA; so it is compared with a model that rounds alike. A weight in the wrong order or
+# with the wrong factor makes 0.1 to 1.
 TOLERANCE = 0.01
-# A change of the LoRA that does not count, which shows what rounding alone makes of a row: in 16
-# bits, two rows that are the same but for the last digit drift apart from layer to layer.
+_NOTED = 0.05
+# A change of the LoRA that does not count. In 16 bits, two rows that are the same but for the last
+# digit drift apart from layer to layer, and this shows how far.
 _NUDGE = 1.001
-# How often that drift, or the rounding that was found before, is allowed.
-_MARGIN = 4.0
+# How much of that drift, and of the rounding that was found before the merge, is allowed.
+_DRIFTS = 2.0
+_ROUNDINGS = 4.0
 _MISREAD = (
     "Likely causes: a kind of key that IterIS misreads, a model that keeps a weight's rows in an "
     "order of its own, or another node that changes MODEL or CLIP. Connect them straight from "
@@ -55,12 +59,31 @@ class Proof:
     """What the proof of a merge's LoRAs found.
 
     Args:
-        notes: Notes for the report.
-        rounding: The largest difference that was found between rows and the host's model.
+        rounded: Name of a LoRA -> the share of its effect by which the host rounds it.
+        rounding: The largest distance that was found between a row and the host's model.
     """
 
-    notes: tuple[Note, ...] = ()
+    rounded: Mapping[str, float] = field(default_factory=dict)
     rounding: float = 0.0
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """A note for the report where the host rounds much."""
+        much = {name: share for name, share in self.rounded.items() if share >= _NOTED}
+        if not much:
+            return ()
+        shares = ", ".join(f"{name} by {share:.0%} of its effect" for name, share in much.items())
+        return (
+            Note(
+                "host",
+                f"this model's number format makes ComfyUI round what a LoRA changes: {shares}. "
+                "That is so for every LoRA on this model, merged or not. The merge is measured "
+                "without this rounding",
+            ),
+        )
+
+    def joined_with(self, other: Proof) -> Proof:
+        return Proof({**self.rounded, **other.rounded}, max(self.rounding, other.rounding))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +127,7 @@ def prove_loras(
         progress: Listener for (LoRAs done, LoRAs in all).
 
     Returns:
-        Notes where the host rounds; nothing if the host has no loader of its own.
+        How the host rounds; nothing if it has no loader of its own.
 
     Raises:
         AdapterError: A LoRA is read in another way than the host reads it, or its effect is not
@@ -122,8 +145,7 @@ def prove_loras(
     prompts = encoded(model, views)
     of_hosts = [encoded(host, [View(c)]) for host, c in zip(hosts, captions, strict=True)]
     drawn = draw(model, views, prompts, calibration)
-    notes: list[Note] = []
-    rounding = 0.0
+    proof = Proof()
     for k, lora in enumerate(loras):
         view = [View(captions[k])]
         comparison = Comparison(
@@ -135,10 +157,9 @@ def prove_loras(
         comparison.check_finite()
         if comparison.difference > TOLERANCE:
             _check_reading(comparison, loader, lora, calibration)
-            notes.append(comparison.note())
-        rounding = max(rounding, comparison.distance)
+        proof = proof.joined_with(comparison.found)
         progress(k + 1, len(loras))
-    return Proof(tuple(notes), rounding)
+    return proof
 
 
 def prove_merged(
@@ -147,7 +168,7 @@ def prove_merged(
     lora: LoadedLora,
     calibration: Calibration,
     proof: Proof,
-) -> tuple[Note, ...]:
+) -> Proof:
     """Compare a row that wears the merged LoRA with the model that the host patches with it.
 
     Args:
@@ -158,29 +179,30 @@ def prove_merged(
         proof: What was found before the merge.
 
     Returns:
-        A note where the host rounds.
+        What was found before and now.
 
     Raises:
         SolveError: They differ by more than rounding.
     """
     loader = model.loader
     if loader is None:
-        return ()
+        return proof
     caption = caption_of(lora)
     views = [View(caption), View(caption, merged)]
     base, worn = drawn_by(model, views, calibration)
     [patched] = drawn_by(loader.with_adapter(merged), views[:1], calibration)
     comparison = Comparison("the merged LoRA", base.picture, worn, patched.picture)
-    if comparison.difference <= TOLERANCE:
-        return ()
-    if comparison.distance <= _MARGIN * proof.rounding or _has_quantised(model, merged):
-        return (comparison.note(),)
-    raise SolveError(
-        "the MODEL that would be handed out does not draw with the merged LoRA what was solved: "
-        f"the difference is {comparison.share} of what the LoRA does to {caption!r}. "
-        f"{_of_missed(worn.missed)}Likely another node changes the model's layers. Connect MODEL "
-        "and CLIP straight from their loaders; if it stays, report it"
-    )
+    comparison.check_finite()
+    is_rounding = comparison.distance <= _ROUNDINGS * proof.rounding
+    if comparison.difference > TOLERANCE and not is_rounding and not _has_quantised(model, merged):
+        raise SolveError(
+            "the MODEL that would be handed out does not draw with the merged LoRA what was "
+            f"solved: the difference is {comparison.difference:.0%} of what it does to "
+            f"{caption!r}. "
+            f"{_of_missed(worn.missed)}Likely another node changes the model's layers. Connect "
+            "MODEL and CLIP straight from their loaders; if it stays, report it"
+        )
+    return proof.joined_with(comparison.found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +224,7 @@ class Comparison:
     @property
     def effect(self) -> float:
         """What the LoRA does; the larger of both, since one of them may miss it."""
-        pictures = self.worn.picture, self.loaded
-        return max(_distance(picture, self.base) for picture in pictures)
+        return max(_distance(picture, self.base) for picture in (self.worn.picture, self.loaded))
 
     @property
     def distance(self) -> float:
@@ -215,8 +236,9 @@ class Comparison:
         return self.distance / self.effect if self.effect else 0.0
 
     @property
-    def share(self) -> str:
-        return f"{self.difference:.0%}"
+    def found(self) -> Proof:
+        """What it shows of the host's rounding, once nothing else can be the cause."""
+        return Proof({self.name: self.difference}, self.distance)
 
     def check_finite(self) -> None:
         """Refuse pictures that are not finite.
@@ -235,15 +257,6 @@ class Comparison:
                 "without it. Use it at a lower strength, or load the model in bfloat16 or float32"
             )
 
-    def note(self) -> Note:
-        """Return the note for a host that rounds."""
-        return Note(
-            "host",
-            f"{self.name}: ComfyUI rounds the sums of the model's weights and the LoRA, as it does "
-            f"with every LoRA on this model, which is {self.share} of the LoRA's effect. The merge "
-            "does not round; it is measured without",
-        )
-
 
 def _check_reading(
     comparison: Comparison, loader: HostLoader, lora: LoadedLora, calibration: Calibration
@@ -253,11 +266,12 @@ def _check_reading(
     Raises:
         AdapterError: Says by how much, and what is likely.
     """
-    name, effect = comparison.name, comparison.effect
+    name = comparison.name
+    effect = comparison.effect
     if comparison.worn.missed:
         raise AdapterError(
-            f"{name}: what it does can be measured in part only; {comparison.share} of its effect "
-            f"is missed. {_of_missed(comparison.worn.missed)}"
+            f"{name}: what it does can be measured in part only; {comparison.difference:.0%} of "
+            f"its effect is missed. {_of_missed(comparison.worn.missed)}"
         )
     view = [View(caption_of(lora))]
 
@@ -270,7 +284,7 @@ def _check_reading(
     if misread <= TOLERANCE:
         return
     drift = _distance(patched(_NUDGE), as_read) / effect
-    if misread > _MARGIN * drift:
+    if misread > _DRIFTS * drift:
         raise AdapterError(
             f"{name}: ComfyUI's own loader makes another change of it than IterIS: they differ by "
             f"{misread:.0%} of what it does to {view[0].caption!r}, and a merge would be measured "

@@ -254,7 +254,8 @@ class ComfyModel:
         """Return the model with the tensors that `adapter` was given for a use, as the stock
         LoraLoader patches it.
         """
-        model, clip = self.model.clone(), self.clip.clone()
+        model = self.model.clone()
+        clip = self.clip.clone()
         patches = patches_of_file(self._files[lora.use], lora.adapter, self.keys)
         for patcher, strength in (
             (model, lora.use.strength_model),
