@@ -46,6 +46,10 @@ _NUDGE = 1.001
 # How much of that drift, and of the rounding that was found before the merge, is allowed.
 _DRIFTS = 2.0
 _ROUNDINGS = 4.0
+_CHANGED = (
+    "Likely another node changes the model's layers. Connect MODEL and CLIP straight from their "
+    "loaders; if it stays, report it"
+)
 _MISREAD = (
     "Likely causes: a kind of key that IterIS misreads, a model that keeps a weight's rows in an "
     "order of its own, or another node that changes MODEL or CLIP. Connect them straight from "
@@ -198,9 +202,7 @@ def prove_merged(
         raise SolveError(
             "the MODEL that would be handed out does not draw with the merged LoRA what was "
             f"solved: the difference is {comparison.difference:.0%} of what it does to "
-            f"{caption!r}. "
-            f"{_of_missed(worn.missed)}Likely another node changes the model's layers. Connect "
-            "MODEL and CLIP straight from their loaders; if it stays, report it"
+            f"{caption!r}. {_of_missed(worn.missed) or _CHANGED}"
         )
     return proof.joined_with(comparison.found)
 
@@ -300,7 +302,7 @@ def _of_missed(missed: Sequence[str]) -> str:
         f"The model does not call {len(missed)} of its layers, such as {missed[0]!r}, so that "
         "nothing can be measured there: it reads their weights in code of its own, as ComfyUI does "
         "with int8 layers behind an activation, or is compiled. Load the model in 16 bit, fp8 or "
-        "GGUF, and merge in front of nodes that compile it. "
+        "GGUF, and merge in front of nodes that compile it"
     )
 
 
