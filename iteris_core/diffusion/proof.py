@@ -103,7 +103,7 @@ class View:
     adapter: Adapter | None = None
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """What one row draws.
 
@@ -113,7 +113,7 @@ class Drawn:
     """
 
     picture: Tensor
-    missed: list[str] = field(default_factory=list)
+    missed: Sequence[str] = ()
 
 
 def prove_loras(
