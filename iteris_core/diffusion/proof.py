@@ -373,7 +373,8 @@ def _watched(network: Network, adapter: Adapter | None, rows: int) -> Iterator[s
         return y
 
     modules = {path: network.modules[path] for path in waiting}
-    with layer_hooks(modules, ran), wearing(network.modules, adapters, mixes):
+    worn = wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows)
+    with layer_hooks(modules, ran), worn:
         yield waiting
 
 
