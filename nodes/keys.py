@@ -102,6 +102,19 @@ class HostKeys(ModelKeys):
         return None if path is None else self.base_of_module[path]
 
     @cached_property
+    def table(self) -> dict[str, Any]:
+        """The host's table, and before its entries those of the spellings that it does not know."""
+        wholes = {base: f"{path}.weight" for base, path in self.module_of_base.items()}
+        parts = {}
+        for base, part in self.part_of_base.items():
+            rows = (
+                None if part.length == self.shapes[part.path][0] else (0, part.start, part.length)
+            )
+            function = () if part.reorder is None else (part.reorder,)
+            parts[base] = (f"{part.path}.weight", rows, *function)
+        return {**wholes, **parts, **self.host_keys}
+
+    @cached_property
     def _read_as(self) -> dict[str, list[str]]:
         bases: dict[str, list[str]] = {}
         for base, path in self.module_of_base.items():

@@ -191,6 +191,7 @@ class FlowStableDiffusion:
 
     repeats_texts = False
     has_text_layers = True
+    loader = None
 
     @property
     def family(self) -> Family:

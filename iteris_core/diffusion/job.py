@@ -20,7 +20,15 @@ from .choosing import Remembering, loss, ways_of
 from .held_out import HeldOutCheck, strength_correction
 from .lora_use import LoadedLora, loras_in_use
 from .merging import merge_diffusion
-from .model import HELD_OUT_STAGE, DiffusionHost, in_stage, numbered, stages_of
+from .model import (
+    HELD_OUT_STAGE,
+    PROOF_STAGE,
+    DiffusionHost,
+    in_stage,
+    numbered,
+    stages_of,
+)
+from .proof import prove_loras, prove_merged
 from .recipe import with_origin
 
 logger = logging.getLogger("iteris")
@@ -78,7 +86,8 @@ def merge_and_check(
     progress: StageProgress = nobody,
     watch: Watch = nobody,
 ) -> MergeResult:
-    """Merge LoRAs, check the result on unseen samples, and write its recipe into the report.
+    """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
+    it, and write its recipe into the report.
 
     Args:
         model: The base model, in its host.
@@ -90,24 +99,29 @@ def merge_and_check(
         watch: Listener for the report of each layer, called as soon as the layer is solved.
 
     Raises:
-        IterisError: Settings that do not fit together, or an error of `merge_diffusion` or
-            of the check.
+        IterisError: Settings that do not fit together, or an error of `merge_diffusion`, of the
+            check or of `proof`.
     """
     calibration = calibration.for_family(model.family)
     settings.check(calibration)
-    check_ranks(settings.config, [lora.adapter for lora in loras_in_use(loras)])
+    used = loras_in_use(loras)
+    check_ranks(settings.config, [lora.adapter for lora in used])
     logger.info(
         "merging %s: %d samples a call%s",
         ", ".join(lora.use.name for lora in loras),
         settings.config.samples_per_chunk,
         ", waiting samples in host memory" if settings.config.park_on_host else "",
     )
+    stages = numbered(progress, stages_of(model, loras, calibration))
+    proof = prove_loras(model, used, calibration, in_stage(stages, PROOF_STAGE))
     if settings.try_several:
         result = _best(model, loras, calibration, settings, progress, watch)
     else:
         result = _merge(model, loras, calibration, settings, progress, watch)
+    proof = prove_merged(model, result.adapter, used[0], calibration, proof)
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
-    return replace(result, report=replace(report, notes=(*report.notes, *settings.notes)))
+    notes = (*report.notes, *settings.notes, *proof.notes)
+    return replace(result, report=replace(report, notes=notes))
 
 
 def _merge(

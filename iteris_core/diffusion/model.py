@@ -12,12 +12,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..adapters import Adapter
 from ..files.families import Family
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
 from .lora_use import LoadedLora
 
+PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
 DENOISER_STAGE = "Diffusion model"
@@ -60,8 +62,30 @@ def unet_stream(path: str) -> str:
     return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
 
 
+class HostLoader(Protocol):
+    """The host's own way to put LoRAs on the model, to compare with rows that wear them.
+
+    Changes of biases and norms, which rows do not wear, are left out.
+    """
+
+    def with_file(self, lora: LoadedLora) -> DiffusionHost:
+        """Return the model with a LoRA of a merge, as the host's own loader reads its file, at the
+        strengths of its use.
+        """
+        ...
+
+    def with_adapter(self, adapter: Adapter) -> DiffusionHost:
+        """Return the model with an adapter, as the host patches it."""
+        ...
+
+
 class DiffusionHost(Protocol):
     """The model, as its host offers it."""
+
+    @property
+    def loader(self) -> HostLoader | None:
+        """The host's own loader of LoRAs; None: it has none that reads the files."""
+        ...
 
     @property
     def family(self) -> Family:
@@ -141,6 +165,7 @@ def stages_of(
     paths = {path for lora in loras if not lora.adapter.is_idle for path in lora.adapter.deltas}
     of_text = {path for path in paths if model.is_text_module(path)}
     return [
+        *([PROOF_STAGE] if model.loader is not None else []),
         *([TEXT_STAGE] if of_text else []),
         *([SAMPLING_STAGE, DENOISER_STAGE] if paths - of_text else []),
         *([HELD_OUT_STAGE] if calibration.held_out else []),

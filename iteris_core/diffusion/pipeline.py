@@ -88,6 +88,7 @@ class DiffusersModel:
 
     repeats_texts = True
     has_text_layers = True
+    loader = None  # a merge here is not followed by diffusers' own loader
 
     @property
     def family(self) -> Family:

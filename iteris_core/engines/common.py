@@ -131,7 +131,8 @@ def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | No
     chunk = _current_chunk.get()
     if chunk is None:
         return None
-    rows, shape = 2 * len(chunk.samples), y.shape
+    rows = 2 * len(chunk.samples)
+    shape = y.shape
     if network.folds_rows(path):
         x, y = unfolded(rows, x, y)
     check_rows(path, x, rows)

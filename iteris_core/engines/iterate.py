@@ -186,7 +186,9 @@ class _Pass:
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
-        chunk, x, y = seen.chunk, seen.x, seen.y
+        chunk = seen.chunk
+        x = seen.x
+        y = seen.y
         if path in self.order:
             raise reached_twice(path)
         self.order.append(path)

@@ -146,7 +146,9 @@ class _Sweep:
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
-        chunk, x, y = seen.chunk, seen.x, seen.y
+        chunk = seen.chunk
+        x = seen.x
+        y = seen.y
         if (id(chunk), path) in self._reached:
             raise reached_twice(path)
         self._reached.add((id(chunk), path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,16 +20,16 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
-from ...iteris_core.diffusion.lora_use import LoraUse
+from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.network import IMAGE_STREAM, TEXT_STREAM
 from ..keys import HostKeys, is_text, model_keys
 from .deltas import HostDeltas
-from .families import check_clip, family_of, prediction_type
+from .families import check_callable, check_clip, family_of, prediction_type
 from .latent_cache import memory_of
-from .patches import add_adapter
+from .patches import add_adapter, patches_of_file
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
@@ -41,18 +42,23 @@ class ComfyModel:
     Args:
         model: ModelPatcher of a family in the table; never changed.
         clip: CLIP of the same family; never changed.
+        keeps_runs: Whether sampling runs are remembered after the merge, in place of those of the
+            model with other patches.
 
     Raises:
         IterisError: Another kind of model.
     """
 
-    def __init__(self, model: Any, clip: Any) -> None:
+    def __init__(self, model: Any, clip: Any, *, keeps_runs: bool = True) -> None:
         self.row = family_of(model)
+        check_callable(model)
         check_clip(clip, self.row)
         self.model = model.clone()
         self.clip = clip.clone()
         self.texts = TextEncoders(self.clip, self.row.swept)
+        self.keeps_runs = keeps_runs
         self.memory_required = 0.0
+        self._files: dict[LoraUse, Mapping[str, Tensor]] = {}
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
 
     @property
@@ -103,7 +109,7 @@ class ComfyModel:
                 dict(model.model.named_modules()),
                 forward,
                 self._stream,
-                memory_of(model),
+                memory_of(model) if self.keeps_runs else None,
                 self._call_key,
                 self._folds_rows,
             )
@@ -216,6 +222,7 @@ class ComfyModel:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
+        self._files[use] = tensors
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         unswept = [path for path in (*text.deltas, *text.vectors) if not self.texts.is_swept(path)]
@@ -238,6 +245,34 @@ class ComfyModel:
         add_adapter(model, denoiser, keys)
         add_adapter(clip, text, keys)
         return model, clip
+
+    @property
+    def loader(self) -> ComfyModel:
+        return self
+
+    def with_file(self, lora: LoadedLora) -> ComfyModel:
+        """Return the model with the tensors that `adapter` was given for a use, as the stock
+        LoraLoader patches it.
+        """
+        model = self.model.clone()
+        clip = self.clip.clone()
+        patches = patches_of_file(self._files[lora.use], lora.adapter, self.keys)
+        for patcher, strength in (
+            (model, lora.use.strength_model),
+            (clip, lora.use.strength_clip),
+        ):
+            if strength:
+                patcher.add_patches(patches, strength)
+        return self._like(model, clip)
+
+    def with_adapter(self, adapter: Adapter) -> ComfyModel:
+        """Return the model as `patched` returns it, without changes of biases and norms."""
+        return self._like(*self.patched(replace(adapter, vectors={})))
+
+    def _like(self, model: Any, clip: Any) -> ComfyModel:
+        made = ComfyModel(model, clip, keeps_runs=False)
+        made.memory_required = self.memory_required
+        return made
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the diffusion model's part as core's LORA_MODEL: a state dict with the model's own

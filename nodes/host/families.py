@@ -46,6 +46,8 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
 
 _CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
 _FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",))
+# The host's name of its own wrapper of compiled models.
+_COMPILED = "torch.compile"
 # Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
 HOST_FAMILIES = {
     "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=_CROSS_ATTENTION),
@@ -97,6 +99,35 @@ def family_of(model: Any) -> HostFamily:
             f"merging is not tested. Merge on a usual {row.family.name} checkpoint"
         )
     return row
+
+
+def check_callable(model: Any) -> None:
+    """Refuse a MODEL whose layers are not called one by one, so that nothing can be measured.
+
+    Raises:
+        IterisError: It is compiled, or its layers are Nunchaku's.
+    """
+    compiled = [
+        value
+        for value in model.object_patches.values()
+        if hasattr(value, "_orig_mod")  # as torch.compile wraps a module
+    ]
+    paths = (path for path, _ in model.model.named_modules())
+    wrappers = model.model_options.get("transformer_options", {}).get("wrappers", {})
+    by_node = any(_COMPILED in of_kind for of_kind in wrappers.values())
+    if compiled or by_node or any("_orig_mod" in path.split(".") for path in paths):
+        raise IterisError(
+            "the MODEL is compiled (torch.compile), so that its layers cannot be measured one by "
+            "one. Connect it from before the node that compiles it, and compile the merged MODEL"
+        )
+    kinds = {type(module) for module in model.model.diffusion_model.modules()}
+    fused = sorted(kind.__name__ for kind in kinds if "nunchaku" in kind.__module__.lower())
+    if fused:
+        raise IterisError(
+            f"the MODEL is loaded by Nunchaku ({fused[0]}), whose layers are fused and cannot be "
+            "measured one by one. Load the model in 16 bit, fp8 or GGUF to merge; the merged LoRA "
+            "can be used with Nunchaku's loader, which has its own reader of LoRAs"
+        )
 
 
 def prediction_type(model: Any) -> str:

@@ -6,9 +6,13 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.lora
+import comfy.lora_convert
 import comfy.weight_adapter
+from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError
+from ..keys import HostKeys, HostWeight
 
 
 def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
@@ -25,6 +29,25 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
         raise IterisError(
             f"ComfyUI did not accept patches for {len(missing)} weights, such as {min(missing)!r}"
         )
+
+
+def patches_of_file(
+    tensors: Mapping[str, Tensor], adapter: Adapter, keys: HostKeys
+) -> dict[Any, Any]:
+    """Return a LoRA's tensors as the host's own loader reads them: weight, or (weight, part of it[,
+    function]) -> patch.
+
+    Keys that the adapter reports as unmatched, and its changes of biases and norms, are left out.
+    """
+    read = {key: tensor for key, tensor in tensors.items() if key not in set(adapter.unmatched)}
+    loaded = comfy.lora.load_lora(
+        comfy.lora_convert.convert_lora(read), keys.table, log_missing=False
+    )
+    return {
+        entry: patch
+        for entry, patch in loaded.items()
+        if HostWeight.of(entry).weight not in adapter.vectors
+    }
 
 
 def patches_of(model: Any, clip: Any) -> dict[str, list[Any]]:

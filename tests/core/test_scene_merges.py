@@ -446,6 +446,7 @@ class TextHost:
 
     family = FAMILIES["SD1.5"]
     repeats_texts = has_text_layers = True
+    loader = None
 
     def encoded(self, caption, outputs):
         return Encoded(torch.cat(list(outputs)))

@@ -176,7 +176,7 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
         if event == "iteris.layer":
             told.append(data)
         elif "text" in data and data["text"].startswith(
-            ("stage 1 of 3: Text encoder ", "stage 3 of 3: Diffusion model ")
+            ("stage 2 of 4: Text encoder ", "stage 4 of 4: Diffusion model ")
         ):
             stages.append(len(told))
 
@@ -198,8 +198,8 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
             {**nodes, **host.save("loras/rank")},
             lambda event, data: texts.append(data.get("text", "")),
         )
-        assert any(text.startswith("stage 3 of 3: Diffusion model ") for text in texts)
-        return any(text.startswith("stage 2 of 3: Sampling ") for text in texts)
+        assert any(text.startswith("stage 4 of 4: Diffusion model ") for text in texts)
+        return any(text.startswith("stage 3 of 4: Sampling ") for text in texts)
 
     nodes = host.merge(seed=5, timesteps=1)
     assert sampled(nodes)
@@ -223,7 +223,7 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     def interrupt_in_the_unet(event, data):
         if (
             event == "text"
-            and data["text"].startswith("stage 3 of 3: Diffusion model 3/")
+            and data["text"].startswith("stage 4 of 4: Diffusion model 3/")
             and not asked_at
         ):
             asked_at.append(time.monotonic())

@@ -118,6 +118,7 @@ class FakeHost:
 
     repeats_texts = True
     has_text_layers = True
+    loader = None
     family = FAMILIES["SD1.5"]
 
     def encoded(self, caption, outputs):

@@ -139,13 +139,15 @@ def hash_of(text: str) -> int:
     return sum(i * ord(letter) for i, letter in enumerate(text, 1)) % 100_003
 
 
-def loaded(host: ComfyModel, name: str, tensors: Tensors, prompt: str) -> LoadedLora:
+def loaded(
+    host: ComfyModel, name: str, tensors: Tensors, prompt: str, strength: float = 1.0
+) -> LoadedLora:
     use = LoraUse(
         name=name,
         file=f"{name}.safetensors",
         sha256=name,
-        strength_model=1.0,
-        strength_clip=1.0,
+        strength_model=strength,
+        strength_clip=strength,
         prompts=(prompt,),
     )
     return LoadedLora(use, host.adapter(use, tensors, {}))

@@ -333,10 +333,12 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
     )
 
 
-def model_of(tiny: Tiny) -> Any:
-    """Return a MODEL with random weights, the same every time."""
+def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a MODEL with random weights, the same every time, which it keeps in a number format;
+    it computes in float32.
+    """
     config = getattr(supported, tiny.config)({**_NEWER.get(tiny.config, {}), **tiny.unet})
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
     _fill(model.diffusion_model)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))

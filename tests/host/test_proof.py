@@ -1,0 +1,55 @@
+"""The proof before a merge, against the host's own loader of LoRAs."""
+
+import pytest
+from comfy_process import figures_of
+
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """What each case found, from one process with ComfyUI."""
+    return {found["case"]: found for found in figures_of("proof_checks.py")}
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SDXL", "AuraFlow", "Wan"])
+def test_a_lora_that_is_read_well_is_proved_with_nothing_said(cases, family):
+    """Its change of a bias, which rows do not wear, does not count."""
+    found = cases[family]
+    assert found["steps"] == [[1, 1]]
+    assert found["notes"] == []
+    assert max(found["rounded"].values()) < ROUNDING
+
+
+@pytest.mark.parametrize("case", ["forgotten order", "scaled part"])
+@pytest.mark.parametrize("family", ["Flux.1", "SD3.5"])
+def test_a_weight_that_is_misread_in_part_is_an_error(cases, family, case):
+    found = cases[f"{family} {case}"]
+    assert found["error"] == "AdapterError"
+    assert found["text"].startswith("first: ComfyUI's own loader makes another change of it")
+
+
+def test_it_is_so_where_the_host_rounds(cases):
+    found = cases["Flux.1 in fp8 forgotten order"]
+    assert found["error"] == "AdapterError"
+    assert found["text"].startswith("first: ComfyUI's own loader makes another change of it")
+
+
+def test_a_base_in_fp8_is_noted_and_no_error(cases):
+    found = cases["Flux.1 in fp8"]
+    assert 0.1 < found["rounded"]["first"] < 0.5
+    [note] = found["notes"]
+    assert f"first by {found['rounded']['first']:.0%} of its effect" in note
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_base_in_16_bits_is_no_error(cases, dtype):
+    found = cases[f"Flux.1 in {dtype}"]
+    assert 1e-4 < found["rounded"]["first"] < 0.05
+    assert found["notes"] == []
+
+
+def test_layers_that_are_computed_from_their_weights_are_named(cases):
+    found = cases["Flux.1 uncalled layers"]
+    assert found["error"] == "AdapterError"
+    assert "does not call 5 of its layers" in found["text"]

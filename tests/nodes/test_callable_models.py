@@ -1,0 +1,49 @@
+"""Models whose layers are not called one by one are refused before anything is measured."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from iteris_pack.nodes.host.families import check_callable
+from torch import nn
+
+from iteris_core import IterisError
+
+
+def model(diffusion_model=None, object_patches=None, wrappers=None):
+    inner = nn.Module()
+    inner.diffusion_model = diffusion_model or nn.Sequential(nn.Linear(2, 2))
+    return SimpleNamespace(
+        model=inner,
+        object_patches=object_patches or {},
+        model_options={"transformer_options": {"wrappers": wrappers or {}}},
+    )
+
+
+def compiled():
+    return torch.compile(nn.Linear(2, 2), backend="eager")
+
+
+def test_a_plain_model_is_accepted():
+    check_callable(model())
+    check_callable(model(wrappers={"apply_model": {None: [len]}}, object_patches={"a": nn.SiLU()}))
+    check_callable(SimpleNamespace(model=model().model, object_patches={}, model_options={}))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        lambda: model(nn.Sequential(compiled())),
+        lambda: model(object_patches={"diffusion_model.0": compiled()}),
+        lambda: model(wrappers={"apply_model": {"torch.compile": [len]}}),
+    ],
+)
+def test_a_compiled_model_is_refused(found):
+    with pytest.raises(IterisError, match=r"is compiled .* before the node that compiles it"):
+        check_callable(found())
+
+
+def test_a_model_of_nunchaku_is_refused():
+    kind = type("SVDQW4A4Linear", (nn.Module,), {"__module__": "nunchaku.models.linear"})
+    with pytest.raises(IterisError, match=r"by Nunchaku \(SVDQW4A4Linear\)"):
+        check_callable(model(nn.Sequential(nn.Linear(2, 2), kind())))

@@ -1,0 +1,150 @@
+"""The proof before a merge, with ComfyUI's own classes and its own loader of LoRAs.
+
+    python tests/support/proof_checks.py COMFYUI
+
+writes a line of JSON per case: the notes of the proof, or its error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import family_checks
+
+# isort: split
+import tiny_hosts
+import torch
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.keys import HostWeight
+
+from iteris_core import Adapter, IterisError, LowRankDelta
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.proof import prove_loras, prove_merged
+
+FP8 = torch.float8_e4m3fn
+CALIBRATION = family_checks.SMALL
+Change = Callable[[Adapter], Adapter]
+
+
+@contextmanager
+def forgotten_order() -> Iterator[None]:
+    """Read files as if no weight had rows in another order than the files."""
+    part_of = HostWeight.part_of
+
+    def forgetful(weight: HostWeight, d_out: int) -> Any:
+        part = part_of(weight, d_out)
+        return None if part is None else replace(part, reorder=None)
+
+    HostWeight.part_of = forgetful
+    try:
+        yield
+    finally:
+        HostWeight.part_of = part_of
+
+
+@contextmanager
+def uncalled_layers() -> Iterator[None]:
+    """Let layers behind an activation be computed from their weights, as int8 layers are."""
+    original = torch.nn.Sequential.forward
+
+    def fused(self: torch.nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        *before, last = self
+        for module in before:
+            x = module(x)
+        return last.forward(x)
+
+    torch.nn.Sequential.forward = fused
+    try:
+        yield
+    finally:
+        torch.nn.Sequential.forward = original
+
+
+def scaled_part(adapter: Adapter) -> Adapter:
+    """Return an adapter with the second third of one fused weight twice as strong."""
+    path = next(path for path in adapter.deltas if path.endswith("qkv"))
+    delta = adapter.deltas[path]
+    third = delta.up.shape[0] // 3
+    up = delta.up.clone()
+    up[third : 2 * third] *= 2
+    return replace(adapter, deltas={**adapter.deltas, path: LowRankDelta(up, delta.down)})
+
+
+def with_bias(host: ComfyModel, tensors: family_checks.Tensors) -> family_checks.Tensors:
+    """Return a LoRA's tensors with a large change of one bias, which rows do not wear."""
+    places = host.keys.module_of_base
+    path, base = next(
+        (path, base)
+        for base, path in places.items()
+        if f"{base}.lora_up.weight" in tensors and f"{path}.bias" in host.model.model.state_dict()
+    )
+    return {**tensors, f"{base}.diff_b": torch.full(host.keys.shapes[path][:1], 3.0)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One proof.
+
+    Args:
+        family: Name of a tiny model.
+        wrong: Context in which the LoRA is read and proved.
+        change: What is changed after it was read.
+        dtype: Number format of the diffusion model's weights.
+        strength: Strength of the LoRA.
+    """
+
+    family: str
+    wrong: Callable[[], Any] = nullcontext
+    change: Change = lambda adapter: adapter
+    dtype: torch.dtype = torch.float32
+    strength: float = 1.0
+
+
+CASES = {
+    **{
+        f"{family} forgotten order": Case(family, forgotten_order) for family in ("Flux.1", "SD3.5")
+    },
+    **{f"{family} scaled part": Case(family, change=scaled_part) for family in ("Flux.1", "SD3.5")},
+    "Flux.1 in fp8 forgotten order": Case("Flux.1", forgotten_order, dtype=FP8),
+    "Flux.1 in fp8": Case("Flux.1", dtype=FP8, strength=0.3),
+    "Flux.1 in bf16": Case("Flux.1", dtype=torch.bfloat16, strength=0.1),
+    "Flux.1 in fp16": Case("Flux.1", dtype=torch.float16),
+    "Flux.1 uncalled layers": Case("Flux.1", uncalled_layers),
+    **{family: Case(family) for family in ("SD1.5", "SDXL", "Wan", "AuraFlow")},
+}
+
+
+def proved(case: Case) -> dict[str, Any]:
+    tiny = tiny_hosts.TINY[case.family]
+    model = tiny_hosts.model_of(tiny, case.dtype)
+    with case.wrong():
+        host = ComfyModel(model, tiny_hosts.clip_of(tiny))
+        tensors = with_bias(host, family_checks.lora_of(host, 1, "split"))
+        lora = family_checks.loaded(
+            host, "first", tensors, "a photo of sks dog", strength=case.strength
+        )
+        assert len(lora.adapter.vectors) == 1
+        lora = LoadedLora(lora.use, case.change(lora.adapter))
+        calibration = CALIBRATION.for_family(host.family)
+        steps: list[tuple[int, int]] = []
+        try:
+            proof = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
+            whole = prove_merged(host, lora.adapter, lora, calibration, proof)
+        except IterisError as error:
+            return {"error": type(error).__name__, "text": str(error)}
+    return {"rounded": whole.rounded, "notes": [n.text for n in whole.notes], "steps": steps}
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, case in CASES.items():
+        print(json.dumps({"case": name, **proved(case)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
