@@ -98,7 +98,7 @@ def forward(model):
     with torch.no_grad(), model.text_encoder() as text, model.denoiser() as unet:
         context = text.forward(model.tokenize("a cat"))
         x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
-        return context, unet.forward([DenoiserRow(x, torch.tensor(3.0), context[0])])
+        return context[0].tokens, unet.forward([DenoiserRow(x, torch.tensor(3.0), context[0])])
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
@@ -112,7 +112,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
     pipeline.load_lora_weights(str(output))
     loaded = DiffusersModel(
-        pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler()
+        pipeline.unet, pipeline.text_encoder, model.tokenizers[0], tiny_diffusers.scheduler()
     )
     base = tiny_diffusers.model()
     plain = forward(base)

@@ -32,7 +32,7 @@ def outputs(host):
     sigma = torch.tensor(2.0)
     with torch.no_grad(), host.text_encoder() as text, host.denoiser() as unet:
         context = text.forward(host.tokenize("a cat"))
-        return context, unet.forward([DenoiserRow(x, sigma, context[0])])
+        return context[0].tokens, unet.forward([DenoiserRow(x, sigma, context[0])])
 
 
 def in_diffusers(path):
@@ -41,7 +41,9 @@ def in_diffusers(path):
     loaded = tiny_diffusers.pipeline(host)
     loaded.load_lora_weights(str(path))
     return outputs(
-        DiffusersModel(loaded.unet, loaded.text_encoder, host.tokenizer, tiny_diffusers.scheduler())
+        DiffusersModel(
+            loaded.unet, loaded.text_encoder, host.tokenizers[0], tiny_diffusers.scheduler()
+        )
     )
 
 
@@ -108,7 +110,7 @@ def test_a_file_of_diffusers_itself_keeps_its_alpha(host, tmp_path):
     settings = {}
     parts = {
         "unet": (trained.unet_model, ["to_q", "to_out.0", "conv1"]),
-        "text_encoder": (trained.text_model, ["q_proj", "fc1"]),
+        "text_encoder": (trained.text_models[0], ["q_proj", "fc1"]),
     }
     for part, (model, targets) in parts.items():
         config = LoraConfig(
@@ -261,7 +263,10 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
     patched = with_weights(adapter)
     expected = outputs(
         DiffusersModel(
-            trained.unet_model, trained.text_model, host.tokenizer, tiny_diffusers.scheduler()
+            trained.unet_model,
+            trained.text_models[0],
+            host.tokenizers[0],
+            tiny_diffusers.scheduler(),
         )
     )
     torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
