@@ -50,7 +50,8 @@ class DiffusersModel:
         scheduler: Scheduler with the noise levels (``alphas_cumprod``) and the meaning of the
             UNet's output (``prediction_type``).
         text_encoder_2: `CLIPTextModelWithProjection` of SDXL, whose projected output is pooled.
-        tokenizer_2: Its tokenizer, which may have another padding token.
+        tokenizer_2: Its tokenizer, of which only the padding token is used. The words are those of
+            the first, as in ComfyUI: in diffusers, a "!" of a prompt is a padding token here.
         vae_scale_factor: Pixels of a picture per latent, in each direction.
 
     Raises:
@@ -70,8 +71,10 @@ class DiffusersModel:
     ):
         self.unet_model = unet
         self.text_models = [model for model in (text_encoder, text_encoder_2) if model is not None]
-        self.tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
-        _check_texts(self.text_models, self.tokenizers)
+        self.tokenizer = tokenizer
+        tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
+        _check_texts(self.text_models, tokenizers)
+        self.fills: list[int] = [read.pad_token_id for read in tokenizers]
         _check_unet(unet, self.text_models, self.family)
         _check_scheduler(scheduler)
         self.prediction_type: str = scheduler.config.prediction_type
@@ -134,7 +137,7 @@ class DiffusersModel:
     def piece_length(self) -> int:
         """Tokens that the text encoders read at once, start and end included."""
         return min(
-            *(tokenizer.model_max_length for tokenizer in self.tokenizers),
+            self.tokenizer.model_max_length,
             *(model.config.max_position_embeddings for model in self.text_models),
         )
 
@@ -145,36 +148,35 @@ class DiffusersModel:
         Raises:
             CalibrationError: More than one piece, of a tokenizer that has no start or end token.
         """
-        read = [self._pieces(tokenizer, caption) for tokenizer in self.tokenizers]
-        return [torch.tensor(ids) for ids in zip(*read, strict=True)]
-
-    def _pieces(self, tokenizer: Any, caption: str) -> list[list[int]]:
         length = self.piece_length
-        whole = tokenizer(caption, padding="max_length", max_length=length, truncation=False)[
-            "input_ids"
+        return [
+            torch.tensor([piece + [fill] * (length - len(piece)) for fill in self.fills])
+            for piece in self._pieces(caption)
         ]
+
+    def _pieces(self, caption: str) -> list[list[int]]:
+        """Return the token ids of each piece, without padding."""
+        length = self.piece_length
+        whole = self.tokenizer(caption)["input_ids"]
         if len(whole) <= length:
             return [whole]
-        start, end, fill = (
-            getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-        )
+        start, end = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos"))
         if start is None or end is None:
             raise CalibrationError(
                 f"the prompt {caption[:40]!r}... has {len(whole)} tokens; the text encoder reads "
                 f"{length}, and its tokenizer has no tokens for the start and end of a second "
                 "piece. Write a shorter prompt"
             )
-        ids = tokenizer(caption, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
         pieces = [ids[i : i + length - 2] for i in range(0, len(ids), length - 2)]
-        return [[start, *piece, end] + [fill] * (length - 2 - len(piece)) for piece in pieces]
+        return [[start, *piece, end] for piece in pieces]
 
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words in its context, without start, end
         and padding.
         """
         length = self.piece_length
-        tokenizer = self.tokenizers[0]  # the others only fill up with another token
-        read = tokenizer(
+        read = self.tokenizer(
             text,
             padding="max_length",
             max_length=length,
@@ -187,7 +189,7 @@ class DiffusersModel:
                 for position, special in enumerate(read["special_tokens_mask"])
                 if not special
             ]
-        words = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        words = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return [i // (length - 2) * length + 1 + i % (length - 2) for i in range(words)]
 
     @contextmanager

@@ -228,13 +228,15 @@ def kohya_warning(adapter: Adapter) -> str | None:
     """Return a warning about an adapter in kohya's style that `diffusers` would misread; None if it
     reads it well.
 
-    Without keys of ``out_proj``, diffusers mistakes the text encoder's keys for another format and
+    Without keys of ``out_proj``, diffusers mistakes a text encoder's keys for another format and
     then omits attention layers.
     """
-    text = [path for path in adapter.deltas if not path.startswith(UNET_PREFIX)]
-    if not text or any(path.endswith(".out_proj") for path in text):
-        return None
-    return (
-        "the text encoder part has no out_proj, so that diffusers misreads it in a file in kohya's "
-        "style (ComfyUI and A1111 do not); for diffusers, save it in the style of diffusers"
-    )
+    for part in TEXT_ENCODERS:
+        paths = adapter.select(partial(_is_inside, part)).deltas
+        if paths and not any(path.endswith(".out_proj") for path in paths):
+            return (
+                "the text encoder part has no out_proj, so that diffusers misreads it in a file in "
+                "kohya's style (ComfyUI and A1111 do not); for diffusers, save it in the style of "
+                "diffusers"
+            )
+    return None

@@ -112,7 +112,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
     pipeline.load_lora_weights(str(output))
     loaded = DiffusersModel(
-        pipeline.unet, pipeline.text_encoder, model.tokenizers[0], tiny_diffusers.scheduler()
+        pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler()
     )
     base = tiny_diffusers.model()
     plain = forward(base)

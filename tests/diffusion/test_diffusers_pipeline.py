@@ -95,7 +95,7 @@ def test_a_zero_terminal_snr_has_finite_noise_levels():
 
 def test_prompts_are_read_as_the_pipeline_reads_them():
     host = tiny_diffusers.model()
-    tokenizer = host.tokenizers[0]
+    tokenizer = host.tokenizer
     ((ids,),) = host.tokenize("a cat")
     assert (
         ids.tolist()
@@ -122,7 +122,7 @@ def test_positions_are_those_of_the_words(text):
     (ids,) = torch.cat(host.tokenize(text), dim=-1)
     assert (
         ids[host.token_positions(text)].tolist()
-        == host.tokenizers[0](text, add_special_tokens=False)["input_ids"]
+        == host.tokenizer(text, add_special_tokens=False)["input_ids"]
     )
 
 

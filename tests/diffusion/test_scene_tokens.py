@@ -24,7 +24,8 @@ def host():
     """A model whose tokenizer is that of Stable Diffusion, as ComfyUI ships it."""
     folder = find_comfyui(cache_folder()) / "comfy" / "sd1_tokenizer"
     host = tiny_diffusers.model()
-    host.tokenizers[0] = CLIPTokenizer.from_pretrained(folder)
+    host.tokenizer = CLIPTokenizer.from_pretrained(folder)
+    host.fills = [host.tokenizer.pad_token_id]
     host.text_models[0] = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=LENGTH))
     return host
 
@@ -38,7 +39,7 @@ def test_a_members_own_words_the_ends_and_the_padding_are_paired(host, seed):
     plans = make_plans(uses, calibration, host.token_positions)
     lengths = set()
     for lora, plan in zip(uses, plans[-len(uses) :], strict=True):
-        own = host.tokenizers[0](lora.trigger, add_special_tokens=False)["input_ids"]
+        own = host.tokenizer(lora.trigger, add_special_tokens=False)["input_ids"]
         for reading in plan.readings():
             ((teacher,),), ((student,),) = (host.tokenize(caption) for caption in reading.captions)
             pairs = reading.pairing.pairs(LENGTH)
@@ -47,12 +48,8 @@ def test_a_members_own_words_the_ends_and_the_padding_are_paired(host, seed):
                 assert len(set(positions)) == len(positions)
                 assert ids[positions[: len(own)]].tolist() == own
                 ends = ids[positions[len(own) :]]
-                assert ends.unique().tolist() == [
-                    host.tokenizers[0].eos_token_id
-                ]  # padding is it, too
-            counts = [
-                int((ids == host.tokenizers[0].eos_token_id).sum()) for ids in (teacher, student)
-            ]
+                assert ends.unique().tolist() == [host.tokenizer.eos_token_id]  # padding is it, too
+            counts = [int((ids == host.tokenizer.eos_token_id).sum()) for ids in (teacher, student)]
             assert len(pairs) - len(own) == min(counts)
             assert pairs[len(own)] == tuple(LENGTH - count for count in counts)
             lengths.add(counts[0] - counts[1])

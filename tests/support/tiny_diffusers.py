@@ -50,6 +50,11 @@ def tokenizer(length=LENGTH, **options):
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=length, **options)
 
 
+def tokenizer_2():
+    """The second tokenizer of SDXL, whose padding token may be in a prompt."""
+    return tokenizer(pad_token=",")
+
+
 def text_encoder(seed=0, **options):
     torch.manual_seed(seed)
     return _lively(CLIPTextModel(_text_config(**options)))
@@ -154,19 +159,23 @@ def model_xl(prediction_type="epsilon", dtype=torch.float32, **options):
         tokenizer(),
         scheduler(prediction_type),
         text_encoder_2=text_encoder_2().to(dtype),
-        tokenizer_2=tokenizer(pad_token="a"),
+        tokenizer_2=tokenizer_2(),
         **options,
     )
+
+
+MODELS = {"SD1.5": model, "SDXL": model_xl}
 
 
 def pipeline(host, prediction_type="epsilon", vae=None):
     """Return a pipeline of the host's models."""
     if host.family.name == "SDXL":
         steps = EulerDiscreteScheduler.from_config(scheduler(prediction_type).config)
-        parts = (*host.text_models, *host.tokenizers, host.unet_model, steps)
+        tokenizers = host.tokenizer, tokenizer_2()
+        parts = (*host.text_models, *tokenizers, host.unet_model, steps)
         return StableDiffusionXLPipeline(vae, *parts, add_watermarker=False)
     steps = scheduler(prediction_type, steps_offset=1, clip_sample=False)
-    parts = host.text_models[0], host.tokenizers[0], host.unet_model, steps, None, None
+    parts = host.text_models[0], host.tokenizer, host.unet_model, steps, None, None
     return StableDiffusionPipeline(vae, *parts, requires_safety_checker=False)
 
 
