@@ -10,10 +10,12 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.merging import PartSolver, merge_diffusion, merge_text_encoder
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.diffusion.plans import make_plans
 from iteris_core.diffusion.sampling import euler_steps
+from iteris_core.progress import nobody
 from iteris_core.rows.wearing import wearing
 
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
@@ -140,6 +142,8 @@ def test_one_lora_merges_to_itself(prediction_type):
 
 def test_two_loras_a_preserve_task_scenes_and_the_check():
     host = tiny_diffusers.model_xl()
+    written(host, "a cat")
+    hooks = tiny_diffusers.hooks(host)  # of transformers, by which it hands out hidden states
     loras = [
         LoadedLora.of(adapter(host, seed), (prompt,), trigger=prompt)
         for seed, prompt in ((1, "bat"), (2, "hat"))
@@ -164,8 +168,27 @@ def test_two_loras_a_preserve_task_scenes_and_the_check():
         "base model (preserve)",
     }
     entries = {entry.task: entry for entry in result.report.fidelity}
-    assert {"lora1", "lora2", "base model (preserve)"} <= set(entries)
-    assert tiny_diffusers.hooks(host) == 0
+    assert {"lora1", "lora2", "base model"} <= set(entries)
+    assert tiny_diffusers.hooks(host) == hooks
+
+
+def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
+    host = tiny_diffusers.model_xl(dtype=torch.float64)
+    loras = [
+        LoadedLora.of(adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))
+    ]
+    plans = make_plans([lora.use for lora in loras], Calibration(**SMALL), host.token_positions)
+
+    def contexts(samples_per_chunk):
+        config = MergeConfig(samples_per_chunk=samples_per_chunk, output_dtype=torch.float64)
+        solver = PartSolver([lora.adapter for lora in loras], config, nobody, nobody)
+        read, _ = merge_text_encoder(host, plans, solver)
+        return [side for context in read.values() for side in (context.teacher, context.student)]
+
+    for one, other in zip(contexts(1), contexts(100), strict=True):
+        torch.testing.assert_close(one.tokens, other.tokens, rtol=1e-5, atol=1e-5)
+        pooled = (prompt.others["pooled_output"] for prompt in (one, other))
+        torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
 
 
 def test_other_models_are_refused():
@@ -209,4 +232,5 @@ def test_other_models_are_refused():
         unet=unet(projection_class_embeddings_input_dim=5 * 4 + tiny_diffusers.WIDTH_2),
     )
     refused("has fewer blocks than SDXL's, such as that of SSD-1B", unet=unet(layers_per_block=1))
-    refused("has fewer blocks than SDXL's", unet=unet(mid_block_type=None))
+    for middle in (None, "UNetMidBlock2D"):
+        refused("has fewer blocks than SDXL's", unet=unet(mid_block_type=middle))
