@@ -10,8 +10,8 @@ import typer
 
 from ..errors import IterisError
 from .inspect import INSPECT_HELP, inspect_command
+from .merge_diffusion import COMMANDS, merge_command
 from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
-from .merge_sd15 import SD15_HELP, merge_sd15_command
 
 _PACKAGE = __package__.rpartition(".")[0]
 
@@ -21,7 +21,8 @@ app = typer.Typer(
 app.command("inspect", help=INSPECT_HELP)(inspect_command)
 
 merge_app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
-merge_app.command("sd15", help=SD15_HELP)(merge_sd15_command)
+for command in COMMANDS:
+    merge_app.command(command.name, help=command.help)(merge_command(command))
 merge_app.command("t5", help=T5_HELP)(merge_t5_command)
 merge_app.command("blip", help=BLIP_HELP)(merge_blip_command)
 app.add_typer(merge_app, name="merge")

@@ -1,96 +1,169 @@
-"""Stable Diffusion models of `diffusers`, from a folder, a single checkpoint file or the hub."""
+"""Stable Diffusion and SDXL models of `diffusers`, from a folder, a checkpoint file or the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ..errors import ConfigError
+from ..files.families import Family
 from ..files.pretrained import loaded, placed
 from ..files.tensors import check_readable
 from .pipeline import DiffusersModel
 
-_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-_LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# Parts of a checkpoint of one file that say what kind of SDXL it is.
+_SDXL_TEXTS = "conditioner.embedders."
+_SECOND_TEXT = "conditioner.embedders.1."
+_EDM = "edm_"
+_V_PREDICTION = "v_pred"
+_ZERO_TERMINAL_SNR = "ztsnr"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How diffusers holds the models of a family.
+
+    Args:
+        family: Name of the family.
+        pipeline: Name of the class of pipelines.
+        parts: The parts that a model needs.
+        left_out: Arguments that leave out what a merge does not need.
+    """
+
+    family: str
+    pipeline: str
+    parts: tuple[str, ...]
+    left_out: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SD15 = _Kind(
+    "SD1.5",
+    "StableDiffusionPipeline",
+    ("unet", "text_encoder", "tokenizer", "scheduler"),
+    {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+)
+_SDXL = _Kind(
+    "SDXL",
+    "StableDiffusionXLPipeline",
+    (*_SD15.parts, "text_encoder_2", "tokenizer_2"),
+)
 
 
 def load_diffusers(
-    source: str, config: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    source: str,
+    config: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    family: Family | None = None,
 ) -> DiffusersModel:
-    """Load a Stable Diffusion model; its VAE and safety checker are not read.
+    """Load a Stable Diffusion 1.5 or SDXL model; its VAE and safety checker are not read.
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
         config: See `load_pipeline`.
         dtype: Precision in which the model runs.
         device: Device on which it runs.
+        family: See `load_pipeline`.
 
     Raises:
         AdapterError, ConfigError: See `load_pipeline`; or the device cannot be used.
     """
-    pipeline = load_pipeline(source, config, with_vae=False)
-    for model in (pipeline.unet, pipeline.text_encoder):
-        placed(model.to(dtype), device)
+    pipeline = load_pipeline(source, config, family=family, with_vae=False)
     described = config if _is_checkpoint(source) else source
     factor = _vae_scale_factor(described) if described is not None else 8
-    unet, text_encoder, tokenizer, scheduler = (getattr(pipeline, part) for part in _PARTS)
-    return DiffusersModel(unet, text_encoder, tokenizer, scheduler, vae_scale_factor=factor)
+    model = DiffusersModel.of(pipeline, factor)
+    for part in (model.unet_model, *model.text_models):
+        placed(part.to(dtype), device)
+    return model
 
 
-def load_pipeline(source: str, config: str | None = None, *, with_vae: bool = True) -> Any:
-    """Load a `StableDiffusionPipeline` without its safety checker.
+def load_pipeline(
+    source: str,
+    config: str | None = None,
+    *,
+    family: Family | None = None,
+    with_vae: bool = True,
+) -> Any:
+    """Load a `StableDiffusionPipeline` without its safety checker, or a
+    `StableDiffusionXLPipeline`.
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        config: Diffusers folder (or hub name) with the settings and tokenizer for a checkpoint,
-            whose weights are not read; None: SD1.5's, from the hub or its cache.
+        config: Diffusers folder (or hub name) with the settings and tokenizers for a checkpoint,
+            whose weights are not read; None: those of its family, from the hub or its cache.
+        family: The family of which the model must be; None: SD1.5 or SDXL.
         with_vae: Whether the VAE is read.
 
     Raises:
         AdapterError: A checkpoint is a pickle, or not whole.
         ConfigError: There is no model there, or another kind of model.
     """
-    from diffusers import StableDiffusionPipeline
-
-    left_out = _LEFT_OUT if with_vae else {**_LEFT_OUT, "vae": None}
+    more = {} if with_vae else {"vae": None}
     if _is_checkpoint(source):
-        return _from_file(StableDiffusionPipeline, Path(source), config, left_out)
+        return _from_file(Path(source), config, family, more)
     if config is not None:
         raise ConfigError(
             f"config is for a checkpoint of one file; {source} has its own settings. Leave it out"
         )
-    _check_folder(StableDiffusionPipeline, source)
+    kind = _kind_of_folder(source)
+    _check_family(source, kind, family)
     return loaded(
-        StableDiffusionPipeline.from_pretrained,
+        _class_of(kind).from_pretrained,
         source,
         "a diffusers model",
         use_safetensors=True,
         variant=_variant(Path(source)),
-        **left_out,
+        **kind.left_out,
+        **more,
     )
+
+
+def _class_of(kind: _Kind) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind.pipeline)
+
+
+def _check_family(source: str | Path, kind: _Kind, family: Family | None) -> None:
+    if family is not None and kind.family != family.name:
+        raise ConfigError(
+            f"{source}: is a model of {kind.family}, and one of {family.name} is asked for; choose "
+            f"another model, or the command for {kind.family}"
+        )
 
 
 def _is_checkpoint(source: str) -> bool:
     return Path(source).suffix in _FILES
 
 
-def _check_folder(pipeline_class: Any, source: str) -> None:
-    settings = loaded(pipeline_class.load_config, source, "a diffusers model")
-    missing = [part for part in _PARTS if part not in settings]
-    if missing or "text_encoder_2" in settings:
-        problem = f"it has no {missing[0]}" if missing else "it has a second text encoder"
+def _kind_of_folder(source: str) -> _Kind:
+    settings = loaded(_class_of(_SD15).load_config, source, "a diffusers model")
+
+    def has(part: str) -> bool:
+        return any(settings.get(part) or ())  # the library and the class, or two times nothing
+
+    kind = _SDXL if has("text_encoder_2") else _SD15
+    missing = [part for part in kind.parts if not has(part)]
+    if missing:
+        problem = f"it has no {missing[0]}"
+        if settings.get("requires_aesthetics_score"):
+            problem += ", as SDXL's refiner"
         raise ConfigError(
             f"{source}: is a {settings.get('_class_name')}, {problem}; choose a Stable Diffusion "
-            "1.5 model"
+            "1.5 or SDXL base model"
         )
+    return kind
 
 
 def _from_file(
-    pipeline_class: Any, path: Path, config: str | None, left_out: Mapping[str, Any]
+    path: Path, config: str | None, family: Family | None, more: Mapping[str, Any]
 ) -> Any:
     if not path.is_file():
         raise ConfigError(
@@ -98,15 +171,21 @@ def _from_file(
             "the hub"
         )
     check_readable(path)
+    with safe_open(path, "pt") as file:
+        keys = frozenset(file.keys())
+    kind = _kind_of_file(path, keys)
+    _check_family(path, kind, family)
     if config is not None and Path(config).is_absolute() and not Path(config).is_dir():
         raise ConfigError(
             f"{config}: there is no such folder; give a diffusers folder with the model's settings"
         )
     try:
-        return pipeline_class.from_single_file(str(path), config=config, **left_out)
+        pipeline = _class_of(kind).from_single_file(
+            str(path), config=config, **kind.left_out, **more
+        )
     except Exception as error:  # diffusers lets whatever a foreign checkpoint causes through
         what = (
-            "with SD1.5's settings from the hub"
+            f"with {kind.family}'s settings from the hub"
             if config is None
             else f"with the settings in {config}"
         )
@@ -115,6 +194,36 @@ def _from_file(
             f"{path}: cannot be loaded {what} ({reason}); give as config a diffusers folder of the "
             "same kind, of which only the settings and the tokenizer are read"
         ) from error
+    if kind is _SDXL:
+        pipeline.scheduler = _with_prediction(pipeline.scheduler, keys)
+    return pipeline
+
+
+def _kind_of_file(path: Path, keys: Collection[str]) -> _Kind:
+    if not any(key.startswith(_SDXL_TEXTS) for key in keys):
+        return _SD15
+    if not any(key.startswith(_SECOND_TEXT) for key in keys):
+        raise ConfigError(
+            f"{path}: has one text encoder under SDXL's names, as SDXL's refiner; choose an SDXL "
+            "base model"
+        )
+    if any(key.startswith(_EDM) for key in keys):
+        raise ConfigError(
+            f"{path}: is an SDXL of the EDM kind, such as Playground 2.5, on which merging is not "
+            "tested; choose a usual SDXL checkpoint"
+        )
+    return _SDXL
+
+
+def _with_prediction(scheduler: Any, keys: Collection[str]) -> Any:
+    """Return the scheduler with what a checkpoint's marks say, which diffusers does not read."""
+    if _V_PREDICTION not in keys:
+        return scheduler
+    return type(scheduler).from_config(
+        scheduler.config,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=_ZERO_TERMINAL_SNR in keys,
+    )
 
 
 def _variant(folder: Path) -> str | None:

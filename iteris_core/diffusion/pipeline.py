@@ -1,4 +1,4 @@
-"""A Stable Diffusion model of `diffusers` as the core's `DiffusionHost`."""
+"""A Stable Diffusion or SDXL model of `diffusers` as the core's `DiffusionHost`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigError
-from ..files.diffusers import TEXT_PREFIX, UNET_PREFIX, model_keys
+from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, model_keys
 from ..files.families import FAMILIES, Family
 from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
@@ -21,25 +21,37 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SMALLEST_ALPHA = (
     2.0**-24
 )  # at the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it
-# Parts of UNets of other models than Stable Diffusion 1 and 2: setting -> what they would need to
-# read.
+# Settings of UNets -> what they read beside latents and text.
 _OTHER_INPUTS = {
-    "addition_embed_type": "picture sizes or pooled texts (SDXL)",
+    "addition_embed_type": "picture sizes and pooled texts",
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
     "encoder_hid_dim_type": "picture embeddings",
 }
+_POOLED = "pooled_output"  # of a prompt, among what the UNet of SDXL reads beside the tokens
+_SIZES = 6  # numbers that tell the UNet of SDXL the size of a picture; the refiner reads 5
+_DEPTH = 2  # resnets of each block of SDXL's UNet; models that were cut down have fewer
 
 
 class DiffusersModel:
     """A `diffusers` model as the core's `DiffusionHost`; its modules are run, never changed.
 
+    With one text encoder it is Stable Diffusion 1.5, with two it is SDXL. As in ComfyUI, an empty
+    prompt is one that the text encoders read. diffusers' pipeline of SDXL puts zeros in the place
+    of a negative prompt that is not given (``force_zeros_for_empty_prompt``), but encodes one that
+    is given as "". Most pictures are drawn with a prompt that was encoded, and trainers encode the
+    empty captions with which LoRAs learn to do without a prompt.
+
     Args:
         unet: `UNet2DConditionModel`; any number of channels and width of contexts.
-        text_encoder: `CLIPTextModel`, whose last hidden states are the contexts.
+        text_encoder: `CLIPTextModel`. The contexts are its last hidden states; of SDXL, the last
+            but one of both text encoders.
         tokenizer: Tokenizer of `transformers`, or one with the same interface.
         scheduler: Scheduler with the noise levels (``alphas_cumprod``) and the meaning of the
             UNet's output (``prediction_type``).
+        text_encoder_2: `CLIPTextModelWithProjection` of SDXL, whose projected output is pooled.
+        tokenizer_2: Its tokenizer, of which only the padding token is used. The words are those of
+            the first, as in ComfyUI: in diffusers, a "!" of a prompt is a padding token here.
         vae_scale_factor: Pixels of a picture per latent, in each direction.
 
     Raises:
@@ -52,18 +64,19 @@ class DiffusersModel:
         text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
+        *,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
         vae_scale_factor: int = 8,
     ):
-        _check_unet(unet, text_encoder)
-        _check_scheduler(scheduler)
-        if tokenizer.pad_token_id is None:
-            raise ConfigError(
-                "the tokenizer has no padding token, with which prompts are filled up; set its "
-                "pad_token"
-            )
         self.unet_model = unet
-        self.text_model = text_encoder
+        self.text_models = [model for model in (text_encoder, text_encoder_2) if model is not None]
         self.tokenizer = tokenizer
+        tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
+        _check_texts(self.text_models, tokenizers)
+        self.fills: list[int] = [read.pad_token_id for read in tokenizers]
+        _check_unet(unet, self.text_models, self.family)
+        _check_scheduler(scheduler)
         self.prediction_type: str = scheduler.config.prediction_type
         self.vae_scale_factor = vae_scale_factor
         alphas = (
@@ -71,11 +84,35 @@ class DiffusersModel:
         )
         self.training_sigmas = ((1 - alphas) / alphas).sqrt()  # (training timesteps,), rising
 
+    @classmethod
+    def of(cls, pipeline: Any, vae_scale_factor: int = 8) -> DiffusersModel:
+        """Return the model of a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`.
+
+        Args:
+            pipeline: The pipeline; its VAE may be missing.
+            vae_scale_factor: See the class.
+
+        Raises:
+            ConfigError: See the class.
+        """
+        return cls(
+            pipeline.unet,
+            pipeline.text_encoder,
+            pipeline.tokenizer,
+            pipeline.scheduler,
+            text_encoder_2=getattr(pipeline, "text_encoder_2", None),
+            tokenizer_2=getattr(pipeline, "tokenizer_2", None),
+            vae_scale_factor=vae_scale_factor,
+        )
+
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Module path -> module, as adapters name them; both parts."""
+        """Module path -> module, as adapters name them; all parts."""
         text = {
-            _text_path(path): module for path, module in self.text_model.named_modules() if path
+            _text_path(part, path): module
+            for part, model in zip(TEXT_ENCODERS, self.text_models, strict=False)
+            for path, module in model.named_modules()
+            if path
         }
         return text | {
             UNET_PREFIX + path: module for path, module in self.unet_model.named_modules() if path
@@ -92,32 +129,39 @@ class DiffusersModel:
 
     @property
     def family(self) -> Family:
-        return FAMILIES["SD1.5"]
+        return FAMILIES["SD1.5" if len(self.text_models) == 1 else "SDXL"]
 
     def is_text_module(self, path: str) -> bool:
-        return path.startswith(TEXT_PREFIX)
+        return not path.startswith(UNET_PREFIX)
 
     @property
     def piece_length(self) -> int:
-        """Tokens that the text encoder reads at once, start and end included."""
-        return min(self.tokenizer.model_max_length, self.text_model.config.max_position_embeddings)
+        """Tokens that the text encoders read at once, start and end included."""
+        return min(
+            self.tokenizer.model_max_length,
+            *(model.config.max_position_embeddings for model in self.text_models),
+        )
 
     def tokenize(self, caption: str) -> list[Tensor]:
-        """Return a caption's token ids (length,), in as many pieces of one length as it needs, each
-        with start and end.
+        """Return a caption's token ids (text encoders, length), in as many pieces of one length as
+        it needs, each with start and end.
 
         Raises:
             CalibrationError: More than one piece, of a tokenizer that has no start or end token.
         """
         length = self.piece_length
-        whole = self.tokenizer(caption, padding="max_length", max_length=length, truncation=False)[
-            "input_ids"
+        return [
+            torch.tensor([piece + [fill] * (length - len(piece)) for fill in self.fills])
+            for piece in self._pieces(caption)
         ]
+
+    def _pieces(self, caption: str) -> list[list[int]]:
+        """Return the token ids of each piece, without padding."""
+        length = self.piece_length
+        whole = self.tokenizer(caption)["input_ids"]
         if len(whole) <= length:
-            return [torch.tensor(whole)]
-        start, end, fill = (
-            getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-        )
+            return [whole]
+        start, end = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos"))
         if start is None or end is None:
             raise CalibrationError(
                 f"the prompt {caption[:40]!r}... has {len(whole)} tokens; the text encoder reads "
@@ -126,10 +170,7 @@ class DiffusersModel:
             )
         ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
         pieces = [ids[i : i + length - 2] for i in range(0, len(ids), length - 2)]
-        return [
-            torch.tensor([start, *piece, end] + [fill] * (length - 2 - len(piece)))
-            for piece in pieces
-        ]
+        return [[start, *piece, end] for piece in pieces]
 
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words in its context, without start, end
@@ -154,20 +195,30 @@ class DiffusersModel:
 
     @contextmanager
     def text_encoder(self) -> Iterator[Network]:
-        """Open the text encoder; rows are token ids (length,), its forward returns contexts (rows,
-        length, width).
+        """Open the text encoders; rows are token ids (text encoders, length), its forward returns
+        what they write for each.
         """
+        with _evaluating(*self.text_models):
+            yield self._network(self.is_text_module, self._write)
 
-        def forward(pieces: Sequence[Tensor]) -> Tensor:
-            return self.text_model(
-                torch.stack(list(pieces)).to(self.text_model.device)
-            ).last_hidden_state
+    def _write(self, pieces: Sequence[Tensor]) -> list[Encoded]:
+        ids = torch.stack(list(pieces)).to(self.text_models[0].device)
+        if len(self.text_models) == 1:
+            return [Encoded(row) for row in self.text_models[0](ids[:, 0]).last_hidden_state]
+        written = [
+            model(ids[:, i], output_hidden_states=True) for i, model in enumerate(self.text_models)
+        ]
+        tokens = torch.cat([output.hidden_states[-2] for output in written], -1)
+        return [
+            Encoded(row, {_POOLED: pooled})
+            for row, pooled in zip(tokens, written[-1].text_embeds, strict=True)
+        ]
 
-        with _evaluating(self.text_model):
-            yield self._network(self.is_text_module, forward)
-
-    def encoded(self, caption: str, outputs: Sequence[Tensor]) -> Encoded:
-        return Encoded(torch.cat(list(outputs)))
+    def encoded(self, caption: str, outputs: Sequence[Encoded]) -> Encoded:
+        """Return a caption as the UNet reads it; of several pieces, the first one's pooled output
+        counts, as in ComfyUI.
+        """
+        return Encoded(torch.cat([output.tokens for output in outputs]), outputs[0].others)
 
     @contextmanager
     def denoiser(self) -> Iterator[Network]:
@@ -208,7 +259,7 @@ class DiffusersModel:
         return self.unet_model.config.in_channels, side, side
 
     def _network(
-        self, belongs: Callable[[str], bool], forward: Callable[[Sequence[Any]], Tensor]
+        self, belongs: Callable[[str], bool], forward: Callable[[Sequence[Any]], Any]
     ) -> Network:
         return Network(
             {path: module for path, module in self.modules.items() if belongs(path)},
@@ -228,7 +279,10 @@ class DiffusersModel:
         ).sqrt()  # of x_t on this variance-exploding scale, over that on the model's own
         timesteps = self.timesteps(levels).to(model.device)
         output = model(
-            (x / size).to(model.dtype), timesteps, encoder_hidden_states=context
+            (x / size).to(model.dtype),
+            timesteps,
+            encoder_hidden_states=context,
+            added_cond_kwargs=self._added_conditions(rows),
         ).sample.to(precise)
         if self.prediction_type == "epsilon":
             return x - sigma * output
@@ -236,22 +290,39 @@ class DiffusersModel:
             return x / size**2 - output * sigma / size
         return output
 
+    def _added_conditions(self, rows: Sequence[DenoiserRow]) -> dict[str, Tensor] | None:
+        """Return what SDXL reads beside the tokens: pooled outputs, and the sizes of pictures that
+        were neither scaled nor cropped.
+        """
+        if len(self.text_models) == 1:
+            return None
+        model = self.unet_model
+        pooled = torch.stack([row.prompt.others[_POOLED] for row in rows])
+        height, width = (side * self.vae_scale_factor for side in rows[0].latents.shape[-2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(rows), dtype=model.dtype)
+        return {
+            "text_embeds": pooled.to(model.device, model.dtype),
+            "time_ids": sizes.to(model.device),
+        }
 
-def _text_path(path: str) -> str:
-    return TEXT_PREFIX + path.removeprefix(
-        "text_model."
-    )  # a level that transformers 5 leaves out, and LoRA files do not
+
+def _text_path(part: str, path: str) -> str:
+    if path == "text_projection":
+        return f"{part}.{path}"
+    # a level that transformers 5 leaves out of some classes, and LoRA files do not
+    return f"{part}.text_model.{path.removeprefix('text_model.')}"
 
 
 def _stream(path: str) -> str:
-    return TEXT_STREAM if path.startswith(TEXT_PREFIX) else unet_stream(path)
+    return unet_stream(path) if path.startswith(UNET_PREFIX) else TEXT_STREAM
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(*models: Any) -> Iterator[None]:
     """Turn dropout off, and put every module back into the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
@@ -259,13 +330,33 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_unet(unet: Any, text_encoder: Any) -> None:
-    config = unet.config
-    for setting, inputs in _OTHER_INPUTS.items():
-        if getattr(config, setting, None) is not None:
+def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
+    if len(models) != len(tokenizers):
+        raise ConfigError(
+            f"there are {len(models)} text encoders and {len(tokenizers)} tokenizers; give each "
+            "text encoder its own, and both text encoders of SDXL"
+        )
+    for model, tokenizer in zip(models, tokenizers, strict=True):
+        if tokenizer.pad_token_id is None:
             raise ConfigError(
-                f"the UNet also reads {inputs}; IterIS merges LoRAs of SD1.5. Choose an SD1.5 model"
+                "the tokenizer has no padding token, with which prompts are filled up; set its "
+                "pad_token"
             )
+        if getattr(model.config, "use_attention_mask", False):
+            raise ConfigError(
+                "the text encoder masks padding, which Stable Diffusion's does not; choose an "
+                "SD1.5 or SDXL model"
+            )
+    if any(tokenizer.get_vocab() != tokenizers[0].get_vocab() for tokenizer in tokenizers[1:]):
+        raise ConfigError(
+            "the two tokenizers have different words, so that they cut prompts differently; they "
+            "do not belong together. Choose a plain SDXL model"
+        )
+
+
+def _check_unet(unet: Any, text_models: Sequence[Any], family: Family) -> None:
+    config = unet.config
+    _check_conditions(config, family)
     if config.in_channels != config.out_channels:
         what = {(9, 4): "an inpainting", (8, 4): "a picture-editing"}.get(
             (config.in_channels, config.out_channels), "another"
@@ -274,17 +365,46 @@ def _check_unet(unet: Any, text_encoder: Any) -> None:
             f"the UNet is of {what} model: it reads {config.in_channels} channels and answers "
             f"{config.out_channels}. Choose a text-to-image model; the merged LoRA works on both"
         )
-    width = text_encoder.config.hidden_size
+    width = sum(model.config.hidden_size for model in text_models)
     needed = config.cross_attention_dim
     if any(size != width for size in (needed if isinstance(needed, (tuple, list)) else [needed])):
+        whose = "text encoder's have" if len(text_models) == 1 else "text encoders' together have"
         raise ConfigError(
-            f"the UNet reads contexts of width {needed}, the text encoder's have {width}; they do "
-            "not belong together"
+            f"the UNet reads contexts of width {needed}, the {whose} {width}; they do not belong "
+            "together"
         )
-    if getattr(text_encoder.config, "use_attention_mask", False):
+    if len(text_models) > 1:
+        _check_sdxl(unet, text_models[-1])
+
+
+def _check_conditions(config: Any, family: Family) -> None:
+    """Refuse a UNet that reads something else beside latents and text than its family's."""
+    own = {"addition_embed_type": "text_time"} if family.name == "SDXL" else {}
+    for setting, inputs in _OTHER_INPUTS.items():
+        found = getattr(config, setting, None)
+        if found != own.get(setting):
+            reads = "does not read" if found is None else "also reads"
+            raise ConfigError(
+                f"the UNet {reads} {inputs}, unlike that of {family.name}; choose a plain "
+                f"{family.name} model"
+            )
+
+
+def _check_sdxl(unet: Any, text_encoder: Any) -> None:
+    """Refuse relatives of SDXL."""
+    config = unet.config
+    sizes = config.projection_class_embeddings_input_dim - text_encoder.config.projection_dim
+    if sizes != _SIZES * config.addition_time_embed_dim:
         raise ConfigError(
-            "the text encoder masks padding, which Stable Diffusion's does not; choose an SD1.5 "
-            "model"
+            f"the UNet reads {sizes / config.addition_time_embed_dim:g} numbers beside the pooled "
+            f"text, SDXL's {_SIZES} are the sizes of a picture; 5 are the refiner's. Choose an "
+            "SDXL base model"
+        )
+    middle = getattr(unet.mid_block, "attentions", None)
+    if config.layers_per_block != _DEPTH or not middle:
+        raise ConfigError(
+            "the UNet has fewer blocks than SDXL's, such as that of SSD-1B, Vega or KOALA, on "
+            "which merging is not tested. Choose a plain SDXL model"
         )
 
 

@@ -17,6 +17,7 @@ from ..diffusion import loading
 from ..diffusion.lora_files import read_lora, save_lora
 from ..diffusion.pipeline import DiffusersModel
 from ..errors import AdapterError, ConfigError, EvaluationError
+from ..files.families import FAMILIES
 from ..files.tensors import check_readable
 from ..progress import Progress
 from ..settings import check, setting
@@ -77,7 +78,7 @@ def load_pipeline(
     """
     from diffusers import DDPMScheduler
 
-    pipeline = loading.load_pipeline(source, config)
+    pipeline = loading.load_pipeline(source, config, family=FAMILIES["SD1.5"])
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     for file in embeddings:
@@ -132,9 +133,7 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    model = DiffusersModel(
-        pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
-    )
+    model = DiffusersModel.of(pipeline)
     adapter = read_lora(model, file)
     advice = "give a LoRA for this base model, or one that `iteris merge sd15` saved"
     lost = [*adapter.unmatched, *adapter.vectors]

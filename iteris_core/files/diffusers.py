@@ -22,10 +22,9 @@ from .model_keys import ModelKeys
 from .peft_settings import scale_at
 
 UNET_PREFIX = "unet."
-TEXT_PREFIX = "text_encoder.text_model."
 _UNET = "unet"
-_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # -> ComfyUI's name
-_PARTS = (_UNET, *_ENCODERS)
+TEXT_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # -> ComfyUI's name
+_PARTS = (_UNET, *TEXT_ENCODERS)
 _PREDICTIONS = {"v_prediction": "v"}  # what diffusers names otherwise than ModelSpec
 _SETTINGS_KEY = "lora_adapter_metadata"  # in a file's metadata: PEFT's settings of each part
 
@@ -44,7 +43,7 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
         path.removeprefix(UNET_PREFIX) for path in modules if path.startswith(UNET_PREFIX)
     )
     parts = {path: path.partition(".")[0] for path in modules}
-    encoders = [part for part in _ENCODERS if part in parts.values()]
+    encoders = [part for part in TEXT_ENCODERS if part in parts.values()]
     starts = dict.fromkeys(encoders, family.text_bases)
     if len(encoders) > 1:  # each has its own
         starts = {part: (start,) for part, start in zip(encoders, family.text_bases, strict=False)}
@@ -97,7 +96,7 @@ def _text_spellings(part: str, name: str, starts: Iterable[str]) -> Iterator[str
     """
     for start in starts:
         yield start + name.replace(".", "_")
-    for own in (f"{_ENCODERS[part]}.", f"text_encoders.{_ENCODERS[part]}."):  # ComfyUI's
+    for own in (f"{TEXT_ENCODERS[part]}.", f"text_encoders.{TEXT_ENCODERS[part]}."):  # ComfyUI's
         yield f"{own}transformer.{name}"
     for prefix in (f"{part}.", f"base_model.model.{part}."):
         for old in _old_names(name):
@@ -229,13 +228,15 @@ def kohya_warning(adapter: Adapter) -> str | None:
     """Return a warning about an adapter in kohya's style that `diffusers` would misread; None if it
     reads it well.
 
-    Without keys of ``out_proj``, diffusers mistakes the text encoder's keys for another format and
+    Without keys of ``out_proj``, diffusers mistakes a text encoder's keys for another format and
     then omits attention layers.
     """
-    text = [path for path in adapter.deltas if not path.startswith(UNET_PREFIX)]
-    if not text or any(path.endswith(".out_proj") for path in text):
-        return None
-    return (
-        "the text encoder part has no out_proj, so that diffusers misreads it in a file in kohya's "
-        "style (ComfyUI and A1111 do not); for diffusers, save it in the style of diffusers"
-    )
+    for part in TEXT_ENCODERS:
+        paths = adapter.select(partial(_is_inside, part)).deltas
+        if paths and not any(path.endswith(".out_proj") for path in paths):
+            return (
+                "the text encoder part has no out_proj, so that diffusers misreads it in a file in "
+                "kohya's style (ComfyUI and A1111 do not); for diffusers, save it in the style of "
+                "diffusers"
+            )
+    return None

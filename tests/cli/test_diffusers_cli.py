@@ -1,4 +1,6 @@
-"""The command `iteris merge sd15` on a tiny random pipeline, and its file in diffusers."""
+"""The commands `iteris merge sd15` and `sdxl` on tiny random pipelines, and their files in
+diffusers.
+"""
 
 import hashlib
 import json
@@ -42,30 +44,35 @@ CALIBRATION = Calibration(
 )
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its trigger
-    words.
+WANTED = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
+
+
+def make_world(host, folder, wanted=WANTED):
+    """Save a pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its
+    trigger words.
     """
-    folder = tmp_path_factory.mktemp("sd15")
-    host = tiny_diffusers.model()
     tiny_diffusers.save_folder(host, folder / "base")
     tiny_diffusers.save_checkpoint(host, folder / "base.safetensors")
-    wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
     save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
+    two = tiny_diffusers.adapter(host, 2, wanted=wanted)
     metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(
-        host,
-        tiny_diffusers.adapter(host, 2, wanted=wanted),
-        folder / "two.safetensors",
-        "diffusers",
-        metadata,
-    )
+    save_lora(host, two, folder / "two.safetensors", "diffusers", metadata)
     return folder
 
 
-def iteris(world, *more, base="base", prompts=("a cat\\nink", "a hat")):
-    arguments = ["merge", "sd15", "--base", world / base, *QUICK]
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tiny_diffusers.model(), tmp_path_factory.mktemp("sd15"))
+
+
+@pytest.fixture(scope="module")
+def world_xl(tmp_path_factory):
+    wanted = ("attn2.to_", "self_attn", "fc1", "proj_in", "conv1")
+    return make_world(tiny_diffusers.model_xl(), tmp_path_factory.mktemp("sdxl"), wanted)
+
+
+def iteris(world, *more, base="base", prompts=("a cat\\nink", "a hat"), command="sd15"):
+    arguments = ["merge", command, "--base", world / base, *QUICK]
     for name in ("one", "two"):
         arguments += ["--lora", world / f"{name}.safetensors"]
     for text in prompts:
@@ -96,9 +103,22 @@ def assert_same(found, expected):
 
 def forward(model):
     with torch.no_grad(), model.text_encoder() as text, model.denoiser() as unet:
-        context = text.forward(model.tokenize("a cat"))
+        (context,) = text.forward(model.tokenize("a cat"))
         x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
-        return context, unet.forward([DenoiserRow(x, torch.tensor(3.0), context[0])])
+        answer = unet.forward([DenoiserRow(x, torch.tensor(3.0), context)])
+        return context.tokens, *context.others.values(), answer
+
+
+def assert_diffusers_loads(output, family, expected):
+    """The file, loaded by diffusers, does the same as the adapter in the model's weights."""
+    pipeline = tiny_diffusers.pipeline(tiny_diffusers.MODELS[family]())
+    pipeline.load_lora_weights(str(output))
+    base = tiny_diffusers.MODELS[family]()
+    plain = forward(base)
+    tiny_diffusers.add_deltas(base, expected)
+    loaded = forward(DiffusersModel.of(pipeline))
+    for found, wanted, without in zip(loaded, forward(base), plain, strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
@@ -109,16 +129,7 @@ def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, t
     assert f"saved to {output}" in done.stdout
     model, expected = merged_here(world)
     assert_same(read_lora(model, output), expected)
-    pipeline = tiny_diffusers.pipeline(tiny_diffusers.model())
-    pipeline.load_lora_weights(str(output))
-    loaded = DiffusersModel(
-        pipeline.unet, pipeline.text_encoder, model.tokenizer, tiny_diffusers.scheduler()
-    )
-    base = tiny_diffusers.model()
-    plain = forward(base)
-    tiny_diffusers.add_deltas(base, expected)
-    for found, wanted, without in zip(forward(loaded), forward(base), plain, strict=True):
-        assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
+    assert_diffusers_loads(output, "SD1.5", expected)
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
         keys = list(file.keys())
@@ -454,7 +465,7 @@ def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
     def merge(*_):
         raise AssertionError("merged")
 
-    monkeypatch.setattr("iteris_core.cli.merge_sd15.merge_and_check", merge)
+    monkeypatch.setattr("iteris_core.cli.merge_diffusion.merge_and_check", merge)
     host = tiny_diffusers.model()
     adapter = tiny_diffusers.adapter(host, 3, wanted=("to_q",))
     biased = replace(adapter, vectors={"unet.conv_in.bias": torch.ones(8)})
@@ -483,10 +494,74 @@ def test_a_lora_for_another_model_is_refused(world, tmp_path):
     assert "xl: this file is for SDXL, the model is SD1.5; choose a LoRA for SD1.5" in done.stderr
 
 
-def test_help_shows_an_example():
+def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
+    output = tmp_path / "merged.safetensors"
+    done = iteris(world_xl, "--output", output, command="sdxl")
+    assert (done.exit_code, done.stderr) == (0, "")
+    model, expected = merged_here(world_xl)
+    assert_same(read_lora(model, output), expected)
+    assert_diffusers_loads(output, "SDXL", expected)
+    with safe_open(output, "pt") as file:
+        said = file.metadata()
+    assert said["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert said["modelspec.resolution"] == "1024x1024"
+    assert said["modelspec.prediction_type"] == "epsilon"
+    starts = {"_".join(key.split("_")[:3]) for key in load_file(output)}
+    unet = {f"lora_unet_{part}" for part in ("input", "middle", "output")}
+    assert starts == {"lora_te1_text", "lora_te2_text", *unet}
+    told = CliRunner().invoke(app, ["inspect", str(output)], env={"COLUMNS": "200"})
+    assert told.exit_code == 0
+    assert "base           SDXL" in told.stdout and "would not load: nothing" in told.stdout
+
+
+def test_an_sdxl_checkpoint_that_predicts_v_gives_a_lora_that_says_so(world_xl, tmp_path):
+    path = tmp_path / "noob.safetensors"
+    tiny_diffusers.save_checkpoint(tiny_diffusers.model_xl(), path, ("v_pred", "ztsnr"))
+    output = tmp_path / "merged.safetensors"
+    more = ["--config", world_xl / "base", "--output", output]
+    done = iteris(world_xl, *more, base=path, command="sdxl")
+    assert (done.exit_code, done.stderr) == (0, "")
+    with safe_open(output, "pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "v"
+    assert all(tensor.isfinite().all() for tensor in load_file(output).values())
+
+
+def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_path):
+    out = ["--output", tmp_path / "out.safetensors"]
+    lora = ["--prompts", "x", "--lora"]
+    for done, said in (
+        (iteris(world_xl, *out), "base: is a model of SDXL, and one of SD1.5 is asked for"),
+        (
+            iteris(world, *out, command="sdxl", base="base.safetensors"),
+            "base.safetensors: is a model of SD1.5, and one of SDXL is asked for",
+        ),
+        (
+            iteris(world, *out, *lora, world_xl / "one.safetensors"),
+            "one: this file is for SDXL, the model is SD1.5; choose a LoRA for SD1.5",
+        ),
+        (
+            iteris(world_xl, *out, *lora, world / "one.safetensors", command="sdxl"),
+            "this model's weight there is 16 x 40. The file is for SD1.5, the model is SDXL; use one",
+        ),
+    ):
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("sd15", ("--base stable-diffusion-v1-5/", "512 x 512 pixels with guidance 7")),
+        ("sdxl", ("--base stable-diffusion-xl-base-1.0/", "768 x 768 pixels with guidance 6")),
+    ],
+)
+def test_help_shows_an_example(command, said):
     done = CliRunner().invoke(
-        app, ["merge", "sd15", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
+        app, ["merge", command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
     )
     assert done.exit_code == 0
-    assert "iteris merge sd15 --base stable-diffusion-v1-5/" in done.stdout
+    for words in (f"iteris merge {command} ", *said):
+        assert words in " ".join(done.stdout.split())
     assert '--prompts "a photo of sks dog\\n sks dog on a beach"' in done.stdout

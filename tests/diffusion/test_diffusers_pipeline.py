@@ -13,7 +13,7 @@ from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps
 
@@ -40,6 +40,7 @@ def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_t
         contexts = text.forward(
             [piece for prompt in ("a cat", "ink") for piece in host.tokenize(prompt)]
         )
+        tokens = torch.stack([context.tokens for context in contexts])
         seen = list(
             euler_steps(lambda x, sigma: unet.forward(rows(x, sigma, contexts)), start, sigmas)
         )
@@ -47,7 +48,7 @@ def test_a_sampling_run_is_the_one_of_diffusers_own_euler_scheduler(prediction_t
         for t, ours in zip(theirs.timesteps, seen, strict=True):
             torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
             output = host.unet_model(
-                theirs.scale_model_input(x, t), t, encoder_hidden_states=contexts
+                theirs.scale_model_input(x, t), t, encoder_hidden_states=tokens
             ).sample
             x = theirs.step(output, t, x).prev_sample
     assert (seen[-1] - seen[0]).norm() > 1
@@ -57,7 +58,7 @@ def test_one_batch_may_hold_different_noise_levels():
     host = tiny_diffusers.model()
     (high, low) = (torch.tensor(9.0), torch.tensor(0.3))
     x = torch.randn(2, 4, 8, 8)
-    contexts = torch.randn(2, 16, 16)
+    contexts = [Encoded(tokens) for tokens in torch.randn(2, 16, 16)]
     with torch.no_grad(), host.denoiser() as unet:
         both = unet.forward(
             [DenoiserRow(x[0], high, contexts[0]), DenoiserRow(x[1], low, contexts[1])]
@@ -95,13 +96,13 @@ def test_a_zero_terminal_snr_has_finite_noise_levels():
 def test_prompts_are_read_as_the_pipeline_reads_them():
     host = tiny_diffusers.model()
     tokenizer = host.tokenizer
-    (ids,) = host.tokenize("a cat")
+    ((ids,),) = host.tokenize("a cat")
     assert (
         ids.tolist()
         == tokenizer("a cat", padding="max_length", max_length=16, truncation=True)["input_ids"]
     )
     words = tokenizer("a cat on a mat and a hat, a bat", add_special_tokens=False)["input_ids"]
-    pieces = host.tokenize("a cat on a mat and a hat, a bat")
+    pieces = [ids for (ids,) in host.tokenize("a cat on a mat and a hat, a bat")]
     assert [len(piece) for piece in pieces] == [16, 16]
     assert [int(piece[0]) for piece in pieces] == [tokenizer.bos_token_id] * 2
     assert [*pieces[0][1:15].tolist(), *pieces[1][1 : 1 + len(words) - 14].tolist()] == words
@@ -118,7 +119,7 @@ def test_prompts_are_read_as_the_pipeline_reads_them():
 @pytest.mark.parametrize("text", ["", "a cat", "a cat on a mat", "a cat on a mat and a hat, a bat"])
 def test_positions_are_those_of_the_words(text):
     host = tiny_diffusers.model()
-    ids = torch.cat(host.tokenize(text))
+    (ids,) = torch.cat(host.tokenize(text), dim=-1)
     assert (
         ids[host.token_positions(text)].tolist()
         == host.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -129,7 +130,7 @@ def test_positions_are_those_of_the_words(text):
 def test_nothing_is_left_behind(break_off):
     host = tiny_diffusers.model()
     host.unet_model.train()
-    host.text_model.train()
+    host.text_models[0].train()
     host.unet_model.mid_block.eval()
     modes = {path: module.training for path, module in host.modules.items()}
     weights = {

@@ -25,7 +25,8 @@ def host():
     folder = find_comfyui(cache_folder()) / "comfy" / "sd1_tokenizer"
     host = tiny_diffusers.model()
     host.tokenizer = CLIPTokenizer.from_pretrained(folder)
-    host.text_model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=LENGTH))
+    host.fills = [host.tokenizer.pad_token_id]
+    host.text_models[0] = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=LENGTH))
     return host
 
 
@@ -40,7 +41,7 @@ def test_a_members_own_words_the_ends_and_the_padding_are_paired(host, seed):
     for lora, plan in zip(uses, plans[-len(uses) :], strict=True):
         own = host.tokenizer(lora.trigger, add_special_tokens=False)["input_ids"]
         for reading in plan.readings():
-            (teacher,), (student,) = (host.tokenize(caption) for caption in reading.captions)
+            ((teacher,),), ((student,),) = (host.tokenize(caption) for caption in reading.captions)
             pairs = reading.pairing.pairs(LENGTH)
             for side, ids in enumerate((teacher, student)):
                 positions = [pair[side] for pair in pairs]

@@ -254,7 +254,7 @@ def test_the_error_of_a_figure_is_that_of_the_paired_difference_to_stacking():
 
 def test_the_flow_model_speaks_the_product_s_language():
     flow_model = pytest.importorskip("worlds.flow_model")
-    from iteris_core.diffusion.model import DenoiserRow
+    from iteris_core.diffusion.model import DenoiserRow, Encoded
 
     world = find_world("flow")
     torch.manual_seed(0)
@@ -266,7 +266,7 @@ def test_the_flow_model_speaks_the_product_s_language():
     t = torch.tensor(0.3)
     sigma = t / (1 - t)
     with torch.no_grad(), seen.denoiser() as network:
-        found = network.forward([DenoiserRow(clean + sigma * noise, sigma, context)])[0]
+        found = network.forward([DenoiserRow(clean + sigma * noise, sigma, Encoded(context))])[0]
         x = (1 - t) * clean + t * noise
         expected = x - t * model.velocity(x[None], t[None], context[None])[0]
         torch.testing.assert_close(found, expected)

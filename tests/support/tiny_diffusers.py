@@ -1,16 +1,26 @@
-"""Tiny random Stable Diffusion models of the real classes, made on the spot; see the fixture
-`tiny_sd`.
-"""
+"""Tiny random Stable Diffusion and SDXL models of the real classes, made on the spot."""
 
 import json
 import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.diffusion.pipeline import DiffusersModel
@@ -19,6 +29,7 @@ from iteris_core.layers import weight_shape
 
 LENGTH = 16
 WIDTH = 16
+WIDTH_2 = 24  # of the second text encoder of SDXL, and of its pooled output
 _LETTERS = "abcdefghijklmnopqrstuvwxyz<>,"
 _VOCABULARY = [
     *_LETTERS,
@@ -30,17 +41,34 @@ _VOCABULARY = [
 ]
 
 
-def tokenizer(length=LENGTH):
+def tokenizer(length=LENGTH, **options):
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.json"
         merges = Path(folder) / "merges.txt"
         vocabulary.write_text(json.dumps({token: i for i, token in enumerate(_VOCABULARY)}))
         merges.write_text("#version: 0.2\nc a\nca t</w>\n")
-        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=length)
+        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=length, **options)
+
+
+def tokenizer_2():
+    """The second tokenizer of SDXL, whose padding token may be in a prompt."""
+    return tokenizer(pad_token=",")
 
 
 def text_encoder(seed=0, **options):
     torch.manual_seed(seed)
+    return _lively(CLIPTextModel(_text_config(**options)))
+
+
+def text_encoder_2(seed=0, **options):
+    """The second text encoder of SDXL."""
+    torch.manual_seed(seed + 1)
+    sizes = {"hidden_size": WIDTH_2, "projection_dim": WIDTH_2, "num_hidden_layers": 3}
+    config = _text_config(**{**sizes, "hidden_act": "gelu", **options})
+    return _lively(CLIPTextModelWithProjection(config))
+
+
+def _text_config(**options):
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 24,
@@ -52,10 +80,8 @@ def text_encoder(seed=0, **options):
         "eos_token_id": len(_VOCABULARY) - 1,
         "pad_token_id": 1,
     }
-    config = CLIPTextConfig(
-        vocab_size=len(_VOCABULARY), max_position_embeddings=LENGTH, **{**sizes, **ids, **options}
-    )
-    return _lively(CLIPTextModel(config))
+    lengths = {"vocab_size": len(_VOCABULARY), "max_position_embeddings": LENGTH}
+    return CLIPTextConfig(**{**lengths, **sizes, **ids, **options})
 
 
 def unet(seed=0, channels=4, **options):
@@ -77,6 +103,25 @@ def unet(seed=0, channels=4, **options):
         "sample_size": 8,
     }
     return _lively(UNet2DConditionModel(**{**sizes, **blocks, **ends, **options}))
+
+
+def unet_xl(seed=0, **options):
+    """The UNet of SDXL: transformers of different depths, and what it reads beside the tokens."""
+    blocks = {
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "use_linear_projection": True,
+    }
+    read = {
+        "cross_attention_dim": WIDTH + WIDTH_2,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + WIDTH_2,
+    }
+    return unet(seed, **{**blocks, **read, **options})
 
 
 def _lively(model):
@@ -107,9 +152,30 @@ def model(prediction_type="epsilon", channels=4, dtype=torch.float32, **options)
     return DiffusersModel(*parts, **options)
 
 
+def model_xl(prediction_type="epsilon", dtype=torch.float32, **options):
+    return DiffusersModel(
+        unet_xl().to(dtype),
+        text_encoder(num_hidden_layers=3).to(dtype),
+        tokenizer(),
+        scheduler(prediction_type),
+        text_encoder_2=text_encoder_2().to(dtype),
+        tokenizer_2=tokenizer_2(),
+        **options,
+    )
+
+
+MODELS = {"SD1.5": model, "SDXL": model_xl}
+
+
 def pipeline(host, prediction_type="epsilon", vae=None):
+    """Return a pipeline of the host's models."""
+    if host.family.name == "SDXL":
+        steps = EulerDiscreteScheduler.from_config(scheduler(prediction_type).config)
+        tokenizers = host.tokenizer, tokenizer_2()
+        parts = (*host.text_models, *tokenizers, host.unet_model, steps)
+        return StableDiffusionXLPipeline(vae, *parts, add_watermarker=False)
     steps = scheduler(prediction_type, steps_offset=1, clip_sample=False)
-    parts = host.text_model, host.tokenizer, host.unet_model, steps, None, None
+    parts = host.text_models[0], host.tokenizer, host.unet_model, steps, None, None
     return StableDiffusionPipeline(vae, *parts, requires_safety_checker=False)
 
 
@@ -124,17 +190,59 @@ def save_folder(host, folder, vae_scale_factor=8, **options):
     pipeline(host, vae=vae, **options).save_pretrained(folder)
 
 
-def save_checkpoint(host, path):
-    """Save a checkpoint of one file, with the names of Stable Diffusion's original code."""
+_OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "encoder.layers.": "transformer.resblocks.",
+    "final_layer_norm": "ln_final",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def save_checkpoint(host, path, marks=()):
+    """Save a checkpoint of one file, with the names of the models' original code.
+
+    Args:
+        host: The model.
+        path: The file.
+        marks: Names of empty tensors that say something about the model.
+    """
     names = ldm_names(module for module, _ in host.unet_model.named_modules())
-    tensors = {}
+    tensors = {mark: torch.zeros(0) for mark in marks}
     for key, weight in host.unet_model.state_dict().items():
         module, _, kind = key.rpartition(".")
-        tensors[f"model.diffusion_model.{names[module]}.{kind}"] = weight.contiguous()
-    for key, weight in host.text_model.state_dict().items():
+        tensors[f"model.diffusion_model.{names[module]}.{kind}"] = weight
+    first, *others = host.text_models
+    prefix = "conditioner.embedders.0" if others else "cond_stage_model"
+    for key, weight in first.state_dict().items():
         name = key.removeprefix("text_model.")
-        tensors[f"cond_stage_model.transformer.text_model.{name}"] = weight.contiguous()
-    save_file(tensors, path)
+        tensors[f"{prefix}.transformer.text_model.{name}"] = weight
+    for second in others:
+        tensors |= _of_open_clip(second, "conditioner.embedders.1.model.")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+
+
+def _of_open_clip(encoder, prefix):
+    """Return a text encoder's weights under the names of OpenCLIP, which has q, k and v in one."""
+    tensors = {}
+    state = encoder.state_dict()
+    for key, weight in state.items():
+        name = key.removeprefix("text_model.")
+        for theirs, ours in _OPEN_CLIP.items():
+            name = name.replace(theirs, ours)
+        if ".q_proj." in name:
+            parts = [state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            tensors[prefix + name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        elif name == "text_projection.weight":
+            tensors[f"{prefix}text_projection"] = weight.T
+        elif name == "embeddings.position_embedding.weight":
+            tensors[f"{prefix}positional_embedding"] = weight
+        elif not any(part in name for part in (".k_proj.", ".v_proj.", "position_ids")):
+            tensors[prefix + name] = weight
+    return tensors
 
 
 def adapter(

@@ -1,13 +1,14 @@
-"""The command `iteris merge sd15`: LoRA files of Stable Diffusion merged into one, without
-ComfyUI.
+"""The commands `iteris merge sd15` and `iteris merge sdxl`: LoRA files of Stable Diffusion merged
+into one, without ComfyUI.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..diffusion.pipeline import DiffusersModel
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
+from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
 from ..settings import check, setting
@@ -37,21 +39,23 @@ from .terminal import progress_bars, quiet_libraries
 
 T = TypeVar("T")
 
-SD15_HELP = """Merge LoRA files of Stable Diffusion 1.5 into one LoRA file.
+_HELP = """Merge LoRA files of {full_name} into one LoRA file.
 
 Every LoRA is run on its own prompts. The merged one is solved for, layer by layer, so that it \
 does the same.
 
 Example:
 
-    iteris merge sd15 --base stable-diffusion-v1-5/ --output merged.safetensors
+    iteris merge {name} --base {folder}/ --output merged.safetensors
         --lora dog.safetensors --prompts "a photo of sks dog\\n sks dog on a beach"
         --lora ink.safetensors --prompts "a castle, xyz ink drawing" --strength 1,0.8
 
 Prompts are split at \\n, and have the trigger words in them; --prompts-file takes a text file \
 with one a line. Without any (or with --prompts "") they are made of the trigger words in the \
 file's metadata. The base is a diffusers folder, a .safetensors checkpoint or a name on the hub. A \
-checkpoint also needs SD1.5's settings and tokenizer: from the hub, or from the folder --config.
+checkpoint also needs {family}'s settings and tokenizer: from the hub, or from the folder \
+--config. Unless --resolution and --cfg say otherwise, the LoRAs are run on pictures of \
+{side} x {side} pixels with guidance {guidance:g}.
 
 LoRAs in the spelling of kohya, LyCORIS, diffusers, PEFT and ComfyUI are read. Strengths are baked \
 into the result: load it at 1. It has kohya's key names, which ComfyUI, A1111 and diffusers load; \
@@ -59,6 +63,46 @@ into the result: load it at 1. It has kohya's key names, which ComfyUI, A1111 an
 
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
+
+
+@dataclass(frozen=True)
+class MergeCommand:
+    """A family of base models with a command of its own.
+
+    Args:
+        name: What the user types behind ``iteris merge``.
+        family: The family.
+        full_name: Its name in the help.
+        folder: Folder of a base model, for the example.
+    """
+
+    name: str
+    family: Family
+    full_name: str
+    folder: str
+
+    @property
+    def help(self) -> str:
+        """What ``--help`` says."""
+        return _HELP.format(
+            name=self.name,
+            full_name=self.full_name,
+            folder=self.folder,
+            family=self.family.name,
+            side=self.family.measured_at,
+            guidance=self.family.guidance,
+        )
+
+
+COMMANDS = (
+    MergeCommand("sd15", FAMILIES["SD1.5"], "Stable Diffusion 1.5", "stable-diffusion-v1-5"),
+    MergeCommand(
+        "sdxl",
+        FAMILIES["SDXL"],
+        "SDXL (also Pony, Illustrious and NoobAI)",
+        "stable-diffusion-xl-base-1.0",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -81,21 +125,24 @@ class Saving:
             )
 
 
-@options.command(
-    "iteris merge sd15",
-    "diffusion",
-    calibration=Calibration(),
-    settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
-    placement=Placement(),
-    saving=Saving(),
-)
-def merge_sd15_command(
+def merge_command(command: MergeCommand) -> Callable[..., None]:
+    """Return the function of a family's command, of which typer makes the options."""
+    return options.command(
+        f"iteris merge {command.name}",
+        "diffusion",
+        calibration=Calibration(),
+        settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
+        placement=Placement(),
+        saving=Saving(),
+    )(functools.partial(_merge, command.family))
+
+
+def _merge(
+    family: Family,
     *,
     base: Annotated[
         str,
-        typer.Option(
-            help="Stable Diffusion 1.5: a diffusers folder, a .safetensors, or a name on the hub."
-        ),
+        typer.Option(help="The model: a diffusers folder, a .safetensors, or a name on the hub."),
     ],
     lora: Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")],
     output: Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")],
@@ -107,7 +154,9 @@ def merge_sd15_command(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="For a checkpoint: a folder with its settings; SD1.5's if left out."),
+        typer.Option(
+            help="For a checkpoint: a folder with its settings; from the hub if left out."
+        ),
     ] = None,
     strength: Annotated[
         str | None, typer.Option(help="Strength of each LoRA, such as 1,0.8; 1 if left out.")
@@ -156,7 +205,7 @@ def merge_sd15_command(
         lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
     )
     uses = given.uses()
-    with _loaded(base, config, placement) as model, progress_bars() as progress:
+    with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         loras, repeated = load_each_once(uses, Reader(model, uses, lora))
         check_style((one.adapter for one in loras), saving.style)
         how = replace(how, notes=tuple(repeated))
@@ -296,12 +345,14 @@ def check_free(output: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _loaded(base: str, config: str | None, placement: Placement) -> Iterator[DiffusersModel]:
+def _loaded(
+    base: str, config: str | None, placement: Placement, family: Family
+) -> Iterator[DiffusersModel]:
     """Load the model, and keep what diffusers advises about its own settings off the terminal."""
     quiet_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield load_diffusers(base, config, placement.dtype, placement.device)
+        yield load_diffusers(base, config, placement.dtype, placement.device, family=family)
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -1,0 +1,236 @@
+"""SDXL in diffusers: pictures as its pipeline samples them, whole merges, and what is refused."""
+
+import pytest
+import tiny_diffusers
+import torch
+from diffusers import EulerDiscreteScheduler
+
+from iteris_core import ConfigError, MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.lora_files import save_lora
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.merging import PartSolver, merge_diffusion, merge_text_encoder
+from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.diffusion.plans import make_plans
+from iteris_core.diffusion.sampling import euler_steps
+from iteris_core.progress import nobody
+from iteris_core.rows.wearing import wearing
+
+SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
+TRAINED = ("attn1.to_", "attn2.to_", "ff.net", "proj_in", "proj_out", "self_attn", "fc1", "fc2")
+SCHEDULES = {
+    "epsilon": {},
+    "v_prediction": {"rescale_betas_zero_snr": True},  # NoobAI's
+}
+
+
+def euler(prediction_type):
+    options = SCHEDULES[prediction_type]
+    settings = tiny_diffusers.scheduler(prediction_type).config
+    return EulerDiscreteScheduler.from_config(settings, timestep_spacing="linspace", **options)
+
+
+def adapter(host, seed=1):
+    return tiny_diffusers.adapter(host, seed, wanted=TRAINED)
+
+
+def written(host, *captions, worn=None):
+    """Return what the text encoders write for captions, if they wear an adapter."""
+    adapters = [] if worn is None else [worn.select(host.is_text_module)]
+    read = []
+    with torch.no_grad(), host.text_encoder() as text:
+        for caption in captions:
+            pieces = host.tokenize(caption)
+            mixes = [{number: 1.0 for number in range(len(adapters))}] * len(pieces)
+            with wearing(text.modules, adapters, mixes):
+                read.append(host.encoded(caption, text.forward(pieces)))
+    return read
+
+
+@pytest.mark.parametrize("prediction_type", SCHEDULES)
+def test_a_teachers_run_is_that_of_the_pipeline_with_its_lora(prediction_type, tmp_path):
+    host = tiny_diffusers.model_xl(prediction_type, dtype=torch.float64)
+    host = DiffusersModel.of(pipeline_of(host, prediction_type))
+    lora = adapter(host)
+    save_lora(host, lora, tmp_path / "lora.safetensors")
+    start = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    asked = {"prompt": "a cat", "height": 64, "width": 64, "guidance_scale": 2.0}
+    asked |= {"num_inference_steps": 4, "output_type": "latent", "latents": start}
+
+    theirs = pipeline_of(tiny_diffusers.model_xl(dtype=torch.float64), prediction_type)
+    plain = theirs(negative_prompt="", **asked).images
+    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    theirs.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
+    expected = theirs(negative_prompt="", **asked).images
+
+    sigmas = host.sigmas(4)
+    of_unet = [lora.select(lambda path: not host.is_text_module(path))]
+    prompts = written(host, "a cat", "", worn=lora)
+
+    def denoise(x, sigma):
+        rows = [DenoiserRow(x[0], sigma, prompt) for prompt in prompts]
+        with wearing(unet.modules, of_unet, [{0: 1.0}] * 2):
+            prompted, negative = unet.forward(rows)
+        return (negative + 2.0 * (prompted - negative))[None]
+
+    with torch.no_grad(), host.denoiser() as unet:
+        # the last step ends in the clean latents
+        last = list(euler_steps(denoise, start * sigmas[0], sigmas))[-1]
+        found = denoise(last, sigmas[-2])
+    assert (found - expected).norm() < 1e-4 * (plain - expected).norm()
+
+
+def pipeline_of(host, prediction_type):
+    pipeline = tiny_diffusers.pipeline(host)
+    pipeline.scheduler = euler(prediction_type)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_prompts_are_read_as_the_pipeline_reads_them():
+    host = tiny_diffusers.model_xl()
+    pipeline = tiny_diffusers.pipeline(host)
+    assert pipeline.config.force_zeros_for_empty_prompt
+    tokens, negative, pooled, negative_pooled = pipeline.encode_prompt(
+        "a cat", negative_prompt="", do_classifier_free_guidance=True
+    )
+    prompt, empty = written(host, "a cat", "")
+    for ours, theirs in (
+        (prompt.tokens, tokens),
+        (empty.tokens, negative),
+        (prompt.others["pooled_output"], pooled),
+        (empty.others["pooled_output"], negative_pooled),
+    ):
+        torch.testing.assert_close(ours, theirs[0])
+    _, zeros, *_ = pipeline.encode_prompt("a cat", do_classifier_free_guidance=True)
+    assert not zeros.any() and empty.tokens.any()
+
+
+def test_a_long_prompt_has_the_pooled_output_of_its_first_piece():
+    host = tiny_diffusers.model_xl()
+    caption = "a cat on a mat and a hat, a bat"
+    pieces = host.tokenize(caption)
+    assert [tuple(piece.shape) for piece in pieces] == [(2, 16)] * 2
+    fills = [host.tokenizer.pad_token_id, tiny_diffusers.tokenizer_2().pad_token_id]
+    assert fills[0] != fills[1] and pieces[1][:, -1].tolist() == fills
+    words = pieces[1][0] != fills[0]  # also the comma, with which the second fills up
+    assert torch.equal(pieces[0][0], pieces[0][1])
+    assert torch.equal(pieces[1][0][words], pieces[1][1][words])
+    (whole,) = written(host, caption)
+    with torch.no_grad(), host.text_encoder() as text:
+        first, second = text.forward(pieces)
+    assert torch.equal(whole.tokens, torch.cat([first.tokens, second.tokens]))
+    assert torch.equal(whole.others["pooled_output"], first.others["pooled_output"])
+
+
+@pytest.mark.parametrize("prediction_type", SCHEDULES)
+def test_one_lora_merges_to_itself(prediction_type):
+    host = tiny_diffusers.model_xl(prediction_type, dtype=torch.float64)
+    host = DiffusersModel.of(pipeline_of(host, prediction_type))
+    lora = LoadedLora.of(adapter(host), ("a cat",))
+    calibration = Calibration(**SMALL, preserve_weight=0.0)
+    alone = merge_diffusion(host, [lora], calibration, MergeConfig(output_dtype=torch.float64))
+    assert set(alone.adapter.deltas) == set(lora.adapter.deltas)
+    parts = {path.partition(".")[0] for path in alone.adapter.deltas}
+    assert parts == {"unet", "text_encoder", "text_encoder_2"}
+    for path, delta in lora.adapter.deltas.items():
+        error = (alone.adapter.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
+        assert error < 1e-6, path  # in float32, few tokens of tiny pictures leave 3e-4
+
+
+def test_two_loras_a_preserve_task_scenes_and_the_check():
+    host = tiny_diffusers.model_xl()
+    written(host, "a cat")
+    hooks = tiny_diffusers.hooks(host)  # of transformers, by which it hands out hidden states
+    loras = [
+        LoadedLora.of(adapter(host, seed), (prompt,), trigger=prompt)
+        for seed, prompt in ((1, "bat"), (2, "hat"))
+    ]
+    calibration = Calibration(
+        **SMALL,
+        scene_weight=0.1,
+        scene_forms=("{first} {second}",),
+        scene_prefix_share=0.0,  # this tokenizer reads letters, and a piece has room for few
+        companions=("mat",),
+        compositions=("{prompt} {thing}",),
+        preserve_captions=("a hat", "a cat"),
+        held_out=1,
+    )
+    how = MergeSettings(MergeConfig(target="full_output"))
+    result = merge_and_check(host, loras, calibration, how)
+    assert {task.task for task in result.report.layers[0].tasks} == {
+        "lora1",
+        "lora2",
+        "lora1 in scenes",
+        "lora2 in scenes",
+        "base model (preserve)",
+    }
+    entries = {entry.task: entry for entry in result.report.fidelity}
+    assert {"lora1", "lora2", "base model"} <= set(entries)
+    assert tiny_diffusers.hooks(host) == hooks
+
+
+def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
+    host = tiny_diffusers.model_xl(dtype=torch.float64)
+    loras = [
+        LoadedLora.of(adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))
+    ]
+    plans = make_plans([lora.use for lora in loras], Calibration(**SMALL), host.token_positions)
+
+    def contexts(samples_per_chunk):
+        config = MergeConfig(samples_per_chunk=samples_per_chunk, output_dtype=torch.float64)
+        solver = PartSolver([lora.adapter for lora in loras], config, nobody, nobody)
+        read, _ = merge_text_encoder(host, plans, solver)
+        return [side for context in read.values() for side in (context.teacher, context.student)]
+
+    for one, other in zip(contexts(1), contexts(100), strict=True):
+        torch.testing.assert_close(one.tokens, other.tokens, rtol=1e-5, atol=1e-5)
+        pooled = (prompt.others["pooled_output"] for prompt in (one, other))
+        torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_other_models_are_refused():
+    parts = {
+        "unet": tiny_diffusers.unet_xl(),
+        "text_encoder": tiny_diffusers.text_encoder(num_hidden_layers=3),
+        "tokenizer": tiny_diffusers.tokenizer(),
+        "scheduler": tiny_diffusers.scheduler(),
+        "text_encoder_2": tiny_diffusers.text_encoder_2(),
+        "tokenizer_2": tiny_diffusers.tokenizer(),
+    }
+
+    def refused(said, **changed):
+        with pytest.raises(ConfigError, match=said):
+            DiffusersModel(**{**parts, **changed})
+
+    def unet(**options):
+        return tiny_diffusers.unet_xl(**options)
+
+    refused("2 text encoders and 1 tokenizers", tokenizer_2=None)
+    other = tiny_diffusers.tokenizer()
+    other.add_tokens(["<sks>"])
+    refused("the two tokenizers have different words", tokenizer_2=other)
+    refused(
+        "the UNet does not read picture sizes and pooled texts, unlike that of SDXL",
+        unet=tiny_diffusers.unet(cross_attention_dim=40),
+    )
+    refused(
+        "the UNet also reads picture sizes and pooled texts, unlike that of SD1.5",
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+    refused(
+        "contexts of width 48, the text encoders' together have 40",
+        unet=unet(cross_attention_dim=48),
+    )
+    refused("an inpainting model: it reads 9 channels", unet=unet(in_channels=9))
+    refused("a picture-editing model: it reads 8 channels", unet=unet(in_channels=8))
+    refused(
+        "the UNet reads 5 numbers beside the pooled text, .* 5 are the refiner's",
+        unet=unet(projection_class_embeddings_input_dim=5 * 4 + tiny_diffusers.WIDTH_2),
+    )
+    refused("has fewer blocks than SDXL's, such as that of SSD-1B", unet=unet(layers_per_block=1))
+    for middle in (None, "UNetMidBlock2D"):
+        refused("has fewer blocks than SDXL's", unet=unet(mid_block_type=middle))
