@@ -19,7 +19,7 @@ from .calibration import Calibration
 from .choosing import Remembering, loss, ways_of
 from .held_out import HeldOutCheck, strength_correction
 from .lora_use import LoadedLora, loras_in_use
-from .merging import merge_diffusion
+from .merging import merge_diffusion, plans_of
 from .model import (
     HELD_OUT_STAGE,
     PROOF_STAGE,
@@ -106,6 +106,7 @@ def merge_and_check(
     settings.check(calibration)
     used = loras_in_use(loras)
     check_ranks(settings.config, [lora.adapter for lora in used])
+    plans_of(model, used, calibration, settings.config)  # refuses prompts before any work
     logger.info(
         "merging %s: %d samples a call%s",
         ", ".join(lora.use.name for lora in loras),

@@ -59,9 +59,7 @@ def merge_diffusion(
     """
     calibration = calibration.for_family(model.family)
     used = loras_in_use(loras)
-    uses = own_names([lora.use for lora in used])
-    plans = make_plans(uses, calibration, token_positions_of(model))
-    check_target(plans, config)
+    plans = plans_of(model, used, calibration, config)
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
     of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
@@ -72,6 +70,29 @@ def merge_diffusion(
     report = _report([part.report for part in parts], loras, merged, calibration)
     settings = settings_of([lora.use for lora in loras], calibration, config)
     return MergeResult(merged, replace(report, settings=settings))
+
+
+def plans_of(
+    model: DiffusionHost,
+    used: Sequence[LoadedLora],
+    calibration: Calibration,
+    config: MergeConfig,
+) -> list[Plan]:
+    """Return the plans of a merge's tasks, checked; no model is run.
+
+    Args:
+        model: The base model.
+        used: The LoRAs that change something.
+        calibration: Settings of the calibration samples, for this model's family.
+        config: Settings of the merge.
+
+    Raises:
+        IterisError: Unusable prompts, or scenes that the model or the target cannot have.
+    """
+    uses = own_names([lora.use for lora in used])
+    plans = make_plans(uses, calibration, token_positions_of(model))
+    check_target(plans, config)
+    return plans
 
 
 def token_positions_of(model: DiffusionHost) -> TokenPositions:
