@@ -1,5 +1,5 @@
 """The small checkpoints of other families in the host: stock nodes detect and load them, apply
-their LoRAs and sample.
+their LoRAs and sample; two LoRAs are merged, and their file does what the merge did.
 """
 
 from functools import partial
@@ -12,7 +12,10 @@ from iteris_core.cli.demo import checkpoint_sd3, checkpoint_sdxl
 SMALL = {
     "sdxl": (
         checkpoint_sdxl.write_checkpoint,
-        partial(checkpoint_sdxl.write_lora, only="(input_blocks_8|te2.*layers_(0|31)|te1)_"),
+        partial(
+            checkpoint_sdxl.write_lora,
+            only="(input_blocks_8.*blocks_[09]|te2.*layers_(0|31)|te1.*layers_(0|10))_",
+        ),
         "EPS",
     ),
     "sdxl_v": (
@@ -20,7 +23,11 @@ SMALL = {
         partial(checkpoint_sdxl.write_lora, only="(middle_block|te1.*layers_10)_"),
         "V_PREDICTION",
     ),
-    "sd3": (checkpoint_sd3.write_checkpoint, checkpoint_sd3.write_lora, "FLOW"),
+    "sd3": (
+        checkpoint_sd3.write_checkpoint,
+        partial(checkpoint_sd3.write_lora, only="(unet|te1.*layers_(0|10))_"),
+        "FLOW",
+    ),
 }
 COMPLAINTS = (
     "lora key not loaded",
@@ -33,18 +40,34 @@ COMPLAINTS = (
 )
 
 
+@pytest.fixture(scope="module")
+def load(host):
+    """Return the node that loads a small checkpoint; the file and two LoRAs are written once."""
+    written = {}
+
+    def node(name):
+        if name not in written:
+            write_checkpoint, write_lora, _ = SMALL[name]
+            file = host.base / "models" / "checkpoints" / f"{name}.safetensors"
+            write_checkpoint(file)
+            for seed in (1, 2):
+                write_lora(host.loras / f"{name}{seed}.safetensors", seed=seed)
+            written[name] = file.name
+        inputs = {"ckpt_name": written[name]}
+        return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": inputs}}
+
+    return node
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_the_host_loads_it_and_its_lora_and_samples(host, name):
-    write_checkpoint, write_lora, model_type = SMALL[name]
-    file = host.base / "models" / "checkpoints" / f"{name}.safetensors"
-    write_checkpoint(file)
-    write_lora(host.loras / f"{name}.safetensors", seed=1)
+def test_the_host_loads_it_and_its_lora_and_samples(host, load, name):
+    model_type = SMALL[name][2]
+    loaded = load(name)
     before = len(host.log())
-    load = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}}
     host.run(
         {
-            "1": load,
-            **host.load_lora(f"{name}.safetensors"),
+            **loaded,
+            **host.load_lora(f"{name}1.safetensors"),
             **host.sample(f"{name}_base", ["1", 0], ["1", 1], 20),
             **host.sample(f"{name}_model", ["10", 0], ["1", 1], 30),
             **host.sample(f"{name}_clip", ["1", 0], ["10", 1], 40),
@@ -57,3 +80,30 @@ def test_the_host_loads_it_and_its_lora_and_samples(host, name):
     assert base.isfinite().all()
     for changed in ("model", "clip"):
         assert (host.latent(f"{name}_{changed}") - base).norm() > 0.001 * base.norm()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_merge_draws_the_same_through_its_file(host, load, name):
+    files = [f"{name}{seed}.safetensors" for seed in (1, 2)]
+    nodes = {**host.merge(*files, trajectories=1, timesteps=1), **load(name)}
+    before = len(host.log())
+    host.run(
+        {
+            **nodes,
+            **host.save(f"loras/{name}_merged"),
+            **host.sample(f"{name}_outputs", ["5", 0], ["5", 1], 20),
+        }
+    )
+    host.run(
+        {
+            **load(name),
+            **host.load_lora(f"{name}_merged.safetensors"),
+            **host.sample(f"{name}_file", ["10", 0], ["10", 1], 30),
+        }
+    )
+    assert "lora key not loaded" not in host.log()[before:]
+    base = host.latent(f"{name}_base")
+    outputs = host.latent(f"{name}_outputs")
+    assert (outputs - base).norm() > 0.001 * base.norm()
+    difference = (host.latent(f"{name}_file") - outputs).abs().max()
+    assert difference <= 1e-4 * (outputs - base).abs().max()
