@@ -60,6 +60,11 @@ def test_one_lora_merges_to_itself(family):
     assert family["to itself"] < TO_ITSELF[family["family"]]
 
 
+@pytest.mark.parametrize("name", ["SDXL", "Z-Image"])
+def test_it_does_so_without_guidance_on_a_model_that_carries_a_turbo_lora(figures, name):
+    assert figures[name]["on turbo"] < TO_ITSELF[name]
+
+
 def test_the_saved_file_does_through_the_hosts_loader_what_the_merged_rows_do(family):
     assert family["file"] < ROUNDING
     assert family["patched"] < ROUNDING

@@ -48,6 +48,7 @@ SMALL = Calibration(
     preserve_captions=("a street", "a tree", "a red chair in a garden"),
     held_out=1,
 )
+EXACT = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2, target="delta", unit_gain=1)
 CAPTION = "a photo of sks dog on a beach"
 Tensors = dict[str, Tensor]
 
@@ -253,6 +254,16 @@ def sampling_difference(host: ComfyModel) -> float:
     return max(((x - y).norm() / y.norm()).item() for (x, _), y in zip(ours, theirs, strict=True))
 
 
+def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> float:
+    """Return how far one LoRA is from itself, merged without guidance on a model that carries
+    another one, as turbo and Lightning LoRAs are carried.
+    """
+    carrying = stock(model, clip, lora_of(host, 3, "fused"))
+    plain = Calibration(**{**vars(SMALL), "preserve_weight": 0.0, "cfg": 1.0})
+    merged = merge_diffusion(carrying, [first], plain, EXACT)
+    return largest_difference(merged.adapter, first.adapter)
+
+
 def check(name: str) -> dict[str, Any]:
     tiny = tiny_hosts.TINY[name]
     model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
@@ -268,12 +279,11 @@ def check(name: str) -> dict[str, Any]:
     )
     taught = seen(host, first.adapter)
     found["stock"] = relative(seen(stock(model, clip, files["split"])), taught, base)
-    exact = MergeConfig(
-        output_dtype=torch.float32, samples_per_chunk=2, target="delta", unit_gain=1
-    )
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
-    single = merge_diffusion(host, [first], alone, exact)
+    single = merge_diffusion(host, [first], alone, EXACT)
     found["to itself"] = largest_difference(single.adapter, first.adapter)
+    if name in ("SDXL", "Z-Image"):
+        found["on turbo"] = on_turbo(model, clip, host, first)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
     result = merge_and_check(host, [first, second], SMALL, settings)
     assert set(result.adapter.deltas) == set(target_layers([first.adapter, second.adapter]))
