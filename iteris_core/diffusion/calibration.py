@@ -163,6 +163,11 @@ class Calibration:
             unconditional_share=0.0 if cfg == 1 else self.unconditional_share,
         )
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether a model reads the negative prompt: guidance of 1 is none."""
+        return self.cfg != 1
+
     def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError(

@@ -39,7 +39,6 @@ CheckPlan = CaptionPlan | TogetherPlan
 _UNSEEN = 7919
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
-_TEXTS_PER_CALL = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class HeldOutCheck:
     Args:
         model: The base model.
         loras: The LoRAs that were merged; at least one that changes something.
-        calibration: The calibration of the merge.
+        calibration: The calibration of the merge, for the model's family.
         samples_per_chunk: Samples of one forward call.
         progress: Listener for (steps done, steps in all); may raise to cancel.
     """
@@ -75,12 +74,12 @@ class HeldOutCheck:
         used = [lora for lora in self.loras if not lora.adapter.is_idle]
         adapters = [*(lora.adapter for lora in used), merged]
         parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
-        calibration = self.calibration.for_family(self.model.family)
-        plans = make_check_plans(own_names([lora.use for lora in used]), calibration)
-        contexts, base_contexts = _contexts(self.model, plans, [text for text, _ in parts])
+        plans = make_check_plans(own_names([lora.use for lora in used]), self.calibration)
+        texts = [text for text, _ in parts]
+        contexts, base_contexts = _contexts(self.model, plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
         with self.model.denoiser() as network:
-            sampler = Sampler.of(self.model, network, calibration)
+            sampler = Sampler.of(self.model, network, self.calibration)
             runs = runs_of(plans, contexts)
 
             def measured(size: int) -> tuple[TaskFidelity, ...]:
@@ -182,7 +181,10 @@ def unseen_captions(
 
 
 def _contexts(
-    model: DiffusionHost, plans: Sequence[CheckPlan], adapters: Sequence[Adapter]
+    model: DiffusionHost,
+    plans: Sequence[CheckPlan],
+    adapters: Sequence[Adapter],
+    samples_per_chunk: int,
 ) -> tuple[Contexts, Contexts]:
     """Return each plan's contexts as teacher and merged model read them, and as the reference rows
     of `fidelity` read them.
@@ -191,6 +193,7 @@ def _contexts(
         model: The base model.
         plans: The plans of the check.
         adapters: The LoRAs' text encoder parts, and last the merged one.
+        samples_per_chunk: Samples of one forward call, two rows each.
     """
     tokenized = tokenize_all(model, [plan.readings() for plan in plans])
     contexts: dict[tuple[Plan, Reading], Context] = {}
@@ -207,7 +210,11 @@ def _contexts(
         for reading in plan.readings()
         for mix in mixes
     }
-    written = _read_wearing(model, adapters, tokenized, sorted(texts))
+    written = with_smaller_calls(
+        lambda size: _read_wearing(model, adapters, tokenized, sorted(texts), 2 * size),
+        samples_per_chunk,
+        "the check's captions",
+    )
     for plan, mixes in worn.items():
         for reading in plan.readings():
             teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
@@ -222,6 +229,7 @@ def _read_wearing(
     adapters: Sequence[Adapter],
     tokenized: Tokenized,
     texts: Sequence[tuple[str, Mix]],
+    rows_per_call: int,
 ) -> dict[tuple[str, Mix], list[Any]]:
     """Return what the text encoders write for each piece of each caption where they wear a mix.
 
@@ -232,8 +240,8 @@ def _read_wearing(
     if not rows:
         return written
     with model.text_encoder() as network:
-        for start in range(0, len(rows), _TEXTS_PER_CALL):
-            part = rows[start : start + _TEXTS_PER_CALL]
+        for start in range(0, len(rows), rows_per_call):
+            part = rows[start : start + rows_per_call]
             mixes = [dict(mix) for (_, mix), _ in part]
             with wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows):
                 answers = network.forward([piece for _, piece in part])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..files.families import Family
+from ..files.tensors import sha256_of_tensors
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
@@ -38,6 +39,17 @@ class Encoded:
 
     tokens: Tensor
     others: Mapping[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Return a hash of all that the model reads."""
+        tensors = {"": self.tokens}
+        constants = []
+        for name, value in self.others.items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                constants.append((name, value))
+        return sha256_of_tensors(tensors) + repr(constants)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from .calibration import (
     staggered,
 )
 from .lora_use import LoraUse
+from .model import Encoded
 from .regions import on_grid
 from .samples import Context, Reading
 from .sampling import Latents, Part, Run
@@ -118,11 +119,19 @@ class CaptionPlan:
         return Reading.of(self.calibration.negative_prompt)
 
     def readings(self) -> list[Reading]:
-        captions = [*self.captions, self.calibration.negative_prompt]
-        return [Reading.of(caption) for caption in dict.fromkeys(captions)]
+        captions = dict.fromkeys(self.captions)
+        if self.calibration.is_guided:
+            captions |= {self.calibration.negative_prompt: None}
+        return [Reading.of(caption) for caption in captions]
+
+    def negative(self, contexts: Contexts) -> Encoded | None:
+        """Return the negative prompt as its teacher reads it; None without guidance."""
+        if not self.calibration.is_guided:
+            return None
+        return contexts[self, self.unconditional].teacher
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = contexts[self, self.unconditional].teacher
+        negative = self.negative(contexts)
         return {
             run: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
             for run, caption in self._captioned_runs()
@@ -182,7 +191,7 @@ class ScenePlan:
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         if not self.calibration.scene_pictures:
             return {}
-        negative = contexts[self.own, self.own.unconditional].teacher
+        negative = self.own.negative(contexts)
         return {
             self._run(part): Part(
                 self.mix,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,15 +45,20 @@ class Part:
     Args:
         mix: Mix of adapters that the teacher wears.
         text: Its caption.
-        negative: The negative prompt.
+        negative: The negative prompt; None without guidance.
         region: Region in which it draws: shape of the latents -> mask (height, width). The regions
             of a run add up to 1. None: everywhere.
     """
 
     mix: Mapping[int, float]
     text: Encoded
-    negative: Encoded
+    negative: Encoded | None
     region: Callable[[Sequence[int]], Tensor] | None = None
+
+    @property
+    def prompts(self) -> list[Encoded]:
+        """What its rows read: the caption, and the negative prompt with guidance."""
+        return [prompt for prompt in (self.text, self.negative) if prompt is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,7 @@ class Latents:
     def pure_noise(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return latents that are nothing but noise, and their noise level."""
         sigma = self.sampler.sigmas[0]
+        # whose size is right for flow models; others have sqrt(1 + sigma^2), which is near it
         return noise(self.shape, seed) * sigma, sigma
 
 
@@ -89,7 +94,7 @@ class Sampler:
         sigmas: Noise levels, (steps + 1,), falling to 0.
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
-        cfg: Guidance scale; at 1 the negative prompt is not read.
+        cfg: Guidance scale.
     """
 
     network: Network
@@ -153,19 +158,13 @@ class Sampler:
         """Return a key of everything that decides the latents of a run, except the model."""
         tensors = {"sigmas": self.sigmas}
         mixes = []
-        constants: list[tuple[Any, ...]] = []
+        prompts = []
         for i, part in enumerate(parts):
-            for name, prompt in {"text": part.text, "negative": part.negative}.items():
-                tensors[f"{i} {name}"] = prompt.tokens
-                for key, value in prompt.others.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"{i} {name} {key}"] = value
-                    else:
-                        constants.append((i, name, key, value))
+            prompts.append([prompt.digest() for prompt in part.prompts])
             if part.region is not None:
                 tensors[f"{i} region"] = part.region(self.shape)
             mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-        settings = repr((mixes, run.seed, run.steps, self.shape, self.cfg, constants))
+        settings = repr((mixes, prompts, run.seed, run.steps, self.shape, self.cfg))
         return sha256_of_tensors(tensors) + settings
 
     def _sample(
@@ -197,7 +196,7 @@ class Sampler:
         return tuple(
             self.network.call_key(DenoiserRow(*nothing, prompt))
             for part in parts
-            for prompt in (part.text, part.negative)
+            for prompt in part.prompts
         )
 
     def _denoiser(
@@ -222,11 +221,11 @@ class Sampler:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             rows = [DenoiserRow(x[i], sigma, part.text) for i, part in parts]
-            if self.cfg == 1:
-                estimates = outputs(rows, mixes)
-            else:
-                rows += [DenoiserRow(x[i], sigma, part.negative) for i, part in parts]
-                conditional, unconditional = outputs(rows, mixes * 2).chunk(2)
+            negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
+            rows += [DenoiserRow(x[i], sigma, negative) for i, negative in negatives]
+            estimates = outputs(rows, mixes * 2 if negatives else mixes)
+            if negatives:
+                conditional, unconditional = estimates.chunk(2)
                 estimates = unconditional + self.cfg * (conditional - unconditional)
             joined = torch.zeros_like(x)
             for (i, _), mask, estimate in zip(parts, masks, estimates, strict=True):

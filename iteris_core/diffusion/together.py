@@ -19,7 +19,7 @@ from ..tasks import Sample
 from .calibration import Calibration
 from .captions import SUBJECT_PLACES, placeholders
 from .lora_use import LoraUse
-from .model import DenoiserRow
+from .model import DenoiserRow, Encoded
 from .plans import Contexts, run_of
 from .regions import layout_of, region_masks, regions_of
 from .samples import Reading
@@ -87,14 +87,17 @@ class TogetherPlan:
 
     def readings(self) -> list[Reading]:
         captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
-        return [Reading.of(text) for text in dict.fromkeys([*captions, self._negative])]
+        if self.calibration.is_guided:
+            captions.append(self.calibration.negative_prompt)
+        return [Reading.of(text) for text in dict.fromkeys(captions)]
 
-    @property
-    def _negative(self) -> str:
-        return self.calibration.negative_prompt
+    def _negative(self, contexts: Contexts) -> Encoded | None:
+        if not self.calibration.is_guided:
+            return None
+        return contexts[self, Reading.of(self.calibration.negative_prompt)].teacher
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = contexts[self, Reading.of(self._negative)].teacher
+        negative = self._negative(contexts)
         return {
             self._run(half): Part(
                 self.mix,

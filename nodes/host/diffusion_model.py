@@ -91,7 +91,9 @@ class ComfyModel:
     @contextmanager
     def denoiser(self) -> Iterator[Network]:
         model = self.model
-        comfy.model_management.load_models_gpu([model], memory_required=self.memory_required)
+        # models that other nodes have attached, such as a control's, belong to the base
+        models = [model, *model.get_nested_additional_models()]
+        comfy.model_management.load_models_gpu(models, memory_required=self.memory_required)
         device = model.load_device
 
         def forward(rows: Sequence[DenoiserRow]) -> Tensor:

@@ -10,8 +10,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...iteris_core import Network
+from ...iteris_core import CalibrationError, Network
 from ...iteris_core.diffusion.model import Encoded
+from ...iteris_core.files.tensors import sha256_of_tensors
 from ...iteris_core.network import TEXT_STREAM
 
 # What an encoder writes for one piece: its hidden states (77, width), and its pooled output.
@@ -34,15 +35,29 @@ class TextEncoders:
             name: encoder for name, encoder in of_tokens.items() if encoder is not None
         }
         self.swept = [name for name in swept if name in self.encoders]
+        # what text encoders that cannot be merged wrote, and all prompts where none can
         self._written: dict[str, dict[Any, Any]] = {name: {} for name in self.encoders}
+        self._encoded: dict[str, Encoded] = {}
 
     def is_swept(self, path: str) -> bool:
         """Whether a module of the CLIP is in a text encoder that can be merged."""
         return any(path.startswith(f"clip_{name}.") for name in self.swept)
 
     def tokenize(self, caption: str) -> list[Mapping[str, Any]]:
-        """Return a caption's pieces: each the tokens of every text encoder that can be merged."""
+        """Return a caption's pieces: each the tokens of every text encoder that can be merged.
+
+        Raises:
+            CalibrationError: The text encoders cut it into different numbers of pieces.
+        """
         tokens = self._tokens(caption)
+        counts = {name: len(tokens[name]) for name in self.swept}
+        if len(set(counts.values())) > 1:
+            pieces = ", ".join(f"{count} for {name}" for name, count in counts.items())
+            raise CalibrationError(
+                f"the prompt {caption[:40]!r}... has {pieces} pieces of 75 tokens, and the text "
+                "encoders must read the same ones. Likely it names an embedding that one of them "
+                "does not have; write the prompt without it"
+            )
         rows = zip(*(tokens[name] for name in self.swept), strict=True)
         return [dict(zip(self.swept, row, strict=True)) for row in rows]
 
@@ -90,6 +105,8 @@ class TextEncoders:
             caption: The caption.
             outputs: What `open` returned for its pieces.
         """
+        if caption in self._encoded:
+            return self._encoded[caption]
         with ExitStack() as answering:
             for name, encoder in self.encoders.items():
                 if name in self.swept:
@@ -99,7 +116,10 @@ class TextEncoders:
                     remembered = _remembering(encoder.encode, self._written[name])
                     answering.enter_context(_answering(encoder, remembered))
             made = self.clip.encode_from_tokens(self._tokens(caption), return_dict=True)
-        return Encoded(made.pop("cond")[0], made)
+        encoded = Encoded(made.pop("cond")[0], made)
+        if not self.swept:
+            self._encoded[caption] = encoded
+        return encoded
 
 
 def _encoder(clip: Any, name: str) -> Any:
@@ -125,13 +145,22 @@ def _answering(encoder: Any, answer: Any) -> Iterator[None]:
         del encoder.encode
 
 
+def _token_key(token: Any) -> Any:
+    """Return what tells a token from others; embeddings are tensors."""
+    return sha256_of_tensors({"": token}) if isinstance(token, Tensor) else repr(token)
+
+
 def _remembering(encode: Any, written: dict[Any, Any]) -> Any:
     """Return a text encoder's function that reads every text once."""
 
+    device = comfy.model_management.intermediate_device()
+
     def remembered(pieces: Sequence[Sequence[Any]]) -> Any:
-        key = repr(pieces)
+        key = tuple(_token_key(token) for piece in pieces for token in [*piece, None])
         if key not in written:
-            written[key] = encode(pieces)
+            hidden, pooled, *more = encode(pieces)
+            pooled = None if pooled is None else pooled.to(device)
+            written[key] = (hidden.to(device), pooled, *more)
         return written[key]
 
     return remembered

@@ -99,10 +99,11 @@ def test_a_merge_draws_the_same_through_its_file(host, load, name):
             **load(name),
             **host.load_lora(f"{name}_merged.safetensors"),
             **host.sample(f"{name}_file", ["10", 0], ["10", 1], 30),
+            **host.sample(f"{name}_without", ["1", 0], ["1", 1], 40),
         }
     )
     assert "lora key not loaded" not in host.log()[before:]
-    base = host.latent(f"{name}_base")
+    base = host.latent(f"{name}_without")
     outputs = host.latent(f"{name}_outputs")
     assert (outputs - base).norm() > 0.001 * base.norm()
     difference = (host.latent(f"{name}_file") - outputs).abs().max()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.sample
 import comfy.sd
+import comfy.utils
 import tiny_hosts
 import torch
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
@@ -53,53 +55,70 @@ CAPTION = "a photo of sks dog on a beach"
 Tensors = dict[str, Tensor]
 
 
-def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensors:
-    """Return random factors for every layer, under the names of one spelling: ``split`` has the
-    parts of fused weights apart, as diffusers' trainers do, ``fused`` has whole weights.
+# Spelling -> how its keys begin, best first. "kohya" has fused weights whole, the others in parts.
+BEGINNINGS = {
+    "kohya": ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_"),
+    "diffusers": ("transformer.", "unet.", "text_encoder.", "text_encoder_2.", "diffusion_model."),
+    "peft": ("transformer.", "unet.", "text_encoder.", "text_encoder_2.", "diffusion_model."),
+}
 
-    Both come from the host's own table of keys, and describe the same change.
+
+def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensors:
+    """Return random factors for every layer, under the names of one spelling. All spellings of a
+    seed describe the same change.
     """
     modules = dict(host.model.model.named_modules()) | dict(
         host.clip.cond_stage_model.named_modules()
     )
-    table = comfy.lora.model_lora_keys_unet(host.model.model, {})
-    table = comfy.lora.model_lora_keys_clip(host.clip.cond_stage_model, table)
-    parts: dict[str, dict[Any, str]] = {}
-    for base, entry in table.items():
-        weight, *where = (entry,) if isinstance(entry, str) else entry
-        if isinstance(modules.get(weight.removesuffix(".weight")), nn.Linear):
-            parts.setdefault(weight, {}).setdefault(tuple(where), base)
     tensors: Tensors = {}
-    for weight, bases in parts.items():
-        if not may_change(weight, host):
+    for weight, bases in bases_of(host).items():
+        module = modules.get(weight.removesuffix(".weight"))
+        if not isinstance(module, nn.Linear) or not may_change(weight, host):
             continue
-        module = modules[weight.removesuffix(".weight")]
         generator = torch.Generator().manual_seed(seed * 100_003 + hash_of(weight))
-        rows = {where: base for where, base in bases.items() if where}
-        rows = without_overlaps(rows, module.out_features)
-        d_in = module.in_features
+        rows = without_overlaps({where: of for where, of in bases.items() if where}, module)
         if not rows:
-            up = torch.randn(module.out_features, rank, generator=generator) * 0.3 / rank**0.5
-            down = torch.randn(rank, d_in, generator=generator) / d_in**0.5
-            add(tensors, bases[()], up, down)
+            up, down = factors(module.out_features, module.in_features, rank, generator)
+            add(tensors, bases[()], spelling, up, down)
             continue
         ups, downs = [], []
-        whole = torch.zeros(module.out_features, 0)
-        for where, base in rows.items():
+        for where, of_part in rows.items():
             offset, *function = where
             start, length = (0, module.out_features) if offset is None else offset[1:]
-            up = torch.randn(length, rank, generator=generator) * 0.3 / rank**0.5
-            down = torch.randn(rank, d_in, generator=generator) / d_in**0.5
-            if spelling == "split":
-                add(tensors, base, up, down)
+            up, down = factors(length, module.in_features, rank, generator)
+            if spelling != "kohya":
+                add(tensors, of_part, spelling, up, down)
             placed = torch.zeros(module.out_features, rank)
             placed[start : start + length] = function[0](up) if function else up
             ups.append(placed)
             downs.append(down)
-        if spelling == "fused":
-            whole = torch.cat(ups, 1)
-            add(tensors, fused_base(weight), whole, torch.cat(downs))
+        if spelling == "kohya":
+            add(tensors, bases[()], spelling, torch.cat(ups, 1), torch.cat(downs))
     return tensors
+
+
+def bases_of(host: ComfyModel) -> dict[str, dict[Any, list[str]]]:
+    """Return weight -> (offset, function) of a part, () for the whole -> all bases that the host's
+    own table has for it, and for UNets those of diffusers.
+    """
+    table = comfy.lora.model_lora_keys_unet(host.model.model, {})
+    table = comfy.lora.model_lora_keys_clip(host.clip.cond_stage_model, table)
+    names = comfy.utils.unet_to_diffusers(host.model.model.model_config.unet_config)
+    of_diffusers = {
+        f"unet.{name.removesuffix('.weight')}": f"diffusion_model.{weight}"
+        for name, weight in names.items()
+    }
+    found: dict[str, dict[Any, list[str]]] = {}
+    for base, entry in [*table.items(), *of_diffusers.items()]:
+        weight, *where = (entry,) if isinstance(entry, str) else entry
+        if weight.endswith(".weight"):
+            found.setdefault(weight, {}).setdefault(tuple(where), []).append(base)
+    return found
+
+
+def factors(d_out: int, d_in: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    up = torch.randn(d_out, rank, generator=generator) * 0.3 / rank**0.5
+    return up, torch.randn(rank, d_in, generator=generator) / d_in**0.5
 
 
 def may_change(weight: str, host: ComfyModel) -> bool:
@@ -111,33 +130,46 @@ def may_change(weight: str, host: ComfyModel) -> bool:
     )
 
 
-def without_overlaps(rows: Mapping[Any, str], d_out: int) -> dict[Any, str]:
+def without_overlaps(rows: Mapping[Any, list[str]], module: nn.Linear) -> dict[Any, list[str]]:
     """Return parts that do not overlap, the smallest first: the host's table names some rows
     twice.
     """
-    taken = torch.zeros(d_out, dtype=torch.bool)
+    taken = torch.zeros(module.out_features, dtype=torch.bool)
     chosen = {}
     for where in sorted(rows, key=lambda where: math.inf if where[0] is None else where[0][2]):
-        start, length = (0, d_out) if where[0] is None else where[0][1:]
+        start, length = (0, len(taken)) if where[0] is None else where[0][1:]
         if not taken[start : start + length].any():
             taken[start : start + length] = True
             chosen[where] = rows[where]
     return chosen
 
 
-def fused_base(weight: str) -> str:
-    name = weight.removesuffix(".weight").removeprefix("diffusion_model.")
-    return "lora_unet_" + name.replace(".", "_")
-
-
-def add(tensors: Tensors, base: str, up: Tensor, down: Tensor) -> None:
-    tensors[f"{base}.lora_up.weight"] = up
-    tensors[f"{base}.lora_down.weight"] = down
-    tensors[f"{base}.alpha"] = torch.tensor(float(down.shape[0]))
+def add(tensors: Tensors, bases: list[str], spelling: str, up: Tensor, down: Tensor) -> None:
+    """Add the factors of one module under the base that a spelling has for it."""
+    beginnings = BEGINNINGS[spelling]
+    if spelling == "peft":  # "processor" is in names of old diffusers alone
+        bases = [base for base in bases if ".processor." not in base]
+    base = next(
+        (base for start in beginnings for base in bases if base.startswith(start)), bases[0]
+    )
+    if spelling == "kohya":
+        tensors[f"{base}.lora_up.weight"] = up
+        tensors[f"{base}.lora_down.weight"] = down
+        tensors[f"{base}.alpha"] = torch.tensor(float(down.shape[0]))
+        return
+    if spelling == "peft":
+        base = f"base_model.model.{base.removeprefix('diffusion_model.')}"
+    tensors[f"{base}.lora_B.weight"] = up
+    tensors[f"{base}.lora_A.weight"] = down
 
 
 def hash_of(text: str) -> int:
     return sum(i * ord(letter) for i, letter in enumerate(text, 1)) % 100_003
+
+
+def beginning_of(key: str) -> str:
+    """Return the first word of a key, and of what is behind PEFT's prefix."""
+    return re.match(r"(base_model\.model\.)?[a-z]+(_te\d?|_unet|_model|_encoder(_2)?)?", key)[0]
 
 
 def loaded(
@@ -258,7 +290,7 @@ def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> floa
     """Return how far one LoRA is from itself, merged without guidance on a model that carries
     another one, as turbo and Lightning LoRAs are carried.
     """
-    carrying = stock(model, clip, lora_of(host, 3, "fused"))
+    carrying = stock(model, clip, lora_of(host, 3, "kohya"))
     plain = Calibration(**{**vars(SMALL), "preserve_weight": 0.0, "cfg": 1.0})
     merged = merge_diffusion(carrying, [first], plain, EXACT)
     return largest_difference(merged.adapter, first.adapter)
@@ -269,16 +301,22 @@ def check(name: str) -> dict[str, Any]:
     model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
     host = ComfyModel(model, clip)
     base = seen(host)
-    files = {kind: lora_of(host, 1, kind) for kind in ("split", "fused")}
-    first = loaded(host, "first", files["split"], "a photo of sks dog")
+    files = {spelling: lora_of(host, 1, spelling) for spelling in BEGINNINGS}
+    first = loaded(host, "first", files["diffusers"], "a photo of sks dog")
     assert not first.adapter.unmatched, first.adapter.unmatched[:3]
-    second = loaded(host, "second", lora_of(host, 2, "fused"), "a drawing of zwx car")
+    second = loaded(host, "second", lora_of(host, 2, "kohya"), "a drawing of zwx car")
     found: dict[str, Any] = {"layers": len(first.adapter.deltas)}
-    found["spellings"] = largest_difference(
-        loaded(host, "fused", files["fused"], "x").adapter, first.adapter
-    )
+    found["spellings"] = {
+        spelling: largest_difference(
+            loaded(host, spelling, files[spelling], "x").adapter, first.adapter
+        )
+        for spelling in ("kohya", "peft")
+    }
+    found["beginnings"] = {
+        spelling: sorted({beginning_of(key) for key in file}) for spelling, file in files.items()
+    }
     taught = seen(host, first.adapter)
-    found["stock"] = relative(seen(stock(model, clip, files["split"])), taught, base)
+    found["stock"] = relative(seen(stock(model, clip, files["diffusers"])), taught, base)
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     single = merge_diffusion(host, [first], alone, EXACT)
     found["to itself"] = largest_difference(single.adapter, first.adapter)
