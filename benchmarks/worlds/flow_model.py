@@ -189,7 +189,6 @@ class FlowStableDiffusion:
         same = {path: path for path in self.modules}
         return ModelKeys.of(self.family, self.modules, same, same, prediction_type="")
 
-    repeats_texts = False
     has_text_layers = True
     loader = None
 

@@ -59,8 +59,7 @@ class MergeSettings:
 
         Raises:
             ConfigError: Strength is to be corrected, or ways are to be compared, and nothing is
-                measured for it; or a setting
-                that the method would not look at.
+                measured for it; or a setting that the method would not look at.
         """
         check_used(self.config)
         if self.correct_strength and not calibration.held_out:

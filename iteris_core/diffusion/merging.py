@@ -99,15 +99,15 @@ def token_positions_of(model: DiffusionHost) -> TokenPositions:
     """Return the model's function for scenes, which asks it for the positions of a text's words.
 
     Its function raises:
-        ConfigError: No layer of the model reads the text alone.
+        ConfigError: The model has no text layers.
     """
 
     def token_positions(text: str) -> Sequence[int]:
         if not model.has_text_layers:
             raise ConfigError(
-                "scene prompts of several subjects are for models that read the text in layers of "
-                f"its own, and {model.family.name} has none: text and picture meet in every layer. "
-                "Set scene_weight to 0, or disconnect 'Scene prompts'"
+                "scene prompts of several subjects are for models with text encoders that are "
+                "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
+                f"is {model.family.name}. Set scene_weight to 0, or disconnect 'Scene prompts'"
             )
         return model.token_positions(text)
 

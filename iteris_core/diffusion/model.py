@@ -105,15 +105,11 @@ class DiffusionHost(Protocol):
         ...
 
     @property
-    def repeats_texts(self) -> bool:
-        """Whether a caption's tokens may come several times: cross-attention without positions
-        reads the same, so that rows of different texts can share a call.
-        """
-        ...
-
-    @property
     def has_text_layers(self) -> bool:
-        """Whether some layers of the diffusion model read the text alone. Scenes need them."""
+        """Whether some layers of the diffusion model read alone what the text encoders that can be
+        merged have written, without positions. Scenes need them. Tokens may come several times
+        there, so that rows of different texts can share a call.
+        """
         ...
 
     def tokenize(self, caption: str) -> Sequence[Any]:

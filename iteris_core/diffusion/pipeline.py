@@ -18,9 +18,8 @@ from ..network import TEXT_STREAM, Network
 from .model import DenoiserRow, Encoded, unet_stream
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_SMALLEST_ALPHA = (
-    2.0**-24
-)  # at the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it
+# At the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it.
+_SMALLEST_ALPHA = 2.0**-24
 # Settings of UNets -> what they read beside latents and text.
 _OTHER_INPUTS = {
     "addition_embed_type": "picture sizes and pooled texts",
@@ -123,7 +122,6 @@ class DiffusersModel:
         """Names of the modules in files."""
         return model_keys(self.modules, self.family, self.prediction_type)
 
-    repeats_texts = True
     has_text_layers = True
     loader = None  # a merge here is not followed by diffusers' own loader
 

@@ -182,7 +182,7 @@ class Tokenized:
                 f"calibration can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger "
                 "words and a few others are enough"
             )
-        common = math.lcm(*map(len, pieces.values())) if model.repeats_texts else None
+        common = math.lcm(*map(len, pieces.values())) if model.has_text_layers else None
         return cls(model, pieces, common)
 
     def samples(self, reading: Reading) -> list[Sample]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..adapters import Adapter, LowRankDelta, stack
 from ..errors import AdapterError
 from ..progress import Progress, nobody
-from .families import Family, Spelling, other_family
+from .families import Family, Spelling, family_of, other_family
 from .groups import Group, grouped, key_of, peft_key_of, split_key
 from .kinds import (
     ALPHA,
@@ -62,7 +62,7 @@ def parse(
             not finite.
     """
     groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
-    # a file of another family can fit in part, such as SD1.5's text encoder in SDXL
+    # a file of another family can fit in part; keys that all fit may look like another family's
     found = other_family(tensors, {}, keys.family) if unmatched else None
     if found is not None:
         raise AdapterError(f"{name}: {_for_another(found, keys.family)}")
@@ -93,8 +93,26 @@ def parse(
         of_weight[part] = delta
     if not parts and not vectors:
         raise AdapterError(f"{name}: {_no_key_fits(tensors, metadata, keys.family)}")
+    _check_family(name, tensors, metadata or {}, keys.family)
     deltas = {path: _together(of_weight) for path, of_weight in parts.items()}
     return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
+
+
+def _check_family(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family
+) -> None:
+    """Refuse a file that fits the model and says that it is for a model of another family, such as
+    SD1.5's text encoder in SDXL.
+
+    What it says does not count against keys that show this family: merges and old trainers write
+    the wrong base model.
+
+    Raises:
+        AdapterError: The file says so, and its keys do not show this family.
+    """
+    said = other_family({}, metadata, family)
+    if said is not None and family_of(tensors) != family:
+        raise AdapterError(f"{name}: {_for_another(said, family)}")
 
 
 def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
 import torch
@@ -27,7 +28,7 @@ from ...iteris_core.files.families import Family
 from ...iteris_core.network import IMAGE_STREAM, TEXT_STREAM
 from ..keys import HostKeys, is_text, model_keys
 from .deltas import HostDeltas
-from .families import check_callable, check_clip, family_of, prediction_type
+from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
 from .patches import add_adapter, patches_of_file
 from .text_encoders import TextEncoders
@@ -50,7 +51,7 @@ class ComfyModel:
     """
 
     def __init__(self, model: Any, clip: Any, *, keeps_runs: bool = True) -> None:
-        self.row = family_of(model)
+        self.row = row_of(model)
         check_callable(model)
         check_clip(clip, self.row)
         self.model = model.clone()
@@ -64,10 +65,6 @@ class ComfyModel:
     @property
     def family(self) -> Family:
         return self.row.family
-
-    @property
-    def repeats_texts(self) -> bool:
-        return bool(self.row.text_layers)
 
     @property
     def has_text_layers(self) -> bool:
@@ -198,7 +195,7 @@ class ComfyModel:
             modules,
             keys,
             comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config),
-            prediction_type(self.model),
+            _prediction_type(self.model),
         )
 
     def adapter(
@@ -284,3 +281,13 @@ class ComfyModel:
         return kohya.to_tensors(
             denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )
+
+
+def _prediction_type(model: Any) -> str:
+    """Return what a MODEL predicts, also by a node that has said so, as files name it; empty for
+    flow models.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return "v"
+    return "epsilon" if isinstance(sampling, comfy.model_sampling.EPS) else ""

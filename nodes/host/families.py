@@ -1,4 +1,5 @@
-"""The table of model families: what ComfyUI's class says about how a MODEL is measured.
+"""The tables of model families: what ComfyUI's class says about how a MODEL is measured, and why
+models of other classes are refused.
 
 A family is a row, and nothing about it is code. What its files say is in
 `iteris_core.files.families`.
@@ -24,8 +25,9 @@ class HostFamily:
         text_encoders: Names of the text encoders among the tokens of a CLIP; several choices where
             the host has several.
         swept: Those of them that can be merged: CLIP models, whose rows are 77 tokens.
-        text_layers: Ends of the paths of layers that read the text alone; empty: text and picture
-            meet in every layer.
+        text_layers: Ends of the paths of layers that read the text alone, where it comes from text
+            encoders that are swept; empty: there are none, as where text and picture meet in every
+            layer, and where the text comes from a T5 or a language model.
         folded: Parts of the paths of layers that read each row cut into several.
         downscale: Pixels of a picture per latent, in each direction.
     """
@@ -68,7 +70,79 @@ HOST_FAMILIES = {
 }
 
 
-def family_of(model: Any) -> HostFamily:
+def _refused(names: str, sentence: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), sentence)
+
+
+_EDITING = (
+    "is an inpainting, editing or control model of {family}: it reads a picture beside the noisy "
+    "one, and calibration has none. Merge on a plain {family} model; the merged LoRA works on both"
+)
+_CUT = (
+    "is an SDXL model that was cut down, on which merging is not tested. Merge on a whole SDXL "
+    "checkpoint, with LoRAs made for that"
+)
+# Name of a class of comfy.supported_models -> what a MODEL of it is, why it is refused, and what to
+# do.
+REFUSED = {
+    **_refused("FluxInpaint", _EDITING.format(family="Flux.1")),
+    **_refused("SDXL_instructpix2pix", _EDITING.format(family="SDXL")),
+    **_refused("SD15_instructpix2pix", _EDITING.format(family="SD1.5")),
+    **_refused(
+        "SDXLRefiner",
+        "is the SDXL refiner, which has other layers and text encoders than SDXL. Connect the SDXL "
+        "checkpoint for which the LoRAs were made",
+    ),
+    **_refused("SSD1B Segmind_Vega KOALA_700M KOALA_1B", _CUT),
+    **_refused(
+        "SD20 SD21UnclipL SD21UnclipH SD_X4Upscaler LotusD",
+        "is of the SD2.x kind, on which merging is not tested. Merge LoRAs of SD1.5 or SDXL, on a "
+        "checkpoint of the same family",
+    ),
+    **_refused(
+        "Stable_Cascade_B Stable_Cascade_C",
+        "is one stage of Stable Cascade, whose stages read what the others draw, and calibration "
+        "has single models. Merge on a model that draws the picture itself",
+    ),
+    **_refused(
+        "WAN21_I2V WAN21_FunControl2V WAN21_Camera WAN22_Camera WAN21_Vace WAN21_HuMo WAN22_S2V "
+        "WAN22_Animate WAN_Animate2 WAN21_SCAIL WAN21_SCAIL2 WAN22_WanDancer WAN21_FlowRVS",
+        "is a Wan model that reads more than text, such as a first picture, a camera's way or a "
+        "sound, and calibration has none. Merge LoRAs of text to video, on Wan's model of text to "
+        "video",
+    ),
+    **_refused(
+        "WAN22_T2V",
+        "is Wan 2.2 5B, which has other latents than Wan and takes a first picture, and merging on "
+        "it is not tested. Merge LoRAs of Wan 2.1, or of Wan 2.2 14B, on their model of text to "
+        "video",
+    ),
+    **_refused(
+        "HiDream",
+        "is a HiDream, whose experts see a part of the tokens each, so that its layers cannot be "
+        "measured on all of them. Merge on a model without experts",
+    ),
+    **_refused(
+        "SVD_img2vid GenmoMochi LTXV LTXAV HunyuanVideo HunyuanVideoI2V HunyuanVideoSkyreelsI2V "
+        "HunyuanVideo15 HunyuanVideo15_SR_Distilled CosmosT2V CosmosI2V CosmosI2VPredict2 "
+        "Kandinsky5 CogVideoX_T2V CogVideoX_I2V CogVideoX_Inpaint SeedVR2",
+        "draws videos, and calibration is made of single pictures. Merge on a model of pictures, "
+        "or on Wan's model of text to video, which is measured with one frame",
+    ),
+    **_refused(
+        "StableAudio StableAudio3 ACEStep ACEStep15 MiniMaxMusic3",
+        "makes sound, and calibration is made of pictures. Merge on a model of pictures",
+    ),
+    **_refused(
+        "Stable_Zero123 SV3D_u SV3D_p Hunyuan3Dv2 Hunyuan3Dv2_1 Hunyuan3Dv2mini Trellis2 "
+        "TripoSplat",
+        "makes 3-D shapes or views of them, and calibration is made of pictures from text. Merge "
+        "on a model that draws pictures from text",
+    ),
+}
+
+
+def row_of(model: Any) -> HostFamily:
     """Return the row of a MODEL.
 
     Raises:
@@ -77,6 +151,8 @@ def family_of(model: Any) -> HostFamily:
     config = model.model.model_config
     kind = type(config).__name__
     row = HOST_FAMILIES.get(kind)
+    if kind in REFUSED:
+        raise IterisError(f"the MODEL (ComfyUI's class {kind}) {REFUSED[kind]}")
     if row is None:
         known = ", ".join(dict.fromkeys(row.family.name for row in HOST_FAMILIES.values()))
         raise IterisError(
@@ -128,13 +204,6 @@ def check_callable(model: Any) -> None:
             "measured one by one. Load the model in 16 bit, fp8 or GGUF to merge; the merged LoRA "
             "can be used with Nunchaku's loader, which has its own reader of LoRAs"
         )
-
-
-def prediction_type(model: Any) -> str:
-    """Return what a MODEL predicts, as files name it; empty for flow models."""
-    return {"EPS": "epsilon", "V_PREDICTION": "v", "V_PREDICTION_CONTINUOUS": "v"}.get(
-        model.model.model_type.name, ""
-    )
 
 
 def check_clip(clip: Any, row: HostFamily) -> None:

@@ -408,9 +408,61 @@ def test_the_metadata_tells_the_family_of_a_file_of_which_nothing_fits():
         parse({"x.lora_up.weight": torch.zeros(2, 2)}, metadata=metadata)
 
 
-def test_a_file_that_fits_is_not_refused_for_what_it_says():
+ATTENDS = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+TEXT_1 = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+TEXT_OF_DIFFUSERS = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+SDXL_KEYS = ModelKeys(
+    FAMILIES["SDXL"],
+    {ATTENDS: "unet.k", TEXT_1: "text.fc1", TEXT_OF_DIFFUSERS: "text.fc1"},
+    {},
+    {"unet.k": (640, 2048), "text.fc1": (6, 4)},
+)
+OF_SD15 = {"ss_base_model_version": "sd_v1"}
+
+
+@pytest.mark.parametrize("base", [TEXT_1, TEXT_OF_DIFFUSERS])
+@pytest.mark.parametrize(
+    "metadata", [OF_SD15, {"modelspec.architecture": "stable-diffusion-v1/lora"}]
+)
+@pytest.mark.parametrize("rest", [{}, {"odd.alpha": torch.tensor(1.0)}], ids=["all", "in part"])
+def test_a_text_part_of_another_family_is_refused_even_where_it_fits(base, metadata, rest):
+    with pytest.raises(AdapterError, match=r"this file is for SD1\.5, the model is SDXL; choose a"):
+        kohya.parse("file", factors(base) | rest, SDXL_KEYS, metadata)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        "sdxl_base_v1-0",
+        "ponyDiffusionV6XL",
+        "Illustrious-XL-v2.0",
+        "noobaiXL_vPred10",
+        "my_own_finetune",
+    ],
+)
+def test_a_text_part_of_this_family_or_of_an_unknown_base_fits(said):
+    metadata = {} if said is None else {"ss_base_model_version": said}
+    assert kohya.parse("file", factors(TEXT_1), SDXL_KEYS, metadata).deltas
+
+
+def test_a_text_part_of_a_family_alike_fits():
+    keys = replace(SDXL_KEYS, family=FAMILIES["Flux.1"])
+    assert kohya.parse("file", factors(TEXT_1), keys, {"ss_base_model_version": "chroma"}).deltas
+
+
+def test_a_file_with_keys_of_this_family_is_not_refused_for_what_it_says():
     """Merges and old trainers write the wrong base model."""
-    assert parse(factors(), metadata={"ss_base_model_version": "sdxl_base_v1-0"}).deltas
+    tensors = factors(ATTENDS, shape=(640, 2048)) | factors(TEXT_1)
+    assert set(kohya.parse("file", tensors, SDXL_KEYS, OF_SD15).deltas) == {"unet.k", "text.fc1"}
+
+
+def test_a_file_that_fits_is_not_refused_for_keys_that_look_like_another_familys():
+    """A Flux.2 Klein of this width has the attention layers of Flux.1."""
+    base = "diffusion_model.double_blocks.0.img_attn.qkv"
+    keys = ModelKeys(FAMILIES["Flux.2"], {base: "qkv"}, {}, {"qkv": (6, 4)})
+    for metadata in ({}, {"ss_base_model_version": "flux2_klein_4b"}):
+        assert kohya.parse("file", factors(base), keys, metadata).deltas
 
 
 def without(tensors, *suffixes):

@@ -445,7 +445,7 @@ class TextHost:
     """A text encoder alone; the UNet has no part in the LoRAs."""
 
     family = FAMILIES["SD1.5"]
-    repeats_texts = has_text_layers = True
+    has_text_layers = True
     loader = None
 
     def encoded(self, caption, outputs):
@@ -521,6 +521,17 @@ def test_scenes_with_the_delta_target_are_refused(host):
         match=r"scene tasks need the target 'full_output'.*Set target to 'full_output', or scene_weight",
     ):
         host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
+
+
+def test_scenes_are_refused_where_no_layer_reads_what_merged_text_encoders_write(host):
+    host.has_text_layers = False
+    host.family = FAMILIES["Wan"]
+    with pytest.raises(
+        ConfigError,
+        match="text encoders that are merged and layers that read the text alone, which are SD1.5 and "
+        "SDXL; this model is Wan. Set scene_weight to 0",
+    ):
+        host.merge(two_loras(host), SCENES, FULL)
 
 
 def test_a_single_lora_meets_nobody_and_is_told_so(host):

@@ -83,6 +83,16 @@ def test_the_file_names_its_base(family):
     assert architecture == (expected.architecture and f"{expected.architecture}/lora")
 
 
+def test_the_file_names_what_its_base_predicts(family):
+    expected = {"SD1.5": "epsilon", "SDXL": "epsilon", "SDXL v-prediction": "v"}
+    assert family["predicts"] == expected.get(family["family"])
+
+
+def test_a_node_can_say_what_the_base_predicts(figures):
+    """NoobAI's files without a marker are used so."""
+    assert figures["SDXL"]["predicts by a node"] == "v"
+
+
 def test_two_loras_are_merged_and_checked_on_unseen_prompts(family):
     assert family["kinds"] == ["own", "own", "together", "together", "base"]
     # 1 is the error of doing nothing

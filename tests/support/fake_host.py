@@ -116,7 +116,6 @@ class FakeHost:
     def text_encoder(self):
         return self._part("te", self.te, lambda rows: self.te(torch.stack(list(rows))))
 
-    repeats_texts = True
     has_text_layers = True
     loader = None
     family = FAMILIES["SD1.5"]

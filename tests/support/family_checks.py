@@ -25,6 +25,7 @@ import comfy.lora_convert
 import comfy.sample
 import comfy.sd
 import comfy.utils
+import comfy_extras.nodes_model_advanced
 import tiny_hosts
 import torch
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
@@ -296,6 +297,17 @@ def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> floa
     return largest_difference(merged.adapter, first.adapter)
 
 
+def saved_prediction(model: Any, clip: Any, sampling: str = "") -> str | None:
+    """Return what a file of a model says that it predicts; on a model that ComfyUI's node
+    ModelSamplingDiscrete has changed, if a kind of sampling is named.
+    """
+    if sampling:
+        node = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete()
+        [model] = node.patch(model, sampling, zsnr=True)
+    _, metadata = kohya.file_of(Adapter("x", {}), ComfyModel(model, clip).keys, {})
+    return metadata.get("modelspec.prediction_type")
+
+
 def check(name: str) -> dict[str, Any]:
     tiny = tiny_hosts.TINY[name]
     model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
@@ -320,6 +332,9 @@ def check(name: str) -> dict[str, Any]:
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     single = merge_diffusion(host, [first], alone, EXACT)
     found["to itself"] = largest_difference(single.adapter, first.adapter)
+    found["predicts"] = saved_prediction(model, clip)
+    if name == "SDXL":
+        found["predicts by a node"] = saved_prediction(model, clip, "v_prediction")
     if name in ("SDXL", "Z-Image"):
         found["on turbo"] = on_turbo(model, clip, host, first)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
