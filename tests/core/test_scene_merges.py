@@ -528,8 +528,8 @@ def test_scenes_are_refused_where_no_layer_reads_what_merged_text_encoders_write
     host.family = FAMILIES["Wan"]
     with pytest.raises(
         ConfigError,
-        match="text encoders that are merged and layers that read the text alone, which are SD1.5 and "
-        "SDXL; this model is Wan. Set scene_weight to 0",
+        match=r"text encoders that are merged and layers that read the text alone, which are SD1\.5 "
+        r"and SDXL; this model is Wan\. Set scene_weight to 0",
     ):
         host.merge(two_loras(host), SCENES, FULL)
 

@@ -215,7 +215,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
 
 
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
-    """Soon: after a few more layers, of which there are 72."""
+    """Soon: after a few more of its 48 layers."""
     base_only = {"1": host.merge()["1"], **host.sample("before", ["1", 0], ["1", 1])}
     host.run(base_only)
     solved = []
