@@ -177,4 +177,4 @@ def test_three_loras_are_chained():
     assert [inputs["lora_name"] for inputs in reversed(chain)] == names
     assert [inputs["prompts"] for inputs in reversed(chain)] == list(request.prompts)
     assert workflow["7"]["inputs"]["text"] == "a <x>, y, a <w>"
-    assert workflow["4"]["inputs"]["resolution"] == 512 and workflow["10"]["inputs"]["steps"] == 20
+    assert workflow["4"]["inputs"]["resolution"] == 0 and workflow["10"]["inputs"]["steps"] == 20
