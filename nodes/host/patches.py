@@ -16,7 +16,10 @@ from ..keys import HostKeys, HostWeight
 
 
 def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
-    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA."""
+    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA.
+
+    Without anything to patch it stays the same for the host, which need not load it again.
+    """
     patches = {
         f"{path}.weight": comfy.weight_adapter.LoRAAdapter(
             keys, (delta.up, delta.down, float(delta.rank), None, None, None)
@@ -24,7 +27,7 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
         for path, delta in adapter.deltas.items()
     }
     patches |= {parameter: ("diff", (vector,)) for parameter, vector in adapter.vectors.items()}
-    missing = set(patches) - set(patcher.add_patches(patches, 1.0))
+    missing = set(patches) - set(patcher.add_patches(patches, 1.0)) if patches else set()
     if missing:
         raise IterisError(
             f"ComfyUI did not accept patches for {len(missing)} weights, such as {min(missing)!r}"
@@ -39,10 +42,10 @@ def patches_of_file(
 
     Keys that the adapter reports as unmatched, and its changes of biases and norms, are left out.
     """
-    read = {key: tensor for key, tensor in tensors.items() if key not in set(adapter.unmatched)}
-    loaded = comfy.lora.load_lora(
-        comfy.lora_convert.convert_lora(read), keys.table, log_missing=False
-    )
+    unmatched = set(adapter.unmatched)
+    converted = comfy.lora_convert.convert_lora(dict(tensors))
+    read = {key: tensor for key, tensor in converted.items() if key not in unmatched}
+    loaded = comfy.lora.load_lora(read, keys.table, log_missing=False)
     return {
         entry: patch
         for entry, patch in loaded.items()
