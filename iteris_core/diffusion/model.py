@@ -82,7 +82,8 @@ class HostLoader(Protocol):
 
     def with_file(self, lora: LoadedLora) -> DiffusionHost:
         """Return the model with a LoRA of a merge, as the host's own loader reads its file, at the
-        strengths of its use.
+        strengths of its use. Asked once for each LoRA: what the host keeps of the file for it is
+        let go.
         """
         ...
 

@@ -8,12 +8,16 @@ One row draws one caption of a LoRA in four ways:
     loaded   the model on which the host's own loader has put the LoRA's file
     patched  the model on which the host has put the LoRA as it was read
 
-``worn`` and ``loaded`` must be the same. Where they are not, ``patched`` says why: if it is the
-same as ``loaded``, the file was read well, and the host rounds the sums of weights and LoRA.
+``worn`` and ``loaded`` must be the same. Where they are not, ``patched`` says why. If it is not the
+same as ``loaded``, the file was misread. If it is, either the host rounds the sums of weights and
+LoRA, or rows do not wear what they should. Other strengths tell these apart: rounding hardly grows
+with the LoRA, so that its share of the effect falls, and it makes the effect neither stronger nor
+weaker. The share of a fault stays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +28,6 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..errors import AdapterError, CalibrationError, SolveError
-from ..layers import is_quantised
 from ..network import Network
 from ..progress import Progress, nobody
 from ..report.records import Note
@@ -36,19 +39,28 @@ from .sampling import Sampler, noise
 
 # Shares of a LoRA's effect. Rows and patched models differ by 1e-5 in float32. Rounding makes that
 # 0.001 to 0.05 on weights in float16, 0.01 to 0.9 in bfloat16, and 0.1 to 1 in fp8, the more the
-# smaller the LoRA; so it is compared with a model that rounds alike. A weight in the wrong order or
-# with the wrong factor makes 0.1 to 1.
+# smaller the LoRA. A weight in the wrong order or with the wrong factor makes 0.1 to 1.
 TOLERANCE = 0.01
 _NOTED = 0.05
 # A change of the LoRA that does not count. In 16 bits, two rows that are the same but for the last
 # digit drift apart from layer to layer, and this shows how far.
 _NUDGE = 1.001
-# How much of that drift, and of the rounding that was found before the merge, is allowed.
+# How much of that drift is allowed.
 _DRIFTS = 2.0
-_ROUNDINGS = 4.0
+# At an eighth of the strength, the share that is rounded grows 8 times, and 2.8 times in fp8, whose
+# rounding is random: its steps are rare at a small strength. The share of a fault stays.
+_WEAKER = 1 / 8
+_GROWTH = 2.0
+# The strengths at which it is looked for, until the LoRA's effect is this share of the picture;
+# beyond, the model does nothing well.
+_STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
+_STRONG = 0.5
+# Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by up
+# to 0.03, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
+_BIAS = 0.15
 _CHANGED = (
-    "Likely another node changes the model's layers. Connect MODEL and CLIP straight from their "
-    "loaders; if it stays, report it"
+    "Likely another node changes the model's layers, or the model calls some of them in a way of "
+    "its own. Connect MODEL and CLIP straight from their loaders; if it stays, report it"
 )
 _MISREAD = (
     "Likely causes: a kind of key that IterIS misreads, a model that keeps a weight's rows in an "
@@ -64,15 +76,13 @@ class Proof:
 
     Args:
         rounded: Name of a LoRA -> the share of its effect by which the host rounds it.
-        rounding: The largest distance that was found between a row and the host's model.
     """
 
     rounded: Mapping[str, float] = field(default_factory=dict)
-    rounding: float = 0.0
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """A note for the report where the host rounds much."""
+        """A note for the report where much is rounded."""
         much = {name: share for name, share in self.rounded.items() if share >= _NOTED}
         if not much:
             return ()
@@ -80,14 +90,14 @@ class Proof:
         return (
             Note(
                 "host",
-                f"this model's number format makes ComfyUI round what a LoRA changes: {shares}. "
-                "That is so for every LoRA on this model, merged or not. The merge is measured "
-                "without this rounding",
+                "the numbers of this model are too coarse for what a LoRA changes, so that ComfyUI "
+                f"rounds it: {shares}. That is so for every LoRA on this model, merged or not. The "
+                "merge is measured without this rounding",
             ),
         )
 
     def joined_with(self, other: Proof) -> Proof:
-        return Proof({**self.rounded, **other.rounded}, max(self.rounding, other.rounding))
+        return Proof({**self.rounded, **other.rounded})
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +146,8 @@ def prove_loras(
     Raises:
         AdapterError: A LoRA is read in another way than the host reads it, or its effect is not
             finite; names it.
-        CalibrationError: The base model's picture is not finite.
+        CalibrationError: The base model's picture is not finite, or rows do not draw what the model
+            draws that the host patched.
     """
     loader = model.loader
     if loader is None:
@@ -152,15 +163,23 @@ def prove_loras(
     proof = Proof()
     for k, lora in enumerate(loras):
         view = [View(captions[k])]
+        host = hosts.pop(0)  # with its file's tensors
         comparison = Comparison(
             lora.adapter.name,
             base=drawn[k].picture,
             worn=drawn[len(loras) + k],
-            loaded=draw(hosts[k], view, of_hosts[k], calibration)[0].picture,
+            loaded=draw(host, view, of_hosts[k], calibration)[0].picture,
         )
         comparison.check_finite()
         if comparison.difference > TOLERANCE:
             _check_reading(comparison, loader, lora, calibration)
+            if not _is_rounding(comparison, model, captions[k], lora.adapter, calibration):
+                raise CalibrationError(
+                    f"{comparison.name}: its rows do not draw what the model draws that ComfyUI "
+                    "patches with it, though its file is read alike: the difference is "
+                    f"{comparison.difference:.0%} of what it does to {captions[k]!r}, and no "
+                    f"rounding. {_CHANGED}"
+                )
         proof = proof.joined_with(comparison.found)
         progress(k + 1, len(loras))
     return proof
@@ -188,21 +207,19 @@ def prove_merged(
     Raises:
         SolveError: They differ by more than rounding.
     """
-    loader = model.loader
-    if loader is None:
+    if model.loader is None:
         return proof
     caption = caption_of(lora)
-    views = [View(caption), View(caption, merged)]
-    base, worn = drawn_by(model, views, calibration)
-    [patched] = drawn_by(loader.with_adapter(merged), views[:1], calibration)
-    comparison = Comparison("the merged LoRA", base.picture, worn, patched.picture)
+    comparison = compared("the merged LoRA", model, caption, merged, calibration)
     comparison.check_finite()
-    is_rounding = comparison.distance <= _ROUNDINGS * proof.rounding
-    if comparison.difference > TOLERANCE and not is_rounding and not _has_quantised(model, merged):
+    missed = comparison.worn.missed
+    if comparison.difference > TOLERANCE and (
+        missed or not _is_rounding(comparison, model, caption, merged, calibration)
+    ):
         raise SolveError(
             "the MODEL that would be handed out does not draw with the merged LoRA what was "
             f"solved: the difference is {comparison.difference:.0%} of what it does to "
-            f"{caption!r}. {_of_missed(worn.missed) or _CHANGED}"
+            f"{caption!r}, and no rounding. {_of_missed(missed) or _CHANGED}"
         )
     return proof.joined_with(comparison.found)
 
@@ -238,9 +255,18 @@ class Comparison:
         return self.distance / self.effect if self.effect else 0.0
 
     @property
+    def bias(self) -> float:
+        """The share of what the row does by which the host's model does more or less of the same;
+        infinite if the row does nothing.
+        """
+        worn, loaded = ((p - self.base).flatten() for p in (self.worn.picture, self.loaded))
+        does = worn.dot(worn).item()
+        return abs(worn.dot(loaded).item() / does - 1) if does else math.inf
+
+    @property
     def found(self) -> Proof:
         """What it shows of the host's rounding, once nothing else can be the cause."""
-        return Proof({self.name: self.difference}, self.distance)
+        return Proof({self.name: self.difference})
 
     def check_finite(self) -> None:
         """Refuse pictures that are not finite.
@@ -263,7 +289,7 @@ class Comparison:
 def _check_reading(
     comparison: Comparison, loader: HostLoader, lora: LoadedLora, calibration: Calibration
 ) -> None:
-    """Refuse a LoRA whose rows differ from the host's model by more than the host's rounding.
+    """Refuse a LoRA that the host's own loader reads in another way, or that is worn in part only.
 
     Raises:
         AdapterError: Says by how much, and what is likely.
@@ -292,6 +318,47 @@ def _check_reading(
             f"{misread:.0%} of what it does to {view[0].caption!r}, and a merge would be measured "
             f"on the wrong LoRA. {_MISREAD}"
         )
+
+
+def _is_rounding(
+    comparison: Comparison,
+    model: DiffusionHost,
+    caption: str,
+    adapter: Adapter,
+    calibration: Calibration,
+) -> bool:
+    """Whether rounding explains the difference of a row and the model that the host patched with
+    the same adapter.
+    """
+
+    def at(strength: float) -> Comparison:
+        if strength == 1:
+            return comparison
+        scaled = adapter.scaled(strength)
+        return compared(comparison.name, model, caption, scaled, calibration)
+
+    weak = at(_WEAKER).difference
+    for strength in _STRONGER:
+        strong = at(strength)
+        if strong.difference * _GROWTH <= weak:
+            return strong.bias <= _BIAS
+        if not strong.effect < _STRONG * strong.base.norm().item():  # also if it is not finite
+            return False
+    return False
+
+
+def compared(
+    name: str, model: DiffusionHost, caption: str, adapter: Adapter, calibration: Calibration
+) -> Comparison:
+    """Compare a row that wears an adapter with the model that its host's loader patches with it."""
+    assert model.loader is not None
+    patched = model.loader.with_adapter(adapter)
+    views = [View(caption), View(caption, adapter)]
+    # the texts of both first; see `prove_loras`
+    prompts, of_patched = encoded(model, views), encoded(patched, views[:1])
+    base, worn = draw(model, views, prompts, calibration)
+    [loaded] = draw(patched, views[:1], of_patched, calibration)
+    return Comparison(name, base.picture, worn, loaded.picture)
 
 
 def _of_missed(missed: Sequence[str]) -> str:
@@ -380,14 +447,3 @@ def _watched(network: Network, adapter: Adapter | None, rows: int) -> Iterator[s
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return (a - b).norm().item()
-
-
-def _has_quantised(model: DiffusionHost, adapter: Adapter) -> bool:
-    """Whether some of the layers that an adapter changes are quantised."""
-    text, denoiser = adapter.split(model.is_text_module)
-    for part, opened in ((text, model.text_encoder), (denoiser, model.denoiser)):
-        if part.deltas:
-            with opened() as network:
-                if any(is_quantised(network.modules[path]) for path in part.deltas):
-                    return True
-    return False

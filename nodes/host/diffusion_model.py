@@ -26,11 +26,11 @@ from ...iteris_core.diffusion.model import DenoiserRow, Encoded
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.network import IMAGE_STREAM, TEXT_STREAM
-from ..keys import HostKeys, is_text, model_keys
+from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .deltas import HostDeltas
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
-from .patches import add_adapter, patches_of_file
+from .patches import add_adapter, misread_by_host, patches_of_file
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
@@ -221,7 +221,8 @@ class ComfyModel:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
-        self._files[use] = tensors
+        if not use.is_idle:
+            self._files[use] = tensors
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         unswept = [path for path in (*text.deltas, *text.vectors) if not self.texts.is_swept(path)]
@@ -251,17 +252,29 @@ class ComfyModel:
 
     def with_file(self, lora: LoadedLora) -> ComfyModel:
         """Return the model with the tensors that `adapter` was given for a use, as the stock
-        LoraLoader patches it.
+        LoraLoader patches it; where that is known to misread them, as they were read here. The
+        tensors are let go, so that this can be asked once for each use.
         """
         model = self.model.clone()
         clip = self.clip.clone()
-        patches = patches_of_file(self._files[lora.use], lora.adapter, self.keys)
-        for patcher, strength in (
-            (model, lora.use.strength_model),
-            (clip, lora.use.strength_clip),
+        tensors = self._files.pop(lora.use)
+        patches = patches_of_file(tensors, lora.adapter, self.keys)
+        misread = misread_by_host(tensors, self.keys)
+        for patcher, strength, of_text in (
+            (model, lora.use.strength_model, False),
+            (clip, lora.use.strength_clip, True),
         ):
-            if strength:
-                patcher.add_patches(patches, strength)
+            own = {
+                entry: patch
+                for entry, patch in patches.items()
+                if is_text(HostWeight.of(entry).weight) == of_text
+            }
+            if own and strength:  # else it stays the same for the host; see `add_adapter`
+                patcher.add_patches(own, strength)
+            ours = replace(lora.adapter, vectors={}).select(
+                lambda path, of_text=of_text: path in misread and is_text(path) == of_text
+            )
+            add_adapter(patcher, ours, set())
         return self._like(model, clip)
 
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
@@ -271,6 +284,8 @@ class ComfyModel:
     def _like(self, model: Any, clip: Any) -> ComfyModel:
         made = ComfyModel(model, clip, keeps_runs=False)
         made.memory_required = self.memory_required
+        if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
+            made.texts = self.texts  # with what they have read
         return made
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:

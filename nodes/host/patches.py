@@ -12,11 +12,16 @@ import comfy.weight_adapter
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError
+from ...iteris_core.files.groups import grouped
+from ...iteris_core.files.kinds import PEFT_DORA, kind_of
 from ..keys import HostKeys, HostWeight
 
 
 def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
-    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA."""
+    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA.
+
+    Without anything to patch it stays the same for the host, which need not load it again.
+    """
     patches = {
         f"{path}.weight": comfy.weight_adapter.LoRAAdapter(
             keys, (delta.up, delta.down, float(delta.rank), None, None, None)
@@ -24,7 +29,7 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
         for path, delta in adapter.deltas.items()
     }
     patches |= {parameter: ("diff", (vector,)) for parameter, vector in adapter.vectors.items()}
-    missing = set(patches) - set(patcher.add_patches(patches, 1.0))
+    missing = set(patches) - set(patcher.add_patches(patches, 1.0)) if patches else set()
     if missing:
         raise IterisError(
             f"ComfyUI did not accept patches for {len(missing)} weights, such as {min(missing)!r}"
@@ -38,15 +43,30 @@ def patches_of_file(
     function]) -> patch.
 
     Keys that the adapter reports as unmatched, and its changes of biases and norms, are left out.
+    So are layers that the host would misread; see `misread_by_host`.
     """
-    read = {key: tensor for key, tensor in tensors.items() if key not in set(adapter.unmatched)}
-    loaded = comfy.lora.load_lora(
-        comfy.lora_convert.convert_lora(read), keys.table, log_missing=False
-    )
+    unmatched = set(adapter.unmatched)
+    converted = comfy.lora_convert.convert_lora(dict(tensors))
+    read = {key: tensor for key, tensor in converted.items() if key not in unmatched}
+    loaded = comfy.lora.load_lora(read, keys.table, log_missing=False)
+    misread = misread_by_host(read, keys)
     return {
         entry: patch
         for entry, patch in loaded.items()
         if HostWeight.of(entry).weight not in adapter.vectors
+        and HostWeight.of(entry).module not in misread
+    }
+
+
+def misread_by_host(tensors: Mapping[str, Tensor], keys: HostKeys) -> set[str]:
+    """Return the modules of a file that the host's loader is known to read wrongly: PEFT's DoRAs,
+    the names of whose magnitudes it does not know.
+    """
+    groups, _ = grouped(tensors, keys.table.__contains__)
+    return {
+        HostWeight.of(keys.table[base]).module
+        for base, group in groups.items()
+        if kind_of(group.tensors) is PEFT_DORA
     }
 
 

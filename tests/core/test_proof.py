@@ -9,11 +9,19 @@ import pytest
 import torch
 from fake_host import FakeHost, as_used
 
-from iteris_core import Adapter, AdapterError, LowRankDelta, MergeConfig, SolveError
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    CalibrationError,
+    LowRankDelta,
+    MergeConfig,
+    SolveError,
+)
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 from iteris_core.diffusion.model import PROOF_STAGE, stages_of
-from iteris_core.diffusion.proof import prove_loras, prove_merged
+from iteris_core.diffusion.proof import Proof, prove_loras, prove_merged
+from iteris_core.rows import wearing
 
 CALIBRATION = Calibration(
     trajectories=2, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=1
@@ -65,6 +73,13 @@ def doubled_at(path):
 
 def rounded(weight):
     return (weight * 16).round() / 16
+
+
+@pytest.fixture
+def strong_hooks(monkeypatch):
+    """Rows that wear one and a half times what they should."""
+    add = wearing.add_to_output
+    monkeypatch.setattr(wearing, "add_to_output", lambda module, y, t: add(module, y, 1.5 * t))
 
 
 def merged(host, loras, heard=None, **settings):
@@ -129,6 +144,27 @@ def test_a_host_that_rounds_is_noted_and_not_refused():
     assert "a by" in note and "b by" in note and "the merged LoRA by" in note
     shares = prove_loras(host, loras, CALIBRATION).rounded
     assert all(f"{name} by {share:.0%} of its effect" in note for name, share in shares.items())
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 1.0])
+def test_rounding_is_told_from_a_fault_at_every_strength(strength):
+    host = LoadingHost(patch=rounded)
+    lora = host.lora("a", strength=strength)
+    proof = prove_loras(host, [lora], CALIBRATION)
+    assert proof.rounded["a"] > 0.1
+    both = prove_merged(host, lora.adapter, lora, CALIBRATION, proof)
+    assert both.rounded == {"a": proof.rounded["a"], "the merged LoRA": proof.rounded["a"]}
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("patch", [lambda weight: weight, rounded], ids=["exact", "rounded"])
+def test_rows_that_wear_something_else_are_an_error(strong_hooks, patch, strength):
+    host = LoadingHost(patch=patch)
+    lora = host.lora("a", strength=strength)
+    with pytest.raises(CalibrationError, match=r"^a: its rows do not draw .* file is read alike"):
+        prove_loras(host, [lora], CALIBRATION)
+    with pytest.raises(SolveError, match=r"and no rounding\. Likely another node changes"):
+        prove_merged(host, lora.adapter, lora, CALIBRATION, Proof())
 
 
 def test_a_misread_lora_is_found_on_a_host_that_rounds():
@@ -199,6 +235,21 @@ def test_a_model_that_does_not_do_what_was_solved_is_not_handed_out():
         prove_merged(host, lora.adapter, lora, CALIBRATION, proof)
     with pytest.raises(SolveError, match="does not draw"):
         merged(host, [lora, host.lora("b")])
+
+
+def test_both_texts_are_encoded_before_both_models_draw():
+    """So that text encoders and diffusion model need not make room for each other again."""
+    opened = []
+
+    class Noting(LoadingHost):
+        def _part(self, name, model, forward):
+            opened.append(name)
+            return super()._part(name, model, forward)
+
+    host = Noting()
+    lora = host.lora("a")
+    prove_merged(host, lora.adapter, lora, CALIBRATION, Proof())
+    assert opened == ["te", "te", "unet", "unet"]
 
 
 def test_several_ways_are_tried_on_loras_that_are_proved_once():

@@ -7,7 +7,9 @@ writes a line of JSON per case: the notes of the proof, or its error.
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,12 +20,14 @@ import family_checks
 # isort: split
 import tiny_hosts
 import torch
+from iteris_pack.nodes.host import diffusion_model
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.keys import HostWeight
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.proof import prove_loras, prove_merged
+from iteris_core.rows import wearing
 
 FP8 = torch.float8_e4m3fn
 CALIBRATION = family_checks.SMALL
@@ -64,6 +68,30 @@ def uncalled_layers() -> Iterator[None]:
         torch.nn.Sequential.forward = original
 
 
+@contextmanager
+def strong_hooks() -> Iterator[None]:
+    """Let rows wear one and a half times what they should."""
+    add = wearing.add_to_output
+    wearing.add_to_output = lambda module, y, tokens: add(module, y, 1.5 * tokens)
+    try:
+        yield
+    finally:
+        wearing.add_to_output = add
+
+
+@contextmanager
+def strong_patches() -> Iterator[None]:
+    """Patch MODEL and CLIP with twice an adapter."""
+    add = diffusion_model.add_adapter
+    diffusion_model.add_adapter = lambda patcher, adapter, keys: add(
+        patcher, adapter.scaled(2.0), keys
+    )
+    try:
+        yield
+    finally:
+        diffusion_model.add_adapter = add
+
+
 def scaled_part(adapter: Adapter) -> Adapter:
     """Return an adapter with the second third of one fused weight twice as strong."""
     path = next(path for path in adapter.deltas if path.endswith("qkv"))
@@ -92,6 +120,7 @@ class Case:
     Args:
         family: Name of a tiny model.
         wrong: Context in which the LoRA is read and proved.
+        wrong_after: Context in which the merged LoRA is proved.
         change: What is changed after it was read.
         dtype: Number format of the diffusion model's weights.
         strength: Strength of the LoRA.
@@ -99,6 +128,7 @@ class Case:
 
     family: str
     wrong: Callable[[], Any] = nullcontext
+    wrong_after: Callable[[], Any] = nullcontext
     change: Change = lambda adapter: adapter
     dtype: torch.dtype = torch.float32
     strength: float = 1.0
@@ -111,10 +141,26 @@ CASES = {
     **{f"{family} scaled part": Case(family, change=scaled_part) for family in ("Flux.1", "SD3.5")},
     "Flux.1 in fp8 forgotten order": Case("Flux.1", forgotten_order, dtype=FP8),
     "Flux.1 in fp8": Case("Flux.1", dtype=FP8, strength=0.3),
+    "Flux.1 in fp8 e5m2": Case("Flux.1", dtype=torch.float8_e5m2, strength=0.3),
     "Flux.1 in bf16": Case("Flux.1", dtype=torch.bfloat16, strength=0.1),
     "Flux.1 in fp16": Case("Flux.1", dtype=torch.float16),
     "Flux.1 uncalled layers": Case("Flux.1", uncalled_layers),
-    **{family: Case(family) for family in ("SD1.5", "SDXL", "Wan", "AuraFlow")},
+    **{
+        f"{family} in {name} {fault}": Case(family, dtype=dtype, strength=strength, **wrong)
+        for family in ("Flux.1", "SDXL")
+        for name, dtype, strength in (
+            ("fp32", torch.float32, 1.0),
+            ("bf16", torch.bfloat16, 0.1),
+            ("fp8", FP8, 0.3),
+        )
+        for fault, wrong in (
+            ("strong hooks", {"wrong": strong_hooks}),
+            ("strong patches", {"wrong_after": strong_patches}),
+        )
+    },
+    **{
+        family: Case(family) for family in ("SD1.5", "SDXL", "Wan", "AuraFlow", "Z-Image", "Chroma")
+    },
 }
 
 
@@ -128,15 +174,29 @@ def proved(case: Case) -> dict[str, Any]:
             host, "first", tensors, "a photo of sks dog", strength=case.strength
         )
         assert len(lora.adapter.vectors) == 1
+        # tensors that are in the file alone, and in no adapter
+        of_file = [weakref.ref(t) for key, t in tensors.items() if key.endswith(".alpha")]
+        del tensors
         lora = LoadedLora(lora.use, case.change(lora.adapter))
         calibration = CALIBRATION.for_family(host.family)
         steps: list[tuple[int, int]] = []
         try:
             proof = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
-            whole = prove_merged(host, lora.adapter, lora, calibration, proof)
+            gc.collect()
+            kept = sum(ref() is not None for ref in of_file)
+            with case.wrong_after():
+                whole = prove_merged(host, lora.adapter, lora, calibration, proof)
         except IterisError as error:
             return {"error": type(error).__name__, "text": str(error)}
-    return {"rounded": whole.rounded, "notes": [n.text for n in whole.notes], "steps": steps}
+    patched = host.with_adapter(lora.adapter)
+    return {
+        "rounded": whole.rounded,
+        "notes": [n.text for n in whole.notes],
+        "steps": steps,
+        "kept": kept,
+        "same texts": patched.texts is host.texts,
+        "same clip": patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid,
+    }
 
 
 @torch.inference_mode()
