@@ -51,13 +51,13 @@ _DRIFTS = 2.0
 # rounding is random: its steps are rare at a small strength. The share of a fault stays.
 _WEAKER = 1 / 8
 _GROWTH = 2.0
-# The strengths at which it is looked for, until the LoRA's effect is this share of the picture;
-# beyond, the model does nothing well.
+# The strengths at which it is looked for, until the LoRA's effect is this share of the picture.
+# Beyond, much more of a LoRA may do the same, so that even the share of a fault falls.
 _STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
-_STRONG = 0.5
-# Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by up
-# to 0.03, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
-_BIAS = 0.15
+_STRONG = 0.25
+# Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by
+# 0.03 at most, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
+_BIAS = 0.2
 _CHANGED = (
     "Likely another node changes the model's layers, or the model calls some of them in a way of "
     "its own. Connect MODEL and CLIP straight from their loaders; if it stays, report it"
@@ -259,9 +259,10 @@ class Comparison:
         """The share of what the row does by which the host's model does more or less of the same;
         infinite if the row does nothing.
         """
-        worn, loaded = ((p - self.base).flatten() for p in (self.worn.picture, self.loaded))
+        worn = (self.worn.picture - self.base).flatten()
+        more = (self.loaded - self.worn.picture).flatten()
         does = worn.dot(worn).item()
-        return abs(worn.dot(loaded).item() / does - 1) if does else math.inf
+        return abs(worn.dot(more).item()) / does if does else math.inf
 
     @property
     def found(self) -> Proof:
@@ -355,7 +356,8 @@ def compared(
     patched = model.loader.with_adapter(adapter)
     views = [View(caption), View(caption, adapter)]
     # the texts of both first; see `prove_loras`
-    prompts, of_patched = encoded(model, views), encoded(patched, views[:1])
+    prompts = encoded(model, views)
+    of_patched = encoded(patched, views[:1])
     base, worn = draw(model, views, prompts, calibration)
     [loaded] = draw(patched, views[:1], of_patched, calibration)
     return Comparison(name, base.picture, worn, loaded.picture)

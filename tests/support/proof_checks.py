@@ -103,14 +103,21 @@ def scaled_part(adapter: Adapter) -> Adapter:
 
 
 def with_bias(host: ComfyModel, tensors: family_checks.Tensors) -> family_checks.Tensors:
-    """Return a LoRA's tensors with a large change of one bias, which rows do not wear."""
+    """Return a LoRA's tensors with a large change of one bias, which rows do not wear, and with an
+    alpha, which is in the file alone.
+    """
     places = host.keys.module_of_base
     path, base = next(
         (path, base)
         for base, path in places.items()
-        if f"{base}.lora_up.weight" in tensors and f"{path}.bias" in host.model.model.state_dict()
+        if f"{base}.lora_B.weight" in tensors and f"{path}.bias" in host.model.model.state_dict()
     )
-    return {**tensors, f"{base}.diff_b": torch.full(host.keys.shapes[path][:1], 3.0)}
+    rank = tensors[f"{base}.lora_A.weight"].shape[0]
+    return {
+        **tensors,
+        f"{base}.diff_b": torch.full(host.keys.shapes[path][:1], 3.0),
+        f"{base}.alpha": torch.tensor(float(rank)),
+    }
 
 
 @dataclass(frozen=True)
@@ -169,13 +176,12 @@ def proved(case: Case) -> dict[str, Any]:
     model = tiny_hosts.model_of(tiny, case.dtype)
     with case.wrong():
         host = ComfyModel(model, tiny_hosts.clip_of(tiny))
-        tensors = with_bias(host, family_checks.lora_of(host, 1, "split"))
+        tensors = with_bias(host, family_checks.lora_of(host, 1, "diffusers"))
         lora = family_checks.loaded(
             host, "first", tensors, "a photo of sks dog", strength=case.strength
         )
         assert len(lora.adapter.vectors) == 1
-        # tensors that are in the file alone, and in no adapter
-        of_file = [weakref.ref(t) for key, t in tensors.items() if key.endswith(".alpha")]
+        [of_file] = [weakref.ref(t) for key, t in tensors.items() if key.endswith(".alpha")]
         del tensors
         lora = LoadedLora(lora.use, case.change(lora.adapter))
         calibration = CALIBRATION.for_family(host.family)
@@ -183,7 +189,7 @@ def proved(case: Case) -> dict[str, Any]:
         try:
             proof = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
             gc.collect()
-            kept = sum(ref() is not None for ref in of_file)
+            kept = of_file() is not None
             with case.wrong_after():
                 whole = prove_merged(host, lora.adapter, lora, calibration, proof)
         except IterisError as error:
