@@ -51,10 +51,12 @@ _DRIFTS = 2.0
 # rounding is random: its steps are rare at a small strength. The share of a fault stays.
 _WEAKER = 1 / 8
 _GROWTH = 2.0
-# The strengths at which it is looked for, until the LoRA's effect is this share of the picture.
-# Beyond, much more of a LoRA may do the same, so that even the share of a fault falls.
+# The strengths at which its share is looked for, until the LoRA does half of the picture, or four
+# times the strength less than twice as much. Beyond, even the share of a fault may fall: much more of
+# a LoRA does the same.
 _STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
-_STRONG = 0.25
+_MOST = 0.5
+_MORE = 2.0
 # Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by
 # 0.03 at most, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
 _BIAS = 0.2
@@ -339,12 +341,15 @@ def _is_rounding(
         return compared(comparison.name, model, caption, scaled, calibration)
 
     weak = at(_WEAKER).difference
+    before = 0.0
     for strength in _STRONGER:
         strong = at(strength)
         if strong.difference * _GROWTH <= weak:
             return strong.bias <= _BIAS
-        if not strong.effect < _STRONG * strong.base.norm().item():  # also if it is not finite
-            return False
+        does = _distance(strong.worn.picture, strong.base)
+        if not _MORE * before <= does < _MOST * strong.base.norm().item():
+            return False  # also if it is not finite
+        before = does
     return False
 
 
