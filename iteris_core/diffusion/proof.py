@@ -52,8 +52,7 @@ _DRIFTS = 2.0
 _WEAKER = 1 / 8
 _GROWTH = 2.0
 # The strengths at which its share is looked for, until the LoRA does half of the picture, or four
-# times the strength less than twice as much. Beyond, even the share of a fault may fall: much more of
-# a LoRA does the same.
+# times the strength does less than twice as much. Beyond that, even the share of a fault may fall.
 _STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
 _MOST = 0.5
 _MORE = 2.0
