@@ -51,11 +51,12 @@ _DRIFTS = 2.0
 # rounding is random: its steps are rare at a small strength. The share of a fault stays.
 _WEAKER = 1 / 8
 _GROWTH = 2.0
-# The strengths at which its share is looked for, until the LoRA does half of the picture, or four
-# times the strength does less than twice as much. Beyond that, even the share of a fault may fall.
+# The strengths at which its share is looked for, as long as it does not rise, and until the LoRA
+# changes so much of the picture. Beyond, much more of a LoRA does the same, and the share of a fault
+# falls too.
 _STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
-_MOST = 0.5
-_MORE = 2.0
+_RISE = 1.1
+_MOST = 0.3
 # Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by
 # 0.03 at most, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
 _BIAS = 0.2
@@ -340,15 +341,16 @@ def _is_rounding(
         return compared(comparison.name, model, caption, scaled, calibration)
 
     weak = at(_WEAKER).difference
-    before = 0.0
+    before = weak
     for strength in _STRONGER:
         strong = at(strength)
         if strong.difference * _GROWTH <= weak:
             return strong.bias <= _BIAS
-        does = _distance(strong.worn.picture, strong.base)
-        if not _MORE * before <= does < _MOST * strong.base.norm().item():
-            return False  # also if it is not finite
-        before = does
+        most = _MOST * strong.base.norm().item()
+        # false for pictures that are not finite, too
+        if not (strong.difference <= _RISE * before and strong.effect < most):
+            return False
+        before = strong.difference
     return False
 
 

@@ -226,11 +226,12 @@ def test_a_lora_whose_effect_is_not_finite_is_named():
         prove_loras(host, [replace(lora, adapter=adapter)], CALIBRATION)
 
 
-def test_a_model_that_does_not_do_what_was_solved_is_not_handed_out():
+@pytest.mark.parametrize("path", ["te.out", "te.q", "unet.inlet", "unet.q"])
+def test_a_model_that_does_not_do_what_was_solved_is_not_handed_out(path):
     host = LoadingHost()
     lora = host.lora("a")
     proof = prove_loras(host, [lora], CALIBRATION)
-    host.with_adapter = lambda adapter: host._with(doubled_at("te.out")(adapter))
+    host.with_adapter = lambda adapter: host._with(doubled_at(path)(adapter))
     with pytest.raises(SolveError, match="does not draw with the merged LoRA what was solved"):
         prove_merged(host, lora.adapter, lora, CALIBRATION, proof)
     with pytest.raises(SolveError, match="does not draw"):
