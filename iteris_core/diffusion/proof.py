@@ -51,12 +51,10 @@ _DRIFTS = 2.0
 # rounding is random: its steps are rare at a small strength. The share of a fault stays.
 _WEAKER = 1 / 8
 _GROWTH = 2.0
-# The strengths at which its share is looked for, as long as it does not rise, and until the LoRA
-# changes so much of the picture. Beyond, much more of a LoRA does the same, and the share of a fault
-# falls too.
+# The strengths at which its share is looked for, as long as it does not rise, and the LoRA does
+# less than the picture itself. Beyond, more of a LoRA does the same, so that a fault's share falls.
 _STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
 _RISE = 1.1
-_MOST = 0.3
 # Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by
 # 0.03 at most, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
 _BIAS = 0.2
@@ -344,11 +342,12 @@ def _is_rounding(
     before = weak
     for strength in _STRONGER:
         strong = at(strength)
+        # false for pictures that are not finite, too
+        if strength > 1 and not strong.effect < strong.base.norm().item():
+            return False
         if strong.difference * _GROWTH <= weak:
             return strong.bias <= _BIAS
-        most = _MOST * strong.base.norm().item()
-        # false for pictures that are not finite, too
-        if not (strong.difference <= _RISE * before and strong.effect < most):
+        if strong.difference > _RISE * before:
             return False
         before = strong.difference
     return False
