@@ -239,22 +239,24 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
 
 
 def test_keys_without_a_module_are_counted_and_named_per_file(host):
-    """Two files of one stem; a text projection and a text norm, which no saved file could hold,
-    among their odd keys.
+    """Two files of one stem; a text norm in a spelling of nobody's is among their odd keys, while a
+    text projection and a text norm of PEFT's spelling are read.
     """
     odd = {
         "cat": {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
-        "style/cat": {
-            "text_projection.lora_A.weight": torch.ones(2, 768),
-            "text_projection.lora_B.weight": torch.ones(768, 2),
-            "lora_te_text_model_encoder_layers_0_layer_norm1.w_norm": torch.ones(768),
-            "text_model.encoder.layers.0.layer_norm1.w_norm": torch.ones(768),
-        },
+        "style/cat": {"lora_te_text_model_encoder_layers_0_layer_norm1.w_norm": torch.ones(768)},
+    }
+    read = {
+        "text_projection.lora_A.weight": torch.ones(2, 768) / 1000,
+        "text_projection.lora_B.weight": torch.ones(768, 2) / 1000,
+        "text_model.encoder.layers.0.layer_norm1.w_norm": torch.ones(768) / 1000,
     }
     (host.loras / "style").mkdir()
     for name, keys in odd.items():
+        more = read if name == "style/cat" else {}
         save_file(
-            load_file(host.loras / "first.safetensors") | keys, host.loras / f"{name}.safetensors"
+            load_file(host.loras / "first.safetensors") | keys | more,
+            host.loras / f"{name}.safetensors",
         )
     workflow = {
         **host.merge(first="cat.safetensors", second="style/cat.safetensors"),
@@ -269,7 +271,7 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
         "cat: 1 keys belong to no module of this model: lora_unet_nowhere.alpha"
         in outputs["5"]["text"][0]
     )
-    assert outputs["6"]["text"][1].startswith("read back: 120 of 120 modules")
+    assert outputs["6"]["text"][1].startswith("read back: 121 of 121 modules, 1 biases and norms")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("kept_energy", 0.9), ("size_mb", 0.25)])
