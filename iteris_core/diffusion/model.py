@@ -67,11 +67,18 @@ class DenoiserRow:
     prompt: Encoded
 
 
-def unet_stream(path: str) -> str:
-    """Return the stream that a layer of a UNet reads: keys and values of cross-attention read the
-    text.
+# Ends of the paths of a UNet's layers that read the text: keys and values of cross-attention.
+UNET_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
+
+
+def stream_of(path: str, text_layers: tuple[str, ...]) -> str:
+    """Return the stream that a layer of a diffusion model reads.
+
+    Args:
+        path: The layer.
+        text_layers: Ends of the paths of layers that read the text.
     """
-    return TEXT_STREAM if path.endswith(("attn2.to_k", "attn2.to_v")) else IMAGE_STREAM
+    return TEXT_STREAM if path.endswith(text_layers) else IMAGE_STREAM
 
 
 class HostLoader(Protocol):

@@ -15,7 +15,7 @@ from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, model_keys
 from ..files.families import FAMILIES, Family
 from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
-from .model import DenoiserRow, Encoded, unet_stream
+from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # At the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it.
@@ -312,7 +312,8 @@ def _text_path(part: str, path: str) -> str:
 
 
 def _stream(path: str) -> str:
-    return unet_stream(path) if path.startswith(UNET_PREFIX) else TEXT_STREAM
+    is_unet = path.startswith(UNET_PREFIX)
+    return stream_of(path, UNET_TEXT_LAYERS) if is_unet else TEXT_STREAM
 
 
 @contextmanager

@@ -88,6 +88,15 @@ class Plan(Protocol):
         ...
 
 
+class SampledPlan(Plan, Protocol):
+    """A plan whose readings are those of `with_negative`."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """Settings of the calibration samples."""
+        ...
+
+
 # What teacher and student of a plan read, encoded.
 Contexts = Mapping[tuple[Plan, Reading], Context]
 
@@ -119,19 +128,10 @@ class CaptionPlan:
         return Reading.of(self.calibration.negative_prompt)
 
     def readings(self) -> list[Reading]:
-        captions = dict.fromkeys(self.captions)
-        if self.calibration.is_guided:
-            captions |= {self.calibration.negative_prompt: None}
-        return [Reading.of(caption) for caption in captions]
-
-    def negative(self, contexts: Contexts) -> Encoded | None:
-        """Return the negative prompt as its teacher reads it; None without guidance."""
-        if not self.calibration.is_guided:
-            return None
-        return contexts[self, self.unconditional].teacher
+        return with_negative(self.captions, self.calibration)
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = self.negative(contexts)
+        negative = negative_of(self, contexts)
         return {
             run: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
             for run, caption in self._captioned_runs()
@@ -191,7 +191,7 @@ class ScenePlan:
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         if not self.calibration.scene_pictures:
             return {}
-        negative = self.own.negative(contexts)
+        negative = negative_of(self.own, contexts)
         return {
             self._run(part): Part(
                 self.mix,
@@ -224,6 +224,21 @@ class ScenePlan:
 
 def _reading(part: ScenePart) -> Reading:
     return Reading(part.member.caption, part.scene.caption, part.member.pairing)
+
+
+def with_negative(captions: Sequence[str], calibration: Calibration) -> list[Reading]:
+    """Return the readings of captions that teacher and student both read, without duplicates; with
+    guidance, also of the negative prompt.
+    """
+    negative = [calibration.negative_prompt] if calibration.is_guided else []
+    return [Reading.of(caption) for caption in dict.fromkeys([*captions, *negative])]
+
+
+def negative_of(plan: SampledPlan, contexts: Contexts) -> Encoded | None:
+    """Return the negative prompt as the teacher of a plan reads it; None without guidance."""
+    if not plan.calibration.is_guided:
+        return None
+    return contexts[plan, Reading.of(plan.calibration.negative_prompt)].teacher
 
 
 def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:

@@ -19,8 +19,8 @@ from ..tasks import Sample
 from .calibration import Calibration
 from .captions import SUBJECT_PLACES, placeholders
 from .lora_use import LoraUse
-from .model import DenoiserRow, Encoded
-from .plans import Contexts, run_of
+from .model import DenoiserRow
+from .plans import Contexts, negative_of, run_of, with_negative
 from .regions import layout_of, region_masks, regions_of
 from .samples import Reading
 from .sampling import Latents, Part, Run
@@ -87,17 +87,10 @@ class TogetherPlan:
 
     def readings(self) -> list[Reading]:
         captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
-        if self.calibration.is_guided:
-            captions.append(self.calibration.negative_prompt)
-        return [Reading.of(text) for text in dict.fromkeys(captions)]
-
-    def _negative(self, contexts: Contexts) -> Encoded | None:
-        if not self.calibration.is_guided:
-            return None
-        return contexts[self, Reading.of(self.calibration.negative_prompt)].teacher
+        return with_negative(captions, self.calibration)
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = self._negative(contexts)
+        negative = negative_of(self, contexts)
         return {
             self._run(half): Part(
                 self.mix,

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse
-from ...iteris_core.diffusion.model import DenoiserRow, Encoded
+from ...iteris_core.diffusion.model import DenoiserRow, Encoded, stream_of
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
-from ...iteris_core.network import IMAGE_STREAM, TEXT_STREAM
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .deltas import HostDeltas
 from .families import check_callable, check_clip, row_of
@@ -141,7 +140,7 @@ class ComfyModel:
         return self._call_keys[row.prompt]
 
     def _stream(self, path: str) -> str:
-        return TEXT_STREAM if path.endswith(self.row.text_layers) else IMAGE_STREAM
+        return stream_of(path, self.row.text_layers)
 
     def _folds_rows(self, path: str) -> bool:
         return any(part in path for part in self.row.folded)
@@ -211,9 +210,10 @@ class ComfyModel:
             AdapterError: See `kohya.parse`.
         """
         strengths = use.strength_model, use.strength_clip
+        tensors = comfy.lora_convert.convert_lora(dict(tensors))
         adapter = kohya.parse(
             use.name,
-            comfy.lora_convert.convert_lora(dict(tensors)),
+            tensors,
             self.keys,
             metadata,
             dense_delta=HostDeltas(self.model, self.clip, self.keys, *strengths),
@@ -258,8 +258,8 @@ class ComfyModel:
         model = self.model.clone()
         clip = self.clip.clone()
         tensors = self._files.pop(lora.use)
-        patches = patches_of_file(tensors, lora.adapter, self.keys)
         misread = misread_by_host(tensors, self.keys)
+        patches = patches_of_file(tensors, lora.adapter, self.keys, misread)
         for patcher, strength, of_text in (
             (model, lora.use.strength_model, False),
             (clip, lora.use.strength_clip, True),

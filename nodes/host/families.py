@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import IterisError
+from ...iteris_core.diffusion.model import UNET_TEXT_LAYERS
 from ...iteris_core.files.families import FAMILIES, Family
 
 
@@ -46,14 +47,13 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
     return HostFamily(FAMILIES[name], channels, choices, **more)
 
 
-_CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
 _FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",))
 # The host's name of its own wrapper of compiled models.
 _COMPILED = "torch.compile"
 # Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
 HOST_FAMILIES = {
-    "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=_CROSS_ATTENTION),
-    "SDXL": _row("SDXL", ("in_channels", 4), "l g", swept=("l", "g"), text_layers=_CROSS_ATTENTION),
+    "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=UNET_TEXT_LAYERS),
+    "SDXL": _row("SDXL", ("in_channels", 4), "l g", swept=("l", "g"), text_layers=UNET_TEXT_LAYERS),
     "SD3": _row("SD3.5", ("in_channels", 16), "l g t5xxl", swept=("l", "g")),
     "Flux": _FLUX,
     "FluxSchnell": _FLUX,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.weight_adapter
 from torch import Tensor
 
@@ -37,19 +36,22 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
 
 
 def patches_of_file(
-    tensors: Mapping[str, Tensor], adapter: Adapter, keys: HostKeys
+    tensors: Mapping[str, Tensor], adapter: Adapter, keys: HostKeys, misread: Container[str]
 ) -> dict[Any, Any]:
     """Return a LoRA's tensors as the host's own loader reads them: weight, or (weight, part of it[,
     function]) -> patch.
 
     Keys that the adapter reports as unmatched, and its changes of biases and norms, are left out.
-    So are layers that the host would misread; see `misread_by_host`.
+
+    Args:
+        tensors: The file's content, in the names to which the host converts it.
+        adapter: The same as an adapter.
+        keys: Keys of the model.
+        misread: Modules to leave out; see `misread_by_host`.
     """
     unmatched = set(adapter.unmatched)
-    converted = comfy.lora_convert.convert_lora(dict(tensors))
-    read = {key: tensor for key, tensor in converted.items() if key not in unmatched}
+    read = {key: tensor for key, tensor in tensors.items() if key not in unmatched}
     loaded = comfy.lora.load_lora(read, keys.table, log_missing=False)
-    misread = misread_by_host(read, keys)
     return {
         entry: patch
         for entry, patch in loaded.items()
