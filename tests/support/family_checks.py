@@ -338,7 +338,8 @@ def check(name: str) -> dict[str, Any]:
     if name in ("SDXL", "Z-Image"):
         found["on turbo"] = on_turbo(model, clip, host, first)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
-    result = merge_and_check(host, [first, second], SMALL, settings)
+    more = Calibration(**{**vars(SMALL), "trajectories": 8, "held_out": 2})
+    result = merge_and_check(host, [first, second], more, settings)
     assert set(result.adapter.deltas) == set(target_layers([first.adapter, second.adapter]))
     found["errors"] = [entry.output_error for entry in result.report.fidelity]
     found["kinds"] = [entry.kind for entry in result.report.fidelity]
