@@ -29,13 +29,18 @@ class Run:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among those of its owner.
         seed: Seed of its noise.
-        steps: The steps whose latents are kept.
+        steps: The steps whose latents are kept. The run ends at the last of them.
     """
 
     owner: str
     number: int
     seed: int
     steps: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Return the number of steps to make: those before the last that is kept."""
+        return max(self.steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,17 +180,22 @@ class Sampler:
         progress: Progress,
     ) -> dict[Run, Kept]:
         kept: dict[Run, Kept] = {}
-        batches = _batches(runs, parts_per_call, self._key_of)
-        steps = len(self.sigmas) - 1
-        for number, batch in enumerate(batches):
+        # runs of one length share a batch, so that a batch ends with its runs
+        ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
+        batches = _batches(ordered, parts_per_call, self._key_of)
+        lengths = [max(run.length for run in batch) for batch in batches]
+        done = 0
+        for batch, length in zip(batches, lengths, strict=True):
             unit = torch.stack([noise(self.shape, run.seed) for run in batch])
             start = self.start(unit, self.sigmas[0])
             denoise = self._denoiser([runs[run] for run in batch], adapters)
-            seen = []
             with torch.no_grad():
-                for x in euler_steps(denoise, start, self.sigmas):
+                steps = euler_steps(denoise, start, self.sigmas)
+                seen = [next(steps)]
+                for x in itertools.islice(steps, length):
                     seen.append(x)
-                    progress(number * steps + len(seen), len(batches) * steps)
+                    done += 1
+                    progress(done, sum(lengths))
             for i, run in enumerate(batch):
                 kept[run] = [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
         return kept
@@ -251,7 +261,7 @@ def noise(shape: Sequence[int], seed: int) -> Tensor:
 
 
 def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Sample with Euler's method, and yield the model's input of every step once the step is made.
+    """Sample with Euler's method, and yield the model's input of every step before it is made.
 
     Args:
         denoise: Estimates the clean latents, guidance included.
@@ -262,9 +272,8 @@ def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Ten
     """
     x = start
     for sigma, following in itertools.pairwise(sigmas):
-        seen = x
+        yield x
         x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
-        yield seen
 
 
 def _digest(adapter: Adapter) -> str:
