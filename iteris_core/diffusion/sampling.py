@@ -188,7 +188,7 @@ class Sampler:
         for batch, length in zip(batches, lengths, strict=True):
             unit = torch.stack([noise(self.shape, run.seed) for run in batch])
             start = self.start(unit, self.sigmas[0])
-            denoise = self._denoiser([runs[run] for run in batch], adapters)
+            denoise = self._denoiser({run: runs[run] for run in batch}, adapters)
             with torch.no_grad():
                 steps = euler_steps(denoise, start, self.sigmas)
                 seen = [next(steps)]
@@ -210,12 +210,13 @@ class Sampler:
         )
 
     def _denoiser(
-        self, parts_of_runs: Sequence[Sequence[Part]], adapters: Sequence[Adapter]
+        self, batch: Mapping[Run, Sequence[Part]], adapters: Sequence[Adapter]
     ) -> Denoise:
-        """Return a function that estimates the clean latents of a batch of runs, with guidance."""
-        parts = [(i, part) for i, parts in enumerate(parts_of_runs) for part in parts]
-        masks = [None if part.region is None else part.region(self.shape) for _, part in parts]
-        mixes = [mix_in(adapters, part.mix) for _, part in parts]
+        """Return a function that estimates the clean latents of a batch of runs, with guidance.
+        Latents of runs that have ended stay as they are.
+        """
+        ends = [self.sigmas[run.length] for run in batch]
+        parts_of_batch = [(i, part) for i, parts in enumerate(batch.values()) for part in parts]
         closet: Closet = {}
 
         def outputs(rows: Sequence[DenoiserRow], mixes: Sequence[Mapping[int, float]]) -> Tensor:
@@ -230,6 +231,8 @@ class Sampler:
             return torch.stack([answers[number] for number in range(len(rows))])
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            parts = [(i, part) for i, part in parts_of_batch if sigma > ends[i]]
+            mixes = [mix_in(adapters, part.mix) for _, part in parts]
             rows = [DenoiserRow(x[i], sigma, part.text) for i, part in parts]
             negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
             rows += [DenoiserRow(x[i], sigma, negative) for i, negative in negatives]
@@ -237,9 +240,10 @@ class Sampler:
             if negatives:
                 conditional, unconditional = estimates.chunk(2)
                 estimates = unconditional + self.cfg * (conditional - unconditional)
-            joined = torch.zeros_like(x)
-            for (i, _), mask, estimate in zip(parts, masks, estimates, strict=True):
-                joined[i] += estimate if mask is None else mask * estimate
+            joined = x.clone()
+            joined[[i for i, _ in parts]] = 0
+            for (i, part), estimate in zip(parts, estimates, strict=True):
+                joined[i] += estimate if part.region is None else part.region(self.shape) * estimate
             return joined
 
         return denoise

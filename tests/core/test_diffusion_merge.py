@@ -214,9 +214,7 @@ def test_runs_end_at_the_last_latents_that_are_kept(host):
     host.merge(loras, PRESERVE)
     rows = sum(map(len, host.unet_batches[: -host.sweep_batches]))
     batches = sampling_batches(loras, host, 3)
-    # with guidance, two rows a step
-    assert rows == sum(2 * len(batch) * max(batch) for batch in batches)
-    assert rows < 2 * SMALL["sampling_steps"] * sum(map(len, batches))
+    assert rows == 2 * sum(map(sum, batches))  # with guidance, two rows a step
 
 
 def test_no_two_runs_see_the_same_latents(host):
