@@ -128,8 +128,8 @@ class MergeConfig:
             goes on, so that later layers make up for the rounding.
         samples_per_chunk: Samples of one forward call, each of which is a teacher row and a student
             row.
-        park_on_host: Whether paused rows wait in host memory, for devices on which not all fit at
-            once; costs a copy out and back at every layer.
+        waiting_bytes: For devices on which not all rows fit at once. What waits in host memory
+            costs a copy out and back at every layer.
         tokens_per_row: Most tokens of a row that are measured, at random places (rows "tokens per
             row").
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
@@ -185,8 +185,11 @@ class MergeConfig:
     )
     output_dtype: torch.dtype = setting(torch.float32, "Precision of the merged adapter.")
     samples_per_chunk: int = setting(8, "Samples in one forward call.", at_least=1)
-    park_on_host: bool = setting(
-        False, "Let waiting samples wait in host memory; saves GPU memory."
+    waiting_bytes: int | None = setting(
+        None,
+        "Device memory for samples that wait while a layer is solved, in bytes. Others wait in "
+        "host memory, which is slower. If left out, all wait on the device.",
+        at_least=0,
     )
     tokens_per_row: int | None = setting(
         None, "Most tokens of a row that count in the statistics; all if left out.", at_least=1

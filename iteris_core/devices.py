@@ -68,6 +68,42 @@ class Workplace:
         return cls(x.device, product_dtype(x), statistics_device(x.device))
 
 
+@dataclass(frozen=True)
+class Room:
+    """How a merge shares out a device's memory.
+
+    Args:
+        samples_per_chunk: Samples of one forward call.
+        waiting_bytes: See `config.MergeConfig`.
+        required: Bytes that the merge takes beside the model.
+    """
+
+    samples_per_chunk: int
+    waiting_bytes: int | None
+    required: float
+
+
+def share_out(
+    takes: Callable[[int], float], samples: int, most: int, free: float, *, is_host: bool = False
+) -> Room:
+    """Share out a device's memory: all samples wait there if they fit, else as many as do.
+
+    Args:
+        takes: Number of samples -> bytes that they take in a forward call, at most.
+        samples: Samples of the merge.
+        most: Most samples of one forward call.
+        free: Bytes that are free beside the whole model.
+        is_host: Whether the device is the host itself, so that nothing can wait elsewhere.
+    """
+    at_once = max((n for n in range(1, most + 1) if takes(n) < free / 4), default=1)
+    if is_host or takes(samples) <= 0.7 * free:
+        return Room(at_once, None, takes(samples))
+    # twice: samples of a call that runs, and of one that is copied
+    working = takes(2 * at_once)
+    waiting = max(0, int(0.8 * free - working))
+    return Room(at_once, waiting, working + waiting)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means an exhausted device. Not every backend has an error type for it."""
     return isinstance(error, torch.OutOfMemoryError) or (

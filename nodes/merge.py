@@ -247,12 +247,14 @@ class Merge(io.ComfyNode):
         loras, joined = load(base, chosen)
         settings = settings or from_widgets(loras, **widgets)
         styles = sum(lora.use.kind == "style" for lora in loras)
-        at_once, park = base.make_room(
-            calibration.resolution, sample_count(calibration, len(loras), styles)
-        )
+        room = base.make_room(calibration.resolution, sample_count(calibration, len(loras), styles))
         settings = replace(
             settings,
-            config=replace(settings.config, samples_per_chunk=at_once, park_on_host=park),
+            config=replace(
+                settings.config,
+                samples_per_chunk=room.samples_per_chunk,
+                waiting_bytes=room.waiting_bytes,
+            ),
             made_on=cls.made_on(),
             notes=(*joined, *carried(host.patches_of(model, clip))),
         )

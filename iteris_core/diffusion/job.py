@@ -106,11 +106,12 @@ def merge_and_check(
     used = loras_in_use(loras)
     check_ranks(settings.config, [lora.adapter for lora in used])
     plans_of(model, used, calibration, settings.config)  # refuses prompts before any work
+    room = settings.config.waiting_bytes
     logger.info(
         "merging %s: %d samples a call%s",
         ", ".join(lora.use.name for lora in loras),
         settings.config.samples_per_chunk,
-        ", waiting samples in host memory" if settings.config.park_on_host else "",
+        "" if room is None else f", room for {room} bytes of waiting samples",
     )
     stages = numbered(progress, stages_of(model, loras, calibration))
     proof = prove_loras(model, used, calibration, in_stage(stages, PROOF_STAGE))

@@ -54,8 +54,7 @@ def sweep(
             afterwards, also after an exception.
         solver_at: Module path -> solver of that layer; a rival method has other solvers.
         listener: Callbacks that follow the merge.
-        parking: Parking of the tensors of paused chunks; None: on the host if ``park_on_host`` is
-            set, else they stay on the device.
+        parking: Parking of the tensors of paused chunks; None: as ``waiting_bytes`` says.
 
     Raises:
         AdapterError: A delta that does not fit its module.
@@ -64,8 +63,9 @@ def sweep(
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
     check_problem(problem)
-    if parking is None and problem.config.park_on_host:
-        parking = Parking(problem.network.modules.values())
+    budget = problem.config.waiting_bytes
+    if parking is None and budget is not None:
+        parking = Parking(problem.network.modules.values(), budget=budget)
     if parking is not None:
         parking.keep(*(sample for task in problem.tasks for sample in task.samples))
     solved: dict[str, SolvedLayer] = {}

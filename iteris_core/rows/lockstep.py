@@ -100,8 +100,8 @@ class _Worker(greenlet):
             self.throw(GreenletExit)
 
     def _bring_back(self) -> None:
-        if self.parked is not None:
-            self.parked.bring_back()
+        if self.parking is not None and self.parked is not None:
+            self.parking.bring_back(self.parked)
             self.parked = None
 
 

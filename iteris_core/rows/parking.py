@@ -1,8 +1,9 @@
 """Moves tensors of paused chunks to host memory, and back before the chunk goes on.
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
-they do not fit; their tensors then wait on the host. The forward call does not notice: each tensor
-keeps its identity, only its storage is emptied and filled again.
+they do not fit. Then chunks wait on the device as long as a budget lasts, and the tensors of the
+others wait on the host. The forward call does not notice: each tensor keeps its identity, only its
+storage is emptied and filled again.
 
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
 everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
@@ -35,16 +36,15 @@ _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
 
 @dataclass
 class Parked:
-    """Storages that are empty for the time being, and their contents on the host."""
+    """A paused chunk.
+
+    Args:
+        contents: Storages that are empty for the time being, and their contents on the host.
+        staying: Bytes of the chunk that stay on the device.
+    """
 
     contents: list[tuple[torch.UntypedStorage, Tensor]]
-
-    def bring_back(self) -> None:
-        """Fill the storages again."""
-        while self.contents:
-            storage, content = self.contents.pop()
-            storage.resize_(content.numel())
-            storage.copy_(content.untyped_storage())
+    staying: int
 
 
 class Parking:
@@ -52,6 +52,8 @@ class Parking:
 
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
+        budget: Bytes that paused chunks may hold on the device together. A chunk beyond it waits on
+            the host.
         unparked: Types of devices whose tensors stay: those that have room.
         smallest: Bytes of the smallest storage that is worth a copy.
     """
@@ -60,12 +62,15 @@ class Parking:
         self,
         modules: Iterable[nn.Module],
         *,
+        budget: int = 0,
         unparked: Collection[str] = HOST,
         smallest: int = _SMALLEST,
     ) -> None:
         self.modules = list(modules)
+        self.budget = budget
         self.unparked = unparked
         self.smallest = smallest
+        self._staying_bytes = 0
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
 
@@ -85,33 +90,53 @@ class Parking:
 
     def park(self, frame: FrameType | None) -> Parked:
         """Empty the storages of all device tensors in a paused frame and the frames that called
-        it.
+        it, if the budget has no room for them.
 
         Raises:
             CalibrationError: A tensor that waits already: another chunk holds it, too.
         """
+        found = self._storages_in(frame)
+        total = sum(storage.nbytes() for storage in found)
+        if self._staying_bytes + total <= self.budget:
+            self._staying_bytes += total
+            return Parked([], total)
+        contents = [(storage, _bytes_on_host(storage)) for storage in found]
+        for storage in found:
+            storage.resize_(0)
+        logger.debug("%d bytes of a paused chunk wait on the host", total)
+        return Parked(contents, 0)
+
+    def bring_back(self, parked: Parked) -> None:
+        """Fill the storages of a chunk again, before it goes on."""
+        self._staying_bytes -= parked.staying
+        parked.staying = 0
+        while parked.contents:
+            storage, content = parked.contents.pop()
+            storage.resize_(content.numel())
+            storage.copy_(content.untyped_storage())
+
+    def _storages_in(self, frame: FrameType | None) -> list[torch.UntypedStorage]:
+        """Return the storages that nothing else uses, of a paused frame and those that called
+        it.
+        """
         staying = self._staying()
-        contents: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
+        found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
             for tensor in _tensors_in(list(frame.f_locals.values()), _NESTING):
                 key = _key(tensor)
-                if tensor.device.type in self.unparked or key in staying or key in contents:
+                if tensor.device.type in self.unparked or key in staying or key in found:
                     continue
                 storage = tensor.untyped_storage()
                 if tensor.numel() and not storage.nbytes():
                     raise CalibrationError(
                         f"{frame.f_code.co_name!r} of the model holds a tensor of shape "
                         f"{tuple(tensor.shape)} that other samples' forward calls share, so that "
-                        "it cannot wait on the host; merge without park_on_host"
+                        "it cannot wait on the host; merge without waiting_bytes"
                     )
                 if storage.nbytes() >= self.smallest:
-                    contents[key] = storage, _bytes_on_host(storage)
+                    found[key] = storage
             frame = frame.f_back
-        for storage, _ in contents.values():
-            storage.resize_(0)
-        total = sum(content.numel() for _, content in contents.values())
-        logger.debug("%d bytes of a paused chunk wait on the host", total)
-        return Parked(list(contents.values()))
+        return list(found.values())
 
     def _staying(self) -> set[int]:
         """Return the storages that stay."""

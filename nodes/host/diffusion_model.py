@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
+from ...iteris_core.devices import Room, share_out
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded, stream_of
 from ...iteris_core.files import kohya
@@ -160,27 +161,20 @@ class ComfyModel:
         time = (1,) * (format.latent_dimensions - 2)
         return format.latent_channels, *time, side, side
 
-    def make_room(self, resolution: int, samples: int) -> tuple[int, bool]:
-        """Choose the size of forward calls for this many samples, and remember the memory to keep
-        free.
-
-        Returns:
-            Number of samples (two rows each) in one call, and whether paused samples must be parked
-            in host memory.
-        """
+    def make_room(self, resolution: int, samples: int) -> Room:
+        """Share out the device's memory for this many samples, and remember what to keep free."""
         shape = self.latent_shape(resolution)
         device = self.model.load_device
-
-        def takes(count: int) -> float:
-            return self.model.memory_required([2 * count, *shape])
-
-        free = comfy.model_management.get_free_memory(device)
-        at_once = max(
-            (n for n in range(1, _MOST_SAMPLES_PER_CHUNK + 1) if takes(n) < free / 4), default=1
+        to_load = self.model.model_size() - self.model.loaded_size()
+        room = share_out(
+            lambda count: self.model.memory_required([2 * count, *shape]),
+            samples,
+            _MOST_SAMPLES_PER_CHUNK,
+            comfy.model_management.get_free_memory(device) - to_load,
+            is_host=device.type == "cpu",
         )
-        park = device.type != "cpu" and takes(samples) > 0.7 * free
-        self.memory_required = takes(2 * at_once if park else samples)
-        return at_once, park
+        self.memory_required = room.required
+        return room
 
     @cached_property
     def keys(self) -> HostKeys:

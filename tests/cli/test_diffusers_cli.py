@@ -207,7 +207,8 @@ def test_half_precision_is_close(world, tmp_path):
 def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     output = tmp_path / "merged.safetensors"
     more = [
-        "--park-on-host",
+        "--waiting-bytes",
+        0,
         "--strength",
         "0.5,-1",
         "--strength-text",

@@ -156,7 +156,7 @@ BEFORE = {
         weights trajectories timesteps steps resolution cfg negative-prompt unconditional-share
         composition-share preserve-weight scene-weight scene-pictures scene-text trigger kind
         held-out correct-strength seed method method-option rank alpha target engine max-iter ridge
-        balance input-mix samples-per-chunk park-on-host dtype save-dtype device style overwrite
+        balance input-mix samples-per-chunk waiting-bytes dtype save-dtype device style overwrite
         json""",
     ("merge", "t5"): """base adapter output samples token-ids preserve preserve-weight method
         method-option alpha engine max-iter ridge balance target rank modules weights input-mix

@@ -170,8 +170,8 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
             "config: baseline: density is 2; it must be a number above 0, and 1 at most",
         ),
         (
-            edited("config", "park_on_host", to="x" * 99),
-            r"park_on_host is 'x+\.\.\.; it must be true or false",
+            edited("config", "waiting_bytes", to="x" * 99),
+            r"waiting_bytes is 'x+\.\.\.; it must be ",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
+from iteris_core.devices import Room
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
@@ -73,7 +74,7 @@ class ComfyModel:
         return getattr(self.model, name)
 
     def make_room(self, resolution, samples):
-        return 4, False
+        return Room(4, None, 0)
 
     def adapter(self, use, tensors, metadata):
         return read_lora(
