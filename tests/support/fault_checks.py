@@ -1,0 +1,362 @@
+"""Faults at every layer and in every part of a merge, with ComfyUI's own classes.
+
+    python tests/support/fault_checks.py COMFYUI [all]
+
+A small merge is made again and again. Each time something goes wrong at one of its moments: a layer
+is called, or a progress is told. The kinds of faults take turns. With "all": at every layer in every
+part of the merge, and the merge is made again after each fault. Without: at every layer in one part
+of the merge, and it is made again after each tenth fault. After a fault everything must be as
+before. Writes lines of JSON: one for a fault that left something or ended in another way than it
+should, and a last one with the counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import family_checks
+import in_comfy
+
+# isort: split
+import comfy.model_management
+import psutil
+import tiny_hosts
+import torch
+from iteris_pack.nodes.host import latent_cache
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from torch import nn
+
+from iteris_core import IterisError, MergeConfig, MergeResult
+from iteris_core.diffusion import job, merging
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.held_out import HeldOutCheck
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.sampling import Sampler
+from iteris_core.rows import lockstep
+
+SMALL = Calibration(
+    trajectories=1,
+    timesteps=1,
+    sampling_steps=1,
+    resolution=64,
+    cfg=2.0,
+    preserve_captions=("a street",),
+    held_out=1,
+)
+SETTINGS = job.MergeSettings(MergeConfig(samples_per_chunk=4))
+# Part of a merge -> the function that does it.
+PARTS = {
+    "proof of the LoRAs": (job, "prove_loras"),
+    "text encoder": (merging, "merge_text_encoder"),
+    "diffusion model": (merging, "merge_denoiser"),
+    "sampling": (Sampler, "sample"),
+    "check": (HeldOutCheck, "measure"),
+    "proof of the merge": (job, "prove_merged"),
+}
+_WORKER = lockstep._Worker
+Interrupted = comfy.model_management.InterruptProcessingException
+
+
+class Broken(Exception):
+    """What no code knows."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault.
+
+    Args:
+        error: Makes what is raised.
+        ends_in: What the merge then raises.
+        stays: Whether it is raised at every later moment, too, as when memory is full.
+    """
+
+    error: Callable[[], BaseException]
+    ends_in: type[BaseException] | tuple[type[BaseException], ...]
+    stays: bool = False
+
+
+_NO_MEMORY = (IterisError, RuntimeError)
+KINDS = {
+    "exception": Kind(lambda: Broken("broken"), Broken),
+    "cancel": Kind(Interrupted, Interrupted),
+    "out of memory": Kind(lambda: torch.OutOfMemoryError("full"), _NO_MEMORY, True),
+    "Ctrl-C": Kind(KeyboardInterrupt, KeyboardInterrupt),
+    "out of memory, by its text": Kind(
+        lambda: RuntimeError("MPS backend out of memory"), _NO_MEMORY, True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A call of a layer, or a step of progress ("").
+
+    Args:
+        part: The part of the merge.
+        path: The layer.
+        number: How many moments were before it.
+    """
+
+    part: str
+    path: str
+    number: int
+
+
+class Merge:
+    """A small merge that can be made again, and goes wrong at a moment."""
+
+    def __init__(self) -> None:
+        tiny = tiny_hosts.TINY["SD1.5"]
+        self.model, self.clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
+        self.models = (self.model.model, self.clip.cond_stage_model)
+        host = self._host()
+        self.files = {
+            ("first", "a photo of sks dog"): family_checks.lora_of(host, 1, "kohya"),
+            ("second", "a drawing of zwx car"): family_checks.lora_of(host, 2, "kohya"),
+        }
+        paths = {path for lora in self._loras(host) for path in lora.adapter.deltas}
+        self.layers = {
+            module: path
+            for model in self.models
+            for path, module in model.named_modules()
+            if path in paths
+        }
+        assert len(self.layers) == len(paths)
+        self.moments: list[Moment] = []
+        self._part = [""]
+        self._armed: tuple[int, Kind] | None = None
+        self._workers: list[weakref.ref[Any]] = []
+
+    def _host(self) -> ComfyModel:
+        return ComfyModel(self.model, self.clip)
+
+    def _loras(self, host: ComfyModel) -> list[LoadedLora]:
+        return [
+            family_checks.loaded(host, name, tensors, prompt)
+            for (name, prompt), tensors in self.files.items()
+        ]
+
+    def result(self, armed: tuple[int, Kind] | None = None) -> MergeResult:
+        """Merge; with an armed fault, it is raised at the moment of that number."""
+        self.moments, self._armed, self._workers = [], armed, []
+        with ExitStack() as stack:
+            for part, (place, name) in PARTS.items():
+                stack.enter_context(
+                    mock.patch.object(place, name, self._in_part(place, name, part))
+                )
+            stack.enter_context(mock.patch.object(lockstep, "_Worker", self._worker))
+            hook = nn.modules.module.register_module_forward_pre_hook(self._called)
+            stack.callback(hook.remove)
+            host = self._host()
+            return job.merge_and_check(
+                host, self._loras(host), SMALL, SETTINGS, lambda *_: self._reached("")
+            )
+
+    def _in_part(self, place: Any, name: str, part: str) -> Callable[..., Any]:
+        original = getattr(place, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._part.append(part)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._part.pop()
+
+        return run
+
+    def _worker(self, *args: Any) -> Any:
+        worker = _WORKER(*args)
+        self._workers.append(weakref.ref(worker))
+        return worker
+
+    def _called(self, module: nn.Module, args: object) -> None:
+        if module in self.layers:
+            self._reached(self.layers[module])
+
+    def _reached(self, path: str) -> None:
+        moment = Moment(self._part[-1], path, len(self.moments))
+        self.moments.append(moment)
+        if self._armed is not None:
+            number, kind = self._armed
+            if moment.number == number or (kind.stays and moment.number > number):
+                raise kind.error()
+
+    def running(self) -> int:
+        """Return how many forward calls still wait."""
+        return sum(worker() is not None for worker in self._workers)
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )
+
+
+def torch_modes() -> tuple[object, ...]:
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cpu"),
+    )
+
+
+def patches_of(patcher: Any) -> tuple[object, ...]:
+    return (
+        patcher.patches_uuid,
+        len(patcher.patches),
+        len(patcher.object_patches),
+        repr(patcher.model_options),
+    )
+
+
+def load(merge: Merge) -> None:
+    """Load MODEL and CLIP as any next node does. The host changes weights in place, and puts them
+    back when another MODEL of them is loaded.
+    """
+    comfy.model_management.load_models_gpu([merge.model, merge.clip.patcher])
+
+
+def bytes_of_tensors(merge: Merge) -> int:
+    """Return how much memory all tensors take that anything holds, but for the sampling runs that
+    are kept.
+    """
+    load(merge)
+    gc.collect()
+    latent_cache._MEMORIES.clear()
+    storages = {
+        found.untyped_storage().data_ptr(): found.untyped_storage().nbytes()
+        for found in gc.get_objects()
+        if isinstance(found, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+@dataclass(frozen=True)
+class State:
+    """What a fault must not change."""
+
+    hooks: tuple[int, ...]
+    modes: tuple[object, ...]
+    patches: tuple[object, ...]
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, merge: Merge) -> State:
+        load(merge)
+        return cls(
+            tuple(map(hooks_of, merge.models)),
+            torch_modes(),
+            tuple(map(patches_of, (merge.model, merge.clip.patcher))),
+            {
+                f"{number}.{name}": tensor
+                for number, model in enumerate(merge.models)
+                for name, tensor in model.state_dict().items()
+            },
+        )
+
+    def copy(self) -> State:
+        return replace(self, weights={name: t.clone() for name, t in self.weights.items()})
+
+    def changes(self, other: State) -> list[str]:
+        """Return what is not the same in another state."""
+        names = ("hooks", "modes", "patches")
+        changed = [name for name in names if getattr(self, name) != getattr(other, name)]
+        same = self.weights.keys() == other.weights.keys() and all(
+            torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items()
+        )
+        return changed if same else [*changed, "weights"]
+
+
+def differs(result: MergeResult, expected: MergeResult) -> bool:
+    """Return whether a merge differs from another one in any bit."""
+    found, wanted = result.adapter.deltas, expected.adapter.deltas
+    return found.keys() != wanted.keys() or not all(
+        torch.equal(getattr(found[path], factor), getattr(wanted[path], factor))
+        for path in wanted
+        for factor in ("up", "down")
+    )
+
+
+def chosen(moments: list[Moment]) -> list[Moment]:
+    """Return the first and the last call of each layer in each part, and all steps of progress."""
+    first: dict[tuple[str, str], Moment] = {}
+    last: dict[tuple[str, str], Moment] = {}
+    for moment in moments:
+        first.setdefault((moment.part, moment.path), moment)
+        last[moment.part, moment.path] = moment
+    steps = [moment for moment in moments if not moment.path]
+    of_layers = [m for found in (first, last) for (_, path), m in found.items() if path]
+    return sorted({*of_layers, *steps}, key=lambda moment: moment.number)
+
+
+def each_layer_once(moments: list[Moment]) -> list[Moment]:
+    """Return one moment of each layer, from one part of the merge after the other."""
+    of_layers: dict[str, list[Moment]] = {}
+    for moment in moments:
+        of_layers.setdefault(moment.path, []).append(moment)
+    return [found[7 * number % len(found)] for number, found in enumerate(of_layers.values())]
+
+
+def complaints(merge: Merge, moment: Moment, kind: Kind, before: State) -> list[str]:
+    """Let a merge go wrong, and return what is not as it should be."""
+    latent_cache._MEMORIES.clear()
+    found = []
+    try:
+        merge.result((moment.number, kind))
+        found.append("it ended without an error")
+    except BaseException as error:
+        if not isinstance(error, kind.ends_in):
+            found.append(f"it ended in {type(error).__name__}: {error}")
+    found += before.changes(State.of(merge))
+    if merge.running():
+        gc.collect()
+        found += ["forward calls wait"] * (merge.running() > 0)
+    return found
+
+
+@torch.inference_mode()
+def main(everywhere: bool) -> None:
+    torch.set_num_threads(1)
+    merge = Merge()
+    before = State.of(merge).copy()
+    expected = merge.result()
+    moments = chosen(merge.moments)
+    assert not differs(merge.result(), expected)  # on the sampling runs that were kept
+    assert not before.changes(State.of(merge))
+    process = psutil.Process()
+    held = bytes_of_tensors(merge)
+    resident = process.memory_info().rss
+    counts: Counter[str] = Counter()
+    wrong = 0
+    for number, moment in enumerate(moments if everywhere else each_layer_once(moments)):
+        name = list(KINDS)[number % len(KINDS)]
+        counts.update(("faults", moment.part, name))
+        found = complaints(merge, moment, KINDS[name], before)
+        if everywhere or number % 10 == 0:
+            counts["merges after a fault"] += 1
+            if differs(merge.result(), expected):
+                found.append("the next merge differs")
+            if (now := bytes_of_tensors(merge)) != held:
+                found.append(f"tensors hold {now - held} bytes more")
+        if found:
+            wrong += 1
+            print(json.dumps({"fault": name, **vars(moment), "wrong": found}), flush=True)
+    grown = (process.memory_info().rss - resident) / 1e6
+    told = {"layers": len(merge.layers), "wrong": wrong, "grown MB": round(grown, 1)}
+    print(json.dumps({**told, **counts}), flush=True)
+
+
+if __name__ == "__main__":
+    main(in_comfy.ARGUMENTS == ["all"])
