@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..adapters import LowRankDelta, Stacked, moved, names_of
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
 from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics
-from ..devices import Workplace
+from ..devices import Workplace, exact_products
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -19,6 +19,7 @@ from ..layers import (
     is_patchwise,
     output_tokens,
     token_count,
+    token_layout,
     weight_shape,
 )
 from ..report.figures import figures_of
@@ -26,7 +27,7 @@ from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, picked_tokens
 from .problem import Problem, SolvedLayer
-from .shared_inputs import LayerInput, SharedInputs
+from .shared_inputs import LayerInput, Reading, SharedInputs
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class Measurement:
         """
         config = problem.config
         place = Workplace.of(x)
-        stream = problem.network.stream(path)
-        shared = inputs.find(stream, x)
+        reading = Reading(problem.network.stream(path), token_layout(module))
+        shared = inputs.find(reading, x)
         is_first = shared is None
         if shared is None:
-            shared = inputs.add(stream, _new_moments(problem, module, x, place.sums))
+            shared = inputs.add(reading, _new_moments(problem, module, x, place.sums))
         worn = [worn_delta(path, problem.adapters, task.mix) for task in problem.tasks]
         d_out = weight_shape(module)[0]
         base = None
@@ -143,7 +144,8 @@ class Measurement:
             y: Output of the layer without any adapter.
         """
         self.input.arrive(x, self.path)
-        return [self._add_block(block, x, y) for block in chunk.blocks]
+        with exact_products(x.device), exact_products(self.place.sums):
+            return [self._add_block(block, x, y) for block in chunk.blocks]
 
     def _add_block(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
         mix = self.worn[block.task]
@@ -173,7 +175,7 @@ class Measurement:
             for side in (block.teacher, block.student)
         )
         picked = picked_tokens(self.module, teacher.shape[1], self.problem.samples, config)
-        tokens = counted_tokens(block, picked, teacher, self.input.shared.stream, self.path)
+        tokens = counted_tokens(block, picked, teacher, self.input.shared.reading.stream, self.path)
         if tokens is None:
             return
         teacher = tokens.lined_up(teacher)
@@ -231,6 +233,10 @@ class Measurement:
             CalibrationError: A shared input that changed after it was measured.
             SolveError: No usable solution; with the layer's path.
         """
+        with exact_products(self.place.sums):
+            return self._solved(solver)
+
+    def _solved(self, solver: LayerSolver) -> SolvedLayer:
         self.input.check_unchanged(self.path)
         config = self.problem.config
         layer = LayerProblem(
