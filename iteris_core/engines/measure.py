@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LowRankDelta, Stacked, moved, names_of
+from ..adapters import Adapter, LowRankDelta, Stacked, moved, names_of, unusable_place
+from ..algebra.answer import LayerSolution
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
 from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics
+from ..config import MergeConfig
 from ..devices import Workplace, exact_products
 from ..errors import SolveError
 from ..layers import (
@@ -252,6 +255,8 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=config.output_dtype)
+        if unusable_place(Adapter("merged", {self.path: saved})) is not None:
+            raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         names = names_of(self.problem.adapters)
         report = figures_of(
             self.path,
@@ -274,6 +279,20 @@ class Measurement:
             full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
         return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
+
+
+def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:
+    largest = max(solution.delta.up.abs().max().item(), solution.delta.down.abs().max().item())
+    if not math.isfinite(largest):
+        return (
+            "the merged delta is not finite; the adapters' changes are too large for the sums. "
+            "Lower their strengths"
+        )
+    precision = str(config.output_dtype).removeprefix("torch.")
+    return (
+        f"the merged delta has numbers up to {largest:.1e}, more than {precision} can hold; save "
+        "in bfloat16 or float32, or lower the strengths"
+    )
 
 
 def _new_moments(
