@@ -7,6 +7,7 @@ rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .devices import moved
+from .errors import AdapterError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,15 @@ class Adapter:
         return not self.deltas and not self.vectors
 
     def scaled(self, strength: float) -> Adapter:
-        """Return the adapter at a strength; at strength 0 it has neither deltas nor vectors."""
+        """Return the adapter at a strength; at strength 0 it has neither deltas nor vectors.
+
+        Raises:
+            ConfigError: The strength is no finite number.
+        """
+        if not math.isfinite(strength):
+            raise ConfigError(
+                f"the strength of {self.name!r} is {strength}; it must be a finite number"
+            )
         if not strength:
             return replace(self, deltas={}, vectors={})
         return replace(
@@ -179,6 +189,44 @@ class Adapter:
         rest.
         """
         return self.select(belongs), self.select(lambda path: not belongs(path))
+
+
+def check_adapters(adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters that cannot be merged with each other, or at all, whatever the model is.
+
+    Raises:
+        AdapterError: A change that holds NaN or infinity, or no numbers at all; or changes of one
+            bias or norm in two shapes. Names the adapter and the layer.
+    """
+    shapes: dict[str, tuple[Adapter, torch.Size]] = {}
+    for adapter in adapters:
+        place = unusable_place(adapter)
+        if place is not None:
+            raise AdapterError(
+                f"adapter {adapter.name!r} holds NaN, infinity or no numbers at all in its change "
+                f"of {place!r}: its training failed, its file is damaged, or its strength is far "
+                "too large. Use another file or strength"
+            )
+        for path, vector in adapter.vectors.items():
+            other, shape = shapes.setdefault(path, (adapter, vector.shape))
+            if vector.shape != shape:
+                raise AdapterError(
+                    f"adapter {adapter.name!r} changes {path!r} by numbers of shape "
+                    f"{tuple(vector.shape)}, and adapter {other.name!r} by {tuple(shape)}; they "
+                    "were made for two models. Leave one of them out"
+                )
+
+
+def unusable_place(adapter: Adapter) -> str | None:
+    """Return the first layer or parameter whose change is not made of finite numbers, or None."""
+    for path, delta in adapter.deltas.items():
+        if not (_is_finite(delta.up) and _is_finite(delta.down)):
+            return path
+    return next((path for path, v in adapter.vectors.items() if not _is_finite(v)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool(torch.isfinite(tensor).all())
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +41,18 @@ def _rounds_to_tf32() -> bool:
     except RuntimeError:
         # set through torch's newer switches, one per backend, which this question does not cover
         return True
+
+
+def exact_products(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which products have the precision of their factors.
+
+    Under autocast, which a model may switch on in its forward and a user around a merge, products
+    of float32 are rounded to half precision.
+    """
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def statistics_device(device: torch.device) -> torch.device:

@@ -7,6 +7,7 @@ For a k x k convolution a token is a patch, and d_in = channels * k * k, in the 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import TypeGuard
 
 import torch
@@ -115,6 +116,15 @@ def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     more room than its input.
     """
     return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
+
+
+def token_layout(module: nn.Module) -> Hashable:
+    """Return how a layer cuts its input into tokens; layers with the same answer read the same
+    tokens of one tensor.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return None
+    return module.kernel_size, module.stride, _padding(module), module.dilation
 
 
 def token_count(module: nn.Module, x: Tensor) -> int:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .adapters import Adapter, mean_vectors, target_layers
+from .adapters import Adapter, check_adapters, mean_vectors, target_layers
 from .config import MergeConfig
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
@@ -60,7 +60,7 @@ def merge(
             again.
 
     Raises:
-        AdapterError: Adapters that change nothing, or do not fit the model.
+        AdapterError: Adapters that change nothing, hold NaN or infinity, or do not fit the model.
         CalibrationError: Tasks or a network that cannot be measured.
         ConfigError: Settings that do not fit the adapters or the method.
         SolveError: A layer without a usable solution; with its path.
@@ -71,6 +71,7 @@ def merge(
             "none of the adapters changes anything: every strength is 0, or the files hold no "
             "deltas"
         )
+    check_adapters(adapters)
     check_tasks(adapters, tasks)
     check_options(config)
     check_ranks(config, adapters)
@@ -114,7 +115,7 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
     Raises:
         ConfigError: Names the layer, or the smallest size.
     """
-    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    shapes = _shapes(adapters)
     named = config.rank if isinstance(config.rank, Mapping) else {}
     unknown = [path for path in named if path not in shapes]
     if unknown:
@@ -122,9 +123,18 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
             f"rank names {unknown[0]!r}, which no adapter changes; the layers are "
             f"{', '.join(list(shapes)[:3])}, ..."
         )
-    least = sum(sum(shape) for shape in shapes.values())
+    least = smallest_size(adapters)
     if config.size is not None and config.size < least:
         raise ConfigError(
             f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. "
             "Allow more"
         )
+
+
+def smallest_size(adapters: Sequence[Adapter]) -> int:
+    """Return the number of weights in all factors of a merge of rank 1 in every layer."""
+    return sum(sum(shape) for shape in _shapes(adapters).values())
+
+
+def _shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
+    return {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}

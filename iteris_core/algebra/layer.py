@@ -15,6 +15,9 @@ from ..config import MergeConfig
 from .answer import LayerSolution
 from .statistics import InputMoments, JointRows, TaskStatistics
 
+# Of a squared norm, relative to those of the parts: less is rounding of parts that cancel.
+RELATIVE_ZERO = 1e-12
+
 
 @dataclass(frozen=True)
 class TaskAtLayer:
@@ -45,11 +48,14 @@ class TaskAtLayer:
         return self.weight != 0 and self.statistics.inputs.tokens > 0
 
     def delta_energy(self) -> Tensor:
-        """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim."""
+        """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim; 0 where
+        the adapters of its mix cancel, which leaves nothing but rounding.
+        """
         if self.worn is None:
             return self.statistics.inputs.energy.new_zeros(())
         up = self.worn.delta.up
-        return ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
+        energy = ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
+        return torch.where(_norm(self) > RELATIVE_ZERO * _norm_of_parts(self), energy, 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,7 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Tensor:
     norms, taught = (
         torch.stack([of(task) for task in tasks]) for of in (_norm, TaskAtLayer.delta_energy)
     )
-    # a mix that cancels leaves nothing but rounding
-    rounding = torch.stack([1e-12 * _norm_of_factors(task) for task in tasks])
-    teaches = (norms > rounding) & (taught > 0) & (counted > 0)
+    teaches = (norms > 0) & (taught > 0) & (counted > 0)
     own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
     over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
     factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
@@ -147,13 +151,15 @@ def _norm(task: TaskAtLayer) -> Tensor:
     return energy.new_zeros(()) if task.worn is None else task.worn.delta.squared_norm()
 
 
-def _norm_of_factors(task: TaskAtLayer) -> Tensor:
-    """Return ``||up||^2 ||down||^2`` of what the teacher wears, 0-dim, above any `_norm`."""
+def _norm_of_parts(task: TaskAtLayer) -> Tensor:
+    """Return ``(sum_r ||up_r|| ||down_r||)^2`` over the ranks of what the teacher wears, 0-dim: the
+    most that `_norm` can be, whatever the scales of the factors are.
+    """
     energy = task.statistics.inputs.energy
     if task.worn is None:
         return energy.new_zeros(())
     delta = task.worn.delta
-    return (delta.up.norm() * delta.down.norm()).square()
+    return (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum().square()
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

@@ -54,12 +54,16 @@ def factorise(
     finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
     # a wait for the device; the others in a layer's solve are those of `gain`
     if bool((failed_at != 0) | singular | ~finite):
-        raise SolveError(_why_unsolvable(matrix, inputs, int(failed_at), alpha))
+        raise SolveError(_why_unsolvable(matrix, right_sides, inputs, int(failed_at), alpha))
     return System(scale, factor)
 
 
 def _why_unsolvable(
-    matrix: Tensor, inputs: Mapping[str, InputMoments], failed_at: int, alpha: float
+    matrix: Tensor,
+    right_sides: Sequence[Tensor],
+    inputs: Mapping[str, InputMoments],
+    failed_at: int,
+    alpha: float,
 ) -> str:
     for name, moments in inputs.items():
         if not (torch.isfinite(moments.size()) and torch.isfinite(moments.energy)):
@@ -70,6 +74,17 @@ def _why_unsolvable(
             )
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"
+    if not (torch.isfinite(matrix).all() and matrix.any()):
+        return (
+            "the tasks' weights cannot be held as numbers, since the adapters' changes are far too "
+            "large; lower their strengths"
+        )
+    if not all(bool(torch.isfinite(part).all()) for part in right_sides):
+        return (
+            "the layer's outputs hold NaN or infinite numbers though its inputs do not, most "
+            "likely an overflow of half precision in the layer itself; run the model in bfloat16 "
+            "or float32, or set target to delta"
+        )
     tokens = sum(moments.tokens for moments in inputs.values())
     shape = " x ".join(map(str, matrix.shape))
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..adapters import check_adapters
 from ..config import MergeConfig
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError, SolveError
@@ -104,6 +105,7 @@ def merge_and_check(
     calibration = calibration.for_family(model.family)
     settings.check(calibration)
     used = loras_in_use(loras)
+    check_adapters([lora.adapter for lora in used])
     check_ranks(settings.config, [lora.adapter for lora in used])
     plans_of(model, used, calibration, settings.config)  # refuses prompts before any work
     room = settings.config.waiting_bytes

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..adapters import Adapter, mean_vectors, target_layers
+from ..adapters import Adapter, check_adapters, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError
-from ..merging import MergeResult, merge
+from ..merging import MergeResult, merge, smallest_size
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
@@ -59,6 +59,7 @@ def merge_diffusion(
     """
     calibration = calibration.for_family(model.family)
     used = loras_in_use(loras)
+    check_adapters([lora.adapter for lora in used])
     plans = plans_of(model, used, calibration, config)
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
@@ -156,7 +157,11 @@ class PartSolver:
 def config_of_part(
     config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
 ) -> MergeConfig:
-    """Return the settings for one part of the model: its ranks, and its share of a total size."""
+    """Return the settings for one part of the model: its ranks, and its share of a total size.
+
+    Each part has the size of rank 1 in all of its layers. The rest is shared by how much more the
+    parts have when nothing is cut.
+    """
     if isinstance(config.rank, Mapping):
         paths = target_layers(part)
         return replace(
@@ -164,11 +169,13 @@ def config_of_part(
         )
     if config.size is None:
         return config
-    uncut_part, uncut_whole = (
-        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values())
-        for group in (part, whole)
+    least_part, least_whole = (smallest_size(group) for group in (part, whole))
+    more_part, more_whole = (
+        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) - least
+        for group, least in ((part, least_part), (whole, least_whole))
     )
-    return replace(config, size=max(1, config.size * uncut_part // uncut_whole))
+    room = max(0, config.size - least_whole)
+    return replace(config, size=least_part + room * more_part // max(1, more_whole))
 
 
 def merge_text_encoder(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..adapters import Adapter
 from ..algebra.truncate import share_out_size
@@ -28,9 +30,11 @@ def check_problem(problem: Problem) -> None:
 
     Raises:
         AdapterError: See `check_targets`.
+        CalibrationError: See `check_steady`.
         ConfigError: See `check_base_weights`.
     """
     check_targets(problem.network, problem.adapters)
+    check_steady(problem.network)
     check_base_weights(problem)
 
 
@@ -52,6 +56,34 @@ def check_base_weights(problem: Problem) -> None:
             f"such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may round what "
             f"they are asked. Leave {setting} at its default, or load the model in 16 bit"
         )
+
+
+def check_steady(network: Network) -> None:
+    """Refuse a network whose answer to a row depends on chance or on the other rows of its batch.
+
+    Raises:
+        CalibrationError: Names a module in training mode that drops numbers, or one that normalises
+            by its batch.
+    """
+    for path, module in network.modules.items():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            why = "normalises each row by all rows of its batch"
+        elif module.training and _drops(module):
+            why = "drops numbers at random, since it is in training mode"
+        else:
+            continue
+        raise CalibrationError(
+            f"{path!r} of the model, a {class_of(module)}, {why}, so that no row of a batch could "
+            "be measured by itself; call eval() of the model before the merge"
+        )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module in training mode has a share of numbers that it drops."""
+    if isinstance(module, (_DropoutNd, nn.RReLU)):
+        return getattr(module, "p", 1.0) > 0
+    shares = (value for name, value in vars(module).items() if "drop" in name.lower())
+    return any(isinstance(share, float) and share > 0 for share in shares)
 
 
 def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
@@ -133,6 +165,11 @@ def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | No
         return None
     rows = 2 * len(chunk.samples)
     shape = y.shape
+    if x.is_meta:
+        raise CalibrationError(
+            f"layer {path!r} ran on torch's meta device, where tensors have no numbers: the "
+            "model's weights are not loaded. Load them before the merge"
+        )
     if network.folds_rows(path):
         x, y = unfolded(rows, x, y)
     check_rows(path, x, rows)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LowRankDelta, Stacked, moved, names_of
+from ..adapters import Adapter, LowRankDelta, Stacked, moved, names_of, unusable_place
+from ..algebra.answer import LayerSolution
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
 from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics
-from ..devices import Workplace
+from ..config import MergeConfig
+from ..devices import Workplace, exact_products
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -19,6 +22,7 @@ from ..layers import (
     is_patchwise,
     output_tokens,
     token_count,
+    token_layout,
     weight_shape,
 )
 from ..report.figures import figures_of
@@ -26,7 +30,7 @@ from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, picked_tokens
 from .problem import Problem, SolvedLayer
-from .shared_inputs import LayerInput, SharedInputs
+from .shared_inputs import LayerInput, Reading, SharedInputs
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,11 @@ class Measurement:
         """
         config = problem.config
         place = Workplace.of(x)
-        stream = problem.network.stream(path)
-        shared = inputs.find(stream, x)
+        reading = Reading(problem.network.stream(path), token_layout(module))
+        shared = inputs.find(reading, x)
         is_first = shared is None
         if shared is None:
-            shared = inputs.add(stream, _new_moments(problem, module, x, place.sums))
+            shared = inputs.add(reading, _new_moments(problem, module, x, place.sums))
         worn = [worn_delta(path, problem.adapters, task.mix) for task in problem.tasks]
         d_out = weight_shape(module)[0]
         base = None
@@ -143,7 +147,8 @@ class Measurement:
             y: Output of the layer without any adapter.
         """
         self.input.arrive(x, self.path)
-        return [self._add_block(block, x, y) for block in chunk.blocks]
+        with exact_products(x.device), exact_products(self.place.sums):
+            return [self._add_block(block, x, y) for block in chunk.blocks]
 
     def _add_block(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
         mix = self.worn[block.task]
@@ -173,7 +178,7 @@ class Measurement:
             for side in (block.teacher, block.student)
         )
         picked = picked_tokens(self.module, teacher.shape[1], self.problem.samples, config)
-        tokens = counted_tokens(block, picked, teacher, self.input.shared.stream, self.path)
+        tokens = counted_tokens(block, picked, teacher, self.input.shared.reading.stream, self.path)
         if tokens is None:
             return
         teacher = tokens.lined_up(teacher)
@@ -231,6 +236,10 @@ class Measurement:
             CalibrationError: A shared input that changed after it was measured.
             SolveError: No usable solution; with the layer's path.
         """
+        with exact_products(self.place.sums):
+            return self._solved(solver)
+
+    def _solved(self, solver: LayerSolver) -> SolvedLayer:
         self.input.check_unchanged(self.path)
         config = self.problem.config
         layer = LayerProblem(
@@ -246,6 +255,8 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=config.output_dtype)
+        if unusable_place(Adapter("merged", {self.path: saved})) is not None:
+            raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         names = names_of(self.problem.adapters)
         report = figures_of(
             self.path,
@@ -268,6 +279,20 @@ class Measurement:
             full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
         return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
+
+
+def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:
+    largest = max(solution.delta.up.abs().max().item(), solution.delta.down.abs().max().item())
+    if not math.isfinite(largest):
+        return (
+            "the merged delta is not finite; the adapters' changes are too large for the sums. "
+            "Lower their strengths"
+        )
+    precision = str(config.output_dtype).removeprefix("torch.")
+    return (
+        f"the merged delta has numbers up to {largest:.1e}, more than {precision} can hold; save "
+        "in bfloat16 or float32, or lower the strengths"
+    )
 
 
 def _new_moments(

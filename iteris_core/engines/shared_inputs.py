@@ -1,4 +1,4 @@
-"""Input moments that are measured once for all layers that read the same tensor.
+"""Input moments that are measured once for all layers that read the same tokens of the same tensor.
 
 Shared inputs are detected at run time by the identity of the tensors, not by the names of layers.
 Examples are q, k and v of a self-attention, and keys and values of every cross-attention of a
@@ -8,7 +8,7 @@ network, whose context stays the same tensor throughout.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -43,18 +43,31 @@ class _Seen:
         return self.reference() is x and (self.checksum is not None or self.version == x._version)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a layer reads its input tensor.
+
+    Args:
+        stream: Token stream of the input, which decides the weights of its tokens.
+        layout: How the layer cuts the tensor into tokens, see `layers.token_layout`.
+    """
+
+    stream: str
+    layout: Hashable
+
+
 @dataclass
 class SharedInput:
     """One input of the network, which several layers may read.
 
     Args:
-        stream: Token stream of the input.
+        reading: How they read it.
         moments: Moments of the input, per task.
         seen: The input's tensor of each chunk, weakly: when one of them is freed, no layer can read
             this input any more.
     """
 
-    stream: str
+    reading: Reading
     moments: Sequence[InputMoments]
     seen: list[_Seen] = field(default_factory=list)
 
@@ -75,19 +88,19 @@ class SharedInputs:
 
     entries: list[SharedInput] = field(default_factory=list)
 
-    def find(self, stream: str, x: Tensor) -> SharedInput | None:
-        """Return the input whose first chunk is this tensor, if there is one, and forget those
-        whose tensors are gone.
+    def find(self, reading: Reading, x: Tensor) -> SharedInput | None:
+        """Return the input whose first chunk is this tensor, read in this way, if there is one, and
+        forget those whose tensors are gone.
         """
         self.entries = [entry for entry in self.entries if entry.is_alive]
         for entry in self.entries:
-            if entry.stream == stream and entry.seen[0].is_still(x):
+            if entry.reading == reading and entry.seen[0].is_still(x):
                 return entry
         return None
 
-    def add(self, stream: str, moments: Sequence[InputMoments]) -> SharedInput:
+    def add(self, reading: Reading, moments: Sequence[InputMoments]) -> SharedInput:
         """Return a new input, to be measured."""
-        entry = SharedInput(stream, moments)
+        entry = SharedInput(reading, moments)
         self.entries.append(entry)
         return entry
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter, LowRankDelta
-from ..devices import product_dtype
+from ..devices import exact_products, product_dtype
 from ..files.pretrained import generation_settings
 from ..language.caption_samples import check_length
 from ..language.pictures import open_picture
@@ -75,7 +75,8 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
             on_device[path] = deltas[path].to(device=x.device, dtype=product_dtype(x))
         delta = on_device[path]
         y = y.clone()
-        add_to_output(module, y, codes_of(module, x, delta.down) @ delta.up.T)
+        with exact_products(x.device):
+            add_to_output(module, y, codes_of(module, x, delta.down) @ delta.up.T)
         return y
 
     with layer_hooks({path: modules[path] for path in deltas}, hook):

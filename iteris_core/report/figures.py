@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta, Stacked, stack
 from ..algebra.answer import LayerSolution
-from ..algebra.layer import LayerProblem, TaskAtLayer
+from ..algebra.layer import RELATIVE_ZERO, LayerProblem, TaskAtLayer
 from .records import Interference, LayerReport, TaskAtLayerReport
 
 _DIGITS = 6  # of shares
@@ -178,7 +178,12 @@ class _Energies:
         """Return the energy to which figures are relative, 0-dim: that of the teacher's delta, or
         of all adapters stacked where the teacher wears nothing.
         """
-        return torch.where(self.taught > 0, self.taught, self.energy(self.adapters))
+        stacked = self.energy(self.adapters)
+        alone = [self.energy(part) for key, part in self.slices.items() if key is not None]
+        # adapters that cancel leave nothing but rounding
+        most = torch.stack(alone).sqrt().sum().square()
+        stacked = torch.where(stacked > RELATIVE_ZERO * most, stacked, 0.0)
+        return torch.where(self.taught > 0, self.taught, stacked)
 
     def gain(self) -> Tensor:
         """Return ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0-dim; 0 where nothing is taught."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import Adapter, LowRankDelta, Stacked, stack, target_layers
-from ..devices import product_dtype
+from ..devices import exact_products, product_dtype
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of
 from ..tasks import Task
@@ -102,7 +102,9 @@ def wearing(
             delta = ready[path, mix]
             if delta is not None:
                 added = y[rows]
-                add_to_output(module, added, codes_of(module, x[rows], delta.down) @ delta.up.T)
+                with exact_products(x.device):
+                    codes = codes_of(module, x[rows], delta.down)
+                    add_to_output(module, added, codes @ delta.up.T)
                 y[rows] = added
         return y.reshape(shape)
 
@@ -179,15 +181,16 @@ def dress(
         codes: Teachers' ``X down^T`` per block, if they were computed before.
     """
     y = y.clone()
-    for i, block in enumerate(chunk.blocks):
-        taught = worn.teachers[block.task]
-        if taught is not None:
-            of_block = None if codes is None else codes[i]
-            if of_block is None:
-                of_block = codes_of(module, x[block.teacher], taught.down)
-            add_to_output(module, y[block.teacher], of_block @ taught.up.T)
-        merged = taught if worn.merged is None else worn.merged
-        if merged is not None:
-            of_block = codes_of(module, x[block.student], merged.down)
-            add_to_output(module, y[block.student], of_block @ merged.up.T)
+    with exact_products(x.device):
+        for i, block in enumerate(chunk.blocks):
+            taught = worn.teachers[block.task]
+            if taught is not None:
+                of_block = None if codes is None else codes[i]
+                if of_block is None:
+                    of_block = codes_of(module, x[block.teacher], taught.down)
+                add_to_output(module, y[block.teacher], of_block @ taught.up.T)
+            merged = taught if worn.merged is None else worn.merged
+            if merged is not None:
+                of_block = codes_of(module, x[block.student], merged.down)
+                add_to_output(module, y[block.student], of_block @ merged.up.T)
     return y

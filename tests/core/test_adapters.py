@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, LowRankDelta
-from iteris_core.adapters import stack, target_layers
+from iteris_core import Adapter, AdapterError, ConfigError, LowRankDelta
+from iteris_core.adapters import check_adapters, stack, target_layers
 
 
 def random_delta(rank, d_out=5, d_in=7):
@@ -102,3 +102,41 @@ def test_target_layers_come_once_in_order_of_appearance():
     first = Adapter("a", {"x": random_delta(1), "y": random_delta(1)})
     second = Adapter("b", {"z": None, "x": None})
     assert target_layers([first, second]) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
+def test_a_strength_that_is_no_number_is_refused(strength):
+    with pytest.raises(
+        ConfigError, match=r"the strength of 'a' is -?(nan|inf); it must be a finite"
+    ):
+        Adapter("a", {"x": random_delta(1)}).scaled(strength)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["up", "down", "vector"])
+def test_an_adapter_that_holds_no_numbers_is_refused_by_name_and_layer(side, value):
+    adapter = Adapter("b", {"x": random_delta(2)}, vectors={"x.bias": torch.zeros(5)})
+    check_adapters([adapter])
+    tensors = {"vector": adapter.vectors["x.bias"]}
+    tensors |= {"up": adapter.deltas["x"].up, "down": adapter.deltas["x"].down}
+    tensors[side].view(-1)[1] = value
+    place = "x.bias" if side == "vector" else "x"
+    with pytest.raises(AdapterError, match=f"adapter 'b' holds NaN, .* of '{place}': its training"):
+        check_adapters([Adapter("a", {"x": random_delta(1)}), adapter])
+
+
+def test_an_adapter_whose_tensors_are_not_loaded_is_refused():
+    with torch.device("meta"):
+        delta = LowRankDelta(torch.zeros(5, 1), torch.zeros(1, 7))
+    with pytest.raises(AdapterError, match="no numbers at all in its change of 'x'"):
+        check_adapters([Adapter("a", {"x": delta})])
+
+
+def test_changes_of_one_bias_in_two_shapes_are_refused():
+    first = Adapter("a", {}, vectors={"x.bias": torch.zeros(5)})
+    second = Adapter("b", {}, vectors={"x.bias": torch.zeros(5, 1)})
+    with pytest.raises(
+        AdapterError,
+        match=r"'b' changes 'x.bias' by numbers of shape \(5, 1\), and adapter 'a' by \(5,\)",
+    ):
+        check_adapters([first, second])

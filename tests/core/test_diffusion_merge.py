@@ -4,7 +4,7 @@ cross-attention.
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 
 import pytest
@@ -12,12 +12,12 @@ import torch
 import toy
 from fake_host import runs_by_task
 
-from iteris_core import AdapterError, CalibrationError, MergeConfig
+from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
-from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.merging import config_of_part, merge_diffusion
 from iteris_core.diffusion.sampling import euler_steps, noise
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -406,3 +406,57 @@ def test_the_report_has_all_layers_strange_keys_and_a_recipe_in_json(host):
     assert settings["config"]["output_dtype"] == "float16"
     assert settings["calibration"]["trajectories"] == 4
     assert result.adapter.name == "a + b"
+
+
+# --- a size for both parts ---
+
+
+def sized(rank_of_text, rank_of_unet, layers=(12, 40), d=64):
+    """Return adapters' text part, UNet part and both, of these ranks."""
+    deltas = [
+        {
+            f"{part}.{n}": LowRankDelta(torch.zeros(d, rank), torch.zeros(rank, d))
+            for n in range(count)
+        }
+        for part, rank, count in zip(
+            ("te", "unet"), (rank_of_text, rank_of_unet), layers, strict=True
+        )
+    ]
+    text, unet = ([Adapter(name, part) for name in "ab"] for part in deltas)
+    both = [one.joined_with(other) for one, other in zip(text, unet, strict=True)]
+    return text, unet, both
+
+
+@pytest.mark.parametrize("ranks", [(4, 64), (8, 128), (1, 1), (64, 4), (16, 16)])
+@pytest.mark.parametrize("over", [0, 1, 100, 10_000, 10**9])
+def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(ranks, over):
+    text, unet, both = sized(*ranks)
+    least = [128 * count for count in (12, 40)]
+    size = sum(least) + over
+    sizes = [config_of_part(MergeConfig(size=size), part, both).size for part in (text, unet)]
+    assert all(found >= needed for found, needed in zip(sizes, least, strict=True))
+    assert sum(sizes) <= size
+    if over and ranks != (1, 1):
+        shares = [found - needed for found, needed in zip(sizes, least, strict=True)]
+        assert sum(shares) >= over - 2  # what is left of a division
+
+
+def test_nan_in_a_bias_or_biases_of_two_shapes_are_refused_before_the_model_runs(host):
+    loras = [host.lora("a"), host.lora("b")]
+    broken = replace(loras[1].adapter, vectors={"unet.out.bias": torch.tensor([1.0, torch.nan])})
+    with pytest.raises(AdapterError, match=r"adapter 'b' holds NaN.* change of 'unet.out.bias'"):
+        merge_diffusion(
+            host, [loras[0], replace(loras[1], adapter=broken)], PRESERVE, MergeConfig()
+        )
+    flat, tall = (
+        replace(lora.adapter, vectors={"unet.out.bias": torch.ones(shape)})
+        for lora, shape in zip(loras, ((2,), (2, 1)), strict=True)
+    )
+    with pytest.raises(AdapterError, match=r"by numbers of shape \(2, 1\), and adapter 'a' by"):
+        merge_diffusion(
+            host,
+            [replace(lora, adapter=one) for lora, one in zip(loras, (flat, tall), strict=True)],
+            PRESERVE,
+            MergeConfig(),
+        )
+    assert host.unet_batches == []

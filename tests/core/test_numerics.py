@@ -305,3 +305,229 @@ def test_ranks_and_sizes_that_cannot_be_are_refused():
         ConfigError, match=r"size is 10; 5 layers of rank 1 take \d+ weights already"
     ):
         toy.merge_toy(net, adapters, tasks, size=10)
+
+
+# --- statistics keep their precision under autocast ---
+
+
+def in_one_layer(forward=None, **settings):
+    """Merge two adapters of one wide layer whose inputs have a mean and outliers."""
+    network, adapters, tasks = wide_layer(torch.float32, tokens=300)
+    layer = network.modules["0"]
+    forward = forward or (lambda layer, x: layer(x))
+    network = replace(network, forward=lambda rows: forward(layer, torch.stack(list(rows))))
+    return merge(network, adapters, tasks, replace(DELTA, **settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+@pytest.mark.parametrize("tokens_per_row", [None, 5])  # sums, and kept rows
+def test_autocast_inside_the_forward_changes_no_digit_of_a_delta_target(
+    dtype, engine, tokens_per_row
+):
+    def forward(layer, x):
+        with torch.autocast("cpu", dtype):
+            return layer(x)
+
+    settings = {"engine": engine, "tokens_per_row": tokens_per_row, "alpha": 1e-2}
+    cast = in_one_layer(forward, **settings)
+    plain = in_one_layer(**settings)
+    assert torch.equal(cast.adapter.deltas["0"].dense(), plain.adapter.deltas["0"].dense())
+    assert cast.report.layers == plain.report.layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens_per_row", [None, 5])
+def test_autocast_around_a_merge_changes_no_digit_of_a_delta_target(dtype, tokens_per_row):
+    plain = in_one_layer(tokens_per_row=tokens_per_row)
+    with torch.autocast("cpu", dtype):
+        cast = in_one_layer(tokens_per_row=tokens_per_row)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(cast.adapter.deltas["0"].dense(), plain.adapter.deltas["0"].dense())
+    assert cast.report.layers == plain.report.layers
+
+
+def test_base_weights_are_read_as_the_model_reads_them_under_autocast():
+    def forward(layer, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x.bfloat16())
+
+    cast = in_one_layer(forward, balance="full", alpha=1e-2)
+    plain = in_one_layer(lambda layer, x: layer(x.bfloat16().float()), balance="full", alpha=1e-2)
+    a, b = (result.adapter.deltas["0"].dense() for result in (cast, plain))
+    assert ((a - b).norm() / b.norm()).item() < 1e-2
+
+
+# --- layers that read one tensor, each in its own way ---
+
+
+def two_layers(first, second, channels=3):
+    """Merge two adapters of a network in which both layers read its input, and of each layer
+    alone.
+    """
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"first": first, "second": second})
+    model = model.double().requires_grad_(False)
+    adapters = []
+    for name in "ab":
+        deltas = {}
+        for path, layer in model.items():
+            d_out, d_in = layer.weight.flatten(1).shape
+            deltas[path] = LowRankDelta(
+                torch.randn(d_out, 2).double(), torch.randn(2, d_in).double()
+            )
+        adapters.append(Adapter(name, deltas))
+    pictures = torch.randn(6, channels, 9, 9).double().cumsum(-1)
+    tasks = [
+        Task(name, [Sample(x) for x in pictures[k::2]], {k: 1.0}) for k, name in enumerate("ab")
+    ]
+
+    def forward(rows):
+        x = torch.stack(list(rows))
+        return [list(parts) for parts in zip(*(layer(x) for layer in model.values()), strict=True)]
+
+    network = Network(dict(model.items()), forward)
+    config = toy.exact()
+    together = merge(network, adapters, tasks, config)
+    alone = [
+        merge(network, [one.select(path.__eq__) for one in adapters], tasks, config)
+        for path in model
+    ]
+    return together, alone
+
+
+def conv(*args, **settings):
+    return torch.nn.Conv2d(3, 4, *args, **settings)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (conv(3, padding=1), conv(3, padding=6, dilation=6)),  # ASPP
+        (conv(1), conv(1, stride=2)),  # the shortcut of a ResNet-50
+        (conv(3, stride=2, padding=1), conv(1, stride=2)),  # that of a ResNet-18
+        (conv(3, padding=1), conv(3, stride=2, padding=1)),
+        (conv((1, 3)), conv((3, 1))),
+        (conv(3), conv(3, padding=1)),
+        (conv(1), torch.nn.Linear(9, 4)),
+    ],
+    ids=["dilation", "shortcut", "kernel", "stride", "shape", "padding", "linear"],
+)
+def test_layers_that_read_one_tensor_in_two_ways_have_sums_of_their_own(first, second):
+    together, alone = two_layers(first, second)
+    for path, result in zip(("first", "second"), alone, strict=True):
+        found, expected = (one.adapter.deltas[path].dense() for one in (together, result))
+        assert ((found - expected).norm() / expected.norm()).item() < 1e-12
+
+
+def test_layers_that_read_one_tensor_alike_measure_it_once_also_as_convolutions(monkeypatch):
+    sizes = count_measured_inputs(monkeypatch)
+    two_layers(conv(3, padding=1), conv(3, padding=(1, 1)))
+    rows = 3 * 2  # of two tasks, one at a time
+    assert len(sizes) == 3 * rows  # together once, and each alone
+
+
+# --- what a model does with a tensor after a layer has read it ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"engine": "sweep", "target": "delta", "unit_gain": 1.0},
+        {"engine": "iterate", "target": "delta", "unit_gain": 1.0},
+        {"method": "regmean"},
+        {"method": "ssr"},
+        {"method": "mix_of_show"},
+    ],
+    ids=lambda settings: settings.get("method", settings.get("engine")),
+)
+def test_residuals_added_in_place_change_nothing(settings):
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(16, 16) for name in ("one", "two")})
+    layers = layers.double().requires_grad_(False)
+
+    def apart(rows):
+        x = torch.stack(list(rows))
+        for layer in layers.values():
+            x = x + layer(x).tanh()
+        return x
+
+    def in_place(rows):
+        x = torch.stack(list(rows))
+        for layer in layers.values():
+            x += layer(x).tanh()
+        return x
+
+    adapters = [
+        Adapter(
+            name,
+            {
+                path: LowRankDelta(torch.randn(16, 2).double(), torch.randn(2, 16).double() / 4)
+                for path in layers
+            },
+        )
+        for name in "ab"
+    ]
+    # fewer tokens than the layer is wide, so that rows are kept
+    tasks = [Task(n, [Sample(torch.randn(5, 16).double())], {k: 1.0}) for k, n in enumerate("ab")]
+    found, expected = (
+        merge(
+            Network(dict(layers.items()), forward),
+            adapters,
+            tasks,
+            MergeConfig(output_dtype=torch.float64, alpha=1e-2, **settings),
+        ).adapter
+        for forward in (in_place, apart)
+    )
+    for path in layers:
+        torch.testing.assert_close(
+            found.deltas[path].dense(), expected.deltas[path].dense(), rtol=1e-9, atol=1e-9
+        )
+
+
+# --- adapters that cancel ---
+
+
+def cancelling_pair(dtype, scale=1.0):
+    """Return adapters of which the second undoes the first, in other factors."""
+    network, adapters, tasks = wide_layer(dtype, tokens=300, outliers=3.0)
+    first = adapters[0].deltas["0"]
+    mixing = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(4)
+    opposite = LowRankDelta(
+        -scale * first.up @ mixing, torch.linalg.inv(mixing.double()).float() @ first.down / scale
+    )
+    return network, [adapters[0], Adapter("undoes", {"0": opposite})], tasks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_mix_that_cancels_is_a_task_that_teaches_nothing(dtype, scale):
+    network, adapters, tasks = cancelling_pair(dtype, scale)
+    own = Task("own", tasks[0].samples, {0: 1.0})
+    both, nothing = (
+        merge(network, adapters, [own, Task("both", tasks[1].samples, mix)], DELTA)
+        for mix in ({0: 1.0, 1: 1.0}, {})
+    )
+    for found, expected in zip(
+        both.report.layers[0].tasks, nothing.report.layers[0].tasks, strict=True
+    ):
+        assert found.weight == pytest.approx(expected.weight, rel=1e-5)
+    entry = both.report.layers[0].tasks[1]
+    assert entry.energy == 0.0
+    assert entry.gain is None
+    assert entry.residual <= 1e3
+
+
+def test_an_adapter_of_tiny_factors_in_a_mix_is_no_rounding():
+    """Factors of one delta may be of any scale, in opposite ways in two files."""
+    network, adapters, tasks = wide_layer(torch.float64, tokens=300, outliers=3.0)
+    skewed = [
+        Adapter(one.name, {"0": LowRankDelta(one.deltas["0"].up * by, one.deltas["0"].down / by)})
+        for one, by in zip(adapters, (1e5, 1e-5), strict=True)
+    ]
+    mixed = Task("both", tasks[0].samples, {0: 1.0, 1: 1.0})
+    lambdas = [
+        merge(network, pair, [mixed, tasks[1]], DELTA).report.layers[0].tasks[0].weight
+        for pair in (adapters, skewed)
+    ]
+    assert lambdas[1] == pytest.approx(lambdas[0], rel=1e-4)

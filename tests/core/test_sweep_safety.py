@@ -18,7 +18,9 @@ from iteris_core import (
     CalibrationError,
     LowRankDelta,
     MergeConfig,
+    Network,
     Sample,
+    SolveError,
     Task,
     merge,
 )
@@ -310,6 +312,130 @@ def test_keys_that_fitted_no_module_are_in_the_report():
     )
     assert result.report.unmatched == {"a": ("strange.key",)}
     assert "a: 1 keys belong to no module of this model: strange.key" in str(result.report)
+
+
+class Unsteady(torch.nn.Module):
+    """A layer behind a part that may drop numbers, or look at other rows."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+        self.layer = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(self.part(x) if isinstance(self.part, torch.nn.Module) else x)
+
+
+def unsteady_network(part):
+    model = Unsteady(part).requires_grad_(False)
+    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(list(rows))))
+    return model, network
+
+
+class InAForward(torch.nn.Module):
+    """A layer that drops numbers without a module for it, as those of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.1
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, self.dropout, self.training)
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        (torch.nn.Dropout(0.1), r"'part' of the model, a Dropout, drops numbers at random"),
+        (torch.nn.AlphaDropout(0.1), "a AlphaDropout, drops numbers"),
+        (torch.nn.RReLU(), "a RReLU, drops numbers"),
+        (InAForward(), "a InAForward of .*, drops numbers"),
+        (torch.nn.BatchNorm1d(6), "a BatchNorm1d, normalises each row by all rows"),
+    ],
+    ids=["dropout", "alpha", "rrelu", "functional", "batchnorm"],
+)
+def test_a_model_in_training_mode_that_drops_or_mixes_rows_is_refused(engine, part, found):
+    model, network = unsteady_network(part)
+    model.train()
+    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
+    tasks = [Task("a", [Sample(torch.randn(6, 6)) for _ in range(2)], {0: 1.0})]
+    with pytest.raises(CalibrationError, match=f"{found}.*call eval\\(\\) of the model"):
+        merge(network, [adapter], tasks, MergeConfig(engine=engine))
+    model.eval()
+    merge(network, [adapter], tasks, MergeConfig(engine=engine))
+
+
+def test_a_norm_without_statistics_of_its_own_is_refused_also_in_eval_mode():
+    model, network = unsteady_network(torch.nn.BatchNorm1d(6, track_running_stats=False))
+    model.eval()
+    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
+    with pytest.raises(CalibrationError, match="normalises each row by all rows of its batch"):
+        merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
+
+
+def test_training_mode_alone_is_no_fault():
+    model, network = unsteady_network(torch.nn.Dropout(0.0))
+    model.train()
+    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
+    merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
+
+
+# --- numbers that are none ---
+
+
+@pytest.mark.parametrize("target", ["delta", "full_output"])
+@pytest.mark.parametrize("path", ["down1", "up2"])  # the first layer and the last
+@pytest.mark.parametrize("side", ["up", "down"])
+def test_an_adapter_that_holds_nan_is_named_before_any_row_runs(target, path, side):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    getattr(adapters[1].deltas[path], side)[1, 1] = torch.nan
+    ran = []
+    with pytest.raises(AdapterError, match=f"adapter 'b' holds NaN.* in its change of '{path}'"):
+        merge(
+            net.network(lambda rows: ran.append(rows)),
+            adapters,
+            toy.own_tasks(net, adapters),
+            MergeConfig(target=target),
+        )
+    assert ran == []
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_an_answer_that_its_precision_cannot_hold_is_an_error_and_never_a_result(engine):
+    net = toy.build("stack")
+    adapters = [net.adapter("a").scaled(1e12), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    with pytest.raises(SolveError, match=r"layer 'down1'.*more than float16 can hold; save in bfl"):
+        toy.merge_toy(net, adapters, tasks, output_dtype=torch.float16, engine=engine)
+
+
+def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matrix():
+    layer = torch.nn.Linear(8, 4).half().requires_grad_(False)
+    layer.weight.fill_(6e4)
+    network = Network({"0": layer}, lambda rows: layer(torch.stack(list(rows))))
+    adapter = Adapter("a", {"0": LowRankDelta(torch.randn(4, 2), torch.randn(2, 8))})
+    tasks = [Task("a", [Sample(torch.rand(30, 8).half())], {0: 1.0})]
+    with pytest.raises(SolveError, match="outputs hold NaN or infinite numbers though its inputs"):
+        merge(network, [adapter], tasks)
+    merge(network, [adapter], tasks, MergeConfig(target="delta"))
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_a_model_without_weights_is_refused(engine):
+    net = toy.build("one layer")
+    net.model.to("meta")
+    adapter = Adapter(
+        "a", {"layer": LowRankDelta(torch.ones(4, 1).double(), torch.ones(1, 6).double())}
+    )
+    with pytest.raises(CalibrationError, match=r"'layer' ran on torch's meta device.*not loaded"):
+        merge(
+            net.network(lambda rows: toy.run(net.model, [(x.to("meta"),) for (x,) in rows])),
+            [adapter],
+            [Task("a", net.samples(2), {0: 1.0})],
+            MergeConfig(engine=engine),
+        )
 
 
 # --- precision ---
