@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.utils
 
+from ..page import as_html
 from ..progress import StageClock, progress_line
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Show a text on a node; this works without the pack's web extension, too."""
+    """Show a text on a node, as text; this works without the pack's web extension, too."""
     from server import PromptServer
 
-    PromptServer.instance.send_progress_text(text, node_id)
+    PromptServer.instance.send_progress_text(as_html(text), node_id)
 
 
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:

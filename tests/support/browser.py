@@ -27,6 +27,7 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.VueNodes.Enabled": False,
+    "Comfy.Extension.Disabled": [],
     "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.RightSidePanel.ShowErrorsTab": False,
     # a busy page hears the two clicks of a double click far apart
@@ -164,6 +165,14 @@ class Frontend:
         return self.page.locator(".p-toast-message").filter(
             has_not_text="Version Compatibility Warning"
         )
+
+    def send(self, event: str, **detail: Any) -> None:
+        """Let the page believe that the server has sent it something."""
+        self.page.evaluate(
+            "([event, detail]) => comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }))",
+            [event, detail],
+        )
+        self.settle()
 
     def run(self) -> None:
         """Press the Run button."""

@@ -33,15 +33,6 @@ def undo(frontend):
     frontend.settle()
 
 
-def send(frontend, event, **detail):
-    """Let the page believe that the server has sent it something."""
-    frontend.page.evaluate(
-        "([event, detail]) => comfyAPI.api.api.dispatchEvent(new CustomEvent(event, { detail }))",
-        [event, detail],
-    )
-    frontend.settle()
-
-
 def layer(block, residual):
     entry = {"task": "first", "residual": residual, "wears": True}
     path = f"diffusion_model.input_blocks.{block}.1.transformer_blocks.0.attn1.to_q"
@@ -49,8 +40,7 @@ def layer(block, residual):
 
 
 def send_layer(frontend, prompt_id, node, number, residual=0.5):
-    send(
-        frontend,
+    frontend.send(
         "iteris.layer",
         prompt_id=prompt_id,
         node=node,
@@ -139,16 +129,16 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     frontend.show(MERGE, top=200)
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == [], "nothing runs here"
-    send(frontend, "execution_start", prompt_id="mine", timestamp=0)
+    frontend.send("execution_start", prompt_id="mine", timestamp=0)
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == []
     send_layer(frontend, "mine", str(MERGE), 1)
     send_layer(frontend, "other", str(MERGE), 2)
     send_layer(frontend, "mine", str(MERGE), 3)
     assert blocks_of(frontend) == ["IN01", "IN03"]
-    send(frontend, "execution_interrupted", prompt_id="other")
+    frontend.send("execution_interrupted", prompt_id="other")
     assert blocks_of(frontend) == ["IN01", "IN03"]
-    send(frontend, "execution_interrupted", prompt_id="mine")
+    frontend.send("execution_interrupted", prompt_id="mine")
     assert blocks_of(frontend) == []
 
 
@@ -156,9 +146,8 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
     earlier = frontend.page.locator(".iteris-earlier")
-    send(frontend, "execution_start", prompt_id="a", timestamp=0)
-    send(
-        frontend,
+    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.send(
         "executed",
         prompt_id="a",
         node=str(MERGE),
@@ -166,16 +155,15 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
         output=report_of(0.25),
     )
     assert blocks_of(frontend) == ["IN01"]
-    send(frontend, "execution_interrupted", prompt_id="a")
+    frontend.send("execution_interrupted", prompt_id="a")
     assert earlier.count() == 0, "the run had come to this report when it was stopped"
-    send(frontend, "execution_start", prompt_id="b", timestamp=0)
+    frontend.send("execution_start", prompt_id="b", timestamp=0)
     send_layer(frontend, "b", str(MERGE), 1, residual=0.75)
-    send(frontend, "execution_interrupted", prompt_id="b")
+    frontend.send("execution_interrupted", prompt_id="b")
     assert (residual_of(frontend), earlier.count()) == ((0.25, 0.25), 1)
     picture(frontend, "report_of_an_earlier_run")
-    send(frontend, "execution_start", prompt_id="c", timestamp=0)
-    send(
-        frontend,
+    frontend.send("execution_start", prompt_id="c", timestamp=0)
+    frontend.send(
         "executed",
         prompt_id="c",
         node=str(MERGE),
@@ -207,11 +195,11 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
     frontend.settle()
     frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", MERGE)
-    send(frontend, "execution_start", prompt_id="a", timestamp=0)
+    frontend.send("execution_start", prompt_id="a", timestamp=0)
     send_layer(frontend, "a", inside, 1)
     assert blocks_of(frontend) == ["IN01"]
     picture(frontend, "subgraph_live")
-    send(frontend, "execution_interrupted", prompt_id="a")
+    frontend.send("execution_interrupted", prompt_id="a")
     assert blocks_of(frontend) == []
     subgraph = frontend.page.evaluate("id => app.graph.getNodeById(id).subgraph.id", outer)
     for found, residual in ((inside, 0.25), (f"{subgraph}:{MERGE}", 0.5)):

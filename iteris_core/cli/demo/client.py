@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import struct
 import time
@@ -177,7 +178,7 @@ def _decode(message: str | bytes) -> tuple[str | None, Json]:
     frames.
 
     A text frame is: type and length of the node id, both uint32 big endian, with the id behind
-    them, then the text.
+    them, then the text, which the server's own page reads as HTML.
     """
     if isinstance(message, str):
         parsed = (
@@ -191,7 +192,7 @@ def _decode(message: str | bytes) -> tuple[str | None, Json]:
     text = message[end:]
     return "text", {
         "node": node.decode("utf-8", "replace"),
-        "text": text.decode("utf-8", "replace"),
+        "text": html.unescape(text.decode("utf-8", "replace")),
     }
 
 

@@ -1,0 +1,20 @@
+"""Texts for ComfyUI's page, which reads what a node tells it during a run as HTML."""
+
+from __future__ import annotations
+
+# HTML's own letters, and those of which the page makes links: [[label|address]], which it keeps as
+# __LNK0__ meanwhile. Entities look right in all frontends; the newer ones sanitise HTML, too.
+_ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "&<>\"'[]_"})
+_MOST_LETTERS = 20_000  # of a text on a node; all of a real merge's captions are a tenth of it
+
+
+def as_html(text: str) -> str:
+    """Return HTML that looks like a text, whoever wrote it: file names, metadata and recipes come
+    from strangers. The end of a very long text is left out.
+
+    >>> as_html("<img src=x> & more")
+    '&#60;img src=x&#62; &#38; more'
+    """
+    shown = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
+    # names of files may hold bytes that are no letters
+    return shown.encode("utf-8", "replace").decode("utf-8").translate(_ENTITIES)

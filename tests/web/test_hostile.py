@@ -1,0 +1,147 @@
+"""Names and texts of strangers in the page: none runs as script, and all are read as they are."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from iteris_core.config import MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoraUse
+from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
+from iteris_core.files.tensors import sha256
+
+MERGE = 5  # node of merge_two_loras
+
+
+def attack(place):
+    """Return a text that says where it came from if it runs as script; it is fit for a file name."""
+    return f"a [[b|https:]] __LNK7__ &lt; <img src=x onerror=\"(window.ran??=[]).push('{place}')\">"
+
+
+NAME, PHRASE, TAG, PROMPT, RECIPE = map(attack, ("name", "phrase", "tag", "prompt", "recipe"))
+
+
+@pytest.fixture(scope="module")
+def hostile(server):
+    """Write LoRAs of a hostile name, trigger phrase and tag, and one with a hostile recipe."""
+    folder = server.log.parent / "models" / "loras"
+    tensors = load_file(folder / "first.safetensors")
+    tags = json.dumps({"1_x": {TAG: 3}})
+    files = {
+        f"{NAME}.safetensors": {},
+        "phrase.safetensors": {"modelspec.trigger_phrase": PHRASE},
+        "tags.safetensors": {"ss_tag_frequency": tags},
+    }
+    for name, metadata in files.items():
+        save_file(tensors, folder / name, metadata)
+    use = LoraUse(
+        name="first",
+        file="first.safetensors",
+        sha256=sha256(folder / "first.safetensors"),
+        strength_model=1.0,
+        strength_clip=1.0,
+        prompts=(RECIPE,),
+    )
+    settings = json.dumps(settings_of([use], Calibration(), MergeConfig()))
+    save_file(tensors, folder / "recipe.safetensors", {METADATA_KEY: settings})
+    yield
+    for name in (*files, "recipe.safetensors"):
+        (folder / name).unlink()
+
+
+def lora(name, prompts, **more):
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0}
+    inputs = {"lora_name": name, **strengths, "prompts": prompts, **more}
+    return {"class_type": "IterISLora", "inputs": inputs}
+
+
+def nodes(weight):
+    """Return nodes that tell such texts, the last of which show what came of them; the server does
+    the work anew for each weight.
+    """
+    scene = {"subjects": "", "styles": "", "scene_weight": 0.3, "pictures": True}
+    return {
+        "1": lora(f"{NAME}.safetensors", PROMPT, weight=weight),
+        "2": lora("phrase.safetensors", "", previous=["1", 0]),
+        "3": {
+            "class_type": "IterISStack",
+            "inputs": {"text": "<lora:tags:1.0>", "prompts": "", "previous": ["2", 0]},
+        },
+        "4": {
+            "class_type": "IterISScene",
+            "inputs": {"tasks": ["3", 0], **scene, "forms": "", "companions": ""},
+        },
+        "5": {
+            "class_type": "IterISRecipe",
+            "inputs": {"lora_name": "recipe.safetensors", "check_files": weight < 2},
+        },
+        "6": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
+        "7": {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}},
+    }
+
+
+# Node -> what its text says, among other things.
+SAID = {"1": (NAME, PROMPT), "2": (PHRASE,), "3": (TAG,), "4": (PROMPT, PHRASE), "5": (RECIPE,)}
+
+
+# What the page itself shows on nodes, and what the pack's extension does, which takes that away.
+SHOWN = {
+    False: "[...document.querySelectorAll('span')]",
+    True: "app.graph.nodes.flatMap(({ widgets }) => widgets).map((w) => w.element).filter(Boolean)",
+}
+
+
+def ran(frontend):
+    frontend.settle()
+    return frontend.page.evaluate("window.ran ?? []")
+
+
+@pytest.mark.parametrize("extension", [False, True], ids=["host_alone", "with_extension"])
+def test_texts_of_strangers_are_shown_and_do_not_run(request, hostile, picture, extension):
+    """Without the pack's extension, the page itself shows what nodes tell."""
+    if extension:
+        frontend = request.getfixturevalue("frontend")
+    else:
+        alone = {"Comfy_Extension_Disabled": ["IterIS.LoraMerge"]}
+        frontend = request.getfixturevalue("open_frontend")(**alone)
+    frontend.load(nodes(weight=1 + extension), f"hostile_{extension}")
+    frontend.run_to_the_end()
+    assert ran(frontend) == []
+    shown = frontend.page.evaluate(f"{SHOWN[extension]}.map((e) => e.textContent)")
+    for node, texts in SAID.items():
+        # with the extension, LoRA to merge shows what its file says, and not its own widgets
+        for text in () if extension and node == "1" else texts:
+            assert any(text in whole for whole in shown), (node, text)
+    picture(frontend, f"hostile_{extension}")
+    assert frontend.errors == []
+
+
+def test_a_report_of_strangers_names_does_not_run(frontend, small):
+    small(frontend, seed=11)
+    frontend.show(MERGE, top=200)
+    entry = {"task": NAME, "residual": 0.5, "wears": True}
+    path = f"diffusion_model.input_blocks.1.{PHRASE}"
+    layers = [{"path": path, "rank": 8, "tasks": [entry]}]
+    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.send("iteris.layer", prompt_id="a", node=str(MERGE), first=True, layer=layers[0])
+    report = {
+        "layers": layers,
+        "fidelity": [{"task": NAME, "output_error": 0.1, "strength": 1.0}],
+        "unmatched": {NAME: [TAG]},
+        "notes": [{"kind": "host", "text": PROMPT}],
+    }
+    output = {"iteris_report": [report]}
+    frontend.send(
+        "executed",
+        prompt_id="a",
+        node=str(MERGE),
+        display_node=str(MERGE),
+        output=output,
+    )
+    frontend.page.locator(".iteris-block").first.hover()
+    assert ran(frontend) == []
+    panel = frontend.page.locator(".iteris-report").inner_text()
+    for text in (NAME, PHRASE, TAG, PROMPT):
+        assert text in panel
+    assert frontend.errors == []
