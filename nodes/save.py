@@ -89,7 +89,7 @@ class SaveMergedLora(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.recipe import metadata_of_merge
         from ..iteris_core.files import kohya
-        from ..iteris_core.files.tensors import write_tensors
+        from ..iteris_core.files.writing import write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
             raise IterisError(

@@ -14,7 +14,8 @@ from ..adapters import Adapter
 from ..errors import ConfigError
 from ..files import diffusers, kohya
 from ..files.kinds import own_dense_delta
-from ..files.tensors import read_tensors, write_tensors
+from ..files.tensors import read_tensors
+from ..files.writing import write_tensors
 from .pipeline import DiffusersModel
 
 Style = Literal["kohya", "diffusers"]

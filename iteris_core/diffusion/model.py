@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..files.families import Family
-from ..files.tensors import sha256_of_tensors
+from ..files.layout import sha256_of_tensors
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..files.tensors import sha256_of_tensors
+from ..files.layout import sha256_of_tensors
 from ..network import Network, in_calls
 from ..progress import Progress, nobody
 from ..rows.wearing import Closet, wearing

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .tensors import storable
+from .layout import storable
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000

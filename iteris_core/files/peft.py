@@ -36,7 +36,8 @@ from .peft_settings import (
     refusal,
     scale_at,
 )
-from .tensors import check_replaceable, read_tensors, whole_folder, write_tensors
+from .tensors import read_tensors
+from .writing import check_replaceable, whole_folder, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -11,7 +11,7 @@ import torch
 
 from ..adapters import Adapter
 from ..errors import AdapterError
-from ..files.tensors import check_replaceable, whole_folder
+from ..files.writing import check_replaceable, whole_folder
 
 # Ends of the names of files that `save_pretrained` writes.
 _ENDS = (".json", ".safetensors", ".model", ".txt", ".jinja")

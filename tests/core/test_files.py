@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from iteris_core import AdapterError
+from iteris_core.files.layout import sha256_of_tensors
 from iteris_core.files.tensors import (
     check_readable,
     read_tensors,
     sha256,
-    sha256_of_tensors,
-    write_tensors,
 )
+from iteris_core.files.writing import write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 WHOLE = save(TENSORS, {"ss_title": "x"})
@@ -220,7 +220,7 @@ def test_a_failure_in_the_middle_leaves_no_file(tmp_path, monkeypatch, overwrite
             file.write(b"half")
         raise error
 
-    monkeypatch.setattr("iteris_core.files.tensors.save_file", half_written)
+    monkeypatch.setattr("iteris_core.files.writing.save_file", half_written)
     if overwrite:
         (tmp_path / "x.safetensors").write_bytes(b"precious")
     with pytest.raises(type(error)):
@@ -238,7 +238,7 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
         save_file(tensors, draft, metadata)
         seen.append(path.exists())
 
-    monkeypatch.setattr("iteris_core.files.tensors.save_file", watched)
+    monkeypatch.setattr("iteris_core.files.writing.save_file", watched)
     write_tensors(TENSORS, path, {})
     assert seen == [False]
     assert path.exists()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES, family_of
-from iteris_core.files.tensors import write_tensors
+from iteris_core.files.writing import write_tensors
 
 # Families with parts of fused weights -> smaller sizes than those of `tiny_hosts`, since every key of
 # theirs is read in several kinds of adapters.
