@@ -12,8 +12,10 @@ from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.registry import ENGINES
 from .errors import AdapterError, ConfigError
+from .files.layout import sha256_of_tensors
 from .network import Network
 from .progress import Progress, nobody
+from .ranks import Ranks
 from .report.records import MergeReport, Note
 from .rivals.engine import merge_by_rival
 from .rivals.registry import check_options
@@ -49,6 +51,9 @@ def merge(
     """Merge adapters into the one that does, on the inputs that the merged model sees, what each of
     them does on its own.
 
+    Inside a process group of `torch.distributed`, every process is given the same, and measures a
+    share of the samples; see `ranks`. The result is the same in all.
+
     Args:
         network: The base model.
         adapters: One or more. Adapters without deltas are left out, with the tasks that only they
@@ -64,6 +69,7 @@ def merge(
         CalibrationError: Tasks or a network that cannot be measured.
         ConfigError: Settings that do not fit the adapters or the method.
         SolveError: A layer without a usable solution; with its path.
+        PeerError: Another process failed.
     """
     config = config or MergeConfig()
     if not target_layers(adapters):
@@ -75,7 +81,9 @@ def merge(
     check_tasks(adapters, tasks)
     check_options(config)
     check_ranks(config, adapters)
-    problem = Problem(network, *without_idle_adapters(adapters, tasks), config)
+    ranks = Ranks.current()
+    check_given_the_same(ranks, adapters, tasks, config)
+    problem = Problem(network, *without_idle_adapters(adapters, tasks), config, ranks)
     listener = Listener(progress, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
@@ -107,6 +115,28 @@ def _report(
         method=config.method,
         max_iter=config.max_iter if result.changes else None,
     )
+
+
+def check_given_the_same(
+    ranks: Ranks, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig
+) -> None:
+    """Refuse processes that were given different things to merge.
+
+    Raises:
+        ConfigError: Says what differs.
+        PeerError: Another process failed.
+    """
+    if ranks.is_alone:
+        return
+    ranks.check_same("settings", repr(config.to_dict()))
+    described = [(task.name, dict(task.mix), task.weight, len(task.samples)) for task in tasks]
+    ranks.check_same("tasks", repr(described))
+    factors = [
+        sha256_of_tensors({f"{path} {side}": getattr(delta, side) for side in ("up", "down")})
+        for adapter in adapters
+        for path, delta in adapter.deltas.items()
+    ]
+    ranks.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
 
 
 def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:

@@ -22,6 +22,7 @@ CORE_ORDER = (
     "settings",
     "config",
     "devices",
+    "ranks",
     "layers",
     "network",
     "adapters",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..devices import moved
+from ..ranks import Ranks
 
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
@@ -136,6 +137,31 @@ class InputMoments(ABC):
         """Return the memory that the moments take."""
 
 
+def add_up_moments(
+    moments: Sequence[InputMoments], others: Sequence[Tensor], ranks: Ranks, *, counts: bool = True
+) -> None:
+    """Add moments that are sums, and other sums, up over all processes, in place.
+
+    Args:
+        moments: Moments of inputs.
+        others: Other sums.
+        ranks: The processes.
+        counts: Whether those of this process count.
+    """
+    if ranks.is_alone:
+        return
+    sums = [part for part in moments if isinstance(part, Sums)]
+    assert len(sums) == len(moments)  # only a process that is alone keeps rows
+    tokens = [torch.tensor(float(part.tokens), dtype=torch.float64) for part in sums]
+    totals = [*tokens, *(total for part in sums for total in part.totals()), *others]
+    if not counts:
+        for total in totals:
+            total.zero_()
+    ranks.add_up(totals)
+    for part, count in zip(sums, tokens, strict=True):
+        part.tokens = int(count)
+
+
 class Sums(InputMoments):
     """Moments as sums: any number of tokens in the room of a (d_in, d_in) matrix.
 
@@ -154,6 +180,12 @@ class Sums(InputMoments):
         self._is_whole = False
         if self._cross_gram is not None:
             add_product(self._cross_gram, student, teacher)
+
+    def totals(self) -> list[Tensor]:
+        """Return the sums themselves, to be added to."""
+        self._is_whole = False
+        totals = [self.energy, self._gram]
+        return totals if self._cross_gram is None else [*totals, self._cross_gram]
 
     @property
     def gram(self) -> Tensor:
@@ -353,6 +385,11 @@ class TaskStatistics:
             self.target_energy += _energy(target, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs, self.inputs.device)
+
+    def totals(self) -> list[Tensor]:
+        """Return the sums themselves, to be added to, without those of the inputs."""
+        totals = [self.codes, self.drift, self.target_energy, self.output_energy]
+        return [self.cross, *(total for total in totals if total is not None)]
 
     @property
     def cross(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..adapters import Adapter
 from ..files.layout import sha256_of_tensors
 from ..network import Network, in_calls
 from ..progress import Progress, nobody
+from ..ranks import Ranks
 from ..rows.wearing import Closet, wearing
 from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -100,6 +101,7 @@ class Sampler:
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
         cfg: Guidance scale.
+        ranks: The processes that share the runs.
     """
 
     network: Network
@@ -107,6 +109,7 @@ class Sampler:
     start: Callable[[Tensor, Tensor], Tensor]
     shape: tuple[int, ...]
     cfg: float
+    ranks: Ranks = field(default_factory=Ranks)
 
     @classmethod
     def of(cls, model: DiffusionHost, network: Network, calibration: Calibration) -> Sampler:
@@ -117,6 +120,7 @@ class Sampler:
             model.start,
             model.latent_shape(calibration.resolution),
             calibration.cfg,
+            Ranks.current(),
         )
 
     def sample(
@@ -179,10 +183,23 @@ class Sampler:
         parts_per_call: int,
         progress: Progress,
     ) -> dict[Run, Kept]:
-        kept: dict[Run, Kept] = {}
         # runs of one length share a batch, so that a batch ends with its runs
         ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
         batches = _batches(ordered, parts_per_call, self._key_of)
+        with self.ranks.together():
+            own = self._sample_batches(adapters, runs, self.ranks.share(batches), progress)
+            gathered = self.ranks.gather(own)
+        return {run: kept for batch in gathered for run, kept in batch.items()}
+
+    def _sample_batches(
+        self,
+        adapters: Sequence[Adapter],
+        runs: Mapping[Run, Sequence[Part]],
+        batches: Sequence[Sequence[Run]],
+        progress: Progress,
+    ) -> list[dict[Run, Kept]]:
+        """Return what the runs of each batch keep."""
+        kept: list[dict[Run, Kept]] = []
         lengths = [max(run.length for run in batch) for batch in batches]
         done = 0
         for batch, length in zip(batches, lengths, strict=True):
@@ -196,8 +213,12 @@ class Sampler:
                     seen.append(x)
                     done += 1
                     progress(done, sum(lengths))
-            for i, run in enumerate(batch):
-                kept[run] = [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
+            kept.append(
+                {
+                    run: [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
+                    for i, run in enumerate(batch)
+                }
+            )
         return kept
 
     def _key_of(self, parts: Sequence[Part]) -> Hashable:

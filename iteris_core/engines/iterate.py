@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters import LowRankDelta, stack
 from ..devices import with_smaller_calls
+from ..errors import ConfigError
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
@@ -52,6 +53,12 @@ def iterate(
     Args, Raises: See `sweep.sweep`.
     """
     check_problem(problem)
+    if not problem.ranks.is_alone:
+        raise ConfigError(
+            "the engine 'iterate', and rivals that look at the teachers' inputs, run in one "
+            f"process, and this merge has {problem.ranks.size}; use the engine 'sweep', or start "
+            "one process"
+        )
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         smaller = problem.with_settings(samples_per_chunk=samples_per_chunk)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..adapters import Adapter, LowRankDelta, Stacked, moved, names_of, unusable_place
 from ..algebra.answer import LayerSolution
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
-from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics
+from ..algebra.statistics import InputMoments, KeptRows, Sums, TaskStatistics, add_up_moments
 from ..config import MergeConfig
 from ..devices import Workplace, exact_products
 from ..errors import SolveError
@@ -226,6 +226,17 @@ class Measurement:
         outputs = tokens.lined_up(outputs) - self.base.bias.to(outputs)
         return tokens.of(outputs if added is None else outputs + added)
 
+    def add_up(self, *, counts: bool) -> None:
+        """Add the sums up over all processes.
+
+        Args:
+            counts: Whether the rows of this process count: they do not where it repeats those of
+                another, to come the same way.
+        """
+        moments = self.input.shared.moments if self.input.is_first else []
+        sums = [total for statistics in self.statistics for total in statistics.totals()]
+        add_up_moments(moments, sums, self.problem.ranks, counts=counts)
+
     def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer once all rows have been added.
 
@@ -299,12 +310,12 @@ def _new_moments(
     problem: Problem, module: nn.Module, x: Tensor, device: torch.device
 ) -> list[InputMoments]:
     """Return the moments of each task's inputs: kept rows, where all tokens are fewer than the
-    layer is wide, else sums.
+    layer is wide, else sums. Processes that share the samples have sums.
     """
     d_in = weight_shape(module)[1]
     cross_gram = problem.config.ridge == "paper"
     count = len(picked_tokens(module, token_count(module, x), problem.samples, problem.config))
-    if not cross_gram and count * problem.samples < d_in:
+    if problem.ranks.is_alone and not cross_gram and count * problem.samples < d_in:
         return [
             KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..algebra.solve import solve_layer
 from ..config import MergeConfig
 from ..network import Network
 from ..progress import Progress, nobody
+from ..ranks import Ranks
 from ..report.records import LayerReport
 from ..tasks import Task
 
@@ -32,12 +33,14 @@ class Problem:
         adapters: Adapters to merge, each of which changes something.
         tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
         config: Settings of the merge.
+        ranks: The processes that share the samples.
     """
 
     network: Network
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
     config: MergeConfig
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def paths(self) -> list[str]:

@@ -72,8 +72,12 @@ def sweep(
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         chunks = split_into_chunks(problem.tasks, samples_per_chunk, problem.network)
-        state = _Sweep(problem, solver_at, listener, parking if len(chunks) > 1 else None, solved)
-        return state.run(chunks)
+        own = problem.ranks.share(chunks)
+        state = _Sweep(
+            problem, solver_at, listener, parking if len(own) > 1 else None, solved, bool(own)
+        )
+        with problem.ranks.together():
+            return state.run(chunks, own)
 
     return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
 
@@ -113,6 +117,8 @@ class _Sweep:
         parking: Parking of the tensors of paused chunks; None: they stay on the device.
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
+        counts: Whether the rows count. A process without rows of its own comes along with those of
+            the first.
     """
 
     problem: Problem
@@ -120,6 +126,7 @@ class _Sweep:
     listener: Listener
     parking: Parking | None
     solved: dict[str, SolvedLayer]
+    counts: bool = True
     _solved_before: frozenset[str] = field(init=False)
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
     _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
@@ -129,15 +136,21 @@ class _Sweep:
     def __post_init__(self) -> None:
         self._solved_before = frozenset(self.solved)
 
-    def run(self, chunks: list[Chunk]) -> EngineResult:
-        """Run all chunks through the network, and solve every layer on the way."""
+    def run(self, chunks: list[Chunk], own: list[Chunk]) -> EngineResult:
+        """Run chunks through the network, and solve every layer on the way.
+
+        Args:
+            chunks: All chunks.
+            own: Those of this process.
+        """
         network = self.problem.network
         paths = self.problem.paths
         modules = {path: network.modules[path] for path in paths}
-        workers = [partial(run_chunk, network, chunk) for chunk in chunks]
+        workers = [partial(run_chunk, network, chunk) for chunk in own or chunks[:1]]
         with torch.no_grad(), layer_hooks(modules, self.at_layer):
             answers = run_in_lockstep(workers, self.solve, self.parking)
         check_all_reached(paths, self.solved)
+        answers = self.problem.ranks.gather(answers if own else [])
         outputs = outputs_by_task(self.problem.tasks, chunks, answers)
         return EngineResult(self.solved, outputs, memory_bytes=self._memory_bytes)
 
@@ -178,6 +191,7 @@ class _Sweep:
         if in_use is not None:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
+        stop.measured().add_up(counts=self.counts)
         solved = stop.measured().solve(self.solver_at(path))
         merged = solved.saved.to(device=place.device, dtype=place.dtype)
         self._keep(merged)

@@ -16,6 +16,7 @@ from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..network import Network, in_calls
 from ..progress import Progress, nobody
+from ..ranks import Ranks
 from ..rows.wearing import wearing
 from ..tasks import Task
 from .records import TaskFidelity
@@ -59,7 +60,9 @@ def fidelity(
 
     Raises:
         CalibrationError: The network returns nothing to compare, or rows that are not finite.
+        PeerError: Another process failed.
     """
+    ranks = Ranks.current()
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
     fidelities = []
@@ -77,14 +80,17 @@ def fidelity(
             for i, sample in enumerate(task.samples)
         ]
         keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
-        for numbers in in_calls(keys, samples_per_chunk):
-            mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
-            outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
-            if comparison is not None:
-                outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
-            sums += _squares(task, *outputs)
-            done += len(numbers)
-            progress(done, total)
+        calls = in_calls(keys, samples_per_chunk)
+        with ranks.together():
+            for numbers in ranks.share(calls):
+                mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
+                outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
+                if comparison is not None:
+                    outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
+                sums += _squares(task, *outputs)
+                done += len(numbers)
+                progress(done, total)
+            ranks.add_up([sums])
         fidelities.append(_task_fidelity(task, wears, sums))
     return tuple(fidelities)
 

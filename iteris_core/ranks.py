@@ -1,0 +1,205 @@
+"""Several processes that share the work of one merge, through torch.distributed.
+
+Every process is given the same adapters, tasks and settings, and measures a share of the samples.
+The statistics of a layer are sums over samples, so they are added up once per layer. Then every
+process solves the same system, and its rows go on wearing the same answer.
+
+Processes that wait for one that has failed would wait for ever. So each says whether it is well
+before anything is added up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from .devices import is_out_of_memory, moved
+from .errors import ConfigError, IterisError
+
+T = TypeVar("T")
+# Mark of an error of which the other processes know.
+_TOLD = "iteris_told"
+_FAILED = 1
+_OUT_OF_MEMORY = 1 << 16  # more than there are processes
+
+
+class PeerError(IterisError):
+    """Another process of the merge failed, or is gone."""
+
+
+class Ranks:
+    """The processes of a merge, as one of them sees them.
+
+    Args:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return the processes of torch's process group; this one alone where there is none."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def is_alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and tells."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return this process's share of items that all of them have; shares differ by one at most.
+
+        >>> Ranks(1, 3).share("abcdefg")
+        ['b', 'e']
+        """
+        return list(items[self.rank :: self.size])
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Add tensors up over all processes, in place; they are packed into one float64 vector.
+
+        Raises:
+            PeerError: Another process failed before it came here.
+        """
+        if self.is_alone or not tensors:
+            return
+        self._settle()
+        device = _device()
+        packed = torch.cat([moved(t.reshape(-1), device, torch.float64) for t in tensors])
+        with _connected():
+            distributed.all_reduce(packed)
+        start = 0
+        for tensor in tensors:
+            part = packed[start : start + tensor.numel()]
+            tensor.copy_(moved(part, tensor.device, tensor.dtype).reshape(tensor.shape))
+            start += tensor.numel()
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Return the items of all processes, in the order in which `share` took them apart; their
+        tensors are on the CPU.
+
+        Raises:
+            PeerError: Another process failed before it came here.
+        """
+        if self.is_alone:
+            return list(items)
+        self._settle()
+        shares: list[list[T]] = [[] for _ in range(self.size)]
+        with _connected():
+            distributed.all_gather_object(shares, [_on_cpu(item) for item in items])
+        count = sum(map(len, shares))
+        return [shares[i % self.size][i // self.size] for i in range(count)]
+
+    def check_same(self, what: str, text: str) -> None:
+        """Refuse to go on where processes were given different things.
+
+        Args:
+            what: What it is, for the error.
+            text: A text that says all of it.
+
+        Raises:
+            ConfigError: It differs between processes.
+            PeerError: Another process failed before it came here.
+        """
+        if self.is_alone:
+            return
+        digest = hashlib.sha256(text.encode()).digest()
+        number = int.from_bytes(digest[:6], "little")  # float64 holds it exactly
+        numbers = torch.zeros(self.size, dtype=torch.float64)
+        numbers[self.rank] = number
+        self.add_up([numbers])
+        others = [rank for rank, found in enumerate(numbers.tolist()) if found != number]
+        if others:
+            raise ConfigError(
+                f"process {self.rank} of {self.size} was given other {what} than process "
+                f"{others[0]}; start all processes of a merge with the same files and settings"
+            )
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a part of the work that all processes run; what fails in one fails in all.
+
+        Raises:
+            PeerError: Another process failed.
+            torch.OutOfMemoryError: Another process ran out of memory, so that all are to try again
+                with smaller calls.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not (self.is_alone or getattr(error, _TOLD, False)):
+                setattr(error, _TOLD, True)
+                with contextlib.suppress(PeerError):  # what is lost is lost
+                    self._settle(error)
+            raise
+        if not self.is_alone:
+            self._settle()
+
+    def _settle(self, error: BaseException | None = None) -> None:
+        """Tell the other processes how this one is, and learn how they are."""
+        state = 0
+        if error is not None:
+            memory = isinstance(error, Exception) and is_out_of_memory(error)
+            state = _OUT_OF_MEMORY if memory else _FAILED
+        states = torch.tensor(state, dtype=torch.int64, device=_device())
+        with _connected():
+            distributed.all_reduce(states)
+        found = int(states)
+        if error is not None or not found:
+            return
+        cause: Exception
+        if found % _OUT_OF_MEMORY:
+            cause = PeerError(
+                f"process {self.rank} of {self.size} ended because another one failed; its error "
+                "is above or below this line"
+            )
+        else:
+            cause = torch.OutOfMemoryError("another process of the merge ran out of memory")
+        setattr(cause, _TOLD, True)
+        raise cause
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Turn torch's error of a lost connection into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = PeerError(
+            f"the connection to the other processes of this merge is lost ({error}); one of them "
+            "has ended. Look at its last lines"
+        )
+        setattr(lost, _TOLD, True)
+        raise lost from error
+
+
+def _device() -> torch.device:
+    """Return the device of what is sent."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return a value whose tensors are on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_on_cpu(part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value

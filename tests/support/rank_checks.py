@@ -1,0 +1,222 @@
+"""Merges that several processes share, compared with one process by `tests/core/test_ranks.py`.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 3 tests/support/rank_checks.py FOLDER
+
+FOLDER holds small language models, see `write_models`. Process 0 writes FOLDER/found-3.safetensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fake_host
+import tiny_diffusers
+import tiny_language
+import torch
+import toy
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+from transformers import BlipForConditionalGeneration
+
+from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Task, merge
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.files.layout import sha256_of_tensors
+from iteris_core.language import blip, t5
+from iteris_core.language.caption_samples import CaptionSample
+from iteris_core.language.job import AdapterTask
+from iteris_core.language.text_samples import TextSample
+from iteris_core.ranks import PeerError, Ranks
+
+SMALL = Calibration(
+    trajectories=4,
+    sampling_steps=4,
+    resolution=64,
+    cfg=3.0,
+    preserve_captions=("a street", "a lake", "a red chair"),
+    held_out=2,
+)
+EXACT = MergeConfig(output_dtype=torch.float64, alpha=1e-3)
+
+
+def write_models(folder: Path) -> None:
+    """Write small language models, and adapters for them."""
+    tiny_language.t5().save_pretrained(folder / "t5")
+    tiny_language.blip().save_pretrained(folder / "blip")
+    caption = {"kind": BlipForConditionalGeneration, "task_type": None}
+    for seed in (1, 2):
+        tiny_language.adapter(folder / "t5", folder / f"t5-{seed}", seed)
+        tiny_language.adapter(
+            folder / "blip", folder / f"blip-{seed}", seed, ("query", "value", "fc1"), **caption
+        )
+
+
+def toys(**settings) -> Adapter:
+    """Merge three adapters of different layers, with token weights and a preserve task."""
+    net, adapters, tasks = toy.three_adapters()
+    weights = {"image": torch.rand(toy.TOKENS, generator=torch.Generator().manual_seed(3))}
+    first = [replace(sample, token_weights=weights) for sample in tasks[0].samples]
+    tasks[0] = replace(tasks[0], samples=first)
+    return merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter
+
+
+def convolutions() -> Adapter:
+    """Merge adapters of layers that read some of their patches."""
+    net = toy.build("convolution")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    return merge(
+        net.network(), adapters, tasks, replace(EXACT, patches=40, samples_per_chunk=1)
+    ).adapter
+
+
+def diffusion() -> Adapter:
+    """Merge LoRAs of a text encoder and a UNet, with sampling and the check; its figures are in a
+    vector.
+    """
+    host = fake_host.FakeHost()
+    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
+    result = merge_and_check(host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=2)))
+    figures = [entry.output_error for entry in result.report.fidelity]
+    return replace(result.adapter, vectors={"errors": torch.tensor(figures, dtype=torch.float64)})
+
+
+def unet() -> Adapter:
+    """Merge LoRAs of a small Stable Diffusion."""
+    host = tiny_diffusers.model(dtype=torch.float64)
+    loras = [
+        LoadedLora.of(tiny_diffusers.adapter(host, seed), (f"a photo of sks{seed} dog",))
+        for seed in (1, 2)
+    ]
+    return merge_and_check(
+        host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=3))
+    ).adapter
+
+
+def texts(folder: Path) -> Adapter:
+    base = t5.load_base(str(folder / "t5"), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    tasks = [
+        AdapterTask(
+            folder / f"t5-{seed}",
+            [
+                TextSample(*(torch.randint(2, 60, (n,), generator=generator) for n in lengths))
+                for lengths in ((7, 4), (3, 6), (9, 1))
+            ],
+        )
+        for seed in (1, 2)
+    ]
+    return t5.merge_t5(base, tasks, replace(EXACT, samples_per_chunk=1)).adapter
+
+
+def captions(folder: Path) -> Adapter:
+    base = blip.load_base(str(folder / "blip"), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    tasks = [
+        AdapterTask(
+            folder / f"blip-{seed}",
+            [
+                CaptionSample(
+                    torch.randn(3, 16, 16, generator=generator),
+                    torch.cat([torch.tensor([3]), torch.randint(4, 50, (n,), generator=generator)]),
+                )
+                for n in (5, 2, 8)
+            ],
+        )
+        for seed in (1, 2)
+    ]
+    return blip.merge_blip(base, tasks, replace(EXACT, samples_per_chunk=2)).adapter
+
+
+def merged(folder: Path) -> dict[str, Tensor]:
+    """Return the dense deltas, and vectors, of all merges."""
+    merges = {
+        "one sample a call": toys(samples_per_chunk=1),
+        "fewer calls than processes": toys(samples_per_chunk=100),
+        "another balance": toys(samples_per_chunk=2, balance="full", ridge="paper"),
+        "a size": toys(samples_per_chunk=2, size=300),
+        "convolutions": convolutions(),
+        "diffusion": diffusion(),
+        "unet": unet(),
+        "t5": texts(folder),
+        "blip": captions(folder),
+    }
+    return {
+        f"{name}: {path}": tensor.contiguous()
+        for name, adapter in merges.items()
+        for path, tensor in [
+            *((path, delta.dense()) for path, delta in adapter.deltas.items()),
+            *adapter.vectors.items(),
+        ]
+    }
+
+
+def check_failures(ranks: Ranks) -> None:
+    """Let one process fail, or be given other things, and see what the others do."""
+    net, adapters, tasks = toy.three_adapters()
+    calls = []
+
+    def failing(error):
+        def forward(rows):
+            calls.append(len(rows))
+            if ranks.rank == ranks.size - 1 and len(calls) == 2:
+                raise error
+            return net.network().forward(rows)
+
+        return replace(net.network(), forward=forward)
+
+    error = CalibrationError("no more")
+    expected = CalibrationError if ranks.rank == ranks.size - 1 else PeerError
+    failed = raised(failing(error), adapters, tasks, replace(EXACT, samples_per_chunk=1))
+    assert type(failed) is expected, failed
+
+    calls.clear()
+    memory = failing(torch.OutOfMemoryError("CUDA out of memory"))
+    alone = dense_of(net, adapters, tasks, samples_per_chunk=2)
+    found = merge(memory, adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
+    assert toy.largest_error(toy.dense(found), alone) < 1e-10
+
+    for name, (given, config) in {
+        "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + ranks.rank))),
+        "tasks": ([*tasks, Task("more", net.samples(1 + ranks.rank), {0: 1.0})], EXACT),
+    }.items():
+        failed = raised(net.network(), adapters, given, config)
+        assert type(failed) is ConfigError and f"other {name} than process" in str(failed), failed
+    other = [adapters[0].scaled(1 + ranks.rank), *adapters[1:]]
+    failed = raised(net.network(), other, tasks, EXACT)
+    assert type(failed) is ConfigError and "other adapters than process" in str(failed), failed
+    failed = raised(net.network(), adapters, tasks, replace(EXACT, engine="iterate"))
+    assert type(failed) is ConfigError and "run in one process" in str(failed), failed
+
+
+def dense_of(net: toy.Toy, adapters, tasks, **settings) -> dict[str, Tensor]:
+    return toy.dense(merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter)
+
+
+def raised(network, adapters, tasks: list[Task], config: MergeConfig) -> Exception | None:
+    try:
+        merge(network, adapters, tasks, config)
+    except Exception as error:
+        return error
+    return None
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    ranks = Ranks.current()
+    found = merged(folder)
+    ranks.check_same("results", sha256_of_tensors(found))
+    if not ranks.is_alone:
+        check_failures(ranks)
+    if ranks.is_first:
+        save_file(found, folder / f"found-{ranks.size}.safetensors")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
