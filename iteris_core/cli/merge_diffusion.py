@@ -31,6 +31,7 @@ from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
+from ..ranks import Ranks
 from ..settings import check, setting
 from . import options
 from .options import Placement
@@ -210,6 +211,8 @@ def _merge(
         check_style((one.adapter for one in loras), saving.style)
         how = replace(how, notes=tuple(repeated))
         result = merge_and_check(model, loras, calibration, how, progress)
+    if not Ranks.current().is_first:
+        return
     recipe = json.dumps(result.report.settings)
     metadata = metadata_of_merge(output.stem, loras_in_use(loras), recipe, datetime.now())
     save_lora(

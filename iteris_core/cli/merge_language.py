@@ -19,6 +19,7 @@ from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Base, PeftMerg
 from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
+from ..ranks import Ranks
 from . import options as options
 from .options import Placement
 from .paths import Places
@@ -115,6 +116,8 @@ def merge_t5_command(
     where = Base(base, dtype=placement.dtype, device=placement.device)
     with progress_bars() as progress:
         result = t5.merge_t5(where, tasks, config, reading, preserve=kept, progress=progress)
+    if not Ranks.current().is_first:
+        return
     _save(result, output, report, overwrite)
     if save_model:
         model = t5.load_base(base, placement.dtype)
@@ -172,6 +175,8 @@ def merge_blip_command(
     where = Base(base, dtype=placement.dtype, device=placement.device)
     with progress_bars() as progress:
         result = blip.merge_blip(where, tasks, config, reading, preserve=kept, progress=progress)
+    if not Ranks.current().is_first:
+        return
     _save(result, output, report, overwrite)
     if save_model:
         model = blip.load_base(base, placement.dtype)

@@ -19,6 +19,7 @@ from ..errors import ConfigError, UnusedSettingError
 from ..report.records import MergeReport
 from ..rivals import registry
 from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
+from .processes import started_processes
 from .terminal import one_line_errors
 
 Body = Callable[..., None]
@@ -197,7 +198,7 @@ def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
 
         @functools.wraps(body)
         def run(**given: Any) -> None:
-            with one_line_errors(name, extra):
+            with one_line_errors(name, extra), started_processes():
                 made = {
                     parameter: replace(
                         default,

@@ -21,6 +21,7 @@ from rich.progress import (
 
 from ..errors import IterisError
 from ..progress import Stage, StageProgress
+from ..ranks import Ranks
 
 
 @contextlib.contextmanager
@@ -59,7 +60,7 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[StageProgress]:
-    """Show a bar per stage on stderr, if that is a terminal."""
+    """Show a bar per stage on stderr, if that is a terminal, by one process of several."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -67,7 +68,8 @@ def progress_bars() -> Iterator[StageProgress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    disable = not (console.is_terminal and Ranks.current().is_first)
+    with Progress(*columns, console=console, disable=disable) as bars:
         shown: dict[Stage, TaskID] = {}
 
         def show(stage: Stage, done: int, total: int) -> None:
