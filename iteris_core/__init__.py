@@ -16,7 +16,15 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .adapters import Adapter, LowRankDelta
     from .config import BaselineOptions, MergeConfig
-    from .errors import AdapterError, CalibrationError, ConfigError, IterisError, SolveError
+    from .errors import (
+        AdapterError,
+        CalibrationError,
+        ConfigError,
+        IterisError,
+        NameTakenError,
+        SaveError,
+        SolveError,
+    )
     from .merging import MergeResult, merge
     from .network import Network
     from .report.records import MergeReport, Note
@@ -35,9 +43,11 @@ _MODULE_OF = {
     "MergeConfig": "config",
     "MergeReport": "report.records",
     "MergeResult": "merging",
+    "NameTakenError": "errors",
     "Network": "network",
     "Note": "report.records",
     "Sample": "tasks",
+    "SaveError": "errors",
     "SolveError": "errors",
     "Task": "tasks",
     "merge": "merging",

@@ -40,6 +40,14 @@ class UnusedSettingError(ConfigError):
         self.reason = reason
 
 
+class SaveError(IterisError):
+    """A file or folder that cannot be written."""
+
+
+class NameTakenError(SaveError, FileExistsError):
+    """A file or folder that is there already, and may not be replaced."""
+
+
 class MissingLibraryError(IterisError):
     """A library that is not installed, and without which the rest works."""
 

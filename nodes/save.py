@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -13,7 +9,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
-from .loras.names import free_path, jpeg_uri
+from .loras.names import jpeg_uri, output_path
 from .sockets import LORA_STACK, MERGED, MergedLora
 
 LOW_RANK = "low rank"
@@ -79,6 +75,17 @@ class SaveMergedLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file_name: str | None = None) -> bool | str:
+        """Refuse a bad name before the merge; a name that comes from another node is None here."""
+        if file_name is None:
+            return True
+        try:
+            output_path(host.output_folder(), file_name)
+        except IterisError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         merged: MergedLora,
@@ -89,48 +96,37 @@ class SaveMergedLora(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.recipe import metadata_of_merge
         from ..iteris_core.files import kohya
-        from ..iteris_core.files.writing import write_tensors
+        from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
 
         if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
             raise IterisError(
                 f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}"
             )
-        path = free_path(host.output_folder(), file_name, overwrite)
-        whole = large_layers == FULL_DIFFERENCE
-        metadata = None
-        if host.saves_metadata():
-            thumbnail = "" if cover is None else jpeg_uri(cover[0])
-            metadata = metadata_of_merge(
-                path.stem, merged.loras, merged.recipe, datetime.now(), thumbnail
-            )
-        tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
-        with draft_of(path, overwrite) as draft:
-            write_tensors(tensors, draft, content, overwrite=overwrite)
-            found = read_back(draft, merged, path.name)
+        wanted = output_path(host.output_folder(), file_name)
+        if overwrite:
+            check_free(wanted, overwrite=True)
+        thumbnail = "" if cover is None else jpeg_uri(cover[0])
+        found = ""
+
+        def save(path: Path, may_replace: bool) -> None:
+            check_free(path, overwrite=may_replace)
+            metadata = None
+            if host.saves_metadata():
+                metadata = metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
+            whole = large_layers == FULL_DIFFERENCE
+            tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
+
+            def check(draft: Path) -> None:
+                nonlocal found
+                found = read_back(draft, merged, path.name)
+
+            write_tensors(tensors, path, content, overwrite=may_replace, check=check)
+
+        path = under_free_name(wanted, save, overwrite=overwrite)
         name = host.lora_name_of(path)
         shown = [str(path), found, *([] if name else [_UNLISTED])]
         host.show_text(cls.hidden.unique_id, "\n".join(shown))
         return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui={"text": shown})
-
-
-@contextmanager
-def draft_of(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a path to write a file to, and remove the file after an error. With `overwrite` it is a
-    temporary path, whose file replaces `path` at the end.
-
-    Args:
-        path: Path of the finished file; a free name, unless `overwrite` is True.
-        overwrite: Whether a file may be replaced.
-    """
-    draft = path.with_name(f".{path.stem}-new.safetensors") if overwrite else path
-    try:
-        yield draft
-        os.replace(draft, path)
-    except FileExistsError:  # not ours: somebody else was quicker
-        raise
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:

@@ -227,7 +227,7 @@ def names_in(node: ast.AST) -> set[str]:
 
 def test_importing_the_core_costs_torch_and_safetensors_only():
     code = (
-        "import sys, iteris_core, iteris_core.diffusion.merging, iteris_core.files.kohya;"
+        "import sys, iteris_core.diffusion.merging, iteris_core.files.kohya, iteris_core.files.tensors;"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(

@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, cast
 
@@ -31,6 +30,7 @@ from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
+from ..files.writing import check_free, under_free_name
 from ..ranks import Ranks
 from ..settings import check, setting
 from . import options
@@ -198,7 +198,7 @@ def _merge(
         files={"--output": output, "--json": report},
         inputs={"--base": [base], "--lora": lora, "--prompts-file": prompts_file or ()},
     ).check()
-    check_free(output, overwrite)
+    check_output(output, overwrite)
     options.check_used(settings)
     how = MergeSettings(settings, correct_strength, try_several, made_on={"base": base})
     how.check(calibration)
@@ -214,20 +214,19 @@ def _merge(
     if not Ranks.current().is_first:
         return
     recipe = json.dumps(result.report.settings)
-    metadata = metadata_of_merge(output.stem, loras_in_use(loras), recipe, datetime.now())
-    save_lora(
-        model,
-        result.adapter,
-        output,
-        saving.style,
-        metadata,
-        whole=saving.large_layers == "difference",
-        overwrite=overwrite,
-    )
+
+    def save(path: Path, overwrite: bool) -> None:
+        metadata = metadata_of_merge(path.stem, loras_in_use(loras), recipe)
+        whole = saving.large_layers == "difference"
+        save_lora(
+            model, result.adapter, path, saving.style, metadata, whole=whole, overwrite=overwrite
+        )
+
+    saved = under_free_name(output, save, overwrite=overwrite)
     warning = kohya_warning(result.adapter) if saving.style == "kohya" else None
     if warning:
         typer.echo(f"note: {warning}")
-    options.tell(result.adapter.name, result.report, output, report)
+    options.tell(result.adapter.name, result.report, saved, output, report)
 
 
 @dataclass(frozen=True)
@@ -335,16 +334,15 @@ class Reader:
         return read_lora(self._model, path, use.strength_model, use.strength_clip)
 
 
-def check_free(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
     """Refuse an output that is no LoRA file, or that is there already and may not be replaced.
 
     Raises:
-        ConfigError, FileExistsError: See above.
+        ConfigError, NameTakenError: See above.
     """
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output is {output}; its name must end in .safetensors")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting")
+    check_free(output, overwrite=overwrite)
 
 
 @contextlib.contextmanager

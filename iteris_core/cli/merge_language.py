@@ -13,6 +13,7 @@ from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files import peft
 from ..files.pretrained import load_processor, load_tokenizer
+from ..files.writing import under_free_name
 from ..language import blip, t5
 from ..language.caption_samples import CaptionOptions, CaptionSample, read_images
 from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Base, PeftMergeResult, Preserve
@@ -230,8 +231,11 @@ def _preserve(
 
 
 def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite: bool) -> None:
-    result.save(output, overwrite=overwrite)
-    options.tell(result.adapter.name, result.report, output, report)
+    def save(path: Path, overwrite: bool) -> None:
+        result.save(path, overwrite=overwrite)
+
+    saved = under_free_name(output, save, overwrite=overwrite)
+    options.tell(result.adapter.name, result.report, saved, output, report)
 
 
 def _save_model(

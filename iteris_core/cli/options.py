@@ -16,6 +16,7 @@ import typer
 
 from ..config import MergeConfig
 from ..errors import ConfigError, UnusedSettingError
+from ..files.writing import write_text
 from ..report.records import MergeReport
 from ..rivals import registry
 from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
@@ -259,11 +260,10 @@ def numbers(option: str, text: str | None) -> list[float] | None:
 def write_json(content: Mapping[str, Any], file: Path | None) -> None:
     """Write what a command found to a file, if one was asked for."""
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(json.dumps(content, indent=2) + "\n", file, overwrite=True)
 
 
-def tell(name: str, report: MergeReport, output: Path, file: Path | None) -> None:
+def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path | None) -> None:
     """Print the report and where the result is, and write the report to a file if one was asked
     for.
 
@@ -271,8 +271,11 @@ def tell(name: str, report: MergeReport, output: Path, file: Path | None) -> Non
         name: Name of the merged adapter.
         report: Report of the merge.
         output: Place of the adapter.
+        asked: Place that was asked for; it is another if that was taken during the merge.
         file: Place of the report; None: it is not written.
     """
     typer.echo(str(report))
+    if output != asked:
+        typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
     typer.echo(f"saved to {output}")
     write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)

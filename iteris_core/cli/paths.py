@@ -9,6 +9,7 @@ from itertools import permutations
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files.writing import fault_of_path
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Places:
         Raises:
             ConfigError: Names the options and the place.
         """
+        places = {**self.whole, **self.folders, **self.files}
+        for option, place in places.items():
+            fault = fault_of_path(place) if place is not None else ""
+            if fault:
+                raise ConfigError(f"{option}: {fault}")
         self._check_apart()
         for option, file in self.files.items():
             if file is not None and file.is_dir():

@@ -42,7 +42,8 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
         )
         raise typer.Exit(2) from None
     except (IterisError, OSError) as error:
-        typer.echo(f"{command}: " + " ".join(str(error).split()), err=True)
+        text = str(error).encode("utf-8", errors="backslashreplace").decode("utf-8")
+        typer.echo(f"{command}: " + " ".join(text.split()), err=True)
         raise typer.Exit(2) from None
 
 

@@ -103,7 +103,8 @@ def save_lora(
     Raises:
         AdapterError: See `check_style`.
         ConfigError: An unknown style, or one that has no place for full differences.
-        FileExistsError: The file is there and `overwrite` is False; it is untouched.
+        NameTakenError: The file is there and `overwrite` is False; it is untouched.
+        SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     check_style([adapter], style)
     if whole and style != "kohya":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import torch
@@ -138,7 +137,7 @@ def with_origin(
 
 
 def metadata_of_merge(
-    title: str, loras: Sequence[LoadedLora], recipe: str, when: datetime, thumbnail: str = ""
+    title: str, loras: Sequence[LoadedLora], recipe: str, thumbnail: str = ""
 ) -> dict[str, str]:
     """Return the metadata of a merged LoRA's file: its origin, its trigger phrases, and its recipe.
 
@@ -146,12 +145,11 @@ def metadata_of_merge(
         title: The name of the merged LoRA.
         loras: LoRAs of the merge, of whose adapters only the metadata is read.
         recipe: Settings of the merge's report, as JSON.
-        when: The time of the merge.
         thumbnail: See `merged_metadata`.
     """
     triggers = [trigger for lora in loras for trigger in _triggers(lora) if trigger]
     adapters = [lora.adapter for lora in loras]
-    metadata = merged_metadata(title, adapters, triggers, when, thumbnail)
+    metadata = merged_metadata(title, adapters, triggers, thumbnail)
     return {**metadata, METADATA_KEY: recipe}
 
 

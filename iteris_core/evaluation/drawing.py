@@ -19,6 +19,7 @@ from ..diffusion.pipeline import DiffusersModel
 from ..errors import AdapterError, ConfigError, EvaluationError
 from ..files.families import FAMILIES
 from ..files.tensors import check_readable
+from ..files.writing import whole_file, write_text
 from ..progress import Progress
 from ..settings import check, setting
 
@@ -213,23 +214,21 @@ def draw(
             ],
         ).images
         for (p, n), picture in zip(group, pictures, strict=True):
-            draft = files[p][n].with_suffix(".part")  # a stopped run leaves no half picture behind
-            picture.save(draft, format="PNG")
-            draft.replace(files[p][n])
+            with whole_file(files[p][n], overwrite=True) as file:
+                picture.save(file, format="PNG")
         progress(total - len(missing) + start + len(group), total)
     return files
 
 
 def _check_settings(folder: Path, made_by: Mapping[str, Any]) -> None:
     path = folder / SETTINGS_FILE
-    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(folder.glob("*.png")):
             raise EvaluationError(
                 f"{folder}: holds pictures, but no {SETTINGS_FILE} that says of what; choose "
                 "another --output"
             )
-        path.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+        write_text(json.dumps(made_by, indent=2) + "\n", path)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EvaluationError
+from ..files.writing import append_text, write_text
 from ..progress import Progress
 
 Input = TypeVar("Input")
@@ -53,18 +54,14 @@ def predict(
     Raises:
         EvaluationError: The file has another origin; names it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     done = _resumed(path, made_by)
     progress(min(len(done), len(inputs)), len(inputs))
-    with path.open("a", encoding="utf-8") as file:
-        for start in range(len(done), len(inputs), batch):
-            written = write(inputs[start : start + batch])
-            file.writelines(
-                _line({"index": start + i, "prediction": text}) for i, text in enumerate(written)
-            )
-            file.flush()
-            done.extend(written)
-            progress(len(done), len(inputs))
+    for start in range(len(done), len(inputs), batch):
+        written = write(inputs[start : start + batch])
+        lines = (_line({"index": start + i, "prediction": text}) for i, text in enumerate(written))
+        append_text("".join(lines), path)
+        done.extend(written)
+        progress(len(done), len(inputs))
     return done[: len(inputs)]
 
 
@@ -75,7 +72,7 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
     """
     lines = list(_whole_lines(path)) if path.exists() else []
     if not lines:
-        path.write_text(_line(made_by), encoding="utf-8")
+        write_text(_line(made_by), path, overwrite=True)
         return []
     if lines[0] != dict(made_by):
         first = next(
@@ -90,7 +87,7 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
         _line({"index": i, "prediction": text}) for i, text in enumerate(predictions)
     )
     if content != path.read_text(encoding="utf-8"):
-        path.write_text(content, encoding="utf-8")
+        write_text(content, path, overwrite=True)
     return predictions
 
 

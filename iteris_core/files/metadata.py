@@ -7,15 +7,13 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import BinaryIO
 
-from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .layout import storable
+from .layout import blocks
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
@@ -42,16 +40,16 @@ def merged_metadata(
     title: str,
     adapters: Sequence[Adapter],
     triggers: Sequence[str],
-    when: datetime,
     thumbnail: str = "",
 ) -> dict[str, str]:
     """Return the metadata of a merge of LoRAs, beside that of their base model.
+
+    ModelSpec's date is not among them: equal merges have equal files.
 
     Args:
         title: The name of the merged LoRA.
         adapters: LoRAs whose titles and tags are taken over.
         triggers: Trigger phrases of the LoRAs.
-        when: The time of the merge.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
     """
     tags = merged_tags([adapter.metadata.get("ss_tag_frequency", "") for adapter in adapters])
@@ -59,7 +57,6 @@ def merged_metadata(
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags) if tags else "",
         "modelspec.title": title,
-        "modelspec.date": when.isoformat(timespec="seconds"),
         "modelspec.merged_from": ", ".join(
             adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters
         ),
@@ -100,9 +97,8 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows
     the header, and the `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).
     """
-    content = save(
-        storable(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    )
+    kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = b"".join(blocks(tensors, kept))
     start = 8 + int.from_bytes(content[:8], "little")
     model = hashlib.sha256(content[start:]).hexdigest()
     return {

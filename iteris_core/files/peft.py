@@ -37,7 +37,7 @@ from .peft_settings import (
     scale_at,
 )
 from .tensors import read_tensors
-from .writing import check_replaceable, whole_folder, write_tensors
+from .writing import check_replaceable, whole_folder
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -279,8 +279,9 @@ def save(
 
     Raises:
         AdapterError: The adapter has no deltas, or changes for which PEFT's format has no place.
-        FileExistsError: The folder is there and `overwrite` is False, or it holds other files than
+        NameTakenError: The folder is there and `overwrite` is False, or it holds other files than
             an adapter's; it is untouched.
+        SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     if not adapter.deltas or adapter.vectors:
         found = (
@@ -291,11 +292,10 @@ def save(
         raise AdapterError(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
-    check_free(folder, overwrite=overwrite)
-    with whole_folder(folder) as draft:
-        write_tensors(to_tensors(adapter, kernels), draft / WEIGHTS_FILE, metadata or {})
+    with whole_folder(folder, _OWN_FILES.__contains__, overwrite=overwrite) as draft:
+        draft.add_tensors(WEIGHTS_FILE, to_tensors(adapter, kernels), metadata or {})
         settings = settings_of(adapter, base_model_name_or_path, task_type)
-        (draft / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        draft.add_text(CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -306,6 +306,6 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         overwrite: Whether an adapter that is there may be replaced.
 
     Raises:
-        FileExistsError: See `save`.
+        NameTakenError: See `save`.
     """
     check_replaceable(folder, _OWN_FILES.__contains__, overwrite=overwrite)

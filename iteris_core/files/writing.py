@@ -1,18 +1,54 @@
-"""Files and folders that are written in one step: they are there whole or not at all."""
+"""Files and folders that are written in one step: who looks finds the old or the new one, whole.
+
+A draft is written beside the place, under a hidden name; see `drafts.py`. When it is whole and on
+the disk, it gets the name.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
+import re
 import shutil
-import tempfile
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .layout import storable
+from ..errors import NameTakenError, SaveError
+from .drafts import HiddenNames, hidden_names, make_folder, sync_folder
+from .layout import blocks
+
+_FORMAT = {"format": "pt"}  # by which transformers knows whose tensors they are
+_LONGEST_NAME = 255  # bytes; of every disk that is in wide use
+_DEVICES = re.compile(
+    r"(con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?", re.IGNORECASE
+)
+_SHOWN = 60  # letters of a long name in an error
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CAUSES = {
+    errno.ENOSPC: "the disk is full; free some room, or save to another disk",
+    errno.EDQUOT: "your share of the disk is used up; free some room, or save to another disk",
+    errno.EFBIG: "the file is larger than this disk or process allows; save to another disk, or at "
+    "a lower rank",
+    errno.EROFS: "the disk is read-only; save to another place",
+    errno.EACCES: "this is not allowed to you, or another program has it open; save to another "
+    "place",
+    errno.EPERM: "this is not allowed to you; save to another place",
+    errno.ENAMETOOLONG: "the name is too long for the disk; choose a shorter one",
+    errno.EISDIR: "a folder has this name; choose another name",
+    errno.EEXIST: "a part of its path is a file; choose another place",
+    errno.ENOTDIR: "a part of its path is a file; choose another place",
+    errno.EINVAL: "the disk does not take this name; choose another name",
+    errno.EIO: "the disk failed; save to another disk",
+}
 
 
 def write_tensors(
@@ -21,73 +57,145 @@ def write_tensors(
     metadata: Mapping[str, str],
     *,
     overwrite: bool = False,
+    check: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a safetensors file in one step: it is there whole or not at all.
+    """Write a safetensors file in one step. Equal tensors and metadata give equal bytes.
 
     Args:
         tensors: Key -> tensor in the precision in which it is written, on any device.
-        path: The file; its folder is made if needed.
+        path: See `whole_file`.
         metadata: Strings for the file; ``format`` is added.
-        overwrite: Whether a file that is there may be replaced.
+        overwrite: See `whole_file`.
+        check: Is called with the draft, before it gets its name; if it raises, nothing is left.
 
     Raises:
-        FileExistsError: The file is there and `overwrite` is False; it is untouched.
+        SaveError, NameTakenError: See `whole_file`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(storable(tensors), draft, metadata={"format": "pt", **metadata})
-        os.chmod(draft, 0o644)
-        if overwrite:
-            os.replace(draft, path)
-        else:
-            _move_without_replacing(draft, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(draft)
+    with whole_file(path, overwrite=overwrite) as file:
+        file.writelines(blocks(tensors, {**_FORMAT, **metadata}))
+        if check is not None:
+            file.flush()
+            check(Path(file.name))
 
 
-def _move_without_replacing(draft: str, path: Path) -> None:
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise FileExistsError(
-            f"{path} exists already; choose another name, or allow overwriting"
-        ) from None
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(
-                f"{path} exists already; choose another name, or allow overwriting"
-            ) from None
-        os.rename(draft, path)
+def write_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a text file in one step.
+
+    Raises:
+        SaveError, NameTakenError: See `whole_file`.
+    """
+    with whole_file(path, overwrite=overwrite) as file:
+        file.write(text.encode("utf-8"))
+
+
+def append_text(text: str, path: Path) -> None:
+    """Write at the end of a text file, which is made if needed. A kill may leave a part of it.
+
+    Raises:
+        SaveError: It cannot be written.
+    """
+    with _one_sentence(path):
+        make_folder(path.parent)
+        with open(path, "ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of `folder` in one step at the end.
+def whole_file(
+    path: str | os.PathLike[str], *, overwrite: bool = False
+) -> Iterator[BufferedWriter]:
+    """Give a file to write into, which gets its name in one step at the end. After an error nothing
+    is left of it.
 
-    A folder that is there is replaced. Whether it may be is for the caller to decide; see
-    `check_replaceable`.
+    Args:
+        path: The file; its folder is made if needed.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        NameTakenError: There is a folder of that name, or a file and `overwrite` is False; it is
+            untouched.
+        SaveError: It cannot be written; names the cause. What was there is untouched.
     """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", suffix=".part", dir=folder.parent
-    ) as drafts:
-        draft = Path(drafts) / "new"
-        old = Path(drafts) / "old"
-        draft.mkdir()
-        yield draft
-        if folder.exists():
-            folder.rename(old)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if old.exists() and not folder.exists():
-                shutil.move(old, folder)
-            raise
+    path = Path(path)
+    with _one_sentence(path):
+        check_free(path, overwrite=overwrite)
+        with hidden_names(path) as names:
+            with open(names.part, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if overwrite:
+                os.replace(names.part, path)
+            else:
+                _move_without_replacing(names.part, path)
+            sync_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class FolderDraft:
+    """A folder that is not seen before it is whole, so that files are written into it plainly.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    def add_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Write a safetensors file; see `write_tensors`."""
+        with open(self.path / name, "xb") as file:
+            file.writelines(blocks(tensors, {**_FORMAT, **metadata}))
+
+    def add_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        with open(self.path / name, "xb") as file:
+            file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def whole_folder(
+    folder: Path, own_files: Callable[[str], bool], *, overwrite: bool = False
+) -> Iterator[FolderDraft]:
+    """Give an empty folder to write into, which takes the place of `folder` at the end.
+
+    On Linux this is one step, where the disk can exchange two names (ext4, XFS, Btrfs, tmpfs, ...).
+    Elsewhere the old folder is moved away just before the new one gets its name. If the process is
+    killed in between, the next writer beside it moves the old one back.
+
+    Args:
+        folder: The folder; its parent is made if needed.
+        own_files: See `check_replaceable`.
+        overwrite: See `check_replaceable`.
+
+    Raises:
+        NameTakenError: See `check_replaceable`; the folder is untouched.
+        SaveError: It cannot be written; names the cause. What was there is untouched.
+    """
+    with _one_sentence(folder):
+        folder = folder.resolve()
+        check_replaceable(folder, own_files, overwrite=overwrite)
+        with hidden_names(folder) as names:
+            os.mkdir(names.part)
+            yield FolderDraft(names.part)
+            _sync_tree(names.part)
+            _take_place(names, folder, own_files, overwrite=overwrite)
+            sync_folder(folder.parent)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a name for a file. It can be called before a long merge, too.
+
+    Raises:
+        NameTakenError: See `whole_file`.
+    """
+    if path.is_dir():
+        raise NameTakenError(f"{path} is a folder; choose another name")
+    if not overwrite and os.path.lexists(path):
+        raise _taken(path)
 
 
 def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwrite: bool) -> None:
@@ -100,17 +208,160 @@ def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwri
         overwrite: Whether files in the folder may be replaced.
 
     Raises:
-        FileExistsError: Something is in the way; says what.
+        NameTakenError: Something is in the way; says what.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; choose another folder")
-    inside = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    try:
+        inside = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise NameTakenError(f"{folder} is a file; choose another folder") from None
     if inside and not overwrite:
-        raise FileExistsError(
+        raise NameTakenError(
             f"{folder} exists already; choose another folder, or allow overwriting"
         )
     foreign = [name for name in inside if not own_files(name)]
     if foreign:
-        raise FileExistsError(
+        raise NameTakenError(
             f"{folder} holds {foreign[0]!r}, which is not of this kind; choose another folder"
         )
+
+
+def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overwrite: bool) -> Path:
+    """Save under a name or, where it is taken, under the next free number, and return the path.
+
+    What took hours is not lost because another program was quicker.
+
+    Args:
+        wanted: The file or folder.
+        save: (path, whether it may be replaced) -> nothing; saves, or raises `NameTakenError`.
+        overwrite: Whether `wanted` may be replaced; nothing else is.
+    """
+    path = wanted
+    while True:
+        try:
+            save(path, overwrite and path == wanted)
+        except NameTakenError:
+            path = free_name(wanted)
+        else:
+            return path
+
+
+def free_name(wanted: Path) -> Path:
+    """Return a path with the next free number.
+
+    >>> free_name(Path("a.safetensors")).name
+    'a_02.safetensors'
+    """
+    number = 2
+    while os.path.lexists(path := wanted.with_name(f"{wanted.stem}_{number:02}{wanted.suffix}")):
+        number += 1
+    return path
+
+
+def fault_of_name(name: str) -> str:
+    """Return what keeps a file from having a name, as the end of a sentence; empty: nothing.
+
+    A name that only Windows refuses is refused everywhere, since files are passed on.
+
+    >>> fault_of_name("nul.safetensors")
+    'is the name of a device on Windows; choose another name'
+    """
+    if any(ord(letter) < ord(" ") for letter in name):
+        return "has a control character in it; choose a name of letters"
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "has half a character in it, which no disk can write; choose another name"
+    if length > _LONGEST_NAME:
+        return f"is {length} bytes long, and {_LONGEST_NAME} is the most; choose a shorter name"
+    if _DEVICES.fullmatch(name):
+        return "is the name of a device on Windows; choose another name"
+    return ""
+
+
+def fault_of_path(path: Path) -> str:
+    """Return what keeps a path from being made, as a sentence; empty: nothing."""
+    for place in (path, *path.parents):
+        fault = "" if os.path.lexists(place) else fault_of_name(place.name)
+        if fault:
+            name = place.name if len(place.name) < _SHOWN else f"{place.name[:_SHOWN]}..."
+            return f"{name!r} {fault}"
+    return ""
+
+
+# --- from the draft to the name ---
+
+
+def _move_without_replacing(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError:  # a disk without hard links
+        if os.path.lexists(path):
+            raise _taken(path) from None
+        os.rename(draft, path)
+
+
+def _take_place(
+    names: HiddenNames, folder: Path, own_files: Callable[[str], bool], *, overwrite: bool
+) -> None:
+    while True:
+        check_replaceable(folder, own_files, overwrite=overwrite)
+        if folder.exists() and _exchange(names.part, folder):
+            return
+        try:
+            os.rename(names.part, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        else:
+            return
+        shutil.rmtree(names.old, ignore_errors=True)  # somebody put another in its place
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, names.old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False: the system or the disk cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # in the C library since 2018
+    return rename is not None and not rename(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
+
+
+def _sync_tree(folder: Path) -> None:
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with open(os.path.join(place, name), "r+b") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
+
+
+# --- errors ---
+
+
+def _taken(path: Path) -> NameTakenError:
+    return NameTakenError(f"{path} exists already; choose another name, or allow overwriting")
+
+
+@contextlib.contextmanager
+def _one_sentence(place: Path) -> Iterator[None]:
+    """Turn what a disk can answer into an error that names the cause.
+
+    Raises:
+        SaveError: See above; or the name is none.
+    """
+    if fault := fault_of_path(place):
+        raise SaveError(fault)
+    try:
+        yield
+    except SaveError:
+        raise
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        cause = _CAUSES.get(code or 0) or getattr(error, "strerror", None) or str(error)
+        raise SaveError(f"{place} cannot be written: {cause}") from error

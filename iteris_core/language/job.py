@@ -126,7 +126,7 @@ class PeftMergeResult(MergeResult):
         """Write the merged adapter's folder; see `peft.save`.
 
         Raises:
-            AdapterError, FileExistsError: See `peft.save`.
+            AdapterError, NameTakenError, SaveError: See `peft.save`.
         """
         peft.save(
             self.adapter,

@@ -58,23 +58,24 @@ def save_merged_model(
 
     Raises:
         AdapterError: See `add_to_weights`.
-        FileExistsError: See `check_free`; the folder is untouched.
+        NameTakenError: See `check_free`; the folder is untouched.
+        SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     check_free(folder, overwrite=overwrite)
     add_to_weights(model, adapter)
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, _is_models, overwrite=overwrite) as draft:
         for part in (model, *companions):
-            part.save_pretrained(draft)
+            part.save_pretrained(draft.path)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder into which `save_merged_model` would not write.
 
     Raises:
-        FileExistsError: It holds files, and `overwrite` is False or they are no model's.
+        NameTakenError: It holds files, and `overwrite` is False or they are no model's.
     """
-    check_replaceable(
-        folder,
-        lambda name: name.endswith(_ENDS) or name in ("README.md", ".gitattributes"),
-        overwrite=overwrite,
-    )
+    check_replaceable(folder, _is_models, overwrite=overwrite)
+
+
+def _is_models(name: str) -> bool:
+    return name.endswith(_ENDS) or name in ("README.md", ".gitattributes")

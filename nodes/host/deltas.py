@@ -11,7 +11,6 @@ from typing import Any
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_patcher
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from ...iteris_core import AdapterError
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.kinds import PEFT_DORA, Tensors, kind_of, peft_dora
 from ...iteris_core.files.parts import WeightPart
+from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of
 from ..foreign import added_by_host
 from ..keys import HostKeys, HostWeight, is_text
@@ -100,19 +100,17 @@ class HostDeltas:
 
 
 def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
-    """Load a LoRA file as the stock LoraLoader does.
+    """Load a LoRA file as the stock LoraLoader does, after safetensors has read it.
 
     Args:
-        path: The file.
+        path: The file; its name need not end as one that ComfyUI lists.
         keys: The keys of the model.
 
     Returns:
         (parameter path, its shape) -> difference that the file adds at strength 1; None: no
             difference.
     """
-    tensors = comfy.lora_convert.convert_lora(
-        comfy.utils.load_torch_file(str(path), safe_load=True)
-    )
+    tensors = comfy.lora_convert.convert_lora(read_tensors(path)[0])
     patches: dict[str, list[tuple[HostWeight, Any]]] = {}
     loaded = comfy.lora.load_lora(tensors, dict(keys.host_keys), log_missing=False)
     for entry, patch in loaded.items():

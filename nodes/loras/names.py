@@ -36,13 +36,14 @@ def fingerprints(files: Mapping[str, Path | None]) -> str:
     return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
 
 
-def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
-    """Return the path of a new file of this name below a folder, with a free name unless files may
-    be overwritten.
+def output_path(folder: Path, file_name: str) -> Path:
+    """Return the path of a LoRA file of this name below a folder.
 
     Raises:
-        IterisError: An empty name, or one that leaves the folder.
+        IterisError: An empty name, one that leaves the folder, or one that no file can have.
     """
+    from ...iteris_core.files.writing import fault_of_path
+
     name = file_name.strip().removesuffix(".safetensors")
     if not name or name.endswith(("/", "\\")):
         raise IterisError("the file name is empty; write a name such as loras/my_merge")
@@ -54,12 +55,9 @@ def free_path(folder: Path, file_name: str, overwrite: bool) -> Path:
         raise IterisError(
             f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge"
         )
-    number = 2
-    path = wanted
-    while path.exists() and not overwrite:
-        path = wanted.with_name(f"{wanted.stem}_{number:02}.safetensors")
-        number += 1
-    return path
+    if fault := fault_of_path(wanted):
+        raise IterisError(fault)
+    return wanted
 
 
 def jpeg_uri(picture: Tensor, most: int = 512) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
 from iteris_core.files import peft
+from iteris_core.language.job import PeftMergeResult
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 ENVIRONMENT = {
@@ -124,6 +126,7 @@ def runs(tmp_path_factory):
     calls["iterated"] = golden_arguments(
         "two_tasks", folder / "iterated", "--engine", "iterate", "--max-iter", 2
     )
+    calls["again"] = golden_arguments("two_tasks", folder / "again")
     calls["wrong"] = golden_arguments("two_tasks", folder / "wrong", "--weights", "1,x")
     with ThreadPoolExecutor(2) as pool:
         done = dict(
@@ -187,6 +190,13 @@ def test_every_iteration_is_the_published_codes(name, solves, tmp_path):
     error = largest_error(name, tmp_path / "out", solves - 1)
     print(f"{name}, iteration {solves - 1}: largest relative error {error:.1e}")
     assert error < 1e-5
+
+
+def test_the_same_merge_in_two_processes_gives_the_same_bytes(runs):
+    folder, done = runs
+    assert done["again"].returncode == 0
+    for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE):
+        assert (folder / "again" / file).read_bytes() == (folder / "two_tasks" / file).read_bytes()
 
 
 def test_an_error_of_the_real_command_is_one_line_and_exit_code_2(runs):
@@ -453,3 +463,71 @@ def test_help_shows_an_example():
     ):
         assert said in " ".join(done.stdout.replace("│", " ").split())
     assert "demo" in in_process("--help").stdout
+
+
+# --- places that cannot be written to ---
+
+BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "merge t5 --adapter x --output",
+        "merge t5 --adapter x --output o --save-model",
+        "merge t5 --adapter x --output o --json",
+        "merge blip --adapter x --images i --output",
+        "merge sd15 --lora x --output",
+        "merge sdxl --lora x --output o.safetensors --json",
+        "eval sd15 --concept cat --output",
+        "eval t5 --task rte=x --output",
+        "eval blip --task flickrstyle-humorous=x --output o --json",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused_before_any_work(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    option = command.split()[-1]
+    for name in BAD_NAMES:
+        done = in_process(*command.split(), name, "--base", "nowhere")
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert f"{option}: '" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path):
+    """The old adapter is what it was."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        (disk / "out").mkdir()
+        (disk / "out" / peft.CONFIG_FILE).write_text("old")
+        done = in_process(*golden_arguments("two_tasks", disk / "out", "--overwrite"))
+        assert (done.exit_code, done.stderr) == (
+            2,
+            f"iteris merge t5: {disk / 'out'} cannot be written: the disk is full; free some room, "
+            "or save to another disk\n",
+        )
+        assert os.listdir(disk) == ["out"]
+        assert (disk / "out" / peft.CONFIG_FILE).read_text() == "old"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_merge_is_not_lost_when_its_name_is_taken_meanwhile(tmp_path, monkeypatch):
+    save = PeftMergeResult.save
+
+    def late(self, folder, *, overwrite=False):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "other").touch()
+        save(self, folder, overwrite=overwrite)
+
+    monkeypatch.setattr(PeftMergeResult, "save", late)
+    done = in_process(*golden_arguments("two_tasks", tmp_path / "out"))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"another program wrote {tmp_path / 'out'}, which is untouched" in done.stdout
+    assert f"saved to {tmp_path / 'out_02'}" in done.stdout
+    assert os.listdir(tmp_path / "out") == ["other"]
+    assert (tmp_path / "out_02" / peft.WEIGHTS_FILE).is_file()

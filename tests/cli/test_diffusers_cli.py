@@ -4,6 +4,9 @@ diffusers.
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -71,14 +74,20 @@ def world_xl(tmp_path_factory):
     return make_world(tiny_diffusers.model_xl(), tmp_path_factory.mktemp("sdxl"), wanted)
 
 
-def iteris(world, *more, base="base", prompts=("a cat\\nink", "a hat"), command="sd15"):
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def arguments_of(world, *more, base="base", prompts=("a cat\\nink", "a hat"), command="sd15"):
     arguments = ["merge", command, "--base", world / base, *QUICK]
     for name in ("one", "two"):
         arguments += ["--lora", world / f"{name}.safetensors"]
     for text in prompts:
         arguments += ["--prompts", text]
-    environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-    return CliRunner().invoke(app, list(map(str, [*arguments, *more])), env=environment)
+    return list(map(str, [*arguments, *more]))
+
+
+def iteris(world, *more, **changes):
+    return CliRunner().invoke(app, arguments_of(world, *more, **changes), env=ENVIRONMENT)
 
 
 def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **changes):
@@ -386,6 +395,22 @@ def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, said):
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_same_merge_in_two_processes_gives_the_same_bytes(world, tmp_path):
+    """One of them has another order of sets and of safetensors' own metadata."""
+    outputs = [tmp_path / name / "out.safetensors" for name in ("one", "two")]
+    assert iteris(world, "--output", outputs[0]).exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "iteris_core.cli", *arguments_of(world, "--output", outputs[1])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 def test_an_output_is_overwritten_only_if_asked(world, tmp_path):

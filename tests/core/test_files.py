@@ -1,28 +1,22 @@
-"""Safetensors files: broken ones are refused with the reason, new ones are there whole or not at
-all.
-"""
+"""Safetensors files: broken ones are refused with the reason."""
 
 import json
 import os
 import pickle
 import re
-import stat
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 
 from iteris_core import AdapterError
-from iteris_core.files.layout import sha256_of_tensors
 from iteris_core.files.tensors import (
     check_readable,
     read_tensors,
     sha256,
 )
-from iteris_core.files.writing import write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 WHOLE = save(TENSORS, {"ss_title": "x"})
@@ -172,88 +166,3 @@ def test_a_file_is_known_by_its_hash(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    save_file(TENSORS, path)
-    assert sha256_of_tensors(TENSORS) == sha256(path)
-
-
-# --- writing ---
-
-
-def test_what_is_written_can_be_read(tmp_path):
-    path = tmp_path / "new folder" / "x.safetensors"
-    shared = torch.randn(4, 3)
-    write_tensors(
-        {"whole": shared, "view": shared[:2], "transposed": shared.T}, path, {"ss_title": "x"}
-    )
-    found = load_file(path)
-    assert torch.equal(found["whole"], shared)
-    assert torch.equal(found["view"], shared[:2])
-    assert torch.equal(found["transposed"], shared.T)
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "ss_title": "x"}
-    assert os.listdir(path.parent) == ["x.safetensors"]
-    assert (
-        stat.S_IMODE(path.stat().st_mode) == 0o644
-    )  # a temporary file's 0600 would hide it from other users
-
-
-def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(b"precious")
-    with pytest.raises(
-        FileExistsError,
-        match=r"x\.safetensors exists already; choose another name, or allow overwriting",
-    ):
-        write_tensors(TENSORS, path, {})
-    assert path.read_bytes() == b"precious"
-    assert os.listdir(tmp_path) == ["x.safetensors"]
-    write_tensors(TENSORS, path, {}, overwrite=True)
-    assert set(load_file(path)) == {"a", "b"}
-    assert os.listdir(tmp_path) == ["x.safetensors"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failure_in_the_middle_leaves_no_file(tmp_path, monkeypatch, overwrite, error):
-    def half_written(tensors, path, metadata):
-        with open(path, "wb") as file:
-            file.write(b"half")
-        raise error
-
-    monkeypatch.setattr("iteris_core.files.writing.save_file", half_written)
-    if overwrite:
-        (tmp_path / "x.safetensors").write_bytes(b"precious")
-    with pytest.raises(type(error)):
-        write_tensors(TENSORS, tmp_path / "x.safetensors", {}, overwrite=overwrite)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == (
-        {"x.safetensors": b"precious"} if overwrite else {}
-    )
-
-
-def test_the_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "x.safetensors"
-    seen = []
-
-    def watched(tensors, draft, metadata):
-        save_file(tensors, draft, metadata)
-        seen.append(path.exists())
-
-    monkeypatch.setattr("iteris_core.files.writing.save_file", watched)
-    write_tensors(TENSORS, path, {})
-    assert seen == [False]
-    assert path.exists()
-
-
-@pytest.mark.parametrize("code", [PermissionError(1, "no links"), OSError(95, "not supported")])
-def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch, code):
-    def no_links(*args, **kwargs):
-        raise code
-
-    monkeypatch.setattr(os, "link", no_links)
-    path = tmp_path / "x.safetensors"
-    write_tensors(TENSORS, path, {})
-    assert set(load_file(path)) == {"a", "b"}
-    with pytest.raises(FileExistsError, match="exists already"):
-        write_tensors({"c": torch.ones(1)}, path, {})
-    assert set(load_file(path)) == {"a", "b"}
-    assert os.listdir(tmp_path) == ["x.safetensors"]

@@ -8,7 +8,7 @@ import tiny_language
 import torch
 from safetensors.torch import load_file, save_file
 
-from iteris_core import Adapter, AdapterError, LowRankDelta
+from iteris_core import Adapter, AdapterError, LowRankDelta, SaveError
 from iteris_core.files import peft
 
 TASK = "SEQ_2_SEQ_LM"
@@ -317,7 +317,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(peft, "settings_of", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SaveError, match="out cannot be written: disk full"):
         peft.save(random_adapter({Q: 3}), out, "base", TASK, overwrite=True)
     assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -2,10 +2,11 @@
 
 import base64
 import io
+import re
 
 import pytest
 import torch
-from iteris_pack.nodes.loras.names import adapter_name, free_path, jpeg_uri
+from iteris_pack.nodes.loras.names import adapter_name, jpeg_uri, output_path
 from PIL import Image
 
 from iteris_core import IterisError
@@ -21,13 +22,30 @@ def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
     assert (
-        free_path(tmp_path / "output", "loras/a", False)
+        output_path(tmp_path / "output", "loras/a")
         == tmp_path / "output" / "loras" / "a.safetensors"
     )
-    (tmp_path / "disk" / "a.safetensors").touch()
-    assert free_path(tmp_path / "output", "loras/a", False).name == "a_02.safetensors"
-    with pytest.raises(IterisError, match="is outside ComfyUI's output folder"):
-        free_path(tmp_path / "output", "loras/../../a", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the file name is empty"),
+        ("loras/", "the file name is empty"),
+        ("loras/../../a", "is outside ComfyUI's output folder"),
+        ("/etc/a", "is outside ComfyUI's output folder"),
+        ("loras/" + "a" * 300, "is 312 bytes long, and 255 is the most"),
+        ("a" * 300 + "/a", "is 300 bytes long, and 255 is the most"),
+        ("loras/a\0b", "has a control character in it"),
+        ("loras/\ud800", "has half a character in it"),
+        ("loras/CON", "'CON.safetensors' is the name of a device on Windows"),
+        ("nul/a", "'nul' is the name of a device on Windows"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name, said):
+    with pytest.raises(IterisError, match=re.escape(said)):
+        output_path(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,15 @@
-"""Saving a merged LoRA: a draft that replaces nothing until it is known to be good."""
+"""Saving a merged LoRA: it replaces nothing until it is known to be good."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from iteris_pack.nodes.save import draft_of, read_back
+from iteris_pack.nodes.save import SaveMergedLora, read_back
 from iteris_pack.nodes.sockets import MergedLora
 
 from iteris_core import Adapter, IterisError, LowRankDelta
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_bad_file_does_not_replace_a_good_one(tmp_path, overwrite):
-    path = tmp_path / "a.safetensors"
-    if overwrite:
-        path.write_text("good")
-    with pytest.raises(IterisError), draft_of(path, overwrite) as draft:
-        draft.write_text("bad")
-        raise IterisError("it did not turn out well")
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["good"] * overwrite
-    with draft_of(path, overwrite) as draft:
-        draft.write_text("better")
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["better"]
+from iteris_core.files.tensors import read_tensors
 
 
 @pytest.fixture
@@ -72,3 +60,87 @@ def test_a_file_that_lost_something_is_an_error(replace_host, merged, lost, chan
         match=rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'",
     ):
         read_back(Path("draft.safetensors"), merged, "x.safetensors")
+
+
+@pytest.fixture
+def saving(tmp_path, monkeypatch, replace_host, merged):
+    """Return a function that runs the node as ComfyUI does, with an output folder of its own."""
+    shown = []
+    replace_host(
+        output_folder=lambda: tmp_path,
+        saves_metadata=lambda: True,
+        lora_name_of=lambda path: path.name,
+        show_text=lambda node, text: shown.append(text),
+        stock_loader=loader_of(merged),
+    )
+    monkeypatch.setattr(SaveMergedLora, "hidden", SimpleNamespace(unique_id="1"), raising=False)
+
+    def save(name="a", overwrite=False):
+        return Path(SaveMergedLora.execute(merged, name, overwrite).args[0])
+
+    save.shown = shown
+    return save
+
+
+def titles(folder):
+    return {
+        path.name: read_tensors(path)[1]["ss_output_name"]
+        for path in sorted(folder.iterdir())
+        if path.stat().st_size
+    }
+
+
+def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
+    assert [saving().name for _ in range(3)] == [
+        "a.safetensors",
+        "a_02.safetensors",
+        "a_03.safetensors",
+    ]
+    assert titles(tmp_path) == {f"{title}.safetensors": title for title in ("a", "a_02", "a_03")}
+    assert saving(overwrite=True).name == "a.safetensors"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, merged, overwrite):
+    good = saving().read_bytes()
+    replace_host(stock_loader=loader_of(merged, lambda parameter, value: None))
+    with pytest.raises(IterisError, match="weights are missing or differ"):
+        saving(overwrite=overwrite)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [good]
+
+
+def test_a_name_that_another_server_takes_meanwhile_gets_a_number(
+    saving, tmp_path, replace_host, merged
+):
+    """The other file is what it was, and nothing is lost."""
+    load = loader_of(merged)
+
+    def slow(path, keys):
+        assert path.suffix == ".part"  # which no list of LoRAs shows
+        (tmp_path / "a.safetensors").touch()
+        return load(path, keys)
+
+    replace_host(stock_loader=slow)
+    assert saving().name == "a_02.safetensors"
+    assert (tmp_path / "a.safetensors").read_bytes() == b""
+    assert titles(tmp_path) == {"a_02.safetensors": "a_02"}
+
+
+def test_the_same_merge_is_saved_as_the_same_bytes(saving):
+    assert saving().read_bytes() == saving(overwrite=True).read_bytes()
+
+
+def test_a_folder_of_that_name_is_not_replaced(saving, tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(IterisError, match="is a folder; choose another name"):
+        saving(overwrite=True)
+    assert saving().name == "a_02.safetensors"
+
+
+def test_a_bad_name_is_refused_before_the_merge(replace_host, tmp_path):
+    replace_host(output_folder=lambda: tmp_path)
+    assert SaveMergedLora.validate_inputs("loras/a") is True
+    assert SaveMergedLora.validate_inputs(None) is True  # it comes from another node
+    assert "is outside ComfyUI's output folder" in SaveMergedLora.validate_inputs("../a")
+    assert "is 312 bytes long" in SaveMergedLora.validate_inputs("a" * 300)

@@ -1,0 +1,115 @@
+"""Strikes at one step of a writer: between two of its operations on files.
+
+SQLite tests its commits so. The rooms that write reach the system through their own `os`, `shutil`
+and `open`; here these are replaced by others that count.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+
+from iteris_core.files import drafts, writing
+
+CHANGES = {"open", "fsync", "link", "replace", "rename", "unlink", "mkdir", "makedirs", "rmtree"}
+OF_FILES = {"write", "writelines", "flush", "close"}
+KILLED = 9
+
+
+class Steps:
+    """Counts the operations on files, and strikes before one of them.
+
+    Args:
+        at: Number of the operation, from 0 on; None: none.
+        strike: Is called then, and may raise, or end the process.
+    """
+
+    def __init__(self, at: int | None = None, strike: Callable[[], object] = lambda: None) -> None:
+        self.at = at
+        self.strike = strike
+        self.names: list[str] = []
+
+    def __call__(self, name: str) -> bool:
+        """Count an operation; return whether this is the one."""
+        self.names.append(name)
+        return len(self.names) - 1 == self.at
+
+    def wrapped(self, name, function):
+        def call(*args, **kwargs):
+            if self(name):
+                self.strike()
+            return function(*args, **kwargs)
+
+        return call
+
+    def install(self, monkeypatch) -> None:
+        for room in (drafts, writing):
+            for module in (os, shutil):
+                if hasattr(room, module.__name__):
+                    monkeypatch.setattr(room, module.__name__, _Module(module, self))
+            monkeypatch.setattr(room, "open", self._open, raising=False)
+        monkeypatch.setattr(writing, "_exchange", self.wrapped("exchange", writing._exchange))
+
+    def _open(self, *args):
+        if self("open"):
+            self.strike()
+        return _File(open(*args), self)
+
+
+class _Module:
+    def __init__(self, module, steps):
+        self._module = module
+        self._steps = steps
+
+    def __getattr__(self, name):
+        value = getattr(self._module, name)
+        return self._steps.wrapped(name, value) if name in CHANGES else value
+
+
+class _File:
+    def __init__(self, file, steps):
+        self._file = file
+        self._steps = steps
+
+    def __getattr__(self, name):
+        value = getattr(self._file, name)
+        return self._steps.wrapped(name, value) if name in OF_FILES - {"write"} else value
+
+    def write(self, data):
+        if self._steps("write"):
+            self._file.write(bytes(data)[: len(data) // 2])  # a kill may come in the middle
+            self._file.flush()
+            self._steps.strike()
+        return self._file.write(data)
+
+    def writelines(self, blocks):
+        for block in blocks:
+            self.write(block)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self._file.close()
+
+
+def disk_full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def kill():
+    """End this process as a kill does: nothing is tidied up."""
+    os._exit(KILLED)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Return the exit status of a process of its own that does this work; 1: it raised."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
