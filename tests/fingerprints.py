@@ -4,9 +4,9 @@ compared after it.
     python tests/fingerprints.py record before.json
     python tests/fingerprints.py compare before.json
 
-A fingerprint is the SHA-256 of every tensor of a merged LoRA, and of what its file says besides its
-date. They are equal bit by bit on one machine only, with the same torch and the same number of
-threads; so they are not kept in the repository.
+A fingerprint is the SHA-256 of every tensor of a merged LoRA, and of what its file says. They are
+equal bit by bit on one machine only, with the same torch and the same number of threads; so they are
+not kept in the repository.
 """
 
 from __future__ import annotations
@@ -41,10 +41,6 @@ from iteris_core.diffusion.pipeline import DiffusersModel  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"
-# Of what a file says: another one every second, or with the order in which safetensors writes the
-# metadata of the inputs.
-VOLATILE = ("modelspec.date", "sha256")
-
 # What is to differ: a key, in every merge whose name begins so.
 WANTED = {
     # of a LoRA whose file names no trigger words, it has what its prompts call it
@@ -135,7 +131,7 @@ def of_file(path: Path) -> dict[str, str]:
     said = dict(flattened("recipe", recipe)) | {
         f"metadata {key}": value for key, value in metadata.items()
     }
-    return found | {key: value for key, value in said.items() if not key.endswith(VOLATILE)}
+    return found | said
 
 
 def flattened(name: str, value: object) -> Iterator[tuple[str, str]]:

@@ -86,15 +86,18 @@ def hidden_names(place: Path) -> Iterator[HiddenNames]:
         with contextlib.suppress(OSError):  # what others left must not stop anybody
             _clear_leftovers(names)
         yield names
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):  # the cause is told, not what happened after it
-            _finish(names, lock, place)
+            names.put_back(place)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            _finish(names, lock)
 
 
-def _finish(names: HiddenNames, lock: BufferedRandom, place: Path) -> None:
+def _finish(names: HiddenNames, lock: BufferedRandom) -> None:
     """Leave nothing behind. The lock file goes last: while anything is left, it tells of what."""
     with lock:
-        names.put_back(place)
         names.remove()
     with contextlib.suppress(FileNotFoundError):  # of a lock that is free anybody may dispose
         os.unlink(names.lock)
@@ -165,7 +168,8 @@ def _clear(names: HiddenNames, now: float) -> None:
         return
     lock.seek(0)
     target = Path(os.fsdecode(lock.read())).name  # no way out of the folder
-    _finish(names, lock, names.folder / target)
+    names.put_back(names.folder / target)
+    _finish(names, lock)
 
 
 # --- folders ---

@@ -309,8 +309,15 @@ def _take_place(
 ) -> None:
     while True:
         check_replaceable(folder, own_files, overwrite=overwrite)
-        if folder.exists() and _exchange(names.part, folder):
-            return
+        if not overwrite:
+            with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
+                os.rmdir(folder)
+        elif folder.exists():
+            if _exchange(names.part, folder):
+                return
+            shutil.rmtree(names.old, ignore_errors=True)  # of a round before
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, names.old)
         try:
             os.rename(names.part, folder)
         except OSError:
@@ -318,9 +325,6 @@ def _take_place(
                 raise
         else:
             return
-        shutil.rmtree(names.old, ignore_errors=True)  # somebody put another in its place
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, names.old)
 
 
 def _exchange(one: Path, other: Path) -> bool:

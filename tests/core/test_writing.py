@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from file_steps import KILLED, Steps, disk_full, in_child, kill
+from file_steps import KILLED, Steps, disk_full, in_child, kill, together
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -492,27 +492,6 @@ def test_a_file_that_is_too_large_is_one_sentence(folder, save):
 # --- two at once ---
 
 
-def together(*works):
-    """Do works in processes of their own that begin at one moment; return their exit statuses."""
-    wait, go = os.pipe()
-    children = []
-    for work in works:
-        child = os.fork()
-        if not child:
-            os.close(go)
-            os.read(wait, 1)  # ends when the parent closes the other end
-            status = 1
-            try:
-                work()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    os.close(wait)
-    os.close(go)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 @pytest.mark.parametrize("round", range(3))
 def test_two_savers_of_one_name_both_succeed_with_overwrite(writer, way, expected, folder, round):
     place = folder / "place"
@@ -539,6 +518,38 @@ def test_two_savers_of_one_name_both_have_a_file_without_overwrite(writer, expec
     assert sorted(os.listdir(folder)) == ["place", "place_02"]
     found = [content(folder / name) for name in ("place", "place_02")]
     assert found in (list(expected.values()), list(expected.values())[::-1])
+
+
+def test_another_saver_at_any_step_loses_nothing(writer, way, expected, folder, monkeypatch):
+    """The other one saves the same name between two steps of this one."""
+    overwrite = way != "free"
+    place = folder / "place"
+
+    def save(value):
+        under_free_name(
+            place, lambda path, may_replace: writer(path, value, may_replace), overwrite=overwrite
+        )
+
+    at, steps = 0, Steps(0)
+    while len(steps.names) >= at:
+        for path in folder.iterdir():
+            clear(path)
+        if "without" in way:
+            writer(place, OLD, False)
+        steps = Steps(at, lambda: save(OLD))
+        at += 1
+        with monkeypatch.context() as patch:
+            steps.install(patch)
+            save(NEW)
+        names = sorted(os.listdir(folder))
+        found = [content(folder / name) for name in names]
+        if overwrite:
+            assert names == ["place"]
+            assert found[0] in expected.values()
+        elif len(steps.names) >= at:
+            assert names == ["place", "place_02"]
+            assert found in (list(expected.values()), list(expected.values())[::-1])
+    assert at > 10
 
 
 # --- records that grow ---

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iteris_core.cli.demo.client import WorkflowFailed
+from iteris_core.cli.demo.client import WorkflowFailed, WorkflowRejected
 
 
 def node(kind: str, **inputs):
@@ -120,6 +120,27 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
         ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase"),
     ]
+
+
+def test_names_that_no_file_can_have_are_told_when_the_workflow_is_queued(host):
+    """The server runs what else there is, so there is nothing else here: no merge, but a model."""
+    bad = {
+        "../../a": "'../../a' is outside ComfyUI's output folder",
+        "loras/" + "a" * 300: "is 312 bytes long, and 255 is the most",
+        "loras/a\0b": "has a control character in it",
+        "loras/CON": "'CON.safetensors' is the name of a device on Windows",
+    }
+    nodes = {"1": host.merge()["1"]}
+    for number, name in enumerate(bad):
+        nodes[f"6{number}"] = node("IterISSave", merged=["1", 0], file_name=name, overwrite=False)
+    with pytest.raises(WorkflowRejected) as caught:
+        host.run(nodes)
+    for said in bad.values():
+        assert said in str(caught.value)
+
+
+def test_saving_leaves_nothing_that_is_hidden(host, scene):
+    assert [path for path in host.output.rglob(".*") if ".iteris" in path.name] == []
 
 
 def test_a_recipe_makes_the_same_file_again(host, scene):

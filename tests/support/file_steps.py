@@ -76,10 +76,12 @@ class _File:
         return self._steps.wrapped(name, value) if name in OF_FILES - {"write"} else value
 
     def write(self, data):
-        if self._steps("write"):
-            self._file.write(bytes(data)[: len(data) // 2])  # a kill may come in the middle
+        data = bytes(data)
+        if self._steps("write"):  # a kill may come in the middle
+            done = self._file.write(data[: len(data) // 2])
             self._file.flush()
             self._steps.strike()
+            data = data[done:]
         return self._file.write(data)
 
     def writelines(self, blocks):
@@ -113,3 +115,24 @@ def in_child(work: Callable[[], object]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def together(*works: Callable[[], object]) -> list[int]:
+    """Do works in processes of their own that begin at one moment; return their exit statuses."""
+    wait, go = os.pipe()
+    children = []
+    for work in works:
+        child = os.fork()
+        if not child:
+            os.close(go)
+            os.read(wait, 1)  # ends when the parent closes the other end
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    os.close(wait)
+    os.close(go)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
