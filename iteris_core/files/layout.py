@@ -48,28 +48,47 @@ def blocks(
         tensors: Key -> tensor, on any device.
         metadata: Strings for the header; None: it has no place for them.
     """
-    keys = sorted(tensors, key=lambda key: (_PLACES[tensors[key].dtype], key))
-    header: dict[str, object] = {}
+    ordered = in_order(tensors)
+    yield header(ordered, metadata)
+    for tensor in ordered.values():
+        yield content(tensor)
+
+
+def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in the order in which they stand in a file."""
+    return dict(sorted(tensors.items(), key=lambda item: (_PLACES[item[1].dtype], item[0])))
+
+
+def header(ordered: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """Return the beginning of a file, up to the first tensor.
+
+    Args:
+        ordered: Key -> tensor, as `in_order` returns them.
+        metadata: See `blocks`.
+    """
+    entries: dict[str, object] = {}
     if metadata is not None:
-        header["__metadata__"] = dict(sorted(metadata.items()))
+        entries["__metadata__"] = dict(sorted(metadata.items()))
     start = 0
-    for key in keys:
-        tensor = tensors[key]
-        end = start + tensor.numel() * tensor.element_size()
-        header[key] = {
+    for key, tensor in ordered.items():
+        end = start + tensor.nbytes
+        entries[key] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
         start = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
     # half of a surrogate pair, out of a stranger's metadata, has no bytes
-    content = text.encode("utf-8", errors="replace")
-    content += b" " * (-len(content) % _ALIGNMENT)
-    yield len(content).to_bytes(8, "little") + content
-    for key in keys:
-        data = tensors[key].detach().cpu().contiguous()
-        yield data.reshape(-1).view(torch.uint8).numpy().data
+    written = text.encode("utf-8", errors="replace")
+    written += b" " * (-len(written) % _ALIGNMENT)
+    return len(written).to_bytes(8, "little") + written
+
+
+def content(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:

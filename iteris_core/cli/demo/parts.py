@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from ...files.groups import tensors_by_key
 from ...files.kinds import ALPHA, DOWN, UP
+from ...files.layout import content, header, in_order
+from ...files.writing import whole_file
 
 CHANNELS = 320  # width of the UNets
 TIME = 1280  # width of their time embedding
@@ -25,7 +26,6 @@ CLIP_L_LAYERS = 12
 VOCABULARY = 49408
 MAX_TOKENS = 77
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.float8_e5m2: "F8_E5M2"}
 _TEXT_ENCODERS = ("conditioner.", "text_encoders.")
 _BETWEEN = re.compile(
     r"transformer_blocks\.[1-8]\.|encoder\.layers\.[1-9]\.|resblocks\.([1-9]|[12]\d)\."
@@ -209,35 +209,17 @@ def write_kohya_lora(
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file under a temporary name and move it into place, so that an
-    interrupted run leaves no half file.
+    """Write a .safetensors file in one step.
 
     A tensor on the meta device, which has no content, becomes a hole: it is read as zeros, and
     takes no room on disk where the file system can do that.
     """
-    # Large elements first, as in every such file, so that each tensor is aligned.
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    start = 0
-    for name, tensor in ordered.items():
-        end = start + tensor.nbytes
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in ordered.values():
-                if tensor.is_meta:
-                    file.seek(tensor.nbytes, os.SEEK_CUR)
-                else:
-                    file.write(tensor.flatten().view(torch.uint8).numpy().data)
-            file.truncate()
-        os.replace(part, path)
+    ordered = in_order(tensors)
+    with whole_file(path, overwrite=True) as file:
+        file.write(header(ordered, metadata))
+        for tensor in ordered.values():
+            if tensor.is_meta:
+                file.seek(tensor.nbytes, os.SEEK_CUR)
+            else:
+                file.write(content(tensor))
+        file.truncate()

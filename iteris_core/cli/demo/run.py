@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import IterisError
 from ...files.families import FAMILIES, Family
+from ...files.writing import whole_file, write_text
 from ...progress import Stage
 from . import checkpoint as sd15
 from . import checkpoint_sdxl as sdxl
@@ -371,24 +372,22 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
     missing = [node for node in ("IterISSave", "IterISMerge", "SaveImage") if node not in outputs]
     if missing:
         raise IterisError(f"the workflow ended without an output of {', '.join(missing)}.")
-    saved = Path(outputs["IterISSave"]["text"][0])
+    named = Path(outputs["IterISSave"]["text"][0])
     candidates = (
-        [saved]
-        if saved.is_absolute()
-        else [base / folder / saved for folder in ("output", "models", ".")]
+        [named]
+        if named.is_absolute()
+        else [base / folder / named for folder in ("output", "models", ".")]
     )
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise IterisError(
-            f"the node that saves the merged LoRA named '{saved}', which does not exist."
+            f"the node that saves the merged LoRA named '{named}', which does not exist."
         )
-    shutil.copyfile(found, output / "merged.safetensors")
+    with found.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
+        shutil.copyfileobj(saved, file)
     image = outputs["SaveImage"]["images"][0]
-    (output / "sample.png").write_bytes(
-        client.view(image["filename"], image["subfolder"], image["type"])
-    )
+    with whole_file(output / "sample.png") as file:
+        file.write(client.view(image["filename"], image["subfolder"], image["type"]))
     merge = outputs["IterISMerge"]
-    (output / "report.json").write_text(
-        json.dumps(merge["iteris_report"][0], indent=2) + "\n", encoding="utf-8"
-    )
-    (output / "report.txt").write_text("\n".join(merge["text"]) + "\n", encoding="utf-8")
+    write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", output / "report.json")
+    write_text("\n".join(merge["text"]) + "\n", output / "report.txt")
