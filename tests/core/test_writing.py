@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from file_steps import KILLED, Steps, disk_full, in_child, kill, together
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -29,6 +31,7 @@ from iteris_core.files.writing import (
 )
 from iteris_core.language.merged_model import save_merged_model
 
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
 
@@ -164,6 +167,21 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@settings(max_examples=200)
+@given(name=st.text(max_size=300))
+def test_any_name_is_written_or_refused_never_anything_else(name):
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        place = Path(folder) / "in" / name.replace("/", "x")
+        try:
+            write_text("x", place)
+        except SaveError as error:
+            assert "\n" not in str(error)
+            str(error).encode("utf-8")  # so that a terminal can show it
+        else:
+            assert place.read_text() == "x"
+        assert {path.name for path in Path(folder).iterdir()} <= {"in"}
+
+
 def test_a_folder_that_is_there_may_have_any_name(tmp_path):
     (tmp_path / "aux").mkdir()
     write_text("x", tmp_path / "aux" / "x")
@@ -185,9 +203,8 @@ def test_a_folders_name_and_a_file_among_the_folders_are_named(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """An empty folder, in memory where that can be: these tests write to the disk very often."""
-    parent = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
-    with tempfile.TemporaryDirectory(dir=parent) as name:
+    """An empty folder, in memory where that can be: these tests write very often."""
+    with tempfile.TemporaryDirectory(dir=MEMORY or tmp_path) as name:
         yield Path(name)
 
 
@@ -365,18 +382,42 @@ def test_a_draft_of_a_living_process_stays(folder):
 
     child = os.fork()
     if not child:
-        write()
-        os._exit(0)
-    os.read(ready[0], 1)
-    with whole_file(folder / "outer") as file:
-        write_text("quick", folder / "quick")
-        file.write(b"outer")
-    assert len(hidden(folder)) == 2
-    os.write(go[1], b"x")
+        os.close(go[1])
+        status = 1
+        try:
+            write()
+            status = 0
+        finally:
+            os._exit(status)
+    try:
+        os.read(ready[0], 1)
+        (lock,) = folder.glob(".*.lock")
+        os.utime(lock, (lock.stat().st_mtime - 25 * 3600,) * 2)  # it has been at work for a day
+        with whole_file(folder / "outer") as file:
+            write_text("quick", folder / "quick")
+            file.write(b"outer")
+        assert len(hidden(folder)) == 2
+    finally:
+        os.close(go[1])  # and the child goes on
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         name: name for name in ("slow", "quick", "outer")
     }
+
+
+def test_a_lock_that_was_taken_for_a_leftover_is_made_anew(folder, monkeypatch):
+    """Another saver came after it was made, and before it was locked."""
+    steps = Steps()
+    with monkeypatch.context() as patch:
+        steps.install(patch)
+        write_text("x", folder / "first")
+    steps = Steps(steps.names.index("flush"), lambda: write_text("x", folder / "between"))
+    with monkeypatch.context() as patch:
+        steps.install(patch)
+        with whole_file(folder / "second") as file:
+            assert {Path(name).suffix for name in hidden(folder)} == {".lock", ".part"}
+            file.write(b"x")
+    assert sorted(os.listdir(folder)) == ["between", "first", "second"]
 
 
 @pytest.mark.parametrize("why", ["another machine's", "a disk without locks"])

@@ -3,9 +3,12 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from iteris_pack.nodes.loras.names import adapter_name, jpeg_uri, output_path
 from PIL import Image
 
@@ -46,6 +49,19 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path, name, said):
     with pytest.raises(IterisError, match=re.escape(said)):
         output_path(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=200)
+@given(name=st.text(st.sampled_from("a./\\ \0:~") | st.characters(), max_size=40))
+def test_no_name_leads_out_of_the_folder(name):
+    folder = Path("/output")
+    try:
+        path = output_path(folder, name)
+    except IterisError:
+        return
+    assert path.is_relative_to(folder)
+    assert ".." not in path.parts
+    assert path.suffix == ".safetensors"
 
 
 @pytest.mark.parametrize(
