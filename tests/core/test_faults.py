@@ -37,29 +37,31 @@ class Merge:
         self.config = toy.exact(**settings)
         self.layers = {self.net.model.get_submodule(path): path for path in self.net.targets}
 
-    def __call__(self, fault=None):
-        moments = Moments(self.layers, fault)
+    def forward(self, rows):
+        """Run rows in modes that the network switches on for itself, as ComfyUI and pipelines do."""
+        with torch.set_grad_enabled(not self.grad), torch.autocast("cpu", torch.bfloat16):
+            return toy.run(self.net.model, rows)
+
+    def run(self, moments):
+        self.grad = torch.is_grad_enabled()
         with moments.watched():
-            result = merge(
-                self.net.network(),
+            return merge(
+                self.net.network(self.forward),
                 self.adapters,
                 self.tasks,
                 self.config,
                 progress=lambda *_: moments.reached(),
             )
-        return result, moments.all
+
+    def __call__(self):
+        moments = Moments(self.layers, None)
+        return self.run(moments), moments.all
 
     def goes_wrong(self, number, kind):
         """Return how many forward calls still wait afterwards."""
         moments = Moments(self.layers, (number, kind))
-        with pytest.raises(kind.ends_in), moments.watched():
-            merge(
-                self.net.network(),
-                self.adapters,
-                self.tasks,
-                self.config,
-                progress=lambda *_: moments.reached(),
-            )
+        with pytest.raises(kind.ends_in):
+            self.run(moments)
         gc.collect(0)
         return moments.waiting()
 
