@@ -210,11 +210,16 @@ def chosen(moments: list[Moment]) -> list[Moment]:
 
 
 def each_layer_once(moments: list[Moment]) -> list[Moment]:
-    """Return one moment of each layer, from one part of the merge after the other."""
+    """Return one moment of each layer, in the part of the merge that has the fewest of them yet."""
     of_layers: dict[str, list[Moment]] = {}
     for moment in moments:
         of_layers.setdefault(moment.path, []).append(moment)
-    return [found[7 * number % len(found)] for number, found in enumerate(of_layers.values())]
+    taken: Counter[str] = Counter()
+    found = []
+    for of_layer in of_layers.values():
+        found.append(min(of_layer, key=lambda moment: taken[moment.part]))
+        taken[found[-1].part] += 1
+    return found
 
 
 def complaints(merge: Merge, moment: Moment, kind: Kind, before: State) -> list[str]:
