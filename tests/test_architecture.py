@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from waiting import HANGS
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "iteris_core").rglob("*.py"))
@@ -231,7 +232,7 @@ def test_importing_the_core_costs_torch_and_safetensors_only():
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANGS
     )
     loaded = set(done.stdout.split())
     assert {"torch", "safetensors", "iteris_core"} <= loaded

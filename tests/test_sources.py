@@ -39,6 +39,10 @@ ALLOWED = {
         {"__import__"},
         "makes two libraries of fixed names quiet",
     ),
+    "iteris_core/files/writing.py": (
+        {"ctypes"},
+        "calls the C library to exchange two names in one step, which Python cannot",
+    ),
     "nodes/host/server.py": (
         {"aiohttp", "asyncio"},
         "adds a route to ComfyUI's server, and reads a file beside its loop",

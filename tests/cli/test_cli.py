@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 from typer.testing import CliRunner
+from waiting import HANGS
 
 from iteris_core.cli.main import app
 from iteris_core.files import peft
@@ -31,7 +32,7 @@ ENVIRONMENT = {
 
 def iteris(*arguments):
     command = [sys.executable, "-m", "iteris_core.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGS, env=ENVIRONMENT)
 
 
 def in_process(*arguments):

@@ -11,6 +11,7 @@ import torch
 import typer
 import typer.main
 from typer.testing import CliRunner
+from waiting import HANGS
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.cli import options
@@ -219,7 +220,7 @@ def test_the_copy_of_the_registry_has_no_evaluation_and_says_so():
 
     def iteris(*arguments):
         command = [sys.executable, "-c", code, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
 
     done = iteris("eval", "t5", "--base", "x")
     assert done.returncode == 2

@@ -29,3 +29,7 @@ def test_every_part_of_a_merge_and_every_kind_of_fault_was_among_them(figures):
 
 def test_memory_does_not_grow(figures):
     assert figures[-1]["grown MB"] < 30
+
+
+def test_no_merge_asks_for_a_connection_a_program_or_a_pickle(figures):
+    assert figures[-1]["asked"] == []

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from waiting import HANGS
+
 from iteris_core.cli.demo.server import cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.model_management, comfy.utils, comfyui_version, folder_paths, numpy, safetensors.torch, torch
 from comfy_api.latest import ComfyExtension
+from waiting import HANGS
 for name in optional:
     sys.modules.setdefault(name, None)  # importing one that is not there yet is an ImportError
 before, seconds = set(sys.modules), []
@@ -55,7 +58,7 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         cwd=comfyui,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "PYTHONPATH": str(comfyui)},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,6 +6,7 @@ import urllib.request
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from waiting import HANGS
 
 from iteris_core.cli.demo.client import WorkflowFailed
 
@@ -17,7 +18,7 @@ def show(node, output=0, node_id="90"):
 
 def ask(host, name: str):
     url = f"http://{host.server.address}/iteris/lora?name={name}"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=HANGS) as response:
         return json.load(response)
 
 

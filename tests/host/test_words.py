@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from waiting import HANGS
 
 LOCALES = Path(__file__).parents[2] / "locales"
 ONLY_NEWER_HOSTS = [("IterISMerge", "more")]  # inputs that grow, from ComfyUI 0.8 on
@@ -52,7 +53,7 @@ def test_english_is_what_the_host_tells(schemas):
 def test_the_host_serves_the_translations(host, schemas):
     languages = {folder.name for folder in LOCALES.iterdir()}
     assert languages == {"en", "zh", "ja"}
-    with urllib.request.urlopen(f"http://{host.server.address}/i18n", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{host.server.address}/i18n", timeout=HANGS) as response:
         served = json.load(response)
     assert {
         language: served[language]["nodeDefs"].keys() >= schemas.keys() for language in languages

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from waiting import HANGS
 from workflow_files import list_transformer
 
 from iteris_core.cli.demo.checkpoint import write_lora
@@ -123,7 +124,7 @@ def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
             tmp_path / "workflow.json",
             host.server.address,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
 
     workflow = small("from_lora_stack")
     done = client(workflow)

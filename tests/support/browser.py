@@ -33,8 +33,7 @@ SETTINGS = {
     # a busy page hears the two clicks of a double click far apart
     "Comfy.Pointer.DoubleClickTime": 60_000,
 }
-START_MS = 600_000  # on a quiet machine 7 s
-WAIT_MS = 240_000  # on a quiet machine 15 s
+WAIT_MS = 600_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
 def find_chromium() -> str | None:
@@ -106,7 +105,20 @@ class Frontend:
         nodes = "window.LiteGraph?.registered_node_types.IterISMerge"
         workflow = "app.extensionManager?.workflow.activeWorkflow"
         ready = f"!!(window.app?.vueAppReady && app.graph && {nodes} && {workflow}?.isLoaded)"
-        self.page.wait_for_function(ready, timeout=START_MS)
+        self.page.wait_for_function(ready)
+        self.settle()
+
+    def words_shown(self) -> None:
+        """Wait until the server has answered what words each LoRA has."""
+        self.page.wait_for_function(
+            """() => app.graph.nodes.filter((node) => node.type === 'IterISLora').every((node) =>
+                node.widgets.find((widget) => widget.name === 'iteris_triggers').element.childElementCount)"""
+        )
+        self.settle()
+
+    def pictures_shown(self) -> None:
+        """Wait until all pictures on the page are loaded and drawn."""
+        self.page.wait_for_function("[...document.images].every((image) => image.complete)")
         self.settle()
 
     def settle(self, frames: int = 20) -> None:

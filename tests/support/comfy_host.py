@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file
+from waiting import HANGS
 
 from iteris_core.cli.demo.client import ComfyClient
 from iteris_core.cli.demo.server import ComfyServer
@@ -30,7 +31,7 @@ class Host:
         self.output = base / "output"
 
     def run(self, workflow, on_event=None):
-        return self.client.run(workflow, on_event, timeout=300)
+        return self.client.run(workflow, on_event, timeout=HANGS)
 
     def log(self) -> str:
         return self.server.log.read_text(errors="replace")

@@ -7,14 +7,13 @@ is called, or a progress is told. The kinds of faults take turns. With "all": at
 part of the merge, and the merge is made again after each fault. Without: at every layer in one part
 of the merge, and it is made again after each tenth fault. After a fault everything must be as
 before. Writes lines of JSON: one for a fault that left something or ended in another way than it
-should, and a last one with the counts.
+should, and a last one with the counts, and with what was asked of the outside.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,24 +22,34 @@ from typing import Any
 from unittest import mock
 
 import family_checks
+import faults
 import in_comfy
+import outside
 
 # isort: split
 import comfy.model_management
 import psutil
 import tiny_hosts
 import torch
+from faults import (
+    Kind,
+    Moment,
+    Moments,
+    factors_of,
+    hooks_of,
+    same_tensors,
+    torch_modes,
+    weights_of,
+)
 from iteris_pack.nodes.host import latent_cache
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
-from torch import nn
 
-from iteris_core import IterisError, MergeConfig, MergeResult
+from iteris_core import MergeConfig, MergeResult
 from iteris_core.diffusion import job, merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.held_out import HeldOutCheck
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.sampling import Sampler
-from iteris_core.rows import lockstep
 
 SMALL = Calibration(
     trajectories=1,
@@ -61,54 +70,8 @@ PARTS = {
     "check": (HeldOutCheck, "measure"),
     "proof of the merge": (job, "prove_merged"),
 }
-_WORKER = lockstep._Worker
-Interrupted = comfy.model_management.InterruptProcessingException
-
-
-class Broken(Exception):
-    """What no code knows."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of fault.
-
-    Args:
-        error: Makes what is raised.
-        ends_in: What the merge then raises.
-        stays: Whether it is raised at every later moment, too, as when memory is full.
-    """
-
-    error: Callable[[], BaseException]
-    ends_in: type[BaseException] | tuple[type[BaseException], ...]
-    stays: bool = False
-
-
-_NO_MEMORY = (IterisError, RuntimeError)
-KINDS = {
-    "exception": Kind(lambda: Broken("broken"), Broken),
-    "cancel": Kind(Interrupted, Interrupted),
-    "out of memory": Kind(lambda: torch.OutOfMemoryError("full"), _NO_MEMORY, True),
-    "Ctrl-C": Kind(KeyboardInterrupt, KeyboardInterrupt),
-    "out of memory, by its text": Kind(
-        lambda: RuntimeError("MPS backend out of memory"), _NO_MEMORY, True
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A call of a layer, or a step of progress ("").
-
-    Args:
-        part: The part of the merge.
-        path: The layer.
-        number: How many moments were before it.
-    """
-
-    part: str
-    path: str
-    number: int
+_Cancelled = comfy.model_management.InterruptProcessingException
+KINDS = {**faults.KINDS, "cancel": Kind(_Cancelled, _Cancelled)}
 
 
 class Merge:
@@ -131,10 +94,6 @@ class Merge:
             if path in paths
         }
         assert len(self.layers) == len(paths)
-        self.moments: list[Moment] = []
-        self._part = [""]
-        self._armed: tuple[int, Kind] | None = None
-        self._workers: list[weakref.ref[Any]] = []
 
     def _host(self) -> ComfyModel:
         return ComfyModel(self.model, self.clip)
@@ -145,71 +104,37 @@ class Merge:
             for (name, prompt), tensors in self.files.items()
         ]
 
-    def result(self, armed: tuple[int, Kind] | None = None) -> MergeResult:
-        """Merge; with an armed fault, it is raised at the moment of that number."""
-        self.moments, self._armed, self._workers = [], armed, []
+    def result(self, moments: Moments) -> MergeResult:
+        """Merge, and note the moments."""
         with ExitStack() as stack:
+            stack.enter_context(moments.watched())
             for part, (place, name) in PARTS.items():
-                stack.enter_context(
-                    mock.patch.object(place, name, self._in_part(place, name, part))
-                )
-            stack.enter_context(mock.patch.object(lockstep, "_Worker", self._worker))
-            hook = nn.modules.module.register_module_forward_pre_hook(self._called)
-            stack.callback(hook.remove)
+                run = in_part(moments, part, getattr(place, name))
+                stack.enter_context(mock.patch.object(place, name, run))
             host = self._host()
             return job.merge_and_check(
-                host, self._loras(host), SMALL, SETTINGS, lambda *_: self._reached("")
+                host, self._loras(host), SMALL, SETTINGS, lambda *_: moments.reached()
             )
 
-    def _in_part(self, place: Any, name: str, part: str) -> Callable[..., Any]:
-        original = getattr(place, name)
+    def moments(self, fault: tuple[int, Kind] | None = None) -> Moments:
+        return Moments(self.layers, fault)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self._part.append(part)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._part.pop()
-
-        return run
-
-    def _worker(self, *args: Any) -> Any:
-        worker = _WORKER(*args)
-        self._workers.append(weakref.ref(worker))
-        return worker
-
-    def _called(self, module: nn.Module, args: object) -> None:
-        if module in self.layers:
-            self._reached(self.layers[module])
-
-    def _reached(self, path: str) -> None:
-        moment = Moment(self._part[-1], path, len(self.moments))
-        self.moments.append(moment)
-        if self._armed is not None:
-            number, kind = self._armed
-            if moment.number == number or (kind.stays and moment.number > number):
-                raise kind.error()
-
-    def running(self) -> int:
-        """Return how many forward calls still wait."""
-        return sum(worker() is not None for worker in self._workers)
+    def again(self) -> dict[str, torch.Tensor]:
+        """Merge with nothing going wrong, and return the merged LoRA's tensors."""
+        return factors_of(self.result(self.moments()))
 
 
-def hooks_of(model: nn.Module) -> int:
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
-        for module in model.modules()
-    )
+def in_part(moments: Moments, part: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that notes that moments are in its part of the merge."""
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before, moments.part = moments.part, part
+        try:
+            return original(*args, **kwargs)
+        finally:
+            moments.part = before
 
-def torch_modes() -> tuple[object, ...]:
-    return (
-        torch.is_inference_mode_enabled(),
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cpu"),
-    )
+    return run
 
 
 def patches_of(patcher: Any) -> tuple[object, ...]:
@@ -259,11 +184,7 @@ class State:
             tuple(map(hooks_of, merge.models)),
             torch_modes(),
             tuple(map(patches_of, (merge.model, merge.clip.patcher))),
-            {
-                f"{number}.{name}": tensor
-                for number, model in enumerate(merge.models)
-                for name, tensor in model.state_dict().items()
-            },
+            weights_of(*merge.models),
         )
 
     def copy(self) -> State:
@@ -273,20 +194,7 @@ class State:
         """Return what is not the same in another state."""
         names = ("hooks", "modes", "patches")
         changed = [name for name in names if getattr(self, name) != getattr(other, name)]
-        same = self.weights.keys() == other.weights.keys() and all(
-            torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items()
-        )
-        return changed if same else [*changed, "weights"]
-
-
-def differs(result: MergeResult, expected: MergeResult) -> bool:
-    """Return whether a merge differs from another one in any bit."""
-    found, wanted = result.adapter.deltas, expected.adapter.deltas
-    return found.keys() != wanted.keys() or not all(
-        torch.equal(getattr(found[path], factor), getattr(wanted[path], factor))
-        for path in wanted
-        for factor in ("up", "down")
-    )
+        return changed if same_tensors(self.weights, other.weights) else [*changed, "weights"]
 
 
 def chosen(moments: list[Moment]) -> list[Moment]:
@@ -302,27 +210,33 @@ def chosen(moments: list[Moment]) -> list[Moment]:
 
 
 def each_layer_once(moments: list[Moment]) -> list[Moment]:
-    """Return one moment of each layer, from one part of the merge after the other."""
+    """Return one moment of each layer, in the part of the merge that has the fewest of them yet."""
     of_layers: dict[str, list[Moment]] = {}
     for moment in moments:
         of_layers.setdefault(moment.path, []).append(moment)
-    return [found[7 * number % len(found)] for number, found in enumerate(of_layers.values())]
+    taken: Counter[str] = Counter()
+    found = []
+    for of_layer in of_layers.values():
+        found.append(min(of_layer, key=lambda moment: taken[moment.part]))
+        taken[found[-1].part] += 1
+    return found
 
 
 def complaints(merge: Merge, moment: Moment, kind: Kind, before: State) -> list[str]:
     """Let a merge go wrong, and return what is not as it should be."""
     latent_cache._MEMORIES.clear()
     found = []
+    moments = merge.moments((moment.number, kind))
     try:
-        merge.result((moment.number, kind))
+        merge.result(moments)
         found.append("it ended without an error")
     except BaseException as error:
         if not isinstance(error, kind.ends_in):
             found.append(f"it ended in {type(error).__name__}: {error}")
     found += before.changes(State.of(merge))
-    if merge.running():
+    if moments.waiting():
         gc.collect()
-        found += ["forward calls wait"] * (merge.running() > 0)
+        found += ["forward calls wait"] * (moments.waiting() > 0)
     return found
 
 
@@ -331,10 +245,12 @@ def main(everywhere: bool) -> None:
     torch.set_num_threads(1)
     merge = Merge()
     before = State.of(merge).copy()
-    expected = merge.result()
-    moments = chosen(merge.moments)
-    assert not differs(merge.result(), expected)  # on the sampling runs that were kept
+    watched = merge.moments()
+    expected = factors_of(merge.result(watched))
+    moments = chosen(watched.all)
+    assert same_tensors(merge.again(), expected)  # on the sampling runs that were kept
     assert not before.changes(State.of(merge))
+    asked = outside.refuse()
     process = psutil.Process()
     held = bytes_of_tensors(merge)
     resident = process.memory_info().rss
@@ -346,7 +262,7 @@ def main(everywhere: bool) -> None:
         found = complaints(merge, moment, KINDS[name], before)
         if everywhere or number % 10 == 0:
             counts["merges after a fault"] += 1
-            if differs(merge.result(), expected):
+            if not same_tensors(merge.again(), expected):
                 found.append("the next merge differs")
             if (now := bytes_of_tensors(merge)) != held:
                 found.append(f"tensors hold {now - held} bytes more")
@@ -354,7 +270,12 @@ def main(everywhere: bool) -> None:
             wrong += 1
             print(json.dumps({"fault": name, **vars(moment), "wrong": found}), flush=True)
     grown = (process.memory_info().rss - resident) / 1e6
-    told = {"layers": len(merge.layers), "wrong": wrong, "grown MB": round(grown, 1)}
+    told = {
+        "asked": asked,
+        "layers": len(merge.layers),
+        "wrong": wrong,
+        "grown MB": round(grown, 1),
+    }
     print(json.dumps({**told, **counts}), flush=True)
 
 

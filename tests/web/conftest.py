@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     for seed, name in enumerate(("first", "second", "third"), start=1):
         write_lora(base / "models" / "loras" / f"{name}.safetensors", seed=seed)
     with ComfyServer(
-        find_comfyui(cache_folder()), base, base / "server.log", device="cpu", start_seconds=600
+        find_comfyui(cache_folder()), base, base / "server.log", device="cpu"
     ) as running:
         yield running
 

@@ -186,11 +186,11 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         frontend.load(prompt, path.stem)
         fixed_seeds(frontend)
         whole(frontend)  # what is out of sight has no height
-        frontend.page.wait_for_timeout(1000)  # trigger words come from the server
+        frontend.words_shown()
         arrange(frontend, prompt)
         add_note(frontend, NOTES[path.stem])
         place = whole(frontend)
-        frontend.page.wait_for_timeout(500)
+        frontend.settle()
         width = round(place["width"] * READABLE / frontend.page.evaluate("app.canvas.ds.scale"))
         picture = frontend.page.screenshot(clip=place)
         save(
@@ -228,11 +228,11 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     dialog = page.get_by_role("dialog")
     dialog.get_by_text(PACK, exact=True).click()
     dialog.get_by_text("merge_two_loras").first.wait_for()
-    page.wait_for_timeout(2000)  # the thumbnails
+    frontend.pictures_shown()
     shoot("1_template")
     dialog.get_by_text("merge_two_loras").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
-    page.wait_for_timeout(1000)
+    frontend.words_shown()
     shoot("2_workflow", clip=whole(frontend))
     lora = 2
     second = 3
@@ -242,7 +242,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     for node, name in ((lora, "sks_dog"), (second, "ink_wash")):
         frontend.set_widgets(node, lora_name=f"{name}.safetensors")
     frontend.set_widgets(prompt, text="a photo of sks dog in a garden, ink wash style")
-    page.wait_for_timeout(1000)
+    page.locator(".iteris-word", has_text="ink wash style").first.wait_for(state="attached")
     frontend.show(lora, left=430, top=130)
     shoot("3_loras")
     frontend.set_widgets(calibration, trajectories=4, timesteps=2, sampling_steps=4, resolution=128)
@@ -287,7 +287,6 @@ def main() -> None:
                 base,
                 base / "server.log",
                 device="cpu",
-                start_seconds=600,
             ) as server,
             browser.chromium(browser.find_chromium()) as chromium,
         ):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from waiting import HANGS
 
 HERE = Path(__file__).parent
 
@@ -26,7 +27,7 @@ def test_modules():
         [node, "--test", *map(str, HERE.glob("*.test.mjs"))],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout or "fail 0" in done.stdout

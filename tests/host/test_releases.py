@@ -1,0 +1,66 @@
+"""What a released version has saved runs in this one: a workflow, and the recipe in a merged LoRA."""
+
+import json
+import shutil
+
+import pytest
+from make_release import RELEASES
+from safetensors import safe_open
+
+VERSIONS = sorted(path.name for path in RELEASES.iterdir())
+
+
+@pytest.fixture(params=VERSIONS)
+def release(request, host):
+    """The folder of a version, whose LoRAs are among those of the server."""
+    folder = RELEASES / request.param
+    for path in folder.glob("*.safetensors"):
+        shutil.copyfile(path, host.loras / path.name)
+    return folder
+
+
+def recipe_in(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["iteris.recipe"])
+
+
+def settings_of(recipe):
+    """Return what a recipe asks for, without what made it and where its prompts were read."""
+    loras = [{**lora, "prompts_from": ""} for lora in recipe["loras"]]
+    made_on = {"base", *(key for key in recipe if key.endswith("_version"))}
+    return {key: value for key, value in recipe.items() if key not in made_on} | {"loras": loras}
+
+
+def test_there_is_a_release():
+    assert "0.1.0" in VERSIONS
+
+
+def test_its_workflow_runs_and_means_the_same(host, release):
+    nodes = json.loads((release / "workflow_api.json").read_text(encoding="utf-8"))
+    outputs = host.run(nodes)["outputs"]
+    [path] = (host.output / "loras").glob("released_merged.safetensors")
+    assert outputs["6"]["text"][:2] == [
+        str(path),
+        "read back: 4 of 4 modules, largest difference 0",
+    ]
+    assert outputs["12"]["images"]
+    then = settings_of(recipe_in(release / "released_merged.safetensors"))
+    now = settings_of(recipe_in(path))
+    path.unlink()
+    assert {key: now.get(key) for key in then} == then
+
+
+def test_its_recipe_runs_and_means_the_same(host, release):
+    nodes = json.loads((release / "workflow_api.json").read_text(encoding="utf-8"))
+    nodes = {key: nodes[key] for key in "156"}
+    recipe = {"lora_name": "released_merged.safetensors", "check_files": True}
+    nodes["2"] = {"class_type": "IterISRecipe", "inputs": recipe}
+    merge = nodes["5"]["inputs"]
+    merge.update(tasks=["2", 0], calibration=["2", 1], settings=["2", 5])
+    nodes["6"]["inputs"]["file_name"] = "loras/released_again"
+    host.run(nodes)
+    [path] = (host.output / "loras").glob("released_again.safetensors")
+    then = settings_of(recipe_in(release / "released_merged.safetensors"))
+    now = settings_of(recipe_in(path))
+    path.unlink()
+    assert {key: now.get(key) for key in then} == then

@@ -1,0 +1,86 @@
+"""Keep a workflow and a merged LoRA of this version, for the tests of later versions.
+
+    python tests/support/make_release.py
+
+makes `tests/data/releases/VERSION`: two LoRAs, the first template with small settings as ComfyUI's
+frontend saves it and as it posts it, and the LoRA that this merge saves, with its recipe. It needs a
+Chromium. Once a version is released, its folder stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import browser
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from iteris_core import __version__
+from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
+from iteris_core.cli.demo.client import ComfyClient
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+
+ROOT = Path(__file__).parents[2]
+RELEASES = ROOT / "tests" / "data" / "releases"
+LAYERS = re.compile(r"mid_block.*attn2")
+# node of merge_two_loras -> what is set on it
+WIDGETS = {
+    1: {"ckpt_name": "sd15.safetensors"},
+    2: {"lora_name": "released_first.safetensors", "strength_model": 0.9, "prompts": "a demo1 hat"},
+    3: {"lora_name": "released_second.safetensors", "weight": 1.5},
+    4: {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64, "seed": 7},
+    5: {"rank": 1, "precision": "float32", "alpha": 0.001},
+    6: {"file_name": "loras/released_merged"},
+    7: {"text": "a demo1 hat"},
+    9: {"width": 64, "height": 64},
+    10: {"steps": 1},
+}
+
+
+def write_loras(folder: Path) -> None:
+    """Write two LoRAs of four layers."""
+    for seed, name in enumerate(("first", "second"), 1):
+        path = folder / f"released_{name}.safetensors"
+        write_lora(path, seed=seed, rank=1)
+        with safe_open(path, "pt") as file:
+            few = {key: file.get_tensor(key) for key in file.keys() if LAYERS.search(key)}  # noqa: SIM118
+            metadata = file.metadata()
+        save_file(few, path, metadata)
+
+
+def main() -> None:
+    kept = RELEASES / __version__
+    kept.mkdir(parents=True, exist_ok=True)
+    write_loras(kept)
+    template = json.loads((ROOT / "workflows" / "merge_two_loras.json").read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
+        (base / "models" / "loras").mkdir()
+        for path in kept.glob("released_*.safetensors"):
+            (base / "models" / "loras" / path.name).write_bytes(path.read_bytes())
+        comfyui = find_comfyui(cache_folder())
+        with (
+            ComfyServer(comfyui, base, base / "server.log", device="cpu") as server,
+            browser.chromium(browser.find_chromium()) as chromium,
+        ):
+            frontend = browser.Frontend(chromium, server.address)
+            frontend.load(template, "released")
+            for node, values in WIDGETS.items():
+                frontend.set_widgets(node, **values)
+            write(kept / "workflow.json", frontend.workflow())
+            write(kept / "workflow_api.json", frontend.prompt())
+            ComfyClient(server.address).run(frontend.prompt())
+        merged = base / "output" / "loras" / "released_merged.safetensors"
+        (kept / merged.name).write_bytes(merged.read_bytes())
+
+
+def write(path: Path, content: browser.Json) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""A workflow that a released version has saved opens in the frontend, and posts what it posted then."""
+
+import json
+
+import pytest
+from make_release import RELEASES
+
+
+@pytest.mark.parametrize("folder", sorted(RELEASES.iterdir()), ids=lambda folder: folder.name)
+def test_a_saved_workflow_opens_as_it_was(frontend, folder):
+    posted = json.loads((folder / "workflow_api.json").read_text(encoding="utf-8"))
+    frontend.load(json.loads((folder / "workflow.json").read_text(encoding="utf-8")), "released")
+    prompt = frontend.prompt()
+    assert prompt.keys() == posted.keys()
+    for key, node in posted.items():
+        inputs = prompt[key]["inputs"]
+        assert prompt[key]["class_type"] == node["class_type"]
+        assert {name: inputs.get(name) for name in node["inputs"]} == node["inputs"], key
+    assert frontend.errors == []
