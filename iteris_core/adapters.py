@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .devices import moved
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError, ConfigError, SolveError
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,21 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
                     f"{tuple(vector.shape)}, and adapter {other.name!r} by {tuple(shape)}; they "
                     "were made for two models. Leave one of them out"
                 )
+
+
+def check_result(merged: Adapter) -> Adapter:
+    """Return a merged adapter, all of whose numbers are finite.
+
+    Raises:
+        SolveError: They are not; names the layer or parameter.
+    """
+    place = unusable_place(merged)
+    if place is not None:
+        raise SolveError(
+            f"the merge of {merged.name!r} has NaN or infinity in its change of {place!r}, so "
+            "there is nothing to save; lower the strengths, or save in bfloat16 or float32"
+        )
+    return merged
 
 
 def unusable_place(adapter: Adapter) -> str | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .adapters import Adapter, check_adapters, mean_vectors, target_layers
+from .adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
 from .config import MergeConfig
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
@@ -96,7 +96,9 @@ def merge(
         {path: layer.saved for path, layer in result.layers.items()},
         vectors=mean_vectors(problem.adapters),
     )
-    return MergeResult(merged, _report(adapters, config, result, notes), result.outputs)
+    return MergeResult(
+        check_result(merged), _report(adapters, config, result, notes), result.outputs
+    )
 
 
 def _report(

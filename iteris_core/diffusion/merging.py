@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..adapters import Adapter, check_adapters, mean_vectors, target_layers
+from ..adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
@@ -67,7 +67,7 @@ def merge_diffusion(
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     name = " + ".join(lora.adapter.name for lora in used)
-    merged = Adapter(name, deltas, vectors=mean_vectors(solver.adapters))
+    merged = check_result(Adapter(name, deltas, vectors=mean_vectors(solver.adapters)))
     report = _report([part.report for part in parts], loras, merged, calibration)
     settings = settings_of([lora.use for lora in loras], calibration, config)
     return MergeResult(merged, replace(report, settings=settings))
