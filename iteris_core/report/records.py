@@ -59,9 +59,11 @@ class TaskAtLayerReport:
 
     Args:
         task: Name of the task.
-        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect. Where the teacher wears
-            nothing: what the merged adapter adds on the task's inputs, relative to what all
-            adapters stacked would add.
+        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
+            ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
+            that cancel, so that of a float32 or half-precision network what is below 3e-4 is
+            rounding. Where the teacher wears nothing: what the merged adapter adds on the task's
+            inputs, relative to what all adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
         tokens: Number of tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
@@ -94,7 +96,7 @@ class LayerReport:
         rank: Rank of the merged delta.
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
-            to 1.
+            to 1. As in `kept`, the rounding to the precision that is saved does not count.
         plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
         kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
             cut was considered.

@@ -369,6 +369,9 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     ("more", "said"),
     [
         (["--strength", "1,x"], "--strength is '1,x'"),
+        (["--strength", "nan,1"], "--strength is 'nan,1'"),
+        (["--strength", "1,inf"], "--strength is '1,inf'"),
+        (["--strength", "1,1e400"], "--strength is '1,1e400'"),
         (["--strength", "1"], "there are 2 LoRAs and 1 values of --strength"),
         (["--weights", "1,2,3"], "there are 2 LoRAs and 3 values of --weights"),
         (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
