@@ -241,7 +241,10 @@ def unusable_place(adapter: Adapter) -> str | None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_meta and bool(torch.isfinite(tensor).all())
+    if tensor.is_meta:
+        return False
+    # one pass without a copy; a sum may overflow where no number is infinite
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all())
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:
