@@ -381,6 +381,25 @@ def test_training_mode_alone_is_no_fault():
     merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
 
 
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_a_model_that_writes_all_its_answers_into_one_tensor_loses_none(engine):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    buffer = toy.run(net.model, [task.samples[0].teacher for task in tasks])  # 2 rows
+
+    def into_one(rows):
+        return buffer.copy_(toy.run(net.model, rows))
+
+    config = toy.exact(samples_per_chunk=1, engine=engine)
+    found, expected = (
+        merge(net.network(forward), adapters, tasks, config).outputs for forward in (into_one, None)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        for pair, other in zip(mine, theirs, strict=True):
+            assert all(torch.equal(row, same) for row, same in zip(pair, other, strict=True))
+
+
 # --- what no figure sees ---
 
 
