@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .devices import moved
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError, ConfigError, SolveError
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,21 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
                 )
 
 
+def check_result(merged: Adapter) -> Adapter:
+    """Return a merged adapter, all of whose numbers are finite.
+
+    Raises:
+        SolveError: They are not; names the layer or parameter.
+    """
+    place = unusable_place(merged)
+    if place is not None:
+        raise SolveError(
+            f"the merge of {merged.name!r} has NaN or infinity in its change of {place!r}, so "
+            "there is nothing to save; lower the strengths, or save in bfloat16 or float32"
+        )
+    return merged
+
+
 def unusable_place(adapter: Adapter) -> str | None:
     """Return the first layer or parameter whose change is not made of finite numbers, or None."""
     for path, delta in adapter.deltas.items():
@@ -226,7 +241,10 @@ def unusable_place(adapter: Adapter) -> str | None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_meta and bool(torch.isfinite(tensor).all())
+    if tensor.is_meta:
+        return False
+    # one pass without a copy; a sum may overflow where no number is infinite
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all())
 
 
 def target_layers(adapters: Sequence[Adapter]) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .adapters import Adapter, check_adapters, mean_vectors, target_layers
+from .adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
 from .config import MergeConfig
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
@@ -96,7 +96,9 @@ def merge(
         {path: layer.saved for path, layer in result.layers.items()},
         vectors=mean_vectors(problem.adapters),
     )
-    return MergeResult(merged, _report(adapters, config, result, notes), result.outputs)
+    return MergeResult(
+        check_result(merged), _report(adapters, config, result, notes), result.outputs
+    )
 
 
 def _report(
@@ -106,6 +108,7 @@ def _report(
     if idle:
         text = f"left out, since they change nothing here: {', '.join(idle)}"
         notes = [*notes, Note("left_out", text)]
+    notes = [*notes, *notes_about_vectors(adapters)]
     return MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
@@ -137,6 +140,32 @@ def check_given_the_same(
         for path, delta in adapter.deltas.items()
     ]
     ranks.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
+
+
+def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:
+    """Return a note about changes of biases and norms, which no figure of a report sees.
+
+    It tells how far their mean is from each adapter's own: ``||v_k - mean|| / ||v_k||``.
+    """
+    used = [adapter for adapter in adapters if not adapter.is_idle]
+    mean = mean_vectors(used)
+    if not mean:
+        return []
+    losses = []
+    for adapter in used:
+        own = {path: vector.double() for path, vector in adapter.vectors.items()}
+        size = sum(vector.square().sum().item() for vector in own.values())
+        lost = sum((v - mean[path].double()).square().sum().item() for path, v in own.items())
+        if size:
+            losses.append(f"{adapter.name} {(lost / size) ** 0.5:.0%}")
+    lost_by = f" (distance of the mean: {', '.join(losses)})" if losses else ""
+    return [
+        Note(
+            "vectors",
+            f"{len(mean)} bias and norm changes are merged by their mean{lost_by}; the "
+            "calibration ran without them, and no figure here counts them",
+        )
+    ]
 
 
 def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:

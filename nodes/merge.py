@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..iteris_core.report.records import Note
 
 PRECISIONS = ("float16", "bfloat16", "float32")
+logger = logging.getLogger("iteris")
 METHODS = list(get_args(Method))
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 
@@ -263,6 +265,8 @@ class Merge(io.ComfyNode):
         watch = host.layer_teller(node_id)
         result = merge_and_check(base, loras, calibration, settings, progress, watch)
         report = result.report
+        for warning in report.warnings:
+            logger.warning(warning)
         # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
         sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(loras)]
         return io.NodeOutput(

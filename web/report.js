@@ -42,7 +42,8 @@ export function median(values) {
   return last < 0 ? undefined : (sorted[Math.floor(last / 2)] + sorted[Math.ceil(last / 2)]) / 2;
 }
 
-const rounded = (value) => Number(value.toPrecision(DIGITS));
+// of a figure that is no finite number, JSON has null
+const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIGITS)));
 
 /**
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
@@ -97,9 +98,9 @@ function overall(report, tasks) {
   return lines;
 }
 
-function warnings({ unmatched = {} }) {
+function warnings({ warnings: failed = [], unmatched = {} }) {
   const found = Object.entries(unmatched).filter(([, keys]) => keys.length);
-  return found.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`);
+  return [...failed, ...found.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`)];
 }
 
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */

@@ -265,7 +265,7 @@ def write_json(content: Mapping[str, Any], file: Path | None) -> None:
 
 def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path | None) -> None:
     """Print the report and where the result is, and write the report to a file if one was asked
-    for.
+    for. What the merge fails is on stderr, too.
 
     Args:
         name: Name of the merged adapter.
@@ -277,5 +277,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path |
     typer.echo(str(report))
     if output != asked:
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
+    for warning in report.warnings:
+        typer.echo(warning, err=True)
     typer.echo(f"saved to {output}")
     write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)

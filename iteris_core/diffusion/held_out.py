@@ -76,18 +76,21 @@ class HeldOutCheck:
         parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
         plans = make_check_plans(own_names([lora.use for lora in used]), self.calibration)
         texts = [text for text, _ in parts]
-        contexts, base_contexts = _contexts(self.model, plans, texts, self.samples_per_chunk)
+        readers = _contexts(self.model, plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
         with self.model.denoiser() as network:
             sampler = Sampler.of(self.model, network, self.calibration)
-            runs = runs_of(plans, contexts)
+            runs = runs_of(plans, readers.own)
 
             def measured(size: int) -> tuple[TaskFidelity, ...]:
                 latents = sampler.sample(of_denoiser[:-1], runs, size, self.progress)
-                base_rows = [
-                    [sample.student_reads for sample in plan.samples(base_contexts, latents)]
-                    for plan in plans
-                ]
+                base_rows, average_rows = (
+                    [
+                        [sample.student_reads for sample in plan.samples(contexts, latents)]
+                        for plan in plans
+                    ]
+                    for contexts in (readers.base, readers.average)
+                )
                 masks = [
                     plan.masks(latents) if isinstance(plan, TogetherPlan) else None
                     for plan in plans
@@ -100,10 +103,17 @@ class HeldOutCheck:
                 measured = fidelity(
                     network,
                     of_denoiser[:-1],
-                    [Task(plan.name, plan.samples(contexts, latents), plan.mix) for plan in plans],
+                    [
+                        Task(plan.name, plan.samples(readers.own, latents), plan.mix)
+                        for plan in plans
+                    ],
                     of_denoiser[-1],
                     samples_per_chunk=size,
-                    comparison=Comparison(lambda task, sample: base_rows[task][sample], counts),
+                    comparison=Comparison(
+                        lambda task, sample: base_rows[task][sample],
+                        lambda task, sample: average_rows[task][sample],
+                        counts,
+                    ),
                     progress=self.progress,
                 )
                 return tuple(
@@ -180,14 +190,28 @@ def unseen_captions(
     return [chance.choice(unseen or list(lora.prompts)) for _ in range(calibration.held_out)]
 
 
+@dataclass(frozen=True)
+class _Readers:
+    """What the rows of `fidelity` read of each plan's captions.
+
+    Args:
+        own: What teachers and the merged model read.
+        base: What reference rows read.
+        average: What the average of the LoRAs reads.
+    """
+
+    own: Contexts
+    base: Contexts
+    average: Contexts
+
+
 def _contexts(
     model: DiffusionHost,
     plans: Sequence[CheckPlan],
     adapters: Sequence[Adapter],
     samples_per_chunk: int,
-) -> tuple[Contexts, Contexts]:
-    """Return each plan's contexts as teacher and merged model read them, and as the reference rows
-    of `fidelity` read them.
+) -> _Readers:
+    """Return each plan's contexts.
 
     Args:
         model: The base model.
@@ -196,12 +220,17 @@ def _contexts(
         samples_per_chunk: Samples of one forward call, two rows each.
     """
     tokenized = tokenize_all(model, [plan.readings() for plan in plans])
-    contexts: dict[tuple[Plan, Reading], Context] = {}
+    own: dict[tuple[Plan, Reading], Context] = {}
     bases: dict[tuple[Plan, Reading], Context] = {}
+    averages: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
     stacked = {k: 1.0 for k in range(last)}
+    average = {k: 1 / last for k in stacked}
     worn = {
-        plan: [tuple(mix.items()) for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked)]
+        plan: [
+            tuple(mix.items())
+            for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked, average)
+        ]
         for plan in plans
     }
     texts = {
@@ -217,10 +246,11 @@ def _contexts(
     )
     for plan, mixes in worn.items():
         for reading in plan.readings():
-            teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
-            contexts[plan, reading] = tokenized.context(reading, teacher, student)
+            teacher, student, base, of_all = (written[reading.teacher, mix] for mix in mixes)
+            own[plan, reading] = tokenized.context(reading, teacher, student)
             bases[plan, reading] = tokenized.context(reading, base, base)
-    return contexts, bases
+            averages[plan, reading] = tokenized.context(reading, of_all, of_all)
+    return _Readers(own, bases, averages)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..adapters import check_adapters
+from ..adapters import check_adapters, check_result
 from ..config import MergeConfig
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError, SolveError
@@ -204,13 +204,16 @@ def checked(
     if not correct_strength:
         return replace(result, report=replace(result.report, fidelity=measured))
     factor = strength_correction(measured)
-    scaled = result.adapter.scaled(factor)
+    scaled = check_result(result.adapter.scaled(factor))
     before = ", ".join(
         f"{entry.task} {entry.strength:.2f}"
         for entry in measured
         if entry.kind == "own" and entry.strength is not None
     )
-    note = Note("strength", f"scaled by {factor:.3f}; strength before: {before}")
+    note = Note(
+        "strength",
+        f"scaled by {factor:.3f}; strength before: {before}. The layers' figures are those before",
+    )
     report = replace(
         result.report,
         fidelity=check.measure(scaled),

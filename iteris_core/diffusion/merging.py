@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..adapters import Adapter, check_adapters, mean_vectors, target_layers
+from ..adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError
-from ..merging import MergeResult, merge, smallest_size
+from ..merging import MergeResult, merge, notes_about_vectors, smallest_size
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
@@ -67,8 +67,8 @@ def merge_diffusion(
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     name = " + ".join(lora.adapter.name for lora in used)
-    merged = Adapter(name, deltas, vectors=mean_vectors(solver.adapters))
-    report = _report([part.report for part in parts], loras, merged, calibration)
+    merged = check_result(Adapter(name, deltas, vectors=mean_vectors(solver.adapters)))
+    report = _report([part.report for part in parts], loras, calibration)
     settings = settings_of([lora.use for lora in loras], calibration, config)
     return MergeResult(merged, replace(report, settings=settings))
 
@@ -309,7 +309,6 @@ def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
 def _report(
     reports: Sequence[MergeReport],
     loras: Sequence[LoadedLora],
-    merged: Adapter,
     calibration: Calibration,
 ) -> MergeReport:
     """Return one report of both parts, with notes about LoRAs that were omitted."""
@@ -319,14 +318,7 @@ def _report(
     notes = [note for note in report.notes if note.kind == "method"]
     if idle:
         notes.append(Note("left_out", f"left out, since their strength is 0: {', '.join(idle)}"))
-    if merged.vectors:
-        notes.append(
-            Note(
-                "vectors",
-                f"{len(merged.vectors)} bias and norm changes are merged by their mean; "
-                "calibration ran without them",
-            )
-        )
+    notes += notes_about_vectors(used)
     if calibration.scene_weight and len(used) == 1:
         notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))
     return replace(

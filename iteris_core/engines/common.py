@@ -134,7 +134,9 @@ def reached_twice(path: str) -> CalibrationError:
 def run_chunk(network: Network, chunk: Chunk) -> Any:
     """Run one forward call, in a context in which hooks can ask for its chunk."""
     _current_chunk.set(chunk)
-    return network.forward(chunk.inputs)
+    answer = network.forward(chunk.inputs)
+    # a copy: the model may write its next answer into the same tensor, and answers are kept
+    return answer.clone() if isinstance(answer, Tensor) else answer
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ output, on samples that the solve did not see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from ..network import Network, in_calls
 from ..progress import Progress, nobody
 from ..ranks import Ranks
 from ..rows.wearing import wearing
-from ..tasks import Task
+from ..tasks import Sample, Task
 from .records import TaskFidelity
 
 
@@ -28,11 +29,13 @@ class Comparison:
 
     Args:
         base_reads: (task, sample) -> input of the base model's row.
+        average_reads: (task, sample) -> input of the row that wears the adapters' average.
         counts: (task, sample) -> how much each part of its output counts, a mask that the output
             can be multiplied by; None: all of it.
     """
 
     base_reads: Callable[[int, int], object]
+    average_reads: Callable[[int, int], object]
     counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
 
 
@@ -46,16 +49,17 @@ def fidelity(
     comparison: Comparison | None = None,
     progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
-    """Compare a merged adapter with each task's teacher, and with the base model.
+    """Compare a merged adapter with each task's teacher, with the base model, and with the plain
+    average of several adapters.
 
     Args:
         network: The base model; its forward returns one entry per row. Untouched afterwards.
         adapters: Adapters that the tasks' mixes name by their number.
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
-        samples_per_chunk: Number of samples of one forward call; each is three rows.
+        samples_per_chunk: Number of rows of one forward call.
         comparison: What is compared; None: whole outputs, with the base model on the teachers'
-            inputs.
+            inputs, and the average on the students'.
         progress: Listener for (samples done, samples in all); may raise to cancel.
 
     Raises:
@@ -65,25 +69,21 @@ def fidelity(
     ranks = Ranks.current()
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
+    average = {k: 1 / len(adapters) for k in everything}
     fidelities = []
     done = 0
     total = sum(len(task.samples) for task in tasks)
     for g, task in enumerate(tasks):
         wears = any(task.mix.values())
-        sums = torch.zeros(3, dtype=torch.float64)
-        reads = [
-            (
-                sample.teacher,
-                sample.student_reads,
-                sample.teacher if comparison is None else comparison.base_reads(g, i),
-            )
-            for i, sample in enumerate(task.samples)
-        ]
+        mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
+        if len(adapters) > 1:
+            mixes.append(average)
+        sums = torch.zeros(4, dtype=torch.float64)
+        reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
         keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
         calls = in_calls(keys, samples_per_chunk)
         with ranks.together():
             for numbers in ranks.share(calls):
-                mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
                 outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
                 if comparison is not None:
                     outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
@@ -91,35 +91,47 @@ def fidelity(
                 done += len(numbers)
                 progress(done, total)
             ranks.add_up([sums])
-        fidelities.append(_task_fidelity(task, wears, sums))
+        fidelities.append(_task_fidelity(task, wears, len(mixes) == 4, sums))
     return tuple(fidelities)
+
+
+def _reads_of(
+    sample: Sample, task: int, number: int, comparison: Comparison | None
+) -> tuple[object, ...]:
+    """Return what teacher, student, reference and average of a sample read."""
+    if comparison is None:
+        return sample.teacher, sample.student_reads, sample.teacher, sample.student_reads
+    others = comparison.base_reads(task, number), comparison.average_reads(task, number)
+    return sample.teacher, sample.student_reads, *others
 
 
 def _outputs(
     network: Network,
     adapters: Sequence[Adapter],
-    reads: Sequence[tuple[object, object, object]],
+    reads: Sequence[tuple[object, ...]],
     mixes: Sequence[Mapping[int, float]],
 ) -> tuple[Tensor, ...]:
-    """Return the teachers', the students' and the reference rows' outputs, (samples, ...) each.
+    """Return the outputs of the rows of each mix, (samples, ...) each.
 
     Args:
         network: See `fidelity`.
         adapters: The adapters, and the merged one last.
-        reads: What teacher, student and reference row of each sample read.
-        mixes: What teachers, students and reference rows wear.
+        reads: What each sample's rows read, one for each mix; more are left out.
+        mixes: What teachers, students, reference rows and, if asked for, the average wear.
     """
     outputs = []
-    for rows, mix in zip(zip(*reads, strict=True), mixes, strict=True):
+    for mix, rows in zip(mixes, zip(*reads, strict=True), strict=False):
         worn = [mix] * len(rows)
         folds = network.folds_rows
         with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
-            outputs.append(network.forward(list(rows)))
-    if not all(isinstance(output, Tensor) for output in outputs):
-        raise CalibrationError(
-            "the network's forward returns no tensor, so there is no output whose error could be "
-            "measured"
-        )
+            output = network.forward(list(rows))
+        if not isinstance(output, Tensor):
+            raise CalibrationError(
+                "the network's forward returns no tensor, so there is no output whose error could "
+                "be measured"
+            )
+        # a copy: a compiled model may write its next output into the same tensor
+        outputs.append(output.clone())
     return tuple(outputs)
 
 
@@ -138,19 +150,23 @@ def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[
     )
 
 
-def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) -> Tensor:
+def _squares(task: Task, *outputs: Tensor) -> Tensor:
     """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher -
-    reference||^2``.
+    reference||^2, ||average - teacher||^2``.
+
+    Args:
+        task: The task, for errors.
+        outputs: Those of teacher, student, reference, and the average if it was measured.
     """
-    teacher, student, reference = (
-        output.detach().cpu().double() for output in (teacher, student, reference)
-    )
+    teacher, student, reference, *averages = (output.detach().cpu().double() for output in outputs)
     effect = teacher - reference
+    average = averages[0] if averages else teacher
     sums = torch.stack(
         [
             (student - teacher).square().sum(),
             ((student - reference) * effect).sum(),
             effect.square().sum(),
+            (average - teacher).square().sum(),
         ]
     )
     if not torch.isfinite(sums).all():
@@ -161,10 +177,18 @@ def _squares(task: Task, teacher: Tensor, student: Tensor, reference: Tensor) ->
     return sums
 
 
-def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
-    difference, along, effect = sums.tolist()
+def _task_fidelity(task: Task, wears: bool, has_average: bool, sums: Tensor) -> TaskFidelity:
+    difference, along, effect, of_average = sums.tolist()
+    return TaskFidelity(
+        task.name,
+        _relative(difference, effect),
+        along / effect if wears and effect else None,
+        len(task.samples),
+        averaged=_relative(of_average, effect) if has_average else None,
+    )
+
+
+def _relative(difference: float, effect: float) -> float:
     # where teacher and reference are the same, any difference is infinitely worse than none
-    without_effect = float("inf") if difference else 0.0
-    error = (difference / effect) ** 0.5 if effect else without_effect
-    strength = along / effect if wears and effect else None
-    return TaskFidelity(task.name, error, strength, len(task.samples))
+    without_effect = math.inf if difference else 0.0
+    return (difference / effect) ** 0.5 if effect else without_effect

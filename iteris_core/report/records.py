@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
+
+from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
@@ -14,6 +17,8 @@ from typing import Any, Literal
 NoteKind = Literal[
     "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host"
 ]
+
+_WORST_LAYERS = 3  # that an alarm names
 
 FidelityKind = Literal["own", "together", "base"]
 
@@ -54,9 +59,11 @@ class TaskAtLayerReport:
 
     Args:
         task: Name of the task.
-        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect. Where the teacher wears
-            nothing: what the merged adapter adds on the task's inputs, relative to what all
-            adapters stacked would add.
+        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
+            ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
+            that cancel, so that of a float32 or half-precision network what is below 3e-4 is
+            rounding. Where the teacher wears nothing: what the merged adapter adds on the task's
+            inputs, relative to what all adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
         tokens: Number of tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
@@ -89,7 +96,7 @@ class LayerReport:
         rank: Rank of the merged delta.
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
-            to 1.
+            to 1. As in `kept`, the rounding to the precision that is saved does not count.
         plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
         kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
             cut was considered.
@@ -118,6 +125,7 @@ class TaskFidelity:
         samples: Number of samples.
         kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
             model's prompts.
+        averaged: The same error of the adapters' plain average; None where there is one adapter.
     """
 
     task: str
@@ -125,6 +133,7 @@ class TaskFidelity:
     strength: float | None
     samples: int
     kind: FidelityKind = "own"
+    averaged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,27 @@ class MergeReport:
     max_iter: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return asdict(self)
+        """Return the report as JSON values, with its alarms and what they say. JSON has no NaN and
+        no infinity: they are None.
+        """
+        alarms = [asdict(alarm) for alarm in self.alarms]
+        made: dict[str, Any] = _finite(
+            {**asdict(self), "alarms": alarms, "warnings": self.warnings}
+        )
+        return made
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """The tasks that something simpler does better than this merge, see `watchdog`: on unseen
+        samples, where they were measured, else by the layers' residuals.
+        """
+        unseen = bool(self.fidelity)
+        return alarms_of(self._errors_of_output() if unseen else self._errors(), unseen=unseen)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The alarms in sentences for the user, to be shown first; empty for a merge that holds."""
+        return warnings_of(self.alarms)
 
     def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
         """Return each task's (residual, layer's path), where its teacher wears something, or where
@@ -186,6 +214,47 @@ class MergeReport:
                 if entry.wears == wears:
                     by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
         return by_task
+
+    def _errors_of_output(self) -> list[TaskErrors]:
+        errors = []
+        for entry in self.fidelity:
+            wears = entry.kind != "base"
+            worst = self._worst_layers(entry.task, wears=wears)
+            errors.append(TaskErrors(entry.task, entry.output_error, entry.averaged, wears, worst))
+        return errors
+
+    def _errors(self) -> list[TaskErrors]:
+        by_task: dict[str, list[TaskAtLayerReport]] = {}
+        for layer in self.layers:
+            for entry in layer.tasks:
+                by_task.setdefault(entry.task, []).append(entry)
+        errors = []
+        for task, of_task in by_task.items():
+            wears = any(entry.wears for entry in of_task)
+            entries = [entry for entry in of_task if entry.wears == wears]
+            shared = [entry for entry in entries if entry.averaged != entry.stacked]
+            averaged = [entry.averaged for entry in shared if entry.averaged is not None]
+            errors.append(
+                TaskErrors(
+                    task,
+                    _median([entry.residual for entry in entries]),
+                    _median(averaged) if averaged else None,
+                    wears,
+                    self._worst_layers(task, wears=wears),
+                )
+            )
+        return errors
+
+    def _worst_layers(self, task: str, *, wears: bool) -> tuple[str, ...]:
+        """Return the layers with the largest residuals of a task; of all tasks of its sort, if it
+        was not measured layer by layer.
+        """
+        residuals = self.residuals(wears=wears)
+        found = residuals.get(task) or [pair for pairs in residuals.values() for pair in pairs]
+        largest: dict[str, float] = {}
+        for residual, path in found:
+            largest[path] = max(residual, largest.get(path, 0.0))
+        return tuple(sorted(largest, key=lambda path: -largest[path])[:_WORST_LAYERS])
 
     def interference(self) -> dict[tuple[str, str], tuple[float, float]]:
         """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute
@@ -207,8 +276,9 @@ class MergeReport:
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers]
         lines = [
+            *self.warnings,
             f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to "
-            f"{max(ranks, default=0)}"
+            f"{max(ranks, default=0)}",
         ]
         for wears, what in ((True, "residual"), (False, "leak")):
             for task, by_layer in self.residuals(wears=wears).items():
@@ -249,11 +319,26 @@ class MergeReport:
         return f"  stopped after {number}{allowed}, last change {self.changes[-1]:.1e}"
 
 
+def _median(errors: Sequence[float]) -> float:
+    return math.nan if any(map(math.isnan, errors)) else statistics.median(errors)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _fidelity_line(entry: TaskFidelity) -> str:
+    average = "" if entry.averaged is None else f" (plain average: {entry.averaged:.3f})"
     if entry.strength is None:
-        return f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}"
+        return (
+            f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}{average}"
+        )
     return (
-        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, "
+        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}{average}, "
         f"strength {entry.strength:.2f}"
     )
 

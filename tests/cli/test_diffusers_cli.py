@@ -47,6 +47,13 @@ CALIBRATION = Calibration(
 )
 
 
+def complaints(done):
+    """Return what stderr says besides what the report says, too: random LoRAs of a random model may
+    well fail each other.
+    """
+    return [line for line in done.stderr.splitlines() if line not in done.stdout.splitlines()]
+
+
 WANTED = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
 
 
@@ -134,7 +141,7 @@ def assert_diffusers_loads(output, family, expected):
 def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, tmp_path, style):
     output = tmp_path / "merged.safetensors"
     done = iteris(world, "--output", output, "--style", style, "--json", tmp_path / "report.json")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     assert f"saved to {output}" in done.stdout
     model, expected = merged_here(world)
     assert_same(read_lora(model, output), expected)
@@ -180,7 +187,7 @@ def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
         world / "base",
         base="base.safetensors",
     )
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     from_folder = iteris(world, "--output", tmp_path / "b.safetensors")
     assert from_folder.exit_code == 0
     first, second = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
@@ -198,7 +205,7 @@ def test_half_precision_is_close(world, tmp_path):
         "--save-dtype",
         "float16",
     )
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     assert {
         tensor.dtype
         for key, tensor in load_file(tmp_path / "m.safetensors").items()
@@ -232,7 +239,7 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
         "delta",
     ]
     done = iteris(world, "--output", output, *more)
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     config = MergeConfig(target="delta", samples_per_chunk=4, rank=3, alpha=1e-3)
     model, expected = merged_here(world, ((0.5, 0.7), (-1.0, 0.0)), config, preserve_weight=0.0)
     found = read_lora(model, output)
@@ -255,7 +262,7 @@ def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(worl
         "--json",
         tmp_path / "r" / "a.json",
     )
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     report = json.loads((tmp_path / "r" / "a.json").read_text())
     assert [entry["task"] for entry in report["fidelity"]] == [
         "one",
@@ -281,7 +288,7 @@ def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(worl
 
 def test_a_rival_method_and_its_option(world, tmp_path):
     done = iteris(world, "--output", tmp_path / "m.safetensors", "--method", "average")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     model = load_diffusers(str(world / "base"))
     one, two = (read_lora(model, world / f"{name}.safetensors") for name in ("one", "two"))
     found = read_lora(model, tmp_path / "m.safetensors")
@@ -317,7 +324,7 @@ def test_engine_ridge_balance_and_input_mix_reach_the_merge(world, tmp_path):
     done = iteris(
         world, "--output", tmp_path / "a.safetensors", *more, "--json", tmp_path / "a.json"
     )
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["settings"]["config"].items() >= config.items()
     assert len(report["changes"]) == 2
@@ -351,7 +358,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     model = load_diffusers(str(world / "base"))
     assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
     done = iteris(world, "--output", tmp_path / "b.safetensors", prompts=("a cat", ""))
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     assert (
         "two: prompts made of the file's trigger words (modelspec.trigger_phrase): a photo of a hat"
         in done.stdout
@@ -362,6 +369,9 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     ("more", "said"),
     [
         (["--strength", "1,x"], "--strength is '1,x'"),
+        (["--strength", "nan,1"], "--strength is 'nan,1'"),
+        (["--strength", "1,inf"], "--strength is '1,inf'"),
+        (["--strength", "1,1e400"], "--strength is '1,1e400'"),
         (["--strength", "1"], "there are 2 LoRAs and 1 values of --strength"),
         (["--weights", "1,2,3"], "there are 2 LoRAs and 3 values of --weights"),
         (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
@@ -435,7 +445,7 @@ def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
 def test_layers_of_very_high_rank_can_be_saved_as_full_differences(world, tmp_path):
     quick = ["--rank", "full", "--output", tmp_path / "merged.safetensors"]
     done = iteris(world, *quick, "--large-layers", "difference")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     kinds = {key.rsplit(".", 1)[1] for key in load_file(tmp_path / "merged.safetensors")}
     assert "diff" in kinds
     refused = iteris(
@@ -453,7 +463,7 @@ def test_two_files_of_one_name_are_told_apart(world, tmp_path):
         *("--lora", other, "--prompts", "hat", "--json", tmp_path / "report.json"),
         *("--output", tmp_path / "merged.safetensors"),
     )
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
     assert [lora["name"] for lora in settings["loras"]] == ["one", "two"]
     assert settings["loras"][1]["prompts"] == ["a hat", "hat"]
@@ -523,7 +533,7 @@ def test_a_lora_for_another_model_is_refused(world, tmp_path):
 def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
     output = tmp_path / "merged.safetensors"
     done = iteris(world_xl, "--output", output, command="sdxl")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     model, expected = merged_here(world_xl)
     assert_same(read_lora(model, output), expected)
     assert_diffusers_loads(output, "SDXL", expected)
@@ -547,7 +557,7 @@ def test_an_sdxl_checkpoint_that_predicts_v_gives_a_lora_that_says_so(world_xl, 
     output = tmp_path / "merged.safetensors"
     more = ["--config", world_xl / "base", "--output", output]
     done = iteris(world_xl, *more, base=path, command="sdxl")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, complaints(done)) == (0, [])
     with safe_open(output, "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
     assert all(tensor.isfinite().all() for tensor in load_file(output).values())

@@ -140,3 +140,8 @@ def test_changes_of_one_bias_in_two_shapes_are_refused():
         match=r"'b' changes 'x.bias' by numbers of shape \(5, 1\), and adapter 'a' by \(5,\)",
     ):
         check_adapters([first, second])
+
+
+def test_large_numbers_are_numbers_though_their_sum_overflows():
+    delta = LowRankDelta(torch.full((5, 2), 3e38), torch.full((2, 7), 60000.0).half())
+    check_adapters([Adapter("a", {"x": delta})])

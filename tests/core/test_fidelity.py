@@ -39,6 +39,10 @@ def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk)
         (((student - base) * wanted).sum() / wanted.square().sum()).item(), rel=1e-9
     )
     assert own.samples == 3
+    average = outputs(net, adapters, {0: 0.5, 1: 0.5}, rows)
+    assert own.averaged == pytest.approx(
+        ((average - teacher).norm() / wanted.norm()).item(), rel=1e-9
+    )
 
     rows = [sample.teacher for sample in tasks[1].samples]
     base, student, stacked = (
@@ -46,6 +50,10 @@ def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk)
     )
     leak = ((student - base).norm() / (stacked - base).norm()).item()
     assert (preserve.output_error, preserve.strength) == (pytest.approx(leak, rel=1e-9), None)
+    average = outputs(net, adapters, {0: 0.5, 1: 0.5}, rows)
+    assert preserve.averaged == pytest.approx(
+        ((average - base).norm() / (stacked - base).norm()).item(), rel=1e-9
+    )
 
 
 def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
@@ -54,6 +62,7 @@ def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
     task = Task("a", net.samples(2), {0: 1.0})
     (same,) = fidelity(net.network(), [adapter], [task], adapter)
     assert (same.output_error, same.strength) == (0.0, pytest.approx(1.0))
+    assert same.averaged is None  # a single adapter is its own average
     (nothing,) = fidelity(net.network(), [adapter], [task], Adapter("nothing", {}))
     assert (nothing.output_error, nothing.strength) == (pytest.approx(1.0), 0.0)
 
@@ -64,9 +73,8 @@ def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     first = net.make_row()
     second = net.make_row()
     task = Task("a", [Sample(first, second)], {0: 1.0})
-    (found,) = fidelity(
-        net.network(), [adapter], [task], adapter, comparison=Comparison(lambda g, i: second)
-    )
+    comparison = Comparison(lambda g, i: second, lambda g, i: first)
+    (found,) = fidelity(net.network(), [adapter], [task], adapter, comparison=comparison)
     teacher = outputs(net, [adapter], {0: 1.0}, [first])
     student, base = (outputs(net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
     assert found.output_error == pytest.approx(
@@ -102,3 +110,18 @@ def test_outputs_that_are_not_finite_are_refused():
     broken = net.network(lambda rows: toy.run(net.model, rows) * float("nan"))
     with pytest.raises(CalibrationError, match=r"task 'a'.*not finite"):
         fidelity(broken, [net.adapter()], [Task("a", net.samples(1), {0: 1.0})], net.adapter())
+
+
+def test_a_model_that_writes_all_its_outputs_into_one_tensor_is_compared_with_itself_no_more():
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = [Task("a", net.samples(2), {0: 1.0})]
+    buffer = toy.run(net.model, [sample.teacher for sample in tasks[0].samples])
+
+    def into_one(rows):
+        return buffer.copy_(toy.run(net.model, rows))
+
+    found, expected = (
+        fidelity(net.network(forward), adapters, tasks, adapters[1]) for forward in (into_one, None)
+    )
+    assert found == expected

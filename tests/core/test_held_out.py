@@ -50,28 +50,32 @@ def test_figures_are_those_of_patched_models(host, merged):
     plans = make_check_plans([lora.use for lora in loras], CALIBRATION)
     assert [entry.task for entry in measured] == [plan.name for plan in plans]
     assert [entry.kind for entry in measured] == ["own"] * 3 + ["together"] * 3 + ["base"]
-    rows = measured_rows(host, 3 * len(plans))
+    rows = measured_rows(host, 4 * len(plans))
     student_model = host.patched(result.adapter)
     stacked = host.patched(*(lora.adapter for lora in loras))
+    average = host.patched(*(lora.adapter.scaled(1 / 3) for lora in loras))
     for g, (entry, plan) in enumerate(zip(measured, plans, strict=True)):
-        asked = rows[3 * g : 3 * g + 3]
+        asked = rows[4 * g : 4 * g + 4]
         teacher_model = host.patched(*(loras[k].adapter for k in plan.mix))
-        models = [teacher_model, student_model, host if plan.mix else stacked]
+        models = [teacher_model, student_model, host if plan.mix else stacked, average]
         outputs = [model.u(*args) for model, args in zip(models, asked, strict=True)]
         if entry.kind == "together":
             kept = [half for half in plan.halves for _ in range(CALIBRATION.timesteps)]
             masks = [half.meeting.region(half.place, (4, 8, 8)) for half in kept]
             assert {mask.sum().item() for mask in masks} == {32}  # half of a picture each
             outputs = [output * torch.stack(masks)[:, None] for output in outputs]
-        teacher, student, reference = outputs
+        teacher, student, reference, averaged = outputs
+        error = ((averaged - teacher).norm() / (teacher - reference).norm()).item()
+        assert entry.averaged == pytest.approx(error, rel=1e-9)
         error = ((student - teacher).norm() / (teacher - reference).norm()).item()
         assert entry.output_error == pytest.approx(error, rel=1e-9)
         assert entry.samples == len(asked[0][0])
-        reads = zip(models, asked, captions_of(loras, plan), strict=True)
-        for model, (latents, sigma, context), captions in reads:
+        captions = captions_of(loras, plan)
+        reads = zip(models, asked, [*captions, captions[1]], strict=True)
+        for model, (latents, sigma, context), texts in reads:
             assert torch.equal(latents, asked[0][0])
             assert torch.equal(sigma, asked[0][1])
-            expected = [model.context(text, context.shape[1]) for text in captions]
+            expected = [model.context(text, context.shape[1]) for text in texts]
             assert all(any(host.is_close(found, text) for text in expected) for found in context)
 
 
@@ -207,8 +211,8 @@ def test_a_corrected_strength_is_measured_before_and_after(host):
     assert corrected.report.fidelity == check.measure(weak.adapter.scaled(factor))
     assert corrected.report.settings["strength_correction"] == factor
     assert (
-        f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}"
-        in corrected.report.notes[-1].text
+        f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' figures "
+        "are those before" in corrected.report.notes[-1].text
     )
 
 

@@ -381,6 +381,50 @@ def test_training_mode_alone_is_no_fault():
     merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
 
 
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_a_model_that_writes_all_its_answers_into_one_tensor_loses_none(engine):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    buffer = toy.run(net.model, [task.samples[0].teacher for task in tasks])  # 2 rows
+
+    def into_one(rows):
+        return buffer.copy_(toy.run(net.model, rows))
+
+    config = toy.exact(samples_per_chunk=1, engine=engine)
+    found, expected = (
+        merge(net.network(forward), adapters, tasks, config).outputs for forward in (into_one, None)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        for pair, other in zip(mine, theirs, strict=True):
+            assert all(torch.equal(row, same) for row, same in zip(pair, other, strict=True))
+
+
+# --- what no figure sees ---
+
+
+def test_a_merge_tells_that_biases_are_outside_its_figures_and_what_their_mean_loses():
+    net = toy.build("stack")
+    both, one, none = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0]), torch.zeros(2)
+    adapters = [
+        replace(net.adapter("a"), vectors={"norm.weight": both, "x.bias": one}),
+        replace(net.adapter("b"), vectors={"norm.weight": both, "x.bias": none}),
+        net.adapter("c"),
+        Adapter("idle", {}),
+    ]
+    tasks = toy.own_tasks(net, adapters)
+    notes = toy.merge_toy(net, adapters, tasks).report.notes
+    (found,) = [note.text for note in notes if note.kind == "vectors"]
+    # of a: ((2 - 4/3)^2 + (4 - 4/3)^2) / (4 + 16), of b: (2 - 4/3)^2 / 4, and the rest is not b's
+    assert found.startswith(
+        "2 bias and norm changes are merged by their mean (distance of the mean: "
+    )
+    assert "a 61%" in found
+    assert found.endswith("no figure here counts them")
+    notes = toy.merge_toy(net, adapters[2:], toy.own_tasks(net, adapters[2:3])).report.notes
+    assert [note for note in notes if note.kind == "vectors"] == []
+
+
 # --- numbers that are none ---
 
 

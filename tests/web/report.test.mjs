@@ -108,6 +108,20 @@ test("a block's layers come with who suffers, the worst first", () => {
   assert.deepEqual(layersOf(model, "OUT01"), []);
 });
 
+test("what a merge fails comes before all other warnings", () => {
+  const model = figures({ ...REPORT, warnings: ["WARNING: the merge fails cat", "Try this"] });
+  assert.deepEqual(model.warnings.slice(0, 2), ["WARNING: the merge fails cat", "Try this"]);
+  assert.equal(model.warnings.length, 3);
+});
+
+test("a figure that is no finite number is null, and drawn as none", () => {
+  const fidelity = [{ task: "cat", output_error: null, strength: null }];
+  const layers = [layer(`${UNET}input_blocks.1.1.proj_in`, 4, ["cat", null, true])];
+  const model = figures({ layers, fidelity });
+  assert.deepEqual(model.unseen, [{ name: "cat", error: null, strength: null }]);
+  assert.equal(model.overall[0].worst, null);
+});
+
 test("a report without layers is an empty picture", () => {
   const model = figures({ layers: [] });
   assert.deepEqual([model.overall, bars(model), model.warnings, model.notes], [[], [], [], []]);

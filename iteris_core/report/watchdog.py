@@ -1,0 +1,138 @@
+"""What a merge does worse than something simpler would do: found in its figures, told in words.
+
+A merge that solved every layer may still have failed: LoRAs that want opposite things, a ridge that
+is far too small or too large, too few samples. The figures that a report has anyway show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+# What does better: the base model alone; the LoRAs' average; all LoRAs stacked.
+Simpler = Literal["nothing", "average", "stack"]
+
+# An error counts as larger than another from this factor on, and only if it is worth a word.
+_MARGIN = 1.02
+_SMALLEST = 0.05
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A task that something simpler does better than the merged adapter.
+
+    Args:
+        task: Name of the task.
+        than: What does better.
+        error: Error of the merged adapter: of the network's output, or the median over layers.
+        other: The same error of what does better.
+        unseen: Whether the errors are those of the network's output on samples that the solve did
+            not see; else they are the layers' residuals on the samples of the solve.
+        layers: The layers where the task suffers most, the worst first.
+    """
+
+    task: str
+    than: Simpler
+    error: float
+    other: float
+    unseen: bool
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskErrors:
+    """The errors of one task, of the network's output on samples that the solve did not see, or the
+    medians over layers.
+
+    Args:
+        task: Name of the task.
+        error: That of the merged adapter; that of the base model is 1, or of all adapters stacked
+            where the teacher wears nothing.
+        averaged: That of the adapters' average; None where it was not measured, or where an adapter
+            is alone, since it is its own average.
+        wears: Whether the teacher wears anything.
+        layers: The layers where the task suffers most, the worst first.
+    """
+
+    task: str
+    error: float
+    averaged: float | None
+    wears: bool
+    layers: tuple[str, ...]
+
+
+def alarms_of(errors: Sequence[TaskErrors], *, unseen: bool) -> tuple[Alarm, ...]:
+    """Return the tasks that something simpler does better.
+
+    Args:
+        errors: The errors of all tasks.
+        unseen: See `Alarm`.
+    """
+    loses = _loses_to_average(errors)
+    alarms = []
+    for found in errors:
+        if _is_larger(found.error, 1.0):
+            than: Simpler = "nothing" if found.wears else "stack"
+            other = 1.0
+        elif (
+            loses
+            and found.wears
+            and found.averaged is not None
+            and _is_larger(found.error, found.averaged)
+        ):
+            than = "average"
+            other = found.averaged
+        else:
+            continue
+        alarms.append(Alarm(found.task, than, found.error, other, unseen, found.layers))
+    return tuple(alarms)
+
+
+def warnings_of(alarms: Sequence[Alarm]) -> list[str]:
+    """Return the alarms in sentences for the user, and last what to try; empty without any."""
+    if not alarms:
+        return []
+    kinds = {alarm.than for alarm in alarms}
+    advice = [words for than, words in _ADVICE.items() if than in kinds]
+    return [*map(_sentence, alarms), f"Try this: {'; '.join(advice)}."]
+
+
+_ADVICE: dict[Simpler, str] = {
+    "nothing": "lower the strengths, merge fewer LoRAs at once, set alpha to 1e-3, give more "
+    "prompts or samples, and check that the LoRAs were made for this model",
+    "average": "the method average, or alpha 1e-3",
+    "stack": "a larger preserve weight, or lower strengths",
+}
+_THAN: dict[tuple[Simpler, bool], str] = {
+    ("nothing", True): "it does worse than the base model without any LoRA",
+    ("average", True): "it does worse than a plain average of the LoRAs",
+    ("stack", True): "it does worse than all LoRAs stacked",
+    # with the target full_output, what earlier layers do counts, too
+    ("nothing", False): "its layers are off by more than all that the LoRA does there",
+    ("average", False): "its layers do worse than a plain average of the LoRAs",
+    ("stack", False): "its layers do worse than all LoRAs stacked",
+}
+
+
+def _sentence(alarm: Alarm) -> str:
+    where = "on unseen samples" if alarm.unseen else "by the median"
+    layers = f"; worst at {', '.join(alarm.layers)}" if alarm.layers else ""
+    return (
+        f"WARNING: the merge fails {alarm.task}: {_THAN[alarm.than, alarm.unseen]} (error "
+        f"{alarm.error:.2f} instead of {alarm.other:.2f}, {where}{layers})"
+    )
+
+
+def _loses_to_average(errors: Sequence[TaskErrors]) -> bool:
+    """Whether the average has the smaller errors over all tasks together. A task alone does not
+    show it: the base model's is one of them, and the average is far from that.
+    """
+    both = [(e.error, e.averaged) for e in errors if e.averaged is not None]
+    merged, averaged = (math.hypot(*side) for side in zip(*both, strict=True)) if both else (0, 0)
+    return _is_larger(merged, averaged)
+
+
+def _is_larger(error: float, other: float) -> bool:
+    return not error <= max(_MARGIN * other, _SMALLEST)  # NaN is no good error either
