@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
 from . import host
+from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprint, fingerprints
 from .loras.prompts import use_of_file, use_of_tensors
@@ -79,6 +80,7 @@ class LoraStack(io.ComfyNode):
         return fingerprints({name: host.find_lora(name) for name in meant})
 
     @classmethod
+    @checked
     def execute(
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
@@ -137,6 +139,7 @@ class LorasOnModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model: Any, clip: Any, prompts: str, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:

@@ -102,7 +102,7 @@ def test_a_word_of_the_command_line_is_read_as_the_settings_type(name, text, val
         ("mixed", "1", "--x is 1.0; it must be a number from 0 to below 1"),
         ("count", "0", "--x is 0; it must be a whole number, 1 or more, or none"),
         ("count", "1.5", "--x is '1.5'; it must be a whole number, 1 or more, or none"),
-        ("side", "100", "--x is 100; it must be a multiple of 64, 64 or more"),
+        ("side", "100", "--x is 100; it must be a multiple of 64 from 64"),
         ("rank", "max", "--x is 'max'; it must be a whole number, 1 or more, 'sum', or an object"),
         ("word", "three", "--x is 'three'; it must be 'one' or 'two'"),
         ("switch", "on", "--x is 'on'; it must be true or false"),
