@@ -351,5 +351,5 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # lists in lists, numbers of more than 4300 digits
-        text = f"a {type(value).__name__} that is too large to show"
+        text = f"a value of type {type(value).__name__}, too large to show"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

@@ -131,6 +131,8 @@ def _is_chain(value: Any) -> bool:
 
 def _are_chains(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        name.removeprefix("loras").isdecimal() and (chain is None or _is_chain(chain))
+        isinstance(name, str)
+        and name.removeprefix("loras").isdecimal()
+        and (chain is None or _is_chain(chain))
         for name, chain in value.items()
     )

@@ -63,7 +63,7 @@ class LoraStack(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
+    def fingerprint_inputs(cls, text: object = "", **inputs: object) -> str:
         """Return a fingerprint of every LoRA file that the stack may name.
 
         The names in a connected stack are unknown at this time, so every file counts. A file in the
@@ -72,7 +72,8 @@ class LoraStack(io.ComfyNode):
         changed since.
         """
         names = host.lora_names()
-        meant = [find_name(lora.name, names) for lora in read_text(text or "")]
+        written = read_text(text) if isinstance(text, str) else []
+        meant = [find_name(lora.name, names) for lora in written]
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
