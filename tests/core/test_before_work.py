@@ -94,16 +94,16 @@ def test_the_largest_lists_take_no_endless_time():
         "compositions": tuple(f"{{prompt}} and {{thing}} {k}" for k in range(1000)),
     }
     lora = use("a", tuple(f"a sks cat {k}" for k in range(1000)), trigger_words=("sks",) * 1000)
-    start = time.monotonic()
+    start = time.thread_time()
     (plan, _) = make_check_plans([lora], Calibration(**lists))
     assert len(set(plan.captions)) == Calibration.held_out
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_a_prompt_of_spaces_is_read_in_one_go():
-    start = time.monotonic()
+    start = time.thread_time()
     assert subject_in("a sks" + " " * 60_000 + "cat", ("cat",)).endswith("cat")
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from iteris_core.diffusion.lora_use import MOST_LORAS
 from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
 
 CASES = int(os.environ.get("ITERIS_CASES", "60"))
-SECONDS = 5.0  # of a case, on a busy machine
+SECONDS = 5.0  # of the processor, for a case
 MANY = settings(
     max_examples=CASES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -220,7 +220,7 @@ def outcome(node, inputs):
 
     A fingerprint is asked for first, as the host does.
     """
-    start = time.monotonic()
+    start = time.thread_time()
     try:
         if hasattr(node, "fingerprint_inputs"):
             node.fingerprint_inputs(**inputs)
@@ -234,7 +234,7 @@ def outcome(node, inputs):
         str(error).encode("utf-8", "backslashreplace")
         return str(error)
     finally:
-        assert time.monotonic() - start < SECONDS
+        assert time.thread_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
