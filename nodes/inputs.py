@@ -7,6 +7,7 @@ that are none (NaN) through.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,9 +32,12 @@ def checked(execute: Execute) -> Execute:
         ConfigError: Names the input, what came in, and what it must be.
     """
 
+    named = inspect.signature(execute)
+
     @functools.wraps(execute)
-    def run(cls: Any, **inputs: Any) -> Any:
-        return execute(cls, **fitting(cls.define_schema().inputs, inputs))
+    def run(cls: Any, *values: Any, **inputs: Any) -> Any:
+        given = {**dict(zip(list(named.parameters)[1:], values, strict=False)), **inputs}
+        return execute(cls, **fitting(cls.define_schema().inputs, given))
 
     return run  # type: ignore[return-value]
 

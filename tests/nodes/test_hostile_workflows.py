@@ -23,6 +23,7 @@ from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.report import ShowReport
+from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.sockets import ChosenLora, Scenes
 from iteris_pack.nodes.stack import LorasOnModel, LoraStack
@@ -205,7 +206,6 @@ def host(replace_host, tmp_path, monkeypatch):
         lora_path=found,
         is_output=lambda path: False,
         show_text=lambda node_id, text: None,
-        heed_cancel=lambda: None,
         ComfyModel=begin,
     )
     monkeypatch.setattr("iteris_pack.nodes.report.ui", types.SimpleNamespace(), raising=False)
@@ -267,6 +267,12 @@ def test_a_missing_input_is_named(host, node):
             del inputs[item.id]
             with pytest.raises(ConfigError, match=f"^{item.id} is None"):
                 node.execute(**inputs)
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_only_a_merged_lora_is_saved(value):
+    with pytest.raises(ConfigError, match=r"^merged is "):
+        SaveMergedLora.execute(merged=value, file_name="loras/x", overwrite=False)
 
 
 @MANY

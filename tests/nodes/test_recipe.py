@@ -17,12 +17,7 @@ from iteris_core.diffusion.recipe import read_recipe
 
 def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_path):
     files = {"cat_two.safetensors": tmp_path / "cat_two", "my cat.safetensors": tmp_path / "my"}
-    replace_host(
-        lora_names=lambda: list(files),
-        find_lora=files.get,
-        lora_path=files.get,
-        heed_cancel=lambda: None,
-    )
+    replace_host(lora_names=lambda: list(files), find_lora=files.get, lora_path=files.get)
     for path in files.values():
         path.write_text(path.name)
     lora = use("cat", (), file="cat.safetensors", sha256=hashlib.sha256(b"my").hexdigest())
