@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ConfigError
-from .settings import check, setting
+from .settings import MOST_SEEDS, check, setting
 
 Method = Literal[
     "iteris",
@@ -43,6 +43,14 @@ Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
+# Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
+MOST_RANK = 1 << 16  # no layer of a known model is wider
+_MOST_RIDGE = 10**9  # relative to the inputs; from 1 on, the answer is the average
+_MOST_SOLVES = 1000  # of the paper's loop, which stops changing after 20
+_MOST_SAMPLES = 1 << 12  # of a call, each of which takes two rows; GPUs hold a few dozen
+_MOST_TOKENS = 1 << 24  # of a row, or patches of all: 64 times those of a picture of 4096 pixels
+_MOST_BYTES = 1 << 50  # a petabyte
+_MOST_SCALE = 10**6  # of a rival's own factor; the largest that papers use is 10
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,13 @@ class BaselineOptions:
     """
 
     scale: float | Literal["search"] | None = setting(
-        None, "Factor of the merged delta, or search."
+        None, "Factor of the merged delta, or search.", at_least=-_MOST_SCALE, at_most=_MOST_SCALE
     )
     density: float = setting(
         0.5, "Share of the entries that are kept, for rivals that drop some.", above=0, at_most=1
     )
     sign: Literal["total", "frequency"] = setting("total", "How TIES elects a sign.")
-    seed: int = setting(0, "Seed of DARE's random choice.")
+    seed: int = setting(0, "Seed of DARE's random choice.", at_least=0, at_most=MOST_SEEDS - 1)
     off_diagonal: float = setting(
         0.9,
         "RegMean's factor on all but the diagonal of its Gram matrices.",
@@ -77,7 +85,10 @@ class BaselineOptions:
         at_most=1,
     )
     projection: float | None = setting(
-        0.5, "How softly NP-LoRA takes the style's directions out of the others.", at_least=0
+        0.5,
+        "How softly NP-LoRA takes the style's directions out of the others.",
+        at_least=0,
+        at_most=_MOST_SCALE,
     )
     solver: Literal["closed_form", "lbfgs"] = setting("closed_form", "Solver of Mix-of-Show.")
 
@@ -139,17 +150,26 @@ class MergeConfig:
     method: Method = setting("iteris", "iteris, or a rival to compare it with.")
     baseline: BaselineOptions = setting(BaselineOptions(), "Settings that only rivals have.")
     engine: Engine = setting("sweep", "One sweep over the layers, or the paper's iteration.")
-    max_iter: int = setting(20, "Most solves of a layer with the engine iterate.", at_least=1)
+    max_iter: int = setting(
+        20, "Most solves of a layer with the engine iterate.", at_least=1, at_most=_MOST_SOLVES
+    )
     tolerance: float = setting(
         1e-6,
         "The engine iterate stops when no layer's delta changed by more than this share.",
         at_least=0,
+        at_most=1,
     )
     alpha: float = setting(
-        1e-4, "Ridge, relative to the size of the inputs' Gram matrix.", at_least=0
+        1e-4,
+        "Ridge, relative to the size of the inputs' Gram matrix.",
+        at_least=0,
+        at_most=_MOST_RIDGE,
     )
     alpha_cross: float | None = setting(
-        None, "Ridge on the cross term; if left out, the same as alpha.", at_least=0
+        None,
+        "Ridge on the cross term; if left out, the same as alpha.",
+        at_least=0,
+        at_most=_MOST_RIDGE,
     )
     ridge: Ridge = setting("consistent", "The consistent ridge, or the paper's.")
     balance: Balance = setting(
@@ -172,7 +192,10 @@ class MergeConfig:
         at_most=10,
     )
     rank: int | Literal["sum", "full"] | Mapping[str, int] = setting(
-        "sum", "Rank of the merged adapter: a number, the sum of the ranks, or full.", at_least=1
+        "sum",
+        "Rank of the merged adapter: a number, the sum of the ranks, or full.",
+        at_least=1,
+        at_most=MOST_RANK,
     )
     kept_energy: float | None = setting(
         None,
@@ -181,26 +204,39 @@ class MergeConfig:
         at_most=1,
     )
     size: int | None = setting(
-        None, "Instead of a rank: the number of weights in all factors together.", at_least=1
+        None,
+        "Instead of a rank: the number of weights in all factors together.",
+        at_least=1,
+        at_most=_MOST_BYTES,
     )
     output_dtype: torch.dtype = setting(torch.float32, "Precision of the merged adapter.")
-    samples_per_chunk: int = setting(8, "Samples in one forward call.", at_least=1)
+    samples_per_chunk: int = setting(
+        8, "Samples in one forward call.", at_least=1, at_most=_MOST_SAMPLES
+    )
     waiting_bytes: int | None = setting(
         None,
         "Device memory for samples that wait while a layer is solved, in bytes. Others wait in "
         "host memory, which is slower. If left out, all wait on the device.",
         at_least=0,
+        at_most=_MOST_BYTES,
     )
     tokens_per_row: int | None = setting(
-        None, "Most tokens of a row that count in the statistics; all if left out.", at_least=1
+        None,
+        "Most tokens of a row that count in the statistics; all if left out.",
+        at_least=1,
+        at_most=_MOST_TOKENS,
     )
     patches: int = setting(
-        4096, "Most patches of all rows that count at a k x k convolution.", at_least=1
+        4096,
+        "Most patches of all rows that count at a k x k convolution.",
+        at_least=1,
+        at_most=_MOST_TOKENS,
     )
     statistics_bytes: int = setting(
         4 << 30,
         "Size of the statistics that the engine iterate measures at once, in bytes.",
         at_least=1,
+        at_most=_MOST_BYTES,
     )
 
     def __post_init__(self) -> None:

@@ -1,12 +1,14 @@
 """Dataclasses of settings, whose fields declare their meaning, type and bounds.
 
-The checks of a value, the reader of recipes and the options of the command line are made of these
-declarations. ComfyUI's widgets are written out in the schemas of the nodes, with bounds of their
-own; tests/nodes/test_widgets.py compares them.
+The checks of a value, the reader of recipes, the options of the command line and the bounds of
+ComfyUI's widgets are made of these declarations. So a value has the same bounds wherever it comes
+from. Every number has an upper bound, every text and list a largest size: settings come from
+strangers' recipes and workflows, too, and are refused before any work.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -25,8 +27,17 @@ PRECISIONS = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-_WORDS = {str: "a text", bool: "true or false", NoneType: "none"}
-_MOST_LETTERS = 60  # of a value in an error
+MOST_LETTERS = 4000  # of a text; a prompt of 4 pieces of 75 tokens has about 1500
+MOST_ITEMS = 1000  # of a list; the longest list of our own has 69
+MOST_SEEDS = 1 << 32
+MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
+MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
+_MOST_SHOWN = 60  # letters of a value in an error
+_WORDS = {
+    str: f"a text of {MOST_LETTERS} Unicode letters at most",
+    bool: "true or false",
+    NoneType: "none",
+}
 _METADATA_KEY = "setting"
 
 
@@ -63,8 +74,9 @@ class Setting:
     def described(self, kind: type) -> str:
         """Return the allowed numbers of a kind in words."""
         if self.multiple_of is not None:
-            least = "" if self.at_least is None else f", {self.at_least} or more"
-            return f"a multiple of {self.multiple_of}{least}"
+            ends = {" from {}": self.at_least, " to {}": self.at_most}
+            known = [words.format(end) for words, end in ends.items() if end is not None]
+            return f"a multiple of {self.multiple_of}{''.join(known)}"
         number = "a whole number" if kind is int else "a number"
         if self.at_least is not None and self.at_most is not None:
             return f"{number} from {self.at_least} to {self.at_most}"
@@ -134,6 +146,11 @@ def setting(
 
 def declared(kind: type) -> tuple[Declared, ...]:
     """Return the fields of a dataclass of settings."""
+    return _declared(kind)
+
+
+@functools.cache
+def _declared(kind: Any) -> tuple[Declared, ...]:
     hints = get_type_hints(kind)
     return tuple(
         Declared(
@@ -144,6 +161,15 @@ def declared(kind: type) -> tuple[Declared, ...]:
         )
         for item in fields(kind)
     )
+
+
+def bounds(kind: type, name: str) -> dict[str, float]:
+    """Return the smallest and the largest value of a number, as ``min`` and ``max`` of a widget; a
+    bound that the number itself must not reach is left out.
+    """
+    (found,) = [item.setting for item in declared(kind) if item.name == name]
+    ends = {"min": found.at_least, "max": found.at_most}
+    return {end: value for end, value in ends.items() if value is not None}
 
 
 def check(settings: Any) -> None:
@@ -249,7 +275,11 @@ def _fits(value: Any, hint: Any, setting: Setting) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in of
     if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(v, of[0], setting) for v in value)
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) <= MOST_ITEMS
+            and all(_fits(v, of[0], setting) for v in value)
+        )
     if _is_mapping(origin):
         return isinstance(value, Mapping) and all(_fits(v, of[1], setting) for v in value.values())
     if of:
@@ -258,7 +288,22 @@ def _fits(value: Any, hint: Any, setting: Setting) -> bool:
         return _is_number(value, hint) and setting.allows(value)
     if hint is torch.dtype:
         return isinstance(value, torch.dtype) and value in PRECISIONS.values()
+    if hint is str:
+        return is_text(value, MOST_LETTERS)
     return isinstance(value, hint)
+
+
+def is_text(value: Any, most: int) -> bool:
+    """Whether a value is a text of so many letters at most, and of no halves of letters, which JSON
+    can hold and no tokenizer reads.
+    """
+    if not isinstance(value, str) or len(value) > most:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -278,7 +323,7 @@ def _described(hint: Any, setting: Setting) -> str:
     if origin is Literal:
         return " or ".join(map(repr, of))
     if origin is tuple:
-        return "a list, each item " + _described(of[0], setting)
+        return f"a list, each item {_described(of[0], setting)}, of {MOST_ITEMS} items at most"
     if _is_mapping(origin):
         return "an object, each value " + _described(of[1], setting)
     if of:
@@ -303,5 +348,8 @@ def _is_mapping(origin: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Return a value for an error, shortened."""
-    text = repr(value)
-    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 3] + "..."
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # lists in lists, numbers of more than 4300 digits
+        text = f"a value of type {type(value).__name__}, too large to show"
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

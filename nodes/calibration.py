@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from ..iteris_core.diffusion.calibration import PRESERVE_CAPTIONS
 from ..iteris_core.diffusion.calibration import Calibration as Settings
+from ..iteris_core.settings import bounds
+from .inputs import checked
 from .loras.prompts import lines
 from .sockets import CALIBRATION
 
@@ -25,30 +27,26 @@ class Calibration(io.ComfyNode):
                 io.Int.Input(
                     "trajectories",
                     default=_DEFAULTS.trajectories,
-                    min=1,
-                    max=256,
+                    **bounds(Settings, "trajectories"),
                     tooltip="Short sampling runs per LoRA, each with its own prompt and seed. More "
                     "measures more, and takes longer.",
                 ),
                 io.Int.Input(
                     "timesteps",
                     default=_DEFAULTS.timesteps,
-                    min=1,
-                    max=50,
+                    **bounds(Settings, "timesteps"),
                     tooltip="Latents kept of each sampling run, spread over the whole run.",
                 ),
                 io.Int.Input(
                     "sampling_steps",
                     default=_DEFAULTS.sampling_steps,
-                    min=1,
-                    max=100,
+                    **bounds(Settings, "sampling_steps"),
                     tooltip="Steps of each sampling run.",
                 ),
                 io.Int.Input(
                     "resolution",
                     default=_DEFAULTS.resolution,
-                    min=0,
-                    max=2048,
+                    **bounds(Settings, "resolution"),
                     step=64,
                     tooltip="Side of the pictures in pixels. Smaller is faster and needs less "
                     "memory. 0: what suits the model, which is 768 for SDXL and 512 for all "
@@ -57,8 +55,7 @@ class Calibration(io.ComfyNode):
                 io.Float.Input(
                     "cfg",
                     default=_DEFAULTS.cfg,
-                    min=0.0,
-                    max=30.0,
+                    **bounds(Settings, "cfg"),
                     step=0.1,
                     tooltip="Guidance of the sampling runs. Use the value with which you will "
                     "sample. 1: none, for turbo and distilled models; then the negative prompt is "
@@ -68,8 +65,7 @@ class Calibration(io.ComfyNode):
                 io.Float.Input(
                     "unconditional_share",
                     default=_DEFAULTS.unconditional_share,
-                    min=0.0,
-                    max=1.0,
+                    **bounds(Settings, "unconditional_share"),
                     step=0.05,
                     tooltip="Share of the latents that are also measured with the negative prompt. "
                     "Sampling with guidance needs them. At a cfg of 1 there are none.",
@@ -77,8 +73,7 @@ class Calibration(io.ComfyNode):
                 io.Float.Input(
                     "composition_share",
                     default=_DEFAULTS.composition_share,
-                    min=0.0,
-                    max=1.0,
+                    **bounds(Settings, "composition_share"),
                     step=0.05,
                     tooltip="Share of the captions that put the subject of your prompt beside an "
                     "ordinary thing ('a sks dog and a red chair'). So the merged LoRA can still "
@@ -87,8 +82,7 @@ class Calibration(io.ComfyNode):
                 io.Float.Input(
                     "preserve_weight",
                     default=_DEFAULTS.preserve_weight,
-                    min=0.0,
-                    max=10.0,
+                    **bounds(Settings, "preserve_weight"),
                     step=0.05,
                     tooltip="How much it counts that ordinary prompts stay as they were. 0: off. "
                     "Then the merged LoRA may show up in pictures that did not ask for "
@@ -109,9 +103,8 @@ class Calibration(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
+                    default=_DEFAULTS.seed,
+                    **bounds(Settings, "seed"),
                     control_after_generate=False,
                     tooltip="Seed of the captions and the noise. Keep it, so that the next merge "
                     "can reuse the sampling runs.",
@@ -119,8 +112,7 @@ class Calibration(io.ComfyNode):
                 io.Int.Input(
                     "held_out",
                     default=_DEFAULTS.held_out,
-                    min=0,
-                    max=64,
+                    **bounds(Settings, "held_out"),
                     optional=True,
                     tooltip="Sampling runs per LoRA that check the result, on prompts and seeds "
                     "that the merge has not seen. 0: no check, which saves time.",
@@ -130,6 +122,7 @@ class Calibration(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, preserve_prompts: str, **settings: object) -> io.NodeOutput:
         return io.NodeOutput(
             Settings(preserve_captions=lines(preserve_prompts) or PRESERVE_CAPTIONS, **settings)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core.diffusion.lora_use import LoraUse, check_count
+from ..iteris_core.settings import bounds
 from . import host
+from .inputs import checked
 from .loras.names import fingerprint
 from .loras.prompts import lines, shown_on_node, use_of_file, use_of_tensors
 from .sockets import LORA_MODEL, LORAS, ChosenLora
@@ -16,7 +19,8 @@ from .sockets import LORA_MODEL, LORAS, ChosenLora
 if TYPE_CHECKING:
     from torch import Tensor
 
-STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+STRENGTH = {"default": 1.0, **bounds(LoraUse, "strength_model"), "step": 0.01}
+_WEIGHT = {"default": 1.0, **bounds(LoraUse, "weight"), "step": 0.05}
 PLACEHOLDER = (
     "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"
 )
@@ -59,9 +63,7 @@ class LoraToMerge(io.ComfyNode):
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS
                 ),
-                io.Float.Input(
-                    "weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT
-                ),
+                io.Float.Input("weight", **_WEIGHT, tooltip=WEIGHT),
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
@@ -73,9 +75,11 @@ class LoraToMerge(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
         """Return a fingerprint of the file; constant if the name comes through a link."""
-        return fingerprint(host.find_lora(lora_name)) if lora_name else "linked"
+        is_named = isinstance(lora_name, str) and bool(lora_name)
+        return fingerprint(host.find_lora(lora_name)) if is_named else "linked"
 
     @classmethod
+    @checked
     def execute(
         cls,
         lora_name: str,
@@ -118,9 +122,7 @@ class TrainedLora(io.ComfyNode):
                     tooltip="What you use this LoRA for, one prompt per line: the captions on "
                     "which it was trained, or similar ones.",
                 ),
-                io.Float.Input(
-                    "weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=WEIGHT
-                ),
+                io.Float.Input("weight", **_WEIGHT, tooltip=WEIGHT),
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
@@ -130,6 +132,7 @@ class TrainedLora(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         lora: Mapping[str, Tensor],
@@ -156,7 +159,13 @@ class TrainedLora(io.ComfyNode):
 def show(
     node_id: str, loras: Sequence[ChosenLora], previous: tuple[ChosenLora, ...], note: str = ""
 ) -> io.NodeOutput:
-    """Return the chain with these LoRAs at its end, and show their prompts on the node."""
+    """Return the chain with these LoRAs at its end, and show their prompts on the node.
+
+    Raises:
+        ConfigError: More LoRAs than a merge can take.
+    """
+    chain = (*previous, *loras)
+    check_count(len(chain))
     ui = shown_on_node([lora.use for lora in loras], note)
     host.show_text(node_id, ui["text"][0])
-    return io.NodeOutput((*previous, *loras), ui=ui)
+    return io.NodeOutput(chain, ui=ui)

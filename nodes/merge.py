@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from comfy_api.latest import io
 
 from ..iteris_core import ConfigError, MergeConfig
-from ..iteris_core.config import Balance, Engine, Method, Ridge, Target
+from ..iteris_core.config import MOST_RANK, Balance, Engine, Method, Ridge, Target
 from ..iteris_core.diffusion.calibration import Calibration, sample_count
 from ..iteris_core.settings import PRECISIONS as DTYPES
+from ..iteris_core.settings import bounds, check, setting
 from . import host
+from .inputs import checked
 from .sockets import (
     CALIBRATION,
     LORA_MODEL,
@@ -39,6 +41,31 @@ PRECISIONS = ("float16", "bfloat16", "float32")
 logger = logging.getLogger("iteris")
 METHODS = list(get_args(Method))
 _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
+_MOST_MB = 10_000  # of a merged LoRA; more than the largest models have
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How ranks are chosen, as the node's widgets say it; the default of each means: not by this.
+
+    Raises:
+        ConfigError: A value outside its bounds, or more than one way.
+    """
+
+    rank: int = setting(0, "Rank of the merged LoRA.", at_least=0, at_most=MOST_RANK)
+    kept_energy: float = setting(1.0, "See `MergeConfig`.", at_least=0.01, at_most=1)
+    size_mb: float = setting(0.0, "Size of the file in MB.", at_least=0, at_most=_MOST_MB)
+
+    def __post_init__(self) -> None:
+        check(self)
+        given = {"rank": (self.rank, 0), "kept_energy": (self.kept_energy, 1)}
+        given["size_mb"] = (self.size_mb, 0)
+        used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
+        if len(used) > 1:
+            raise ConfigError(
+                f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the "
+                "others off: rank 0, kept_energy 1, size_mb 0"
+            )
 
 
 class Merge(io.ComfyNode):
@@ -66,8 +93,7 @@ class Merge(io.ComfyNode):
                 io.Float.Input(
                     "alpha",
                     default=MergeConfig.alpha,
-                    min=0.0,
-                    max=1.0,
+                    **bounds(MergeConfig, "alpha"),
                     step=1e-6,
                     round=False,
                     tooltip="Ridge: more keeps the merged LoRA nearer to the average of the LoRAs. "
@@ -82,9 +108,8 @@ class Merge(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank",
-                    default=0,
-                    min=0,
-                    max=4096,
+                    default=Ranks.rank,
+                    **bounds(Ranks, "rank"),
                     optional=True,
                     tooltip="Rank of the merged LoRA. 0: the sum of the LoRAs' ranks. A lower rank "
                     "makes a smaller file. What matters least on the measured inputs is "
@@ -102,9 +127,8 @@ class Merge(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "kept_energy",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
+                    default=Ranks.kept_energy,
+                    **bounds(Ranks, "kept_energy"),
                     step=0.001,
                     round=False,
                     optional=True,
@@ -113,9 +137,8 @@ class Merge(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "size_mb",
-                    default=0.0,
-                    min=0.0,
-                    max=10000.0,
+                    default=Ranks.size_mb,
+                    **bounds(Ranks, "size_mb"),
                     step=1.0,
                     round=False,
                     optional=True,
@@ -169,7 +192,7 @@ class Merge(io.ComfyNode):
                     "input_mix",
                     default=MergeConfig.input_mix,
                     min=0.0,
-                    max=0.99,
+                    max=0.99,  # 1 itself is outside
                     step=0.01,
                     optional=True,
                     tooltip="Share of the single LoRA's inputs that is mixed into the inputs of "
@@ -179,8 +202,7 @@ class Merge(io.ComfyNode):
                 io.Float.Input(
                     "unit_gain",
                     default=MergeConfig.unit_gain,
-                    min=1.0,
-                    max=10.0,
+                    **bounds(MergeConfig, "unit_gain"),
                     step=0.1,
                     optional=True,
                     tooltip="What a merge loses of a LoRA at a layer is given back, up to this "
@@ -226,6 +248,7 @@ class Merge(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -237,10 +260,12 @@ class Merge(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import merge_and_check
-        from ..iteris_core.diffusion.lora_use import LoadedLora, loras_in_use
+        from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
         from .loras.chosen import in_sockets, load, scenes_of
 
         chosen = [*tasks, *in_sockets(more or {})]
+        check_count(len(chosen))
+        ranks_in(widgets)  # before files are read
         scenes = scenes_of(chosen)
         calibration = calibration or Calibration()
         calibration = scenes.applied_to(calibration) if scenes else calibration
@@ -319,7 +344,7 @@ def from_widgets(
 
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
-    check_ranks(rank, kept_energy, size_mb)
+    Ranks(rank, kept_energy, size_mb)
     dtype = DTYPES[precision]
     config = MergeConfig(
         rank=rank or "sum",
@@ -331,19 +356,14 @@ def from_widgets(
     return MergeSettings(config, correct_strength, try_several)
 
 
-def check_ranks(rank: int, kept_energy: float, size_mb: float) -> None:
-    """Refuse more than one way to choose ranks.
+def ranks_in(widgets: Mapping[str, Any]) -> Ranks:
+    """Return how ranks are chosen by the widgets of the node; what is not among them is off.
 
     Raises:
-        ConfigError: Says which of them are set.
+        ConfigError: See `Ranks`.
     """
-    given = {"rank": (rank, 0), "kept_energy": (kept_energy, 1), "size_mb": (size_mb, 0)}
-    used = [f"{name} is {value:g}" for name, (value, off) in given.items() if value != off]
-    if len(used) > 1:
-        raise ConfigError(
-            f"{' and '.join(used)}, but each of them decides the ranks. Set one, and leave the "
-            "others off: rank 0, kept_energy 1, size_mb 0"
-        )
+    names = {item.name for item in fields(Ranks)}
+    return Ranks(**{name: value for name, value in widgets.items() if name in names})
 
 
 def weights_in(size_mb: float, dtype: torch.dtype, loras: Sequence[LoadedLora]) -> int:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
+from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprints
 from .sockets import CALIBRATION, LORAS, SETTINGS, ChosenLora
@@ -16,6 +17,8 @@ from .sockets import CALIBRATION, LORAS, SETTINGS, ChosenLora
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.diffusion.recipe import Recipe
+
+_MOST_NAMESAKES = 16  # whose content is looked at
 
 
 class LoadRecipe(io.ComfyNode):
@@ -64,7 +67,7 @@ class LoadRecipe(io.ComfyNode):
         """Return a fingerprint of the file and of all files in its recipe; constant if the name
         comes through a link.
         """
-        if not lora_name:
+        if not isinstance(lora_name, str) or not lora_name:
             return "linked"
         names = [
             lora_name,
@@ -73,6 +76,7 @@ class LoadRecipe(io.ComfyNode):
         return fingerprints({name: host.find_lora(name) for name in names})
 
     @classmethod
+    @checked
     def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import MergeSettings
 
@@ -135,10 +139,12 @@ def files_of(lora: LoraUse) -> list[str]:
 
 
 def namesakes(file: str) -> list[str]:
-    """Return the LoRA files that may be this file, renamed or moved: those whose names contain its
-    name.
+    """Return the LoRA files that may be this file, renamed or moved: the few shortest of the names
+    that contain its own.
     """
-    return [name for name in host.lora_names() if adapter_name(file).rpartition("/")[2] in name]
+    own = adapter_name(file).rpartition("/")[2]
+    found = [name for name in host.lora_names() if own and own in name]
+    return sorted(found, key=len)[:_MOST_NAMESAKES]
 
 
 def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
@@ -161,7 +167,12 @@ def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
         for other in dict.fromkeys([name, *namesakes(name)])
         if host.find_lora(other) is not None
     ]
-    same = next((other for other in possible if sha256(host.lora_path(other)) == use.sha256), None)
+    same = None
+    for other in possible:
+        host.heed_cancel()  # a file takes seconds
+        if sha256(host.lora_path(other)) == use.sha256:
+            same = other
+            break
     if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
             f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {use.sha256}). "

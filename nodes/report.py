@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core.errors import MissingLibraryError
 from . import host
+from .inputs import checked
 from .sockets import REPORT
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class ShowReport(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, report: MergeReport, compare_with: MergeReport | None = None) -> io.NodeOutput:
         images, note = drawn(report, compare_with)
         text = "\n".join([str(report), *note])

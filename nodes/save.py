@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
+from .inputs import checked
 from .loras.names import jpeg_uri, output_path
 from .sockets import LORA_STACK, MERGED, MergedLora
 
@@ -86,6 +87,7 @@ class SaveMergedLora(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(
         cls,
         merged: MergedLora,

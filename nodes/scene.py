@@ -11,7 +11,9 @@ from comfy_api.latest import io
 from ..iteris_core import CalibrationError, IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
+from ..iteris_core.settings import bounds
 from . import host
+from .inputs import checked
 from .loras.prompts import lines, triggers_of
 from .loras.stack_formats import prompts_by_name
 from .sockets import LORAS, ChosenLora, Scenes
@@ -60,8 +62,7 @@ class ScenePrompts(io.ComfyNode):
                 io.Float.Input(
                     "scene_weight",
                     default=_WEIGHT,
-                    min=0.0,
-                    max=10.0,
+                    **bounds(Calibration, "scene_weight"),
                     step=0.05,
                     tooltip="How much these captions count beside each LoRA's own prompts. "
                     "0: off; 0.3 is a good weight. More makes such pictures more reliable, and "
@@ -98,6 +99,7 @@ class ScenePrompts(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         tasks: tuple[ChosenLora, ...],

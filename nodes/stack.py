@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
 from . import host
+from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprint, fingerprints
 from .loras.prompts import use_of_file, use_of_tensors
@@ -62,7 +63,7 @@ class LoraStack(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text: str = "", **inputs: object) -> str:
+    def fingerprint_inputs(cls, text: object = "", **inputs: object) -> str:
         """Return a fingerprint of every LoRA file that the stack may name.
 
         The names in a connected stack are unknown at this time, so every file counts. A file in the
@@ -71,7 +72,8 @@ class LoraStack(io.ComfyNode):
         changed since.
         """
         names = host.lora_names()
-        meant = [find_name(lora.name, names) for lora in read_text(text or "")]
+        written = read_text(text) if isinstance(text, str) else []
+        meant = [find_name(lora.name, names) for lora in written]
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
@@ -79,6 +81,7 @@ class LoraStack(io.ComfyNode):
         return fingerprints({name: host.find_lora(name) for name in meant})
 
     @classmethod
+    @checked
     def execute(
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
@@ -137,6 +140,7 @@ class LorasOnModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model: Any, clip: Any, prompts: str, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:

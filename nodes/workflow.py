@@ -7,15 +7,16 @@ from typing import Any
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Yield every text in a workflow, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from strings_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from strings_in(item)
+    """Yield every text in a workflow, at any depth; in no order."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple)):
+            waiting += item
 
 
 def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> Iterator[str]:

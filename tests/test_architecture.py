@@ -42,7 +42,17 @@ CORE_ORDER = (
     "__init__",
 )
 # Likewise; what is not named is a node, and comes last.
-NODES_ORDER = ("keys", "foreign", "page", "progress", "sockets", "host", "workflow", "loras")
+NODES_ORDER = (
+    "keys",
+    "foreign",
+    "page",
+    "progress",
+    "sockets",
+    "inputs",
+    "host",
+    "workflow",
+    "loras",
+)
 
 
 def name_of(path: Path) -> str:

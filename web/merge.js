@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
 import { figures } from "./report.js";
+import { readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const PANEL_WIDTH = 400;
@@ -35,7 +36,7 @@ export function addReport(node, say) {
   const showLive = () => {
     waiting = false;
     if (!layers) return;
-    draw(element, figures({ layers: [...layers.values()] }), say);
+    draw(element, readSaved(figures({ layers: [...layers.values()] })), say);
     fit(node, PANEL_WIDTH);
   };
   node.startIterisRun = () => (told = false);
@@ -51,13 +52,18 @@ export function addReport(node, say) {
   node.showIterisReport = (output) => {
     const [report] = output?.iteris_report ?? [];
     if (!report) return;
-    node.properties[PROPERTY] = figures(report);
+    node.properties[PROPERTY] = readSaved(figures(report));
     told = true;
     removeProgress();
     show();
     keep();
   };
   also(node, "onExecuted", node.showIterisReport);
-  also(node, "onConfigure", () => show());
+  also(node, "onConfigure", () => {
+    const saved = node.properties[PROPERTY];
+    if (saved !== undefined) node.properties[PROPERTY] = readSaved(saved); // all of it would be copied at every change
+    show();
+    if (saved !== undefined && !node.properties[PROPERTY]) element.firstChild.textContent = say("unreadable");
+  });
   show();
 }

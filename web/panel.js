@@ -49,6 +49,7 @@ export function draw(element, model, say, ofEarlierRun = false) {
   show();
   if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
   element.append(overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")));
+  if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
   for (const note of model.notes) element.append(html("div", "iteris-quiet iteris-note", note));
 }

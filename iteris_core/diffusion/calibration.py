@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError, ConfigError
-from ..settings import check, setting
+from ..settings import MOST_SEEDS, check, setting
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from ..files.families import Family
     from .lora_use import LoraUse
 
-MOST_SEEDS = 1 << 32
+# Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
+_MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
+_MOST_CHECKS = 100  # sampling runs per LoRA of the check; 4 are enough for two digits
+_MOST_STEPS = 200  # of a run; samplers are done after 30
+_MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
+_MOST_PIXELS = 2048  # of a side; what models draw whole
+_MOST_GUIDANCE = 100
+_MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
 # The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
 # they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887
@@ -71,16 +78,19 @@ class Calibration:
         held_out: Sampling runs per LoRA whose captions and seeds the merge does not see.
     """
 
-    trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1)
-    timesteps: int = setting(1, "Latents kept of each run.", at_least=1)
-    sampling_steps: int = setting(6, "Steps of each run.", at_least=1)
+    trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1, at_most=_MOST_RUNS)
+    timesteps: int = setting(1, "Latents kept of each run.", at_least=1, at_most=_MOST_STEPS)
+    sampling_steps: int = setting(6, "Steps of each run.", at_least=1, at_most=_MOST_STEPS)
     resolution: int = setting(
         0,
         "Side of the pictures in pixels, a multiple of 64; 0: what suits the model.",
         at_least=0,
+        at_most=_MOST_PIXELS,
         multiple_of=64,
     )
-    cfg: float = setting(0.0, "Guidance of the runs; 0: the model's own.", at_least=0)
+    cfg: float = setting(
+        0.0, "Guidance of the runs; 0: the model's own.", at_least=0, at_most=_MOST_GUIDANCE
+    )
     unconditional_share: float = setting(
         0.5, "Share of the latents that are seen without the prompt, too.", at_least=0, at_most=1
     )
@@ -101,7 +111,10 @@ class Calibration:
         "option may be repeated; given captions replace the whole list.",
     )
     preserve_weight: float = setting(
-        2.0, "Weight of the task that keeps the base model as it is; 0: no such task.", at_least=0
+        2.0,
+        "Weight of the task that keeps the base model as it is; 0: no such task.",
+        at_least=0,
+        at_most=_MOST_WEIGHT,
     )
     preserve_captions: tuple[str, ...] = setting(
         PRESERVE_CAPTIONS,
@@ -109,7 +122,10 @@ class Calibration:
         "captions replace the whole list.",
     )
     scene_weight: float = setting(
-        0.0, "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.", at_least=0
+        0.0,
+        "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.",
+        at_least=0,
+        at_most=_MOST_WEIGHT,
     )
     scene_forms: tuple[str, ...] = setting(
         SCENE_FORMS,
@@ -134,7 +150,10 @@ class Calibration:
     )
     negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
     held_out: int = setting(
-        4, "Sampling runs per LoRA on which the result is checked; 0: no check.", at_least=0
+        4,
+        "Sampling runs per LoRA on which the result is checked; 0: no check.",
+        at_least=0,
+        at_most=_MOST_CHECKS,
     )
     seed: int = setting(
         0, "Seed of the captions and the noise.", at_least=0, at_most=MOST_SEEDS - 1
@@ -146,6 +165,12 @@ class Calibration:
             raise ConfigError(
                 f"{self.timesteps} timesteps cannot be kept of {self.sampling_steps} sampling "
                 "steps; keep fewer"
+            )
+        if self.timesteps * self.trajectories > _MOST_LATENTS:
+            raise ConfigError(
+                f"{self.trajectories} trajectories of {self.timesteps} timesteps are "
+                f"{self.timesteps * self.trajectories} latents per LoRA; at most {_MOST_LATENTS} "
+                "can be kept. 20 trajectories of 1 timestep are usual"
             )
         self._check_captions()
 

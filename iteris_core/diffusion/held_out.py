@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
-from ..progress import Progress, nobody
+from ..progress import Progress, at_intervals, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix, wearing
+from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import (
-    MOST_SEEDS,
     Calibration,
     base_captions,
     own_captions,
@@ -39,6 +40,8 @@ CheckPlan = CaptionPlan | TogetherPlan
 _UNSEEN = 7919
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
+# Captions of which those of the check are drawn; ten prompts have 480 with our forms and things.
+_MOST_POSSIBLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class HeldOutCheck:
         used = [lora for lora in self.loras if not lora.adapter.is_idle]
         adapters = [*(lora.adapter for lora in used), merged]
         parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
-        plans = make_check_plans(own_names([lora.use for lora in used]), self.calibration)
+        uses = own_names([lora.use for lora in used])
+        tick = at_intervals(functools.partial(self.progress, 0, 1))
+        plans = make_check_plans(uses, self.calibration, tick)
         texts = [text for text, _ in parts]
         readers = _contexts(self.model, plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
@@ -144,18 +149,22 @@ def kind_of(plan: CheckPlan) -> FidelityKind:
     return "own" if plan.mix else "base"
 
 
-def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CheckPlan]:
+def make_check_plans(
+    loras: Sequence[LoraUse], calibration: Calibration, tick: Callable[[], None] = nobody
+) -> list[CheckPlan]:
     """Return the plans of the check: one for each LoRA, one for each in pictures with others, and
     one for the base model.
 
     Args:
         loras: The LoRAs that change something.
         calibration: The calibration of the merge.
+        tick: Called again and again; may raise to cancel.
     """
     unseen = replace(calibration, seed=(calibration.seed + _UNSEEN) % MOST_SEEDS)
     share = calibration.unconditional_share
     plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
+        tick()
         seen = own_captions(lora, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
         plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
@@ -166,7 +175,7 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
     base = CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)
-    return [*plans, *make_together_plans(loras, unseen, len(loras) + 1), base]
+    return [*plans, *make_together_plans(loras, unseen, len(loras) + 1, tick), base]
 
 
 def unseen_captions(
@@ -183,7 +192,10 @@ def unseen_captions(
     """
     subjects = map(lora.subject_of, lora.prompts)
     parts = itertools.product(calibration.compositions, calibration.companions, subjects)
-    possible = [form.format(prompt=subject, thing=thing) for form, thing, subject in parts]
+    possible = [
+        form.format(prompt=subject, thing=thing)
+        for form, thing, subject in itertools.islice(parts, _MOST_POSSIBLE)
+    ]
     known = {*seen, *lora.prompts}
     unseen = [caption for caption in dict.fromkeys(possible) if caption not in known]
     chance = random.Random(seed)

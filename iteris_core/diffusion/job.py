@@ -18,9 +18,9 @@ from ..report.records import Note, Tried
 from ..rivals.registry import check_used
 from .calibration import Calibration
 from .choosing import Remembering, loss, ways_of
-from .held_out import HeldOutCheck, strength_correction
-from .lora_use import LoadedLora, loras_in_use
-from .merging import merge_diffusion, plans_of
+from .held_out import HeldOutCheck, make_check_plans, strength_correction
+from .lora_use import LoadedLora, loras_in_use, own_names
+from .merging import check_captions, merge_diffusion, plans_of, tick_of
 from .model import (
     HELD_OUT_STAGE,
     PROOF_STAGE,
@@ -107,7 +107,7 @@ def merge_and_check(
     used = loras_in_use(loras)
     check_adapters([lora.adapter for lora in used])
     check_ranks(settings.config, [lora.adapter for lora in used])
-    plans_of(model, used, calibration, settings.config)  # refuses prompts before any work
+    check_prompts(model, used, calibration, settings.config, progress)
     room = settings.config.waiting_bytes
     logger.info(
         "merging %s: %d samples a call%s",
@@ -125,6 +125,26 @@ def merge_and_check(
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
     notes = (*report.notes, *settings.notes, *proof.notes)
     return replace(result, report=replace(report, notes=notes))
+
+
+def check_prompts(
+    model: DiffusionHost,
+    used: Sequence[LoadedLora],
+    calibration: Calibration,
+    config: MergeConfig,
+    progress: StageProgress,
+) -> None:
+    """Refuse prompts, scenes and captions of a merge and of its check that cannot be measured,
+    before any work.
+
+    Raises:
+        IterisError: See `merging.plans_of` and `merging.check_captions`.
+    """
+    tick = tick_of(progress)
+    plans = plans_of(model, used, calibration, config, tick)
+    if calibration.held_out:
+        plans += make_check_plans(own_names([lora.use for lora in used]), calibration, tick)
+    check_captions(model, plans, tick)
 
 
 def _merge(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import MISSING, dataclass, replace
+from typing import Literal
 
 from ..adapters import Adapter, told_apart
 from ..errors import AdapterError, ConfigError
 from ..files.trigger_words import TriggerWords, fill_in
 from ..report.records import Note
+from ..settings import check, setting, shown
 
 Kind = Literal["subject", "style"]
+MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
+_MOST_STRENGTH = 100  # as in ComfyUI's own loaders
+_MOST_WEIGHT = 100  # of a task, relative to the others'
 _PICTURE_OF = re.compile(
     r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
 )
 _ARTICLE = re.compile(r"^(an?|the|some) (?=\S)", re.IGNORECASE)
-# Where a noun phrase of a prompt begins or ends.
+# Where a noun phrase of a prompt begins or ends. Spaces are looked at once, however many there are.
 _BOUNDARY = re.compile(
-    r"\s*[,.;:!?()|]\s*|(?<![\w-])(of|in|on|at|to|with|without|from|by|for|near|behind|beside|under|"
+    r"(?:(?<!\s)\s+)?[,.;:!?()|]\s*|(?<![\w-])(of|in|on|at|to|with|without|from|by|for|near|behind|beside|under|"
     r"over|above|below|inside|between|against|through|next|and|or|while|as|is|are|that|who|wearing|"
     r"holding|sitting|standing|lying|walking|running|jumping|flying|riding|driving|playing|sleeping|"
     r"eating|reading|looking|smiling|posing)(?![\w-])\s*",
@@ -47,25 +51,39 @@ class LoraUse:
         kind: Kind of the LoRA: a thing, or a way to render whole pictures.
 
     Raises:
-        ConfigError: Another kind.
+        ConfigError: A value of the wrong type or outside its bounds.
     """
 
-    name: str
-    file: str | None
-    sha256: str
-    strength_model: float
-    strength_clip: float
-    prompts: tuple[str, ...]
-    prompts_from: str = ""
-    trigger_words: tuple[str, ...] = ()
-    weight: float = 1.0
-    trigger: str = ""
-    kind: Kind = "subject"
+    name: str = setting(MISSING, "Name of the LoRA.")
+    file: str | None = setting(MISSING, "Name of the file.")
+    sha256: str = setting(MISSING, "SHA-256 of the file.")
+    strength_model: float = setting(
+        MISSING,
+        "Strength of the part for the diffusion model.",
+        at_least=-_MOST_STRENGTH,
+        at_most=_MOST_STRENGTH,
+    )
+    strength_clip: float = setting(
+        MISSING,
+        "Strength of the text encoder part.",
+        at_least=-_MOST_STRENGTH,
+        at_most=_MOST_STRENGTH,
+    )
+    prompts: tuple[str, ...] = setting(MISSING, "Prompts on which it is measured.")
+    prompts_from: str = setting("", "The metadata field of its trigger words.")
+    trigger_words: tuple[str, ...] = setting((), "Trigger words of its file.")
+    weight: float = setting(1.0, "Weight of its task.", at_least=0, at_most=_MOST_WEIGHT)
+    trigger: str = setting("", "Phrase for the LoRA in captions with others.")
+    kind: Kind = setting("subject", "Kind of the LoRA.")
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        try:
+            check(self)
+        except ConfigError as error:
+            raise ConfigError(f"LoRA {shown(self.name)}: {error}") from None
+        if self.file == "":
             raise ConfigError(
-                f"LoRA {self.name!r} is a {self.kind!r}; it can be {' or '.join(get_args(Kind))}"
+                f"LoRA {shown(self.name)}: file is empty; it must be the name of a file, or none"
             )
 
     @property
@@ -232,8 +250,23 @@ def load_each_once(
     Raises:
         AdapterError: An error of `read`.
     """
+    uses = list(uses)
+    check_count(len(uses))
     once, notes = each_once(uses)
     return [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)], notes
+
+
+def check_count(loras: int) -> None:
+    """Refuse more LoRAs than a merge can take.
+
+    Raises:
+        ConfigError: Says how many there are.
+    """
+    if loras > MOST_LORAS:
+        raise ConfigError(
+            f"there are {loras} LoRAs; a merge takes {MOST_LORAS} at most. Merge some of them "
+            "first, and then the results"
+        )
 
 
 def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:

@@ -8,7 +8,8 @@ The student of the diffusion model reads what the merged text encoders write, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,12 +22,19 @@ from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError
 from ..merging import MergeResult, merge, notes_about_vectors, smallest_size
 from ..network import Network
-from ..progress import StageProgress, nobody
+from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
 from .calibration import Calibration
 from .lora_use import LoadedLora, loras_in_use, own_names
-from .model import DENOISER_STAGE, SAMPLING_STAGE, TEXT_STAGE, DiffusionHost, in_stage
+from .model import (
+    DENOISER_STAGE,
+    PROMPTS_STAGE,
+    SAMPLING_STAGE,
+    TEXT_STAGE,
+    DiffusionHost,
+    in_stage,
+)
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
 from .samples import Reading, Tokenized
@@ -60,7 +68,7 @@ def merge_diffusion(
     calibration = calibration.for_family(model.family)
     used = loras_in_use(loras)
     check_adapters([lora.adapter for lora in used])
-    plans = plans_of(model, used, calibration, config)
+    plans = plans_of(model, used, calibration, config, tick_of(progress))
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
     of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
@@ -78,6 +86,7 @@ def plans_of(
     used: Sequence[LoadedLora],
     calibration: Calibration,
     config: MergeConfig,
+    tick: Callable[[], None] = nobody,
 ) -> list[Plan]:
     """Return the plans of a merge's tasks, checked; no model is run.
 
@@ -86,24 +95,56 @@ def plans_of(
         used: The LoRAs that change something.
         calibration: Settings of the calibration samples, for this model's family.
         config: Settings of the merge.
+        tick: Called again and again; may raise to cancel.
 
     Raises:
         IterisError: Unusable prompts, or scenes that the model or the target cannot have.
     """
     uses = own_names([lora.use for lora in used])
-    plans = make_plans(uses, calibration, token_positions_of(model))
+    plans = make_plans(uses, calibration, token_positions_of(model, tick))
     check_target(plans, config)
     return plans
 
 
-def token_positions_of(model: DiffusionHost) -> TokenPositions:
+def tick_of(progress: StageProgress) -> Callable[[], None]:
+    """Return what to call again and again while captions are made and cut into tokens; it is heard
+    of only where that takes long.
+    """
+    return at_intervals(functools.partial(in_stage(progress, PROMPTS_STAGE), 0, 1))
+
+
+def check_captions(
+    model: DiffusionHost, plans: Iterable[Plan], tick: Callable[[], None] = nobody
+) -> None:
+    """Refuse captions that the model's text encoder cannot read; no model is run.
+
+    Args:
+        model: The base model.
+        plans: Plans of a merge, and of its check.
+        tick: Called again and again; may raise to cancel.
+
+    Raises:
+        CalibrationError: A caption is too long; shows it.
+    """
+    readings = [plan.readings() for plan in plans]
+    tokenized = tokenize_all(model, readings, tick)
+    for reading in {reading: None for of_plan in readings for reading in of_plan}:
+        tokenized.samples(reading)
+
+
+def token_positions_of(model: DiffusionHost, tick: Callable[[], None]) -> TokenPositions:
     """Return the model's function for scenes, which asks it for the positions of a text's words.
+
+    Args:
+        model: The base model.
+        tick: Called each time.
 
     Its function raises:
         ConfigError: The model has no text layers.
     """
 
     def token_positions(text: str) -> Sequence[int]:
+        tick()
         if not model.has_text_layers:
             raise ConfigError(
                 "scene prompts of several subjects are for models with text encoders that are "
@@ -189,7 +230,7 @@ def merge_text_encoder(
     """
     adapters = [adapter.split(model.is_text_module)[0] for adapter in solver.adapters]
     readings = {plan: plan.readings() for plan in plans}
-    tokenized = tokenize_all(model, readings.values())
+    tokenized = tokenize_all(model, readings.values(), tick_of(solver.progress))
     tasks = [
         Task(
             plan.name,
@@ -218,12 +259,16 @@ def merge_text_encoder(
     return contexts, result
 
 
-def tokenize_all(model: DiffusionHost, readings: Iterable[Sequence[Reading]]) -> Tokenized:
+def tokenize_all(
+    model: DiffusionHost,
+    readings: Iterable[Sequence[Reading]],
+    tick: Callable[[], None] = nobody,
+) -> Tokenized:
     """Return the captions of all readings as the model's text encoder reads them."""
-    captions = (
+    captions = dict.fromkeys(
         caption for of_plan in readings for reading in of_plan for caption in reading.captions
     )
-    return Tokenized.of(model, dict.fromkeys(captions))
+    return Tokenized.of(model, captions, tick)
 
 
 def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Any, Any]]]:

@@ -20,6 +20,7 @@ from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
 from .lora_use import LoadedLora
 
+PROMPTS_STAGE = "Prompts"
 PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"

@@ -17,9 +17,10 @@ from ..report.records import MergeReport, Note
 from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
-from .lora_use import LoadedLora, LoraUse
+from .lora_use import LoadedLora, LoraUse, check_count
 
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
+_MOST_LETTERS = 4_000_000  # of a recipe; a hundred LoRAs with a hundred prompts each take 1,000,000
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Recipe:
     calibration: Calibration
     config: MergeConfig
     is_corrected: bool
-    made_on: dict[str, Any]
+    made_on: dict[str, str]
 
 
 def read_recipe(name: str, text: str) -> Recipe:
@@ -53,6 +54,11 @@ def read_recipe(name: str, text: str) -> Recipe:
         ConfigError: Says where something is wrong, what stands there, and what may.
     """
     place = f"{name}: its recipe"
+    if len(text) > _MOST_LETTERS:
+        raise ConfigError(
+            f"{place} has {len(text)} letters, and {_MOST_LETTERS} at most are read; IterIS did "
+            "not write it. Merge the LoRAs anew"
+        )
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -75,6 +81,7 @@ def read_recipe(name: str, text: str) -> Recipe:
         raise ConfigError(
             f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more"
         )
+    check_count(len(loras))
     if isinstance(config, dict):
         # what they were before there was a choice
         config = {"target": "delta", "unit_gain": 1.0, **config}
@@ -89,8 +96,17 @@ def read_recipe(name: str, text: str) -> Recipe:
         from_json(f"{place}: calibration", calibration, Calibration),
         from_json(f"{place}: config", config, MergeConfig),
         "strength_correction" in recipe,
-        {key: value for key, value in recipe.items() if key == "base" or key.endswith("_version")},
+        {
+            key: shown_whole(value)
+            for key, value in recipe.items()
+            if key == "base" or key.endswith("_version")
+        },
     )
+
+
+def shown_whole(value: Any) -> str:
+    """Return what a recipe says about its making: a text as it is, anything else as in an error."""
+    return value if isinstance(value, str) else shown(value)
 
 
 def settings_of(

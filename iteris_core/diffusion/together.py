@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..progress import nobody
 from ..tasks import Sample
 from .calibration import Calibration
 from .captions import SUBJECT_PLACES, placeholders
@@ -131,7 +132,10 @@ def two_subject_forms(calibration: Calibration) -> list[str]:
 
 
 def make_together_plans(
-    loras: Sequence[LoraUse], calibration: Calibration, number: int
+    loras: Sequence[LoraUse],
+    calibration: Calibration,
+    number: int,
+    tick: Callable[[], None] = nobody,
 ) -> list[TogetherPlan]:
     """Return a plan for each subject that meets another; none without two subjects, or without
     forms and things for their captions.
@@ -142,6 +146,7 @@ def make_together_plans(
         loras: The LoRAs of the merge.
         calibration: The calibration of the check, with its own seed.
         number: The number of the plans, which no other plan of the check has.
+        tick: Called again and again; may raise to cancel.
     """
     subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
     forms = two_subject_forms(calibration)
@@ -155,6 +160,7 @@ def make_together_plans(
     met = dict.fromkeys(subjects, 0)
     turns = dict.fromkeys(pairs, 0)
     for number in range(count):
+        tick()
         # the LoRAs that have met least, then the order that came up least
         pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
         for k in pair:

@@ -21,7 +21,7 @@ from ..files.families import FAMILIES
 from ..files.tensors import check_readable
 from ..files.writing import whole_file, write_text
 from ..progress import Progress
-from ..settings import check, setting
+from ..settings import MOST_SEEDS, check, setting
 
 Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"
@@ -35,14 +35,18 @@ class Sampling:
         seed: Seed from which every picture's seed is derived, the same with every LoRA.
     """
 
-    count: int = setting(50, "Pictures per prompt.", at_least=1)
-    steps: int = setting(100, "Steps of the sampler.", at_least=1)
-    guidance: float = setting(12.0, "Classifier-free guidance scale.", at_least=0)
+    count: int = setting(50, "Pictures per prompt.", at_least=1, at_most=100_000)
+    steps: int = setting(100, "Steps of the sampler.", at_least=1, at_most=1000)
+    guidance: float = setting(12.0, "Classifier-free guidance scale.", at_least=0, at_most=100)
     size: int = setting(
-        512, "Side of a picture in pixels, a multiple of 8.", at_least=8, multiple_of=8
+        512,
+        "Side of a picture in pixels, a multiple of 8.",
+        at_least=8,
+        at_most=4096,
+        multiple_of=8,
     )
     scheduler: Scheduler = setting("ddpm", "DDPM, or the model's own scheduler.")
-    seed: int = setting(0, "Seed of the first picture.")
+    seed: int = setting(0, "Seed of the first picture.", at_least=0, at_most=MOST_SEEDS - 1)
 
     def __post_init__(self) -> None:
         check(self)

@@ -18,7 +18,7 @@ from ..files import peft
 from ..files.pretrained import load_adapter, load_processor, load_tokenizer
 from ..language import blip, t5
 from ..progress import Stage, StageProgress, nobody
-from ..settings import check, setting
+from ..settings import MOST_AT_ONCE, check, setting
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
 from .predictions import file_fingerprint, fingerprint, predict
 from .style_classifiers import TrainedStyles
@@ -33,9 +33,9 @@ class Extent:
     """How much is evaluated."""
 
     limit: int | None = setting(
-        None, "Examples per task, the first ones; all if left out.", at_least=1
+        None, "Examples per task, the first ones; all if left out.", at_least=1, at_most=10**9
     )
-    batch: int = setting(8, "Examples of one call.", at_least=1)
+    batch: int = setting(8, "Examples of one call.", at_least=1, at_most=MOST_AT_ONCE)
     with_base: bool = setting(True, "Whether the bare base model is a row, too.")
     overwrite: bool = setting(False, "Begin again, without the predictions that are there.")
 

@@ -15,7 +15,7 @@ from ..errors import ConfigError, EvaluationError
 from ..files.tensors import check_readable
 from ..language.pictures import SUFFIXES, pictures_in
 from ..progress import Progress, Stage, StageProgress, nobody
-from ..settings import check, setting
+from ..settings import MOST_AT_ONCE, check, setting
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
 from .language import BASE, Scores
@@ -93,7 +93,7 @@ class PictureRun:
     config: str | None = None
     embeddings: tuple[Path, ...] = ()
     clip: str = VIT_L
-    batch: int = setting(4, "Pictures of one call.", at_least=1)
+    batch: int = setting(4, "Pictures of one call.", at_least=1, at_most=MOST_AT_ONCE)
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 

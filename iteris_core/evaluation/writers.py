@@ -18,21 +18,28 @@ from ..language.caption_samples import check_length
 from ..language.pictures import open_picture
 from ..layers import add_to_output, codes_of
 from ..rows.wearing import layer_hooks
-from ..settings import check, setting
+from ..settings import MOST_AT_ONCE, MOST_TOKENS, check, setting
 
 
 @dataclass(frozen=True)
 class Generation:
     """How answers are written."""
 
-    beams: int = setting(1, "Beams of the beam search; 1 is greedy.", at_least=1)
-    max_new_tokens: int = setting(16, "Most tokens of an answer.", at_least=1)
-    max_length: int = setting(256, "Tokens of a prompt; what is longer is cut.", at_least=1)
+    beams: int = setting(
+        1, "Beams of the beam search; 1 is greedy.", at_least=1, at_most=MOST_AT_ONCE
+    )
+    max_new_tokens: int = setting(16, "Most tokens of an answer.", at_least=1, at_most=MOST_TOKENS)
+    max_length: int = setting(
+        256, "Tokens of a prompt; what is longer is cut.", at_least=1, at_most=MOST_TOKENS
+    )
     no_repeat: int = setting(
-        0, "Sequences of this many tokens are written only once; 0: any may come again.", at_least=0
+        0,
+        "Sequences of this many tokens are written only once; 0: any may come again.",
+        at_least=0,
+        at_most=MOST_TOKENS,
     )
     repetition_penalty: float = setting(
-        1.0, "Above 1: tokens that were read or written become less likely.", above=0
+        1.0, "Above 1: tokens that were read or written become less likely.", above=0, at_most=1000
     )
 
     def __post_init__(self) -> None:

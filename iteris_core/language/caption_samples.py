@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError
 from ..network import TEXT_STREAM
-from ..settings import setting
+from ..settings import MOST_TOKENS, setting
 from ..tasks import Sample
 from .pictures import SUFFIXES, open_picture, pictures_in
 from .samples import (
@@ -86,7 +86,10 @@ class CaptionOptions(ReadingOptions):
         "Whether padding counts; count fills captions up to max_length, as published with 168.",
     )
     max_length: int = setting(
-        64, "Tokens of a caption with its prompt; what is longer is cut.", at_least=3
+        64,
+        "Tokens of a caption with its prompt; what is longer is cut.",
+        at_least=3,
+        at_most=MOST_TOKENS,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..settings import check, setting
+from ..settings import MOST_TOKENS, check, setting
 
 Padding = Literal["ignore", "count"]
 
@@ -28,9 +28,11 @@ class ReadingOptions:
     """
 
     padding: Padding = setting("ignore", "Whether padding counts, as in the published code.")
-    max_length: int = setting(256, "Tokens of a text; what is longer is cut.", at_least=1)
+    max_length: int = setting(
+        256, "Tokens of a text; what is longer is cut.", at_least=1, at_most=MOST_TOKENS
+    )
     max_new_tokens: int = setting(
-        32, "Most tokens of an answer that a teacher has to write.", at_least=1
+        32, "Most tokens of an answer that a teacher has to write.", at_least=1, at_most=MOST_TOKENS
     )
 
     def __post_init__(self) -> None:

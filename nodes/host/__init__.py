@@ -16,7 +16,7 @@ from .folders import (
     saves_metadata,
     version,
 )
-from .server import answer_at, layer_teller, show_text, stage_progress
+from .server import answer_at, heed_cancel, layer_teller, show_text, stage_progress
 
 if TYPE_CHECKING:
     from .deltas import stock_loader
@@ -34,6 +34,7 @@ __all__ = [
     "ComfyModel",
     "answer_at",
     "find_lora",
+    "heed_cancel",
     "is_output",
     "layer_teller",
     "lora_name_of",

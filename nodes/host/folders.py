@@ -11,6 +11,7 @@ import folder_paths
 from comfy.cli_args import args
 
 from ...iteris_core.errors import AdapterError
+from ...iteris_core.settings import shown
 
 _MODELS = ("checkpoints", "diffusion_models", "text_encoders")
 
@@ -20,7 +21,12 @@ def lora_names() -> list[str]:
 
 
 def find_lora(name: str) -> Path | None:
-    """Return the full path of a LoRA in ComfyUI's folders; None: there is no such file."""
+    """Return the full path of a LoRA in ComfyUI's folders; None: there is no such file, or one that
+    ComfyUI does not list.
+    """
+    _, listed = folder_paths.folder_names_and_paths["loras"]
+    if not folder_paths.filter_files_extensions([name], listed):
+        return None
     path = folder_paths.get_full_path("loras", name)
     return None if path is None else Path(path)
 
@@ -29,13 +35,13 @@ def lora_path(name: str) -> Path:
     """Return the full path of a LoRA in ComfyUI's folders.
 
     Raises:
-        AdapterError: No such file there.
+        AdapterError: No such file there, or one that is no LoRA by its ending.
     """
     path = find_lora(name)
     if path is None:
         raise AdapterError(
-            f"{name}: there is no such file in the loras folders; choose another LoRA, or refresh "
-            "the list"
+            f"{shown(name)}: there is no such LoRA in the loras folders; choose another LoRA, or "
+            "refresh the list"
         )
     return path
 

@@ -27,6 +27,11 @@ def show_text(node_id: str, text: str) -> None:
     PromptServer.instance.send_progress_text(as_html(text), node_id)
 
 
+def heed_cancel() -> None:
+    """Let the user's Cancel end what this thread does."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
     """Return a listener that sends each solved layer to the web extension."""
     from server import PromptServer
@@ -67,7 +72,7 @@ def stage_progress(node_id: str) -> StageProgress:
     clocks: dict[str, StageClock] = {}
 
     def show(stage: Stage, done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        heed_cancel()
         if stage.name not in bars:
             bars[stage.name] = comfy.utils.ProgressBar(total)
             clocks[stage.name] = StageClock()

@@ -56,6 +56,7 @@ def load(
             tensors_of[use.sha256] = lora.tensors
 
     def read(use: LoraUse) -> Adapter:
+        host.heed_cancel()
         if use.sha256 in tensors_of:
             return base.adapter(use, tensors_of[use.sha256], {})
         return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
@@ -65,6 +66,7 @@ def load(
 
 def identified(lora: ChosenLora) -> LoraUse:
     """Return the use of a LoRA with the SHA-256 of its file or of its tensors."""
+    host.heed_cancel()  # a large file takes seconds
     if lora.tensors is not None:
         return replace(lora.use, sha256=sha256_of_tensors(lora.tensors))
     return replace(lora.use, sha256=sha256(host.lora_path(str(lora.use.file))))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import IterisError
+from ...iteris_core.settings import shown
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
@@ -26,6 +27,10 @@ _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
 _BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
 _TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?(?::([^<>]*))?>", re.IGNORECASE)
 _NOTHING = ("", "none", "[none]")
+_SHOWN = 20  # names in an error
+_MOST_SHOWN = 60  # letters of a name in an error
+_DEEPEST = 16  # lists in a stack; known ones have three
+_MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,30 @@ def read_stack(stack: Any) -> list[StackedLora]:
     Raises:
         IterisError: Something in it is none of these, or asks for a strength per block.
     """
+    _check_size(stack)
     return list(_entries(stack, "the stack"))
+
+
+def _check_size(stack: Any) -> None:
+    """Refuse a stack that is nested too deep, as one that holds itself is, or too large.
+
+    Raises:
+        IterisError: Says which.
+    """
+    waiting = [(stack, 0)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_VALUES:
+            raise IterisError(
+                f"the stack has lists in lists, {_DEEPEST} deep, or {_MOST_VALUES} values; likely "
+                "it holds itself. Connect the LORA_STACK output of a stacker"
+            )
+        if isinstance(value, Mapping):
+            waiting += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(item, depth + 1) for item in value]
 
 
 def _entries(value: Any, where: str) -> Iterator[StackedLora]:
@@ -58,13 +86,13 @@ def _entries(value: Any, where: str) -> Iterator[StackedLora]:
         yield from read_text(value)
     elif isinstance(value, Mapping):
         yield from _of_dict(value, where)
-    elif isinstance(value, Sequence):
+    elif isinstance(value, (list, tuple)):
         yield from _of_list(value, where)
     else:
         raise IterisError(
-            f"{where} is {value!r}, a {type(value).__name__}; a LoRA is (name, model strength, "
-            "clip strength), a dict with 'lora' and 'strength', or a text with <lora:name:1.0>. "
-            "Connect the LORA_STACK output of a stacker"
+            f"{where} is {shown(value)}, a {type(value).__name__}; a LoRA is (name, model "
+            "strength, clip strength), a dict with 'lora' and 'strength', or a text with "
+            "<lora:name:1.0>. Connect the LORA_STACK output of a stacker"
         )
 
 
@@ -97,8 +125,8 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
         if _is_named(name):
             _check_block_weights(value[3] if len(value) > 3 else None, where)
             model, clip = [*strengths, None][:2]
-            model = 1.0 if model is None else float(model)
-            yield _entry(name, model, model if clip is None else float(clip), where)
+            model = 1.0 if model is None else _strength(model, where)
+            yield _entry(name, model, model if clip is None else _strength(clip, where), where)
         return
     for i, item in enumerate(value):
         inside = f"{where}[{i}]"
@@ -113,11 +141,11 @@ def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
     inner = {key: item for key, item in value.items() if isinstance(item, (Mapping, list, tuple))}
     if value and not inner:
         raise IterisError(
-            f"{where} has {', '.join(map(repr, list(value)[:5]))}, and none of the names that a "
+            f"{where} has {', '.join(map(shown, list(value)[:5]))}, and none of the names that a "
             f"LoRA file goes by ({', '.join(_NAMES)}). Connect the LORA_STACK output of a stacker"
         )
     for key, item in inner.items():
-        yield from _entries(item, f"{where}[{key!r}]")
+        yield from _entries(item, f"{where}[{shown(key)}]")
 
 
 def read_text(text: str) -> list[StackedLora]:
@@ -137,9 +165,10 @@ def read_text(text: str) -> list[StackedLora]:
             clip = float(tag[3]) if tag[3] else model
         except ValueError:
             raise IterisError(
-                f"{tag[0]}: a strength is no number; write <lora:name:1.0> or <lora:name:1.0:0.8>"
+                f"{_short(tag[0])}: a strength is no number; write <lora:name:1.0> or "
+                "<lora:name:1.0:0.8>"
             ) from None
-        found += [_entry(tag[1], model, clip, tag[0])] if _is_named(tag[1]) else []
+        found += [_entry(tag[1], model, clip, _short(tag[0]))] if _is_named(tag[1]) else []
     return found
 
 
@@ -147,9 +176,14 @@ def _entry(name: str, strength_model: float, strength_clip: float, where: str) -
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
             raise IterisError(
-                f"{where}: {name.strip()} has the strength {strength}; write a number such as 1.0"
+                f"{where}: {_short(name.strip())} has the strength {strength}; write a number "
+                "such as 1.0"
             )
     return StackedLora(name.strip(), strength_model, strength_clip)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _check_block_weights(value: Any, where: str) -> None:
@@ -165,11 +199,9 @@ def _is_named(name: str | None) -> bool:
 
 
 def _is_off(switch: Any) -> bool:
-    return (
-        switch.strip().lower() in _OFF
-        if isinstance(switch, str)
-        else switch is not None and not switch
-    )
+    if isinstance(switch, str):
+        return switch.strip().lower() in _OFF
+    return isinstance(switch, (bool, int, float, Mapping, list, tuple)) and not switch
 
 
 def _is_number(value: Any) -> bool:
@@ -184,11 +216,15 @@ def _is_number(value: Any) -> bool:
 
 def _number(entry: Mapping[str, Any], keys: Sequence[str], otherwise: float, where: str) -> float:
     value = next((entry[key] for key in keys if entry.get(key) is not None), otherwise)
+    return _strength(value, where)
+
+
+def _strength(value: Any, where: str) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of tensors
         raise IterisError(
-            f"{where} has the strength {value!r}, which is no number; write one such as 1.0"
+            f"{where} has the strength {shown(value)}, which is no number; write one such as 1.0"
         ) from None
 
 
@@ -200,21 +236,21 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         IterisError: No file, or more than one.
     """
     plain = wanted.replace("\\", "/").removesuffix(".safetensors")
-    shown = {name: name.replace("\\", "/").removesuffix(".safetensors") for name in names}
-    found = [name for name, path in shown.items() if path == plain]
-    ends = [name for name, path in shown.items() if plain.endswith(f"/{path}")]  # an absolute path
+    paths = {name: name.replace("\\", "/").removesuffix(".safetensors") for name in names}
+    found = [name for name, path in paths.items() if path == plain]
+    ends = [name for name, path in paths.items() if plain.endswith(f"/{path}")]  # an absolute path
     found = found or sorted(ends, key=len)[-1:]
-    found = found or [name for name, path in shown.items() if path.endswith(f"/{plain}")]
+    found = found or [name for name, path in paths.items() if path.endswith(f"/{plain}")]
     if len(found) == 1:
         return found[0]
     if found:
         raise IterisError(
-            f"{wanted!r} is the name of {len(found)} files: {', '.join(found)}. Write the folder "
-            "with it"
+            f"{shown(wanted)} is the name of {len(found)} files: {', '.join(found[:_SHOWN])}. "
+            "Write the folder with it"
         )
     raise IterisError(
-        f"{wanted!r} is in none of ComfyUI's loras folders; check the spelling in the stack, or "
-        "put the file there and press R to refresh the lists"
+        f"{shown(wanted)} is in none of ComfyUI's loras folders; check the spelling in the stack, "
+        "or put the file there and press R to refresh the lists"
     )
 
 
@@ -235,12 +271,13 @@ def prompts_by_name(
     """
     found: dict[str, list[str]] = {name: [] for name in names}
     names = list(found)
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        ends.setdefault(name.rpartition("/")[2], []).append(name)
     for number, line in enumerate(text.splitlines(), 1):
         start, colon, prompt = (part.strip() for part in line.partition(":"))
         start = start.replace("\\", "/").removesuffix(".safetensors")
-        meant = [name for name in names if name == start] or [
-            name for name in names if name.rpartition("/")[2] == start
-        ]
+        meant = [start] if start in found else ends.get(start, [])
         if colon and len(meant) == 1:
             found[meant[0]] += [prompt] if prompt else []
         elif len(names) == 1 or "{trigger}" in line:
@@ -248,13 +285,13 @@ def prompts_by_name(
                 found[name] += [line.strip()] if line.strip() else []
         elif line.strip():
             which = (
-                f"{start!r} is the name of {len(meant)} of them"
+                f"{shown(start)} is the name of {len(meant)} of them"
                 if meant
                 else f"{line.strip()[:40]!r} begins with none"
             )
             raise IterisError(
                 f"{field}, line {number}: which LoRA is it for? {which}. Write '{names[0]}: "
                 f"{line.strip()[:40]}', or put {{trigger}} into a line that is for all; the LoRAs "
-                f"are {', '.join(names)}"
+                f"are {', '.join(names[:_SHOWN])}"
             )
     return {name: tuple(prompts) for name, prompts in found.items()}

@@ -271,7 +271,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trajectories": 0}, "trajectories is 0; it must be a whole number, 1 or more"),
+        ({"trajectories": 0}, "trajectories is 0; it must be a whole number from 1 to 1000"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
         ({"timesteps": 7}, "7 timesteps cannot be kept of 6 sampling steps; keep fewer"),
@@ -283,7 +283,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ),
         ({"composition_share": -0.1}, "composition_share is -0.1"),
         ({"unconditional_share": math.nan}, "unconditional_share is nan"),
-        ({"cfg": math.inf}, "cfg is inf; it must be a finite number, 0 or more"),
+        ({"cfg": math.inf}, "cfg is inf; it must be a number from 0 to 100"),
         ({"preserve_weight": -1.0}, "preserve_weight is -1.0"),
         (
             {"companions": ()},

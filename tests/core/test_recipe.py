@@ -99,7 +99,10 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         ),
         (edited("loras", 1, to="b"), "LoRA 2 is 'b'; it must be an object"),
         (edited("loras", 1, "sha256", to=GONE), "LoRA 2 has no 'sha256'; it must be a text"),
-        (edited("loras", 0, "file", to=3), "LoRA 1: file is 3; it must be a text or none"),
+        (
+            edited("loras", 0, "file", to=3),
+            "LoRA 1: file is 3; it must be a text of 4000 Unicode letters at most or none",
+        ),
         (
             edited("loras", 0, "prompts", to="a dog"),
             "LoRA 1: prompts is 'a dog'; it must be a list, each item a text",
@@ -110,11 +113,11 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         ),
         (
             edited("loras", 0, "strength_clip", to="1"),
-            "LoRA 1: strength_clip is '1'; it must be a finite number",
+            "LoRA 1: strength_clip is '1'; it must be a number from -100 to 100",
         ),
         (
             edited("loras", 0, "strength_clip", to=float("nan")),
-            "strength_clip is nan; it must be a finite number",
+            "strength_clip is nan; it must be a number from -100 to 100",
         ),
         (
             edited("loras", 0, "kind", to="thing"),
@@ -127,7 +130,7 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         (edited("calibration", to=None), "calibration is None; it must be an object"),
         (
             edited("calibration", "cfg", to=None),
-            "calibration: cfg is None; it must be a finite number",
+            "calibration: cfg is None; it must be a number from 0 to 100",
         ),
         (
             edited("calibration", "seed", to=2**40),
@@ -153,12 +156,12 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         ),
         (
             edited("config", "rank", to=1.5),
-            "config: rank is 1.5; it must be a whole number, 1 or more, 'sum' or 'full', or an object",
+            "config: rank is 1.5; it must be a whole number from 1 to 65536, 'sum' or 'full', or an object",
         ),
         (edited("config", "rank", to={"a": "b"}), "config: rank is {'a': 'b'}"),
         (
             edited("config", "rank", to="many"),
-            "config: rank is 'many'; it must be a whole number, 1 or more, 'sum' or 'full', or an object",
+            "config: rank is 'many'; it must be a whole number from 1 to 65536, 'sum' or 'full', or an object",
         ),
         (
             edited("config", "output_dtype", to="Tensor"),

@@ -575,5 +575,7 @@ def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ConfigError, match="LoRA 'a' is a 'pose'; it can be subject or style"):
+    with pytest.raises(
+        ConfigError, match="LoRA 'a': kind is 'pose'; it must be 'subject' or 'style'"
+    ):
         use("a", kind="pose")

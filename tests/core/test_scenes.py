@@ -344,7 +344,7 @@ def test_a_form_with_more_than_names_in_braces_is_refused(form):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a finite number, 0 or more"),
+        ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),
         ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
         (
             {"scene_weight": 0.1, "companions": (), "composition_share": 0.0},

@@ -12,9 +12,20 @@ import torch
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.language.caption_samples import CaptionOptions
 from iteris_core.language.text_samples import TextOptions
-from iteris_core.settings import alternatives, check, declared, from_json, from_text, setting
+from iteris_core.settings import (
+    MOST_ITEMS,
+    MOST_LETTERS,
+    alternatives,
+    check,
+    declared,
+    from_json,
+    from_text,
+    setting,
+    shown,
+)
 
 KINDS = (BaselineOptions, MergeConfig, Calibration, TextOptions, CaptionOptions)
 FIELDS = [(kind, item) for kind in KINDS for item in declared(kind)]
@@ -29,6 +40,46 @@ def test_every_setting_says_what_it_means_in_one_sentence(pair):
     _, item = pair
     assert item.setting.help.endswith(".")
     assert not item.is_required
+
+
+def test_every_number_has_a_lower_and_an_upper_bound():
+    for kind, item in [*NUMBERS, *((LoraUse, item) for item in declared(LoraUse))]:
+        if {int, float} & set(alternatives(item.hint)):
+            bounds = item.setting
+            assert bounds.at_least is not None or bounds.above is not None, (kind, item.name)
+            assert bounds.at_most is not None or bounds.below is not None, (kind, item.name)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_fine"),
+    [
+        ("a" * MOST_LETTERS, True),
+        ("a" * (MOST_LETTERS + 1), False),
+        ("a cat \U0001f600", True),
+        ("half a letter \ud83d", False),
+    ],
+)
+def test_a_text_has_a_largest_size_and_whole_letters(value, is_fine):
+    for field in ({"name": value}, {"texts": (value,)}):
+        if is_fine:
+            Every(**field)
+        else:
+            with pytest.raises(ConfigError, match=r"a text of 4000 Unicode letters at most"):
+                Every(**field)
+
+
+def test_a_list_has_a_largest_size():
+    Every(texts=("a",) * MOST_ITEMS)
+    with pytest.raises(ConfigError, match=r"texts is .*, of 1000 items at most"):
+        Every(texts=("a",) * (MOST_ITEMS + 1))
+
+
+def test_any_value_can_be_shown():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (10**5000, nested, "x" * 10**6):
+        assert len(shown(value)) <= 60
 
 
 NUMBERS = [
@@ -102,7 +153,7 @@ def test_a_word_of_the_command_line_is_read_as_the_settings_type(name, text, val
         ("mixed", "1", "--x is 1.0; it must be a number from 0 to below 1"),
         ("count", "0", "--x is 0; it must be a whole number, 1 or more, or none"),
         ("count", "1.5", "--x is '1.5'; it must be a whole number, 1 or more, or none"),
-        ("side", "100", "--x is 100; it must be a multiple of 64, 64 or more"),
+        ("side", "100", "--x is 100; it must be a multiple of 64 from 64"),
         ("rank", "max", "--x is 'max'; it must be a whole number, 1 or more, 'sum', or an object"),
         ("word", "three", "--x is 'three'; it must be 'one' or 'two'"),
         ("switch", "on", "--x is 'on'; it must be true or false"),

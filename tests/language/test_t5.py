@@ -569,7 +569,7 @@ def test_an_iteration_says_how_far_it_came(base, folders):
             "1 or more",
         ),
         (lambda base, f: TextOptions(padding="some"), ConfigError, "'ignore' or 'count'"),
-        (lambda base, f: TextOptions(max_length=0), ConfigError, "1 or more"),
+        (lambda base, f: TextOptions(max_length=0), ConfigError, "from 1 to"),
         (lambda base, f: load_base("/nowhere/t5"), ConfigError, "no such folder"),
         (lambda base, f: load_base(str(f[0])), ConfigError, "cannot be loaded"),
         (

@@ -67,7 +67,7 @@ class ComfyModel:
     """A diffusers model in the place of `nodes.host.ComfyModel`."""
 
     def __init__(self, model, clip):
-        self.model = model
+        self.model = model.model
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -94,6 +94,7 @@ def node(world, replace_host, monkeypatch):
     """
     replace_host(
         ComfyModel=ComfyModel,
+        lora_names=lambda: list(dict.fromkeys(FILES)),
         lora_path=lambda name: world / name,
         patches_of=lambda model, clip: {},
         stage_progress=lambda node_id: nobody,
@@ -109,14 +110,25 @@ def node(world, replace_host, monkeypatch):
     def merge():
         model = load_diffusers(str(world / "base"))
         model.loras = world
+        patcher = types.SimpleNamespace(model=model, patches={})
+        clip = types.SimpleNamespace(patcher=patcher, cond_stage_model=None)
         chain = ()
         for file, prompts, strengths, weight in zip(
             FILES, PROMPTS, STRENGTHS, WEIGHTS, strict=True
         ):
-            (chain,) = LoraToMerge.execute(file, *strengths, prompts, weight, chain).args
+            (chain,) = LoraToMerge.execute(
+                lora_name=file,
+                strength_model=strengths[0],
+                strength_clip=strengths[1],
+                prompts=prompts,
+                weight=weight,
+                previous=chain,
+            ).args
         calibration = Calibration(**CALIBRATION)
         settings = {"precision": "float16", **SETTINGS}
-        *_, merged, report = Merge.execute(model, None, chain, calibration, **settings).args
+        *_, merged, report = Merge.execute(
+            model=patcher, clip=clip, tasks=chain, calibration=calibration, **settings
+        ).args
         keys = model.keys
         metadata = metadata_of_merge("merged", merged.loras, merged.recipe)
         tensors, said = kohya.file_of(merged.adapter, keys, metadata)

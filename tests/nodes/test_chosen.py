@@ -71,3 +71,26 @@ def test_scenes_come_with_the_loras_and_only_one_kind_of_them():
         ConfigError, match="the LoRAs come from 2 'Scene prompts' nodes with different settings"
     ):
         scenes_of([with_scenes, other])
+
+
+@pytest.mark.parametrize("cancel_at", [1, 2, 3, 4])
+def test_cancel_is_heard_before_each_file_is_hashed_and_before_each_is_read(
+    replace_host, tmp_path, cancel_at
+):
+    class Cancelled(Exception):
+        pass
+
+    asked = []
+
+    def heed_cancel():
+        asked.append(1)
+        if len(asked) == cancel_at:
+            raise Cancelled
+
+    for name in "ab":
+        save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    replace_host(lora_path=lambda name: tmp_path / name, heed_cancel=heed_cancel)
+    base = types.SimpleNamespace(adapter=lambda use, tensors, metadata: Adapter(use.name, {}))
+    chosen = [ChosenLora(use(name, file=f"{name}.safetensors")) for name in "ab"]
+    with pytest.raises(Cancelled):
+        load(base, chosen)

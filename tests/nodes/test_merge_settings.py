@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from iteris_pack.nodes.merge import check_ranks, weights_in
+from iteris_pack.nodes.merge import Ranks, weights_in
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
@@ -23,12 +23,12 @@ def test_only_one_way_to_choose_ranks(values, words):
         ConfigError,
         match=re.escape(words) + ".*Set one, and leave the others off: rank 0, kept_energy 1",
     ):
-        check_ranks(*values)
+        Ranks(*values)
 
 
 @pytest.mark.parametrize("values", [(0, 1.0, 0.0), (8, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 30.0)])
 def test_one_way_to_choose_ranks_raises_nothing(values):
-    check_ranks(*values)
+    Ranks(*values)
 
 
 def test_a_size_becomes_weights_and_must_have_room_for_rank_one():

@@ -2,6 +2,8 @@
 subgraphs, too.
 """
 
+import json
+
 # nodes of merge_two_loras
 MERGE = 5
 FIRST = 2
@@ -219,3 +221,38 @@ def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small
         ".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input"
     ).first
     assert float(alpha.input_value()) == 0.0001
+
+
+def saved_with(frontend, report):
+    """Open the workflow that is shown anew, as if its file had kept this report."""
+    workflow = frontend.workflow()
+    (merge,) = [node for node in workflow["nodes"] if node["id"] == MERGE]
+    merge["properties"]["iteris_report"] = report
+    open_text = "text => app.loadGraphData(JSON.parse(text), true, true, 'saved')"
+    frontend.page.evaluate(open_text, json.dumps(workflow))
+    frontend.settle()
+    frontend.show(MERGE, top=200)
+
+
+def test_a_saved_report_of_any_shape_and_size_is_opened(frontend, picture, small):
+    """The page would not come back from drawing all of it, nor from copying it at every change."""
+    small(frontend, seed=12)
+    panel = frontend.page.locator(".iteris-report")
+    for report in (7, {"tasks": [3]}):
+        saved_with(frontend, report)
+        assert "cannot be read" in panel.inner_text(), report
+    layers = [["q", 8, [0.5], "1"]]
+    blocks = [{"name": f"IN{number}", "layers": layers} for number in range(200_000)]
+    lines = {"unseen": [], "overall": [], "warnings": [], "notes": []}
+    overall = [{"task": 0, "wears": True, "median": 0.5, "worst": 0.5, "at": "IN01 q"}]
+    saved_with(
+        frontend, {"version": 1, "tasks": ["cat"], "blocks": blocks, **lines, "overall": overall}
+    )
+    assert len(blocks_of(frontend)) == 400
+    assert "more than can be shown" in panel.inner_text()
+    picture(frontend, "cut_report")
+    kept = frontend.page.evaluate(
+        "id => app.graph.getNodeById(id).properties.iteris_report.blocks.length", MERGE
+    )
+    assert kept == 400
+    assert frontend.errors == []

@@ -6,6 +6,8 @@ from typing import Any
 
 
 class Input:
+    io_type = ""
+
     def __init__(
         self, id: str, *args: Any, optional: bool = False, tooltip: str | None = None, **more: Any
     ) -> None:
@@ -13,6 +15,12 @@ class Input:
         self.optional = optional
         self.tooltip = tooltip
         self.more = more
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["more"][name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class Output:
@@ -28,14 +36,16 @@ class Type:
     Output = Output
 
 
-Boolean = Clip = Combo = Float = Image = Int = Model = String = Type
-
-
 def Custom(io_type: str) -> type[Type]:
-    return type(io_type, (Type,), {})
+    return type(io_type, (Type,), {"Input": type("Input", (Input,), {"io_type": io_type})})
 
 
-class Autogrow(Type):
+Boolean, Clip, Combo, Float, Image, Int, Model, String = map(
+    Custom, ("BOOLEAN", "CLIP", "COMBO", "FLOAT", "IMAGE", "INT", "MODEL", "STRING")
+)
+
+
+class Autogrow(Custom("COMFY_AUTOGROW_V3")):
     """An input that grows; only newer hosts have it."""
 
     @staticmethod

@@ -1,0 +1,142 @@
+"""The door of the nodes: what comes through widgets and links is checked before anything is done.
+
+ComfyUI checks the values of widgets. It does not check what comes through a link, and lets numbers
+that are none (NaN) through.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ..iteris_core import ConfigError
+from ..iteris_core.settings import Declared, Setting, is_text, shown
+from .sockets import ChosenLora, MergedLora
+
+Execute = TypeVar("Execute", bound=Callable[..., Any])
+Fits = Callable[[Any], bool]
+
+_MOST_LETTERS = 200_000  # of a text field; a hundred LoRAs with twenty long prompts each
+_NUMBERS = {"INT": int, "FLOAT": float, "BOOLEAN": bool}
+_CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or of another node"
+
+
+def checked(execute: Execute) -> Execute:
+    """Let a node's `execute` see only inputs that are what its schema says.
+
+    The function then raises:
+        ConfigError: Names the input, what came in, and what it must be.
+    """
+
+    named = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def run(cls: Any, *values: Any, **inputs: Any) -> Any:
+        given = {**dict(zip(list(named.parameters)[1:], values, strict=False)), **inputs}
+        return execute(cls, **fitting(cls.define_schema().inputs, given))
+
+    return run  # type: ignore[return-value]
+
+
+def fitting(declared: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a node, without optional ones that are None.
+
+    Args:
+        declared: Inputs of the node's schema.
+        inputs: Name -> value, of any kind.
+
+    Raises:
+        ConfigError: An input of another kind or size than the schema says; names it.
+    """
+    given = {}
+    for item in declared:
+        value = inputs.get(item.id)
+        if value is None and item.optional:
+            continue
+        _check(item, value)
+        given[item.id] = value
+    return given
+
+
+def _check(item: Any, value: Any) -> None:
+    kind = str(item.io_type)
+    if kind in _NUMBERS:
+        ends = Setting(at_least=getattr(item, "min", None), at_most=getattr(item, "max", None))
+        Declared(item.id, _NUMBERS[kind], ends, is_required=True).check(item.id, value)
+        return
+    if kind == "COMBO":
+        _check_choice(item, value)
+        return
+    fits, expected = _sockets().get(kind, (lambda _: True, ""))
+    if not fits(value):
+        raise ConfigError(f"{item.id} is {shown(value)}; it must be {expected}")
+
+
+def _check_choice(item: Any, value: Any) -> None:
+    options = [option.replace("\\", "/") for option in item.options]
+    if not isinstance(value, str) or value.replace("\\", "/") not in options:
+        raise ConfigError(
+            f"{item.id} is {shown(value)}, which is not in its list. Choose one of the list; press "
+            "R to refresh lists of files"
+        )
+
+
+@functools.cache
+def _sockets() -> Mapping[str, tuple[Fits, str]]:
+    """Return type of a socket -> what tells whether a value is of it, and what it must be."""
+    from ..iteris_core import MergeReport
+    from ..iteris_core.diffusion.calibration import Calibration
+    from ..iteris_core.diffusion.job import MergeSettings
+
+    return {
+        "STRING": (_is_field, f"a text of {_MOST_LETTERS} Unicode letters at most"),
+        "MODEL": (_has("model", "patches"), "a MODEL, such as that of a checkpoint loader"),
+        "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as that of its loader"),
+        "IMAGE": (_is_picture, "an IMAGE, (pictures, height, width, channels)"),
+        "LORA_MODEL": (_is_state, "a LORA_MODEL: connect the output of Train LoRA"),
+        "ITERIS_TASKS": (_is_chain, _CHAIN),
+        "COMFY_AUTOGROW_V3": (_are_chains, _CHAIN),
+        "ITERIS_CALIBRATION": (_is_a(Calibration), "the output of the node Calibration"),
+        "ITERIS_SETTINGS": (_is_a(MergeSettings), "the output 'all settings' of Load recipe"),
+        "ITERIS_MERGED": (_is_a(MergedLora), "the output 'merged LoRA' of IterIS Merge"),
+        "ITERIS_REPORT": (_is_a(MergeReport), "the output 'report' of IterIS Merge"),
+    }
+
+
+def _is_a(kind: type) -> Fits:
+    return lambda value: isinstance(value, kind)
+
+
+def _has(*names: str) -> Fits:
+    return lambda value: all(hasattr(value, name) for name in names)
+
+
+def _is_field(value: Any) -> bool:
+    return is_text(value, _MOST_LETTERS)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 4 and value.numel() > 0
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
+    )
+
+
+def _is_chain(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, ChosenLora) for item in value)
+
+
+def _are_chains(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and name.removeprefix("loras").isdecimal()
+        and (chain is None or _is_chain(chain))
+        for name, chain in value.items()
+    )

@@ -1,0 +1,430 @@
+"""Workflows and recipes of strangers: what a node makes of them is its result or an error that says
+what is wrong, and never anything else.
+
+    ITERIS_CASES=5000 pytest tests/nodes/test_hostile_workflows.py
+
+tries 5000 of each kind.
+"""
+
+import json
+import math
+import os
+import time
+import types
+from dataclasses import asdict
+
+import pytest
+import torch
+from fake_host import use
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from iteris_pack.nodes.calibration import Calibration as CalibrationNode
+from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
+from iteris_pack.nodes.merge import Merge
+from iteris_pack.nodes.recipe import LoadRecipe
+from iteris_pack.nodes.report import ShowReport
+from iteris_pack.nodes.save import SaveMergedLora
+from iteris_pack.nodes.scene import ScenePrompts
+from iteris_pack.nodes.sockets import ChosenLora, Scenes
+from iteris_pack.nodes.stack import LorasOnModel, LoraStack
+from safetensors.torch import save_file
+
+from iteris_core import Adapter, ConfigError, IterisError, LowRankDelta, MergeConfig, MergeReport
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings
+from iteris_core.diffusion.lora_use import MOST_LORAS
+from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
+
+CASES = int(os.environ.get("ITERIS_CASES", "60"))
+SECONDS = 5.0  # of the processor, for a case
+MANY = settings(
+    max_examples=CASES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+NODES = (
+    LoraToMerge,
+    TrainedLora,
+    LoraStack,
+    LorasOnModel,
+    ScenePrompts,
+    CalibrationNode,
+    Merge,
+    LoadRecipe,
+    ShowReport,
+)
+LORA = "folder/cat.safetensors"
+
+
+class WorkBegins(Exception):
+    """The inputs were accepted, and the model would be asked now."""
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def endless():
+    value = []
+    value += [value, value]
+    return value
+
+
+class Strange:
+    """An object that answers nothing."""
+
+    def __bool__(self):
+        raise RuntimeError("neither true nor false")
+
+    __float__ = __len__ = __bool__
+
+
+def chain(*names):
+    return tuple(ChosenLora(use(name, (f"a {name}",), file=LORA)) for name in names)
+
+
+def report():
+    return MergeReport(())
+
+
+def patcher():
+    return types.SimpleNamespace(model=None, patches={}, patcher=None, cond_stage_model=None)
+
+
+# Things that another node might put onto a link, or a program into a workflow.
+HOSTILE = {
+    "none": None,
+    "true": True,
+    "empty": "",
+    "word": "cat",
+    "spaces": " \t\r\n\x0b\x00",
+    "long": "a " * 60_000,
+    "longer": "x" * 10**6,
+    "half a letter": "a photo of \ud800",
+    "up": "../../checkpoints/model.safetensors",
+    "absolute": "/etc/passwd",
+    "not listed": "notes.txt",
+    "markup": "<lora:cat:1e999> <lora:cat:nan:nan> {trigger} {0.__class__} %s ${x}",
+    "open tags": "<lora:" * 5_000,
+    "nan": math.nan,
+    "inf": math.inf,
+    "minus inf": -math.inf,
+    "10^400": 10**400,
+    "minus 10^400": -(10**400),
+    "10^5000": 10**5000,
+    "2^63": 2**63,
+    "minus one": -1,
+    "half": 0.5,
+    "complex": 1j,
+    "list": [],
+    "names": ["cat", "cat"],
+    "tuple": (),
+    "pair": ("cat", 10**400, math.nan),
+    "entry": [["cat", "1e999", None], {"lora": "cat", "strength": 10**400}],
+    "dict": {},
+    "odd keys": {1: 2, None: [3], (4,): "cat"},
+    "switch": {"on": Strange(), "lora": "cat"},
+    "900 deep": deep(900),
+    "100,000 deep": deep(100_000),
+    "endless": endless(),
+    "wide": [["cat", 1.0, 1.0]] * 5_000,
+    "huge range": range(10**12),
+    "bytes": b"cat",
+    "object": Strange(),
+    "function": chain,
+    "tensor": torch.ones(3),
+    "numbers": torch.ones(()),
+    "picture": torch.zeros(0, 8, 8, 3),
+    "state": {"x": 1},
+    "other state": {1: torch.ones(1)},
+    "chain": chain("cat", "dog"),
+    "long chain": chain(*["cat"] * (MOST_LORAS + 1)),
+    "list chain": list(chain("cat")),
+    "calibration": Calibration(),
+    "settings": MergeSettings(MergeConfig()),
+    "report": report(),
+    "chains": {"loras0": chain("cat"), "loras1": None},
+    "odd chains": {"loras0": 3, "x": chain("cat")},
+}
+
+GOOD = {
+    "lora_name": LORA,
+    "lora": {"lora_unet_q.lora_up.weight": torch.ones(4, 2)},
+    "lora_stack": [(LORA, 1.0, 1.0)],
+    "text": "<lora:cat:0.5>",
+    "name": "trained",
+    "prompts": "a cat",
+    "subjects": "cat: a sks cat",
+    "tasks": chain("cat", "dog"),
+    "report": report(),
+    "model": patcher(),
+    "clip": patcher(),
+}
+
+CALLED = {"preserve_prompts": "preserve_captions"}  # in errors
+
+
+def good_inputs(node):
+    """Return inputs with which a node does its work."""
+    inputs = {}
+    for item in node.define_schema().inputs:
+        if item.id in GOOD:
+            inputs[item.id] = GOOD[item.id]
+        elif not item.optional:
+            inputs[item.id] = item.more.get("default", "")
+    return inputs
+
+
+@pytest.fixture
+def host(replace_host, tmp_path, monkeypatch):
+    """The nodes in a host with one LoRA, and with whatever else a test writes into its folder."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("secret")
+    tensors = {"lora_unet_q.lora_up.weight": torch.ones(4, 2)}
+    tensors["lora_unet_q.lora_down.weight"] = torch.ones(2, 4)
+    save_file(tensors, tmp_path / LORA, {"modelspec.trigger_phrase": "sks cat"})
+
+    def names():
+        return [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.safetensors")]
+
+    def find(name):
+        return tmp_path / name if name in names() else None
+
+    def found(name):
+        if find(name) is None:
+            raise IterisError(f"no {name!r:.40}")
+        return find(name)
+
+    def begin(*_):
+        raise WorkBegins
+
+    replace_host(
+        lora_names=names,
+        find_lora=find,
+        lora_path=found,
+        is_output=lambda path: False,
+        show_text=lambda node_id, text: None,
+        ComfyModel=begin,
+    )
+    monkeypatch.setattr("iteris_pack.nodes.report.ui", types.SimpleNamespace(), raising=False)
+    hidden = types.SimpleNamespace(unique_id="1", prompt={})
+    for node in NODES:
+        monkeypatch.setattr(node, "hidden", hidden, raising=False)
+    return tmp_path
+
+
+def outcome(node, inputs):
+    """Return "done" or the error that a node names; anything else ends the test.
+
+    A fingerprint is asked for first, as the host does.
+    """
+    start = time.thread_time()
+    try:
+        if hasattr(node, "fingerprint_inputs"):
+            node.fingerprint_inputs(**inputs)
+        node.execute(**inputs)
+        return "done"
+    except WorkBegins:
+        return "begins"
+    except IterisError as error:
+        assert str(error).strip()
+        assert len(str(error)) < 5_000
+        str(error).encode("utf-8", "backslashreplace")
+        return str(error)
+    finally:
+        assert time.thread_time() - start < SECONDS
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_node_does_its_work_with_good_inputs(host, node):
+    """Otherwise no hostile input would get as far as it can."""
+    said = outcome(node, good_inputs(node))
+    reaches = {
+        LorasOnModel: "begins",
+        Merge: "begins",
+        LoadRecipe: "has no recipe",
+        ShowReport: "no layers",
+    }
+    assert reaches.get(node, "done") in said
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_any_value_on_any_input_is_used_or_named(host, node, value):
+    for item in node.define_schema().inputs:
+        said = outcome(node, good_inputs(node) | {item.id: value})
+        if "it must be" in said:
+            assert item.id in said or CALLED.get(item.id, item.id) in said
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_missing_input_is_named(host, node):
+    for item in node.define_schema().inputs:
+        if not item.optional:
+            inputs = good_inputs(node)
+            del inputs[item.id]
+            with pytest.raises(ConfigError, match=f"^{item.id} is None"):
+                node.execute(**inputs)
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_only_a_merged_lora_is_saved(value):
+    with pytest.raises(ConfigError, match=r"^merged is "):
+        SaveMergedLora.execute(merged=value, file_name="loras/x", overwrite=False)
+
+
+@MANY
+@given(st.data())
+def test_hostile_values_together(host, data):
+    node = data.draw(st.sampled_from(NODES))
+    names = [item.id for item in node.define_schema().inputs]
+    chosen = data.draw(st.dictionaries(st.sampled_from(names), st.sampled_from([*HOSTILE])))
+    outcome(node, good_inputs(node) | {name: HOSTILE[value] for name, value in chosen.items()})
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from(["cat", LORA, "<lora:cat:1:2:lbw=3>", "on", "off", 10**400, "1e999"])
+)
+KEYS = st.sampled_from(["lora", "name", "strength", "strength_clip", "on", "loras", "lbw", "x", 7])
+STACKS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.tuples(inner, inner, inner)
+        | st.dictionaries(KEYS, inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@MANY
+@given(STACKS, st.text(max_size=60))
+def test_any_stack_is_read_or_named(host, stack, prompts):
+    outcome(LoraStack, good_inputs(LoraStack) | {"lora_stack": stack, "prompts": prompts})
+
+
+TEXTS = st.text(max_size=40) | st.sampled_from(
+    ["{first} and {second}", "{first} {style}", "{first!r}", "{", "{first:9999999999}", "{0}"]
+)
+
+
+@MANY
+@given(st.lists(TEXTS, max_size=5), st.lists(TEXTS, max_size=3), TEXTS, TEXTS)
+def test_any_scene_is_made_or_named(host, forms, companions, subjects, styles):
+    fields = {
+        "forms": "\n".join(forms),
+        "companions": "\n".join(companions),
+        "subjects": f"cat: {subjects}",
+        "styles": f"dog: {styles}",
+    }
+    outcome(ScenePrompts, good_inputs(ScenePrompts) | fields)
+
+
+def recipe(**more):
+    used = [use("cat", ("a sks cat",), file=LORA, sha256="1f")]
+    return json.loads(json.dumps(settings_of(used, Calibration(), MergeConfig()))) | more
+
+
+def places(value, path=()):
+    """Yield the path of every value in JSON."""
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, item in enumerate(value[:2]) if isinstance(value, list) else items:
+        yield from places(item, (*path, key))
+
+
+def changed(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(value[path[0]], path[1:], new)
+    return copy
+
+
+PLACES = [path for path in places(recipe()) if not (path[:1] == ("calibration",) and path[2:])]
+JSON = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        [10**8, 10**400, -1, "", "/", "a" * 5_000, "\ud800", [], {}, ["x"] * 2_000, deep(50)]
+    )
+    | st.lists(st.text(max_size=5), max_size=3)
+)
+
+
+def load(host, text):
+    tensors = {"lora_unet_q.lora_up.weight": torch.ones(4, 2)}
+    save_file(tensors, host / "recipe.safetensors", {METADATA_KEY: text})
+    return outcome(LoadRecipe, {"lora_name": "recipe.safetensors", "check_files": False})
+
+
+def test_a_good_recipe_is_loaded(host):
+    assert load(host, json.dumps(recipe())) == "done"
+
+
+@MANY
+@given(st.sampled_from(PLACES), JSON)
+def test_any_recipe_is_loaded_or_named(host, path, value):
+    load(host, json.dumps(changed(recipe(), path, value)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"calibration": {"trajectories": 10**8}}, "trajectories is 100000000"),
+        ({"calibration": {"resolution": 64 * 10**6}}, "resolution is 64000000"),
+        ({"calibration": {"sampling_steps": 10**9, "timesteps": 1}}, "sampling_steps is"),
+        ({"calibration": {"held_out": 10**6}}, "held_out is 1000000"),
+        (
+            {"calibration": {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}},
+            "200000 latents per LoRA",
+        ),
+        ({"calibration": {"negative_prompt": "bad " * 2_000}}, "negative_prompt is 'bad bad"),
+        ({"calibration": {"companions": ["a dog"] * 1_001}}, "companions is"),
+        ({"config": {"max_iter": 10**9}}, "max_iter is 1000000000"),
+        ({"config": {"alpha": math.nan}}, "alpha is nan"),
+        ({"loras": [asdict(use("cat", file=LORA))] * 101}, "there are 101 LoRAs"),
+        ({"loras": [asdict(use("cat", file=LORA)) | {"file": ""}]}, "file is empty"),
+        ({"loras": [asdict(use("cat", file=LORA)) | {"weight": math.inf}]}, "weight is inf"),
+        ({"loras": [asdict(use("cat", file="notes.txt"))]}, "'notes.txt' is not in the loras"),
+    ],
+)
+def test_a_recipe_of_endless_work_is_refused_before_any(host, changes, said):
+    assert said in load(host, json.dumps(recipe(**changes)))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, " " * 4_000_001, '{"loras": 1e999}'])
+def test_a_recipe_that_is_none_is_refused(host, text):
+    assert "its recipe" in load(host, text)
+
+
+@pytest.mark.parametrize("name", ["/", "a/", ".", "safetensors", "cat", "s"])
+def test_a_recipe_hashes_few_files_whatever_it_names(host, monkeypatch, name):
+    for number in range(40):
+        (host / f"cats{number}.safetensors").write_bytes(b"x")
+    hashed = []
+    monkeypatch.setattr("iteris_core.files.tensors.sha256", lambda path: hashed.append(path) or "")
+    lora = asdict(use("cat", file=name, sha256="1f"))
+    assert "is not in the loras folders" in load(host, json.dumps(recipe(loras=[lora])))
+    assert len(hashed) <= 16
+
+
+def test_scenes_of_strangers_settings_are_refused():
+    with pytest.raises(IterisError, match="scene_weight is nan"):
+        Scenes(math.nan, True, ("{first} and {second}",)).applied_to(Calibration())
+
+
+def test_an_adapter_is_no_lora_of_a_chain(host):
+    adapter = Adapter("a", {"x": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))})
+    said = outcome(Merge, good_inputs(Merge) | {"tasks": (adapter,)})
+    assert said.startswith("tasks is") and "connect the output LoRAs" in said

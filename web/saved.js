@@ -1,0 +1,75 @@
+// The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+// More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.
+const MOST = { tasks: 1000, lines: 500, blocks: 400, bars: 10_000, layers: 5000, figures: 1_000_000, texts: 200, letters: 2000 };
+
+const isObject = (value) => typeof value === "object" && value !== null;
+const isText = (value) => typeof value === "string" && value.length <= MOST.letters;
+const isNumber = (value) => Number.isFinite(value);
+const isNumberOrNone = (value) => value === null || isNumber(value);
+
+const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.error) && isNumberOrNone(line.strength);
+
+function isLine(line, tasks) {
+  const isTask = isObject(line) && Number.isInteger(line.task) && line.task >= 0 && line.task < tasks;
+  return isTask && typeof line.wears === "boolean" && isNumber(line.median) && isNumber(line.worst) && isText(line.at);
+}
+
+function isLayer(layer, tasks) {
+  if (!Array.isArray(layer) || layer.length !== 4) return false;
+  const [name, rank, residuals, wears] = layer;
+  if (!isText(name) || !isNumber(rank) || !isText(wears) || !Array.isArray(residuals)) return false;
+  if (residuals.length !== tasks || wears.length !== tasks) return false;
+  return residuals.every((value, task) => (wears[task] === "1" ? isNumber(value) : isNumberOrNone(value)));
+}
+
+/** Return the blocks that can be drawn, or undefined if one has another shape. */
+function blocksOf(blocks, tasks) {
+  const kept = [];
+  let left = Math.min(MOST.layers, Math.ceil(MOST.figures / Math.max(1, tasks)));
+  for (const block of blocks.slice(0, Math.min(MOST.blocks, Math.ceil(MOST.bars / Math.max(1, tasks))))) {
+    if (!isObject(block) || !isText(block.name) || !Array.isArray(block.layers)) return undefined;
+    const layers = block.layers.slice(0, left);
+    if (!layers.every((layer) => isLayer(layer, tasks))) return undefined;
+    left -= layers.length;
+    kept.push({ name: block.name, layers });
+    if (!left) break;
+  }
+  return kept;
+}
+
+const layersIn = (blocks) => blocks.reduce((count, { layers }) => count + (layers?.length ?? 0), 0);
+
+/**
+ * Read a report that a workflow has kept.
+ *
+ * @param {any} saved `figures()` of a report, or whatever stands in its place
+ * @returns {object|undefined} the same, with `cut` if it had more than is drawn; undefined: it has another shape
+ */
+export function readSaved(saved) {
+  if (!isObject(saved)) return undefined;
+  const { tasks, unseen, overall, blocks, warnings, notes } = saved;
+  if (![tasks, unseen, overall, blocks, warnings, notes].every(Array.isArray)) return undefined;
+  if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
+  const count = tasks.length;
+  const kept = {
+    version: 1,
+    tasks,
+    unseen: unseen.slice(0, MOST.lines),
+    overall: overall.slice(0, MOST.lines),
+    blocks: blocksOf(blocks, count),
+    warnings: warnings.slice(0, MOST.texts),
+    notes: notes.slice(0, MOST.texts),
+  };
+  if (!kept.blocks || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count))) return undefined;
+  const texts = [...kept.warnings, ...kept.notes];
+  if (!texts.every((text) => typeof text === "string")) return undefined;
+  const short = (text) => (text.length > MOST.letters ? `${text.slice(0, MOST.letters)} …` : text);
+  const lists = ["unseen", "overall", "warnings", "notes"];
+  const isCut =
+    saved.cut === true ||
+    kept.blocks.length < blocks.length ||
+    layersIn(kept.blocks) < layersIn(blocks.slice(0, kept.blocks.length)) ||
+    lists.some((list) => kept[list].length < saved[list].length);
+  return { ...kept, warnings: kept.warnings.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
+}
