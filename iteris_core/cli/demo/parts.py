@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...files.groups import tensors_by_key
-from ...files.kinds import ALPHA, DOWN, UP
+from ...files.roles import ALPHA, DOWN, UP
 
 CHANNELS = 320  # width of the UNets
 TIME = 1280  # width of their time embedding
