@@ -95,13 +95,12 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     """
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, CONFIG_FILE) else path
     settings: Mapping[str, Any] = {}
-    file = path
     if folder.is_dir():
-        settings = read_settings(folder)
-        peft.check_weights(folder)
         path = folder
-        file = folder / peft.WEIGHTS_FILE
-    tensors, metadata = read_tensors(file)
+        settings = read_settings(folder)
+        tensors, metadata = peft.read_weights(folder)
+    else:
+        tensors, metadata = read_tensors(path)
     groups, unknown = grouped(tensors)
     foreign = foreign_kind(unknown)
     if foreign and not settings:

@@ -115,7 +115,7 @@ def delta_of(
     kind = kind_of(tensors)
     if kind.read is not None:
         delta = kind.read(tensors, shape)
-        check_finite(delta.up, delta.down)
+        check_delta(delta)
         return delta
     if dense_delta is None or kind is REPLACEMENT:
         raise AdapterError(
@@ -215,6 +215,17 @@ def check_finite(*tensors: Tensor) -> None:
             "holds NaN or infinite weights; the training run broke. Use an earlier epoch of this "
             "LoRA"
         )
+
+
+def check_delta(delta: LowRankDelta) -> None:
+    """Refuse factors of a broken training run, or those whose product no number can hold.
+
+    Raises:
+        AdapterError: A number is infinite, or none, or would be.
+    """
+    check_finite(delta.up, delta.down)
+    largest = (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum()
+    check_finite(largest)
 
 
 def lokr(tensors: Tensors) -> Tensor:
@@ -355,7 +366,7 @@ def _matrix(difference: Tensor) -> Tensor:
 def _measured_lora(tensors: Tensors) -> tuple[int, float]:
     up, down = lora_factors(tensors, None)
     delta = LowRankDelta(up * _scale(tensors, down.shape[0]), down)
-    check_finite(delta.up, delta.down)
+    check_delta(delta)
     return delta.rank, delta.squared_norm().item()
 
 

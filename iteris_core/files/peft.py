@@ -17,7 +17,7 @@ from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
 from .families import base_of
 from .groups import Group, grouped, peft_key_of
-from .kinds import PEFT_DORA, Shape, WrongShape, check_finite, lora_factors, low_rank, peft_dora
+from .kinds import PEFT_DORA, Shape, WrongShape, check_delta, lora_factors, low_rank, peft_dora
 from .layer_patterns import LayerPatterns
 from .peft_settings import (
     CONFIG_FILE,
@@ -53,19 +53,21 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
             file and what to do.
     """
     settings = read_settings(folder)
-    check_weights(folder)
-    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    tensors, metadata = read_weights(folder)
     return parse(folder.name, tensors, settings, shapes, metadata, weight_at)
 
 
-def check_weights(folder: Path) -> None:
-    """Refuse an adapter's folder without weights that can be read.
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata in an adapter's folder.
 
     Raises:
-        AdapterError: There are no weights, or they are a pickle.
+        AdapterError: There are no weights, or they cannot be read.
     """
     if (folder / WEIGHTS_FILE).exists():
-        return
+        try:
+            return read_tensors(folder / WEIGHTS_FILE)
+        except AdapterError as error:
+            raise AdapterError(f"{folder.name}: {error}") from error
     if (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder.name}: its weights are a pickle (adapter_model.bin), which can run code when "
@@ -174,7 +176,7 @@ def _delta(
     group.check_single()
     up, down = lora_factors(group.tensors, shape)
     delta = LowRankDelta(up * scales.at(path, len(down)), down)
-    check_finite(delta.up, delta.down)
+    check_delta(delta)
     is_dora = bool(scales.settings.get("use_dora"))
     if not is_dora and MAGNITUDE not in group.tensors:
         return delta

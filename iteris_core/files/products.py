@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import AdapterError
@@ -59,6 +60,31 @@ def check_products(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Non
     if RESHAPE_WEIGHT in tensors:
         new = tensors[RESHAPE_WEIGHT].double().abs().clamp_min(1).prod().item()
         _check(RESHAPE_WEIGHT, new, d_out * d_in)
+
+
+def check_scales(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+    """Refuse factors of rows or columns that make a weight of another shape.
+
+    Args:
+        tensors: Role -> tensor of one layer.
+        shape: Shape of the layer's weight as its tensor has it.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    for role in (DORA_SCALE, "rescale"):
+        if role not in tensors:
+            continue
+        found = tuple(tensors[role].shape)
+        try:
+            fits = tuple(torch.broadcast_shapes(found, shape)) == tuple(shape)
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise AdapterError(
+                f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
+                "file is damaged or for another model. Use another LoRA"
+            )
 
 
 def _check(what: str, numbers: float, room: int) -> None:
