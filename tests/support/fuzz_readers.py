@@ -195,21 +195,21 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
     (adapter / "adapter_config.json").write_bytes(case.settings)
     for name in TEXTS:
         (folder / name).write_bytes(case.text)
-    start = _forget_peak()
+    start = forget_peak()
     for reader, read in FILES.items():
-        yield from _tried(number, reader, read, file, "stranger")
+        yield from tried(number, reader, read, file, "stranger")
     for reader, read in FOLDERS.items():
-        yield from _tried(number, reader, read, adapter, "stranger")
+        yield from tried(number, reader, read, adapter, "stranger")
     for reader, read in TEXTS.items():
-        yield from _tried(number, reader, read, folder / reader, reader)
+        yield from tried(number, reader, read, folder / reader, reader)
     for reader, read in VALUES.items():
-        yield from _tried(number, reader, read, case.value, "")
-    grown = _peak() - start
+        yield from tried(number, reader, read, case.value, "")
+    grown = peak() - start
     if start and grown > 2 * case.size + BYTES:
         yield Finding(number, "all", f"{grown} bytes of memory for {case.size}")
 
 
-def _tried(
+def tried(
     number: int, reader: str, read: Callable[[Any], object], given: Any, name: str
 ) -> Iterator[Finding]:
     begun = time.thread_time()
@@ -266,7 +266,7 @@ def limited_time() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _forget_peak() -> int:
+def forget_peak() -> int:
     """Begin to measure the peak of this process's memory anew, where Linux can; return the memory in
     bytes, or 0.
     """
@@ -277,7 +277,7 @@ def _forget_peak() -> int:
         return 0
 
 
-def _peak() -> int:
+def peak() -> int:
     try:
         return _status("VmHWM")
     except OSError:
