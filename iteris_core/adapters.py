@@ -63,8 +63,10 @@ class LowRankDelta:
 
     def squared_norm(self) -> Tensor:
         """Return the squared Frobenius norm, ``tr(up^T up down down^T)``, without forming the
-        delta.
+        delta unless that is smaller than these products.
         """
+        if self.rank > min(self.shape):
+            return self.dense().square().sum()
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
     def scaled(self, factor: float) -> LowRankDelta:

@@ -203,7 +203,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
     items = {item.name: item for item in declared(kind)}
     for name in sorted(set(values) - set(items)):
         raise ConfigError(
-            f"{place} has the setting {name!r}, unknown to this version of IterIS; update it"
+            f"{place} has the setting {shown(name)}, unknown to this version of IterIS; update it"
         )
     for name, item in items.items():
         if name not in values and item.is_required:

@@ -41,6 +41,7 @@ def added_by_host(
             ArithmeticError,
             AttributeError,
             LookupError,
+            NameError,  # GLoRA without a rank
             RuntimeError,
             TypeError,
             ValueError,

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..errors import ConfigError
 from ..files.families import Family
+from ..files.headers import read_header
 from ..files.pretrained import loaded, placed
-from ..files.tensors import check_readable
 from .pipeline import DiffusersModel
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -170,9 +169,7 @@ def _from_file(
             f"{path}: there is no such file; give a checkpoint, a diffusers folder, or a name on "
             "the hub"
         )
-    check_readable(path)
-    with safe_open(path, "pt") as file:
-        keys = frozenset(file.keys())
+    keys = frozenset(read_header(path)[0])
     kind = _kind_of_file(path, keys)
     _check_family(path, kind, family)
     if config is not None and Path(config).is_absolute() and not Path(config).is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from ..config import MergeConfig
 from ..errors import ConfigError
+from ..files.json_values import json_value
 from ..files.metadata import merged_metadata
 from ..files.trigger_words import trigger_words
 from ..report.records import MergeReport, Note
@@ -60,8 +60,8 @@ def read_recipe(name: str, text: str) -> Recipe:
             "not write it. Merge the LoRAs anew"
         )
     try:
-        recipe = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        recipe = json_value(text)
+    except ValueError as error:
         raise ConfigError(
             f"{place} is no JSON ({error}); it was changed by hand. Merge the LoRAs anew"
         ) from None

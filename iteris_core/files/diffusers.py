@@ -15,11 +15,12 @@ from ..errors import AdapterError
 from . import peft
 from .families import Family
 from .groups import key_of, split_key
-from .kinds import ALPHA, DOWN
+from .json_values import json_value
 from .ldm_names import ldm_names
 from .metadata import base_metadata
 from .model_keys import ModelKeys
-from .peft_settings import scale_at
+from .peft_settings import Scales
+from .roles import ALPHA, DOWN
 
 UNET_PREFIX = "unet."
 _UNET = "unet"
@@ -137,7 +138,7 @@ def with_alphas(
     if _SETTINGS_KEY not in metadata:
         return dict(tensors)
     try:
-        settings = dict(json.loads(metadata[_SETTINGS_KEY]))
+        settings = dict(json_value(metadata[_SETTINGS_KEY]))
     except (ValueError, TypeError) as error:
         raise AdapterError(
             f"{name}: {_SETTINGS_KEY} of its metadata cannot be read ({error}); download it again"
@@ -149,17 +150,27 @@ def with_alphas(
             for key, value in settings.items()
             if key.startswith(f"{part}.")
         }
-        for key, tensor in tensors.items() if own else ():
+        if not own:
+            continue
+        scales = _scales(name, own)
+        for key, tensor in tensors.items():
             base, role = split_key(key) or (key, "")
-            if role != DOWN or not base.startswith(f"{part}."):
+            if role != DOWN or not base.startswith(f"{part}.") or not tensor.ndim:
                 continue
             rank = tensor.shape[0]
             try:
-                scale = scale_at(own, base.removeprefix(f"{part}."), rank)
+                scale = scales.at(base.removeprefix(f"{part}."), rank)
             except AdapterError as error:
                 raise AdapterError(f"{name}: {base!r} {error}") from error
             alphas[key_of(base, ALPHA)] = torch.tensor(scale * rank)
     return {**tensors, **alphas}
+
+
+def _scales(name: str, settings: Mapping[str, Any]) -> Scales:
+    try:
+        return Scales.of(settings)
+    except AdapterError as error:
+        raise AdapterError(f"{name}: its metadata {error}") from error
 
 
 def check_vectors(adapter: Adapter) -> None:

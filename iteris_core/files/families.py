@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .groups import split_key
-from .kinds import DOWN, UP
+from .limits import NAME_LETTERS
+from .roles import DOWN, UP
 
 Spelling = Literal["kohya", "comfy"]
 
@@ -352,7 +353,7 @@ def base_family(
         metadata: The metadata of the file.
         settings: PEFT's settings of the adapter; None: it is no PEFT adapter.
     """
-    names = [(settings or {}).get("base_model_name_or_path"), *_names(metadata)]
+    names = [None if settings is None else base_of(settings), *_names(metadata)]
     name = next((name for name in names if name), None)
     family = family_of(tensors) or family_named(*names)
     if family is None:
@@ -360,8 +361,19 @@ def base_family(
     return f"{family.name} ({name})" if name else family.name
 
 
-def _names(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
-    return metadata.get("modelspec.architecture"), metadata.get("ss_base_model_version")
+def _names(metadata: Mapping[str, str]) -> list[str | None]:
+    """Return what metadata calls the base model; None for what is too long to be a name."""
+    fields = ("modelspec.architecture", "ss_base_model_version")
+    return [_name(metadata.get(field)) for field in fields]
+
+
+def base_of(settings: Mapping[str, Any]) -> str | None:
+    """Return what PEFT's settings call the base model; None if that is no name."""
+    return _name(settings.get("base_model_name_or_path"))
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and len(value) <= NAME_LETTERS else None
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..errors import AdapterError
-from .kinds import DIFF, ENDINGS, PEFT_ENDINGS, W_NORM
+from .kinds import ENDINGS, PEFT_ENDINGS
+from .roles import DIFF, VECTORS, W_NORM
 
 _ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending in endings}
 
@@ -44,6 +46,19 @@ class Group:
                 f"has two tensors for {self.doubled[0]!r}; the file mixes two formats and is "
                 "damaged"
             )
+
+    def check_vectors(self) -> None:
+        """Refuse differences of a bias or of a norm that are not finite.
+
+        Raises:
+            AdapterError: Begins with the predicate.
+        """
+        for role in VECTORS:
+            if role in self.tensors and not torch.isfinite(self.tensors[role].float()).all():
+                raise AdapterError(
+                    f"holds NaN or infinite numbers in {self.keys[role]!r}; the training run "
+                    "broke. Use an earlier epoch of this LoRA"
+                )
 
 
 def split_key(key: str) -> tuple[str, str] | None:

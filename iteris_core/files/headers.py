@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .families import base_family
 from .groups import grouped
-from .kinds import DOWN
+from .roles import DOWN
 from .tensors import opened
 from .trigger_words import TriggerWords, trigger_words
 
@@ -37,10 +37,10 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         AdapterError: See `check_readable`.
     """
-    with opened(path) as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no dict)
-        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        return tensors, dict(file.metadata() or {})
+    with opened(path) as (_, layout):
+        pass
+    tensors = {key: torch.empty(place.shape, device="meta") for key, place in layout.places.items()}
+    return tensors, dict(layout.metadata)
 
 
 def lora_header(path: Path) -> LoraHeader:

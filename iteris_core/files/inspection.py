@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters import LowRankDelta
 from ..errors import AdapterError
 from . import peft
 from .families import base_family
 from .groups import Group, grouped
-from .kinds import DIFF, DOWN, LOHA, MAGNITUDE, MID, UP, Shape, Tensors, delta_of, kind_of
+from .kinds import Shape, Tensors, foreign_kind, kind_of
 from .peft_settings import CONFIG_FILE, meaning_of, read_settings, refusal
+from .roles import ALPHA, DOWN, MAGNITUDE, UP, VECTORS
 from .tensors import read_tensors
 from .trigger_words import trigger_words
 
@@ -32,6 +32,8 @@ _MODULES = re.compile(
     r"(to_[qkv]|to_out[._]0|ff[._]net[._]0[._]proj|ff[._]net[._]2|[qkv]_proj|out_proj|proj_in|"
     r"proj_out|fc[12]|conv_in|conv_out|conv_shortcut|conv[12]|conv|time_emb_proj|linear_[12])$"
 )
+_NUMBER = re.compile(r"_\d+_")
+_BLOCK = re.compile(r"(.*?[._]\d+)(?=[._]|$)")
 _LARGEST = 3  # how many layers are named with their norm
 _LONGEST_VALUE = 200  # of the metadata that is shown
 
@@ -93,28 +95,29 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     """
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, CONFIG_FILE) else path
     settings: Mapping[str, Any] = {}
-    file = path
     if folder.is_dir():
-        settings = read_settings(folder)
-        peft.check_weights(folder)
         path = folder
-        file = folder / peft.WEIGHTS_FILE
-    tensors, metadata = read_tensors(file)
+        settings = read_settings(folder)
+        tensors, metadata = peft.read_weights(folder)
+    else:
+        tensors, metadata = read_tensors(path)
     groups, unknown = grouped(tensors)
+    foreign = foreign_kind(unknown)
+    if foreign and not settings:
+        raise AdapterError(f"{path.name}: {foreign}")
     if unknown and not groups and not settings:
         raise AdapterError(
             f"{path.name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an "
             "adapter's: this is a model, or part of one. Give the file or folder of an adapter"
         )
     if settings:
-        deltas, problems = _peft_deltas(path.name, groups, settings)
+        measured, problems = _peft_measured(path.name, groups, settings)
         problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
     else:
-        deltas, problems = _deltas(path.name, groups)
+        measured, problems = _measured(path.name, groups)
         problems += [f"{key!r} is of no known kind" for key in unknown]
-    norms = {
-        base: delta.squared_norm().clamp_min(0).sqrt().item() for base, delta in deltas.items()
-    }
+    ranks = {base: rank for base, (rank, _) in measured.items()}
+    norms = {base: max(squared, 0.0) ** 0.5 for base, (_, squared) in measured.items()}
     kinds = Counter(kind_of(group.tensors).name for group in groups.values())
     return AdapterFacts(
         path=str(path),
@@ -124,7 +127,7 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         targets=len(groups),
         modules=dict(Counter(map(_module_name, groups)).most_common()),
         peft=_peft_facts(settings),
-        blocks=_blocks(deltas),
+        blocks=_blocks(ranks),
         trigger_words=trigger_words(metadata).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         largest=dict(sorted(norms.items(), key=lambda item: -item[1])[:_LARGEST]),
@@ -133,49 +136,31 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     )
 
 
-def _deltas(name: str, groups: Mapping[str, Group]) -> tuple[dict[str, LowRankDelta], list[str]]:
-    """Return base -> delta of the groups with exact factors, and the problems of the others.
+_Measured = dict[str, tuple[int, float]]  # base -> rank and squared norm of a delta
 
-    Groups without exact factors need the base model or the host, and are not read here.
+
+def _measured(name: str, groups: Mapping[str, Group]) -> tuple[_Measured, list[str]]:
+    """Return the measures of the groups that can be measured without the base model or the host,
+    and the problems of the others.
     """
-    deltas = {}
+    measured = {}
     problems = []
     for base, group in groups.items():
         try:
             group.check_single()
-            if kind_of(group.tensors).read is None:
-                continue
-            delta = delta_of(group.tensors, _own_shape(group.tensors))
+            group.check_vectors()
+            measure = kind_of(group.tensors).measure
+            if measure is not None and not set(group.tensors) <= {*VECTORS, ALPHA}:
+                measured[base] = measure(group.tensors)
         except AdapterError as error:
             problems.append(f"{name}: {base!r} {error}")
-            continue
-        if delta is not None:
-            deltas[base] = delta
-    return deltas, problems
+    return measured, problems
 
 
-def _own_shape(tensors: Tensors) -> Shape:
-    """Return the (d_out, d_in) that a module's tensors imply; (0, 0) if some are missing, which the
-    reader reports.
-    """
-    if DIFF in tensors:
-        weight = tensors[DIFF]
-        return (weight.shape[0], weight[0].numel()) if weight.ndim > 1 else (0, 0)
-    up, down = (UP, DOWN) if UP in tensors or DOWN in tensors else LOHA.roles[:2]
-    if up not in tensors or down not in tensors:
-        return 0, 0
-    if not tensors[up].ndim or tensors[down].ndim < 2:
-        return 0, 0
-    kernel = tensors[MID].shape[2:].numel() if MID in tensors else 1
-    return tensors[up].shape[0], tensors[down].flatten(1).shape[1] * kernel
-
-
-def _peft_deltas(
+def _peft_measured(
     name: str, groups: Mapping[str, Group], settings: Mapping[str, Any]
-) -> tuple[dict[str, LowRankDelta], list[str]]:
-    """Return module path -> delta of the layers without DoRA, and the problems of unreadable
-    ones.
-    """
+) -> tuple[_Measured, list[str]]:
+    """Return the measures of the layers without DoRA, and the problems of unreadable ones."""
     problem = refusal(settings)
     if problem:
         return {}, [f"it is {problem}"]
@@ -188,10 +173,22 @@ def _peft_deltas(
     if groups and not plain:
         return {}, []
     shapes = {group.base.removeprefix(peft.PREFIX): _own_shape(group.tensors) for group in plain}
+    measured = {}
     try:
-        return peft.deltas_of(name, plain, settings, shapes), []
+        for path, delta in peft.deltas_of(name, plain, settings, shapes):
+            measured[path] = (delta.rank, delta.squared_norm().item())
     except AdapterError as error:
-        return {}, [str(error)]
+        return measured, [str(error)]
+    return measured, []
+
+
+def _own_shape(tensors: Tensors) -> Shape:
+    """Return the (d_out, d_in) that a LoRA's factors imply; (0, 0) if some are missing, which the
+    reader reports.
+    """
+    if UP not in tensors or DOWN not in tensors:
+        return 0, 0
+    return tensors[UP].shape[:1].numel(), tensors[DOWN].shape[1:].numel()
 
 
 def _module_name(base: str) -> str:
@@ -200,9 +197,13 @@ def _module_name(base: str) -> str:
     if special:
         return special[1]
     if "." not in base:
-        return re.split(r"_\d+_", base)[-1]
-    last = re.search(r"[^.]+(\.\d+)*$", base)
-    return last[0] if last else base
+        return _NUMBER.split(base)[-1]
+    *before, last = base.split(".")
+    numbers: list[str] = []
+    while before and last.isdecimal():
+        numbers.insert(0, last)
+        last = before.pop()
+    return ".".join([last, *numbers])
 
 
 def _peft_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,14 +225,13 @@ def _format(keys: Iterable[str]) -> str:
     return " and ".join(writer for writer, _ in writers.most_common()) or "empty"
 
 
-def _blocks(deltas: Mapping[str, LowRankDelta]) -> dict[str, BlockFacts]:
+def _blocks(ranks: Mapping[str, int]) -> dict[str, BlockFacts]:
     """Return the blocks that are changed; the name of a block ends with its first number."""
-    ranks: dict[str, list[int]] = {}
-    for base, delta in deltas.items():
-        numbered = re.match(r"(.*?[._]\d+)(?=[._]|$)", base)
+    of_block: dict[str, list[int]] = {}
+    for base, rank in ranks.items():
+        numbered = _BLOCK.match(base)
         block = numbered[1] if numbered else base.partition(".")[0]
-        ranks.setdefault(block, []).append(delta.rank)
+        of_block.setdefault(block, []).append(rank)
     return {
-        block: BlockFacts(len(of_block), (min(of_block), max(of_block)))
-        for block, of_block in ranks.items()
+        block: BlockFacts(len(found), (min(found), max(found))) for block, found in of_block.items()
     }

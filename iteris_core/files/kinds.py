@@ -5,7 +5,7 @@ All code that distinguishes kinds or tensors derives from `KINDS` and `ENDINGS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,30 +13,33 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
+from .limits import PRODUCT_NUMBERS, RANK
 from .parts import WeightPart
-
-# Roles: what a tensor is for its module. A weight is (d_out, d_in, height, width) for convolutions.
-UP = "up"  # (d_out, rank)
-DOWN = "down"  # (rank, d_in, height, width)
-MID = "mid"  # the core of LoCon's Tucker form, (rank, rank, height, width)
-ALPHA = "alpha"  # one number: the delta is multiplied by alpha / rank
-DORA_SCALE = "dora_scale"  # magnitudes of a DoRA by LyCORIS
-MAGNITUDE = "magnitude"  # magnitudes of a DoRA by PEFT, (d_out,)
-RESHAPE_WEIGHT = "reshape_weight"  # the shape that the weight takes on
-DIFF = "diff"  # the delta itself
-SET_WEIGHT = "set_weight"  # what takes the place of the weight
-DIFF_B = "diff_b"  # what is added to the bias
-B_NORM = "b_norm"  # what is added to a norm's bias
-W_NORM = "w_norm"  # what is added to a norm's weight
-
-# Role of a vector -> the module's parameter to which it is added.
-VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
+from .products import check_core, check_products
+from .roles import (
+    ALPHA,
+    B_NORM,
+    DIFF,
+    DIFF_B,
+    DORA_SCALE,
+    DOWN,
+    MAGNITUDE,
+    MID,
+    RESHAPE_WEIGHT,
+    SET_WEIGHT,
+    UP,
+    VECTORS,
+    W_NORM,
+)
 
 Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
 Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kernel in d_in
 # (weight or part of one, its tensors) -> its dense delta (d_out, d_in), of the kinds that have no
 # `read`. Rows of a part are in the order of the files.
 DenseDelta = Callable[[WeightPart, Tensors], Tensor]
+
+
+_SMALL_RANK = 16  # of a LoHa whose Khatri-Rao factors are hardly larger than its own
 
 
 class NotMergeable(AdapterError):
@@ -60,6 +63,8 @@ class AdapterKind:
         read: Function (tensors, shape) -> delta as exact factors; None: it has no exact factors.
         read_dense: Function (tensors, base weight or None) -> dense delta; None: only ComfyUI's
             code makes it, or none does.
+        measure: Function tensors -> rank and squared norm of the delta; None: they are not known
+            without the base model.
     """
 
     name: str
@@ -69,6 +74,7 @@ class AdapterKind:
     needs_weight: bool = False
     read: Callable[[Tensors, Shape], LowRankDelta] | None = None
     read_dense: Callable[[Tensors, Tensor | None], Tensor] | None = None
+    measure: Callable[[Tensors], tuple[int, float]] | None = None
 
 
 def kind_of(tensors: Tensors) -> AdapterKind:
@@ -109,12 +115,13 @@ def delta_of(
     kind = kind_of(tensors)
     if kind.read is not None:
         delta = kind.read(tensors, shape)
-        check_finite(delta.up, delta.down)
+        check_delta(delta)
         return delta
     if dense_delta is None or kind is REPLACEMENT:
         raise AdapterError(
             f"is {kind.phrase}, which cannot be read here; use a plain LoRA, LoCon or LoHa"
         )
+    check_products(tensors, shape)
     return low_rank(dense_delta(tensors), shape, kind.phrase)
 
 
@@ -141,9 +148,13 @@ def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
     return made
 
 
-def lora_factors(tensors: Tensors, shape: Shape) -> tuple[Tensor, Tensor]:
+def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]:
     """Return the factors of a LoRA or LoCon in float32, (d_out, r) and (r, d_in), without its
     scale.
+
+    Args:
+        tensors: Role -> tensor.
+        shape: The shape of the module's weight; None: there is no model.
 
     Raises:
         AdapterError: A factor is missing, or the factors do not fit together.
@@ -153,10 +164,12 @@ def lora_factors(tensors: Tensors, shape: Shape) -> tuple[Tensor, Tensor]:
     up = tensors[UP].float()
     down = tensors[DOWN].float()
     factors = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
-    if up.ndim < 2 or down.ndim < 2 or not down.shape[0]:
+    if up.ndim < 2 or down.ndim < 2 or not up.numel() or not down.numel():
         raise AdapterError(f"has {factors}, which are no matrices; the file is damaged")
+    _check_rank(down.shape[0])
     if MID in tensors:
         mid = tensors[MID].float()
+        check_core(tensors, shape)
         if mid.ndim != 4 or mid.shape[1] != down.shape[0]:
             raise AdapterError(
                 f"has {factors}, which do not fit its core {tuple(mid.shape)}; it is damaged"
@@ -166,7 +179,8 @@ def lora_factors(tensors: Tensors, shape: Shape) -> tuple[Tensor, Tensor]:
     down = down.flatten(1)
     if up.shape[1] != down.shape[0]:
         raise AdapterError(f"has {factors}, which have different ranks; the file is damaged")
-    _check_shape((up.shape[0], down.shape[1]), shape, factors)
+    if shape is not None:
+        _check_shape((up.shape[0], down.shape[1]), shape, factors)
     return up, down
 
 
@@ -203,6 +217,17 @@ def check_finite(*tensors: Tensor) -> None:
         )
 
 
+def check_delta(delta: LowRankDelta) -> None:
+    """Refuse factors of a broken training run, or those whose product no number can hold.
+
+    Raises:
+        AdapterError: A number is infinite, or none, or would be.
+    """
+    check_finite(delta.up, delta.down)
+    largest = (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum()
+    check_finite(largest)
+
+
 def lokr(tensors: Tensors) -> Tensor:
     """Return the delta of a LoKr, ``kron(w1, w2) alpha / rank``: each of the two matrices is there
     whole or as two factors, as LyCORIS writes them.
@@ -210,32 +235,46 @@ def lokr(tensors: Tensors) -> Tensor:
     Raises:
         AdapterError: Factors are missing or do not fit together.
     """
-    matrices = []
-    rank = None
-    for name in ("lokr_w1", "lokr_w2"):
-        if name in tensors:
-            matrices.append(tensors[name].float())
-            continue
-        _check_complete(tensors, (f"{name}_a", f"{name}_b"))
-        up = tensors[f"{name}_a"].float()
-        down = tensors[f"{name}_b"].float()
-        rank = down.shape[0]
-        try:
-            if name == "lokr_w2" and "lokr_t2" in tensors:
-                core = tensors["lokr_t2"].float()
-                matrices.append(torch.einsum("ijkl,jr,ip->prkl", core, down, up))
-            else:
-                matrices.append(up @ down.flatten(1))
-        except RuntimeError as error:
-            raise AdapterError(
-                f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which do not fit "
-                "together; it is damaged"
-            ) from error
-    first, second = matrices
+    first = _lokr_matrix(tensors, "lokr_w1")
+    second = _lokr_matrix(tensors, "lokr_w2")
+    if first.ndim != 2 or second.ndim not in (2, 4):
+        raise AdapterError(
+            f"has LoKr matrices {tuple(first.shape)} and {tuple(second.shape)}, which cannot be "
+            "multiplied; it is damaged"
+        )
     if second.ndim == 4:
         first = first[:, :, None, None]
-    scale = 1.0 if rank is None else _scale(tensors, rank)
+    factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
+    scale = _scale(tensors, len(tensors[f"{factored[0]}_b"])) if factored else 1.0
     return torch.kron(first, second.contiguous()).flatten(1) * scale
+
+
+def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
+    """Return one of the two matrices of a LoKr.
+
+    Raises:
+        AdapterError: Factors are missing or do not fit together.
+    """
+    if name in tensors:
+        return tensors[name].float()
+    _check_complete(tensors, (f"{name}_a", f"{name}_b"))
+    up = tensors[f"{name}_a"].float()
+    down = tensors[f"{name}_b"].float()
+    core = tensors["lokr_t2"].float() if name == "lokr_w2" and "lokr_t2" in tensors else None
+    if up.ndim < 2 or down.ndim < 2 or not down.numel():
+        raise AdapterError(
+            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which are no matrices; "
+            "the file is damaged"
+        )
+    try:
+        if core is not None:
+            return torch.einsum("ijkl,jr,ip->prkl", core, down, up)
+        return up @ down.flatten(1)
+    except RuntimeError as error:
+        raise AdapterError(
+            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which do not fit "
+            "together; it is damaged"
+        ) from error
 
 
 def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
@@ -280,26 +319,83 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
     """Return ``(w1_a w1_b) * (w2_a w2_b)``, which is a LoRA of rank r1 r2: its factors are
     Khatri-Rao products.
     """
-    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    up_1, down_1, up_2, down_2 = _loha_factors(tensors, shape)
+    scale = _scale(tensors, down_1.shape[0])
+    d_out, d_in = shape
+    if len(down_1) * len(down_2) * (d_out + d_in) >= d_out * d_in:
+        return low_rank((up_1 @ down_1) * (up_2 @ down_2) * scale, shape, "a LoHa")
+    up = (up_1[:, :, None] * up_2[:, None, :]).flatten(1) * scale
+    return LowRankDelta(up, (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1))
+
+
+def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
+    """Return the factors of a LoHa in float32: (d_out, r1), (r1, d_in), (d_out, r2), (r2, d_in).
+
+    Raises:
+        AdapterError: A factor is missing, or the factors do not fit together.
+        WrongShape: They do not fit the weight, if there is one.
+    """
+    roles = LOHA.roles[:2] + LOHA.roles[3:5]
     _check_complete(tensors, roles)
     factors = "LoHa factors " + ", ".join(str(tuple(tensors[role].shape)) for role in roles)
     if any(tensors[role].ndim != 2 or not tensors[role].numel() for role in roles):
         raise AdapterError(f"has {factors}, which are no matrices; the file is damaged")
-    up_1, down_1, up_2, down_2 = (tensors[role].float() for role in roles)
-    for up, down in ((up_1, down_1), (up_2, down_2)):
-        _check_shape((up.shape[0], down.shape[1]), shape, factors)
-    up = (up_1[:, :, None] * up_2[:, None, :]).flatten(1) * _scale(tensors, down_1.shape[0])
-    delta = LowRankDelta(up, (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1))
-    return LowRankDelta.from_dense(delta.dense()) if delta.is_oversized else delta
+    read = [tensors[role].float() for role in roles]
+    own = (len(read[0]), read[1].shape[1])
+    for up, down in (read[:2], read[2:]):
+        if up.shape[1] != len(down):
+            raise AdapterError(f"has {factors}, which have different ranks; the file is damaged")
+        _check_shape((len(up), down.shape[1]), shape or own, factors)
+        _check_rank(len(down))
+    return read
 
 
 def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
-    weight = tensors[DIFF].float()
-    if weight.ndim < 2:
+    return low_rank(_matrix(tensors[DIFF]).float(), shape, "a difference")
+
+
+def _matrix(difference: Tensor) -> Tensor:
+    if difference.ndim < 2 or not difference.numel():
         raise AdapterError(
-            f"has a difference of {tuple(weight.shape)}, which is no matrix; the file is damaged"
+            f"has a difference of {tuple(difference.shape)}, which is no matrix; the file is "
+            "damaged"
         )
-    return low_rank(weight.flatten(1), shape, "a difference")
+    return difference.flatten(1)
+
+
+def _measured_lora(tensors: Tensors) -> tuple[int, float]:
+    up, down = lora_factors(tensors, None)
+    delta = LowRankDelta(up * _scale(tensors, down.shape[0]), down)
+    check_delta(delta)
+    return delta.rank, delta.squared_norm().item()
+
+
+def _measured_loha(tensors: Tensors) -> tuple[int, float]:
+    """Measure a LoHa without forming it: its Khatri-Rao factors where they are small, else the
+    delta, a few rows at a time.
+    """
+    factors = _loha_factors(tensors, None)
+    check_finite(*factors)
+    up_1, down_1, up_2, down_2 = factors
+    scale = _scale(tensors, len(down_1))
+    rank = len(down_1) * len(down_2)
+    shape = (len(up_1), down_1.shape[1])
+    if rank <= _SMALL_RANK:
+        delta = _loha(tensors, shape)
+        return rank, delta.squared_norm().item()
+    rows = max(1, PRODUCT_NUMBERS // shape[1])
+    parts = zip(up_1.split(rows), up_2.split(rows), strict=True)
+    total = sum(((a @ down_1) * (b @ down_2)).square().sum().item() for a, b in parts)
+    return min(rank, *shape), total * scale**2
+
+
+def _measured_difference(tensors: Tensors) -> tuple[int, float]:
+    weight = _matrix(tensors[DIFF])
+    total = 0.0
+    for part in weight.flatten().split(PRODUCT_NUMBERS):
+        check_finite(part := part.float())
+        total += part.square().sum().item()
+    return min(weight.shape), total
 
 
 def _scale(tensors: Tensors, rank: int) -> float:
@@ -309,6 +405,14 @@ def _scale(tensors: Tensors, rank: int) -> float:
     if numbers != 1:
         raise AdapterError(f"has an alpha of {numbers} numbers, not one; the file is damaged")
     return tensors[ALPHA].item() / rank
+
+
+def _check_rank(rank: int) -> None:
+    if rank > RANK:
+        raise AdapterError(
+            f"has factors of rank {rank}, of which {RANK} are read; the file is damaged or made to "
+            "do harm. Use another LoRA"
+        )
 
 
 def _check_complete(tensors: Tensors, roles: tuple[str, ...]) -> None:
@@ -396,13 +500,27 @@ LOKR = AdapterKind(
     read_dense=lambda tensors, weight: lokr(tensors),
 )
 LOHA = AdapterKind(
-    "LoHa", "a LoHa", roles=_LOHA_ROLES, marks=_all_but_alpha(_LOHA_ROLES), read=_loha
+    "LoHa",
+    "a LoHa",
+    roles=_LOHA_ROLES,
+    marks=_all_but_alpha(_LOHA_ROLES),
+    read=_loha,
+    measure=_measured_loha,
 )
 DIFFERENCE = AdapterKind(
-    "full difference", "a difference", roles=(DIFF,), marks=(DIFF,), read=_difference
+    "full difference",
+    "a difference",
+    roles=(DIFF,),
+    marks=(DIFF,),
+    read=_difference,
+    measure=_measured_difference,
 )
-LOCON = AdapterKind("LoCon", "a LoCon", roles=_LORA_ROLES, marks=(MID,), read=_lora)
-LORA = AdapterKind("LoRA", "a LoRA", roles=(UP, DOWN, ALPHA), marks=(UP, DOWN), read=_lora)
+LOCON = AdapterKind(
+    "LoCon", "a LoCon", roles=_LORA_ROLES, marks=(MID,), read=_lora, measure=_measured_lora
+)
+LORA = AdapterKind(
+    "LoRA", "a LoRA", roles=(UP, DOWN, ALPHA), marks=(UP, DOWN), read=_lora, measure=_measured_lora
+)
 BIAS = AdapterKind("bias", "a bias", roles=(DIFF_B,), marks=(DIFF_B,))
 NORM = AdapterKind("norm", "a norm", roles=(W_NORM, B_NORM), marks=(W_NORM, B_NORM))
 
@@ -423,6 +541,24 @@ KINDS = (
     BIAS,
     NORM,
 )
+
+# How keys end that no LoRA has -> the kind of adapter, which no loader of ComfyUI's applies.
+FOREIGN_ENDINGS = {
+    ".on_input": "an IA3, which scales what flows through a layer",
+    ".ia3_l": "an IA3, which scales what flows through a layer",
+}
+
+
+def foreign_kind(keys: Iterable[str]) -> str | None:
+    """Return what an adapter is that no reader knows, with the key that shows it; None: nothing
+    shows it.
+    """
+    for key in keys:
+        for ending, phrase in FOREIGN_ENDINGS.items():
+            if key.endswith((ending, f"{ending}.weight")):
+                return f"it is {phrase} ({key!r}), and cannot be merged; use a plain LoRA"
+    return None
+
 
 # Role -> how the keys that PEFT saves end.
 PEFT_ENDINGS = {UP: ".lora_B.weight", DOWN: ".lora_A.weight"}

@@ -19,21 +19,11 @@ from ..errors import AdapterError
 from ..progress import Progress, nobody
 from .families import Family, Spelling, family_of, other_family
 from .groups import Group, grouped, key_of, peft_key_of, split_key
-from .kinds import (
-    ALPHA,
-    DIFF,
-    DIFF_B,
-    DOWN,
-    UP,
-    VECTORS,
-    DenseDelta,
-    NotMergeable,
-    WrongShape,
-    delta_of,
-)
+from .kinds import DenseDelta, NotMergeable, WrongShape, delta_of, foreign_kind
 from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys
 from .parts import WeightPart
+from .roles import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS
 
 
 def parse(
@@ -62,6 +52,9 @@ def parse(
             not finite.
     """
     groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
+    foreign = foreign_kind(unmatched)
+    if foreign:
+        raise AdapterError(f"{name}: {foreign}")
     # a file of another family can fit in part; keys that all fit may look like another family's
     found = other_family(tensors, {}, keys.family) if unmatched else None
     if found is not None:
@@ -121,9 +114,12 @@ def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str])
     Raises:
         AdapterError: There is one.
     """
+    longest = max(map(len, groups), default=0)
     for key in others:
-        base = next((start for start in _starts(key) if start in groups), None)
-        if base is not None and split_key(key) is None:
+        if split_key(key) is not None:
+            continue
+        base = next((start for start in _starts(key, longest) if start in groups), None)
+        if base is not None:
             raise AdapterError(
                 f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does "
                 f"not know how: its ending {key.removeprefix(base)!r} is of no known kind of "
@@ -131,13 +127,19 @@ def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str])
             )
 
 
-def _starts(key: str) -> Iterator[str]:
-    """Yield the possible bases of a key: its part before each dot, longest first."""
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
-        if key.endswith("_lora"):  # old diffusers keys: <base>_lora.up.weight
-            yield key.removesuffix("_lora")
+def _starts(key: str, longest: int) -> Iterator[str]:
+    """Yield the possible bases of a key: its part before each dot, longest first.
+
+    Args:
+        key: The key.
+        longest: Letters of the longest base.
+    """
+    end = key.rfind(".", 0, longest + len("_lora.") + 1)
+    while end > 0:
+        yield key[:end]
+        if key.endswith("_lora", 0, end):  # old diffusers keys: <base>_lora.up.weight
+            yield key[: end - len("_lora")]
+        end = key.rfind(".", 0, end)
 
 
 def _vectors(
@@ -146,13 +148,14 @@ def _vectors(
     """Return parameter path -> difference of a bias or a norm's weight, and the keys of vectors
     without a parameter of their size.
     """
+    group.check_vectors()
     fitting = {}
     misfits = []
     for role, parameter in VECTORS.items():
         if role not in group.tensors:
             continue
         vector = group.tensors[role]
-        if sizes.get(f"{path}.{parameter}") == vector.numel():
+        if tuple(vector.shape) == (sizes.get(f"{path}.{parameter}"),):
             fitting[f"{path}.{parameter}"] = vector.float()
         else:
             misfits.append(group.keys[role])

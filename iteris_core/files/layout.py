@@ -15,7 +15,7 @@ from torch import Tensor
 
 _ALIGNMENT = 8  # of the first tensor; larger elements come first, so that all are aligned
 # In the order in which safetensors lays tensors out. Hashes of the data depend on it.
-_DTYPES = {
+DTYPES = {
     torch.uint64: "U64",
     torch.int64: "I64",
     torch.float64: "F64",
@@ -35,7 +35,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PLACES = {dtype: place for place, dtype in enumerate(_DTYPES)}
+_PLACES = {dtype: place for place, dtype in enumerate(DTYPES)}
 
 
 def blocks(
@@ -73,7 +73,7 @@ def header(ordered: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
     for key, tensor in ordered.items():
         end = start + tensor.nbytes
         entries[key] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

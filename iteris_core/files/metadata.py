@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
+from .json_values import json_value
 from .layout import blocks
 
 _SHORT_START = 0x100000
@@ -75,7 +76,7 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
         try:
             of_file = {
                 folder: {tag: int(count) for tag, count in tags.items()}
-                for folder, tags in json.loads(text or "{}").items()
+                for folder, tags in json_value(text or "{}").items()
             }
         except (ValueError, AttributeError, TypeError, OverflowError):
             continue

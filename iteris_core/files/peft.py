@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,18 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
+from .families import base_of
 from .groups import Group, grouped, peft_key_of
-from .kinds import (
-    DOWN,
-    MAGNITUDE,
-    PEFT_DORA,
-    UP,
-    Shape,
-    WrongShape,
-    check_finite,
-    lora_factors,
-    low_rank,
-    peft_dora,
-)
+from .kinds import PEFT_DORA, Shape, WrongShape, check_delta, lora_factors, low_rank, peft_dora
+from .layer_patterns import LayerPatterns
 from .peft_settings import (
     CONFIG_FILE,
-    matching_pattern,
+    Scales,
     meaning_of,
     read_settings,
     refusal,
-    scale_at,
 )
+from .roles import DOWN, MAGNITUDE, UP
 from .tensors import read_tensors
 from .writing import check_replaceable, whole_folder
 
@@ -62,19 +53,21 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
             file and what to do.
     """
     settings = read_settings(folder)
-    check_weights(folder)
-    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    tensors, metadata = read_weights(folder)
     return parse(folder.name, tensors, settings, shapes, metadata, weight_at)
 
 
-def check_weights(folder: Path) -> None:
-    """Refuse an adapter's folder without weights that can be read.
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata in an adapter's folder.
 
     Raises:
-        AdapterError: There are no weights, or they are a pickle.
+        AdapterError: There are no weights, or they cannot be read.
     """
     if (folder / WEIGHTS_FILE).exists():
-        return
+        try:
+            return read_tensors(folder / WEIGHTS_FILE)
+        except AdapterError as error:
+            raise AdapterError(f"{folder.name}: {error}") from error
     if (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder.name}: its weights are a pickle (adapter_model.bin), which can run code when "
@@ -102,7 +95,7 @@ def parse(
     groups, others = grouped(tensors)
     if others:
         raise AdapterError(f"{name}: {others[0]!r} {meaning_of(others[0])}")
-    deltas = deltas_of(name, groups.values(), settings, shapes, weight_at)
+    deltas = dict(deltas_of(name, groups.values(), settings, shapes, weight_at))
     return Adapter(name, deltas, metadata=dict(metadata or {}))
 
 
@@ -112,8 +105,8 @@ def deltas_of(
     settings: Mapping[str, Any],
     shapes: Mapping[str, Shape],
     weight_at: WeightAt | None = None,
-) -> dict[str, LowRankDelta]:
-    """Return module path -> delta of an adapter's groups of tensors.
+) -> Iterator[tuple[str, LowRankDelta]]:
+    """Yield module path and delta of an adapter's groups of tensors.
 
     Args:
         name: Name of the adapter, for errors.
@@ -128,7 +121,7 @@ def deltas_of(
     by_path = _by_path(name, groups)
     # PEFT names modules exactly, so each of them has to be there
     foreign = [path for path in by_path if path not in shapes]
-    base = settings.get("base_model_name_or_path")
+    base = base_of(settings)
     if foreign or not by_path:
         which = "none" if len(foreign) == len(by_path) else f"only {len(by_path) - len(foreign)}"
         example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
@@ -137,10 +130,13 @@ def deltas_of(
             f"{name}: {which} of its {len(by_path)} layers are in this model{example}. Perhaps "
             f"{trained}: choose that as the base"
         )
-    deltas = {}
+    try:
+        scales = Scales.of(settings)
+    except AdapterError as error:
+        raise AdapterError(f"{name}: {next(iter(by_path))!r} {error}") from error
     for path, group in by_path.items():
         try:
-            deltas[path] = _delta(path, group, settings, shapes[path], weight_at)
+            delta = _delta(path, group, scales, shapes[path], weight_at)
         except WrongShape as error:
             raise AdapterError(
                 f"{name}: {path!r} {error}. The adapter was trained for "
@@ -148,7 +144,7 @@ def deltas_of(
             ) from error
         except AdapterError as error:
             raise AdapterError(f"{name}: {path!r} {error}") from error
-    return deltas
+        yield path, delta
 
 
 def _by_path(name: str, groups: Iterable[Group]) -> dict[str, Group]:
@@ -170,7 +166,7 @@ def _by_path(name: str, groups: Iterable[Group]) -> dict[str, Group]:
 def _delta(
     path: str,
     group: Group,
-    settings: Mapping[str, Any],
+    scales: Scales,
     shape: Shape,
     weight_at: WeightAt | None,
 ) -> LowRankDelta:
@@ -179,9 +175,9 @@ def _delta(
     """
     group.check_single()
     up, down = lora_factors(group.tensors, shape)
-    delta = LowRankDelta(up * scale_at(settings, path, len(down)), down)
-    check_finite(delta.up, delta.down)
-    is_dora = bool(settings.get("use_dora"))
+    delta = LowRankDelta(up * scales.at(path, len(down)), down)
+    check_delta(delta)
+    is_dora = bool(scales.settings.get("use_dora"))
     if not is_dora and MAGNITUDE not in group.tensors:
         return delta
     found = group.tensors[MAGNITUDE].numel() if MAGNITUDE in group.tensors else 0
@@ -229,9 +225,11 @@ def settings_of(
     ranks = {path: delta.rank for path, delta in adapter.deltas.items()}
     common = Counter(ranks.values()).most_common(1)[0][0]
     patterns = {path: rank for path, rank in ranks.items() if rank != common}
+    read = {_in_letters(path): rank for path, rank in reversed(patterns.items())}
+    written = LayerPatterns.of(_in_letters(path) for path in patterns)
     for path, rank in ranks.items():
-        matching = matching_pattern(patterns, path)
-        if rank != (common if matching is None else patterns[matching]):
+        matching = written.first(_in_letters(path))
+        if rank != (common if matching is None else read[matching]):
             # one layer's path is the end of another's: bind the patterns to the start
             patterns = {f"^{re.escape(path)}": rank for path, rank in patterns.items()}
             break
@@ -253,6 +251,11 @@ def settings_of(
         "inference_mode": True,
         "modules_to_save": None,
     }
+
+
+def _in_letters(path: str) -> str:
+    """Return a path with dots for all but letters and numbers: a dot fits any of them in PEFT."""
+    return re.sub(r"\W|_", ".", path)
 
 
 def save(

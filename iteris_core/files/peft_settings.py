@@ -4,14 +4,17 @@ scales.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
+from ..settings import shown
+from .json_values import json_value
+from .layer_patterns import LayerPatterns
+from .limits import SETTINGS_BYTES
 
 CONFIG_FILE = "adapter_config.json"
 _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
@@ -56,8 +59,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder.name}: {found} ({folder}); give the folder that PEFT's save_pretrained wrote"
         )
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        with path.open("rb") as file:
+            content = file.read(SETTINGS_BYTES + 1)
+        if len(content) > SETTINGS_BYTES:
+            raise ValueError(f"it has more than {SETTINGS_BYTES} bytes")
+        settings = json_value(content.decode("utf-8"))
+    except (ValueError, OSError) as error:
         raise AdapterError(
             f"{folder.name}: {CONFIG_FILE} cannot be read ({error}); download it again"
         ) from error
@@ -80,16 +87,16 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     """
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"of PEFT's kind {kind!r}; only LORA can be merged"
+        return f"of PEFT's kind {shown(kind)}; only LORA can be merged"
     for setting, problem in _REFUSED.items():
         if settings.get(setting):
             return problem
-    start = str(settings.get("init_lora_weights") or "").lower()
-    if start.startswith(_CHANGES_BASE):
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         return (
-            f"a LoRA that began as {start!r} and was saved without conversion, so that it fits "
-            "only the changed base model of its training run. Save it with save_pretrained(..., "
-            "path_initial_model_for_weight_conversion=...)"
+            f"a LoRA that began as {shown(start)} and was saved without conversion, so that it "
+            "fits only the changed base model of its training run. Save it with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     return None
 
@@ -119,57 +126,89 @@ def meaning_of(key: str) -> str:
     )
 
 
-def scale_at(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return the factor of one layer's ``up @ down``: alpha / rank, with rsLoRA alpha / sqrt(rank).
+@dataclass(frozen=True)
+class Scales:
+    """The factor of each layer's ``up @ down`` in PEFT's settings.
 
     Args:
         settings: Settings, as `read_settings` returns them.
-        path: The layer.
-        rank: The rank of its factors.
-
-    Raises:
-        AdapterError: The settings announce another rank, or hold no number; begins with the
-            predicate, so that the caller can put the place before it.
+        ranks: Layers of another rank than the settings' ``r``.
+        alphas: Layers of another alpha than the settings' ``lora_alpha``.
     """
-    announced = _setting_at(settings, "rank_pattern", "r", path)
-    if announced != rank:
-        raise AdapterError(
-            f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are not of "
-            "one adapter"
+
+    settings: Mapping[str, Any]
+    ranks: LayerPatterns
+    alphas: LayerPatterns
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Scales:
+        """Return the factors that settings announce.
+
+        Raises:
+            AdapterError: Patterns of layers cannot be read; begins with the predicate.
+        """
+        return cls(
+            settings, _patterns(settings, "rank_pattern"), _patterns(settings, "alpha_pattern")
         )
-    alpha = _setting_at(settings, "alpha_pattern", "lora_alpha", path)
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+    def at(self, path: str, rank: int) -> float:
+        """Return the factor of a layer: alpha / rank, with rsLoRA alpha / sqrt(rank).
+
+        Args:
+            path: The layer.
+            rank: The rank of its factors.
+
+        Raises:
+            AdapterError: The settings announce another rank, or hold no number; begins with the
+                predicate, so that the caller can put the place before it.
+        """
+        announced = self._setting("rank_pattern", self.ranks, "r", path)
+        if announced != rank or not rank:
+            raise AdapterError(
+                f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are "
+                "not of one adapter"
+            )
+        alpha = self._setting("alpha_pattern", self.alphas, "lora_alpha", path)
+        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+
+    def _setting(self, pattern: str, layers: LayerPatterns, default: str, path: str) -> float:
+        """Return a setting of one layer by PEFT's rule: that of the first pattern that matches the
+        end of the path, else the default.
+        """
+        matching = layers.first(path)
+        if matching is None:
+            value = self.settings.get(default, _DEFAULT_RANK_AND_ALPHA)
+        else:
+            value = self.settings[pattern][matching]
+        number = _number(value)
+        if number is None:
+            raise AdapterError(
+                f"has no scale: {CONFIG_FILE} gives {shown(value)} as its {default}; it must be a "
+                "number"
+            )
+        return number
 
 
-def _setting_at(settings: Mapping[str, Any], pattern: str, default: str, path: str) -> float:
-    """Return a setting of one layer by PEFT's rule: that of the first pattern that matches the end
-    of the path, else the default.
-    """
-    patterns = settings.get(pattern) or {}
+def _patterns(settings: Mapping[str, Any], name: str) -> LayerPatterns:
+    patterns = settings.get(name) or {}
     if not isinstance(patterns, Mapping):
         raise AdapterError(
-            f"has no scale: {pattern} of {CONFIG_FILE} is a {type(patterns).__name__}; it must be "
+            f"has no scale: {name} of {CONFIG_FILE} is a {type(patterns).__name__}; it must be "
             "an object, pattern -> number"
         )
     try:
-        matching = matching_pattern(patterns, path)
-    except re.error as error:
+        return LayerPatterns.of(patterns)
+    except ValueError as error:
         raise AdapterError(
-            f"has no scale: {pattern} of {CONFIG_FILE} holds a broken pattern ({error}); repair it"
-        ) from error
-    if matching is None:
-        value = settings.get(default, _DEFAULT_RANK_AND_ALPHA)
-    else:
-        value = patterns[matching]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise AdapterError(
-            f"has no scale: {CONFIG_FILE} gives {value!r} as its {default}; it must be a number"
-        )
-    return value
+            f"has no scale: {name} of {CONFIG_FILE} holds {error}. Names of layers, ends of their "
+            "paths and .* are read; write each layer's path there"
+        ) from None
 
 
-def matching_pattern(patterns: Iterable[str], path: str) -> str | None:
-    """Return the first pattern that matches a whole path, or its end behind a dot, as PEFT does;
-    None if there is none.
-    """
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), None)
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # JSON has whole numbers that no float can hold
+        return None

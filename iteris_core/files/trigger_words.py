@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CalibrationError
+from .json_values import json_value
+from .limits import LISTED_WORDS, WORD_LETTERS
 
 TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
@@ -16,6 +17,8 @@ _MOST_WORDS = 8
 _MOST_TRIGGERS = 4
 _TAGS_IN_A_CAPTION = 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+_PUNCTUATION = ".,;:!?()[]{}<>\"'"
 _NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the author wrote nothing
 
 
@@ -44,7 +47,7 @@ def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
     tags = _tags(metadata.get("ss_tag_frequency", ""))
     found = {
-        "modelspec.trigger_phrase": () if phrase.lower() in _NO_PHRASES else (phrase,),
+        "modelspec.trigger_phrase": (phrase,) if _is_phrase(phrase) else (),
         "trained_words": _listed(
             metadata.get("trained_words", "") or metadata.get("trainedWords", "")
         ),
@@ -95,22 +98,27 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
         why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
             f"{name} {why}, and the file's metadata names no trigger words (no "
-            "modelspec.trigger_phrase, trained_words or ss_tag_frequency). Write what you would "
-            "type to use this LoRA, one prompt per line, such as 'a photo of sks dog'; the page "
-            "from which you downloaded it names its trigger words"
+            "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read). Write "
+            "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
+            "dog'; the page from which you downloaded it names its trigger words"
         )
     return prompts_from(found, prompts) if prompts else default_prompts(found)
+
+
+def _is_phrase(text: str) -> bool:
+    """Whether a text can be a trigger word; see `limits` for its length."""
+    return len(text) <= WORD_LETTERS and text.lower() not in _NO_PHRASES
 
 
 def _listed(text: str) -> tuple[str, ...]:
     """Return the words of a field that holds a JSON list, or words between commas."""
     try:
-        words = json.loads(text)
+        words = json_value(text)
     except ValueError:
-        words = text.split(",")
-    words = words if isinstance(words, list) else [words]
+        words = text.split(",", LISTED_WORDS)
+    words = words[:LISTED_WORDS] if isinstance(words, list) else [words]
     stripped = (word.strip(" ,") for word in words if isinstance(word, str))
-    return tuple(dict.fromkeys(word for word in stripped if word.lower() not in _NO_PHRASES))
+    return tuple(dict.fromkeys(filter(_is_phrase, stripped)))
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -120,30 +128,50 @@ def _tags(text: str) -> tuple[str, ...]:
     counts: Counter[str] = Counter()
     names = []
     try:
-        for folder, tags in json.loads(text or "{}").items():
-            names.append(re.sub(r"^\d+_", "", folder).strip())
-            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
+        for folder, tags in json_value(text or "{}").items():
+            names.append(_without_repeats(folder))
+            for tag, count in tags.items():
+                counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
+    called = _called(names, counts)
     common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    called = [name for name in names if _is_trigger(name, counts)]
-    return tuple(dict.fromkeys(filter(None, [*called, *common])))[:_MOST_WORDS]
+    return tuple(dict.fromkeys(filter(_is_phrase, [*called, *common])))[:_MOST_WORDS]
 
 
-def _is_trigger(folder: str, counts: Mapping[str, int]) -> bool:
-    """Whether the name of a training folder, as in "10_sks dog", is a name of the subject.
+def _without_repeats(folder: str) -> str:
+    """Return the name of a training folder without how often its pictures are shown: "sks dog" of
+    "10_sks dog".
+    """
+    repeats, underscore, name = folder.partition("_")
+    return (name if underscore and repeats.isdecimal() else folder).strip()
+
+
+def _called(names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Return those of the training folders' names that are names of the subject.
 
     A name that equals a tag of the captions is one. A name of general words alone is none. Any
     other is one if there are no tags, if it has several words (kohya's instance and class), or if a
-    tag contains it.
+    tag has it as a word.
     """
-    if folder in counts:
-        return True
-    words = folder.split()
-    if all(_NO_NAMES.fullmatch(word) for word in words):
-        return False
-    return (
-        not counts
-        or len(words) > 1
-        or any(re.search(rf"\b{re.escape(folder)}\b", tag) for tag in counts)
-    )
+    single = {name for name in names if len(name.split()) == 1}
+    in_tags = single.intersection(word for tag in counts for word in _words(tag)) if single else ()
+
+    def is_subject(name: str) -> bool:
+        if name in counts:
+            return True
+        words = name.split()
+        if all(_NO_NAMES.fullmatch(word) for word in words):
+            return False
+        return not counts or len(words) > 1 or name in in_tags
+
+    return [name for name in names if is_subject(name)]
+
+
+def _words(tag: str) -> Iterator[str]:
+    """Yield the words of a tag: what blanks divide, without the punctuation around it, and of that
+    what punctuation divides.
+    """
+    for word in tag.split():
+        yield word.strip(_PUNCTUATION)
+        yield from _WORD.findall(word)

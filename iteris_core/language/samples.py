@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..files.json_values import json_value
 from ..settings import MOST_TOKENS, check, setting
 
 Padding = Literal["ignore", "count"]
@@ -96,8 +96,8 @@ def read_pairs(path: Path, first: str, second: str) -> list[tuple[str, str | Non
     for number, line in read_lines(path, example):
         place = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = json_value(line)
+        except ValueError as error:
             raise CalibrationError(
                 f"{place}: no JSON ({error}); write {example} on each line"
             ) from error

@@ -18,6 +18,7 @@ from ...iteris_core import AdapterError
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.kinds import PEFT_DORA, Tensors, kind_of, peft_dora
 from ...iteris_core.files.parts import WeightPart
+from ...iteris_core.files.products import check_scales
 from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of
 from ..foreign import added_by_host
@@ -63,6 +64,7 @@ class HostDeltas:
         weight = self._effective_weight(path)
         if kind_of(tensors) is PEFT_DORA:
             return peft_dora(tensors, weight[part.rows])
+        check_scales(tensors, (part.length, *weight.shape[1:]))
         named = tensors_by_key(path, tensors)
         target = HostWeight(key)
         if not part.is_whole(d_out):

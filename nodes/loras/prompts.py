@@ -105,10 +105,11 @@ def _described(use: LoraUse) -> str:
 
 def about_lora(name: str) -> dict[str, Any]:
     """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
-    cannot be read.
+    cannot be read. Its length is bounded: by `limits`, and by the number of words.
     """
     from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.trigger_words import default_prompts
+    from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {
         "name": name,
@@ -120,7 +121,7 @@ def about_lora(name: str) -> dict[str, Any]:
     }
     if name not in host.lora_names():
         return answer | {
-            "error": f"{name!r} is not in ComfyUI's list of LoRAs; press R to refresh it"
+            "error": f"{shown(name)} is not in ComfyUI's list of LoRAs; press R to refresh it"
         }
     try:
         header = lora_header(host.lora_path(name))

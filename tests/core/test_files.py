@@ -102,7 +102,7 @@ def test_a_pickle_is_known_by_its_name_too(tmp_path, suffix):
         check_readable(path)
 
 
-@pytest.mark.parametrize("size", [0x280, 0x4B50, 0x380, 0x480, 0x580, 0x04034B50])
+@pytest.mark.parametrize("size", [0x280, 0x4B50, 0x380, 0x480, 0x580, 0x034B50])
 def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, size):
     """0x280 is little-endian 80 02, a pickle of protocol 2; 0x4B50 is PK."""
     raw = (

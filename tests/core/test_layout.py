@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from iteris_core.files.layout import _DTYPES, blocks, sha256_of_tensors
+from iteris_core.files.layout import DTYPES, blocks, sha256_of_tensors
 from iteris_core.files.tensors import sha256
 
 NAMES = ["b", "a.lora_up.weight", "é", "line\n", "\x7f", "a"]
@@ -19,7 +19,7 @@ def content(tensors, metadata=None):
 def test_bytes_are_those_of_safetensors():
     """Of every type of number, and of names that JSON escapes."""
     tensors = {
-        f"{name}{dtype}": torch.arange(3).to(dtype) for dtype in reversed(_DTYPES) for name in NAMES
+        f"{name}{dtype}": torch.arange(3).to(dtype) for dtype in reversed(DTYPES) for name in NAMES
     }
     tensors |= {
         "scalar": torch.tensor(1.5),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta, SaveError
 from iteris_core.files import peft
+from iteris_core.files.layer_patterns import LayerPatterns
 
 TASK = "SEQ_2_SEQ_LM"
 Q = "encoder.block.0.layer.0.SelfAttention.q"
@@ -23,7 +24,7 @@ V = "decoder.block.1.layer.1.EncDecAttention.v"
         {"use_rslora": True},
         {
             "rank_pattern": {"SelfAttention.q": 2},
-            "alpha_pattern": {Q.replace("0", "[01]", 1): 3, "v": 5},
+            "alpha_pattern": {r"block\..*SelfAttention\.q": 3, "v": 5},
         },
         {"rank_pattern": {r"decoder.*\.v": 1}, "alpha_pattern": {"^encoder.*q": 1}},
         {"fan_in_fan_out": True},
@@ -126,7 +127,10 @@ def key_of(path, role):
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"alora_invocation_tokens": [1]}, "aLoRA"),
         ({"r": 7}, "has rank 4, but adapter_config.json says 7"),
-        ({"rank_pattern": {"(q": 4}}, "broken pattern"),
+        ({"rank_pattern": {"(q": 4}}, "the pattern '(q', a regular expression ('(')"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "Names of layers, ends of their paths and .* are read"),
+        ({"lora_alpha": 10**400}, "gives 1000000"),
+        ({"r": 10**400}, "as its r; it must be a number"),
         (
             {"rank_pattern": ["q"]},
             "rank_pattern of adapter_config.json is a list; it must be an object",
@@ -286,7 +290,7 @@ def test_patterns_are_bound_where_one_path_is_the_end_of_another():
     )
     for path, rank in {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}.items():
         patterns = settings["rank_pattern"]
-        assert patterns.get(peft.matching_pattern(patterns, path), settings["r"]) == rank
+        assert patterns.get(LayerPatterns.of(patterns).first(path), settings["r"]) == rank
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tmp_path):

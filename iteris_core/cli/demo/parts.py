@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...files.groups import tensors_by_key
-from ...files.kinds import ALPHA, DOWN, UP
 from ...files.layout import content, header, in_order
+from ...files.roles import ALPHA, DOWN, UP
 from ...files.writing import whole_file
 
 CHANNELS = 320  # width of the UNets

@@ -1,0 +1,554 @@
+"""The smallest files that once froze a reader, filled the memory, or ended in an untyped error."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import fuzz_readers
+import pytest
+import torch
+from fuzz_files import CONV, LINEAR, NORM, PEFT_SETTINGS, kohya, seeds
+from fuzz_readers import FILES, as_node, as_route
+from safetensors.torch import load_file, save, save_file
+from torch import nn
+
+from iteris_core import AdapterError, LowRankDelta
+from iteris_core.diffusion.recipe import read_recipe
+from iteris_core.errors import ConfigError
+from iteris_core.files import kohya as kohya_files
+from iteris_core.files import layer_patterns, limits, peft, peft_settings
+from iteris_core.files.families import FAMILIES
+from iteris_core.files.headers import lora_header
+from iteris_core.files.inspection import inspect_adapter
+from iteris_core.files.kinds import lokr, own_dense_delta
+from iteris_core.files.layer_patterns import LayerPatterns
+from iteris_core.files.metadata import merged_tags
+from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.tensors import check_readable, read_tensors
+from iteris_core.files.trigger_words import trigger_words
+
+MEMORY = 150_000_000
+ONE = torch.ones(1)
+BASE = kohya(LINEAR)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return a function that writes a file of tensors and metadata."""
+
+    def written(tensors, metadata=None):
+        path = tmp_path / "stranger.safetensors"
+        own = {key: tensor.clone() for key, tensor in tensors.items()}
+        path.write_bytes(save(own, metadata))
+        return path
+
+    return written
+
+
+@pytest.fixture
+def quick():
+    """Return a function that calls a reader, and refuses one that takes long or fills the memory."""
+
+    def called(read, *given):
+        before = fuzz_readers.forget_peak()
+        begun = time.thread_time()
+        try:
+            with fuzz_readers.limited_time():
+                return read(*given)
+        finally:
+            assert time.thread_time() - begun < fuzz_readers.SECONDS
+            assert not before or fuzz_readers.peak() - before < MEMORY
+
+    return called
+
+
+def with_header(path, header: bytes, data: bytes = b""):
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+# --- time ---
+
+KEYS = {
+    "many_attn2": "attn2" * 300 + "to_k" * 300 + "x",
+    "dots": "a." * 100_000,
+    "numbers": "1." * 8_000 + "x",
+    "underscores": "_1" * 8_000,
+    "longest_dots": "." * (limits.KEY_LETTERS - 1),
+    "longest_numbers": "x" + ".1" * ((limits.KEY_LETTERS - 10) // 2) + ".alpha",
+    "longest_attention": "attn2to_k" * ((limits.KEY_LETTERS - 10) // 9) + ".alpha",
+}
+
+
+@pytest.mark.parametrize("reader", FILES)
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_no_key_holds_up_a_reader(reader, key, file, quick):
+    path = file({**{f"{i}{key}"[: len(key)]: ONE for i in range(100)}, **seeds()["kohya"]})
+    try:
+        quick(FILES[reader], path)
+    except fuzz_readers.IterisError as error:
+        assert "stranger" in str(error)
+
+
+def test_training_folders_and_tags_are_compared_in_linear_time(quick):
+    folders = {f"{i}_w{i}x": {f"tag {i} of {i * 7}": 1, f"w{i}": 2} for i in range(20_000)}
+    found = quick(trigger_words, {"ss_tag_frequency": json.dumps(folders)})
+    assert found.words
+    assert quick(
+        trigger_words, {"ss_tag_frequency": json.dumps({"1_a": {"b" * 10**6: 1, "a b": 2}})}
+    )
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", "([a-zA-Z.0-9]+)+X", "(q|v)", "q[01]", "a{3}", "to_.?", r"\d+", "a+", "a*"],
+)
+def test_a_pattern_of_a_file_is_never_compiled(pattern, tmp_path, quick):
+    assert not hasattr(layer_patterns, "re") and not hasattr(peft_settings, "re")
+    with pytest.raises(ValueError, match="a regular expression"):
+        LayerPatterns.of([pattern])
+    folder = peft_folder(tmp_path, rank_pattern={pattern: 2})
+    with pytest.raises(
+        AdapterError, match=r"stranger: .* holds the pattern .*, a regular expression"
+    ):
+        quick(fuzz_readers.FOLDERS["peft"], folder)
+
+
+def peft_folder(tmp_path, **settings):
+    folder = tmp_path / "stranger"
+    folder.mkdir(exist_ok=True)
+    save_file(seeds()["peft"], folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({**PEFT_SETTINGS, **settings}))
+    return folder
+
+
+PATTERNS = (
+    "q",
+    "attn.q",
+    "block.0.attn.q",
+    "^block.0.attn.q",
+    r"^block\.0\.attn\.q",
+    "^attn.q",
+    "q$",
+    r".*\.q",
+    r"block.*\.q",
+    r"^block.*attn\.q",
+    r"b.*0.*q",
+    "lock.0.attn.q",
+    r"lock.*\.q",
+    "^.*q",
+    ".*",
+    r"attn\.q.*",
+    r".*q.*",
+    r".*qq.*",
+    "kq",
+    "attn",
+    "",
+)
+
+
+def test_patterns_mean_what_they_mean_in_peft():
+    from peft.utils.other import get_pattern_key
+
+    paths = (
+        "q",
+        "attn.q",
+        "block.0.attn.q",
+        "x.block.0.attn.q",
+        "block.0.attn.kq",
+        "block.1.mlp.wi",
+    )
+    for path in paths:
+        for first, second in zip(PATTERNS, [*PATTERNS[7:], *PATTERNS[:7]], strict=True):
+            found = LayerPatterns.of([first, second]).first(path)
+            assert (path if found is None else found) == get_pattern_key([first, second], path)
+
+
+def test_many_patterns_are_compared_in_linear_time(quick):
+    paths = [f"block.{i}.attn.q" for i in range(5_000)]
+
+    def compare():
+        patterns = LayerPatterns.of(paths)
+        return [patterns.first(f"model.{path}") for path in paths]
+
+    assert quick(compare) == paths
+    with pytest.raises(ValueError, match=r"17 patterns with \.\*, of which 16 are read"):
+        LayerPatterns.of([f"a.*{i}" for i in range(17)])
+
+
+# --- memory ---
+
+
+def test_a_header_is_limited_before_it_is_parsed(tmp_path, quick):
+    path = with_header(tmp_path / "stranger.safetensors", b'{"a":"' + b"b" * limits.HEADER_BYTES)
+    with pytest.raises(AdapterError, match=r"stranger.safetensors: its header has 20000006 bytes"):
+        quick(check_readable, path)
+
+
+def entry(key, number):
+    return f'"{key}":{{"dtype":"U8","shape":[1],"data_offsets":[{number},{number + 1}]}}'
+
+
+HEADERS = {
+    "tensors": (
+        "{" + ",".join(entry(i, i) for i in range(limits.TENSORS + 1)) + "}",
+        "it has more than 30000 tensors",
+    ),
+    "fields": (
+        json.dumps({"__metadata__": {str(i): "" for i in range(limits.METADATA_FIELDS + 1)}}),
+        "its metadata has more than 10000 fields",
+    ),
+    "key": ("{" + entry("k" * 301, 0) + "}", r"has 301 letters; 300 are read"),
+    "dimensions": (entry("a", 0).replace("[1]", str([1] * 65)).join("{}"), "has 65 dimensions"),
+    "sides": (
+        entry("a", 0).replace("[1]", "[4611686018427387904,0]").join("{}"),
+        "sides that make",
+    ),
+    "lists": ('{"a":' + "[]," * 6_000_000 + "}", "not a whole safetensors file"),
+    "levels": ("{" + entry("a", 0).replace("[1]", "[" * 300) + "}", "not a whole safetensors file"),
+    "offsets": ("{" + entry("a", 10**400) + "}", "not a whole safetensors file"),
+    "half a letter": ('{"__metadata__":{"a":"\\ud800"}}', "half a letter"),
+    "two keys": ("{" + entry("a", 0) + "," + entry("a", 1) + "}", "two tensors have the key 'a'"),
+    "behind": ("{" + entry("a", 0) + "}x", "something follows"),
+    "complex": (
+        "{" + entry("a", 0).replace("U8", "C64") + "}",
+        "is of the type 'C64', which is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_beyond_the_limits_is_refused(case, tmp_path, quick):
+    header, said = HEADERS[case]
+    path = with_header(tmp_path / "stranger.safetensors", header.encode(), bytes(8))
+    with pytest.raises(AdapterError, match=f"stranger.safetensors: .*{said}"):
+        quick(lora_header, path)
+
+
+def test_the_largest_header_is_read(tmp_path, quick):
+    """As many keys and as much metadata as the limits allow."""
+    tags = json.dumps({"1_a": {f"tag {i}": i for i in range(200_000)}})
+    metadata = json.dumps({"ss_tag_frequency": tags})
+    entries = ",".join(entry(f"lora_unet_{i}.alpha", i) for i in range(limits.TENSORS))
+    header = '{"__metadata__":' + metadata + "," + entries + "}"
+    path = with_header(tmp_path / "stranger.safetensors", header.encode(), bytes(limits.TENSORS))
+    assert path.stat().st_size > 6_000_000
+    assert quick(lora_header, path).triggers.words[0] == "tag 199999"
+
+
+def layer(d_out, d_in):
+    """Return a reader of files for a model of one layer, as `merge sd15` reads them."""
+    modules = {"q": nn.Linear(d_in, d_out, device="meta")}
+    keys = ModelKeys.of(FAMILIES["SD1.5"], modules, {"lora_unet_q": "q"}, {})
+
+    def read(path):
+        tensors, _ = read_tensors(path)
+        return kohya_files.parse(
+            path.stem, tensors, keys, dense_delta=own_dense_delta(lambda path: torch.zeros(1))
+        )
+
+    return read
+
+
+def bomb(**shapes):
+    return {f"lora_unet_q.{role}": torch.zeros(shape) for role, shape in shapes.items()}
+
+
+BOMBS = {
+    "lokr": bomb(lokr_w1=(100, 110), lokr_w2=(300, 310)),
+    "lokr_factors": bomb(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
+    "lokr_core": bomb(
+        lokr_w1=(1, 1), lokr_t2=(40_000, 1, 1, 1), lokr_w2_a=(40_000, 1), lokr_w2_b=(1, 40_000)
+    ),
+    "tucker": {
+        "lora_unet_q.lora_up.weight": torch.zeros(320, 1_000, 1, 1),
+        "lora_unet_q.lora_mid.weight": torch.zeros(1_000, 1, 3, 3),
+        "lora_unet_q.lora_down.weight": torch.zeros(1, 100_000, 1, 1),
+    },
+    "rank": bomb(**{"lora_up.weight": (8, 20_000), "lora_down.weight": (20_000, 8)}),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_no_product_is_made_before_its_size_is_known(case, file, quick):
+    path = file(BOMBS[case])
+    with pytest.raises(AdapterError, match="stranger: 'lora_unet_q' has"):
+        quick(layer(320, 320), path)
+    quick(inspect_adapter, path)
+
+
+def test_a_loha_of_a_large_rank_is_measured_and_read_in_little_memory(file, quick):
+    factors = {"hada_w1_a": (160, 600), "hada_w1_b": (600, 160)}
+    factors |= {"hada_w2_a": (160, 600), "hada_w2_b": (600, 160)}
+    tensors = {f"lora_unet_q.{role}": torch.randn(shape) / 25 for role, shape in factors.items()}
+    path = file(tensors)
+    a, b, c, d = tensors.values()
+    delta = (a @ b) * (c @ d)
+    facts = quick(inspect_adapter, path)
+    assert facts.norm == pytest.approx(delta.norm().item(), rel=1e-4)
+    assert facts.blocks["lora_unet_q"].ranks == (160, 160)
+    read = quick(layer(160, 160), path).deltas["q"]
+    torch.testing.assert_close(read.dense(), delta, rtol=1e-3, atol=1e-3)
+
+
+def test_a_norm_needs_no_matrix_of_rank_by_rank(quick):
+    delta = LowRankDelta(torch.randn(30, 20_000), torch.randn(20_000, 300))
+    expected = (delta.up @ delta.down).square().sum()
+    torch.testing.assert_close(quick(delta.squared_norm), expected)
+
+
+def test_a_full_difference_is_measured_without_decomposing_it(file, quick):
+    weight = torch.randn(2_000, 3_000).half()
+    facts = quick(inspect_adapter, file({"lora_unet_q.diff": weight}))
+    assert facts.norm == pytest.approx(weight.double().norm().item(), rel=1e-6)
+    assert facts.blocks["lora_unet_q"].ranks == (2_000, 2_000)
+
+
+HALF = """
+    import sys
+    from iteris_core.files.tensors import read_tensors
+    tensors, _ = read_tensors(sys.argv[1])
+    with open(sys.argv[1], "r+b") as file:
+        file.truncate(100)
+    print(sum(tensor.sum().item() for tensor in tensors.values()))
+"""
+
+
+def test_a_file_that_is_cut_after_it_was_read_does_not_end_the_process(file):
+    """What is mapped into memory ends it with signal 7."""
+    path = file({"a": torch.ones(500, 500), "b": torch.ones(500, 500)})
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HALF), path], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "500000.0\n"), done.stderr
+
+
+@pytest.mark.parametrize("how", ["cut", "written"])
+def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch, how):
+    path = file({"a": torch.ones(500, 500), "b": torch.ones(500, 500)})
+    read_next = torch.frombuffer
+
+    def changed_between(content, **options):
+        with path.open("r+b") as other:
+            other.truncate(1_000_000) if how == "cut" else other.write(bytes(8))
+        return read_next(content, **options)
+
+    monkeypatch.setattr("torch.frombuffer", changed_between)
+    with pytest.raises(
+        AdapterError, match=r"stranger.safetensors: the file was changed while it was"
+    ):
+        read_tensors(path)
+
+
+# --- numbers and shapes ---
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("ending", ["diff_b", "w_norm", "b_norm"])
+def test_a_bias_or_norm_that_is_not_finite_is_refused_with_its_key(number, ending, file):
+    path = kohya(NORM if "norm" in ending else LINEAR)
+    vector = torch.tensor([1.0, 2, 3, number, 5, 6, 7, 8])
+    given = file({**seeds()["kohya"], f"{path}.{ending}": vector})
+    with pytest.raises(AdapterError, match=rf"stranger: .* infinite numbers in '{path}\.{ending}'"):
+        as_node(given)
+    assert any(f"'{path}.{ending}'" in problem for problem in inspect_adapter(given).problems)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4), (), (7,)])
+def test_a_bias_of_another_shape_belongs_to_no_parameter(shape, file):
+    adapter = as_node(file({**seeds()["kohya"], f"{BASE}.diff_b": torch.ones(shape)}))
+    assert adapter.unmatched == (f"{BASE}.diff_b",)
+    assert not adapter.vectors
+
+
+def test_factors_whose_product_no_number_can_hold_are_refused(file):
+    tensors = seeds()["locon"]
+    tensors[f"{BASE}.lora_up.weight"] *= 1e38
+    tensors[f"{BASE}.lora_down.weight"] *= 1e38
+    with pytest.raises(AdapterError, match=f"stranger: '{BASE}' holds NaN or infinite"):
+        as_node(file(tensors))
+
+
+# --- untyped errors ---
+
+NESTED = "[" * 100_000
+UNTYPED = {
+    "nested_words": (seeds()["kohya"], {"trained_words": NESTED}),
+    "nested_tags": (seeds()["kohya"], {"ss_tag_frequency": NESTED}),
+    "nested_settings": (seeds()["kohya"], {"lora_adapter_metadata": NESTED}),
+    "nested_recipe": (seeds()["kohya"], {"iteris.recipe": NESTED}),
+    "difference_without_dimensions": ({f"{BASE}.diff": torch.tensor(1.0)}, None),
+    "difference_without_rows": ({f"{BASE}.diff": torch.ones(0, 12)}, None),
+    "lokr_without_dimensions": (
+        {
+            f"{BASE}.lokr_w1": torch.ones(2, 3),
+            f"{BASE}.lokr_w2_a": ONE[0],
+            f"{BASE}.lokr_w2_b": ONE[0],
+        },
+        None,
+    ),
+    "lokr_of_one_dimension": ({f"{BASE}.lokr_w1": ONE, f"{BASE}.lokr_w2": ONE}, None),
+    "alpha_without_base": ({**seeds()["kohya"], ".alpha": ONE}, None),
+    "factors_that_do_not_fit": (
+        {f"{BASE}.lora_up.weight": torch.ones(8, 3), f"{BASE}.lora_down.weight": torch.ones(2, 12)},
+        None,
+    ),
+    "factors_without_dimensions": (
+        {f"{BASE}.lora_up.weight": ONE[0], f"{BASE}.lora_down.weight": ONE[0]},
+        None,
+    ),
+    "empty_factors": (
+        {f"{BASE}.lora_up.weight": torch.ones(0, 2), f"{BASE}.lora_down.weight": torch.ones(2, 12)},
+        None,
+    ),
+    "diffusers_factor_without_dimensions": (
+        {f"{LINEAR}.lora_A.weight": ONE[0], f"{LINEAR}.lora_B.weight": ONE[0]},
+        {"lora_adapter_metadata": '{"unet.r": 0, "unet.lora_alpha": 1}'},
+    ),
+    "diffusers_rank_0": (
+        {f"{LINEAR}.lora_A.weight": torch.ones(0, 12), f"{LINEAR}.lora_B.weight": torch.ones(8, 0)},
+        {"lora_adapter_metadata": '{"unet.r": 0, "unet.lora_alpha": 1}'},
+    ),
+    "core_of_two_dimensions": (
+        {
+            f"{kohya(CONV)}.lora_up.weight": torch.ones(8, 2),
+            f"{kohya(CONV)}.lora_down.weight": torch.ones(2, 4),
+            f"{kohya(CONV)}.lora_mid.weight": torch.ones(2, 2),
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", FILES)
+@pytest.mark.parametrize("case", UNTYPED)
+def test_what_ended_in_an_untyped_error_is_read_or_refused(reader, case, file, quick):
+    try:
+        quick(FILES[reader], file(*UNTYPED[case]))
+    except fuzz_readers.IterisError as error:
+        assert "stranger" in str(error)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 10**400},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": -(10**400)},
+        {"rank_pattern": {"q_proj": 10**400}},
+        {"base_model_name_or_path": ["a"]},
+        {"base_model_name_or_path": 3},
+        {"peft_type": {"a": NESTED}},
+        {"init_lora_weights": ["pissa"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_peft_that_ended_in_an_untyped_error(settings, tmp_path):
+    folder = peft_folder(tmp_path, **settings)
+    for read in fuzz_readers.FOLDERS.values():
+        try:
+            read(folder)
+        except AdapterError as error:
+            assert "stranger" in str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{" * 100_000, b" " * (limits.SETTINGS_BYTES + 1), b"[1]", b"\xff"]
+)
+def test_settings_of_peft_that_are_no_settings(content, tmp_path, quick):
+    folder = peft_folder(tmp_path)
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"stranger: adapter_config\.json"):
+        quick(peft.load, folder, {})
+
+
+def test_a_recipe_beyond_the_limits_is_refused():
+    for text, said in (
+        (NESTED, "levels"),
+        ("[" + "[]," * 600_000, "values"),
+        ("[[1]]", "an object"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^a\.safetensors: its recipe .*{said}"):
+            read_recipe("a.safetensors", text)
+    assert merged_tags([NESTED, '{"a": {"b": 1e999}}', "3"]) == {}
+
+
+def test_a_lokr_of_both_forms_takes_its_scale_from_the_form_that_is_used():
+    whole = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3)}
+    assert torch.equal(lokr({**whole, "lokr_w2_b": ONE[0], "alpha": ONE}), torch.ones(6, 6))
+
+
+def test_an_ia3_is_called_one(file):
+    path = file(seeds()["ia3"])
+    for read in (as_node, inspect_adapter):
+        with pytest.raises(
+            AdapterError, match=r"stranger.*: it is an IA3, .*, and cannot be merged"
+        ):
+            read(path)
+
+
+def test_a_path_that_no_system_has_is_refused(tmp_path):
+    for path in (tmp_path / ("n" * 300 + ".safetensors"), tmp_path / "a\0b.safetensors", tmp_path):
+        with pytest.raises(AdapterError, match=r"there is no such file|cannot be read"):
+            check_readable(path)
+
+
+# --- the browser's question ---
+
+
+def test_the_route_answers_shortly_whatever_the_words_are(file):
+    words = [f"{i}" + "w" * 10_000_00 for i in range(8)]
+    answer = as_route(
+        file(
+            seeds()["kohya"],
+            {"trained_words": json.dumps(words), "modelspec.architecture": "a" * 1_000_000},
+        )
+    )
+    assert answer["trigger_words"] == []
+    assert answer["base"] == "SD1.5" or len(answer["base"]) < 100
+    assert answer["error"] is None
+    longest = "w" * limits.WORD_LETTERS
+    answer = as_route(file(seeds()["kohya"], {"modelspec.trigger_phrase": longest}))
+    assert answer["trigger_words"] == [longest]
+
+
+@pytest.mark.parametrize("field", ["trained_words", "ss_tag_frequency"])
+def test_the_route_answers_a_nested_field(field, file):
+    assert as_route(file(seeds()["kohya"], {field: NESTED}))["error"] is None
+
+
+def test_the_route_says_why_a_file_cannot_be_read(file, tmp_path):
+    path = file(seeds()["kohya"])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "stranger.safetensors: not a whole safetensors file" in as_route(path)["error"]
+    with fuzz_readers.replaced(lora_names=lambda: []):
+        from iteris_pack.nodes.loras.prompts import about_lora
+
+        assert len(about_lora("a" * 10_000_000)["error"]) < 200
+
+
+# --- what is real stays readable ---
+
+
+def test_a_file_as_large_as_real_ones_is_read(tmp_path, quick):
+    """An SDXL LoRA of kohya's: 2,500 keys, and tags of several MB."""
+    tensors = {
+        f"lora_unet_output_blocks_{i}_transformer_blocks_0_attn2_to_k.{name}": torch.ones(1, 1)
+        for i in range(834)
+        for name in ("lora_up.weight", "lora_down.weight", "alpha")
+    }
+    tags = {
+        f"10_sks {i}": {f"a tag of some length, {i} {j}": j for j in range(4_000)}
+        for i in range(25)
+    }
+    path = Path(tmp_path / "stranger.safetensors")
+    path.write_bytes(
+        save(tensors, {"ss_tag_frequency": json.dumps(tags), "ss_datasets": "[]" * 10**6})
+    )
+    assert path.stat().st_size > 6_000_000
+    assert load_file(path).keys() == quick(read_tensors, path)[0].keys()
+    assert quick(lora_header, path).triggers.triggers == ("sks 0",)
+    assert quick(inspect_adapter, path).targets == 834

@@ -1,0 +1,289 @@
+"""Every reader of files, recipes and stacks, and the rule that each keeps: a result or a typed error
+that names the file, in little time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fuzz_files import MODULES, Case
+from iteris_pack.nodes import host
+from iteris_pack.nodes.keys import model_keys
+from iteris_pack.nodes.loras import stack_formats
+from iteris_pack.nodes.loras.prompts import about_lora
+from torch import Tensor
+
+from iteris_core import Adapter, IterisError
+from iteris_core.diffusion.lora_files import read_lora
+from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
+from iteris_core.evaluation.data_files import read_rows
+from iteris_core.files import diffusers, kohya, peft
+from iteris_core.files.families import FAMILIES
+from iteris_core.files.headers import lora_header, read_header
+from iteris_core.files.inspection import inspect_adapter
+from iteris_core.files.kinds import own_dense_delta
+from iteris_core.files.metadata import merged_tags
+from iteris_core.files.model_keys import layer_shapes
+from iteris_core.files.tensors import check_readable, read_tensors
+from iteris_core.language.caption_samples import read_images
+from iteris_core.language.text_samples import read_texts, read_token_ids
+
+SECONDS = 5.0  # of one reader, on the processor
+BYTES = 200_000_000  # of memory, beside twice the file
+LETTERS = 2_000  # of an error about a file
+ANSWER = 200_000  # letters of the route's answer
+
+HOST_MODULES = {
+    path.replace("unet.", "diffusion_model.", 1)
+    if path.startswith("unet.")
+    else path.replace("text_encoder.", "clip_l.transformer.", 1): module
+    for path, module in MODULES.items()
+}
+_OF_UNET = {
+    path.removeprefix("diffusion_model."): f"{path}.weight"
+    for path in HOST_MODULES
+    if path.startswith("diffusion_model.")
+}
+HOST_KEYS = model_keys(
+    FAMILIES["SD1.5"],
+    HOST_MODULES,
+    {"lora_unet_" + name.replace(".", "_"): weight for name, weight in _OF_UNET.items()}
+    | {
+        "lora_te_" + path.removeprefix("clip_l.transformer.").replace(".", "_"): f"{path}.weight"
+        for path in HOST_MODULES
+        if path.startswith("clip_l.")
+    },
+    {f"{name}.weight": f"{name}.weight" for name in _OF_UNET},
+)
+MODEL: Any = SimpleNamespace(
+    modules=MODULES,
+    keys=diffusers.model_keys(MODULES, FAMILIES["SD1.5"], "epsilon"),
+    is_text_module=lambda path: path.startswith("text_encoder."),
+)
+
+
+def host_weight(path: str) -> Tensor:
+    weight: Any = HOST_MODULES[path].weight
+    return weight.detach()
+
+
+# How the merge node makes dense deltas, which ComfyUI itself does where it is there.
+make_dense: Callable[..., Tensor] = own_dense_delta(host_weight)
+
+
+def as_node(path: Path) -> Adapter:
+    tensors, metadata = read_tensors(path)
+    return kohya.parse(path.stem, tensors, HOST_KEYS, metadata, dense_delta=make_dense)
+
+
+def as_route(path: Path) -> dict[str, Any]:
+    with replaced(lora_names=lambda: [path.name], lora_path=lambda name: path):
+        answer = about_lora(path.name)
+    assert len(json.dumps(answer)) <= ANSWER
+    assert answer["error"] is None or path.name in answer["error"]
+    return answer
+
+
+@contextmanager
+def replaced(**functions: Callable[..., Any]) -> Iterator[None]:
+    """Replace functions of `nodes.host`; not by setattr, which would load what is there."""
+    before = {name: vars(host).get(name) for name in functions}
+    vars(host).update(functions)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            if function is None:
+                del vars(host)[name]
+            else:
+                vars(host)[name] = function
+
+
+def recipe_in(path: Path) -> object:
+    _, metadata = read_header(path)
+    merged_tags([metadata.get("ss_tag_frequency", "")])
+    return read_recipe(path.name, metadata.get(METADATA_KEY, "{}"))
+
+
+FILES: Mapping[str, Callable[[Path], object]] = {
+    "check_readable": check_readable,
+    "read_tensors": read_tensors,
+    "lora_header": lora_header,
+    "inspect": inspect_adapter,
+    "merge node": as_node,
+    "merge sd15": lambda path: read_lora(MODEL, path, 0.5),
+    "route": as_route,
+    "recipe": recipe_in,
+    "token ids": read_token_ids,
+}
+FOLDERS: Mapping[str, Callable[[Path], object]] = {
+    "peft": lambda path: peft.load(
+        path, layer_shapes(MODULES), lambda path: MODULES[path].get_parameter("weight")
+    ),
+    "inspect a folder": inspect_adapter,
+}
+TEXTS: Mapping[str, Callable[[Path], object]] = {
+    "texts.txt": read_texts,
+    "texts.jsonl": read_texts,
+    "images.jsonl": read_images,
+    "rows.jsonl": read_rows,
+    "rows.json": read_rows,
+    "rows.csv": read_rows,
+}
+
+
+def stack_of(value: Any) -> object:
+    found = stack_formats.read_stack(value)
+    return [
+        stack_formats.find_name(lora.name, ["a.safetensors", "b/c.safetensors"]) for lora in found
+    ]
+
+
+VALUES: Mapping[str, Callable[[Any], object]] = {
+    "a recipe": lambda value: read_recipe("a.safetensors", json.dumps(value)),
+    "a stack": stack_of,
+    "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
+}
+
+
+OUTCOMES: Counter[tuple[str, str]] = Counter()  # (reader, what it did) -> how often
+
+
+class TooSlow(BaseException):
+    """A reader took too much of the processor's time."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule.
+
+    Args:
+        case: Number of the case.
+        reader: The reader.
+        what: What it did.
+    """
+
+    case: int
+    reader: str
+    what: str
+
+
+def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
+    """Give a case to every reader, and yield what breaks the rules.
+
+    Args:
+        number: The case's number.
+        case: The case.
+        folder: An empty folder.
+    """
+    file = folder / "stranger.safetensors"
+    file.write_bytes(case.tensors)
+    adapter = folder / "stranger"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_model.safetensors").write_bytes(case.tensors)
+    (adapter / "adapter_config.json").write_bytes(case.settings)
+    for name in TEXTS:
+        (folder / name).write_bytes(case.text)
+    start = forget_peak()
+    for reader, read in FILES.items():
+        yield from tried(number, reader, read, file, "stranger")
+    for reader, read in FOLDERS.items():
+        yield from tried(number, reader, read, adapter, "stranger")
+    for reader, read in TEXTS.items():
+        yield from tried(number, reader, read, folder / reader, reader)
+    for reader, read in VALUES.items():
+        yield from tried(number, reader, read, case.value, "")
+    grown = peak() - start
+    if start and grown > 2 * case.size + BYTES:
+        yield Finding(number, "all", f"{grown} bytes of memory for {case.size}")
+
+
+def tried(
+    number: int, reader: str, read: Callable[[Any], object], given: Any, name: str
+) -> Iterator[Finding]:
+    begun = time.thread_time()
+    problem = ""
+    try:
+        with limited_time():
+            problem = _wrong(read(given))
+        OUTCOMES[reader, "read"] += 1
+    except IterisError as error:
+        OUTCOMES[reader, "refused"] += 1
+        if name not in str(error):
+            problem = f"an error that does not name the file: {error}"
+        elif name and len(str(error)) > LETTERS:
+            problem = f"an error of {len(str(error))} letters: {str(error)[:200]}"
+    except TooSlow:
+        problem = "no end"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    took = time.thread_time() - begun
+    if problem:
+        yield Finding(number, reader, problem[:500])
+    elif took > SECONDS:
+        yield Finding(number, reader, f"{took:.1f} s")
+
+
+def _wrong(result: object) -> str:
+    """Return what is wrong with an adapter that was read; empty: nothing."""
+    if not isinstance(result, Adapter):
+        return ""
+    shapes = {**layer_shapes(MODULES), **HOST_KEYS.shapes}
+    for path, delta in result.deltas.items():
+        if delta.shape != shapes[path] or not torch.isfinite(delta.dense()).all():
+            return f"a delta of {delta.shape} at {path}, or one that is not finite"
+    sizes = {**MODEL.keys.vector_sizes, **HOST_KEYS.vector_sizes}
+    for path, vector in result.vectors.items():
+        if tuple(vector.shape) != (sizes[path],) or not torch.isfinite(vector).all():
+            return f"a vector of {tuple(vector.shape)} at {path}, or one that is not finite"
+    return ""
+
+
+@contextmanager
+def limited_time() -> Iterator[None]:
+    """Raise `TooSlow` after twice the time on the processor that a reader may take."""
+
+    def stop(*_: object) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def forget_peak() -> int:
+    """Begin to measure the peak of this process's memory anew, where Linux can; return the memory in
+    bytes, or 0.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return 0
+
+
+def peak() -> int:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
