@@ -386,7 +386,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--method-option", "density=2"], "density is 2.0; it must be a number above 0"),
         (
             ["--kind", "thing", "--kind", "style"],
-            "LoRA 'one' is a 'thing'; it can be subject or style",
+            "LoRA 'one': kind is 'thing'; it must be 'subject' or 'style'",
         ),
         (["--correct-strength"], "correct_strength needs samples to measure it on; set held_out"),
         (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
