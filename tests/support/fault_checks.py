@@ -54,7 +54,7 @@ from iteris_core.diffusion.sampling import Sampler
 SMALL = Calibration(
     trajectories=1,
     timesteps=1,
-    sampling_steps=1,
+    sampling_steps=3,
     resolution=64,
     cfg=2.0,
     preserve_captions=("a street",),
