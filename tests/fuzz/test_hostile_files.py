@@ -23,10 +23,11 @@ from iteris_core.files import layer_patterns, limits, peft, peft_settings
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
-from iteris_core.files.kinds import lokr, own_dense_delta
+from iteris_core.files.kinds import delta_of, lokr, own_dense_delta
 from iteris_core.files.layer_patterns import LayerPatterns
 from iteris_core.files.metadata import merged_tags
 from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.products import check_scales
 from iteris_core.files.tensors import check_readable, read_tensors
 from iteris_core.files.trigger_words import trigger_words
 
@@ -278,6 +279,52 @@ def test_no_product_is_made_before_its_size_is_known(case, file, quick):
     with pytest.raises(AdapterError, match="stranger: 'lora_unet_q' has"):
         quick(layer(320, 320), path)
     quick(inspect_adapter, path)
+
+
+OF_THE_HOST = {
+    "dora": {
+        "up": torch.zeros(100_000, 1),
+        "down": torch.zeros(1, 100_000),
+        "dora_scale": torch.ones(320, 1),
+    },
+    "reshaping": {
+        "up": torch.zeros(320, 1),
+        "down": torch.zeros(1, 320),
+        "reshape_weight": torch.tensor([10**6, 10**6]),
+    },
+    "reshaping_to_nothing": {"reshape_weight": torch.tensor([torch.nan, 3.0])},
+    "loha": {
+        "hada_t1": torch.zeros(40_000, 1, 1, 1),
+        "hada_w1_a": torch.zeros(40_000, 1),
+        "hada_w1_b": torch.zeros(1, 40_000),
+    },
+    "glora_product": {"glora_b1": torch.zeros(60_000, 1), "glora_b2": torch.zeros(1, 60_000)},
+    "glora_weight": {"glora_a1": torch.zeros(1, 90_000)},
+    "oft": {"oft_blocks": torch.zeros(1, 10_000, 1)},
+    "boft": {"oft_blocks": torch.zeros(10_000, 10, 1, 10)},
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_HOST)
+def test_the_host_is_given_nothing_that_fills_the_memory(case):
+    def never(tensors):
+        pytest.fail("the host was asked")
+
+    with pytest.raises(AdapterError, match=r"^has .* numbers, where the weight has 102400 and"):
+        delta_of(OF_THE_HOST[case], (320, 320), never)
+
+
+@pytest.mark.parametrize("role", ["dora_scale", "rescale"])
+def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
+    for fitting in ((8, 1), (1, 12), (1,), (12,), ()):
+        check_scales({role: torch.ones(fitting)}, (8, 12))
+    for wrong in ((8, 1, 1), (1_000, 1), (8,), (1, 1, 8, 1)):
+        with pytest.raises(
+            AdapterError, match=f"has a {role} of .*, which does not go with a weight"
+        ):
+            check_scales({role: torch.ones(wrong)}, (8, 12))
+    with pytest.raises(AdapterError, match="does not go with"):  # it would be 8 times the weight
+        check_scales({role: torch.ones(1, 1, 8, 1)}, (8, 8, 1, 1))
 
 
 def test_a_loha_of_a_large_rank_is_measured_and_read_in_little_memory(file, quick):
