@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from .devices import is_out_of_memory, moved
 from .errors import ConfigError, IterisError
 
 T = TypeVar("T")
+_is_alone: ContextVar[bool] = ContextVar("iteris_alone", default=False)
 # Mark of an error of which the other processes know.
 _TOLD = "iteris_told"
 _FAILED = 1
@@ -30,6 +32,16 @@ _OUT_OF_MEMORY = 1 << 16  # more than there are processes
 
 class PeerError(IterisError):
     """Another process of the merge failed, or is gone."""
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this process merge by itself, also inside a process group that is for something else."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
 
 
 class Ranks:
@@ -46,8 +58,10 @@ class Ranks:
 
     @classmethod
     def current(cls) -> Ranks:
-        """Return the processes of torch's process group; this one alone where there is none."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        """Return the processes of torch's process group; this one alone where there is none, and
+        inside `alone`.
+        """
+        if _is_alone.get() or not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 

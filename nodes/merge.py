@@ -261,6 +261,7 @@ class Merge(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import merge_and_check
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
+        from ..iteris_core.ranks import alone
         from .loras.chosen import in_sockets, load, scenes_of
 
         chosen = [*tasks, *in_sockets(more or {})]
@@ -288,7 +289,8 @@ class Merge(io.ComfyNode):
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
         watch = host.layer_teller(node_id)
-        result = merge_and_check(base, loras, calibration, settings, progress, watch)
+        with alone():  # a process group in this server is another node's
+            result = merge_and_check(base, loras, calibration, settings, progress, watch)
         report = result.report
         for warning in report.warnings:
             logger.warning(warning)

@@ -20,6 +20,9 @@ from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
+# Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
+# have them.
+_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "park_on_host")
 _MOST_LETTERS = 4_000_000  # of a recipe; a hundred LoRAs with a hundred prompts each take 1,000,000
 
 
@@ -84,7 +87,7 @@ def read_recipe(name: str, text: str) -> Recipe:
     check_count(len(loras))
     if isinstance(config, dict):
         # what they were before there was a choice
-        config = {"target": "delta", "unit_gain": 1.0, **config}
+        config = {"target": "delta", "unit_gain": 1.0, **_without_machine(config)}
     calibration = recipe["calibration"]
     if isinstance(calibration, dict):
         calibration = {"scene_prefix_share": 0.0, **calibration}
@@ -115,7 +118,7 @@ def settings_of(
     """Return the LoRAs and settings of a merge as JSON values."""
     return {
         "calibration": asdict(calibration),
-        "config": config.to_dict(),
+        "config": _without_machine(config.to_dict()),
         "loras": [
             {
                 **asdict(lora),
@@ -125,6 +128,10 @@ def settings_of(
             for lora in loras
         ],
     }
+
+
+def _without_machine(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _OF_THE_MACHINE}
 
 
 def with_origin(

@@ -192,8 +192,9 @@ class _Sweep:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measured().add_up(counts=self.counts)
-        solved = stop.measured().solve(self.solver_at(path))
-        merged = solved.saved.to(device=place.device, dtype=place.dtype)
+        with self.problem.ranks.together():  # so that a layer is solved in all, or in none
+            solved = stop.measured().solve(self.solver_at(path))
+            merged = solved.saved.to(device=place.device, dtype=place.dtype)
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
         stop.measurement = None  # one layer's sums at a time

@@ -23,6 +23,7 @@ from pathlib import Path
 
 _HIDDEN = re.compile(r"(?P<stem>\.iteris-[0-9a-f]{8}-[0-9a-f]{16})\.(lock|part|old)")
 _HELD = (errno.EACCES, errno.EDEADLK) if sys.platform == "win32" else (errno.EAGAIN,)
+_TRIES = 10  # at a lock that another process took at the same moment
 _DAY = 24 * 3600.0
 
 
@@ -104,21 +105,27 @@ def _finish(names: HiddenNames, lock: BufferedRandom) -> None:
 
 
 def _locked(place: Path) -> tuple[HiddenNames, BufferedRandom]:
-    while True:
+    for tries_left in reversed(range(_TRIES)):
         names = HiddenNames.new(place.parent)
         lock = open(names.lock, "x+b")  # noqa: SIM115 (it is held)
         try:
             lock.write(os.fsencode(place.name))
             lock.flush()
-            # somebody may have taken it for a leftover before it was locked
-            if _lock(lock) is not False and _is_at(lock, names.lock):
-                return names, lock
+            # somebody may have taken it for a leftover before it was locked; a disk that never
+            # agrees is one without locks
+            if (_lock(lock) is not False and _is_at(lock, names.lock)) or not tries_left:
+                break
         except BaseException:
-            lock.close()
-            with contextlib.suppress(OSError):
-                os.unlink(names.lock)
+            _drop(lock, names)
             raise
-        lock.close()
+        _drop(lock, names)
+    return names, lock
+
+
+def _drop(lock: BufferedRandom, names: HiddenNames) -> None:
+    lock.close()
+    with contextlib.suppress(OSError):
+        os.unlink(names.lock)
 
 
 def _is_at(file: BufferedRandom, path: Path) -> bool:
@@ -176,14 +183,19 @@ def _clear(names: HiddenNames, now: float) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Send the names in a folder to the disk; until then a power cut may undo a rename."""
+    """Send the names in a folder to the disk; until then a power cut may undo a rename. Many
+    network disks cannot, and not every folder can be opened; the names are there all the same.
+    """
     if sys.platform == "win32":  # which opens no folders
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks
+        if error.errno == errno.EIO:
             raise
     finally:
         os.close(handle)

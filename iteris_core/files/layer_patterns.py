@@ -112,8 +112,8 @@ class LayerPatterns:
 
 
 def _read(text: str) -> _Pattern:
-    """Return a pattern as texts. A dot alone is read as a dot, though it fits any letter in PEFT:
-    programs write the paths of layers so.
+    """Return a pattern as texts. A dot is read as a dot, though it fits any letter in PEFT: people
+    and programs write the paths of layers so.
 
     Raises:
         ValueError: It is more than that.
@@ -123,7 +123,6 @@ def _read(text: str) -> _Pattern:
     if rest.endswith("$") and not rest.endswith("\\$"):
         rest = rest[:-1]
     pieces = [""]
-    dots = False
     position = 0
     while position < len(rest):
         letter = rest[position]
@@ -134,14 +133,10 @@ def _read(text: str) -> _Pattern:
         if letter == "\\" and position + 1 < len(rest) and not rest[position + 1].isalnum():
             position += 1
             letter = rest[position]
-        elif letter == ".":
-            dots = True
-        elif letter in _SPECIAL:
+        elif letter != "." and letter in _SPECIAL:
             raise ValueError(f"the pattern {text[:60]!r}, a regular expression ({letter!r})")
         pieces[-1] += letter
         position += 1
-    if len(pieces) > 1 and dots:
-        raise ValueError(f"the pattern {text[:60]!r}, in which a dot may be any letter; write \\.")
     return _Pattern(tuple(pieces), at_start)
 
 

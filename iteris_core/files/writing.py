@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -30,6 +31,9 @@ _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
 _DEVICES = re.compile(
     r"(con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?", re.IGNORECASE
 )
+_WINDOWS = '<>:"|?*'
+_TRIES = 100  # at a name that others take at the same time
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _SHOWN = 60  # letters of a long name in an error
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -220,6 +224,11 @@ def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwri
         raise NameTakenError(
             f"{folder} exists already; choose another folder, or allow overwriting"
         )
+    if os.path.ismount(folder):
+        raise NameTakenError(
+            f"{folder} is where a disk begins, such as a container's volume, which cannot be "
+            "replaced; choose a folder in it"
+        )
     foreign = [name for name in inside if not own_files(name)]
     if foreign:
         raise NameTakenError(
@@ -238,13 +247,14 @@ def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overw
         overwrite: Whether `wanted` may be replaced; nothing else is.
     """
     path = wanted
-    while True:
+    for _ in range(_TRIES):
         try:
             save(path, overwrite and path == wanted)
         except NameTakenError:
             path = free_name(wanted)
         else:
             return path
+    raise _taken(path)
 
 
 def free_name(wanted: Path) -> Path:
@@ -253,9 +263,14 @@ def free_name(wanted: Path) -> Path:
     >>> free_name(Path("a.safetensors")).name
     'a_02.safetensors'
     """
-    number = 2
-    while os.path.lexists(path := wanted.with_name(f"{wanted.stem}_{number:02}{wanted.suffix}")):
-        number += 1
+    ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not that of "t5-v1.1"
+    stem = os.fsencode(wanted.name.removesuffix(ending))
+    for number in itertools.count(2):
+        tail = f"_{number:02}{ending}"
+        start = stem[: _LONGEST_NAME - len(tail)].decode("utf-8", "ignore")
+        path = wanted.with_name(start + tail)
+        if not os.path.lexists(path):
+            break
     return path
 
 
@@ -275,6 +290,10 @@ def fault_of_name(name: str) -> str:
         return "has half a character in it, which no disk can write; choose another name"
     if length > _LONGEST_NAME:
         return f"is {length} bytes long, and {_LONGEST_NAME} is the most; choose a shorter name"
+    if any(letter in _WINDOWS for letter in name):
+        return f"has one of {_WINDOWS} in it, which Windows does not allow; choose another name"
+    if name.endswith((".", " ")):
+        return "ends with a dot or a space, which Windows takes away; choose another name"
     if _DEVICES.fullmatch(name):
         return "is the name of a device on Windows; choose another name"
     return ""
@@ -307,7 +326,7 @@ def _move_without_replacing(draft: Path, path: Path) -> None:
 def _take_place(
     names: HiddenNames, folder: Path, own_files: Callable[[str], bool], *, overwrite: bool
 ) -> None:
-    while True:
+    for _ in range(_TRIES):
         check_replaceable(folder, own_files, overwrite=overwrite)
         if not overwrite:
             with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
@@ -320,11 +339,12 @@ def _take_place(
                 os.rename(folder, names.old)
         try:
             os.rename(names.part, folder)
-        except OSError:
-            if not folder.exists():
+        except OSError as error:
+            if error.errno not in _TAKEN:
                 raise
         else:
             return
+    raise _taken(folder)
 
 
 def _exchange(one: Path, other: Path) -> bool:

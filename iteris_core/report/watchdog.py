@@ -16,6 +16,9 @@ Simpler = Literal["nothing", "average", "stack"]
 
 # An error counts as larger than another from this factor on, and only if it is worth a word.
 _MARGIN = 1.02
+# Residuals of layers, which unit gain makes larger on purpose: merges that hold on unseen samples
+# have 1.1 and more. So without such samples only this much more than nothing is an alarm.
+_MARGIN_OF_LAYERS = 1.5
 _SMALLEST = 0.05
 
 
@@ -70,10 +73,11 @@ def alarms_of(errors: Sequence[TaskErrors], *, unseen: bool) -> tuple[Alarm, ...
         errors: The errors of all tasks.
         unseen: See `Alarm`.
     """
+    nothing = 1.0 if unseen else _MARGIN_OF_LAYERS
     loses = _loses_to_average(errors)
     alarms = []
     for found in errors:
-        if _is_larger(found.error, 1.0):
+        if _is_larger(found.error, nothing):
             than: Simpler = "nothing" if found.wears else "stack"
             other = 1.0
         elif (
@@ -100,8 +104,8 @@ def warnings_of(alarms: Sequence[Alarm]) -> list[str]:
 
 
 _ADVICE: dict[Simpler, str] = {
-    "nothing": "lower the strengths, merge fewer LoRAs at once, set alpha to 1e-3, give more "
-    "prompts or samples, and check that the LoRAs were made for this model",
+    "nothing": "lower the strengths, merge fewer LoRAs at once, set alpha to 1e-3 or unit_gain "
+    "to 1, give more prompts or samples, and check that the LoRAs were made for this model",
     "average": "the method average, or alpha 1e-3",
     "stack": "a larger preserve weight, or lower strengths",
 }

@@ -8,8 +8,10 @@ import pytest
 import rank_checks
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from iteris_core.ranks import Ranks
+from iteris_core.ranks import alone as alone_in_its_group
 
 SCRIPT = Path(rank_checks.__file__)
 
@@ -63,3 +65,13 @@ def test_a_process_alone_sends_nothing():
     ranks.check_same("settings", "x")
     with pytest.raises(ValueError, match="no"), ranks.together():
         raise ValueError("no")
+
+
+def test_a_process_group_of_something_else_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    assert not Ranks.current().is_alone
+    with alone_in_its_group():
+        assert Ranks.current().is_alone
+    assert not Ranks.current().is_alone

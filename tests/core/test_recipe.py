@@ -55,6 +55,12 @@ def read(recipe):
     return read_recipe("merged.safetensors", json.dumps(recipe))
 
 
+def test_what_only_the_machine_decides_is_in_no_recipe_and_ignored_in_one():
+    assert not {"samples_per_chunk", "waiting_bytes"} & set(RECIPE["config"])
+    older = {**RECIPE["config"], "park_on_host": True, "samples_per_chunk": 2}
+    assert read({**RECIPE, "config": older}).config == read(RECIPE).config
+
+
 def edited(*path, to=None):
     """Return the recipe with another value at a place, or without that place."""
     recipe = copy.deepcopy(RECIPE)
@@ -173,8 +179,8 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
             "config: baseline: density is 2; it must be a number above 0, and 1 at most",
         ),
         (
-            edited("config", "waiting_bytes", to="x" * 99),
-            r"waiting_bytes is 'x+\.\.\.; it must be ",
+            edited("config", "patches", to="x" * 99),
+            r"patches is 'x+\.\.\.; it must be ",
         ),
     ],
 )

@@ -96,6 +96,12 @@ def test_strong_loras_that_want_opposite_things_are_told():
 # --- the rule, on figures ---
 
 
+@pytest.mark.parametrize(("residual", "expected"), [(1.1, []), (1.6, ["nothing"])])
+def test_residuals_of_layers_are_above_one_by_unit_gain_alone(residual, expected):
+    layers = [layer("q", cat=(residual, 2.0, True), dog=(residual, 2.0, True))]
+    assert alarms(layers=layers) == [(task, than) for task in ("cat", "dog") for than in expected]
+
+
 def layer(path, **tasks):
     """Return a layer with task -> (residual, averaged, wears)."""
     entries = [
@@ -137,12 +143,12 @@ def test_a_difference_that_is_not_worth_a_word_is_no_alarm():
 
 
 def test_residuals_serve_where_no_sample_was_held_out():
-    failed = [layer("x", cat=(1.3, 0.5, True)), layer("y", cat=(1.1, 0.5, True))]
+    failed = [layer("x", cat=(1.7, 0.5, True)), layer("y", cat=(1.6, 0.5, True))]
     assert alarms(layers=failed) == [("cat", "nothing")]
     assert alarms(TaskFidelity("cat", 0.5, 1.0, 2), layers=failed) == []
     beaten = [layer("x", cat=(0.8, 0.5, True), base=(0.5, 0.5, False))]
     assert alarms(layers=beaten) == [("cat", "average")]
-    leaking = [layer("x", base=(1.2, 0.5, False))]
+    leaking = [layer("x", base=(1.6, 0.5, False))]
     assert alarms(layers=leaking) == [("base", "stack")]
 
 

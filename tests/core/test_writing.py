@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import partial
@@ -23,6 +24,7 @@ from iteris_core.files import drafts, peft, writing
 from iteris_core.files.writing import (
     append_text,
     fault_of_name,
+    free_name,
     under_free_name,
     whole_file,
     whole_folder,
@@ -125,6 +127,56 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch, code):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EACCES, errno.EINVAL])
+def test_a_disk_that_sends_no_names_of_folders_will_do(tmp_path, monkeypatch, code):
+    """What has its name is saved, whether its folder can be sent to the disk or not."""
+    sync = os.fsync
+
+    def no_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    write_text("x", tmp_path / "new" / "x.txt")
+    assert (tmp_path / "new" / "x.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(
+    tmp_path, monkeypatch, overwrite
+):
+    """As the volume of a container, if it is not seen as one."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def unless_busy(plain):
+        def run(*places, **options):
+            if folder in map(Path, places):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            plain(*places, **options)
+
+        return run
+
+    monkeypatch.setattr(os, "rename", unless_busy(os.rename))
+    monkeypatch.setattr(os, "rmdir", unless_busy(os.rmdir))
+    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
+    with pytest.raises(SaveError), whole_folder(folder, bool, overwrite=overwrite) as draft:
+        draft.add_text("x", "x")
+
+
+def test_where_a_disk_begins_no_folder_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(NameTakenError, match="choose a folder in it"):
+        writing.check_replaceable(tmp_path, bool, overwrite=True)
+
+
+def test_a_disk_that_tells_no_two_files_apart_is_one_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    write_text("x", tmp_path / "x.txt")
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
 def test_a_name_that_is_taken_meanwhile_gets_a_number(tmp_path):
     wanted = tmp_path / "x.txt"
 
@@ -143,6 +195,21 @@ def test_a_name_that_is_taken_meanwhile_gets_a_number(tmp_path):
 # --- names ---
 
 
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [
+        ("a.safetensors", "a_02.safetensors"),
+        ("t5-v1.1", "t5-v1.1_02"),
+        ("a" * 243 + ".safetensors", "a" * 240 + "_02.safetensors"),
+        ("é" * 127, "é" * 126 + "_02"),
+    ],
+)
+def test_the_next_number_keeps_the_ending_and_fits_the_disk(tmp_path, name, free):
+    found = free_name(tmp_path / name)
+    assert found.name == free
+    assert len(os.fsencode(found.name)) <= 255
+
+
 def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
     for name in (
         "a" * 300,
@@ -153,6 +220,10 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
         "CON",
         "nul.safetensors",
         "Com1.x.y",
+        "a:b",
+        "what?",
+        "dots.",
+        "a ",
     ):
         assert fault_of_name(name)
         for place in (tmp_path / name, tmp_path / name / "x"):
