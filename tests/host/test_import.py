@@ -22,9 +22,9 @@ OPTIONAL = [
     "rich",
     "greenlet",
 ]
-# 31 ms on one core of 2021; a slow machine that does other things must pass, the engine's 60
+# 40 to 60 ms on one core of 2021; a slow machine that does other things must pass, the engine's 60
 # modules must not
-MOST_SECONDS = 0.09
+MOST_SECONDS = 0.12
 # as ComfyUI has imported them when it comes to its custom nodes
 SCRIPT = """
 import importlib, importlib.util, json, statistics, sys, time
@@ -34,7 +34,6 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.model_management, comfy.utils, comfyui_version, folder_paths, numpy, safetensors.torch, torch
 from comfy_api.latest import ComfyExtension
-from waiting import HANGS
 for name in optional:
     sys.modules.setdefault(name, None)  # importing one that is not there yet is an ImportError
 before, seconds = set(sys.modules), []
@@ -74,12 +73,23 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         for name in new
         if name.startswith("pack.iteris_core.")
     }
+    # the settings from which widgets take their bounds, and what these are made of
     assert core == {
+        "adapters",
+        "config",
+        "devices",
         "diffusion",
         "diffusion.calibration",
         "diffusion.captions",
-        "config",
+        "diffusion.lora_use",
         "errors",
+        "files",
+        "files.json_values",
+        "files.limits",
+        "files.trigger_words",
+        "report",
+        "report.records",
+        "report.watchdog",
         "settings",
         "version",
     }
