@@ -30,6 +30,10 @@ class Damaged(ValueError):
     """What is wrong with a file that is no whole safetensors file."""
 
 
+class UnknownType(ValueError):
+    """A tensor of a type that is not read."""
+
+
 class BeyondLimits(ValueError):
     """What a file has more of than is read."""
 
@@ -75,6 +79,7 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
 
     Raises:
         Damaged: It is no whole safetensors file.
+        UnknownType: A tensor is of a type that is not read.
         BeyondLimits: See `limits`.
     """
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -174,8 +179,10 @@ def _place(key: str, entry: Mapping[str, Any]) -> Place:
     dtype = entry.get("dtype")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise Damaged(f"{key!r} has no shape or no place in the file")
-    if not isinstance(dtype, str) or dtype not in _TYPES:
-        raise Damaged(f"{key!r} is of the type {dtype!r:.20}, which is not read")
+    if not isinstance(dtype, str):
+        raise Damaged(f"{key!r} has no type")
+    if dtype not in _TYPES:
+        raise UnknownType(f"{key!r} is of the type {dtype!r:.20}, which is not read")
     if len(shape) > limits.DIMENSIONS:
         raise BeyondLimits(
             f"{key!r} has {len(shape)} dimensions, of which {limits.DIMENSIONS} are read"

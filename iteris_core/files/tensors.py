@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
-from .file_header import LENGTH_BYTES, BeyondLimits, Damaged, Layout, Place, read_layout
+from .file_header import (
+    LENGTH_BYTES,
+    BeyondLimits,
+    Damaged,
+    Layout,
+    Place,
+    UnknownType,
+    read_layout,
+)
 
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
@@ -66,6 +74,10 @@ def _layout(file: BinaryIO, name: str) -> Layout:
         raise AdapterError(
             f"{name}: not a whole safetensors file ({size} bytes; {error}); the download was "
             "probably cut off. Download it again"
+        ) from error
+    except UnknownType as error:
+        raise AdapterError(
+            f"{name}: {error}. Use a version of it in float32, float16, bfloat16 or float8"
         ) from error
     except BeyondLimits as error:
         raise AdapterError(
