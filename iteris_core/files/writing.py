@@ -302,7 +302,8 @@ def fault_of_name(name: str) -> str:
 def fault_of_path(path: Path) -> str:
     """Return what keeps a path from being made, as a sentence; empty: nothing."""
     for place in (path, *path.parents):
-        fault = "" if os.path.lexists(place) else fault_of_name(place.name)
+        is_there = place.name == ".." or os.path.lexists(place)
+        fault = "" if is_there else fault_of_name(place.name)
         if fault:
             name = place.name if len(place.name) < _SHOWN else f"{place.name[:_SHOWN]}..."
             return f"{name!r} {fault}"

@@ -233,6 +233,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
             assert len(str(caught.value)) < 200
             with pytest.raises(SaveError), whole_folder(place, bool):
                 pass
+    assert not writing.fault_of_path(tmp_path / "new" / ".." / "x")
     for name in ("a" * 255, "console.safetensors", "com.safetensors", "nul_02", "ä b.c"):
         assert not fault_of_name(name)
     assert os.listdir(tmp_path) == []
