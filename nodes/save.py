@@ -100,10 +100,6 @@ class SaveMergedLora(io.ComfyNode):
         from ..iteris_core.files import kohya
         from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
 
-        if large_layers not in (LOW_RANK, FULL_DIFFERENCE):
-            raise IterisError(
-                f"large_layers is {large_layers!r}; it can be {LOW_RANK!r} or {FULL_DIFFERENCE!r}"
-            )
         wanted = output_path(host.output_folder(), file_name)
         if overwrite:
             check_free(wanted, overwrite=True)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -277,7 +278,8 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path |
     typer.echo(str(report))
     if output != asked:
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
-    for warning in report.warnings:
-        typer.echo(warning, err=True)
+    if not sys.stdout.isatty():  # else they stand in the report above
+        for warning in report.warnings:
+            typer.echo(warning, err=True)
     typer.echo(f"saved to {output}")
     write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)
