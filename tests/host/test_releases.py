@@ -25,10 +25,15 @@ def recipe_in(path):
 
 
 def settings_of(recipe):
-    """Return what a recipe asks for, without what made it and where its prompts were read."""
+    """Return what a recipe asks for, without what made it, where its prompts were read, and how the
+    memory of its machine was used.
+    """
     loras = [{**lora, "prompts_from": ""} for lora in recipe["loras"]]
+    of_the_machine = ("samples_per_chunk", "waiting_bytes")
+    config = {key: value for key, value in recipe["config"].items() if key not in of_the_machine}
     made_on = {"base", *(key for key in recipe if key.endswith("_version"))}
-    return {key: value for key, value in recipe.items() if key not in made_on} | {"loras": loras}
+    kept = {key: value for key, value in recipe.items() if key not in made_on}
+    return kept | {"loras": loras, "config": config}
 
 
 def test_there_is_a_release():
