@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import pytest
 import tiny_language
 import torch
 from safetensors.torch import load_file
+from small_disk import small_disk
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 from typer.testing import CliRunner
 from waiting import HANGS
@@ -516,12 +516,7 @@ def test_a_name_that_no_file_can_have_is_refused_before_any_work(tmp_path, monke
 
 def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path):
     """The old adapter is what it was."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk")
-    try:
+    with small_disk(tmp_path / "disk", "16k") as disk:
         (disk / "out").mkdir()
         (disk / "out" / peft.CONFIG_FILE).write_text("old")
         done = in_process(*golden_arguments("two_tasks", disk / "out", "--overwrite"))
@@ -532,8 +527,6 @@ def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path):
         )
         assert os.listdir(disk) == ["out"]
         assert (disk / "out" / peft.CONFIG_FILE).read_text() == "old"
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_merge_is_not_lost_when_its_name_is_taken_meanwhile(tmp_path, monkeypatch):

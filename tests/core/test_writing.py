@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_disk import small_disk
 
 from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
 from iteris_core.files import drafts, peft, writing
@@ -529,16 +530,10 @@ def test_a_strangers_lock_moves_nothing_out_of_the_folder(folder):
 # --- the disk says no ---
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+@pytest.fixture(name="small_disk")
+def disk_of_64_kib(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 LARGE = 40_000.0  # bytes; two of them are more than the disk has

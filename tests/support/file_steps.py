@@ -46,43 +46,38 @@ class Steps:
         for room in (drafts, writing):
             for module in (os, shutil):
                 if hasattr(room, module.__name__):
-                    monkeypatch.setattr(room, module.__name__, _Module(module, self))
+                    monkeypatch.setattr(room, module.__name__, _Counted(module, self, CHANGES))
             monkeypatch.setattr(room, "open", self._open, raising=False)
         monkeypatch.setattr(writing, "_exchange", self.wrapped("exchange", writing._exchange))
 
     def _open(self, *args):
         if self("open"):
             self.strike()
-        return _File(open(*args), self)
+        return _File(open(*args), self, OF_FILES - {"write"})
 
 
-class _Module:
-    def __init__(self, module, steps):
-        self._module = module
+class _Counted:
+    """Something some of whose functions are counted."""
+
+    def __init__(self, inner, steps, names):
+        self._inner = inner
         self._steps = steps
+        self._names = names
 
     def __getattr__(self, name):
-        value = getattr(self._module, name)
-        return self._steps.wrapped(name, value) if name in CHANGES else value
+        value = getattr(self._inner, name)
+        return self._steps.wrapped(name, value) if name in self._names else value
 
 
-class _File:
-    def __init__(self, file, steps):
-        self._file = file
-        self._steps = steps
-
-    def __getattr__(self, name):
-        value = getattr(self._file, name)
-        return self._steps.wrapped(name, value) if name in OF_FILES - {"write"} else value
-
+class _File(_Counted):
     def write(self, data):
         data = bytes(data)
         if self._steps("write"):  # a kill may come in the middle
-            done = self._file.write(data[: len(data) // 2])
-            self._file.flush()
+            done = self._inner.write(data[: len(data) // 2])
+            self._inner.flush()
             self._steps.strike()
             data = data[done:]
-        return self._file.write(data)
+        return self._inner.write(data)
 
     def writelines(self, blocks):
         for block in blocks:
@@ -92,7 +87,7 @@ class _File:
         return self
 
     def __exit__(self, *args):
-        self._file.close()
+        self._inner.close()
 
 
 def disk_full():
