@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ..adapters import Adapter, told_apart
 from ..errors import AdapterError, ConfigError
-from ..files.trigger_words import TriggerWords, fill_in
-from ..report.records import Note
 from ..settings import check, setting, shown
+
+# the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
+if TYPE_CHECKING:
+    from ..adapters import Adapter
+    from ..files.trigger_words import TriggerWords
+    from ..report.records import Note
 
 Kind = Literal["subject", "style"]
 MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
@@ -190,6 +193,8 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
     """
+    from ..files.trigger_words import fill_in
+
     if use.is_idle:
         return use
     prompts = fill_in(use.file or use.name, use.prompts, triggers)
@@ -203,6 +208,8 @@ def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     LoRAs are the same if their `sha256` is. One that was given several times is used at the sum of
     its strengths, on all of its prompts, at its largest weight.
     """
+    from ..report.records import Note
+
     groups: dict[str, list[LoraUse]] = {}
     for use in uses:
         groups.setdefault(use.sha256, []).append(use)
@@ -285,5 +292,7 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:
     """Return the LoRAs with a number behind each name that several have."""
+    from ..adapters import told_apart
+
     names = told_apart([use.name for use in uses])
     return [replace(use, name=name) for use, name in zip(uses, names, strict=True)]

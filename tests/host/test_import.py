@@ -22,9 +22,9 @@ OPTIONAL = [
     "rich",
     "greenlet",
 ]
-# 40 to 60 ms on one core of 2021; a slow machine that does other things must pass, the engine's 60
+# 31 ms on one core of 2021; a slow machine that does other things must pass, the engine's 60
 # modules must not
-MOST_SECONDS = 0.12
+MOST_SECONDS = 0.09
 # as ComfyUI has imported them when it comes to its custom nodes
 SCRIPT = """
 import importlib, importlib.util, json, statistics, sys, time
@@ -73,23 +73,13 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         for name in new
         if name.startswith("pack.iteris_core.")
     }
-    # the settings from which widgets take their bounds, and what these are made of
     assert core == {
-        "adapters",
-        "config",
-        "devices",
         "diffusion",
         "diffusion.calibration",
         "diffusion.captions",
         "diffusion.lora_use",
+        "config",
         "errors",
-        "files",
-        "files.json_values",
-        "files.limits",
-        "files.trigger_words",
-        "report",
-        "report.records",
-        "report.watchdog",
         "settings",
         "version",
     }
