@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ConfigError
-from .settings import MOST_SEEDS, check, setting
+from .settings import MOST_AT_ONCE, MOST_SEEDS, check, setting
 
 Method = Literal[
     "iteris",
@@ -47,7 +47,6 @@ Target = Literal["full_output", "delta"]
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 _MOST_RIDGE = 10**9  # relative to the inputs; from 1 on, the answer is the average
 _MOST_SOLVES = 1000  # of the paper's loop, which stops changing after 20
-_MOST_SAMPLES = 1 << 12  # of a call, each of which takes two rows; GPUs hold a few dozen
 _MOST_TOKENS = 1 << 24  # of a row, or patches of all: 64 times those of a picture of 4096 pixels
 _MOST_BYTES = 1 << 50  # a petabyte
 _MOST_SCALE = 10**6  # of a rival's own factor; the largest that papers use is 10
@@ -211,7 +210,7 @@ class MergeConfig:
     )
     output_dtype: torch.dtype = setting(torch.float32, "Precision of the merged adapter.")
     samples_per_chunk: int = setting(
-        8, "Samples in one forward call.", at_least=1, at_most=_MOST_SAMPLES
+        8, "Samples in one forward call.", at_least=1, at_most=MOST_AT_ONCE
     )
     waiting_bytes: int | None = setting(
         None,

@@ -421,7 +421,7 @@ def test_the_same_merge_in_two_processes_gives_the_same_bytes(world, tmp_path):
         # sums depend on the number of threads; in this process it is one
         env={**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 

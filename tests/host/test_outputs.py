@@ -130,6 +130,8 @@ def test_names_that_no_file_can_have_are_told_when_the_workflow_is_queued(host):
     """The server runs what else there is, so there is nothing else here: no merge, but a model."""
     bad = {
         "../../a": "'../../a' is outside ComfyUI's output folder",
+        "/tmp/escape": "'/tmp/escape' is outside ComfyUI's output folder",
+        "": "the file name is empty",
         "loras/" + "a" * 300: "is 312 bytes long, and 255 is the most",
         "loras/a\0b": "has a control character in it",
         "loras/CON": "'CON.safetensors' is the name of a device on Windows",
