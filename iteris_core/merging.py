@@ -14,8 +14,8 @@ from .engines.registry import ENGINES
 from .errors import AdapterError, ConfigError
 from .files.layout import sha256_of_tensors
 from .network import Network
+from .processes import Processes
 from .progress import Progress, nobody
-from .ranks import Ranks
 from .report.records import MergeReport, Note
 from .rivals.engine import merge_by_rival
 from .rivals.registry import check_options
@@ -52,7 +52,7 @@ def merge(
     them does on its own.
 
     Inside a process group of `torch.distributed`, every process is given the same, and measures a
-    share of the samples; see `ranks`. The result is the same in all.
+    share of the samples; see `processes`. The result is the same in all.
 
     Args:
         network: The base model.
@@ -81,9 +81,9 @@ def merge(
     check_tasks(adapters, tasks)
     check_options(config)
     check_ranks(config, adapters)
-    ranks = Ranks.current()
-    check_given_the_same(ranks, adapters, tasks, config)
-    problem = Problem(network, *without_idle_adapters(adapters, tasks), config, ranks)
+    processes = Processes.current()
+    check_given_the_same(processes, adapters, tasks, config)
+    problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes)
     listener = Listener(progress, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
@@ -121,7 +121,7 @@ def _report(
 
 
 def check_given_the_same(
-    ranks: Ranks, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig
+    processes: Processes, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig
 ) -> None:
     """Refuse processes that were given different things to merge.
 
@@ -129,17 +129,17 @@ def check_given_the_same(
         ConfigError: Says what differs.
         PeerError: Another process failed.
     """
-    if ranks.is_alone:
+    if processes.is_alone:
         return
-    ranks.check_same("settings", repr(config.to_dict()))
+    processes.check_same("settings", repr(config.to_dict()))
     described = [(task.name, dict(task.mix), task.weight, len(task.samples)) for task in tasks]
-    ranks.check_same("tasks", repr(described))
+    processes.check_same("tasks", repr(described))
     factors = [
         sha256_of_tensors({f"{path} {side}": getattr(delta, side) for side in ("up", "down")})
         for adapter in adapters
         for path, delta in adapter.deltas.items()
     ]
-    ranks.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
+    processes.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
 
 
 def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:

@@ -261,7 +261,7 @@ class Merge(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import merge_and_check
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
-        from ..iteris_core.ranks import alone
+        from ..iteris_core.processes import alone
         from .loras.chosen import in_sockets, load, scenes_of
 
         chosen = [*tasks, *in_sockets(more or {})]
@@ -340,12 +340,10 @@ def from_widgets(
         same: Widgets that are called as the field of `MergeConfig` that they set.
 
     Raises:
-        ConfigError: An unknown precision, or more than one way to choose ranks.
+        ConfigError: More than one way to choose ranks.
     """
     from ..iteris_core.diffusion.job import MergeSettings
 
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision is {precision!r}; it can be {', '.join(PRECISIONS)}")
     Ranks(rank, kept_energy, size_mb)
     dtype = DTYPES[precision]
     config = MergeConfig(

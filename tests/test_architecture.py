@@ -23,7 +23,7 @@ CORE_ORDER = (
     "settings",
     "config",
     "devices",
-    "ranks",
+    "processes",
     "layers",
     "network",
     "adapters",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..devices import moved
-from ..ranks import Ranks
+from ..processes import Processes
 
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
@@ -138,18 +138,20 @@ class InputMoments(ABC):
 
 
 def add_up_moments(
-    moments: Sequence[InputMoments], others: Sequence[Tensor], ranks: Ranks, *, counts: bool = True
+    moments: Sequence[InputMoments],
+    others: Sequence[Tensor],
+    processes: Processes,
+    *,
+    counts: bool,
 ) -> None:
-    """Add moments that are sums, and other sums, up over all processes, in place.
+    """Add moments that are sums, and other sums, up over several processes, in place.
 
     Args:
         moments: Moments of inputs.
         others: Other sums.
-        ranks: The processes.
+        processes: The processes.
         counts: Whether those of this process count.
     """
-    if ranks.is_alone:
-        return
     sums = [part for part in moments if isinstance(part, Sums)]
     assert len(sums) == len(moments)  # only a process that is alone keeps rows
     tokens = [torch.tensor(float(part.tokens), dtype=torch.float64) for part in sums]
@@ -157,7 +159,7 @@ def add_up_moments(
     if not counts:
         for total in totals:
             total.zero_()
-    ranks.add_up(totals)
+    processes.add_up(totals)
     for part, count in zip(sums, tokens, strict=True):
         part.tokens = int(count)
 

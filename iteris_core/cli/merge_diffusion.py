@@ -31,7 +31,7 @@ from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
 from ..files.writing import check_free, under_free_name
-from ..ranks import Ranks
+from ..processes import Processes
 from ..settings import check, setting
 from . import options
 from .options import Placement
@@ -211,7 +211,7 @@ def _merge(
         check_style((one.adapter for one in loras), saving.style)
         how = replace(how, notes=tuple(repeated))
         result = merge_and_check(model, loras, calibration, how, progress)
-    if not Ranks.current().is_first:
+    if not Processes.current().is_first:
         return
     recipe = json.dumps(result.report.settings)
 

@@ -20,7 +20,7 @@ from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Base, PeftMerg
 from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
-from ..ranks import Ranks
+from ..processes import Processes
 from . import options as options
 from .options import Placement
 from .paths import Places
@@ -117,7 +117,7 @@ def merge_t5_command(
     where = Base(base, dtype=placement.dtype, device=placement.device)
     with progress_bars() as progress:
         result = t5.merge_t5(where, tasks, config, reading, preserve=kept, progress=progress)
-    if not Ranks.current().is_first:
+    if not Processes.current().is_first:
         return
     _save(result, output, report, overwrite)
     if save_model:
@@ -176,7 +176,7 @@ def merge_blip_command(
     where = Base(base, dtype=placement.dtype, device=placement.device)
     with progress_bars() as progress:
         result = blip.merge_blip(where, tasks, config, reading, preserve=kept, progress=progress)
-    if not Ranks.current().is_first:
+    if not Processes.current().is_first:
         return
     _save(result, output, report, overwrite)
     if save_model:

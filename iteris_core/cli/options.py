@@ -21,8 +21,8 @@ from ..files.writing import write_text
 from ..report.records import MergeReport
 from ..rivals import registry
 from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
-from .processes import started_processes
 from .terminal import one_line_errors
+from .torchrun import started_processes
 
 Body = Callable[..., None]
 # Fields whose option has another name.

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 from ..errors import IterisError
+from ..processes import Processes
 from ..progress import Stage, StageProgress
-from ..ranks import Ranks
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def progress_bars() -> Iterator[StageProgress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    disable = not (console.is_terminal and Ranks.current().is_first)
+    disable = not (console.is_terminal and Processes.current().is_first)
     with Progress(*columns, console=console, disable=disable) as bars:
         shown: dict[Stage, TaskID] = {}
 

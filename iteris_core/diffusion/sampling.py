@@ -12,8 +12,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..files.layout import sha256_of_tensors
 from ..network import Network, in_calls
+from ..processes import Processes
 from ..progress import Progress, nobody
-from ..ranks import Ranks
 from ..rows.wearing import Closet, wearing
 from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -101,7 +101,7 @@ class Sampler:
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
         cfg: Guidance scale.
-        ranks: The processes that share the runs.
+        processes: The processes that share the runs.
     """
 
     network: Network
@@ -109,7 +109,7 @@ class Sampler:
     start: Callable[[Tensor, Tensor], Tensor]
     shape: tuple[int, ...]
     cfg: float
-    ranks: Ranks = field(default_factory=Ranks)
+    processes: Processes = field(default_factory=Processes)
 
     @classmethod
     def of(cls, model: DiffusionHost, network: Network, calibration: Calibration) -> Sampler:
@@ -120,7 +120,7 @@ class Sampler:
             model.start,
             model.latent_shape(calibration.resolution),
             calibration.cfg,
-            Ranks.current(),
+            Processes.current(),
         )
 
     def sample(
@@ -186,9 +186,9 @@ class Sampler:
         # runs of one length share a batch, so that a batch ends with its runs
         ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
         batches = _batches(ordered, parts_per_call, self._key_of)
-        with self.ranks.together():
-            own = self._sample_batches(adapters, runs, self.ranks.share(batches), progress)
-            gathered = self.ranks.gather(own)
+        with self.processes.together():
+            own = self._sample_batches(adapters, runs, self.processes.share(batches), progress)
+            gathered = self.processes.gather(own)
         return {run: kept for batch in gathered for run, kept in batch.items()}
 
     def _sample_batches(
@@ -238,6 +238,11 @@ class Sampler:
         """
         ends = [self.sigmas[run.length] for run in batch]
         parts_of_batch = [(i, part) for i, parts in enumerate(batch.values()) for part in parts]
+        masks = {
+            part: None if part.region is None else part.region(self.shape)
+            for _, part in parts_of_batch
+        }
+        mixes_of = {part: mix_in(adapters, part.mix) for _, part in parts_of_batch}
         closet: Closet = {}
 
         def outputs(rows: Sequence[DenoiserRow], mixes: Sequence[Mapping[int, float]]) -> Tensor:
@@ -253,7 +258,7 @@ class Sampler:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             parts = [(i, part) for i, part in parts_of_batch if sigma > ends[i]]
-            mixes = [mix_in(adapters, part.mix) for _, part in parts]
+            mixes = [mixes_of[part] for _, part in parts]
             rows = [DenoiserRow(x[i], sigma, part.text) for i, part in parts]
             negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
             rows += [DenoiserRow(x[i], sigma, negative) for i, negative in negatives]
@@ -264,7 +269,8 @@ class Sampler:
             joined = x.clone()
             joined[[i for i, _ in parts]] = 0
             for (i, part), estimate in zip(parts, estimates, strict=True):
-                joined[i] += estimate if part.region is None else part.region(self.shape) * estimate
+                mask = masks[part]
+                joined[i] += estimate if mask is None else mask * estimate
             return joined
 
         return denoise

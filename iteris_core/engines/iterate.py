@@ -53,11 +53,11 @@ def iterate(
     Args, Raises: See `sweep.sweep`.
     """
     check_problem(problem)
-    if not problem.ranks.is_alone:
+    if not problem.processes.is_alone:
         raise ConfigError(
             "the engine 'iterate', and rivals that look at the teachers' inputs, run in one "
-            f"process, and this merge has {problem.ranks.size}; use the engine 'sweep', or start "
-            "one process"
+            f"process, and this merge has {problem.processes.size}; use the engine 'sweep', or "
+            "start one process"
         )
 
     def attempt(samples_per_chunk: int) -> EngineResult:

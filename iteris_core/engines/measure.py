@@ -233,9 +233,11 @@ class Measurement:
             counts: Whether the rows of this process count: they do not where it repeats those of
                 another, to come the same way.
         """
+        if self.problem.processes.is_alone:
+            return
         moments = self.input.shared.moments if self.input.is_first else []
         sums = [total for statistics in self.statistics for total in statistics.totals()]
-        add_up_moments(moments, sums, self.problem.ranks, counts=counts)
+        add_up_moments(moments, sums, self.problem.processes, counts=counts)
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer once all rows have been added.
@@ -315,7 +317,7 @@ def _new_moments(
     d_in = weight_shape(module)[1]
     cross_gram = problem.config.ridge == "paper"
     count = len(picked_tokens(module, token_count(module, x), problem.samples, problem.config))
-    if problem.ranks.is_alone and not cross_gram and count * problem.samples < d_in:
+    if problem.processes.is_alone and not cross_gram and count * problem.samples < d_in:
         return [
             KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
         ]

@@ -13,8 +13,8 @@ from ..algebra.layer import LayerSolver
 from ..algebra.solve import solve_layer
 from ..config import MergeConfig
 from ..network import Network
+from ..processes import Processes
 from ..progress import Progress, nobody
-from ..ranks import Ranks
 from ..report.records import LayerReport
 from ..tasks import Task
 
@@ -33,14 +33,14 @@ class Problem:
         adapters: Adapters to merge, each of which changes something.
         tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
         config: Settings of the merge.
-        ranks: The processes that share the samples.
+        processes: The processes that share the samples.
     """
 
     network: Network
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
     config: MergeConfig
-    ranks: Ranks = field(default_factory=Ranks)
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def paths(self) -> list[str]:

@@ -72,11 +72,11 @@ def sweep(
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         chunks = split_into_chunks(problem.tasks, samples_per_chunk, problem.network)
-        own = problem.ranks.share(chunks)
+        own = problem.processes.share(chunks)
         state = _Sweep(
             problem, solver_at, listener, parking if len(own) > 1 else None, solved, bool(own)
         )
-        with problem.ranks.together():
+        with problem.processes.together():
             return state.run(chunks, own)
 
     return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
@@ -150,7 +150,7 @@ class _Sweep:
         with torch.no_grad(), layer_hooks(modules, self.at_layer):
             answers = run_in_lockstep(workers, self.solve, self.parking)
         check_all_reached(paths, self.solved)
-        answers = self.problem.ranks.gather(answers if own else [])
+        answers = self.problem.processes.gather(answers if own else [])
         outputs = outputs_by_task(self.problem.tasks, chunks, answers)
         return EngineResult(self.solved, outputs, memory_bytes=self._memory_bytes)
 
@@ -192,7 +192,7 @@ class _Sweep:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measured().add_up(counts=self.counts)
-        with self.problem.ranks.together():  # so that a layer is solved in all, or in none
+        with self.problem.processes.together():  # so that a layer is solved in all, or in none
             solved = stop.measured().solve(self.solver_at(path))
             merged = solved.saved.to(device=place.device, dtype=place.dtype)
         self._keep(merged)

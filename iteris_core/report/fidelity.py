@@ -16,8 +16,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..network import Network, in_calls
+from ..processes import Processes
 from ..progress import Progress, nobody
-from ..ranks import Ranks
 from ..rows.wearing import wearing
 from ..tasks import Sample, Task
 from .records import TaskFidelity
@@ -66,7 +66,7 @@ def fidelity(
         CalibrationError: The network returns nothing to compare, or rows that are not finite.
         PeerError: Another process failed.
     """
-    ranks = Ranks.current()
+    processes = Processes.current()
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
     average = {k: 1 / len(adapters) for k in everything}
@@ -82,15 +82,15 @@ def fidelity(
         reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
         keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
         calls = in_calls(keys, samples_per_chunk)
-        with ranks.together():
-            for numbers in ranks.share(calls):
+        with processes.together():
+            for numbers in processes.share(calls):
                 outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
                 if comparison is not None:
                     outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
                 sums += _squares(task, *outputs)
                 done += len(numbers)
                 progress(done, total)
-            ranks.add_up([sums])
+            processes.add_up([sums])
         fidelities.append(_task_fidelity(task, wears, len(mixes) == 4, sums))
     return tuple(fidelities)
 

@@ -1,5 +1,5 @@
 """Commands whose work several processes share: `torchrun --nproc-per-node 2 --no-python iteris
-merge ...`; see `ranks`.
+merge ...`; see `processes`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import distributed
 
-from ..ranks import Ranks
+from ..processes import Processes
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def started_processes() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group("nccl" if has_gpu else "gloo")
     try:
-        with Ranks.current().together():
+        with Processes.current().together():
             yield
     finally:
         distributed.destroy_process_group()

@@ -44,20 +44,20 @@ def alone() -> Iterator[None]:
         _is_alone.reset(token)
 
 
-class Ranks:
+class Processes:
     """The processes of a merge, as one of them sees them.
 
     Args:
-        rank: Number of this process.
+        number: Number of this process.
         size: Number of processes.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank = rank
+    def __init__(self, number: int = 0, size: int = 1) -> None:
+        self.number = number
         self.size = size
 
     @classmethod
-    def current(cls) -> Ranks:
+    def current(cls) -> Processes:
         """Return the processes of torch's process group; this one alone where there is none, and
         inside `alone`.
         """
@@ -72,15 +72,15 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and tells."""
-        return self.rank == 0
+        return self.number == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this process's share of items that all of them have; shares differ by one at most.
 
-        >>> Ranks(1, 3).share("abcdefg")
+        >>> Processes(1, 3).share("abcdefg")
         ['b', 'e']
         """
-        return list(items[self.rank :: self.size])
+        return list(items[self.number :: self.size])
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors up over all processes, in place; they are packed into one float64 vector.
@@ -133,12 +133,12 @@ class Ranks:
         digest = hashlib.sha256(text.encode()).digest()
         number = int.from_bytes(digest[:6], "little")  # float64 holds it exactly
         numbers = torch.zeros(self.size, dtype=torch.float64)
-        numbers[self.rank] = number
+        numbers[self.number] = number
         self.add_up([numbers])
-        others = [rank for rank, found in enumerate(numbers.tolist()) if found != number]
+        others = [other for other, found in enumerate(numbers.tolist()) if found != number]
         if others:
             raise ConfigError(
-                f"process {self.rank} of {self.size} was given other {what} than process "
+                f"process {self.number} of {self.size} was given other {what} than process "
                 f"{others[0]}; start all processes of a merge with the same files and settings"
             )
 
@@ -177,7 +177,7 @@ class Ranks:
         cause: Exception
         if found % _OUT_OF_MEMORY:
             cause = PeerError(
-                f"process {self.rank} of {self.size} ended because another one failed; its error "
+                f"process {self.number} of {self.size} ended because another one failed; its error "
                 "is above or below this line"
             )
         else:

@@ -1,6 +1,6 @@
 """Merges that several processes share, compared with one process by `tests/core/test_ranks.py`.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 3 tests/support/rank_checks.py FOLDER
+    python -m torch.distributed.run --standalone --nproc-per-node 3 tests/support/process_checks.py FOLDER
 
 FOLDER holds small language models, see `write_models`. Process 0 writes FOLDER/found-3.safetensors.
 """
@@ -30,7 +30,7 @@ from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionSample
 from iteris_core.language.job import AdapterTask
 from iteris_core.language.text_samples import TextSample
-from iteris_core.ranks import PeerError, Ranks
+from iteris_core.processes import PeerError, Processes
 
 SMALL = Calibration(
     trajectories=4,
@@ -155,7 +155,7 @@ def merged(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def check_failures(ranks: Ranks) -> None:
+def check_failures(processes: Processes) -> None:
     """Let one process fail, or be given other things, and see what the others do."""
     net, adapters, tasks = toy.three_adapters()
     calls = []
@@ -163,14 +163,14 @@ def check_failures(ranks: Ranks) -> None:
     def failing(error):
         def forward(rows):
             calls.append(len(rows))
-            if ranks.rank == ranks.size - 1 and len(calls) == 2:
+            if processes.number == processes.size - 1 and len(calls) == 2:
                 raise error
             return net.network().forward(rows)
 
         return replace(net.network(), forward=forward)
 
     error = CalibrationError("no more")
-    expected = CalibrationError if ranks.rank == ranks.size - 1 else PeerError
+    expected = CalibrationError if processes.number == processes.size - 1 else PeerError
     failed = raised(failing(error), adapters, tasks, replace(EXACT, samples_per_chunk=1))
     assert type(failed) is expected, failed
 
@@ -185,7 +185,7 @@ def check_failures(ranks: Ranks) -> None:
 
     def once(self, solver):
         solved.append(self.path)
-        if ranks.rank == ranks.size - 1 and len(solved) == 2:
+        if processes.number == processes.size - 1 and len(solved) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return solve(self, solver)
 
@@ -197,12 +197,12 @@ def check_failures(ranks: Ranks) -> None:
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
 
     for name, (given, config) in {
-        "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + ranks.rank))),
-        "tasks": ([*tasks, Task("more", net.samples(1 + ranks.rank), {0: 1.0})], EXACT),
+        "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + processes.number))),
+        "tasks": ([*tasks, Task("more", net.samples(1 + processes.number), {0: 1.0})], EXACT),
     }.items():
         failed = raised(net.network(), adapters, given, config)
         assert type(failed) is ConfigError and f"other {name} than process" in str(failed), failed
-    other = [adapters[0].scaled(1 + ranks.rank), *adapters[1:]]
+    other = [adapters[0].scaled(1 + processes.number), *adapters[1:]]
     failed = raised(net.network(), other, tasks, EXACT)
     assert type(failed) is ConfigError and "other adapters than process" in str(failed), failed
     failed = raised(net.network(), adapters, tasks, replace(EXACT, engine="iterate"))
@@ -225,13 +225,13 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     folder = Path(sys.argv[1])
-    ranks = Ranks.current()
+    processes = Processes.current()
     found = merged(folder)
-    ranks.check_same("results", sha256_of_tensors(found))
-    if not ranks.is_alone:
-        check_failures(ranks)
-    if ranks.is_first:
-        save_file(found, folder / f"found-{ranks.size}.safetensors")
+    processes.check_same("results", sha256_of_tensors(found))
+    if not processes.is_alone:
+        check_failures(processes)
+    if processes.is_first:
+        save_file(found, folder / f"found-{processes.size}.safetensors")
     distributed.destroy_process_group()
 
 
