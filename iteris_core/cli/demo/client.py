@@ -109,6 +109,7 @@ class ComfyClient:
         ) as connection:
             connection.settimeout(1.0)
             prompt_id = self.post(prompt)
+            failure: WorkflowFailed | None = None
             while True:
                 if time.monotonic() > deadline:
                     self.interrupt()
@@ -120,15 +121,19 @@ class ComfyClient:
                 except websocket.WebSocketTimeoutException:
                     continue
                 except (websocket.WebSocketException, OSError) as error:
-                    raise WorkflowError(f"the connection to ComfyUI was lost: {error}") from error
+                    lost = WorkflowError(f"the connection to ComfyUI was lost: {error}")
+                    raise failure or lost from error
                 event, data = _decode(message)
                 # Text frames name no workflow, so they are taken as they come.
                 if event is None or (event != "text" and data.get("prompt_id") != prompt_id):
                     continue
                 if on_event is not None:
                     on_event(event, data)
-                _raise_if_failed(event, data)
+                failure = failure or _failure(event, data)
+                # The last message, sent when the server has taken the workflow out of its queue.
                 if event == "executing" and data.get("node") is None:
+                    if failure is not None:
+                        raise failure
                     return self.history(prompt_id)
 
     def history(self, prompt_id: str) -> Json:
@@ -196,11 +201,11 @@ def _decode(message: str | bytes) -> tuple[str | None, Json]:
     }
 
 
-def _raise_if_failed(event: str, data: Json) -> None:
+def _failure(event: str, data: Json) -> WorkflowFailed | None:
     if event not in ("execution_error", "execution_interrupted"):
-        return
+        return None
     interrupted = event == "execution_interrupted"
-    raise WorkflowFailed(
+    return WorkflowFailed(
         str(data.get("node_id")),
         str(data.get("node_type")),
         "interrupted" if interrupted else str(data.get("exception_message", "")).strip(),
