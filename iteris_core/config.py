@@ -142,6 +142,7 @@ class MergeConfig:
             costs a copy out and back at every layer.
         tokens_per_row: Most tokens of a row that are measured, at random places (rows "tokens per
             row").
+        tokens_per_dimension: As many tokens as suffice for a layer's system; more only take time.
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
             matrix would not fit into memory.
     """
@@ -222,6 +223,13 @@ class MergeConfig:
     tokens_per_row: int | None = setting(
         None,
         "Most tokens of a row that count in the statistics; all if left out.",
+        at_least=1,
+        at_most=_MOST_TOKENS,
+    )
+    tokens_per_dimension: int | None = setting(
+        None,
+        "Most tokens of a task that count in the statistics, per dimension of a layer's input, "
+        "evenly from all rows; all if left out.",
         at_least=1,
         at_most=_MOST_TOKENS,
     )

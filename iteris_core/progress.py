@@ -18,16 +18,24 @@ class Stage:
         name: Name of the work in the stage.
         number: Place among the stages, from 1 on.
         count: Number of stages.
+        starts: Share of all work that is done when it begins.
+        share: Its share of all work.
     """
 
     name: str
     number: int = 1
     count: int = 1
+    starts: float = 0.0
+    share: float = 1.0
 
     def __str__(self) -> str:
         if self.count == 1:
             return self.name
         return f"stage {self.number} of {self.count}: {self.name}"
+
+    def part_done(self, done: int, total: int) -> float:
+        """Return the share of all work that is done after some steps of the stage."""
+        return self.starts + self.share * done / max(1, total)
 
 
 # (steps done, steps in all) of one stage.

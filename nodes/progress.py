@@ -1,42 +1,62 @@
-"""Remaining time of a stage, and the line that shows its progress."""
+"""Remaining time of a merge, and the line that shows its progress."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..iteris_core.progress import Stage
 
 _SHOWN_SECONDS = 2  # less is not worth a word
+_SHOWN_IN_SECONDS = 120  # more is told in minutes
 
 
 @dataclass
-class StageClock:
-    """Clock that estimates the remaining time of a stage from its pace so far.
+class WorkClock:
+    """Clock that estimates the remaining time of all stages, from the pace of the stage that runs,
+    or of the one before as long as it has made no step.
 
-    It starts anew when the number of steps changes or the steps done fall, as in a second sweep.
+    A stage is measured anew when the number of its steps changes or the steps done fall, as in a
+    second sweep.
     """
 
-    total: int = -1
-    done: int = 0
-    first_done: int = 0
+    stage: Stage | None = None
+    total: int = 0
+    part: float = 0.0
+    first_part: float = 0.0
     first_time: float = 0.0
+    pace: float = 0.0  # seconds for all work
 
-    def seconds_left(self, done: int, total: int, now: float) -> float:
-        """Return the estimated remaining seconds of a stage; 0 before there is an estimate.
+    def seconds_left(self, stage: Stage, done: int, total: int, now: float) -> float:
+        """Return the estimated remaining seconds; 0 before there is an estimate.
 
         Args:
-            done: Steps done.
-            total: Steps in all.
+            stage: The stage that runs.
+            done: Steps done in it.
+            total: Steps of it in all.
             now: The time in seconds, from any start.
         """
-        if total != self.total or done < self.done:
-            self.first_done = done
+        part = stage.part_done(done, total)
+        if (stage, total) != (self.stage, self.total) or part < self.part:
+            self.first_part = part
             self.first_time = now
+        self.stage = stage
         self.total = total
-        self.done = done
-        steps = done - self.first_done
-        return (now - self.first_time) / steps * (total - done) if steps else 0.0
+        self.part = part
+        if part > self.first_part:
+            self.pace = (now - self.first_time) / (part - self.first_part)
+        return self.pace * (1 - part)
 
 
-def progress_line(stage: object, done: int, total: int, seconds_left: float) -> str:
-    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left"."""
-    left = f", about {seconds_left:.0f} s left" if seconds_left >= _SHOWN_SECONDS else ""
+def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> str:
+    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", where the
+    time is that of all stages.
+    """
+    if seconds_left < _SHOWN_SECONDS:
+        left = ""
+    elif seconds_left < _SHOWN_IN_SECONDS:
+        left = f", about {seconds_left:.0f} s left"
+    else:
+        left = f", about {seconds_left / 60:.0f} min left"
     return f"{stage} {done}/{total}{left}"

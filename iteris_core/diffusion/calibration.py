@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..files.families import Family
     from .lora_use import LoraUse
 
+# Noise levels of a run as users sample, of which the kept ones are chosen.
+_USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
 _MOST_CHECKS = 100  # sampling runs per LoRA of the check; 4 are enough for two digits
@@ -53,7 +56,8 @@ class Calibration:
         trajectories: Sampling runs per LoRA, each with another caption and seed (rows
             "trajectories": more are not better in a world with few captions).
         timesteps: Latents kept of each run. The runs are staggered, so that together they cover all
-            steps (rows "timesteps": more change nothing).
+            noise levels of a usual run (rows "timesteps": more change nothing).
+        sampling_steps: A run ends at the last latents that are kept of it, so most make fewer.
         unconditional_share: Share of the latents that are also read with the negative prompt, as in
             guidance (rows "unconditional share").
         composition_share: Share of the captions with ordinary things (rows "composition share").
@@ -61,8 +65,7 @@ class Calibration:
         compositions: Caption forms with the places ``{prompt}``, where the subject of a prompt
             comes (see `LoraUse.subject_of`), and ``{thing}``.
         preserve_weight: Weight of the preserve task ("What was chosen" in RESULTS.md).
-        preserve_captions: Captions of the preserve task; every fifth sampling run has an empty one
-            instead.
+        preserve_captions: Captions of the preserve task, which has as many runs as a LoRA's.
         scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
             others. A subject in a style counts ten times as much. 0.3 is a good weight (rows "scene
             weight"). A weight above 0 needs ``MergeConfig.target="full_output"``.
@@ -80,7 +83,7 @@ class Calibration:
 
     trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1, at_most=_MOST_RUNS)
     timesteps: int = setting(1, "Latents kept of each run.", at_least=1, at_most=_MOST_STEPS)
-    sampling_steps: int = setting(6, "Steps of each run.", at_least=1, at_most=_MOST_STEPS)
+    sampling_steps: int = setting(4, "Steps of a whole run.", at_least=1, at_most=_MOST_STEPS)
     resolution: int = setting(
         0,
         "Side of the pictures in pixels, a multiple of 64; 0: what suits the model.",
@@ -189,6 +192,13 @@ class Calibration:
         )
 
     @property
+    def levels(self) -> int:
+        """Number of noise levels of which those of the kept latents are chosen, which is at least
+        that of a run as users sample: the levels that the merged model will see.
+        """
+        return max(_USUAL_LEVELS, self.sampling_steps)
+
+    @property
     def is_guided(self) -> bool:
         """Whether a model reads the negative prompt: guidance of 1 is none."""
         return self.cfg != 1
@@ -224,25 +234,13 @@ class Calibration:
             )
 
 
-def preserve_runs(calibration: Calibration) -> int:
-    """Return the number of sampling runs of the preserve task, which has as many rows as one LoRA's
-    task.
-    """
-    return (
-        round(calibration.trajectories * (1 + calibration.unconditional_share))
-        if calibration.preserve_weight
-        else 0
-    )
-
-
 def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> int:
     """Return the approximate number of samples of a merge, each of which is two rows."""
     own = calibration.trajectories * (1 + calibration.unconditional_share)
     meets = bool(calibration.scene_weight) and adapters > 1
     scenes = calibration.trajectories * adapters + own * (styles if styles < adapters else 0)
-    return round(
-        (own * adapters + preserve_runs(calibration) + meets * scenes) * calibration.timesteps
-    )
+    tasks = adapters + bool(calibration.preserve_weight)
+    return round((own * tasks + meets * scenes) * calibration.timesteps)
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
@@ -288,20 +286,37 @@ def staggered(rows: int) -> list[float]:
     return starts
 
 
-def base_captions(calibration: Calibration, count: int) -> list[str]:
-    """Return captions for the preserve task, every fifth of them empty.
+def base_captions(calibration: Calibration) -> list[str]:
+    """Return captions for the preserve task, one per trajectory; none without such a task.
 
     The last ones of the list, a quarter at most, are left to the check on unseen samples.
     """
+    if not calibration.preserve_weight:
+        return []
     known = calibration.preserve_captions
     known = known[: len(known) - min(calibration.held_out, len(known) // 4)]
-    return ["" if i % 5 == 4 else known[(i - i // 5) % len(known)] for i in range(count)]
+    return [known[i % len(known)] for i in range(calibration.trajectories)]
 
 
-def kept_steps(calibration: Calibration, run: int) -> list[int]:
-    """Return the steps of a sampling run that are kept, evenly spread and staggered from one run to
-    the next.
+def kept_levels(calibration: Calibration, run: int) -> list[int]:
+    """Return the noise levels of a sampling run that are kept, evenly spread and staggered from one
+    run to the next: numbers from 0, pure noise, to below ``calibration.levels``.
     """
-    stride = calibration.sampling_steps / calibration.timesteps
+    stride = calibration.levels / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
+
+
+def path_to(calibration: Calibration, kept: Sequence[int]) -> list[int]:
+    """Return the noise levels at which a run stands, from pure noise to the last that it keeps.
+
+    Its steps are as long as those of a whole run of ``calibration.sampling_steps``, or nearly so,
+    since it stands at each level that it keeps.
+    """
+    path = [0]
+    for level in kept:
+        first = path[-1]
+        steps = math.ceil((level - first) * calibration.sampling_steps / calibration.levels - 0.5)
+        steps = max(steps, int(level > first))
+        path += [first + (level - first) * step // steps for step in range(1, steps + 1)]
+    return path

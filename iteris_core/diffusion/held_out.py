@@ -20,12 +20,7 @@ from ..report.records import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix, wearing
 from ..settings import MOST_SEEDS
 from ..tasks import Task
-from .calibration import (
-    Calibration,
-    base_captions,
-    own_captions,
-    preserve_runs,
-)
+from .calibration import Calibration, base_captions, own_captions
 from .lora_use import LoadedLora, LoraUse, own_names
 from .merging import runs_of, tokenize_all
 from .model import DiffusionHost
@@ -170,7 +165,7 @@ def make_check_plans(
         plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
     # the last of the ordinary captions, since the preserve task takes them from the first on; those
     # that it has read come only where there are no others
-    read = set(base_captions(calibration, preserve_runs(calibration)))
+    read = set(base_captions(calibration))
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))

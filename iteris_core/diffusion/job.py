@@ -18,7 +18,8 @@ from ..report.records import Note, Tried
 from ..rivals.registry import check_used
 from .calibration import Calibration
 from .choosing import Remembering, loss, ways_of
-from .held_out import HeldOutCheck, make_check_plans, strength_correction
+from .cost import STEPS_OF_A_PICTURE, Cost, cost_of
+from .held_out import CheckPlan, HeldOutCheck, make_check_plans, strength_correction
 from .lora_use import LoadedLora, loras_in_use, own_names
 from .merging import check_captions, merge_diffusion, plans_of, tick_of
 from .model import (
@@ -107,44 +108,81 @@ def merge_and_check(
     used = loras_in_use(loras)
     check_adapters([lora.adapter for lora in used])
     check_ranks(settings.config, [lora.adapter for lora in used])
-    check_prompts(model, used, calibration, settings.config, progress)
+    cost = planned(model, used, calibration, settings, progress)
     room = settings.config.waiting_bytes
     logger.info(
-        "merging %s: %d samples a call%s",
+        "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "
+        "samples a call%s",
         ", ".join(lora.use.name for lora in loras),
+        cost.rows,
+        cost.pictures,
+        STEPS_OF_A_PICTURE,
         settings.config.samples_per_chunk,
         "" if room is None else f", room for {room} bytes of waiting samples",
     )
-    stages = numbered(progress, stages_of(model, loras, calibration))
+    stages = _in_stages(progress, model, loras, calibration, cost)
     proof = prove_loras(model, used, calibration, in_stage(stages, PROOF_STAGE))
     if settings.try_several:
         result = _best(model, loras, calibration, settings, progress, watch)
     else:
-        result = _merge(model, loras, calibration, settings, progress, watch)
+        result = _merge(model, loras, calibration, settings, stages, watch)
     proof = prove_merged(model, result.adapter, used[0], calibration, proof)
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
     notes = (*report.notes, *settings.notes, *proof.notes)
     return replace(result, report=replace(report, notes=notes))
 
 
-def check_prompts(
+def planned(
     model: DiffusionHost,
     used: Sequence[LoadedLora],
     calibration: Calibration,
-    config: MergeConfig,
-    progress: StageProgress,
-) -> None:
-    """Refuse prompts, scenes and captions of a merge and of its check that cannot be measured,
-    before any work.
+    settings: MergeSettings,
+    progress: StageProgress = nobody,
+) -> Cost:
+    """Refuse prompts, scenes and captions of a merge and of its check that cannot be measured, and
+    return what both cost; no model is run.
+
+    Args:
+        model: The base model, in its host.
+        used: The LoRAs that change something.
+        calibration: Settings of the calibration samples, for this model's family.
+        settings: Settings of the merge.
+        progress: See `merge_and_check`.
 
     Raises:
         IterisError: See `merging.plans_of` and `merging.check_captions`.
     """
     tick = tick_of(progress)
-    plans = plans_of(model, used, calibration, config, tick)
+    plans = plans_of(model, used, calibration, settings.config, tick)
+    check_plans: Sequence[CheckPlan] = ()
     if calibration.held_out:
-        plans += make_check_plans(own_names([lora.use for lora in used]), calibration, tick)
-    check_captions(model, plans, tick)
+        uses = own_names([lora.use for lora in used])
+        check_plans = make_check_plans(uses, calibration, tick)
+    check_captions(model, [*plans, *check_plans], tick)
+    paths = {path for lora in used for path in lora.adapter.deltas}
+    return cost_of(
+        plans,
+        check_plans,
+        guided=calibration.is_guided,
+        changes_denoiser=not all(map(model.is_text_module, paths)),
+        loras=len(used),
+        sweeps=1 if settings.config.size is None else 2,
+        checks=2 if settings.correct_strength else 1,
+    )
+
+
+def _in_stages(
+    progress: StageProgress,
+    model: DiffusionHost,
+    loras: Sequence[LoadedLora],
+    calibration: Calibration,
+    cost: Cost,
+) -> StageProgress:
+    """Return a listener for the stages of a merge, which are passed on with their number and their
+    share of the work.
+    """
+    names = stages_of(model, loras, calibration)
+    return numbered(progress, cost.stages(names, len(loras_in_use(loras))))
 
 
 def _merge(
@@ -155,8 +193,7 @@ def _merge(
     progress: StageProgress,
     watch: Watch,
 ) -> MergeResult:
-    """Merge and check once; see `merge_and_check`."""
-    progress = numbered(progress, stages_of(model, loras, calibration))
+    """Merge and check once; see `merge_and_check`. The progress is that of its stages."""
     result = merge_diffusion(model, loras, calibration, settings.config, progress, watch)
     if not calibration.held_out:
         return result
@@ -190,7 +227,9 @@ def _best(
         corrects = settings.correct_strength and config.method == "iteris"
         of_settings = replace(settings, config=config, correct_strength=corrects)
         try:
-            result = _merge(remembering, loras, of_way, of_settings, progress, watch)
+            cost = planned(remembering, loras_in_use(loras), of_way, of_settings, progress)
+            stages = _in_stages(progress, remembering, loras, of_way, cost)
+            result = _merge(remembering, loras, of_way, of_settings, stages, watch)
         except (CalibrationError, SolveError) as error:
             if best is None:  # the user's own settings
                 raise

@@ -189,9 +189,9 @@ def stages_of(
     ]
 
 
-def numbered(progress: StageProgress, stages: Sequence[str]) -> StageProgress:
-    """Return a listener that passes stages on to `progress` with their number and count."""
-    known = {name: Stage(name, i, len(stages)) for i, name in enumerate(stages, 1)}
+def numbered(progress: StageProgress, stages: Sequence[Stage]) -> StageProgress:
+    """Return a listener that passes stages on to `progress` with their number, count and share."""
+    known = {stage.name: stage for stage in stages}
     return lambda stage, done, total: progress(known.get(stage.name, stage), done, total)
 
 

@@ -19,9 +19,9 @@ from .calibration import (
     Calibration,
     base_captions,
     is_chosen,
-    kept_steps,
+    kept_levels,
     own_captions,
-    preserve_runs,
+    path_to,
     staggered,
 )
 from .lora_use import LoraUse
@@ -79,6 +79,14 @@ class Plan(Protocol):
         """Return the readings of teacher and student, without duplicates."""
         ...
 
+    def drawn_in(self) -> list[Run]:
+        """Return the sampling runs in which its teacher draws."""
+        ...
+
+    def sample_count(self) -> int:
+        """Return the number of its samples of the diffusion model."""
+        ...
+
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         """Return the sampling runs in which its teacher draws, and its part in each."""
         ...
@@ -129,6 +137,17 @@ class CaptionPlan:
 
     def readings(self) -> list[Reading]:
         return with_negative(self.captions, self.calibration)
+
+    def drawn_in(self) -> list[Run]:
+        return [run for run, _ in self._captioned_runs()]
+
+    def sample_count(self) -> int:
+        runs = self.drawn_in()
+        return sum(
+            1 + is_chosen(i, self.unconditional_share, start)
+            for run, start in zip(runs, staggered(len(runs)), strict=True)
+            for i in range(len(run.kept))
+        )
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         negative = negative_of(self, contexts)
@@ -188,10 +207,15 @@ class ScenePlan:
     def readings(self) -> list[Reading]:
         return list(dict.fromkeys(_reading(part) for part in self.parts))
 
+    def drawn_in(self) -> list[Run]:
+        return [self._run(part) for part in self.parts if self._is_drawn(part)]
+
+    def sample_count(self) -> int:
+        return sum(len(self._run(part).kept) if self._is_drawn(part) else 1 for part in self.parts)
+
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        if not self.calibration.scene_pictures:
-            return {}
-        negative = negative_of(self.own, contexts)
+        drawn = [part for part in self.parts if self._is_drawn(part)]
+        negative = negative_of(self.own, contexts) if drawn else None
         return {
             self._run(part): Part(
                 self.mix,
@@ -199,8 +223,7 @@ class ScenePlan:
                 negative,
                 functools.partial(region_of, part.scene, part.member),
             )
-            for part in self.parts
-            if part.scene.has_region(part.member)
+            for part in drawn
         }
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
@@ -217,6 +240,9 @@ class ScenePlan:
             weights = {IMAGE_STREAM: functools.cache(functools.partial(on_grid, mask))}
             samples += [context.sample(x, sigma, weights) for x, sigma in kept]
         return samples
+
+    def _is_drawn(self, part: ScenePart) -> bool:
+        return self.calibration.scene_pictures and part.scene.has_region(part.member)
 
     def _run(self, part: ScenePart) -> Run:
         return run_of("scenes", self.number, part.number, self.calibration)
@@ -247,7 +273,8 @@ def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
     Its seed differs from those of all other plans.
     """
     seed = calibration.seed * 1_000_003 + plan * 1009 + number
-    return Run(owner, number, seed, tuple(kept_steps(calibration, number)))
+    kept = kept_levels(calibration, number)
+    return Run(owner, number, seed, tuple(kept), tuple(path_to(calibration, kept)))
 
 
 def make_plans(
@@ -294,9 +321,10 @@ def _preserve_plans(number: int, calibration: Calibration) -> list[CaptionPlan]:
     """Return the task that keeps the base model, unless its weight is 0."""
     if not calibration.preserve_weight:
         return []
-    captions = tuple(base_captions(calibration, preserve_runs(calibration)))
+    captions = tuple(base_captions(calibration))
     weight = calibration.preserve_weight
-    return [CaptionPlan(PRESERVE_TASK, {}, weight, captions, 0.0, number, calibration)]
+    share = calibration.unconditional_share
+    return [CaptionPlan(PRESERVE_TASK, {}, weight, captions, share, number, calibration)]
 
 
 def _styled_plans(

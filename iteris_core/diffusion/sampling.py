@@ -19,7 +19,8 @@ from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (latents, sigma) -> estimate of the clean latents
+# (latents, sigma of all or of each) -> estimate of the clean latents
+Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,24 @@ class Run:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among those of its owner.
         seed: Seed of its noise.
-        steps: The steps whose latents are kept. The run ends at the last of them.
+        kept: Numbers of the noise levels at which its latents are kept.
+        path: Those at which it stands, from 0 on to the last that is kept.
     """
 
     owner: str
     number: int
     seed: int
-    steps: tuple[int, ...]
+    kept: tuple[int, ...]
+    path: tuple[int, ...]
 
     @property
     def length(self) -> int:
-        """Return the number of steps to make: those before the last that is kept."""
-        return max(self.steps)
+        """Number of steps."""
+        return len(self.path) - 1
+
+    def level_at(self, step: int) -> int:
+        """Return the noise level before a step; the last one where the run has ended."""
+        return self.path[min(step, self.length)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +79,7 @@ class Latents:
     """The latents that sampling runs kept.
 
     Args:
-        kept: Run -> list of (latents, sigma) at its kept steps.
+        kept: Run -> list of (latents, sigma) at its kept levels.
         sampler: What sampled them.
     """
 
@@ -97,7 +104,7 @@ class Sampler:
 
     Args:
         network: The diffusion model; see `model.DiffusionHost.denoiser`.
-        sigmas: Noise levels, (steps + 1,), falling to 0.
+        sigmas: Noise levels that runs may stand at, (levels + 1,), falling to 0.
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
         cfg: Guidance scale.
@@ -116,7 +123,7 @@ class Sampler:
         """Return the sampler of a calibration for the model's opened `network`."""
         return cls(
             network,
-            model.sigmas(calibration.sampling_steps).float().cpu(),
+            model.sigmas(calibration.levels).float().cpu(),
             model.start,
             model.latent_shape(calibration.resolution),
             calibration.cfg,
@@ -173,7 +180,7 @@ class Sampler:
             if part.region is not None:
                 tensors[f"{i} region"] = part.region(self.shape)
             mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-        settings = repr((mixes, prompts, run.seed, run.steps, self.shape, self.cfg))
+        settings = repr((mixes, prompts, run.seed, run.kept, run.path, self.shape, self.cfg))
         return sha256_of_tensors(tensors) + settings
 
     def _sample(
@@ -206,8 +213,12 @@ class Sampler:
             unit = torch.stack([noise(self.shape, run.seed) for run in batch])
             start = self.start(unit, self.sigmas[0])
             denoise = self._denoiser({run: runs[run] for run in batch}, adapters)
+            levels = [[run.level_at(step) for run in batch] for step in range(length + 1)]
+            stands_at = self.sigmas[torch.tensor(levels)]
+            # the generator yields latents before it makes a step: the one to 0 is never made
+            sigmas = torch.cat([stands_at, stands_at.new_zeros(1, len(batch))])
             with torch.no_grad():
-                steps = euler_steps(denoise, start, self.sigmas)
+                steps = euler_steps(denoise, start, sigmas)
                 seen = [next(steps)]
                 for x in itertools.islice(steps, length):
                     seen.append(x)
@@ -215,7 +226,10 @@ class Sampler:
                     progress(done, sum(lengths))
             kept.append(
                 {
-                    run: [(seen[step][i].clone(), self.sigmas[step]) for step in run.steps]
+                    run: [
+                        (seen[run.path.index(level)][i].clone(), self.sigmas[level])
+                        for level in run.kept
+                    ]
                     for i, run in enumerate(batch)
                 }
             )
@@ -236,7 +250,7 @@ class Sampler:
         """Return a function that estimates the clean latents of a batch of runs, with guidance.
         Latents of runs that have ended stay as they are.
         """
-        ends = [self.sigmas[run.length] for run in batch]
+        ends = [self.sigmas[run.path[-1]] for run in batch]
         parts_of_batch = [(i, part) for i, parts in enumerate(batch.values()) for part in parts]
         masks = {
             part: None if part.region is None else part.region(self.shape)
@@ -257,11 +271,11 @@ class Sampler:
             return torch.stack([answers[number] for number in range(len(rows))])
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            parts = [(i, part) for i, part in parts_of_batch if sigma > ends[i]]
+            parts = [(i, part) for i, part in parts_of_batch if sigma[i] > ends[i]]
             mixes = [mixes_of[part] for _, part in parts]
-            rows = [DenoiserRow(x[i], sigma, part.text) for i, part in parts]
+            rows = [DenoiserRow(x[i], sigma[i], part.text) for i, part in parts]
             negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
-            rows += [DenoiserRow(x[i], sigma, negative) for i, negative in negatives]
+            rows += [DenoiserRow(x[i], sigma[i], negative) for i, negative in negatives]
             estimates = outputs(rows, mixes * 2 if negatives else mixes)
             if negatives:
                 conditional, unconditional = estimates.chunk(2)
@@ -297,14 +311,16 @@ def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Ten
     Args:
         denoise: Estimates the clean latents, guidance included.
         start: Latents at the first noise level, (runs, ...).
-        sigmas: (steps + 1,), falling to 0. Latents are a blend of clean ones and noise that is
-            straight in sigma: clean + sigma * noise, or (1 - sigma) * clean + sigma * noise of flow
-            models.
+        sigmas: Falling to 0, (steps + 1,), or (steps + 1, runs) where each run has its own. Latents
+            are a blend of clean ones and noise that is straight in sigma: clean + sigma * noise, or
+            (1 - sigma) * clean + sigma * noise of flow models.
     """
     x = start
+    whole = (1,) * (start.ndim - 1)
     for sigma, following in itertools.pairwise(sigmas):
         yield x
-        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+        now, change = (s.reshape(-1, *whole) for s in (sigma, following - sigma))
+        x = x + (x - denoise(x, sigma)) / now * change
 
 
 def _digest(adapter: Adapter) -> str:

@@ -90,6 +90,12 @@ class TogetherPlan:
         captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
         return with_negative(captions, self.calibration)
 
+    def drawn_in(self) -> list[Run]:
+        return [self._run(half) for half in self.halves]
+
+    def sample_count(self) -> int:
+        return sum(len(run.kept) for run in self.drawn_in())
+
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         negative = negative_of(self, contexts)
         return {

@@ -28,7 +28,7 @@ from ..layers import (
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
-from .counted_tokens import CountedTokens, counted_tokens, picked_tokens
+from .counted_tokens import CountedTokens, counted_tokens, picked_tokens, tokens_read
 from .problem import Problem, SolvedLayer
 from .shared_inputs import LayerInput, Reading, SharedInputs
 
@@ -174,32 +174,35 @@ class Measurement:
         """
         config = self.problem.config
         teacher, student = (
-            input_tokens(self.module, x[side]).to(self.place.dtype)
-            for side in (block.teacher, block.student)
+            input_tokens(self.module, x[side]) for side in (block.teacher, block.student)
         )
-        picked = picked_tokens(self.module, teacher.shape[1], self.problem.samples, config)
-        tokens = counted_tokens(block, picked, teacher, self.input.shared.reading.stream, self.path)
+        count = teacher.shape[1]
+        picked = picked_tokens(self.module, count, self.problem)
+        stream = self.input.shared.reading.stream
+        tokens = counted_tokens(block, picked, count, self.place, stream, self.path)
         if tokens is None:
             return
-        teacher = tokens.lined_up(teacher)
-        codes = None if codes is None else tokens.lined_up(codes)
+        taught = tokens.of_teacher(teacher).to(self.place.dtype)
+        rows = tokens.of_student(student).to(self.place.dtype)
         if config.input_mix:
-            student = torch.lerp(student, teacher, config.input_mix)
-        rows = tokens.of(student)
+            rows = torch.lerp(rows, taught, config.input_mix)
+        rows = tokens.weighed(rows)
+        if codes is not None:
+            codes = tokens.of_teacher(codes)
         statistics = self.statistics[block.task]
         if self.input.is_first:
-            statistics.inputs.add(tokens.of(teacher), rows)
+            statistics.inputs.add(tokens.weighed(taught), rows)
         added = self._added(block, codes)
         statistics.add(
             rows,
-            rows[:, :0] if codes is None else tokens.of(codes),
+            rows[:, :0] if codes is None else tokens.weighed(codes),
             drift=self._drift(block, y, tokens),
-            added=None if added is None else tokens.of(added),
+            added=None if added is None else tokens.weighed(added),
             outputs=self._outputs(block, y, added, tokens),
         )
 
     def _added(self, block: Block, codes: Tensor | None) -> Tensor | None:
-        """Return ``X dW^T``, (rows, tokens, d_out), where outputs are measured; None: zero."""
+        """Return ``X dW^T``, (n, d_out), where outputs are measured; None: zero."""
         config = self.problem.config
         mix = self.worn[block.task]
         measured = config.target == "full_output" or config.balance == "full"
@@ -210,11 +213,10 @@ class Measurement:
         config = self.problem.config
         if config.target != "full_output":
             return None
-        teacher, student = (
-            output_tokens(self.module, y[side]).to(self.place.dtype)
-            for side in (block.teacher, block.student)
-        )
-        return tokens.of((1 - config.input_mix) * (tokens.lined_up(teacher) - student))
+        teacher = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
+        student = tokens.of_student(output_tokens(self.module, y[block.student]))
+        drift = teacher.to(self.place.dtype) - student.to(self.place.dtype)
+        return tokens.weighed((1 - config.input_mix) * drift)
 
     def _outputs(
         self, block: Block, y: Tensor, added: Tensor | None, tokens: CountedTokens
@@ -222,9 +224,9 @@ class Measurement:
         """Return ``X (W0 + dW)^T``, (n, d_out), where the balance asks for it."""
         if self.problem.config.balance != "full" or self.base is None:
             return None
-        outputs = output_tokens(self.module, y[block.teacher]).to(self.place.dtype)
-        outputs = tokens.lined_up(outputs) - self.base.bias.to(outputs)
-        return tokens.of(outputs if added is None else outputs + added)
+        outputs = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
+        outputs = outputs.to(self.place.dtype) - self.base.bias.to(self.place.dtype)
+        return tokens.weighed(outputs if added is None else outputs + added)
 
     def add_up(self, *, counts: bool) -> None:
         """Add the sums up over all processes.
@@ -316,7 +318,7 @@ def _new_moments(
     """
     d_in = weight_shape(module)[1]
     cross_gram = problem.config.ridge == "paper"
-    count = len(picked_tokens(module, token_count(module, x), problem.samples, problem.config))
+    count = tokens_read(module, token_count(module, x), problem)
     if problem.processes.is_alone and not cross_gram and count * problem.samples < d_in:
         return [
             KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks

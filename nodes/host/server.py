@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.utils
 
 from ..page import as_html
-from ..progress import StageClock, progress_line
+from ..progress import WorkClock, progress_line
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
@@ -69,14 +69,13 @@ def stage_progress(node_id: str) -> StageProgress:
 
     server = PromptServer.instance
     bars: dict[str, comfy.utils.ProgressBar] = {}
-    clocks: dict[str, StageClock] = {}
+    clock = WorkClock()
 
     def show(stage: Stage, done: int, total: int) -> None:
         heed_cancel()
         if stage.name not in bars:
             bars[stage.name] = comfy.utils.ProgressBar(total)
-            clocks[stage.name] = StageClock()
-        seconds_left = clocks[stage.name].seconds_left(done, total, time.monotonic())
+        seconds_left = clock.seconds_left(stage, done, total, time.monotonic())
         show_text(node_id, progress_line(stage, done, total, seconds_left))
         bars[stage.name].update_absolute(done, total)
         event = {

@@ -1,4 +1,4 @@
-"""Captions, kept steps, noise and the sampler that calibrates."""
+"""Captions, kept noise levels, noise and the sampler that calibrates."""
 
 import itertools
 import math
@@ -16,9 +16,9 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     base_captions,
     is_chosen,
-    kept_steps,
+    kept_levels,
     own_captions,
-    preserve_runs,
+    path_to,
     sample_count,
     staggered,
 )
@@ -127,26 +127,19 @@ def test_empty_prompts_are_refused(prompts):
         own_captions(use("a", prompts), Calibration(), 0)
 
 
-def test_every_fifth_preserve_caption_is_empty_and_none_is_skipped():
-    captions = base_captions(Calibration(held_out=0), 30)
-    assert [i for i, caption in enumerate(captions) if not caption] == [4, 9, 14, 19, 24, 29]
-    assert [caption for caption in captions if caption] == list(PRESERVE_CAPTIONS)
-    assert base_captions(Calibration(preserve_captions=("one", "two")), 6) == [
-        "one",
-        "two",
-        "one",
-        "two",
-        "",
-        "one",
-    ]
+def test_the_preserve_task_reads_a_caption_a_run_and_skips_none():
+    every = Calibration(trajectories=30, held_out=0)
+    assert set(base_captions(every)) == set(PRESERVE_CAPTIONS)
+    two = Calibration(trajectories=5, preserve_captions=("one", "two"))
+    assert base_captions(two) == ["one", "two", "one", "two", "one"]
+    assert base_captions(Calibration(preserve_weight=0.0)) == []
 
 
 def test_the_last_ordinary_captions_are_left_to_the_check_but_never_many():
-    defaults = Calibration()
-    read = set(base_captions(defaults, preserve_runs(defaults)))
-    assert read == {"", *PRESERVE_CAPTIONS[: -defaults.held_out]}
+    many = Calibration(trajectories=100)
+    assert set(base_captions(many)) == {*PRESERVE_CAPTIONS[: -many.held_out]}
     few = Calibration(preserve_captions=("one", "two", "three", "four"), held_out=4)
-    assert set(base_captions(few, 12)) == {"", "one", "two", "three"}
+    assert set(base_captions(few)) == {"one", "two", "three"}
 
 
 # --- which latents are kept ---
@@ -157,26 +150,60 @@ schedules = st.integers(1, 40).flatmap(
 
 
 @given(schedule=schedules, run=st.integers(0, 10_000))
-def test_kept_steps_are_different_steps_of_the_run(schedule, run):
+def test_kept_levels_are_different_levels_of_the_run(schedule, run):
     timesteps, steps = schedule
-    kept = kept_steps(Calibration(timesteps=timesteps, sampling_steps=steps), run)
+    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
+    kept = kept_levels(calibration, run)
     assert len(kept) == timesteps
     assert kept == sorted(set(kept))
     assert kept[0] >= 0
-    assert kept[-1] < steps
+    assert kept[-1] < calibration.levels
 
 
 @given(schedule=schedules)
-def test_a_few_staggered_runs_cover_all_steps_evenly(schedule):
+def test_a_few_staggered_runs_cover_all_noise_levels_evenly(schedule):
     timesteps, steps = schedule
     calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
-    few = range(math.ceil(2.5 * steps / timesteps))
-    assert {step for run in few for step in kept_steps(calibration, run)} == set(range(steps))
-    counts = [0] * steps
+    levels = calibration.levels
+    few = range(math.ceil(2.5 * levels / timesteps))
+    assert {level for run in few for level in kept_levels(calibration, run)} == set(range(levels))
+    counts = [0] * levels
     for run in range(200):
-        for step in kept_steps(calibration, run):
-            counts[step] += 1
+        for level in kept_levels(calibration, run):
+            counts[level] += 1
     assert max(counts) - min(counts) <= 6 + 0.02 * max(counts)
+
+
+@given(schedule=schedules, run=st.integers(0, 10_000))
+def test_a_run_goes_from_pure_noise_through_the_levels_that_it_keeps(schedule, run):
+    timesteps, steps = schedule
+    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
+    kept = kept_levels(calibration, run)
+    path = path_to(calibration, kept)
+    assert path[0] == 0
+    assert path[-1] == kept[-1]
+    assert path == sorted(set(path))
+    assert set(kept) <= set(path)
+    # half a step more or less for each level that it stands at on the way
+    share = kept[-1] * steps / calibration.levels
+    assert abs(len(path) - 1 - share) <= max(1, timesteps / 2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "path"),
+    [
+        (4, [0], [0]),
+        (4, [3], [0, 3]),
+        (4, [7], [0, 7]),
+        (4, [12], [0, 6, 12]),
+        (4, [19], [0, 4, 9, 14, 19]),
+        (4, [5, 15], [0, 5, 10, 15]),
+        (20, [3], [0, 1, 2, 3]),
+        (30, [0, 2], [0, 1, 2]),
+    ],
+)
+def test_steps_are_as_long_as_those_of_a_whole_run(steps, kept, path):
+    assert path_to(Calibration(sampling_steps=steps), kept) == path
 
 
 @given(
@@ -189,18 +216,18 @@ def test_the_chosen_latents_are_the_share_of_all_however_few_each_run_keeps(runs
     assert sum(chosen) == math.floor(runs * timesteps * share)
 
 
-@pytest.mark.parametrize(("runs", "timesteps", "steps"), [(20, 1, 6), (10, 2, 12), (60, 1, 6)])
-def test_what_is_chosen_goes_along_with_neither_steps_nor_company(runs, timesteps, steps):
-    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
-    of_step = [[] for _ in range(steps)]
+@pytest.mark.parametrize(("runs", "timesteps"), [(20, 1), (10, 2), (60, 1)])
+def test_what_is_chosen_goes_along_with_neither_noise_nor_company(runs, timesteps):
+    calibration = Calibration(timesteps=timesteps)
+    of_noise = [[] for _ in range(4)]  # quarters of the levels
     of_company = []
     for run, start in enumerate(staggered(runs)):
-        for i, step in enumerate(kept_steps(calibration, run)):
+        for i, level in enumerate(kept_levels(calibration, run)):
             chosen = is_chosen(i, 0.5, start)
-            of_step[step].append(chosen)
+            of_noise[level * len(of_noise) // calibration.levels].append(chosen)
             if is_chosen(run, 0.5):  # as captions of a single prompt are
                 of_company.append(chosen)
-    for chosen in of_step:
+    for chosen in of_noise:
         assert abs(sum(chosen) - len(chosen) / 2) <= 1
     assert abs(sum(of_company) - len(of_company) / 2) <= 2
 
@@ -274,7 +301,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"trajectories": 0}, "trajectories is 0; it must be a whole number from 1 to 1000"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
-        ({"timesteps": 7}, "7 timesteps cannot be kept of 6 sampling steps; keep fewer"),
+        ({"timesteps": 7}, "7 timesteps cannot be kept of 4 sampling steps; keep fewer"),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
         ({"resolution": -64}, "resolution is -64"),
         (

@@ -10,7 +10,7 @@ from itertools import groupby
 import pytest
 import torch
 import toy
-from fake_host import runs_by_task
+from fake_host import kept_latents, runs_by_task
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
@@ -18,7 +18,6 @@ from iteris_core.diffusion.calibration import (
     own_captions,
 )
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
-from iteris_core.diffusion.sampling import euler_steps, noise
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
@@ -177,7 +176,6 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
     result, _ = host.merge(loras, calibration)
     assert result.report.layers[-1].tasks[0].tokens == 64 * 8
     pairs = iter(host.merge_rows())
-    sigmas = host.sigmas(4)
     runs_of_tasks = runs_by_task(loras, calibration, host.token_positions).values()
     teachers = [host.patched(loras[0].adapter), host.patched(loras[1].adapter), host]
     for g, (teacher, runs) in enumerate(zip(teachers, runs_of_tasks, strict=True)):
@@ -189,13 +187,10 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
                 return (bad + 3.0 * (good - bad)).float()
 
-            seen = list(
-                euler_steps(denoise, host.start(noise((1, 4, 8, 8), run.seed), sigmas[0]), sigmas)
-            )
-            for step in run.steps:
+            for sigma, latents in kept_latents(host, run, denoise):
                 row, _ = next(pairs)
-                assert row.sigma == sigmas[step]
-                torch.testing.assert_close(row.latents, seen[step][0], rtol=1e-4, atol=1e-4)
+                assert row.sigma == sigma
+                torch.testing.assert_close(row.latents, latents, rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(
                     row.prompt.tokens, teacher.context(caption, len(row.prompt.tokens))
                 )
@@ -205,7 +200,7 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
 def sampling_batches(loras, host, size):
     """Return the number of steps of each run, in batches of runs that end together."""
     runs = runs_by_task(loras, PRESERVE, host.token_positions).values()
-    lengths = sorted(max(run.steps) for of_task in runs for run in of_task)
+    lengths = sorted(run.length for of_task in runs for run in of_task)
     return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
@@ -258,7 +253,7 @@ def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share
 def test_negative_prompts_are_seen_at_all_noise_levels(host):
     lora = host.lora("a", ("unet",))
     calibration = Calibration(
-        trajectories=16, timesteps=4, sampling_steps=12, resolution=64, negative_prompt="bad"
+        trajectories=24, timesteps=4, sampling_steps=12, resolution=64, negative_prompt="bad"
     )
     host.merge([lora], calibration, MergeConfig())
     negative = [
@@ -267,7 +262,7 @@ def test_negative_prompts_are_seen_at_all_noise_levels(host):
         if host.is_close(row.prompt.tokens, host.context("bad", len(row.prompt.tokens)))
     ]
     assert {round(row.sigma.item(), 4) for row in negative} == {
-        round(s, 4) for s in host.sigmas(12)[:-1].tolist()
+        round(s, 4) for s in host.sigmas(20)[:-1].tolist()
     }
 
 

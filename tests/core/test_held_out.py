@@ -11,13 +11,11 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     base_captions,
     own_captions,
-    preserve_runs,
 )
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import MergeSettings, checked, merge_and_check
 from iteris_core.diffusion.model import stages_of
 from iteris_core.diffusion.together import TogetherPlan
-from iteris_core.progress import Stage
 from iteris_core.report.records import TaskFidelity
 
 CALIBRATION = Calibration(
@@ -123,9 +121,7 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     checked(result, HeldOutCheck(host, loras, CALIBRATION))
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
-    assert not set(CALIBRATION.preserve_captions[-2:]) & set(
-        base_captions(CALIBRATION, preserve_runs(CALIBRATION))
-    )
+    assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION))
 
 
 def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
@@ -159,9 +155,14 @@ def test_stages_are_numbered_as_they_come(host, parts, held_out):
         lambda stage, done, total: heard.append(stage),
     )
     names = stages_of(host, loras, calibration)
-    assert list(dict.fromkeys(heard)) == [
-        Stage(name, number, len(names)) for number, name in enumerate(names, 1)
+    told = list(dict.fromkeys(heard))
+    assert [(stage.name, stage.number, stage.count) for stage in told] == [
+        (name, number, len(names)) for number, name in enumerate(names, 1)
     ]
+    assert [stage.starts for stage in told] == pytest.approx(
+        [sum(stage.share for stage in told[:i]) for i in range(len(told))]
+    )
+    assert sum(stage.share for stage in told) == pytest.approx(1)
     assert len(names) == 1 or str(heard[0]) == f"stage 1 of {len(names)}: {names[0]}"
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import toy
-from fake_host import PIECE, as_used, runs_by_task, use
+from fake_host import PIECE, as_used, kept_latents, runs_by_task, use
 from torch import nn
 
 from iteris_core import (
@@ -33,7 +33,6 @@ from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.regions import on_grid, region_masks
-from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.diffusion.scenes import make_scenes
 from iteris_core.files.families import FAMILIES
 
@@ -176,7 +175,7 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     ]
     runs_of_a = runs_by_task(loras, PICTURES, host.token_positions)["a"]
     # each LoRA's own task: the kept latents, half of them also without the caption
-    own = sum(len(run.steps) for run in runs_of_a) * 3 // 2
+    own = sum(len(run.kept) for run in runs_of_a) * 3 // 2
     tasks = []
     for k, lora in enumerate(loras):
         x = tokens[k * own : (k + 1) * own]
@@ -295,7 +294,6 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
     both = host.patched(*(lora.adapter for lora in loras))
     rows = [row for row, _ in host.merge_rows()]
     runs = runs_by_task(loras, STYLED, host.token_positions)
-    sigmas = host.sigmas(4)
     for run, caption in enumerate(("<a> <s>", "photo <a> <s>")):
         texts = [both.context(text, host.PIECE)[None] for text in (caption, "")]
 
@@ -304,11 +302,9 @@ def test_its_latents_come_from_the_stacks_own_runs(host):
             return (bad + 3.0 * (good - bad)).float()
 
         wanted = [
-            list(
-                euler_steps(denoise, host.start(noise((1, 4, 8, 8), drawn.seed), sigmas[0]), sigmas)
-            )[step][0]
+            latents
             for drawn in runs["a in the style of s"]
-            for step in drawn.steps
+            for _, latents in kept_latents(host, drawn, denoise)
         ]
         assert any(
             torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted
@@ -350,7 +346,6 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     loras = two_loras(host)
     host.merge(loras, PICTURES, FULL)
     teachers = [host.patched(lora.adapter) for lora in loras]
-    sigmas = host.sigmas(4)
     scenes = scenes_of(host, loras, PICTURES)
     rows = [row for row, _ in host.merge_rows()]
     runs = {
@@ -371,16 +366,11 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                 joined += region * (bad + 3.0 * (good - bad)).float()
             return joined
 
-        seen = list(
-            euler_steps(
-                denoise, host.start(noise((1, 4, 8, 8), runs[number].seed), sigmas[0]), sigmas
-            )
-        )
-        for step, member in itertools.product(runs[number].steps, scene.members):
-            expected = seen[step][0]
+        kept = kept_latents(host, runs[number], denoise)
+        for (sigma, expected), member in itertools.product(kept, scene.members):
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
             assert any(
-                row.sigma == sigmas[step]
+                row.sigma == sigma
                 and torch.allclose(row.latents, expected, rtol=1e-4, atol=1e-4)
                 and torch.allclose(row.prompt.tokens, context, rtol=1e-9, atol=1e-9)
                 for row in rows

@@ -1,22 +1,35 @@
-"""How long a stage still takes, and how its progress is shown."""
+"""How long a merge still takes, and how its progress is shown."""
 
-from iteris_pack.nodes.progress import StageClock, progress_line
+import pytest
+from iteris_pack.nodes.progress import WorkClock, progress_line
 
 from iteris_core.progress import Stage
 
 
 def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew():
-    clock = StageClock()
-    assert clock.seconds_left(0, 10, 100.0) == 0
-    assert clock.seconds_left(5, 10, 150.0) == 50
-    assert clock.seconds_left(0, 10, 200.0) == 0  # the second sweep
-    assert clock.seconds_left(5, 10, 205.0) == 5
-    assert clock.seconds_left(6, 20, 300.0) == 0  # another total
-    assert clock.seconds_left(7, 20, 301.0) == 13
-    assert clock.seconds_left(19, 20, 301.5) == 1.5 / 13
+    clock = WorkClock()
+    stage = Stage("Sampling")
+    assert clock.seconds_left(stage, 0, 10, 100.0) == 0
+    assert clock.seconds_left(stage, 5, 10, 150.0) == 50
+    assert clock.seconds_left(stage, 0, 10, 200.0) == 100  # the second sweep has no pace yet
+    assert clock.seconds_left(stage, 5, 10, 205.0) == 5
+    assert clock.seconds_left(stage, 6, 20, 300.0) == 7  # another total, as far
+    assert clock.seconds_left(stage, 7, 20, 301.0) == pytest.approx(13)
+
+
+def test_the_time_left_is_that_of_all_stages():
+    clock = WorkClock()
+    first = Stage("Sampling", 1, 2, starts=0.0, share=0.4)
+    second = Stage("Diffusion model", 2, 2, starts=0.4, share=0.6)
+    assert clock.seconds_left(first, 0, 4, 0.0) == 0
+    assert clock.seconds_left(first, 2, 4, 10.0) == pytest.approx(40)
+    assert clock.seconds_left(first, 4, 4, 20.0) == pytest.approx(30)
+    assert clock.seconds_left(second, 0, 10, 20.0) == pytest.approx(30)
+    assert clock.seconds_left(second, 5, 10, 50.0) == pytest.approx(30)  # slower than thought
 
 
 def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
     stage = Stage("Sampling", 3, 4)
     assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: Sampling 5/10, about 50 s left"
+    assert progress_line(stage, 5, 10, 170) == "stage 3 of 4: Sampling 5/10, about 3 min left"
     assert progress_line(Stage("Sampling"), 9, 10, 1.9) == "Sampling 9/10"

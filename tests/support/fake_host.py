@@ -15,6 +15,7 @@ from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.plans import make_plans
 from iteris_core.diffusion.samples import Context
+from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.files.families import FAMILIES
 
 PIECE = 5  # tokens of a text piece
@@ -44,6 +45,14 @@ def runs_by_task(loras, calibration, token_positions):
     """Return the sampling runs of each task of a merge, by the task's name."""
     plans = make_plans([lora.use for lora in loras], calibration, token_positions)
     return {plan.name: list(plan.runs(AnyContext())) for plan in plans}
+
+
+def kept_latents(host, run, denoise, shape=(1, 4, 8, 8)):
+    """Return (sigma, latents) at each level that a run keeps, sampled alone with a denoiser."""
+    sigmas = torch.cat([host.sigmas(20)[list(run.path)], torch.zeros(1)])
+    seen = list(euler_steps(denoise, host.start(noise(shape, run.seed), sigmas[0]), sigmas))
+    stands = [run.path.index(level) for level in run.kept]
+    return [(sigmas[step], seen[step][0]) for step in stands]
 
 
 class TextEncoder(nn.Module):

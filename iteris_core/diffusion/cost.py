@@ -1,0 +1,116 @@
+"""What a merge costs, known before it starts: rows that run through the diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+from ..progress import Stage
+from .model import DENOISER_STAGE, HELD_OUT_STAGE, PROOF_STAGE, SAMPLING_STAGE, TEXT_STAGE
+from .sampling import Run
+
+STEPS_OF_A_PICTURE = 20
+# Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
+# solved (benchmarks/RESULTS.md, "Speed: sd15").
+_SWEPT = 1.5
+# Work on the text encoders, per sample of the diffusion model: they are much smaller.
+_TEXT = 0.1
+# Rows of a LoRA's proof, see `proof`.
+_PROVED = 4
+
+
+class Drawn(Protocol):
+    """A plan whose work is known before its samples exist; see `plans.Plan`."""
+
+    def drawn_in(self) -> list[Run]: ...
+
+    def sample_count(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Rows that run through the diffusion model; those of the proof are not counted.
+
+    Args:
+        sampling: Those of the sampling runs.
+        sweep: Teacher and student rows.
+        check: Those of the check on unseen samples.
+        rows_of_a_picture: Those of a picture of 20 steps.
+    """
+
+    sampling: int
+    sweep: int
+    check: int
+    rows_of_a_picture: int
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.sampling + self.sweep + self.check
+
+    @property
+    def pictures(self) -> int:
+        """All of them, in pictures."""
+        return round(self.rows / self.rows_of_a_picture)
+
+    def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
+        """Return the stages of a merge, each with its share of the work.
+
+        Args:
+            names: Their names, in order.
+            loras: Number of LoRAs.
+        """
+        work = {
+            PROOF_STAGE: _PROVED * loras,
+            TEXT_STAGE: _TEXT * self.sweep,
+            SAMPLING_STAGE: self.sampling,
+            DENOISER_STAGE: _SWEPT * self.sweep,
+            HELD_OUT_STAGE: self.check,
+        }
+        ends = list(accumulate((work[name] for name in names), initial=0.0))
+        whole = ends[-1] or 1.0
+        return [
+            Stage(name, i + 1, len(names), ends[i] / whole, work[name] / whole)
+            for i, name in enumerate(names)
+        ]
+
+
+def cost_of(
+    plans: Sequence[Drawn],
+    check_plans: Sequence[Drawn],
+    *,
+    guided: bool,
+    changes_denoiser: bool,
+    loras: int,
+    sweeps: int = 1,
+    checks: int = 1,
+) -> Cost:
+    """Return what a merge costs.
+
+    Args:
+        plans: Plans of its tasks.
+        check_plans: Plans of its check; none without one.
+        guided: Whether rows are drawn with the negative prompt, too.
+        changes_denoiser: Whether the LoRAs change the diffusion model.
+        loras: Number of LoRAs; the check compares their average, if they are several.
+        sweeps: Sweeps over the diffusion model.
+        checks: How often the result is checked.
+    """
+    rows = 2 if guided else 1
+    compared = 3 + (loras > 1)
+    return Cost(
+        sampling=rows * _steps(plans) if changes_denoiser else 0,
+        sweep=2 * sweeps * _samples(plans) if changes_denoiser else 0,
+        check=checks * (rows * _steps(check_plans) + compared * _samples(check_plans)),
+        rows_of_a_picture=rows * STEPS_OF_A_PICTURE,
+    )
+
+
+def _steps(plans: Iterable[Drawn]) -> int:
+    return sum(run.length for plan in plans for run in plan.drawn_in())
+
+
+def _samples(plans: Iterable[Drawn]) -> int:
+    return sum(plan.sample_count() for plan in plans)
