@@ -32,6 +32,7 @@ from iteris_core.diffusion.choosing import ways_of
 
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
+from .cheaper import cheaper_text
 from .choice import choice_text, tried
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe, ablation_recipes, main_recipes
@@ -41,8 +42,8 @@ from .tables import ABLATED, report, triggers_of, write_results
 from .training import train_base
 from .world import World
 
-STAGES = ("base", "recogniser", "loras", "main", "ablations", "choice", "tables")
-ON_DEMAND = ("ablations", "choice")
+STAGES = ("base", "recogniser", "loras", "main", "ablations", "choice", "cheaper", "tables")
+ON_DEMAND = ("ablations", "choice", "cheaper")
 QUICK_RECIPES = ("base model", "single LoRAs", "sum", "np_lora", "IterIS")
 CHOSEN = 4  # pairs on which ways are compared
 QUICK_STEPS = 10  # of a LoRA
@@ -213,6 +214,21 @@ def choice_stage(plan: Plan) -> None:
     print(text)
 
 
+def cheaper_stage(plan: Plan) -> None:
+    """Measure what is lost where less is measured, and print the table."""
+    bench = load_bench(plan.described, plan.folder)
+
+    def measured(cell: Cell) -> Any:
+        name = f"{' + '.join(cell.triggers)}, {cell.recipe.name}"
+        found = timed(plan, "cheaper", name, cell.entry)
+        console.print(f"cheaper: {name}: done")
+        return found
+
+    text = cheaper_text(bench, measured)
+    (plan.folder / "cheaper.md").write_text(text)
+    print(text)
+
+
 def in_parallel(work: Callable[..., str], arguments: Sequence[tuple[Any, ...]], jobs: int) -> None:
     """Do all work in processes of one thread each, and say what is done."""
     if jobs == 1:
@@ -239,7 +255,7 @@ def arguments() -> argparse.Namespace:
         "--stage",
         choices=STAGES,
         action="append",
-        help="only this; what it needs must be there (default: all but ablations and choice)",
+        help="only this; what it needs must be there (default: all but ablations, choice and cheaper)",
     )
     parser.add_argument(
         "--set",
@@ -290,6 +306,8 @@ def main() -> None:
             ablation_stage(plan, options.jobs)
         elif stage == "choice":
             choice_stage(plan)
+        elif stage == "cheaper":
+            cheaper_stage(plan)
         else:
             text = report(load_bench(plan.described, plan.folder))
             print(text)

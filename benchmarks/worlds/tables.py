@@ -18,6 +18,10 @@ Entry = Mapping[str, Any]
 STACKING = "sum"
 ABLATED = 2  # pairs on which ablations are measured
 RESULTS = Path(__file__).parent.parent / "RESULTS.md"
+_CHEAPER = (
+    "Six pairs, four triples and all six, with the defaults but for what is named. ± is the standard error of the "
+    "paired difference to the first row, over merges; the last columns are the mean of four of each kind of merge."
+)
 MEAN_OF = ("alone", "company", "seen", "base")
 
 
@@ -168,6 +172,9 @@ def report(bench: Bench, recipes: Sequence[Recipe] | None = None) -> str:
     choice = bench.folder / "choice.md"
     if choice.exists():
         parts += ["#### The choice among several ways", choice.read_text()]
+    cheaper = bench.folder / "cheaper.md"
+    if cheaper.exists():
+        parts += ["#### Where less is measured", _CHEAPER, cheaper.read_text()]
     return "\n\n".join([*parts, times_text(bench)])
 
 

@@ -101,7 +101,7 @@ class LayerProblem:
         for task, lam in zip(self.tasks, lambdas, strict=True):
             if task.counts:
                 inputs = task.statistics.inputs
-                matrix.add_(inputs.gram * lam)
+                matrix.addcmul_(inputs.gram, lam)
                 matrix.diagonal().add_(lam * (self.config.alpha * inputs.size()))
         return matrix
 

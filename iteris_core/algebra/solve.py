@@ -91,7 +91,7 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> tuple[Tensor, Tensor | 
                 thin[:, together.slices[k]] += lam * share * (cross[:, task.worn.slices[k]] + ridge)
         if drift is not None:
             assert task.statistics.drift is not None  # measured for this target
-            drift += lam * task.statistics.drift
+            drift.addcmul_(task.statistics.drift, lam)
             if layer.base_weight is not None:
                 drift += lam * (nu - mu) * layer.base_weight.T
     return thin, drift

@@ -175,17 +175,20 @@ class Sums(InputMoments):
         super().__init__(d_in, device)
         self._gram = self.zeros(d_in, d_in)
         self._is_whole = True  # or only filled in on and above its diagonal
+        self._size: Tensor | None = None
         self._cross_gram = self.zeros(d_in, d_in) if cross_gram else None
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
         add_square(self._gram, student)
         self._is_whole = False
+        self._size = None
         if self._cross_gram is not None:
             add_product(self._cross_gram, student, teacher)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""
         self._is_whole = False
+        self._size = None
         totals = [self.energy, self._gram]
         return totals if self._cross_gram is None else [*totals, self._cross_gram]
 
@@ -197,7 +200,9 @@ class Sums(InputMoments):
         return self._gram
 
     def size(self) -> Tensor:
-        return self.gram.norm()
+        if self._size is None:
+            self._size = self.gram.norm()
+        return self._size
 
     def cross_size(self) -> Tensor:
         return self.size() if self._cross_gram is None else self._cross_gram.norm()

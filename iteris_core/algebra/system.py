@@ -47,11 +47,12 @@ def factorise(
         SolveError: The matrix has no usable factor; says the cause.
     """
     scale = matrix.diagonal().rsqrt()
-    factor, failed_at = torch.linalg.cholesky_ex(matrix * scale[:, None] * scale)
+    factor, failed_at = torch.linalg.cholesky_ex((matrix * scale).mul_(scale[:, None]))
     # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
     # factor holds no digits of the answer
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
-    finite = torch.stack([torch.isfinite(part).all() for part in (scale, *right_sides)]).all()
+    # one that is not finite makes the sum so
+    finite = torch.isfinite(torch.stack([part.sum() for part in (scale, *right_sides)])).all()
     # a wait for the device; the others in a layer's solve are those of `gain`
     if bool((failed_at != 0) | singular | ~finite):
         raise SolveError(_why_unsolvable(matrix, right_sides, inputs, int(failed_at), alpha))
