@@ -41,7 +41,8 @@ class Calibration(io.ComfyNode):
                     "sampling_steps",
                     default=_DEFAULTS.sampling_steps,
                     **bounds(Settings, "sampling_steps"),
-                    tooltip="Steps of a whole sampling run. A run ends at the last latents that are kept of it.",
+                    tooltip="Steps of a whole sampling run. A run ends at the last latents that "
+                    "are kept of it.",
                 ),
                 io.Int.Input(
                     "resolution",
