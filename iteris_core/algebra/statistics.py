@@ -64,6 +64,39 @@ def product_of_rows(rows: Tensor) -> Tensor:
     return mirror(total)
 
 
+Batch = tuple[Tensor, ...]
+
+
+class Gathered:
+    """Rows that wait for others, until there are so many that a product is worth a pass over its
+    float64 sum: that is as large as a weight, and a chunk often has few rows.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Batch] = []
+        self._tokens = 0
+
+    def add(self, *rows: Tensor) -> list[Batch]:
+        """Add rows, (tokens, any) each, and return the batches of rows that are ready for their
+        products.
+        """
+        tokens = len(rows[0])
+        ready = self.rest() if self._tokens + tokens > TOKENS_PER_PRODUCT else []
+        if tokens >= TOKENS_PER_PRODUCT:
+            return [*ready, rows]
+        # copies: the forward call goes on with these tensors, or lets them wait elsewhere
+        self._waiting.append(tuple(part.clone() for part in rows))
+        self._tokens += tokens
+        return ready
+
+    def rest(self) -> list[Batch]:
+        """Return the rows that still wait, as a batch, or none."""
+        waiting = self._waiting
+        self._waiting = []
+        self._tokens = 0
+        return [tuple(map(torch.cat, zip(*waiting, strict=True)))] if waiting else []
+
+
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
     """Return the sum of squares, float64 on a device."""
     squares = rows.square()
@@ -164,6 +197,11 @@ def add_up_moments(
         part.tokens = int(count)
 
 
+def _waiting_bytes(width: int) -> int:
+    """Return the memory that gathered rows of a width take at most."""
+    return 8 * TOKENS_PER_PRODUCT * width
+
+
 class Sums(InputMoments):
     """Moments as sums: any number of tokens in the room of a (d_in, d_in) matrix.
 
@@ -177,16 +215,22 @@ class Sums(InputMoments):
         self._is_whole = True  # or only filled in on and above its diagonal
         self._size: Tensor | None = None
         self._cross_gram = self.zeros(d_in, d_in) if cross_gram else None
+        self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
-        add_square(self._gram, student)
-        self._is_whole = False
-        self._size = None
-        if self._cross_gram is not None:
-            add_product(self._cross_gram, student, teacher)
+        self._use(self._rows.add(*([student] if self._cross_gram is None else [student, teacher])))
+
+    def _use(self, batches: Sequence[Batch]) -> None:
+        for student, *teacher in batches:
+            add_square(self._gram, student)
+            self._is_whole = False
+            self._size = None
+            if self._cross_gram is not None:
+                add_product(self._cross_gram, student, *teacher)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""
+        self._use(self._rows.rest())
         self._is_whole = False
         self._size = None
         totals = [self.energy, self._gram]
@@ -194,6 +238,7 @@ class Sums(InputMoments):
 
     @property
     def gram(self) -> Tensor:
+        self._use(self._rows.rest())
         if not self._is_whole:
             mirror(self._gram)
             self._is_whole = True
@@ -205,6 +250,7 @@ class Sums(InputMoments):
         return self._size
 
     def cross_size(self) -> Tensor:
+        self._use(self._rows.rest())
         return self.size() if self._cross_gram is None else self._cross_gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
@@ -214,7 +260,8 @@ class Sums(InputMoments):
         return _CrossSum(self.zeros(self.d_in, rank))
 
     def bytes(self) -> int:
-        return 8 * self._gram.numel() * (1 if self._cross_gram is None else 2)
+        count = 1 if self._cross_gram is None else 2
+        return count * (8 * self._gram.numel() + _waiting_bytes(self.d_in))
 
 
 class KeptRows(InputMoments):
@@ -346,7 +393,6 @@ class TaskStatistics:
 
     Attributes:
         codes: H^T H, (R, R).
-        drift: X~^T (Y - Y~), (d_in, d_out), or None.
         target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim, or None.
         output_energy: ||X (W0 + dW)^T||_F^2, 0-dim, or None.
     """
@@ -362,9 +408,10 @@ class TaskStatistics:
         self.inputs = inputs
         self.codes = inputs.zeros(rank, rank)
         self._cross = inputs.cross_with(rank)
-        self.drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
+        self._drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
         self.target_energy = None if drift_width is None else inputs.zeros()
         self.output_energy = inputs.zeros() if output_energy else None
+        self._rows = Gathered()
 
     def add(
         self,
@@ -384,14 +431,19 @@ class TaskStatistics:
             added: X dW^T, (tokens, d_out), with `drift`; None: zero.
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
-        self._cross.add(student, codes)
         add_product(self.codes, codes, codes)
-        if self.drift is not None and self.target_energy is not None and drift is not None:
-            add_product(self.drift, student, drift)
+        self._use(self._rows.add(student, codes, *([] if drift is None else [drift])))
+        if self.target_energy is not None and drift is not None:
             target = drift if added is None else drift + added
             self.target_energy += _energy(target, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs, self.inputs.device)
+
+    def _use(self, batches: Sequence[Batch]) -> None:
+        for student, codes, *drift in batches:
+            self._cross.add(student, codes)
+            if self._drift is not None:
+                add_product(self._drift, student, *drift)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to, without those of the inputs."""
@@ -401,15 +453,24 @@ class TaskStatistics:
     @property
     def cross(self) -> Tensor:
         """X~^T H, (d_in, R)."""
+        self._use(self._rows.rest())
         return self._cross.product()
+
+    @property
+    def drift(self) -> Tensor | None:
+        """X~^T (Y - Y~), (d_in, d_out); None where the target does not ask for it."""
+        self._use(self._rows.rest())
+        return self._drift
 
     def kept(self) -> Kept | None:
         """Return the rows themselves, where they were kept."""
+        self._use(self._rows.rest())
         if not isinstance(self._cross, KeptCodes):
             return None
         return Kept(self._cross.inputs.rows(), self._cross.codes())
 
     def bytes(self) -> int:
         """Return the memory that the sums take, without those of the inputs."""
-        drift = 0 if self.drift is None else self.drift.numel()
-        return 8 * (self.codes.numel() + drift) + self._cross.bytes()
+        drift = 0 if self._drift is None else self._drift.numel()
+        waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
+        return 8 * (self.codes.numel() + drift) + self._cross.bytes() + _waiting_bytes(waiting)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from iteris_core.algebra import statistics
 from iteris_core.algebra.statistics import (
     BLOCK,
     TOKENS_PER_PRODUCT,
@@ -106,3 +107,32 @@ def test_kept_rows_tell_what_sums_tell(dtype):
         both.append((moments.tokens, *told, moments.form(down), moments.size()))
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [7, 900, TOKENS_PER_PRODUCT, 3 * TOKENS_PER_PRODUCT + 1])
+def test_few_rows_wait_for_others_and_all_are_summed(tokens, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        statistics, "add_square", lambda *args: passes.append(args) or add_square(*args)
+    )
+    moments = Sums(4, torch.device("cpu"))
+    task = TaskStatistics(moments, 2, drift_width=3)
+    student, codes, drift = (torch.randn(5 * tokens, width) for width in (4, 2, 3))
+    for start in range(0, 5 * tokens, tokens):
+        rows = slice(start, start + tokens)
+        chunk = [part[rows].clone() for part in (student, codes, drift)]
+        moments.add(chunk[0], chunk[0])
+        task.add(chunk[0], chunk[1], drift=chunk[2])
+        for part in chunk:
+            part.zero_()  # as a forward call may that goes on with them
+    expected = student.double()
+    torch.testing.assert_close(moments.gram, expected.T @ expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(task.cross, expected.T @ codes.double(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(task.drift, expected.T @ drift.double(), rtol=1e-5, atol=1e-3)
+    at_once = max(1, TOKENS_PER_PRODUCT // tokens)
+    assert len(passes) == -(-5 // at_once)
+    moments.add(student[:3], student[:3])  # after they were asked for
+    assert moments.tokens == 5 * tokens + 3
+    both = torch.cat([student, student[:3]]).double()
+    torch.testing.assert_close(moments.gram, both.T @ both, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(moments.size(), (both.T @ both).norm(), rtol=1e-5, atol=1e-4)
