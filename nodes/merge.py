@@ -28,6 +28,7 @@ from .sockets import (
     ChosenLora,
     MergedLora,
     advanced,
+    found_by,
     growing,
 )
 from .workflow import texts_upstream
@@ -74,6 +75,7 @@ class Merge(io.ComfyNode):
         return io.Schema(
             node_id="IterISMerge",
             display_name="IterIS Merge",
+            **found_by("merge lora", "merge loras", "combine loras", "lora merger", "mix loras"),
             category="loaders/IterIS",
             description="Merges LoRAs into one. It runs each of them on its prompts, measures "
             "every layer, and computes the one LoRA that comes closest to doing what "

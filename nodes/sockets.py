@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -41,6 +41,14 @@ def advanced() -> dict[str, Any]:
     """Return the arguments that mark an input as advanced; none before ComfyUI 0.10."""
     known = "advanced" in inspect.signature(io.Float.Input.__init__).parameters
     return {"advanced": True} if known else {}
+
+
+def found_by(*words: str) -> dict[str, Any]:
+    """Return the arguments of a node's schema with more words by which a search finds it; none on
+    hosts that have no such words.
+    """
+    known = "search_aliases" in {field.name for field in fields(io.Schema)}
+    return {"search_aliases": list(words)} if known else {}
 
 
 @dataclass(frozen=True)

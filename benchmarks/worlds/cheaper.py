@@ -11,7 +11,7 @@ from .methods import Cell, Recipe
 from .tables import COLUMNS, Entry, figure, table, triggers_of
 
 # Merges of each kind on which it is measured.
-MERGES = {"pairs": 6, "triples": 4, "six": 1}
+MERGES = {"pairs": 6, "triples": 4, "all six": 1}
 STEPS = (20, 6, 4, 3, 2)
 CHOSEN = {"sampling_steps": 3}
 

@@ -363,6 +363,10 @@ def _report(
     notes = [note for note in report.notes if note.kind == "method"]
     if idle:
         notes.append(Note("left_out", f"left out, since their strength is 0: {', '.join(idle)}"))
+    unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]
+    if unheeded:
+        text = f"not kept, since their weight is 0: {', '.join(unheeded)}"
+        notes.append(Note("left_out", text))
     notes += notes_about_vectors(used)
     if calibration.scene_weight and len(used) == 1:
         notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))

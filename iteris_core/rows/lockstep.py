@@ -8,14 +8,22 @@ while it waits.
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from greenlet import GreenletExit, getcurrent, greenlet
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, MissingLibraryError
 from .parking import Parked, Parking
+
+try:
+    from greenlet import GreenletExit, getcurrent, greenlet
+except ModuleNotFoundError as error:
+    raise MissingLibraryError(
+        "a merge needs the package greenlet, which is not installed for this Python. Install it "
+        f'with: "{sys.executable}" -m pip install greenlet'
+    ) from error
 
 
 def pause(place: Hashable) -> None:

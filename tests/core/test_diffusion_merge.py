@@ -55,6 +55,15 @@ def test_a_preserve_task_holds_the_merge_back(host):
     }
 
 
+def test_a_weight_of_0_is_noted(host):
+    loras = [host.lora("a", weight=0.0), host.lora("b"), host.lora("c", strength=0.0, weight=0.0)]
+    result, _ = host.merge(loras, PRESERVE)
+    assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
+        "left out, since their strength is 0: c",
+        "not kept, since their weight is 0: a",
+    ]
+
+
 def test_a_strength_of_0_is_left_out_and_noted(host):
     used = host.lora("used")
     other = host.lora("other", ("unet",))

@@ -3,6 +3,8 @@ them sees.
 """
 
 import contextlib
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
@@ -206,3 +208,17 @@ def test_workers_may_be_nested():
         return inner
 
     assert run_in_lockstep([outer, outer], lambda place: None) == [["i", "j"]] * 2
+
+
+def test_without_greenlet_the_error_says_how_to_install_it():
+    code = """
+import sys
+sys.modules["greenlet"] = None
+from iteris_core.errors import MissingLibraryError
+try:
+    import iteris_core.merging
+except MissingLibraryError as error:
+    print(error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.endswith(f'with: "{sys.executable}" -m pip install greenlet\n')
