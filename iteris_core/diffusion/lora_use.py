@@ -245,10 +245,32 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
     )
 
 
+def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
+    """Return LoRAs with prompts as a model reads them, and a note for each LoRA from whose prompts
+    something was taken out.
+
+    Raises:
+        CalibrationError: See `prompt_syntax.plain`.
+    """
+    from ..report.records import Note
+    from .prompt_syntax import plain
+
+    found = []
+    notes = []
+    for use in uses:
+        prompts, taken = plain(use.name, use.prompts)
+        found.append(replace(use, prompts=prompts))
+        if taken:
+            text = f"{use.name}: taken out of its prompts: {', '.join(taken)}"
+            notes.append(Note("prompts", text))
+    return found, notes
+
+
 def load_each_once(
     uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
 ) -> tuple[list[LoadedLora], list[Note]]:
-    """Return the loaded LoRAs without duplicates, uniquely named, and a note per duplicate.
+    """Return the loaded LoRAs without duplicates, uniquely named, with prompts as a model reads
+    them, and notes about both.
 
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
@@ -256,11 +278,14 @@ def load_each_once(
 
     Raises:
         AdapterError: An error of `read`.
+        CalibrationError: A prompt that a model cannot read, see `prompt_syntax`.
     """
     uses = list(uses)
     check_count(len(uses))
-    once, notes = each_once(uses)
-    return [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)], notes
+    uses, taken_out = with_plain_prompts(uses)
+    once, repeated = each_once(uses)
+    loras = [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)]
+    return loras, [*taken_out, *repeated]
 
 
 def check_count(loras: int) -> None:

@@ -1,0 +1,62 @@
+"""What other programs act on in a prompt, and a model would read as words: prompts are pasted from
+pages where they are full of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..errors import CalibrationError
+from ..settings import shown
+
+# Tags that load another file, which is connected as a LoRA here.
+_TAG = re.compile(r"<(?:lora|lyco|loha|hypernet):[^<>\n]*>", re.IGNORECASE)
+# Words that cut a prompt into parts of their own. In a prompt of capitals they are words.
+_CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
+# Of these a program draws one at random: {a|b}, and __name__ from a list.
+_BRACES = re.compile(r"\{[^{}\n]*\}")
+_WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
+_COMMAS = re.compile(r"\s*,(?:\s*,)+\s*")
+_SPACES = re.compile(r"[ \t]{2,}")
+
+
+def plain(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a LoRA's prompts as a model reads them, and what was taken out of them.
+
+    Args:
+        name: Name of the LoRA, for errors.
+        prompts: Its prompts.
+
+    Raises:
+        CalibrationError: A prompt has several readings; shows it.
+    """
+    taken: list[str] = []
+    read = []
+    for prompt in prompts:
+        _check_one_reading(name, prompt)
+        text = _TAG.sub("", prompt)
+        cuts = any(map(str.islower, text)) or not _CUT.sub("", text).strip()
+        found = [*_TAG.findall(prompt), *(_CUT.findall(text) if cuts else ())]
+        text = _CUT.sub(",", text) if cuts else text
+        if not found:
+            read.append(prompt)
+            continue
+        taken += found
+        text = _COMMAS.sub(", ", _SPACES.sub(" ", text)).strip(" ,\t")
+        if text:
+            read.append(text)
+    # without any prompt left, the error is that of an empty one
+    return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
+
+
+def _check_one_reading(name: str, prompt: str) -> None:
+    choice = next((found for found in _BRACES.findall(prompt) if "|" in found), None)
+    wildcard = _WILDCARD.search(prompt)
+    several = choice or (wildcard and wildcard.group())
+    if several:
+        raise CalibrationError(
+            f"LoRA {shown(name)}: its prompt {shown(prompt)} has {shown(several)}, for which "
+            "other programs draw one of several texts, and a model reads the signs themselves. "
+            "Write the texts that it shall be measured on, each as a prompt of its own"
+        )
