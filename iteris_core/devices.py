@@ -15,6 +15,7 @@ from .errors import CalibrationError
 
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
+_USED = 0.8  # of what is free beside the model; the rest is for what no estimate knows
 
 
 def moved(
@@ -89,32 +90,55 @@ class Room:
         samples_per_chunk: Samples of one forward call.
         waiting_bytes: See `config.MergeConfig`.
         required: Bytes that the merge takes beside the model.
+        missing: Bytes by which the device is too small for the whole model, a call of one sample,
+            and the sums, by the estimate.
     """
 
     samples_per_chunk: int
     waiting_bytes: int | None
     required: float
+    missing: float = 0.0
 
 
 def share_out(
-    takes: Callable[[int], float], samples: int, most: int, free: float, *, is_host: bool = False
+    takes: Callable[[int], float],
+    samples: int,
+    most: int,
+    free: float,
+    *,
+    sums: float = 0.0,
+    is_host: bool = False,
 ) -> Room:
-    """Share out a device's memory: all samples wait there if they fit, else as many as do.
+    """Share out a device's memory. What is left beside calls and sums is for samples that wait:
+    what they really hold is counted when they do, see `rows.parking`. Where it may not be enough
+    for all, calls are smaller, since that costs less than copies.
 
     Args:
         takes: Number of samples -> bytes that they take in a forward call, at most.
         samples: Samples of the merge.
         most: Most samples of one forward call.
         free: Bytes that are free beside the whole model.
+        sums: Bytes that a layer's sums and its solve take.
         is_host: Whether the device is the host itself, so that nothing can wait elsewhere.
     """
-    at_once = max((n for n in range(1, most + 1) if takes(n) < free / 4), default=1)
-    if is_host or takes(samples) <= 0.7 * free:
-        return Room(at_once, None, takes(samples))
-    # twice: samples of a call that runs, and of one that is copied
-    working = takes(2 * at_once)
-    waiting = max(0, int(0.8 * free - working))
-    return Room(at_once, waiting, working + waiting)
+
+    def at_once(share: float) -> int:
+        room = share * (free - sums)
+        return max((n for n in range(1, most + 1) if takes(n) < room), default=1)
+
+    def working(size: int) -> float:
+        # twice: samples of a call that runs, and of one that is copied
+        return sums + takes(2 * size)
+
+    missing = max(0.0, sums + takes(1) - free)
+    size = at_once(1 / 4)
+    if is_host:
+        return Room(size, None, sums + takes(samples), missing)
+    used = _USED * free
+    if used - working(size) < takes(samples):
+        size = at_once(1 / 20)
+    waiting = max(0, int(used - working(size)))
+    return Room(size, waiting, working(size) + min(waiting, takes(samples)), missing)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import ConfigError, MergeConfig
 from ..iteris_core.config import MOST_RANK, Balance, Engine, Method, Ridge, Target
-from ..iteris_core.diffusion.calibration import Calibration, sample_count
+from ..iteris_core.diffusion.calibration import Calibration, sample_count, task_count
 from ..iteris_core.settings import PRECISIONS as DTYPES
 from ..iteris_core.settings import bounds, check, setting
 from . import host
@@ -34,6 +34,7 @@ from .sockets import (
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
+    from ..iteris_core.devices import Room
     from ..iteris_core.diffusion.job import MergeSettings
     from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.report.records import Note
@@ -263,6 +264,7 @@ class Merge(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.job import merge_and_check
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
+        from ..iteris_core.engines.measure import room_for_sums
         from ..iteris_core.processes import alone
         from .loras.chosen import in_sockets, load, scenes_of
 
@@ -277,7 +279,16 @@ class Merge(io.ComfyNode):
         loras, joined = load(base, chosen)
         settings = settings or from_widgets(loras, **widgets)
         styles = sum(lora.use.kind == "style" for lora in loras)
-        room = base.make_room(calibration.resolution, sample_count(calibration, len(loras), styles))
+        room = base.make_room(
+            calibration.resolution,
+            sample_count(calibration, len(loras), styles),
+            lambda modules: room_for_sums(
+                modules,
+                [lora.adapter for lora in loras],
+                task_count(calibration, len(loras)),
+                settings.config,
+            ),
+        )
         settings = replace(
             settings,
             config=replace(
@@ -286,7 +297,7 @@ class Merge(io.ComfyNode):
                 waiting_bytes=room.waiting_bytes,
             ),
             made_on=cls.made_on(),
-            notes=(*joined, *carried(host.patches_of(model, clip))),
+            notes=(*joined, *carried(host.patches_of(model, clip)), *too_small(room)),
         )
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
@@ -402,3 +413,21 @@ def carried(patches: Mapping[str, Sequence[Any]]) -> list[Note]:
         "merges them"
     )
     return [Note("host", text)] if count else []
+
+
+def too_small(room: Room) -> list[Note]:
+    """Return a note about a device that is too small for the whole model and the least of work,
+    which the log tells at once.
+    """
+    from ..iteris_core.report.records import Note
+
+    if not room.missing:
+        return []
+    text = (
+        "the whole model, a call of one sample and the sums of the largest layer take about "
+        f"{room.missing / 1e9:.1f} GB more than is free, by ComfyUI's formula. Then a part "
+        "of the model waits in the computer's memory, which is slow, or the merge runs out of "
+        "memory. Lower resolution, or merge fewer LoRAs at once"
+    )
+    logger.warning(text)
+    return [Note("memory", text)]

@@ -243,6 +243,12 @@ def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> in
     return round((own * tasks + meets * scenes) * calibration.timesteps)
 
 
+def task_count(calibration: Calibration, adapters: int) -> int:
+    """Return the number of tasks of a merge."""
+    meets = bool(calibration.scene_weight) and adapters > 1
+    return adapters * (1 + meets) + bool(calibration.preserve_weight)
+
+
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
     """Return one caption per trajectory: a LoRA's prompts in turn, or the subjects of some of them
     in company of ordinary things.

@@ -25,20 +25,22 @@ from ..network import Network
 from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
-from .calibration import Calibration
+from .calibration import Calibration, sample_count
+from .foreseen import foresee
 from .lora_use import LoadedLora, loras_in_use, own_names
 from .model import (
     DENOISER_STAGE,
     PROMPTS_STAGE,
     SAMPLING_STAGE,
     TEXT_STAGE,
+    DenoiserRow,
     DiffusionHost,
     in_stage,
 )
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
 from .samples import Reading, Tokenized
-from .sampling import Part, Run, Sampler, mix_in
+from .sampling import Part, Run, Sampler, mix_in, noise
 from .scenes import TokenPositions
 
 T = TypeVar("T")
@@ -71,7 +73,9 @@ def merge_diffusion(
     plans = plans_of(model, used, calibration, config, tick_of(progress))
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
-    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
+    styles = sum(lora.use.kind == "style" for lora in used)
+    samples = sample_count(calibration, len(used), styles)
+    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver, samples)
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     name = " + ".join(lora.adapter.name for lora in used)
@@ -311,19 +315,30 @@ def merge_denoiser(
     contexts: Contexts,
     calibration: Calibration,
     solver: PartSolver,
+    samples: int,
 ) -> MergeResult | None:
     """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
     None if no LoRA changes it.
+
+    Args:
+        model: The base model.
+        plans: Plans of the tasks.
+        contexts: What their rows read.
+        calibration: Settings of the calibration samples, for this model's family.
+        solver: Merges the part.
+        samples: About how many samples there will be, to tell what will wait on the host.
     """
     adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
     if not any(adapter.deltas for adapter in adapters):
         return None
     with model.denoiser() as network:
         sampler = Sampler.of(model, network, calibration)
+        runs = runs_of(plans, contexts)
+        notes = _foreseen(sampler, runs, adapters, solver.config, samples)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
                 adapters,
-                runs_of(plans, contexts),
+                runs,
                 size,
                 in_stage(solver.progress, SAMPLING_STAGE),
             ),
@@ -339,7 +354,28 @@ def merge_denoiser(
             )
             for plan in plans
         ]
-        return solver.merge(network, adapters, tasks, DENOISER_STAGE)
+        result = solver.merge(network, adapters, tasks, DENOISER_STAGE)
+    report = result.report
+    return replace(result, report=replace(report, notes=(*report.notes, *notes)))
+
+
+def _foreseen(
+    sampler: Sampler,
+    runs: Mapping[Run, Sequence[Part]],
+    adapters: Sequence[Adapter],
+    config: MergeConfig,
+    samples: int,
+) -> tuple[Note, ...]:
+    """Return notes about rows that will wait on the host, if some of them may."""
+    prompts = (part.text for parts in runs.values() for part in parts)
+    prompt = next(prompts, None)
+    if config.waiting_bytes is None or prompt is None:
+        return ()
+    sigma = sampler.sigmas[0]
+    latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
+    row = DenoiserRow(latents, sigma, prompt)
+    paths = target_layers(adapters)
+    return foresee(sampler.network, row, paths, samples, config.waiting_bytes).notes
 
 
 def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
@@ -360,7 +396,7 @@ def _report(
     used = [lora.adapter for lora in loras if not lora.adapter.is_idle]
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     report = joined(*reports)
-    notes = [note for note in report.notes if note.kind == "method"]
+    notes = [note for note in report.notes if note.kind in ("method", "memory")]
     if idle:
         notes.append(Note("left_out", f"left out, since their strength is 0: {', '.join(idle)}"))
     unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]

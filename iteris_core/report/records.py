@@ -13,9 +13,9 @@ from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
-# what the host's model carries.
+# what the host's model carries; a device that is too small for all of it.
 NoteKind = Literal[
-    "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host"
+    "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host", "memory"
 ]
 
 _WORST_LAYERS = 3  # that an alarm names

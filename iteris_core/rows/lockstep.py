@@ -64,7 +64,7 @@ def run_in_lockstep(
     try:
         while True:
             if parking is not None:
-                parking.new_round()
+                parking.new_round(len(lets))
             places = [let.go_on(modes) for let in lets]
             ended = [let.dead for let in lets]
             if all(ended):

@@ -5,6 +5,9 @@ they do not fit. Then chunks wait on the device as long as a budget lasts, and t
 others wait on the host. The forward call does not notice: each tensor keeps its identity, only its
 storage is emptied and filled again.
 
+What a chunk holds is counted, not estimated. At most layers the first chunk shows that all have
+room, so that the others are not looked at.
+
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
 everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
 for every chunk would take long. So parameters are looked up once a round, and for every chunk only
@@ -28,6 +31,7 @@ from ..errors import CalibrationError
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
+_LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _NESTING = 3
 HOST = frozenset({"cpu", "meta"})
 _HOLDERS = (Tensor, list, tuple)
@@ -71,12 +75,21 @@ class Parking:
         self.unparked = unparked
         self.smallest = smallest
         self._staying_bytes = 0
+        self._uncounted = 1  # chunks of this round, as long as none of them was counted; then 0
+        self._each: int | None = None  # bytes of each chunk of this round, where all have room
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
 
-    def new_round(self) -> None:
-        """Look up all that stays again, as soon as the first chunk of a round is parked."""
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that paused chunks hold on the device."""
+        return self._staying_bytes
+
+    def new_round(self, chunks: int) -> None:
+        """Look up all that stays again, as soon as the first of so many chunks is parked."""
         self._lasting = None
+        self._uncounted = chunks
+        self._each = None
 
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
@@ -95,8 +108,14 @@ class Parking:
         Raises:
             CalibrationError: A tensor that waits already: another chunk holds it, too.
         """
+        if self._each is not None:
+            self._staying_bytes += self._each
+            return Parked([], self._each)
         found = self._storages_in(frame)
         total = sum(storage.nbytes() for storage in found)
+        if self._uncounted and _LARGER * total * self._uncounted <= self.budget:
+            self._each = total
+        self._uncounted = 0
         if self._staying_bytes + total <= self.budget:
             self._staying_bytes += total
             return Parked([], total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -34,6 +34,7 @@ from .patches import add_adapter, misread_by_host, patches_of_file
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
+Modules = Mapping[str, torch.nn.Module]
 
 
 class ComfyModel:
@@ -161,8 +162,14 @@ class ComfyModel:
         time = (1,) * (format.latent_dimensions - 2)
         return format.latent_channels, *time, side, side
 
-    def make_room(self, resolution: int, samples: int) -> Room:
-        """Share out the device's memory for this many samples, and remember what to keep free."""
+    def make_room(self, resolution: int, samples: int, sums: Callable[[Modules], int]) -> Room:
+        """Share out the device's memory for a merge, and remember what to keep free.
+
+        Args:
+            resolution: Side of the pictures, in pixels.
+            samples: Samples of the merge.
+            sums: Modules of the diffusion model -> bytes that a layer's sums and its solve take.
+        """
         shape = self.latent_shape(resolution)
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
@@ -171,6 +178,7 @@ class ComfyModel:
             samples,
             _MOST_SAMPLES_PER_CHUNK,
             comfy.model_management.get_free_memory(device) - to_load,
+            sums=sums(dict(self.model.model.named_modules())),
             is_host=device.type == "cpu",
         )
         self.memory_required = room.required

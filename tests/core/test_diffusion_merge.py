@@ -10,14 +10,17 @@ from itertools import groupby
 import pytest
 import torch
 import toy
-from fake_host import kept_latents, runs_by_task
+from fake_host import EXACT, kept_latents, runs_by_task
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
+    sample_count,
 )
+from iteris_core.diffusion.foreseen import foresee
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
+from iteris_core.rows.parking import Parking
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
@@ -464,3 +467,48 @@ def test_nan_in_a_bias_or_biases_of_two_shapes_are_refused_before_the_model_runs
             MergeConfig(),
         )
     assert host.unet_batches == []
+
+
+# --- what is told before it starts ---
+
+
+@pytest.fixture
+def foreseen(host, monkeypatch):
+    """Return a function that merges with room for so many bytes of waiting samples, and returns
+    (notes, batches of the UNet before its rows were counted); the CPU counts as a device.
+    """
+
+    def counted(network, row, paths, samples, room):
+        before.append(len(host.unet_batches))
+        parking = Parking(network.modules.values(), budget=1 << 40, unparked=(), smallest=1)
+        waiting.append(foresee(network, row, paths, samples, room, parking))
+        return waiting[-1]
+
+    def merge(room):
+        config = replace(EXACT, waiting_bytes=room)
+        result, _ = host.merge([host.lora("a"), host.lora("b")], PRESERVE, config)
+        notes = [note.text for note in result.report.notes if note.kind == "memory"]
+        return notes, before, waiting
+
+    before, waiting = [], []
+    monkeypatch.setattr("iteris_core.diffusion.merging.foresee", counted)
+    return merge
+
+
+def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, caplog):
+    [note], before, [waiting] = foreseen(1000)
+    assert before == [0]
+    samples = sample_count(PRESERVE, 2)
+    assert f"the {2 * samples} rows of {samples} samples hold up to" in note
+    assert "lower resolution first, then trajectories" in note
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [note]
+    assert waiting.widest == max(waiting.at_layers) > 1000
+    assert waiting.copied == 2 * sum(held - 1000 for held in waiting.at_layers)
+    assert waiting.elsewhere == round(samples * (1 - 1000 / waiting.widest))
+
+
+def test_nothing_is_told_where_all_rows_have_room(foreseen, caplog):
+    notes, _, [waiting] = foreseen(1 << 30)
+    assert notes == [] and (waiting.copied, waiting.elsewhere) == (0, 0)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert foreseen(None)[1] == [0]  # nothing was counted this time

@@ -12,6 +12,7 @@ import toy
 from iteris_core import CalibrationError, Sample, Task
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.sweep import sweep
+from iteris_core.rows.held import held_bytes
 from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
 
@@ -100,6 +101,87 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked):
         copied[share] = sum(parked()[before:])
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
+
+
+@pytest.mark.parametrize("share", [2.2, 1.2, 0.5])
+def test_where_the_first_chunk_shows_that_all_have_room_no_other_is_looked_at(share, parked):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    chunks = sum(len(task.samples) for task in tasks)
+    expected = swept(net, adapters, tasks, samples_per_chunk=1)
+    held = held_bytes(net.network(), two_rows(tasks), net.targets, count_all(net))
+    looked_at = []
+
+    class Watched(Parking):
+        def _storages_in(self, frame):
+            looked_at.append(frame)
+            return super()._storages_in(frame)
+
+    # some more than a row holds by itself: the codes of its adapter
+    budget = int(share * chunks * 1.5 * max(held.values()))
+    parking = Watched(net.network().modules.values(), budget=budget, unparked=(), smallest=1)
+    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
+    assert parking.held_bytes == 0
+    if share > 2:
+        assert len(looked_at) == len(net.targets)
+    else:
+        assert len(net.targets) < len(looked_at) <= chunks * len(net.targets)
+    assert bool(parked()) == (share < 1)
+
+
+def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
+    seen = []
+
+    def work():
+        small = torch.ones(8).double()
+        pause("small")
+        large = torch.ones(64).double()
+        pause("large")
+        return small.sum() + large.sum()
+
+    parking = Parking([], budget=1000, unparked=(), smallest=1)
+    answers = run_in_lockstep(
+        [work] * 4, lambda place: seen.append((place, parking.held_bytes)), parking
+    )
+    # 4 x 64 bytes are less than half of the budget; of 4 x 576 one fits
+    assert seen == [("small", 4 * 64), ("large", 576)]
+    assert answers == [72.0] * 4 and parking.held_bytes == 0
+
+
+def count_all(net):
+    """Return what lets all wait where it is, and counts it."""
+    return Parking(net.network().modules.values(), budget=1 << 40, unparked=(), smallest=1)
+
+
+def two_rows(tasks):
+    sample = tasks[0].samples[0]
+    return [sample.teacher, sample.student_reads]
+
+
+@pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
+def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
+    net = toy.build(name)
+    adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
+    tasks = toy.own_tasks(net, adapters)
+    modules = net.network().modules
+    counting = count_all(net)
+    held = held_bytes(net.network(), two_rows(tasks), net.targets, counting)
+    assert list(held) == list(net.targets) and counting.held_bytes == 0
+    assert toy.hook_count(net.model) == 0
+    swept(net, adapters, tasks, everything_from(modules.values()), samples_per_chunk=1)
+    chunks = sum(len(task.samples) for task in tasks)
+    for turn, (path, counted) in enumerate(held.items()):
+        tokens = toy.TOKENS if name != "convolution" else 16
+        # and the codes of its adapter, of rank 1
+        assert counted < parked()[turn * chunks] <= counted + 8 * tokens, path
+
+
+def test_nothing_counts_on_the_host_itself():
+    net = toy.build("stack")
+    tasks = toy.own_tasks(net, [net.adapter("a")])
+    held = held_bytes(net.network(), two_rows(tasks), net.targets)
+    assert held == dict.fromkeys(net.targets, 0)
 
 
 def test_rows_that_are_kept_for_the_solve_do_not_wait_with_their_chunk():

@@ -2,7 +2,8 @@
 
 import types
 
-from iteris_pack.nodes.merge import carried
+from iteris_pack.iteris_core.devices import Room
+from iteris_pack.nodes.merge import carried, too_small
 
 
 def lora_of(*keys):
@@ -26,3 +27,11 @@ def test_loras_that_the_model_carries_are_told():
     # in another order at another weight: there is no order of all
     [note] = carried({"a": [patch(lora), patch(other)], "b": [patch(other), patch(lora)]})
     assert note.text.startswith("MODEL and CLIP carry 2 LoRAs already")
+
+
+def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
+    assert too_small(Room(8, 0, 0.0)) == [] and not caplog.records
+    [note] = too_small(Room(1, 0, 0.0, missing=1.26e9))
+    assert note.kind == "memory" and "about 1.3 GB more than is free" in note.text
+    assert "Lower resolution" in note.text
+    assert [record.message for record in caplog.records] == [note.text]

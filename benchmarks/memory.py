@@ -1,0 +1,452 @@
+"""What fits on which card: `python benchmarks/memory.py` counts, and writes benchmarks/RESULTS.md.
+
+The real models are built on torch's meta device, where tensors have sizes and no numbers. A sample
+runs through each, pauses at every layer that LoRAs change, and what it holds there is counted by
+the code that parks rows in a merge. `devices.share_out` then decides for each card as the node
+would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from speed_measure import machine, table
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
+from iteris_core.devices import Room, share_out
+from iteris_core.diffusion.calibration import Calibration, sample_count, task_count
+from iteris_core.diffusion.foreseen import PCIE, Waiting
+from iteris_core.engines.measure import room_for_sums
+from iteris_core.files.families import FAMILIES
+from iteris_core.rows.held import held_bytes
+from iteris_core.rows.parking import Parking
+
+HERE = Path(__file__).parent
+BEGIN = "<!-- memory:begin -->"
+END = "<!-- memory:end -->"
+CARDS = (6, 8, 12, 16, 24)  # GiB
+NOT_FREE = 0.6 * 2**30  # of a card, which the driver, PyTorch and the screen take
+LORAS = (2, 4, 8)
+MOST_SAMPLES = 8  # of a call, as in nodes/host/diffusion_model.py
+ROWS = 2  # of a sample
+HALF = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on torch's meta device.
+
+    Args:
+        module: The model, in half precision.
+        inputs: Number of rows -> what a call reads.
+        paths: Layers that LoRAs usually change.
+    """
+
+    module: nn.Module
+    inputs: Callable[[int], Mapping[str, Any]]
+    paths: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family at a resolution.
+
+    Args:
+        name: Name in the tables.
+        family: Name in `FAMILIES`, which knows the guidance.
+        resolution: Side of a picture in pixels.
+        factor: ``memory_usage_factor`` of ComfyUI's class, in its ``supported_models.py``.
+        make: Resolution -> the model.
+        weight_bytes: Bytes of one weight.
+    """
+
+    name: str
+    family: str
+    resolution: int
+    factor: float
+    make: Callable[[int], Model]
+    weight_bytes: int = HALF
+
+    def formula(self, samples: int) -> float:
+        """Return what ComfyUI's ``memory_required`` asks for, with PyTorch's attention on a card of
+        Nvidia's.
+        """
+        area = ROWS * samples * (self.resolution // 8) ** 2
+        return area * HALF * 0.01 * self.factor * 2**20
+
+    def samples(self, loras: int) -> int:
+        return sample_count(Calibration().for_family(FAMILIES[self.family]), loras)
+
+    def tasks(self, loras: int) -> int:
+        return task_count(Calibration(), loras)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted of a case.
+
+    Args:
+        case: The case.
+        model: Bytes of the whole model.
+        at_layers: Bytes that one sample holds while it waits, by layer.
+        call: Most bytes that a call of one sample holds while it runs.
+        modules: The model's modules.
+    """
+
+    case: Case
+    model: int
+    at_layers: Mapping[str, int]
+    call: int
+    modules: Mapping[str, nn.Module]
+
+    @property
+    def widest(self) -> int:
+        return max(self.at_layers.values())
+
+    def sums(self, loras: int) -> int:
+        """Bytes of the largest layer's sums and its solve."""
+        deltas = {}
+        for path in self.at_layers:
+            d_out, d_in = self.modules[path].weight.flatten(1).shape
+            deltas[path] = LowRankDelta(torch.zeros(d_out, 1), torch.zeros(1, d_in))
+        adapters = [Adapter("lora", deltas)]
+        return room_for_sums(self.modules, adapters, self.case.tasks(loras), MergeConfig())
+
+    def room(self, card: float, loras: int) -> Room:
+        """Return how the node shares out a card of so many GiB."""
+        return share_out(
+            self.case.formula,
+            self.case.samples(loras),
+            MOST_SAMPLES,
+            card * 2**30 - NOT_FREE - self.model,
+            sums=self.sums(loras),
+        )
+
+    def waiting(self, room: Room, loras: int) -> Waiting:
+        """Return what waits, and where."""
+        samples = self.case.samples(loras)
+        held = [samples * of_one for of_one in self.at_layers.values()]
+        return Waiting(samples, held, room.waiting_bytes or 0)
+
+
+class FlashAttention(TorchFunctionMode):
+    """Lets attention hold its output alone, as the kernels on a card do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
+            query, value = named["query"], named["value"]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, and those that live at the same time at most.
+
+    Args:
+        known: Tensors that do not count.
+    """
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.now = 0
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def count(case: Case) -> Counted:
+    """Count a case on torch's meta device."""
+    model = case.make(case.resolution)
+    modules = dict(model.module.named_modules())
+    read = model.inputs(ROWS)
+    tensors = [value for value in tree_leaves(read) if isinstance(value, Tensor)]
+    network = Network(modules, lambda rows: model.module(**read, return_dict=False))
+    everything = Parking(modules.values(), budget=sys.maxsize, unparked=(), smallest=1)
+    weights = [*model.module.parameters(), *model.module.buffers()]
+    with torch.device("meta"), FlashAttention():
+        at_layers = held_bytes(network, tensors, model.paths, everything)
+        with torch.no_grad(), LiveBytes([*weights, *tensors]) as live:
+            model.module(**read, return_dict=False)
+    size = sum(weight.numel() for weight in model.module.parameters()) * case.weight_bytes
+    return Counted(case, size, at_layers, live.most, modules)
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make().to(torch.half).eval().requires_grad_(False)
+
+
+def half(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.half, device="meta")
+
+
+def layers(module: nn.Module, within: str, without: str = "nothing") -> list[str]:
+    return [
+        path
+        for path, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and within in path and without not in path
+    ]
+
+
+def sd15(resolution: int, **smaller: Any) -> Model:
+    """SD1.5's UNet; LoRAs on what kohya trains by default."""
+    from diffusers import UNet2DConditionModel
+
+    shape = {"cross_attention_dim": 768, "attention_head_dim": 8, **smaller}
+    unet = built(lambda: UNet2DConditionModel(**shape))
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "sample": half(rows, 4, resolution // 8, resolution // 8),
+            "timestep": half(rows),
+            "encoder_hidden_states": half(rows, 77, shape["cross_attention_dim"]),
+        }
+
+    return Model(unet, inputs, layers(unet, ".attentions."))
+
+
+def sdxl(resolution: int) -> Model:
+    """SDXL's UNet; LoRAs on what kohya trains by default."""
+    from diffusers import UNet2DConditionModel
+
+    unet = built(
+        lambda: UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    )
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "sample": half(rows, 4, resolution // 8, resolution // 8),
+            "timestep": half(rows),
+            "encoder_hidden_states": half(rows, 77, 2048),
+            "added_cond_kwargs": {"text_embeds": half(rows, 1280), "time_ids": half(rows, 6)},
+        }
+
+    return Model(unet, inputs, layers(unet, ".attentions."))
+
+
+def flux(resolution: int) -> Model:
+    """Flux.1's transformer with texts of 256 tokens; LoRAs on all but the modulations."""
+    from diffusers import FluxTransformer2DModel
+
+    model = built(lambda: FluxTransformer2DModel(guidance_embeds=True))
+    tokens = (resolution // 16) ** 2
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "hidden_states": half(rows, tokens, 64),
+            "encoder_hidden_states": half(rows, 256, 4096),
+            "pooled_projections": half(rows, 768),
+            "timestep": half(rows),
+            "guidance": half(rows),
+            "img_ids": half(tokens, 3),
+            "txt_ids": half(256, 3),
+        }
+
+    return Model(model, inputs, layers(model, "transformer_blocks.", "norm"))
+
+
+def qwen(resolution: int) -> Model:
+    """Qwen-Image's transformer with texts of 64 tokens; LoRAs on all but the modulations."""
+    from diffusers import QwenImageTransformer2DModel
+
+    model = built(QwenImageTransformer2DModel)
+    side = resolution // 16
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "hidden_states": half(rows, side * side, 64),
+            "encoder_hidden_states": half(rows, 64, 3584),
+            "timestep": half(rows),
+            "img_shapes": [[(1, side, side)]] * rows,
+        }
+
+    return Model(model, inputs, layers(model, "transformer_blocks.", "_mod"))
+
+
+CASES = (
+    Case("SD1.5", "SD1.5", 512, 1.0, sd15),
+    Case("SDXL", "SDXL", 512, 0.8, sdxl),
+    Case("SDXL", "SDXL", 768, 0.8, sdxl),
+    Case("SDXL", "SDXL", 1024, 0.8, sdxl),
+    Case("Flux.1, fp8", "Flux.1", 512, 3.1, flux, 1),
+    Case("Flux.1, fp8", "Flux.1", 1024, 3.1, flux, 1),
+    Case("Qwen-Image, fp8", "Qwen-Image", 512, 1.8, qwen, 1),
+)
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.1f}"
+
+
+def counted_row(counted: Counted) -> list[str]:
+    case = counted.case
+    mean = sum(counted.at_layers.values()) / len(counted.at_layers)
+    formula = case.formula(1)
+    return [
+        case.name,
+        f"{case.resolution}",
+        gb(counted.model),
+        f"{len(counted.at_layers)}",
+        f"{counted.widest / 1e6:.0f}",
+        f"{mean / 1e6:.0f}",
+        f"{counted.call / 1e6:.0f}",
+        f"{formula / 1e6:.0f}",
+        f"{formula / counted.widest:.1f}",
+        f"{formula / counted.call:.1f}",
+        *(gb(counted.sums(loras)) for loras in LORAS),
+    ]
+
+
+def verdict(counted: Counted, card: float, loras: int) -> str:
+    """Return what happens on a card, in a few words."""
+    room = counted.room(card, loras)
+    if room.missing > counted.model:
+        return "no"
+    waiting = counted.waiting(room, loras)
+    where = "fits"
+    if waiting.copied:
+        rows = f"{ROWS * waiting.elsewhere} of {ROWS * waiting.samples}"
+        where = f"{rows} wait: {waiting.copied / 1e9:.0f} GB, {waiting.copied / PCIE:.0f} s"
+    if room.missing:
+        where = f"model {gb(room.missing)} GB too large, {where}"
+    return where
+
+
+def card_row(counted: Counted, loras: int) -> list[str]:
+    case = counted.case
+    whole = case.samples(loras) * counted.widest
+    return [
+        case.name,
+        f"{case.resolution}",
+        f"{loras}",
+        f"{ROWS * case.samples(loras)}",
+        gb(whole),
+        *(verdict(counted, card, loras) for card in CARDS),
+    ]
+
+
+TEXT = """\
+### Memory: what fits on which card
+
+Counted, not measured: models of the real sizes on torch's meta device, activations in half precision, default calibration, LoRAs
+on all layers of attention and feed-forward. No card was used. GB are 10^9 bytes. *Waits* is what one sample (teacher and student
+row) holds while a layer is solved, counted by the code that parks rows: at the layer where it is most, and on average. *Call* is
+what a running call of one sample holds at most, with attention that keeps its output alone. *Formula* is what ComfyUI's
+`memory_required` asks for, of which the node makes its estimate. *Sums* are the float64 sums of all tasks and the solve at the
+largest layer, of {loras} LoRAs.
+
+{counted}
+
+ComfyUI's formula asks for {low:.1f} to {high:.1f} times what waiting rows hold at the widest layer, so it does not decide what
+has to wait. The node takes it for calls alone, leaves room for the sums, and gives the rest to waiting rows, whose bytes are
+counted when they wait. Where the first call of a layer shows that all have room, the others are not looked at.
+
+What the node decides for a card of so many GiB, of which {not_free:.1f} are not free. *Fits*: model, rows and sums are on the card
+together. *n of m wait*: at the widest layer so many rows wait in the computer's memory; GB are copied out and back in the whole
+sweep, and the seconds are these at {pcie:.0f} GB a second, without overlap. *Model too large*: ComfyUI keeps so much of the model
+in the computer's memory. *No*: one call and the sums do not fit even then, by the estimate.
+
+{cards}"""
+
+
+def text_of(counts: Sequence[Counted]) -> str:
+    """Return the tables in Markdown."""
+    heads = ["model", "pixels", "model, GB", "layers", "waits, MB", "on average", "call, MB"]
+    heads += ["formula, MB", "/ waits", "/ call", *(f"sums of {n}, GB" for n in LORAS)]
+    ratios = [counted.case.formula(1) / counted.widest for counted in counts]
+    cards = [
+        "model",
+        "pixels",
+        "LoRAs",
+        "rows",
+        "they hold, GB",
+        *(f"{card} GiB" for card in CARDS),
+    ]
+    return TEXT.format(
+        loras=", ".join(map(str, LORAS)),
+        counted=table(heads, list(map(counted_row, counts))),
+        low=min(ratios),
+        high=max(ratios),
+        not_free=NOT_FREE / 2**30,
+        pcie=PCIE / 1e9,
+        cards=table(cards, [card_row(counted, n) for counted in counts for n in LORAS]),
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Put a text between the markers of a file; what stands around them stays."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        before, after = f"{before.rstrip()}\n\n", "\n"
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--only", help="cases with this in their name; nothing is written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    busy = os.getloadavg()[0]
+    counts = []
+    for case in CASES:
+        if options.only is None or options.only in case.name:
+            print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
+            counts.append(count(case))
+    text = f"{text_of(counts)}\n\n{machine('cpu', 'python benchmarks/memory.py', busy)}"
+    print(text)
+    if options.only is None:
+        write(HERE / "RESULTS.md", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a merge will take of a device's memory, told before its long stages begin."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..network import Network
+from ..report.records import Note
+from ..rows.held import held_bytes
+from ..rows.parking import Parking
+from .model import DenoiserRow
+
+logger = logging.getLogger("iteris")
+PCIE = 12e9  # bytes a second between device and host that a card of these years really copies
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the rows of a merge hold while a layer is solved.
+
+    Args:
+        samples: Samples of the merge, two rows each.
+        at_layers: Bytes that all of them hold at each layer.
+        room: Bytes that they may hold on the device; the rest waits on the host.
+    """
+
+    samples: int
+    at_layers: Sequence[float]
+    room: float
+
+    @property
+    def widest(self) -> float:
+        """Bytes that all rows hold at the layer where they hold most."""
+        return max(self.at_layers, default=0.0)
+
+    @property
+    def elsewhere(self) -> int:
+        """Samples that wait on the host at the widest layer."""
+        if self.widest <= self.room:
+            return 0
+        return round(self.samples * (1 - self.room / self.widest))
+
+    @property
+    def copied(self) -> float:
+        """Bytes that are copied in the whole sweep, out and back."""
+        return 2 * sum(max(0.0, held - self.room) for held in self.at_layers)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """A note for the report where rows wait on the host."""
+        if not self.copied:
+            return ()
+        return (
+            Note(
+                "memory",
+                f"the {2 * self.samples} rows of {self.samples} samples hold up to "
+                f"{self.widest / 1e9:.1f} GB while a layer is solved, and the device has "
+                f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in the "
+                f"computer's memory: {self.copied / 1e9:.0f} GB are copied, about "
+                f"{self.copied / PCIE / 60:.0f} minutes. To save them, lower resolution first, "
+                "then trajectories",
+            ),
+        )
+
+
+def foresee(
+    network: Network,
+    row: DenoiserRow,
+    paths: Collection[str],
+    samples: int,
+    room: int,
+    parking: Parking | None = None,
+) -> Waiting:
+    """Return what the rows of a merge will hold, counted in a forward call of one sample, and tell
+    the log.
+
+    Args:
+        network: The diffusion model.
+        row: What one row reads.
+        paths: Target layers.
+        samples: Samples of the merge.
+        room: See `Waiting`.
+        parking: See `rows.held.held_bytes`.
+    """
+    held = held_bytes(network, [row, row], paths, parking)
+    waiting = Waiting(samples, [samples * of_one for of_one in held.values()], room)
+    logger.info(
+        "%d rows wait at %d layers and hold up to %.2f GB there, counted on one sample; room for "
+        "them: %.2f GB; to be copied: %.0f GB",
+        2 * samples,
+        len(held),
+        waiting.widest / 1e9,
+        room / 1e9,
+        waiting.copied / 1e9,
+    )
+    for note in waiting.notes:
+        logger.warning(note.text)
+    return waiting
