@@ -56,6 +56,19 @@ def test_one_change_in_the_spellings_of_kohya_diffusers_and_peft_is_one_adapter(
     assert set(beginnings["diffusers"]).isdisjoint({*beginnings["kohya"], *beginnings["peft"]})
 
 
+def test_what_rows_hold_is_counted_at_every_layer_of_the_denoiser(family):
+    assert 0 < family["held"][0] < family["held"][1]
+
+
+def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(family):
+    large, none = family["rooms"]
+    assert large["samples_per_chunk"] == 8 and large["missing"] == 0
+    assert large["required"] < large["waiting_bytes"] < 0.8 * 2**40
+    assert (none["samples_per_chunk"], none["waiting_bytes"]) == (1, 0)
+    # two samples in a call, and the sums of a layer
+    assert 0 < none["missing"] < none["required"] < 2 * none["missing"]
+
+
 def test_rows_that_wear_a_lora_do_what_the_hosts_own_loader_makes_the_model_do(family):
     assert family["stock"] < ROUNDING
 

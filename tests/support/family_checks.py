@@ -13,9 +13,13 @@ import json
 import logging
 import math
 import re
+import sys
 import traceback
+import types
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 import in_comfy
 
@@ -33,13 +37,17 @@ from torch import Tensor, nn
 
 from iteris_core import Adapter, MergeConfig
 from iteris_core.adapters import target_layers
+from iteris_core.devices import Room
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
+from iteris_core.engines.measure import room_for_sums
 from iteris_core.files import kohya
+from iteris_core.rows.held import held_bytes
+from iteris_core.rows.parking import Parking
 from iteris_core.rows.wearing import wearing
 
 SMALL = Calibration(
@@ -297,6 +305,30 @@ def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> floa
     return largest_difference(merged.adapter, first.adapter)
 
 
+def held_by_rows(host: ComfyModel, adapter: Adapter) -> dict[str, int]:
+    """Return the bytes that two rows hold while they wait at each layer, all of them counted."""
+    with host.denoiser() as network:
+        sampler = Sampler.of(host, network, SMALL)
+        prompt = prompt_of(host, CAPTION, None)
+        row = DenoiserRow(noise(sampler.shape, 0), sampler.sigmas[0], prompt)
+        paths = [path for path in adapter.deltas if path in network.modules]
+        everything = Parking(network.modules.values(), budget=sys.maxsize, unparked=(), smallest=1)
+        return held_bytes(network, [row, row], paths, everything)
+
+
+def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int) -> Room:
+    """Return how the host shares out a card with so many bytes free beside the whole model."""
+    device = types.SimpleNamespace(type="cuda")
+    to_load = host.model.model_size() - host.model.loaded_size()
+    with (
+        mock.patch.object(host.model, "load_device", device),
+        mock.patch("comfy.model_management.get_free_memory", lambda device: free + to_load),
+    ):
+        return host.make_room(
+            SMALL.resolution, 90, lambda modules: room_for_sums(modules, [adapter], 3, EXACT)
+        )
+
+
 def saved_prediction(model: Any, clip: Any, sampling: str = "") -> str | None:
     """Return what a file of a model says that it predicts; on a model that ComfyUI's node
     ModelSamplingDiscrete has changed, if a kind of sampling is named.
@@ -328,6 +360,12 @@ def check(name: str) -> dict[str, Any]:
         spelling: sorted({beginning_of(key) for key in file}) for spelling, file in files.items()
     }
     taught = seen(host, first.adapter)
+    held = held_by_rows(host, first.adapter)
+    _, of_denoiser = first.adapter.split(host.is_text_module)
+    assert set(held) == set(of_denoiser.deltas)
+    found["held"] = [min(held.values()), max(held.values())]
+    found["rooms"] = [asdict(room_on_a_card(host, first.adapter, free)) for free in (1 << 40, 0)]
+    host.memory_required = 0.0
     found["stock"] = relative(seen(stock(model, clip, files["diffusers"])), taught, base)
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     single = merge_diffusion(host, [first], alone, EXACT)
