@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CalibrationError
 
@@ -25,6 +25,19 @@ def moved(
     if tensor.device.type == "cpu":
         return tensor.to(dtype=dtype).to(device=device)
     return tensor.to(device=device).to(dtype=dtype)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device on which a model runs, which its inputs go to: also that of a model whose
+    weights accelerate keeps elsewhere until a layer is called.
+    """
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):  # several hooks in a row, or one
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(model.parameters()).device
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -199,6 +199,22 @@ def add_to_output(module: nn.Module, y: Tensor, tokens: Tensor) -> None:
     y += tokens.reshape(y.shape).to(y.dtype)
 
 
+def stored_weight(path: str, module: nn.Module) -> Tensor:
+    """Return a layer's weight as it is stored.
+
+    Raises:
+        AdapterError: It is elsewhere until the layer is called.
+    """
+    weight = module.get_parameter("weight").detach()
+    if weight.is_meta:
+        raise AdapterError(
+            f"the adapter's change of {path!r} depends on the layer's own weight, as a DoRA's "
+            "does, and accelerate keeps that elsewhere until the layer is called; load the model "
+            "without a device map"
+        )
+    return weight
+
+
 def base_weight_and_bias(
     module: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from ..files.writing import check_free, under_free_name
 from ..processes import Processes
 from ..settings import check, setting
 from . import options
-from .options import Placement
+from .options import Spread
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries
 
@@ -133,7 +133,7 @@ def merge_command(command: MergeCommand) -> Callable[..., None]:
         "diffusion",
         calibration=Calibration(),
         settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
-        placement=Placement(),
+        placement=Spread(),
         saving=Saving(),
     )(functools.partial(_merge, command.family))
 
@@ -191,7 +191,7 @@ def _merge(
     report: options.ReportSetting = None,
     calibration: Calibration,
     settings: MergeConfig,
-    placement: Placement,
+    placement: Spread,
     saving: Saving,
 ) -> None:
     Places(
@@ -347,13 +347,20 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _loaded(
-    base: str, config: str | None, placement: Placement, family: Family
+    base: str, config: str | None, placement: Spread, family: Family
 ) -> Iterator[DiffusersModel]:
     """Load the model, and keep what diffusers advises about its own settings off the terminal."""
     quiet_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield load_diffusers(base, config, placement.dtype, placement.device, family=family)
+        yield load_diffusers(
+            base,
+            config,
+            placement.dtype,
+            placement.device,
+            family=family,
+            device_map=placement.device_map,
+        )
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
 from . import options as options
-from .options import Placement
+from .options import Spread
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries
 
@@ -70,7 +70,7 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
     "language",
     reading=TextOptions(),
     config=DEFAULT,
-    placement=Placement(),
+    placement=Spread(),
 )
 def merge_t5_command(
     *,
@@ -97,7 +97,7 @@ def merge_t5_command(
     report: options.ReportSetting = None,
     reading: TextOptions,
     config: MergeConfig,
-    placement: Placement,
+    placement: Spread,
 ) -> None:
     places = Places(
         whole={"--output": output, "--save-model": save_model},
@@ -114,7 +114,12 @@ def merge_t5_command(
     tasks = _tasks(adapter, _texts(samples, token_ids), weights)
     kept = _preserve(preserve, preserve_weight, _preserved_texts)
     quiet_libraries()
-    where = Base(base, dtype=placement.dtype, device=placement.device)
+    where = Base(
+        base,
+        dtype=placement.dtype,
+        device=placement.device,
+        device_map=placement.device_map,
+    )
     with progress_bars() as progress:
         result = t5.merge_t5(where, tasks, config, reading, preserve=kept, progress=progress)
     if not Processes.current().is_first:
@@ -130,7 +135,7 @@ def merge_t5_command(
     "language",
     reading=CaptionOptions(),
     config=DEFAULT,
-    placement=Placement(),
+    placement=Spread(),
 )
 def merge_blip_command(
     *,
@@ -157,7 +162,7 @@ def merge_blip_command(
     report: options.ReportSetting = None,
     reading: CaptionOptions,
     config: MergeConfig,
-    placement: Placement,
+    placement: Spread,
 ) -> None:
     places = Places(
         whole={"--output": output, "--save-model": save_model},
@@ -173,7 +178,12 @@ def merge_blip_command(
     tasks = _tasks(adapter, _captions(images, prompt), weights)
     kept = _preserve(preserve, preserve_weight, read_images)
     quiet_libraries()
-    where = Base(base, dtype=placement.dtype, device=placement.device)
+    where = Base(
+        base,
+        dtype=placement.dtype,
+        device=placement.device,
+        device_map=placement.device_map,
+    )
     with progress_bars() as progress:
         result = blip.merge_blip(where, tasks, config, reading, preserve=kept, progress=progress)
     if not Processes.current().is_first:

@@ -17,6 +17,7 @@ import typer
 
 from ..config import MergeConfig
 from ..errors import ConfigError, UnusedSettingError
+from ..files.pretrained import DeviceMap
 from ..files.writing import write_text
 from ..report.records import MergeReport
 from ..rivals import registry
@@ -61,6 +62,25 @@ class Placement:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class Spread(Placement):
+    """Where the base model runs, also one that is larger than a device."""
+
+    device_map: DeviceMap = setting(
+        "none",
+        "Instead of a device: spread over all GPUs by accelerate, one after the other (auto) or "
+        "alike (balanced); what has no room stays in host memory.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device_map != "none" and self.device != "cpu":
+            raise ConfigError(
+                f"--device is {self.device}, and --device-map {self.device_map} chooses the "
+                "devices itself; give one of them"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..files.families import Family
 from ..files.headers import read_header
-from ..files.pretrained import loaded, placed
+from ..files.pretrained import DeviceMap, loaded, placed
 from .pipeline import DiffusersModel
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -61,6 +61,7 @@ def load_diffusers(
     device: str = "cpu",
     *,
     family: Family | None = None,
+    device_map: DeviceMap = "none",
 ) -> DiffusersModel:
     """Load a Stable Diffusion 1.5 or SDXL model; its VAE and safety checker are not read.
 
@@ -70,16 +71,17 @@ def load_diffusers(
         dtype: Precision in which the model runs.
         device: Device on which it runs.
         family: See `load_pipeline`.
+        device_map: See `pretrained.placed`.
 
     Raises:
-        AdapterError, ConfigError: See `load_pipeline`; or the device cannot be used.
+        AdapterError, ConfigError: See `load_pipeline`; or it cannot be placed.
     """
     pipeline = load_pipeline(source, config, family=family, with_vae=False)
     described = config if _is_checkpoint(source) else source
     factor = _vae_scale_factor(described) if described is not None else 8
     model = DiffusersModel.of(pipeline, factor)
     for part in (model.unet_model, *model.text_models):
-        placed(part.to(dtype), device)
+        placed(part.to(dtype), device, device_map)
     return model
 
 

@@ -16,6 +16,7 @@ from ..files import diffusers, kohya
 from ..files.kinds import own_dense_delta
 from ..files.tensors import read_tensors
 from ..files.writing import write_tensors
+from ..layers import stored_weight
 from .pipeline import DiffusersModel
 
 Style = Literal["kohya", "diffusers"]
@@ -41,7 +42,7 @@ def read_lora(
     """
 
     def weight_at(module: str) -> Tensor:
-        return model.modules[module].get_parameter("weight").detach().float().cpu()
+        return stored_weight(module, model.modules[module]).float().cpu()
 
     tensors, metadata = read_tensors(path)
     adapter = kohya.parse(

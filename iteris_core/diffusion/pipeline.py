@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import device_of
 from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, model_keys
 from ..files.families import FAMILIES, Family
@@ -200,7 +201,7 @@ class DiffusersModel:
             yield self._network(self.is_text_module, self._write)
 
     def _write(self, pieces: Sequence[Tensor]) -> list[Encoded]:
-        ids = torch.stack(list(pieces)).to(self.text_models[0].device)
+        ids = torch.stack(list(pieces)).to(device_of(self.text_models[0]))
         if len(self.text_models) == 1:
             return [Encoded(row) for row in self.text_models[0](ids[:, 0]).last_hidden_state]
         written = [
@@ -267,15 +268,16 @@ class DiffusersModel:
 
     def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         model = self.unet_model
+        device = device_of(model)
         precise = torch.promote_types(self.unet_model.dtype, torch.float32)
-        x = torch.stack([row.latents for row in rows]).to(model.device, precise)
+        x = torch.stack([row.latents for row in rows]).to(device, precise)
         levels = torch.stack([row.sigma for row in rows])
-        context = torch.stack([row.prompt.tokens for row in rows]).to(model.device, model.dtype)
-        sigma = levels.to(model.device, precise)[:, None, None, None]
+        context = torch.stack([row.prompt.tokens for row in rows]).to(device, model.dtype)
+        sigma = levels.to(device, precise)[:, None, None, None]
         size = (
             1 + sigma**2
         ).sqrt()  # of x_t on this variance-exploding scale, over that on the model's own
-        timesteps = self.timesteps(levels).to(model.device)
+        timesteps = self.timesteps(levels).to(device)
         output = model(
             (x / size).to(model.dtype),
             timesteps,
@@ -299,8 +301,8 @@ class DiffusersModel:
         height, width = (side * self.vae_scale_factor for side in rows[0].latents.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(rows), dtype=model.dtype)
         return {
-            "text_embeds": pooled.to(model.device, model.dtype),
-            "time_ids": sizes.to(model.device),
+            "text_embeds": pooled.to(device_of(model), model.dtype),
+            "time_ids": sizes.to(device_of(model)),
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import ConfigError
+from ..layers import stored_weight
 from . import peft
 from .model_keys import layer_shapes
 
+DeviceMap = Literal["none", "auto", "balanced"]
+_OF_WEIGHTS = 0.5  # of a GPU's free memory, where a model is spread; rows and sums need the rest
 _FEWEST_WORDS = 8  # of a tokenizer that was loaded and not made up
 # What the libraries raise where files are missing, damaged or of another kind.
 _LOADING_ERRORS = (
@@ -36,6 +39,7 @@ def load_model(
     source: str,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    device_map: DeviceMap = "none",
 ) -> nn.Module:
     """Load a model from a folder or by its name on the hub, ready to be measured.
 
@@ -45,10 +49,11 @@ def load_model(
         source: Folder, or name on the hub.
         dtype: The precision in which it runs.
         device: The device on which it runs.
+        device_map: See `placed`.
 
     Raises:
         ConfigError: There is no model, or one of another kind, or some of its weights are missing;
-            or the device cannot be used.
+            or it cannot be placed.
     """
     from transformers import AutoConfig
 
@@ -57,7 +62,7 @@ def load_model(
         raise ConfigError(
             f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}"
         )
-    return placed(whole_model(auto_class, source, "a model", dtype=dtype), device)
+    return placed(whole_model(auto_class, source, "a model", dtype=dtype), device, device_map)
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
@@ -94,12 +99,21 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     return model
 
 
-def placed(model: nn.Module, device: str) -> nn.Module:
+def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.Module:
     """Return a model on a device, ready to be measured.
 
+    Args:
+        model: The model, on the CPU.
+        device: Name of the device.
+        device_map: How a model that is larger than a device is spread over all GPUs by accelerate,
+            instead: ``auto`` fills one after the other, ``balanced`` all alike. What has no room
+            stays on the host, and is on a GPU while it is used.
+
     Raises:
-        ConfigError: The device cannot be used.
+        ConfigError: The device cannot be used, or the model cannot be spread.
     """
+    if device_map != "none":
+        return _spread(model.eval().requires_grad_(False), device_map)
     if device.startswith("meta"):
         raise ConfigError(
             f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU"
@@ -111,6 +125,31 @@ def placed(model: nn.Module, device: str) -> nn.Module:
         AssertionError,
     ) as error:  # torch's ways to say that a device is not there
         raise ConfigError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+
+
+def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
+    try:
+        from accelerate import dispatch_model, infer_auto_device_map
+        from accelerate.utils import get_balanced_memory, get_max_memory
+    except ImportError as error:
+        raise ConfigError(
+            f"device_map {device_map!r} needs accelerate, which cannot be imported "
+            f"({_first_line(error)}); pip install accelerate, or leave it out"
+        ) from error
+    blocks = list(getattr(model, "_no_split_modules", None) or ())
+    memory = {
+        device: free if device == "cpu" else int(_OF_WEIGHTS * free)
+        for device, free in get_max_memory().items()
+    }
+    if device_map == "balanced":
+        memory = get_balanced_memory(model, memory, no_split_module_classes=blocks)
+    places = infer_auto_device_map(model, memory, no_split_module_classes=blocks)
+    if "disk" in places.values():
+        raise ConfigError(
+            f"device_map {device_map!r} finds no room for the whole model on GPUs and host "
+            "together; use a machine with more memory, or a smaller dtype"
+        )
+    return cast(nn.Module, dispatch_model(model, places))
 
 
 def load_tokenizer(source: str) -> Any:
@@ -195,7 +234,7 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
     """
 
     def weight_at(path: str) -> Tensor:
-        return cast(Tensor, model.get_submodule(path).weight)
+        return stored_weight(path, model.get_submodule(path))
 
     return peft.load(folder, mergeable_shapes(model), weight_at)
 

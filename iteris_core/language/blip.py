@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import MergeConfig
-from ..files.pretrained import load_adapter, load_model, load_processor
+from ..devices import device_of
+from ..files.pretrained import DeviceMap, load_adapter, load_model, load_processor
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import StageProgress, nobody
 from .caption_samples import (
@@ -33,13 +34,18 @@ _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|valu
 _HEAD = "text_decoder.cls."
 
 
-def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+def load_base(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    device_map: DeviceMap = "none",
+) -> nn.Module:
     """Load a BLIP captioning model from a folder or by its name on the hub; see
     `pretrained.load_model`.
     """
     from transformers import BlipForConditionalGeneration
 
-    return load_model(BlipForConditionalGeneration, ("blip",), source, dtype, device)
+    return load_model(BlipForConditionalGeneration, ("blip",), source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:
@@ -62,7 +68,7 @@ def network_of(model: Any, *, head: bool = False) -> Network:
 
     def forward(rows: Sequence[CaptionRow]) -> Tensor:
         pixels, ids, mask = (
-            torch.stack([getattr(row, part) for row in rows]).to(model.device)
+            torch.stack([getattr(row, part) for row in rows]).to(device_of(model))
             for part in ("pixels", "ids", "mask")
         )
         picture = model.vision_model(pixel_values=pixels.to(model.dtype)).last_hidden_state
@@ -91,9 +97,9 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     """
     end_id = model.config.text_config.sep_token_id
     # generate takes the last id for the tokenizer's end token, and drops it
-    start = torch.tensor([*samples[0].start.tolist(), end_id], device=model.device)
+    start = torch.tensor([*samples[0].start.tolist(), end_id], device=device_of(model))
     ids = start.repeat(len(samples), 1)
-    pixels = torch.stack([sample.read for sample in samples]).to(model.device, model.dtype)
+    pixels = torch.stack([sample.read for sample in samples]).to(device_of(model), model.dtype)
     written = model.generate(
         pixel_values=pixels,
         input_ids=ids,
@@ -138,7 +144,7 @@ def merge_blip(
         processor = load_processor(base.name)
     model = base.model
     if isinstance(model, str):
-        model = load_base(model, base.dtype, base.device)
+        model = load_base(model, base.dtype, base.device, base.device_map)
     worn = [load_adapter(model, Path(task.folder)) for task in adapters]
     encoded = encode_captions(job.samples, processor, model, options)
     answer = partial(write, model, max_new_tokens=options.max_new_tokens)

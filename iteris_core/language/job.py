@@ -17,6 +17,7 @@ from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import peft
 from ..files.model_keys import layer_kernels
+from ..files.pretrained import DeviceMap
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
@@ -47,12 +48,14 @@ class Base:
             it.
         dtype: Precision in which a model runs that is loaded here.
         device: Device on which a model runs that is loaded here.
+        device_map: How a model is spread that is loaded here; see `pretrained.placed`.
     """
 
     model: str | nn.Module
     reader: Any = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    device_map: DeviceMap = "none"
 
     @property
     def name(self) -> str:

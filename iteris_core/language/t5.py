@@ -19,8 +19,15 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..config import MergeConfig
+from ..devices import device_of
 from ..errors import CalibrationError
-from ..files.pretrained import generation_settings, load_adapter, load_model, load_tokenizer
+from ..files.pretrained import (
+    DeviceMap,
+    generation_settings,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+)
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import Note
@@ -44,13 +51,18 @@ _IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
 _READS_ENCODER = re.compile(r".*\.((EncDecAttention\.[kv])|(encoder_attn\.[kv]_proj))")
 
 
-def load_base(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+def load_base(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    device_map: DeviceMap = "none",
+) -> nn.Module:
     """Load a T5, FLAN-T5 or BART from a folder or by its name on the hub; see
     `pretrained.load_model`.
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    return load_model(AutoModelForSeq2SeqLM, _KINDS, source, dtype, device)
+    return load_model(AutoModelForSeq2SeqLM, _KINDS, source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:
@@ -105,7 +117,7 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
         return answers.last_hidden_state * counts
 
     def stacked(rows: Sequence[Any]) -> Tensor:
-        return torch.stack(list(rows)).to(model.device)
+        return torch.stack(list(rows)).to(device_of(model))
 
     return Network(dict(model.named_modules()), forward, stream_of)
 
@@ -123,8 +135,8 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     texts = [sample.read for sample in samples]
     length = max(map(len, texts))
     written = model.generate(
-        input_ids=padded(texts, length, model.config.pad_token_id).to(model.device),
-        attention_mask=mask_of(texts, length).to(model.device),
+        input_ids=padded(texts, length, model.config.pad_token_id).to(device_of(model)),
+        attention_mask=mask_of(texts, length).to(device_of(model)),
         generation_config=settings,
     )
     end_id = model.generation_config.eos_token_id
@@ -162,7 +174,7 @@ def merge_t5(
         tokenizer = load_tokenizer(base.name)
     model = base.model
     if isinstance(model, str):
-        model = load_base(model, base.dtype, base.device)
+        model = load_base(model, base.dtype, base.device, base.device_map)
     worn, notes = _load_adapters(model, [task.folder for task in adapters], options)
     network, rows = prepare(job.teachers(model, worn), job.samples, options, tokenizer)
     return replace(job.run(network, worn, rows, options, notes), task_type=TASK_TYPE)

@@ -1,0 +1,139 @@
+"""Models whose weights accelerate keeps elsewhere until a layer is called: here in host memory, or
+on disk, with the CPU as the device that runs.
+"""
+
+import sys
+
+import accelerate
+import pytest
+import tiny_diffusers
+import tiny_language
+import torch
+
+from iteris_core import AdapterError, ConfigError, MergeConfig
+from iteris_core.cli.options import Spread
+from iteris_core.devices import device_of
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.loading import load_diffusers
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.files.pretrained import placed
+from iteris_core.language.job import AdapterTask
+from iteris_core.language.t5 import load_base, merge_t5
+from iteris_core.language.text_samples import TextSample
+from iteris_core.layers import stored_weight
+
+SMALL = {"trajectories": 2, "sampling_steps": 2, "resolution": 64, "cfg": 2.0}
+# one sample in a call: the calls are in the same layers by turns
+ONE_BY_ONE = MergeConfig(samples_per_chunk=1, ridge="paper")  # reads the weights of the layers
+
+
+@pytest.fixture(params=["host", "disk"])
+def elsewhere(request, tmp_path):
+    """Return a function that puts a model's weights elsewhere."""
+
+    def put(model):
+        if request.param == "host":
+            return accelerate.cpu_offload(model, execution_device="cpu")
+        folders.append(tmp_path / str(len(folders)))
+        return accelerate.disk_offload(model, folders[-1], execution_device="cpu")
+
+    folders = []
+    return put
+
+
+def are_away(model):
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for path, delta in expected.items():
+        assert torch.equal(found[path].up, delta.up), path
+        assert torch.equal(found[path].down, delta.down), path
+
+
+def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
+    def merged(base):
+        texts = torch.randint(2, 60, (2, 2, 7), generator=torch.Generator().manual_seed(3))
+        # the first adapter's own model answers
+        samples = [
+            [TextSample(text, target) for text, target in zip(of_task, targets, strict=True)]
+            for of_task, targets in zip(texts, ([None, None], texts[0, :, :4]), strict=True)
+        ]
+        folders = [t5_folder / "one", t5_folder / "two"]
+        tasks = [AdapterTask(*task) for task in zip(folders, samples, strict=True)]
+        return merge_t5(base, tasks, ONE_BY_ONE).adapter.deltas
+
+    expected = merged(load_base(str(t5_folder / "base")))
+    base = elsewhere(load_base(str(t5_folder / "base")))
+    assert are_away(base)
+    assert_same(merged(base), expected)
+    assert are_away(base)
+
+
+def test_a_stable_diffusion_model_is_merged_to_the_same_bits():
+    def merged(host):
+        loras = [LoadedLora.of(adapters[name], (f"a {name}",)) for name in ("cat", "hat")]
+        return merge_diffusion(host, loras, Calibration(**SMALL), ONE_BY_ONE).adapter.deltas
+
+    host = tiny_diffusers.model()
+    adapters = {
+        name: tiny_diffusers.adapter(host, seed) for seed, name in enumerate(("cat", "hat"))
+    }
+    expected = merged(host)
+    for part in (host.unet_model, *host.text_models):
+        accelerate.cpu_offload(part, execution_device="cpu")
+        assert are_away(part)
+    assert_same(merged(host), expected)
+
+
+def test_the_device_that_runs_is_known_where_no_weight_says_it(elsewhere):
+    model = elsewhere(tiny_language.t5())
+    assert are_away(model) and device_of(model) == torch.device("cpu")
+    assert device_of(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_a_weight_that_is_away_is_not_read(elsewhere):
+    model = elsewhere(torch.nn.Sequential(torch.nn.Linear(3, 2)))
+    with pytest.raises(AdapterError, match=r"'0' depends on the layer's own weight.*device map"):
+        stored_weight("0", model[0])
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced"])
+def test_without_gpus_a_spread_model_is_on_the_host(t5_folder, device_map):
+    source = str(t5_folder / "base")
+    plain = tiny_language.logits(load_base(source))
+    model = load_base(source, device_map=device_map)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert torch.equal(tiny_language.logits(model), plain)
+
+
+def test_a_diffusers_model_can_be_spread(tmp_path):
+    host = tiny_diffusers.model()
+    tiny_diffusers.save_folder(host, tmp_path)
+    model = load_diffusers(str(tmp_path), device_map="auto")
+    expected = dict(host.unet_model.named_parameters())
+    found = dict(model.unet_model.named_parameters())
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_model_that_finds_no_room_is_refused(monkeypatch):
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"cpu": 2000})
+    with pytest.raises(ConfigError, match="device_map 'auto' finds no room for the whole model"):
+        placed(tiny_language.t5(), "cpu", "auto")
+
+
+def test_without_accelerate_a_device_map_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ConfigError, match="device_map 'balanced' needs accelerate"):
+        placed(tiny_language.t5(), "cpu", "balanced")
+
+
+def test_a_device_and_a_device_map_contradict_each_other():
+    assert Spread(device="cuda").device_map == "none"
+    assert Spread(device_map="auto").device == "cpu"
+    with pytest.raises(ConfigError, match="--device is cuda, and --device-map auto"):
+        Spread(device="cuda", device_map="auto")
+    with pytest.raises(ConfigError, match="device_map"):
+        Spread(device_map="every")
