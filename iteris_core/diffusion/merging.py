@@ -25,7 +25,7 @@ from ..network import Network
 from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
 from ..tasks import Sample, Task
-from .calibration import Calibration, sample_count
+from .calibration import Calibration
 from .foreseen import foresee
 from .lora_use import LoadedLora, loras_in_use, own_names
 from .model import (
@@ -73,9 +73,7 @@ def merge_diffusion(
     plans = plans_of(model, used, calibration, config, tick_of(progress))
     solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
     contexts, of_text = merge_text_encoder(model, plans, solver)
-    styles = sum(lora.use.kind == "style" for lora in used)
-    samples = sample_count(calibration, len(used), styles)
-    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver, samples)
+    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
     name = " + ".join(lora.adapter.name for lora in used)
@@ -315,7 +313,6 @@ def merge_denoiser(
     contexts: Contexts,
     calibration: Calibration,
     solver: PartSolver,
-    samples: int,
 ) -> MergeResult | None:
     """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
     None if no LoRA changes it.
@@ -326,7 +323,6 @@ def merge_denoiser(
         contexts: What their rows read.
         calibration: Settings of the calibration samples, for this model's family.
         solver: Merges the part.
-        samples: About how many samples there will be, to tell what will wait on the host.
     """
     adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
     if not any(adapter.deltas for adapter in adapters):
@@ -334,6 +330,7 @@ def merge_denoiser(
     with model.denoiser() as network:
         sampler = Sampler.of(model, network, calibration)
         runs = runs_of(plans, contexts)
+        samples = sum(plan.sample_count() for plan in plans)
         notes = _foreseen(sampler, runs, adapters, solver.config, samples)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
