@@ -42,6 +42,7 @@ from language_methods import (
 from language_tasks import LORA_TASKS
 from language_text import Run, draw, section
 from language_world import Size, Tell, TextWorld, World
+from results import write_parts
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from speed_measure import machine
@@ -49,8 +50,6 @@ from speed_measure import machine
 from iteris_core import IterisError, merge
 
 HERE = Path(__file__).parent
-BEGIN = "<!-- language:begin -->"
-END = "<!-- language:end -->"
 WORLDS: dict[str, Callable[[Path, int, Size, Tell], World]] = {
     "t5": TextWorld,
     "blip": CaptionWorld,
@@ -319,24 +318,6 @@ def stage_times(jobs: Sequence[Job]) -> str:
     return f"CPU time, minutes: {parts}; together {sum(total.values()) / 60:.0f}."
 
 
-def write(texts: Mapping[str, str]) -> None:
-    """Put parts between the markers of RESULTS.md; the other parts, and what stands around them,
-    stay.
-    """
-    path = HERE / "RESULTS.md"
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    if BEGIN not in old:
-        old = old.rstrip() + f"\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    inside, _, after = rest.partition(END)
-    parts = (piece.partition(" -->") for piece in inside.split("<!-- language:part ")[1:])
-    known = {name: body.strip() for name, _, body in parts} | dict(texts)
-    inside = "\n\n".join(
-        f"<!-- language:part {name} -->\n{known[name]}" for name in WORLDS if name in known
-    )
-    path.write_text(f"{before}{BEGIN}\n{inside}\n{END}{after}", encoding="utf-8")
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -393,7 +374,7 @@ def main() -> None:
         texts[world] = f"{section(world, NAMES[world], records)}\n\n{where}"
         print(texts[world], end="\n\n", flush=True)
     if not options.quick:
-        write(texts)
+        write_parts("language", WORLDS, texts)
         both = [replace(job, world=world, size=sizes[world]) for job in jobs for world in WORLDS]
         draw(
             {world: read_records([job for job in both if job.world == world]) for world in WORLDS},

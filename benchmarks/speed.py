@@ -21,17 +21,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import speed_models
 import torch
 from naive import algorithm_1
+from results import write_parts
 from rich.console import Console
-from speed_measure import PeakMemory, Profile, machine, spread, timed
+from speed_measure import PeakMemory, Profile, Times, machine, spread, timed
 from speed_text import growth_text, naive_text, ratio_text
 
 HERE = Path(__file__).parent
-BEGIN = "<!-- speed:begin -->"
-END = "<!-- speed:end -->"
 ITERATIONS = 10
 PARTS = [*speed_models.CASES, "naive", "growth"]
 console = Console(stderr=True)
-Times = tuple[float, float]  # clock, CPU
 
 
 def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
@@ -261,25 +259,6 @@ def draw(grown: dict[str, list[tuple[int, float, int]]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(part: str, text: str) -> None:
-    """Put a part's text between the markers of RESULTS.md; the other parts, and what stands around
-    them, stay.
-    """
-    path = HERE / "RESULTS.md"
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    if BEGIN not in old:
-        old += f"\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    inside, _, after = rest.partition(END)
-    pieces = inside.split("<!-- speed:part ")[1:]
-    texts = {name: body.strip() for name, _, body in (piece.partition(" -->") for piece in pieces)}
-    texts[part] = text
-    inside = "\n\n".join(
-        f"<!-- speed:part {name} -->\n{texts[name]}" for name in PARTS if name in texts
-    )
-    path.write_text(f"{before}{BEGIN}\n{inside}\n{END}{after}", encoding="utf-8")
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -340,7 +319,7 @@ def main() -> None:
         text = f"{text}\n\n{machine(options.device, command, busy)}"
         print(text, end="\n\n", flush=True)
         if not options.quick:
-            write(name, text)
+            write_parts("speed", PARTS, {name: text})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import language_train
 import language_world
 import pytest
 import torch
+from results import write_parts
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.config import Balance
@@ -218,7 +219,6 @@ def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monk
         "examples": 3,
     }
     size = language_world.Size(**small, base_examples=1)
-    monkeypatch.setattr(language, "HERE", tmp_path)
     monkeypatch.setattr(language_blip, "POOL", 8)
     ways = language_methods.main_ways()
     few = {
@@ -253,10 +253,12 @@ def test_a_run_trains_merges_scores_and_writes_its_section(world, tmp_path, monk
     records = language.read_records([job])
     assert records[(0, 0), group] == kept
 
-    (tmp_path / "RESULTS.md").write_text("# Results\n\nOthers.\n")
-    language.write({world: language_text.section(world, language.NAMES[world], records)})
-    language.write({"t5": "again"} if world == "blip" else {})
-    written = (tmp_path / "RESULTS.md").read_text()
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n\nOthers.\n")
+    text = language_text.section(world, language.NAMES[world], records)
+    write_parts("language", language.WORLDS, {world: text}, results)
+    write_parts("language", language.WORLDS, {"t5": "again"} if world == "blip" else {}, results)
+    written = results.read_text()
     assert written.startswith("# Results\n\nOthers.\n\n<!-- language:begin -->")
     assert f"| **{language_methods.DEFAULT}** (default) |" in written
     assert f"<!-- language:part {world} -->" in written

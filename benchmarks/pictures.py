@@ -1,0 +1,308 @@
+"""What a merge costs in pictures: `python benchmarks/pictures.py` measures both in one ComfyUI, and
+writes benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pictures_models
+import psutil
+import torch
+from pictures_models import GUIDANCE, RANK, SAMPLER, STEPS, BaseModel
+from results import RESULTS, write_parts
+from rich.console import Console
+from speed_measure import PeakMemory, Times, machine, spread, table
+
+from iteris_core import IterisError
+from iteris_core.cli.demo.client import ComfyClient, Json
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+from iteris_core.diffusion.model import (
+    DENOISER_STAGE,
+    HELD_OUT_STAGE,
+    PROOF_STAGE,
+    SAMPLING_STAGE,
+    TEXT_STAGE,
+)
+
+STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
+DEVICES = ("cpu", "cuda")  # the parts of the section in RESULTS.md
+HOURS = 3600.0
+TEXT = """\
+Pictures and merges in turns, in one process of `{comfyui}`: {model}, {size} million random weights in the UNet, and LoRAs of
+rank {rank} on its attention blocks and the text encoder. A picture is {steps} steps with guidance {guidance:g} at {resolution} pixels, the
+sampler alone, after one step that loads the model; there is one before and one after every merge. A merge has {settings}, the
+same resolution, and a seed of its own, so that nothing of it is known before. It is measured from the click to the saved file;
+*rest* is what no stage has, above all the proof of the merged LoRA. *Pictures* are the whole merge over the median picture. CPU
+time is the server's, and suffers least from other jobs on the machine. Peak memory is that of {memory}, above what is in
+use when the merge begins, with the model loaded."""
+MEMORY = {"cpu": "the server's process", "cuda": "the whole GPU"}
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge took.
+
+    Args:
+        stages: Name of a stage -> its seconds.
+        whole: Seconds from the click to the saved file.
+        memory: Its peak in bytes, above what was in use before.
+    """
+
+    stages: Mapping[str, Times]
+    whole: Times
+    memory: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Merges of so many LoRAs, and the pictures before and after each of them."""
+
+    loras: int
+    pictures: Sequence[Times]
+    merges: Sequence[Merge]
+
+    def ratios(self, kind: int) -> list[float]:
+        """Return the pictures that each merge costs, by the clock (0) or the CPU time (1)."""
+        picture = median(times[kind] for times in self.pictures)
+        return [merge.whole[kind] / picture for merge in self.merges]
+
+
+class Stopwatch:
+    """Follows a workflow, and adds up what its nodes and their stages take.
+
+    A stage is told of when a step is done. So the time up to an event belongs to the stage that it
+    names; what is left when a node ends, to the node.
+
+    Args:
+        process: The server, whose CPU time counts.
+    """
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.process = process
+        self.spent: dict[str, Times] = {}
+        self._node = ""
+        self._last = self._now()
+
+    def on_event(self, event: str, data: Json) -> None:
+        """Take a message of `ComfyClient.run`."""
+        if event == "executing":
+            self._mark(self._node)
+            self._node = str(data.get("node") or "")
+        elif event == "iteris.stage":
+            self._mark(data["stage"]["name"])
+
+    @property
+    def whole(self) -> Times:
+        return added(self.spent.values())
+
+    def _mark(self, name: str) -> None:
+        now = self._now()
+        clock, cpu = (after - before for after, before in zip(now, self._last, strict=True))
+        self.spent[name] = added([self.spent.get(name, (0.0, 0.0)), (clock, cpu)])
+        self._last = now
+
+    def _now(self) -> Times:
+        used = self.process.cpu_times()
+        return time.perf_counter(), used.user + used.system
+
+
+def added(times: Any) -> Times:
+    clock, cpu = map(sum, zip(*times, strict=True))
+    return clock, cpu
+
+
+class Bench:
+    """A running ComfyUI that is measured.
+
+    Args:
+        server: The server.
+        model: The base model whose files it has.
+        options: Options of the command line.
+    """
+
+    def __init__(self, server: ComfyServer, model: BaseModel, options: argparse.Namespace) -> None:
+        assert server.process is not None  # it runs
+        self.client = ComfyClient(server.address)
+        self.process = psutil.Process(server.process.pid)
+        self.model = model
+        self.options = options
+        self.seeds: Iterator[int] = count(1)  # another for each workflow: the server keeps results
+
+    def measure(self, loras: int) -> Measured:
+        """Merge so many LoRAs again and again, with pictures between."""
+        pictures = [self.picture()]
+        merges = []
+        for _ in range(self.options.repeat):
+            merges.append(self.merge(loras))
+            pictures.append(self.picture())
+        return Measured(loras, pictures, merges)
+
+    def picture(self) -> Times:
+        """Return what the sampler of a picture takes."""
+        resolution = self.options.resolution
+        self._run(pictures_models.picture(resolution, next(self.seeds), steps=1))
+        watch = self._run(pictures_models.picture(resolution, next(self.seeds), STEPS))
+        clock, cpu = watch.spent[SAMPLER]
+        console.print(f"picture: {clock:.1f} s, CPU time {cpu:.1f} s")
+        return clock, cpu
+
+    def merge(self, loras: int) -> Merge:
+        """Return what a merge takes."""
+        workflow = pictures_models.merge(
+            loras, self.options.resolution, next(self.seeds), self.model.calibration
+        )
+        with PeakMemory(self.options.device, self.process) as meter:
+            watch = self._run(workflow)
+        stages = {name: watch.spent[name] for name in STAGES}
+        for name, (clock, cpu) in {**stages, "whole merge": watch.whole}.items():
+            console.print(f"  {name}: {clock:.1f} s, CPU time {cpu:.1f} s")
+        return Merge(stages, watch.whole, meter.growth)
+
+    def _run(self, workflow: Json) -> Stopwatch:
+        watch = Stopwatch(self.process)
+        self.client.run(workflow, watch.on_event, timeout=24 * HOURS)
+        return watch
+
+
+def shown(values: list[float], form: str = ".1f") -> str:
+    """Return a value, or the spread of several."""
+    return spread(values, form) if len(values) > 1 else f"{values[0]:{form}}"
+
+
+def rows_of(measured: Measured) -> list[list[str]]:
+    """Return the rows of the table for one number of LoRAs: CPU time and clock."""
+    rows = []
+    for kind, name in ((1, "CPU time"), (0, "clock")):
+        merges = measured.merges
+        stages = [[merge.stages[stage][kind] for merge in merges] for stage in STAGES]
+        whole = [merge.whole[kind] for merge in merges]
+        rest = [all_of_it - sum(parts) for all_of_it, *parts in zip(whole, *stages, strict=True)]
+        rows.append(
+            [
+                f"{measured.loras}, {name}",
+                shown([times[kind] for times in measured.pictures]),
+                *(f"{median(seconds):.1f}" for seconds in [*stages, rest]),
+                shown(whole),
+                f"**{shown(measured.ratios(kind))}**",
+                shown([merge.memory / 2**20 for merge in merges], ".0f") if kind else "",
+            ]
+        )
+    return rows
+
+
+def table_of(measured: Sequence[Measured]) -> str:
+    """Return the table of all that was measured."""
+    heads = ["LoRAs, seconds of", "picture", *STAGES, "rest", "whole merge", "pictures"]
+    rows = [row for part in measured for row in rows_of(part)]
+    return table([*heads, "peak memory, MiB"], rows)
+
+
+def measure_all(
+    model: BaseModel, options: argparse.Namespace, comfyui: Path
+) -> tuple[list[Measured], int]:
+    """Return what was measured in a ComfyUI of its own, and the number of the UNet's weights.
+
+    Raises:
+        IterisError: The server, or a node of a workflow, failed; with the end of the server's log.
+    """
+    with tempfile.TemporaryDirectory(prefix="iteris-pictures-") as name:
+        base = Path(name)
+        console.print("writing the models")
+        weights = model.write(base / "models", max(options.loras))
+        console.print("starting ComfyUI")
+        device = "cpu" if options.device == "cpu" else "auto"
+        with ComfyServer(comfyui, base, base / "server.log", device=device) as server:
+            bench = Bench(server, model, options)
+            try:
+                return [bench.measure(loras) for loras in options.loras], weights
+            except IterisError as error:
+                raise IterisError(f"{error}\n{server.log_tail()}") from error
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--loras", type=int, action="append", help="of a merge (default 2); may be repeated"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument(
+        "--resolution", type=int, help="of pictures and merges (default 256, on a GPU 512)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="merges of which the median is reported (default 1)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="of torch (default 2); 1 where other jobs run, see RESULTS.md",
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="the demo's small model, half a minute; written only where --results says",
+    )
+    parser.add_argument(
+        "--results", type=Path, help="file of the table (default benchmarks/RESULTS.md)"
+    )
+    parser.add_argument(
+        "--quiet-check", action="store_true", help="print the machine with its load, and end"
+    )
+    options = parser.parse_args(arguments)
+    options.loras = options.loras or [2]
+    options.resolution = options.resolution or (
+        64 if options.small else 256 if options.device == "cpu" else 512
+    )
+    options.results = options.results or (None if options.small else RESULTS)
+    return options
+
+
+def main(arguments: Sequence[str]) -> list[Measured]:
+    """Measure what the options say, print the table, write it, and return the figures."""
+    options = parsed(arguments)
+    busy = os.getloadavg()[0]
+    torch.set_num_threads(options.threads)
+    # ComfyUI leaves the number of threads to torch, which reads it when the server starts
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = shlex.join(["python", "benchmarks/pictures.py", *arguments])
+    where = machine(options.device, command, busy)
+    if options.quiet_check:
+        print(where)
+        return []
+    comfyui = find_comfyui(cache_folder())
+    model = pictures_models.SMALL if options.small else pictures_models.SD15
+    measured, weights = measure_all(model, options, comfyui)
+    about = TEXT.format(
+        comfyui=comfyui.name,
+        model=model.name,
+        size=f"{weights / 1e6:.0f}",
+        rank=RANK,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        resolution=options.resolution,
+        settings="few samples" if model.calibration else "the nodes' default settings",
+        memory=MEMORY[options.device],
+    )
+    threads = f"The server has as many threads, by OMP_NUM_THREADS={options.threads}."
+    text = f"### Pictures: {options.device}\n\n{about}\n\n{table_of(measured)}\n\n{where} {threads}"
+    print(text)
+    if options.results:
+        write_parts("pictures", DEVICES, {options.device: text}, options.results)
+    return measured
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,185 @@
+"""The base models and LoRAs of the benchmark of pictures, with random weights, and the workflows
+that use them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from iteris_core.cli.demo import checkpoint as small
+from iteris_core.cli.demo.client import Json
+from iteris_core.cli.demo.parts import (
+    CLIP_L,
+    CLIP_L_LAYERS,
+    Shapes,
+    clip_l,
+    clip_layers,
+    initial,
+    kohya_modules,
+    prefixed,
+    save,
+    write_kohya_lora,
+)
+
+TEMPLATE = Path(__file__).parents[1] / "workflows" / "api" / "merge_two_loras.json"
+UNET, TEXT_ENCODER = "unet.safetensors", "text_encoder.safetensors"
+MODEL, CLIP = ["1", 0], ["2", 0]
+FIRST_LORA = 10  # nodes of LoRAs have the numbers from here on
+MERGE, SAMPLER = "5", "7"
+STEPS = 20
+GUIDANCE = 7.0
+RANK = 16
+SCALE = 0.3  # Frobenius norm of a layer's delta over that of its weight
+FEW_SAMPLES = {"trajectories": 2, "sampling_steps": 2, "held_out": 1, "preserve_weight": 0.0}
+
+
+def sd15_unet() -> Shapes:
+    """Yield name and shape of every weight of Stable Diffusion 1.5's UNet, as diffusers calls
+    them.
+    """
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=CLIP_L, attention_head_dim=8)
+    for name, weight in unet.state_dict().items():
+        yield name, tuple(weight.shape)
+
+
+def sd15_lora() -> Shapes:
+    """Yield what kohya's trainer changes by default: name and shape of all layers of the UNet's
+    attention blocks and of the text encoder.
+    """
+    attention = ((name, shape) for name, shape in sd15_unet() if ".attentions." in name)
+    yield from kohya_modules("lora_unet_", attention)
+    yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))
+
+
+def small_unet() -> Shapes:
+    """Yield the same of the demo's small checkpoint, by the names of ComfyUI."""
+    prefix = "model.diffusion_model."
+    for name, shape in small.checkpoint_shapes():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), shape
+
+
+def small_lora() -> Shapes:
+    """Yield the layers of the small checkpoint that a LoRA changes, of the text encoder only one
+    twelfth, which is as large as any other.
+    """
+    yield from (
+        (name, shape)
+        for name, shape in small.lora_modules()
+        if name.startswith("lora_unet_") or "_layers_0_" in name
+    )
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model with CLIP-L as its text encoder.
+
+    Args:
+        name: What it is.
+        unet: Names and shapes of its UNet's weights.
+        lora: Names and shapes of the layers that a LoRA changes, as kohya calls them.
+        calibration: Settings of the node 'Calibration' that are not its defaults.
+    """
+
+    name: str
+    unet: Callable[[], Shapes]
+    lora: Callable[[], Shapes]
+    calibration: Json
+
+    def write(self, models: Path, loras: int) -> int:
+        """Write all files where ComfyUI looks for them, and return the number of the UNet's
+        weights.
+        """
+        for folder in ("diffusion_models", "text_encoders", "loras"):
+            (models / folder).mkdir(parents=True)
+        text = prefixed({"text_model.": clip_l()})
+        weights = _write_random(models / "diffusion_models" / UNET, self.unet())
+        _write_random(models / "text_encoders" / TEXT_ENCODER, text)
+        base = {"ss_base_model_version": "sd_v1"}
+        for number in range(1, loras + 1):
+            path = models / "loras" / lora_name(number)
+            write_kohya_lora(path, self.lora(), base, seed=number, rank=RANK, scale=SCALE)
+        return weights
+
+
+SD15 = BaseModel("Stable Diffusion 1.5's shapes", sd15_unet, sd15_lora, {})
+SMALL = BaseModel("the demo's small model", small_unet, small_lora, FEW_SAMPLES)
+
+
+def _write_random(path: Path, shapes: Shapes) -> int:
+    """Write random weights in fp16, and return their number."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: initial(name, shape, generator).half() for name, shape in shapes}
+    save(path, tensors, {"format": "pt"})
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def lora_name(number: int) -> str:
+    return f"lora{number}.safetensors"
+
+
+def loaders() -> Json:
+    """Return the nodes 1 and 2, which load the base model."""
+    return {
+        "1": _node("UNETLoader", unet_name=UNET, weight_dtype="default"),
+        "2": _node("CLIPLoader", clip_name=TEXT_ENCODER, type="stable_diffusion"),
+    }
+
+
+def picture(resolution: int, seed: int, steps: int) -> Json:
+    """Return a workflow that samples one picture's latents with guidance."""
+    encode = partial(_node, "CLIPTextEncode", clip=CLIP)
+    size = {"width": resolution, "height": resolution, "batch_size": 1}
+    sampler = {"sampler_name": "euler", "scheduler": "normal", "cfg": GUIDANCE, "denoise": 1.0}
+    links = {"model": MODEL, "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["6", 0]}
+    return {
+        **loaders(),
+        "3": encode(text="a demo1 teapot, a demo2 chair"),
+        "4": encode(text=""),
+        "6": _node("EmptyLatentImage", **size),
+        SAMPLER: _node("KSampler", seed=seed, steps=steps, **sampler, **links),
+        "8": _node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="picture"),
+    }
+
+
+def merge(loras: int, resolution: int, seed: int, calibration: Json) -> Json:
+    """Return a workflow that merges LoRAs with the settings of the template, which are the nodes'
+    defaults, and saves the result.
+
+    Args:
+        loras: Their number.
+        resolution: Side in pixels of the pictures that are measured.
+        seed: Seed of the merge, and number of the saved file.
+        calibration: More settings of the node 'Calibration'.
+    """
+    template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    nodes = {number: template[number] for number in ("4", MERGE)}
+    nodes["4"]["inputs"] |= {**calibration, "resolution": resolution, "seed": seed}
+    nodes[MERGE]["inputs"] |= {"model": MODEL, "clip": CLIP}
+    for number in range(1, loras + 1):
+        trigger = f"demo{number}"
+        nodes[str(FIRST_LORA + number)] = _node(
+            "IterISLora",
+            **template["2"]["inputs"]
+            | {
+                "lora_name": lora_name(number),
+                "prompts": f"a {trigger} teapot\na {trigger} on a table",
+            },
+            **({"previous": [str(FIRST_LORA + number - 1), 0]} if number > 1 else {}),
+        )
+    nodes[MERGE]["inputs"]["tasks"] = [str(FIRST_LORA + loras), 0]
+    saved = _node("IterISSave", merged=[MERGE, 3], file_name=f"loras/merged{seed}", overwrite=False)
+    return {**loaders(), **nodes, "6": saved}
+
+
+def _node(kind: str, **inputs: object) -> Json:
+    return {"class_type": kind, "inputs": inputs}
