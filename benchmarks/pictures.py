@@ -10,12 +10,11 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pictures_models
 import psutil
@@ -106,12 +105,14 @@ class Stopwatch:
 
     @property
     def whole(self) -> Times:
+        """What the workflow has taken."""
         return added(self.spent.values())
 
     def _mark(self, name: str) -> None:
+        """Add what has passed since the last mark to this name."""
         now = self._now()
-        clock, cpu = (after - before for after, before in zip(now, self._last, strict=True))
-        self.spent[name] = added([self.spent.get(name, (0.0, 0.0)), (clock, cpu)])
+        passed = now[0] - self._last[0], now[1] - self._last[1]
+        self.spent[name] = added([self.spent.get(name, (0.0, 0.0)), passed])
         self._last = now
 
     def _now(self) -> Times:
@@ -119,7 +120,8 @@ class Stopwatch:
         return time.perf_counter(), used.user + used.system
 
 
-def added(times: Any) -> Times:
+def added(times: Iterable[Times]) -> Times:
+    """Return the sum of several times, at least one."""
     clock, cpu = map(sum, zip(*times, strict=True))
     return clock, cpu
 
