@@ -101,7 +101,10 @@ class Stopwatch:
             self._mark(self._node)
             self._node = str(data.get("node") or "")
         elif event == "iteris.stage":
-            self._mark(data["stage"]["name"])
+            name = data["stage"]["name"]
+            self._mark(name)
+            if data["done"] == data["total"]:
+                tell(f"  {name}", self.spent[name])
 
     @property
     def whole(self) -> Times:
@@ -118,6 +121,11 @@ class Stopwatch:
     def _now(self) -> Times:
         used = self.process.cpu_times()
         return time.perf_counter(), used.user + used.system
+
+
+def tell(what: str, times: Times) -> None:
+    """Print what something has taken."""
+    console.print(f"{what}: {times[0]:.1f} s, CPU time {times[1]:.1f} s", highlight=False)
 
 
 def added(times: Iterable[Times]) -> Times:
@@ -157,9 +165,8 @@ class Bench:
         resolution = self.options.resolution
         self._run(pictures_models.picture(resolution, next(self.seeds), steps=1))
         watch = self._run(pictures_models.picture(resolution, next(self.seeds), STEPS))
-        clock, cpu = watch.spent[SAMPLER]
-        console.print(f"picture: {clock:.1f} s, CPU time {cpu:.1f} s")
-        return clock, cpu
+        tell("picture", watch.spent[SAMPLER])
+        return watch.spent[SAMPLER]
 
     def merge(self, loras: int) -> Merge:
         """Return what a merge takes."""
@@ -168,10 +175,8 @@ class Bench:
         )
         with PeakMemory(self.options.device, self.process) as meter:
             watch = self._run(workflow)
-        stages = {name: watch.spent[name] for name in STAGES}
-        for name, (clock, cpu) in {**stages, "whole merge": watch.whole}.items():
-            console.print(f"  {name}: {clock:.1f} s, CPU time {cpu:.1f} s")
-        return Merge(stages, watch.whole, meter.growth)
+        tell(f"merge of {loras}", watch.whole)
+        return Merge({name: watch.spent[name] for name in STAGES}, watch.whole, meter.growth)
 
     def _run(self, workflow: Json) -> Stopwatch:
         watch = Stopwatch(self.process)
