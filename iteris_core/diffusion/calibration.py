@@ -57,7 +57,8 @@ class Calibration:
             "trajectories": more are not better in a world with few captions).
         timesteps: Latents kept of each run. The runs are staggered, so that together they cover all
             noise levels of a usual run (rows "timesteps": more change nothing).
-        sampling_steps: A run ends at the last latents that are kept of it, so most make fewer.
+        sampling_steps: A run ends at the last latents that are kept of it, so most make fewer
+            ("Where less is measured" in RESULTS.md: 3 are as good as 20).
         unconditional_share: Share of the latents that are also read with the negative prompt, as in
             guidance (rows "unconditional share").
         composition_share: Share of the captions with ordinary things (rows "composition share").
@@ -83,7 +84,7 @@ class Calibration:
 
     trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1, at_most=_MOST_RUNS)
     timesteps: int = setting(1, "Latents kept of each run.", at_least=1, at_most=_MOST_STEPS)
-    sampling_steps: int = setting(4, "Steps of a whole run.", at_least=1, at_most=_MOST_STEPS)
+    sampling_steps: int = setting(3, "Steps of a whole run.", at_least=1, at_most=_MOST_STEPS)
     resolution: int = setting(
         0,
         "Side of the pictures in pixels, a multiple of 64; 0: what suits the model.",

@@ -301,7 +301,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"trajectories": 0}, "trajectories is 0; it must be a whole number from 1 to 1000"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
-        ({"timesteps": 7}, "7 timesteps cannot be kept of 4 sampling steps; keep fewer"),
+        ({"timesteps": 7}, "7 timesteps cannot be kept of 3 sampling steps; keep fewer"),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
         ({"resolution": -64}, "resolution is -64"),
         (

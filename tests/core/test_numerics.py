@@ -161,6 +161,32 @@ def test_some_tokens_of_each_row_come_close_to_all_of_them():
     assert cost[0] < cost[1] < 1.2 * cost[0]
 
 
+@pytest.mark.parametrize(
+    ("samples", "budget", "tokens"), [((4, 4), 16, 400), ((4, 4), 10, 250), ((4, 2), 10, 400)]
+)
+def test_as_many_tokens_are_measured_as_the_width_needs(samples, budget, tokens):
+    """Of a layer that is 100 wide, evenly from the rows of the task that has fewest."""
+    layer = torch.nn.Linear(100, 5).double().requires_grad_(False)
+    network = Network({"layer": layer}, lambda rows: layer(torch.stack(list(rows))))
+    adapters = [
+        Adapter(
+            name,
+            {"layer": LowRankDelta(torch.randn(5, 2).double(), torch.randn(2, 100).double())},
+        )
+        for name in "ab"
+    ]
+    tasks = [
+        Task(adapter.name, [Sample(torch.randn(400, 100).double()) for _ in range(count)], {k: 1.0})
+        for k, (adapter, count) in enumerate(zip(adapters, samples, strict=True))
+    ]
+    result = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=budget))
+    found = [task.tokens for task in result.report.layers[0].tasks]
+    assert found == [count * tokens for count in samples]
+    assert min(found) >= min(budget * 100, 400 * min(samples))
+    every = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=None))
+    assert [t.tokens for t in every.report.layers[0].tasks] == [400 * count for count in samples]
+
+
 def count_measured_inputs(monkeypatch):
     sizes = []
     original = InputMoments.add

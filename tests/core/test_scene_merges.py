@@ -53,6 +53,7 @@ SCENES = Calibration(
 )
 PICTURES = replace(SCENES, scene_pictures=True)
 FULL = MergeConfig(
+    tokens_per_dimension=None,
     unit_gain=1.0,
     output_dtype=torch.float64,
     samples_per_chunk=3,

@@ -20,7 +20,9 @@ from iteris_core.files.families import FAMILIES
 
 PIECE = 5  # tokens of a text piece
 WIDTH = 6  # of a context
-EXACT = MergeConfig(output_dtype=torch.float64, samples_per_chunk=3, unit_gain=1.0)
+EXACT = MergeConfig(
+    output_dtype=torch.float64, samples_per_chunk=3, unit_gain=1.0, tokens_per_dimension=None
+)
 
 
 def as_used(lora, **changes):

@@ -193,10 +193,14 @@ def three_adapters() -> tuple[Toy, list[Adapter], list[Task]]:
 
 def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
     """Return settings in which nothing is lost and nothing made up for: the delta target, whose
-    answer needs no cut, in float64, without unit gain.
+    answer needs no cut, in float64, from all tokens, without unit gain.
     """
-    exactly: dict[str, Any] = {"output_dtype": torch.float64, "unit_gain": 1.0, **settings}
-    return MergeConfig(target=target, **exactly)
+    exactly: dict[str, Any] = {
+        "output_dtype": torch.float64,
+        "unit_gain": 1.0,
+        "tokens_per_dimension": None,
+    }
+    return MergeConfig(target=target, **{**exactly, **settings})
 
 
 def merge_toy(
