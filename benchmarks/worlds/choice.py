@@ -18,9 +18,10 @@ from iteris_core.config import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choosing import loss, ways_of
 from iteris_core.diffusion.held_out import HeldOutCheck
-from iteris_core.report.records import TaskFidelity
+from iteris_core.report.records import MergeReport, TaskFidelity
 
 from .bench import Bench
+from .levels import Row, levels_table
 from .methods import PICTURE_SCENES, Cell, Recipe
 from .tables import COLUMNS, Entry, mean_of_four, table
 
@@ -122,8 +123,19 @@ def choice_text(merges: dict[str, list[Tried]], chosen_from: int) -> str:
             "Rank correlation over the ways of a merge, mean over merges (1: the figure orders the "
             "ways as the score does; errors count negatively):",
             table(["figure", *TASTED], correlations(merges)),
+            "The levels of the verdict, by concept and way:",
+            levels_table([row for ways in merges.values() for way in ways for row in kept(way)]),
         ]
     )
+
+
+def kept(way: Tried) -> list[Row]:
+    """Return what a merge kept of each concept, and how often that was recognised alone."""
+    rows = []
+    for found in MergeReport((), fidelity=way.fidelity).verdict.loras:
+        hits, asked = way.entry["hits"]["alone"][found.lora]
+        rows.append(Row(found.kept, hits / asked, hits / asked))
+    return rows
 
 
 def correlations(merges: dict[str, list[Tried]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
+from .verdict import Circumstances, Measured, Verdict, lines_of, verdict_of
 from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
@@ -182,14 +183,42 @@ class MergeReport:
     max_iter: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, with its alarms and what they say. JSON has no NaN and
-        no infinity: they are None.
+        """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
+        has no NaN and no infinity: they are None.
         """
-        alarms = [asdict(alarm) for alarm in self.alarms]
         made: dict[str, Any] = _finite(
-            {**asdict(self), "alarms": alarms, "warnings": self.warnings}
+            {
+                **asdict(self),
+                "verdict": asdict(self.verdict),
+                "alarms": [asdict(alarm) for alarm in self.alarms],
+                "warnings": self.warnings,
+            }
         )
         return made
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the merge kept of each LoRA on its own prompts, see `verdict`."""
+        measured = [
+            Measured(entry.task, entry.output_error, entry.strength, entry.averaged)
+            for entry in self.fidelity
+            if entry.kind == "own"
+        ]
+        base = next((e.output_error for e in self.fidelity if e.kind == "base"), None)
+        return verdict_of(measured, base, self._circumstances())
+
+    def _circumstances(self) -> Circumstances:
+        calibration = self.settings.get("calibration", {})  # only a diffusion model's merge has one
+        cuts = [layer.cut for layer in self.layers if layer.cut > 0]
+        both = self.interference()
+        loras = {adapter for _, adapter in both}
+        return Circumstances(
+            method="iteris" if self.tried else self.method,
+            runs=calibration.get("trajectories"),
+            can_check=calibration.get("held_out") == 0,
+            cut=statistics.median(cuts) if cuts else 0.0,
+            leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
+        )
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
@@ -201,7 +230,9 @@ class MergeReport:
 
     @property
     def warnings(self) -> list[str]:
-        """The alarms in sentences for the user, to be shown first; empty for a merge that holds."""
+        """The alarms in sentences for the user, to be shown right after the verdict; empty for a
+        merge that holds.
+        """
         return warnings_of(self.alarms)
 
     def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
@@ -276,6 +307,7 @@ class MergeReport:
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers]
         lines = [
+            *lines_of(self.verdict),
             *self.warnings,
             f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to "
             f"{max(ranks, default=0)}",

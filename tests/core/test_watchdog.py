@@ -55,7 +55,7 @@ def test_a_merge_that_holds_raises_no_alarm(seed):
     assert all(entry.output_error < entry.averaged for entry in report.fidelity)
     assert report.alarms == replace(report, fidelity=()).alarms == ()
     assert report.warnings == []
-    assert str(report).startswith("9 layers merged")
+    assert "\n9 layers merged" in str(report)
 
 
 def test_a_ridge_far_too_small_for_the_samples_is_told_on_unseen_ones():
@@ -157,10 +157,11 @@ def test_an_adapter_that_is_alone_at_a_layer_is_not_compared_with_itself():
     assert alarms(layers=[LayerReport("x", 2, (entry,))]) == []
 
 
-def test_warnings_come_first_and_name_lora_layers_and_what_to_try():
+def test_warnings_come_after_the_verdict_and_name_lora_layers_and_what_to_try():
     layers = (layer("x", cat=(1.3, 0.5, True)), layer("y", cat=(1.7, 0.5, True)))
     report = MergeReport(layers, fidelity=(TaskFidelity("cat", 3.5, 0.1, 2),))
-    first, second, third = str(report).splitlines()[:3]
+    kept, first, second, third = str(report).splitlines()[:4]
+    assert kept.startswith("cat: kept 0 %, lost")
     assert first == (
         "WARNING: the merge fails cat: it does worse than the base model without any LoRA (error "
         "3.50 instead of 1.00, on unseen samples; worst at y, x)"

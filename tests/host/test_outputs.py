@@ -90,11 +90,16 @@ def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected
 def test_the_report_is_shown_as_pictures_and_text(scene):
     shown = scene[1]["7"]
     assert len(shown["images"]) == len({image["filename"] for image in shown["images"]}) == 7
-    # first what fails, of random LoRAs of a random model
+    # first the verdict, then what fails, of random LoRAs of a random model
     lines = shown["text"][0].splitlines()
-    warnings = shown["iteris_report"][0]["warnings"]
-    assert lines[: len(warnings)] == warnings
-    assert lines[len(warnings)].startswith("12 layers merged")
+    report = shown["iteris_report"][0]
+    kept = [lora["lora"] for lora in report["verdict"]["loras"]]
+    assert kept == ["first_mid", "second_mid"]
+    assert all(line.startswith(f"{name}: kept ") for name, line in zip(kept, lines, strict=False))
+    warnings = report["warnings"]
+    after = len(kept) + 1
+    assert lines[after : after + len(warnings)] == warnings
+    assert lines[after + len(warnings)].startswith("12 layers merged")
     assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
 
 
