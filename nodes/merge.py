@@ -305,8 +305,8 @@ class Merge(io.ComfyNode):
         with alone():  # a process group in this server is another node's
             result = merge_and_check(base, loras, calibration, settings, progress, watch)
         report = result.report
-        for warning in report.warnings:
-            logger.warning(warning)
+        for alert in report.alerts:
+            logger.warning(alert)
         # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
         sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(loras)]
         return io.NodeOutput(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -12,6 +13,7 @@ from . import host
 from .inputs import checked
 from .loras.names import jpeg_uri, output_path
 from .sockets import LORA_STACK, MERGED, MergedLora
+from .workflow import inputs_of
 
 LOW_RANK = "low rank"
 FULL_DIFFERENCE = "full difference (.diff)"
@@ -71,7 +73,7 @@ class SaveMergedLora(io.ComfyNode):
                     tooltip="The saved LoRA, for nodes that take a LoRA stack.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -124,7 +126,23 @@ class SaveMergedLora(io.ComfyNode):
         name = host.lora_name_of(path)
         shown = [str(path), found, *([] if name else [_UNLISTED])]
         host.show_text(cls.hidden.unique_id, "\n".join(shown))
-        return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui={"text": shown})
+        told = {"text": shown, "iteris_saved": [cls.about(path, merged)]}
+        return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui=told)
+
+    @classmethod
+    def about(cls, path: Path, merged: MergedLora) -> dict[str, Any]:
+        """Return what the page shows of a saved file on the node that the merged LoRA came from."""
+        from ..iteris_core.diffusion.recipe import triggers_of
+
+        ranks = [delta.rank for delta in merged.adapter.deltas.values()]
+        source = inputs_of(cls.hidden.prompt or {}, cls.hidden.unique_id).get("merged")
+        return {
+            "merge": source[0] if isinstance(source, list) else None,
+            "name": path.name,
+            "mb": path.stat().st_size / 1e6,
+            "ranks": [min(ranks, default=0), max(ranks, default=0)],
+            "words": triggers_of(merged.loras),
+        }
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:

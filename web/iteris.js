@@ -25,6 +25,12 @@ function addText(node) {
   });
 }
 
+/** Show on a merge what it was saved in. */
+function showFile(output) {
+  const [file] = output?.iteris_saved ?? [];
+  if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
+}
+
 /** Let numbers be read in Vue nodes as on the canvas: the older ones round to three digits, and 0.0001 would be 0. */
 function showDigits(node) {
   for (const { options } of node.widgets ?? []) {
@@ -67,10 +73,14 @@ app.registerExtension({
       addTriggers(node, say);
       addButtons(node, say);
     } else addText(node);
-    // what was saved can be chosen as a LoRA at once
-    if (node.comfyClass === "IterISSave") also(node, "onExecuted", () => app.refreshComboInNodes());
+    if (node.comfyClass !== "IterISSave") return;
+    also(node, "onExecuted", (output) => {
+      app.refreshComboInNodes(); // what was saved can be chosen as a LoRA at once
+      showFile(output);
+    });
   },
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs)) nodeAt(app.graph, id)?.showIterisReport?.(output);
+    Object.values(outputs).forEach(showFile);
   },
 });

@@ -1,10 +1,10 @@
-// The report panel of IterIS Merge: what a run tells layer by layer, and then its report.
+// The report panel of IterIS Merge: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
 import { figures } from "./report.js";
-import { readSaved } from "./saved.js";
+import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const PANEL_WIDTH = 400;
@@ -28,18 +28,29 @@ export function addReport(node, say) {
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
   let told = true; // the report is of the run that began last
   let waiting = false;
-  const show = (ofEarlierRun = false) => {
+  let isOpen; // the details, once somebody has opened or closed them
+  let heightBefore; // of the node, before the run that goes on made it grow
+  let heightClosed; // and before details were opened
+  const show = (ofEarlierRun = false, from = node.size[1]) => {
     layers = undefined;
-    draw(element, node.properties[PROPERTY], say, ofEarlierRun);
-    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0);
+    draw(element, node.properties[PROPERTY], say, { ofEarlierRun, isOpen, toggled });
+    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
+  };
+  const toggled = (open) => {
+    if (open) heightClosed = node.size[1];
+    isOpen = open;
+    fit(node, 0, heightClosed);
   };
   const showLive = () => {
     waiting = false;
     if (!layers) return;
-    draw(element, readSaved(figures({ layers: [...layers.values()] })), say);
+    draw(element, readSaved(figures({ layers: [...layers.values()] })), say, { isOpen: true });
     fit(node, PANEL_WIDTH);
   };
-  node.startIterisRun = () => (told = false);
+  node.startIterisRun = () => {
+    told = false;
+    heightBefore = node.size[1];
+  };
   node.showIterisLayer = ({ first, layer }) => {
     if (first) layers = new Map();
     layers?.set(layer.path, layer);
@@ -47,7 +58,8 @@ export function addReport(node, say) {
     waiting = true;
   };
   node.endIterisRun = () => {
-    if (!told) show(true);
+    if (!told) show(true, heightBefore);
+    heightBefore = undefined;
   };
   node.showIterisReport = (output) => {
     const [report] = output?.iteris_report ?? [];
@@ -55,6 +67,13 @@ export function addReport(node, say) {
     node.properties[PROPERTY] = readSaved(figures(report));
     told = true;
     removeProgress();
+    show(false, heightBefore);
+    heightBefore = undefined;
+    keep();
+  };
+  node.showIterisFile = (file) => {
+    if (!node.properties[PROPERTY] || !readFile(file)) return;
+    node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: readFile(file) };
     show();
     keep();
   };

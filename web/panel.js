@@ -1,4 +1,5 @@
-// The report in a node: a line per LoRA, bars per block, and the layers of the block under the pointer.
+// The report in a node: first the verdict, then what fails; behind details a line per LoRA, bars per block, and the layers of the
+// block under the pointer.
 
 import { paintOf } from "./paint.js";
 import { bars, layersOf, scaleTop } from "./report.js";
@@ -8,6 +9,7 @@ const HEIGHT = 96;
 const LABELS = 12;
 const MOST_LAYERS = 3;
 
+const percent = (share) => Math.round(100 * share);
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
 
 function html(tag, className = "", text = "") {
@@ -38,20 +40,79 @@ function paint(element, task) {
  * @param {HTMLElement} element what was in it is replaced
  * @param {object|undefined} model `figures()` of a report
  * @param {(word: string, values?: object) => string} say
- * @param {boolean} [ofEarlierRun] the last run did not come to a report
+ * @param {object} [how]
+ * @param {boolean} [how.ofEarlierRun] the last run did not come to a report
+ * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
+ * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, ofEarlierRun = false) {
+export function draw(element, model, say, { ofEarlierRun = false, isOpen, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model);
   if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
+  if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
+  if (model.verdict) element.append(verdictOf(model.verdict, say));
+  if (model.file) element.append(fileOf(model.file, say));
+  if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
+  for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
+  const details = html("details", "iteris-details");
+  details.open = isOpen ?? !model.verdict;
+  const summary = html("summary", "", say("details"));
+  summary.addEventListener("click", () => toggled?.(!details.open));
+  details.append(summary, ...detailsOf(model, say));
+  element.append(details);
+}
+
+function detailsOf(model, say) {
   const detail = html("div", "iteris-detail");
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
   show();
-  if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
-  element.append(overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")));
-  if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
-  for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
-  for (const note of model.notes) element.append(html("div", "iteris-quiet iteris-note", note));
+  const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", note));
+  return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
+}
+
+function verdictOf({ loras, against, advice, bounds }, say) {
+  const found = html("div", "iteris-verdict");
+  const [lost, good] = bounds.map(percent);
+  const levels = say("levels", { lost, good });
+  found.append(...loras.map((lora) => keptOf(lora, levels, say)));
+  if (advice) found.append(adviceOf(advice, say));
+  const { leak, leak_stacked: stacked, base, average } = against;
+  const parts = [];
+  if (leak !== null && stacked !== null) parts.push(say("leaks", { merged: percent(leak), stacked: percent(stacked) }));
+  if (base !== null) parts.push(say("base", { percent: percent(base) }));
+  if (average !== null) parts.push(say("average", { percent: percent(average) }));
+  if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
+  return found;
+}
+
+/** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
+function keptOf({ name, kept, level, advice }, levels, say) {
+  const line = html("div", `iteris-kept iteris-${level}`);
+  Object.assign(line.dataset, { lora: name, kept, level });
+  line.title = levels;
+  const head = html("div", "iteris-head");
+  const called = html("b", "", name);
+  called.title = name;
+  head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })), html("span", "iteris-badge", say(level)));
+  const share = html("div", "iteris-share");
+  share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
+  line.append(head, share);
+  if (advice) line.append(adviceOf(advice, say));
+  return line;
+}
+
+function adviceOf({ kind, names }, say) {
+  const line = html("div", "iteris-advice", say(`to_${kind}`, { name: names[0] }));
+  line.dataset.advice = kind;
+  return line;
+}
+
+function fileOf({ name, mb, ranks: [least, most], words }, say) {
+  const line = html("div", "iteris-file");
+  const rank = least === most ? least : `${least}–${most}`;
+  line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
+  if (words.length) line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })));
+  return line;
 }
 
 function overallOf(model, say) {

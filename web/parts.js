@@ -27,11 +27,11 @@ export function addElement(node, name, height) {
   return element;
 }
 
-/** Let the node grow to what it holds, once that has been laid out. */
-export function fit(node, width = 0) {
+/** Let the node grow, from a height on, to what it holds, once that has been laid out. */
+export function fit(node, width = 0, from = node.size[1]) {
   const grow = () => {
     const [least, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width, least), Math.max(node.size[1], height)]);
+    node.setSize([Math.max(node.size[0], width, least), Math.max(from, height)]);
     node.setDirtyCanvas?.(true, true);
   };
   grow();

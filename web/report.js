@@ -1,6 +1,9 @@
 // A merge report as what the panel draws. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const DIGITS = 4;
+export const LEVELS = ["good", "weak", "lost"];
+// what there are words for, each of them "to_..."
+export const ADVICE = ["check", "method", "runs", "rank", "weight", "stronger", "weaker", "apart", "fewer", "prompts"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
 // Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and transformers, whose
@@ -49,7 +52,8 @@ const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIG
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
  *
  * @param {object} report `MergeReport.to_dict()`
- * @returns {{version: 1, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], notes: string[]}}
+ * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], notes: string[]}}
+ *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
  *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears something].
@@ -65,7 +69,14 @@ export function figures(report) {
     if (!blocks.has(block)) blocks.set(block, { name: block, layers: [] });
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
-  return { version: 1, tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: (report.notes ?? []).map((note) => note.text) };
+  return { version: 1, verdict: verdict(report), tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: (report.notes ?? []).map((note) => note.text) };
+}
+
+function verdict({ verdict: found }) {
+  if (!found) return null;
+  const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
+  const loras = found.loras.map(({ lora, kept, level, advice }) => ({ name: lora, kept: rounded(kept), level, advice }));
+  return { loras, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
 }
 
 function unseen({ fidelity = [] }) {

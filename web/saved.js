@@ -1,5 +1,7 @@
 // The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node --test` runs it.
 
+import { ADVICE, LEVELS } from "./report.js";
+
 // More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.
 const MOST = { tasks: 1000, lines: 500, blocks: 400, bars: 10_000, layers: 5000, figures: 1_000_000, texts: 200, letters: 2000 };
 
@@ -9,6 +11,35 @@ const isNumber = (value) => Number.isFinite(value);
 const isNumberOrNone = (value) => value === null || isNumber(value);
 
 const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.error) && isNumberOrNone(line.strength);
+
+const isAdvice = (advice) => isObject(advice) && ADVICE.includes(advice.kind) && Array.isArray(advice.names) && advice.names.length <= 1 && advice.names.every(isText);
+const isAdviceOrNone = (advice) => advice === null || isAdvice(advice);
+const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && LEVELS.includes(lora.level) && isAdviceOrNone(lora.advice);
+
+/** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
+function verdictOf(verdict) {
+  if (verdict === undefined || verdict === null) return null; // while a merge runs, and of a report that an older version has kept
+  if (!isObject(verdict)) return undefined;
+  const { loras, against, advice, bounds } = verdict;
+  if (!Array.isArray(loras) || !loras.every(isKept) || !isAdviceOrNone(advice)) return undefined;
+  const { leak, leak_stacked, base, average } = isObject(against) ? against : {};
+  if (![leak, leak_stacked, base, average].every(isNumberOrNone)) return undefined;
+  if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
+  return { loras: loras.slice(0, MOST.lines), against: { leak, leak_stacked, base, average }, advice, bounds };
+}
+
+/**
+ * Read what a run, or a workflow, says about the file of a merge.
+ *
+ * @returns {object|undefined} undefined: nothing that can be drawn
+ */
+export function readFile(file) {
+  if (!isObject(file) || !isText(file.name) || !isNumber(file.mb)) return undefined;
+  const { name, mb, ranks, words } = file;
+  if (!Array.isArray(ranks) || ranks.length !== 2 || !ranks.every(isNumber)) return undefined;
+  if (!Array.isArray(words) || !words.every(isText)) return undefined;
+  return { name, mb, ranks, words: words.slice(0, MOST.texts) };
+}
 
 function isLine(line, tasks) {
   const isTask = isObject(line) && Number.isInteger(line.task) && line.task >= 0 && line.task < tasks;
@@ -52,8 +83,10 @@ export function readSaved(saved) {
   if (![tasks, unseen, overall, blocks, warnings, notes].every(Array.isArray)) return undefined;
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
+  const file = readFile(saved.file);
   const kept = {
     version: 1,
+    verdict: verdictOf(saved.verdict),
     tasks,
     unseen: unseen.slice(0, MOST.lines),
     overall: overall.slice(0, MOST.lines),
@@ -61,7 +94,7 @@ export function readSaved(saved) {
     warnings: warnings.slice(0, MOST.texts),
     notes: notes.slice(0, MOST.texts),
   };
-  if (!kept.blocks || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count))) return undefined;
+  if (kept.verdict === undefined || !kept.blocks || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count))) return undefined;
   const texts = [...kept.warnings, ...kept.notes];
   if (!texts.every((text) => typeof text === "string")) return undefined;
   const short = (text) => (text.length > MOST.letters ? `${text.slice(0, MOST.letters)} …` : text);
@@ -70,6 +103,7 @@ export function readSaved(saved) {
     saved.cut === true ||
     kept.blocks.length < blocks.length ||
     layersIn(kept.blocks) < layersIn(blocks.slice(0, kept.blocks.length)) ||
+    kept.verdict?.loras.length < saved.verdict?.loras.length ||
     lists.some((list) => kept[list].length < saved[list].length);
-  return { ...kept, warnings: kept.warnings.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
+  return { ...kept, ...(file ? { file } : {}), warnings: kept.warnings.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
 }

@@ -286,7 +286,7 @@ def write_json(content: Mapping[str, Any], file: Path | None) -> None:
 
 def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path | None) -> None:
     """Print the report and where the result is, and write the report to a file if one was asked
-    for. What the merge fails is on stderr, too.
+    for. What the merge fails or has lost is on stderr, too.
 
     Args:
         name: Name of the merged adapter.
@@ -299,7 +299,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path |
     if output != asked:
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
     if not sys.stdout.isatty():  # else they stand in the report above
-        for warning in report.warnings:
-            typer.echo(warning, err=True)
+        for alert in report.alerts:
+            typer.echo(alert, err=True)
     typer.echo(f"saved to {output}")
     write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)

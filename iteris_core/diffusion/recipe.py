@@ -170,12 +170,19 @@ def metadata_of_merge(
         recipe: Settings of the merge's report, as JSON.
         thumbnail: See `merged_metadata`.
     """
-    triggers = [trigger for lora in loras for trigger in _triggers(lora) if trigger]
     adapters = [lora.adapter for lora in loras]
-    metadata = merged_metadata(title, adapters, triggers, thumbnail)
+    metadata = merged_metadata(title, adapters, triggers_of(loras), thumbnail)
     return {**metadata, METADATA_KEY: recipe}
 
 
-def _triggers(lora: LoadedLora) -> tuple[str, ...]:
-    """Return a LoRA's trigger phrases: from its metadata, or else its name in captions."""
-    return trigger_words(lora.adapter.metadata).triggers or (lora.use.called,)
+def triggers_of(loras: Sequence[LoadedLora]) -> list[str]:
+    """Return the trigger phrases of LoRAs, each once: from the metadata, or else their names in
+    captions.
+    """
+    triggers = [
+        trigger
+        for lora in loras
+        for trigger in trigger_words(lora.adapter.metadata).triggers or (lora.use.called,)
+        if trigger
+    ]
+    return list(dict.fromkeys(triggers))

@@ -50,7 +50,7 @@ def merged_metadata(
     Args:
         title: The name of the merged LoRA.
         adapters: LoRAs whose titles and tags are taken over.
-        triggers: Trigger phrases of the LoRAs.
+        triggers: Trigger phrases of the LoRAs, each once.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
     """
     tags = merged_tags([adapter.metadata.get("ss_tag_frequency", "") for adapter in adapters])
@@ -61,7 +61,7 @@ def merged_metadata(
         "modelspec.merged_from": ", ".join(
             adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters
         ),
-        "modelspec.trigger_phrase": ", ".join(dict.fromkeys(triggers)),
+        "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.thumbnail": thumbnail,
     }
     return {key: value for key, value in metadata.items() if value}

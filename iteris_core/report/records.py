@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
-from .verdict import Circumstances, Measured, Verdict, lines_of, verdict_of
+from .verdict import Circumstances, Measured, Verdict, line_of, lines_of, verdict_of
 from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
@@ -234,6 +234,12 @@ class MergeReport:
         merge that holds.
         """
         return warnings_of(self.alarms)
+
+    @property
+    def alerts(self) -> list[str]:
+        """What must not be overlooked, for logs: the LoRAs that are lost, and the warnings."""
+        lost = [line_of(kept) for kept in self.verdict.loras if kept.level == "lost"]
+        return [*lost, *self.warnings]
 
     def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
         """Return each task's (residual, layer's path), where its teacher wears something, or where

@@ -72,7 +72,7 @@ class Kept:
         lora: Name of the LoRA.
         kept: 1 is all of it; 0 is nothing, or worse than nothing.
         level: A word for it.
-        advice: What to do about it; None where it is good.
+        advice: What to do about it; None where it is good, or the verdict's advice is for all.
     """
 
     lora: str
@@ -107,12 +107,17 @@ class Verdict:
     Args:
         loras: What it kept of each LoRA; empty if it was not checked on unseen prompts.
         against: It against what is done without it.
-        advice: What to do about the merge as a whole; None if there is nothing.
+        advice: What to do about the merge as a whole, and so about all that was not kept; None if
+            there is nothing.
+        good_from: What is kept of a LoRA is good from here on.
+        lost_below: It is lost below here.
     """
 
     loras: tuple[Kept, ...] = ()
     against: Against = Against()
     advice: Advice | None = None
+    good_from: float = GOOD_FROM
+    lost_below: float = LOST_BELOW
 
 
 @dataclass(frozen=True)
@@ -176,14 +181,16 @@ def verdict_of(
     if not measured:
         return Verdict((), against, Advice("check") if circumstances.can_check else None)
     best = max(found.kept for found in measured)
+    together = _advice_for_all(circumstances)
     loras = []
     for found in measured:
         level = level_of(found.kept)
         advice = None
-        if level != "good":
+        if level != "good" and together is None:
             advice = _advice(found, best, len(measured), circumstances)
         loras.append(Kept(found.lora, found.kept, level, advice))
-    return Verdict(tuple(loras), against)
+    is_good = all(kept.level == "good" for kept in loras)
+    return Verdict(tuple(loras), against, None if is_good else together)
 
 
 def level_of(kept: float) -> Level:
@@ -195,9 +202,9 @@ def level_of(kept: float) -> Level:
 
 def lines_of(verdict: Verdict) -> list[str]:
     """Return the verdict in sentences for the user: one a LoRA, and one about the merge."""
-    lines = [_line(kept) for kept in verdict.loras]
+    lines = [line_of(kept) for kept in verdict.loras]
     if verdict.advice is not None:
-        lines.append(_ADVICE[verdict.advice.kind])
+        lines.append(_sentence(verdict.advice))
     found = verdict.against
     parts = []
     if found.leak is not None and found.leak_stacked is not None:
@@ -224,11 +231,14 @@ _ADVICE: dict[AdviceKind, str] = {
 }
 
 
-def _line(kept: Kept) -> str:
-    advice = ""
-    if kept.advice is not None:
-        advice = f": {_ADVICE[kept.advice.kind].format(*kept.advice.names)}"
+def line_of(kept: Kept) -> str:
+    """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
+    advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     return f"{kept.lora}: kept {_percent(kept.kept)}, {kept.level}{advice}"
+
+
+def _sentence(advice: Advice) -> str:
+    return _ADVICE[advice.kind].format(*advice.names)
 
 
 def _percent(share: float) -> str:
@@ -247,19 +257,28 @@ def _against(
     names = {name for pair in leaks for name in pair}
     if len(measured) == 1 or len(names) == 1:
         return Against()  # nobody stacks one LoRA
-    both = list(zip(*leaks.values(), strict=True))
-    stacked, merged = map(statistics.mean, both) if both else (None, None)
+    stacked, merged = zip(*leaks.values(), strict=True) if leaks else ((), ())
     averages = [_kept(found.averaged) for found in measured if found.averaged is not None]
-    changed = base if base is not None and math.isfinite(base) else None
-    return Against(merged, stacked, changed, statistics.mean(averages) if averages else None)
+    changed = [] if base is None else [base]
+    return Against(*map(_mean, (merged, stacked, changed, averages)))
 
 
-def _advice(found: Measured, best: float, loras: int, made: Circumstances) -> Advice:
-    """Return what to do about a LoRA of which little was kept: the first that explains it."""
+def _mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None of nothing, or of what is not finite."""
+    return statistics.mean(values) if values and all(map(math.isfinite, values)) else None
+
+
+def _advice_for_all(made: Circumstances) -> Advice | None:
+    """Return what explains a loss of any LoRA, if there is such a thing."""
     if made.method != "iteris":
         return Advice("method", (made.method,))
     if made.runs is not None and made.runs < _FEWEST_RUNS:
         return Advice("runs")
+    return None
+
+
+def _advice(found: Measured, best: float, loras: int, made: Circumstances) -> Advice:
+    """Return what to do about a LoRA of which little was kept: the first that explains it."""
     if made.cut >= found.error / 2:
         return Advice("rank")
     if found.is_mostly_weak:

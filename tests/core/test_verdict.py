@@ -17,7 +17,7 @@ from iteris_core.report.records import (
     TaskFidelity,
     Tried,
 )
-from iteris_core.report.verdict import GOOD_FROM, LOST_BELOW, Advice, Against, Kept
+from iteris_core.report.verdict import GOOD_FROM, LOST_BELOW, Advice, Against
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
 
@@ -44,8 +44,10 @@ def report(*fidelity, layers=(), calibration=None, **more):
 
 
 def advice(made, lora="cat"):
+    """Return what to do about a LoRA, which may be something for the whole merge."""
     (kept,) = [kept for kept in made.verdict.loras if kept.lora == lora]
-    return kept.advice
+    assert kept.advice is None or made.verdict.advice is None
+    return kept.advice or made.verdict.advice
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,16 @@ def test_without_any_of_these_it_is_the_prompts():
 def test_only_what_is_not_good_gets_advice():
     made = report(DISTURBED, own("dog", 0.1))
     assert advice(made, "dog") is None
+    assert report(own("cat", 0.1), method="ties").verdict.advice is None
+
+
+def test_what_explains_the_loss_of_all_is_said_once():
+    made = report(DISTURBED, own("dog", 0.9, 0.1), method="ties")
+    assert str(made).splitlines()[:3] == [
+        "cat: kept 40 %, weak",
+        "dog: kept 10 %, lost",
+        "merge with iteris instead of ties",
+    ]
 
 
 # --- against what is done without a merge ---
@@ -202,28 +214,32 @@ def test_the_verdict_comes_first():
     assert [lines[3]] == made.warnings[:1], "it does worse than the average"
 
 
+def test_a_lost_lora_is_never_silent():
+    made = report(own("cat", 0.2), own("ink", 0.96, 0.11), own("dog", 0.5))
+    assert made.warnings == []
+    assert made.alerts == ["ink: kept 4 %, lost: raise its weight"]
+    failed = report(own("ink", 1.5, 0.11))
+    assert failed.alerts == ["ink: kept 0 %, lost: lower the strengths", *failed.warnings]
+
+
 def test_the_json_carries_it():
-    made = report(own("cat", 0.5, 0.9), own("ink", math.nan), layers=[layer()], method="sum")
+    made = report(own("cat", 0.5, 0.9), own("ink", math.nan), layers=[layer()])
     again = json.loads(json.dumps(made.to_dict(), allow_nan=False))["verdict"]
-    to_do = {"kind": "method", "names": ["sum"]}
+    prompts, weaker = ({"kind": kind, "names": []} for kind in ("prompts", "weaker"))
     assert again["loras"] == [
-        {"lora": "cat", "kept": 0.5, "level": "weak", "advice": to_do},
-        {"lora": "ink", "kept": 0.0, "level": "lost", "advice": to_do},
+        {"lora": "cat", "kept": 0.5, "level": "weak", "advice": prompts},
+        {"lora": "ink", "kept": 0.0, "level": "lost", "advice": weaker},
     ]
     assert set(again["against"]) == {"leak", "leak_stacked", "base", "average"}
     assert again["advice"] is None
+    rival = report(own("cat", 0.5), method="sum").to_dict()["verdict"]
+    assert rival["advice"] == {"kind": "method", "names": ["sum"]}
 
 
 def test_names_with_braces_are_said_as_they_are():
     pairs = [("cat", "{0}{x}", 1.0, 0.5), ("{0}{x}", "cat", 1.0, 0.1)]
     said = str(report(DISTURBED, own("{0}{x}", 0.1), layers=[layer(pairs)]))
     assert "lower the strength of {0}{x}, which" in said
-
-
-def test_kept_is_data():
-    assert report(own("cat", 0.5), method="sum").verdict.loras == (
-        Kept("cat", 0.5, "weak", Advice("method", ("sum",))),
-    )
 
 
 def test_the_usual_number_of_runs_is_that_of_the_calibration():

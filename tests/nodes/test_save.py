@@ -73,7 +73,9 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
         show_text=lambda node, text: shown.append(text),
         stock_loader=loader_of(merged),
     )
-    monkeypatch.setattr(SaveMergedLora, "hidden", SimpleNamespace(unique_id="1"), raising=False)
+    prompt = {"1": {"inputs": {"merged": ["7:5", 3]}}}
+    hidden = SimpleNamespace(unique_id="1", prompt=prompt)
+    monkeypatch.setattr(SaveMergedLora, "hidden", hidden, raising=False)
 
     def save(name="a", overwrite=False):
         return Path(SaveMergedLora.execute(merged, name, overwrite).args[0])
@@ -144,3 +146,10 @@ def test_a_bad_name_is_refused_before_the_merge(replace_host, tmp_path):
     assert SaveMergedLora.validate_inputs(None) is True  # it comes from another node
     assert "is outside ComfyUI's output folder" in SaveMergedLora.validate_inputs("../a")
     assert "is 312 bytes long" in SaveMergedLora.validate_inputs("a" * 300)
+
+
+def test_the_page_is_told_what_to_show_on_the_merge(saving, merged, tmp_path):
+    path = saving("a")
+    told = SaveMergedLora.about(path, merged)
+    size = pytest.approx(path.stat().st_size / 1e6)
+    assert told == {"merge": "7:5", "name": path.name, "mb": size, "ranks": [2, 2], "words": []}

@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from iteris_pack.nodes import IterisExtension
+
+from iteris_core.report.verdict import AdviceKind, Level
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ja")
@@ -73,3 +77,10 @@ def test_every_node_has_a_help_page_that_names_every_input(schemas):
         assert page.startswith("# ")
         missing = [key for key in node["inputs"] if f"**{key}**" not in page]
         assert not missing, f"web/docs/{name}.md says nothing about {', '.join(missing)}"
+
+
+@pytest.mark.parametrize(("name", "meant"), [("LEVELS", Level), ("ADVICE", AdviceKind)])
+def test_the_page_knows_every_word_of_a_verdict(name, meant):
+    source = (ROOT / "web" / "report.js").read_text(encoding="utf-8")
+    (listed,) = re.findall(rf"export const {name} = (\[.*\]);", source)
+    assert tuple(json.loads(listed)) == get_args(meant)

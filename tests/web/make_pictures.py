@@ -256,10 +256,12 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=130)
     page.locator(".iteris-block").nth(5).wait_for()
     shoot("4_running")
-    page.wait_for_selector('.iteris-line[data-kind="unseen"]')
+    page.wait_for_selector(".iteris-file")
     page.wait_for_selector(".iteris-text >> text=read back")
     page.locator(".p-toast-message").first.wait_for(state="hidden")
     frontend.show(merge, left=330, top=90)
+    page.locator(".iteris-details summary").click()
+    frontend.show(merge, left=330, top=-200)
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("5_report")
 

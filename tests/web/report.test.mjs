@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { bars, figures, layersOf, loras, median, place, scaleTop } from "../../web/report.js";
+import { ADVICE, LEVELS, bars, figures, layersOf, loras, median, place, scaleTop } from "../../web/report.js";
+import { languages } from "../../web/words.js";
 
 const UNET = "diffusion_model.";
 const layer = (path, rank, ...tasks) => ({
@@ -71,6 +72,30 @@ test("what was measured on unseen samples is kept, if it was", () => {
     { name: "base", error: 0.3, strength: null },
   ]);
   assert.deepEqual(figures(REPORT).unseen, []);
+});
+
+test("the verdict is taken over, and a report of an older version has none", () => {
+  const advice = { kind: "apart", names: ["cat"] };
+  const loras = [
+    { lora: "cat", kept: 0.834567, level: "good", advice: null },
+    { lora: "ink", kept: 0, level: "lost", advice },
+  ];
+  const against = { leak: 0.123456, leak_stacked: 1, base: null, average: null };
+  const verdict = { loras, against, advice: null, good_from: 0.75, lost_below: 0.3 };
+  assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
+    loras: [
+      { name: "cat", kept: 0.8346, level: "good", advice: null },
+      { name: "ink", kept: 0, level: "lost", advice },
+    ],
+    against: { ...against, leak: 0.1235 },
+    advice: null,
+    bounds: [0.3, 0.75],
+  });
+  assert.equal(figures(REPORT).verdict, null);
+});
+
+test("every level and every advice has words", () => {
+  for (const word of [...LEVELS, ...ADVICE.map((kind) => `to_${kind}`)]) assert.ok(languages.en[word], word);
 });
 
 test("blocks keep the network's order, and a saved model is its own JSON", () => {

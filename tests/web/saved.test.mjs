@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { bars, figures, layersOf, scaleTop } from "../../web/report.js";
-import { readSaved } from "../../web/saved.js";
+import { languages } from "../../web/words.js";
+import { readFile, readSaved } from "../../web/saved.js";
 
 const entry = (task, residual, wears = true) => ({ task, residual, wears });
 const layer = (path, ...tasks) => ({ path, rank: 8, tasks });
@@ -14,7 +15,15 @@ const REPORT = figures({
   fidelity: [{ task: "cat", output_error: 0.1, strength: null }],
   unmatched: { cat: ["key"] },
   notes: [{ kind: "host", text: "a note" }],
+  verdict: {
+    loras: [{ lora: "cat", kept: 0.9, level: "good", advice: null }, { lora: "ink", kept: 0.1, level: "lost", advice: { kind: "apart", names: ["cat"] } }],
+    against: { leak: 0.1, leak_stacked: 1, base: null, average: 0.5 },
+    advice: null,
+    good_from: 0.75,
+    lost_below: 0.3,
+  },
 });
+const FILE = { name: "a.safetensors", mb: 3.5, ranks: [4, 16], words: ["sks dog"] };
 const JUNK = [null, undefined, true, 0, -1, NaN, 1e308, "", "text", [], [[]], {}, { length: 9 }, [null], [{}], "x".repeat(1e6)];
 
 /** Yield every place in a value. */
@@ -38,11 +47,37 @@ function use(report) {
   for (const { name } of report.blocks) layersOf(report, name);
   for (const { median, worst, at, task } of report.overall) [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
   for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
+  if (report.verdict) {
+    const { loras, against, advice, bounds } = report.verdict;
+    for (const { name, kept, level } of loras) [name.trim(), kept.toFixed(2), languages.en[level].trim()];
+    const advices = [advice, ...loras.map((lora) => lora.advice)].filter(Boolean);
+    for (const { kind, names } of advices) [languages.en[`to_${kind}`].trim(), names[0]?.trim()];
+    for (const value of [...Object.values(against), ...bounds]) value?.toFixed(2);
+  }
+  if (report.file) [report.file.name.trim(), report.file.mb.toFixed(1), report.file.ranks[1].toFixed(0), report.file.words.join(", ")];
   for (const text of [...report.warnings, ...report.notes]) text.trim();
 }
 
 test("a report is read as it was kept", () => {
   assert.deepEqual(readSaved(JSON.parse(JSON.stringify(REPORT))), REPORT);
+});
+
+test("a report of an older version, which had no verdict, is read", () => {
+  const { verdict, ...old } = REPORT;
+  assert.ok(verdict);
+  assert.deepEqual(readSaved(old), { ...old, verdict: null });
+});
+
+test("what is said of a file is kept, or not drawn", () => {
+  assert.deepEqual(readSaved({ ...REPORT, file: FILE }), { ...REPORT, file: FILE });
+  assert.deepEqual(readSaved({ ...REPORT, file: 3 }), REPORT);
+  assert.deepEqual(readFile({ ...FILE, merge: "5" }), FILE);
+  for (const path of places(FILE)) {
+    for (const junk of JUNK) {
+      const file = readFile(changed(FILE, path, junk));
+      if (file) use({ ...REPORT, file });
+    }
+  }
 });
 
 test("a report of any other shape is none, or can be drawn", () => {
@@ -68,5 +103,8 @@ test("a report of more than can be drawn is cut, and says so", () => {
   assert.equal(readSaved({ ...REPORT, blocks: one }).blocks[0].layers.length, 5000);
   const notes = Array.from({ length: 100_000 }, () => "x".repeat(10_000));
   const texts = readSaved({ ...REPORT, notes });
+  const loras = Array.from({ length: 1000 }, () => REPORT.verdict.loras[0]);
+  const many = readSaved({ ...REPORT, verdict: { ...REPORT.verdict, loras } });
+  assert.ok(many.cut && many.verdict.loras.length === 500);
   assert.ok(texts.cut && texts.notes.length === 200 && texts.notes[0].length < 2100);
 });

@@ -39,7 +39,7 @@ def lines_of(page):
     """Return the report panel's lines: (task, kind) -> its two figures; what is read there is what
     is meant.
     """
-    page.wait_for_selector(".iteris-line")
+    page.wait_for_selector(".iteris-line", state="attached")  # behind the details
     found = page.eval_on_selector_all(
         ".iteris-line", "lines => lines.map(line => ({ ...line.dataset, text: line.textContent }))"
     )
@@ -158,7 +158,7 @@ def merge_run(chromium, server, small):
         }"""
     )
     run = frontend.run_to_the_end()
-    page.wait_for_selector('.iteris-line[data-kind="unseen"]')
+    page.wait_for_selector(".iteris-kept")
     outputs = get(frontend, f"/history/{run}")[run]["outputs"]
     (report,) = outputs[str(MERGE)]["iteris_report"]
     yield MergeRun(frontend, report, page.evaluate("blocks"))
@@ -185,6 +185,22 @@ def test_a_merge_runs_and_the_report_is_the_servers(merge_run):
     assert lines_of(merge_run.frontend.page) == near
 
 
+def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
+    page = merge_run.frontend.page
+    rows = page.eval_on_selector_all(
+        ".iteris-kept", "all => all.map(row => ({ ...row.dataset, text: row.innerText }))"
+    )
+    for row, kept in zip(rows, merge_run.report["verdict"]["loras"], strict=True):
+        assert (row["lora"], row["level"]) == (kept["lora"], kept["level"])
+        assert f"kept {round(100 * float(row['kept']))} %" in row["text"]
+        assert float(row["kept"]) == pytest.approx(kept["kept"], rel=1e-3)
+    file = page.locator(".iteris-file").inner_text()
+    assert re.fullmatch(
+        r"Saved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2",
+        file,
+    )
+
+
 def test_the_saved_file_is_in_the_list_of_loras_without_pressing_r(merge_run):
     """The wait is the check: it fails if the name does not come."""
     merge_run.frontend.page.wait_for_function(
@@ -206,9 +222,12 @@ def test_with_a_report_the_nodes_do_not_overlap(merge_run):
 
 def test_a_blocks_details_name_the_lora_that_suffers_most_and_where(merge_run, picture):
     frontend = merge_run.frontend
-    frontend.show(MERGE, top=200)
-    frontend.page.locator('.iteris-block[data-block="MID"]').hover()
+    frontend.show(MERGE, top=100)
     picture(frontend, "report")
+    frontend.page.locator(".iteris-details summary").click()
+    frontend.show(MERGE, top=-150)  # the details make it higher than the page
+    frontend.page.locator('.iteris-block[data-block="MID"]').hover()
+    picture(frontend, "report_details")
     worst = max(
         (task["residual"], task["task"], layer["path"])
         for layer in merge_run.report["layers"]
@@ -234,7 +253,7 @@ def test_in_vue_nodes_the_report_and_the_chips_are_there(merge_run, open_fronten
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     vue.load(merge_run.frontend.workflow(), "vue")
     vue.show(MERGE, top=150)
-    vue.page.locator(".lg-node .iteris-line").first.wait_for()
+    vue.page.locator(".lg-node .iteris-kept").first.wait_for()
     picture(vue, "vue_report")
     assert lines_of(vue.page) == lines_of(merge_run.frontend.page)
     vue.show(FIRST, top=150)

@@ -130,6 +130,20 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
         "fidelity": [{"task": NAME, "output_error": 0.1, "strength": 1.0}],
         "unmatched": {NAME: [TAG]},
         "notes": [{"kind": "host", "text": PROMPT}],
+        "verdict": {
+            "loras": [
+                {
+                    "lora": NAME,
+                    "kept": 0.1,
+                    "level": "lost",
+                    "advice": {"kind": "apart", "names": [RECIPE]},
+                }
+            ],
+            "against": {"leak": None, "leak_stacked": None, "base": None, "average": None},
+            "advice": None,
+            "good_from": 0.75,
+            "lost_below": 0.3,
+        },
     }
     output = {"iteris_report": [report]}
     frontend.send(
@@ -139,9 +153,18 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
         display_node=str(MERGE),
         output=output,
     )
+    file = {"merge": str(MERGE), "name": f"file {NAME}", "mb": 1, "ranks": [1, 1], "words": [TAG]}
+    frontend.send(
+        "executed",
+        prompt_id="a",
+        node="6",
+        display_node="6",
+        output={"iteris_saved": [file]},
+    )
+    frontend.page.locator(".iteris-details summary").click()
     frontend.page.locator(".iteris-block").first.hover()
     assert ran(frontend) == []
     panel = frontend.page.locator(".iteris-report").inner_text()
-    for text in (NAME, PHRASE, TAG, PROMPT):
+    for text in (NAME, PHRASE, TAG, PROMPT, RECIPE, f"file {NAME}"):
         assert text in panel
     assert frontend.errors == []

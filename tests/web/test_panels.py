@@ -8,6 +8,7 @@ import json
 MERGE = 5
 FIRST = 2
 SECOND = 3
+SAVE = 6
 
 
 def chain_of(frontend):
@@ -55,6 +56,136 @@ def report_of(residual, *others):
     layers = [layer(1, residual)]
     layers[0]["tasks"] += [{"task": name, "residual": residual, "wears": True} for name in others]
     return {"iteris_report": [{"layers": layers, "fidelity": [], "unmatched": {}, "notes": []}]}
+
+
+def kept(lora, share, level, kind=None, *names):
+    advice = kind and {"kind": kind, "names": names}
+    return {"lora": lora, "kept": share, "level": level, "advice": advice}
+
+
+def report_with_verdict(*loras, advice=None):
+    """Return the output of a merge whose report has a verdict."""
+    output = report_of(0.5, *(lora["lora"] for lora in loras[1:]))
+    (report,) = output["iteris_report"]
+    report["notes"] = [{"kind": "host", "text": "a note"}]
+    report["warnings"] = ["WARNING: the merge fails ink"] if len(loras) > 1 else []
+    report["verdict"] = {
+        "loras": loras,
+        "against": {"leak": 0.12, "leak_stacked": 1.02, "base": 0.29, "average": None},
+        "advice": advice,
+        "good_from": 0.75,
+        "lost_below": 0.3,
+    }
+    return output
+
+
+def executed(frontend, node, output):
+    frontend.send("executed", prompt_id="a", node=str(node), display_node=str(node), output=output)
+
+
+THREE = report_with_verdict(
+    kept("first", 0.83, "good"),
+    kept("a style of a rather long name", 0.52, "weak", "apart", "first"),
+    kept("ink", 0.04, "lost", "weight"),
+)
+SAVED = {"merge": str(MERGE), "name": "iteris_merged.safetensors", "mb": 3.4321}
+SAVED |= {"ranks": [4, 16], "words": ["sks dog", "ink wash style"]}
+
+
+def size_of(frontend):
+    return frontend.page.evaluate("id => [...app.graph.getNodeById(id).size]", MERGE)
+
+
+def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, small):
+    small(frontend, seed=13)
+    frontend.show(MERGE, top=100)
+    page = frontend.page
+    panel = page.locator(".iteris-report")
+    executed(frontend, MERGE, THREE)
+    rows = page.locator(".iteris-kept")
+    good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
+    assert good == ["first", "kept 83 %", "good"]
+    assert weak[1:3] == ["kept 52 %", "weak"]
+    assert weak[3] == "Lower the strength of first: it gets into these prompts."
+    assert lost[1:] == ["kept 4 %", "lost", "Raise its weight."]
+    assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
+    badges = page.eval_on_selector_all(
+        ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
+    )
+    assert len(set(badges)) == 3
+    lines = panel.inner_text()
+    against = "Leak into each other: 12 %, stacked 102 %. Base model: changed by 29 % of what"
+    order = [lines.index(text) for text in ("lost", against, "WARNING", "Layers, bars and notes")]
+    assert order == sorted(order)
+
+    chart = page.locator(".iteris-chart")
+    closed = size_of(frontend)
+    assert not chart.is_visible() and "a note" not in lines
+    picture(frontend, "verdict")
+    page.locator(".iteris-details summary").click()
+    frontend.settle()
+    assert chart.is_visible() and "a note" in panel.inner_text()
+    assert size_of(frontend)[1] > closed[1]
+    picture(frontend, "verdict_details")
+    page.locator(".iteris-details summary").click()
+    frontend.settle()
+    assert size_of(frontend) == closed
+    assert frontend.errors == []
+
+
+def test_the_file_of_a_merge_stands_below_its_verdict_until_the_next_report(frontend, small):
+    small(frontend, seed=14)
+    frontend.show(MERGE, top=100)
+    file = frontend.page.locator(".iteris-file")
+    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    assert file.count() == 0, "there is no report yet"
+    executed(frontend, MERGE, THREE)
+    executed(frontend, SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
+    assert file.count() == 0, "it is another node's"
+    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4\N{EN DASH}16."
+    assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash style"
+    saved_with(
+        frontend,
+        frontend.page.evaluate("id => app.graph.getNodeById(id).properties.iteris_report", MERGE),
+    )
+    assert file.inner_text().startswith(said), "the workflow has kept it"
+    executed(frontend, MERGE, THREE)
+    assert file.count() == 0
+    assert frontend.errors == []
+
+
+def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
+    small(frontend, seed=15)
+    frontend.show(MERGE, top=100)
+    executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
+    assert frontend.page.locator(".iteris-kept").count() == 0
+    assert "set held_out to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
+
+
+def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
+    small(frontend, seed=16)
+    executed(frontend, MERGE, THREE)
+    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    for _ in range(2):  # its height follows from what the width makes of the text
+        frontend.page.evaluate(
+            "id => { const node = app.graph.getNodeById(id); node.setSize([310, node.computeSize()[1]]); }",
+            MERGE,
+        )
+        frontend.show(MERGE, top=60)
+    assert size_of(frontend)[0] == 310
+    inside = """panel => [...panel.querySelectorAll('.iteris-verdict *, .iteris-file *')].every((part) => {
+        const [inner, outer] = [part, panel].map((element) => element.getBoundingClientRect());
+        return inner.left >= outer.left && inner.right <= outer.right && inner.bottom <= outer.bottom;
+    })"""
+    assert frontend.page.locator(".iteris-report").evaluate(inside)
+    for palette in ("light", "dark"):
+        frontend.page.evaluate(
+            "name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette
+        )
+        frontend.settle()
+        picture(frontend, f"verdict_310_{palette}")
+    assert frontend.errors == []
 
 
 def blocks_of(frontend, selector=".iteris-report"):
