@@ -209,14 +209,14 @@ class MergeReport:
 
     def _circumstances(self) -> Circumstances:
         calibration = self.settings.get("calibration", {})  # only a diffusion model's merge has one
-        cuts = [layer.cut for layer in self.layers if layer.cut > 0]
+        asked = [layer.cut for layer in self.layers if layer.plain_cut is not None]
         both = self.interference()
         loras = {adapter for _, adapter in both}
         return Circumstances(
             method="iteris" if self.tried else self.method,
             runs=calibration.get("trajectories"),
             can_check=calibration.get("held_out") == 0,
-            cut=statistics.median(cuts) if cuts else 0.0,
+            cut=statistics.median(asked) if asked else 0.0,
             leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
         )
 

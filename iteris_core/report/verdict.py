@@ -3,8 +3,8 @@
 What a merge kept of a LoRA is 1 minus the error of the network's output on the LoRA's own prompts
 that the merge has not seen. It counts what is missing and what was added alike: where a merge is
 only too weak, it is the measured strength, and it is never more than that. Of the check's figures
-the error is the only one that goes along with recognition in all worlds, and measured strength does
-not (rank correlations of 0.3 to 0.5, and -0.2 to 0.1; "What the check on unseen prompts says" in
+this error goes along with recognition best over all worlds, and measured strength does not (rank
+correlations of 0.3 to 0.5, and -0.2 to 0.1; "What the check on unseen prompts says" in
 benchmarks/RESULTS.md).
 
 The bounds of the levels are chosen, not derived. In 200 rows of merges whose pictures a recogniser
@@ -155,7 +155,7 @@ class Circumstances:
         method: Name of the method that the user chose.
         runs: Number of sampling runs of a LoRA; None if it was not measured in sampling runs.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
-        cut: What the cut to a lower rank costs, the median over layers.
+        cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         leaks: (LoRA, other LoRA) -> how much the other one gets into its prompts, stacked and
             merged.
     """

@@ -26,8 +26,8 @@ def own(name, error, strength=1.0, averaged=None):
     return TaskFidelity(name, error, strength, 4, averaged=averaged)
 
 
-def layer(leaks=(), cut=0.0):
-    """Return a layer with leaks (task, other, stacked, merged)."""
+def layer(leaks=(), cut=0.0, asked=True):
+    """Return a layer with leaks (task, other, stacked, merged), and a cut that was asked for."""
     tasks = {}
     for task, other, stacked, merged in leaks:
         tasks.setdefault(task, []).append(Interference(other, stacked, merged))
@@ -35,7 +35,7 @@ def layer(leaks=(), cut=0.0):
         TaskAtLayerReport(task, 0.5, 1.0, 8, interference=tuple(found))
         for task, found in tasks.items()
     ]
-    return LayerReport("x", 4, tuple(entries), cut=cut)
+    return LayerReport("x", 4, tuple(entries), cut=cut, plain_cut=0.9 if asked else None)
 
 
 def report(*fidelity, layers=(), calibration=None, **more):
@@ -101,6 +101,8 @@ def test_few_sampling_runs(runs, kind):
 def test_a_cut_that_costs_most():
     assert advice(report(DISTURBED, layers=[layer(cut=0.31)])) == Advice("rank")
     assert advice(report(DISTURBED, layers=[layer(cut=0.29)])) == Advice("prompts")
+    unasked = report(DISTURBED, layers=[layer(cut=0.5, asked=False)])
+    assert advice(unasked) == Advice("prompts"), "full_output is cut to the sum of the ranks"
 
 
 def test_weaker_than_the_others_or_all_weak():

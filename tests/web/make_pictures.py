@@ -245,7 +245,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.locator(".iteris-word", has_text="ink wash style").first.wait_for(state="attached")
     frontend.show(lora, left=430, top=130)
     shoot("3_loras")
-    frontend.set_widgets(calibration, trajectories=4, timesteps=2, sampling_steps=4, resolution=128)
+    frontend.set_widgets(calibration, trajectories=5, timesteps=2, sampling_steps=4, resolution=128)
     frontend.set_widgets(9, width=64, height=64)
     frontend.set_widgets(10, steps=2)
     page.mouse.move(750, 850)
