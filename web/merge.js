@@ -58,6 +58,7 @@ export function addReport(node, say) {
     waiting = true;
   };
   node.endIterisRun = () => {
+    removeProgress(); // of a run that was cancelled or failed; a later one makes its own
     if (!told) show(true, heightBefore);
     heightBefore = undefined;
   };

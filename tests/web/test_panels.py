@@ -4,6 +4,8 @@ subgraphs, too.
 
 import json
 
+import pytest
+
 # nodes of merge_two_loras
 MERGE = 5
 FIRST = 2
@@ -273,6 +275,23 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     assert blocks_of(frontend) == ["IN01", "IN03"]
     frontend.send("execution_interrupted", prompt_id="mine")
     assert blocks_of(frontend) == []
+
+
+@pytest.mark.parametrize("end", ["execution_interrupted", "execution_error"])
+def test_the_line_of_progress_goes_with_a_run_that_does_not_end(frontend, small, end):
+    small(frontend, seed=17)
+    frontend.show(MERGE, top=200)
+    before = size_of(frontend)
+    line = f"""() => app.graph.getNodeById({MERGE}).widgets
+        .filter((widget) => widget.name === "$$node-text-preview").length"""
+    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.send("progress_text", nodeId=str(MERGE), text="stage 1 of 4: Text encoder 2/4")
+    frontend.page.wait_for_function(f"({line})() === 1")
+    frontend.send(end, prompt_id="a", node_type="IterISMerge", exception_message="", traceback=[])
+    frontend.settle()
+    assert frontend.page.evaluate(line) == 0
+    assert size_of(frontend) == before
+    assert frontend.errors == []
 
 
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
