@@ -48,8 +48,8 @@ class ScenePrompts(io.ComfyNode):
                     default="",
                     placeholder="cat: a sks cat\ndog: a ohwx dog",
                     tooltip="What each LoRA's subject is called in a sentence, with its article, "
-                    "one per line: the LoRA's name, a colon, the words. A LoRA that is not "
-                    "named here is called by its shortest prompt.",
+                    "one per line: the LoRA's name or its number in the chain, a colon, the words. "
+                    "A LoRA that is not named here is called by its shortest prompt.",
                 ),
                 io.String.Input(
                     "styles",

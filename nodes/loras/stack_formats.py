@@ -263,13 +263,15 @@ def prompts_by_name(
     Args:
         text: Prompts, one per line; may be empty.
         names: Names of the LoRAs, as in reports: the path without the suffix. A line may omit the
-            folder. Two LoRAs of one name are the same file, and get the same prompts.
+            folder, or have the LoRA's number instead, from 1 on. Two LoRAs of one name are the same
+            file, and get the same prompts.
         field: The input that holds the text, for errors.
 
     Raises:
         IterisError: A line that is for no LoRA, or for several.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
+    numbered = {str(number): [name] for number, name in enumerate(names, 1)}
     names = list(found)
     ends: dict[str, list[str]] = {}
     for name in names:
@@ -277,7 +279,7 @@ def prompts_by_name(
     for number, line in enumerate(text.splitlines(), 1):
         start, colon, prompt = (part.strip() for part in line.partition(":"))
         start = start.replace("\\", "/").removesuffix(".safetensors")
-        meant = [start] if start in found else ends.get(start, [])
+        meant = [start] if start in found else ends.get(start) or numbered.get(start, [])
         if colon and len(meant) == 1:
             found[meant[0]] += [prompt] if prompt else []
         elif len(names) == 1 or "{trigger}" in line:

@@ -152,6 +152,10 @@ def test_one_text_has_the_prompts_of_all():
         "style/DOG": ("one dog: big", "a drawing of {trigger}"),
         "bird": ("a drawing of {trigger}",),
     }
+    numbers = prompts_by_name("2: a dog\n1: a {trigger}\n3: x", ["cat", "dog", "3", "bird"])
+    assert numbers == {"cat": ("a {trigger}",), "dog": ("a dog",), "3": ("x",), "bird": ()}
+    with pytest.raises(IterisError, match="'5: x' begins with none"):
+        prompts_by_name("5: x", ["cat", "dog"])
     assert prompts_by_name("a photo, closeup: sks", ["cat"]) == {"cat": ("a photo, closeup: sks",)}
     with pytest.raises(
         IterisError, match=r"line 2: which LoRA is it for\? 'a stray one' begins with none"

@@ -12,11 +12,11 @@ _TURBO = (
 )
 _SAVED = "a LoRA in *output/loras*, which is in every LoRA list at once. Load it at strength 1.0"
 _REPORT = (
-    "A report on the merge node. It says how much of each LoRA's effect is there, and which layers "
-    "suffer. An error of 0 is best"
+    "A report on the merge node. It says first what was kept of each LoRA, good, weak or lost, and "
+    "what to do about it"
 )
 _TIME = (
-    "A merge of two LoRAs takes as many passes through the model as about 30 pictures of 20 steps. "
+    "A merge of two LoRAs takes as many passes through the model as about 13 pictures of 20 steps. "
     "To save time, lower *resolution* in **Calibration**. 0 there means 768 for SDXL and 512 for "
     "all others"
 )
@@ -70,8 +70,9 @@ NOTES = {
         [
             _CHOOSE,
             "**Character**, **Style**: choose their LoRAs",
-            "**The character in the style**: replace *second: in demo2 style*. Write the name of "
-            "your style's file, a colon, and how a prompt asks for this style",
+            "**The character in the style**: *2: in {trigger} style* says that the second LoRA is "
+            "a style. *{trigger}* stands for its trigger words. If its file names none, write how "
+            "a prompt asks for this style",
             "**Prompt**: write the same words and those of the character",
             _SIZE,
         ],
@@ -87,8 +88,9 @@ NOTES = {
         [
             _CHOOSE,
             "The three **concepts**: choose their LoRAs",
-            "**All in one picture**: replace the three lines such as *first: a demo1*. Write the "
-            "name of each file, a colon, and what a prompt calls its subject",
+            "**All in one picture**: a line for each LoRA, by its number, says what a prompt calls "
+            "its subject. *{trigger}* stands for its trigger words. If a file names none, write "
+            "the words, such as *1: a sks dog*",
             "**Prompt**: write the same words",
             _SIZE,
         ],
