@@ -18,7 +18,11 @@ from iteris_core.layers import input_tokens
 
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
 EXACT = MergeConfig(
-    target="delta", output_dtype=torch.float64, samples_per_chunk=100, unit_gain=1.0
+    tokens_per_dimension=None,
+    target="delta",
+    output_dtype=torch.float64,
+    samples_per_chunk=100,
+    unit_gain=1.0,
 )
 
 

@@ -59,7 +59,13 @@ SMALL = Calibration(
     preserve_captions=("a street", "a tree", "a red chair in a garden"),
     held_out=1,
 )
-EXACT = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2, target="delta", unit_gain=1)
+EXACT = MergeConfig(
+    output_dtype=torch.float32,
+    samples_per_chunk=2,
+    target="delta",
+    unit_gain=1,
+    tokens_per_dimension=None,
+)
 CAPTION = "a photo of sks dog on a beach"
 Tensors = dict[str, Tensor]
 
