@@ -200,7 +200,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
         assert any(text.startswith("stage 4 of 4: Diffusion model ") for text in texts)
         return any(text.startswith("stage 3 of 4: Sampling ") for text in texts)
 
-    nodes = host.merge(seed=5, timesteps=1)
+    nodes = host.merge(seed=5)
     assert sampled(nodes)
     nodes["5"]["inputs"]["rank"] = 3
     assert not sampled(nodes)
