@@ -1,0 +1,205 @@
+"""How a merge scales over processes: `python benchmarks/scale.py` measures small merges here, and
+writes benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import speed
+import speed_models
+import torch
+from results import write_parts
+from speed_measure import machine, spread, table, timed
+from torch import Tensor, distributed, multiprocessing
+
+from iteris_core.engines.measure import Measurement
+
+PARTS = ("measured",)
+SAMPLES = 64  # of each task
+ADAPTERS, RANK, WIDTH = 2, 16, 512
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a merge took.
+
+    Args:
+        seconds: On the clock, of the slowest process.
+        cpu: Seconds that the busiest process worked.
+        solve: Seconds of them in the solves.
+        layer_bytes: Bytes that a process adds up with the others, per layer.
+    """
+
+    seconds: float
+    cpu: float
+    solve: float
+    layer_bytes: float
+
+
+@dataclass
+class Tally:
+    """Bytes that were added up over processes, and CPU seconds in solves."""
+
+    added: int = 0
+    solve: float = 0.0
+
+
+@contextmanager
+def tallied() -> Iterator[Tally]:
+    """Count what the merges inside it add up over processes, and how long they solve."""
+    tally = Tally()
+    all_reduce, solve = distributed.all_reduce, Measurement.solve
+
+    def counted(tensor: Tensor) -> None:
+        tally.added += tensor.numel() * tensor.element_size()
+        all_reduce(tensor)
+
+    def clocked(*args):
+        start = time.process_time()
+        try:
+            return solve(*args)
+        finally:
+            tally.solve += time.process_time() - start
+
+    with (
+        patch.object(distributed, "all_reduce", counted),
+        patch.object(Measurement, "solve", clocked),
+    ):
+        yield tally
+
+
+def merge_here(case: speed_models.Case) -> Found:
+    """Merge with the other processes of the group."""
+    distributed.barrier()
+    with tallied() as tally:
+        clock, cpu = timed(case.sweep, "cpu")
+    layers = len(case.adapters[0].deltas)
+    own = Found(clock, cpu, tally.solve, tally.added / layers)
+    of_all: list[Found] = [own] * distributed.get_world_size()
+    distributed.all_gather_object(of_all, own)
+    return Found(
+        *(max(column) for column in zip(*(asdict(f).values() for f in of_all), strict=True))
+    )
+
+
+def process(number: int, size: int, samples: int, folder: str) -> None:
+    """Be one of the processes of a measured merge; the first one writes what was found."""
+    options = argparse.Namespace(threads=1, device="cpu")
+    made = speed.prepared("transformer", (samples, ADAPTERS, RANK, WIDTH), options)
+    case = replace(made, target="full_output")
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", meeting, rank=number, world_size=size)
+    few = [replace(task, samples=task.samples[: 4 * size]) for task in case.tasks]
+    replace(case, tasks=few).sweep()  # warms up
+    found = merge_here(case)
+    if number == 0:
+        Path(folder, "found.json").write_text(json.dumps(asdict(found)))
+    distributed.destroy_process_group()
+
+
+def measure(size: int, samples: int) -> Found:
+    """Return what a merge takes that `size` new processes of one thread share."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(process, (size, samples, folder), nprocs=size)
+        found = Found(**json.loads(Path(folder, "found.json").read_text()))
+    print(f"{size} processes, {samples} samples a task: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def row(size: int, samples: int, alone: list[Found], found: list[Found]) -> list[str]:
+    """Return a row of a table: what processes took, and one process over that, round by round."""
+    clock, cpu = (
+        [getattr(a, of) / getattr(f, of) for a, f in zip(alone, found, strict=True)]
+        for of in ("seconds", "cpu")
+    )
+    return [
+        f"{size}",
+        f"{ADAPTERS} x {samples}",
+        spread([f.seconds for f in found]),
+        spread(clock),
+        spread([f.cpu for f in found]),
+        spread(cpu),
+        f"{median(f.solve for f in found):.2f}",
+        f"{found[0].layer_bytes / 1e6:.2f}",
+    ]
+
+
+MEASURED = """\
+### Scaling: measured
+
+Four transformer layers of width {width}, {layers} layers with {adapters} LoRAs of rank {rank}, 64 tokens a sample, float32, default settings.
+Processes of one thread each share a merge through gloo. One process after the other is measured in every round, {rounds} rounds;
+median (lowest-highest). *Ratio* is the time of one process over that of so many, *CPU* what the busiest process works, which suffers least
+from other jobs. *Solve* is the part of it that every process repeats. *MB a layer* is what a process hands to `all_reduce`, counted.
+The machine has {cores} cores, so more processes than that show overhead and no speed.
+
+Strong scaling: the same samples, shared. Ideal is the number of processes.
+
+{strong}
+
+Weak scaling: samples in proportion to the processes. Ideal is 1.
+
+{weak}"""
+
+
+def measured_text(sizes: list[int], samples: int, rounds: int) -> str:
+    """Measure, and return the tables in Markdown."""
+    found: dict[tuple[int, int], list[Found]] = {}
+    wanted = {(1, samples), *((n, m) for n in sizes for m in (samples, n * samples))}
+    for _ in range(rounds):
+        for size, count in sorted(wanted):
+            found.setdefault((size, count), []).append(measure(size, count))
+    heads = ["processes", "samples", "s", "ratio", "CPU, s", "ratio of CPU", "solve, s"]
+    heads.append("MB a layer")
+    alone = found[1, samples]
+    strong, weak = (
+        table(heads, [row(n, m(n), alone, found[n, m(n)]) for n in sizes])
+        for m in (lambda n: samples, lambda n: n * samples)
+    )
+    return MEASURED.format(
+        width=WIDTH,
+        layers=24,
+        adapters=ADAPTERS,
+        rank=RANK,
+        rounds=rounds,
+        cores=os.cpu_count(),
+        strong=strong,
+        weak=weak,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2], help="numbers of them (default 1 2)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help=f"of each task (default {SAMPLES})"
+    )
+    parser.add_argument("--repeat", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--dry", action="store_true", help="nothing is written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    busy = os.getloadavg()[0]
+    command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
+    text = measured_text(options.processes, options.samples, options.repeat)
+    text = f"{text}\n\n{machine('cpu', command, busy)}"
+    print(text)
+    if not options.dry:
+        write_parts("scale", PARTS, {"measured": text})
+
+
+if __name__ == "__main__":
+    main()
