@@ -1,5 +1,5 @@
-"""How a merge scales over processes: `python benchmarks/scale.py` measures small merges here, and
-writes benchmarks/RESULTS.md.
+"""How a merge scales over processes: `python benchmarks/scale.py` measures small merges here, reckons
+large ones on paper (`scale_paper.py`), and writes benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
+import scale_paper
 import speed
 import speed_models
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from iteris_core.engines.measure import Measurement
 
-PARTS = ("measured",)
+PARTS = ("measured", "paper")
 SAMPLES = 64  # of each task
 ADAPTERS, RANK, WIDTH = 2, 16, 512
 
@@ -50,9 +51,9 @@ class Found:
 
 @dataclass
 class Tally:
-    """Bytes that were added up over processes, and CPU seconds in solves."""
+    """Bytes of sums that were added up over processes, each time, and CPU seconds in solves."""
 
-    added: int = 0
+    added: list[int] = field(default_factory=list)
     solve: float = 0.0
 
 
@@ -63,7 +64,8 @@ def tallied() -> Iterator[Tally]:
     all_reduce, solve = distributed.all_reduce, Measurement.solve
 
     def counted(tensor: Tensor) -> None:
-        tally.added += tensor.numel() * tensor.element_size()
+        if tensor.is_floating_point():  # others tell how a process is
+            tally.added.append(tensor.numel() * tensor.element_size())
         all_reduce(tensor)
 
     def clocked(*args):
@@ -86,7 +88,7 @@ def merge_here(case: speed_models.Case) -> Found:
     with tallied() as tally:
         clock, cpu = timed(case.sweep, "cpu")
     layers = len(case.adapters[0].deltas)
-    own = Found(clock, cpu, tally.solve, tally.added / layers)
+    own = Found(clock, cpu, tally.solve, sum(tally.added) / layers)
     of_all: list[Found] = [own] * distributed.get_world_size()
     distributed.all_gather_object(of_all, own)
     return Found(
@@ -142,7 +144,7 @@ MEASURED = """\
 Four transformer layers of width {width}, {layers} layers with {adapters} LoRAs of rank {rank}, 64 tokens a sample, float32, default settings.
 Processes of one thread each share a merge through gloo. One process after the other is measured in every round, {rounds} rounds;
 median (lowest-highest). *Ratio* is the time of one process over that of so many, *CPU* what the busiest process works, which suffers least
-from other jobs. *Solve* is the part of it that every process repeats. *MB a layer* is what a process hands to `all_reduce`, counted.
+from other jobs. *Solve* is the part of it that every process repeats; one process alone also makes its last sums in it. *MB a layer* is what a process hands to `all_reduce`, counted.
 The machine has {cores} cores, so more processes than that show overhead and no speed.
 
 Strong scaling: the same samples, shared. Ideal is the number of processes.
@@ -154,13 +156,18 @@ Weak scaling: samples in proportion to the processes. Ideal is 1.
 {weak}"""
 
 
-def measured_text(sizes: list[int], samples: int, rounds: int) -> str:
-    """Measure, and return the tables in Markdown."""
+def measured(sizes: list[int], samples: int, rounds: int) -> dict[tuple[int, int], list[Found]]:
+    """Return number of processes and samples of a task -> what their merges took in each round."""
     found: dict[tuple[int, int], list[Found]] = {}
     wanted = {(1, samples), *((n, m) for n in sizes for m in (samples, n * samples))}
     for _ in range(rounds):
         for size, count in sorted(wanted):
             found.setdefault((size, count), []).append(measure(size, count))
+    return found
+
+
+def measured_text(found: dict[tuple[int, int], list[Found]], sizes: list[int], samples: int) -> str:
+    """Return the tables in Markdown."""
     heads = ["processes", "samples", "s", "ratio", "CPU, s", "ratio of CPU", "solve, s"]
     heads.append("MB a layer")
     alone = found[1, samples]
@@ -173,7 +180,7 @@ def measured_text(sizes: list[int], samples: int, rounds: int) -> str:
         layers=24,
         adapters=ADAPTERS,
         rank=RANK,
-        rounds=rounds,
+        rounds=len(alone),
         cores=os.cpu_count(),
         strong=strong,
         weak=weak,
@@ -182,6 +189,7 @@ def measured_text(sizes: list[int], samples: int, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--only", choices=PARTS, help="one part; the other stays as it is")
     parser.add_argument(
         "--processes", type=int, nargs="+", default=[1, 2], help="numbers of them (default 1 2)"
     )
@@ -194,11 +202,16 @@ def main() -> None:
     torch.set_num_threads(1)
     busy = os.getloadavg()[0]
     command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
-    text = measured_text(options.processes, options.samples, options.repeat)
-    text = f"{text}\n\n{machine('cpu', command, busy)}"
-    print(text)
-    if not options.dry:
-        write_parts("scale", PARTS, {"measured": text})
+    for part in [options.only] if options.only else PARTS:
+        if part == "measured":
+            found = measured(options.processes, options.samples, options.repeat)
+            text = measured_text(found, options.processes, options.samples)
+        else:
+            text = scale_paper.text()
+        text = f"{text}\n\n{machine('cpu', command, busy)}"
+        print(text, end="\n\n", flush=True)
+        if not options.dry:
+            write_parts("scale", PARTS, {part: text})
 
 
 if __name__ == "__main__":
