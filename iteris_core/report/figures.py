@@ -171,12 +171,13 @@ class _Energies:
             for part, c in ways
         ]
         remaining = torch.stack(squares).clamp_min(0)
-        reference = self.reference()
+        reference = self.reference
         return torch.where(reference > 0, (remaining / reference).sqrt(), 0.0)
 
+    @functools.cached_property
     def reference(self) -> Tensor:
-        """Return the energy to which figures are relative, 0-dim: that of the teacher's delta, or
-        of all adapters stacked where the teacher wears nothing.
+        """The energy to which figures are relative, 0-dim: that of the teacher's delta, or of all
+        adapters stacked where the teacher wears nothing.
         """
         stacked = self.energy(self.adapters)
         alone = [self.energy(part) for key, part in self.slices.items() if key is not None]
@@ -195,7 +196,7 @@ class _Energies:
         teacher does not wear, (2,).
         """
         part = self.slices[k]
-        reference = self.reference()
+        reference = self.reference
         alone = self.energy(part)
         stacked = torch.where(reference > 0, (alone / reference).sqrt(), 0.0)
         along = self.products[self.slices[None], part].sum() - self.with_teacher[part].sum()
