@@ -53,7 +53,7 @@ from iteris_core.diffusion.sampling import Sampler
 
 SMALL = Calibration(
     trajectories=1,
-    timesteps=1,
+    timesteps=2,  # of which one is kept after a step
     sampling_steps=3,
     resolution=64,
     cfg=2.0,

@@ -4,8 +4,6 @@ subgraphs, too.
 
 import json
 
-import pytest
-
 # nodes of merge_two_loras
 MERGE = 5
 FIRST = 2
@@ -277,8 +275,7 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     assert blocks_of(frontend) == []
 
 
-@pytest.mark.parametrize("end", ["execution_interrupted", "execution_error"])
-def test_the_line_of_progress_goes_with_a_run_that_does_not_end(frontend, small, end):
+def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small):
     small(frontend, seed=17)
     frontend.show(MERGE, top=200)
     before = size_of(frontend)
@@ -287,7 +284,7 @@ def test_the_line_of_progress_goes_with_a_run_that_does_not_end(frontend, small,
     frontend.send("execution_start", prompt_id="a", timestamp=0)
     frontend.send("progress_text", nodeId=str(MERGE), text="stage 1 of 4: Text encoder 2/4")
     frontend.page.wait_for_function(f"({line})() === 1")
-    frontend.send(end, prompt_id="a", node_type="IterISMerge", exception_message="", traceback=[])
+    frontend.send("execution_interrupted", prompt_id="a")
     frontend.settle()
     assert frontend.page.evaluate(line) == 0
     assert size_of(frontend) == before
