@@ -17,7 +17,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -281,7 +281,9 @@ def sampling_difference(host: ComfyModel) -> float:
     calibration = SMALL.for_family(host.family)
     with host.denoiser() as network:
         sampler = Sampler.of(host, network, calibration)
-        run = Run("a", 0, 5, tuple(range(calibration.sampling_steps)))
+        sampler = replace(sampler, sigmas=host.sigmas(calibration.sampling_steps).float().cpu())
+        every = tuple(range(calibration.sampling_steps))
+        run = Run("a", 0, 5, every, every)
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
     theirs = []
     unit = noise(sampler.shape, 5)[None]
