@@ -143,7 +143,8 @@ class MergeConfig:
         tokens_per_row: Most tokens of a row that are measured, at random places (rows "tokens per
             row").
         tokens_per_dimension: As many tokens as suffice for a layer's system; more only take time
-            ("Where less is measured" in RESULTS.md: 8 are as good, 4 are not). None: all.
+            ("Where less is measured" in RESULTS.md: 8 are as good, 4 are not). Rows of up to 512
+            tokens are read whole. None: all are.
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
             matrix would not fit into memory.
     """

@@ -14,6 +14,9 @@ from ..layers import is_patchwise, weight_shape
 from ..rows.chunks import Block
 from .problem import Problem
 
+# Tokens of rows that are read whole: texts have few, which are not alike, and some are padding.
+_READ_WHOLE = 512
+
 
 @dataclass(frozen=True)
 class CountedTokens:
@@ -73,7 +76,7 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
     if config.tokens_per_dimension is not None:
         fewest = min(len(task.samples) for task in problem.tasks)
         budget = config.tokens_per_dimension * weight_shape(module)[1]
-        most = min(most, max(1, -(-budget // fewest)))
+        most = min(most, max(_READ_WHOLE, -(-budget // fewest)))
     return most
 
 
