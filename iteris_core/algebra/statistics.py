@@ -245,8 +245,9 @@ class Sums(InputMoments):
         return self._gram
 
     def size(self) -> Tensor:
+        gram = self.gram  # which forgets the size where rows still waited
         if self._size is None:
-            self._size = self.gram.norm()
+            self._size = gram.norm()
         return self._size
 
     def cross_size(self) -> Tensor:

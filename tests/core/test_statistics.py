@@ -129,10 +129,13 @@ def test_few_rows_wait_for_others_and_all_are_summed(tokens, monkeypatch):
     torch.testing.assert_close(moments.gram, expected.T @ expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(task.cross, expected.T @ codes.double(), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(task.drift, expected.T @ drift.double(), rtol=1e-5, atol=1e-3)
+    size = (expected.T @ expected).norm()
+    torch.testing.assert_close(moments.size(), size, rtol=1e-5, atol=1e-4)
     at_once = max(1, TOKENS_PER_PRODUCT // tokens)
     assert len(passes) == -(-5 // at_once)
     moments.add(student[:3], student[:3])  # after they were asked for
     assert moments.tokens == 5 * tokens + 3
     both = torch.cat([student, student[:3]]).double()
-    torch.testing.assert_close(moments.gram, both.T @ both, rtol=1e-5, atol=1e-4)
+    assert (moments.size() - size).abs() > 1e-3
     torch.testing.assert_close(moments.size(), (both.T @ both).norm(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(moments.gram, both.T @ both, rtol=1e-5, atol=1e-4)
