@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 from ..progress import Stage
 from .model import DENOISER_STAGE, HELD_OUT_STAGE, PROOF_STAGE, SAMPLING_STAGE, TEXT_STAGE
-from .sampling import Run
+from .plans import Plan
 
 STEPS_OF_A_PICTURE = 20
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
-# solved (benchmarks/RESULTS.md, "Speed: sd15").
+# solved (benchmarks/RESULTS.md, "Pictures": seconds a row, against those of sampling).
 _SWEPT = 1.5
-# Work on the text encoders, per sample of the diffusion model: they are much smaller.
+# Work on the text encoders, per row of the sweep: they are much smaller (the same table).
 _TEXT = 0.1
 # Rows of a LoRA's proof, see `proof`.
 _PROVED = 4
-
-
-class Drawn(Protocol):
-    """A plan whose work is known before its samples exist; see `plans.Plan`."""
-
-    def drawn_in(self) -> list[Run]: ...
-
-    def sample_count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +69,8 @@ class Cost:
 
 
 def cost_of(
-    plans: Sequence[Drawn],
-    check_plans: Sequence[Drawn],
+    plans: Sequence[Plan],
+    check_plans: Sequence[Plan],
     *,
     guided: bool,
     changes_denoiser: bool,
@@ -108,9 +99,9 @@ def cost_of(
     )
 
 
-def _steps(plans: Iterable[Drawn]) -> int:
+def _steps(plans: Iterable[Plan]) -> int:
     return sum(run.length for plan in plans for run in plan.drawn_in())
 
 
-def _samples(plans: Iterable[Drawn]) -> int:
+def _samples(plans: Iterable[Plan]) -> int:
     return sum(plan.sample_count() for plan in plans)
