@@ -26,8 +26,7 @@ def cheaper_recipes() -> list[Recipe]:
         for share in (0.25, 0.0)
     ]
     tokens = [
-        Recipe(f"3 steps, {n} tokens per dimension", {"tokens_per_dimension": n}, CHOSEN)
-        for n in (16, 8, 4)
+        Recipe(f"3 steps, {n} tokens per row", {"tokens_per_row": n}, CHOSEN) for n in (48, 24, 12)
     ]
     runs = [Recipe("3 steps, 10 runs", {}, {**CHOSEN, "trajectories": 10})]
     return [*steps, *shares, *tokens, *runs]
