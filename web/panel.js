@@ -73,8 +73,8 @@ function detailsOf(model, say) {
 function verdictOf({ loras, against, advice, bounds }, say) {
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
-  const levels = say("levels", { lost, good });
-  found.append(...loras.map((lora) => keptOf(lora, levels, say)));
+  const told = say("levels", { lost, good });
+  found.append(...loras.map((lora) => keptOf(lora, told, say)));
   if (advice) found.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base, average } = against;
   const parts = [];
@@ -86,14 +86,19 @@ function verdictOf({ loras, against, advice, bounds }, say) {
 }
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf({ name, kept, level, advice }, levels, say) {
+function keptOf({ name, kept, between, level, levels, advice }, told, say) {
   const line = html("div", `iteris-kept iteris-${level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
-  line.title = levels;
+  line.title = told;
   const head = html("div", "iteris-head");
   const called = html("b", "", name);
   called.title = name;
-  head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })), html("span", "iteris-badge", say(level)));
+  head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
+  if (between) {
+    const [low, high] = between.map(percent);
+    head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
+  }
+  head.append(html("span", "iteris-badge", levels.map((each) => say(each)).join(say("or"))));
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);

@@ -75,7 +75,7 @@ export function figures(report) {
 function verdict({ verdict: found }) {
   if (!found) return null;
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, level, advice }) => ({ name: lora, kept: rounded(kept), level, advice }));
+  const loras = found.loras.map(({ lora, kept, between, level, levels, advice }) => ({ name: lora, kept: rounded(kept), between: between && between.map(rounded), level, levels, advice }));
   return { loras, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
 }
 

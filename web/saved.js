@@ -14,7 +14,10 @@ const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.
 
 const isAdvice = (advice) => isObject(advice) && ADVICE.includes(advice.kind) && Array.isArray(advice.names) && advice.names.length <= 1 && advice.names.every(isText);
 const isAdviceOrNone = (advice) => advice === null || isAdvice(advice);
-const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && LEVELS.includes(lora.level) && isAdviceOrNone(lora.advice);
+const isRangeOrNone = (range) => range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
+const areLevels = (levels) => Array.isArray(levels) && levels.length > 0 && levels.length <= LEVELS.length && levels.every((level) => LEVELS.includes(level));
+const isLevelled = ({ between, level, levels }) => isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
+const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && isLevelled(lora) && isAdviceOrNone(lora.advice);
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
 function verdictOf(verdict) {

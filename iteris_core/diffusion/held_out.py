@@ -113,6 +113,7 @@ class HeldOutCheck:
                         lambda task, sample: base_rows[task][sample],
                         lambda task, sample: average_rows[task][sample],
                         counts,
+                        [plan.samples_of_runs() for plan in plans],
                     ),
                     progress=self.progress,
                 )

@@ -142,12 +142,15 @@ class CaptionPlan:
         return [run for run, _ in self._captioned_runs()]
 
     def sample_count(self) -> int:
+        return sum(self.samples_of_runs())
+
+    def samples_of_runs(self) -> list[int]:
+        """Return the number of samples of each of its sampling runs."""
         runs = self.drawn_in()
-        return sum(
-            1 + is_chosen(i, self.unconditional_share, start)
+        return [
+            sum(1 + is_chosen(i, self.unconditional_share, start) for i in range(len(run.kept)))
             for run, start in zip(runs, staggered(len(runs)), strict=True)
-            for i in range(len(run.kept))
-        )
+        ]
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         negative = negative_of(self, contexts)

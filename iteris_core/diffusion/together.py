@@ -94,7 +94,11 @@ class TogetherPlan:
         return [self._run(half) for half in self.halves]
 
     def sample_count(self) -> int:
-        return sum(len(run.kept) for run in self.drawn_in())
+        return sum(self.samples_of_runs())
+
+    def samples_of_runs(self) -> list[int]:
+        """Return the number of samples of each of its sampling runs."""
+        return [len(run.kept) for run in self.drawn_in()]
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         negative = negative_of(self, contexts)

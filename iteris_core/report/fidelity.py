@@ -25,18 +25,21 @@ from .records import TaskFidelity
 
 @dataclass(frozen=True)
 class Comparison:
-    """What teachers and students are compared with, and where.
+    """What teachers and students are compared with, where, and in which runs.
 
     Args:
         base_reads: (task, sample) -> input of the base model's row.
         average_reads: (task, sample) -> input of the row that wears the adapters' average.
         counts: (task, sample) -> how much each part of its output counts, a mask that the output
             can be multiplied by; None: all of it.
+        runs: Each task's number of samples in each of its sampling runs, in the order of the
+            samples; within a run they are alike. None: each sample is a run of its own.
     """
 
     base_reads: Callable[[int, int], object]
     average_reads: Callable[[int, int], object]
     counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
+    runs: Sequence[Sequence[int]] | None = None
 
 
 def fidelity(
@@ -78,7 +81,10 @@ def fidelity(
         mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
         if len(adapters) > 1:
             mixes.append(average)
-        sums = torch.zeros(4, dtype=torch.float64)
+        known = None if comparison is None else comparison.runs
+        sizes = [1] * len(task.samples) if known is None else known[g]
+        run_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        sums = torch.zeros(len(sizes), 4, dtype=torch.float64)
         reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
         keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
         calls = in_calls(keys, samples_per_chunk)
@@ -87,7 +93,7 @@ def fidelity(
                 outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
                 if comparison is not None:
                     outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
-                sums += _squares(task, *outputs)
+                sums.index_add_(0, run_of[list(numbers)], _squares(task, *outputs))
                 done += len(numbers)
                 progress(done, total)
             processes.add_up([sums])
@@ -152,22 +158,25 @@ def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[
 
 def _squares(task: Task, *outputs: Tensor) -> Tensor:
     """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher -
-    reference||^2, ||average - teacher||^2``.
+    reference||^2, ||average - teacher||^2`` of each sample, (samples, 4).
 
     Args:
         task: The task, for errors.
         outputs: Those of teacher, student, reference, and the average if it was measured.
     """
-    teacher, student, reference, *averages = (output.detach().cpu().double() for output in outputs)
+    teacher, student, reference, *averages = (
+        output.detach().cpu().double().flatten(1) for output in outputs
+    )
     effect = teacher - reference
     average = averages[0] if averages else teacher
     sums = torch.stack(
         [
-            (student - teacher).square().sum(),
-            ((student - reference) * effect).sum(),
-            effect.square().sum(),
-            (average - teacher).square().sum(),
-        ]
+            (student - teacher).square().sum(1),
+            ((student - reference) * effect).sum(1),
+            effect.square().sum(1),
+            (average - teacher).square().sum(1),
+        ],
+        dim=1,
     )
     if not torch.isfinite(sums).all():
         raise CalibrationError(
@@ -178,14 +187,40 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
 
 
 def _task_fidelity(task: Task, wears: bool, has_average: bool, sums: Tensor) -> TaskFidelity:
-    difference, along, effect, of_average = sums.tolist()
+    """Return the figures of a task.
+
+    Args:
+        task: The task.
+        wears: Whether its teacher wears anything.
+        has_average: Whether the average was measured.
+        sums: The sums of `_squares` over each of its sampling runs, (runs, 4).
+    """
+    difference, along, effect, of_average = sums.sum(0).tolist()
     return TaskFidelity(
         task.name,
         _relative(difference, effect),
         along / effect if wears and effect else None,
         len(task.samples),
         averaged=_relative(of_average, effect) if has_average else None,
+        runs=len(sums),
+        deviation=_deviation(sums[:, 0], sums[:, 2]),
     )
+
+
+def _deviation(difference: Tensor, effect: Tensor) -> float | None:
+    """Return the standard error of the relative error of all runs together, by the jackknife: from
+    the errors without each of the runs. None if there are too few runs for one.
+
+    Args:
+        difference: ``||student - teacher||^2`` of each run, (runs,).
+        effect: ``||teacher - reference||^2`` of each run, (runs,).
+    """
+    runs = len(effect)
+    if runs < 2:
+        return None
+    left = (difference.sum() - difference).clamp_min(0), effect.sum() - effect
+    deviation = float((left[0] / left[1]).sqrt().std(correction=0)) * (runs - 1) ** 0.5
+    return deviation if math.isfinite(deviation) else None
 
 
 def _relative(difference: float, effect: float) -> float:

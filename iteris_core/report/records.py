@@ -127,6 +127,8 @@ class TaskFidelity:
         kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
             model's prompts.
         averaged: The same error of the adapters' plain average; None where there is one adapter.
+        runs: Number of sampling runs that the samples come from.
+        deviation: Standard error of `output_error` over these runs; None: they are too few for one.
     """
 
     task: str
@@ -135,6 +137,8 @@ class TaskFidelity:
     samples: int
     kind: FidelityKind = "own"
     averaged: float | None = None
+    runs: int = 0
+    deviation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,9 +204,9 @@ class MergeReport:
     def verdict(self) -> Verdict:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
         measured = [
-            Measured(entry.task, entry.output_error, entry.strength, entry.averaged)
-            for entry in self.fidelity
-            if entry.kind == "own"
+            Measured(e.task, e.output_error, e.strength, e.averaged, e.runs, e.deviation)
+            for e in self.fidelity
+            if e.kind == "own"
         ]
         base = next((e.output_error for e in self.fidelity if e.kind == "base"), None)
         return verdict_of(measured, base, self._circumstances())

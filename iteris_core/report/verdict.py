@@ -12,6 +12,10 @@ judged ("The levels of the verdict" there), concepts were recognised in 0.94 of 
 0.75 on, in 0.52 between, and in 0.01 below 0.3, by the median. These rows have the error of whole
 pictures, by method, and the check has that of single steps, by LoRA: a level is a hint, and a
 picture is the proof.
+
+Other runs of the check would have found something else. So what was kept has a range, in which it
+lies nine times in ten: the standard error over the runs, times Student's t. Where the range reaches
+over a bound, the verdict names the levels on both sides.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Level = Literal["good", "weak", "lost"]
+_BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 
 # What to do: check the merge on unseen prompts; merge by IterIS and not by the method that is
 # named; make more sampling runs; allow a higher rank; give the LoRA more weight; use the merge at a
@@ -49,6 +54,8 @@ _FEWEST_RUNS = 5
 _BEHIND = 0.1
 # Of this many LoRAs on, fewer are easier to merge.
 _MANY = 3
+# Student's t that 19 of 20 do not exceed, for 1, 2, ... degrees of freedom.
+_STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,17 @@ class Kept:
         lora: Name of the LoRA.
         kept: 1 is all of it; 0 is nothing, or worse than nothing.
         level: A word for it.
+        between: The lowest and the highest that it may be, as far as the check's runs tell, right
+            nine times in ten; None if they are too few to tell.
+        levels: The levels of this range, the best first.
         advice: What to do about it; None where it is good, or the verdict's advice is for all.
     """
 
     lora: str
     kept: float
     level: Level
+    between: tuple[float, float] | None
+    levels: tuple[Level, ...]
     advice: Advice | None = None
 
 
@@ -129,16 +141,28 @@ class Measured:
         error: Error of the network's output, 1 is no better than the base model.
         strength: How much of the LoRA's effect is there; None where it has none.
         averaged: The error of the LoRAs' plain average; None where there is one LoRA.
+        runs: Number of sampling runs on which it was measured.
+        deviation: Standard error of the error over the runs; None: they are too few for one.
     """
 
     lora: str
     error: float
     strength: float | None
     averaged: float | None = None
+    runs: int = 0
+    deviation: float | None = None
 
     @property
     def kept(self) -> float:
         return _kept(self.error)
+
+    @property
+    def between(self) -> tuple[float, float] | None:
+        """The range of what was kept, see `Kept`."""
+        if self.deviation is None:
+            return None
+        reach = _STUDENT[min(self.runs - 1, len(_STUDENT)) - 1] * self.deviation
+        return _kept(self.error + reach), _kept(max(0.0, self.error - reach))
 
     @property
     def is_mostly_weak(self) -> bool:
@@ -188,7 +212,9 @@ def verdict_of(
         advice = None
         if level != "good" and together is None:
             advice = _advice(found, best, len(measured), circumstances)
-        loras.append(Kept(found.lora, found.kept, level, advice))
+        between = found.between
+        levels = _levels(*between) if between else (level,)
+        loras.append(Kept(found.lora, found.kept, level, between, levels, advice))
     is_good = all(kept.level == "good" for kept in loras)
     return Verdict(tuple(loras), against, None if is_good else together)
 
@@ -198,6 +224,12 @@ def level_of(kept: float) -> Level:
     if kept < LOST_BELOW:
         return "lost"
     return "good" if kept >= GOOD_FROM else "weak"
+
+
+def _levels(lowest: float, highest: float) -> tuple[Level, ...]:
+    """Return the levels of a range, the best first."""
+    worst, best = (_BEST_FIRST.index(level_of(kept)) for kept in (lowest, highest))
+    return _BEST_FIRST[best : worst + 1]
 
 
 def lines_of(verdict: Verdict) -> list[str]:
@@ -234,7 +266,9 @@ _ADVICE: dict[AdviceKind, str] = {
 def line_of(kept: Kept) -> str:
     """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
-    return f"{kept.lora}: kept {_percent(kept.kept)}, {kept.level}{advice}"
+    between = "" if kept.between is None else f" ({_range(*kept.between)})"
+    levels = " or ".join(kept.levels)
+    return f"{kept.lora}: kept {_percent(kept.kept)}{between}, {levels}{advice}"
 
 
 def _sentence(advice: Advice) -> str:
@@ -243,6 +277,10 @@ def _sentence(advice: Advice) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _range(lowest: float, highest: float) -> str:
+    return f"{100 * lowest:.0f} to {100 * highest:.0f}"
 
 
 def _kept(error: float) -> float:

@@ -56,6 +56,39 @@ def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk)
     )
 
 
+@pytest.mark.parametrize("samples_per_chunk", [1, 3, 100])
+def test_the_standard_error_is_the_jackknifes_over_runs(samples_per_chunk):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    merged = net.adapter("merged", rank=3)
+    samples = net.samples(5)
+    sizes = [2, 1, 2]
+
+    def error_of(samples, sizes):
+        comparison = Comparison(
+            lambda g, i: samples[i].teacher, lambda g, i: samples[i].student_reads, runs=[sizes]
+        )
+        (found,) = fidelity(
+            net.network(),
+            adapters,
+            [Task("a", samples, {0: 1.0})],
+            merged,
+            samples_per_chunk=samples_per_chunk,
+            comparison=comparison,
+        )
+        return found
+
+    found = error_of(samples, sizes)
+    without = [
+        error_of(left, [1] * len(left)).output_error
+        for left in (samples[2:], samples[:2] + samples[3:], samples[:3])
+    ]
+    mean = sum(without) / 3
+    expected = (2 / 3 * sum((error - mean) ** 2 for error in without)) ** 0.5
+    assert (found.runs, found.deviation) == (3, pytest.approx(expected, rel=1e-9))
+    assert error_of(samples[:2], [2]).deviation is None, "one run tells no spread"
+
+
 def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
     net = toy.build("attention")
     adapter = net.adapter("a")

@@ -114,6 +114,15 @@ def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, for
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
+def test_every_run_of_the_check_counts_for_the_spread(host, merged):
+    loras, result = merged
+    calibration = replace(CALIBRATION, timesteps=2, unconditional_share=0.5, held_out=3)
+    found = HeldOutCheck(host, loras, calibration).measure(result.adapter)
+    assert [entry.runs for entry in found if entry.kind != "together"] == [3] * (len(loras) + 1)
+    assert all(entry.deviation is not None and entry.deviation > 0 for entry in found)
+    assert all(entry.samples > entry.runs for entry in found)
+
+
 def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]

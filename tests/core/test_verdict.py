@@ -77,6 +77,42 @@ def test_of_a_merge_that_is_only_too_weak_its_strength_was_kept(strength):
     assert found.kept == pytest.approx(strength)
 
 
+# --- how sure it is ---
+
+
+@pytest.mark.parametrize(
+    ("runs", "error", "deviation", "between", "levels"),
+    [
+        (4, 0.2, 0.01, (0.7765, 0.8235), ("good",)),
+        (4, 0.2, 0.03, (0.7295, 0.8705), ("good", "weak")),
+        (4, 0.3, 0.03, (0.6295, 0.7705), ("good", "weak")),
+        (4, 0.72, 0.02, (0.233, 0.327), ("weak", "lost")),
+        (2, 0.5, 0.1, (0.0, 1.0), ("good", "weak", "lost")),  # Student's t of one degree: 6.3
+        (100, 0.5, 0.1, (0.319, 0.681), ("weak",)),
+        (4, 1.5, 0.1, (0.0, 0.0), ("lost",)),
+    ],
+)
+def test_a_range_that_reaches_over_a_bound_names_both_levels(
+    runs, error, deviation, between, levels
+):
+    entry = TaskFidelity("cat", error, 1.0, runs, runs=runs, deviation=deviation)
+    (found,) = report(entry).verdict.loras
+    assert found.between == pytest.approx(between)
+    assert found.levels == levels
+
+
+def test_the_range_is_told_behind_what_was_kept():
+    entry = TaskFidelity("cat", 0.2, 1.0, 4, runs=4, deviation=0.03)
+    first, *_ = str(report(entry)).splitlines()
+    assert first == "cat: kept 80 % (73 to 87), good or weak"
+
+
+@pytest.mark.parametrize("error", [0.2, math.nan])
+def test_without_a_spread_there_is_no_range(error):
+    (found,) = report(own("cat", error)).verdict.loras
+    assert (found.between, found.levels) == (None, (found.level,))
+
+
 # --- what to do ---
 
 DISTURBED = own("cat", 0.6, 0.9)
@@ -229,8 +265,11 @@ def test_the_json_carries_it():
     again = json.loads(json.dumps(made.to_dict(), allow_nan=False))["verdict"]
     prompts, weaker = ({"kind": kind, "names": []} for kind in ("prompts", "weaker"))
     assert again["loras"] == [
-        {"lora": "cat", "kept": 0.5, "level": "weak", "advice": prompts},
-        {"lora": "ink", "kept": 0.0, "level": "lost", "advice": weaker},
+        {**one, "between": None, "levels": [one["level"]]}
+        for one in (
+            {"lora": "cat", "kept": 0.5, "level": "weak", "advice": prompts},
+            {"lora": "ink", "kept": 0.0, "level": "lost", "advice": weaker},
+        )
     ]
     assert set(again["against"]) == {"leak", "leak_stacked", "base", "average"}
     assert again["advice"] is None

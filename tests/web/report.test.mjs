@@ -77,15 +77,15 @@ test("what was measured on unseen samples is kept, if it was", () => {
 test("the verdict is taken over, and a report of an older version has none", () => {
   const advice = { kind: "apart", names: ["cat"] };
   const loras = [
-    { lora: "cat", kept: 0.834567, level: "good", advice: null },
-    { lora: "ink", kept: 0, level: "lost", advice },
+    { lora: "cat", kept: 0.834567, between: [0.712345, 0.91], level: "good", levels: ["good", "weak"], advice: null },
+    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], advice },
   ];
   const against = { leak: 0.123456, leak_stacked: 1, base: null, average: null };
   const verdict = { loras, against, advice: null, good_from: 0.75, lost_below: 0.3 };
   assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
     loras: [
-      { name: "cat", kept: 0.8346, level: "good", advice: null },
-      { name: "ink", kept: 0, level: "lost", advice },
+      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], level: "good", levels: ["good", "weak"], advice: null },
+      { name: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], advice },
     ],
     against: { ...against, leak: 0.1235 },
     advice: null,

@@ -16,7 +16,10 @@ const REPORT = figures({
   unmatched: { cat: ["key"] },
   notes: [{ kind: "host", text: "a note" }],
   verdict: {
-    loras: [{ lora: "cat", kept: 0.9, level: "good", advice: null }, { lora: "ink", kept: 0.1, level: "lost", advice: { kind: "apart", names: ["cat"] } }],
+    loras: [
+      { lora: "cat", kept: 0.9, between: [0.7, 1], level: "good", levels: ["good", "weak"], advice: null },
+      { lora: "ink", kept: 0.1, between: null, level: "lost", levels: ["lost"], advice: { kind: "apart", names: ["cat"] } },
+    ],
     against: { leak: 0.1, leak_stacked: 1, base: null, average: 0.5 },
     advice: null,
     good_from: 0.75,
@@ -49,7 +52,10 @@ function use(report) {
   for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
   if (report.verdict) {
     const { loras, against, advice, bounds } = report.verdict;
-    for (const { name, kept, level } of loras) [name.trim(), kept.toFixed(2), languages.en[level].trim()];
+    for (const { name, kept, between, level, levels } of loras) {
+      [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join()];
+      for (const each of [level, ...levels]) languages.en[each].trim();
+    }
     const advices = [advice, ...loras.map((lora) => lora.advice)].filter(Boolean);
     for (const { kind, names } of advices) [languages.en[`to_${kind}`].trim(), names[0]?.trim()];
     for (const value of [...Object.values(against), ...bounds]) value?.toFixed(2);

@@ -135,7 +135,9 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
                 {
                     "lora": NAME,
                     "kept": 0.1,
+                    "between": [0.0, 0.2],
                     "level": "lost",
+                    "levels": ["lost"],
                     "advice": {"kind": "apart", "names": [RECIPE]},
                 }
             ],

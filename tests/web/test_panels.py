@@ -58,9 +58,17 @@ def report_of(residual, *others):
     return {"iteris_report": [{"layers": layers, "fidelity": [], "unmatched": {}, "notes": []}]}
 
 
-def kept(lora, share, level, kind=None, *names):
+def kept(lora, share, level, kind=None, *names, between=None, levels=None):
     advice = kind and {"kind": kind, "names": names}
-    return {"lora": lora, "kept": share, "level": level, "advice": advice}
+    levels = levels or [level]
+    return {
+        "lora": lora,
+        "kept": share,
+        "between": between,
+        "level": level,
+        "levels": levels,
+        "advice": advice,
+    }
 
 
 def report_with_verdict(*loras, advice=None):
@@ -85,7 +93,15 @@ def executed(frontend, node, output):
 
 THREE = report_with_verdict(
     kept("first", 0.83, "good"),
-    kept("a style of a rather long name", 0.52, "weak", "apart", "first"),
+    kept(
+        "a style of a rather long name",
+        0.52,
+        "weak",
+        "apart",
+        "first",
+        between=[0.24, 0.8],
+        levels=["good", "weak", "lost"],
+    ),
     kept("ink", 0.04, "lost", "weight"),
 )
 SAVED = {"merge": str(MERGE), "name": "iteris_merged.safetensors", "mb": 3.4321}
@@ -105,8 +121,8 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     rows = page.locator(".iteris-kept")
     good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
     assert good == ["first", "kept 83 %", "good"]
-    assert weak[1:3] == ["kept 52 %", "weak"]
-    assert weak[3] == "Lower the strength of first: it gets into these prompts."
+    assert weak[1:4] == ["kept 52 %", "(24 to 80)", "good or weak or lost"]
+    assert weak[4] == "Lower the strength of first: it gets into these prompts."
     assert lost[1:] == ["kept 4 %", "lost", "Raise its weight."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     badges = page.eval_on_selector_all(
