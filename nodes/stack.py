@@ -109,7 +109,10 @@ def uses_of_stack(stacked: Sequence[StackedLora], prompts: str) -> Iterator[Lora
     files = [find_name(lora.name, host.lora_names()) for lora in stacked]
     given = prompts_by_name(prompts, [adapter_name(file) for file in files])
     for file, lora in zip(files, stacked, strict=True):
-        yield use_of_file(file, lora.strength_model, lora.strength_clip, given[adapter_name(file)])
+        prompts_of = given[adapter_name(file)]
+        yield use_of_file(
+            file, lora.strength_model, lora.strength_clip, prompts_of, blocks=lora.blocks
+        )
 
 
 class LorasOnModel(io.ComfyNode):

@@ -174,6 +174,20 @@ def _merge(
         list[str] | None,
         typer.Option(help="subject or style, for scenes; one per --lora, in order."),
     ] = None,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights of a LoRA's blocks, such as OUTALL, IN01:0.5,MID:0 or 17 numbers; one "
+            'per --lora, in order, "" for none.'
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers of a LoRA that are left out, such as *attn2*, between blanks; one per "
+            '--lora, in order, "" for none.'
+        ),
+    ] = None,
     correct_strength: Annotated[
         bool,
         typer.Option(
@@ -203,7 +217,16 @@ def _merge(
     how = MergeSettings(settings, correct_strength, try_several, made_on={"base": base})
     how.check(calibration)
     given = OncePerLora(
-        lora, prompts, prompts_file, strength, strength_text, weights, trigger, kind
+        lora,
+        prompts,
+        prompts_file,
+        strength,
+        strength_text,
+        weights,
+        trigger,
+        kind,
+        blocks,
+        without,
     )
     uses = given.uses()
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
@@ -242,6 +265,8 @@ class OncePerLora:
         weights: Weights of the LoRAs' tasks.
         triggers: What scenes call the LoRAs.
         kinds: "subject" or "style".
+        blocks: Weights of the LoRAs' blocks.
+        without: Patterns of the LoRAs' layers that are left out, between blanks.
     """
 
     loras: Sequence[Path]
@@ -252,6 +277,8 @@ class OncePerLora:
     weights: str | None
     triggers: Sequence[str] | None
     kinds: Sequence[str] | None
+    blocks: Sequence[str] | None
+    without: Sequence[str] | None
 
     def uses(self) -> list[LoraUse]:
         """Return the LoRAs as they are to be used, with the trigger words of their files.
@@ -262,32 +289,36 @@ class OncePerLora:
             ConfigError: An option is there more or less often than LoRAs.
         """
         strengths = self._numbers("--strength", self.strength, 1.0)
-        of_text = strengths
+        strengths_text = strengths
         if self.strength_text is not None:
-            of_text = self._numbers("--strength-text", self.strength_text, 1.0)
+            strengths_text = self._numbers("--strength-text", self.strength_text, 1.0)
         rows = zip(
             self.loras,
             self._prompts(),
             strengths,
-            of_text,
+            strengths_text,
             self._numbers("--weights", self.weights, 1.0),
             self._texts("--trigger", self.triggers, ""),
             self._texts("--kind", self.kinds, "subject"),
+            self._texts("--blocks", self.blocks, ""),
+            self._texts("--without", self.without, ""),
             strict=True,
         )
         uses = []
-        for path, prompts, strength, strength_text, weight, trigger, kind in rows:
+        for path, prompts, strength, of_text, weight, trigger, kind, blocks, without in rows:
             triggers = lora_header(path).triggers  # first, since it says what is wrong with a file
             use = LoraUse(
                 name=path.stem,
                 file=path.name,
                 sha256=sha256(path),
                 strength_model=strength,
-                strength_clip=strength_text,
+                strength_clip=of_text,
                 prompts=prompts,
                 weight=weight,
                 trigger=trigger,
                 kind=cast(Kind, kind),
+                blocks=blocks,
+                without=tuple(without.split()),
             )
             uses.append(with_prompts(use, triggers))
         return uses
@@ -331,7 +362,14 @@ class Reader:
 
     def __call__(self, use: LoraUse) -> Adapter:
         path = self._paths[use.sha256]
-        return read_lora(self._model, path, use.strength_model, use.strength_clip)
+        return read_lora(
+            self._model,
+            path,
+            use.strength_model,
+            use.strength_clip,
+            blocks=use.blocks,
+            without=use.without,
+        )
 
 
 def check_output(output: Path, overwrite: bool) -> None:

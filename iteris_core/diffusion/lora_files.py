@@ -4,7 +4,7 @@ of kohya or of diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..files import diffusers, kohya
+from ..files.block_weights import layer_weights
 from ..files.kinds import own_dense_delta
 from ..files.tensors import read_tensors
 from ..files.writing import write_tensors
@@ -27,6 +28,9 @@ def read_lora(
     path: Path,
     strength: float = 1.0,
     strength_text: float | None = None,
+    *,
+    blocks: str = "",
+    without: Sequence[str] = (),
 ) -> Adapter:
     """Read a LoRA file for this model, in the spelling of kohya, LyCORIS, diffusers (old and new),
     PEFT or ComfyUI.
@@ -36,14 +40,18 @@ def read_lora(
         path: A .safetensors file.
         strength: Strength of the UNet part, folded into the deltas.
         strength_text: Strength of the text encoder part, folded in likewise; None: as `strength`.
+        blocks: See `LoraUse`. Blocks go by their names in the UNet's original code.
+        without: See `LoraUse`. Paths in the UNet are ComfyUI's: ``diffusion_model.input_blocks...``
 
     Raises:
         AdapterError: See `kohya.parse`; also adapter kinds that only ComfyUI's own code can apply.
+        ConfigError: See `layer_weights`, and `LayerWeights.applied_to`.
     """
 
     def weight_at(module: str) -> Tensor:
         return stored_weight(module, model.modules[module]).float().cpu()
 
+    weights = layer_weights(path.stem, blocks, without, model.family, model.own_path)
     tensors, metadata = read_tensors(path)
     adapter = kohya.parse(
         path.stem,
@@ -52,7 +60,7 @@ def read_lora(
         metadata,
         dense_delta=own_dense_delta(weight_at),
     )
-    text, unet = adapter.split(model.is_text_module)
+    text, unet = weights.applied_to(adapter).split(model.is_text_module)
     text = text.scaled(strength if strength_text is None else strength_text)
     return unet.scaled(strength).joined_with(text)
 

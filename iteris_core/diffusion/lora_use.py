@@ -13,6 +13,8 @@ from ..settings import check, setting, shown
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
 if TYPE_CHECKING:
     from ..adapters import Adapter
+    from ..files.block_weights import LayerWeights
+    from ..files.families import Family
     from ..files.trigger_words import TriggerWords
     from ..report.records import Note
 
@@ -52,6 +54,8 @@ class LoraUse:
         trigger: Phrase for the LoRA in captions with other LoRAs: a noun phrase with its article
             for a subject, "in <s> style" for a style; empty: see `called`.
         kind: Kind of the LoRA: a thing, or a way to render whole pictures.
+        blocks: Weights of its blocks, in a spelling of `files.block_weights`; empty: 1.
+        without: Patterns of the paths of layers that are left out, such as ``*attn2*``.
 
     Raises:
         ConfigError: A value of the wrong type or outside its bounds.
@@ -78,6 +82,8 @@ class LoraUse:
     weight: float = setting(1.0, "Weight of its task.", at_least=0, at_most=_MOST_WEIGHT)
     trigger: str = setting("", "Phrase for the LoRA in captions with others.")
     kind: Kind = setting("subject", "Kind of the LoRA.")
+    blocks: str = setting("", "Weights of its blocks.")
+    without: tuple[str, ...] = setting((), "Patterns of layers that are left out.")
 
     def __post_init__(self) -> None:
         try:
@@ -88,6 +94,10 @@ class LoraUse:
             raise ConfigError(
                 f"LoRA {shown(self.name)}: file is empty; it must be the name of a file, or none"
             )
+        if self.blocks or self.without:
+            from ..files.block_weights import check_spelling
+
+            check_spelling(self.name, self.blocks, self.without)
 
     @property
     def is_idle(self) -> bool:
@@ -101,6 +111,16 @@ class LoraUse:
         """
         shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
         return self.trigger.strip() or subject_in(shortest, self.trigger_words)
+
+    def layer_weights(
+        self, family: Family, own_path: Callable[[str], str] = lambda path: path
+    ) -> LayerWeights:
+        """Return how strongly each of its layers counts, beside its strengths; see
+        `files.block_weights.layer_weights`.
+        """
+        from ..files.block_weights import layer_weights
+
+        return layer_weights(self.name, self.blocks, self.without, family, own_path)
 
     def subject_of(self, prompt: str) -> str:
         """Return the phrase for what one of its prompts shows, which can stand beside other things
@@ -205,14 +225,14 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     """Return every LoRA once, and a note about each one that was given several times.
 
-    LoRAs are the same if their `sha256` is. One that was given several times is used at the sum of
-    its strengths, on all of its prompts, at its largest weight.
+    LoRAs are the same if their `sha256` is, and the weights of their layers are. One that was given
+    several times is used at the sum of its strengths, on all of its prompts, at its largest weight.
     """
     from ..report.records import Note
 
-    groups: dict[str, list[LoraUse]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[LoraUse]] = {}
     for use in uses:
-        groups.setdefault(use.sha256, []).append(use)
+        groups.setdefault((use.sha256, use.blocks, use.without), []).append(use)
     notes = []
     for group in groups.values():
         if len(group) > 1:

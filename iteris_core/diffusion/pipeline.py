@@ -14,6 +14,7 @@ from ..devices import device_of
 from ..errors import CalibrationError, ConfigError
 from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, model_keys
 from ..files.families import FAMILIES, Family
+from ..files.ldm_names import ldm_names
 from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
 from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
@@ -122,6 +123,17 @@ class DiffusersModel:
     def keys(self) -> ModelKeys:
         """Names of the modules in files."""
         return model_keys(self.modules, self.family, self.prediction_type)
+
+    def own_path(self, path: str) -> str:
+        """Return a module's path as ComfyUI has it: in the UNet that of its original code."""
+        if self.is_text_module(path):
+            return path
+        name = path.removeprefix(UNET_PREFIX)
+        return f"diffusion_model.{self._original_names.get(name, name)}"
+
+    @cached_property
+    def _original_names(self) -> dict[str, str]:
+        return ldm_names(path for path, _ in self.unet_model.named_modules())
 
     has_text_layers = True
     loader = None  # a merge here is not followed by diffusers' own loader

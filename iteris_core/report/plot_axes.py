@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ..files.blocks import block_of
 from .records import LayerReport
 
 # Okabe and Ito's colours, which are told apart with every kind of colour blindness; markers tell
@@ -15,37 +15,7 @@ from .records import LayerReport
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _MARKERS = "os^Dv<>"
 _GREY = "#888888"
-_BLOCKS = (
-    (r"decoder\.(?:\w+\.)*?(?:block|layers?)\.(\d+)\.", "DEC{:02}"),
-    (r"^(?:clip_g|text_encoder_2)\.(?:.+\.)?encoder\.layers\.(\d+)\.", "TG{:02}"),
-    (r"(?:^|\.)encoder\.layers\.(\d+)\.", "TE{:02}"),
-    (r"(?:^|\.)input_blocks\.(\d+)\.", "IN{:02}"),
-    (r"(?:^|\.)middle_block\.", "MID"),
-    (r"(?:^|\.)output_blocks\.(\d+)\.", "OUT{:02}"),
-    (r"(?:^|\.)down_blocks\.(\d+)\.", "DOWN{}"),
-    (r"(?:^|\.)mid_block\.", "MID"),
-    (r"(?:^|\.)up_blocks\.(\d+)\.", "UP{}"),
-    (r"(?:^|\.)encoder\.(?:block|layer)\.(\d+)\.", "ENC{:02}"),
-    (r"^diffusion_model\.double_(?:blocks|layers)\.(\d+)\.", "D{:02}"),
-    (r"^diffusion_model\.single_(?:blocks|layers)\.(\d+)\.", "S{:02}"),
-    (r"^diffusion_model\.noise_refiner\.(\d+)\.", "NR{:02}"),
-    (r"^diffusion_model\.context_refiner\.(\d+)\.", "CR{:02}"),
-    (r"^diffusion_model\.(?:joint_blocks|transformer_blocks|blocks|layers)\.(\d+)\.", "B{:02}"),
-)
 _MOST_TICKS = 24
-
-
-def block_of(path: str) -> str:
-    """Return the block of the model to which a layer belongs, as block weights name it.
-
-    >>> block_of("diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q")
-    'IN04'
-    """
-    for pattern, name in _BLOCKS:
-        found = re.search(pattern, path)
-        if found:
-            return name.format(*map(int, found.groups()))
-    return "other"
 
 
 def draw_line(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import IterisError, MissingLibraryError
+from ..files.blocks import block_of
 from .plot_axes import (
     PALETTE,
-    block_of,
     color_of,
     draw_line,
     finish,

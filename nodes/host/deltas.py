@@ -34,15 +34,13 @@ class HostDeltas:
         model: ModelPatcher for which the LoRA is read.
         clip: CLIP of the same checkpoint.
         keys: Keys of the model and the CLIP.
-        strength_model: The strength at which the LoRA's part for the diffusion model is used.
-        strength_clip: The strength at which its text encoder part is used.
+        strength_of: Module path -> the strength at which the LoRA's change of it is used.
     """
 
     model: Any
     clip: Any
     keys: HostKeys
-    strength_model: float
-    strength_clip: float
+    strength_of: Callable[[str], float]
 
     def __call__(self, part: WeightPart, tensors: Tensors) -> Tensor:
         """Return the delta of a weight or of a part of it, divided by the strength: that of an OFT
@@ -57,7 +55,7 @@ class HostDeltas:
         """
         path = part.path
         d_out, d_in = self.keys.shapes[path]
-        strength = self.strength_clip if is_text(path) else self.strength_model
+        strength = self.strength_of(path)
         if not strength:
             return torch.zeros(part.length, d_in)
         key = f"{path}.weight"

@@ -210,21 +210,22 @@ class ComfyModel:
 
         Raises:
             AdapterError: See `kohya.parse`.
+            ConfigError: Its block weights or left out layers are not those of this LoRA or model.
         """
-        strengths = use.strength_model, use.strength_clip
         tensors = comfy.lora_convert.convert_lora(dict(tensors))
         adapter = kohya.parse(
             use.name,
             tensors,
             self.keys,
             metadata,
-            dense_delta=HostDeltas(self.model, self.clip, self.keys, *strengths),
+            dense_delta=HostDeltas(self.model, self.clip, self.keys, self._strengths(use)),
             progress=lambda done, total: (
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
         if not use.is_idle:
             self._files[use] = tensors
+        adapter = use.layer_weights(self.family).applied_to(adapter)
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         unswept = [path for path in (*text.deltas, *text.vectors) if not self.texts.is_swept(path)]
@@ -235,6 +236,12 @@ class ComfyModel:
                 "leaves its text part out"
             )
         return denoiser.scaled(use.strength_model).joined_with(text)
+
+    def _strengths(self, use: LoraUse) -> Callable[[str], float]:
+        """Return the strength at which a LoRA's change of a module is used."""
+        weights = use.layer_weights(self.family)
+        of_part = {True: use.strength_clip, False: use.strength_model}
+        return lambda path: of_part[is_text(path)] * weights.of(path)
 
     def patched(self, adapter: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would
@@ -262,17 +269,16 @@ class ComfyModel:
         tensors = self._files.pop(lora.use)
         misread = misread_by_host(tensors, self.keys)
         patches = patches_of_file(tensors, lora.adapter, self.keys, misread)
-        for patcher, strength, of_text in (
-            (model, lora.use.strength_model, False),
-            (clip, lora.use.strength_clip, True),
-        ):
-            own = {
-                entry: patch
-                for entry, patch in patches.items()
-                if is_text(HostWeight.of(entry).weight) == of_text
-            }
-            if own and strength:  # else it stays the same for the host; see `add_adapter`
-                patcher.add_patches(own, strength)
+        strength_of = self._strengths(lora.use)
+        for patcher, of_text in ((model, False), (clip, True)):
+            by_strength: dict[float, dict[Any, Any]] = {}
+            for entry, patch in patches.items():
+                module = HostWeight.of(entry).module
+                if is_text(module) == of_text:
+                    by_strength.setdefault(strength_of(module), {})[entry] = patch
+            for strength, own in by_strength.items():
+                if strength:  # else it stays the same for the host; see `add_adapter`
+                    patcher.add_patches(own, strength)
             ours = replace(lora.adapter, vectors={}).select(
                 lambda path, of_text=of_text: path in misread and is_text(path) == of_text
             )

@@ -24,6 +24,7 @@ def use_of_file(
     strength_clip: float,
     prompts: Sequence[str],
     weight: float = 1.0,
+    blocks: str = "",
 ) -> LoraUse:
     """Return a LoRA file to merge, its prompts filled in.
 
@@ -33,6 +34,7 @@ def use_of_file(
         strength_clip: Strength of its text encoder part.
         prompts: The user's prompts; may be empty.
         weight: Weight of its task.
+        blocks: Weights of its blocks; see `LoraUse`.
 
     Raises:
         AdapterError: The file cannot be read.
@@ -49,6 +51,7 @@ def use_of_file(
         strength_clip=strength_clip,
         prompts=tuple(prompts),
         weight=weight,
+        blocks=blocks,
     )
     return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
 
@@ -89,6 +92,8 @@ def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any
             "prompts": list(use.prompts),
             "source": use.prompts_from,
             "strengths": [use.strength_model, use.strength_clip],
+            "blocks": use.blocks,
+            "without": list(use.without),
         }
         for use in uses
     ]
@@ -100,7 +105,9 @@ def _described(use: LoraUse) -> str:
     source = f", its trigger words from the file ({use.prompts_from})" if use.prompts_from else ""
     prompts = "".join(f"\n  {prompt}" for prompt in use.prompts)
     strengths = f"{use.strength_model:g} / {use.strength_clip:g}"
-    return f"{use.file or use.name} at {strengths}{source}:{prompts}"
+    blocks = f", blocks {use.blocks}" if use.blocks else ""
+    without = f", without {' '.join(use.without)}" if use.without else ""
+    return f"{use.file or use.name} at {strengths}{blocks}{without}{source}:{prompts}"
 
 
 def about_lora(name: str) -> dict[str, Any]:

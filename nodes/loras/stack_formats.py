@@ -25,7 +25,11 @@ _SWITCHES = ("on", "enabled", "active")
 _OFF = ("off", "false", "no", "0")
 _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
 _BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
-_TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?(?::([^<>]*))?>", re.IGNORECASE)
+_TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
+# What stands behind the strengths of a tag, before an equals sign.
+_OF_BLOCKS = ("lbw", "w")
+_OF_PARTS = ("unet", "te")
+_OF_STEPS = ("start", "stop", "step", "lbwe", "x")
 _NOTHING = ("", "none", "[none]")
 _SHOWN = 20  # names in an error
 _MOST_SHOWN = 60  # letters of a name in an error
@@ -35,11 +39,12 @@ _MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
 @dataclass(frozen=True)
 class StackedLora:
-    """One LoRA of a stack, by its name in the stack."""
+    """One LoRA of a stack, by its name in the stack; `blocks` as in `LoraUse`."""
 
     name: str
     strength_model: float
     strength_clip: float
+    blocks: str = ""
 
 
 def read_stack(stack: Any) -> list[StackedLora]:
@@ -51,7 +56,7 @@ def read_stack(stack: Any) -> list[StackedLora]:
             or a dict with the names that other packs use.
 
     Raises:
-        IterisError: Something in it is none of these, or asks for a strength per block.
+        IterisError: Something in it is none of these.
     """
     _check_size(stack)
     return list(_entries(stack, "the stack"))
@@ -111,10 +116,11 @@ def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
     if named is None:
         yield from _nested(value, where)
     elif _is_named(value[named]):
-        for key in _BLOCK_WEIGHTS:
-            _check_block_weights(value.get(key), where)
+        given = (_block_weights(value.get(key), where) for key in _BLOCK_WEIGHTS)
+        blocks = next(filter(None, given), "")
         model = _number(value, _MODEL_STRENGTHS, 1.0, where)
-        yield _entry(value[named], model, _number(value, _CLIP_STRENGTHS, model, where), where)
+        clip = _number(value, _CLIP_STRENGTHS, model, where)
+        yield _entry(value[named], model, clip, where, blocks)
 
 
 def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
@@ -123,10 +129,11 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
     is_name = name is None or (isinstance(name, str) and not _TAG.search(name))
     if len(value) > 1 and is_name and all(map(_is_number, strengths)):
         if _is_named(name):
-            _check_block_weights(value[3] if len(value) > 3 else None, where)
+            blocks = _block_weights(value[3] if len(value) > 3 else None, where)
             model, clip = [*strengths, None][:2]
             model = 1.0 if model is None else _strength(model, where)
-            yield _entry(name, model, model if clip is None else _strength(clip, where), where)
+            clip = model if clip is None else _strength(clip, where)
+            yield _entry(name, model, clip, where, blocks)
         return
     for i, item in enumerate(value):
         inside = f"{where}[{i}]"
@@ -149,49 +156,74 @@ def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
 
 
 def read_text(text: str) -> list[StackedLora]:
-    """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``; other
-    words are ignored.
+    """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``, with
+    block weights as ``<lora:name:1:lbw=OUTALL>``; other words are ignored.
 
     Raises:
-        IterisError: A strength that is no number, or a strength per block.
+        IterisError: A strength that is no number, or something that holds for some sampling steps
+            only.
     """
-    found = []
-    for tag in _TAG.finditer(text):
-        _check_block_weights(
-            tag[4] or next((part for part in tag.groups("") if "lbw=" in part.lower()), ""), tag[0]
-        )
-        try:
-            model = float(tag[2]) if tag[2] else 1.0
-            clip = float(tag[3]) if tag[3] else model
-        except ValueError:
+    return [_of_tag(tag) for tag in _TAG.finditer(text) if _is_named(tag[1])]
+
+
+def _of_tag(tag: re.Match[str]) -> StackedLora:
+    where = _short(tag[0])
+    given: dict[str, str] = {}
+    strengths: list[str] = []
+    for item in (tag[2] or "").split(":"):
+        name, is_named, value = item.partition("=")
+        name = name.strip().lower()
+        if is_named and name in (*_OF_BLOCKS, *_OF_PARTS):
+            given["lbw" if name in _OF_BLOCKS else name] = value
+        elif is_named and name in _OF_STEPS:
             raise IterisError(
-                f"{_short(tag[0])}: a strength is no number; write <lora:name:1.0> or "
-                "<lora:name:1.0:0.8>"
-            ) from None
-        found += [_entry(tag[1], model, clip, _short(tag[0]))] if _is_named(tag[1]) else []
-    return found
+                f"{where} has {shown(item)}: other programs use the LoRA so at some sampling steps "
+                "or in some layers only, and a merged LoRA is the same at all. Take it out"
+            )
+        elif len(strengths) >= 1 and not _is_number(item) and item.strip():
+            given.setdefault("lbw", item)
+        else:
+            strengths.append(item)
+    model, clip = [*strengths, "", ""][:2]
+    try:
+        of_model = float(given.get("unet") or model or 1.0)
+        of_clip = float(given.get("te") or clip or of_model)
+    except ValueError:
+        raise IterisError(
+            f"{where}: a strength is no number; write <lora:name:1.0> or <lora:name:1.0:0.8>"
+        ) from None
+    # behind a semicolon are what letters among the weights stand for
+    blocks = given.get("lbw", "").partition(";")[0].strip()
+    return _entry(tag[1], of_model, of_clip, where, blocks)
 
 
-def _entry(name: str, strength_model: float, strength_clip: float, where: str) -> StackedLora:
+def _entry(
+    name: str, strength_model: float, strength_clip: float, where: str, blocks: str = ""
+) -> StackedLora:
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
             raise IterisError(
                 f"{where}: {_short(name.strip())} has the strength {strength}; write a number "
                 "such as 1.0"
             )
-    return StackedLora(name.strip(), strength_model, strength_clip)
+    if blocks:
+        from ...iteris_core.files.block_weights import check_spelling
+
+        check_spelling(name.strip(), blocks, ())
+    return StackedLora(name.strip(), strength_model, strength_clip, blocks)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
-def _check_block_weights(value: Any, where: str) -> None:
-    if isinstance(value, str) and value.strip():
-        raise IterisError(
-            f"{where} has {value.strip()[:40]!r} behind the strengths, as block-weight loaders do: "
-            "one strength per block cannot be kept. Take it out to merge the LoRA at one strength"
-        )
+def _block_weights(value: Any, where: str) -> str:
+    """Return weights of blocks as a text; empty where an entry has none."""
+    if isinstance(value, str):
+        return "" if value.strip().lower() in _NOTHING else value.strip()
+    if isinstance(value, (list, tuple)) and value:
+        return ",".join(f"{_strength(item, where):g}" for item in value)
+    return ""
 
 
 def _is_named(name: str | None) -> bool:

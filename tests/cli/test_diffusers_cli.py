@@ -98,12 +98,12 @@ def iteris(world, *more, **changes):
     return CliRunner().invoke(app, arguments_of(world, *more, **changes), env=ENVIRONMENT)
 
 
-def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, **changes):
+def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, layers=({}, {}), **changes):
     model = load_diffusers(str(world / "base"))
     loras = [
-        LoadedLora.of(read_lora(model, world / f"{name}.safetensors", *strength), prompts)
-        for name, prompts, strength in zip(
-            ("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, strict=True
+        LoadedLora.of(read_lora(model, world / f"{name}.safetensors", *strength, **more), prompts)
+        for name, prompts, strength, more in zip(
+            ("one", "two"), (("a cat", "ink"), ("a hat",)), strengths, layers, strict=True
         )
     ]
     calibration = Calibration(**{**CALIBRATION.__dict__, **changes})
@@ -252,6 +252,29 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     }  # of one LoRA alone
 
 
+def test_block_weights_and_left_out_layers_reach_the_merge(world, tmp_path):
+    output = tmp_path / "merged.safetensors"
+    more = [
+        "--blocks",
+        "OUT:0.5,MID:0",
+        "--blocks",
+        "",
+        "--without",
+        "",
+        "--without",
+        "*attn2* *fc1",
+    ]
+    more += ["--waiting-bytes", "0"]
+    done = iteris(world, "--output", output, *more)
+    assert (done.exit_code, complaints(done)) == (0, [])
+    layers = ({"blocks": "OUT:0.5,MID:0"}, {"without": ("*attn2*", "*fc1")})
+    model, expected = merged_here(world, layers=layers)
+    assert_same(read_lora(model, output), expected)
+    _, whole = merged_here(world)
+    left_out = set(whole.deltas) - set(expected.deltas)  # by both
+    assert left_out == {p for p in whole.deltas if "mid_block" in p and "attn2" in p} != set()
+
+
 def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(world, tmp_path):
     (tmp_path / "r").mkdir()
     done = iteris(
@@ -389,6 +412,12 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
             ["--kind", "thing", "--kind", "style"],
             "LoRA 'one': kind is 'thing'; it must be 'subject' or 'style'",
         ),
+        (["--blocks", "OUTALL"], "there are 2 LoRAs and 1 values of --blocks"),
+        (
+            ["--blocks", "IN99:0", "--blocks", ""],
+            "LoRA 'one': its block weights have 'IN99:0', and it changes no such block",
+        ),
+        (["--without", "*attn9*", "--without", ""], "has a path like '*attn9*'"),
         (["--correct-strength"], "correct_strength needs samples to measure it on; set held_out"),
         (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),

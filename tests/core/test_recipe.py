@@ -45,6 +45,8 @@ LORAS = [
         weight=2.5,
         trigger="in ink",
         kind="style",
+        blocks="IN01:0.5,MID:0",
+        without=("*attn2*",),
     ),
 ]
 REPORT = MergeReport((), settings=settings_of(LORAS, CALIBRATION, CONFIG))

@@ -411,3 +411,30 @@ def test_settings_in_the_metadata_must_fit(host, tmp_path, settings, said):
     )
     with pytest.raises(AdapterError, match=said):
         read_lora(host, tmp_path / "a.safetensors")
+
+
+def test_block_weights_go_by_the_names_of_the_original_code(any_host, tmp_path):
+    """diffusers calls the blocks of its UNet otherwise."""
+    adapter = tiny_diffusers.adapter(any_host, 1, wanted=ALL)
+    path = tmp_path / "lora.safetensors"
+    save_lora(any_host, adapter, path)
+    found = read_lora(any_host, path, blocks="ALL:0.5,OUT:0,OUT01:2,BASE:1", without=["*proj_in"])
+    weights = {p: 0.0 for p in adapter.deltas}
+    weights |= {
+        p: d.dense().norm() / adapter.deltas[p].dense().norm() for p, d in found.deltas.items()
+    }
+    own = {p: any_host.own_path(p) for p in adapter.deltas}
+    expected = {
+        path: 0.0
+        if name.endswith("proj_in")
+        else 2.0
+        if ".output_blocks.1." in name
+        else 0.0
+        if ".output_blocks." in name
+        else 0.5
+        if ".input_blocks." in name or ".middle_block." in name
+        else 1.0
+        for path, name in own.items()
+    }
+    assert set(expected.values()) == {0.0, 0.5, 1.0, 2.0}
+    assert weights == pytest.approx(expected, rel=1e-5)

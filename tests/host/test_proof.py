@@ -24,6 +24,17 @@ def test_a_lora_that_is_read_well_is_proved_with_nothing_said(cases, family):
     assert max(found["rounded"].values()) < ROUNDING
 
 
+@pytest.mark.parametrize("family", ["SD1.5", "Flux.1"])
+def test_block_weights_are_proved_as_the_host_would_apply_them(cases, family):
+    """With layers left out; a loader that knows nothing of them makes another change."""
+    found = cases[f"{family} in blocks"]
+    assert found["notes"] == []
+    assert max(found["rounded"].values()) < ROUNDING
+    forgotten = cases[f"{family} in blocks forgotten"]
+    assert forgotten["error"] == "AdapterError"
+    assert "ComfyUI's own loader makes another change of it" in forgotten["text"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_of_a_proved_file_is_kept(cases, family):
     assert cases[family]["kept"] is False

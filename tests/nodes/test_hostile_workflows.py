@@ -34,6 +34,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings
 from iteris_core.diffusion.lora_use import MOST_LORAS
 from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
+from iteris_core.files.families import FAMILIES
 
 CASES = int(os.environ.get("ITERIS_CASES", "60"))
 SECONDS = 5.0  # of the processor, for a case
@@ -308,6 +309,27 @@ STACKS = st.recursive(
 @given(STACKS, st.text(max_size=60))
 def test_any_stack_is_read_or_named(host, stack, prompts):
     outcome(LoraStack, good_inputs(LoraStack) | {"lora_stack": stack, "prompts": prompts})
+
+
+SPELLINGS = st.text("INOUTMDBASE0129.,:;=- \n\ud800", max_size=40)
+
+
+@MANY
+@given(
+    SPELLINGS,
+    st.lists(st.text("a*?[]!-.\x00", max_size=40), max_size=3),
+    st.sampled_from([*FAMILIES]),
+)
+def test_any_block_weights_are_read_or_named(spelling, without, family):
+    path = "diffusion_model.input_blocks.1.1.proj_in"
+    delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
+    try:
+        lora = use("cat", blocks=spelling, without=tuple(without))
+        made = lora.layer_weights(FAMILIES[family]).applied_to(Adapter("cat", {path: delta}))
+    except ConfigError as error:
+        assert str(error).startswith("LoRA 'cat': ")
+    else:
+        assert set(made.deltas) <= {path}
 
 
 TEXTS = st.text(max_size=40) | st.sampled_from(

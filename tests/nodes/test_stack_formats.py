@@ -112,19 +112,38 @@ def test_an_empty_stack_is_empty(stack):
             [{"lora": "cat", "strength": "NaN"}],
             "the stack[0]: cat has the strength nan; write a number",
         ),
-        (
-            "<lora:cat:1:1:lbw=OUTALL>",
-            "<lora:cat:1:1:lbw=OUTALL> has 'lbw=OUTALL' behind the "
-            "strengths, as block-weight loaders",
-        ),
-        ("<lora:cat:1:lbw=1,0,0>", "<lora:cat:1:lbw=1,0,0> has 'lbw=1,0,0' behind"),
-        ([("cat", 1.0, 1.0, "1,0,0")], "the stack[0] has '1,0,0' behind the strengths"),
-        ([{"lora": "cat", "lbw": "1,0"}], "the stack[0] has '1,0' behind the strengths"),
+        ("<lora:cat:1:lbw=1,0,0>", "LoRA 'cat': its block weights are 3 numbers; there can be"),
+        ([("cat", 1.0, 1.0, "1,0,0")], "LoRA 'cat': its block weights are 3 numbers"),
+        ([{"lora": "cat", "lbw": "much"}], "LoRA 'cat': its block weights have 'much'; write"),
+        ([{"lora": "cat", "lbw": ["x"]}], "the stack[0] has the strength 'x', which is no number"),
+        ("<lora:cat:1:lbw=OUTALL:stop=20>", "has 'stop=20': other programs use the LoRA so at"),
+        ("<lora:cat:1:lbwe=ATTNDEEPON>", "has 'lbwe=ATTNDEEPON': other programs use the LoRA so"),
     ],
 )
 def test_what_is_no_stack_is_named(stack, words):
     with pytest.raises(IterisError, match=re.escape(words)):
         read(stack)
+
+
+NUMBERS = ",".join(["1", *["0.5"] * 16])
+
+
+@pytest.mark.parametrize(
+    ("stack", "blocks"),
+    [
+        ("<lora:cat:0.8:0.5:lbw=OUTALL>", "OUTALL"),
+        ("<lora:cat:0.8:0.5:OUTALL>", "OUTALL"),
+        ("<lora:cat:unet=0.8:te=0.5:w=OUTALL>", "OUTALL"),
+        (f"<lora:cat:0.8:0.5:LBW={NUMBERS};A=4.0;B=1>", NUMBERS),
+        ([("cat", 0.8, 0.5, NUMBERS)], NUMBERS),
+        ([("cat", 0.8, 0.5, [1.0, *[0.5] * 16])], NUMBERS),
+        ([{"lora": "cat", "strength": 0.8, "clip_strength": 0.5, "block_vector": "MIDD"}], "MIDD"),
+        ([{"lora": "cat", "strength": 0.8, "clip_strength": 0.5, "lbw": "None"}], ""),
+    ],
+)
+def test_block_weights_are_read(stack, blocks):
+    (lora,) = read_stack(stack)
+    assert (lora.strength_model, lora.strength_clip, lora.blocks) == (0.8, 0.5, blocks)
 
 
 def test_names_without_folder_or_suffix_find_their_file():

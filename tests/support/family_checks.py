@@ -188,7 +188,12 @@ def beginning_of(key: str) -> str:
 
 
 def loaded(
-    host: ComfyModel, name: str, tensors: Tensors, prompt: str, strength: float = 1.0
+    host: ComfyModel,
+    name: str,
+    tensors: Tensors,
+    prompt: str,
+    strength: float = 1.0,
+    **more: Any,
 ) -> LoadedLora:
     use = LoraUse(
         name=name,
@@ -197,6 +202,7 @@ def loaded(
         strength_model=strength,
         strength_clip=strength,
         prompts=(prompt,),
+        **more,
     )
     return LoadedLora(use, host.adapter(use, tensors, {}))
 

@@ -30,7 +30,9 @@ def tree_of(modules):
 
 
 patcher = SimpleNamespace(model=tree_of(fuzz_readers.HOST_MODULES), backup={}, patches={})
-deltas = HostDeltas(patcher, SimpleNamespace(patcher=patcher), fuzz_readers.HOST_KEYS, 0.7, 0.7)
+deltas = HostDeltas(
+    patcher, SimpleNamespace(patcher=patcher), fuzz_readers.HOST_KEYS, lambda path: 0.7
+)
 
 
 def as_node(path) -> Adapter:

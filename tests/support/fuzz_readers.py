@@ -29,6 +29,7 @@ from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.evaluation.data_files import read_rows
 from iteris_core.files import diffusers, kohya, peft
+from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.headers import lora_header, read_header
 from iteris_core.files.inspection import inspect_adapter
@@ -70,6 +71,8 @@ MODEL: Any = SimpleNamespace(
     modules=MODULES,
     keys=diffusers.model_keys(MODULES, FAMILIES["SD1.5"], "epsilon"),
     is_text_module=lambda path: path.startswith("text_encoder."),
+    family=FAMILIES["SD1.5"],
+    own_path=lambda path: path,
 )
 
 
@@ -153,6 +156,7 @@ def stack_of(value: Any) -> object:
 VALUES: Mapping[str, Callable[[Any], object]] = {
     "a recipe": lambda value: read_recipe("a.safetensors", json.dumps(value)),
     "a stack": stack_of,
+    "block weights": lambda value: layer_weights("a", str(value), [str(value)], FAMILIES["SDXL"]),
     "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
 }
 

@@ -75,7 +75,7 @@ def figures_of(name: str) -> dict[str, Any]:
         FAMILIES[name], modules, table, comfy.utils.unet_to_diffusers(config), prediction_type=""
     )
     clip = SimpleNamespace(patcher=SimpleNamespace(get_key_patches=dict))
-    deltas = HostDeltas(patcher, clip, keys, 1.0, 1.0)
+    deltas = HostDeltas(patcher, clip, keys, lambda path: 1.0)
     weights = patcher.model.state_dict()
     targets = {
         base: target

@@ -183,7 +183,7 @@ def deltas_of(net: Net) -> HostDeltas:
     keys = HostKeys.of(Family("any"), dict(net.named_modules()), {}, {})
     patcher = patcher_of(net, Adapter("none", {}))
     # its paths have no prefix, so to the host they are a text encoder's
-    return HostDeltas(None, SimpleNamespace(patcher=patcher), keys, 1.0, 1.0)
+    return HostDeltas(None, SimpleNamespace(patcher=patcher), keys, lambda path: 1.0)
 
 
 def dora_error(net: Net) -> float:

@@ -69,6 +69,17 @@ def uncalled_layers() -> Iterator[None]:
 
 
 @contextmanager
+def forgotten_blocks() -> Iterator[None]:
+    """Let the host's loader put a file on the model as if it had no block weights."""
+    strengths = ComfyModel._strengths
+    ComfyModel._strengths = lambda host, use: strengths(host, replace(use, blocks="", without=()))
+    try:
+        yield
+    finally:
+        ComfyModel._strengths = strengths
+
+
+@contextmanager
 def strong_hooks() -> Iterator[None]:
     """Let rows wear one and a half times what they should."""
     add = wearing.add_to_output
@@ -131,6 +142,8 @@ class Case:
         change: What is changed after it was read.
         dtype: Number format of the diffusion model's weights.
         strength: Strength of the LoRA.
+        blocks: Weights of its blocks.
+        without: Its layers that are left out.
     """
 
     family: str
@@ -139,8 +152,14 @@ class Case:
     change: Change = lambda adapter: adapter
     dtype: torch.dtype = torch.float32
     strength: float = 1.0
+    blocks: str = ""
+    without: tuple[str, ...] = ()
 
 
+BLOCKS = {
+    "SD1.5": ("BASE:-0.5, IN03:0.25, MID:0, OUT:0.5", ("*output_blocks.1.*attn2*",)),
+    "Flux.1": ("BASE:0.5, double 1:0.25, single 1:0", ("*single_blocks.0.linear2",)),
+}
 CASES = {
     **{
         f"{family} forgotten order": Case(family, forgotten_order) for family in ("Flux.1", "SD3.5")
@@ -151,6 +170,11 @@ CASES = {
     "Flux.1 in fp8 e5m2": Case("Flux.1", dtype=torch.float8_e5m2, strength=0.3),
     "Flux.1 in bf16": Case("Flux.1", dtype=torch.bfloat16, strength=0.1),
     "Flux.1 in fp16": Case("Flux.1", dtype=torch.float16),
+    **{
+        f"{family} in blocks{fault}": Case(family, wrong, blocks=blocks, without=without)
+        for family, (blocks, without) in BLOCKS.items()
+        for fault, wrong in (("", nullcontext), (" forgotten", forgotten_blocks))
+    },
     "Flux.1 uncalled layers": Case("Flux.1", uncalled_layers),
     **{
         f"{family} in {name} {fault}": Case(family, dtype=dtype, strength=strength, **wrong)
@@ -178,7 +202,13 @@ def proved(case: Case) -> dict[str, Any]:
         host = ComfyModel(model, tiny_hosts.clip_of(tiny))
         tensors = with_bias(host, family_checks.lora_of(host, 1, "diffusers"))
         lora = family_checks.loaded(
-            host, "first", tensors, "a photo of sks dog", strength=case.strength
+            host,
+            "first",
+            tensors,
+            "a photo of sks dog",
+            strength=case.strength,
+            blocks=case.blocks,
+            without=case.without,
         )
         assert len(lora.adapter.vectors) == 1
         [of_file] = [weakref.ref(t) for key, t in tensors.items() if key.endswith(".alpha")]
@@ -197,6 +227,7 @@ def proved(case: Case) -> dict[str, Any]:
     patched = host.with_adapter(lora.adapter)
     return {
         "rounded": whole.rounded,
+        "layers": len(lora.adapter.deltas),
         "notes": [n.text for n in whole.notes],
         "steps": steps,
         "kept": kept,

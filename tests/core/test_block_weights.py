@@ -1,0 +1,201 @@
+"""Weights of a LoRA's blocks in the spellings that people know, and layers left out."""
+
+import re
+import time
+
+import pytest
+import torch
+from fake_host import use
+
+from iteris_core import Adapter, ConfigError, LowRankDelta
+from iteris_core.diffusion.lora_use import each_once
+from iteris_core.files.block_weights import layer_weights
+from iteris_core.files.families import FAMILIES
+from iteris_core.settings import MOST_LETTERS
+
+UNET = "diffusion_model."
+# Name of a block -> a layer in it, as ComfyUI has it, in the order of lists of numbers.
+LAYERS = {
+    "TE00": "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1",
+    "TG31": "clip_g.transformer.text_model.encoder.layers.31.mlp.fc1",
+    "time": UNET + "time_embed.0",
+    **{f"IN{i:02}": f"{UNET}input_blocks.{i}.1.proj_in" for i in range(12)},
+    "MID": UNET + "middle_block.1.proj_in",
+    **{f"OUT{i:02}": f"{UNET}output_blocks.{i}.1.proj_in" for i in range(12)},
+    **{f"D{i:02}": f"{UNET}double_blocks.{i}.img_attn.qkv" for i in range(19)},
+    **{f"S{i:02}": f"{UNET}single_blocks.{i}.linear1" for i in range(38)},
+    "B03": UNET + "layers.3.attention.qkv",
+    "NR01": UNET + "noise_refiner.1.attention.qkv",
+}
+OF_UNET = [block for block in LAYERS if block[:2] in ("IN", "MI", "OU")]
+OF_FLUX = [block for block in LAYERS if block[0] in "DS"]
+OF_SD15 = [
+    "TE00",
+    *(b for b in OF_UNET if b not in "IN00 IN03 IN06 IN09 IN10 IN11 OUT00 OUT01 OUT02"),
+]
+OF_SDXL = ["TE00", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{i:02}" for i in range(6))]
+OF_SDXL_WHOLE = ["TE00", *(b for b in OF_UNET if b == "MID" or int(b[-2:]) < 9)]
+
+
+def adapter_of(blocks):
+    deltas = {LAYERS[b]: LowRankDelta(torch.ones(3, 1), torch.ones(1, 2)) for b in blocks}
+    return Adapter("cat", deltas)
+
+
+def weights(spelling, family, blocks, without=()):
+    """Return block -> by how much its layer is scaled; 0 where it is left out."""
+    of_layers = layer_weights("cat", spelling, without, FAMILIES[family])
+    made = of_layers.applied_to(adapter_of(blocks))
+    found = {path: delta.up[0, 0].item() for path, delta in made.deltas.items()}
+    assert 0 not in found.values()  # such layers are not there
+    return {block: found.get(LAYERS[block], 0.0) for block in blocks}
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "count"),
+    [
+        ("SD1.5", OF_SD15, 17),
+        ("SD1.5", ["TE00", *OF_UNET], 26),
+        ("SDXL", OF_SDXL, 12),
+        ("SDXL", OF_SDXL_WHOLE, 20),
+        ("Flux.1", OF_FLUX, 57),
+        ("Chroma", ["TE00", *OF_FLUX], 58),
+    ],
+)
+def test_a_list_has_a_number_for_each_block(family, blocks, count):
+    numbers = [i / 64 for i in range(1, count + 1)]
+    spelling = ", ".join(map(str, numbers))
+    found = weights(spelling, family, blocks)
+    assert found == dict(zip(blocks, numbers, strict=True))
+    assert weights(f"SD-MINE:{spelling}", family, blocks) == found
+    assert weights(f"lbw={spelling},", family, blocks) == found
+
+
+def kept(found):
+    return [block for block, weight in found.items() if weight]
+
+
+@pytest.mark.parametrize(
+    ("name", "ones"),  # as the webui's extension has them
+    [
+        ("NONE", "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0"),
+        ("ALL", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1"),
+        ("ALL0.5", "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"),
+        ("INS", "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0"),
+        ("IND", "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0"),
+        ("INALL", "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0"),
+        ("MIDD", "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"),
+        ("OUTD", "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0"),
+        ("OUTS", "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1"),
+        ("OUTALL", "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"),
+    ],
+)
+def test_a_list_that_has_a_name_means_its_numbers(name, ones):
+    assert weights(name, "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
+    assert weights(f"sd-{name.lower()}", "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
+
+
+def test_a_named_list_is_for_convolutions_and_for_sdxl_too():
+    assert kept(weights("OUTALL", "SDXL", OF_SDXL_WHOLE)) == ["TE00", *OF_SDXL_WHOLE[-9:]]
+    blocks = ["TE00", "time", "IN00", "IN03", "IN11", "OUT00"]
+    assert kept(weights("INALL", "SD1.5", blocks)) == ["TE00", "time", "IN00", "IN03", "IN11"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "family", "blocks", "expected"),
+    [
+        ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
+        ("in1=-.5; M00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
+        ("IN:0.5, IN04-IN07: 0", "SD1.5", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
+        ("ALL:0,OUT3-5:1", "SDXL", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
+        ("BASE:0.25", "SDXL", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
+        ("TG:0", "SDXL", ["TE00", "TG31"], [1, 0]),
+        ("double 0-18:0.5,single:0", "Flux.1", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
+        ("D07:0", "Flux.1", ["D06", "D07", "S07"], [1, 0, 1]),
+        ("blocks 0-3:0.5", "Z-Image", ["B03", "NR01"], [0.5, 1]),
+        ("NR:0", "Z-Image", ["B03", "NR01"], [1, 0]),
+        ("ALL0.5", "Z-Image", ["B03", "NR01"], [0.5, 0.5]),
+        ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
+    ],
+)
+def test_blocks_go_by_their_names(spelling, family, blocks, expected):
+    assert list(weights(spelling, family, blocks).values()) == expected
+
+
+def test_layers_are_left_out_by_their_paths():
+    blocks = ["TE00", "IN01", "OUT03"]
+    assert kept(weights("", "SD1.5", blocks, ["*input_blocks*"])) == ["TE00", "OUT03"]
+    found = weights("OUT:0.5", "SD1.5", blocks, ["clip_l.*.fc?", "*.input_blocks.[0-3].*"])
+    assert list(found.values()) == [0, 0, 0.5]
+
+
+def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
+    vectors = {f"{LAYERS[b]}.bias": torch.ones(2) for b in ("IN01", "IN02", "MID")}
+    adapter = Adapter("cat", {}, vectors=vectors)
+    made = layer_weights("cat", "IN01:0.5,MID:0", (), FAMILIES["SD1.5"]).applied_to(adapter)
+    assert {path: v.tolist() for path, v in made.vectors.items()} == {
+        f"{LAYERS['IN01']}.bias": [0.5, 0.5],
+        f"{LAYERS['IN02']}.bias": [1, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("spelling", "without", "family", "words"),
+    [
+        ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; there can be 17 or 26"),
+        (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
+        (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
+        (",".join("1" * 12), (), "SDXL", "12 numbers, none of which is for IN01, where it changes"),
+        (",".join(["R", *"1" * 16]), (), "SD1.5", "have 'R', for which other programs draw"),
+        ("1,x,0,0,0,0,0,0,0,0,0,00", (), "SDXL", "have 'x', for which"),
+        (",".join(["1e9", *"1" * 16]), (), "SD1.5", "a block weight is '1e9'; it must be a number"),
+        ("IN01:nan", (), "SD1.5", "a block weight is 'nan'"),
+        ("IN01", (), "SD1.5", "have 'IN01'; write BLOCK:WEIGHT"),
+        ("UP03:1", (), "SD1.5", "have 'UP03:1'; write BLOCK:WEIGHT"),
+        ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
+        ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
+        ("OUTALL", (), "Flux.1", "'OUTALL' are those of a UNet, and Flux.1 has none"),
+        ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
+        ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
+        ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; there can be 50"),
+    ],
+)
+def test_what_fits_nothing_is_named(spelling, without, family, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as error:
+        weights(spelling, family, ["time", "IN01", "MID"], without)
+    assert str(error.value).startswith("LoRA 'cat': ")
+
+
+def test_what_no_model_could_read_is_refused_where_it_is_given():
+    assert use("cat", blocks="OUTALL", without=("*ff*",)).blocks == "OUTALL"
+    with pytest.raises(ConfigError, match="LoRA 'cat': its block weights are 2 numbers"):
+        use("cat", blocks="1,2")
+    with pytest.raises(ConfigError, match="LoRA 'cat': a pattern of layers to leave out is"):
+        use("cat", without=(" ",))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "a" + " " * (MOST_LETTERS - 2) + "b",
+        "1," * (MOST_LETTERS // 2),
+        "IN1:1," * (MOST_LETTERS // 6),
+        "B0-9999:1," * (MOST_LETTERS // 10),
+        "1:" * 10**6,
+    ],
+)
+def test_a_long_spelling_holds_nothing_up(spelling):
+    start = time.thread_time()
+    blocks = [*LAYERS]
+    with pytest.raises(ConfigError):
+        for _ in range(20):
+            weights(spelling, "SD1.5", blocks, ["*a" * 149] * 50)
+    assert time.thread_time() - start < 5
+
+
+def test_one_file_with_other_weights_is_another_lora():
+    whole, out = use("cat", ("a",), sha256="1"), use("cat", ("b",), sha256="1", blocks="OUTALL")
+    twice = use("cat", ("c",), sha256="1", blocks="OUTALL")
+    once, notes = each_once([whole, out, twice])
+    assert [(one.blocks, one.strength_model) for one in once] == [("", 1.0), ("OUTALL", 2.0)]
+    assert len(notes) == 1
