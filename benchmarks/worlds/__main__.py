@@ -32,8 +32,8 @@ from iteris_core.diffusion.choosing import ways_of
 
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
-from .cheaper import cheaper_text
 from .choice import choice_text, tried
+from .comparisons import COMPARISONS, comparison_text
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe, ablation_recipes, main_recipes
 from .recogniser import train_recogniser
@@ -42,8 +42,8 @@ from .tables import ABLATED, report, triggers_of, write_results
 from .training import train_base
 from .world import World
 
-STAGES = ("base", "recogniser", "loras", "main", "ablations", "choice", "cheaper", "tables")
-ON_DEMAND = ("ablations", "choice", "cheaper")
+ON_DEMAND = ("ablations", "choice", *COMPARISONS)
+STAGES = ("base", "recogniser", "loras", "main", *ON_DEMAND, "tables")
 QUICK_RECIPES = ("base model", "single LoRAs", "sum", "np_lora", "IterIS")
 CHOSEN = 4  # pairs on which ways are compared
 QUICK_STEPS = 10  # of a LoRA
@@ -167,7 +167,7 @@ def measure(
     name = f"{' + '.join(triggers)}, {lora_set}"
     for recipe in recipes:
         cell = Cell(bench, recipe, triggers, lora_set, plan.seed)
-        if not cell.read()["entries"]:
+        if not cell.is_measured:
             began = time.time()
             timed(plan, stage, f"{recipe.name}, {name}", cell.entry)
             console.print(f"{name}, {recipe.name}: {time.time() - began:.0f} s")
@@ -214,18 +214,21 @@ def choice_stage(plan: Plan) -> None:
     print(text)
 
 
-def cheaper_stage(plan: Plan) -> None:
-    """Measure what is lost where less is measured, and print the table."""
+def comparison_stage(plan: Plan, stage: str) -> None:
+    """Measure the rows of a comparison, and print its table."""
     bench = load_bench(plan.described, plan.folder)
+    asked = COMPARISONS[stage]
 
     def measured(cell: Cell) -> Any:
         name = f"{' + '.join(cell.triggers)}, {cell.recipe.name}"
-        found = timed(plan, "cheaper", name, cell.entry)
-        console.print(f"cheaper: {name}: done")
+        if cell.is_measured:
+            return cell.entry()
+        found = timed(plan, stage, name, cell.entry)
+        console.print(f"{stage}: {name}: done")
         return found
 
-    text = cheaper_text(bench, measured)
-    (plan.folder / "cheaper.md").write_text(text)
+    text = comparison_text(bench, asked, measured, plan.seed)
+    (plan.folder / f"{stage}.md").write_text(text)
     print(text)
 
 
@@ -255,13 +258,13 @@ def arguments() -> argparse.Namespace:
         "--stage",
         choices=STAGES,
         action="append",
-        help="only this; what it needs must be there (default: all but ablations, choice and cheaper)",
+        help=f"only this; what it needs must be there (default: all but {', '.join(ON_DEMAND)})",
     )
     parser.add_argument(
         "--set",
         action="append",
         dest="sets",
-        help="set of LoRAs: usual, strong or mixed; may be repeated (default: usual)",
+        help="set of LoRAs: usual, strong, mixed or alone; may be repeated (default: usual)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the base model and its LoRAs (default 0)"
@@ -306,8 +309,8 @@ def main() -> None:
             ablation_stage(plan, options.jobs)
         elif stage == "choice":
             choice_stage(plan)
-        elif stage == "cheaper":
-            cheaper_stage(plan)
+        elif stage in COMPARISONS:
+            comparison_stage(plan, stage)
         else:
             text = report(load_bench(plan.described, plan.folder))
             print(text)

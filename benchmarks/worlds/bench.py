@@ -15,9 +15,10 @@ The same seed gives the same noise to every method.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,38 +87,75 @@ class Bench:
         seed.
         """
         cfg = self.world.cfg if cfg is None else cfg
-        sigmas = self.world.sampling_sigmas(self.model, steps or self.world.steps)
-        shape = self.model.latent_shape(64)
         pictures = []
         with wearing(self.model, adapter):
-            for start in range(0, len(captions), ROWS):
-                texts = list(captions[start : start + ROWS])
-                x = torch.stack([noise_of(shape, seed) for seed in seeds[start : start + ROWS]])
-                x = self.model.start(x, sigmas[0])
+            for texts, of_texts in in_rows(captions, seeds):
                 rows = [*texts, *[""] * (len(texts) if cfg != 1 else 0)]
-                with self.model.text_encoder() as network:
-                    outputs = network.forward([self.model.tokenize(text)[0] for text in rows])
-                prompts = [
-                    self.model.encoded(text, [output])
-                    for text, output in zip(rows, outputs, strict=True)
-                ]
-                with self.model.denoiser() as network:
-                    for sigma, following in itertools.pairwise(sigmas):
-                        latents = x.repeat(len(rows) // len(texts), 1, 1, 1)
-                        clean = network.forward(
-                            [
-                                DenoiserRow(*row)
-                                for row in zip(
-                                    latents, sigma.expand(len(rows)), prompts, strict=True
-                                )
-                            ]
-                        )
-                        if cfg != 1:
-                            conditional, unconditional = clean.chunk(2)
-                            clean = unconditional + cfg * (conditional - unconditional)
-                        x = x + (x - clean) / sigma * (following - sigma)
-                pictures.append(to_pictures(x).clamp(-1, 1))
+                prompts = self.encoded(rows)
+                pictures.append(
+                    self.drawn(of_texts, functools.partial(self._guided, prompts, cfg), steps)
+                )
         return torch.cat(pictures)
+
+    @torch.no_grad()
+    def encoded(self, texts: Sequence[str]) -> list[Any]:
+        """Return texts as the model's text encoder writes them in the weights that it has now."""
+        with self.model.text_encoder() as network:
+            outputs = network.forward([self.model.tokenize(text)[0] for text in texts])
+        return [
+            self.model.encoded(text, [output]) for text, output in zip(texts, outputs, strict=True)
+        ]
+
+    @torch.no_grad()
+    def clean(self, x: Tensor, sigma: Tensor, prompts: Sequence[Any]) -> Tensor:
+        """Return the model's clean latents of noisy ones (n, channels, height, width), one prompt
+        each.
+        """
+        with self.model.denoiser() as network:
+            return network.forward(
+                [
+                    DenoiserRow(*row)
+                    for row in zip(x, sigma.expand(len(prompts)), prompts, strict=True)
+                ]
+            )
+
+    @torch.no_grad()
+    def drawn(
+        self,
+        seeds: Sequence[int],
+        clean: Callable[[Tensor, Tensor], Tensor],
+        steps: int | None = None,
+    ) -> Tensor:
+        """Return pictures (n, 3, 24, 24) by Euler's method.
+
+        Args:
+            seeds: Seeds of the noise, one per picture.
+            clean: Function (noisy latents, noise level) -> clean latents.
+            steps: Number of steps; None: the world's.
+        """
+        sigmas = self.world.sampling_sigmas(self.model, steps or self.world.steps)
+        shape = self.model.latent_shape(64)
+        x = self.model.start(torch.stack([noise_of(shape, seed) for seed in seeds]), sigmas[0])
+        for sigma, following in itertools.pairwise(sigmas):
+            x = x + (x - clean(x, sigma)) / sigma * (following - sigma)
+        return to_pictures(x).clamp(-1, 1)
+
+    def _guided(self, prompts: Sequence[Any], cfg: float, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return clean latents under guidance; the prompts' second half is the unconditional
+        one.
+        """
+        if cfg == 1:
+            return self.clean(x, sigma, prompts)
+        conditional, unconditional = self.clean(x.repeat(2, 1, 1, 1), sigma, prompts).chunk(2)
+        return unconditional + cfg * (conditional - unconditional)
+
+
+def in_rows(
+    captions: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[list[str], Sequence[int]]]:
+    """Yield captions and seeds, as many as are sampled at once."""
+    for start in range(0, len(captions), ROWS):
+        yield list(captions[start : start + ROWS]), seeds[start : start + ROWS]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def tried(bench: Bench, triggers: tuple[str, ...], lora_set: str, seed: int = 0)
                 **{"held_out": HELD_OUT, "seed": seed, **recipe.calibration}
             )
             check = HeldOutCheck(bench.model, bench.loras(triggers, lora_set), calibration, 48)
-            adapter, _ = cell.adapter()
+            adapter = cell.adapter()[0]
             assert adapter is not None  # every way merges
             measured = [vars(figures) for figures in check.measure(adapter)]
             path.write_text(json.dumps(measured))

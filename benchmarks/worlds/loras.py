@@ -59,7 +59,7 @@ MIXED = (
     LoraKind(steps=300, rank=16, alone=5, company=5, prior=0),
     LoraKind(layers=("attention", "feed_forward", "convolution")),
 )
-SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED}
+SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED, "alone": (ALONE,)}
 
 
 def kind_of(world: World, trigger: str, lora_set: str) -> LoraKind:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import torch
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
+from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import SAMPLING_STAGE
 from iteris_core.progress import Stage
+from iteris_core.report.records import MergeReport
 
+from .apart import APART, sample_apart
 from .bench import Bench
-from .score import Probe, probes_of, score
+from .score import Probe, probes_of, score, tally
 
 RIVALS = (
     "sum",
@@ -41,23 +46,67 @@ class Recipe:
         name: Name of the row in the tables.
         config: Fields of `MergeConfig` -> value.
         calibration: Fields of `Calibration` -> value.
-        adapter: ``merge``, or one of the two bounds: ``none`` for the base model, ``single`` for
-            each LoRA alone.
+        adapter: ``merge``, or one of the bounds: ``none`` for the base model, ``single`` for each
+            LoRA alone, or one of `apart.APART` for LoRAs that the sampler puts together.
+        job: Fields of `MergeSettings` -> value. With any, the merge is the product's whole job, the
+            check included.
+        weights: Trigger -> weight of its LoRA's task.
+        layers: Part of a layer's path -> strength of the LoRAs there.
+        things: Ordinary things that are merged as if they were LoRAs, which change nothing.
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     adapter: str = "merge"
+    job: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, float] = field(default_factory=dict)
+    things: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        told = json.dumps(
-            [dict(self.config), dict(self.calibration), self.adapter], sort_keys=True, default=str
+        told: list[Any] = [dict(self.config), dict(self.calibration), self.adapter]
+        more = {name: getattr(self, name) for name in ("job", "weights", "layers", "things")}
+        told += (
+            [{name: value for name, value in more.items() if value}] if any(more.values()) else []
         )
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        text = json.dumps(told, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def loras(self, bench: Bench, triggers: Sequence[str], lora_set: str) -> list[LoadedLora]:
+        """Return the LoRAs as this way uses them, things included."""
+        loras = [self.lora(bench, trigger, lora_set) for trigger in triggers]
+        return [*loras, *(idle(loras[0].adapter, thing) for thing in self.things)]
+
+    def lora(self, bench: Bench, trigger: str, lora_set: str) -> LoadedLora:
+        lora = bench.lora(trigger, lora_set)
+        deltas = {
+            path: delta.scaled(
+                math.prod(factor for part, factor in self.layers.items() if part in path)
+            )
+            for path, delta in lora.adapter.deltas.items()
+        }
+        use = replace(lora.use, weight=self.weights.get(trigger, 1.0))
+        return replace(lora, use=use, adapter=replace(lora.adapter, deltas=deltas))
 
 
+def idle(like: Adapter, thing: str) -> LoadedLora:
+    """Return a LoRA that changes nothing that could be seen, for something that the base model
+    draws.
+    """
+    chance = torch.Generator().manual_seed(0)
+    deltas = {
+        path: LowRankDelta(
+            _NOTHING * torch.randn(delta.shape[0], 1, generator=chance),
+            torch.randn(1, delta.shape[1], generator=chance),
+        )
+        for path, delta in like.deltas.items()
+    }
+    return LoadedLora.of(Adapter(thing, deltas), (thing, f"a photo of {thing}"), trigger=thing)
+
+
+_NOTHING = 1e-5  # of weights around 0.1
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
 FULL = {"target": "full_output"}
 DELTA = {"target": "delta"}
@@ -167,20 +216,34 @@ def style_recipes() -> list[Recipe]:
 
 def merged(
     bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int = 0
-) -> tuple[Adapter | None, float]:
-    """Return the LoRAs merged by a recipe, and the CPU seconds of the merge, see `Clock`."""
+) -> tuple[Adapter | None, float, dict[str, Any]]:
+    """Return the LoRAs merged by a recipe, the CPU seconds of the merge, see `Clock`, and what the
+    product's job tells: the factor of the strength, the way that was kept.
+    """
     if recipe.adapter == "none":
-        return None, 0.0
+        return None, 0.0, {}
     config = {"samples_per_chunk": 48, **recipe.config}
     if "baseline" in config:
         config["baseline"] = BaselineOptions(**config["baseline"])
     calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
     torch.manual_seed(0)
-    loras = bench.loras(triggers, lora_set)
+    loras = recipe.loras(bench, triggers, lora_set)
     clock = Clock()
-    result = merge_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
+    if recipe.job:
+        settings = MergeSettings(MergeConfig(**config), **recipe.job)
+        result = merge_and_check(bench.model, loras, calibration, settings, clock)
+    else:
+        result = merge_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
     clock(Stage("the rest"), 1, 1)
-    return result.adapter, clock.seconds
+    return result.adapter, clock.seconds, _told(result.report)
+
+
+def _told(report: MergeReport) -> dict[str, Any]:
+    factor = report.settings.get("strength_correction")
+    told = {} if factor is None else {"strength": factor}
+    if report.tried:
+        told["kept"] = min(report.tried, key=lambda way: way.loss).name
+    return told
 
 
 @dataclass
@@ -220,20 +283,25 @@ class Cell:
             return json.loads(self.path.read_text())
         return {"recipe": self.recipe.name, "entries": {}}
 
-    def adapter(self) -> tuple[Adapter | None, float]:
-        """Return the merged adapter, from its file if it is there."""
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.read()["entries"])
+
+    def adapter(self) -> tuple[Adapter | None, float, dict[str, Any]]:
+        """Return what `merged` returns, from its file if it is there."""
         file = self.path.with_suffix(".pt")
         if not file.exists():
-            adapter, seconds = merged(
+            adapter, seconds, told = merged(
                 self.bench, self.recipe, self.triggers, self.lora_set, self.seed
             )
             deltas = adapter.deltas if adapter else {}
             factors = {path: (delta.up, delta.down) for path, delta in deltas.items()}
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"factors": factors, "seconds": seconds}, file)
+            torch.save({"factors": factors, "seconds": seconds, "told": told}, file)
         state = torch.load(file, weights_only=True)
         deltas = {path: LowRankDelta(*factors) for path, factors in state["factors"].items()}
-        return (Adapter(self.recipe.name, deltas) if deltas else None), state["seconds"]
+        adapter = Adapter(self.recipe.name, deltas) if deltas else None
+        return adapter, state["seconds"], state.get("told", {})
 
     def entry(
         self, scale: float = 1.0, cfg: float | None = None, effort: int = 1
@@ -246,8 +314,10 @@ class Cell:
             probes = probes_of(self.bench.world, self.triggers, effort)
             if self.recipe.adapter == "single":
                 scores = self._single(probes, cfg)
+            elif self.recipe.adapter in APART:
+                scores = self._apart(probes)
             else:
-                adapter, found["merge_seconds"] = self.adapter()
+                adapter, found["merge_seconds"], found["told"] = self.adapter()
                 adapter = adapter.scaled(scale) if adapter else None
                 scores = score(self.bench, adapter, probes, self.triggers, cfg)
             found["entries"][name] = scores | {"seconds": time.perf_counter() - began}
@@ -263,13 +333,27 @@ class Cell:
         leaks = [0, 0]
         for trigger in self.triggers:
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
-            adapter = self.bench.lora(trigger, self.lora_set).adapter
+            adapter = self.recipe.lora(self.bench, trigger, self.lora_set).adapter
             found = score(self.bench, adapter, asked, (trigger,), cfg)
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():
                     hits.setdefault(kind, {})[about or trigger] = counts
             leaks = [a + b for a, b in zip(leaks, found["leaks"], strict=True)]
         return {"hits": hits, "leaks": leaks}
+
+    def _apart(self, probes: Sequence[Probe]) -> dict[str, Any]:
+        """Score LoRAs that the sampler puts together."""
+        loras = self.recipe.loras(self.bench, self.triggers, self.lora_set)
+        adapters = {lora.adapter.name: lora.adapter for lora in loras}
+        pictures = sample_apart(
+            self.bench,
+            adapters,
+            [probe.caption for probe in probes],
+            [probe.seed for probe in probes],
+            self.recipe.adapter,
+        )
+        judged = self.bench.recogniser.judge(pictures)
+        return tally(self.bench.world, probes, judged, self.triggers)
 
 
 def entry_name(bench: Bench, scale: float, cfg: float | None, effort: int) -> str:

@@ -15,13 +15,10 @@ from .methods import Cell, Recipe, ablation_recipes, entry_name, main_recipes
 from .world import World
 
 Entry = Mapping[str, Any]
+Column = Callable[[Entry], float | None]
 STACKING = "sum"
 ABLATED = 2  # pairs on which ablations are measured
 RESULTS = Path(__file__).parent.parent / "RESULTS.md"
-_CHEAPER = (
-    "Six pairs, four triples and all six, with the defaults but for what is named. ± is the standard error of the "
-    "paired difference to the first row, over merges; the last columns are the mean of four of each kind of merge."
-)
 MEAN_OF = ("alone", "company", "seen", "base")
 
 
@@ -47,7 +44,7 @@ def leaks(entry: Entry) -> float:
     return found / asked
 
 
-COLUMNS: dict[str, Callable[[Entry], float | None]] = {
+COLUMNS: dict[str, Column] = {
     "alone": lambda entry: rate(entry, "alone"),
     "worst concept": worst,
     "beside a base thing": lambda entry: rate(entry, "company"),
@@ -57,7 +54,7 @@ COLUMNS: dict[str, Callable[[Entry], float | None]] = {
     "mean of four": mean_of_four,
     "leaks": leaks,
 }
-STYLED_COLUMNS: dict[str, Callable[[Entry], float | None]] = {
+STYLED_COLUMNS: dict[str, Column] = {
     **{name: COLUMNS[name] for name in ("alone", "worst concept", "beside a base thing")},
     "in style, seen forms": lambda entry: rate(entry, "styled"),
     "in style, unseen forms": lambda entry: rate(entry, "styled unseen"),
@@ -79,7 +76,7 @@ class Figure:
 def figure(
     entries: Mapping[Any, Entry],
     stacked: Mapping[Any, Entry],
-    of: Callable[[Entry], float | None],
+    of: Column,
 ) -> Figure | None:
     """Return a column's figure of one method.
 
@@ -172,9 +169,6 @@ def report(bench: Bench, recipes: Sequence[Recipe] | None = None) -> str:
     choice = bench.folder / "choice.md"
     if choice.exists():
         parts += ["#### The choice among several ways", choice.read_text()]
-    cheaper = bench.folder / "cheaper.md"
-    if cheaper.exists():
-        parts += ["#### Where less is measured", _CHEAPER, cheaper.read_text()]
     return "\n\n".join([*parts, times_text(bench)])
 
 

@@ -398,7 +398,7 @@ WORLD = World(
     forms=FORMS,
     calibration=CALIBRATION,
     lora_sets=SETS,
-    groups={**SIX_GROUPS, "styles": ((0, 8), (5, 9))},
+    groups={**SIX_GROUPS, "all eight": (tuple(range(8)),), "styles": ((0, 8), (5, 9))},
     style_triggers=STYLE_TRIGGERS,
     style_kind=LoraKind(steps=300, layers=("attention", "feed_forward"), prior=6),
     style_prompts=(

@@ -304,6 +304,7 @@ def test_the_epsilon_model_predicts_the_noise():
 
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     from worlds.bench import load_bench
+    from worlds.comparisons import Comparison, comparison_text
     from worlds.loras import LoraKind, lora_folder, train_lora
     from worlds.methods import Cell, Recipe
     from worlds.recogniser import Names, Recogniser
@@ -344,6 +345,57 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     text = report(bench, recipes)
     assert "Pairs, usual LoRAs" in text
     assert "| test | 1 |" in text
+    whole_job = Recipe(
+        "whole job",
+        {},
+        {"trajectories": 2, "held_out": 1},
+        job={"correct_strength": True},
+        weights={triggers[0]: 2.0},
+        layers={"to_k": 0.5},
+    )
+    asked = Comparison((*recipes, whole_job), {"pairs": 1})
+    text = comparison_text(bench, asked, Cell.entry)
+    assert "| whole job |" in text
+    assert "whole job: scaled by 1." in text
+    check_apart(bench, triggers[:2])
+
+
+def check_apart(bench, triggers):
+    """Where both LoRAs are the same, the mean of their predictions is that of one; and a caption
+    with one trigger is drawn by its LoRA alone.
+    """
+    from worlds.apart import own_region, sample_apart
+
+    first, second = (bench.lora(trigger, "usual").adapter for trigger in triggers)
+    both = bench.world.forms.seen[0].format(a=triggers[0], b=triggers[1])
+    alone = bench.world.forms.alone[0].format(a=triggers[1])
+    captions = [both, alone, "a red circle"]
+    same = sample_apart(bench, dict.fromkeys(triggers, first), captions, [1, 2, 3], "whole caption")
+    torch.testing.assert_close(same[:2], bench.sample(first, captions[:2], [1, 2]))
+    torch.testing.assert_close(same[2], bench.sample(None, captions[2:], [3])[0])
+    adapters = {triggers[0]: first, triggers[1]: second}
+    for way in ("own part", "own region"):
+        found = sample_apart(bench, adapters, captions, [1, 2, 3], way)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found[1], bench.sample(second, [alone], [2])[0])
+    voices = own_region(bench, adapters, [both], [1])
+    for trigger, voice in zip(triggers, voices, strict=True):
+        assert [other in voice.texts[0] for other in triggers] == [t == trigger for t in triggers]
+    assert torch.equal(voices[0].masks + voices[1].masks, torch.ones(1, 1, 8, 8))
+
+
+def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
+    from worlds.methods import Recipe
+
+    plain = Recipe("one", {"method": "sum"})
+    assert plain.key == Recipe("another", {"method": "sum"}).key == "d7b07e52a82d"
+    changed = [
+        replace(plain, job={"try_several": True}),
+        replace(plain, weights={"<v1>": 2.0}),
+        replace(plain, layers={"attn1": 0.5}),
+        replace(plain, things=("a red circle",)),
+    ]
+    assert len({plain.key, *(way.key for way in changed)}) == 5
 
 
 @pytest.mark.slow
