@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host
 from .calibration import Calibration
 from .lora import LoraToMerge, TrainedLora
-from .loras.prompts import about_lora
+from .loras.about import about_lora, about_model, thumbnail_of
 from .merge import Merge
 from .recipe import LoadRecipe
 from .report import ShowReport
@@ -19,6 +19,8 @@ from .stack import LorasOnModel, LoraStack
 class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.answer_at("/iteris/lora", "name", about_lora)
+        host.answer_at("/iteris/model", "name", about_model)
+        host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             LoraToMerge,
             LoraStack,

@@ -177,13 +177,15 @@ def metadata_of_merge(
 
 
 def triggers_of(loras: Sequence[LoadedLora]) -> list[str]:
-    """Return the trigger phrases of LoRAs, each once: from the metadata, or else their names in
-    captions.
+    """Return the trigger phrases of LoRAs, each once: those that filled their prompts, or those in
+    the metadata, or else their names in captions.
     """
     triggers = [
         trigger
         for lora in loras
-        for trigger in trigger_words(lora.adapter.metadata).triggers or (lora.use.called,)
+        for trigger in lora.use.trigger_words
+        or trigger_words(lora.adapter.metadata).triggers
+        or (lora.use.called,)
         if trigger
     ]
     return list(dict.fromkeys(triggers))

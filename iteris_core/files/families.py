@@ -292,6 +292,8 @@ _ROWS = (
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ROWS})
 
+# How the keys of the diffusion model begin in a file; in one of their own they may begin at once.
+_OF_DENOISER = ("model.diffusion_model.", "diffusion_model.")
 # Families whose models have the same modules, but for a few.
 _ALIKE = ({"Flux.1", "Chroma"},)
 
@@ -302,7 +304,11 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
     Args:
         tensors: Key -> tensor, of which only the shape is read.
     """
-    shapes = _shapes(tensors)
+    return _family_in(_shapes(tensors))
+
+
+def _family_in(shapes: Mapping[str, tuple[int, int]]) -> Family | None:
+    """Return the family that bases and their (d_out, d_in) show; None if nothing is distinctive."""
     bases = "\n".join(shapes)
     return next(
         (family for family in _ROWS if any(_is_seen(clue, bases, shapes) for clue in family.clues)),
@@ -335,10 +341,43 @@ def other_family(
         metadata: Metadata of its file, which counts where the tensors do not tell.
         family: The family of a model.
     """
-    found = family_of(tensors) or family_named(*_names(metadata))
-    if found is None or found == family:
-        return None
-    return None if any({found.name, family.name} <= alike for alike in _ALIKE) else found
+    found = family_shown(tensors, metadata)
+    return None if found is None or found.name in fitting(family) else found
+
+
+def fitting(family: Family) -> list[str]:
+    """Return the names of the families whose adapters may be for models of this family, its own
+    first.
+    """
+    alike = [name for names in _ALIKE if family.name in names for name in sorted(names)]
+    return list(dict.fromkeys([family.name, *alike]))
+
+
+def family_shown(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Family | None:
+    """Return the family that an adapter's tensors show, or else its metadata names; None if nothing
+    tells.
+
+    Args:
+        tensors: Key -> tensor, of which only the shape is read.
+        metadata: Metadata of its file.
+    """
+    return family_of(tensors) or family_named(*_names(metadata))
+
+
+def model_family(tensors: Mapping[str, Tensor]) -> Family | None:
+    """Return the family that a whole model's keys and shapes show; None if nothing is distinctive.
+
+    Args:
+        tensors: Key -> tensor of a checkpoint or a diffusion model, of which only the shape is
+            read.
+    """
+    start = next((start for start in _OF_DENOISER if any(k.startswith(start) for k in tensors)), "")
+    shapes = {
+        key.removeprefix(start).removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+        for key, tensor in tensors.items()
+        if key.startswith(start) and key.endswith(".weight") and tensor.ndim > 1
+    }
+    return _family_in(shapes)
 
 
 def base_family(

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .families import base_family
+from .families import base_family, family_shown
 from .groups import grouped
 from .roles import DOWN
+from .sidecars import words_beside
 from .tensors import opened
 from .trigger_words import TriggerWords, trigger_words
 
@@ -22,12 +23,14 @@ class LoraHeader:
     Args:
         triggers: Trigger words of the LoRA.
         rank: Largest rank of its low-rank factors; 0 if it has none.
-        base: Base model family for which it was trained.
+        base: Base model family for which it was trained, with the statement of its file.
+        family: Name of this family alone; empty if nothing shows it.
     """
 
     triggers: TriggerWords
     rank: int
     base: str
+    family: str
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -44,7 +47,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def lora_header(path: Path) -> LoraHeader:
-    """Return the facts in a LoRA file's header.
+    """Return the facts in a LoRA file's header, and the trigger words beside the file.
 
     Raises:
         AdapterError: See `check_readable`.
@@ -53,6 +56,10 @@ def lora_header(path: Path) -> LoraHeader:
     groups, _ = grouped(tensors)
     downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
     ranks = [down.shape[0] for down in downs if down.ndim > 1]
+    family = family_shown(tensors, metadata)
     return LoraHeader(
-        trigger_words(metadata), max(ranks, default=0), base_family(tensors, metadata)
+        trigger_words(metadata, words_beside(path)),
+        max(ranks, default=0),
+        base_family(tensors, metadata),
+        "" if family is None else family.name,
     )

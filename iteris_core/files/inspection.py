@@ -16,6 +16,7 @@ from .groups import Group, grouped
 from .kinds import Shape, Tensors, foreign_kind, kind_of
 from .peft_settings import CONFIG_FILE, meaning_of, read_settings, refusal
 from .roles import ALPHA, DOWN, MAGNITUDE, UP, VECTORS
+from .sidecars import words_beside
 from .tensors import read_tensors
 from .trigger_words import trigger_words
 
@@ -64,7 +65,7 @@ class AdapterFacts:
         modules: Name of a module, such as ``q`` or ``to_k`` -> how many have it.
         peft: A PEFT adapter's settings ``r``, ``alpha`` and ``rslora``; else empty.
         blocks: Block of the model -> number and ranks of the changed layers.
-        trigger_words: Trigger words in the metadata, most likely first.
+        trigger_words: Trigger words in the metadata or beside the file, most likely first.
         norm: Frobenius norm of all deltas that have exact factors.
         largest: Module -> norm of its delta, for the few largest.
         problems: Parts that would not load, with the reason.
@@ -128,7 +129,7 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         modules=dict(Counter(map(_module_name, groups)).most_common()),
         peft=_peft_facts(settings),
         blocks=_blocks(ranks),
-        trigger_words=trigger_words(metadata).words,
+        trigger_words=trigger_words(metadata, words_beside(path)).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         largest=dict(sorted(norms.items(), key=lambda item: -item[1])[:_LARGEST]),
         problems=tuple(problems),

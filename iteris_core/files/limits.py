@@ -38,6 +38,12 @@ SETTINGS_BYTES = 10_000_000
 # Patterns of PEFT's settings with a gap (`.*`); each is compared with each layer.
 GAPPED_PATTERNS = 16
 
+# A file of another program beside a LoRA's, with what Civitai says about it: its pictures and their
+# prompts take up to 0.5 MB.
+SIDECAR_BYTES = 4_000_000
+# A picture beside a LoRA's file, which is sent to the page as it is.
+PICTURE_BYTES = 16_000_000
+
 # Trigger words: a phrase in which an author lists all of them has some 300 letters. What is longer
 # is a description, and left out.
 WORD_LETTERS = 2_000

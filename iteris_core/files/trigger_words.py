@@ -29,7 +29,7 @@ class TriggerWords:
     Args:
         words: All trigger words, most likely first.
         triggers: Trigger words that replace ``{trigger}`` in a prompt.
-        source: Metadata field that names the triggers.
+        source: Metadata field that names the triggers, or the file beside the LoRA's that does.
         caption: The commonest tags together, as in training; empty where the author named the
             triggers.
     """
@@ -40,13 +40,22 @@ class TriggerWords:
     caption: str = ""
 
 
-def trigger_words(metadata: Mapping[str, str]) -> TriggerWords:
-    """Return the phrase that the author named, or else the words, or else the commonest tags of the
+def trigger_words(
+    metadata: Mapping[str, str], beside: tuple[str, tuple[str, ...]] = ("", ())
+) -> TriggerWords:
+    """Return the words that another program keeps beside the file, where its user sees and edits
+    them; or else the phrase that the author named, or the words, or the commonest tags of the
     training captions.
+
+    Args:
+        metadata: Metadata of the file.
+        beside: See `sidecars.words_beside`.
     """
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
     tags = _tags(metadata.get("ss_tag_frequency", ""))
+    sidecar, words_there = beside
     found = {
+        sidecar: tuple(filter(_is_phrase, words_there)),
         "modelspec.trigger_phrase": (phrase,) if _is_phrase(phrase) else (),
         "trained_words": _listed(
             metadata.get("trained_words", "") or metadata.get("trainedWords", "")
@@ -98,7 +107,8 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
         why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
             f"{name} {why}, and the file's metadata names no trigger words (no "
-            "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read). Write "
+            "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read, and no "
+            ".metadata.json or .civitai.info with trainedWords beside it). Write "
             "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
             "dog'; the page from which you downloaded it names its trigger words"
         )

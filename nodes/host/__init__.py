@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .folders import (
     find_lora,
+    find_model,
     is_output,
     lora_name_of,
     lora_names,
@@ -16,7 +17,14 @@ from .folders import (
     saves_metadata,
     version,
 )
-from .server import answer_at, heed_cancel, layer_teller, show_text, stage_progress
+from .server import (
+    answer_at,
+    heed_cancel,
+    layer_teller,
+    picture_at,
+    show_text,
+    stage_progress,
+)
 
 if TYPE_CHECKING:
     from .deltas import stock_loader
@@ -34,6 +42,7 @@ __all__ = [
     "ComfyModel",
     "answer_at",
     "find_lora",
+    "find_model",
     "heed_cancel",
     "is_output",
     "layer_teller",
@@ -43,6 +52,7 @@ __all__ = [
     "model_files",
     "output_folder",
     "patches_of",
+    "picture_at",
     "saves_metadata",
     "show_text",
     "stage_progress",

@@ -13,7 +13,8 @@ from comfy.cli_args import args
 from ...iteris_core.errors import AdapterError
 from ...iteris_core.settings import shown
 
-_MODELS = ("checkpoints", "diffusion_models", "text_encoders")
+_DENOISERS = ("checkpoints", "diffusion_models")
+_MODELS = (*_DENOISERS, "text_encoders")
 
 
 def lora_names() -> list[str]:
@@ -70,6 +71,21 @@ def model_files(names: Container[str]) -> list[str]:
                 with open(path, "rb") as file:
                     found[name] = f"{name} ({short_hash(file)})"
     return list(found.values())
+
+
+def find_model(name: str) -> Path | None:
+    """Return the full path of a checkpoint or a diffusion model in ComfyUI's lists; None: it is in
+    none.
+    """
+    for kind in _DENOISERS:
+        path = (
+            folder_paths.get_full_path(kind, name)
+            if name in folder_paths.get_filename_list(kind)
+            else None
+        )
+        if path is not None:
+            return Path(path)
+    return None
 
 
 def output_folder() -> Path:

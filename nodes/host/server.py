@@ -61,6 +61,24 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
         return web.json_response(await asyncio.to_thread(answer, request.query.get(parameter, "")))
 
 
+def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str] | None]) -> None:
+    """Answer ``GET path?parameter=...`` with a picture of the media type that goes with it, or with
+    404.
+    """
+    from aiohttp import web
+    from server import PromptServer
+
+    @PromptServer.instance.routes.get(path)
+    async def respond(request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(find, request.query.get(parameter, ""))
+        if found is None:
+            return web.Response(status=404)
+        content, kind = found
+        # a browser that asks what else it may be could take it for a page
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=60"}
+        return web.Response(body=content, content_type=kind, headers=headers)
+
+
 def stage_progress(node_id: str) -> StageProgress:
     """Return a listener that shows a stage's steps and the remaining time on the node and in its
     bar, and sends the same as data for programs.

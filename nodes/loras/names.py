@@ -24,11 +24,16 @@ def adapter_name(lora_name: str) -> str:
 
 
 def fingerprint(path: Path | None) -> str:
-    """Return a string that changes when the file changes."""
+    """Return a string that changes when a LoRA's file changes, or what lies beside it and has its
+    trigger words.
+    """
+    from ...iteris_core.files.sidecars import sidecars
+
     if path is None or not path.is_file():
         return "missing"
-    status = path.stat()
-    return f"{status.st_mtime_ns}-{status.st_size}"
+    there = [path, *(file for file in sidecars(path) if file.is_file())]
+    statuses = [file.stat() for file in there]
+    return " ".join(f"{status.st_mtime_ns}-{status.st_size}" for status in statuses)
 
 
 def fingerprints(files: Mapping[str, Path | None]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...iteris_core.errors import IterisError
 from .. import host
 from .names import adapter_name
 
@@ -108,35 +107,3 @@ def _described(use: LoraUse) -> str:
     blocks = f", blocks {use.blocks}" if use.blocks else ""
     without = f", without {' '.join(use.without)}" if use.without else ""
     return f"{use.file or use.name} at {strengths}{blocks}{without}{source}:{prompts}"
-
-
-def about_lora(name: str) -> dict[str, Any]:
-    """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
-    cannot be read. Its length is bounded: by `limits`, and by the number of words.
-    """
-    from ...iteris_core.files.headers import lora_header
-    from ...iteris_core.files.trigger_words import default_prompts
-    from ...iteris_core.settings import shown
-
-    answer: dict[str, Any] = {
-        "name": name,
-        "trigger_words": [],
-        "prompts": [],
-        "rank": 0,
-        "base": "",
-        "error": None,
-    }
-    if name not in host.lora_names():
-        return answer | {
-            "error": f"{shown(name)} is not in ComfyUI's list of LoRAs; press R to refresh it"
-        }
-    try:
-        header = lora_header(host.lora_path(name))
-    except IterisError as error:
-        return answer | {"error": str(error)}
-    return answer | {
-        "trigger_words": list(header.triggers.words),
-        "prompts": list(default_prompts(header.triggers)),
-        "rank": header.rank,
-        "base": header.base,
-    }

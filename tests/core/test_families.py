@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from iteris_core.files.families import FAMILIES, base_family, family_named, family_of, other_family
+from iteris_core.files.families import (
+    FAMILIES,
+    base_family,
+    family_named,
+    family_of,
+    model_family,
+    other_family,
+)
 
 
 def tensors(*bases, d_out=8, d_in=8):
@@ -122,6 +129,37 @@ def test_a_key_tells_the_family(name, base):
 )
 def test_a_shape_tells_the_family(name, base, d_out, d_in):
     assert family_of(tensors(base, d_out=d_out, d_in=d_in)) is (name and FAMILIES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "d_out", "d_in"),
+    [
+        ("SD1.5", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", 320, 768),
+        ("SD2.x", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", 320, 1024),
+        ("SDXL", "input_blocks.4.1.transformer_blocks.0.attn2.to_k", 640, 2048),
+        (None, "input_blocks.4.1.transformer_blocks.0.attn2.to_k", 640, 1280),  # the refiner
+        ("SD3.5", "joint_blocks.0.x_block.attn.qkv", 4608, 1536),
+        ("Flux.1", "single_blocks.0.linear1", 21504, 3072),
+        ("Flux.2", "single_blocks.0.linear1", 27648, 3072),
+        ("Chroma", "distilled_guidance_layer.in_proj", 5120, 64),
+        ("Z-Image", "layers.0.attention.qkv", 11520, 3840),
+        ("Lumina 2", "layers.0.attention.qkv", 3840, 2304),
+        ("Qwen-Image", "transformer_blocks.0.img_mlp.net.0.proj", 12288, 3072),
+        ("AuraFlow", "double_layers.0.attn.w1q", 3072, 3072),
+        ("Wan", "blocks.0.self_attn.q", 5120, 5120),
+        ("Anima", "blocks.0.self_attn.q_proj", 2048, 2048),
+        ("Krea 2", "blocks.0.attn.wq", 6144, 6144),
+    ],
+)
+@pytest.mark.parametrize("start", ["model.diffusion_model.", "diffusion_model.", ""])
+def test_a_layer_tells_the_family_of_a_model(name, layer, d_out, d_in, start):
+    """The text encoders beside it do not count."""
+    model = {f"{start}{layer}.weight": torch.empty(d_out, d_in, device="meta")}
+    model[f"{start}{layer}.bias"] = torch.empty(d_out, device="meta")
+    if start:
+        key = "conditioner.embedders.1.model.transformer.resblocks.0.attn2.to_k.weight"
+        model[key] = torch.empty(320, 768, device="meta")
+    assert model_family(model) is (name and FAMILIES[name])
 
 
 def test_a_text_encoder_of_another_family_does_not_hide_the_transformer():

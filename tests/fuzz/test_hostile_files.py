@@ -572,7 +572,7 @@ def test_the_route_says_why_a_file_cannot_be_read(file, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     assert "stranger.safetensors: not a whole safetensors file" in as_route(path)["error"]
     with fuzz_readers.replaced(lora_names=lambda: []):
-        from iteris_pack.nodes.loras.prompts import about_lora
+        from iteris_pack.nodes.loras.about import about_lora
 
         assert len(about_lora("a" * 10_000_000)["error"]) < 200
 

@@ -1,6 +1,8 @@
 """What LoRAs can come from, in a real ComfyUI."""
 
 import json
+import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -16,9 +18,13 @@ def show(node, output=0, node_id="90"):
     return {node_id: {"class_type": "PreviewAny", "inputs": {"source": [node, output]}}}
 
 
+def asked(host, route: str, name: str):
+    url = f"http://{host.server.address}/iteris/{route}?name={urllib.parse.quote(name)}"
+    return urllib.request.urlopen(url, timeout=HANGS)
+
+
 def ask(host, name: str):
-    url = f"http://{host.server.address}/iteris/lora?name={name}"
-    with urllib.request.urlopen(url, timeout=HANGS) as response:
+    with asked(host, "lora", name) as response:
         return json.load(response)
 
 
@@ -48,6 +54,8 @@ def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
         "trigger_words": ["ohwx", "outdoors"],
         "rank": 8,
         "base": "SD1.5 (sd_v1)",
+        "family": "SD1.5",
+        "thumbnail": False,
         "error": None,
         "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
     }
@@ -55,6 +63,30 @@ def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
         assert "is not in ComfyUI's list of LoRAs" in ask(host, name)["error"]
     (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     assert "pickle" in ask(host, "code.pt")["error"]
+
+
+def test_the_browser_is_sent_the_picture_beside_a_file(host, files):
+    content = b"\x89PNG\r\n\x1a\n and more"
+    (host.loras / "named" / "phrase.preview.png").write_bytes(content)
+    with asked(host, "thumbnail", "named/phrase.safetensors") as response:
+        assert response.headers["Content-Type"] == "image/png"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.read() == content
+    assert ask(host, "named/phrase.safetensors")["thumbnail"]
+    for name in ("silent.safetensors", "../checkpoints/sd15.safetensors", "/etc/passwd", ""):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            asked(host, "thumbnail", name)
+        assert error.value.code == 404
+
+
+def test_the_browser_is_told_whose_loras_fit_a_model(host, files):
+    checkpoints = [path.name for path in host.loras.parent.glob("checkpoints/*.safetensors")]
+    for name in checkpoints:
+        with asked(host, "model", name) as response:
+            assert json.load(response)["fits"] == ["SD1.5"]
+    assert checkpoints
+    with asked(host, "model", "../loras/silent.safetensors") as response:
+        assert "is not in ComfyUI's lists" in json.load(response)["error"]
 
 
 def test_prompts_come_from_the_file_and_are_shown(host, files):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from iteris_pack.nodes import stack
 from iteris_pack.nodes.lora import LoraToMerge
+from iteris_pack.nodes.loras.names import fingerprint
 from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.stack import LoraStack
 from safetensors.torch import save_file
@@ -22,6 +23,19 @@ def test_a_file_of_the_loras_folders_has_a_fingerprint(replace_host, tmp_path):
     (tmp_path / "cat.safetensors").touch()
     there = LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors")
     assert there not in ("linked", "missing")
+
+
+def test_words_beside_a_file_change_its_fingerprint(tmp_path):
+    path = tmp_path / "cat.safetensors"
+    path.write_bytes(b"x")
+    before = fingerprint(path)
+    sidecar = tmp_path / "cat.metadata.json"
+    sidecar.write_text("{}")
+    there = fingerprint(path)
+    sidecar.write_text('{"civitai": {}}')
+    assert len({before, there, fingerprint(path)}) == 3
+    sidecar.unlink()
+    assert fingerprint(path) == before
 
 
 def test_saving_a_merge_changes_nothing_for_a_stack(replace_host, tmp_path):

@@ -21,7 +21,7 @@ from fuzz_files import MODULES, Case
 from iteris_pack.nodes import host
 from iteris_pack.nodes.keys import model_keys
 from iteris_pack.nodes.loras import stack_formats
-from iteris_pack.nodes.loras.prompts import about_lora
+from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
@@ -91,8 +91,18 @@ def as_node(path: Path) -> Adapter:
 
 
 def as_route(path: Path) -> dict[str, Any]:
-    with replaced(lora_names=lambda: [path.name], lora_path=lambda name: path):
+    with replaced(
+        lora_names=lambda: [path.name],
+        lora_path=lambda name: path,
+        find_lora=lambda name: path,
+        find_model=lambda name: path,
+    ):
         answer = about_lora(path.name)
+        of_model = about_model(path.name)
+        has_picture = thumbnail_of(path.name) is not None
+        assert answer["thumbnail"] == (has_picture and answer["error"] is None)
+    assert len(json.dumps(of_model)) <= LETTERS
+    assert of_model["error"] is None or path.name in of_model["error"]
     assert len(json.dumps(answer)) <= ANSWER
     assert answer["error"] is None or path.name in answer["error"]
     return answer
@@ -199,6 +209,11 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
     (adapter / "adapter_config.json").write_bytes(case.settings)
     for name in TEXTS:
         (folder / name).write_bytes(case.text)
+    file.with_suffix(".metadata.json").write_bytes(case.settings)
+    beside = {"civitai": {"trainedWords": case.value}}
+    file.with_suffix(".civitai.info").write_text(json.dumps(beside))
+    file.with_suffix(".png").write_bytes(case.tensors)
+    file.with_suffix(".webp").write_bytes(b"RIFF    WEBP" + case.text)
     start = forget_peak()
     for reader, read in FILES.items():
         yield from tried(number, reader, read, file, "stranger")

@@ -1,0 +1,84 @@
+"""What ComfyUI's page may ask about the files of LoRAs and models, before a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...iteris_core.errors import IterisError
+from .. import host
+
+
+def about_lora(name: str) -> dict[str, Any]:
+    """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
+    cannot be read. Its length is bounded: by `limits`, and by the number of words.
+
+    ``family`` is that of its base model, empty where nothing tells; ``thumbnail``: whether
+    `thumbnail_of` has a picture.
+    """
+    from ...iteris_core.files.headers import lora_header
+    from ...iteris_core.files.sidecars import has_picture
+    from ...iteris_core.files.trigger_words import default_prompts
+    from ...iteris_core.settings import shown
+
+    answer: dict[str, Any] = {
+        "name": name,
+        "trigger_words": [],
+        "prompts": [],
+        "rank": 0,
+        "base": "",
+        "family": "",
+        "thumbnail": False,
+        "error": None,
+    }
+    if name not in host.lora_names():
+        return answer | {
+            "error": f"{shown(name)} is not in ComfyUI's list of LoRAs; press R to refresh it"
+        }
+    try:
+        path = host.lora_path(name)
+        header = lora_header(path)
+    except IterisError as error:
+        return answer | {"error": str(error)}
+    return answer | {
+        "trigger_words": list(header.triggers.words),
+        "prompts": list(default_prompts(header.triggers)),
+        "rank": header.rank,
+        "base": header.base,
+        "family": header.family,
+        "thumbnail": has_picture(path),
+    }
+
+
+def thumbnail_of(name: str) -> tuple[bytes, str] | None:
+    """Return the picture beside a LoRA of ComfyUI's list, and its media type; None where there is
+    none.
+    """
+    from ...iteris_core.files.sidecars import picture_beside
+
+    path = host.find_lora(name) if name in host.lora_names() else None
+    return None if path is None else picture_beside(path)
+
+
+def about_model(name: str) -> dict[str, Any]:
+    """Return the family of a checkpoint or a diffusion model of ComfyUI's lists as JSON for the
+    browser, told by its header; ``fits`` are the families whose LoRAs fit it, empty where nothing
+    tells.
+    """
+    from ...iteris_core.files.families import fitting, model_family
+    from ...iteris_core.files.headers import read_header
+    from ...iteris_core.settings import shown
+
+    answer: dict[str, Any] = {"name": name, "family": "", "fits": [], "error": None}
+    path = host.find_model(name)
+    if path is None:
+        return answer | {
+            "error": f"{shown(name)} is not in ComfyUI's lists of checkpoints and diffusion "
+            "models; press R to refresh them"
+        }
+    try:
+        family = model_family(read_header(path)[0])
+    except IterisError as error:
+        return answer | {"error": str(error)}
+    if family is None:
+        return answer
+    return answer | {"family": family.name, "fits": fitting(family)}

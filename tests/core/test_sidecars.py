@@ -1,0 +1,132 @@
+"""Trigger words and pictures that other programs keep beside a LoRA's file."""
+
+import json
+import os
+
+import pytest
+import torch
+from fake_host import use
+from safetensors.torch import save_file
+
+from iteris_core.diffusion.lora_use import with_prompts
+from iteris_core.files.headers import lora_header
+from iteris_core.files.inspection import inspect_adapter
+from iteris_core.files.limits import PICTURE_BYTES, SIDECAR_BYTES
+from iteris_core.files.sidecars import has_picture, picture_beside, words_beside
+
+TAGS = json.dumps({"10_ohwx": {"ohwx": 9, "outdoors": 4}})
+METADATA = {"modelspec.trigger_phrase": "a sks cat", "ss_tag_frequency": TAGS}
+MANAGER = {"file_name": "cat", "civitai": {"trainedWords": ["ohwx cat", " red collar, "]}}
+CIVITAI = {"id": 7, "trainedWords": ["of civitai"], "images": []}
+
+
+@pytest.fixture
+def lora(tmp_path):
+    base = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{base}.lora_up.weight": torch.ones(1280, 2)}
+    tensors[f"{base}.lora_down.weight"] = torch.ones(2, 2048)
+    path = tmp_path / "a.cat.safetensors"
+    save_file(tensors, path, METADATA)
+    return path
+
+
+def write(lora, ending, value):
+    lora.with_suffix(ending).write_text(json.dumps(value))
+
+
+def test_words_beside_the_file_come_before_its_own(lora):
+    assert lora_header(lora).triggers.source == "modelspec.trigger_phrase"
+    write(lora, ".civitai.info", CIVITAI)
+    found = lora_header(lora).triggers
+    assert (found.source, found.triggers) == ("a.cat.civitai.info", ("of civitai",))
+    write(lora, ".metadata.json", MANAGER)  # which its user may have edited
+    found = lora_header(lora).triggers
+    assert (found.source, found.triggers) == ("a.cat.metadata.json", ("ohwx cat", "red collar"))
+    assert found.words == ("ohwx cat", "red collar", "a sks cat", "ohwx", "outdoors")
+    assert inspect_adapter(lora).trigger_words == found.words
+
+
+def test_prompts_say_that_their_words_lay_beside_the_file(lora):
+    write(lora, ".metadata.json", MANAGER)
+    triggers = lora_header(lora).triggers
+    made = with_prompts(use("cat", ("a {trigger} asleep",), file=lora.name), triggers)
+    assert made.prompts == ("a ohwx cat asleep", "a red collar asleep")
+    assert made.prompts_from == "a.cat.metadata.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        json.dumps([CIVITAI]).encode(),
+        json.dumps({"trainedWords": "a cat"}).encode(),
+        json.dumps({"trainedWords": [1, None, ["x"], {}, " , ", "y" * 2001]}).encode(),
+        json.dumps({"civitai": {"trainedWords": {"a": "b"}}}).encode(),
+        json.dumps({"civitai": "trainedWords"}).encode(),
+        json.dumps({"trainedWords": ["none", "N/A"]}).encode(),
+        json.dumps(CIVITAI).encode().ljust(SIDECAR_BYTES + 1),
+    ],
+    ids=range(11),
+)
+def test_what_cannot_be_read_beside_a_file_is_not_there(lora, content):
+    lora.with_suffix(".metadata.json").write_bytes(content)
+    found = lora_header(lora).triggers
+    assert (found.source, found.triggers) == ("modelspec.trigger_phrase", ("a sks cat",))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_plain_file_is_not_opened(lora):
+    """A pipe would wait for ever."""
+    os.mkfifo(lora.with_suffix(".metadata.json"))
+    os.mkfifo(lora.with_suffix(".preview.png"))
+    lora.with_suffix(".civitai.info").mkdir()
+    lora.with_suffix(".png").mkdir()
+    assert words_beside(lora) == ("", ())
+    assert picture_beside(lora) is None
+
+
+PNG = b"\x89PNG\r\n\x1a\n and more"
+JPEG = b"\xff\xd8\xff\xe0 and more"
+WEBP = b"RIFF\x10\x00\x00\x00WEBPVP8 and more"
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "kind"),
+    [
+        (".preview.png", PNG, "image/png"),
+        (".preview.png", WEBP, "image/webp"),  # LoRA Manager keeps the name
+        (".jpg", JPEG, "image/jpeg"),
+        (".jpeg", JPEG, "image/jpeg"),
+        (".webp", WEBP, "image/webp"),
+    ],
+)
+def test_a_picture_lies_beside_the_file(lora, ending, content, kind):
+    assert not has_picture(lora)
+    lora.with_suffix(ending).write_bytes(content)
+    assert has_picture(lora)
+    assert picture_beside(lora) == (content, kind)
+
+
+def test_the_first_real_picture_counts(lora):
+    lora.with_suffix(".preview.png").write_bytes(b"<svg onload=alert(1)>")
+    lora.with_suffix(".png").write_bytes(PNG)
+    lora.with_suffix(".webp").write_bytes(WEBP)
+    assert picture_beside(lora) == (PNG, "image/png")
+    lora.with_suffix(".png").write_bytes(PNG.ljust(PICTURE_BYTES + 1))
+    assert picture_beside(lora) == (WEBP, "image/webp")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"GIF89a", b"RIFF\x10\x00\x00\x00WAVE"])
+def test_what_is_no_picture_is_not_sent(lora, content):
+    lora.with_suffix(".png").write_bytes(content)
+    assert not has_picture(lora)
+    assert picture_beside(lora) is None
+
+
+def test_a_picture_that_leads_elsewhere_must_be_one(lora, tmp_path):
+    (tmp_path / "secret").write_text("password")
+    lora.with_suffix(".png").symlink_to(tmp_path / "secret")
+    assert picture_beside(lora) is None
