@@ -135,6 +135,10 @@ class LoraUse:
         return called if is_called_so else subject_in(prompt, self.trigger_words)
 
 
+# A learned token (textual inversion), whose name may have signs that end a phrase elsewhere.
+_LEARNED = re.compile(r"embedding:[^\s,]+", re.IGNORECASE)
+
+
 def subject_in(prompt: str, trigger_words: Iterable[str]) -> str:
     """Return the phrase of a prompt that holds a trigger word; without one, the whole prompt
     without "a photo of" and the like.
@@ -143,15 +147,24 @@ def subject_in(prompt: str, trigger_words: Iterable[str]) -> str:
     'a sks dog'
     >>> subject_in("a photo of a sks dog on the beach", ())
     'a sks dog on the beach'
+    >>> subject_in("a photo of embedding:sks.v2 dog on the beach", ("sks.v2",))
+    'embedding:sks.v2 dog'
     """
     prompt = _PICTURE_OF.sub("", prompt.strip())
+    learned = [found.span() for found in _LEARNED.finditer(prompt)]
+    boundaries = [
+        boundary
+        for boundary in _BOUNDARY.finditer(prompt)
+        if not any(start < boundary.end() and boundary.start() < end for start, end in learned)
+    ]
     for trigger in trigger_words:
         found = _words(trigger).search(prompt)
         if found:
-            starts = [0, *(boundary.end() for boundary in _BOUNDARY.finditer(prompt))]
+            starts = [0, *(boundary.end() for boundary in boundaries)]
             start = max(start for start in starts if start <= found.start())
-            end = _BOUNDARY.search(prompt, found.end())
-            return prompt[start : end.start() if end else None].strip()
+            ends = (boundary.start() for boundary in boundaries)
+            end = next((end for end in ends if end >= found.end()), None)
+            return prompt[start:end].strip()
     return prompt
 
 

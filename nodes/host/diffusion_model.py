@@ -80,6 +80,9 @@ class ComfyModel:
     def token_positions(self, text: str) -> Sequence[int]:
         return self.texts.token_positions(text)
 
+    def unknown_embeddings(self, text: str) -> Sequence[str]:
+        return self.texts.unknown_embeddings(text)
+
     def text_encoder(self) -> AbstractContextManager[Network]:
         return self.texts.open()
 

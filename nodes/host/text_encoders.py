@@ -68,6 +68,19 @@ class TextEncoders:
             for name, pieces in self.clip.tokenize(caption).items()
         }
 
+    def unknown_embeddings(self, text: str) -> list[str]:
+        """Return the learned tokens (``embedding:name``) of a text that the host finds for none of
+        its text encoders, so that it leaves them out.
+        """
+        tokenizers = {name: _tokenizer(self.clip, name) for name in self.clip.tokenize("")}
+        asked: dict[str, dict[str, bool]] = {}  # name -> text encoder -> whether it is found
+        with ExitStack() as listening:
+            for of, tokenizer in tokenizers.items():
+                if hasattr(tokenizer, "_try_get_embedding"):
+                    listening.enter_context(_told(tokenizer, of, asked))
+            self.clip.tokenize(text)
+        return [name for name, found in asked.items() if not any(found.values())]
+
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words, without start, end and padding."""
         pieces = self.clip.tokenize(text, return_word_ids=True)[self.swept[0]]
@@ -126,6 +139,29 @@ def _encoder(clip: Any, name: str) -> Any:
     """Return the text encoder that reads these tokens; None if it was not loaded."""
     model = clip.cond_stage_model
     return getattr(model, f"clip_{name}", None) or getattr(model, name, None)
+
+
+def _tokenizer(clip: Any, name: str) -> Any:
+    """Return the tokenizer that makes the tokens of this name; None if it is not known."""
+    tokenizer = clip.tokenizer
+    return getattr(tokenizer, f"clip_{name}", None) or getattr(tokenizer, name, None)
+
+
+@contextmanager
+def _told(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Iterator[None]:
+    """Note which learned tokens a tokenizer looks for, and whether it finds them."""
+    find = tokenizer._try_get_embedding
+
+    def told(text: str) -> Any:
+        found = find(text)
+        asked.setdefault(text.split()[0].strip(","), {})[of] = found[0] is not None
+        return found
+
+    tokenizer._try_get_embedding = told
+    try:
+        yield
+    finally:
+        del tokenizer._try_get_embedding
 
 
 def _joined(rows: Sequence[Written]) -> Written:

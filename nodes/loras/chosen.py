@@ -42,7 +42,8 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
 def load(
     base: host.ComfyModel, chosen: Iterable[ChosenLora]
 ) -> tuple[list[LoadedLora], list[Note]]:
-    """Return the LoRAs read for a model, each once, and notes about duplicates.
+    """Return the LoRAs read for a model, each once, and notes about duplicates and about what is
+    left out of their prompts.
 
     Raises:
         AdapterError: A file is missing or cannot be read, or it does not fit the model.
@@ -61,7 +62,26 @@ def load(
             return base.adapter(use, tensors_of[use.sha256], {})
         return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
 
-    return load_each_once(uses, read)
+    loras, notes = load_each_once(uses, read)
+    return loras, [*notes, *unread_embeddings(base, loras)]
+
+
+def unread_embeddings(base: host.ComfyModel, loras: Iterable[LoadedLora]) -> Iterator[Note]:
+    """Yield a note for each LoRA whose prompts name learned tokens that the host does not have."""
+    for lora in loras:
+        found = [
+            name
+            for text in (*lora.use.prompts, lora.use.trigger)
+            if "embedding:" in text
+            for name in base.unknown_embeddings(text)
+        ]
+        if found:
+            names = ", ".join(f"embedding:{name}" for name in dict.fromkeys(found))
+            yield Note(
+                "prompts",
+                f"{lora.use.name}: left out of its prompts: {names}; there is no such file in "
+                "ComfyUI's embeddings folder, or it is for another text encoder",
+            )
 
 
 def identified(lora: ChosenLora) -> LoraUse:

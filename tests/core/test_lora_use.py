@@ -123,3 +123,16 @@ def test_a_style_has_no_subject_of_its_own():
         "a", ("a photo of a cat in ink style, night",), trigger="in ink style", kind="style"
     )
     assert style.subject_of(style.prompts[0]) == "a cat in ink style, night"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "triggers", "subject"),
+    [
+        ("a photo of embedding:sks dog on the beach", ("sks",), "embedding:sks dog"),
+        ("embedding:sks-in-ink.v2 dog, 4k", ("sks-in-ink.v2",), "embedding:sks-in-ink.v2 dog"),
+        ("best quality, a embedding:sks, 4k", ("embedding:sks",), "a embedding:sks"),
+        ("note: a sks dog", ("sks",), "a sks dog"),
+    ],
+)
+def test_the_name_of_a_learned_token_stays_whole(prompt, triggers, subject):
+    assert subject_in(prompt, triggers) == subject

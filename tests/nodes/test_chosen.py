@@ -7,12 +7,19 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import identified, in_sockets, load, scenes_of
+from iteris_pack.nodes.loras.chosen import (
+    identified,
+    in_sockets,
+    load,
+    scenes_of,
+    unread_embeddings,
+)
 from iteris_pack.nodes.sockets import ChosenLora, Scenes
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoadedLora
 
 
 def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
@@ -29,6 +36,26 @@ def test_a_lora_in_no_file_is_known_by_the_hash_of_what_its_file_would_be(tmp_pa
     save_file(trained.tensors, tmp_path / "trained.safetensors")
     content = (tmp_path / "trained.safetensors").read_bytes()
     assert identified(trained).sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora():
+    asked = []
+
+    def unknown(text):
+        asked.append(text)
+        return [word.removeprefix("embedding:") for word in text.split() if "gone" in word]
+
+    loras = [
+        LoadedLora(use("cat", ("a embedding:gone cat", "embedding:gone", "a cat")), None),
+        LoadedLora(use("dog", ("a embedding:sks dog",), trigger="embedding:gone2 dog"), None),
+        LoadedLora(use("ink", ("gone",)), None),
+    ]
+    notes = list(unread_embeddings(types.SimpleNamespace(unknown_embeddings=unknown), loras))
+    assert [(note.kind, note.text.partition(";")[0]) for note in notes] == [
+        ("prompts", "cat: left out of its prompts: embedding:gone"),
+        ("prompts", "dog: left out of its prompts: embedding:gone2"),
+    ]
+    assert "a cat" not in asked and "gone" not in asked
 
 
 def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
