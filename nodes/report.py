@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from comfy_api.latest import io, ui
@@ -14,6 +15,18 @@ from .sockets import REPORT
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeReport
+    from ..iteris_core.report.plots import Question
+
+Shown = Literal["against stacking", "layers", "unseen prompts", "weights and ranks", "everything"]
+
+# None: all that the report can answer.
+QUESTIONS: dict[Shown, tuple[Question, ...] | None] = {
+    "against stacking": ("stacking", "leaks"),
+    "layers": ("layers",),
+    "unseen prompts": ("unseen",),
+    "weights and ranks": ("weights", "ranks", "lower_rank"),
+    "everything": None,
+}
 
 
 class ShowReport(io.ComfyNode):
@@ -23,10 +36,18 @@ class ShowReport(io.ComfyNode):
             node_id="IterISReport",
             display_name="Merge report (IterIS)",
             category="loaders/IterIS",
-            description="The report of a merge as pictures and text: how well each LoRA is "
-            "reproduced, layer by layer. The pictures need matplotlib.",
+            description="Shows a merge as pictures: whether it is better than stacking, and how "
+            "much the LoRAs leak into each other. The pictures need matplotlib.",
             inputs=[
-                REPORT.Input("report", tooltip="The report of IterIS Merge."),
+                REPORT.Input("report", tooltip="The report of a merge."),
+                io.Combo.Input(
+                    "show",
+                    options=list(QUESTIONS),
+                    default="against stacking",
+                    optional=True,
+                    tooltip="Against stacking, and the leak into each other; or the errors of "
+                    "layers, those on unseen prompts, weights and ranks; or everything.",
+                ),
                 REPORT.Input(
                     "compare_with",
                     optional=True,
@@ -37,9 +58,9 @@ class ShowReport(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="pictures",
-                    tooltip="One picture per question. Connect Preview Image.",
+                    tooltip="A picture for each question. Connect Preview Image.",
                 ),
-                io.String.Output(display_name="text"),
+                io.String.Output(display_name="text", tooltip="The whole report as text."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -47,25 +68,47 @@ class ShowReport(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, report: MergeReport, compare_with: MergeReport | None = None) -> io.NodeOutput:
-        images, note = drawn(report, compare_with)
+    def execute(
+        cls,
+        report: MergeReport,
+        show: Shown = "against stacking",
+        compare_with: MergeReport | None = None,
+    ) -> io.NodeOutput:
+        images, note = drawn(report, compare_with, QUESTIONS[show])
         text = "\n".join([str(report), *note])
-        host.show_text(cls.hidden.unique_id, text)
+        short = "\n".join([*report.summary, *note])
+        host.show_text(cls.hidden.unique_id, short)
+        # one below the other, since a node would show several side by side
+        column = images.flatten(0, 1).unsqueeze(0)
         shown = {
-            **ui.PreviewImage(images, cls=cls).as_dict(),
+            "iteris_pictures": ui.PreviewImage(column, cls=cls).as_dict()["images"],
             "iteris_report": [report.to_dict()],
-            "text": [text],
+            "text": [short],
         }
         return io.NodeOutput(images, text, ui=shown)
 
 
-def drawn(report: MergeReport, other: MergeReport | None) -> tuple[torch.Tensor, list[str]]:
+def drawn(
+    report: MergeReport, other: MergeReport | None, asked: Collection[Question] | None = None
+) -> tuple[torch.Tensor, list[str]]:
     """Return the pictures (count, height, width, 3), and a note if none could be drawn. A long
     merge must not fail at its end.
+
+    Args:
+        report: Report of a merge.
+        other: Report of another merge of the same LoRAs.
+        asked: The questions; None: all of them.
     """
     from ..iteris_core.report.plots import pictures
 
     try:
-        return torch.stack(list(pictures(report, [other] if other else []).values())), []
+        found = list(pictures(report, [other] if other else [], asked=asked).values())
     except MissingLibraryError as error:
-        return torch.full((1, 64, 64, 3), 0.5), [str(error)]
+        return _NOTHING, [str(error)]
+    if not found:
+        note = "this merge has no such figures: choose another picture in show, or everything"
+        return _NOTHING, [note]
+    return torch.stack(found), []
+
+
+_NOTHING = torch.full((1, 64, 64, 3), 0.15)

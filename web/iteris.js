@@ -8,10 +8,11 @@ import { addReport } from "./merge.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
 import { sayer } from "./words.js";
 
+const REPORT_WIDTH = 480; // its pictures' letters are read at this width
 const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Locale"))(word, values);
 
 /** Show the text of a run whole; the frontend shows two lines of it. */
-function addText(node) {
+function addText(node, width = 0) {
   const removeProgress = progressRemover(node);
   let element;
   also(node, "onExecuted", (output) => {
@@ -19,10 +20,19 @@ function addText(node) {
     element ??= addElement(node, "text", (text) => heightOf(text, 12) || 44);
     const text = document.createElement("div");
     text.textContent = output.text.join("\n");
-    element.replaceChildren(text);
+    element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
     removeProgress();
-    fit(node);
+    fit(node, width);
   });
+  fit(node, width);
+
+  /** Return a picture of the server as wide as the node, which grows for it. */
+  function pictureOf({ filename, subfolder, type }) {
+    const picture = document.createElement("img");
+    picture.addEventListener("load", () => fit(node, width));
+    picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+    return picture;
+  }
 }
 
 /** Show on a merge what it was saved in. */
@@ -72,7 +82,7 @@ app.registerExtension({
     else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
-    } else addText(node);
+    } else addText(node, node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0);
     if (node.comfyClass !== "IterISSave") return;
     also(node, "onExecuted", (output) => {
       app.refreshComboInNodes(); // what was saved can be chosen as a LoRA at once

@@ -1,4 +1,4 @@
-"""Axes of the pictures of a report: one value per layer, blocks below, names as labels."""
+"""Axes of the pictures of a report: colours, one value per layer, blocks below, names as labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from ..files.blocks import block_of
 from .records import LayerReport
 
-# Okabe and Ito's colours, which are told apart with every kind of colour blindness; markers tell
-# them apart in print, too.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+# Okabe and Ito's colours, which are told apart with every kind of colour blindness, in the order in
+# which the page gives them to LoRAs (web/paint.js); markers tell them apart where they come again.
+PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2")
+TEXT = "#dddddd"
+LINES = "#555555"
 _MARKERS = "os^Dv<>"
-_GREY = "#888888"
 _MOST_TICKS = 24
 
 
@@ -32,19 +33,14 @@ def draw_line(
     marker = marker_of(i)
     known = [(x, value) for x, value in enumerate(values) if value is not None]
     axes.plot(
-        *zip(*known, strict=True), linestyle="", marker=".", markersize=4, alpha=0.35, color=color
+        *zip(*known, strict=True), linestyle="", marker=".", markersize=2, alpha=0.4, color=color
     )
     middles = []
     for start, stop in block_spans(layers):
         inside = [value for value in values[start:stop] if value is not None]
         if inside:
             middles.append(((start + stop - 1) / 2, statistics.median(inside)))
-    style = {
-        "linestyle": "--" if dashed else "-",
-        "marker": marker,
-        "markersize": 6,
-        "linewidth": 2,
-    }
+    style = {"linestyle": "--" if dashed else "-", "marker": marker}
     axes.plot(*zip(*middles, strict=True), color=color, label=label_of(label), **style)
 
 
@@ -59,8 +55,8 @@ def block_spans(layers: Sequence[LayerReport]) -> list[tuple[int, int]]:
 
 
 def finish(axes: Any, layers: Sequence[LayerReport]) -> None:
-    axes.legend(fontsize=12)
-    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    axes.grid(axis="y")
     name_blocks(axes, layers)
 
 
@@ -68,14 +64,14 @@ def name_blocks(axes: Any, layers: Sequence[LayerReport]) -> None:
     """Name the blocks below the picture, and shade every other one."""
     spans = block_spans(layers)
     for start, stop in spans[::2]:
-        axes.axvspan(start - 0.5, stop - 0.5, color=_GREY, alpha=0.1, linewidth=0)
+        axes.axvspan(start - 0.5, stop - 0.5, color=TEXT, alpha=0.06, linewidth=0)
     shown = spans[:: -(-len(spans) // _MOST_TICKS)]
     names = [block_of(layers[start].path) for start, _ in shown]
     axes.set_xticks(
-        [(start + stop - 1) / 2 for start, stop in shown], names, rotation=90, fontsize=10
+        [(start + stop - 1) / 2 for start, stop in shown], names, rotation=90, fontsize=6.5
     )
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_xlabel("block, in the order in which the model is run", fontsize=12)
+    axes.set_xlabel("block, as the model runs")
 
 
 def color_of(i: int) -> str:

@@ -1,12 +1,12 @@
-"""Pictures of a merge report, drawn by matplotlib and readable at the size of a node."""
+"""Pictures of a merge report, drawn by matplotlib: dark, and readable in a node 480 pixels wide."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from ..errors import IterisError, MissingLibraryError
 from ..files.blocks import block_of
 from .plot_axes import (
+    LINES,
     PALETTE,
+    TEXT,
     color_of,
     draw_line,
     finish,
@@ -35,20 +37,56 @@ _FONTS = (
     "Hiragino Sans",
 )
 
-Page = tuple[str, Callable[[Any], None]]
+# What a picture answers: whether the merge is better than stacking; how much of each LoRA gets into
+# the others' pictures; where it fails; what it does on unseen prompts; how tasks were balanced; the
+# ranks; what a lower rank would keep; how the iteration settled.
+Question = Literal[
+    "stacking", "leaks", "layers", "unseen", "weights", "ranks", "lower_rank", "changes"
+]
+
+_DPI = 200
+_DARK: dict[Any, Any] = {
+    "figure.facecolor": "#202020",
+    "axes.facecolor": "#282828",
+    "legend.facecolor": "#282828",
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": LINES,
+    "legend.edgecolor": LINES,
+    "grid.color": LINES,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "font.size": 8,
+    "legend.fontsize": 7,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.6,
+}
 
 
 def pictures(
-    report: MergeReport, others: Sequence[MergeReport] = (), *, width: int = 1024, height: int = 640
-) -> dict[str, Tensor]:
-    """Return a picture per question that the report can answer: title -> (height, width, 3), from 0
-    to 1.
+    report: MergeReport,
+    others: Sequence[MergeReport] = (),
+    *,
+    asked: Collection[Question] | None = None,
+    width: int = 960,
+    height: int = 600,
+) -> dict[Question, Tensor]:
+    """Return a picture per question that is asked and that the report can answer: question ->
+    (height, width, 3), from 0 to 1.
 
     Args:
         report: Report of a merge.
         others: Reports of other merges of the same LoRAs, to compare with: by another method, or
             with other settings.
-        width: Width in pixels; the letters stay readable down to about 700.
+        asked: The questions; None: all of them.
+        width: Width in pixels; the letters stay readable at half of 960.
         height: Height in pixels.
 
     Raises:
@@ -70,49 +108,48 @@ def pictures(
             "text of the report does not need it"
         ) from error
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    drawn = {}
-    with rc_context(
-        {"font.family": ["DejaVu Sans", *(name for name in _FONTS if name in installed)]}
-    ):
-        for title, draw in _pages(report, others):
-            figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    drawn: dict[Question, Tensor] = {}
+    with rc_context({**_DARK, "font.family": fonts}):
+        for question, title, draw in _pages(report, others):
+            if asked is not None and question not in asked:
+                continue
+            size = (width / _DPI, height / _DPI)
+            figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
             canvas = FigureCanvasAgg(figure)
-            figure.suptitle(title, fontsize=15, fontweight="bold")
+            figure.suptitle(title, fontsize=9, fontweight="bold")
             draw(figure)
             canvas.draw()
-            drawn[title] = torch.frombuffer(
-                bytearray(canvas.buffer_rgba()), dtype=torch.uint8
-            ).reshape(height, width, 4)
-    return {title: pixels[..., :3].float() / 255 for title, pixels in drawn.items()}
+            pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+            drawn[question] = pixels.reshape(height, width, 4)[..., :3].float() / 255
+    return drawn
+
+
+Page = tuple[Question, str, Callable[[Any], None]]
 
 
 def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]:
-    yield (
-        "Residual at every layer: 0 is what each LoRA does alone",
-        lambda figure: _residuals(figure, report),
-    )
     reports = [report, *others]
     if others or any(entry.stacked is not None for layer in report.layers for entry in layer.tasks):
-        yield (
-            "Mean residual of the LoRAs at every layer, by method",
-            lambda figure: _comparison(figure, reports),
-        )
-    if report.fidelity:
-        yield (
-            "The whole model, on samples that the merge has not seen",
-            lambda figure: _fidelity(figure, report),
-        )
+        title = "Against stacking: mean error of the LoRAs, 0 is as alone"
+        yield "stacking", title, lambda figure: _comparison(figure, reports)
     if report.interference():
-        yield (
-            "How much of each LoRA gets into the others' pictures",
-            lambda figure: _interference(figure, report),
-        )
-    yield "Weight of each task (lambda) at every layer", lambda figure: _balance(figure, report)
-    yield "Rank of the merged LoRA at every layer", lambda figure: _ranks(figure, report)
+        title = "Leak into each other: 1 is as much as the LoRA itself does"
+        yield "leaks", title, lambda figure: _interference(figure, report)
+    title = "Error of each LoRA, layer by layer: 0 is as alone"
+    yield "layers", title, lambda figure: _residuals(figure, report)
+    if report.fidelity:
+        title = "The whole model, on prompts that the merge has not seen"
+        yield "unseen", title, lambda figure: _fidelity(figure, report)
+    title = "Weight of each task (lambda), layer by layer"
+    yield "weights", title, lambda figure: _balance(figure, report)
+    yield "ranks", "Rank of the merged LoRA", lambda figure: _ranks(figure, report)
     if any(layer.kept for layer in report.layers):
-        yield "What a lower rank would keep", lambda figure: _kept(figure, report)
+        title = "What a lower rank would lose"
+        yield "lower_rank", title, lambda figure: _kept(figure, report)
     if report.changes:
-        yield "Largest change of any layer per iteration", lambda figure: _changes(figure, report)
+        title = "Largest change of any layer per iteration"
+        yield "changes", title, lambda figure: _changes(figure, report)
 
 
 def _task_names(report: MergeReport) -> list[str]:
@@ -135,7 +172,7 @@ def _residuals(figure: Any, report: MergeReport) -> None:
             label,
             dashed=leaks,
         )
-    axes.set_ylabel("relative error", fontsize=12)
+    axes.set_ylabel("relative error")
     axes.set_ylim(bottom=0)
     finish(axes, report.layers)
 
@@ -143,10 +180,13 @@ def _residuals(figure: Any, report: MergeReport) -> None:
 def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
     axes = figure.subplots()
     layers = reports[0].layers
-    ways = [(report, "residual", f"{i}. {report.method}") for i, report in enumerate(reports, 1)]
+    names = [f"{i}. {report.method}" for i, report in enumerate(reports, 1)]
+    if len(reports) == 1:
+        names = [f"merged ({reports[0].method})"]
+    ways = [(report, "residual", name) for report, name in zip(reports, names, strict=True)]
     ways += [
-        (reports[0], "stacked", "LoRAs stacked, same inputs"),
-        (reports[0], "averaged", "LoRAs averaged, same inputs"),
+        (reports[0], "stacked", "LoRAs stacked"),
+        (reports[0], "averaged", "LoRAs averaged"),
     ]
     for i, (report, figure_of, label) in enumerate(ways):
         of_path = {
@@ -166,7 +206,7 @@ def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
                 label,
                 dashed=i > 0,
             )
-    axes.set_ylabel("relative error", fontsize=12)
+    axes.set_ylabel("relative error")
     axes.set_ylim(bottom=0)
     finish(axes, layers)
 
@@ -185,9 +225,9 @@ def _balance(figure: Any, report: MergeReport) -> None:
                 draw_line(axes, report.layers, values, i, task)
     for axes, label in ((upper, "lambda"), (lower, r"lambda x $||X\,dW^T||^2$")):
         axes.set_yscale("log")
-        axes.set_ylabel(label, fontsize=12)
-        axes.grid(axis="y", alpha=0.3)
-    upper.legend(fontsize=12)
+        axes.set_ylabel(label)
+        axes.grid(axis="y")
+    upper.legend()
     name_blocks(lower, report.layers)
 
 
@@ -200,24 +240,24 @@ def _ranks(figure: Any, report: MergeReport) -> None:
         where="mid",
         color=PALETTE[0],
     )
-    upper.set_ylabel("rank", fontsize=12)
+    upper.set_ylabel("rank")
     upper.set_ylim(bottom=0)
     for axes in lower:
-        draw_line(axes, report.layers, lost, 1, "cut by its effect on the measured inputs")
+        draw_line(axes, report.layers, lost, 1, "this merge")
         if any(layer.plain_cut for layer in report.layers):
             draw_line(
                 axes,
                 report.layers,
                 [layer.plain_cut for layer in report.layers],
-                5,
+                2,
                 "plain SVD of the same rank",
                 dashed=True,
             )
-        axes.set_ylabel("lost part of the effect", fontsize=12)
+        axes.set_ylabel("lost by the cut")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=11)
+        axes.legend()
     name_blocks([*lower, upper][0], report.layers)
-    upper.grid(axis="y", alpha=0.3)
+    upper.grid(axis="y")
 
 
 def _kept(figure: Any, report: MergeReport) -> None:
@@ -241,10 +281,10 @@ def _kept(figure: Any, report: MergeReport) -> None:
         )
     axes.set_yscale("log")
     axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("rank", fontsize=12)
-    axes.set_ylabel("lost share of the squared effect", fontsize=12)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=12)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("lost share of the squared effect")
+    axes.grid()
+    axes.legend()
 
 
 def _fidelity(figure: Any, report: MergeReport) -> None:
@@ -255,13 +295,13 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
         (
             left,
             [entry.output_error for entry in report.fidelity],
-            "error of the output: 0 is best",
+            "error: 0 is best",
             0.0,
         ),
         (
             right,
             [entry.strength for entry in report.fidelity],
-            "measured strength: 1 is what you asked for",
+            "strength: 1 is as asked for",
             1.0,
         ),
     )
@@ -269,26 +309,25 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
         known = [0.0 if value is None else value for value in values]
         axes.barh(range(len(names)), known, color=colors)
         for i, value in enumerate(values):
-            text = "the base model: it adds nothing" if value is None else f"{value:.2f}"
+            text = "adds nothing" if value is None else f"{value:.2f}"
             axes.annotate(
                 text,
                 (known[i], i),
                 (6, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=12,
-                backgroundcolor="w",
             )
-        axes.axvline(best, color="black", linewidth=1)
-        axes.set_xlabel(label, fontsize=12)
+        axes.axvline(best, color=TEXT, linewidth=0.8)
+        axes.set_xlabel(label)
         axes.set_xlim(min(0.0, *known) if known else 0.0, 1.25 * max(1.0, *known))
-    left.set_yticks(range(len(names)), [label_of(name) for name in names], fontsize=12)
+    left.set_yticks(range(len(names)), [label_of(name) for name in names])
     left.invert_yaxis()
 
 
 def _interference(figure: Any, report: MergeReport) -> None:
     found = report.interference()
-    tasks, adapters = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    tasks, others = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    adapters = [name for name in dict.fromkeys([*tasks, *others]) if name in others]
     sides = figure.subplots(1, 2, sharey=True)
     highest = max(1e-6, *(value for both in found.values() for value in both))
     for k, (axes, title) in enumerate(zip(sides, ("LoRAs stacked", "merged"), strict=True)):
@@ -299,7 +338,7 @@ def _interference(figure: Any, report: MergeReport) -> None:
         image = axes.imshow(table, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
         for row, column in itertools.product(range(len(tasks)), range(len(adapters))):
             value = table[row][column]
-            color = "white" if value < highest / 2 else "black"
+            color = "white" if not value > highest / 2 else "black"
             axes.text(
                 column,
                 row,
@@ -308,12 +347,12 @@ def _interference(figure: Any, report: MergeReport) -> None:
                 ha="center",
                 va="center",
             )
-        axes.set_title(title, fontsize=13)
+        axes.set_title(title)
         axes.set_xticks(
             range(len(adapters)), [label_of(name, 24) for name in adapters], rotation=30, ha="right"
         )
         axes.set_yticks(range(len(tasks)), [label_of(name, 30) for name in tasks])
-    figure.colorbar(image, ax=list(sides), label="relative to what the task is about")
+    figure.colorbar(image, ax=list(sides))
 
 
 def _changes(figure: Any, report: MergeReport) -> None:
@@ -322,6 +361,6 @@ def _changes(figure: Any, report: MergeReport) -> None:
     if all(change > 0 for change in report.changes):
         axes.set_yscale("log")
     axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("iteration", fontsize=12)
-    axes.set_ylabel("change relative to the layer's norm", fontsize=12)
-    axes.grid(alpha=0.3)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("change relative to the layer's norm")
+    axes.grid()

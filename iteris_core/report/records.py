@@ -314,14 +314,18 @@ class MergeReport:
             for pair, others in by_pair.items()
         }
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> list[str]:
+        """The verdict, what fails, and the size of the merge in sentences for the user."""
         ranks = [layer.rank for layer in self.layers]
-        lines = [
-            *lines_of(self.verdict),
-            *self.warnings,
+        size = (
             f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to "
-            f"{max(ranks, default=0)}",
-        ]
+            f"{max(ranks, default=0)}"
+        )
+        return [*lines_of(self.verdict), *self.warnings, size]
+
+    def __str__(self) -> str:
+        lines = self.summary
         for wears, what in ((True, "residual"), (False, "leak")):
             for task, by_layer in self.residuals(wears=wears).items():
                 median = statistics.median(value for value, _ in by_layer)

@@ -1,11 +1,13 @@
 """The node that shows a report."""
 
 import sys
+from typing import get_args
 
 import pytest
-from iteris_pack.nodes.report import drawn
+from iteris_pack.nodes.report import QUESTIONS, drawn
 
 from iteris_core import IterisError, MergeReport
+from iteris_core.report.plots import Question
 from iteris_core.report.records import LayerReport, TaskAtLayerReport
 
 
@@ -17,3 +19,18 @@ def test_a_report_without_matplotlib_is_still_told(monkeypatch):
     assert "python -m pip install matplotlib" in note
     with pytest.raises(IterisError, match="has no layers"):
         drawn(MergeReport(()), None)
+
+
+def test_what_the_report_cannot_answer_is_told_and_the_rest_drawn():
+    layer = LayerReport("net.a", 1, (TaskAtLayerReport("cat", 0.1, 1.0, 3),))
+    report = MergeReport((layer,))
+    pictures, notes = drawn(report, None, ("ranks", "changes"))
+    assert (len(pictures), notes) == (1, [])
+    pictures, [note] = drawn(report, None, ("changes",))
+    assert pictures.ndim == 4 and "no such figures" in note
+
+
+def test_every_picture_can_be_asked_for():
+    asked = {question for found in QUESTIONS.values() if found for question in found}
+    assert asked == {*get_args(Question)} - {"changes"}, "which only everything shows"
+    assert QUESTIONS["everything"] is None

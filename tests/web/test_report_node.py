@@ -1,0 +1,40 @@
+"""The node 'Merge report': its pictures are as wide as the node, which is wide enough to read them."""
+
+import pytest
+from PIL import Image
+
+WIDTH = 480
+LEAST = 380  # of a picture 960 pixels wide, so that letters of 20 pixels are read
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_its_pictures_can_be_read(server, open_frontend, picture, vue):
+    (server.base / "temp").mkdir(exist_ok=True)
+    drawn = server.base / "temp" / "report of a test.png"
+    Image.new("RGB", (960, 1200), "#202020").save(drawn)
+    frontend = open_frontend(Comfy_VueNodes_Enabled=vue)
+    page = frontend.page
+    node = page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode('IterISReport');
+            app.graph.add(node);
+            return node.id;
+        }"""
+    )
+    frontend.show(node, top=80)
+    size = "id => [...app.graph.getNodeById(id).size]"
+    assert page.evaluate(size, node)[0] >= WIDTH
+    file = {"filename": drawn.name, "subfolder": "", "type": "temp"}
+    output = {"text": ["cat: kept 80 % (73 to 87), good or weak"], "iteris_pictures": [file]}
+    frontend.send("executed", prompt_id="a", node=str(node), display_node=str(node), output=output)
+    shown = page.locator(".iteris-text img")
+    page.wait_for_function("document.querySelector('.iteris-text img')?.naturalWidth")
+    frontend.settle()
+    assert page.locator(".iteris-text").inner_text().startswith("cat: kept 80 %")
+    box = shown.bounding_box()
+    assert box["width"] >= LEAST
+    assert box["height"] == pytest.approx(box["width"] * 1200 / 960, rel=0.02)
+    width, height = page.evaluate(size, node)
+    assert (box["width"], box["height"]) < (width, height), "the node has grown for its picture"
+    assert frontend.errors == []
+    picture(frontend, f"report_node_{'vue' if vue else 'canvas'}")
