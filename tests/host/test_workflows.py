@@ -85,10 +85,10 @@ def test_it_runs(host, files, name):
     assert len(merges) == len(saved) == 1
     assert outputs[merges[0]]["iteris_report"][0]["layers"]
     assert outputs[saved[0]]["text"][1].startswith("read back:")
-    pictures = [
-        key for key, node in nodes.items() if node["class_type"] in ("SaveImage", "IterISReport")
-    ]
-    assert all(outputs[key]["images"] for key in pictures)
+    pictures = {"SaveImage": "images", "IterISReport": "iteris_pictures"}
+    for key, node in nodes.items():
+        if node["class_type"] in pictures:
+            assert outputs[key][pictures[node["class_type"]]]
     if name == "compare_grid":
         assert len(outputs["80"]["images"]) == 5
     if name == "reduce_rank":
@@ -122,6 +122,7 @@ def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
             sys.executable,
             FOLDER / "run.py",
             tmp_path / "workflow.json",
+            "--server",
             host.server.address,
         ]
         return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
@@ -129,8 +130,12 @@ def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     workflow = small("from_lora_stack")
     done = client(workflow)
     assert done.returncode == 0, done.stderr
-    assert "node 5:" in done.stdout and "read back: 12 of 12 modules" in done.stdout
+    assert (
+        "node 5, Save merged LoRA:" in done.stdout and "read back: 12 of 12 modules" in done.stdout
+    )
     workflow["2"]["inputs"]["text"] = ""
     assert "IterISStack: there is no LoRA in the stack" in client(workflow).stderr
     workflow["3"]["inputs"]["trajectories"] = 0
-    assert "value_smaller_than_min" in client(workflow).stderr
+    refused = client(workflow).stderr
+    assert refused.startswith("ComfyUI refuses the workflow: node 3, Calibration: Value 0 smaller")
+    assert refused.count("\n") == 1

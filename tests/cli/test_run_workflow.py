@@ -1,0 +1,186 @@
+"""workflows/api/run.py: what its options set in a workflow, and what it says of a server's answers."""
+
+import importlib.util
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "workflows" / "api" / "run.py"
+WORKFLOW = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+    "2": {
+        "class_type": "IterISMerge",
+        "_meta": {"title": "Merge LoRAs"},
+        "inputs": {"model": ["1", 0], "clip": ["1", 1], "loras": "<lora:old>"},
+    },
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": "old"}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": "ugly"}},
+    "5": {"class_type": "FluxGuidance", "inputs": {"conditioning": ["3", 0], "negative": ["4", 0]}},
+    "6": {"class_type": "KSampler", "inputs": {"positive": ["5", 0], "negative": ["4", 0]}},
+}
+
+
+@pytest.fixture
+def run():
+    spec = importlib.util.spec_from_file_location("run_workflow", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def server():
+    """A server that answers as a test says: path -> (status, body); what was posted is in
+    `posted`.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            status, body = self.server.answers[self.path]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        do_GET = answer
+
+        def do_POST(self):
+            posted = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.posted.append(json.loads(posted)["prompt"])
+            self.answer()
+
+        def log_message(self, *_): ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.posted = []
+        running.answers = {
+            "/prompt": (200, {"prompt_id": "a"}),
+            "/history/a": (200, {"a": {"status": {"messages": []}, "outputs": {}}}),
+        }
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def start(run, server, tmp_path):
+    """Run a workflow with options, and return it as the server got it."""
+
+    def started(*options, workflow=WORKFLOW):
+        path = tmp_path / "workflow.json"
+        path.write_text(json.dumps(workflow))
+        run.main([str(path), "--server", f"127.0.0.1:{server.server_port}", *options])
+        return server.posted[-1]
+
+    return started
+
+
+def without(*numbers, **changed):
+    return {key: node for key, node in WORKFLOW.items() if key not in numbers} | changed
+
+
+def test_without_options_a_workflow_runs_as_it_is(start):
+    assert start() == WORKFLOW
+
+
+def test_the_options_set_what_they_name_and_nothing_else(start):
+    row = "<lora:folder/sks dog:0.8:0.5> subject | a photo of sks dog"
+    sent = start("--checkpoint", "b", "--lora", row, "--lora", "ink:0.7", "--prompt", "new")
+    expected = json.loads(json.dumps(WORKFLOW))
+    expected["1"]["inputs"]["ckpt_name"] = "b"
+    expected["2"]["inputs"]["loras"] = f"{row}\n<lora:ink:0.7>"
+    expected["3"]["inputs"]["text"] = "new"
+    assert sent == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "workflow", "told"),
+    [
+        (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
+        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge; it has CLIPTextEncode"),
+        (
+            ("--lora", "b"),
+            without("2", **{"2": {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}}),
+            "come from other nodes",
+        ),
+        (("--prompt", "b"), without("3", "4"), "--prompt: no node CLIPTextEncode"),
+        ((), {"nodes": []}, "no workflow in the API's format"),
+        ((), [], "no workflow in the API's format"),
+    ],
+)
+def test_what_is_missing_is_named(start, server, options, workflow, told):
+    with pytest.raises(SystemExit, match=told):
+        start(*options, workflow=workflow)
+    assert server.posted == []
+
+
+def refused(**errors):
+    return 400, {
+        "error": {"type": "x", "message": "Prompt outputs failed validation", "details": ""},
+        "node_errors": {
+            number: {"errors": [{"message": message, "details": details}]}
+            for number, (message, details) in errors.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            refused(**{"2": ("Value not in list", "preset: 'x' not in ['Fast']\n")}),
+            ["node 2, Merge LoRAs: Value not in list: preset: 'x' not in ['Fast']"],
+        ),
+        (
+            refused(**{"1": ("Value not in list", "y" * 9999), "3": ("Required", "clip")}),
+            ["node 1, CheckpointLoaderSimple: Value not in list: yyy", "node 3, CLIPTextEncode"],
+        ),
+        (refused(), ["Prompt outputs failed validation:"]),
+        ((500, b"<html>down</html>"), ["<html>down</html>"]),
+        ((500, {"error": "what"}), ['{"error": "what"}']),
+        ((500, [1]), ["[1]"]),
+    ],
+)
+def test_a_refusal_is_a_line_for_each_reason(start, server, answer, told):
+    server.answers["/prompt"] = answer
+    with pytest.raises(SystemExit) as ended:
+        start()
+    lines = str(ended.value).splitlines()
+    assert len(lines) == len(told)
+    for line, expected in zip(lines, told, strict=True):
+        assert line.startswith(f"ComfyUI refuses the workflow: {expected}")
+        assert len(line) < 320
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (["execution_error", {"node_type": "IterISMerge", "exception_message": "no"}], "IterISMer"),
+        (["execution_interrupted", {}], "cancelled"),
+    ],
+)
+def test_a_run_that_fails_says_why(start, server, message, told):
+    server.answers["/history/a"] = (200, {"a": {"status": {"messages": [message]}, "outputs": {}}})
+    with pytest.raises(SystemExit, match=told):
+        start()
+
+
+def test_it_prints_what_the_nodes_show(start, server, capsys):
+    shown = {"2": {"text": ["kept 80 %"]}, "9": {"images": [{"filename": "a.png"}]}}
+    server.answers["/history/a"] = (200, {"a": {"status": {"messages": []}, "outputs": shown}})
+    start()
+    assert capsys.readouterr().out == "node 2, Merge LoRAs:\n  kept 80 %\nnode 9, :\n  a.png\n"
+
+
+def test_a_server_that_is_not_there_is_named(run, tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as free:
+        address = f"127.0.0.1:{free.server_port}"
+    with pytest.raises(SystemExit, match=f"no ComfyUI answers at {address}"):
+        run.main([str(tmp_path / "a.json"), "--server", address])
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run.main([str(tmp_path / "b.json")])
