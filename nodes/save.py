@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from comfy_api.latest import io
 from ..iteris_core import IterisError
 from . import host
 from .inputs import checked
-from .loras.names import jpeg_uri, output_path
+from .loras.names import path_to_save
+from .pictures import jpeg_uri, png_of
 from .sockets import LORA_STACK, MERGED, MergedLora
 from .workflow import inputs_of
 
@@ -21,8 +23,8 @@ _LARGEST_DIFFERENCE = (
     0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
 )
 _UNLISTED = (
-    "this is in no loras folder, so LoRA loaders do not list it; save it as loras/... to have it "
-    "in their lists"
+    "this folder is none of ComfyUI's folders of LoRAs, so LoRA loaders do not list the file; add "
+    "it to them, or move the file"
 )
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
@@ -40,9 +42,10 @@ class SaveMergedLora(io.ComfyNode):
                 MERGED.Input("merged", tooltip="The merged LoRA of IterIS Merge."),
                 io.String.Input(
                     "file_name",
-                    default="loras/iteris_merged",
-                    tooltip="Name of the file, below ComfyUI's output folder. Files in "
-                    "output/loras are in every LoRA list.",
+                    default="iteris_merged",
+                    tooltip="Name of the file, as LoRA lists will show it. It is saved in the "
+                    "folder output/loras, which is in every LoRA list. A name such as "
+                    "styles/ink makes a folder there.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -62,8 +65,9 @@ class SaveMergedLora(io.ComfyNode):
                 io.Image.Input(
                     "cover",
                     optional=True,
-                    tooltip="A picture that is stored in the file, for programs that show LoRAs by "
-                    "pictures.",
+                    tooltip="A picture of what the LoRA draws, such as one of Compare. It is "
+                    "stored in the file and beside it, as name.preview.png, for programs that "
+                    "show LoRAs by pictures.",
                 ),
             ],
             outputs=[
@@ -83,7 +87,7 @@ class SaveMergedLora(io.ComfyNode):
         if file_name is None:
             return True
         try:
-            output_path(host.output_folder(), file_name)
+            path_to_save(host.output_folder(), file_name)
         except IterisError as error:
             return str(error)
         return True
@@ -102,7 +106,7 @@ class SaveMergedLora(io.ComfyNode):
         from ..iteris_core.files import kohya
         from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
 
-        wanted = output_path(host.output_folder(), file_name)
+        wanted = path_to_save(host.output_folder(), file_name)
         if overwrite:
             check_free(wanted, overwrite=True)
         thumbnail = "" if cover is None else jpeg_uri(cover[0])
@@ -124,14 +128,25 @@ class SaveMergedLora(io.ComfyNode):
 
         path = under_free_name(wanted, save, overwrite=overwrite)
         name = host.lora_name_of(path)
-        shown = [str(path), found, *([] if name else [_UNLISTED])]
+        facts = cls.about(path, name, merged)
+        shown = [str(path), found, in_words(facts)]
+        if cover is not None:
+            shown.append(save_preview(cover[0], path, overwrite=overwrite and path == wanted))
+        if name is None:
+            shown.append(_UNLISTED)
         host.show_text(cls.hidden.unique_id, "\n".join(shown))
-        told = {"text": shown, "iteris_saved": [cls.about(path, merged)]}
+        told = {"text": shown, "iteris_saved": [facts]}
         return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui=told)
 
     @classmethod
-    def about(cls, path: Path, merged: MergedLora) -> dict[str, Any]:
-        """Return what the page shows of a saved file on the node that the merged LoRA came from."""
+    def about(cls, path: Path, name: str | None, merged: MergedLora) -> dict[str, Any]:
+        """Return what the page shows of a saved file on the node that the merged LoRA came from.
+
+        Args:
+            path: The file.
+            name: Its name in ComfyUI's list of LoRAs; None: it is not in there.
+            merged: What is in it.
+        """
         from ..iteris_core.diffusion.recipe import triggers_of
 
         ranks = [delta.rank for delta in merged.adapter.deltas.values()]
@@ -139,10 +154,42 @@ class SaveMergedLora(io.ComfyNode):
         return {
             "merge": source[0] if isinstance(source, list) else None,
             "name": path.name,
+            "listed_as": name,
             "mb": path.stat().st_size / 1e6,
             "ranks": [min(ranks, default=0), max(ranks, default=0)],
             "words": triggers_of(merged.loras),
         }
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Return the size, the rank and the trigger words of a saved file as a line."""
+    least, most = facts["ranks"]
+    rank = f"rank {least}" if least == most else f"rank {least} to {most}"
+    words = ", ".join(facts["words"]) or "none"
+    return f"{facts['mb']:.1f} MB, {rank}, trigger words: {words}"
+
+
+def save_preview(picture: torch.Tensor, path: Path, *, overwrite: bool) -> str:
+    """Save a picture beside a LoRA's file, where programs look for it, and return a line about it.
+    The LoRA is saved already, so what keeps the picture from being saved is no error.
+
+    Args:
+        picture: Picture (height, width, channels).
+        path: The LoRA's file.
+        overwrite: Whether a picture that is there may be replaced.
+    """
+    from ..iteris_core.errors import NameTakenError, SaveError
+    from ..iteris_core.files.writing import whole_file
+
+    beside = path.with_name(f"{path.stem}.preview.png")
+    try:
+        with whole_file(beside, overwrite=overwrite) as file:
+            file.write(png_of(picture))
+    except NameTakenError:
+        return f"{beside.name} was there already and stays; remove it, or switch overwrite on"
+    except SaveError as error:
+        return f"no preview: {error}"
+    return f"preview: {beside.name}"
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:

@@ -51,6 +51,7 @@ NODES_ORDER = (
     "inputs",
     "host",
     "workflow",
+    "pictures",
     "loras",
 )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from ...iteris_core import IterisError
+
+_FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
 
 def adapter_name(lora_name: str) -> str:
@@ -41,44 +39,30 @@ def fingerprints(files: Mapping[str, Path | None]) -> str:
     return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
 
 
-def output_path(folder: Path, file_name: str) -> Path:
-    """Return the path of a LoRA file of this name below a folder.
+def path_to_save(output: Path, file_name: str) -> Path:
+    """Return the path of a LoRA of this name in the folder ``loras`` of the output folder, which
+    ComfyUI's lists of LoRAs hold.
+
+    The name is the one in these lists, so it may have folders of its own. With ``loras/`` in front
+    it means the same file.
 
     Raises:
         IterisError: An empty name, one that leaves the folder, or one that no file can have.
     """
     from ...iteris_core.files.writing import fault_of_path
 
-    name = file_name.strip().removesuffix(".safetensors")
-    if not name or name.endswith(("/", "\\")):
-        raise IterisError("the file name is empty; write a name such as loras/my_merge")
-    folder = Path(
-        os.path.abspath(folder)
-    )  # not resolved: output/loras may be a link to another disk
+    name = file_name.strip().replace("\\", "/").removeprefix(f"{_FOLDER}/")
+    name = name.removesuffix(".safetensors")
+    if not name or name.endswith("/"):
+        raise IterisError("the file name is empty; write a name such as my_merge")
+    # not resolved: output/loras may be a link to another disk
+    folder = Path(os.path.abspath(output / _FOLDER))
     wanted = Path(os.path.abspath(folder / f"{name}.safetensors"))
     if not wanted.is_relative_to(folder):
         raise IterisError(
-            f"{file_name!r} is outside ComfyUI's output folder; write a name such as loras/my_merge"
+            f"{file_name!r} is outside the folder {_FOLDER} in ComfyUI's output folder; write a "
+            "name such as my_merge, or styles/my_merge"
         )
     if fault := fault_of_path(wanted):
         raise IterisError(fault)
     return wanted
-
-
-def jpeg_uri(picture: Tensor, most: int = 512) -> str:
-    """Return a picture from 0 to 1 as a ``data:`` URI, with no side longer than `most` pixels.
-
-    Args:
-        picture: Picture (height, width, channels): grey, RGB, or either with an alpha channel,
-            which is ignored.
-        most: Longest side in pixels.
-    """
-    from PIL import Image
-
-    picture = picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(-1, -1, 3)
-    pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().contiguous()
-    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
-    image.thumbnail((most, most))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

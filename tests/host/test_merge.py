@@ -46,7 +46,10 @@ def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
 
 def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     path = host.output / "loras" / "merged_float16.safetensors"
-    assert merged["6"]["text"] == [str(path), "read back: 120 of 120 modules, largest difference 0"]
+    text = merged["6"]["text"]
+    assert text[0] == str(path)
+    assert text[1] == "read back: 120 of 120 modules, largest difference 0"
+    assert len(text) == 3 and ", rank 16, trigger words: demo1, demo2" in text[2]
     with safe_open(path, "pt") as file:
         keys = set(file.keys())
         metadata = file.metadata()

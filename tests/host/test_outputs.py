@@ -5,6 +5,7 @@ the way back from it.
 import base64
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def scene(host):
     )
     nodes["5"]["inputs"]["kept_energy"] = 0.9
     nodes["6"] = node(
-        "IterISSave", merged=["5", 3], file_name="loras/scene", overwrite=False, cover=["7", 0]
+        "IterISSave", merged=["5", 3], file_name="scene", overwrite=False, cover=["7", 0]
     )
     nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
     nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
@@ -120,11 +121,16 @@ def test_the_file_tells_what_is_in_it(host, scene):
         and max(cover.size) == 512
         and cover.convert("L").getextrema()[1] > 240
     )
+    preview = Image.open(host.output / "loras" / "scene.preview.png")
+    assert preview.format == "PNG" and max(preview.size) == 1024
 
 
 def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     outputs = scene[1]
-    assert outputs["6"]["text"][1].startswith("read back: 12 of 12 modules, largest difference")
+    read, size, preview = outputs["6"]["text"][1:]
+    assert re.fullmatch(r"0\.\d MB, rank \d+ to \d+, trigger words: demo1, demo2", size)
+    assert read.startswith("read back: 12 of 12 modules, largest difference")
+    assert preview == "preview: scene.preview.png"
     stacked = outputs["8"]["iteris_loras"]
     assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
         ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase"),
@@ -134,8 +140,8 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
 def test_names_that_no_file_can_have_are_told_when_the_workflow_is_queued(host):
     """The server runs what else there is, so there is nothing else here: no merge, but a model."""
     bad = {
-        "../../a": "'../../a' is outside ComfyUI's output folder",
-        "/tmp/escape": "'/tmp/escape' is outside ComfyUI's output folder",
+        "../../a": "'../../a' is outside the folder loras in ComfyUI's output folder",
+        "/tmp/escape": "'/tmp/escape' is outside the folder loras in ComfyUI's output folder",
         "": "the file name is empty",
         "loras/" + "a" * 300: "is 312 bytes long, and 255 is the most",
         "loras/a\0b": "has a control character in it",

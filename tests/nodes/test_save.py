@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from iteris_pack.nodes.save import SaveMergedLora, read_back
+from iteris_pack.nodes.save import SaveMergedLora, in_words, read_back
 from iteris_pack.nodes.sockets import MergedLora
+from PIL import Image
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.files.tensors import read_tensors
@@ -77,8 +78,8 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
     hidden = SimpleNamespace(unique_id="1", prompt=prompt)
     monkeypatch.setattr(SaveMergedLora, "hidden", hidden, raising=False)
 
-    def save(name="a", overwrite=False):
-        return Path(SaveMergedLora.execute(merged, name, overwrite).args[0])
+    def save(name="a", overwrite=False, **more):
+        return Path(SaveMergedLora.execute(merged, name, overwrite, **more).args[0])
 
     save.shown = shown
     return save
@@ -87,7 +88,7 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
 def titles(folder):
     return {
         path.name: read_tensors(path)[1]["ss_output_name"]
-        for path in sorted(folder.iterdir())
+        for path in sorted((folder / "loras").iterdir())
         if path.stat().st_size
     }
 
@@ -100,7 +101,7 @@ def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
     ]
     assert titles(tmp_path) == {f"{title}.safetensors": title for title in ("a", "a_02", "a_03")}
     assert saving(overwrite=True).name == "a.safetensors"
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list((tmp_path / "loras").iterdir())) == 3
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -109,7 +110,7 @@ def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, 
     replace_host(stock_loader=loader_of(merged, lambda parameter, value: None))
     with pytest.raises(IterisError, match="weights are missing or differ"):
         saving(overwrite=overwrite)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [good]
+    assert [path.read_bytes() for path in (tmp_path / "loras").iterdir()] == [good]
 
 
 def test_a_name_that_another_server_takes_meanwhile_gets_a_number(
@@ -120,12 +121,12 @@ def test_a_name_that_another_server_takes_meanwhile_gets_a_number(
 
     def slow(path, keys):
         assert path.suffix == ".part"  # which no list of LoRAs shows
-        (tmp_path / "a.safetensors").touch()
+        (tmp_path / "loras" / "a.safetensors").touch()
         return load(path, keys)
 
     replace_host(stock_loader=slow)
     assert saving().name == "a_02.safetensors"
-    assert (tmp_path / "a.safetensors").read_bytes() == b""
+    assert (tmp_path / "loras" / "a.safetensors").read_bytes() == b""
     assert titles(tmp_path) == {"a_02.safetensors": "a_02"}
 
 
@@ -134,7 +135,7 @@ def test_the_same_merge_is_saved_as_the_same_bytes(saving):
 
 
 def test_a_folder_of_that_name_is_not_replaced(saving, tmp_path):
-    (tmp_path / "a.safetensors").mkdir()
+    (tmp_path / "loras" / "a.safetensors").mkdir(parents=True)
     with pytest.raises(IterisError, match="is a folder; choose another name"):
         saving(overwrite=True)
     assert saving().name == "a_02.safetensors"
@@ -144,12 +145,54 @@ def test_a_bad_name_is_refused_before_the_merge(replace_host, tmp_path):
     replace_host(output_folder=lambda: tmp_path)
     assert SaveMergedLora.validate_inputs("loras/a") is True
     assert SaveMergedLora.validate_inputs(None) is True  # it comes from another node
-    assert "is outside ComfyUI's output folder" in SaveMergedLora.validate_inputs("../a")
+    assert SaveMergedLora.validate_inputs("iteris_merged") is True
+    assert "is outside the folder loras" in SaveMergedLora.validate_inputs("../a")
     assert "is 312 bytes long" in SaveMergedLora.validate_inputs("a" * 300)
 
 
 def test_the_page_is_told_what_to_show_on_the_merge(saving, merged, tmp_path):
     path = saving("a")
-    told = SaveMergedLora.about(path, merged)
+    told = SaveMergedLora.about(path, "a.safetensors", merged)
     size = pytest.approx(path.stat().st_size / 1e6)
-    assert told == {"merge": "7:5", "name": path.name, "mb": size, "ranks": [2, 2], "words": []}
+    names = {"name": path.name, "listed_as": "a.safetensors"}
+    assert told == {"merge": "7:5", **names, "mb": size, "ranks": [2, 2], "words": []}
+
+
+def test_size_rank_and_trigger_words_are_shown(saving):
+    saving("a")
+    path, read, facts = saving.shown[-1].splitlines()
+    assert path.endswith("loras/a.safetensors")
+    assert facts == "0.0 MB, rank 2, trigger words: none"
+    assert read.startswith("read back: ")
+    facts = {"mb": 143.96, "ranks": [4, 16], "words": ["sks dog", "ink"]}
+    assert in_words(facts) == "144.0 MB, rank 4 to 16, trigger words: sks dog, ink"
+
+
+def test_a_cover_is_in_the_file_and_beside_it(saving):
+    path = saving("styles/a", cover=torch.full((2, 8, 8, 3), 0.5))
+    preview = path.with_name("a.preview.png")
+    assert Image.open(preview).getpixel((0, 0)) == (128, 128, 128)
+    assert read_tensors(path)[1]["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert saving.shown[-1].splitlines()[-1] == "preview: a.preview.png"
+    assert {found.name for found in path.parent.iterdir()} == {path.name, preview.name}
+
+
+def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_path):
+    (tmp_path / "loras").mkdir()
+    preview = tmp_path / "loras" / "a.preview.png"
+    preview.write_bytes(b"mine")
+    dark = torch.zeros(1, 8, 8, 3)
+    saving("a", cover=dark)
+    assert preview.read_bytes() == b"mine"
+    assert "a.preview.png was there already and stays" in saving.shown[-1]
+    assert saving("a", cover=dark).name == "a_02.safetensors"
+    assert preview.with_name("a_02.preview.png").exists()
+    saving("a", overwrite=True, cover=dark)
+    assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_preview_that_cannot_be_written_does_not_cost_the_lora(saving, tmp_path):
+    (tmp_path / "loras" / "a.preview.png").mkdir(parents=True)
+    path = saving("a", overwrite=True, cover=torch.zeros(1, 8, 8, 3))
+    assert path.exists()
+    assert "a.preview.png was there already and stays" in saving.shown[-1]

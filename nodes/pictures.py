@@ -1,0 +1,203 @@
+"""Pictures of the nodes: covers, and tables of pictures with labels."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
+
+_COVER_SIDE = 512  # in a file's metadata, which programs read whole
+_PREVIEW_SIDE = 1024
+_CELL = 512  # pixels of a cell's width at most
+_MOST_SIDE = 8192  # of a table; cells become smaller then
+_GAP = 4
+_BACKGROUND = (24, 24, 27)
+_INK = (235, 235, 235)
+_QUIET = (170, 170, 175)
+_LETTERS = (12, 26)  # smallest and largest size
+_MOST_LETTERS = 400  # of a label, before it is cut to its place
+_ELLIPSIS = "\u2026"
+# Fonts of Linux, Windows and macOS for letters that Pillow's own has not, such as Chinese ones.
+_MORE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+)
+
+
+def image_of(picture: Tensor, most: int) -> Image:
+    """Return a picture from 0 to 1 in RGB, with no side longer than `most` pixels.
+
+    Args:
+        picture: Picture (height, width, channels): grey, RGB, or either with an alpha channel,
+            which is ignored.
+        most: Longest side in pixels.
+    """
+    from PIL import Image
+
+    picture = picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(-1, -1, 3)
+    pixels = (picture.float().nan_to_num(0).clamp(0, 1) * 255).round().byte().cpu().contiguous()
+    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
+    image.thumbnail((most, most))
+    return image
+
+
+def jpeg_uri(picture: Tensor) -> str:
+    """Return a picture as a ``data:`` URI, small enough for a file's metadata; see `image_of`."""
+    file = io.BytesIO()
+    image_of(picture, _COVER_SIDE).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def png_of(picture: Tensor) -> bytes:
+    """Return a picture as a PNG file for lists of LoRAs; see `image_of`."""
+    file = io.BytesIO()
+    image_of(picture, _PREVIEW_SIDE).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(
+    pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str]
+) -> Tensor:
+    """Return pictures in rows and columns as one picture, (1, height, width, 3) from 0 to 1.
+
+    A strip on top names the columns, and a strip above each row names the row.
+
+    Args:
+        pictures: The rows, each with a picture (height, width, channels) a column; all of one size.
+        columns: Their names, which are cut to their place.
+        rows: The same of the rows.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = pictures[0][0].shape[:2]
+    cell = min(width, _CELL, _MOST_SIDE // len(columns) - _GAP)
+    letters = min(max(cell // 20, _LETTERS[0]), _LETTERS[1])
+    strip = 2 * letters
+    # nothing is drawn higher than it can be shown, however many rows there are
+    most = _MOST_SIDE // len(rows) - strip - _GAP
+    cell, tall = fitting(width, height, cell, max(1, most))
+    size = (len(columns) * (cell + _GAP) + _GAP, strip + len(rows) * (strip + tall + _GAP))
+    whole = Image.new("RGB", size, _BACKGROUND)
+    pen = ImageDraw.Draw(whole)
+    for number, name in enumerate(columns):
+        middle = _GAP + number * (cell + _GAP) + cell / 2
+        _write(pen, name, (middle, strip / 2), cell, letters, anchor="mm", fill=_INK)
+    for number, (name, row) in enumerate(zip(rows, pictures, strict=True)):
+        top = strip + number * (strip + tall + _GAP)
+        _write(
+            pen,
+            name,
+            (2 * _GAP, top + strip / 2),
+            size[0] - 4 * _GAP,
+            letters,
+            anchor="lm",
+            fill=_QUIET,
+        )
+        for column, picture in enumerate(row):
+            image = image_of(picture, max(width, height)).resize(
+                (cell, tall), Image.Resampling.LANCZOS
+            )
+            whole.paste(image, (_GAP + column * (cell + _GAP), top + strip))
+    pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
+    return (pixels.float() / 255).reshape(1, size[1], size[0], 3)
+
+
+def fitting(width: int, height: int, most_width: int, most_height: int) -> tuple[int, int]:
+    """Return the size of a picture after it was made to fit, never larger than it is.
+
+    >>> fitting(1024, 768, 512, 512)
+    (512, 384)
+    """
+    share = min(1.0, most_width / width, most_height / height)
+    return max(1, round(width * share)), max(1, round(height * share))
+
+
+def _write(
+    pen: Any, text: str, place: tuple[float, float], room: int, size: int, **more: Any
+) -> None:
+    label = plain_line(text)
+    font = _font_for(label, size)
+    pen.text(place, shortened(label, room, font.getlength), font=font, **more)
+
+
+def plain_line(text: str) -> str:
+    """Return a text as one line that can be drawn, whatever it holds.
+
+    >>> plain_line("a  cat\\n\\x00 on a mat")
+    'a cat on a mat'
+    """
+    text = text[:_MOST_LETTERS].encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def shortened(text: str, room: float, length: Any) -> str:
+    """Return a text that is no longer than its room: what is too much of it is taken out of the
+    middle, since names of files often differ at their ends.
+
+    Args:
+        text: The text.
+        room: The length that it may have.
+        length: (text) -> its length.
+
+    >>> shortened("sks_dog-000010", 9, len)
+    'sks_…0010'
+    """
+    if length(text) <= room:
+        return text
+    kept = len(text)
+    while kept:
+        kept -= 1
+        start = text[: (kept + 1) // 2].rstrip()
+        end = text[len(text) - kept // 2 :].lstrip()
+        if length(f"{start}{_ELLIPSIS}{end}") <= room:
+            return f"{start}{_ELLIPSIS}{end}"
+    return ""
+
+
+def _font_for(text: str, size: int) -> FreeTypeFont:
+    """Return Pillow's own font, or one of the computer's where that has not all the letters."""
+    from PIL import ImageFont
+
+    fonts = [_font("", size)]
+    for name in () if _has_letters(fonts[0], text) else _MORE_FONTS:
+        try:
+            fonts.append(_font(name, size))
+        except OSError:  # not on this computer
+            continue
+        if _has_letters(fonts[-1], text):
+            return fonts[-1]
+    assert isinstance(fonts[0], ImageFont.FreeTypeFont)
+    return fonts[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _font(name: str, size: int) -> FreeTypeFont:
+    from PIL import ImageFont
+
+    font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    return font  # type: ignore[return-value]
+
+
+def _has_letters(font: FreeTypeFont, text: str) -> bool:
+    """Whether a font has every letter of a text: it draws all that it has not as one sign."""
+    unknown = _drawn(font, "\U0010ffff")
+    return not any(_drawn(font, letter) == unknown for letter in set(text) if not letter.isascii())
+
+
+def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)

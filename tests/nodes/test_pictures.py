@@ -1,0 +1,95 @@
+"""Covers, and tables of pictures whose labels may be any text."""
+
+import base64
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from iteris_pack.nodes.pictures import jpeg_uri, plain_line, png_of, shortened, table
+from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("pixel", "color"),
+    [
+        ((0.5,), (128, 128, 128)),
+        ((0.5, 1.0), (128, 128, 128)),
+        ((0.5, 0.0, 1.0), (128, 0, 255)),
+        ((0.5, 0.0, 1.0, 0.2), (128, 0, 255)),
+    ],
+    ids=["grey", "grey and alpha", "RGB", "RGB and alpha"],
+)
+def test_a_cover_of_any_channels(pixel, color):
+    uri = jpeg_uri(torch.tensor(pixel).expand(8, 8, len(pixel)))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert image.mode == "RGB"
+    assert max(abs(a - b) for a, b in zip(image.getpixel((4, 4)), color, strict=True)) < 8
+
+
+def test_a_preview_is_a_png_of_at_most_1024_pixels():
+    image = Image.open(io.BytesIO(png_of(torch.full((1500, 3000, 3), 0.5))))
+    assert (image.format, image.size, image.getpixel((9, 9))) == ("PNG", (1024, 512), (128,) * 3)
+
+
+def colours(*values, height=64, width=96):
+    return [torch.full((height, width, 3), value) for value in values]
+
+
+def at(picture, x, y):
+    return picture[0, y, x].tolist()
+
+
+def test_a_table_has_a_picture_a_column_under_its_label():
+    whole = table([colours(0.2, 0.4), colours(0.6, 0.8)], ["base", "merged"], ["a dog", "a cat"])
+    _, height, width, _ = whole.shape
+    strip = 24
+    assert (height, width) == (strip + 2 * (strip + 64 + 4), 2 * (96 + 4) + 4)
+    for row, values in enumerate([(0.2, 0.4), (0.6, 0.8)]):
+        for column, value in enumerate(values):
+            x = 4 + column * 100 + 48
+            y = 2 * strip + row * (strip + 64 + 4) + 32
+            assert at(whole, x, y) == pytest.approx([value] * 3, abs=0.005)
+    assert whole[0, :strip].max() > 0.8  # there are letters
+    assert whole[0, strip : 2 * strip].max() > 0.5
+
+
+@pytest.mark.parametrize(("columns", "cell"), [(5, 512), (40, 200)])
+def test_a_cell_is_512_wide_at_most_and_a_table_8192(columns, cell):
+    pictures = colours(*[0.5] * columns, height=300, width=600)
+    whole = table([pictures], ["x"] * columns, ["row"])
+    assert whole.shape[2] == columns * (cell + 4) + 4 <= 8192 + 4
+    assert whole.shape[1] == 4 * min(max(cell // 20, 12), 26) + cell // 2 + 4
+
+
+def test_a_table_of_many_rows_is_no_higher_than_8192():
+    whole = table([colours(0.5, height=512, width=512)] * 100, ["merged"], ["x"] * 100)
+    assert 8000 < whole.shape[1] <= 8192 + 24
+
+
+@settings(max_examples=40)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=3), st.text(max_size=600))
+def test_any_text_is_a_label(names, row):
+    whole = table([colours(*[0.5] * len(names), height=8, width=40)], names, [row])
+    assert bool(whole.isfinite().all())
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00\x1b[31m", "\u202e abc", "水墨画", "", "\n\n"])
+def test_letters_that_no_font_has_do_not_stop_a_table(text):
+    table([colours(0.5)], [text], [text])
+
+
+@given(st.text(max_size=30), st.integers(0, 12))
+def test_what_is_shortened_fits(text, room):
+    short = shortened(text, room, len)
+    assert len(short) <= room or short == ""
+    assert short == text or len(text) > room
+
+
+def test_a_name_keeps_its_beginning_and_its_end():
+    assert shortened("character_sks_dog-000010", 13, len) == "charac\u2026000010"
+
+
+def test_a_label_is_one_line():
+    assert plain_line("a  dog\n\x00 on\ta beach") == "a dog on a beach"
