@@ -192,9 +192,26 @@ def output_tokens(module: nn.Module, y: Tensor) -> Tensor:
     return y.reshape(y.shape[0], -1, y.shape[-1])
 
 
-def add_to_output(module: nn.Module, y: Tensor, tokens: Tensor) -> None:
-    """Add (rows, tokens, d_out) to rows of a layer's output, in place."""
-    if isinstance(module, nn.Conv2d):
+def add_to_output(module: nn.Module, y: Tensor, codes: Tensor, up: Tensor) -> None:
+    """Add ``codes @ up^T`` to rows of a layer's output, in place.
+
+    Args:
+        module: The layer.
+        y: Rows of its output.
+        codes: (rows, tokens, r).
+        up: (d_out, r), in the precision of the codes.
+    """
+    is_convolution = isinstance(module, nn.Conv2d)
+    if y.dtype == codes.dtype and y.is_contiguous():
+        # without a tensor of the output's size in between
+        if is_convolution:
+            whole = y.view(len(y), len(up), -1)
+            whole.baddbmm_(up.expand(len(y), *up.shape), codes.transpose(1, 2))
+        else:
+            y.view(-1, len(up)).addmm_(codes.flatten(0, 1), up.T)
+        return
+    tokens = codes @ up.T
+    if is_convolution:
         tokens = tokens.transpose(1, 2)
     y += tokens.reshape(y.shape).to(y.dtype)
 

@@ -83,7 +83,7 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
         delta = on_device[path]
         y = y.clone()
         with exact_products(x.device):
-            add_to_output(module, y, codes_of(module, x, delta.down) @ delta.up.T)
+            add_to_output(module, y, codes_of(module, x, delta.down), delta.up)
         return y
 
     with layer_hooks({path: modules[path] for path in deltas}, hook):

@@ -86,9 +86,10 @@ def wearing(
         CalibrationError: A layer gets another number of rows than there are mixes.
     """
     ready: Closet = {} if closet is None else closet
-    rows_by_mix: dict[Mix, list[int]] = {}
+    numbers: dict[Mix, list[int]] = {}
     for row, mix in enumerate(mixes):
-        rows_by_mix.setdefault(tuple(sorted(mix.items())), []).append(row)
+        numbers.setdefault(tuple(sorted(mix.items())), []).append(row)
+    rows_by_mix = {mix: side_by_side(of_mix) for mix, of_mix in numbers.items()}
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         shape = y.shape
@@ -98,18 +99,29 @@ def wearing(
         y = y.clone()
         for mix, rows in rows_by_mix.items():
             if (path, mix) not in ready:
-                ready[path, mix] = _near(worn_delta(path, adapters, mixes[rows[0]]), x)
+                ready[path, mix] = _near(worn_delta(path, adapters, dict(mix)), x)
             delta = ready[path, mix]
             if delta is not None:
-                added = y[rows]
                 with exact_products(x.device):
-                    codes = codes_of(module, x[rows], delta.down)
-                    add_to_output(module, added, codes @ delta.up.T)
-                y[rows] = added
+                    for part in rows:
+                        add_to_output(
+                            module, y[part], codes_of(module, x[part], delta.down), delta.up
+                        )
         return y.reshape(shape)
 
     with layer_hooks({path: modules[path] for path in target_layers(adapters)}, hook):
         yield
+
+
+def side_by_side(rows: Sequence[int]) -> list[slice]:
+    """Return rising numbers of rows as slices of neighbours, which are views and no copies.
+
+    >>> side_by_side([0, 1, 4])
+    [slice(0, 2, None), slice(4, 5, None)]
+    """
+    breaks = [i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1]
+    ends = zip([0, *breaks], [*breaks, len(rows)], strict=True)
+    return [slice(rows[start], rows[stop - 1] + 1) for start, stop in ends]
 
 
 def unfolded(rows: int, *tensors: Tensor) -> list[Tensor]:
@@ -188,9 +200,9 @@ def dress(
                 of_block = None if codes is None else codes[i]
                 if of_block is None:
                     of_block = codes_of(module, x[block.teacher], taught.down)
-                add_to_output(module, y[block.teacher], of_block @ taught.up.T)
+                add_to_output(module, y[block.teacher], of_block, taught.up)
             merged = taught if worn.merged is None else worn.merged
             if merged is not None:
                 of_block = codes_of(module, x[block.student], merged.down)
-                add_to_output(module, y[block.student], of_block @ merged.up.T)
+                add_to_output(module, y[block.student], of_block, merged.up)
     return y

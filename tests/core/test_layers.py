@@ -47,11 +47,14 @@ def test_the_weight_times_the_input_tokens_is_the_output(layer):
     torch.testing.assert_close(output_tokens(module, y), tokens @ weight.T + bias)
 
 
-def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer, memory_format):
     module, x = layer
     delta = torch.randn(weight_shape(module)).double()
     y = module(x)
-    add_to_output(module, y, input_tokens(module, x) @ delta.T)
+    if y.ndim == 4:
+        y = y.contiguous(memory_format=memory_format)
+    add_to_output(module, y, input_tokens(module, x), delta)
     module.weight += delta.reshape(module.weight.shape)
     expected = module(x)
     module.weight -= delta.reshape(module.weight.shape)
@@ -81,7 +84,7 @@ def test_the_shape_comes_from_the_settings_not_from_the_weight():
 
 def test_half_precision_outputs_stay_half_precision():
     y = torch.zeros(1, 2, 3, dtype=torch.float16)
-    add_to_output(nn.Linear(5, 3), y, torch.full((1, 2, 3), 0.5))
+    add_to_output(nn.Linear(5, 3), y, torch.full((1, 2, 1), 0.5), torch.ones(3, 1))
     assert y.dtype == torch.float16
     assert y.unique().tolist() == [0.5]
 

@@ -79,7 +79,9 @@ def rounded(weight):
 def strong_hooks(monkeypatch):
     """Rows that wear one and a half times what they should."""
     add = wearing.add_to_output
-    monkeypatch.setattr(wearing, "add_to_output", lambda module, y, t: add(module, y, 1.5 * t))
+    monkeypatch.setattr(
+        wearing, "add_to_output", lambda module, y, c, up: add(module, y, c, 1.5 * up)
+    )
 
 
 def merged(host, loras, heard=None, **settings):

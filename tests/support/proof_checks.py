@@ -83,7 +83,7 @@ def forgotten_blocks() -> Iterator[None]:
 def strong_hooks() -> Iterator[None]:
     """Let rows wear one and a half times what they should."""
     add = wearing.add_to_output
-    wearing.add_to_output = lambda module, y, tokens: add(module, y, 1.5 * tokens)
+    wearing.add_to_output = lambda module, y, codes, up: add(module, y, codes, 1.5 * up)
     try:
         yield
     finally:
