@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
-from .calibration import Calibration
 from .lora import LoraToMerge, TrainedLora
 from .loras.prompts import about_lora
 from .merge import Merge
@@ -13,6 +12,7 @@ from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
+from .settings import MergeSettings
 from .stack import LorasOnModel, LoraStack
 
 
@@ -20,13 +20,13 @@ class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.answer_at("/iteris/lora", "name", about_lora)
         return [
+            Merge,
+            MergeSettings,
             LoraToMerge,
             LoraStack,
             LorasOnModel,
             TrainedLora,
             ScenePrompts,
-            Calibration,
-            Merge,
             ShowReport,
             SaveMergedLora,
             LoadRecipe,

@@ -26,7 +26,7 @@ class ShowReport(io.ComfyNode):
             description="The report of a merge as pictures and text: how well each LoRA is "
             "reproduced, layer by layer. The pictures need matplotlib.",
             inputs=[
-                REPORT.Input("report", tooltip="The report of IterIS Merge."),
+                REPORT.Input("report", tooltip="The report of Merge LoRAs."),
                 REPORT.Input(
                     "compare_with",
                     optional=True,

@@ -52,6 +52,8 @@ class LoraUse:
         trigger: Phrase for the LoRA in captions with other LoRAs: a noun phrase with its article
             for a subject, "in <s> style" for a style; empty: see `called`.
         kind: Kind of the LoRA: a thing, or a way to render whole pictures.
+        blocks: Strengths by block of the model, in the spelling of block-weight loaders; empty: 1.
+        without: Patterns of layers that are left out.
 
     Raises:
         ConfigError: A value of the wrong type or outside its bounds.
@@ -78,6 +80,8 @@ class LoraUse:
     weight: float = setting(1.0, "Weight of its task.", at_least=0, at_most=_MOST_WEIGHT)
     trigger: str = setting("", "Phrase for the LoRA in captions with others.")
     kind: Kind = setting("subject", "Kind of the LoRA.")
+    blocks: str = setting("", "Strengths by block of the model.")
+    without: tuple[str, ...] = setting((), "Patterns of layers that are left out.")
 
     def __post_init__(self) -> None:
         try:
@@ -279,13 +283,26 @@ def load_each_once(
     Raises:
         AdapterError: An error of `read`.
         CalibrationError: A prompt that a model cannot read, see `prompt_syntax`.
+        ConfigError: Too many LoRAs, or one of which only parts are to be used.
     """
     uses = list(uses)
     check_count(len(uses))
+    for use in uses:
+        _check_whole(use)
     uses, taken_out = with_plain_prompts(uses)
     once, repeated = each_once(uses)
     loras = [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)]
     return loras, [*taken_out, *repeated]
+
+
+def _check_whole(use: LoraUse) -> None:
+    for name in ("blocks", "without"):
+        value = getattr(use, name)
+        if value:
+            raise ConfigError(
+                f"LoRA {shown(use.name)}: {name} is {shown(value)}, and LoRAs are merged whole; "
+                f"leave {name} out"
+            )
 
 
 def check_count(loras: int) -> None:

@@ -124,6 +124,7 @@ def settings_of(
                 **asdict(lora),
                 "prompts": list(lora.prompts),
                 "trigger_words": list(lora.trigger_words),
+                "without": list(lora.without),
             }
             for lora in loras
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -14,14 +14,6 @@ from ...iteris_core.files.tensors import read_tensors, sha256
 from ...iteris_core.report.records import Note
 from .. import host
 from ..sockets import ChosenLora, Scenes
-
-
-def in_sockets(more: Mapping[str, tuple[ChosenLora, ...] | None]) -> Iterator[ChosenLora]:
-    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order;
-    sockets may be free.
-    """
-    for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
-        yield from more[name] or ()
 
 
 def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from iteris_pack.nodes.loras.stack_formats import find_name, prompts_by_name, read_stack
+from iteris_pack.nodes.loras.names import find_name
+from iteris_pack.nodes.loras.stack_formats import prompts_by_name, read_stack
 
 from iteris_core import IterisError
 
@@ -105,8 +106,8 @@ def test_an_empty_stack_is_empty(stack):
             [{"lora": "cat", "strength": "much"}],
             "the stack[0] has the strength 'much', which is no number",
         ),
-        ("<lora:cat:high>", "<lora:cat:high>: a strength is no number; write <lora:name:1.0>"),
-        ("<lora:cat:nan>", "<lora:cat:nan>: cat has the strength nan; write a number"),
+        ("<lora:cat:high>", "a strength in '<lora:cat:high>' is 'high', which is no number"),
+        ("<lora:cat:nan>", "a strength in '<lora:cat:nan>' is 'nan', which is no number"),
         ([("cat", 1.0, float("inf"))], "the stack[0]: cat has the strength inf; write a number"),
         (
             [{"lora": "cat", "strength": "NaN"}],
@@ -114,10 +115,9 @@ def test_an_empty_stack_is_empty(stack):
         ),
         (
             "<lora:cat:1:1:lbw=OUTALL>",
-            "<lora:cat:1:1:lbw=OUTALL> has 'lbw=OUTALL' behind the "
-            "strengths, as block-weight loaders",
+            "'<lora:cat:1:1:lbw=OUTALL>' has 'lbw=OUTALL' behind the strengths, as block weights",
         ),
-        ("<lora:cat:1:lbw=1,0,0>", "<lora:cat:1:lbw=1,0,0> has 'lbw=1,0,0' behind"),
+        ("<lora:cat:1:lbw=1,0,0>", "'<lora:cat:1:lbw=1,0,0>' has 'lbw=1,0,0' behind"),
         ([("cat", 1.0, 1.0, "1,0,0")], "the stack[0] has '1,0,0' behind the strengths"),
         ([{"lora": "cat", "lbw": "1,0"}], "the stack[0] has '1,0' behind the strengths"),
     ],
@@ -139,6 +139,10 @@ def test_names_without_folder_or_suffix_find_their_file():
     assert find_name("dog", [*names, "dog.safetensors", "x/dog.safetensors"]) == "dog.safetensors"
     with pytest.raises(IterisError, match="'bird' is in none of ComfyUI's loras folders"):
         find_name("bird", names)
+    with pytest.raises(
+        IterisError, match=r"folders, did you mean 'style/sks_dog'[?]; check the spelling"
+    ):
+        find_name("sks_dig", [*names[:2], "style/sks_dog.safetensors"])
     with pytest.raises(
         IterisError, match=r"'cat' is the name of 2 files: a/cat\.safetensors, b/cat\.safetensors"
     ):
