@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
-from .calibration import Calibration
 from .lora import LoraToMerge, TrainedLora
 from .loras.about import about_lora, about_model, thumbnail_of
 from .merge import Merge
@@ -13,6 +12,7 @@ from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
+from .settings import MergeSettings
 from .stack import LorasOnModel, LoraStack
 
 
@@ -22,13 +22,13 @@ class IterisExtension(ComfyExtension):
         host.answer_at("/iteris/model", "name", about_model)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
+            Merge,
+            MergeSettings,
             LoraToMerge,
             LoraStack,
             LorasOnModel,
             TrainedLora,
             ScenePrompts,
-            Calibration,
-            Merge,
             ShowReport,
             SaveMergedLora,
             LoadRecipe,

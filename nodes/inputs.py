@@ -89,8 +89,8 @@ def _check_choice(item: Any, value: Any) -> None:
 def _sockets() -> Mapping[str, tuple[Fits, str]]:
     """Return type of a socket -> what tells whether a value is of it, and what it must be."""
     from ..iteris_core import MergeReport
-    from ..iteris_core.diffusion.calibration import Calibration
-    from ..iteris_core.diffusion.job import MergeSettings
+    from ..iteris_core.diffusion.changes import Changes
+    from ..iteris_core.diffusion.recipe import Recipe
 
     return {
         "STRING": (_is_field, f"a text of {_MOST_LETTERS} Unicode letters at most"),
@@ -98,17 +98,18 @@ def _sockets() -> Mapping[str, tuple[Fits, str]]:
         "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as that of its loader"),
         "IMAGE": (_is_picture, "an IMAGE, (pictures, height, width, channels)"),
         "LORA_MODEL": (_is_state, "a LORA_MODEL: connect the output of Train LoRA"),
-        "ITERIS_TASKS": (_is_chain, _CHAIN),
-        "COMFY_AUTOGROW_V3": (_are_chains, _CHAIN),
-        "ITERIS_CALIBRATION": (_is_a(Calibration), "the output of the node Calibration"),
-        "ITERIS_SETTINGS": (_is_a(MergeSettings), "the output 'all settings' of Load recipe"),
-        "ITERIS_MERGED": (_is_a(MergedLora), "the output 'merged LoRA' of IterIS Merge"),
-        "ITERIS_REPORT": (_is_a(MergeReport), "the output 'report' of IterIS Merge"),
+        "ITERIS_LORAS": (_is_chain, _CHAIN),
+        "ITERIS_SETTINGS": (
+            _is_a(Changes, Recipe),
+            "the output 'settings' of Merge settings or Load recipe",
+        ),
+        "ITERIS_MERGED": (_is_a(MergedLora), "the output 'merged LoRA' of Merge LoRAs"),
+        "ITERIS_REPORT": (_is_a(MergeReport), "the output 'report' of Merge LoRAs"),
     }
 
 
-def _is_a(kind: type) -> Fits:
-    return lambda value: isinstance(value, kind)
+def _is_a(*kinds: type) -> Fits:
+    return lambda value: isinstance(value, kinds)
 
 
 def _has(*names: str) -> Fits:
@@ -131,12 +132,3 @@ def _is_state(value: Any) -> bool:
 
 def _is_chain(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(item, ChosenLora) for item in value)
-
-
-def _are_chains(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and name.removeprefix("loras").isdecimal()
-        and (chain is None or _is_chain(chain))
-        for name, chain in value.items()
-    )

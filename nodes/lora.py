@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STRENGTH = {"default": 1.0, **bounds(LoraUse, "strength_model"), "step": 0.01}
-_WEIGHT = {"default": 1.0, **bounds(LoraUse, "weight"), "step": 0.05}
+_PRIORITY = {"default": 1.0, **bounds(LoraUse, "weight"), "step": 0.05}
 PLACEHOLDER = (
     "empty: the file's own trigger words\na photo of <trigger word>\na drawing of {trigger}"
 )
@@ -30,9 +30,9 @@ PROMPTS = (
     "the trigger words that the file names. Empty: prompts are made from those words. Emphasis "
     "such as (word:1.3) counts as 1."
 )
-WEIGHT = (
-    "How much this LoRA counts where LoRAs contradict each other. Only the ratio to the other "
-    "weights matters. This is not a strength."
+PRIORITY = (
+    "How much this LoRA counts where LoRAs contradict each other (the weight of its task). Only "
+    "the ratio to the others' matters. This is not a strength."
 )
 
 
@@ -44,7 +44,7 @@ class LoraToMerge(io.ComfyNode):
             display_name="LoRA to merge (IterIS)",
             category="loaders/IterIS",
             description="One LoRA of a merge. Use one node for each LoRA, chain them through "
-            "'previous', and connect the last one to IterIS Merge.",
+            "'previous', and connect the last one to Merge LoRAs.",
             inputs=[
                 io.Combo.Input("lora_name", options=host.lora_names(), tooltip="The LoRA file."),
                 io.Float.Input(
@@ -63,7 +63,7 @@ class LoraToMerge(io.ComfyNode):
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS
                 ),
-                io.Float.Input("weight", **_WEIGHT, tooltip=WEIGHT),
+                io.Float.Input("priority", **_PRIORITY, tooltip=PRIORITY),
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
@@ -86,10 +86,10 @@ class LoraToMerge(io.ComfyNode):
         strength_model: float,
         strength_clip: float,
         prompts: str,
-        weight: float,
+        priority: float,
         previous: tuple[ChosenLora, ...] = (),
     ) -> io.NodeOutput:
-        use = use_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight)
+        use = use_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight=priority)
         return show(cls.hidden.unique_id, [ChosenLora(use)], previous)
 
 
@@ -101,7 +101,7 @@ class TrainedLora(io.ComfyNode):
             display_name="Trained LoRA to merge (IterIS)",
             category="loaders/IterIS",
             description="A LORA_MODEL as one LoRA of a merge: from ComfyUI's own Train LoRA, "
-            "without saving it first, or from IterIS Merge.",
+            "without saving it first, or from Merge LoRAs.",
             inputs=[
                 LORA_MODEL.Input(
                     "lora", tooltip="A LORA_MODEL, from ComfyUI's own Train LoRA or any other node."
@@ -122,7 +122,7 @@ class TrainedLora(io.ComfyNode):
                     tooltip="What you use this LoRA for, one prompt per line: the captions on "
                     "which it was trained, or similar ones.",
                 ),
-                io.Float.Input("weight", **_WEIGHT, tooltip=WEIGHT),
+                io.Float.Input("priority", **_PRIORITY, tooltip=PRIORITY),
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
@@ -139,7 +139,7 @@ class TrainedLora(io.ComfyNode):
         name: str,
         strength_model: float,
         prompts: str,
-        weight: float,
+        priority: float,
         previous: tuple[ChosenLora, ...] = (),
     ) -> io.NodeOutput:
         name = name.strip() or "trained"
@@ -152,7 +152,7 @@ class TrainedLora(io.ComfyNode):
                 f"{name} has no prompts, and a LoRA that is in no file has no metadata to take "
                 "them from. Write the captions that it was trained on, one per line"
             )
-        use = use_of_tensors(name, strength_model, strength_model, lines(prompts), weight)
+        use = use_of_tensors(name, strength_model, strength_model, lines(prompts), weight=priority)
         return show(cls.hidden.unique_id, [ChosenLora(use, dict(lora))], previous)
 
 

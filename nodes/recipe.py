@@ -12,7 +12,8 @@ from . import host
 from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprints
-from .sockets import CALIBRATION, LORAS, SETTINGS, ChosenLora
+from .loras.rows import row_of, written
+from .sockets import LORAS, SETTINGS, ChosenLora
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
@@ -29,8 +30,8 @@ class LoadRecipe(io.ComfyNode):
             display_name="Load recipe (IterIS)",
             category="loaders/IterIS",
             description="Reads from a merged LoRA how it was made: its LoRAs with prompts and "
-            "strengths, its calibration and its settings. Connect them to IterIS Merge "
-            "to make it again, or to change something.",
+            "strengths, and all its settings. Connect both to Merge LoRAs to make it again, or "
+            "only the LoRAs, to merge them in another way.",
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -45,18 +46,17 @@ class LoadRecipe(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LORAS.Output(display_name="LoRAs"),
-                CALIBRATION.Output(display_name="calibration"),
-                io.String.Output(
-                    display_name="settings",
-                    tooltip="The settings of IterIS Merge as text, for Preview Any.",
+                LORAS.Output(
+                    display_name="loras", tooltip="Its LoRAs, for more_loras of Merge LoRAs."
                 ),
-                io.Float.Output(display_name="alpha"),
-                io.Int.Output(display_name="rank", tooltip="0: the sum of the LoRAs' ranks."),
                 SETTINGS.Output(
-                    display_name="all settings",
-                    tooltip="All settings, for the input 'settings' of IterIS Merge. The same file "
-                    "comes out.",
+                    display_name="settings",
+                    tooltip="All its settings, for settings of Merge LoRAs. The same file comes "
+                    "out.",
+                ),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="The LoRAs as rows, and the settings, for Preview Any.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -78,8 +78,6 @@ class LoadRecipe(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, lora_name: str, check_files: bool) -> io.NodeOutput:
-        from ..iteris_core.diffusion.job import MergeSettings
-
         recipe = recipe_of(lora_name)
         loras = [source_of(lora_name, lora) for lora in recipe.loras]
         changed = [change for _, change in loras if change]
@@ -88,20 +86,9 @@ class LoadRecipe(io.ComfyNode):
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch "
                 "check_files off to merge the present one"
             )
-        config = recipe.config
-        settings = MergeSettings(recipe.config, recipe.is_corrected)
-        rank = config.rank if isinstance(config.rank, int) else 0
         chosen = [ChosenLora(use) for use, _ in loras]
         tasks = show(cls.hidden.unique_id, chosen, (), "\n".join(changed))
-        return io.NodeOutput(
-            *tasks.args,
-            recipe.calibration,
-            as_text(recipe),
-            config.alpha,
-            rank,
-            settings,
-            ui=tasks.ui,
-        )
+        return io.NodeOutput(*tasks.args, recipe, as_text(recipe), ui=tasks.ui)
 
 
 def recipe_of(lora_name: str) -> Recipe:
@@ -123,9 +110,10 @@ def recipe_of(lora_name: str) -> Recipe:
 
 
 def as_text(recipe: Recipe) -> str:
-    """Return a recipe's settings and versions, one per line."""
+    """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
     facts = {**recipe.config.to_dict(), "correct_strength": recipe.is_corrected, **recipe.made_on}
-    return "\n".join(f"{name}: {value}" for name, value in facts.items())
+    settings = [f"{name}: {value}" for name, value in facts.items()]
+    return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 
 
 def files_of(lora: LoraUse) -> list[str]:

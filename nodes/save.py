@@ -39,7 +39,7 @@ class SaveMergedLora(io.ComfyNode):
             description="Saves a merged LoRA, text encoders and diffusion model, as a .safetensors "
             "file that ComfyUI and other programs for this model load.",
             inputs=[
-                MERGED.Input("merged", tooltip="The merged LoRA of IterIS Merge."),
+                MERGED.Input("merged", tooltip="The merged LoRA of Merge LoRAs."),
                 io.String.Input(
                     "file_name",
                     default="iteris_merged",

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core import IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
-from .loras.prompts import lines, triggers_of
+from .loras.prompts import filled, lines
 from .loras.stack_formats import prompts_by_name
 from .sockets import LORAS, ChosenLora, Scenes
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
-_TRIGGER = "{trigger}"
-_WEIGHT = 0.3
+TOGETHER = 0.3  # of each LoRA's captions with others, beside its own
 _SHOWN = 4
 
 
@@ -35,12 +34,11 @@ class ScenePrompts(io.ComfyNode):
             category="loaders/IterIS",
             description="Adds captions in which the LoRAs' concepts appear together, so that the "
             "merged LoRA can draw them in one picture. Put this node between the last "
-            "LoRA and IterIS Merge. The target there must be full_output, the "
-            "default. Several subjects need SD1.5 or SDXL. A subject in a style works on every "
-            "model.",
+            "LoRA and Merge LoRAs, whose switch 'together' has the defaults of this node. Several "
+            "subjects need SD1.5 or SDXL. A subject in a style works on every model.",
             inputs=[
                 LORAS.Input(
-                    "tasks", tooltip="The LoRAs to merge: connect the last node of the chain."
+                    "loras", tooltip="The LoRAs to merge: connect the last node of the chain."
                 ),
                 io.String.Input(
                     "subjects",
@@ -60,12 +58,12 @@ class ScenePrompts(io.ComfyNode):
                     "cat'. A style that is not named here is taken for a thing.",
                 ),
                 io.Float.Input(
-                    "scene_weight",
-                    default=_WEIGHT,
+                    "priority",
+                    default=TOGETHER,
                     **bounds(Calibration, "scene_weight"),
                     step=0.05,
                     tooltip="How much these captions count beside each LoRA's own prompts. "
-                    "0: off; 0.3 is a good weight. More makes such pictures more reliable, and "
+                    "0: off; 0.3 is a good priority. More makes such pictures more reliable, and "
                     "all others less.",
                 ),
                 io.Boolean.Input(
@@ -102,27 +100,27 @@ class ScenePrompts(io.ComfyNode):
     @checked
     def execute(
         cls,
-        tasks: tuple[ChosenLora, ...],
+        loras: tuple[ChosenLora, ...],
         subjects: str,
         styles: str,
-        scene_weight: float,
+        priority: float,
         pictures: bool,
         forms: str,
         companions: str,
     ) -> io.NodeOutput:
-        count = sum(not lora.use.is_idle for lora in tasks)
+        count = sum(not lora.use.is_idle for lora in loras)
         if count < 2:
             raise IterisError(
                 f"a scene needs two LoRAs or more with a strength other than 0; there is {count}. "
                 "Chain them through 'previous'"
             )
-        scenes = Scenes(scene_weight, pictures, lines(forms) or SCENE_FORMS, lines(companions))
+        scenes = Scenes(priority, pictures, lines(forms) or SCENE_FORMS, lines(companions))
         scenes.applied_to(Calibration())  # a wrong form is an error of this node, not of the merge
         named = tuple(
             replace(lora, use=use, scenes=scenes)
             for lora, use in zip(
-                tasks,
-                with_triggers([lora.use for lora in tasks], subjects, styles),
+                loras,
+                with_triggers([lora.use for lora in loras], subjects, styles),
                 strict=True,
             )
         )
@@ -162,15 +160,7 @@ def _with_trigger(use: LoraUse, lines_of: Mapping[Kind, Mapping[str, tuple[str, 
     if not calls:
         return use
     ((kind, words),) = calls
-    if _TRIGGER not in words:
-        return replace(use, kind=kind, trigger=words)
-    triggers = triggers_of(use)
-    if not triggers:
-        raise CalibrationError(
-            f"{kind}s: {use.file or use.name} is called {words!r}, and its file names no trigger "
-            f"words; write them instead of {_TRIGGER}, such as 'a sks cat'"
-        )
-    return replace(use, kind=kind, trigger=words.replace(_TRIGGER, triggers[0]))
+    return replace(use, kind=kind, trigger=filled(words, use, f"{kind}s"))
 
 
 def example_captions(uses: Sequence[LoraUse], forms: Sequence[str]) -> list[str]:

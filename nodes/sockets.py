@@ -17,24 +17,12 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
     from .keys import HostKeys
 
-LORAS = io.Custom("ITERIS_TASKS")
-CALIBRATION = io.Custom("ITERIS_CALIBRATION")
+LORAS = io.Custom("ITERIS_LORAS")
 MERGED = io.Custom("ITERIS_MERGED")
 REPORT = io.Custom("ITERIS_REPORT")
 SETTINGS = io.Custom("ITERIS_SETTINGS")
 LORA_MODEL = io.Custom("LORA_MODEL")
 LORA_STACK = io.Custom("LORA_STACK")
-_MOST_SOCKETS = 32
-
-
-def growing(name: str, socket: Any, tooltip: str) -> list[Any]:
-    """Return an input that always has one more free socket; none before ComfyUI 0.8."""
-    if not hasattr(io, "Autogrow"):
-        return []
-    template = io.Autogrow.TemplatePrefix(
-        socket.Input("loras", optional=True, tooltip=tooltip), "loras", 0, _MOST_SOCKETS
-    )
-    return [io.Autogrow.Input(name, template, optional=True, tooltip=tooltip)]
 
 
 def advanced() -> dict[str, Any]:

@@ -12,9 +12,10 @@ from ..iteris_core import CalibrationError, IterisError
 from . import host
 from .inputs import checked
 from .lora import show
-from .loras.names import adapter_name, fingerprint, fingerprints
-from .loras.prompts import use_of_file, use_of_tensors
-from .loras.stack_formats import StackedLora, find_name, prompts_by_name, read_stack, read_text
+from .loras.names import adapter_name, find_name, fingerprint, fingerprints
+from .loras.prompts import use_of_file, use_of_row, use_of_tensors
+from .loras.rows import Row, read_rows
+from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
 from .workflow import strings_in
 
@@ -28,6 +29,16 @@ _PROMPTS = (
     "braces is used for every LoRA. A line that begins with a LoRA's name is for this LoRA only: "
     "'cat: a photo of a sks cat'."
 )
+ROWS_EXAMPLE = (
+    "<lora:sks_dog:0.8> subject | a photo of sks dog | sks dog on a beach\n"
+    "<lora:ink:0.7> style priority=2"
+)
+ROWS = (
+    "The LoRAs, one a line: <lora:name:strength> or <lora:name:strength:text encoder strength>. "
+    "Behind it may stand subject or style, priority=2, and called=, which is its name in captions "
+    "with others. Then come its prompts, each behind a vertical bar; without any they are made of "
+    "the file's trigger words. A line that begins with # is switched off."
+)
 _FIRST_SEEN: dict[
     str, str
 ] = {}  # file in the output folder -> its fingerprint when a connected stack first named it
@@ -40,17 +51,15 @@ class LoraStack(io.ComfyNode):
             node_id="IterISStack",
             display_name="LoRA stack to merge (IterIS)",
             category="loaders/IterIS",
-            description="Several LoRAs of a merge, from a LORA_STACK or from a text with "
-            "<lora:name:1.0>.",
+            description="Several LoRAs of a merge, from a LORA_STACK or from a text with one LoRA "
+            "a line.",
             inputs=[
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="",
-                    placeholder="<lora:cat:1.0> <lora:style:0.8:0.6>",
-                    tooltip="LoRAs as in a prompt: <lora:name:strength> or <lora:name:model "
-                    "strength:text encoder strength>. All other words are ignored. These "
-                    "LoRAs come after those of the stack.",
+                    placeholder=ROWS_EXAMPLE,
+                    tooltip=ROWS,
                 ),
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS
@@ -72,8 +81,7 @@ class LoraStack(io.ComfyNode):
         changed since.
         """
         names = host.lora_names()
-        written = read_text(text) if isinstance(text, str) else []
-        meant = [find_name(lora.name, names) for lora in written]
+        meant = files_in(text, "text")
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
@@ -85,7 +93,7 @@ class LoraStack(io.ComfyNode):
     def execute(
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
-        stacked = [*read_stack(lora_stack), *read_text(text)]
+        stacked = [*read_stack(lora_stack), *read_rows(text, "text")]
         if not stacked:
             raise IterisError(
                 "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or "
@@ -104,15 +112,25 @@ def remember(names: Sequence[str]) -> None:
             _FIRST_SEEN.setdefault(name, fingerprint(path))
 
 
-def uses_of_stack(stacked: Sequence[StackedLora], prompts: str) -> Iterator[LoraUse]:
+def files_in(text: object, field: str) -> list[str]:
+    """Return the files that a text of rows names; none if it comes through a link.
+
+    Raises:
+        IterisError: See `read_rows` and `find_name`.
+    """
+    if not isinstance(text, str):
+        return []
+    names = host.lora_names()
+    return [find_name(row.name, names) for row in read_rows(text, field)]
+
+
+def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:
     """Yield the LoRAs of a stack, each with its prompts."""
-    files = [find_name(lora.name, host.lora_names()) for lora in stacked]
-    given = prompts_by_name(prompts, [adapter_name(file) for file in files])
-    for file, lora in zip(files, stacked, strict=True):
-        prompts_of = given[adapter_name(file)]
-        yield use_of_file(
-            file, lora.strength_model, lora.strength_clip, prompts_of, blocks=lora.blocks
-        )
+    names = host.lora_names()
+    called = [adapter_name(find_name(row.name, names)) for row in stacked]
+    given = prompts_by_name(prompts, called)
+    for row, name in zip(stacked, called, strict=True):
+        yield use_of_row(row, given[name])
 
 
 class LorasOnModel(io.ComfyNode):
@@ -123,7 +141,7 @@ class LorasOnModel(io.ComfyNode):
             display_name="LoRAs on this model (IterIS)",
             category="loaders/IterIS",
             description="Takes the LoRAs that MODEL and CLIP carry off them, so that they can be "
-            "merged. Connect all three outputs to IterIS Merge.",
+            "merged. Connect all three outputs to Merge LoRAs.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="A MODEL from behind LoRA loaders, as many as you like."

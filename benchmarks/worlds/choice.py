@@ -38,7 +38,7 @@ def choice_recipes() -> list[Recipe]:
 
     return [
         *(
-            Recipe(way.name, changed(way.config), way.calibration)
+            Recipe(way.name, changed(way.changes.config), way.changes.calibration)
             for way in ways_of(Calibration(), 2)
         ),
         Recipe("scenes", {}, PICTURE_SCENES),

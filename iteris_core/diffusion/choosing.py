@@ -8,36 +8,30 @@ far as the check can tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import ITERIS_ONLY, MergeConfig
 from ..network import Network
 from ..report.records import TaskFidelity
 from .calibration import Calibration
+from .changes import Changes
 from .model import DiffusionHost
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to merge: settings that replace those of the user.
+    """A way to merge.
 
     Args:
         name: Name of the way in the report.
-        config: Field of `MergeConfig` -> value.
-        calibration: Field of `Calibration` -> value.
+        changes: Settings that replace those of the user.
     """
 
     name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-
-    def applied_to(
-        self, config: MergeConfig, calibration: Calibration
-    ) -> tuple[MergeConfig, Calibration]:
-        return replace(config, **self.config), replace(calibration, **self.calibration)
+    changes: Changes = Changes()
 
 
 def ways_of(calibration: Calibration, loras: int) -> list[Way]:
@@ -51,13 +45,14 @@ def ways_of(calibration: Calibration, loras: int) -> list[Way]:
     if calibration.preserve_weight:
         for name, factor in (("less", 1 / 3), ("more", 3.0)):
             weight = factor * calibration.preserve_weight
-            ways.append(Way(f"the base model kept {name}", {}, {"preserve_weight": weight}))
+            changes = Changes(calibration={"preserve_weight": weight})
+            ways.append(Way(f"the base model kept {name}", changes))
     if calibration.scene_weight and loras > 1:
-        ways.append(Way("no scenes", {}, {"scene_weight": 0.0}))
+        ways.append(Way("no scenes", Changes(calibration={"scene_weight": 0.0})))
     if loras > 1:
         ways += [
-            Way("NP-LoRA", {"method": "np_lora", **_PLAIN}),
-            Way("stacking", {"method": "sum", **_PLAIN}),
+            Way("NP-LoRA", Changes(config={"method": "np_lora", **_PLAIN})),
+            Way("stacking", Changes(config={"method": "sum", **_PLAIN})),
         ]
     return ways
 

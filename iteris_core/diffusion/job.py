@@ -17,6 +17,7 @@ from ..progress import StageProgress, nobody
 from ..report.records import Note, Tried
 from ..rivals.registry import check_used
 from .calibration import Calibration
+from .changes import Changes
 from .choosing import Remembering, loss, ways_of
 from .cost import STEPS_OF_A_PICTURE, Cost, cost_of
 from .held_out import CheckPlan, HeldOutCheck, make_check_plans, strength_correction
@@ -77,6 +78,21 @@ class MergeSettings:
             raise ConfigError(
                 "try_several needs samples to compare the ways on; set held_out to 1 or more"
             )
+
+
+def changed(
+    calibration: Calibration, settings: MergeSettings, changes: Changes
+) -> tuple[Calibration, MergeSettings]:
+    """Return settings of which some are replaced.
+
+    Raises:
+        ConfigError: The result is not allowed.
+    """
+    config = replace(settings.config, **changes.config)
+    return (
+        replace(calibration, **changes.calibration),
+        replace(settings, config=config, **changes.merge),
+    )
 
 
 def merge_and_check(
@@ -222,10 +238,10 @@ def _best(
     tried: list[Tried] = []
     notes = []
     for way in ways:
-        config, of_way = way.applied_to(settings.config, calibration)
+        of_way, of_settings = changed(calibration, settings, way.changes)
         # a rival stands for itself, as its users would use it
-        corrects = settings.correct_strength and config.method == "iteris"
-        of_settings = replace(settings, config=config, correct_strength=corrects)
+        corrects = settings.correct_strength and of_settings.config.method == "iteris"
+        of_settings = replace(of_settings, correct_strength=corrects)
         try:
             cost = planned(remembering, loras_in_use(loras), of_way, of_settings, progress)
             stages = _in_stages(progress, remembering, loras, of_way, cost)

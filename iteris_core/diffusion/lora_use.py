@@ -312,6 +312,7 @@ def load_each_once(
     Raises:
         AdapterError: An error of `read`.
         CalibrationError: A prompt that a model cannot read, see `prompt_syntax`.
+        ConfigError: Too many LoRAs.
     """
     uses = list(uses)
     check_count(len(uses))

@@ -16,14 +16,6 @@ from .. import host
 from ..sockets import ChosenLora, Scenes
 
 
-def in_sockets(more: Mapping[str, tuple[ChosenLora, ...] | None]) -> Iterator[ChosenLora]:
-    """Yield the LoRAs of growing sockets, named "loras0", "loras1" and so on, in their order;
-    sockets may be free.
-    """
-    for name in sorted(more, key=lambda name: int(name.removeprefix("loras"))):
-        yield from more[name] or ()
-
-
 def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
     """Return the settings of the scenes in which the LoRAs meet.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...iteris_core import IterisError
+from ...iteris_core.settings import shown
+
+_SHOWN = 20  # names in an error
+_MOST_LETTERS = 200  # of a name that is compared with others
 
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
@@ -19,6 +24,40 @@ def adapter_name(lora_name: str) -> str:
     'style/cat'
     """
     return lora_name.replace("\\", "/").removesuffix(".safetensors")
+
+
+def find_name(wanted: str, names: Sequence[str]) -> str:
+    """Return the file that a row or a stack names: by its path, by the longest end of the path, or
+    by a name with which only one file ends.
+
+    Raises:
+        IterisError: No file, or more than one.
+    """
+    plain = wanted.replace("\\", "/").removesuffix(".safetensors")
+    paths = {name: name.replace("\\", "/").removesuffix(".safetensors") for name in names}
+    found = [name for name, path in paths.items() if path == plain]
+    ends = [name for name, path in paths.items() if plain.endswith(f"/{path}")]  # an absolute path
+    found = found or sorted(ends, key=len)[-1:]
+    found = found or [name for name, path in paths.items() if path.endswith(f"/{plain}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise IterisError(
+            f"{shown(wanted)} is the name of {len(found)} files: {', '.join(found[:_SHOWN])}. "
+            "Write the folder with it"
+        )
+    raise IterisError(
+        f"{shown(wanted)} is in none of ComfyUI's loras folders{_near(plain, paths.values())}; "
+        "check the spelling, or put the file there and press R to refresh the lists"
+    )
+
+
+def _near(plain: str, paths: Iterable[str]) -> str:
+    """Return which file was likely meant; empty: none is called alike."""
+    by_end = {path.rpartition("/")[2]: path for path in paths}
+    end = plain.rpartition("/")[2][:_MOST_LETTERS]
+    found = difflib.get_close_matches(end, by_end, 1)
+    return f", did you mean {shown(by_end[found[0]])}?" if found else ""
 
 
 def fingerprint(path: Path | None) -> str:

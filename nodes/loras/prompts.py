@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ...iteris_core.errors import CalibrationError, IterisError
 from .. import host
-from .names import adapter_name
+from .names import adapter_name, find_name
 
 if TYPE_CHECKING:
     from ...iteris_core.diffusion.lora_use import LoraUse
+    from .rows import Row
+
+TRIGGER = "{trigger}"
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -22,8 +27,7 @@ def use_of_file(
     strength_model: float,
     strength_clip: float,
     prompts: Sequence[str],
-    weight: float = 1.0,
-    blocks: str = "",
+    **more: Any,
 ) -> LoraUse:
     """Return a LoRA file to merge, its prompts filled in.
 
@@ -32,8 +36,7 @@ def use_of_file(
         strength_model: Strength of its part for the diffusion model.
         strength_clip: Strength of its text encoder part.
         prompts: The user's prompts; may be empty.
-        weight: Weight of its task.
-        blocks: Weights of its blocks; see `LoraUse`.
+        more: More fields of `LoraUse`.
 
     Raises:
         AdapterError: The file cannot be read.
@@ -49,10 +52,57 @@ def use_of_file(
         strength_model=strength_model,
         strength_clip=strength_clip,
         prompts=tuple(prompts),
-        weight=weight,
-        blocks=blocks,
+        **more,
     )
     return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
+
+
+def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
+    """Return the LoRA file that a row names, its prompts filled in.
+
+    Args:
+        row: A row of a text or of a stack.
+        more: Prompts beside those of the row.
+
+    Raises:
+        IterisError: Names the row. No file, or several, of this name; see also `use_of_file`.
+    """
+    try:
+        use = use_of_file(
+            find_name(row.name, host.lora_names()),
+            row.strength_model,
+            row.strength_clip,
+            (*row.prompts, *more),
+            weight=row.priority,
+            kind=row.kind or "subject",
+            blocks=row.blocks,
+            without=row.without,
+        )
+        return replace(use, trigger=filled(row.called, use, "called"))
+    except IterisError as error:
+        raise type(error)(f"{row.where}: {error}") from error
+
+
+def filled(words: str, use: LoraUse, field: str) -> str:
+    """Return the words for a LoRA in captions with others, with its trigger words in them.
+
+    Args:
+        words: The user's words; may contain ``{trigger}``.
+        use: The LoRA.
+        field: The place of the words in errors.
+
+    Raises:
+        CalibrationError: The file names no trigger words.
+    """
+    if TRIGGER not in words:
+        return words
+    triggers = triggers_of(use)
+    if not triggers:
+        raise CalibrationError(
+            f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
+            f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
+        )
+    return words.replace(TRIGGER, triggers[0])
 
 
 def use_of_tensors(
@@ -60,7 +110,7 @@ def use_of_tensors(
     strength_model: float,
     strength_clip: float,
     prompts: Sequence[str],
-    weight: float = 1.0,
+    **more: Any,
 ) -> LoraUse:
     """Return a LoRA to merge that is in no file, under a name; see `use_of_file`."""
     from ...iteris_core.diffusion.lora_use import LoraUse
@@ -72,7 +122,7 @@ def use_of_tensors(
         strength_model=strength_model,
         strength_clip=strength_clip,
         prompts=tuple(prompts),
-        weight=weight,
+        **more,
     )
 
 

@@ -1,15 +1,14 @@
-"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and texts."""
+"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and prompts with tags."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import IterisError
 from ...iteris_core.settings import shown
+from .rows import TAG, Row, tagged
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
@@ -25,11 +24,6 @@ _SWITCHES = ("on", "enabled", "active")
 _OFF = ("off", "false", "no", "0")
 _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
 _BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
-_TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
-# What stands behind the strengths of a tag, before an equals sign.
-_OF_BLOCKS = ("lbw", "w")
-_OF_PARTS = ("unet", "te")
-_OF_STEPS = ("start", "stop", "step", "lbwe", "x")
 _NOTHING = ("", "none", "[none]")
 _SHOWN = 20  # names in an error
 _MOST_SHOWN = 60  # letters of a name in an error
@@ -37,17 +31,7 @@ _DEEPEST = 16  # lists in a stack; known ones have three
 _MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
 
-@dataclass(frozen=True)
-class StackedLora:
-    """One LoRA of a stack, by its name in the stack; `blocks` as in `LoraUse`."""
-
-    name: str
-    strength_model: float
-    strength_clip: float
-    blocks: str = ""
-
-
-def read_stack(stack: Any) -> list[StackedLora]:
+def read_stack(stack: Any) -> list[Row]:
     """Return the LoRAs of a stack that are switched on.
 
     Args:
@@ -84,11 +68,11 @@ def _check_size(stack: Any) -> None:
             waiting += [(item, depth + 1) for item in value]
 
 
-def _entries(value: Any, where: str) -> Iterator[StackedLora]:
+def _entries(value: Any, where: str) -> Iterator[Row]:
     if value is None:
         return
     if isinstance(value, str):
-        yield from read_text(value)
+        yield from _in_prompt(value, where)
     elif isinstance(value, Mapping):
         yield from _of_dict(value, where)
     elif isinstance(value, (list, tuple)):
@@ -101,7 +85,7 @@ def _entries(value: Any, where: str) -> Iterator[StackedLora]:
         )
 
 
-def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
+def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[Row]:
     if any(_is_off(value.get(key)) for key in _SWITCHES):
         return
     if any(
@@ -123,10 +107,10 @@ def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
         yield _entry(value[named], model, clip, where, blocks)
 
 
-def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
+def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
     name = value[0] if value else None
     strengths = value[1:3]
-    is_name = name is None or (isinstance(name, str) and not _TAG.search(name))
+    is_name = name is None or (isinstance(name, str) and not TAG.search(name))
     if len(value) > 1 and is_name and all(map(_is_number, strengths)):
         if _is_named(name):
             blocks = _block_weights(value[3] if len(value) > 3 else None, where)
@@ -137,13 +121,13 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[StackedLora]:
         return
     for i, item in enumerate(value):
         inside = f"{where}[{i}]"
-        if isinstance(item, str) and not _TAG.search(item):
+        if isinstance(item, str) and not TAG.search(item):
             yield from [_entry(item, 1.0, 1.0, inside)] if _is_named(item) else []
         else:
             yield from _entries(item, inside)
 
 
-def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
+def _nested(value: Mapping[str, Any], where: str) -> Iterator[Row]:
     """Read a dict of entries; other values beside them are settings of the stacker."""
     inner = {key: item for key, item in value.items() if isinstance(item, (Mapping, list, tuple))}
     if value and not inner:
@@ -155,62 +139,23 @@ def _nested(value: Mapping[str, Any], where: str) -> Iterator[StackedLora]:
         yield from _entries(item, f"{where}[{shown(key)}]")
 
 
-def read_text(text: str) -> list[StackedLora]:
-    """Return the LoRAs that a text names as ``<lora:name:model strength:clip strength>``, with
-    block weights as ``<lora:name:1:lbw=OUTALL>``; other words are ignored.
-
-    Raises:
-        IterisError: A strength that is no number, or something that holds for some sampling steps
-            only.
-    """
-    return [_of_tag(tag) for tag in _TAG.finditer(text) if _is_named(tag[1])]
-
-
-def _of_tag(tag: re.Match[str]) -> StackedLora:
-    where = _short(tag[0])
-    given: dict[str, str] = {}
-    strengths: list[str] = []
-    for item in (tag[2] or "").split(":"):
-        name, is_named, value = item.partition("=")
-        name = name.strip().lower()
-        if is_named and name in (*_OF_BLOCKS, *_OF_PARTS):
-            given["lbw" if name in _OF_BLOCKS else name] = value
-        elif is_named and name in _OF_STEPS:
-            raise IterisError(
-                f"{where} has {shown(item)}: other programs use the LoRA so at some sampling steps "
-                "or in some layers only, and a merged LoRA is the same at all. Take it out"
-            )
-        elif len(strengths) >= 1 and not _is_number(item) and item.strip():
-            given.setdefault("lbw", item)
-        else:
-            strengths.append(item)
-    model, clip = [*strengths, "", ""][:2]
-    try:
-        of_model = float(given.get("unet") or model or 1.0)
-        of_clip = float(given.get("te") or clip or of_model)
-    except ValueError:
-        raise IterisError(
-            f"{where}: a strength is no number; write <lora:name:1.0> or <lora:name:1.0:0.8>"
-        ) from None
-    # behind a semicolon are what letters among the weights stand for
-    blocks = given.get("lbw", "").partition(";")[0].strip()
-    return _entry(tag[1], of_model, of_clip, where, blocks)
+def _in_prompt(text: str, where: str) -> Iterator[Row]:
+    """Yield the LoRAs that a prompt names; its other words are ignored."""
+    for tag in TAG.finditer(text):
+        if _is_named(tag[1]):
+            yield tagged(tag, where)
 
 
 def _entry(
     name: str, strength_model: float, strength_clip: float, where: str, blocks: str = ""
-) -> StackedLora:
+) -> Row:
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
             raise IterisError(
                 f"{where}: {_short(name.strip())} has the strength {strength}; write a number "
                 "such as 1.0"
             )
-    if blocks:
-        from ...iteris_core.files.block_weights import check_spelling
-
-        check_spelling(name.strip(), blocks, ())
-    return StackedLora(name.strip(), strength_model, strength_clip, blocks)
+    return Row(name.strip(), strength_model, strength_clip, blocks=blocks, where=where)
 
 
 def _short(text: str) -> str:
@@ -258,32 +203,6 @@ def _strength(value: Any, where: str) -> float:
         raise IterisError(
             f"{where} has the strength {shown(value)}, which is no number; write one such as 1.0"
         ) from None
-
-
-def find_name(wanted: str, names: Sequence[str]) -> str:
-    """Return the file that a stack names: by its path, by the longest end of the path, or by a name
-    with which only one file ends.
-
-    Raises:
-        IterisError: No file, or more than one.
-    """
-    plain = wanted.replace("\\", "/").removesuffix(".safetensors")
-    paths = {name: name.replace("\\", "/").removesuffix(".safetensors") for name in names}
-    found = [name for name, path in paths.items() if path == plain]
-    ends = [name for name, path in paths.items() if plain.endswith(f"/{path}")]  # an absolute path
-    found = found or sorted(ends, key=len)[-1:]
-    found = found or [name for name, path in paths.items() if path.endswith(f"/{plain}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise IterisError(
-            f"{shown(wanted)} is the name of {len(found)} files: {', '.join(found[:_SHOWN])}. "
-            "Write the folder with it"
-        )
-    raise IterisError(
-        f"{shown(wanted)} is in none of ComfyUI's loras folders; check the spelling in the stack, "
-        "or put the file there and press R to refresh the lists"
-    )
 
 
 def prompts_by_name(

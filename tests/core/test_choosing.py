@@ -10,7 +10,7 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion import job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choosing import loss, ways_of
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import MergeSettings, changed, merge_and_check
 from iteris_core.diffusion.merging import SAMPLING_STAGE
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.errors import ConfigError, SolveError
@@ -57,8 +57,8 @@ def test_each_way_is_the_merge_with_its_settings(host):
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",))]
     several, _ = merge(host, loras, try_several=True)
     for way, tried in zip(ways_of(CALIBRATION, 2), several.report.tried, strict=True):
-        config, calibration = way.applied_to(host.EXACT, CALIBRATION)
-        alone = merge_and_check(host, loras, calibration, MergeSettings(config))
+        calibration, settings = changed(CALIBRATION, MergeSettings(host.EXACT), way.changes)
+        alone = merge_and_check(host, loras, calibration, settings)
         assert [entry.output_error for entry in tried.fidelity] == [
             pytest.approx(entry.output_error, rel=1e-9) for entry in alone.report.fidelity
         ]

@@ -22,6 +22,21 @@ def replace_host(monkeypatch):
 
 
 @pytest.fixture
+def widgets():
+    """Return a function that returns the widgets of a node as they are when it is new, and as they
+    are changed.
+    """
+
+    def of(node, **changed):
+        inputs = node.define_schema().inputs
+        fresh = {item.id: item.more["default"] for item in inputs if "default" in item.more}
+        assert set(changed) <= set(fresh), "the node has no such widget"
+        return fresh | changed
+
+    return of
+
+
+@pytest.fixture
 def keys():
     """Return the keys of a model with a linear layer and a convolution in its UNet, and a linear
     layer, a norm and a projection in its text encoder.

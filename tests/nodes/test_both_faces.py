@@ -10,13 +10,13 @@ import tiny_diffusers
 import torch
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
+from iteris_pack.nodes.settings import MergeSettings
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
 from iteris_core.devices import Room
-from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.recipe import metadata_of_merge
@@ -27,24 +27,22 @@ FILES = ("one.safetensors", "two.safetensors", "one.safetensors", "idle.safetens
 PROMPTS = ("a {trigger}", "", "a {trigger} mat", "a bat")
 STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25), (0.0, 0.0))
 WEIGHTS = (1.0, 2.0, 1.0, 1.0)
-CALIBRATION = {
-    "trajectories": 2,
-    "timesteps": 1,
-    "sampling_steps": 3,
-    "resolution": 64,
-    "cfg": 2.0,
-    "held_out": 1,
-    "seed": 5,
-}
+# Widget of Merge settings -> option of the command line, and the value of both.
 SETTINGS = {
-    "alpha": 1e-3,
-    "kept_energy": 0.9,
-    "target": "full_output",
-    "engine": "sweep",
-    "ridge": "paper",
-    "balance": "full",
-    "input_mix": 0.1,
-    "correct_strength": True,
+    "sample_runs": ("--trajectories", 2),
+    "latents_per_run": ("--timesteps", 1),
+    "sampling_steps": ("--steps", 3),
+    "resolution": ("--resolution", 64),
+    "cfg": ("--cfg", 2.0),
+    "check_runs": ("--held-out", 1),
+    "seed": ("--seed", 5),
+    "smoothing": ("--alpha", 1e-3),
+    "quality_kept": ("--kept-energy", 0.9),
+    "engine": ("--engine", "sweep"),
+    "ridge": ("--ridge", "paper"),
+    "balance": ("--balance", "full"),
+    "input_mix": ("--input-mix", 0.1),
+    "correct_strength": ("--correct-strength", True),
 }
 # What the two faces know about where they run.
 OWN = ("base", "comfyui_version")
@@ -88,7 +86,7 @@ class ComfyModel:
 
 
 @pytest.fixture
-def node(world, replace_host, monkeypatch):
+def node(world, replace_host, monkeypatch, widgets):
     """Return a function that merges with the nodes, and returns (tensors, report, recipe,
     what the saved file says).
     """
@@ -121,13 +119,13 @@ def node(world, replace_host, monkeypatch):
                 strength_model=strengths[0],
                 strength_clip=strengths[1],
                 prompts=prompts,
-                weight=weight,
+                priority=weight,
                 previous=chain,
             ).args
-        calibration = Calibration(**CALIBRATION)
-        settings = {"precision": "float16", **SETTINGS}
+        said = {name: value for name, (_, value) in SETTINGS.items()}
+        (settings,) = MergeSettings.execute(**widgets(MergeSettings, **said)).args
         *_, merged, report = Merge.execute(
-            model=patcher, clip=clip, tasks=chain, calibration=calibration, **settings
+            model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
         ).args
         keys = model.keys
         metadata = metadata_of_merge("merged", merged.loras, merged.recipe)
@@ -148,9 +146,7 @@ def command(world, output):
         "--output": output / "merged.safetensors",
         "--base": world / "base",
     }
-    for name, value in {**CALIBRATION, **SETTINGS}.items():
-        option = "--steps" if name == "sampling_steps" else f"--{name.replace('_', '-')}"
-        options[option] = value
+    options |= dict(SETTINGS.values())
     flags = [name for name, value in options.items() if value is True]
     arguments = [part for name in options if name not in flags for part in (name, options[name])]
     for file, prompts in zip(FILES, PROMPTS, strict=True):

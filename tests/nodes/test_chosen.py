@@ -7,13 +7,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import (
-    identified,
-    in_sockets,
-    load,
-    scenes_of,
-    unread_embeddings,
-)
+from iteris_pack.nodes.loras.chosen import identified, load, scenes_of, unread_embeddings
 from iteris_pack.nodes.sockets import ChosenLora, Scenes
 from safetensors.torch import save_file
 
@@ -73,11 +67,6 @@ def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
     assert asked == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
     assert [lora.use.name for lora in loras] == ["cat", "trained"]
     assert [note.kind for note in notes] == ["repeated"]
-
-
-def test_growing_sockets_are_read_in_the_order_of_their_numbers():
-    a, b, c = (ChosenLora(use(name)) for name in "abc")
-    assert list(in_sockets({"loras10": (c,), "loras2": (a, b), "loras3": None})) == [a, b, c]
 
 
 def test_scenes_come_with_the_loras_and_only_one_kind_of_them():

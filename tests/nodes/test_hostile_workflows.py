@@ -18,22 +18,22 @@ import torch
 from fake_host import use
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from iteris_pack.nodes.calibration import Calibration as CalibrationNode
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.report import ShowReport
 from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.scene import ScenePrompts
+from iteris_pack.nodes.settings import MergeSettings
 from iteris_pack.nodes.sockets import ChosenLora, Scenes
 from iteris_pack.nodes.stack import LorasOnModel, LoraStack
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError, IterisError, LowRankDelta, MergeConfig, MergeReport
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings
+from iteris_core.diffusion.changes import Changes
 from iteris_core.diffusion.lora_use import MOST_LORAS
-from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
+from iteris_core.diffusion.recipe import METADATA_KEY, Recipe, settings_of
 from iteris_core.files.families import FAMILIES
 
 CASES = int(os.environ.get("ITERIS_CASES", "60"))
@@ -48,7 +48,7 @@ NODES = (
     LoraStack,
     LorasOnModel,
     ScenePrompts,
-    CalibrationNode,
+    MergeSettings,
     Merge,
     LoadRecipe,
     ShowReport,
@@ -144,10 +144,15 @@ HOSTILE = {
     "long chain": chain(*["cat"] * (MOST_LORAS + 1)),
     "list chain": list(chain("cat")),
     "calibration": Calibration(),
-    "settings": MergeSettings(MergeConfig()),
+    "changes": Changes({"trajectories": 3}),
+    "recipe": Recipe((), Calibration(), MergeConfig(), False, {}),
+    "rows": f"<lora:{LORA}:0.5> style priority=2 | a cat\n# <lora:no such file>",
+    "many rows": "<lora:cat>\n" * 10_000,
+    "odd rows": '<lora:cat:1> called="{trigger} without=* | {a|b} \\| " priority=1e999',
+    "open quotes": '<lora:cat> "' + 'called="' * 20_000,
+    "many layers": "<lora:cat> " + "without=a " * 15_000,
+    "many prompts": "<lora:cat> " + "|{" * 50_000,
     "report": report(),
-    "chains": {"loras0": chain("cat"), "loras1": None},
-    "odd chains": {"loras0": 3, "x": chain("cat")},
 }
 
 GOOD = {
@@ -158,20 +163,24 @@ GOOD = {
     "name": "trained",
     "prompts": "a cat",
     "subjects": "cat: a sks cat",
-    "tasks": chain("cat", "dog"),
+    "loras": chain("cat", "dog"),
+    "more_loras": chain("cat", "dog"),
     "report": report(),
     "model": patcher(),
     "clip": patcher(),
 }
 
-CALLED = {"preserve_prompts": "preserve_captions"}  # in errors
+# in errors
+CALLED = {"protected_prompts": "preserve_captions", "lora_stack": "the stack"}
 
 
 def good_inputs(node):
     """Return inputs with which a node does its work."""
     inputs = {}
     for item in node.define_schema().inputs:
-        if item.id in GOOD:
+        if item.id == "loras" and item.io_type == "STRING":
+            inputs["loras"] = "<lora:cat:0.5> style | a cat"
+        elif item.id in GOOD:
             inputs[item.id] = GOOD[item.id]
         elif not item.optional:
             inputs[item.id] = item.more.get("default", "")
@@ -332,6 +341,14 @@ def test_any_block_weights_are_read_or_named(spelling, without, family):
         assert set(made.deltas) <= {path}
 
 
+@MANY
+@given(st.text(st.sampled_from('<lora:ct1.5> |#"\\{}=,sutyleprinwh*\n'), max_size=80))
+def test_any_rows_are_read_or_named(host, text):
+    said = outcome(Merge, good_inputs(Merge) | {"loras": text})
+    assert said == "begins" or "line " in said or "loras folders" in said
+    outcome(LoraStack, good_inputs(LoraStack) | {"text": text})
+
+
 TEXTS = st.text(max_size=40) | st.sampled_from(
     ["{first} and {second}", "{first} {style}", "{first!r}", "{", "{first:9999999999}", "{0}"]
 )
@@ -448,5 +465,5 @@ def test_scenes_of_strangers_settings_are_refused():
 
 def test_an_adapter_is_no_lora_of_a_chain(host):
     adapter = Adapter("a", {"x": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))})
-    said = outcome(Merge, good_inputs(Merge) | {"tasks": (adapter,)})
-    assert said.startswith("tasks is") and "connect the output LoRAs" in said
+    said = outcome(Merge, good_inputs(Merge) | {"more_loras": (adapter,)})
+    assert said.startswith("more_loras is") and "connect the output LoRAs" in said

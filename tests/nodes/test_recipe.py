@@ -5,14 +5,12 @@ import hashlib
 import json
 
 import pytest
-import torch
 from fake_host import use
-from iteris_pack.nodes.merge import from_widgets
-from iteris_pack.nodes.recipe import source_of
+from iteris_pack.nodes.recipe import as_text, source_of
 
-from iteris_core import Adapter, IterisError, LowRankDelta
-from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.recipe import read_recipe
+from iteris_core import IterisError, MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.recipe import read_recipe, settings_of
 
 
 def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_path):
@@ -29,32 +27,23 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_p
         source_of("merged", dataclasses.replace(lora, sha256="another"))
 
 
-def test_widgets_and_recipe_say_the_same():
-    adapter = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
-    widgets = {
-        "alpha": 1e-3,
-        "precision": "bfloat16",
-        "rank": 0,
-        "kept_energy": 0.9,
-        "size_mb": 0.0,
-        "target": "full_output",
-    }
-    meant = from_widgets(
-        [LoadedLora.of(adapter, ("p",))], method="svd", correct_strength=True, **widgets
+def test_a_recipe_is_read_back_with_all_that_it_says_of_a_lora():
+    lora = use(
+        "a",
+        ("a | b",),
+        file="a.safetensors",
+        kind="style",
+        weight=0.5,
+        trigger="in a",
+        blocks="IN01:0.5",
+        without=("*attn2*", "text *"),
     )
-    assert (meant.config.kept_energy, meant.config.output_dtype, meant.config.rank) == (
-        0.9,
-        torch.bfloat16,
-        "sum",
-    )
-    used = dataclasses.asdict(use("a", ("p",), file="a.safetensors"))
-    text = json.dumps(
-        {
-            "loras": [used],
-            "calibration": {},
-            "config": meant.config.to_dict(),
-            "strength_correction": 1.1,
-        }
-    )
+    text = json.dumps(settings_of([lora], Calibration(), MergeConfig(method="svd")))
     recipe = read_recipe("file", text)
-    assert (recipe.config, recipe.is_corrected) == (meant.config, meant.correct_strength)
+    assert recipe.loras == (lora,)
+    assert as_text(recipe).splitlines()[:3] == [
+        '<lora:a.safetensors:1> style priority=0.5 called="in a" blocks=IN01:0.5 without=*attn2* '
+        'without="text *" | a \\| b',
+        "",
+        "method: svd",
+    ]

@@ -1,26 +1,9 @@
-"""Inputs that grow and advanced inputs, on hosts that know them and on those that do not."""
+"""Advanced inputs and words of a search, on hosts that know them and on those that do not."""
 
-import types
 from dataclasses import make_dataclass
 
 import pytest
 from iteris_pack.nodes import sockets
-
-
-def test_an_older_host_has_no_inputs_that_grow(monkeypatch):
-    monkeypatch.delattr(sockets.io, "Autogrow", raising=False)
-    assert sockets.growing("more", None, "") == []
-
-
-def test_a_newer_host_is_asked_for_optional_inputs_that_grow(monkeypatch):
-    autogrow = types.SimpleNamespace(
-        TemplatePrefix=lambda *told: told, Input=lambda *told, **more: (*told, more)
-    )
-    monkeypatch.setattr(sockets.io, "Autogrow", autogrow, raising=False)
-    socket = types.SimpleNamespace(Input=lambda name, **told: (name, told))
-    [(name, template, told)] = sockets.growing("more", socket, "more of them")
-    assert (name, told) == ("more", {"optional": True, "tooltip": "more of them"})
-    assert template[:3] == (("loras", {"optional": True, "tooltip": "more of them"}), "loras", 0)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["before 0.10", "since 0.10"])

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from iteris_pack.nodes.loras.stack_formats import find_name, prompts_by_name, read_stack
+from iteris_pack.nodes.loras.names import find_name
+from iteris_pack.nodes.loras.stack_formats import prompts_by_name, read_stack
 
 from iteris_core import IterisError
 
@@ -105,19 +106,16 @@ def test_an_empty_stack_is_empty(stack):
             [{"lora": "cat", "strength": "much"}],
             "the stack[0] has the strength 'much', which is no number",
         ),
-        ("<lora:cat:high>", "<lora:cat:high>: a strength is no number; write <lora:name:1.0>"),
-        ("<lora:cat:nan>", "<lora:cat:nan>: cat has the strength nan; write a number"),
+        ("<lora:cat:high>", "a strength in '<lora:cat:high>' is 'high', which is no number"),
+        ("<lora:cat:nan>", "a strength in '<lora:cat:nan>' is 'nan', which is no number"),
         ([("cat", 1.0, float("inf"))], "the stack[0]: cat has the strength inf; write a number"),
         (
             [{"lora": "cat", "strength": "NaN"}],
             "the stack[0]: cat has the strength nan; write a number",
         ),
-        ("<lora:cat:1:lbw=1,0,0>", "LoRA 'cat': its block weights are 3 numbers; there can be"),
-        ([("cat", 1.0, 1.0, "1,0,0")], "LoRA 'cat': its block weights are 3 numbers"),
-        ([{"lora": "cat", "lbw": "much"}], "LoRA 'cat': its block weights have 'much'; write"),
         ([{"lora": "cat", "lbw": ["x"]}], "the stack[0] has the strength 'x', which is no number"),
-        ("<lora:cat:1:lbw=OUTALL:stop=20>", "has 'stop=20': other programs use the LoRA so at"),
-        ("<lora:cat:1:lbwe=ATTNDEEPON>", "has 'lbwe=ATTNDEEPON': other programs use the LoRA so"),
+        ("<lora:cat:1:lbw=OUTALL:stop=20>", "has 'stop=20', which a merged LoRA cannot have"),
+        ("<lora:cat:1:lbwe=ATTNDEEPON>", "has 'lbwe=ATTNDEEPON', which a merged LoRA cannot"),
     ],
 )
 def test_what_is_no_stack_is_named(stack, words):
@@ -158,6 +156,10 @@ def test_names_without_folder_or_suffix_find_their_file():
     assert find_name("dog", [*names, "dog.safetensors", "x/dog.safetensors"]) == "dog.safetensors"
     with pytest.raises(IterisError, match="'bird' is in none of ComfyUI's loras folders"):
         find_name("bird", names)
+    with pytest.raises(
+        IterisError, match=r"folders, did you mean 'style/sks_dog'[?]; check the spelling"
+    ):
+        find_name("sks_dig", [*names[:2], "style/sks_dog.safetensors"])
     with pytest.raises(
         IterisError, match=r"'cat' is the name of 2 files: a/cat\.safetensors, b/cat\.safetensors"
     ):

@@ -3,83 +3,145 @@
 from dataclasses import MISSING, fields
 
 import pytest
-from iteris_pack.nodes.calibration import Calibration as CalibrationNode
+import torch
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
-from iteris_pack.nodes.merge import Merge, Ranks
+from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.scene import ScenePrompts
+from iteris_pack.nodes.settings import (
+    OF_CALIBRATION,
+    OF_CONFIG,
+    UNSET,
+    MergeSettings,
+    changes_of,
+)
+from iteris_pack.nodes.size import Size
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings as Settings
+from iteris_core.diffusion.job import changed
 from iteris_core.diffusion.lora_use import LoraUse
+from iteris_core.diffusion.presets import PRESETS
 from iteris_core.settings import bounds
 
-# Widgets whose "off" is a value of its own, since a widget cannot be empty; `Ranks` has its bounds.
-OFF = {"kept_energy": (1.0, None), "rank": (0, "sum")}
-NODES = {
-    CalibrationNode: Calibration,
-    Merge: MergeConfig,
-    LoraToMerge: LoraUse,
-    TrainedLora: LoraUse,
-    ScenePrompts: Calibration,
+# Widget -> field of the settings, where the two have other names.
+FIELDS = {
+    **OF_CALIBRATION,
+    **OF_CONFIG,
+    "quality_kept": "kept_energy",
+    "size_value": "value",
 }
-# A widget has an end where the setting has a bound that it must not reach.
-WITHIN = {"input_mix": {"max": 0.99}}
+NODES = {
+    MergeSettings: (Calibration, MergeConfig),
+    Merge: (Size,),
+    LoraToMerge: (LoraUse,),
+    TrainedLora: (LoraUse,),
+    ScenePrompts: (Calibration,),
+}
+# "priority" is that of a LoRA, or that of the captions with several.
+PRIORITY = {LoraUse: "weight", Calibration: "scene_weight"}
+# A widget has an end where the setting has a bound that it must not reach, or an end of its own
+# that sets nothing.
+WITHIN = {
+    "input_mix": {"max": 0.99},
+    "quality_kept": {"min": 0.01},
+    **{name: {"min": value} for name, value in UNSET.items()},
+}
+
+
+def declared_in(node, widget):
+    """Return the settings and the field that a widget is for; None: none is."""
+    for kind in NODES[node]:
+        name = PRIORITY.get(kind) if widget.id == "priority" else FIELDS.get(widget.id, widget.id)
+        if name in {item.name for item in fields(kind)}:
+            return kind, name
+    return None
+
+
 CASES = [
-    pytest.param(settings, widget, id=f"{settings.__name__}.{widget.id}")
-    for settings, node in ((MergeConfig, Merge), (Calibration, CalibrationNode))
-    for widget in node.define_schema().inputs
-    if widget.id in {item.name for item in fields(settings)} and "default" in widget.more
+    pytest.param(*found, widget, id=widget.id)
+    for widget in MergeSettings.define_schema().inputs
+    if (found := declared_in(MergeSettings, widget))
 ]
 
 
-@pytest.mark.parametrize(("settings", "widget"), CASES)
-def test_a_widget_begins_with_the_default(settings, widget):
-    default = getattr(settings(), widget.id)
-    off, means = OFF.get(widget.id, (default, default))
-    assert (widget.more["default"], default) == (off, means)
-
-
-@pytest.mark.parametrize(("settings", "widget"), CASES)
-def test_the_core_allows_what_a_widget_offers(settings, widget):
+@pytest.mark.parametrize(("kind", "name", "widget"), CASES)
+def test_the_core_allows_what_a_widget_offers(kind, name, widget):
     offered = [*widget.more.get("options", ()), *(widget.more.get(end) for end in ("min", "max"))]
-    off, _ = OFF.get(widget.id, (None, None))
     for value in offered:
-        if value is not None and value != off:
+        if value is not None and value != UNSET.get(widget.id):
             try:
-                settings(**{widget.id: value})
+                kind(**{name: value})
             except ConfigError as error:
                 # another setting may be in the way, but not this value by itself
-                assert not str(error).startswith(f"{widget.id} is"), error
+                assert not str(error).startswith(f"{name} is"), error
 
 
 def test_there_are_widgets_to_compare():
-    names = {case.values[1].id for case in CASES}
-    assert {"alpha", "target", "engine", "input_mix", "trajectories", "held_out"} <= names
+    names = {case.values[2].id for case in CASES}
+    assert {"smoothing", "engine", "input_mix", "sample_runs", "check_runs"} <= names
+
+
+def test_new_merge_settings_change_nothing(widgets):
+    (changes,) = MergeSettings.execute(**widgets(MergeSettings)).args
+    start = Calibration(), Settings(MergeConfig(output_dtype=torch.float16))
+    assert changed(*start, changes) == start
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_new_merge_settings_leave_a_preset_as_it_is(preset, widgets):
+    (changes,) = MergeSettings.execute(**widgets(MergeSettings)).args
+    start = Calibration(), Settings(MergeConfig(output_dtype=torch.float16))
+    of_preset = changed(*start, PRESETS[preset])
+    assert changed(*start, PRESETS[preset].then(changes)) == of_preset
+
+
+def test_each_widget_of_merge_settings_changes_its_setting(widgets):
+    fresh = changes_of(**widgets(MergeSettings))
+    for widget in MergeSettings.define_schema().inputs:
+        other = changes_of(**widgets(MergeSettings, **{widget.id: other_value(widget)}))
+        assert other != fresh, widget.id
+
+
+def other_value(widget):
+    """Return a value that a widget may have, and does not begin with."""
+    default = widget.more["default"]
+    if widget.io_type == "STRING":
+        return "a dog"
+    if widget.io_type == "BOOLEAN":
+        return not default
+    if widget.io_type == "COMBO":
+        return widget.more["options"][-1]
+    if widget.io_type == "INT":
+        return widget.more.get("step") or 2
+    low, high = widget.more["min"], widget.more["max"]
+    return (default + (low if default == high else high)) / 2
 
 
 @pytest.fixture
 def numbers(replace_host):
-    """Return every numeric widget of the pack: (node, widget, settings that declare it)."""
+    """Return every numeric widget of the pack: (widget, settings that declare it, field)."""
     replace_host(lora_names=list)
-    found = []
-    for node, kind in NODES.items():
-        for widget in node.define_schema().inputs:
-            if widget.io_type in ("INT", "FLOAT"):
-                of_ranks = widget.id in {item.name for item in fields(Ranks)}
-                found.append((node, widget, Ranks if of_ranks else kind))
-    return found
+    return [
+        (widget, *declared_in(node, widget))
+        for node in NODES
+        for widget in node.define_schema().inputs
+        if widget.io_type in ("INT", "FLOAT")
+    ]
 
 
 def test_a_number_has_the_bounds_of_its_setting_and_no_others(numbers):
-    for node, widget, kind in numbers:
-        ends = bounds(kind, widget.id) | WITHIN.get(widget.id, {})
-        shown = {end: widget.more[end] for end in ("min", "max")}
-        assert shown == ends, f"{node.__name__}.{widget.id}"
+    for widget, kind, name in numbers:
+        ends = bounds(kind, name) | WITHIN.get(widget.id, {})
+        assert {end: widget.more[end] for end in ("min", "max")} == ends, widget.id
 
 
-def test_the_default_of_a_number_is_inside_its_bounds(numbers):
+def test_a_number_begins_with_its_default_inside_its_bounds(numbers):
     assert len(numbers) > 20
-    for _, widget, kind in numbers:
-        assert widget.more["min"] <= widget.more["default"] <= widget.more["max"]
-        default = {item.name: item.default for item in fields(kind)}.get(widget.id)
-        assert default in (MISSING, widget.more["default"]) or widget.id == "scene_weight"
+    for widget, kind, name in numbers:
+        begins = widget.more["default"]
+        assert widget.more["min"] <= begins <= widget.more["max"]
+        default = {item.name: item.default for item in fields(kind)}[name]
+        # a scene's is that of a node that asks for scenes
+        if default not in (MISSING, None) and widget.id not in UNSET and name != "scene_weight":
+            assert begins == default, widget.id

@@ -20,7 +20,7 @@ import torch
 from fuzz_files import MODULES, Case
 from iteris_pack.nodes import host
 from iteris_pack.nodes.keys import model_keys
-from iteris_pack.nodes.loras import stack_formats
+from iteris_pack.nodes.loras import names, rows, stack_formats
 from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
@@ -158,15 +158,14 @@ TEXTS: Mapping[str, Callable[[Path], object]] = {
 
 def stack_of(value: Any) -> object:
     found = stack_formats.read_stack(value)
-    return [
-        stack_formats.find_name(lora.name, ["a.safetensors", "b/c.safetensors"]) for lora in found
-    ]
+    return [names.find_name(lora.name, ["a.safetensors", "b/c.safetensors"]) for lora in found]
 
 
 VALUES: Mapping[str, Callable[[Any], object]] = {
     "a recipe": lambda value: read_recipe("a.safetensors", json.dumps(value)),
     "a stack": stack_of,
     "block weights": lambda value: layer_weights("a", str(value), [str(value)], FAMILIES["SDXL"]),
+    "rows": lambda value: rows.written(rows.read_rows(str(value), "loras")),
     "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
 }
 

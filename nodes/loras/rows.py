@@ -1,0 +1,267 @@
+r"""LoRAs as the rows of a text, one LoRA a line:
+
+    <lora:sks_dog:0.8> subject priority=2 | a photo of sks dog | sks dog on a beach
+    # <lora:ink:1:0.6> style called="in ink style"
+
+``web/rows_text.js`` reads and writes the same grammar, and ``tests/data/rows.json`` holds examples
+for both. A row begins with ``<lora:NAME:MODEL:CLIP>``, of which the strengths may be missing. Words
+follow in any order, and then prompts, each behind a ``|``. A ``|`` in curly braces or behind a
+backslash belongs to its prompt. In quotes a backslash takes the next letter as it is. A line that
+begins with ``#`` is switched off, and is not looked at. A line of tags alone is several rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+from ...iteris_core import ConfigError
+from ...iteris_core.diffusion.lora_use import Kind, LoraUse, check_count
+from ...iteris_core.settings import declared, shown
+
+TAG = re.compile(r"<lora:([^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
+# One word behind the tag; a value may be in quotes. Each place is looked at once.
+_WORD = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s|"])+')
+_QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
+_ESCAPED = re.compile(r"\\(.)")
+_PROMPT = re.compile(r"(?:\\\||\{[^{}]*\}|[^|])+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_PLAIN = re.compile(r'[^\s|"]+')  # a value that needs no quotes
+_KINDS = get_args(Kind)
+_NAMED = ("priority", "called", "blocks", "without")
+_WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
+_EXAMPLE = "<lora:name:0.8> subject | a photo of sks dog"
+# What other programs write into a tag behind the strengths, before an equals sign.
+_IN_TAG = {"lbw": "blocks", "w": "blocks", "unet": "model", "te": "clip"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A LoRA as a text or another pack's stack names it.
+
+    Args:
+        name: Its name there: that of a file in ComfyUI's list, of which folder and suffix may be
+            missing.
+        strength_model: See `LoraUse`.
+        strength_clip: See `LoraUse`.
+        kind: Kind of the LoRA; None: nothing is said about it.
+        priority: Weight of its task.
+        called: Phrase for it in captions with others; may contain ``{trigger}``.
+        blocks: See `LoraUse`.
+        without: See `LoraUse`.
+        prompts: Its prompts; may contain ``{trigger}``.
+        where: Place of the row, for errors.
+    """
+
+    name: str
+    strength_model: float = 1.0
+    strength_clip: float = 1.0
+    kind: Kind | None = None
+    priority: float = 1.0
+    called: str = ""
+    blocks: str = ""
+    without: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    where: str = ""
+
+
+def read_rows(text: str, field: str) -> list[Row]:
+    """Return the rows of a text that are switched on.
+
+    Args:
+        text: The text, one row a line.
+        field: The input that holds it, for errors.
+
+    Raises:
+        ConfigError: Names the line, what stands there, and what may; or there are too many.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            rows += _rows_in(f"{field}, line {number}", line.strip())
+            check_count(len(rows))
+    return rows
+
+
+def written(rows: Iterable[Row]) -> str:
+    """Return the text of rows, one a line."""
+    return "\n".join(map(_line, rows))
+
+
+def row_of(use: LoraUse) -> Row:
+    """Return a LoRA of the loras folders as a row."""
+    return Row(
+        str(use.file),
+        use.strength_model,
+        use.strength_clip,
+        use.kind,
+        use.weight,
+        use.trigger,
+        use.blocks,
+        use.without,
+        use.prompts,
+    )
+
+
+def tagged(tag: re.Match[str], where: str) -> Row:
+    """Return the row of a `TAG` that stands alone, with block weights as other programs write them:
+    ``<lora:name:1:lbw=OUTALL>``.
+
+    Raises:
+        ConfigError: A strength that is no number or outside its bounds, or something that holds for
+            some sampling steps only.
+    """
+    given = _parts_in(tag, where)
+    place = f"{where}: a strength in {_short(tag[0])}"
+    model, clip = (given.get(name, "") for name in ("model", "clip"))
+    strength = _number(model, "strength_model", place) if model else 1.0
+    of_text = _number(clip, "strength_clip", place) if clip else strength
+    # behind a semicolon is what letters among the weights stand for
+    blocks = given.get("blocks", "").partition(";")[0].strip()
+    return Row(tag[1].strip(), strength, of_text, blocks=blocks, where=where)
+
+
+def _parts_in(tag: re.Match[str], where: str) -> dict[str, str]:
+    """Return the strengths and block weights in a tag by their names."""
+    free = ["model", "clip", "blocks"]
+    given: dict[str, str] = {}
+    for part in (tag[2] or "").split(":"):
+        name, is_named, value = (text.strip() for text in part.partition("="))
+        if not is_named and free:
+            value = name
+            place = free.pop(0)
+            if place == "clip" and value and not _NUMBER.fullmatch(value):  # <lora:name:1:OUTALL>
+                place = "blocks"
+        elif is_named and name.lower() in _IN_TAG:
+            place = _IN_TAG[name.lower()]
+        else:
+            raise ConfigError(
+                f"{where}: {_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
+                "have: it is the same at all sampling steps. Take it out"
+            )
+        given |= {place: value} if value else {}
+    return given
+
+
+def _rows_in(where: str, line: str) -> Iterator[Row]:
+    tags: list[re.Match[str]] = []
+    end = 0
+    while tag := TAG.match(line, end):
+        tags.append(tag)
+        end = _after_spaces(line, tag.end())
+    if not tags:
+        raise ConfigError(
+            f"{where} begins with {_first_word(line)}; write a LoRA first, such as {_EXAMPLE}, or "
+            "a # before a line that does not count"
+        )
+    for tag in tags:
+        if not tag[1].strip():
+            raise ConfigError(f"{where}: {tag[0]} names no file; write {_EXAMPLE}")
+    rows = [tagged(tag, where) for tag in tags]
+    if len(rows) == 1:
+        yield _with_words(rows[0], line, end)
+    elif end < len(line):
+        raise ConfigError(
+            f"{where}: {_first_word(line[end:])} stands behind {len(rows)} LoRAs; for which is it? "
+            "Write one LoRA a line"
+        )
+    else:
+        yield from rows
+
+
+def _with_words(row: Row, line: str, start: int) -> Row:
+    """Return a row with the words and prompts that stand from a place of its line on."""
+    while start < len(line) and line[start] != "|":
+        word = _WORD.match(line, start)
+        if word is None or line[word.end() :].startswith('"'):
+            raise ConfigError(f"{row.where}: the quotes in {_short(line[start:])} have no end")
+        row = _with_word(row, word[0])
+        start = _after_spaces(line, word.end())
+    found = (prompt[0].replace("\\|", "|").strip() for prompt in _PROMPT.finditer(line, start))
+    return replace(row, prompts=tuple(prompt for prompt in found if prompt))
+
+
+def _with_word(row: Row, word: str) -> Row:
+    where = row.where
+    if word in _KINDS:
+        if row.kind not in (None, word):
+            raise ConfigError(f"{where}: is it a {row.kind} or a {word}? Write one of them")
+        return replace(row, kind=cast(Kind, word))
+    if word.startswith("<"):
+        raise ConfigError(f"{where}: a second LoRA, {_short(word)}; write one LoRA a line")
+    name, is_named, text = word.partition("=")
+    if not is_named or name not in _NAMED:
+        raise ConfigError(
+            f"{where}: {_short(word)} is nothing that a row knows{_near(word)}. Behind the LoRA "
+            f"stand {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each behind a |"
+        )
+    value = _QUOTED.sub(lambda quoted: _ESCAPED.sub(r"\1", quoted[1]), text).strip()
+    if not value:
+        raise ConfigError(f"{where}: nothing stands behind {name}=; write a value, or leave it out")
+    if name == "without":
+        return replace(row, without=(*row.without, value))
+    if getattr(row, name) != getattr(_DEFAULTS, name):
+        raise ConfigError(f"{where} says {name}= twice; write one of them")
+    if name == "priority":
+        return replace(row, priority=_number(value, "weight", f"{where}: priority"))
+    return replace(row, **{name: value})
+
+
+_DEFAULTS = Row("")
+
+
+def _number(text: str, field: str, place: str) -> float:
+    """Return a number inside the bounds of a field of `LoraUse`."""
+    if not _NUMBER.fullmatch(text):
+        raise ConfigError(f"{place} is {shown(text)}, which is no number; write one such as 0.8")
+    (item,) = [item for item in declared(LoraUse) if item.name == field]
+    item.check(place, float(text))
+    return float(text)
+
+
+def _near(word: str) -> str:
+    known = {name.rstrip("="): name for name in _WORDS} | {"weight": "priority="}
+    found = difflib.get_close_matches(word.partition("=")[0].lower()[:40], known, 1)
+    return f", did you mean {known[found[0]]}" if found else ""
+
+
+def _first_word(text: str) -> str:
+    return _short(text.split(maxsplit=1)[0])
+
+
+def _short(text: str) -> str:
+    return shown(text.strip())
+
+
+def _after_spaces(line: str, place: int) -> int:
+    while place < len(line) and line[place].isspace():
+        place += 1
+    return place
+
+
+def _line(row: Row) -> str:
+    strengths = [row.strength_model]
+    strengths += [row.strength_clip] if row.strength_clip != row.strength_model else []
+    words = [f"<lora:{':'.join([row.name, *map(_digits, strengths)])}>"]
+    words += [row.kind] if row.kind else []
+    words += [f"priority={_digits(row.priority)}"] if row.priority != _DEFAULTS.priority else []
+    values = [("called", row.called), ("blocks", row.blocks)]
+    values += [("without", pattern) for pattern in row.without]
+    words += [f"{name}={_quoted(value)}" for name, value in values if value]
+    prompts = ["| " + " ".join(prompt.split()).replace("|", "\\|") for prompt in row.prompts]
+    return " ".join([*words, *prompts])
+
+
+def _digits(number: float) -> str:
+    """Return a number in as few digits as tell it."""
+    return repr(float(number)).removesuffix(".0")
+
+
+def _quoted(value: str) -> str:
+    value = " ".join(value.split())
+    if _PLAIN.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

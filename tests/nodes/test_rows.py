@@ -1,0 +1,102 @@
+"""LoRAs as rows of a text. The same table is read by the page's tests, `tests/web/test_modules.py`."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fake_host import use
+from hypothesis import given
+from hypothesis import strategies as st
+from iteris_pack.nodes.loras.rows import Row, read_rows, row_of, written
+
+from iteris_core import ConfigError
+
+TABLE = json.loads((Path(__file__).parents[1] / "data" / "rows.json").read_text(encoding="utf-8"))
+
+
+def row(entry):
+    """Return a row of the table; see its "about"."""
+    model = entry.get("model", 1)
+    return Row(
+        entry["name"],
+        model,
+        entry.get("clip", model),
+        entry.get("kind"),
+        entry.get("priority", 1),
+        entry.get("called", ""),
+        entry.get("blocks", ""),
+        tuple(entry.get("without", ())),
+        tuple(entry.get("prompts", ())),
+        f"loras, line {entry.get('line', 1)}",
+    )
+
+
+@pytest.mark.parametrize("example", TABLE["good"], ids=lambda example: example["text"][:40])
+def test_a_text_is_read(example):
+    assert read_rows(example["text"], "loras") == [
+        row(entry) for entry in example["rows"] if entry.get("on", True)
+    ]
+
+
+@pytest.mark.parametrize("example", TABLE["good"], ids=lambda example: example["text"][:40])
+def test_rows_are_written(example):
+    if "#" not in example["text"][:1] and "\n#" not in example["text"]:
+        rows = [row(entry) for entry in example["rows"]]
+        assert written(rows) == example.get("written", example["text"])
+
+
+@pytest.mark.parametrize("example", TABLE["bad"], ids=lambda example: example["text"][:40])
+def test_what_is_no_row_is_named(example):
+    meant = f".*did you mean {re.escape(example['meant'])}" if "meant" in example else ""
+    place = rf"^loras, line {example['line']}\b"
+    with pytest.raises(ConfigError, match=rf"{place}.*{re.escape(example['found'])}{meant}"):
+        read_rows(example["text"], "loras")
+
+
+NAMES = st.text(
+    st.characters(blacklist_characters="<>:\n\r", blacklist_categories=("C", "Z")), min_size=1
+)
+# braces of one prompt would hold the | of the next, and other programs' {a|b} is refused later
+LETTERS = st.characters(blacklist_characters="{}", blacklist_categories=("Cs", "Cc", "Z"))
+VALUES = st.text(LETTERS, min_size=1)
+ROWS = st.builds(
+    Row,
+    name=NAMES,
+    strength_model=st.floats(-100, 100),
+    strength_clip=st.floats(-100, 100),
+    kind=st.sampled_from([None, "subject", "style"]),
+    priority=st.floats(0, 100),
+    called=st.just("") | VALUES,
+    blocks=st.just("") | VALUES,
+    without=st.lists(VALUES, max_size=3).map(tuple),
+    prompts=st.lists(VALUES, max_size=3).map(tuple),
+    where=st.just("loras, line 1"),
+)
+
+
+@given(st.text(st.sampled_from('<lora:a1> |#"\\{}=,sutyle\n')))
+def test_any_text_is_read_or_named(text):
+    try:
+        again = written(read_rows(text, "loras"))
+    except ConfigError as error:
+        assert str(error).startswith("loras, line ")
+    else:
+        assert "{" in text or written(read_rows(again, "loras")) == again
+
+
+@given(ROWS)
+def test_what_is_written_is_read_again(row):
+    assert read_rows(written([row]), "loras") == [row]
+
+
+def test_a_lora_to_merge_becomes_a_row():
+    lora = use("a", ("p", "q"), file="b/a.safetensors", weight=2.0, kind="style", trigger="in a")
+    assert written([row_of(lora)]) == (
+        '<lora:b/a.safetensors:1> style priority=2 called="in a" | p | q'
+    )
+
+
+def test_too_many_rows_are_refused():
+    with pytest.raises(ConfigError, match="there are 101 LoRAs"):
+        read_rows("<lora:a>\n" * 101, "loras")
