@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .inputs import checked
 from .lora import show
@@ -94,6 +95,7 @@ class LoraStack(io.ComfyNode):
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
         stacked = [*read_stack(lora_stack), *read_rows(text, "text")]
+        check_count(len(stacked))  # before files are read
         if not stacked:
             raise IterisError(
                 "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or "
