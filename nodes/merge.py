@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -158,7 +158,7 @@ class Merge(io.ComfyNode):
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
         from ..iteris_core.engines.measure import room_for_sums
         from ..iteris_core.processes import alone
-        from .loras.chosen import load, scenes_of
+        from .loras.chosen import load, scenes_of, unread_in
 
         wanted = Size(size, size_value)  # before files are read
         chosen = [*(ChosenLora(use_of_row(row)) for row in read_rows(loras, "loras")), *more_loras]
@@ -193,7 +193,13 @@ class Merge(io.ComfyNode):
                 waiting_bytes=room.waiting_bytes,
             ),
             made_on=cls.made_on(),
-            notes=(*how.notes, *joined, *carried(host.patches_of(model, clip)), *too_small(room)),
+            notes=(
+                *how.notes,
+                *joined,
+                *cls.of_base(model, clip, read, is_guided=calibration.is_guided),
+                *unread_in(base, calibration),
+                *too_small(room),
+            ),
         )
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
@@ -211,6 +217,23 @@ class Merge(io.ComfyNode):
             MergedLora(result.adapter, base.keys, json.dumps(report.settings), tuple(sources)),
             report,
             ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
+        )
+
+    @classmethod
+    def of_base(
+        cls, model: Any, clip: Any, loras: Sequence[LoadedLora], *, is_guided: bool
+    ) -> Iterator[Note]:
+        """Yield notes about what MODEL and CLIP carry already."""
+        from .loras.on_model import notes_on_model
+
+        prompt = cls.hidden.prompt or {}
+        texts = set(texts_upstream(prompt, cls.hidden.unique_id, ("model", "clip")))
+        yield from notes_on_model(
+            host.patches_of(model, clip),
+            host.base_changes(model, clip),
+            loras,
+            sorted(texts & set(host.lora_names())),
+            is_guided=is_guided,
         )
 
     @classmethod
@@ -262,20 +285,6 @@ def settings_for(
     changes = size.changes(loras, dtype).then(changes)
     start = MergeSettings(MergeConfig(output_dtype=dtype))
     return changed(Calibration(), start, changes)
-
-
-def carried(patches: Mapping[str, Sequence[Any]]) -> list[Note]:
-    """Return a note about LoRAs that are on the model and not in the merge."""
-    from ..iteris_core.report.records import Note
-    from .loras.harvest import count_loras
-
-    count = count_loras(patches)
-    text = (
-        f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already, which count as part of the "
-        "base model: they are not in the merged LoRA. 'LoRAs on this model' takes them off and "
-        "merges them"
-    )
-    return [Note("host", text)] if count else []
 
 
 def too_small(room: Room) -> list[Note]:

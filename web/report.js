@@ -69,7 +69,7 @@ export function figures(report) {
     if (!blocks.has(block)) blocks.set(block, { name: block, layers: [] });
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
-  return { version: 1, verdict: verdict(report), tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: (report.notes ?? []).map((note) => note.text) };
+  return { version: 1, verdict: verdict(report), tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: (report.notes ?? []).filter((note) => note.kind !== "twice").map((note) => note.text) };
 }
 
 function verdict({ verdict: found }) {

@@ -14,10 +14,21 @@ from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
-# what the host's model carries; a device that is too small for all of it.
+# what the host's model carries; a LoRA of the merge that it carries, too, which is a warning; a
+# device that is too small for all of it.
 NoteKind = Literal[
-    "method", "left_out", "vectors", "scenes", "strength", "prompts", "repeated", "host", "memory"
+    "method",
+    "left_out",
+    "vectors",
+    "scenes",
+    "strength",
+    "prompts",
+    "repeated",
+    "host",
+    "twice",
+    "memory",
 ]
+_WARNING: NoteKind = "twice"
 
 _WORST_LAYERS = 3  # that an alarm names
 
@@ -234,10 +245,11 @@ class MergeReport:
 
     @property
     def warnings(self) -> list[str]:
-        """The alarms in sentences for the user, to be shown right after the verdict; empty for a
-        merge that holds.
+        """The alarms in sentences for the user, and notes that are warnings, to be shown right
+        after the verdict; empty for a merge that holds.
         """
-        return warnings_of(self.alarms)
+        noted = [note.text for note in self.notes if note.kind == _WARNING]
+        return [*warnings_of(self.alarms), *noted]
 
     @property
     def alerts(self) -> list[str]:
@@ -351,7 +363,8 @@ class MergeReport:
             lines.append(self._solves())
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
-        return "\n".join([*lines, *(f"  {note.text}" for note in self.notes)])
+        notes = [f"  {note.text}" for note in self.notes if note.kind != _WARNING]
+        return "\n".join([*lines, *notes])
 
     def _solves(self) -> str:
         """Return a sentence about the end of the iteration. The solve that settles the last layers

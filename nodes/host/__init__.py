@@ -27,20 +27,25 @@ from .server import (
 )
 
 if TYPE_CHECKING:
+    from .base_changes import BaseChanges, base_changes
     from .deltas import stock_loader
     from .diffusion_model import ComfyModel
     from .patches import patches_of, with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
+    "BaseChanges": "base_changes",
     "ComfyModel": "diffusion_model",
+    "base_changes": "base_changes",
     "patches_of": "patches",
     "stock_loader": "deltas",
     "with_patches": "patches",
 }
 __all__ = [
+    "BaseChanges",
     "ComfyModel",
     "answer_at",
+    "base_changes",
     "find_lora",
     "find_model",
     "heed_cancel",

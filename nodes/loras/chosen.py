@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from ...iteris_core import Adapter, ConfigError
+from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
 from ...iteris_core.files.layout import sha256_of_tensors
 from ...iteris_core.files.tensors import read_tensors, sha256
@@ -55,25 +56,35 @@ def load(
         return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
 
     loras, notes = load_each_once(uses, read)
-    return loras, [*notes, *unread_embeddings(base, loras)]
-
-
-def unread_embeddings(base: host.ComfyModel, loras: Iterable[LoadedLora]) -> Iterator[Note]:
-    """Yield a note for each LoRA whose prompts name learned tokens that the host does not have."""
     for lora in loras:
-        found = [
-            name
-            for text in (*lora.use.prompts, lora.use.trigger)
-            if "embedding:" in text
-            for name in base.unknown_embeddings(text)
-        ]
-        if found:
-            names = ", ".join(f"embedding:{name}" for name in dict.fromkeys(found))
-            yield Note(
-                "prompts",
-                f"{lora.use.name}: left out of its prompts: {names}; there is no such file in "
-                "ComfyUI's embeddings folder, or it is for another text encoder",
-            )
+        texts = (*lora.use.prompts, lora.use.trigger)
+        notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
+    return loras, notes
+
+
+def unread_in(base: host.ComfyModel, calibration: Calibration) -> list[Note]:
+    """Return notes about learned tokens that the host does not have, in the prompts of a
+    calibration.
+    """
+    return [
+        *_unread(base, "left out of the negative prompt", [calibration.negative_prompt]),
+        *_unread(base, "left out of the base model's prompts", calibration.preserve_captions),
+    ]
+
+
+def _unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note]:
+    """Return a note about the learned tokens in texts that the host does not have, if there are
+    any.
+    """
+    found = [
+        name for text in texts if "embedding:" in text for name in base.unknown_embeddings(text)
+    ]
+    names = ", ".join(f"embedding:{name}" for name in dict.fromkeys(found))
+    text = (
+        f"{what}: {names}; there is no such file in ComfyUI's embeddings folder, or it is for "
+        "another text encoder"
+    )
+    return [Note("prompts", text)] if found else []
 
 
 def identified(lora: ChosenLora) -> LoraUse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...iteris_core import IterisError
 from ...iteris_core.files.groups import key_of, tensors_by_key
 from ...iteris_core.files.kinds import GLORA, LOHA, LOKR, OFT, RESHAPING
-from ...iteris_core.files.roles import B_NORM, DIFF, DIFF_B, DORA_SCALE, W_NORM
+from ...iteris_core.files.roles import B_NORM, DIFF, DIFF_B, DORA_SCALE, DOWN, W_NORM
 
 # Name of the host's class -> the roles of the tensors that it keeps, by position; see `weights` in
 # its comfy/weight_adapter.
@@ -107,6 +107,15 @@ def count_loras(patches: Mapping[str, Sequence[Patch]]) -> int:
     """Return the number of LoRAs on a model."""
     values = (value for on_weight in patches.values() for _, value, *_ in on_weight)
     return len({id(value.loaded_keys) for value in values if _is_adapter(value)})
+
+
+def lora_factors(on_weight: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the marks of the LoRAs that patch a whole weight by plain factors, each with the factor
+    that reads the inputs.
+    """
+    for _, value, _, part, _ in on_weight:
+        if part is None and _is_adapter(value) and value.name == "lora":
+            yield id(value.loaded_keys), value.weights[_ROLES["lora"].index(DOWN)]
 
 
 def _is_adapter(value: Any) -> bool:

@@ -97,3 +97,14 @@ def test_a_report_tells_how_true_the_merged_model_is_on_unseen_samples():
     assert joined(
         MergeReport((), fidelity=(own,)), MergeReport((), fidelity=(preserve,))
     ).fidelity == (own, preserve)
+
+
+def test_a_lora_that_the_model_has_already_is_a_warning_and_said_once():
+    """Not among the notes, which are behind a line to click."""
+    notes = (Note("host", "a note"), Note("twice", "cat is on the MODEL, too"))
+    report = MergeReport((), notes=notes)
+    assert report.warnings == report.alerts == ["cat is on the MODEL, too"]
+    assert report.to_dict()["warnings"] == report.warnings
+    lines = str(report).splitlines()
+    assert [line for line in lines if "too" in line] == ["cat is on the MODEL, too"]
+    assert "  a note" in lines

@@ -8,6 +8,7 @@ import types
 import pytest
 import tiny_diffusers
 import torch
+from iteris_pack.nodes.host.base_changes import BaseChanges
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.settings import MergeSettings
@@ -95,6 +96,7 @@ def node(world, replace_host, monkeypatch, widgets):
         lora_names=lambda: list(dict.fromkeys(FILES)),
         lora_path=lambda name: world / name,
         patches_of=lambda model, clip: {},
+        base_changes=lambda model, clip: BaseChanges(),
         stage_progress=lambda node_id: nobody,
         layer_teller=lambda node_id: nobody,
         model_files=lambda names: [],

@@ -7,13 +7,12 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import identified, load, scenes_of, unread_embeddings
+from iteris_pack.nodes.loras.chosen import identified, load, scenes_of, unread_in
 from iteris_pack.nodes.sockets import ChosenLora, Scenes
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.lora_use import LoadedLora
 
 
 def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
@@ -32,24 +31,33 @@ def test_a_lora_in_no_file_is_known_by_the_hash_of_what_its_file_would_be(tmp_pa
     assert identified(trained).sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora():
-    asked = []
+def unknown_embeddings(text):
+    return [word.removeprefix("embedding:").strip(",") for word in text.split() if "gone" in word]
 
-    def unknown(text):
-        asked.append(text)
-        return [word.removeprefix("embedding:") for word in text.split() if "gone" in word]
 
-    loras = [
-        LoadedLora(use("cat", ("a embedding:gone cat", "embedding:gone", "a cat")), None),
-        LoadedLora(use("dog", ("a embedding:sks dog",), trigger="embedding:gone2 dog"), None),
-        LoadedLora(use("ink", ("gone",)), None),
+def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora(replace_host):
+    base = types.SimpleNamespace(
+        adapter=lambda *_: Adapter("", {}), unknown_embeddings=unknown_embeddings
+    )
+    chosen = [
+        ChosenLora(use(name, prompts, trigger=trigger), {"w": torch.full((2,), float(number))})
+        for number, (name, prompts, trigger) in enumerate(
+            (
+                ("cat", ("a embedding:gone cat", "embedding:gone", "a cat"), ""),
+                ("dog", ("a embedding:sks dog",), "embedding:gone2 dog"),
+                ("ink", ("gone",), ""),
+            )
+        )
     ]
-    notes = list(unread_embeddings(types.SimpleNamespace(unknown_embeddings=unknown), loras))
+    replace_host(heed_cancel=lambda: None)
+    _, notes = load(base, chosen)
     assert [(note.kind, note.text.partition(";")[0]) for note in notes] == [
         ("prompts", "cat: left out of its prompts: embedding:gone"),
         ("prompts", "dog: left out of its prompts: embedding:gone2"),
     ]
-    assert "a cat" not in asked and "gone" not in asked
+    settings = Calibration(negative_prompt="embedding:gone, 4k", preserve_captions=("a cat",))
+    [note] = unread_in(base, settings)
+    assert note.text.startswith("left out of the negative prompt: embedding:gone;")
 
 
 def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):

@@ -18,7 +18,7 @@ const REPORT = {
     layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
   ],
   unmatched: { cat: ["a", "b"], ink: [] },
-  notes: [{ kind: "method", text: "a note" }],
+  notes: [{ kind: "method", text: "a note" }, { kind: "twice", text: "among the warnings" }],
 };
 
 test("a layer's place is said in the words of block weights", () => {

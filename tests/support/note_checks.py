@@ -1,6 +1,7 @@
-"""Learned tokens (textual inversion) in prompts, with ComfyUI's own classes.
+"""Learned tokens (textual inversion) in prompts, and what other nodes change about a MODEL, with
+ComfyUI's own classes.
 
-    python tests/support/embedding_checks.py COMFYUI
+    python tests/support/note_checks.py COMFYUI
 
 writes one line of JSON.
 """
@@ -17,10 +18,15 @@ from typing import Any
 import family_checks
 
 # isort: split
+import comfy.lora
+import comfy_extras.nodes_freelunch
+import comfy_extras.nodes_model_advanced
 import tiny_hosts
 import torch
+from iteris_pack.nodes import host as pack_host
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
-from iteris_pack.nodes.loras.chosen import unread_embeddings
+from iteris_pack.nodes.loras.chosen import unread_in
+from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +34,9 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 
 VECTORS = 2
-CALIBRATION = replace(family_checks.SMALL, scene_weight=0.3)
+CALIBRATION = replace(
+    family_checks.SMALL, scene_weight=0.3, negative_prompt="blurry, embedding:NotThere"
+)
 CONFIG = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2)
 
 
@@ -53,6 +61,36 @@ def written(host: ComfyModel, caption: str) -> Tensor:
         return host.encoded(caption, text.forward(host.tokenize(caption))).tokens
 
 
+def changed(host: ComfyModel) -> dict[str, Any]:
+    """Return what is noted of a MODEL and a CLIP that went through nodes of ComfyUI."""
+    tensors = family_checks.lora_of(host, 1, "kohya")
+    lora = family_checks.loaded(host, "dog", tensors, "a dog", strength=0.5, blocks="OUT:0.5")
+    other = family_checks.loaded(host, "cat", family_checks.lora_of(host, 2, "kohya"), "a cat")
+    model = host.model.clone()
+    clip = host.clip.clone()
+    loaded = comfy.lora.load_lora(tensors, host.keys.table, log_missing=False)
+    for patcher in (model, clip):
+        patcher.add_patches(loaded, 0.8)
+    patches = pack_host.patches_of(model, clip)
+    twice = [is_carried(patches, one) for one in (lora, other)]
+    (model,) = comfy_extras.nodes_freelunch.FreeU().patch(model, 1.1, 1.2, 0.9, 0.2)
+    model.set_model_attn2_replace(lambda q, k, v, extra: q, "output", 1)
+    advanced = comfy_extras.nodes_model_advanced
+    (model,) = advanced.ModelSamplingDiscrete().patch(model, "lcm", False)
+    (model,) = advanced.RescaleCFG().patch(model, 0.7)
+    clip.clip_layer(-2)
+    changes = pack_host.base_changes(model, clip)
+    plain = pack_host.base_changes(host.model, host.clip)
+    return {
+        "twice": twice,
+        "carried": [
+            (note.kind, note.text)
+            for note in notes_on_model(patches, changes, [lora, other], [], is_guided=True)
+        ],
+        "plain": list(notes_on_model({}, plain, [lora], ["x_lcm.safetensors"], is_guided=True)),
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     tiny = tiny_hosts.TINY["SD1.5"]
@@ -75,7 +113,7 @@ def main() -> None:
                 ("cat", 2, "a red embedding:NotThere, cat", ""),
             )
         ]
-        notes = [note.text for note in unread_embeddings(host, loras)]
+        notes = [note.text for note in unread_in(host, CALIBRATION)]
         result = merge_and_check(host, loras, CALIBRATION, MergeSettings(CONFIG))
         tokens = clip.tokenize(prompt)
         theirs = clip.encode_from_tokens(tokens)
@@ -86,7 +124,11 @@ def main() -> None:
             "notes": notes,
             "unlike the host": (written(host, prompt) - theirs[0]).abs().max().item(),
             "unlike the word": (written(host, "a photo of sks dog") - theirs[0]).abs().max().item(),
+            "unknown": host.unknown_embeddings(
+                f"{prompt}, embedding:gone, (embedding:lost.v2:1.2)"
+            ),
             "positions": list(host.token_positions(prompt)),
+            **changed(host),
         }
     print(json.dumps(found), flush=True)
 

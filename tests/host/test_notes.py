@@ -1,4 +1,6 @@
-"""Learned tokens (textual inversion) in prompts, in captions with other LoRAs, and in scenes."""
+"""Learned tokens (textual inversion) in prompts, in captions with other LoRAs, and in scenes; and
+what is noted of a MODEL that other nodes have changed.
+"""
 
 import math
 
@@ -11,7 +13,7 @@ VECTORS = 2
 @pytest.fixture(scope="module")
 def found():
     """A merge of two LoRAs, of which one's prompt names a learned token that is there."""
-    [figures] = figures_of("embedding_checks.py")
+    [figures] = figures_of("note_checks.py")
     return figures
 
 
@@ -40,6 +42,25 @@ def test_the_merge_is_measured_with_it(found):
 
 def test_a_learned_token_that_is_not_there_is_noted(found):
     [note] = found["notes"]
-    assert note.startswith(
-        "cat: left out of its prompts: embedding:NotThere; there is no such file"
+    assert note.startswith("left out of the negative prompt: embedding:NotThere; there is no such")
+    assert found["unknown"] == ["gone", "lost.v2"]
+
+
+def test_changes_of_a_model_by_other_nodes_are_noted(found):
+    kinds, texts = zip(*found["carried"], strict=True)
+    assert kinds == ("host", "twice", "host", "host", "host", "host")
+    said = (
+        "carry 1 LoRA already, which count as part of the base model",
+        "dog is in the merge and on the MODEL, too",
+        "draws in few steps (its sampling), and such models are used without guidance",
+        "CLIP stops at layer -2 from its end (clip skip)",
+        "changes of other nodes: FreeU (output_block_patch), changed (attn2)",
+        "changes of sampling by other nodes: RescaleCFG (sampler_cfg_function)",
     )
+    for text, words in zip(texts, said, strict=True):
+        assert words in text
+    assert found["plain"] == []
+
+
+def test_a_lora_that_the_model_carries_is_recognised_at_other_strengths(found):
+    assert found["twice"] == [True, False]

@@ -1,0 +1,103 @@
+"""Notes about what MODEL and CLIP carry already, which counts as part of the base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .harvest import count_loras, lora_factors
+
+if TYPE_CHECKING:
+    from ...iteris_core.diffusion.lora_use import LoadedLora
+    from ...iteris_core.report.records import Note
+    from ..host import BaseChanges
+
+_SHOWN = 6  # names in a note
+# What files are called whose LoRAs let a model draw in few steps.
+_QUICK = re.compile(
+    r"(?<![a-z])(lcm|tcd|turbo|lightning|hyper|dmd2?|light[-_]?x2v|causvid)(?![a-z])"
+)
+
+
+def notes_on_model(
+    patches: Mapping[str, Sequence[Any]],
+    changes: BaseChanges,
+    loras: Sequence[LoadedLora],
+    named: Sequence[str],
+    *,
+    is_guided: bool,
+) -> Iterator[Note]:
+    """Yield notes about a MODEL and a CLIP as they come.
+
+    Args:
+        patches: Weight -> its patches; see `host.patches_of`.
+        changes: What else other nodes have changed.
+        loras: The LoRAs of the merge.
+        named: Names of LoRA files in the nodes that lead to MODEL and CLIP.
+        is_guided: Whether the merge is measured with guidance.
+    """
+    from ...iteris_core.report.records import Note
+
+    count = count_loras(patches)
+    if count:
+        files = f" (from {_some(named)})" if named else ""
+        yield Note(
+            "host",
+            f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already{files}, which count as "
+            "part of the base model: they are not in the merged LoRA. 'LoRAs on this model' takes "
+            "them off and merges them",
+        )
+    for lora in loras:
+        if is_carried(patches, lora):
+            yield Note(
+                "twice",
+                f"{lora.use.name} is in the merge and on the MODEL, too, so that it was measured "
+                "on a model that has it already. Take it off the MODEL, or out of the merge",
+            )
+    quick = [name for name in named if _QUICK.search(name.lower())] if count else []
+    if is_guided and (quick or changes.has_few_steps):
+        what = _some(quick) if quick else "its sampling"
+        yield Note(
+            "host",
+            f"MODEL seems to be one that draws in few steps ({what}), and such models are used "
+            "without guidance; the merge was measured with it. Set guidance (cfg) to 1",
+        )
+    if changes.clip_skip is not None:
+        yield Note(
+            "host",
+            f"CLIP stops at layer {changes.clip_skip} from its end (clip skip), and the LoRAs were "
+            "measured so; use the merged LoRA with the same",
+        )
+    if changes.in_model:
+        yield Note(
+            "host",
+            f"MODEL carries changes of other nodes: {_some(changes.in_model)}. The LoRAs were "
+            "measured with them; use the merged LoRA with the same, or connect MODEL from before",
+        )
+    if changes.in_samplers:
+        yield Note(
+            "host",
+            f"MODEL carries changes of sampling by other nodes: {_some(changes.in_samplers)}. The "
+            "LoRAs were measured without them",
+        )
+
+
+def is_carried(patches: Mapping[str, Sequence[Any]], lora: LoadedLora) -> bool:
+    """Whether one of the LoRAs on a model is this one, as far as plain factors show it: all layers
+    that both change are read by the same factors.
+    """
+    import torch
+
+    same: dict[int, bool] = {}
+    for path, delta in lora.adapter.deltas.items():
+        for mark, down in lora_factors(patches.get(f"{path}.weight", ())):
+            theirs = down.flatten(1).to(delta.down)
+            is_same = theirs.shape == delta.down.shape and torch.equal(theirs, delta.down)
+            same[mark] = same.get(mark, True) and is_same
+    return any(same.values())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,87 @@
+"""What is said about the model that the merge node is given."""
+
+import types
+
+import pytest
+import torch
+from fake_host import use
+from iteris_pack.nodes.host.base_changes import BaseChanges
+from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
+
+from iteris_core import Adapter, LowRankDelta
+from iteris_core.diffusion.lora_use import LoadedLora
+
+
+def lora_of(*keys, down=None):
+    """Return what ComfyUI adds to a model that loads a file with these keys."""
+    weights = (torch.ones(3, 2), down, 2.0, None, None, None)
+    return types.SimpleNamespace(name="lora", loaded_keys=set(keys), weights=weights)
+
+
+def patch(value, part=None):
+    return (1.0, value, 1.0, part, None)
+
+
+def notes(patches, changes=None, named=(), guided=True, loras=()):
+    changes = changes or BaseChanges()
+    return list(notes_on_model(patches, changes, loras, named, is_guided=guided))
+
+
+def test_loras_that_the_model_carries_are_told():
+    lora = lora_of("a")
+    patches = {"net.a.weight": [patch(lora)], "net.b.weight": [patch(("diff", ()))]}
+    [note] = notes(patches)
+    assert note.text.startswith(
+        "MODEL and CLIP carry 1 LoRA already, which count as part of the base model"
+    )
+    assert notes({}) == []
+    other = lora_of("b")
+    # in another order at another weight: there is no order of all
+    both = {"a": [patch(lora), patch(other)], "b": [patch(other), patch(lora)]}
+    [note] = notes(both, named=["x.safetensors", "y.safetensors"])
+    assert note.text.startswith(
+        "MODEL and CLIP carry 2 LoRAs already (from x.safetensors, y.safetensors)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_quick"),
+    [
+        ("lcm-lora-sdv1-5.safetensors", True),
+        ("speed/sdxl_lightning_4step_lora.safetensors", True),
+        ("Hyper-SD15-8steps-CFG-lora.safetensors", True),
+        ("hyperrealism.safetensors", False),
+        ("thunderlightning.safetensors", False),
+        ("dmd2_sdxl_4step.safetensors", True),
+        ("ink.safetensors", False),
+    ],
+)
+def test_a_lora_that_draws_in_few_steps_wants_no_guidance(name, is_quick):
+    patches = {"a": [patch(lora_of("a"))]}
+    texts = [note.text for note in notes(patches, named=[name])]
+    assert any(f"draws in few steps ({name})" in text for text in texts) == is_quick
+    assert len(notes(patches, named=[name], guided=False)) == 1
+    assert notes({}, named=[name]) == []  # a node on the way may have taken it off
+
+
+def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
+    down = torch.randn(2, 5)
+    deltas = {"net.a": LowRankDelta(torch.ones(3, 2), down), "net.b": LowRankDelta(down.T, down)}
+    lora = LoadedLora(use("cat"), Adapter("cat", deltas))
+    half = lora_of("a", down=down)
+    assert is_carried({"net.a.weight": [patch(half)]}, lora)
+    assert is_carried({"net.a.weight": [patch(lora_of("x", down=down * 2)), patch(half)]}, lora)
+    other = {"net.a.weight": [patch(half)]} | {"net.b.weight": [patch(half)]}
+    assert is_carried(other, lora)
+    half.weights = (None, down + 1, 2.0, None, None, None)
+    assert not is_carried(other, lora)
+    assert not is_carried({"net.a.weight": [patch(lora_of("p", down=down), (0, 0, 1))]}, lora)
+    assert not is_carried({"net.c.weight": [patch(lora_of("c", down=down))]}, lora)
+    [_, note] = notes({"net.a.weight": [patch(lora_of("a", down=down))]}, loras=[lora])
+    assert note.kind == "twice"
+    assert note.text.startswith("cat is in the merge and on the MODEL, too")
+
+
+def test_many_changes_are_not_all_named():
+    [note] = notes({}, BaseChanges(in_model=tuple(f"Node{i} (attn1)" for i in range(9))))
+    assert "Node5 (attn1) and 3 more" in note.text
