@@ -235,6 +235,7 @@ def _best(
     remembering = Remembering(model)
     ways = ways_of(calibration, len(loras_in_use(loras)))
     best: MergeResult | None = None
+    reused: list[Note] = []
     tried: list[Tried] = []
     notes = []
     for way in ways:
@@ -252,13 +253,16 @@ def _best(
             notes.append(Note("method", f"could not be tried: {way.name} ({error})"))
             continue
         fidelity = result.report.fidelity
+        if not tried:  # the runs of later ways are those of the first
+            reused = [note for note in result.report.notes if note.kind == "reused"]
         tried.append(Tried(way.name, loss(fidelity), fidelity))
         if best is None or tried[-1].loss < min(other.loss for other in tried[:-1]):
             best = result
     assert best is not None  # the first way is always there
     kept = min(tried, key=lambda way: way.loss).name
     notes.append(Note("method", f"tried {len(tried)} ways on unseen prompts, and kept: {kept}"))
-    report = replace(best.report, tried=tuple(tried), notes=(*best.report.notes, *notes))
+    of_best = [note for note in best.report.notes if note.kind != "reused"]
+    report = replace(best.report, tried=tuple(tried), notes=(*of_best, *reused, *notes))
     return replace(best, report=report)
 
 

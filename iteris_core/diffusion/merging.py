@@ -40,7 +40,7 @@ from .model import (
 from .plans import Contexts, Plan, ScenePlan, make_plans
 from .recipe import settings_of
 from .samples import Reading, Tokenized
-from .sampling import Part, Run, Sampler, mix_in, noise
+from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 from .scenes import TokenPositions
 
 T = TypeVar("T")
@@ -353,7 +353,18 @@ def merge_denoiser(
         ]
         result = solver.merge(network, adapters, tasks, DENOISER_STAGE)
     report = result.report
+    notes += _remembered(latents)
     return replace(result, report=replace(report, notes=(*report.notes, *notes)))
+
+
+def _remembered(latents: Latents) -> tuple[Note, ...]:
+    """Return a note about sampling runs that were not made again, if there are any."""
+    runs = len(latents.kept)
+    if not latents.remembered:
+        return ()
+    count = "all" if latents.remembered == runs else f"{latents.remembered} of the"
+    text = f"{count} {runs} sampling runs are those of an earlier merge, and were not made again"
+    return (Note("reused", text),)
 
 
 def _foreseen(
@@ -393,9 +404,12 @@ def _report(
     used = [lora.adapter for lora in loras if not lora.adapter.is_idle]
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     report = joined(*reports)
-    notes = [note for note in report.notes if note.kind in ("method", "memory")]
+    notes = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
     if idle:
-        notes.append(Note("left_out", f"left out, since their strength is 0: {', '.join(idle)}"))
+        text = (
+            f"left out, since their strength is 0, or that of all their blocks: {', '.join(idle)}"
+        )
+        notes.append(Note("left_out", text))
     unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]
     if unheeded:
         text = f"not kept, since their weight is 0: {', '.join(unheeded)}"

@@ -81,10 +81,12 @@ class Latents:
     Args:
         kept: Run -> list of (latents, sigma) at its kept levels.
         sampler: What sampled them.
+        remembered: How many of the runs came out of the network's memory.
     """
 
     kept: Mapping[Run, Kept]
     sampler: Sampler
+    remembered: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,7 +151,7 @@ class Sampler:
         """
         memory = self.network.memory
         if memory is None:
-            return self._latents(self._sample(adapters, runs, parts_per_call, progress))
+            return Latents(self._sample(adapters, runs, parts_per_call, progress), self)
         digests = [_digest(adapter) for adapter in adapters]
         keys = {run: self._key(run, parts, adapters, digests) for run, parts in runs.items()}
         known = {key: memory[key] for key in keys.values() if key in memory}
@@ -157,12 +159,10 @@ class Sampler:
         missing = {key: run for run, key in keys.items() if key not in known}
         new = {run: runs[run] for run in missing.values()}
         kept = self._sample(adapters, new, parts_per_call, progress)
+        remembered = sum(key in known for key in keys.values())
         known |= {key: kept[run] for key, run in missing.items()}
         memory.update(known)
-        return self._latents({run: known[key] for run, key in keys.items()})
-
-    def _latents(self, kept: Mapping[Run, Kept]) -> Latents:
-        return Latents(kept, self)
+        return Latents({run: known[key] for run, key in keys.items()}, self, remembered)
 
     def _key(
         self,

@@ -48,6 +48,7 @@ def test_the_best_way_on_unseen_prompts_is_kept_and_told(host):
     best = min(tried, key=lambda way: way.loss)
     assert result.report.fidelity == best.fidelity
     assert result.report.notes[-1].text.endswith(f"kept: {best.name}")
+    assert "reused" not in {note.kind for note in result.report.notes}  # of an earlier merge
     _, once = merge(host, loras)
     # teachers sample once for all ways
     assert steps.count(SAMPLING_STAGE) == once.count(SAMPLING_STAGE)

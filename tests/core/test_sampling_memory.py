@@ -38,6 +38,10 @@ def remembering(host, monkeypatch):
     return host, memory
 
 
+def reused(result):
+    return [note.text for note in result.report.notes if note.kind == "reused"]
+
+
 def sampled(stages):
     return [stage for stage in stages if stage[0] == SAMPLING_STAGE]
 
@@ -62,10 +66,22 @@ def test_another_strength_samples_only_that_lora_again(remembering):
     second = host.lora("b", prompts=["<y> dog"])
     host.merge([first, second], CALIBRATION)
     known = set(memory)
-    host.merge(
-        [first, dataclasses.replace(second, adapter=second.adapter.scaled(0.5))], CALIBRATION
-    )
+    half = dataclasses.replace(second, adapter=second.adapter.scaled(0.5))
+    result, _ = host.merge([first, half], CALIBRATION)
     assert len(set(memory) - known) == 4
+    assert reused(result) == [
+        f"{4 + PRESERVE_RUNS} of the {8 + PRESERVE_RUNS} sampling runs are those of an earlier "
+        "merge, and were not made again"
+    ]
+
+
+def test_what_was_not_sampled_again_is_said(remembering, host):
+    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
+    afresh, _ = host.merge(loras, CALIBRATION)
+    assert reused(afresh) == []
+    again, _ = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
+    [text] = reused(again)
+    assert text.startswith(f"all {8 + PRESERVE_RUNS} sampling runs are those of an earlier merge")
 
 
 @pytest.mark.parametrize(
