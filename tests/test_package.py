@@ -1,10 +1,16 @@
-"""What the package says about itself: its version, and the examples in its docstrings."""
+"""What the package says about itself: its version, what it needs, what the registry shows, and the
+examples in its docstrings.
+"""
 
 import doctest
 import importlib
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import iteris_core
 
@@ -15,6 +21,47 @@ WITH_EXAMPLES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if ">>>" in path.read_text(encoding="utf-8")
 )
+
+
+@pytest.fixture
+def project():
+    """Return the sections `project` and `tool.comfy` of pyproject.toml."""
+    toml = pytest.importorskip("tomllib")  # since Python 3.11
+    read = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return read["project"], read["tool"]["comfy"]
+
+
+def test_it_asks_for_nothing_that_comfyui_ships(project):
+    wanted, _ = project
+    assert wanted["dependencies"] == (ROOT / "requirements.txt").read_text().split()
+    assert [name.split(">")[0] for name in wanted["dependencies"]] == ["greenlet"]
+
+
+def test_the_registry_finds_what_it_shows(project):
+    wanted, shown = project
+    assert {"Repository", "Documentation", "Issues", "Changelog"} <= set(wanted["urls"])
+    assert {kind.split(" :: ")[0] for kind in wanted["classifiers"]} == {
+        "Operating System",
+        "Environment",
+    }
+    for key, (wide, high) in {"Icon": (1, 1), "Banner": (21, 9)}.items():
+        file = ROOT / shown[key].split("/main/")[1]
+        with Image.open(file) as picture:
+            width, height = picture.size
+        assert width * high == height * wide, key
+
+
+def test_the_range_of_frontends_is_told_when_it_is_published(tmp_path, project):
+    toml = pytest.importorskip("tomllib")
+    workflow = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    (change,) = re.findall(r"- run: (sed .*)\n", workflow)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(["bash", "-c", change], cwd=tmp_path, check=True)
+    changed = toml.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    before, _ = project
+    first, *rest = changed.pop("dependencies")
+    assert rest == before.pop("dependencies") and changed == before
+    assert re.fullmatch(r"comfyui-frontend-package>=\d+\.\d+\.\d+", first)
 
 
 def test_the_version_is_the_one_that_is_installed():
