@@ -64,6 +64,15 @@ def test_the_range_of_frontends_is_told_when_it_is_published(tmp_path, project):
     assert re.fullmatch(r"comfyui-frontend-package>=\d+\.\d+\.\d+", first)
 
 
+def test_the_registry_leaves_out_folders_of_this_one_alone():
+    """`docs/` without a slash before it would be web/docs, too."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = {name for path in tracked.split() for name in Path(path).parts}
+    patterns = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    anywhere = {line.strip("/") for line in patterns if line and line[0] not in "/#"}
+    assert not names & anywhere
+
+
 def test_the_version_is_the_one_that_is_installed():
     assert f'\nversion = "{iteris_core.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
 
