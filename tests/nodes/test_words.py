@@ -79,6 +79,22 @@ def test_every_node_has_a_help_page_that_names_every_input(schemas):
         assert not missing, f"web/docs/{name}.md says nothing about {', '.join(missing)}"
 
 
+PAGES = sorted((ROOT / "web" / "docs").glob("*/*.md"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_translated_help_page_names_every_input_and_has_every_example(schemas, path):
+    page = path.read_text(encoding="utf-8")
+    english = path.parent.with_suffix(".md").read_text(encoding="utf-8")
+    assert path.stem in LANGUAGES
+    missing = [key for key in schemas[path.parent.name]["inputs"] if f"**{key}**" not in page]
+    assert not missing, f"it says nothing about {', '.join(missing)}"
+    headings = [text.count("\n## ") for text in (page, english)]
+    assert headings[0] == headings[1]
+    examples = [re.findall(r"^    \S.*$", text, re.MULTILINE) for text in (page, english)]
+    assert len(examples[0]) == len(examples[1])
+
+
 @pytest.mark.parametrize(("name", "meant"), [("LEVELS", Level), ("ADVICE", AdviceKind)])
 def test_the_page_knows_every_word_of_a_verdict(name, meant):
     source = (ROOT / "web" / "report.js").read_text(encoding="utf-8")
