@@ -90,6 +90,18 @@ def _presets() -> list[Recipe]:
     ]
 
 
+def _another_base() -> list[Recipe]:
+    """Return the defaults, and what to hold against them where the base model was trained anew."""
+    return [
+        STACKED,
+        Recipe("base model", adapter="none"),
+        Recipe("single LoRAs", adapter="single"),
+        *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
+        BALANCED,
+        BALANCED_TOGETHER,
+    ]
+
+
 def _eight() -> list[Recipe]:
     return [
         BALANCED,
@@ -167,6 +179,7 @@ def _styles() -> list[Recipe]:
 COMPARISONS = {
     "cheaper": Comparison(tuple(_cheaper())),
     "presets": Comparison(tuple(_presets())),
+    "anew": Comparison(tuple(_another_base())),
     "strong": Comparison((BALANCED, CORRECTED, STACKED), {"pairs": 4}, "strong"),
     "apart": Comparison(
         (
@@ -178,7 +191,7 @@ COMPARISONS = {
         {"pairs": 6},
     ),
     "eight": Comparison(tuple(_eight()), {"all eight": 1}),
-    "alone": Comparison(tuple(_alone()), {"pairs": 4}, "alone"),
+    "alone": Comparison(tuple(_alone()), {"pairs": 2}, "alone"),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }
 

@@ -45,8 +45,10 @@ class MergeSettings:
         config: Settings of the solver and the engine.
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
-            LoRAs.
-        try_several: Whether several ways are tried, see `choosing`, and the best is kept.
+            LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it gives
+            ("Presets" in benchmarks/RESULTS.md).
+        try_several: Whether several ways are tried, see `choosing`, and the best is kept. Off,
+            since it gains nothing on usual LoRAs (same place).
         made_on: More entries of the recipe: the base model, the host's version.
         notes: More notes for the report.
     """
