@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
+from .compare import Compare
 from .lora import LoraToMerge, TrainedLora
 from .loras.about import about_lora, about_model, thumbnail_of
 from .merge import Merge
@@ -29,6 +30,7 @@ class IterisExtension(ComfyExtension):
             LorasOnModel,
             TrainedLora,
             ScenePrompts,
+            Compare,
             ShowReport,
             SaveMergedLora,
             LoadRecipe,

@@ -158,7 +158,7 @@ class Merge(io.ComfyNode):
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
         from ..iteris_core.engines.measure import room_for_sums
         from ..iteris_core.processes import alone
-        from .loras.chosen import load, scenes_of, unread_in
+        from .loras.chosen import identified, load, scenes_of, unread_in
 
         wanted = Size(size, size_value)  # before files are read
         chosen = [*(ChosenLora(use_of_row(row)) for row in read_rows(loras, "loras")), *more_loras]
@@ -170,7 +170,8 @@ class Merge(io.ComfyNode):
             )
         scenes = scenes_of(chosen)
         base = host.ComfyModel(model, clip)
-        read, joined = load(base, chosen)
+        uses, loose = identified(chosen)
+        read, joined = load(base, uses, loose)
         calibration, how = settings_for(preset, wanted, settings, read, together=together)
         calibration = scenes.applied_to(calibration) if scenes else calibration
         calibration = calibration.for_family(base.family)
@@ -214,7 +215,9 @@ class Merge(io.ComfyNode):
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
-            MergedLora(result.adapter, base.keys, json.dumps(report.settings), tuple(sources)),
+            MergedLora(
+                result.adapter, base.keys, json.dumps(report.settings), tuple(sources), loose
+            ),
             report,
             ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
         )

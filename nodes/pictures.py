@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,11 @@ _QUIET = (170, 170, 175)
 _LETTERS = (12, 26)  # smallest and largest size
 _MOST_LETTERS = 400  # of a label, before it is cut to its place
 _ELLIPSIS = "\u2026"
-# Fonts of Linux, Windows and macOS for letters that Pillow's own has not, such as Chinese ones.
+# Fonts of Linux, Windows and macOS for letters that Pillow's own has not: it has those of English.
 _MORE_FONTS = (
+    "DejaVuSans.ttf",
+    "arial.ttf",
+    "Arial Unicode.ttf",
     "NotoSansCJK-Regular.ttc",
     "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf",
@@ -131,7 +136,20 @@ def _write(
 ) -> None:
     label = plain_line(text)
     font = _font_for(label, size)
+    if font is None:
+        font = _font("", size)
+        label = without_accents(label)
     pen.text(place, shortened(label, room, font.getlength), font=font, **more)
+
+
+def without_accents(text: str) -> str:
+    """Return a text with plain letters in place of those with accents.
+
+    >>> without_accents("Zoë, ﬁn")
+    'Zoe, fin'
+    """
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in parts if not unicodedata.combining(letter))
 
 
 def plain_line(text: str) -> str:
@@ -168,20 +186,14 @@ def shortened(text: str, room: float, length: Any) -> str:
     return ""
 
 
-def _font_for(text: str, size: int) -> FreeTypeFont:
-    """Return Pillow's own font, or one of the computer's where that has not all the letters."""
-    from PIL import ImageFont
-
-    fonts = [_font("", size)]
-    for name in () if _has_letters(fonts[0], text) else _MORE_FONTS:
-        try:
-            fonts.append(_font(name, size))
-        except OSError:  # not on this computer
-            continue
-        if _has_letters(fonts[-1], text):
-            return fonts[-1]
-    assert isinstance(fonts[0], ImageFont.FreeTypeFont)
-    return fonts[0]
+def _font_for(text: str, size: int) -> FreeTypeFont | None:
+    """Return Pillow's own font, or one of the computer's, that has all letters; None: no such."""
+    for name in ("", *_MORE_FONTS):
+        with contextlib.suppress(OSError):  # not on this computer
+            font = _font(name, size)
+            if _has_letters(font, text):
+                return font
+    return None
 
 
 @functools.lru_cache(maxsize=32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -23,6 +23,8 @@ REPORT = io.Custom("ITERIS_REPORT")
 SETTINGS = io.Custom("ITERIS_SETTINGS")
 LORA_MODEL = io.Custom("LORA_MODEL")
 LORA_STACK = io.Custom("LORA_STACK")
+# SHA-256 of LoRAs that are in no file -> their weights.
+Loose = Mapping[str, Mapping[str, "Tensor"]]
 
 
 def advanced() -> dict[str, Any]:
@@ -35,7 +37,7 @@ def found_by(*words: str) -> dict[str, Any]:
     """Return the arguments of a node's schema with more words by which a search finds it; none on
     hosts that have no such words.
     """
-    known = "search_aliases" in {field.name for field in fields(io.Schema)}
+    known = "search_aliases" in {item.name for item in fields(io.Schema)}
     return {"search_aliases": list(words)} if known else {}
 
 
@@ -90,10 +92,13 @@ class MergedLora:
         adapter: The merged LoRA, in the precision in which it is saved.
         keys: The names of the model's modules in files.
         recipe: Recipe of the merge, as JSON.
-        loras: The LoRAs that are in it.
+        loras: The LoRAs that are in it, without their weights.
+        loose: Weights of those that are in no file. They are the tensors of the node that a LoRA
+            came from, and no copies: what ComfyUI keeps of that node they do not keep again.
     """
 
     adapter: Adapter
     keys: HostKeys
     recipe: str
     loras: tuple[LoadedLora, ...] = ()
+    loose: Loose = field(default_factory=dict)

@@ -291,7 +291,7 @@ def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Not
     found = []
     notes = []
     for use in uses:
-        prompts, taken = plain(use.name, use.prompts)
+        prompts, taken = plain(f"LoRA {shown(use.name)}: its", use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
             text = f"{use.name}: taken out of its prompts: {', '.join(taken)}"

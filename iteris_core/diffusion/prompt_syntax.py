@@ -21,12 +21,12 @@ _COMMAS = re.compile(r"\s*,(?:\s*,)+\s*")
 _SPACES = re.compile(r"[ \t]{2,}")
 
 
-def plain(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a LoRA's prompts as a model reads them, and what was taken out of them.
+def plain(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return prompts as a model reads them, and what was taken out of them.
 
     Args:
-        name: Name of the LoRA, for errors.
-        prompts: Its prompts.
+        owner: Whose prompts they are, for errors, such as "LoRA 'cat': its".
+        prompts: The prompts.
 
     Raises:
         CalibrationError: A prompt has several readings; shows it.
@@ -34,7 +34,7 @@ def plain(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str
     taken: list[str] = []
     read = []
     for prompt in prompts:
-        _check_one_reading(name, prompt)
+        _check_one_reading(owner, prompt)
         text = _TAG.sub("", prompt)
         cuts = any(map(str.islower, text)) or not _CUT.sub("", text).strip()
         found = [*_TAG.findall(prompt), *(_CUT.findall(text) if cuts else ())]
@@ -50,13 +50,13 @@ def plain(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str
     return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
 
 
-def _check_one_reading(name: str, prompt: str) -> None:
+def _check_one_reading(owner: str, prompt: str) -> None:
     choice = next((found for found in _BRACES.findall(prompt) if "|" in found), None)
     wildcard = _WILDCARD.search(prompt)
     several = choice or (wildcard and wildcard.group())
     if several:
         raise CalibrationError(
-            f"LoRA {shown(name)}: its prompt {shown(prompt)} has {shown(several)}, for which "
+            f"{owner} prompt {shown(prompt)} has {shown(several)}, for which "
             "other programs draw one of several texts, and a model reads the signs themselves. "
             "Write the texts that it shall be measured on, each as a prompt of its own"
         )

@@ -30,22 +30,31 @@ if TYPE_CHECKING:
     from .base_changes import BaseChanges, base_changes
     from .deltas import stock_loader
     from .diffusion_model import ComfyModel
+    from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
     from .patches import patches_of, with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
     "BaseChanges": "base_changes",
     "ComfyModel": "diffusion_model",
+    "Drawing": "drawing",
     "base_changes": "base_changes",
+    "check_vae": "drawing",
+    "draw": "drawing",
     "patches_of": "patches",
+    "sampler_names": "drawing",
+    "scheduler_names": "drawing",
     "stock_loader": "deltas",
     "with_patches": "patches",
 }
 __all__ = [
     "BaseChanges",
     "ComfyModel",
+    "Drawing",
     "answer_at",
     "base_changes",
+    "check_vae",
+    "draw",
     "find_lora",
     "find_model",
     "heed_cancel",
@@ -58,7 +67,9 @@ __all__ = [
     "output_folder",
     "patches_of",
     "picture_at",
+    "sampler_names",
     "saves_metadata",
+    "scheduler_names",
     "show_text",
     "stage_progress",
     "stock_loader",

@@ -17,6 +17,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
+import comfy.weight_adapter
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .deltas import HostDeltas
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
-from .patches import add_adapter, misread_by_host, patches_of_file
+from .patches import add_adapter, misread_by_host, patches_of, patches_of_file
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
@@ -160,10 +161,14 @@ class ComfyModel:
         return sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), max_denoise=True)
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
+        return self.shape_of_picture(resolution, resolution)
+
+    def shape_of_picture(self, width: int, height: int) -> tuple[int, ...]:
+        """Return the shape of the latents of a picture whose sides are in pixels."""
         format = self.model.get_model_object("latent_format")
-        side = resolution // self.row.downscale
         time = (1,) * (format.latent_dimensions - 2)
-        return format.latent_channels, *time, side, side
+        sides = (height // self.row.downscale, width // self.row.downscale)
+        return format.latent_channels, *time, *sides
 
     def make_room(self, resolution: int, samples: int, sums: Callable[[Modules], int]) -> Room:
         """Share out the device's memory for a merge, and remember what to keep free.
@@ -246,17 +251,27 @@ class ComfyModel:
         of_part = {True: use.strength_clip, False: use.strength_model}
         return lambda path: of_part[is_text(path)] * weights.of(path)
 
-    def patched(self, adapter: Adapter) -> tuple[Any, Any]:
-        """Return clones of MODEL and CLIP that carry the adapter, as the stock LoraLoader would
-        patch them.
+    def patched(self, *adapters: Adapter) -> tuple[Any, Any]:
+        """Return clones of MODEL and CLIP that carry the adapters, as stock LoraLoaders would patch
+        them one after the other.
         """
         model = self.model.clone()
         clip = self.clip.clone()
-        keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
-        text, denoiser = adapter.split(self.is_text_module)
-        add_adapter(model, denoiser, keys)
-        add_adapter(clip, text, keys)
+        for adapter in adapters:
+            keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
+            text, denoiser = adapter.split(self.is_text_module)
+            add_adapter(model, denoiser, keys)
+            add_adapter(clip, text, keys)
         return model, clip
+
+    def carries(self, adapter: Adapter) -> bool:
+        """Whether MODEL or CLIP is patched with this very adapter; see `patched`."""
+        ups = {id(delta.up) for delta in adapter.deltas.values()}
+        return any(
+            isinstance(patch, comfy.weight_adapter.LoRAAdapter) and id(patch.weights[0]) in ups
+            for on_weight in patches_of(self.model, self.clip).values()
+            for _, patch, *_ in on_weight
+        )
 
     @property
     def loader(self) -> ComfyModel:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...iteris_core import Adapter, ConfigError
+from ...iteris_core import Adapter, AdapterError, ConfigError
 from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
 from ...iteris_core.files.layout import sha256_of_tensors
 from ...iteris_core.files.tensors import read_tensors, sha256
 from ...iteris_core.report.records import Note
 from .. import host
-from ..sockets import ChosenLora, Scenes
+from ..sockets import ChosenLora, Loose, MergedLora, Scenes
 
 
 def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
@@ -32,34 +32,59 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
     return scenes[0] if scenes else None
 
 
+def identified(chosen: Iterable[ChosenLora]) -> tuple[list[LoraUse], Loose]:
+    """Return the uses of LoRAs with the SHA-256 of their files or tensors, and the weights of those
+    that are in no file.
+    """
+    uses = []
+    loose: dict[str, Mapping[str, Tensor]] = {}
+    for lora in chosen:
+        host.heed_cancel()  # a large file takes seconds
+        if lora.tensors is None:
+            uses.append(replace(lora.use, sha256=sha256(host.lora_path(str(lora.use.file)))))
+        else:
+            uses.append(replace(lora.use, sha256=sha256_of_tensors(lora.tensors)))
+            loose[uses[-1].sha256] = lora.tensors
+    return uses, loose
+
+
 def load(
-    base: host.ComfyModel, chosen: Iterable[ChosenLora]
+    base: host.ComfyModel, uses: Iterable[LoraUse], loose: Loose
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the LoRAs read for a model, each once, and notes about duplicates and about what is
     left out of their prompts.
 
+    Args:
+        base: The model.
+        uses: The LoRAs, identified.
+        loose: Weights of those that are in no file.
+
     Raises:
         AdapterError: A file is missing or cannot be read, or it does not fit the model.
     """
-    tensors_of: dict[str, Mapping[str, Tensor]] = {}
-    uses = []
-    for lora in chosen:
-        use = identified(lora)
-        uses.append(use)
-        if lora.tensors is not None:
-            tensors_of[use.sha256] = lora.tensors
-
-    def read(use: LoraUse) -> Adapter:
-        host.heed_cancel()
-        if use.sha256 in tensors_of:
-            return base.adapter(use, tensors_of[use.sha256], {})
-        return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
-
-    loras, notes = load_each_once(uses, read)
+    loras, notes = load_each_once(uses, lambda use: _read(base, use, loose))
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
         notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
     return loras, notes
+
+
+def read_again(base: host.ComfyModel, merged: MergedLora) -> list[Adapter]:
+    """Return the LoRAs of a merge as they were merged, each at its strengths.
+
+    Raises:
+        AdapterError: A file is missing, cannot be read, or is another one than was merged.
+    """
+    adapters = []
+    for use in (lora.use for lora in merged.loras):
+        host.heed_cancel()
+        if use.sha256 not in merged.loose and sha256(host.lora_path(str(use.file))) != use.sha256:
+            raise AdapterError(
+                f"{use.file} is another file than the one that was merged, whose SHA-256 began "
+                f"{use.sha256[:10]}. Put that file back, or merge again"
+            )
+        adapters.append(_read(base, use, merged.loose))
+    return adapters
 
 
 def unread_in(base: host.ComfyModel, calibration: Calibration) -> list[Note]:
@@ -87,9 +112,8 @@ def _unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note
     return [Note("prompts", text)] if found else []
 
 
-def identified(lora: ChosenLora) -> LoraUse:
-    """Return the use of a LoRA with the SHA-256 of its file or of its tensors."""
-    host.heed_cancel()  # a large file takes seconds
-    if lora.tensors is not None:
-        return replace(lora.use, sha256=sha256_of_tensors(lora.tensors))
-    return replace(lora.use, sha256=sha256(host.lora_path(str(lora.use.file))))
+def _read(base: host.ComfyModel, use: LoraUse, loose: Loose) -> Adapter:
+    host.heed_cancel()
+    if use.sha256 in loose:
+        return base.adapter(use, loose[use.sha256], {})
+    return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))

@@ -21,14 +21,18 @@ def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
     replace_host(lora_path=lambda name: file)
     lora = ChosenLora(use("style/cat", file="style/cat.safetensors"))
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert identified(lora) == dataclasses.replace(lora.use, sha256=expected)
+    assert identified([lora]) == ([dataclasses.replace(lora.use, sha256=expected)], {})
 
 
 def test_a_lora_in_no_file_is_known_by_the_hash_of_what_its_file_would_be(tmp_path):
     trained = ChosenLora(use("trained"), {"a": torch.ones(2)})
     save_file(trained.tensors, tmp_path / "trained.safetensors")
     content = (tmp_path / "trained.safetensors").read_bytes()
-    assert identified(trained).sha256 == hashlib.sha256(content).hexdigest()
+    hashed = hashlib.sha256(content).hexdigest()
+    [known], loose = identified([trained])
+    assert known.sha256 == hashed
+    assert loose == {hashed: trained.tensors}
+    assert loose[hashed]["a"] is trained.tensors["a"]  # no copy
 
 
 def unknown_embeddings(text):
@@ -71,7 +75,7 @@ def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
 
     cat = ChosenLora(use("cat", file="cat.safetensors", strength_model=0.5))
     trained = ChosenLora(use("trained"), {"w": torch.ones(2)})
-    loras, notes = load(types.SimpleNamespace(adapter=adapter), [cat, trained, cat])
+    loras, notes = load(types.SimpleNamespace(adapter=adapter), *identified([cat, trained, cat]))
     assert asked == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
     assert [lora.use.name for lora in loras] == ["cat", "trained"]
     assert [note.kind for note in notes] == ["repeated"]
@@ -117,4 +121,4 @@ def test_cancel_is_heard_before_each_file_is_hashed_and_before_each_is_read(
     base = types.SimpleNamespace(adapter=lambda use, tensors, metadata: Adapter(use.name, {}))
     chosen = [ChosenLora(use(name, file=f"{name}.safetensors")) for name in "ab"]
     with pytest.raises(Cancelled):
-        load(base, chosen)
+        load(base, *identified(chosen))

@@ -7,7 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iteris_pack.nodes.pictures import jpeg_uri, plain_line, png_of, shortened, table
+from iteris_pack.nodes.pictures import (
+    jpeg_uri,
+    plain_line,
+    png_of,
+    shortened,
+    table,
+    without_accents,
+)
 from PIL import Image
 
 
@@ -93,3 +100,10 @@ def test_a_name_keeps_its_beginning_and_its_end():
 
 def test_a_label_is_one_line():
     assert plain_line("a  dog\n\x00 on\ta beach") == "a dog on a beach"
+
+
+def test_letters_with_accents_are_read_without_them_where_no_font_has_them(monkeypatch):
+    assert without_accents("Zo\u00eb, \ufb01n \u6c34") == "Zoe, fin \u6c34"
+    monkeypatch.setattr("iteris_pack.nodes.pictures._MORE_FONTS", ())
+    plain, accents = (table([colours(0.5)], [name], ["x"]) for name in ("Zoe", "Zo\u00eb"))
+    assert torch.equal(plain, accents)

@@ -18,7 +18,13 @@ LANGUAGES = ("en", "zh", "ja")
 @pytest.fixture
 def schemas(replace_host):
     """Return what the nodes declare, in the shape of a locale file."""
-    replace_host(lora_names=list, answer_at=lambda *route: None, picture_at=lambda *route: None)
+    replace_host(
+        lora_names=list,
+        sampler_names=list,
+        scheduler_names=list,
+        answer_at=lambda *route: None,
+        picture_at=lambda *route: None,
+    )
     nodes = asyncio.run(IterisExtension().get_node_list())
     return {
         schema.node_id: {

@@ -1,0 +1,279 @@
+"""The node 'Compare': base model, each LoRA alone, all stacked, and the merge, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..iteris_core import ConfigError, IterisError
+from . import host
+from .inputs import checked
+from .loras.prompts import lines
+from .pictures import table
+from .sockets import MERGED, MergedLora, advanced, found_by
+
+if TYPE_CHECKING:
+    from ..iteris_core import Adapter
+    from ..iteris_core.diffusion.lora_use import LoraUse
+
+_MOST_PICTURES = 400  # of a table; eighteen LoRAs on their own prompts
+_MOST_SIDE = 4096
+_MULTIPLE = 16  # of a side: what the latents of every family have
+_MOST_STEPS = 200
+
+
+class Compare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"default": 0, "min": 0, "max": _MOST_SIDE, "step": _MULTIPLE, "optional": True}
+        return io.Schema(
+            node_id="IterISCompare",
+            display_name="Compare (IterIS)",
+            **found_by("compare loras", "before after", "lora grid", "xy plot", "test merge"),
+            category="loaders/IterIS",
+            description="Draws the base model, each LoRA alone, all LoRAs stacked, and the merged "
+            "LoRA from one seed, side by side in one labelled picture.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The MODEL that the merge got, without the merged LoRA."
+                ),
+                io.Clip.Input(
+                    "clip", tooltip="The CLIP that the merge got, without the merged LoRA."
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of this model."),
+                MERGED.Input("merged", tooltip="The merged LoRA, from Merge LoRAs."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What to draw, one row of pictures per line. Empty: a prompt of each "
+                    "LoRA, and on top one in which they meet.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of the noise from which every picture is drawn.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=_MOST_STEPS,
+                    tooltip="Sampling steps of each picture.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance. 0: what suits the model, such as 7 for SD1.5. 1: none, for "
+                    "turbo and distilled models.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="What the pictures shall not show. Without guidance it is not read.",
+                ),
+                io.Int.Input(
+                    "width", **size, tooltip="Width of each picture. 0: what suits the model."
+                ),
+                io.Int.Input(
+                    "height", **size, tooltip="Height of each picture. 0: what suits the model."
+                ),
+                io.Combo.Input(
+                    "sampler",
+                    options=host.sampler_names(),
+                    default="euler",
+                    optional=True,
+                    tooltip="Sampler, as in KSampler.",
+                    **advanced(),
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=host.scheduler_names(),
+                    default="simple",
+                    optional=True,
+                    tooltip="Scheduler, as in KSampler. simple suits all models.",
+                    **advanced(),
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="comparison", tooltip="All pictures as one, with labels."
+                ),
+                io.Image.Output(
+                    display_name="merged",
+                    tooltip="What the merged LoRA draws, a picture per row: for the cover of Save.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        merged: MergedLora,
+        prompt: str,
+        seed: int,
+        steps: int,
+        cfg: float,
+        negative_prompt: str = "",
+        width: int = 0,
+        height: int = 0,
+        sampler: str = "euler",
+        scheduler: str = "simple",
+    ) -> io.NodeOutput:
+        from ..iteris_core.progress import Stage
+        from .loras.chosen import read_again
+
+        check_side("width", width)
+        check_side("height", height)
+        uses = [lora.use for lora in merged.loras]
+        prompts, taken = prompts_of(prompt, uses)
+        names = [*ways_of(uses), "merged"]
+        check_count(len(names), len(prompts))
+        base = host.ComfyModel(model, clip)
+        check_base(base, merged)
+        host.check_vae(vae, base)
+        loras = read_again(base, merged)
+        how = host.Drawing(
+            width=width or base.family.resolution,
+            height=height or base.family.resolution,
+            seed=seed,
+            steps=steps,
+            cfg=cfg or base.family.guidance,
+            sampler=sampler,
+            scheduler=scheduler,
+            negative=negative_prompt.strip(),
+        )
+        ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
+        listen = host.stage_progress(cls.hidden.unique_id)
+        stage = Stage("Pictures")
+        pictures = host.draw(
+            base, vae, ways, prompts, how, lambda done, total: listen(stage, done, total)
+        )
+        whole = table(pictures, names, prompts)
+        text = "\n".join([*prompts, *taken, how_in_words(how)])
+        host.show_text(cls.hidden.unique_id, text)
+        shown = {**ui.PreviewImage(whole, cls=cls).as_dict(), "text": [text]}
+        return io.NodeOutput(whole, torch.stack([row[-1] for row in pictures]), ui=shown)
+
+
+def prompts_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[str], list[str]]:
+    """Return the prompts of the rows, and a line about what was taken out of the user's.
+
+    Args:
+        text: The user's, one a line; empty: those of the LoRAs.
+        uses: The LoRAs.
+
+    Raises:
+        CalibrationError: A prompt has several readings, see `prompt_syntax.plain`.
+        ConfigError: A prompt is empty without its tags, or there is none at all.
+    """
+    from ..iteris_core.diffusion.prompt_syntax import plain
+
+    given = lines(text)
+    if not given:
+        own = [use.prompts[0] for use in uses if use.prompts]
+        meeting = [meeting_of(uses)] if len(own) > 1 else []
+        given = tuple(dict.fromkeys([*meeting, *own]))
+    prompts, taken = plain("the", given)
+    if not all(prompts) or not prompts:
+        raise ConfigError(
+            "prompt has nothing to draw in it: the merged LoRA brings no prompts, or a line holds "
+            "tags alone. Write what the pictures shall show, one row of pictures per line"
+        )
+    return list(prompts), [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+
+
+def meeting_of(uses: Sequence[LoraUse]) -> str:
+    """Return a prompt in which LoRAs meet: their subjects, in their styles."""
+    subjects = [use.called for use in uses if use.kind == "subject" and use.called]
+    styles = [use.called for use in uses if use.kind == "style" and use.called]
+    *first, last = subjects or [""]
+    meet = f"{', '.join(first)} and {last}" if first else last
+    return ", ".join(part for part in [meet, *styles] if part)
+
+
+def ways_of(uses: Sequence[LoraUse]) -> list[str]:
+    """Return the names of the columns before that of the merge; see `worn_of`."""
+    return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else [])]
+
+
+def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
+    """Return what the model wears in each column before that of the merge: nothing, each LoRA
+    alone, and all, where that is something else.
+    """
+    return [[], *([lora] for lora in loras), *([list(loras)] if len(loras) > 1 else [])]
+
+
+def called(use: LoraUse) -> str:
+    """Return the name of a LoRA's column: that of its file, with strengths that are not 1."""
+    name = use.name.rpartition("/")[2] or use.name
+    strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
+    return name if list(strengths) == ["1"] else f"{name} {'/'.join(strengths)}"
+
+
+def how_in_words(how: host.Drawing) -> str:
+    """Return a line that says how pictures were drawn."""
+    return (
+        f"seed {how.seed}, {how.steps} steps, cfg {how.cfg:g}, {how.sampler} {how.scheduler}, "
+        f"{how.width} x {how.height}"
+    )
+
+
+def check_side(name: str, side: int) -> None:
+    """Refuse a side that latents cannot have.
+
+    Raises:
+        ConfigError: Says which one.
+    """
+    if side % _MULTIPLE:
+        raise ConfigError(
+            f"{name} is {side}; it must be a multiple of {_MULTIPLE}, or 0 for what suits the model"
+        )
+
+
+def check_count(ways: int, prompts: int) -> None:
+    """Refuse more pictures than anybody waits for.
+
+    Raises:
+        ConfigError: Says how many there are.
+    """
+    if ways * prompts > _MOST_PICTURES:
+        raise ConfigError(
+            f"{prompts} prompts in {ways} ways are {ways * prompts} pictures, and "
+            f"{_MOST_PICTURES} are the most. Write fewer prompts, one per line"
+        )
+
+
+def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
+    """Refuse a model that is not the base of the merge.
+
+    Raises:
+        IterisError: It is of another family, or carries the merged LoRA.
+    """
+    if base.family.name != merged.keys.family.name:
+        raise IterisError(
+            f"the MODEL is {base.family.name}, and the merged LoRA is for "
+            f"{merged.keys.family.name}. Connect the MODEL, CLIP and VAE that the merge got"
+        )
+    if base.carries(merged.adapter):
+        raise IterisError(
+            "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "
+            "compare it with. Connect those that the merge got, such as the checkpoint loader's"
+        )

@@ -1,0 +1,150 @@
+"""Pictures drawn as core's own nodes draw them: CLIP Text Encode, KSampler, VAE Decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...iteris_core import IterisError
+from ...iteris_core.progress import Progress
+from .server import heed_cancel
+
+if TYPE_CHECKING:
+    from .diffusion_model import ComfyModel
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        seed: Seed of the noise, the same for all pictures.
+        steps: Sampling steps.
+        cfg: Guidance; 1 is none.
+        sampler: Name of one of the host's samplers.
+        scheduler: Name of one of the host's schedulers.
+        negative: Negative prompt.
+    """
+
+    width: int
+    height: int
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    negative: str = ""
+
+
+def sampler_names() -> list[str]:
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def check_vae(vae: Any, base: ComfyModel) -> None:
+    """Refuse a VAE of another family.
+
+    Raises:
+        IterisError: There is none, or it reads other latents.
+    """
+    if vae is None:
+        raise IterisError(
+            "the VAE input is empty: this checkpoint has no VAE. Load one with a loader"
+        )
+    channels = base.shape_of_picture(0, 0)[0]
+    if vae.latent_channels != channels:
+        raise IterisError(
+            f"the VAE reads latents of {vae.latent_channels} channels; those of {base.family.name} "
+            f"have {channels}. Connect the VAE of this MODEL"
+        )
+
+
+def draw(
+    base: ComfyModel,
+    vae: Any,
+    ways: Sequence[tuple[Any, Any]],
+    prompts: Sequence[str],
+    how: Drawing,
+    progress: Progress,
+) -> list[list[Tensor]]:
+    """Return the picture of each prompt in each way, (height, width, channels) from 0 to 1.
+
+    All texts are encoded before any picture is sampled, and all are sampled before any is decoded,
+    so that each model is loaded once.
+
+    Args:
+        base: The model without LoRAs.
+        vae: VAE of the model.
+        ways: The MODEL and CLIP of each way, clones of the base's.
+        prompts: The prompts.
+        how: How they are drawn.
+        progress: Listener for (steps done, steps in all); may raise to cancel.
+
+    Returns:
+        A list for each prompt, with a picture for each way.
+    """
+    texts = [[_encoded(clip, text) for text in (*prompts, how.negative)] for _, clip in ways]
+    total = len(ways) * len(prompts) * how.steps
+    latents: list[list[Tensor]] = []
+    for (model, _), (*positives, negative) in zip(ways, texts, strict=True):
+        latents.append([])
+        for positive in positives:
+            before = (len(latents) - 1) * len(prompts) + len(latents[-1])
+
+            def tell(step: int, *_: Any, before: int = before) -> None:
+                progress(before * how.steps + min(step + 1, how.steps), total)
+
+            latents[-1].append(_sampled(base, model, positive, negative, how, tell))
+    drawn = [[_decoded(vae, latent) for latent in of_way] for of_way in latents]
+    return [list(row) for row in zip(*drawn, strict=True)]
+
+
+def _sampled(
+    base: ComfyModel,
+    model: Any,
+    positive: Any,
+    negative: Any,
+    how: Drawing,
+    tell: Callable[..., None],
+) -> Tensor:
+    shape = (1, *base.shape_of_picture(how.width, how.height))
+    empty = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    empty = comfy.sample.fix_empty_latent_channels(model, empty)
+    return comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(empty, how.seed),
+        how.steps,
+        how.cfg,
+        how.sampler,
+        how.scheduler,
+        positive,
+        negative,
+        empty,
+        callback=tell,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=how.seed,
+    )
+
+
+def _encoded(clip: Any, text: str) -> Any:
+    heed_cancel()
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def _decoded(vae: Any, latent: Tensor) -> Tensor:
+    heed_cancel()
+    pictures = vae.decode(latent)
+    return pictures.reshape(-1, *pictures.shape[-3:])[0].cpu()  # of a video, the first

@@ -1,0 +1,202 @@
+"""The picture of Compare: each of its cells is what core's own nodes draw."""
+
+import io
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from waiting import HANGS
+
+from iteris_core.cli.demo.client import WorkflowFailed
+
+SIDE = 64
+STRIP = 24
+GAP = 4
+LAYERS = ("mid_block", "text_model_encoder_layers_11")  # of both networks, and few
+
+
+def node(kind: str, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def defaults_of(host, kind: str):
+    declared = host.client.object_info(kind)["input"]["required"]
+    return {name: more["default"] for name, (_, more) in declared.items()}
+
+
+def picture(host, image) -> np.ndarray:
+    address = f"http://{host.server.address}/view?{urllib.parse.urlencode(image)}"
+    with urllib.request.urlopen(address, timeout=HANGS) as answer:
+        return np.array(Image.open(io.BytesIO(answer.read())).convert("RGB")).astype(int)
+
+
+def drawn_by_core(model, clip, first: int):
+    """Return core's nodes that draw what Compare draws."""
+    text, negative, noise, sampler, decode, show = (str(first + i) for i in range(6))
+    sampling = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "cfg": 7.0}
+    return show, {
+        text: node("CLIPTextEncode", text="a (first:1.2) thing", clip=clip),
+        negative: node("CLIPTextEncode", text="blurry", clip=clip),
+        noise: node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+        sampler: node(
+            "KSampler",
+            model=model,
+            positive=[text, 0],
+            negative=[negative, 0],
+            latent_image=[noise, 0],
+            seed=7,
+            steps=2,
+            **sampling,
+        ),
+        decode: node("VAEDecode", samples=[sampler, 0], vae=["1", 2]),
+        show: node("PreviewImage", images=[decode, 0]),
+    }
+
+
+@pytest.fixture(scope="module")
+def workflow(host):
+    """A merge of a LoRA from a file, at a strength, and of one that was taken off the model, which
+    is in no file; compared, and drawn by core's nodes in the same ways.
+    """
+    for name in ("first", "second"):
+        with safe_open(host.loras / f"{name}.safetensors", "pt") as file:
+            kept = [key for key in file.keys() if any(layer in key for layer in LAYERS)]  # noqa: SIM118 (no dict)
+            tensors = {key: file.get_tensor(key) for key in kept}
+            save_file(tensors, host.loras / f"{name}_few.safetensors", file.metadata())
+    nodes = {"1": node("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")}
+    nodes["30"] = node(
+        "LoraLoader",
+        model=["1", 0],
+        clip=["1", 1],
+        lora_name="second_few.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    nodes["31"] = node(
+        "IterISModelLoras",
+        model=["30", 0],
+        clip=["30", 1],
+        prompts="second_few: a second thing",
+    )
+    small = {"sample_runs": 1, "sampling_steps": 2, "resolution": SIDE, "negative_share": 0.0}
+    small |= {"check_runs": 0, "reproduce": "what the LoRA adds"}
+    nodes["4"] = node("IterISSettings", **defaults_of(host, "IterISSettings") | small)
+    nodes["5"] = node(
+        "IterISMerge",
+        model=["31", 0],
+        clip=["31", 1],
+        loras="<lora:first_few:0.8:0.6> | a photo of a first thing",
+        preset="Fast",
+        together=False,
+        size="as is",
+        size_value=0.0,
+        more_loras=["31", 2],
+        settings=["4", 0],
+    )
+    nodes["40"] = node(
+        "IterISCompare",
+        model=["31", 0],
+        clip=["31", 1],
+        vae=["1", 2],
+        merged=["5", 3],
+        prompt="a (first:1.2) thing\na thing",
+        seed=7,
+        steps=2,
+        cfg=0.0,
+        negative_prompt="blurry",
+        width=SIDE,
+        height=SIDE,
+    )
+    nodes["41"] = node("PreviewImage", images=["40", 1])
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def compared(host, workflow):
+    nodes = dict(workflow)
+    first = node(
+        "LoraLoader", lora_name="first_few.safetensors", strength_model=0.8, strength_clip=0.6
+    )
+    nodes["50"] = {**first, "inputs": {**first["inputs"], "model": ["1", 0], "clip": ["1", 1]}}
+    nodes["51"] = {**first, "inputs": {**first["inputs"], "model": ["30", 0], "clip": ["30", 1]}}
+    by_core = {}
+    ways = {"base": "1", "second": "30", "first": "50", "stacked": "51", "merged": "5"}
+    for number, (way, source) in enumerate(ways.items()):
+        by_core[way], more = drawn_by_core([source, 0], [source, 1], 100 + 10 * number)
+        nodes |= more
+    outputs = host.run(nodes)["outputs"]
+    shown = {way: picture(host, outputs[show]["images"][0]) for way, show in by_core.items()}
+    return outputs, shown
+
+
+def cell(whole, row: int, column: int):
+    top = 2 * STRIP + row * (STRIP + SIDE + GAP)
+    left = GAP + column * (SIDE + GAP)
+    return whole[top : top + SIDE, left : left + SIDE]
+
+
+def test_each_cell_is_what_cores_nodes_draw(host, compared):
+    outputs, by_core = compared
+    [image] = outputs["40"]["images"]
+    whole = picture(host, image)
+    columns = ["base", "first", "second", "stacked", "merged"]
+    assert whole.shape == (
+        STRIP + 2 * (STRIP + SIDE + GAP),
+        len(columns) * (SIDE + GAP) + GAP,
+        3,
+    )
+    for column, way in enumerate(columns):
+        assert abs(cell(whole, 0, column) - by_core[way]).max() <= 2, way
+        for other in set(columns) - {way}:  # and they are not alike
+            assert abs(by_core[other] - by_core[way]).mean() > 2
+    assert abs(cell(whole, 1, 0) - cell(whole, 0, 0)).mean() > 2  # another prompt
+
+
+def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
+    outputs, by_core = compared
+    of_merge = [picture(host, image) for image in outputs["41"]["images"]]
+    assert len(of_merge) == 2
+    assert abs(of_merge[0] - by_core["merged"]).max() <= 2
+    assert outputs["40"]["text"][0].splitlines() == [
+        "a (first:1.2) thing",
+        "a thing",
+        "seed 7, 2 steps, cfg 7, euler simple, 64 x 64",
+    ]
+
+
+def test_what_cannot_be_compared_is_told(host, workflow, compared):
+    """The merge is in the server's cache, as after a look at its picture."""
+    nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
+    inputs = nodes["40"]["inputs"]
+    inputs.update(model=["5", 0])
+    with pytest.raises(WorkflowFailed, match="carries the merged LoRA already"):
+        host.run(nodes)
+    inputs.update(model=["31", 0], clip=["5", 1])
+    with pytest.raises(WorkflowFailed, match="carries the merged LoRA already"):
+        host.run(nodes)
+
+
+def test_cancel_ends_the_drawing(host, workflow, compared):
+    """It is sent at the first step, and what was drawn before is drawn again afterwards."""
+    nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
+    nodes["40"]["inputs"].update(seed=8, steps=50)
+    told = []
+
+    def cancel(event, data):
+        if event == "iteris.stage" and data["stage"]["name"] == "Pictures":
+            told.append(data["done"])
+            host.client.interrupt()
+
+    with pytest.raises(WorkflowFailed, match=r"(?i)interrupt"):
+        host.run(nodes, cancel)
+    assert told[0] == 1 and told[-1] < 50
+    nodes["40"]["inputs"].update(seed=7, steps=2, prompt="a thing")
+    [image] = host.run(nodes)["outputs"]["40"]["images"]
+    again = picture(host, image)
+    before = picture(host, compared[0]["40"]["images"][0])
+    for column in range(5):
+        assert abs(cell(again, 0, column) - cell(before, 1, column)).max() <= 2
