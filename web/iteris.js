@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt, nodesOf } from "./graph.js";
+import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { addReport } from "./merge.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
@@ -14,6 +15,7 @@ const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Lo
 /** Show the text of a run whole; the frontend shows two lines of it. */
 function addText(node, width = 0) {
   const removeProgress = progressRemover(node);
+  node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   let element;
   also(node, "onExecuted", (output) => {
     if (!output?.text?.length) return;
@@ -33,6 +35,14 @@ function addText(node, width = 0) {
     picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
     return picture;
   }
+}
+
+/** Let what was saved be chosen as a LoRA at once. */
+function listSaved(output) {
+  const [file] = output?.iteris_saved ?? [];
+  const types = Object.values(LiteGraph.registered_node_types).map(({ nodeData }) => nodeData ?? {});
+  const [, known] = LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name;
+  if (file?.listed_as) enlist(file.listed_as, types, [...nodesOf(app.graph)], [...known.options]);
 }
 
 /** Show on a merge what it was saved in. */
@@ -82,10 +92,10 @@ app.registerExtension({
     else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
-    } else addText(node, node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0);
+    } else addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
     if (node.comfyClass !== "IterISSave") return;
     also(node, "onExecuted", (output) => {
-      app.refreshComboInNodes(); // what was saved can be chosen as a LoRA at once
+      listSaved(output);
       showFile(output);
     });
   },

@@ -43,7 +43,7 @@ export function progressRemover(node) {
   let height = Infinity; // before the run
   also(node, "onExecutionStart", () => (height = node.size[1]));
   return () => {
-    const progress = node.widgets.find(({ name }) => name === PROGRESS_TEXT);
+    const progress = node.widgets?.find(({ name }) => name === PROGRESS_TEXT);
     if (!progress) return;
     node.removeWidget?.(progress);
     node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);

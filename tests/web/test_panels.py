@@ -4,6 +4,8 @@ subgraphs, too.
 
 import json
 
+import pytest
+
 # nodes of merge_two_loras
 MERGE = 5
 FIRST = 2
@@ -291,19 +293,28 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     assert blocks_of(frontend) == []
 
 
-def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small):
+@pytest.mark.parametrize("kind", ["IterISMerge", "IterISCompare"])
+def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small, kind):
     small(frontend, seed=17)
-    frontend.show(MERGE, top=200)
-    before = size_of(frontend)
-    line = f"""() => app.graph.getNodeById({MERGE}).widgets
+    number = frontend.page.evaluate(
+        """(kind) => {
+            const found = app.graph.nodes.find(({ type }) => type === kind);
+            return (found ?? app.graph.add(LiteGraph.createNode(kind))).id;
+        }""",
+        kind,
+    )
+    frontend.show(number, top=200)
+    size = f"[...app.graph.getNodeById({number}).size]"
+    before = frontend.page.evaluate(size)
+    line = f"""() => app.graph.getNodeById({number}).widgets
         .filter((widget) => widget.name === "$$node-text-preview").length"""
     frontend.send("execution_start", prompt_id="a", timestamp=0)
-    frontend.send("progress_text", nodeId=str(MERGE), text="stage 1 of 4: Text encoder 2/4")
+    frontend.send("progress_text", nodeId=str(number), text="stage 1 of 4: Text encoder 2/4")
     frontend.page.wait_for_function(f"({line})() === 1")
     frontend.send("execution_interrupted", prompt_id="a")
     frontend.settle()
     assert frontend.page.evaluate(line) == 0
-    assert size_of(frontend) == before
+    assert frontend.page.evaluate(size) == before
     assert frontend.errors == []
 
 
