@@ -54,7 +54,7 @@ def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora
         )
     ]
     replace_host(heed_cancel=lambda: None)
-    _, notes = load(base, chosen)
+    _, notes = load(base, *identified(chosen))
     assert [(note.kind, note.text.partition(";")[0]) for note in notes] == [
         ("prompts", "cat: left out of its prompts: embedding:gone"),
         ("prompts", "dog: left out of its prompts: embedding:gone2"),
