@@ -352,6 +352,7 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
         job={"correct_strength": True},
         weights={triggers[0]: 2.0},
         layers={"to_k": 0.5},
+        things=("a red circle",),
     )
     asked = Comparison((*recipes, whole_job), {"pairs": 1})
     text = comparison_text(bench, asked, Cell.entry)
