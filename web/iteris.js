@@ -1,12 +1,15 @@
-// The pack's extension: a report in IterIS Merge, trigger words and buttons in LoRA to merge.
+// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
+import { forget } from "./loras.js";
 import { addReport } from "./merge.js";
 import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
+import { addSize, addTimes } from "./presets.js";
+import { addRows } from "./rows.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
@@ -43,6 +46,13 @@ function listSaved(output) {
   const types = Object.values(LiteGraph.registered_node_types).map(({ nodeData }) => nodeData ?? {});
   const [, known] = LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name;
   if (file?.listed_as) enlist(file.listed_as, types, [...nodesOf(app.graph)], [...known.options]);
+  learnFiles();
+}
+
+/** Let rows look at their files again. */
+function learnFiles() {
+  forget();
+  for (const node of nodesOf(app.graph)) node.learnIterisFiles?.();
 }
 
 /** Show on a merge what it was saved in. */
@@ -88,8 +98,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("IterIS")) return;
     showDigits(node);
-    if (node.comfyClass === "IterISMerge") addReport(node, say);
-    else if (node.comfyClass === "IterISLora") {
+    if (node.comfyClass === "IterISMerge") {
+      addRows(node, say);
+      addTimes(node, say);
+      addSize(node);
+      addReport(node, say);
+    } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
     } else addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
@@ -99,8 +113,13 @@ app.registerExtension({
       showFile(output);
     });
   },
+  refreshComboInNodes: learnFiles,
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs)) nodeAt(app.graph, id)?.showIterisReport?.(output);
+    for (const [id, output] of Object.entries(outputs)) {
+      const node = nodeAt(app.graph, id);
+      node?.showIterisCost?.(output);
+      node?.showIterisReport?.(output);
+    }
     Object.values(outputs).forEach(showFile);
   },
 });

@@ -1,21 +1,12 @@
 // What LoRA to merge has beside its inputs: trigger words as chips, and buttons that add and take out.
 
-import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
-import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
+import { aboutLora } from "./loras.js";
+import { addElement, also, button, fit, heightOf, progressRemover } from "./parts.js";
 
 const USUAL_HEIGHT = 76;
-
-async function fetchLora(name) {
-  try {
-    const response = await api.fetchApi(`/iteris/lora?name=${encodeURIComponent(name)}`);
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null; // without a server there are no chips
-  }
-}
 
 /** Add the chips of the chosen file, and the prompts that a run made of its trigger words. */
 export function addTriggers(node, say) {
@@ -27,7 +18,7 @@ export function addTriggers(node, say) {
   let chips;
   const show = async () => {
     const wanted = name.value;
-    const lora = wanted ? await fetchLora(wanted) : null;
+    const lora = wanted ? await aboutLora(wanted) : null;
     if (name.value !== wanted) return;
     chips = draw(element, lora, prompts, say);
     fit(node);
@@ -51,12 +42,6 @@ export function addButtons(node, say) {
     remove: () => takeOut(node, app.canvas),
   };
   for (const [word, act] of Object.entries(change)) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = `iteris-${word}`;
-    button.textContent = say(word);
-    button.title = say(`${word}_title`);
-    button.addEventListener("click", act);
-    element.append(button);
+    element.append(button(`iteris-${word}`, say(word), say(`${word}_title`), act));
   }
 }

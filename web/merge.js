@@ -2,18 +2,12 @@
 
 import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";
-import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
+import { addElement, also, fit, heightOf, keep, progressRemover } from "./parts.js";
 import { figures } from "./report.js";
 import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const PANEL_WIDTH = 400;
-
-/** Put what has changed without a click into the frontend's history. */
-function keep() {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
-}
 
 /**
  * Add the panel; the node gets what a run's events call.

@@ -2,6 +2,7 @@
 // block under the pointer.
 
 import { paintOf } from "./paint.js";
+import { button, copied, html } from "./parts.js";
 import { bars, layersOf, scaleTop } from "./report.js";
 
 const WIDTH = 360;
@@ -11,13 +12,6 @@ const MOST_LAYERS = 3;
 
 const percent = (share) => Math.round(100 * share);
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
-
-function html(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
 
 function svg(tag, attributes, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -116,7 +110,11 @@ function fileOf({ name, mb, ranks: [least, most], words }, say) {
   const line = html("div", "iteris-file");
   const rank = least === most ? least : `${least}–${most}`;
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
-  if (words.length) line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })));
+  if (!words.length) return line;
+  const copy = button("iteris-copy", say("copy"), say("copy_title"), async () => {
+    copy.textContent = say((await copied(words.join(", "))) ? "copied" : "not_copied");
+  });
+  line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copy);
   return line;
 }
 

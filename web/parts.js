@@ -1,5 +1,7 @@
 // Parts of our own in a node.
 
+import { app } from "../../scripts/app.js";
+
 const MARGIN = 10; // the frontend's, above and below a widget
 const PROGRESS_TEXT = "$$node-text-preview"; // the frontend's name for it
 
@@ -13,18 +15,97 @@ export function also(node, handler, more) {
   };
 }
 
-/** Add a part of our own to a node; neither saved nor sent. */
-export function addElement(node, name, height) {
-  const element = document.createElement("div");
-  element.className = `iteris-${name}`;
-  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, { serialize: false, hideOnZoom: false, getMinHeight: () => height(element) });
-  widget.serialize = false;
-  // what others add behind our inputs is not theirs to keep: it would be read as the next version's new inputs
-  also(node, "onSerialize", (saved) => {
-    const own = node.widgets.indexOf(widget);
-    if (saved.widgets_values?.length > own) saved.widgets_values.length = own;
-  });
+/** Return an element with a text. */
+export function html(tag, className = "", text = "") {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
   return element;
+}
+
+/** Return a button that is no button of a form; its title is also its name where it shows a sign only. */
+export function button(className, text, title, act) {
+  const element = html("button", className, text);
+  element.type = "button";
+  element.title = title;
+  if (!/\p{L}/u.test(text)) element.ariaLabel = title;
+  element.addEventListener("click", act);
+  return element;
+}
+
+/** Copy a text, and return whether that went well; browsers allow it on pages of this machine and on those with a certificate. */
+export async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Add a part of our own to a node; neither saved nor sent.
+ *
+ * @param {object} node
+ * @param {string} name
+ * @param {(element: HTMLElement) => number} height
+ * @param {object} [above] the widget below which it stands; none: at the node's end
+ */
+export function addElement(node, name, height, above) {
+  const element = html("div", `iteris-${name}`);
+  const inputs = new Set(node.widgets?.filter(({ serialize }) => serialize !== false).map((widget) => widget.name));
+  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => height(element) });
+  widget.serialize = false;
+  if (above) node.widgets.splice(node.widgets.indexOf(above) + 1, 0, ...node.widgets.splice(node.widgets.indexOf(widget), 1));
+  // what stands between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as the next
+  // version's new inputs
+  also(node, "onSerialize", (saved) => {
+    if (saved.widgets_values) saved.widgets_values = node.widgets.filter((each) => inputs.has(each.name)).map(({ value }) => value ?? null);
+  });
+  also(node, "onAdded", () => takePlace(node, element, name));
+  return element;
+}
+
+/**
+ * Let an element of a Vue node take the place of another one, once that is drawn.
+ *
+ * When a workflow is opened anew, as Undo does, the frontend goes on to show the element of the node that had the same id before.
+ */
+function takePlace(node, element, name, frames = 10) {
+  if (!LiteGraph.vueNodesMode || !frames) return;
+  const shown = document.querySelector(`[data-node-id="${node.id}"] .iteris-${name}`);
+  if (shown && shown !== element && node.graph === app.canvas.graph) shown.replaceWith(element);
+  requestAnimationFrame(() => takePlace(node, element, name, frames - 1));
+}
+
+/**
+ * Show the widget above an element, or hide it.
+ *
+ * Vue nodes have it hidden by their style sheet: what is hidden by its options would be so for a subgraph's own widget, too, and
+ * older frontends do not look at them again.
+ */
+export function showAbove(node, element, isShown) {
+  const own = node.widgets.findIndex((widget) => widget.element === element);
+  element.classList.toggle("iteris-hides", !isShown);
+  hide(node.widgets[own - 1], !isShown);
+}
+
+/** Show an element of a node, or hide it. */
+export function showElement(node, element, isShown) {
+  element.classList.toggle("iteris-hidden", !isShown);
+  hide(node.widgets.find((widget) => widget.element === element), !isShown);
+}
+
+function hide(widget, isHidden) {
+  widget.hidden = isHidden;
+  if (isHidden) widget.computeSize = () => [0, -4]; // in older frontends a hidden widget has its height, and 4 below
+  else delete widget.computeSize;
+}
+
+/** Put what has changed without a click on the canvas into the frontend's history. */
+export function keep() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
 }
 
 /** Let the node grow, from a height on, to what it holds, once that has been laid out. */

@@ -72,7 +72,9 @@ class Frontend:
             name.replace("_", "."): value for name, value in settings.items()
         }
         self.page = browser.new_page(
-            viewport={"width": width, "height": height}, device_scale_factor=1
+            viewport={"width": width, "height": height},
+            device_scale_factor=1,
+            permissions=["clipboard-read", "clipboard-write"],
         )
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

@@ -20,6 +20,7 @@ def attack(place):
 
 
 NAME, PHRASE, TAG, PROMPT, RECIPE = map(attack, ("name", "phrase", "tag", "prompt", "recipe"))
+CALLED = "<img src=x onerror=window.ran=['called']>"
 
 
 @pytest.fixture(scope="module")
@@ -169,4 +170,49 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
     panel = frontend.page.locator(".iteris-report").inner_text()
     for text in (NAME, PHRASE, TAG, PROMPT, RECIPE, f"file {NAME}"):
         assert text in panel
+    assert frontend.errors == []
+
+
+ESCAPED = PROMPT.replace("|", "\\|")
+ROWS = f"""<lora:phrase:1> called="{CALLED}" | {ESCAPED}
+<lora:first:1> {TAG}
+# {RECIPE}
+<lora:gone{PHRASE.replace("<", "").replace(">", "").replace(":", "")}:1>"""
+
+
+def test_rows_of_strangers_texts_and_files_do_not_run(frontend, hostile, picture):
+    inputs = {"loras": ROWS, "preset": "Balanced", "together": False, "size": "as is"}
+    frontend.load({"1": {"class_type": "IterISMerge", "inputs": inputs}}, "hostile_rows")
+    frontend.show(1, top=60)
+    page = frontend.page
+    page.locator(".iteris-opener").first.click()
+    page.wait_for_selector(".iteris-row .iteris-chip")
+    shown = page.eval_on_selector_all(
+        ".iteris-rows, .iteris-rows :is(input, textarea)",
+        "all => all.map(e => e.value ?? e.textContent)",
+    )
+    for text in (CALLED, PROMPT, TAG, RECIPE, PHRASE):
+        assert any(text in whole for whole in shown), text
+    page.locator(".iteris-add").click()
+    option = page.locator(".iteris-option", has_text="(window.ran??=[]).push('name')")
+    assert option.text_content() == NAME
+    picture(frontend, "hostile_rows")
+    option.click()
+    assert frontend.prompt()["1"]["inputs"]["loras"] == f"{ROWS}\n<lora:{NAME}:1>"
+    page.locator(".iteris-other").click()
+    assert ran(frontend) == []
+    assert frontend.errors == []
+
+
+def test_a_text_of_any_length_is_drawn_as_far_as_it_can_be(frontend):
+    """The page would not come back from drawing all of it."""
+    text = "\n".join(["<lora:first:1> | a photo"] * 20_000)
+    inputs = {"loras": text, "preset": "Balanced", "together": False, "size": "as is"}
+    frontend.load({"1": {"class_type": "IterISMerge", "inputs": inputs}}, "long_rows")
+    frontend.show(1, top=60)
+    frontend.page.wait_for_selector(".iteris-row")
+    assert frontend.page.locator(".iteris-row").count() == 200
+    assert "more rows than can be shown" in frontend.page.locator(".iteris-list").inner_text()
+    frontend.page.locator(".iteris-toggle").first.click()
+    assert frontend.prompt()["1"]["inputs"]["loras"] == f"# {text}"
     assert frontend.errors == []

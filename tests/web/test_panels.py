@@ -125,7 +125,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert good == ["first", "kept 83 %", "good"]
     assert weak[1:4] == ["kept 52 %", "(24 to 80)", "good or weak or lost"]
     assert weak[4] == "Lower the strength of first: it gets into these prompts."
-    assert lost[1:] == ["kept 4 %", "lost", "Raise its weight."]
+    assert lost[1:] == ["kept 4 %", "lost", "Raise its priority, to 2 for example."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
@@ -162,7 +162,12 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_the_next_report(fron
     assert file.count() == 0, "it is another node's"
     executed(frontend, SAVE, {"iteris_saved": [SAVED]})
     said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4\N{EN DASH}16."
-    assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash style"
+    assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash styleCopy"
+    copy = file.locator(".iteris-copy")
+    copy.click()
+    frontend.page.wait_for_function("document.querySelector('.iteris-copy').textContent !== 'Copy'")
+    assert copy.inner_text() == "Copied"
+    assert frontend.page.evaluate("navigator.clipboard.readText()") == "sks dog, ink wash style"
     saved_with(
         frontend,
         frontend.page.evaluate("id => app.graph.getNodeById(id).properties.iteris_report", MERGE),
@@ -178,7 +183,7 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     frontend.show(MERGE, top=100)
     executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
-    assert "set held_out to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
+    assert "set check runs to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
 
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):

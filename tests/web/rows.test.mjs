@@ -1,0 +1,101 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { duration, expected, readCost } from "../../web/cost.js";
+import { modelFileOf, strangers } from "../../web/fitting.js";
+import { changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
+import { sayer } from "../../web/words.js";
+
+const { good, bad } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
+
+/** Return the rows of a text as the table has them; lines are counted in Python only. */
+function rowsOf(text) {
+  return readRows(text).flatMap(({ row, isOff }) => (row ? [{ ...row, kind: row.kind || null, on: !isOff }] : []));
+}
+
+function whole({ line, ...row }) {
+  return { model: 1, clip: row.model ?? 1, kind: null, priority: 1, called: "", blocks: "", without: [], prompts: [], on: true, ...row };
+}
+
+for (const { text, rows, written = text } of good)
+  test(`read and written: ${JSON.stringify(text)}`, () => {
+    assert.deepEqual(rowsOf(text), rows.map(whole));
+    const entries = readRows(text);
+    assert.ok(entries.every(({ error }) => error === undefined));
+    const lines = entries.flatMap(({ row, isOff, text: line }) => (row ? [writtenRow(row, isOff)] : line.trim() ? [line] : []));
+    assert.equal(lines.join("\n"), written);
+  });
+
+for (const { text, line } of bad)
+  test(`not understood: ${JSON.stringify(text)}`, () => {
+    const faults = readRows(text).flatMap(({ error }, place) => (error === undefined ? [] : [[place + 1, error]]));
+    assert.deepEqual(faults.map(([place]) => place), [line]);
+    assert.ok(faults[0][1] && text.includes(faults[0][1]));
+  });
+
+test("what a view does not touch stays as it is, and what it cannot read, too", () => {
+  const text = "  <lora:a>  style|x\n\nno row at all\n# a remark\n<lora:b:0.5> sytle";
+  assert.equal(writtenRows(readRows(text)), text);
+  const entries = readRows(text);
+  entries[0] = changed(entries[0], { model: 0.25 });
+  assert.equal(writtenRows(entries), text.replace("  <lora:a>  style|x", "<lora:a:0.25:1> style | x"));
+  entries[0] = changed(entries[0], {}, true);
+  assert.ok(writtenRows(entries).startsWith("# <lora:a:0.25:1> style | x\n"));
+  assert.equal(readRows("#<lora:a:1>#").length, 1);
+});
+
+test("a row of a file that was chosen", () => assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
+
+test("a row moves to another place", () => {
+  assert.deepEqual(moved(["a", "b", "c"], 0, 2), ["b", "c", "a"]);
+  assert.deepEqual(moved(["a", "b", "c"], 2, 0), ["c", "a", "b"]);
+});
+
+test("the file that a row means", () => {
+  const files = ["cat.safetensors", "big/cat.safetensors", "big/dog.safetensors", "small\\ink.safetensors", "a/x.safetensors", "b/x.safetensors"];
+  assert.equal(fileOf("cat", files), "cat.safetensors");
+  assert.equal(fileOf("big/cat.safetensors", files), "big/cat.safetensors");
+  assert.equal(fileOf("dog", files), "big/dog.safetensors");
+  assert.equal(fileOf("small/ink", files), "small\\ink.safetensors");
+  assert.equal(fileOf("x", files), undefined);
+  assert.equal(fileOf("og", files), undefined);
+});
+
+test("names are found by their parts, in any order", () => {
+  assert.deepEqual(matching(["Style/Ink_v2", "style/oil", "ink_v1"], "ink ST"), ["Style/Ink_v2"]);
+  assert.deepEqual(matching(["a", "b"], " "), ["a", "b"]);
+});
+
+test("a LoRA of another family than the model, or than most, is told", () => {
+  assert.deepEqual(strangers(["SD1.x", "SDXL", ""], ["SD1.x"]), ["", "unfit", ""]);
+  assert.deepEqual(strangers(["SD1.x", "SDXL", "SD1.x", ""], []), ["", "odd", "", ""]);
+  assert.deepEqual(strangers(["SD1.x", "SDXL"], []), ["odd", "odd"]);
+  assert.deepEqual(strangers(["SDXL", ""], []), ["", ""]);
+  assert.deepEqual(strangers([], []), []);
+});
+
+test("the file of the model is that of the loader up the links", () => {
+  const loader = { widgets: [{ name: "ckpt_name", value: "a.safetensors" }], inputs: [] };
+  const behind = (node) => ({ inputs: [{ type: "CLIP" }, { type: "MODEL" }], getInputNode: (slot) => (slot === 1 ? node : null) });
+  assert.equal(modelFileOf(behind(behind(loader))), "a.safetensors");
+  assert.equal(modelFileOf(behind(null)), undefined);
+  const circle = behind(undefined);
+  circle.getInputNode = () => circle;
+  assert.equal(modelFileOf(circle), undefined);
+});
+
+test("a preset's time is that of its rows", () => {
+  const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Best: 4000, none: 0, wrong: "x" } });
+  assert.deepEqual(expected(cost), [{ name: "Fast", seconds: 20 }, { name: "Best", seconds: 2000 }]);
+  for (const wrong of [undefined, null, 7, "x", {}, { rows: 0, seconds: 1, presets: { a: 1 } }, { rows: 1, seconds: NaN, presets: { a: 1 } }, { rows: 1, seconds: 1, presets: null }, { rows: 1, seconds: 1, presets: { a: -1 } }])
+    assert.equal(readCost(wrong), undefined);
+  const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, 1]));
+  assert.equal(Object.keys(readCost({ rows: 1, seconds: 1, presets: many }).presets).length, 10);
+});
+
+test("a duration is as precise as an estimate is", () => {
+  const say = sayer("en");
+  const told = [0.2, 7, 52, 88, 95, 200, 700, 3700, 6000].map((seconds) => duration(seconds, say));
+  assert.deepEqual(told, ["1 s", "7 s", "50 s", "90 s", "1.5 min", "3.5 min", "12 min", "62 min", "1.7 h"]);
+});

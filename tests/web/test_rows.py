@@ -1,0 +1,249 @@
+"""The rows of Merge LoRAs are a view of its text, in both renderers."""
+
+import json
+from pathlib import Path
+
+import browser
+import pytest
+
+MERGE = 1
+PICTURE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.jpg"
+TEXT = """<lora:first:0.8> subject priority=2 | a photo of demo1
+# <lora:second:1:0.5> style called="in ink style"
+<lora:third:1>"""
+FIRST, SECOND, THIRD = TEXT.split("\n")
+# What the server says of files here, beside the rank.
+FAMILIES = {"first": "SD1.x", "second": "SD1.x", "third": "SDXL"}
+
+
+def merge_of(text, **more):
+    inputs = {"loras": text, "preset": "Balanced", "together": False, "size": "as is", **more}
+    return {str(MERGE): {"class_type": "IterISMerge", "inputs": inputs}}
+
+
+def answer(route):
+    """Answer as the server does for files of several families, the first with a picture beside."""
+    name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
+    facts = {"name": name, "base": FAMILIES[name], "family": FAMILIES[name], "rank": 8}
+    words = {"trigger_words": [f"word of {name}"], "prompts": [], "error": None}
+    route.fulfill(json={**facts, **words, "thumbnail": name == "first"})
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+def page_of_rows(request, chromium, server):
+    frontend = browser.Frontend(chromium, server.address, Comfy_VueNodes_Enabled=request.param)
+    frontend.page.route("**/iteris/lora?*", answer)
+    frontend.page.route("**/iteris/thumbnail?*", lambda route: route.fulfill(path=PICTURE))
+    yield frontend
+    frontend.page.close()
+
+
+@pytest.fixture
+def rows(page_of_rows):
+    """Return the page with a merge of three rows."""
+    page_of_rows.load(merge_of(TEXT), "rows")
+    page_of_rows.show(MERGE, left=600, top=150)
+    page_of_rows.page.wait_for_selector(".iteris-row")
+    yield page_of_rows
+    assert page_of_rows.errors == []
+
+
+def text_of(frontend):
+    return frontend.prompt()[str(MERGE)]["inputs"]["loras"]
+
+
+def at(frontend, place, part):
+    return frontend.page.locator(f'.iteris-row[data-place="{place}"] .iteris-{part}')
+
+
+def called(frontend):
+    """Return what the rows that are drawn are called; of lines that are no rows, their text."""
+    return frontend.page.eval_on_selector_all(
+        ".iteris-row",
+        "all => all.map(r => r.querySelector('.iteris-called')?.textContent ?? r.querySelector('input').value)",
+    )
+
+
+def undo(frontend):
+    frontend.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    frontend.settle()
+
+
+def test_each_part_of_a_row_writes_the_text(rows, picture):
+    assert called(rows) == ["first", "second", "third"]
+    assert text_of(rows) == TEXT
+    at(rows, 1, "toggle").click()
+    assert text_of(rows) == "\n".join([FIRST, SECOND.removeprefix("# "), THIRD])
+    at(rows, 1, "toggle").press("Space")
+    assert text_of(rows) == TEXT
+    at(rows, 2, "kind").click()
+    assert text_of(rows).endswith("\n<lora:third:1> style")
+    at(rows, 1, "number").fill("0.7")
+    assert SECOND.replace("1:0.5", "0.7:0.5") in text_of(rows), "the text's strength is its own"
+    at(rows, 0, "number").first.fill("0.25")
+    assert "<lora:first:0.25> subject" in text_of(rows), "and else goes along"
+    at(rows, 0, "number").first.fill("1000")
+    assert "<lora:first:0.25> subject" in text_of(rows), "no strength"
+
+    at(rows, 0, "opener").click()
+    at(rows, 0, "prompts").fill("demo1 | and more\n\nanother")
+    assert "priority=2 | demo1 \\| and more | another\n" in text_of(rows)
+    at(rows, 0, "word").click()
+    assert "| another, word of first\n" in text_of(rows)
+    rows.page.get_by_label("Priority").last.fill("3")
+    at(rows, 0, "more").fill('called="a dog" blocks=1,0')
+    at(rows, 0, "more").fill('called="a dog" block')
+    assert 'priority=3 called="a dog" blocks=1,0 |' in text_of(rows), "what is half written is not"
+    rows.page.wait_for_selector(".iteris-large img", state="attached")
+    picture(rows, "rows_open")
+    at(rows, 0, "opener").press("Enter")
+    assert at(rows, 0, "prompts").count() == 0
+
+
+def test_rows_are_added_taken_out_and_moved(rows, picture):
+    rows.page.locator(".iteris-add").click()
+    rows.page.wait_for_selector(".iteris-option")
+    rows.page.keyboard.type("SEC")
+    rows.settle()
+    picture(rows, "rows_choose")
+    rows.page.keyboard.press("Enter")
+    rows.settle()
+    assert text_of(rows) == f"{TEXT}\n<lora:second:1>"
+    assert rows.page.evaluate("document.activeElement.closest('.iteris-row').dataset.place") == "3"
+    rows.page.keyboard.press("Enter")
+    rows.page.wait_for_selector(".iteris-option")
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        rows.page.keyboard.press(key)
+    rows.settle()
+    assert called(rows) == ["first", "second", "third", "third"]
+    at(rows, 3, "lora").click()
+    rows.page.wait_for_selector(".iteris-option")
+    rows.page.keyboard.press("Escape")
+    at(rows, 3, "out").click()
+    assert text_of(rows) == TEXT
+
+    at(rows, 0, "grip").press("ArrowDown")
+    rows.page.keyboard.press("ArrowDown")
+    rows.page.keyboard.press("ArrowDown")
+    assert text_of(rows) == "\n".join([SECOND, THIRD, FIRST])
+    start, end = (at(rows, place, "grip").bounding_box() for place in (2, 0))
+    rows.page.mouse.move(start["x"] + 5, start["y"] + 8)
+    rows.page.mouse.down()
+    rows.page.mouse.move(start["x"] + 5, end["y"] + 40, steps=4)
+    rows.page.mouse.move(end["x"] + 5, end["y"] + 2, steps=4)
+    rows.page.mouse.up()
+    rows.settle()
+    assert text_of(rows) == TEXT
+    undo(rows)
+    assert called(rows) == ["second", "third", "first"], "one step of Undo, seen in the rows"
+    undo(rows)
+    assert text_of(rows) == "\n".join([SECOND, FIRST, THIRD])
+
+
+def test_what_is_written_elsewhere_is_seen_in_the_rows(rows, picture):
+    odd = "<lora:first:1> sytle | x\n\n# a remark\n<lora:gone:1>"
+    rows.page.locator(".iteris-other").click()
+    field = rows.page.locator(".iteris-rows-text")
+    assert field.input_value() == TEXT
+    field.fill(odd)
+    assert text_of(rows) == odd
+    picture(rows, "rows_text")
+    rows.page.locator(".iteris-other").click()
+    assert called(rows) == ["<lora:first:1> sytle | x", "# a remark", "gone"]
+    rows.page.wait_for_selector(".iteris-row.iteris-missing")
+    unread = rows.page.locator(".iteris-unread input")
+    assert "sytle" in unread.get_attribute("title")
+    assert text_of(rows) == odd, "it is kept as it stands"
+    unread.fill("<lora:first:1> style | x")
+    unread.blur()
+    assert called(rows) == ["first", "# a remark", "gone"]
+    rows.set_widgets(MERGE, loras=THIRD)
+    rows.settle()
+    assert called(rows) == ["third"]
+    rows.page.locator(".iteris-row .iteris-out").click()
+    rows.settle()
+    assert text_of(rows) == ""
+    assert "No LoRA yet" in rows.page.locator(".iteris-rows").inner_text()
+
+
+def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
+    rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
+    rows.page.wait_for_selector('.iteris-odd[data-place="2"]')
+    assert at(rows, 2, "family").inner_text() == "SDXL"
+    assert "others here are for another model" in at(rows, 2, "lora").get_attribute("title")
+    assert rows.page.locator(".iteris-odd").count() == 1
+    rows.settle()
+    picture(rows, "rows_odd")
+    at(rows, 2, "toggle").click()
+    rows.page.wait_for_function("!document.querySelector('.iteris-odd')")
+
+
+def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(rows, picture):
+    def shown(name):
+        rows.settle()
+        y = """name => {
+            const node = app.graph.getNodeById(1);
+            const widget = node.widgets.find((each) => each.name === name);
+            if (!LiteGraph.vueNodesMode) return !widget.hidden;
+            const labels = [...document.querySelectorAll('.lg-node-widget')];
+            const row = labels.find((each) => each.textContent.trim() === name);
+            return getComputedStyle(row).visibility === 'visible' && row.offsetHeight > 0;
+        }"""
+        return rows.page.evaluate(y, name)
+
+    assert not shown("size_value")
+    for size, is_shown in (("rank", True), ("smaller", False), ("MB", True)):
+        rows.set_widgets(MERGE, size=size)
+        assert shown("size_value") is is_shown, size
+
+    times = rows.page.locator(".iteris-times")
+    assert not times.is_visible()
+    cost = {"rows": 100, "seconds": 50, "presets": {"Fast": 40, "Balanced": 100, "Best": 600}}
+    output = {"iteris_cost": [cost]}
+    rows.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    assert times.inner_text().split("\n") == [
+        "Fast: about 20 s",
+        "Balanced: about 50 s",
+        "Best: about 5 min",
+    ]
+    picture(rows, "rows_times")
+    workflow = rows.workflow()
+    (node,) = workflow["nodes"]
+    assert node["properties"]["iteris_cost"] == cost
+    assert node["widgets_values"][:5] == [TEXT, "Balanced", False, "MB", node["widgets_values"][4]]
+    node["properties"]["iteris_cost"] = {"rows": "<b>", "presets": 3}
+    rows.page.evaluate("text => app.loadGraphData(JSON.parse(text))", json.dumps(workflow))
+    rows.settle()
+    assert called(rows) == ["first", "second", "third"]
+    assert not times.is_visible()
+
+
+def test_copies_and_subgraphs_have_rows_of_their_own(rows):
+    """A copy's rows are not those of the node that it was copied from."""
+    rows.page.evaluate(
+        """() => {
+            const node = app.graph.getNodeById(1);
+            app.canvas.selectNode(node);
+            app.canvas.copyToClipboard([node]);
+            app.canvas.pasteFromClipboard();
+        }"""
+    )
+    rows.settle()
+    copy = rows.page.evaluate("app.graph.nodes.find(({ id }) => Number(id) !== 1).id")
+    assert rows.prompt()[str(copy)]["inputs"]["loras"] == TEXT
+    rows.set_widgets(copy, loras=THIRD)
+    assert text_of(rows) == TEXT
+    rows.page.evaluate(
+        """id => {
+            app.graph.remove(app.graph.getNodeById(1));
+            const { node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+            app.canvas.setGraph(node.subgraph);
+        }""",
+        copy,
+    )
+    rows.settle()
+    rows.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", copy)
+    rows.settle()
+    at(rows, 0, "toggle").click()
+    (inside,) = rows.prompt().values()
+    assert inside["inputs"]["loras"] == f"# {THIRD}"

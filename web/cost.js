@@ -1,0 +1,36 @@
+// How long a merge takes by each preset, told from one that was timed. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+const MOST = { presets: 10, letters: 40 };
+
+const isAmount = (value) => Number.isFinite(value) && value > 0;
+
+/**
+ * Read what a run, or a workflow, says about the cost of a merge.
+ *
+ * @param {any} cost `rows` that went through the model in so many `seconds`, and the rows that each of the `presets` needs
+ * @returns {object|undefined} undefined: nothing that can be told
+ */
+export function readCost(cost) {
+  const { rows, seconds, presets } = cost ?? {};
+  if (!isAmount(rows) || !isAmount(seconds) || typeof presets !== "object" || presets === null) return undefined;
+  const found = Object.entries(presets).filter(([name, needed]) => name.length <= MOST.letters && isAmount(needed));
+  return found.length ? { rows, seconds, presets: Object.fromEntries(found.slice(0, MOST.presets)) } : undefined;
+}
+
+/** Return the seconds that a merge takes by each preset. */
+export function expected({ rows, seconds, presets }) {
+  return Object.entries(presets).map(([name, needed]) => ({ name, seconds: (seconds / rows) * needed }));
+}
+
+/**
+ * Return a duration in words, as precise as an estimate is.
+ *
+ * @param {number} seconds
+ * @param {(word: string, values?: object) => string} say
+ */
+export function duration(seconds, say) {
+  if (seconds < 10) return say("seconds", { count: Math.max(1, Math.round(seconds)) });
+  if (seconds < 90) return say("seconds", { count: 5 * Math.round(seconds / 5) });
+  if (seconds < 90 * 60) return say("minutes", { count: seconds < 600 ? Math.round(seconds / 30) / 2 : Math.round(seconds / 60) });
+  return say("hours", { count: Math.round(seconds / 360) / 10 });
+}

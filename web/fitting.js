@@ -1,0 +1,36 @@
+// Which LoRAs fit a merge. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+/**
+ * Say of each LoRA whether it fits the others, and the model.
+ *
+ * @param {string[]} families of the LoRAs' files; "": nothing tells
+ * @param {string[]} fits families whose LoRAs fit the model; none: nothing tells
+ * @returns {string[]} "": it fits, as far as is known; "unfit": it is for another model; "odd": it is for another one than most
+ */
+export function strangers(families, fits) {
+  if (fits.length) return families.map((family) => (family && !fits.includes(family) ? "unfit" : ""));
+  const count = (wanted) => families.filter((family) => family === wanted).length;
+  const known = families.filter(Boolean);
+  const most = Math.max(0, ...known.map(count));
+  const usual = new Set(known.filter((family) => count(family) === most));
+  const isUsual = (family) => usual.size === 1 && usual.has(family);
+  return families.map((family) => (family && !isUsual(family) ? "odd" : ""));
+}
+
+/**
+ * Return the name of the file that a node's model is loaded from, as far as links lead to it in the node's own graph.
+ *
+ * @param {object} node
+ * @returns {string|undefined}
+ */
+export function modelFileOf(node) {
+  const seen = new Set();
+  for (let at = node; at && !seen.has(at); ) {
+    seen.add(at);
+    const file = at.widgets?.find(({ name }) => name === "ckpt_name" || name === "unet_name");
+    if (file) return typeof file.value === "string" ? file.value : undefined;
+    const slot = at.inputs?.findIndex(({ type }) => type === "MODEL") ?? -1;
+    at = slot < 0 ? undefined : at.getInputNode(slot);
+  }
+  return undefined;
+}

@@ -1,0 +1,40 @@
+// What the server knows about files of LoRAs and models.
+
+import { api } from "../../scripts/api.js";
+
+const answers = new Map(); // route -> its answer, or that on its way
+let names;
+
+async function ask(route) {
+  try {
+    const response = await api.fetchApi(route);
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null; // without a server there is nothing to know
+  }
+}
+
+function askOnce(route) {
+  if (!answers.has(route)) answers.set(route, ask(route));
+  return answers.get(route);
+}
+
+const called = (route, name) => `${route}?name=${encodeURIComponent(name)}`;
+
+/** Return the answer of `/iteris/lora` about a file; null: there is none. */
+export const aboutLora = (name) => askOnce(called("/iteris/lora", name));
+
+/** Return the answer of `/iteris/model` about a checkpoint or a diffusion model; null: there is none. */
+export const aboutModel = (name) => askOnce(called("/iteris/model", name));
+
+/** Return the address of the picture beside a LoRA. */
+export const thumbnailOf = (name) => api.apiURL(called("/iteris/thumbnail", name));
+
+/** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
+export const loraNames = () => (names ??= ask("/models/loras"));
+
+/** Forget what was known: files come and go. */
+export function forget() {
+  answers.clear();
+  names = undefined;
+}

@@ -1,0 +1,60 @@
+// What Merge LoRAs shows beside its presets and sizes: the time of each preset, and the size's number where it counts.
+
+import { duration, expected, readCost } from "./cost.js";
+import { addElement, also, fit, heightOf, html, showAbove, showElement } from "./parts.js";
+
+const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
+const NUMBERED = ["rank", "MB"];
+
+/** Show the number of the size only where there is one. */
+export function addSize(node) {
+  const [size, value] = ["size", "size_value"].map((wanted) => node.widgets?.find(({ name }) => name === wanted));
+  if (!size || !value) return;
+  const element = addElement(node, "size", () => 0, value);
+  showElement(node, element, false);
+  const show = () => {
+    const before = node.computeSize()[1];
+    showAbove(node, element, NUMBERED.includes(size.value));
+    fit(node, 0, node.size[1] + Math.min(0, node.computeSize()[1] - before));
+  };
+  also(size, "callback", show);
+  also(node, "onConfigure", show);
+  show();
+}
+
+/**
+ * Add the line with the time of each preset, once a merge was timed.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ */
+export function addTimes(node, say) {
+  const preset = node.widgets?.find(({ name }) => name === "preset");
+  if (!preset) return;
+  const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, preset);
+  const show = () => {
+    const cost = readCost(node.properties[PROPERTY]);
+    showElement(node, element, !!cost);
+    if (!cost) return;
+    const chosen = (name) => (name === preset.value ? "iteris-chosen" : "");
+    const times = expected(cost).map(({ name, seconds }) => html("span", chosen(name), say("time", { name, time: duration(seconds, say) })));
+    element.replaceChildren(...times);
+    element.title = say("times_title");
+    fit(node);
+  };
+  const take = (output) => {
+    const cost = readCost(output?.iteris_cost?.[0]);
+    if (!cost) return;
+    node.properties[PROPERTY] = cost;
+    show();
+  };
+  node.showIterisCost = take;
+  also(preset, "callback", show);
+  also(node, "onExecuted", take);
+  also(node, "onConfigure", () => {
+    const saved = node.properties[PROPERTY];
+    if (saved !== undefined) node.properties[PROPERTY] = readCost(saved);
+    show();
+  });
+  show();
+}

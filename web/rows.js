@@ -1,0 +1,263 @@
+// The rows of Merge LoRAs: a view of its text, which is the input itself and all that is kept.
+
+import { app } from "../../scripts/app.js";
+import { choose } from "./choose.js";
+import { modelFileOf, strangers } from "./fitting.js";
+import { aboutLora, aboutModel, forget, loraNames, thumbnailOf } from "./loras.js";
+import { addElement, also, button, fit, heightOf, html, keep, showAbove } from "./parts.js";
+import { drawLine, drawRow } from "./row.js";
+import { changed, fileOf, moved, nameOf, newRow, readRows, writtenRows } from "./rows_text.js";
+
+const USUAL_HEIGHT = 84;
+const MOST_HEIGHT = 400; // of the text field
+const MOST_DRAWN = 200; // rows; a merge takes 100
+
+/**
+ * Add the rows to a node, in the place of its text.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ */
+export function addRows(node, say) {
+  const text = node.widgets?.find(({ name }) => name === "loras");
+  if (!text) return;
+  const element = addElement(node, "rows", (shown) => heightOf(shown, 0) || USUAL_HEIGHT, text);
+  showAbove(node, element, false);
+  const view = new Rows(node, text, element, say);
+  also(text, "callback", () => view.read());
+  also(node, "onConfigure", () => view.read(true));
+  also(node, "onConnectionsChange", () => view.draw());
+  element.addEventListener("pointerenter", () => view.learn()); // the model may be another one by now
+  // on the canvas, the frontend would not know of a wheel that turns above an element; and Vue nodes would be dragged
+  element.addEventListener("wheel", (event) => LiteGraph.vueNodesMode || event.target.matches("textarea, :focus") || app.canvas.processMouseWheel(event));
+  element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+  node.learnIterisFiles = () => view.learn();
+  view.read(true);
+}
+
+class Rows {
+  constructor(node, text, element, say) {
+    Object.assign(this, { node, text, element, say, entries: [], asText: false });
+    this.keep = keep;
+    this.list = html("div", "iteris-list");
+    this.list.role = "list";
+  }
+
+  /** Read the text, unless it is what the view itself has written. */
+  read(anew = false) {
+    const value = String(this.text.value ?? "");
+    if (!anew && value === this.written) return;
+    const open = new Set(this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name));
+    this.written = value;
+    this.entries = readRows(value).map((entry) => (open.has(entry.row?.name) ? { ...entry, isOpen: true } : entry));
+    this.draw();
+  }
+
+  /** Write entries into the text. */
+  put(entries) {
+    this.entries = entries;
+    this.written = writtenRows(entries);
+    this.text.value = this.written;
+  }
+
+  /** Change a row's line, and leave what is drawn as it is. */
+  write(place, change, isOff) {
+    this.put(this.entries.with(place, changed(this.entries[place], change, isOff)));
+  }
+
+  /** Take over a text as it stands. */
+  writeText(value) {
+    this.entries = readRows(value);
+    this.written = value;
+    this.text.value = value;
+  }
+
+  writeLine(place, line) {
+    this.put(this.entries.with(place, { text: line }));
+  }
+
+  /** Read a line that was written anew, and draw it alone: the user may be on the way to another one. */
+  readLine(place) {
+    const found = readRows(this.entries[place].text);
+    this.entries = this.entries.toSpliced(place, 1, ...found);
+    const at = this.parts.findIndex((part) => part.place === place);
+    if (found.length > 1 || at < 0) this.draw();
+    else {
+      const part = this.drawPart(place);
+      this.parts[at].element.replaceWith(part.element);
+      this.parts = this.parts.with(at, part);
+      this.learn();
+    }
+    this.keep();
+  }
+
+  edit(place, change, isOff) {
+    this.write(place, change, isOff);
+    this.finish();
+  }
+
+  open(place, isOpen) {
+    this.entries = this.entries.with(place, { ...this.entries[place], isOpen });
+    this.draw();
+  }
+
+  remove(place) {
+    this.put(this.entries.toSpliced(place, 1));
+    this.finish();
+    (this.list.querySelectorAll(".iteris-out")[Math.min(place, this.list.childElementCount - 1)] ?? this.element.querySelector(".iteris-add"))?.focus();
+  }
+
+  /** Move a row to the next place that is drawn, before or behind it. */
+  move(place, by) {
+    const drawn = this.drawn();
+    const to = drawn[drawn.indexOf(place) + by];
+    if (to === undefined) return;
+    this.put(moved(this.entries, place, to));
+    this.finish();
+    this.focus(to, "iteris-grip");
+  }
+
+  /** Let a row follow the pointer among the others, until it is let go. */
+  drag({ currentTarget: grip, pointerId, button: pressed }, place) {
+    if (pressed !== 0) return;
+    const row = grip.closest(".iteris-row");
+    const follow = ({ clientY }) => {
+      const others = [...this.list.children].filter((other) => other !== row);
+      const next = others.find((other) => {
+        const { top, height } = other.getBoundingClientRect();
+        return clientY < top + height / 2;
+      });
+      if (row.nextElementSibling !== (next ?? null)) this.list.insertBefore(row, next ?? null);
+    };
+    const end = ({ type }) => {
+      stop.abort();
+      row.classList.remove("iteris-dragged");
+      const to = this.drawn()[[...this.list.children].indexOf(row)];
+      if (type === "pointerup" && to !== place) {
+        this.put(moved(this.entries, place, to));
+        this.finish();
+      } else this.draw();
+      this.focus(type === "pointerup" ? to : place, "iteris-grip");
+    };
+    const stop = new AbortController();
+    row.classList.add("iteris-dragged");
+    // at the window: a row that is put elsewhere in the page loses the pointer
+    window.addEventListener("pointermove", (event) => event.pointerId === pointerId && follow(event), { signal: stop.signal, capture: true });
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, (event) => event.pointerId === pointerId && end(event), { signal: stop.signal, capture: true });
+    }
+  }
+
+  async chooseFile(anchor, place) {
+    forget();
+    const names = (await loraNames()) ?? [];
+    choose(anchor, names, this.say, (file) => {
+      const at = place ?? this.entries.length;
+      if (place === undefined) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
+      else this.write(place, { name: nameOf(file) });
+      this.finish();
+      this.focus(place === undefined ? this.entries.length - 1 : at, "iteris-lora");
+    });
+  }
+
+  finish() {
+    this.draw();
+    this.keep();
+  }
+
+  focus(place, part) {
+    this.list.querySelector(`[data-place="${place}"] .${part}`)?.focus();
+  }
+
+  /** Return the places of the entries that are drawn: all but empty lines, as far as there is an end. */
+  drawn() {
+    const places = this.entries.flatMap(({ text, row }, place) => (row || text.trim() ? [place] : []));
+    return places.slice(0, MOST_DRAWN);
+  }
+
+  draw() {
+    const before = heightOf(this.element, 0);
+    const isLinked = this.node.inputs?.some(({ widget, link }) => widget?.name === this.text.name && link != null);
+    const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
+    const [place, part] = [focused?.closest(".iteris-row")?.dataset.place, focused?.classList[0]];
+    this.parts = [];
+    if (isLinked) this.element.replaceChildren(html("div", "iteris-quiet", this.say("linked")));
+    else this.element.replaceChildren(this.asText ? this.textField() : this.rows(), this.buttons());
+    if (part && !this.asText) this.focus(place, part);
+    if (this.asText && !isLinked) this.fitText();
+    const grown = before ? heightOf(this.element, 0) - before : 0;
+    fit(this.node, 0, this.node.size[1] + Math.min(0, grown));
+    this.learn();
+  }
+
+  rows() {
+    const places = this.drawn();
+    this.parts = places.map((place) => this.drawPart(place));
+    this.list.replaceChildren(...this.parts.map(({ element }) => element));
+    if (!places.length) this.list.append(html("div", "iteris-quiet iteris-none", this.say("no_rows")));
+    if (this.entries.length > MOST_DRAWN) this.list.append(html("div", "iteris-quiet", this.say("cut_rows")));
+    return this.list;
+  }
+
+  drawPart(place) {
+    return { place, ...(this.entries[place].row ? drawRow(this, place) : drawLine(this, place)) };
+  }
+
+  textField() {
+    const field = html("textarea", "iteris-rows-text");
+    field.value = this.written;
+    field.rows = 5;
+    field.spellcheck = false;
+    field.ariaLabel = this.say("as_text");
+    field.placeholder = "<lora:name:0.8> subject | a photo of sks dog | sks dog on a beach";
+    field.addEventListener("input", () => this.writeText(field.value));
+    field.addEventListener("change", this.keep);
+    return field;
+  }
+
+  fitText() {
+    const field = this.element.querySelector(".iteris-rows-text");
+    field.style.height = "";
+    field.style.height = `${Math.min(field.scrollHeight + 4, MOST_HEIGHT)}px`;
+  }
+
+  buttons() {
+    const line = html("div", "iteris-buttons");
+    const add = button("iteris-add", this.say("add_row"), this.say("add_row_title"), () => this.chooseFile(add));
+    const other = button("iteris-other", this.say(this.asText ? "as_rows" : "as_text"), this.say("other_title"), () => {
+      this.asText = !this.asText;
+      this.draw();
+      const shown = this.element.querySelector(this.asText ? ".iteris-rows-text" : ".iteris-other");
+      shown.setSelectionRange?.(0, 0);
+      shown.focus();
+    });
+    line.append(...(this.asText ? [] : [add]), other);
+    return line;
+  }
+
+  /** Ask what is known of the files, and mark the rows with it. */
+  async learn() {
+    const parts = this.parts;
+    if (!parts.length) return;
+    const model = modelFileOf(this.node);
+    const [names, about] = await Promise.all([loraNames(), model ? aboutModel(model) : null]);
+    const found = await Promise.all(
+      parts.map(async ({ place }) => {
+        const { row, isOff } = this.entries[place] ?? {};
+        const file = row && names ? fileOf(row.name, names) : undefined;
+        return { isOff, isMissing: !!row && !!names && !file, file, lora: file ? await aboutLora(file) : null };
+      }),
+    );
+    if (parts !== this.parts) return; // drawn anew meanwhile
+    const fitting = strangers(found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))), about?.fits ?? []);
+    const signs = JSON.stringify([found, fitting]);
+    if (signs === this.signs && parts === this.marked) return;
+    [this.signs, this.marked] = [signs, parts];
+    const before = heightOf(this.element, 0);
+    parts.forEach(({ mark }, place) => {
+      const { file, ...known } = found[place];
+      mark({ ...known, fitting: fitting[place], picture: known.lora?.thumbnail ? thumbnailOf(file) : undefined });
+    });
+    if (heightOf(this.element, 0) !== before) fit(this.node);
+  }
+}

@@ -1,0 +1,195 @@
+// LoRAs as the rows of a text, one LoRA a line; `nodes/loras/rows.py` reads and writes the same grammar, and has it in words.
+// No DOM and no ComfyUI here, so that `node --test` runs it.
+
+const TAG = /<lora:([^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
+const IN_TAG = { lbw: "blocks", w: "blocks", unet: "model", te: "clip" }; // what other programs write into a tag
+const WORD = /((?:"(?:\\.|[^"\\])*"|[^\s|"])+)\s*/y;
+const QUOTED = /"((?:\\.|[^"\\])*)"/g;
+const PROMPTS = /(?:\\\||\{[^{}]*\}|[^|])+/g;
+const PLAIN = /^[^\s|"]+$/; // a value that needs no quotes
+const NUMBER = /^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*$/i;
+const KINDS = ["subject", "style"];
+const NAMED = ["priority", "called", "blocks", "without"];
+const MOST = 100; // of a strength, and of a priority
+
+const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
+
+/** A place that the grammar has nothing for; `part` is what stands there. */
+class Unknown extends Error {
+  constructor(part) {
+    super(part);
+    this.part = part.trim();
+  }
+}
+
+/**
+ * Read a text, line by line.
+ *
+ * @param {string} text
+ * @returns {{text: string, row?: object, isOff?: boolean, error?: string}[]} what each line is: a row, which may be switched off;
+ *   an `error`, the part that is not understood; or nothing but its text. A line of several tags is several entries. A row has
+ *   `name`, `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and
+ *   `prompts`.
+ */
+export function readRows(text) {
+  return text.split("\n").flatMap((line) => {
+    const [, off, rest] = line.match(/^\s*(#?)[\s#]*(.*?)\s*$/s);
+    if (!off && !rest) return [{ text: line }];
+    try {
+      return rowsOf(rest).map((row, _, { length }) => ({ text: length > 1 ? writtenRow(row, !!off) : line, row, isOff: !!off }));
+    } catch (error) {
+      if (!(error instanceof Unknown)) throw error;
+      return [off ? { text: line } : { text: line, error: error.part }]; // what is switched off may be anything
+    }
+  });
+}
+
+/** Return the text of entries. */
+export function writtenRows(entries) {
+  return entries.map(({ text }) => text).join("\n");
+}
+
+/** Return the line of a row. */
+export function writtenRow({ name, model, clip, kind, priority, called, blocks, without, prompts }, isOff = false) {
+  const strengths = clip === model ? [model] : [model, clip];
+  const values = [["called", called], ["blocks", blocks], ...without.map((pattern) => ["without", pattern])];
+  return [
+    ...(isOff ? ["#"] : []),
+    `<lora:${[name, ...strengths].join(":")}>`,
+    ...(kind ? [kind] : []),
+    ...(priority === plain.priority ? [] : [`priority=${priority}`]),
+    ...values.filter(([, value]) => value).map(([word, value]) => `${word}=${quoted(value)}`),
+    ...prompts.map((prompt) => `| ${oneLine(prompt).replaceAll("|", "\\|")}`),
+  ].join(" ");
+}
+
+/** Return the entry of a row of a file that has just been chosen. */
+export function newRow(file) {
+  const row = { ...plain, name: nameOf(file), model: 1, clip: 1 };
+  return { text: writtenRow(row), row, isOff: false };
+}
+
+/**
+ * Return an entry with another row, or switched on or off.
+ *
+ * @param {object} entry of a row
+ * @param {object} change fields of its row
+ * @param {boolean} isOff
+ */
+export function changed(entry, change, isOff = entry.isOff) {
+  const row = { ...entry.row, ...change };
+  return { ...entry, text: writtenRow(row, isOff), row, isOff };
+}
+
+/** Return a list with one of its items at another place. */
+export function moved(list, from, to) {
+  const rest = list.filter((_, place) => place !== from);
+  return [...rest.slice(0, to), list[from], ...rest.slice(to)];
+}
+
+/** Return what a row calls a file of ComfyUI's list. */
+export function nameOf(file) {
+  return file.replace(/\.safetensors$/i, "");
+}
+
+/**
+ * Return the file that a row means, as `find_name` in `nodes/loras/stack_formats.py` does.
+ *
+ * @param {string} name of the row
+ * @param {string[]} files ComfyUI's list
+ * @returns {string|undefined} undefined: no file, or several
+ */
+export function fileOf(name, files) {
+  const path = (text) => text.replaceAll("\\", "/").replace(/\.safetensors$/, "");
+  const wanted = path(name);
+  const exact = files.filter((file) => path(file) === wanted);
+  const found = exact.length ? exact : files.filter((file) => path(file).endsWith(`/${wanted}`));
+  return found.length === 1 ? found[0] : undefined;
+}
+
+/**
+ * Return the names that hold every word of a text.
+ *
+ * @param {string[]} names
+ * @param {string} text
+ */
+export function matching(names, text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  return names.filter((name) => words.every((word) => name.toLowerCase().includes(word)));
+}
+
+function rowsOf(line) {
+  const rows = [];
+  let place = 0;
+  const next = (pattern) => {
+    pattern.lastIndex = place;
+    const found = pattern.exec(line);
+    if (found) place = pattern.lastIndex;
+    return found;
+  };
+  for (let tag = next(TAG); tag; tag = next(TAG)) rows.push(tagged(tag));
+  if (!rows.length) throw new Unknown(line);
+  if (rows.length > 1 && place < line.length) throw new Unknown(line.slice(place));
+  const [row] = rows;
+  while (place < line.length && line[place] !== "|") {
+    const word = next(WORD);
+    if (!word) throw new Unknown(line.slice(place));
+    readWord(row, word[1]);
+  }
+  const prompts = line.slice(place).match(PROMPTS) ?? [];
+  row.prompts = prompts.map((prompt) => prompt.replaceAll("\\|", "|").trim()).filter(Boolean);
+  return rows;
+}
+
+function tagged([tag, name, rest]) {
+  if (!name.trim()) throw new Unknown(tag);
+  const { model, clip, blocks = "" } = partsIn(rest ?? "");
+  const strength = model ? number(model, -MOST) : 1;
+  // behind a semicolon is what letters among the weights stand for
+  return { ...plain, name: name.trim(), model: strength, clip: clip ? number(clip, -MOST) : strength, blocks: blocks.split(";")[0].trim() };
+}
+
+/** Return the strengths and block weights in a tag by their names. */
+function partsIn(text) {
+  const free = ["model", "clip", "blocks"];
+  const given = {};
+  for (const part of text.split(":")) {
+    const [, name, named] = part.match(/^([^=]*)(?:=(.*))?$/s);
+    const value = (named ?? name).trim();
+    let place = named === undefined ? free.shift() : IN_TAG[name.trim().toLowerCase()];
+    if (!place) throw new Unknown(part);
+    if (named === undefined && place === "clip" && value && !NUMBER.test(value)) place = "blocks"; // <lora:name:1:OUTALL>
+    if (value) given[place] = value;
+  }
+  return given;
+}
+
+function readWord(row, word) {
+  if (KINDS.includes(word)) {
+    if (row.kind && row.kind !== word) throw new Unknown(word);
+    row.kind = word;
+    return;
+  }
+  const [, name, text] = word.match(/^([a-z]+)=(.*)$/s) ?? [];
+  const value = (text ?? "").replace(QUOTED, (_, inner) => inner.replace(/\\(.)/g, "$1")).trim();
+  if (!NAMED.includes(name) || !value) throw new Unknown(word);
+  if (name === "without") {
+    row.without = [...row.without, value];
+    return;
+  }
+  if (row[name] !== plain[name]) throw new Unknown(word);
+  row[name] = name === "priority" ? number(value, 0) : value;
+}
+
+function number(text, least) {
+  const found = NUMBER.test(text) ? Number(text) : NaN;
+  if (!(found >= least && found <= MOST)) throw new Unknown(text);
+  return found;
+}
+
+const oneLine = (text) => text.trim().split(/\s+/).join(" ");
+
+function quoted(text) {
+  const value = oneLine(text);
+  return PLAIN.test(value) ? value : `"${value.replace(/[\\"]/g, "\\$&")}"`;
+}
