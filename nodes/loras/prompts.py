@@ -141,8 +141,6 @@ def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any
             "prompts": list(use.prompts),
             "source": use.prompts_from,
             "strengths": [use.strength_model, use.strength_clip],
-            "blocks": use.blocks,
-            "without": list(use.without),
         }
         for use in uses
     ]
