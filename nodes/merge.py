@@ -68,6 +68,7 @@ class Merge(io.ComfyNode):
                     "preset",
                     options=list(get_args(Preset)),
                     default=DEFAULT_PRESET,
+                    optional=True,
                     tooltip="How thorough the merge is. Fast: half of the sampling runs. Best: "
                     "several ways to merge are tried on the same sampling runs, plain stacking "
                     "among them, and the best on unseen prompts is kept.",
@@ -75,6 +76,7 @@ class Merge(io.ComfyNode):
                 io.Boolean.Input(
                     "together",
                     default=False,
+                    optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
                     "merged LoRA can draw two subjects side by side, or a subject in a style. Say "
                     "of each LoRA whether it is a subject or a style. Several subjects need SD1.5 "
@@ -84,6 +86,7 @@ class Merge(io.ComfyNode):
                     "size",
                     options=list(get_args(Way)),
                     default=Size.way,
+                    optional=True,
                     tooltip="Size of the merged LoRA. as is: the sum of the LoRAs' ranks. smaller: "
                     "every layer keeps 99 % of its effect. rank, MB: as size_value says; MB takes "
                     "a second pass.",
@@ -94,6 +97,7 @@ class Merge(io.ComfyNode):
                     **bounds(Size, "value"),
                     step=1.0,
                     round=False,
+                    optional=True,
                     tooltip="The rank of all layers, or the size of the file in MB. It counts only "
                     "if size is rank or MB.",
                 ),
@@ -147,10 +151,10 @@ class Merge(io.ComfyNode):
         model: Any,
         clip: Any,
         loras: str,
-        preset: Preset,
-        together: bool,
-        size: Way,
-        size_value: float,
+        preset: Preset = DEFAULT_PRESET,
+        together: bool = False,
+        size: Way = Size.way,
+        size_value: float = Size.value,
         more_loras: tuple[ChosenLora, ...] = (),
         settings: Changes | Recipe | None = None,
     ) -> io.NodeOutput:
@@ -259,6 +263,7 @@ def settings_for(
         changes = changes.then(Changes(calibration={"scene_weight": TOGETHER}))
     changes = changes.then(given) if given else changes
     dtype = changes.config.get("output_dtype", torch.float16)
+    size.check_alone(changes)
     changes = size.changes(loras, dtype).then(changes)
     start = MergeSettings(MergeConfig(output_dtype=dtype))
     return changed(Calibration(), start, changes)

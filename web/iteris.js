@@ -1,4 +1,4 @@
-// The pack's extension: a report in IterIS Merge, trigger words and buttons in LoRA to merge.
+// The pack's extension: a report in Merge LoRAs, trigger words and buttons in LoRA to merge.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";

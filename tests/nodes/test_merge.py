@@ -1,9 +1,17 @@
-"""What the merge node says about the model that it is given."""
+"""The settings that the merge node comes to, and what it says about the model that it is given."""
 
 import types
 
+import pytest
+import torch
 from iteris_pack.iteris_core.devices import Room
-from iteris_pack.nodes.merge import carried, too_small
+from iteris_pack.nodes.merge import carried, settings_for, too_small
+from iteris_pack.nodes.size import Size
+
+from iteris_core import ConfigError, MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.changes import Changes
+from iteris_core.diffusion.recipe import Recipe
 
 
 def lora_of(*keys):
@@ -35,3 +43,34 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     assert note.kind == "memory" and "about 1.3 GB more than is free" in note.text
     assert "Lower resolution" in note.text
     assert [record.message for record in caplog.records] == [note.text]
+
+
+@pytest.mark.parametrize(
+    ("preset", "runs", "several"),
+    [("Fast", 10, False), ("Balanced", 20, False), ("Best", 20, True)],
+)
+def test_a_preset_is_a_few_settings(preset, runs, several):
+    calibration, how = settings_for(preset, Size(), None, [], together=False)
+    assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
+    assert (how.try_several, how.config.output_dtype) == (several, torch.float16)
+
+
+def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
+    given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
+    calibration, how = settings_for("Fast", Size("smaller"), given, [], together=True)
+    assert (calibration.trajectories, calibration.held_out) == (3, 2)
+    assert calibration.scene_weight == 0.3
+    assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
+    _, how = settings_for("Fast", Size("rank", 8.0), None, [], together=False)
+    assert how.config.rank == 8
+    with pytest.raises(ConfigError, match="size is rank and quality_kept"):
+        settings_for("Fast", Size("rank", 8.0), given, [], together=False)
+
+
+def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
+    recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
+    calibration, how = settings_for("Best", Size("rank", 8.0), recipe, [], together=True)
+    assert (calibration, how.config) == (recipe.calibration, recipe.config)
+    assert (how.correct_strength, how.try_several) == (True, False)
+    [note] = how.notes
+    assert "preset, together and size did not count" in note.text

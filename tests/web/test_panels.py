@@ -4,10 +4,11 @@ subgraphs, too.
 
 import json
 
-# nodes of merge_two_loras
+# nodes of the chain
 MERGE = 5
 FIRST = 2
 SECOND = 3
+SETTINGS = 4
 SAVE = 6
 
 
@@ -123,7 +124,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert good == ["first", "kept 83 %", "good"]
     assert weak[1:4] == ["kept 52 %", "(24 to 80)", "good or weak or lost"]
     assert weak[4] == "Lower the strength of first: it gets into these prompts."
-    assert lost[1:] == ["kept 4 %", "lost", "Raise its weight."]
+    assert lost[1:] == ["kept 4 %", "lost", "Raise its priority."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
@@ -176,7 +177,7 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     frontend.show(MERGE, top=100)
     executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
-    assert "set held_out to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
+    assert "set check_runs to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
 
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
@@ -264,12 +265,12 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
     press(frontend, SECOND, "add")
     picture(frontend, "chain_in_subgraph")
     (last,) = set(chain_of(frontend)) - {"2", f"{outer}:{added}", inside}
-    assert frontend.prompt()["5"]["inputs"]["tasks"] == [last, 0]
+    assert frontend.prompt()["5"]["inputs"]["more_loras"] == [last, 0]
     assert chain_of(frontend)[last] == [inside, 0]
     for node in (int(last.partition(":")[2]), int(added)):
         press(frontend, node, "remove")
     assert chain_of(frontend) == {"2": None, inside: ["2", 0]}
-    assert frontend.prompt()["5"]["inputs"]["tasks"] == [inside, 0]
+    assert frontend.prompt()["5"]["inputs"]["more_loras"] == [inside, 0]
     assert frontend.errors == []
 
 
@@ -378,12 +379,12 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
 def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     small(vue, seed=9)
-    vue.show(MERGE, top=150)
-    picture(vue, "vue_alpha")
-    alpha = vue.page.locator(
-        ".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input"
+    vue.show(SETTINGS, top=150)
+    picture(vue, "vue_smoothing")
+    smoothing = vue.page.locator(
+        ".lg-node input[aria-label=smoothing], .lg-node [aria-label=smoothing] input"
     ).first
-    assert float(alpha.input_value()) == 0.0001
+    assert float(smoothing.input_value()) == 0.0001
 
 
 def saved_with(frontend, report):
