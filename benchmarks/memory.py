@@ -27,8 +27,11 @@ from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.devices import Room, share_out
-from iteris_core.diffusion.calibration import Calibration, sample_count, task_count
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.foreseen import PCIE, Waiting
+from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
+from iteris_core.diffusion.lora_use import LoraUse
+from iteris_core.diffusion.plans import Plan, make_plans
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.held import held_bytes
@@ -43,6 +46,26 @@ LORAS = (2, 4, 8)
 MOST_SAMPLES = 8  # of a call, as in nodes/host/diffusion_model.py
 ROWS = 2  # of a sample
 HALF = 2  # bytes
+
+
+def plans_of(
+    family: str, resolution: int, loras: int
+) -> tuple[list[Plan], Sequence[CheckPlan], Calibration]:
+    """Return the plans of a merge, those of its check, and their calibration."""
+    calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
+    uses = [
+        LoraUse(
+            name=f"lora{k}",
+            file=None,
+            sha256="",
+            strength_model=1.0,
+            strength_clip=1.0,
+            prompts=(f"a photo of <s{k}> dog",),
+        )
+        for k in range(loras)
+    ]
+    plans = make_plans(uses, calibration, lambda text, words: [])
+    return plans, make_check_plans(uses, calibration), calibration
 
 
 @dataclass(frozen=True)
@@ -88,10 +111,11 @@ class Case:
         return area * HALF * 0.01 * self.factor * 2**20
 
     def samples(self, loras: int) -> int:
-        return sample_count(Calibration().for_family(FAMILIES[self.family]), loras)
+        plans, _, _ = plans_of(self.family, self.resolution, loras)
+        return sum(plan.sample_count() for plan in plans)
 
     def tasks(self, loras: int) -> int:
-        return task_count(Calibration(), loras)
+        return len(plans_of(self.family, self.resolution, loras)[0])
 
 
 @dataclass(frozen=True)

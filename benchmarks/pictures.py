@@ -171,7 +171,7 @@ class Bench:
     def merge(self, loras: int) -> Merge:
         """Return what a merge takes."""
         workflow = pictures_models.merge(
-            loras, self.options.resolution, next(self.seeds), self.model.calibration
+            loras, self.options.resolution, next(self.seeds), self.model.settings
         )
         with PeakMemory(self.options.device, self.process) as meter:
             watch = self._run(workflow)
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str]) -> list[Measured]:
         steps=STEPS,
         guidance=GUIDANCE,
         resolution=options.resolution,
-        settings="few samples" if model.calibration else "the nodes' default settings",
+        settings="few samples" if model.settings else "the nodes' default settings",
         memory=MEMORY[options.device],
     )
     threads = f"The server has as many threads, by OMP_NUM_THREADS={options.threads}."

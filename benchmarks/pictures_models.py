@@ -4,7 +4,6 @@ that use them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,16 +26,14 @@ from iteris_core.cli.demo.parts import (
     write_kohya_lora,
 )
 
-TEMPLATE = Path(__file__).parents[1] / "workflows" / "api" / "merge_two_loras.json"
 UNET, TEXT_ENCODER = "unet.safetensors", "text_encoder.safetensors"
 MODEL, CLIP = ["1", 0], ["2", 0]
-FIRST_LORA = 10  # nodes of LoRAs have the numbers from here on
 MERGE, SAMPLER = "5", "7"
 STEPS = 20
 GUIDANCE = 7.0
 RANK = 16
 SCALE = 0.3  # Frobenius norm of a layer's delta over that of its weight
-FEW_SAMPLES = {"trajectories": 2, "sampling_steps": 2, "held_out": 1, "preserve_weight": 0.0}
+FEW_SAMPLES = {"sample_runs": 2, "sampling_steps": 2, "check_runs": 1, "protect_base": 0.0}
 
 
 def sd15_unet() -> Shapes:
@@ -87,13 +84,13 @@ class BaseModel:
         name: What it is.
         unet: Names and shapes of its UNet's weights.
         lora: Names and shapes of the layers that a LoRA changes, as kohya calls them.
-        calibration: Settings of the node 'Calibration' that are not its defaults.
+        settings: Settings of the node 'Merge settings' that are not its defaults.
     """
 
     name: str
     unet: Callable[[], Shapes]
     lora: Callable[[], Shapes]
-    calibration: Json
+    settings: Json
 
     def write(self, models: Path, loras: int) -> int:
         """Write all files where ComfyUI looks for them, and return the number of the UNet's
@@ -151,32 +148,24 @@ def picture(resolution: int, seed: int, steps: int) -> Json:
     }
 
 
-def merge(loras: int, resolution: int, seed: int, calibration: Json) -> Json:
-    """Return a workflow that merges LoRAs with the settings of the template, which are the nodes'
-    defaults, and saves the result.
+def merge(loras: int, resolution: int, seed: int, settings: Json) -> Json:
+    """Return a workflow that merges LoRAs with the nodes' defaults, and saves the result.
 
     Args:
         loras: Their number.
         resolution: Side in pixels of the pictures that are measured.
         seed: Seed of the merge, and number of the saved file.
-        calibration: More settings of the node 'Calibration'.
+        settings: More settings of the node 'Merge settings'.
     """
-    template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
-    nodes = {number: template[number] for number in ("4", MERGE)}
-    nodes["4"]["inputs"] |= {**calibration, "resolution": resolution, "seed": seed}
-    nodes[MERGE]["inputs"] |= {"model": MODEL, "clip": CLIP}
-    for number in range(1, loras + 1):
-        trigger = f"demo{number}"
-        nodes[str(FIRST_LORA + number)] = _node(
-            "IterISLora",
-            **template["2"]["inputs"]
-            | {
-                "lora_name": lora_name(number),
-                "prompts": f"a {trigger} teapot\na {trigger} on a table",
-            },
-            **({"previous": [str(FIRST_LORA + number - 1), 0]} if number > 1 else {}),
-        )
-    nodes[MERGE]["inputs"]["tasks"] = [str(FIRST_LORA + loras), 0]
+    triggers = [f"demo{number}" for number in range(1, loras + 1)]
+    rows = "\n".join(
+        f"<lora:{lora_name(number)}> | a {trigger} teapot | a {trigger} on a table"
+        for number, trigger in enumerate(triggers, 1)
+    )
+    nodes = {
+        "4": _node("IterISSettings", **settings | {"resolution": resolution, "seed": seed}),
+        MERGE: _node("IterISMerge", model=MODEL, clip=CLIP, loras=rows, settings=["4", 0]),
+    }
     saved = _node("IterISSave", merged=[MERGE, 3], file_name=f"loras/merged{seed}", overwrite=False)
     return {**loaders(), **nodes, "6": saved}
 

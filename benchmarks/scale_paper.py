@@ -25,11 +25,6 @@ from iteris_core.adapters import stack
 from iteris_core.algebra.layer import LayerProblem, TaskAtLayer
 from iteris_core.algebra.solve import solve_layer
 from iteris_core.algebra.statistics import BLOCK, Sums, TaskStatistics, add_up_moments
-from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.held_out import make_check_plans
-from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.plans import Plan, make_plans
-from iteris_core.files.families import FAMILIES
 from iteris_core.layers import token_count, token_layout
 from iteris_core.processes import Processes
 from iteris_core.report.figures import figures_of
@@ -157,7 +152,7 @@ def busiest(items: int, gpus: int) -> int:
 
 def work_of(family: str, resolution: int, loras: int) -> Work:
     """Return the rows of a merge with default settings, of the product's own plans."""
-    plans, check_plans, calibration = plans_of(family, resolution, loras)
+    plans, check_plans, calibration = memory.plans_of(family, resolution, loras)
     steps, check_steps = (
         [run.length for plan in made for run in plan.drawn_in()] for made in (plans, check_plans)
     )
@@ -169,26 +164,6 @@ def work_of(family: str, resolution: int, loras: int) -> Work:
         calibration.is_guided,
         len(plans),
     )
-
-
-def plans_of(
-    family: str, resolution: int, loras: int
-) -> tuple[list[Plan], Sequence[Any], Calibration]:
-    """Return the plans of a merge, those of its check, and their calibration."""
-    calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
-    uses = [
-        LoraUse(
-            name=f"lora{k}",
-            file=None,
-            sha256="",
-            strength_model=1.0,
-            strength_clip=1.0,
-            prompts=(f"a photo of <s{k}> dog",),
-        )
-        for k in range(loras)
-    ]
-    plans = make_plans(uses, calibration, lambda text, words: [])
-    return plans, make_check_plans(uses, calibration), calibration
 
 
 def reached(model: nn.Module, paths: Sequence[str], run: Callable[[], object]) -> list[Layer]:

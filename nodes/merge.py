@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
 from comfy_api.latest import io
 
-from ..iteris_core import ConfigError, MergeConfig
-from ..iteris_core.diffusion.calibration import Calibration, sample_count, task_count
-from ..iteris_core.diffusion.changes import Changes
-from ..iteris_core.diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
+from ..iteris_core import ConfigError
+from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
+from .loras.kinds import likely_styles
 from .loras.names import fingerprints
 from .loras.prompts import use_of_row
 from .loras.rows import read_rows
-from .scene import TOGETHER
+from .presets import Asked, cost_shown
 from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
@@ -38,7 +37,7 @@ from .workflow import texts_upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.devices import Room
-    from ..iteris_core.diffusion.job import MergeSettings
+    from ..iteris_core.diffusion.changes import Changes
     from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.diffusion.recipe import Recipe
     from ..iteris_core.report.records import Note
@@ -68,6 +67,7 @@ class Merge(io.ComfyNode):
                     "preset",
                     options=list(get_args(Preset)),
                     default=DEFAULT_PRESET,
+                    optional=True,
                     tooltip="How thorough the merge is. Fast: half of the sampling runs. Best: "
                     "several ways to merge are tried on the same sampling runs, plain stacking "
                     "among them, and the best on unseen prompts is kept.",
@@ -75,6 +75,7 @@ class Merge(io.ComfyNode):
                 io.Boolean.Input(
                     "together",
                     default=False,
+                    optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
                     "merged LoRA can draw two subjects side by side, or a subject in a style. Say "
                     "of each LoRA whether it is a subject or a style. Several subjects need SD1.5 "
@@ -84,6 +85,7 @@ class Merge(io.ComfyNode):
                     "size",
                     options=list(get_args(Way)),
                     default=Size.way,
+                    optional=True,
                     tooltip="Size of the merged LoRA. as is: the sum of the LoRAs' ranks. smaller: "
                     "every layer keeps 99 % of its effect. rank, MB: as size_value says; MB takes "
                     "a second pass.",
@@ -94,6 +96,7 @@ class Merge(io.ComfyNode):
                     **bounds(Size, "value"),
                     step=1.0,
                     round=False,
+                    optional=True,
                     tooltip="The rank of all layers, or the size of the file in MB. It counts only "
                     "if size is rank or MB.",
                 ),
@@ -147,21 +150,22 @@ class Merge(io.ComfyNode):
         model: Any,
         clip: Any,
         loras: str,
-        preset: Preset,
-        together: bool,
-        size: Way,
-        size_value: float,
+        preset: Preset = DEFAULT_PRESET,
+        together: bool = False,
+        size: Way = Size.way,
+        size_value: float = Size.value,
         more_loras: tuple[ChosenLora, ...] = (),
         settings: Changes | Recipe | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.job import merge_and_check
+        from ..iteris_core.diffusion.job import merge_and_check, planned
         from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
         from ..iteris_core.engines.measure import room_for_sums
         from ..iteris_core.processes import alone
         from .loras.chosen import identified, load, scenes_of, unread_in
 
         wanted = Size(size, size_value)  # before files are read
-        chosen = [*(ChosenLora(use_of_row(row)) for row in read_rows(loras, "loras")), *more_loras]
+        rows = read_rows(loras, "loras")
+        chosen = [*(ChosenLora(use_of_row(row)) for row in rows), *more_loras]
         check_count(len(chosen))
         if not chosen:
             raise ConfigError(
@@ -172,18 +176,16 @@ class Merge(io.ComfyNode):
         base = host.ComfyModel(model, clip)
         uses, loose = identified(chosen)
         read, joined = load(base, uses, loose)
-        calibration, how = settings_for(preset, wanted, settings, read, together=together)
-        calibration = scenes.applied_to(calibration) if scenes else calibration
+        used = loras_in_use(read)
+        asked = Asked(wanted, together, scenes, settings)
+        calibration, how = asked.settings(preset, read)
         calibration = calibration.for_family(base.family)
-        styles = sum(lora.use.kind == "style" for lora in read)
+        cost = planned(base, used, calibration, how)
         room = base.make_room(
             calibration.resolution,
-            sample_count(calibration, len(read), styles),
+            cost.samples,
             lambda modules: room_for_sums(
-                modules,
-                [lora.adapter for lora in read],
-                task_count(calibration, len(read)),
-                how.config,
+                modules, [lora.adapter for lora in used], cost.tasks, how.config
             ),
         )
         how = replace(
@@ -197,6 +199,7 @@ class Merge(io.ComfyNode):
             notes=(
                 *how.notes,
                 *joined,
+                *(likely_styles(rows) if calibration.scene_weight else ()),
                 *cls.of_base(model, clip, read, is_guided=calibration.is_guided),
                 *unread_in(base, calibration),
                 *too_small(room),
@@ -205,8 +208,10 @@ class Merge(io.ComfyNode):
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
         watch = host.layer_teller(node_id)
+        begin = time.monotonic()
         with alone():  # a process group in this server is another node's
             result = merge_and_check(base, read, calibration, how, progress, watch)
+        seconds = time.monotonic() - begin
         report = result.report
         for alert in report.alerts:
             logger.warning(alert)
@@ -219,7 +224,16 @@ class Merge(io.ComfyNode):
                 result.adapter, base.keys, json.dumps(report.settings), tuple(sources), loose
             ),
             report,
-            ui={"iteris_report": [report.to_dict()], "text": [str(report)]},
+            ui={
+                "iteris_report": [report.to_dict()],
+                "text": [str(report)],
+                # runs of an earlier merge took no time in this one
+                **(
+                    {}
+                    if any(note.kind == "reused" for note in report.notes)
+                    else {"iteris_cost": [cost_shown(base, read, asked, preset, seconds)]}
+                ),
+            },
         )
 
     @classmethod
@@ -249,45 +263,6 @@ class Merge(io.ComfyNode):
         )
         base = ", ".join(host.model_files(named))
         return {"comfyui_version": host.version(), **({"base": base} if base else {})}
-
-
-def settings_for(
-    preset: Preset,
-    size: Size,
-    given: Changes | Recipe | None,
-    loras: Sequence[LoadedLora],
-    *,
-    together: bool,
-) -> tuple[Calibration, MergeSettings]:
-    """Return the settings of a merge: those of the preset, replaced by the node's own, and those by
-    the ones that are connected.
-
-    Args:
-        preset: How thorough the merge is.
-        size: The size of the merged LoRA.
-        given: Settings that are connected. A recipe's are all there are, and a note says so.
-        loras: The LoRAs of the merge, whose layers a size in MB is shared out over.
-        together: Whether the LoRAs are measured together.
-
-    Raises:
-        ConfigError: Settings that do not go together.
-    """
-    from ..iteris_core.diffusion.job import MergeSettings, changed
-    from ..iteris_core.report.records import Note
-
-    if given is not None and not isinstance(given, Changes):
-        text = "all settings are those of the recipe; preset, together and size did not count"
-        return given.calibration, MergeSettings(
-            given.config, given.is_corrected, notes=(Note("method", text),)
-        )
-    changes = PRESETS[preset]
-    if together:
-        changes = changes.then(Changes(calibration={"scene_weight": TOGETHER}))
-    changes = changes.then(given) if given else changes
-    dtype = changes.config.get("output_dtype", torch.float16)
-    changes = size.changes(loras, dtype).then(changes)
-    start = MergeSettings(MergeConfig(output_dtype=dtype))
-    return changed(Calibration(), start, changes)
 
 
 def too_small(room: Room) -> list[Note]:

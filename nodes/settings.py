@@ -62,6 +62,7 @@ class MergeSettings(io.ComfyNode):
                     default=UNSET["sample_runs"],
                     min=UNSET["sample_runs"],
                     max=int(bounds(Calibration, "trajectories")["max"]),
+                    optional=True,
                     tooltip="Short sampling runs per LoRA, each with its own prompt and seed "
                     "(trajectories). More measures more, and takes longer. 0: as the preset says, "
                     f"which is {Calibration.trajectories} for Balanced.",
@@ -71,6 +72,7 @@ class MergeSettings(io.ComfyNode):
                     default=UNSET["check_runs"],
                     min=UNSET["check_runs"],
                     max=int(bounds(Calibration, "held_out")["max"]),
+                    optional=True,
                     tooltip="Sampling runs per LoRA that check the result, on prompts and seeds "
                     "that the merge has not seen (held out). 0: no check and no verdict, which "
                     "saves time. -1: as the preset says.",
@@ -80,6 +82,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.preserve_weight,
                     **bounds(Calibration, "preserve_weight"),
                     step=0.05,
+                    optional=True,
                     tooltip="Protect the base model: how much it counts that ordinary prompts stay "
                     "as they were (weight of the preserve task). 0: off. Then the merged LoRA may "
                     "show up in pictures that did not ask for it.",
@@ -88,6 +91,7 @@ class MergeSettings(io.ComfyNode):
                     "protected_prompts",
                     multiline=True,
                     default="",
+                    optional=True,
                     tooltip="Ordinary prompts that should stay as they were, one per line. Empty: "
                     "a built-in list.",
                 ),
@@ -96,6 +100,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.resolution,
                     **bounds(Calibration, "resolution"),
                     step=64,
+                    optional=True,
                     tooltip="Side of the measured pictures in pixels. Smaller is faster and needs "
                     "less memory. 0: what suits the model, which is 768 for SDXL and 512 for all "
                     "others.",
@@ -105,6 +110,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.cfg,
                     **bounds(Calibration, "cfg"),
                     step=0.1,
+                    optional=True,
                     tooltip="Guidance of the sampling runs. Use the value with which you will "
                     "sample. 1: none, for turbo and distilled models; then the negative prompt is "
                     "not measured. 0: what suits the model, such as 7 for SD1.5, 6 for SDXL and 1 "
@@ -113,6 +119,7 @@ class MergeSettings(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt",
                     default="",
+                    optional=True,
                     tooltip="The negative prompt with which you will sample. It counts only with "
                     "guidance.",
                 ),
@@ -122,6 +129,7 @@ class MergeSettings(io.ComfyNode):
                     **bounds(MergeConfig, "alpha"),
                     step=1e-6,
                     round=False,
+                    optional=True,
                     tooltip="More keeps the merged LoRA nearer to the average of the LoRAs (the "
                     "ridge, alpha). 1e-4 suits most merges. Use 1e-3 if the base model is not "
                     "protected.",
@@ -133,6 +141,7 @@ class MergeSettings(io.ComfyNode):
                     max=WHOLE,
                     step=0.001,
                     round=False,
+                    optional=True,
                     tooltip="The share of its effect that every layer keeps, with the smallest "
                     "rank that does it (kept energy). It counts with the sizes 'as is' and "
                     "'smaller', which is 0.99. 1: no such limit.",
@@ -141,12 +150,14 @@ class MergeSettings(io.ComfyNode):
                     "precision",
                     options=list(FILE_PRECISIONS),
                     default=FILE_PRECISIONS[0],
+                    optional=True,
                     tooltip="Number format of the merged LoRA. Later layers make up for the "
                     "rounding of earlier ones.",
                 ),
                 io.Boolean.Input(
                     "correct_strength",
                     default=False,
+                    optional=True,
                     tooltip="A merge is often a little weaker than its LoRAs. On: the merged LoRA "
                     "is scaled by what the check on unseen prompts measures, up to 1.3 times. "
                     "Needs check runs.",
@@ -155,6 +166,7 @@ class MergeSettings(io.ComfyNode):
                     "try_several",
                     options=[PRESET, *SWITCH],
                     default=PRESET,
+                    optional=True,
                     tooltip="On: several ways to merge are tried on the same sampling runs, plain "
                     "stacking among them, and the best on unseen prompts is kept. The report says "
                     "which. Needs check runs. The preset Best switches it on.",
@@ -164,6 +176,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.seed,
                     **bounds(Calibration, "seed"),
                     control_after_generate=False,
+                    optional=True,
                     tooltip="Seed of the captions and the noise. Keep it, so that the next merge "
                     "can reuse the sampling runs.",
                 ),
@@ -171,6 +184,7 @@ class MergeSettings(io.ComfyNode):
                     "sampling_steps",
                     default=Calibration.sampling_steps,
                     **bounds(Calibration, "sampling_steps"),
+                    optional=True,
                     tooltip="Steps of a whole sampling run. A run ends at the last latents that "
                     "are kept of it.",
                     **advanced(),
@@ -179,6 +193,7 @@ class MergeSettings(io.ComfyNode):
                     "latents_per_run",
                     default=Calibration.timesteps,
                     **bounds(Calibration, "timesteps"),
+                    optional=True,
                     tooltip="Latents kept of each sampling run, spread over the whole run "
                     "(timesteps).",
                     **advanced(),
@@ -188,6 +203,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.unconditional_share,
                     **bounds(Calibration, "unconditional_share"),
                     step=0.05,
+                    optional=True,
                     tooltip="Share of the latents that are also measured with the negative prompt "
                     "(unconditional share). Sampling with guidance needs them. At a cfg of 1 there "
                     "are none.",
@@ -198,6 +214,7 @@ class MergeSettings(io.ComfyNode):
                     default=Calibration.composition_share,
                     **bounds(Calibration, "composition_share"),
                     step=0.05,
+                    optional=True,
                     tooltip="Share of the captions that put the subject of your prompt beside an "
                     "ordinary thing, such as 'a sks dog and a red chair' (composition share). So "
                     "the merged LoRA can still put its subject beside other things.",
@@ -207,6 +224,7 @@ class MergeSettings(io.ComfyNode):
                     "reproduce",
                     options=list(TARGETS),
                     default=next(iter(TARGETS)),
+                    optional=True,
                     tooltip="What is reproduced at each layer (the target). Whole output: it also "
                     "corrects the drift of the layer's inputs. It is better from three LoRAs on, "
                     "and 'together' needs it. What the LoRA adds: as in the paper.",
@@ -217,6 +235,7 @@ class MergeSettings(io.ComfyNode):
                     default=MergeConfig.unit_gain,
                     **bounds(MergeConfig, "unit_gain"),
                     step=0.1,
+                    optional=True,
                     tooltip="What a merge loses of a LoRA at a layer is given back, up to this "
                     "factor, so that the merged LoRA is as strong as its LoRAs (unit gain). 1: "
                     "off.",
@@ -226,6 +245,7 @@ class MergeSettings(io.ComfyNode):
                     "method",
                     options=list(get_args(Method)),
                     default=MergeConfig.method,
+                    optional=True,
                     tooltip="iteris, or another way to merge, for comparison. Other methods use "
                     "size and precision. Smoothing and what follows are for iteris.",
                     **advanced(),
@@ -234,6 +254,7 @@ class MergeSettings(io.ComfyNode):
                     "engine",
                     options=list(get_args(Engine)),
                     default=MergeConfig.engine,
+                    optional=True,
                     tooltip="sweep: solve every layer in one pass. iterate: the paper's loop, "
                     "which takes many passes and converges to the same result.",
                     **advanced(),
@@ -242,6 +263,7 @@ class MergeSettings(io.ComfyNode):
                     "ridge",
                     options=list(get_args(Ridge)),
                     default=MergeConfig.ridge,
+                    optional=True,
                     tooltip="How the smoothing is scaled. consistent: one objective is minimised. "
                     "paper: as in the published code.",
                     **advanced(),
@@ -250,6 +272,7 @@ class MergeSettings(io.ComfyNode):
                     "balance",
                     options=list(get_args(Balance)),
                     default=MergeConfig.balance,
+                    optional=True,
                     tooltip="How LoRAs of different size are balanced. delta: the paper's formula. "
                     "full: that of the published code. uniform: not at all.",
                     **advanced(),
@@ -260,6 +283,7 @@ class MergeSettings(io.ComfyNode):
                     min=0.0,
                     max=0.99,  # 1 itself is outside
                     step=0.01,
+                    optional=True,
                     tooltip="Share of the single LoRA's inputs that is mixed into the inputs of "
                     "the merged model. 0: off.",
                     **advanced(),
@@ -276,15 +300,16 @@ class MergeSettings(io.ComfyNode):
 
 def changes_of(
     *,
-    protected_prompts: str,
-    quality_kept: float,
-    precision: str,
-    reproduce: str,
-    correct_strength: bool,
-    try_several: str,
+    protected_prompts: str = "",
+    quality_kept: float = WHOLE,
+    precision: str = FILE_PRECISIONS[0],
+    reproduce: str = next(iter(TARGETS)),
+    correct_strength: bool = False,
+    try_several: str = PRESET,
     **plain: Any,
 ) -> Changes:
-    """Return what the widgets change. Those that say "as the preset says" change nothing.
+    """Return what the widgets change. Those that say "as the preset says" change nothing, nor do
+    those that are left out.
 
     Raises:
         ConfigError: Settings of the calibration that do not go together.

@@ -51,6 +51,19 @@ class Size:
                 f"MB, and {_MOST_MB} MB at most"
             )
 
+    def check_alone(self, given: Changes) -> None:
+        """Refuse a quality beside a rank or a size in MB.
+
+        Raises:
+            ConfigError: Each of them would decide the ranks.
+        """
+        quality = given.config.get("kept_energy")
+        if quality is not None and self.way in ("rank", "MB"):
+            raise ConfigError(
+                f"size is {self.way} and quality_kept is {quality:g}, but each of them decides the "
+                "ranks. Set quality_kept of Merge settings to 1, or size to 'as is'"
+            )
+
     def changes(self, loras: Sequence[LoadedLora], dtype: torch.dtype) -> Changes:
         """Return what this size sets of a merge.
 

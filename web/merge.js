@@ -1,4 +1,4 @@
-// The report panel of IterIS Merge: what a run tells layer by layer, then its report, and the file that it was saved in.
+// The report panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";

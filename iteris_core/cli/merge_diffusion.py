@@ -8,10 +8,10 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 import typer
@@ -24,6 +24,7 @@ from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
 from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, with_prompts
 from ..diffusion.pipeline import DiffusersModel
+from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
@@ -131,11 +132,22 @@ def merge_command(command: MergeCommand) -> Callable[..., None]:
     return options.command(
         f"iteris merge {command.name}",
         "diffusion",
+        start=of_preset,
         calibration=Calibration(),
         settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
         placement=Spread(),
         saving=Saving(),
     )(functools.partial(_merge, command.family))
+
+
+def of_preset(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings as the preset has them."""
+    changes = PRESETS[given["preset"]]
+    return {
+        **settings,
+        "calibration": replace(settings["calibration"], **changes.calibration),
+        "settings": replace(settings["settings"], **changes.config),
+    }
 
 
 def _merge(
@@ -188,6 +200,9 @@ def _merge(
             '--lora, in order, "" for none.'
         ),
     ] = None,
+    preset: Annotated[
+        Preset, typer.Option(help="How thorough; options below replace what it sets.")
+    ] = DEFAULT_PRESET,
     correct_strength: Annotated[
         bool,
         typer.Option(
@@ -214,7 +229,9 @@ def _merge(
     ).check()
     check_output(output, overwrite)
     options.check_used(settings)
-    how = MergeSettings(settings, correct_strength, try_several, made_on={"base": base})
+    how = MergeSettings(settings, correct_strength, made_on={"base": base})
+    how = replace(how, **PRESETS[preset].merge)
+    how = replace(how, try_several=try_several or how.try_several)
     how.check(calibration)
     given = OncePerLora(
         lora,

@@ -26,6 +26,8 @@ from .terminal import one_line_errors
 from .torchrun import started_processes
 
 Body = Callable[..., None]
+# What the user typed, name of a parameter -> settings; returns the settings to start from.
+Start = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 # Fields whose option has another name.
 NAMES = {
     "sampling_steps": "--steps",
@@ -141,15 +143,13 @@ class Option:
         """Return the setting's value from what typer found on the command line.
 
         Args:
-            given: Words that the user typed; None or empty if there were none.
+            given: Words that the user typed, or whether there is the flag.
 
         Raises:
             ConfigError: Names the option.
         """
         if self.item.hint is bool:
             return given
-        if given is None or (self.is_repeated and not given):
-            return self.default
         if is_dataclass(self.item.hint):
             return self._read_fields(given)
         return tuple(given) if self.is_repeated else from_text(self.name, given, self.item)
@@ -197,7 +197,14 @@ def _shown(default: Any) -> str:
     return "" if default is None or is_dataclass(default) else str(default)
 
 
-def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
+def as_they_are(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the program."""
+    return settings
+
+
+def command(
+    name: str, extra: str, *, start: Start = as_they_are, **settings: Any
+) -> Callable[[Body], Body]:
     """Turn a function that takes settings into one that typer makes a command of.
 
     The function's parameters of these names become one option per setting, in a panel of the help
@@ -207,6 +214,7 @@ def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
     Args:
         name: The command as the user types it, such as ``iteris merge t5``.
         extra: Extra of this package that installs the libraries that the command needs.
+        start: Function that returns the settings from which the given options start.
         settings: Name of a parameter -> dataclass of settings with the defaults.
     """
     options = {parameter: list(_options(default)) for parameter, default in settings.items()}
@@ -222,11 +230,8 @@ def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
         def run(**given: Any) -> None:
             with one_line_errors(name, extra), started_processes():
                 made = {
-                    parameter: replace(
-                        default,
-                        **{o.item.name: o.read(given[o.item.name]) for o in options[parameter]},
-                    )
-                    for parameter, default in settings.items()
+                    parameter: replace(default, **_read(options[parameter], given))
+                    for parameter, default in start(given, settings).items()
                 }
                 body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
 
@@ -238,6 +243,12 @@ def command(name: str, extra: str, **settings: Any) -> Callable[[Body], Body]:
         return run
 
     return decorate
+
+
+def _read(options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return field -> value of the options that the user typed, and of the flags."""
+    typed = [option for option in options if given[option.item.name] not in (None, [])]
+    return {option.item.name: option.read(given[option.item.name]) for option in typed}
 
 
 def _options(default: Any) -> Iterator[Option]:

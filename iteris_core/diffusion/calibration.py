@@ -235,21 +235,6 @@ class Calibration:
             )
 
 
-def sample_count(calibration: Calibration, adapters: int, styles: int = 0) -> int:
-    """Return the approximate number of samples of a merge, each of which is two rows."""
-    own = calibration.trajectories * (1 + calibration.unconditional_share)
-    meets = bool(calibration.scene_weight) and adapters > 1
-    scenes = calibration.trajectories * adapters + own * (styles if styles < adapters else 0)
-    tasks = adapters + bool(calibration.preserve_weight)
-    return round((own * tasks + meets * scenes) * calibration.timesteps)
-
-
-def task_count(calibration: Calibration, adapters: int) -> int:
-    """Return the number of tasks of a merge."""
-    meets = bool(calibration.scene_weight) and adapters > 1
-    return adapters * (1 + meets) + bool(calibration.preserve_weight)
-
-
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
     """Return one caption per trajectory: a LoRA's prompts in turn, or the subjects of some of them
     in company of ordinary things.

@@ -28,13 +28,19 @@ class Cost:
         sampling: Those of the sampling runs.
         sweep: Teacher and student rows.
         check: Those of the check on unseen samples.
+        check_sampling: Those of the check that are sampling runs of its LoRAs.
         rows_of_a_picture: Those of a picture of 20 steps.
+        samples: Samples of the tasks.
+        tasks: Number of the tasks.
     """
 
     sampling: int
     sweep: int
     check: int
+    check_sampling: int
     rows_of_a_picture: int
+    samples: int
+    tasks: int
 
     @property
     def rows(self) -> int:
@@ -91,11 +97,16 @@ def cost_of(
     """
     rows = 2 if guided else 1
     compared = 3 + (loras > 1)
+    drawn = rows * _steps(check_plans)
+    samples = _samples(plans)
     return Cost(
         sampling=rows * _steps(plans) if changes_denoiser else 0,
-        sweep=2 * sweeps * _samples(plans) if changes_denoiser else 0,
-        check=checks * (rows * _steps(check_plans) + compared * _samples(check_plans)),
+        sweep=2 * sweeps * samples if changes_denoiser else 0,
+        check=checks * (drawn + compared * _samples(check_plans)),
+        check_sampling=checks * drawn,
         rows_of_a_picture=rows * STEPS_OF_A_PICTURE,
+        samples=samples,
+        tasks=len(plans),
     )
 
 

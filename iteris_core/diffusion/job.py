@@ -5,7 +5,7 @@ library.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..adapters import check_adapters, check_result
@@ -18,7 +18,7 @@ from ..report.records import Note, Tried
 from ..rivals.registry import check_used
 from .calibration import Calibration
 from .changes import Changes
-from .choosing import Remembering, loss, ways_of
+from .choosing import Remembering, Way, loss, ways_of
 from .cost import STEPS_OF_A_PICTURE, Cost, cost_of
 from .held_out import CheckPlan, HeldOutCheck, make_check_plans, strength_correction
 from .lora_use import LoadedLora, loras_in_use, own_names
@@ -31,6 +31,7 @@ from .model import (
     numbered,
     stages_of,
 )
+from .plans import Plan
 from .proof import prove_loras, prove_merged
 from .recipe import with_origin
 
@@ -171,12 +172,34 @@ def planned(
         IterisError: See `merging.plans_of` and `merging.check_captions`.
     """
     tick = tick_of(progress)
-    plans = plans_of(model, used, calibration, settings.config, tick)
-    check_plans: Sequence[CheckPlan] = ()
-    if calibration.held_out:
-        uses = own_names([lora.use for lora in used])
-        check_plans = make_check_plans(uses, calibration, tick)
+    plans, check_plans = _all_plans(model, used, calibration, settings, tick)
     check_captions(model, [*plans, *check_plans], tick)
+    return _cost(model, used, calibration, settings, plans, check_plans)
+
+
+def _all_plans(
+    model: DiffusionHost,
+    used: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    tick: Callable[[], None],
+) -> tuple[Sequence[Plan], Sequence[CheckPlan]]:
+    """Return the plans of a merge and those of its check."""
+    plans = plans_of(model, used, calibration, settings.config, tick)
+    if not calibration.held_out:
+        return plans, ()
+    uses = own_names([lora.use for lora in used])
+    return plans, make_check_plans(uses, calibration, tick)
+
+
+def _cost(
+    model: DiffusionHost,
+    used: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    plans: Sequence[Plan],
+    check_plans: Sequence[CheckPlan],
+) -> Cost:
     paths = {path for lora in used for path in lora.adapter.deltas}
     return cost_of(
         plans,
@@ -187,6 +210,27 @@ def planned(
         sweeps=1 if settings.config.size is None else 2,
         checks=2 if settings.correct_strength else 1,
     )
+
+
+def rows_of(
+    model: DiffusionHost,
+    used: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+) -> int:
+    """Return the rows that a merge runs through the diffusion model, if it tries several ways those
+    of all of them, which share their sampling runs.
+
+    Args, Raises: See `planned`; captions are not read.
+    """
+    ways = ways_of(calibration, len(used)) if settings.try_several else [Way("these settings")]
+    costs = []
+    for way in ways:
+        of_way, of_settings = _settings_of(way, calibration, settings)
+        plans = _all_plans(model, used, of_way, of_settings, nobody)
+        costs.append(_cost(model, used, of_way, of_settings, *plans))
+    again = sum(cost.sampling + cost.check_sampling for cost in costs[1:])
+    return sum(cost.rows for cost in costs) - again
 
 
 def _in_stages(
@@ -241,10 +285,7 @@ def _best(
     tried: list[Tried] = []
     notes = []
     for way in ways:
-        of_way, of_settings = changed(calibration, settings, way.changes)
-        # a rival stands for itself, as its users would use it
-        corrects = settings.correct_strength and of_settings.config.method == "iteris"
-        of_settings = replace(of_settings, correct_strength=corrects)
+        of_way, of_settings = _settings_of(way, calibration, settings)
         try:
             cost = planned(remembering, loras_in_use(loras), of_way, of_settings, progress)
             stages = _in_stages(progress, remembering, loras, of_way, cost)
@@ -266,6 +307,15 @@ def _best(
     of_best = [note for note in best.report.notes if note.kind != "reused"]
     report = replace(best.report, tried=tuple(tried), notes=(*of_best, *reused, *notes))
     return replace(best, report=report)
+
+
+def _settings_of(
+    way: Way, calibration: Calibration, settings: MergeSettings
+) -> tuple[Calibration, MergeSettings]:
+    calibration, settings = changed(calibration, settings, way.changes)
+    # a rival stands for itself, as its users would use it
+    corrects = settings.correct_strength and settings.config.method == "iteris"
+    return calibration, replace(settings, correct_strength=corrects)
 
 
 def checked(

@@ -17,6 +17,7 @@ from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.cli import options
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import MergeSettings
 from iteris_core.evaluation.drawing import Sampling
 from iteris_core.evaluation.language import Extent
 from iteris_core.evaluation.writers import Generation
@@ -44,11 +45,11 @@ class Every:
         check(self)
 
 
-def run(*arguments, default=None):
+def run(*arguments, default=None, start=options.as_they_are):
     """Return what a command gets of these arguments, and what typer says of it."""
     seen = []
 
-    @options.command("toy", "none", every=default or Every())
+    @options.command("toy", "none", start=start, every=default or Every())
     def toy(*, name: str = "x", every: Every) -> None:
         seen.append((name, every))
 
@@ -81,6 +82,27 @@ def test_options_are_read_as_settings(arguments, changes):
         seen, done = run("--name", "y", *arguments, default=default)
         assert (done.exit_code, done.stderr) == (0, "")
         assert seen == [("y", replace(default, **changes))]
+
+
+def test_options_replace_what_the_command_starts_from():
+    def start(given, settings):
+        return {"every": replace(settings["every"], size=len(given["name"]), word="two")}
+
+    seen, _ = run("--name", "abc", "--word", "one", start=start)
+    assert seen == [("abc", Every(size=3))]
+
+
+@pytest.mark.parametrize(
+    ("preset", "typed", "runs", "checks"),
+    [("Fast", [], 10, 2), ("Fast", ["--held-out", "3"], 10, 3), ("Balanced", [], 20, 4)],
+)
+def test_a_preset_is_where_a_merge_starts_from(monkeypatch, preset, typed, runs, checks):
+    seen = []
+    monkeypatch.setattr(MergeSettings, "check", lambda how, calibration: seen.append(calibration))
+    arguments = ["--base", "x", "--lora", "y", "--output", "z.safetensors", "--preset", preset]
+    CliRunner().invoke(app, ["merge", "sd15", *arguments, *typed])
+    [calibration] = seen
+    assert (calibration.trajectories, calibration.held_out) == (runs, checks)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from iteris_core.diffusion.calibration import (
     kept_levels,
     own_captions,
     path_to,
-    sample_count,
     staggered,
 )
 from iteris_core.diffusion.sampling import euler_steps, noise
@@ -337,12 +336,3 @@ def test_a_setting_outside_its_range_is_refused(settings, message):
 
 def test_a_preserve_task_that_is_off_needs_no_captions():
     assert Calibration(preserve_weight=0.0, preserve_captions=()).preserve_captions == ()
-
-
-@pytest.mark.parametrize(("share", "preserve"), [(0.5, 1.0), (0.0, 0.0), (1.0, 2.0)])
-def test_the_number_of_samples_is_known_beforehand(share, preserve):
-    calibration = Calibration(
-        trajectories=10, timesteps=2, unconditional_share=share, preserve_weight=preserve
-    )
-    own = 2 * 10 * 2 * (1 + share)
-    assert sample_count(calibration, 2) == own + (10 * 2 * (1 + share) if preserve else 0)

@@ -16,9 +16,9 @@ from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, M
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
-    sample_count,
 )
 from iteris_core.diffusion.foreseen import foresee
+from iteris_core.diffusion.job import MergeSettings, planned
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
 from iteris_core.rows.parking import Parking
 
@@ -495,10 +495,10 @@ def foreseen(host, monkeypatch):
     return merge
 
 
-def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, caplog):
+def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, host, caplog):
     [note], before, [waiting] = foreseen(1000)
     assert before == [0]
-    samples = sample_count(PRESERVE, 2)
+    samples = planned(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).samples
     assert f"the {2 * samples} rows of {samples} samples hold up to" in note
     assert "lower resolution first, then trajectories" in note
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [note]

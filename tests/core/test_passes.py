@@ -8,7 +8,7 @@ from fake_host import FakeHost, as_used
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned
+from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned, rows_of
 
 README = Path(__file__).parents[2] / "README.md"
 DEFAULTS = Calibration(resolution=64)
@@ -90,3 +90,13 @@ def test_the_readme_says_how_many_pictures_a_merge_costs(count, words):
     cost = planned(host, loras_of(host, count), DEFAULTS.for_family(host.family), SETTINGS)
     said = README.read_text(encoding="utf-8").partition(words)[2]
     assert f"about {cost.pictures} pictures" in said[:100]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_rows_of_several_ways_are_known_before_they_start(several):
+    host = FakeHost()
+    loras = loras_of(host, 2)
+    settings = replace(SETTINGS, try_several=several)
+    expected = rows_of(host, loras, SMALL.for_family(host.family), settings)
+    merge_and_check(host, loras, SMALL, settings)
+    assert sum(map(len, host.unet_batches)) == expected

@@ -27,8 +27,8 @@ from iteris_core import (
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
-    sample_count,
 )
+from iteris_core.diffusion.job import MergeSettings, planned
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
@@ -337,7 +337,7 @@ def test_rows_of_styles_are_in_the_number_of_samples(host):
     loras = subjects_and_a_style(host, "ab")
     calibration = replace(STYLED, scene_forms=("{first} and {second}", "{first} {style}"))
     host.merge(loras, calibration, FULL)
-    assert 0.8 < len(host.merge_rows()) / sample_count(calibration, 3, styles=1) <= 1
+    assert len(host.merge_rows()) == planned(host, loras, calibration, MergeSettings(FULL)).samples
 
 
 # --- latents of scenes ---
@@ -390,7 +390,7 @@ def test_scenes_in_the_text_alone_need_no_sampling(host):
 def test_rows_and_names_of_scene_tasks(host, calibration):
     loras = two_loras(host)
     result, _ = host.merge(loras, calibration, FULL)
-    assert len(host.merge_rows()) == sample_count(calibration, 2)
+    assert len(host.merge_rows()) == planned(host, loras, calibration, MergeSettings(FULL)).samples
     names = [task.task for task in result.report.layers[-1].tasks]
     assert names == (
         ["a", "b"] if calibration is SCENES else ["a", "b", "a in scenes", "b in scenes"]

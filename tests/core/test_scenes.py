@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
-from iteris_core.diffusion.calibration import Calibration, sample_count
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS, SCENE_PREFIXES
 from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
@@ -364,14 +364,6 @@ def test_a_form_with_more_than_names_in_braces_is_refused(form):
 def test_a_setting_outside_its_range_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Calibration(**settings)
-
-
-def test_rows_of_scenes_are_in_the_number_of_samples():
-    plain, scenes = (
-        Calibration(trajectories=6, timesteps=2, scene_weight=weight) for weight in (0.0, 0.1)
-    )
-    assert sample_count(scenes, 3) - sample_count(plain, 3) == 3 * 6 * 2
-    assert sample_count(scenes, 1) == sample_count(plain, 1)
 
 
 # --- regions ---

@@ -67,9 +67,9 @@ KINDS = {kind.__name__: kind for kind in (lokr, dora, loha, locon, tucker, diffe
 
 
 def merge_alone(host, name: str, strength: float = 0.8):
-    nodes = host.merge(first=name, precision="float32", preserve_weight=0.0, trajectories=2)
+    nodes = host.merge(first=name, precision="float32", protect_base=0.0, sample_runs=2)
     nodes["2"]["inputs"].update(strength_model=strength, strength_clip=strength)
-    nodes["5"]["inputs"].update(tasks=["2", 0], alpha=1e-4)
+    nodes["5"]["inputs"]["more_loras"] = ["2", 0]
     del nodes["3"]
     return nodes
 
@@ -199,7 +199,8 @@ def test_large_layers_can_be_saved_as_full_differences(host):
 
 def test_a_lower_rank_and_the_full_output_target(host):
     nodes = host.merge()
-    nodes["5"]["inputs"].update(rank=4, target="full_output")
+    nodes["4"]["inputs"]["reproduce"] = "whole output"
+    nodes["5"]["inputs"].update(size="rank", size_value=4.0)
     report = host.run({**nodes, **host.save("loras/rank4")})["outputs"]["5"]["iteris_report"][0]
     assert {layer["rank"] for layer in report["layers"]} == {4}
     assert all(0 <= layer["cut"] <= layer["plain_cut"] * (1 + 1e-6) for layer in report["layers"])
@@ -224,9 +225,10 @@ def test_a_base_in_fp8_is_merged_through_its_own_forward(host):
         if key.startswith("model.diffusion_model.")
     }
     save_file(unet, folder / "unet.safetensors")
-    nodes = host.merge(timesteps=1, unconditional_share=0.0)
+    nodes = host.merge(latents_per_run=1, negative_share=0.0)
     inputs = {"unet_name": "unet.safetensors", "weight_dtype": "fp8_e4m3fn"}
     nodes["9"] = {"class_type": "UNETLoader", "inputs": inputs}
-    nodes["5"]["inputs"].update(model=["9", 0], target="full_output")
+    nodes["4"]["inputs"]["reproduce"] = "whole output"
+    nodes["5"]["inputs"]["model"] = ["9", 0]
     host.run({**nodes, **host.save("loras/fp8"), **host.sample("fp8", ["5", 0], ["5", 1])})
     assert torch.isfinite(host.latent("fp8")).all()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from iteris_pack.nodes.loras.rows import read_rows
 from waiting import HANGS
 
 
@@ -157,7 +158,7 @@ def test_existing_results_are_kept(tmp_path):
     assert _make_output(tmp_path / "result").name == "result"
 
 
-def test_three_loras_are_chained():
+def test_each_lora_gets_its_row():
     from iteris_core.cli.demo.run import DemoRequest, _read_template, make_workflow
 
     names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
@@ -165,16 +166,15 @@ def test_three_loras_are_chained():
         Path("out"),
         Path("model.safetensors"),
         tuple(map(Path, names)),
-        ("a <x>\nmore", "y", "a <w>"),
+        ("a <x>\nmore", "y | z", "a <w>"),
     )
     workflow = make_workflow(_read_template(), request, "model.safetensors", names)
     merge = next(node for node in workflow.values() if node["class_type"] == "IterISMerge")
-    chain = []
-    link = merge["inputs"]["tasks"]
-    while link:
-        chain.append(workflow[link[0]]["inputs"])
-        link = chain[-1].get("previous")
-    assert [inputs["lora_name"] for inputs in reversed(chain)] == names
-    assert [inputs["prompts"] for inputs in reversed(chain)] == list(request.prompts)
-    assert workflow["7"]["inputs"]["text"] == "a <x>, y, a <w>"
-    assert workflow["4"]["inputs"]["resolution"] == 0 and workflow["10"]["inputs"]["steps"] == 20
+    rows = read_rows(merge["inputs"]["loras"], "loras")
+    assert [(row.name, row.prompts) for row in rows] == [
+        ("x.safetensors", ("a <x>", "more")),
+        ("y_z.safetensors", ("y | z",)),
+        ("w.safetensors", ("a <w>",)),
+    ]
+    assert workflow["7"]["inputs"]["text"] == "a <x>, y | z, a <w>"
+    assert "settings" not in merge["inputs"] and workflow["10"]["inputs"]["steps"] == 20

@@ -40,7 +40,7 @@ def changed(host, node, **inputs):
 CASES = {
     "endless recipe": (
         lambda host: {
-            **changed(host, "5", tasks=["7", 0], calibration=["7", 1]),
+            **changed(host, "5", more_loras=["7", 0], settings=["7", 1]),
             **recipe(host, trajectories=10**8),
         },
         "trajectories is 100000000; it must be a whole number from 1 to 1000",
@@ -50,15 +50,15 @@ CASES = {
         "strength_model is nan; it must be a number from -100 to 100",
     ),
     "fraction on a link": (
-        lambda host: {**changed(host, "5", alpha=["8", 0]), "8": number(1e12)},
-        "alpha is 1000000000000.0; it must be a number from 0 to",
+        lambda host: {**changed(host, "4", smoothing=["8", 0]), "8": number(1e12)},
+        "smoothing is 1000000000000.0; it must be a number from 0 to",
     ),
     "large number on a link": (
         lambda host: {
-            **changed(host, "4", trajectories=["8", 0]),
+            **changed(host, "4", sample_runs=["8", 0]),
             "8": number(10**15, "PrimitiveInt"),
         },
-        "trajectories is 1000000000000000",
+        "sample_runs is 1000000000000000",
     ),
     "long prompt": (
         lambda host: changed(host, "2", prompts="word " * 20_000),

@@ -94,7 +94,7 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
         "lora_name": "named/phrase.safetensors",
         "strength_model": 1.0,
         "strength_clip": 0.5,
-        "weight": 1.0,
+        "priority": 1.0,
         "prompts": "",
     }
     texts = []
@@ -118,7 +118,7 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
 
 
 def test_a_stack_from_a_text_in_any_number(host, files):
-    text = "<lora:phrase:0.5:0.25> and <lora:tags> and <lora:first:-1>"
+    text = "<lora:phrase:0.5:0.25> <lora:tags>\n<lora:first:-1>"
     inputs = {"text": text, "prompts": "a drawing of {trigger}\ntags: my own"}
     outputs = host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})[
         "outputs"
@@ -146,14 +146,14 @@ def loaders(host, first, second):
 
 
 def test_one_lora_in_a_stack_and_in_the_chain_is_one_task(host, files):
-    nodes = host.merge(timesteps=1, trajectories=1)
+    nodes = host.merge(latents_per_run=1, sample_runs=1)
     inputs = {
         "text": "<lora:first:0.5:-1>",
         "prompts": "first: another first thing",
         "previous": ["3", 0],
     }
     nodes["9"] = {"class_type": "IterISStack", "inputs": inputs}
-    nodes["5"]["inputs"]["tasks"] = ["9", 0]
+    nodes["5"]["inputs"]["more_loras"] = ["9", 0]
     report = host.run(nodes)["outputs"]["5"]["iteris_report"][0]
     assert [
         (lora["name"], lora["strength_model"], lora["strength_clip"])
@@ -190,19 +190,19 @@ def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
         "first.safetensors",
         "second.safetensors",
         precision="float32",
-        timesteps=1,
-        unconditional_share=0.0,
+        latents_per_run=1,
+        negative_share=0.0,
     )
     inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
     nodes["12"] = {"class_type": "IterISModelLoras", "inputs": inputs}
-    alone = host.merge(precision="float32", preserve_weight=0.0)
+    alone = host.merge(precision="float32", protect_base=0.0)
     nodes["14"] = alone["4"]
     inputs = {
         **alone["5"]["inputs"],
         "model": ["12", 0],
         "clip": ["12", 1],
-        "tasks": ["12", 2],
-        "calibration": ["14", 0],
+        "more_loras": ["12", 2],
+        "settings": ["14", 0],
     }
     nodes["15"] = {"class_type": "IterISMerge", "inputs": inputs}
     outputs = host.run(
@@ -233,20 +233,18 @@ def test_a_model_without_loras_is_told(host):
         host.run({**nodes, **show("12", 2)})
 
 
-def test_loras_in_sockets_of_their_own_are_those_of_the_chain(host):
-    if "more" not in host.client.object_info("IterISMerge")["input"]["optional"]:
-        pytest.skip("inputs that grow came with ComfyUI 0.8")
-    chain = host.merge(timesteps=1, trajectories=1)
-    apart = {
-        **chain,
-        "3": {
-            **chain["3"],
-            "inputs": {k: v for k, v in chain["3"]["inputs"].items() if k != "previous"},
-        },
-    }
-    apart["5"] = {
-        **chain["5"],
-        "inputs": {**chain["5"]["inputs"], "tasks": ["2", 0], "more.loras0": ["3", 0]},
-    }
-    reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, apart)]
+def test_rows_are_the_loras_of_the_chain(host):
+    chain = host.merge(latents_per_run=1, sample_runs=1)
+    rows = {key: chain[key] for key in "145"}
+    inputs = {name: value for name, value in chain["5"]["inputs"].items() if name != "more_loras"}
+    text = (
+        "<lora:first:1> | a photo of a first thing\n"
+        "# <lora:gone:1>\n"
+        "<lora:second:1> subject | a photo of a second thing | a second thing in a park"
+    )
+    rows["5"] = {**chain["5"], "inputs": {**inputs, "loras": text}}
+    reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, rows)]
     assert reports[0]["layers"] == reports[1]["layers"]
+    rows["5"]["inputs"]["loras"] = "<lora:first:1>\n<lora:secnd:1>"
+    with pytest.raises(WorkflowFailed, match=r"loras, line 2: .*did you mean 'second'"):
+        host.run(rows)

@@ -84,6 +84,8 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
         "trigger_words": ["demo2"],
         "trigger": "",
         "kind": "subject",
+        "blocks": "",
+        "without": [],
     }
 
 
@@ -182,7 +184,9 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
         ):
             stages.append(len(told))
 
-    report = host.run(host.merge(seed=77, timesteps=1), listen)["outputs"]["5"]["iteris_report"][0]
+    report = host.run(host.merge(seed=77, latents_per_run=1), listen)["outputs"]["5"][
+        "iteris_report"
+    ][0]
     assert [event["layer"] for event in told] == report["layers"]
     assert [event["first"] for event in told] == [True] + [False] * (len(told) - 1)
     assert {event["node"] for event in told} == {"5"}
@@ -205,7 +209,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
 
     nodes = host.merge(seed=5)
     assert sampled(nodes)
-    nodes["5"]["inputs"]["rank"] = 3
+    nodes["5"]["inputs"].update(size="rank", size_value=3.0)
     assert not sampled(nodes)
     nodes["9"] = {
         "class_type": "FreeU_V2",
@@ -213,7 +217,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
     }
     nodes["5"]["inputs"]["model"] = ["9", 0]
     assert sampled(nodes)
-    nodes["5"]["inputs"]["rank"] = 4
+    nodes["5"]["inputs"]["size_value"] = 4.0
     assert sampled(nodes)
 
 
@@ -277,8 +281,8 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
     assert outputs["6"]["text"][1].startswith("read back: 121 of 121 modules, 1 biases and norms")
 
 
-@pytest.mark.parametrize(("setting", "value"), [("kept_energy", 0.9), ("size_mb", 0.25)])
-def test_ranks_by_kept_energy_or_by_size(host, setting, value):
+@pytest.mark.parametrize(("size", "quality"), [("smaller", 0.9), ("MB", 1.0)])
+def test_ranks_by_quality_or_by_size(host, size, quality):
     for name in ("first", "second"):
         tensors = load_file(host.loras / f"{name}.safetensors")
         middle = {key: tensor for key, tensor in tensors.items() if "mid_block" in key}
@@ -286,23 +290,22 @@ def test_ranks_by_kept_energy_or_by_size(host, setting, value):
     nodes = host.merge(
         "first_middle.safetensors",
         "second_middle.safetensors",
-        timesteps=1,
-        unconditional_share=0.0,
+        latents_per_run=1,
+        negative_share=0.0,
+        quality_kept=quality,
     )
-    nodes["5"]["inputs"][setting] = value
-    outputs = host.run({**nodes, **host.save(f"loras/{setting}")})["outputs"]
+    nodes["5"]["inputs"].update(size=size, size_value=0.25)
+    outputs = host.run({**nodes, **host.save(f"loras/{size}")})["outputs"]
     ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
     assert len(ranks) == 12 and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
-    if setting == "size_mb":
-        assert 0.22e6 < (host.output / "loras" / "size_mb.safetensors").stat().st_size < 0.255e6
+    if size == "MB":
+        assert 0.22e6 < (host.output / "loras" / "MB.safetensors").stat().st_size < 0.255e6
 
 
 def test_only_one_setting_decides_the_ranks(host):
-    nodes = host.merge()
-    nodes["5"]["inputs"].update(rank=4, size_mb=2.0)
-    with pytest.raises(
-        WorkflowFailed, match="rank is 4 and size_mb is 2, but each of them decides the ranks"
-    ):
+    nodes = host.merge(quality_kept=0.9)
+    nodes["5"]["inputs"].update(size="rank", size_value=4.0)
+    with pytest.raises(WorkflowFailed, match=r"size is rank and quality_kept is 0\.9, but each"):
         host.run({**nodes, **host.save("loras/bad")})
 
 
@@ -317,7 +320,7 @@ def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
     options = {"device": "cpu", "arguments": ["--disable-metadata"]}
     with ComfyServer(host.server.comfyui, tmp_path, tmp_path / "server.log", **options) as server:
         private = Host(tmp_path, server)
-        nodes = {**host.merge(timesteps=1, unconditional_share=0.0), **host.save("loras/private")}
+        nodes = {**host.merge(latents_per_run=1, negative_share=0.0), **host.save("loras/private")}
         listed = private.run(nodes)["outputs"]["6"]["text"]
         unlisted = private.run({**nodes, **host.save("elsewhere/private")})["outputs"]["6"]["text"]
     assert len(listed) == 2
@@ -341,7 +344,7 @@ def test_files_are_numbered_or_overwritten_as_asked(host, merged):
 
 def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     nodes = {**host.merge(), **host.load_lora("second.safetensors")}
-    nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], tasks=["2", 0])
+    nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], more_loras=["2", 0])
     history = host.run({**nodes, **host.sample("on_top", ["5", 0], ["5", 1])})
     report = history["outputs"]["5"]["iteris_report"][0]
     assert len(report["layers"]) == 120

@@ -32,25 +32,23 @@ def scene(host):
     nodes = host.merge(
         "first_mid.safetensors",
         "second_mid.safetensors",
-        timesteps=1,
-        unconditional_share=0.0,
-        held_out=1,
+        latents_per_run=1,
+        negative_share=0.0,
+        check_runs=1,
     )
     nodes["4"] = node(
         "IterISScene",
-        tasks=["3", 0],
+        loras=["3", 0],
         subjects="first_mid: a demo1",
         styles="",
-        scene_weight=0.1,
+        priority=0.1,
         pictures=False,
         forms="{first} and {second}",
         companions="",
     )
-    nodes["14"] = host.merge(timesteps=1, unconditional_share=0.0, held_out=1)["4"]
-    nodes["5"]["inputs"].update(
-        tasks=["4", 0], calibration=["14", 0], target="full_output", correct_strength=True
-    )
-    nodes["5"]["inputs"]["kept_energy"] = 0.9
+    more = {"reproduce": "whole output", "correct_strength": True, "quality_kept": 0.9}
+    nodes["14"] = host.merge(latents_per_run=1, negative_share=0.0, check_runs=1, **more)["4"]
+    nodes["5"]["inputs"].update(more_loras=["4", 0], settings=["14", 0])
     nodes["6"] = node(
         "IterISSave", merged=["5", 3], file_name="scene", overwrite=False, cover=["7", 0]
     )
@@ -166,25 +164,27 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
         "1": scene[0]["1"],
         "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True),
     }
-    widgets = {"alpha": 0.5, "precision": "float32", "rank": 3, "target": "delta"}
     nodes["6"] = node(
         "IterISMerge",
         model=["1", 0],
         clip=["1", 1],
-        tasks=["5", 0],
-        calibration=["5", 1],
-        settings=["5", 5],
-        **widgets,
+        loras="",
+        preset="Best",
+        together=True,
+        size="rank",
+        size_value=3.0,
+        more_loras=["5", 0],
+        settings=["5", 1],
     )
     nodes["7"] = node("IterISSave", merged=["6", 3], file_name="loras/again", overwrite=False)
-    nodes |= {
-        str(8 + i): node("PreviewAny", source=["5", output]) for i, output in enumerate((2, 3, 4))
-    }
+    nodes["8"] = node("PreviewAny", source=["5", 2])
     outputs = host.run(nodes)["outputs"]
     facts = outputs["8"]["text"][0].splitlines()
     assert {"target: full_output", "kept_energy: 0.9", "correct_strength: True"} < set(facts)
     assert any(fact.startswith("base: sd15.safetensors (") for fact in facts)
-    assert (outputs["9"]["text"], outputs["10"]["text"]) == (["0.0001"], ["0"])
+    assert facts[0].startswith('<lora:first_mid.safetensors:1> subject called="a demo1" | ')
+    notes = [note["text"] for note in outputs["6"]["iteris_report"][0]["notes"]]
+    assert any(note.endswith("preset, together and size did not count") for note in notes)
     first, again = (
         load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again")
     )
@@ -246,7 +246,7 @@ def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
         name="mine",
         strength_model=0.5,
         prompts="a caption",
-        weight=1.0,
+        priority=1.0,
     )
     nodes = {key: scene[0][key] for key in ("1", "2", "3", "4", "14", "5")} | {"8": trained}
     nodes["9"] = node("PreviewAny", source=["8", 0])

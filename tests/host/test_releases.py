@@ -67,7 +67,7 @@ def test_its_recipe_runs_and_means_the_same(host, release):
     recipe = {"lora_name": "released_merged.safetensors", "check_files": True}
     nodes["2"] = {"class_type": "IterISRecipe", "inputs": recipe}
     merge = nodes["5"]["inputs"]
-    merge.update(tasks=["2", 0], calibration=["2", 1], settings=["2", 5])
+    merge.update(loras="", more_loras=["2", 0], settings=["2", 1])
     nodes["6"]["inputs"]["file_name"] = "loras/released_again"
     host.run(nodes)
     [path] = (host.output / "loras").glob("released_again.safetensors")

@@ -85,7 +85,7 @@ def test_the_host_loads_it_and_its_lora_and_samples(host, load, name):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_merge_draws_the_same_through_its_file(host, load, name):
     files = [f"{name}{seed}.safetensors" for seed in (1, 2)]
-    nodes = {**host.merge(*files, trajectories=1, timesteps=1), **load(name)}
+    nodes = {**host.merge(*files, sample_runs=1, latents_per_run=1), **load(name)}
     before = len(host.log())
     host.run(
         {

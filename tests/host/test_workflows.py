@@ -19,17 +19,17 @@ from iteris_core.cli.demo.checkpoint import write_lora
 from iteris_core.cli.demo.client import WorkflowFailed
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
+CHAIN = json.loads((FOLDER.parents[1] / "tests" / "data" / "chain.json").read_text())
+FEW_SAMPLES = {
+    "sample_runs": 1,
+    "check_runs": 0,
+    "sampling_steps": 2,
+    "resolution": 64,
+    "negative_share": 0.0,
+}
 TRANSFORMER = "merge_two_loras_transformer"  # no file of such a model is small
 SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
-    "IterISCalibration": {
-        "trajectories": 1,
-        "timesteps": 1,
-        "sampling_steps": 2,
-        "resolution": 64,
-        "unconditional_share": 0.0,
-        "held_out": 0,
-    },
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 1},
     "TrainLoraNode": {"steps": 1, "rank": 2},
@@ -48,7 +48,10 @@ def small(name: str) -> dict:
                     r"\b(first|second|third)(?=\.safetensors|:)", r"small_\1", value
                 )
         node["inputs"].update(SMALL.get(node["class_type"], {}))
-    return nodes
+        if node["class_type"] == "IterISMerge":
+            node["inputs"]["settings"] = ["few", 0]
+    inputs = CHAIN["4"]["inputs"] | FEW_SAMPLES
+    return nodes | {"few": {"class_type": "IterISSettings", "inputs": inputs}}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,9 @@ def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     )
     workflow["2"]["inputs"]["text"] = ""
     assert "IterISStack: there is no LoRA in the stack" in client(workflow).stderr
-    workflow["3"]["inputs"]["trajectories"] = 0
+    workflow["few"]["inputs"]["sample_runs"] = -1
     refused = client(workflow).stderr
-    assert refused.startswith("ComfyUI refuses the workflow: node 3, Calibration: Value 0 smaller")
+    assert refused.startswith(
+        "ComfyUI refuses the workflow: node few, IterISSettings: Value -1 smaller"
+    )
     assert refused.count("\n") == 1

@@ -7,6 +7,7 @@ import torch
 from iteris_pack.nodes import stack
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.names import fingerprint
+from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.stack import LoraStack
 from safetensors.torch import save_file
@@ -36,6 +37,20 @@ def test_words_beside_a_file_change_its_fingerprint(tmp_path):
     assert len({before, there, fingerprint(path)}) == 3
     sidecar.unlink()
     assert fingerprint(path) == before
+
+
+def test_a_merge_changes_with_the_files_of_its_rows_that_are_switched_on(replace_host, tmp_path):
+    replace_host(
+        lora_names=lambda: ["cat.safetensors", "dog.safetensors"],
+        find_lora=lambda name: tmp_path / name,
+    )
+    rows = "<lora:cat>\n# <lora:dog>"
+    before = Merge.fingerprint_inputs(loras=rows)
+    (tmp_path / "dog.safetensors").touch()
+    assert Merge.fingerprint_inputs(loras=rows) == before
+    (tmp_path / "cat.safetensors").touch()
+    assert Merge.fingerprint_inputs(loras=rows) != before
+    assert Merge.fingerprint_inputs(loras=None) == Merge.fingerprint_inputs() == ""
 
 
 def test_saving_a_merge_changes_nothing_for_a_stack(replace_host, tmp_path):

@@ -1,7 +1,19 @@
-"""What the merge node says about the model that it is given."""
+"""The settings that the merge node comes to, and what it says about the model that it is given."""
 
+import pytest
+import torch
 from iteris_pack.iteris_core.devices import Room
+from iteris_pack.nodes.loras.kinds import likely_styles
+from iteris_pack.nodes.loras.rows import read_rows
 from iteris_pack.nodes.merge import too_small
+from iteris_pack.nodes.presets import Asked
+from iteris_pack.nodes.size import Size
+from safetensors.torch import save_file
+
+from iteris_core import ConfigError, MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.changes import Changes
+from iteris_core.diffusion.recipe import Recipe
 
 
 def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
@@ -10,3 +22,52 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     assert note.kind == "memory" and "about 1.3 GB more than is free" in note.text
     assert "Lower resolution" in note.text
     assert [record.message for record in caplog.records] == [note.text]
+
+
+@pytest.mark.parametrize(
+    ("preset", "runs", "several"),
+    [("Fast", 10, False), ("Balanced", 20, False), ("Best", 20, True)],
+)
+def test_a_preset_is_a_few_settings(preset, runs, several):
+    calibration, how = Asked(Size(), together=False).settings(preset, [])
+    assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
+    assert (how.try_several, how.config.output_dtype) == (several, torch.float16)
+
+
+def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
+    given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
+    calibration, how = Asked(Size("smaller"), True, None, given).settings("Fast", [])
+    assert (calibration.trajectories, calibration.held_out) == (3, 2)
+    assert calibration.scene_weight == 0.3
+    assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
+    _, how = Asked(Size("rank", 8.0), False, None, None).settings("Fast", [])
+    assert how.config.rank == 8
+    with pytest.raises(ConfigError, match="size is rank and quality_kept"):
+        Asked(Size("rank", 8.0), False, None, given).settings("Fast", [])
+
+
+def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
+    recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
+    calibration, how = Asked(Size("rank", 8.0), True, None, recipe).settings("Best", [])
+    assert (calibration, how.config) == (recipe.calibration, recipe.config)
+    assert (how.correct_strength, how.try_several) == (True, False)
+    [note] = how.notes
+    assert "preset, together and size did not count" in note.text
+
+
+def test_a_file_that_looks_like_a_style_is_told_where_its_row_says_nothing(replace_host, tmp_path):
+    words = {"ink": "ink wash style", "cat": "stylish cat", "lifestyle": "", "art_styles": ""}
+    for name, phrase in words.items():
+        metadata = {"modelspec.trigger_phrase": phrase} if phrase else {}
+        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors", metadata)
+    replace_host(
+        lora_names=lambda: [f"{name}.safetensors" for name in words],
+        lora_path=lambda name: tmp_path / name,
+    )
+    text = "\n".join(f"<lora:{name}>" for name in words)
+    notes = [note.text for note in likely_styles(read_rows(f"{text}\n<lora:ink> style", "loras"))]
+    assert [note.partition(" was")[0] for note in notes] == [
+        "loras, line 1: ink.safetensors",
+        "loras, line 4: art_styles.safetensors",
+    ]
+    assert "'ink wash style' looks like a style; write style or subject" in notes[0]

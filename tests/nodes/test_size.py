@@ -7,6 +7,7 @@ import torch
 from iteris_pack.nodes.size import Size
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
+from iteris_core.diffusion.changes import Changes
 from iteris_core.diffusion.lora_use import LoadedLora
 
 ADAPTER = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
@@ -48,3 +49,11 @@ def test_a_size_becomes_weights_and_must_have_room_for_rank_one():
         ConfigError, match=r"size_value is 0\.001 MB; .* rank 1 in all 1 layers, takes 0\.0 MB"
     ):
         Size("MB", 0.001).changes(LORAS, torch.float16)
+
+
+@pytest.mark.parametrize("way", ["rank", "MB"])
+def test_a_quality_and_a_size_do_not_both_decide(way):
+    with pytest.raises(ConfigError, match=rf"size is {way} and quality_kept is 0\.9, but each"):
+        Size(way, 8.0).check_alone(Changes(config={"kept_energy": 0.9}))
+    Size(way, 8.0).check_alone(Changes())
+    Size("smaller").check_alone(Changes(config={"kept_energy": 0.9}))

@@ -9,14 +9,14 @@ from waiting import HANGS
 from iteris_core.cli.demo.client import ComfyClient
 from iteris_core.cli.demo.server import ComfyServer
 
-TEMPLATE = Path(__file__).parents[2] / "workflows" / "api" / "merge_two_loras.json"
+CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
 SMALL = {
-    "trajectories": 1,
-    "timesteps": 2,
+    "sample_runs": 1,
+    "latents_per_run": 2,
     "sampling_steps": 2,
     "resolution": 64,
-    "unconditional_share": 0.5,
-    "held_out": 0,
+    "check_runs": 0,
+    "reproduce": "what the LoRA adds",  # the quicker one; workflows run the default
 }
 
 
@@ -44,21 +44,17 @@ class Host:
         self,
         first="first.safetensors",
         second="second.safetensors",
-        precision="float16",
-        **calibration,
+        **settings,
     ):
-        """Return nodes 1..5: checkpoint, two LoRAs, calibration, merge."""
-        template = json.loads(TEMPLATE.read_text())
-        nodes = {key: template[key] for key in "12345"}
+        """Return nodes 1..5: checkpoint, two LoRAs, Merge settings, merge."""
+        chain = json.loads(CHAIN.read_text())
+        nodes = {key: chain[key] for key in "12345"}
         nodes["1"]["inputs"]["ckpt_name"] = "sd15.safetensors"
         nodes["2"]["inputs"].update(lora_name=first, prompts="a photo of a first thing")
         nodes["3"]["inputs"].update(
             lora_name=second, prompts="a photo of a second thing\na second thing in a park"
         )
-        nodes["4"]["inputs"].update({**SMALL, **calibration})
-        nodes["5"]["inputs"].update(
-            precision=precision, target="delta"
-        )  # the quicker one; workflows run the default
+        nodes["4"]["inputs"].update({**SMALL, **settings})
         return nodes
 
     def save(self, file_name: str, overwrite=False):

@@ -96,7 +96,7 @@ def write_loras(host: Host) -> None:
 def merge(host: Host, seed: int, name: str) -> Json:
     """Return a merge that is saved under a name; the server has none of its seed."""
     return {
-        **host.merge("few_1.safetensors", "few_2.safetensors", seed=seed, timesteps=1),
+        **host.merge("few_1.safetensors", "few_2.safetensors", seed=seed, latents_per_run=1),
         **host.save(f"endurance/{name}", overwrite=True),
     }
 

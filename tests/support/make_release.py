@@ -2,9 +2,9 @@
 
     python tests/support/make_release.py
 
-makes `tests/data/releases/VERSION`: two LoRAs, the first template with small settings as ComfyUI's
-frontend saves it and as it posts it, and the LoRA that this merge saves, with its recipe. It needs a
-Chromium. Once a version is released, its folder stays as it is.
+makes `tests/data/releases/VERSION`: two LoRAs, a merge of one as a row and one of the chain with small
+settings as ComfyUI's frontend saves it and as it posts it, and the LoRA that this merge saves, with its
+recipe. It needs a Chromium. Once a version is released, its folder stays as it is.
 """
 
 from __future__ import annotations
@@ -26,13 +26,24 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 ROOT = Path(__file__).parents[2]
 RELEASES = ROOT / "tests" / "data" / "releases"
 LAYERS = re.compile(r"mid_block.*attn2")
-# node of merge_two_loras -> what is set on it
+# node of the tests' chain -> what is set on it
 WIDGETS = {
     1: {"ckpt_name": "sd15.safetensors"},
     2: {"lora_name": "released_first.safetensors", "strength_model": 0.9, "prompts": "a demo1 hat"},
-    3: {"lora_name": "released_second.safetensors", "weight": 1.5},
-    4: {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64, "seed": 7},
-    5: {"rank": 1, "precision": "float32", "alpha": 0.001},
+    4: {
+        "sample_runs": 1,
+        "sampling_steps": 2,
+        "resolution": 64,
+        "seed": 7,
+        "precision": "float32",
+        "smoothing": 0.001,
+    },
+    5: {
+        "loras": "<lora:released_second:1> style priority=1.5 | a demo2 hat",
+        "preset": "Fast",
+        "size": "rank",
+        "size_value": 1,
+    },
     6: {"file_name": "loras/released_merged"},
     7: {"text": "a demo1 hat"},
     9: {"width": 64, "height": 64},
@@ -55,7 +66,9 @@ def main() -> None:
     kept = RELEASES / __version__
     kept.mkdir(parents=True, exist_ok=True)
     write_loras(kept)
-    template = json.loads((ROOT / "workflows" / "merge_two_loras.json").read_text("utf-8"))
+    chain = json.loads((ROOT / "tests" / "data" / "chain.json").read_text("utf-8"))
+    chain["5"]["inputs"]["more_loras"] = ["2", 0]
+    del chain["3"]
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
@@ -68,7 +81,7 @@ def main() -> None:
             browser.chromium(browser.find_chromium()) as chromium,
         ):
             frontend = browser.Frontend(chromium, server.address)
-            frontend.load(template, "released")
+            frontend.load(chain, "released")
             for node, values in WIDGETS.items():
                 frontend.set_widgets(node, **values)
             write(kept / "workflow.json", frontend.workflow())

@@ -2,13 +2,13 @@
 
 _CHOOSE = "**Load checkpoint**: choose your model"
 _SIZE = "**Picture size**: 1024 suits SDXL and newer models. For SD1.5 write 512"
-_WORDS = (
-    "*prompts* may stay empty if the file names trigger words, which are then shown below. "
-    "Otherwise write prompts, one per line"
+_ROWS = (
+    "**Merge LoRAs**: write your LoRAs in the place of *first* and *second*, one a line. If a file "
+    "names no trigger words, write prompts behind it: `<lora:name:1> | a photo of sks dog`"
 )
 _TURBO = (
-    "For a turbo, Lightning or LCM model write a *cfg* of 1 into **Calibration** and into the "
-    "sampler"
+    "For a turbo, Lightning or LCM model connect **Merge settings**, and write a *cfg* of 1 there "
+    "and into the sampler"
 )
 _SAVED = "a LoRA in *output/loras*, which is in every LoRA list at once. Load it at strength 1.0"
 _REPORT = (
@@ -17,8 +17,7 @@ _REPORT = (
 )
 _TIME = (
     "A merge of two LoRAs takes as many passes through the model as about 13 pictures of 20 steps. "
-    "To save time, lower *resolution* in **Calibration**. 0 there means 768 for SDXL and 512 for "
-    "all others"
+    "To save time, choose *Fast*"
 )
 
 
@@ -40,8 +39,7 @@ NOTES = {
         "Makes one LoRA that does what two LoRAs do.",
         [
             _CHOOSE,
-            f"**First LoRA**, **Second LoRA**: choose LoRAs made for this model. {_WORDS}. For a "
-            "third one press *+ add another LoRA*",
+            _ROWS,
             "**Prompt**: write trigger words of both LoRAs",
             _SIZE,
         ],
@@ -54,24 +52,22 @@ NOTES = {
             "Z-Image, Qwen-Image, Chroma and others put *Load CLIP* with the type of your model in "
             "the place of **Load text encoders**, and write a *cfg* into the sampler as you are "
             "used to",
-            f"**First LoRA**, **Second LoRA**: choose LoRAs made for this model. {_WORDS}. If one "
-            "changes T5 or a language model, set its *strength_clip* to 0",
+            f"{_ROWS}. If one changes T5 or a language model, write `<lora:name:1:0>`",
             "**Prompt**: write trigger words of both LoRAs",
         ],
         [
             _sentence(_SAVED),
             "A picture made with it",
             _REPORT,
-            f"{_TIME}. A *cfg* of 0 means what suits the model: 1 for Flux.1, which is no guidance",
+            _TIME,
         ],
     ),
     "character_and_style": _note(
         "Draws a character in a style, from one LoRA of each.",
         [
             _CHOOSE,
-            "**Character**, **Style**: choose their LoRAs",
-            "**The character in the style**: *2: in {trigger} style* says that the second LoRA is "
-            "a style. *{trigger}* stands for its trigger words. If its file names none, write how "
+            "**Merge LoRAs**: write your LoRAs in the place of *first*, the character, and *second*, "
+            "the style. *{trigger}* stands for its trigger words. If its file names none, write how "
             "a prompt asks for this style",
             "**Prompt**: write the same words and those of the character",
             _SIZE,
@@ -87,10 +83,9 @@ NOTES = {
         "Merges three subjects so that they can appear in one picture. For SD1.5 and SDXL.",
         [
             _CHOOSE,
-            "The three **concepts**: choose their LoRAs",
-            "**All in one picture**: a line for each LoRA, by its number, says what a prompt calls "
-            "its subject. *{trigger}* stands for its trigger words. If a file names none, write "
-            "the words, such as *1: a sks dog*",
+            "**Merge LoRAs**: write your LoRAs in the place of *first*, *second* and *third*. What "
+            "stands behind *called* is what a prompt calls its subject. *{trigger}* stands for its "
+            "trigger words. If a file names none, write the words, such as *a sks dog*",
             "**Prompt**: write the same words",
             _SIZE,
         ],
@@ -100,8 +95,8 @@ NOTES = {
         "Makes a LoRA's file smaller. It cuts what the LoRA's own prompts need least.",
         [
             _CHOOSE,
-            f"**LoRA to make smaller**: choose the file. {_WORDS}",
-            "**Cut to a lower rank**: set *rank*. Or set it to 0, and set a size in MB instead",
+            "**Cut to a lower rank**: write your LoRA in the place of *first*, and the rank into "
+            "*size_value*. Or set *size* to MB",
             _SIZE,
         ],
         [
@@ -114,8 +109,8 @@ NOTES = {
         "Merges two LoRAs and draws the result beside what else you could do.",
         [
             _CHOOSE,
-            "**First LoRA**, **Second LoRA**: choose them. Choose the same files in **First LoRA "
-            "alone**, **Second LoRA alone** and **Both stacked**",
+            f"{_ROWS}. Choose the same files in **First LoRA alone**, **Second LoRA alone** and "
+            "**Both stacked**",
             "The five **Prompts**: write the same text into each, with trigger words of both LoRAs",
             _SIZE,
         ],
@@ -129,8 +124,8 @@ NOTES = {
         "Merges the LoRAs of a stack or of a text.",
         [
             _CHOOSE,
-            "**LoRAs of a text or a stack**: connect any LORA_STACK, or write `<lora:name:1.0>` as "
-            "in a prompt",
+            "**LoRAs of a text or a stack**: connect any LORA_STACK, or write `<lora:name:1.0>`, "
+            "one a line",
         ],
         [
             f"One LoRA instead of the stack: {_SAVED}",
@@ -160,7 +155,7 @@ NOTES = {
             "**First picture to learn**, **Second picture to learn**: choose them",
             "**Its caption**: describe them. Write the same words into the prompts of **The "
             "trained LoRA**",
-            "**Another LoRA**: choose the file",
+            "**Merge LoRAs**: write another LoRA in the place of *first*",
             "**Prompt**: write words of both LoRAs",
             _SIZE,
         ],

@@ -11,8 +11,8 @@ from workflow_files import list_transformer
 from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
 from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
-TEMPLATE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.json"
-SMALL = {"trajectories": 1, "timesteps": 1, "sampling_steps": 2, "resolution": 64}
+CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
+SMALL = {"sample_runs": 1, "sampling_steps": 2, "resolution": 64}
 HERE = Path(__file__).parent
 
 
@@ -65,12 +65,12 @@ def open_frontend(chromium, server):
 
 @pytest.fixture(scope="session")
 def small():
-    """Load the first template without its sampler, at sizes for a test; no two seeds are the same
-    work to the server.
+    """Load a chain of two LoRAs with its merge, at sizes for a test; no two seeds are the same work
+    to the server.
     """
 
     def load_small(frontend, seed):
-        frontend.load(json.loads(TEMPLATE.read_text(encoding="utf-8")), f"merge_{seed}")
+        frontend.load(json.loads(CHAIN.read_text(encoding="utf-8")), f"merge_{seed}")
         frontend.set_widgets(4, **SMALL, seed=seed)
         frontend.page.evaluate(
             "[9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))"

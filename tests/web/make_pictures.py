@@ -37,7 +37,7 @@ WIDTHS = {
     "IterISScene": 320,
     "IterISSave": 300,
     "IterISStack": 320,
-    "IterISCalibration": 280,
+    "IterISSettings": 280,
     "IterISRecipe": 340,
     "IterISReport": 300,
     "CheckpointLoaderSimple": 280,
@@ -63,9 +63,8 @@ def columns(prompt: dict) -> dict[str, int]:
     """Return each node's column: what ends a branch right behind what it needs, the rest right
     before what it is for.
     """
-    scene = any(node["class_type"] == "IterISScene" for node in prompt.values())
     edges = [
-        (value[0], key, steps(node["class_type"], name, scene))
+        (value[0], key, steps(node["class_type"], name))
         for key, node in prompt.items()
         for name, value in node["inputs"].items()
         if isinstance(value, list)
@@ -85,15 +84,13 @@ def columns(prompt: dict) -> dict[str, int]:
     return {key: column(key) for key in prompt}
 
 
-def steps(class_type: str, name: str, scene: bool) -> int:
+def steps(class_type: str, name: str) -> int:
     """Return how many columns an input's node stands before its user: LoRAs of a chain in one,
     right before their merge.
     """
     if name == "previous":
         return 0
-    if class_type == "IterISMerge" and name == "calibration":
-        return 1 if scene else 2  # below what is short, to the left of the LoRAs or behind them
-    return 2 if class_type == "IterISMerge" and name in ("model", "clip") else 1
+    return 1
 
 
 def arrange(frontend: browser.Frontend, prompt: dict) -> None:
@@ -205,6 +202,20 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         print(path.stem, place)
 
 
+def add_settings(frontend: browser.Frontend, merge: int) -> int:
+    """Connect Merge settings to a merge, out of sight, and return its node."""
+    return frontend.page.evaluate(
+        """(merge) => {
+            const node = LiteGraph.createNode('IterISSettings');
+            node.pos = [0, -2000];
+            app.graph.add(node);
+            node.connect(0, app.graph.getNodeById(merge), 'settings');
+            return node.id;
+        }""",
+        merge,
+    )
+
+
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
     frontend = browser.Frontend(chromium, address, width=1500, height=900)
@@ -234,18 +245,14 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.words_shown()
     shoot("2_workflow", clip=whole(frontend))
-    lora = 2
-    second = 3
-    calibration = 4
     merge = 5
     prompt = 7
-    for node, name in ((lora, "sks_dog"), (second, "ink_wash")):
-        frontend.set_widgets(node, lora_name=f"{name}.safetensors")
+    frontend.set_widgets(merge, loras="<lora:sks_dog:1>\n<lora:ink_wash:1> style")
     frontend.set_widgets(prompt, text="a photo of sks dog in a garden, ink wash style")
-    page.locator(".iteris-word", has_text="ink wash style").first.wait_for(state="attached")
-    frontend.show(lora, left=430, top=130)
+    frontend.show(merge, left=430, top=130)
     shoot("3_loras")
-    frontend.set_widgets(calibration, trajectories=5, timesteps=2, sampling_steps=4, resolution=128)
+    few = {"sample_runs": 5, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
+    frontend.set_widgets(add_settings(frontend, merge), **few)
     frontend.set_widgets(9, width=64, height=64)
     frontend.set_widgets(10, steps=2)
     page.mouse.move(750, 850)

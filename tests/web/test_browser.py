@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-# nodes of merge_two_loras
+# nodes of the chain
 MERGE = 5
 FIRST = 2
 WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
@@ -74,7 +74,7 @@ def expected_lines(report):
 
 
 @pytest.mark.parametrize(
-    ("name", "node_type"), [("IterIS Merge", "IterISMerge"), ("LoRA to merge", "IterISLora")]
+    ("name", "node_type"), [("Merge LoRAs", "IterISMerge"), ("LoRA to merge", "IterISLora")]
 )
 def test_nodes_are_found_by_search_and_placed(frontend, picture, name, node_type):
     page = frontend.page
@@ -293,7 +293,7 @@ def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(merge_run):
     ("node", "values", "message"),
     [
         (FIRST, {"lora_name": "gone.safetensors"}, "gone.safetensors"),
-        (MERGE, {"rank": 4, "size_mb": 5}, "each of them decides the ranks"),
+        (MERGE, {"size": "rank", "size_value": 0.5}, "a rank is a whole number"),
     ],
 )
 def test_an_error_shows_on_its_node(frontend, picture, node, values, message, small):

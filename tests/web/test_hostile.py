@@ -11,7 +11,7 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
 from iteris_core.files.tensors import sha256
 
-MERGE = 5  # node of merge_two_loras
+MERGE = 5  # node of the chain
 
 
 def attack(place):
@@ -52,18 +52,18 @@ def hostile(server):
 
 
 def lora(name, prompts, **more):
-    strengths = {"strength_model": 1.0, "strength_clip": 1.0, "weight": 1.0}
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0, "priority": 1.0}
     inputs = {"lora_name": name, **strengths, "prompts": prompts, **more}
     return {"class_type": "IterISLora", "inputs": inputs}
 
 
-def nodes(weight):
+def nodes(priority):
     """Return nodes that tell such texts, the last of which show what came of them; the server does
-    the work anew for each weight.
+    the work anew for each priority.
     """
-    scene = {"subjects": "", "styles": "", "scene_weight": 0.3, "pictures": True}
+    scene = {"subjects": "", "styles": "", "priority": 0.3, "pictures": True}
     return {
-        "1": lora(f"{NAME}.safetensors", PROMPT, weight=weight),
+        "1": lora(f"{NAME}.safetensors", PROMPT, priority=priority),
         "2": lora("phrase.safetensors", "", previous=["1", 0]),
         "3": {
             "class_type": "IterISStack",
@@ -71,11 +71,11 @@ def nodes(weight):
         },
         "4": {
             "class_type": "IterISScene",
-            "inputs": {"tasks": ["3", 0], **scene, "forms": "", "companions": ""},
+            "inputs": {"loras": ["3", 0], **scene, "forms": "", "companions": ""},
         },
         "5": {
             "class_type": "IterISRecipe",
-            "inputs": {"lora_name": "recipe.safetensors", "check_files": weight < 2},
+            "inputs": {"lora_name": "recipe.safetensors", "check_files": priority < 2},
         },
         "6": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
         "7": {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}},
@@ -106,7 +106,7 @@ def test_texts_of_strangers_are_shown_and_do_not_run(request, hostile, picture, 
     else:
         alone = {"Comfy_Extension_Disabled": ["IterIS.LoraMerge"]}
         frontend = request.getfixturevalue("open_frontend")(**alone)
-    frontend.load(nodes(weight=1 + extension), f"hostile_{extension}")
+    frontend.load(nodes(priority=1 + extension), f"hostile_{extension}")
     frontend.run_to_the_end()
     assert ran(frontend) == []
     shown = frontend.page.evaluate(f"{SHOWN[extension]}.map((e) => e.textContent)")

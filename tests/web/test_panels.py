@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-# nodes of merge_two_loras
+# nodes of the chain
 MERGE = 5
 FIRST = 2
 SECOND = 3
+SETTINGS = 4
 SAVE = 6
 
 
@@ -271,12 +272,12 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
     press(frontend, SECOND, "add")
     picture(frontend, "chain_in_subgraph")
     (last,) = set(chain_of(frontend)) - {"2", f"{outer}:{added}", inside}
-    assert frontend.prompt()["5"]["inputs"]["tasks"] == [last, 0]
+    assert frontend.prompt()["5"]["inputs"]["more_loras"] == [last, 0]
     assert chain_of(frontend)[last] == [inside, 0]
     for node in (int(last.partition(":")[2]), int(added)):
         press(frontend, node, "remove")
     assert chain_of(frontend) == {"2": None, inside: ["2", 0]}
-    assert frontend.prompt()["5"]["inputs"]["tasks"] == [inside, 0]
+    assert frontend.prompt()["5"]["inputs"]["more_loras"] == [inside, 0]
     assert frontend.errors == []
 
 
@@ -394,12 +395,12 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
 def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     small(vue, seed=9)
-    vue.show(MERGE, top=150)
-    picture(vue, "vue_alpha")
-    alpha = vue.page.locator(
-        ".lg-node input[aria-label=alpha], .lg-node [aria-label=alpha] input"
+    vue.show(SETTINGS, top=150)
+    picture(vue, "vue_smoothing")
+    smoothing = vue.page.locator(
+        ".lg-node input[aria-label=smoothing], .lg-node [aria-label=smoothing] input"
     ).first
-    assert float(alpha.input_value()) == 0.0001
+    assert float(smoothing.input_value()) == 0.0001
 
 
 def saved_with(frontend, report):

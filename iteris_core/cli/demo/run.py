@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-SMALL_CALIBRATION = {"trajectories": 2, "timesteps": 2, "sampling_steps": 4, "resolution": 128}
+_NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
+SETTINGS = "settings"  # the node of them, with the small checkpoint
+SMALL_SETTINGS = {"sample_runs": 2, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
 DEMO_PROMPTS = ("a demo1 teapot\na demo1 on a table", "a demo2 chair\na demo2 beside a window")
 SIZE_STEP = 8  # pixels per latent
 
@@ -247,13 +250,16 @@ def _make_output(wanted: Path) -> Path:
 
 
 def _link_all(files: list[Path], folder: Path) -> list[str]:
-    """Link files into a folder of the host; files of the same name get numbers."""
+    """Link files into a folder of the host; files of the same name get numbers, and what no row
+    could name is replaced.
+    """
     names: list[str] = []
     for file in files:
-        name = file.name
+        stem = _NOT_IN_ROWS.sub("_", file.stem)
+        name = f"{stem}{file.suffix}"
         number = 2
         while name in names:
-            name = f"{file.stem}_{number}{file.suffix}"
+            name = f"{stem}_{number}{file.suffix}"
             number = number + 1
         link(file, folder / name)
         names.append(name)
@@ -261,8 +267,7 @@ def _link_all(files: list[Path], folder: Path) -> list[str]:
 
 
 def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: list[str]) -> Json:
-    """Return the template filled with files, prompts and sizes, and with one more LoRA node for
-    every LoRA beyond the second.
+    """Return the template filled with files, prompts and sizes, and with one row for each LoRA.
 
     Args:
         template: Content of workflows/api/merge_two_loras.json.
@@ -273,19 +278,16 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     workflow = copy.deepcopy(template)
     prompts = request.prompts or DEMO_PROMPTS
     by_type = {node["class_type"]: node for node in workflow.values()}
-    lora_ids = [node_id for node_id, node in workflow.items() if node["class_type"] == "IterISLora"]
-    while len(lora_ids) < len(loras):
-        node = copy.deepcopy(workflow[lora_ids[-1]])
-        node["_meta"]["title"] = f"LoRA {len(lora_ids) + 1}"
-        node["inputs"]["previous"] = [lora_ids[-1], 0]
-        lora_ids.append(str(max(map(int, workflow)) + 1))
-        workflow[lora_ids[-1]] = node
-    for node_id, lora, text in zip(lora_ids, loras, prompts, strict=True):
-        workflow[node_id]["inputs"] |= {"lora_name": lora, "prompts": text}
     by_type["CheckpointLoaderSimple"]["inputs"]["ckpt_name"] = checkpoint
-    by_type["IterISMerge"]["inputs"]["tasks"] = [lora_ids[-1], 0]
+    merge = by_type["IterISMerge"]["inputs"]
+    merge["loras"] = "\n".join(map(_row, loras, prompts))
     if request.small:
-        by_type["IterISCalibration"]["inputs"] |= SMALL_CALIBRATION
+        merge["settings"] = [SETTINGS, 0]
+        workflow[SETTINGS] = {
+            "class_type": "IterISSettings",
+            "_meta": {"title": "Merge settings"},
+            "inputs": SMALL_SETTINGS,
+        }
     side, steps = (
         (128, 4) if request.small else (SMALL_MODELS[request.family].family.resolution, 20)
     )
@@ -300,6 +302,12 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
         text.strip().splitlines()[0] for text in prompts
     )
     return workflow
+
+
+def _row(lora: str, prompts: str) -> str:
+    """Return the row of a LoRA in the merge node's text."""
+    lines = [line.strip().replace("|", "\\|") for line in prompts.splitlines() if line.strip()]
+    return " | ".join([f"<lora:{lora}>", *lines])
 
 
 class StageBars:
