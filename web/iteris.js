@@ -28,6 +28,7 @@ function addText(node, width = 0) {
     element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
     removeProgress();
     fit(node, width);
+    output.images?.forEach(pictureOf); // the frontend draws these itself, once they are there, and makes no room on a canvas
   });
   fit(node, width);
 
