@@ -41,11 +41,12 @@ def page_of_rows(request, chromium, server):
 @pytest.fixture
 def rows(page_of_rows):
     """Return the page with a merge of three rows."""
+    before = len(page_of_rows.errors)
     page_of_rows.load(merge_of(TEXT), "rows")
     page_of_rows.show(MERGE, left=600, top=150)
     page_of_rows.page.wait_for_selector(".iteris-row")
     yield page_of_rows
-    assert page_of_rows.errors == []
+    assert page_of_rows.errors[before:] == []
 
 
 def text_of(frontend):
