@@ -126,7 +126,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert good == ["first", "kept 83 %", "good"]
     assert weak[1:4] == ["kept 52 %", "(24 to 80)", "good or weak or lost"]
     assert weak[4] == "Lower the strength of first: it gets into these prompts."
-    assert lost[1:] == ["kept 4 %", "lost", "Raise its priority, to 2 for example."]
+    assert lost[1:] == ["kept 4 %", "lost", "Raise its priority."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
@@ -184,7 +184,7 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     frontend.show(MERGE, top=100)
     executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
-    assert "set check runs to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
+    assert "set check_runs to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
 
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
