@@ -68,9 +68,10 @@ class Merge(io.ComfyNode):
                     options=list(get_args(Preset)),
                     default=DEFAULT_PRESET,
                     optional=True,
-                    tooltip="How thorough the merge is. Fast: half of the sampling runs. Best: "
-                    "several ways to merge are tried on the same sampling runs, plain stacking "
-                    "among them, and the best on unseen prompts is kept.",
+                    tooltip="How thorough the merge is. Fast: half of the sampling runs; base "
+                    "prompts and two subjects in one picture suffer a little. Best: several ways "
+                    "to merge are tried on the same sampling runs, plain stacking among them, and "
+                    "the best on unseen prompts is kept.",
                 ),
                 io.Boolean.Input(
                     "together",

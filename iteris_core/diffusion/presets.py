@@ -9,8 +9,8 @@ from .changes import Changes
 
 Preset = Literal["Fast", "Balanced", "Best"]
 DEFAULT_PRESET: Preset = "Balanced"
-# Half of the sampling runs lose 0.02 of recognition ("Where less is measured" in
-# benchmarks/RESULTS.md); several ways gain 0.01 ("The choice among several ways").
+# The rows of these names in benchmarks/RESULTS.md: half of the sampling runs cost 0.06 on pairs,
+# several ways are level with the defaults.
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10, "held_out": 2}),
     "Balanced": Changes(),

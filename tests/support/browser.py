@@ -135,7 +135,11 @@ class Frontend:
                 "([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name]
             )
         else:
-            self.page.evaluate("([api, name]) => app.loadApiJson(api, name)", [workflow, name])
+            # out of a subgraph first, which the page does by itself for its own format alone
+            self.page.evaluate(
+                "([api, name]) => { app.canvas.setGraph(app.graph); app.loadApiJson(api, name); }",
+                [workflow, name],
+            )
         self.settle()
 
     def workflow(self) -> Json:
