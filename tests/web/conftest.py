@@ -72,6 +72,8 @@ def small():
     def load_small(frontend, seed):
         frontend.load(json.loads(CHAIN.read_text(encoding="utf-8")), f"merge_{seed}")
         frontend.set_widgets(4, **SMALL, seed=seed)
+        # the page leaves no room below a LoRA for what a run tells of it
+        frontend.page.evaluate("app.graph.getNodeById(4).pos[1] += 1000")
         frontend.page.evaluate(
             "[9, 10, 11, 12].forEach((id) => app.graph.remove(app.graph.getNodeById(id)))"
         )
