@@ -20,7 +20,7 @@ function addText(node, width = 0) {
   const removeProgress = progressRemover(node);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   let element;
-  also(node, "onExecuted", (output) => {
+  node.showIterisText = (output) => {
     if (!output?.text?.length) return;
     element ??= addElement(node, "text", (text) => heightOf(text, 12) || 44);
     const text = document.createElement("div");
@@ -29,8 +29,9 @@ function addText(node, width = 0) {
     removeProgress();
     fit(node, width);
     output.images?.forEach(pictureOf); // the frontend draws these itself, once they are there, and makes no room on a canvas
-  });
-  fit(node, width);
+  };
+  also(node, "onExecuted", node.showIterisText);
+  if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
 
   /** Return a picture of the server as wide as the node, which grows for it. */
   function pictureOf({ filename, subfolder, type }) {
@@ -120,6 +121,7 @@ app.registerExtension({
       const node = nodeAt(app.graph, id);
       node?.showIterisCost?.(output);
       node?.showIterisReport?.(output);
+      node?.showIterisText?.(output);
     }
     Object.values(outputs).forEach(showFile);
   },

@@ -36,5 +36,9 @@ def test_its_pictures_can_be_read(server, open_frontend, picture, vue):
     assert box["height"] == pytest.approx(box["width"] * 1200 / 960, rel=0.02)
     width, height = page.evaluate(size, node)
     assert (box["width"], box["height"]) < (width, height), "the node has grown for its picture"
+    page.evaluate("id => app.graph.getNodeById(id).showIterisText({ text: ['nothing'] })", node)
+    page.evaluate("outputs => { app.nodeOutputs = outputs; }", {str(node): output})
+    page.wait_for_function("document.querySelector('.iteris-text img')?.naturalWidth")
+    assert page.locator(".iteris-text").inner_text().startswith("cat: kept 80 %")
     assert frontend.errors == []
     picture(frontend, f"report_node_{'vue' if vue else 'canvas'}")
