@@ -88,6 +88,11 @@ def test_every_node_has_a_help_page_that_names_every_input(schemas):
 PAGES = sorted((ROOT / "web" / "docs").glob("*/*.md"))
 
 
+def test_every_help_page_is_translated(schemas):
+    expected = {(name, language) for name in schemas for language in LANGUAGES if language != "en"}
+    assert {(path.parent.name, path.stem) for path in PAGES} == expected
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_translated_help_page_names_every_input_and_has_every_example(schemas, path):
     page = path.read_text(encoding="utf-8")
