@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
-_MOST_CHECKS = 100  # sampling runs per LoRA of the check; 4 are enough for two digits
+_MOST_CHECKS = 100  # sampling runs per LoRA of the check; more than 16 say little more
 _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
