@@ -25,6 +25,7 @@ from iteris_core.adapters import stack
 from iteris_core.algebra.layer import LayerProblem, TaskAtLayer
 from iteris_core.algebra.solve import solve_layer
 from iteris_core.algebra.statistics import BLOCK, Sums, TaskStatistics, add_up_moments
+from iteris_core.diffusion.cost import cost_of
 from iteris_core.layers import token_count, token_layout
 from iteris_core.processes import Processes
 from iteris_core.report.figures import figures_of
@@ -119,7 +120,7 @@ class Work:
         runs: Steps of each sampling run.
         samples: Samples of the sweep, a teacher and a student row each.
         check_runs: Steps of each sampling run of the check.
-        check_samples: Samples of each task of the check.
+        compared: Rows of the check that are compared.
         guided: Whether rows are drawn with the negative prompt, too.
         tasks: Tasks of the merge.
     """
@@ -127,16 +128,15 @@ class Work:
     runs: Sequence[int]
     samples: int
     check_runs: Sequence[int]
-    check_samples: Sequence[int]
+    compared: int
     guided: bool
     tasks: int
 
     def drawn(self, gpus: int) -> float:
         """Return the rows without sums (sampling and check) of the busiest of so many processes."""
         rows = sum(self.steps(runs, gpus) for runs in (self.runs, self.check_runs))
-        # merge, teacher, base and average; every task's calls are shared by themselves
-        compared = sum(busiest(count, gpus) for count in self.check_samples)
-        return (2 if self.guided else 1) * rows + 4 * compared
+        compared = min(self.compared, 2 * busiest(math.ceil(self.compared / 2), gpus))
+        return (2 if self.guided else 1) * rows + compared
 
     @staticmethod
     def steps(runs: Sequence[int], gpus: int) -> float:
@@ -156,12 +156,14 @@ def work_of(family: str, resolution: int, loras: int) -> Work:
     steps, check_steps = (
         [run.length for plan in made for run in plan.drawn_in()] for made in (plans, check_plans)
     )
+    guided = calibration.is_guided
+    cost = cost_of(plans, check_plans, guided=guided, changes_denoiser=True, loras=loras)
     return Work(
         steps,
         sum(plan.sample_count() for plan in plans),
         check_steps,
-        [plan.sample_count() for plan in check_plans],
-        calibration.is_guided,
+        cost.check - (2 if guided else 1) * sum(check_steps),
+        guided,
         len(plans),
     )
 
@@ -458,7 +460,7 @@ TEXT = """\
 
 No card was used: counted work over assumed rates. Defaults of the node: calls of {call} samples, LoRAs of rank {rank} (assumed) on all layers
 of attention and feed-forward, the diffusion model alone. Rows are those of the product's own plans, the busiest process's: whole calls are
-shared, and in the check every task's by themselves. A row's FLOP are counted on torch's meta device. *Sums* are the
+shared. A row's FLOP are counted on torch's meta device. *Sums* are the
 float32 products that add a sample to a layer's sums. *Added up* are the float64 sums that a process hands to `all_reduce`, by the code that
 adds them up. The *solve* is the same in every process: Cholesky, triangular solves, randomised SVD, products, and the report's figures; its
 *operations* are those that torch starts in a layer, counted in one of another size.
@@ -555,9 +557,8 @@ def _why(case: Case, card: Card) -> str:
 NEXT = """\
 It stops to scale where the solve, which every process repeats, is as long as the shared rows; on slow links adding up joins it. With many
 LoRAs on a fast card the solve is not work but the starting of its operations, of which most make the report's figures; that time is assumed, so
-measure it first. Rows without sums stay, since the few samples of a task of the check are one call, which one process makes. Whole Gram
-matrices are sent, though their halves would do. What would help next is figures of fewer, larger operations, then smaller calls where
-processes are many, the check's calls shared over all tasks, and halves of the Gram matrices over slow links."""
+measure it first. Whole Gram matrices are sent, though their halves would do. What would help next is figures of fewer, larger operations,
+then smaller calls where processes are many, and halves of the Gram matrices over slow links."""
 
 
 def text(cases: Sequence[tuple[Case, Sequence[Card]]] = CASES) -> str:

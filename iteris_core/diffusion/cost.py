@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -96,13 +97,14 @@ def cost_of(
         checks: How often the result is checked.
     """
     rows = 2 if guided else 1
-    compared = 3 + (loras > 1)
+    others = 2 + (loras > 1)  # than the teacher: the merge, its reference, and the average
     drawn = rows * _steps(check_plans)
     samples = _samples(plans)
+    checked = _samples(check_plans)
     return Cost(
         sampling=rows * _steps(plans) if changes_denoiser else 0,
         sweep=2 * sweeps * samples if changes_denoiser else 0,
-        check=checks * (drawn + compared * _samples(check_plans)),
+        check=checks * (drawn + checked + others * (checked - _shared(check_plans))),
         check_sampling=checks * drawn,
         rows_of_a_picture=rows * STEPS_OF_A_PICTURE,
         samples=samples,
@@ -116,3 +118,11 @@ def _steps(plans: Iterable[Plan]) -> int:
 
 def _samples(plans: Iterable[Plan]) -> int:
     return sum(plan.sample_count() for plan in plans)
+
+
+def _shared(check_plans: Iterable[Plan]) -> int:
+    """Return the samples of a check whose rows, but for the teacher's, are those of another one:
+    both halves of a picture of two, which all but the teachers read alike.
+    """
+    drawn = Counter(run for plan in check_plans for run in plan.drawn_in())
+    return sum((times - 1) * len(run.kept) for run, times in drawn.items())

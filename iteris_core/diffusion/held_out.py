@@ -23,7 +23,7 @@ from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
 from .lora_use import LoadedLora, LoraUse, own_names
 from .merging import runs_of, tokenize_all
-from .model import DiffusionHost
+from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan
 from .samples import Context, Reading, Tokenized
 from .sampling import Sampler
@@ -114,6 +114,7 @@ class HeldOutCheck:
                         lambda task, sample: average_rows[task][sample],
                         counts,
                         [plan.samples_of_runs() for plan in plans],
+                        DenoiserRow.digest,
                     ),
                     progress=self.progress,
                 )

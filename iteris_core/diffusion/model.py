@@ -67,6 +67,11 @@ class DenoiserRow:
     sigma: Tensor
     prompt: Encoded
 
+    def digest(self) -> str:
+        """Return a hash of all that the model reads."""
+        tensors = {"latents": self.latents, "sigma": self.sigma}
+        return sha256_of_tensors(tensors) + self.prompt.digest()
+
 
 # Ends of the paths of a UNet's layers that read the text: keys and values of cross-attention.
 UNET_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")

@@ -7,8 +7,9 @@ output, on samples that the solve did not see.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,14 @@ class Comparison:
             can be multiplied by; None: all of it.
         runs: Each task's number of samples in each of its sampling runs, in the order of the
             samples; within a run they are alike. None: each sample is a run of its own.
+        row_key: Input of a row -> a key that is the same for the same input.
     """
 
     base_reads: Callable[[int, int], object]
     average_reads: Callable[[int, int], object]
     counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
     runs: Sequence[Sequence[int]] | None = None
+    row_key: Callable[[Any], Hashable] = id
 
 
 def fidelity(
@@ -55,50 +58,74 @@ def fidelity(
     """Compare a merged adapter with each task's teacher, with the base model, and with the plain
     average of several adapters.
 
+    The rows of all tasks share forward calls, and rows that are the same run once.
+
     Args:
         network: The base model; its forward returns one entry per row. Untouched afterwards.
         adapters: Adapters that the tasks' mixes name by their number.
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
-        samples_per_chunk: Number of rows of one forward call.
+        samples_per_chunk: Samples of one forward call, two rows each.
         comparison: What is compared; None: whole outputs, with the base model on the teachers'
             inputs, and the average on the students'.
-        progress: Listener for (samples done, samples in all); may raise to cancel.
+        progress: Listener for (rows done, rows in all), those of this process; may raise to cancel.
 
     Raises:
         CalibrationError: The network returns nothing to compare, or rows that are not finite.
         PeerError: Another process failed.
     """
-    processes = Processes.current()
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
     average = {k: 1 / len(adapters) for k in everything}
-    fidelities = []
-    done = 0
-    total = sum(len(task.samples) for task in tasks)
+    rows = _Rows(id if comparison is None else comparison.row_key)
+    numbers = []  # of the rows of each task and mix
     for g, task in enumerate(tasks):
-        wears = any(task.mix.values())
-        mixes = [task.mix, {len(adapters): 1.0}, {} if wears else everything]
+        mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
         if len(adapters) > 1:
             mixes.append(average)
-        known = None if comparison is None else comparison.runs
-        sizes = [1] * len(task.samples) if known is None else known[g]
-        run_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        sums = torch.zeros(len(sizes), 4, dtype=torch.float64)
         reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
-        keys = [tuple(map(network.call_key, of_sample)) for of_sample in reads]
-        calls = in_calls(keys, samples_per_chunk)
-        with processes.together():
-            for numbers in processes.share(calls):
-                outputs = _outputs(network, worn, [reads[i] for i in numbers], mixes)
-                if comparison is not None:
-                    outputs = _masked(outputs, [comparison.counts(g, i) for i in numbers])
-                sums.index_add_(0, run_of[list(numbers)], _squares(task, *outputs))
-                done += len(numbers)
-                progress(done, total)
-            processes.add_up([sums])
-        fidelities.append(_task_fidelity(task, wears, len(mixes) == 4, sums))
+        numbers.append(
+            [
+                [rows.add(of_sample[place], mix) for of_sample in reads]
+                for place, mix in enumerate(mixes)
+            ]
+        )
+    outputs = _outputs(network, worn, rows, 2 * samples_per_chunk, progress)
+    known = None if comparison is None else comparison.runs
+    fidelities = []
+    for g, (task, of_task) in enumerate(zip(tasks, numbers, strict=True)):
+        answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
+        if comparison is not None:
+            answers = _masked(answers, [comparison.counts(g, i) for i in range(len(task.samples))])
+        sizes = torch.tensor([1] * len(task.samples) if known is None else known[g])
+        run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
+        sums = torch.zeros(len(sizes), 4, dtype=torch.float64)
+        sums.index_add_(0, run_of, _squares(task, *answers))
+        fidelities.append(_task_fidelity(task, any(task.mix.values()), len(answers) == 4, sums))
     return tuple(fidelities)
+
+
+class _Rows:
+    """Rows that wear mixes of adapters, each of them once.
+
+    Args:
+        key: See `Comparison.row_key`.
+    """
+
+    def __init__(self, key: Callable[[Any], Hashable]) -> None:
+        self.key = key
+        self.reads: list[Any] = []
+        self.mixes: list[Mapping[int, float]] = []
+        self._numbers: dict[Hashable, int] = {}
+
+    def add(self, reads: Any, mix: Mapping[int, float]) -> int:
+        """Return the number of a row, which is a new one if there is none like it."""
+        key = self.key(reads), tuple(sorted(mix.items()))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.reads)
+            self.reads.append(reads)
+            self.mixes.append(mix)
+        return self._numbers[key]
 
 
 def _reads_of(
@@ -114,31 +141,44 @@ def _reads_of(
 def _outputs(
     network: Network,
     adapters: Sequence[Adapter],
-    reads: Sequence[tuple[object, ...]],
-    mixes: Sequence[Mapping[int, float]],
-) -> tuple[Tensor, ...]:
-    """Return the outputs of the rows of each mix, (samples, ...) each.
+    rows: _Rows,
+    rows_per_call: int,
+    progress: Progress,
+) -> list[Tensor]:
+    """Return the output of every row, on the CPU; the calls are shared over all processes.
 
     Args:
         network: See `fidelity`.
         adapters: The adapters, and the merged one last.
-        reads: What each sample's rows read, one for each mix; more are left out.
-        mixes: What teachers, students, reference rows and, if asked for, the average wear.
+        rows: The rows.
+        rows_per_call: Most rows of a forward call.
+        progress: See `fidelity`.
     """
-    outputs = []
-    for mix, rows in zip(mixes, zip(*reads, strict=True), strict=False):
-        worn = [mix] * len(rows)
-        folds = network.folds_rows
-        with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
-            output = network.forward(list(rows))
-        if not isinstance(output, Tensor):
-            raise CalibrationError(
-                "the network's forward returns no tensor, so there is no output whose error could "
-                "be measured"
-            )
-        # a copy: a compiled model may write its next output into the same tensor
-        outputs.append(output.clone())
-    return tuple(outputs)
+    processes = Processes.current()
+    calls = in_calls([network.call_key(reads) for reads in rows.reads], rows_per_call)
+    with processes.together():
+        own = processes.share(calls)
+        total = sum(map(len, own))
+        answers = []
+        done = 0
+        for numbers in own:
+            mixes = [rows.mixes[number] for number in numbers]
+            folds = network.folds_rows
+            with torch.no_grad(), wearing(network.modules, adapters, mixes, folds_rows=folds):
+                answer = network.forward([rows.reads[number] for number in numbers])
+            if not isinstance(answer, Tensor):
+                raise CalibrationError(
+                    "the network's forward returns no tensor, so there is no output whose error "
+                    "could be measured"
+                )
+            # a copy: a compiled model may write its next output into the same tensor
+            answers.append(answer.detach().to("cpu", copy=True))
+            done += len(numbers)
+            progress(done, total)
+        outputs: dict[int, Tensor] = {}
+        for numbers, answer in zip(calls, processes.gather(answers), strict=True):
+            outputs |= dict(zip(numbers, answer, strict=True))
+    return [outputs[number] for number in range(len(rows.reads))]
 
 
 def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -164,9 +204,7 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
         task: The task, for errors.
         outputs: Those of teacher, student, reference, and the average if it was measured.
     """
-    teacher, student, reference, *averages = (
-        output.detach().cpu().double().flatten(1) for output in outputs
-    )
+    teacher, student, reference, *averages = (output.double().flatten(1) for output in outputs)
     effect = teacher - reference
     average = averages[0] if averages else teacher
     sums = torch.stack(

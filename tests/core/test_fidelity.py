@@ -115,6 +115,33 @@ def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     )
 
 
+def test_rows_of_all_tasks_share_calls_and_the_same_row_is_run_once():
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    merged = net.adapter("merged")
+    first = net.make_row()
+    second = net.make_row()
+    # both teachers read other texts, and all other rows the same one
+    tasks = [Task(name, [Sample(first, second)], {k: 1.0}) for k, name in enumerate("ab")]
+    calls = []
+
+    def counted(rows):
+        calls.append(len(rows))
+        return toy.run(net.model, rows)
+
+    comparison = Comparison(lambda g, i: second, lambda g, i: second)
+    found = fidelity(net.network(counted), adapters, tasks, merged, comparison=comparison)
+    assert calls == [5]
+    alone = [
+        fidelity(net.network(), adapters, [task], merged, comparison=comparison)[0]
+        for task in tasks
+    ]
+    for together, of_one in zip(found, alone, strict=True):
+        assert together.output_error == pytest.approx(of_one.output_error, rel=1e-9)
+        assert together.strength == pytest.approx(of_one.strength, rel=1e-9)
+        assert together.averaged == pytest.approx(of_one.averaged, rel=1e-9)
+
+
 def test_it_leaves_no_hooks_and_tells_its_progress():
     net = toy.build("stack")
     seen = []
@@ -127,7 +154,7 @@ def test_it_leaves_no_hooks_and_tells_its_progress():
         samples_per_chunk=2,
         progress=lambda *at: seen.append(at),
     )
-    assert seen == [(2, 3), (3, 3)]
+    assert seen == [(4, 9), (8, 9), (9, 9)]
     assert toy.hook_count(net.model) == 0
 
 
@@ -152,9 +179,10 @@ def test_a_model_that_writes_all_its_outputs_into_one_tensor_is_compared_with_it
     buffer = toy.run(net.model, [sample.teacher for sample in tasks[0].samples])
 
     def into_one(rows):
-        return buffer.copy_(toy.run(net.model, rows))
+        return buffer[: len(rows)].copy_(toy.run(net.model, rows))
 
     found, expected = (
-        fidelity(net.network(forward), adapters, tasks, adapters[1]) for forward in (into_one, None)
+        fidelity(net.network(forward), adapters, tasks, adapters[1], samples_per_chunk=1)
+        for forward in (into_one, None)
     )
     assert found == expected

@@ -33,12 +33,27 @@ def merged(host):
     return loras, host.merge(loras, CALIBRATION)[0]
 
 
-def measured_rows(host, calls):
-    """Return the last ``calls`` batches that the UNet was asked, as stacked arguments."""
+def measured_rows(host, plans):
+    """Return what the UNet was asked last, in one batch: for each plan and each of its four mixes
+    the rows, as stacked arguments. Halves of one picture share all rows but their teachers'.
+    """
+    asked = iter(host.unet_batches[-1])
+    known = {}
     found = []
-    for batch in host.unet_batches[-calls:]:
-        parts = zip(*((row.latents, row.sigma, row.prompt.tokens) for row in batch), strict=True)
-        found.append([torch.stack(part).double() for part in parts])
+    for plan in plans:
+        for mix in range(4):
+            names = [(plan.name, i) for i in range(plan.sample_count())]
+            if isinstance(plan, TogetherPlan) and mix:
+                kept = range(CALIBRATION.timesteps)
+                names = [(half.meeting.number, i) for half in plan.halves for i in kept]
+            rows = []
+            for name in names:
+                if (mix, name) not in known:
+                    known[mix, name] = next(asked)
+                rows.append(known[mix, name])
+            parts = zip(*((row.latents, row.sigma, row.prompt.tokens) for row in rows), strict=True)
+            found.append([torch.stack(part).double() for part in parts])
+    assert next(asked, None) is None
     return found
 
 
@@ -48,7 +63,7 @@ def test_figures_are_those_of_patched_models(host, merged):
     plans = make_check_plans([lora.use for lora in loras], CALIBRATION)
     assert [entry.task for entry in measured] == [plan.name for plan in plans]
     assert [entry.kind for entry in measured] == ["own"] * 3 + ["together"] * 3 + ["base"]
-    rows = measured_rows(host, 4 * len(plans))
+    rows = measured_rows(host, plans)
     student_model = host.patched(result.adapter)
     stacked = host.patched(*(lora.adapter for lora in loras))
     average = host.patched(*(lora.adapter.scaled(1 / 3) for lora in loras))
