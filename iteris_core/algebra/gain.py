@@ -115,8 +115,9 @@ class LinearAnswer:
         return self._half(self.scales(basis), _within(basis, self.thin), drift)
 
     def _half(self, scales: Tensor, thin: Tensor, drift: Tensor | None) -> Tensor:
-        half = (thin * scales) @ self.layer.together.delta.up.T
-        return half if drift is None else half + drift
+        up = self.layer.together.delta.up
+        scaled = thin * scales
+        return scaled @ up.T if drift is None else torch.addmm(drift, scaled, up.T)
 
     def _effects(
         self, task: TaskAtLayer, seen: Tensor, thin: Tensor, drift: Tensor | None

@@ -97,13 +97,14 @@ class LayerProblem:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
         metric.
         """
-        matrix = torch.zeros_like(self.tasks[0].statistics.inputs.gram)
+        matrix: Tensor | None = None
         for task, lam in zip(self.tasks, lambdas, strict=True):
             if task.counts:
                 inputs = task.statistics.inputs
-                matrix.addcmul_(inputs.gram, lam)
+                gram = inputs.gram
+                matrix = gram * lam if matrix is None else matrix.addcmul_(gram, lam)
                 matrix.diagonal().add_(lam * (self.config.alpha * inputs.size()))
-        return matrix
+        return torch.zeros_like(self.tasks[0].statistics.inputs.gram) if matrix is None else matrix
 
     def inputs_by_name(self) -> dict[str, InputMoments]:
         """Return the inputs of the tasks that count, to explain a failure with."""

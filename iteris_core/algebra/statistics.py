@@ -11,7 +11,7 @@ than the layer is wide, as `KeptRows`, which are smaller and can be solved in sa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -27,13 +27,18 @@ TOKENS_PER_PRODUCT = 2048
 # Columns of a symmetric product that are computed together: wide enough for a fast product, narrow
 # enough to skip much.
 BLOCK = 256
+# Entries of a product that are made at once: few enough that caches hold them until they are added.
+_ENTRIES_AT_ONCE = 1 << 20
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a^T b`` to a float64 total, from short products in the precision of a and b."""
+    step = max(BLOCK, _ENTRIES_AT_ONCE // max(1, b.shape[1]))
     for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
         part = slice(start, start + TOKENS_PER_PRODUCT)
-        total += moved(a[part].T @ b[part], total.device, total.dtype)
+        for first in range(0, a.shape[1], step):
+            some = slice(first, first + step)
+            total[some] += moved(a[part, some].T @ b[part], total.device, total.dtype)
 
 
 def add_square(total: Tensor, rows: Tensor) -> None:
@@ -64,7 +69,8 @@ def product_of_rows(rows: Tensor) -> Tensor:
     return mirror(total)
 
 
-Batch = tuple[Tensor, ...]
+# Takes rows, (tokens, any) each, that are ready for their products.
+UseRows = Callable[..., None]
 
 
 class Gathered:
@@ -73,35 +79,39 @@ class Gathered:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Batch] = []
+        self._waiting: list[Tensor] = []  # each with room for all that can wait
         self._tokens = 0
 
-    def add(self, *rows: Tensor) -> list[Batch]:
-        """Add rows, (tokens, any) each, and return the batches of rows that are ready for their
-        products.
-        """
+    def add(self, use: UseRows, *rows: Tensor) -> None:
+        """Add rows, (tokens, any) each."""
         tokens = len(rows[0])
-        ready = self.rest() if self._tokens + tokens > TOKENS_PER_PRODUCT else []
+        if self._tokens + tokens > TOKENS_PER_PRODUCT:
+            self._use_waiting(use)
         if tokens >= TOKENS_PER_PRODUCT:
-            return [*ready, rows]
+            use(*rows)
+            return
+        if not self._waiting:
+            self._waiting = [part.new_empty(TOKENS_PER_PRODUCT, part.shape[1]) for part in rows]
         # copies: the forward call goes on with these tensors, or lets them wait elsewhere
-        self._waiting.append(tuple(part.clone() for part in rows))
+        for room, part in zip(self._waiting, rows, strict=True):
+            room[self._tokens : self._tokens + tokens] = part
         self._tokens += tokens
-        return ready
 
-    def rest(self) -> list[Batch]:
-        """Return the rows that still wait, as a batch, or none."""
-        waiting = self._waiting
+    def finish(self, use: UseRows) -> None:
+        """Use the rows that still wait, and let their room go."""
+        self._use_waiting(use)
         self._waiting = []
+
+    def _use_waiting(self, use: UseRows) -> None:
+        if self._tokens:
+            use(*(room[: self._tokens] for room in self._waiting))
         self._tokens = 0
-        return [tuple(map(torch.cat, zip(*waiting, strict=True)))] if waiting else []
 
 
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
     """Return the sum of squares, float64 on a device."""
-    squares = rows.square()
-    same = rows.device.type == device.type
-    return squares.sum(dtype=torch.float64) if same else moved(squares.sum(), device, torch.float64)
+    norms = moved(torch.linalg.vector_norm(rows, dim=1), device, torch.float64)
+    return norms.square().sum()
 
 
 class CrossProduct(Protocol):
@@ -218,19 +228,18 @@ class Sums(InputMoments):
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
-        self._use(self._rows.add(*([student] if self._cross_gram is None else [student, teacher])))
+        self._rows.add(self._use, *([student] if self._cross_gram is None else [student, teacher]))
 
-    def _use(self, batches: Sequence[Batch]) -> None:
-        for student, *teacher in batches:
-            add_square(self._gram, student)
-            self._is_whole = False
-            self._size = None
-            if self._cross_gram is not None:
-                add_product(self._cross_gram, student, *teacher)
+    def _use(self, student: Tensor, *teacher: Tensor) -> None:
+        add_square(self._gram, student)
+        self._is_whole = False
+        self._size = None
+        if self._cross_gram is not None:
+            add_product(self._cross_gram, student, *teacher)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         self._is_whole = False
         self._size = None
         totals = [self.energy, self._gram]
@@ -238,7 +247,7 @@ class Sums(InputMoments):
 
     @property
     def gram(self) -> Tensor:
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         if not self._is_whole:
             mirror(self._gram)
             self._is_whole = True
@@ -251,7 +260,7 @@ class Sums(InputMoments):
         return self._size
 
     def cross_size(self) -> Tensor:
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         return self.size() if self._cross_gram is None else self._cross_gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
@@ -420,7 +429,7 @@ class TaskStatistics:
         codes: Tensor,
         *,
         drift: Tensor | None = None,
-        added: Tensor | None = None,
+        target: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
         """Add rows, each times the root of its token's weight.
@@ -429,22 +438,20 @@ class TaskStatistics:
             student: X~, (tokens, d_in), in the precision of the products.
             codes: H, (tokens, R).
             drift: Y - Y~, (tokens, d_out), where the target asks for it.
-            added: X dW^T, (tokens, d_out), with `drift`; None: zero.
+            target: X dW^T + Y - Y~, (tokens, d_out), with `drift`; None: the same as that.
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
         add_product(self.codes, codes, codes)
-        self._use(self._rows.add(student, codes, *([] if drift is None else [drift])))
+        self._rows.add(self._use, student, codes, *([] if drift is None else [drift]))
         if self.target_energy is not None and drift is not None:
-            target = drift if added is None else drift + added
-            self.target_energy += _energy(target, self.inputs.device)
+            self.target_energy += _energy(drift if target is None else target, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += _energy(outputs, self.inputs.device)
 
-    def _use(self, batches: Sequence[Batch]) -> None:
-        for student, codes, *drift in batches:
-            self._cross.add(student, codes)
-            if self._drift is not None:
-                add_product(self._drift, student, *drift)
+    def _use(self, student: Tensor, codes: Tensor, *drift: Tensor) -> None:
+        self._cross.add(student, codes)
+        if self._drift is not None:
+            add_product(self._drift, student, *drift)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to, without those of the inputs."""
@@ -454,18 +461,18 @@ class TaskStatistics:
     @property
     def cross(self) -> Tensor:
         """X~^T H, (d_in, R)."""
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         return self._cross.product()
 
     @property
     def drift(self) -> Tensor | None:
         """X~^T (Y - Y~), (d_in, d_out); None where the target does not ask for it."""
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         return self._drift
 
     def kept(self) -> Kept | None:
         """Return the rows themselves, where they were kept."""
-        self._use(self._rows.rest())
+        self._rows.finish(self._use)
         if not isinstance(self._cross, KeptCodes):
             return None
         return Kept(self._cross.inputs.rows(), self._cross.codes())

@@ -73,10 +73,10 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
         most = min(most, config.tokens_per_row)
     if is_patchwise(module):
         return min(most, max(1, config.patches // problem.samples))
-    if config.tokens_per_dimension is not None:
+    if config.tokens_per_dimension is not None and count > _READ_WHOLE:
         fewest = min(len(task.samples) for task in problem.tasks)
         budget = config.tokens_per_dimension * weight_shape(module)[1]
-        most = min(most, max(_READ_WHOLE, -(-budget // fewest)))
+        most = min(most, -(-budget // fewest))
     return most
 
 

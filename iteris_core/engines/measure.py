@@ -244,21 +244,21 @@ class Measurement:
         statistics = self.statistics[block.task]
         if self.input.is_first:
             statistics.inputs.add(tokens.weighed(taught), rows)
-        added = self._added(block, codes)
+        codes = rows[:, :0] if codes is None else tokens.weighed(codes)
+        drift = self._drift(block, y, tokens)
+        outputs = self._outputs(block, y, tokens)
         statistics.add(
             rows,
-            rows[:, :0] if codes is None else tokens.weighed(codes),
-            drift=self._drift(block, y, tokens),
-            added=None if added is None else tokens.weighed(added),
-            outputs=self._outputs(block, y, added, tokens),
+            codes,
+            drift=drift,
+            target=None if drift is None else self._taught(block, codes, drift),
+            outputs=None if outputs is None else self._taught(block, codes, outputs),
         )
 
-    def _added(self, block: Block, codes: Tensor | None) -> Tensor | None:
-        """Return ``X dW^T``, (n, d_out), where outputs are measured; None: zero."""
-        config = self.problem.config
+    def _taught(self, block: Block, codes: Tensor, outputs: Tensor) -> Tensor:
+        """Return outputs, (n, d_out), with what the teacher adds: ``X dW^T`` more."""
         mix = self.worn[block.task]
-        measured = config.target == "full_output" or config.balance == "full"
-        return codes @ mix.delta.up.T if measured and codes is not None and mix else None
+        return outputs if mix is None else torch.addmm(outputs, codes, mix.delta.up.T)
 
     def _drift(self, block: Block, y: Tensor, tokens: CountedTokens) -> Tensor | None:
         """Return ``Y - Y~``, (n, d_out), where the target asks for it."""
@@ -268,17 +268,16 @@ class Measurement:
         teacher = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
         student = tokens.of_student(output_tokens(self.module, y[block.student]))
         drift = teacher.to(self.place.dtype) - student.to(self.place.dtype)
-        return tokens.weighed((1 - config.input_mix) * drift)
+        if config.input_mix:
+            drift *= 1 - config.input_mix
+        return tokens.weighed(drift)
 
-    def _outputs(
-        self, block: Block, y: Tensor, added: Tensor | None, tokens: CountedTokens
-    ) -> Tensor | None:
-        """Return ``X (W0 + dW)^T``, (n, d_out), where the balance asks for it."""
+    def _outputs(self, block: Block, y: Tensor, tokens: CountedTokens) -> Tensor | None:
+        """Return ``X W0^T``, (n, d_out), where the balance asks for it."""
         if self.problem.config.balance != "full" or self.base is None:
             return None
         outputs = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
-        outputs = outputs.to(self.place.dtype) - self.base.bias.to(self.place.dtype)
-        return tokens.weighed(outputs if added is None else outputs + added)
+        return tokens.weighed(outputs.to(self.place.dtype) - self.base.bias.to(self.place.dtype))
 
     def add_up(self, *, counts: bool) -> None:
         """Add the sums up over all processes.

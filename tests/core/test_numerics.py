@@ -162,10 +162,16 @@ def test_some_tokens_of_each_row_come_close_to_all_of_them():
 
 
 @pytest.mark.parametrize(
-    ("samples", "budget", "tokens"),
-    [((4, 4), 100, 2000), ((4, 4), 30, 750), ((4, 2), 30, 1500), ((4, 4), 1, 512)],
+    ("samples", "length", "budget", "tokens"),
+    [
+        ((4, 4), 2000, 100, 2000),
+        ((4, 4), 2000, 30, 750),
+        ((4, 2), 2000, 30, 1500),
+        ((4, 4), 513, 1, 25),
+        ((4, 4), 512, 1, 512),  # as short as a text: read whole
+    ],
 )
-def test_as_many_tokens_are_measured_as_the_width_needs(samples, budget, tokens):
+def test_as_many_tokens_are_measured_as_the_width_needs(samples, length, budget, tokens):
     """Of a layer that is 100 wide, evenly from the rows of the task that has fewest."""
     layer = torch.nn.Linear(100, 5).double().requires_grad_(False)
     network = Network({"layer": layer}, lambda rows: layer(torch.stack(list(rows))))
@@ -178,16 +184,18 @@ def test_as_many_tokens_are_measured_as_the_width_needs(samples, budget, tokens)
     ]
     tasks = [
         Task(
-            adapter.name, [Sample(torch.randn(2000, 100).double()) for _ in range(count)], {k: 1.0}
+            adapter.name,
+            [Sample(torch.randn(length, 100).double()) for _ in range(count)],
+            {k: 1.0},
         )
         for k, (adapter, count) in enumerate(zip(adapters, samples, strict=True))
     ]
     result = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=budget))
     found = [task.tokens for task in result.report.layers[0].tasks]
     assert found == [count * tokens for count in samples]
-    assert min(found) >= min(budget * 100, 2000 * min(samples))
+    assert min(found) >= min(budget * 100, length * min(samples))
     every = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=None))
-    assert [t.tokens for t in every.report.layers[0].tasks] == [2000 * count for count in samples]
+    assert [t.tokens for t in every.report.layers[0].tasks] == [length * count for count in samples]
 
 
 def count_measured_inputs(monkeypatch):
