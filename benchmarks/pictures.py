@@ -176,7 +176,9 @@ class Bench:
         with PeakMemory(self.options.device, self.process) as meter:
             watch = self._run(workflow)
         tell(f"merge of {loras}", watch.whole)
-        return Merge({name: watch.spent[name] for name in STAGES}, watch.whole, meter.growth)
+        # a stage with nothing to do tells of nothing
+        stages = {name: watch.spent.get(name, (0.0, 0.0)) for name in STAGES}
+        return Merge(stages, watch.whole, meter.growth)
 
     def _run(self, workflow: Json) -> Stopwatch:
         watch = Stopwatch(self.process)

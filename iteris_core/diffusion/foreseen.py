@@ -59,10 +59,18 @@ class Waiting:
                 f"{self.widest / 1e9:.1f} GB while a layer is solved, and the device has "
                 f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in the "
                 f"computer's memory: {self.copied / 1e9:.0f} GB are copied, about "
-                f"{self.copied / PCIE / 60:.0f} minutes. To save them, lower resolution first, "
+                f"{_spoken(self.copied / PCIE)}. To save that, lower resolution first, "
                 "then trajectories",
             ),
         )
+
+
+def _spoken(seconds: float) -> str:
+    """Return a time as a user says it: seconds below two minutes, minutes from there on."""
+    if seconds < 2 * 60:
+        count = max(1, round(seconds))
+        return f"{count} second{'s' if count > 1 else ''}"
+    return f"{seconds / 60:.0f} minutes"
 
 
 def foresee(

@@ -17,7 +17,7 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
-from iteris_core.diffusion.foreseen import foresee
+from iteris_core.diffusion.foreseen import PCIE, Waiting, foresee
 from iteris_core.diffusion.job import MergeSettings, planned
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
 from iteris_core.rows.parking import Parking
@@ -505,6 +505,15 @@ def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen,
     assert waiting.widest == max(waiting.at_layers) > 1000
     assert waiting.copied == 2 * sum(held - 1000 for held in waiting.at_layers)
     assert waiting.elsewhere == round(samples * (1 - 1000 / waiting.widest))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 second."), (40, "40 seconds."), (600, "10 minutes.")]
+)
+def test_the_time_of_copies_is_said_in_seconds_where_it_is_short(seconds, said):
+    waiting = Waiting(samples=4, at_layers=[seconds * PCIE / 2], room=0)
+    [note] = waiting.notes
+    assert f"about {said} To save that" in note.text
 
 
 def test_nothing_is_told_where_all_rows_have_room(foreseen, caplog):
