@@ -43,6 +43,7 @@ Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
+Factorisation = Literal["auto", "float64", "float32"]
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 _MOST_RIDGE = 10**9  # relative to the inputs; from 1 on, the answer is the average
@@ -145,6 +146,11 @@ class MergeConfig:
         tokens_per_dimension: As many tokens as suffice for a layer's system; more only take time
             ("Where less is measured" in RESULTS.md: 8 are as good, 4 are not). Rows of up to 512
             tokens are read whole. None: all are.
+        factorisation: ``float32`` finds the inputs to which a layer's answer is cut in float32, and
+            the answer on them in float64, see `algebra.coarse`; a layer for which float32 is too
+            coarse is solved in float64, which the report says. ``auto`` does so on cards whose
+            float64 is slow. It is for the target ``full_output`` at a rank; others are always
+            solved in float64.
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
             matrix would not fit into memory.
     """
@@ -234,6 +240,9 @@ class MergeConfig:
         "evenly from all rows.",
         at_least=1,
         at_most=_MOST_TOKENS,
+    )
+    factorisation: Factorisation = setting(
+        "auto", "Precision in which layers are factorised; auto: float32 where float64 is slow."
     )
     patches: int = setting(
         4096,

@@ -69,6 +69,36 @@ def exact_products(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+# Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; that of all
+# others is 32 times slower, or more (NVIDIA's CUDA C++ Programming Guide, "Arithmetic
+# Instructions"). Of AMD's cards, those of major 9 are for computing centres.
+_FAST_FLOAT64 = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
+_FAST_MAJOR_OF_AMD = 9
+
+
+def has_slow_float64(device: torch.device) -> bool:
+    """Whether a device computes float64 many times slower than float32, as cards for games do."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None:
+        return capability[0] != _FAST_MAJOR_OF_AMD
+    return capability not in _FAST_FLOAT64
+
+
+def in_float32(factorisation: str, device: torch.device) -> bool:
+    """Whether a layer is factorised in float32.
+
+    Args:
+        factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, and
+            float32 is not rounded to TF32.
+        device: Device of the layer's sums.
+    """
+    if factorisation != "auto":
+        return factorisation == "float32"
+    return has_slow_float64(device) and not _rounds_to_tf32()
+
+
 def statistics_device(device: torch.device) -> torch.device:
     """Return the device of float64 sums of a device's activations: the same, or the CPU if it has
     no float64.

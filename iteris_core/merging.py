@@ -108,6 +108,13 @@ def _report(
     if idle:
         text = f"left out, since they change nothing here: {', '.join(idle)}"
         notes = [*notes, Note("left_out", text)]
+    coarse = [path for path, layer in result.layers.items() if layer.was_too_coarse]
+    if coarse:
+        text = (
+            f"{len(coarse)} of {len(result.layers)} layers were solved in float64, since float32 "
+            f"is too coarse for their inputs, such as {coarse[0]!r}"
+        )
+        notes = [*notes, Note("method", text)]
     notes = [*notes, *notes_about_vectors(adapters)]
     return MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),

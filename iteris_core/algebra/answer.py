@@ -26,6 +26,7 @@ class LayerSolution:
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
         plain_cut: The same cost for a plain SVD of the same rank; None where no rank was requested.
+        was_too_coarse: Whether float32 was tried, and was too coarse, see `coarse`.
     """
 
     delta: LowRankDelta
@@ -33,6 +34,7 @@ class LayerSolution:
     spectrum: Spectrum | None = None
     cut: Tensor | None = None
     plain_cut: Tensor | None = None
+    was_too_coarse: bool = False
 
 
 def is_left_whole(delta: LowRankDelta, config: MergeConfig, rank: int | str) -> bool:
@@ -52,15 +54,15 @@ class Cut:
         lambdas: lambda per task, (n,), for the solution.
         config: Settings, of which ``kept_energy`` and ``size`` are used.
         rank: Requested rank, see `MergeConfig.rank_at`.
-        refit: Orthonormal basis (d_in, r) -> ``basis^T L^T dW^T`` of the best answer in it, (r,
-            d_out); None: the projection of the uncut answer.
+        refit: Orthonormal basis (d_in, r) -> the best delta whose inputs ``L^-T basis`` spans;
+            None: the projection of the uncut answer.
     """
 
     system: System
     lambdas: Tensor
     config: MergeConfig
     rank: int | str
-    refit: Callable[[Tensor], Tensor] | None = None
+    refit: Callable[[Tensor], LowRankDelta] | None = None
 
     def to(self, spectrum: Spectrum, exact: LowRankDelta | None, rank: int) -> LayerSolution:
         """Return the answer of a rank, and the cost of the cut.
@@ -81,8 +83,7 @@ class Cut:
         if self.refit is None:
             delta = delta_of_rank(spectrum, rank, self.system.other_half)
         else:
-            basis = spectrum.left[:, :rank]
-            delta = LowRankDelta(self.refit(basis).T, self.system.other_half(basis).T)
+            delta = self.refit(spectrum.left[:, :rank])
         return LayerSolution(delta, self.lambdas, spectrum, (lost / total).sqrt(), plain_cut)
 
 

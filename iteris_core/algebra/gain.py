@@ -19,7 +19,7 @@ is that of the delta which is saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from .layer import LayerProblem, TaskAtLayer
-from .system import System
 
 _MOST_ROUNDS = 100
 _SETTLED = 1e-9
@@ -50,13 +49,14 @@ class LinearAnswer:
 
     Args:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
-        system: The factorised system, S = L L^T.
-        thin: ``L^-1 [D_1 | ... | D_K]``, (d_in, R).
-        drift: ``L^-1 sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
+        halved: Right side (d_in, n) -> ``L^-1`` of it, with S = L L^T; or its coordinates ``V^T``
+            of it, with ``V^T S V = 1``, for the best answer that V spans.
+        thin: That of ``[D_1 | ... | D_K]``, (d_in, R).
+        drift: That of ``sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
     """
 
     layer: LayerProblem
-    system: System
+    halved: Callable[[Tensor], Tensor]
     thin: Tensor
     drift: Tensor | None
 
@@ -64,7 +64,7 @@ class LinearAnswer:
     def taught(self) -> dict[int, tuple[TaskAtLayer, Tensor]]:
         """Adapter index -> its own task, and ``L^-1 C_k``, (d_in, rank of the task's mix)."""
         return {
-            k: (task, self.system.half(task.statistics.cross))
+            k: (task, self.halved(task.statistics.cross))
             for k, task in own_tasks(self.layer).items()
         }
 
@@ -74,7 +74,7 @@ class LinearAnswer:
         Args:
             basis: Orthonormal columns (d_in, r) to which the answer is cut; None: it is not.
         """
-        columns = self.thin.new_ones(self.thin.shape[1])
+        columns = self.layer.together.delta.up.new_ones(self.thin.shape[1])
         if not self.taught:
             return columns
         thin = _within(basis, self.thin)
@@ -115,8 +115,8 @@ class LinearAnswer:
         return self._half(self.scales(basis), _within(basis, self.thin), drift)
 
     def _half(self, scales: Tensor, thin: Tensor, drift: Tensor | None) -> Tensor:
-        up = self.layer.together.delta.up
-        scaled = thin * scales
+        scaled = thin * scales.to(thin.dtype)
+        up = self.layer.together.delta.up.to(thin.dtype)
         return scaled @ up.T if drift is None else torch.addmm(drift, scaled, up.T)
 
     def _effects(

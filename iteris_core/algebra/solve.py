@@ -17,15 +17,20 @@ whole method on one page is in `reference`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..devices import in_float32
 from ..errors import SolveError
 from .answer import Cut, LayerSolution, dense_answer, thin_answer
+from .coarse import TooCoarseError, exact_directions, factorise_coarsely
 from .gain import LinearAnswer
 from .layer import LayerProblem
 from .sample_space import solve_in_sample_space, usable_rows
-from .system import factorise
+from .system import System, factorise
 
 
 def solve_layer(layer: LayerProblem) -> LayerSolution:
@@ -49,20 +54,64 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
         return solve_in_sample_space(layer, joint, lambdas)
     matrix = layer.normal_matrix(lambdas)
     thin, drift = right_sides(layer, lambdas)
+    too_coarse = False
+    if (
+        drift is not None
+        and layer.rank != "full"
+        and in_float32(config.factorisation, matrix.device)
+    ):
+        try:
+            return _solve_coarsely(layer, matrix, thin, drift, lambdas)
+        except TooCoarseError:
+            too_coarse = True
     checked = [thin] if drift is None else [thin, drift]
     system = factorise(matrix, checked, layer.inputs_by_name(), config.alpha)
     together = layer.together.delta
     gained = None
+    refit = None
     if config.unit_gain > 1:
-        gained = LinearAnswer(
-            layer, system, system.half(thin), None if drift is None else system.half(drift)
-        )
-    cut = Cut(system, lambdas, config, layer.rank, None if gained is None else gained.cut_to)
+        halved_drift = None if drift is None else system.half(drift)
+        gained = LinearAnswer(layer, system.half, system.half(thin), halved_drift)
+        refit = partial(_refit, gained, system)
+    cut = Cut(system, lambdas, config, layer.rank, refit)
     if drift is None:
         half = system.half(thin) if gained is None else gained.thin * gained.scales()
         return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
     half = system.half(thin @ together.up.T + drift) if gained is None else gained.half()
-    return dense_answer(cut, half, together.rank)
+    return replace(dense_answer(cut, half, together.rank), was_too_coarse=too_coarse)
+
+
+def _refit(gained: LinearAnswer, system: System, basis: Tensor) -> LowRankDelta:
+    """Return the answer that is cut to a basis, at its gain there."""
+    return LowRankDelta(gained.cut_to(basis).T, system.other_half(basis).T)
+
+
+def _solve_coarsely(
+    layer: LayerProblem, matrix: Tensor, thin: Tensor, drift: Tensor, lambdas: Tensor
+) -> LayerSolution:
+    """Merge one layer by a float32 factorisation, see `coarse`.
+
+    Args:
+        layer: The layer, whose answer is cut to a rank.
+        matrix: S, see the top of this file.
+        thin: See `right_sides`.
+        drift: See `right_sides`.
+        lambdas: lambda per task, (n,).
+
+    Raises:
+        TooCoarseError: Float32 does not hold enough digits of the matrix.
+    """
+    system = factorise_coarsely(matrix)
+    uncut = LinearAnswer(layer, system.half, system.half(thin), system.half(drift))
+
+    def refit(basis: Tensor) -> LowRankDelta:
+        directions = exact_directions(matrix, system, basis)
+        halved = directions.T.__matmul__
+        within = LinearAnswer(layer, halved, halved(thin), halved(drift))
+        return LowRankDelta(within.half().T, directions.T)
+
+    cut = Cut(system, lambdas, layer.config, layer.rank, refit)
+    return dense_answer(cut, uncut.half(), layer.together.delta.rank)
 
 
 def right_sides(layer: LayerProblem, lambdas: Tensor) -> tuple[Tensor, Tensor | None]:

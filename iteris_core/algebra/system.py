@@ -14,22 +14,29 @@ from .statistics import InputMoments
 
 @dataclass(frozen=True)
 class System:
-    """S = L L^T, factorised after scaling to a unit diagonal: ``L = factor / scale``."""
+    """S = L L^T, factorised after scaling to a unit diagonal: ``L = factor / scale``.
+
+    Args:
+        scale: (n,), float64.
+        factor: (n, n), lower triangular, float64 or, of a coarse one, float32.
+    """
 
     scale: Tensor
     factor: Tensor
 
     def half(self, right: Tensor) -> Tensor:
-        """Return ``L^-1 right``."""
-        return torch.linalg.solve_triangular(self.factor, self.scale[:, None] * right, upper=False)
+        """Return ``L^-1 right``, in the factor's precision."""
+        scaled = (self.scale[:, None] * right).to(self.factor.dtype)
+        return torch.linalg.solve_triangular(self.factor, scaled, upper=False)
 
     def other_half(self, right: Tensor) -> Tensor:
-        """Return ``L^-T right``."""
+        """Return ``L^-T right``, float64."""
+        right = right.to(self.factor.dtype)
         return self.scale[:, None] * torch.linalg.solve_triangular(self.factor.T, right, upper=True)
 
     def metric(self, right: Tensor) -> Tensor:
-        """Return ``L^T right``."""
-        return self.factor.T @ (right / self.scale[:, None])
+        """Return ``L^T right``, in the factor's precision."""
+        return self.factor.T @ (right / self.scale[:, None]).to(self.factor.dtype)
 
 
 def factorise(

@@ -55,7 +55,7 @@ def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
 
 
 def leading_spectrum(half: Tensor, count: int) -> Spectrum:
-    """Return the first singular triplets of a dense (d_in, d_out) matrix.
+    """Return the first singular triplets of a dense (d_in, d_out) matrix, float64 of any precision.
 
     By a randomised SVD (Halko, Martinsson, Tropp 2011, algorithm 4.4) where that is cheaper than a
     whole one.
@@ -64,7 +64,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     smaller = min(half.shape)
     if count + _OVERSAMPLING > smaller // 3:
         u, values, vh = torch.linalg.svd(half, full_matrices=False)
-        return Spectrum(u[:, :count], values[:count], vh[:count].T, total)
+        return _of_float64(u[:, :count], values[:count], vh[:count].T, total)
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(
         half.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64
@@ -73,7 +73,11 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     for _ in range(_POWER_STEPS):
         basis = torch.linalg.qr(_times(half, torch.linalg.qr(_times(half.T, basis))[0]))[0]
     u, values, vh = torch.linalg.svd(basis.T @ half, full_matrices=False)
-    return Spectrum((basis @ u)[:, :count], values[:count], vh[:count].T, total)
+    return _of_float64((basis @ u)[:, :count], values[:count], vh[:count].T, total)
+
+
+def _of_float64(*parts: Tensor) -> Spectrum:
+    return Spectrum(*(part.double() for part in parts))
 
 
 def _times(matrix: Tensor, few: Tensor) -> Tensor:

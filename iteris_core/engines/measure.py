@@ -332,7 +332,7 @@ class Measurement:
             saved.to(dtype=torch.float64),
         )
         values = None if solution.spectrum is None else solution.spectrum.values
-        return SolvedLayer(saved, report, values)
+        return SolvedLayer(saved, report, values, solution.was_too_coarse)
 
     def _task(self, g: int) -> TaskAtLayer:
         """Return task g as the solver sees it."""

@@ -66,11 +66,13 @@ class SolvedLayer:
         report: Function that reads the layer's figures from the device.
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.
+        was_too_coarse: See `algebra.answer.LayerSolution`.
     """
 
     saved: LowRankDelta
     report: Callable[[], LayerReport]
     values: Tensor | None = None
+    was_too_coarse: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,17 @@ def test_every_layer_does_as_much_as_the_lora_alone(kind, target, rank):
     assert all(after[key] > 0.95 for key in weak), (before, after)
 
 
+def test_a_float32_factorisation_leaves_the_gain_exact():
+    case = shrunk("stack")
+    settings = {"target": "full_output", "alpha": 1e-3, "rank": 2, "unit_gain": 10.0}
+    found = [
+        gains(*case, toy.merge_toy(*case, **settings, factorisation=precision).adapter)
+        for precision in ("float32", "float64")
+    ]
+    exact = [key for key, gain in found[1].items() if abs(gain - 1) < 1e-9]
+    assert exact and all(abs(found[0][key] - 1) < 1e-9 for key in exact)
+
+
 def test_the_largest_factor_is_kept():
     case = shrunk("stack")
     settings = {"target": "delta", "rank": "full", "alpha": 1e-1}

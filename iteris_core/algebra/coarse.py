@@ -1,0 +1,76 @@
+"""A float32 factorisation of a layer's system, for devices whose float64 is slow, and answers that
+are exact nevertheless.
+
+With ``S ~ L L^T`` in float32, ``L^-1 B`` and its leading left singular vectors U are found in
+float32, which is nearly all of the work. They choose the subspace of inputs to which an answer is
+cut, and nothing else: its directions ``V = L^-T U`` are made orthonormal in the metric of the exact
+float64 matrix, ``V^T S V = 1``, and the answer is the optimum in that subspace, in float64:
+
+    dW^T = V V^T B
+
+So the rounding of float32 turns the subspace a little. Since the subspace is the best one to first
+order, the objective rises by the square of that only. A matrix for which float32 is too coarse is
+told by what L makes of the exact one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .system import System
+
+# Random vectors on which L is tried, and how far L^-1 S L^-T may be from 1 on them.
+_PROBES = 8
+_FARTHEST = 0.01
+# The same on the directions that are kept, per direction: they are made exact, if L is about right.
+_FARTHEST_KEPT = 0.1
+
+
+class TooCoarseError(Exception):
+    """Float32 does not hold enough digits of a matrix; the layer is solved in float64 then."""
+
+
+def factorise_coarsely(matrix: Tensor) -> System:
+    """Return the float32 Cholesky factor of a matrix scaled to a unit diagonal.
+
+    Args:
+        matrix: Symmetric, (n, n), float64.
+
+    Raises:
+        TooCoarseError: See the class.
+    """
+    scale = matrix.diagonal().rsqrt()
+    scaled = (matrix * scale).mul_(scale[:, None]).float()
+    factor, failed_at = torch.linalg.cholesky_ex(scaled)
+    system = System(scale, factor)
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(len(matrix), _PROBES, generator=generator, dtype=torch.float64)
+    probes = probes.to(matrix.device)
+    seen = system.half(matrix @ system.other_half(probes))
+    # false for what is not finite, too
+    is_near = (seen - probes).norm() <= _FARTHEST * probes.norm()
+    if not bool((failed_at == 0) & is_near):
+        raise TooCoarseError
+    return system
+
+
+def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> Tensor:
+    """Return V, (n, r), float64, with ``V^T S V = 1``, which spans what ``L^-T basis`` spans.
+
+    Args:
+        matrix: S, (n, n), float64.
+        system: Its coarse factor.
+        basis: Orthonormal, (n, r).
+
+    Raises:
+        TooCoarseError: See the class.
+    """
+    nearly = system.other_half(basis)
+    product = nearly.T @ (matrix @ nearly)
+    core, failed_at = torch.linalg.cholesky_ex(product)
+    unit = torch.eye(len(product), dtype=product.dtype, device=product.device)
+    is_near = (product - unit).norm() <= _FARTHEST_KEPT * len(product) ** 0.5
+    if not bool((failed_at == 0) & is_near):
+        raise TooCoarseError
+    return torch.linalg.solve_triangular(core, nearly.T, upper=False).T

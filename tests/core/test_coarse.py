@@ -1,0 +1,143 @@
+"""Layers that are factorised in float32: the answer is exact, or they are solved in float64."""
+
+from dataclasses import replace
+
+import pytest
+import scale_paper
+import torch
+import toy
+
+from iteris_core import MergeConfig, SolveError
+from iteris_core.algebra.coarse import TooCoarseError, exact_directions, factorise_coarsely
+from iteris_core.algebra.solve import right_sides, solve_layer
+from iteris_core.devices import in_float32
+
+CPU = torch.device("cpu")
+
+
+def layer_of(config, shape=(70, 90), tokens=400):
+    layer = scale_paper.Layer("layer", *shape, tokens=tokens, is_first=True)
+    return replace(scale_paper.small_layer(layer, 2, 4), config=config)
+
+
+def both(layer):
+    """Return the layer's solutions by float32 and by float64."""
+    return [
+        solve_layer(replace(layer, config=replace(layer.config, factorisation=precision)))
+        for precision in ("float32", "float64")
+    ]
+
+
+def excess(layer, delta):
+    """Return the objective of a delta above that of the uncut optimum, relative to what the
+    optimum does.
+    """
+    lambdas = layer.lambdas()
+    matrix = layer.normal_matrix(lambdas)
+    thin, drift = right_sides(layer, lambdas)
+    optimum = torch.linalg.solve(matrix, thin @ layer.together.delta.up.T + drift)
+    far = delta.dense().T - optimum
+    return ((far * (matrix @ far)).sum() / (optimum * (matrix @ optimum)).sum()).item()
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (200, 60), (60, 200)])
+@pytest.mark.parametrize("settings", [{}, {"rank": 3}, {"kept_energy": 0.8}])
+def test_the_objective_is_that_of_float64(shape, settings):
+    layer = layer_of(MergeConfig(unit_gain=1.0, **settings), shape)
+    coarse, exact = both(layer)
+    assert not coarse.was_too_coarse
+    assert coarse.delta.rank == exact.delta.rank
+    assert coarse.delta.up.dtype == coarse.delta.down.dtype == torch.float64
+    assert not torch.equal(coarse.delta.dense(), exact.delta.dense())
+    assert excess(layer, coarse.delta) == pytest.approx(excess(layer, exact.delta), rel=1e-8)
+    assert coarse.cut.item() == pytest.approx(exact.cut.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("unit_gain", [1.0, 2.0])
+def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
+    layer = layer_of(MergeConfig(unit_gain=unit_gain, factorisation="float32"))
+    delta = solve_layer(layer).delta
+    matrix = layer.normal_matrix(layer.lambdas())
+    directions = delta.down.T  # which are what they should be: orthonormal in the exact metric
+    unit = torch.eye(delta.rank).double()
+    torch.testing.assert_close(directions.T @ matrix @ directions, unit, rtol=0, atol=1e-10)
+    if unit_gain == 1:
+        thin, drift = right_sides(layer, layer.lambdas())
+        right = thin @ layer.together.delta.up.T + drift
+        torch.testing.assert_close(delta.up, (directions.T @ right).T, rtol=1e-9, atol=1e-12)
+
+
+def almost_singular(alpha):
+    """A merge of one layer whose inputs have hardly more than two dimensions, and its settings."""
+    net = toy.build("one layer")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    for task in tasks:
+        for sample in task.samples:
+            (x,) = sample.teacher
+            x[:, 2:] *= 1e-5
+            x[:, 2:] += x[:, :1]
+    return (net, adapters, tasks), {"alpha": alpha, "unit_gain": 2.0, "target": "full_output"}
+
+
+def test_what_float32_is_too_coarse_for_is_solved_in_float64_and_told():
+    case, settings = almost_singular(1e-12)
+    coarse, exact = (
+        toy.merge_toy(*case, **settings, factorisation=precision)
+        for precision in ("float32", "float64")
+    )
+    deltas = [result.adapter.deltas["layer"] for result in (coarse, exact)]
+    assert torch.equal(deltas[0].up, deltas[1].up) and torch.equal(deltas[0].down, deltas[1].down)
+    told = [note.text for note in coarse.report.notes]
+    assert told == [
+        "1 of 1 layers were solved in float64, since float32 is too coarse for their inputs, such "
+        "as 'layer'"
+    ]
+    assert not exact.report.notes
+
+
+def test_an_unsolvable_layer_says_why_as_in_float64():
+    case, settings = almost_singular(0.0)
+    for task in case[2]:
+        for sample in task.samples:
+            sample.teacher[0][:, 2:] = 0
+    with pytest.raises(SolveError, match="not positive definite"):
+        toy.merge_toy(*case, **settings, factorisation="float32")
+
+
+def test_a_factor_that_is_off_is_refused_by_what_it_does_to_the_exact_matrix():
+    rows = torch.randn(100, 30).double()
+    matrix = rows.T @ rows
+    system = factorise_coarsely(matrix)
+    basis = torch.linalg.qr(torch.randn(30, 4))[0]
+    directions = exact_directions(matrix, system, basis)
+    assert directions.dtype == torch.float64
+    with pytest.raises(TooCoarseError):
+        exact_directions(2 * matrix, system, basis)
+    with pytest.raises(TooCoarseError):
+        factorise_coarsely(matrix * float("nan"))
+    with pytest.raises(TooCoarseError):
+        factorise_coarsely(rows[:5].T @ rows[:5])
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_amd", "expected"),
+    [
+        ((8, 9), False, True),  # GeForce RTX 4090
+        ((12, 0), False, True),  # GeForce RTX 5090
+        ((7, 5), False, True),
+        ((8, 0), False, False),  # A100
+        ((9, 0), False, False),  # H100
+        ((9, 4), True, False),  # MI300
+        ((11, 0), True, True),  # Radeon RX 7900
+    ],
+)
+def test_float32_is_chosen_where_float64_is_slow(monkeypatch, capability, is_amd, expected):
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
+    assert in_float32("auto", device) == expected
+    assert in_float32("float32", device) and not in_float32("float64", device)
+    assert not in_float32("auto", CPU) and in_float32("float32", CPU)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert not in_float32("auto", device)  # it would be TF32
