@@ -92,7 +92,7 @@ function keptOf({ name, kept, between, level, levels, advice }, told, say) {
     const [low, high] = between.map(percent);
     head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   }
-  head.append(html("span", "iteris-badge", levels.map((each) => say(each)).join(say("or"))));
+  head.append(html("span", "iteris-badge", levels.length > 1 ? say("likely", { level: say(level) }) : say(level)));
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);

@@ -12,7 +12,7 @@ DEFAULT_PRESET: Preset = "Balanced"
 # The rows of these names in benchmarks/RESULTS.md: half of the sampling runs cost 0.06 on pairs,
 # several ways are level with the defaults.
 PRESETS: Mapping[Preset, Changes] = {
-    "Fast": Changes(calibration={"trajectories": 10, "held_out": 2}),
+    "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
     "Best": Changes(merge={"try_several": True}),
 }

@@ -13,9 +13,9 @@ judged ("The levels of the verdict" there), concepts were recognised in 0.94 of 
 pictures, by method, and the check has that of single steps, by LoRA: a level is a hint, and a
 picture is the proof.
 
-Other runs of the check would have found something else. So what was kept has a range, in which it
-lies nine times in ten: the standard error over the runs, times Student's t. Where the range reaches
-over a bound, the verdict names the levels on both sides.
+Other runs of the check would have found something else. So what was kept has a range, the standard
+error over the runs times Student's t, meant to be right nine times in ten ("How sure the verdict
+is" there: 0.83 to 0.91 were). Where it reaches over a bound, the level is only the likeliest.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Kept:
         lora: Name of the LoRA.
         kept: 1 is all of it; 0 is nothing, or worse than nothing.
         level: A word for it.
-        between: The lowest and the highest that it may be, as far as the check's runs tell, right
-            nine times in ten; None if they are too few to tell.
+        between: The lowest and the highest that it may be, as far as the check's runs tell; None if
+            they are too few to tell.
         levels: The levels of this range, the best first.
         advice: What to do about it; None where it is good, or the verdict's advice is for all.
     """
@@ -267,8 +267,8 @@ def line_of(kept: Kept) -> str:
     """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
-    levels = " or ".join(kept.levels)
-    return f"{kept.lora}: kept {_percent(kept.kept)}{between}, {levels}{advice}"
+    likely = "likely " if len(kept.levels) > 1 else ""
+    return f"{kept.lora}: kept {_percent(kept.kept)}{between}, {likely}{kept.level}{advice}"
 
 
 def _sentence(advice: Advice) -> str:

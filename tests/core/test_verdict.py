@@ -104,7 +104,7 @@ def test_a_range_that_reaches_over_a_bound_names_both_levels(
 def test_the_range_is_told_behind_what_was_kept():
     entry = TaskFidelity("cat", 0.2, 1.0, 4, runs=4, deviation=0.03)
     first, *_ = str(report(entry)).splitlines()
-    assert first == "cat: kept 80 % (73 to 87), good or weak"
+    assert first == "cat: kept 80 % (73 to 87), likely good"
 
 
 @pytest.mark.parametrize("error", [0.2, math.nan])

@@ -120,7 +120,7 @@ def test_the_file_tells_what_is_in_it(host, scene):
         and cover.convert("L").getextrema()[1] > 240
     )
     preview = Image.open(host.output / "loras" / "scene.preview.png")
-    assert preview.format == "PNG" and max(preview.size) == 1024
+    assert preview.format == "PNG" and max(preview.size) == 960
 
 
 def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):

@@ -37,7 +37,7 @@ def test_a_preset_is_a_few_settings(preset, runs, several):
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
     calibration, how = Asked(Size("smaller"), True, None, given).settings("Fast", [])
-    assert (calibration.trajectories, calibration.held_out) == (3, 2)
+    assert (calibration.trajectories, calibration.held_out) == (3, 4)
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
     _, how = Asked(Size("rank", 8.0), False, None, None).settings("Fast", [])

@@ -124,7 +124,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     rows = page.locator(".iteris-kept")
     good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
     assert good == ["first", "kept 83 %", "good"]
-    assert weak[1:4] == ["kept 52 %", "(24 to 80)", "good or weak or lost"]
+    assert weak[1:4] == ["kept 52 %", "(24 to 80)", "likely weak"]
     assert weak[4] == "Lower the strength of first: it gets into these prompts."
     assert lost[1:] == ["kept 4 %", "lost", "Raise its priority."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
