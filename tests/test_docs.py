@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from workflow_notes import NOTES
+from workflow_notes import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 LISTED = subprocess.run(
@@ -98,7 +98,7 @@ def test_every_workflow_has_its_note():
     written = {}
     for path in (ROOT / "workflows").glob("*.json"):
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-        (written[path.stem],) = (
+        (written[path.stem.partition(" ")[2]],) = (
             node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"
         )
-    assert written == NOTES
+    assert written == {template.title: template.note for template in TEMPLATES}

@@ -69,7 +69,7 @@ def _commands() -> None:
     """Merge several LoRAs into one."""
 
 
-DEMO_HELP = """Merge LoRAs inside a real, headless ComfyUI and draw a picture with the result.
+DEMO_HELP = """Merge LoRAs inside a real, headless ComfyUI and compare the result in pictures.
 
 Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server \
 failed (its log is named).
@@ -95,13 +95,9 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path(
         "iteris-demo"
     ),
-    width: Annotated[
-        int | None, typer.Option(help="Width of the sample picture, in pixels.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Height of the sample picture, in pixels.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps of the sample picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of each picture, in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of each picture, in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of each picture.")] = None,
     device: Annotated[
         DeviceOption, typer.Option(help="cpu keeps ComfyUI off the GPU.")
     ] = DeviceOption.auto,

@@ -97,6 +97,12 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
+def test_the_prompt_is_that_of_compare_too(start):
+    compare = {"class_type": "IterISCompare", "inputs": {"prompt": ""}}
+    sent = start("--prompt", "new", workflow=without("3", "4", "5", "6", **{"7": compare}))
+    assert sent["7"]["inputs"]["prompt"] == "new"
+
+
 @pytest.mark.parametrize(
     ("options", "workflow", "told"),
     [
@@ -107,7 +113,11 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
             without("2", **{"2": {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}}),
             "come from other nodes",
         ),
-        (("--prompt", "b"), without("3", "4"), "--prompt: no node CLIPTextEncode"),
+        (
+            ("--prompt", "b"),
+            without("3", "4"),
+            "--prompt: there is no IterISCompare, and no node CLIPTextEncode",
+        ),
         ((), {"nodes": []}, "no workflow in the API's format"),
         ((), [], "no workflow in the API's format"),
     ],

@@ -67,7 +67,7 @@ def test_demo_merges_and_leaves_only_its_results(family, parts, tmp_path, tempor
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     keys = header.keys() - {"__metadata__"}
     assert {key.split("_")[1] for key in keys} == set(parts)
-    assert (output / "sample.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert isinstance(json.loads((output / "report.json").read_text(encoding="utf-8")), dict)
     assert (output / "report.txt").read_text(encoding="utf-8").strip()
     text = log.read_text(encoding="utf-8", errors="replace")
@@ -133,7 +133,7 @@ def files(tmp_path) -> dict[str, Path]:
         ),
         (("--prompt", "only one"), "1 --prompt for 2 LoRAs"),
         (("--prompt", "one", "--prompt", " "), "is empty"),
-        (("--width", "100"), "multiple of 8"),
+        (("--width", "100"), "multiple of 16"),
         (("--steps", "0"), "expected 1 or more"),
     ],
 )

@@ -1,164 +1,140 @@
-"""The notes in the workflows: what a workflow does, what to choose, and what comes out."""
+"""The templates in their order: title, note, and what of them an app shows.
 
-_CHOOSE = "**Load checkpoint**: choose your model"
-_SIZE = "**Picture size**: 1024 suits SDXL and newer models. For SD1.5 write 512"
-_ROWS = (
-    "**Merge LoRAs**: write your LoRAs in the place of *first* and *second*, one a line. If a file "
-    "names no trigger words, write prompts behind it: `<lora:name:1> | a photo of sks dog`"
-)
-_TURBO = (
-    "For a turbo, Lightning or LCM model connect **Merge settings**, and write a *cfg* of 1 there "
-    "and into the sampler"
-)
-_SAVED = "a LoRA in *output/loras*, which is in every LoRA list at once. Load it at strength 1.0"
-_REPORT = (
-    "A report on the merge node. It says first what was kept of each LoRA, good, weak or lost, and "
-    "what to do about it"
-)
-_TIME = (
-    "A merge of two LoRAs takes as many passes through the model as about 13 pictures of 20 steps. "
-    "To save time, choose *Fast*"
+``workflows/`` has a file ``NUMBER TITLE.json`` for each, since ComfyUI shows names of files, and
+``workflows/api/`` the same graph under a plain name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CHOOSE = "**Load checkpoint**: choose the model of your LoRAs"
+_TWO = "**Merge LoRAs**: choose a file in each row"
+_KEPT = "The merge node then says what it kept of each LoRA, and what to do if that is little."
+_SAVED = "The new LoRA is in every LoRA list. Load it at strength 1.0."
+_WORDS = (
+    "If a file names no trigger words, open its row and write prompts for it, such as *a photo of "
+    "sks dog*."
 )
 
 
-def _note(does: str, choose: list[str], out: list[str]) -> str:
-    steps = [
-        f"{number}. {step}." for number, step in enumerate([*choose, "Press **Run**"], start=1)
-    ]
-    return "\n".join(
-        [does, "", *steps, "", "**What comes out**", "", *(f"- {line}." for line in out)]
-    )
+@dataclass(frozen=True)
+class Template:
+    """A workflow that ComfyUI's template browser lists.
+
+    Args:
+        title: Its name there, behind its number.
+        does: First sentence of the note.
+        steps: What to choose; to press Run is the last one.
+        then: What comes out, and what is good to know.
+        app: Fields (node, widget) that ComfyUI's app mode shows; empty: it is no app.
+    """
+
+    title: str
+    does: str
+    steps: tuple[str, ...]
+    then: tuple[str, ...]
+    app: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name in `workflows/api`."""
+        return self.title.lower().replace(" ", "_")
+
+    @property
+    def note(self) -> str:
+        steps = enumerate((*self.steps, "Press **Run**"), start=1)
+        return "\n".join([self.does, "", *(f"{k}. {step}." for k, step in steps), "", *self.then])
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-NOTES = {
-    "merge_two_loras": _note(
+TEMPLATES = (
+    Template(
+        "Merge two LoRAs",
         "Makes one LoRA that does what two LoRAs do.",
-        [
-            _CHOOSE,
-            _ROWS,
-            "**Prompt**: write trigger words of both LoRAs",
-            _SIZE,
-        ],
-        [_sentence(_SAVED), "A picture made with it", _REPORT, _TIME, _TURBO],
+        (_CHOOSE, _TWO),
+        (
+            f"{_KEPT} **Compare** draws the base model, each LoRA alone, both stacked and the "
+            f"merge. {_SAVED}",
+            "",
+            "It takes as long as about 13 pictures, and 15 more for **Compare**: 5, if you write "
+            f"one *prompt* there. {_WORDS}",
+        ),
+        app=((1, "ckpt_name"), (2, "loras"), (2, "preset"), (3, "prompt"), (4, "file_name")),
     ),
-    "merge_two_loras_transformer": _note(
-        "Makes one LoRA of two for a model that is loaded in parts, here Flux.1.",
-        [
-            "**Load diffusion model**, **Load text encoders**, **Load VAE**: choose the files. For "
-            "Z-Image, Qwen-Image, Chroma and others put *Load CLIP* with the type of your model in "
-            "the place of **Load text encoders**, and write a *cfg* into the sampler as you are "
-            "used to",
-            f"{_ROWS}. If one changes T5 or a language model, write `<lora:name:1:0>`",
-            "**Prompt**: write trigger words of both LoRAs",
-        ],
-        [
-            _sentence(_SAVED),
-            "A picture made with it",
-            _REPORT,
-            _TIME,
-        ],
-    ),
-    "character_and_style": _note(
+    Template(
+        "Character and style",
         "Draws a character in a style, from one LoRA of each.",
-        [
+        (
             _CHOOSE,
-            "**Merge LoRAs**: write your LoRAs in the place of *first*, the character, and *second*, "
-            "the style. *{trigger}* stands for its trigger words. If its file names none, write how "
-            "a prompt asks for this style",
-            "**Prompt**: write the same words and those of the character",
-            _SIZE,
-        ],
-        [
-            f"One LoRA of both: {_SAVED}",
-            "A picture made with it",
-            _REPORT,
-            "Pictures of the report in **Merge report**",
-        ],
+            "**Merge LoRAs**: choose the character in the first row, the style in the second",
+        ),
+        (
+            f"{_KEPT} {_SAVED}",
+            "",
+            "*{trigger}* stands for the style's trigger words. If its file names none, write how a "
+            f"prompt asks for it, such as *in ink style*. {_WORDS}",
+        ),
     ),
-    "three_concepts": _note(
-        "Merges three subjects so that they can appear in one picture. For SD1.5 and SDXL.",
-        [
-            _CHOOSE,
-            "**Merge LoRAs**: write your LoRAs in the place of *first*, *second* and *third*. What "
-            "stands behind *called* is what a prompt calls its subject. *{trigger}* stands for its "
-            "trigger words. If a file names none, write the words, such as *a sks dog*",
-            "**Prompt**: write the same words",
-            _SIZE,
-        ],
-        [f"One LoRA of the three: {_SAVED}", "A picture made with it", _REPORT],
+    Template(
+        "Three subjects in one picture",
+        "Merges three subjects so that one picture can show them together. For SD1.5 and SDXL.",
+        (_CHOOSE, "**Merge LoRAs**: choose a file in each row"),
+        (
+            f"{_KEPT} {_SAVED}",
+            "",
+            "*called* is what a prompt calls a subject, and *{trigger}* stands for its trigger "
+            f"words. If its file names none, write words such as *a sks dog*. {_WORDS}",
+        ),
     ),
-    "reduce_rank": _note(
-        "Makes a LoRA's file smaller. It cuts what the LoRA's own prompts need least.",
-        [
-            _CHOOSE,
-            "**Cut to a lower rank**: write your LoRA in the place of *first*, and the rank into "
-            "*size_value*. Or set *size* to MB",
-            _SIZE,
-        ],
-        [
-            f"The smaller LoRA: {_SAVED}",
-            "What the cut costs, block by block",
-            "A picture made with it",
-        ],
+    Template(
+        "Flux and other models in parts",
+        "Merges two LoRAs of a model that is loaded in parts, here Flux.1.",
+        (
+            "**Load diffusion model**, **Load text encoders**, **Load VAE**: choose the files. For "
+            "other models put the loaders in their place that you use",
+            _TWO,
+        ),
+        (
+            f"{_KEPT} {_SAVED}",
+            "",
+            "T5 and language models are never merged: a LoRA that changes one gets "
+            "`<lora:name:1:0>`.",
+        ),
     ),
-    "compare_grid": _note(
-        "Merges two LoRAs and draws the result beside what else you could do.",
-        [
-            _CHOOSE,
-            f"{_ROWS}. Choose the same files in **First LoRA alone**, **Second LoRA alone** and "
-            "**Both stacked**",
-            "The five **Prompts**: write the same text into each, with trigger words of both LoRAs",
-            _SIZE,
-        ],
-        [
-            "Five pictures from one seed: base model, each LoRA alone, both stacked, the merge",
-            f"The merge: {_SAVED}",
-            _REPORT,
-        ],
+    Template(
+        "Make a LoRA smaller",
+        "Makes a LoRA's file smaller: it cuts what the LoRA's own prompts need least.",
+        (_CHOOSE, "**Make it smaller**: choose the LoRA, and the rank in *size_value*"),
+        (
+            "The node then says what the cut costs. **Compare** draws the LoRA as it was and as it is "
+            f"now. {_SAVED}",
+            "",
+            "*size* can be MB, too.",
+        ),
     ),
-    "from_lora_stack": _note(
-        "Merges the LoRAs of a stack or of a text.",
-        [
-            _CHOOSE,
-            "**LoRAs of a text or a stack**: connect any LORA_STACK, or write `<lora:name:1.0>`, "
-            "one a line",
-        ],
-        [
-            f"One LoRA instead of the stack: {_SAVED}",
-            "The same LoRA as a LORA_STACK, for nodes that take one. The text shows what is in it",
-            _REPORT,
-        ],
+    Template(
+        "Merge into a checkpoint",
+        "Makes a checkpoint that has two LoRAs in it.",
+        (_CHOOSE, _TWO),
+        (
+            f"{_KEPT} The checkpoint is in *output/checkpoints* and needs no LoRA. It is as large as "
+            "the model.",
+        ),
     ),
-    "loras_on_model": _note(
-        "Merges the LoRAs that a model already carries. Put it behind the LoRA loaders of your own "
+    Template(
+        "LoRAs that a model carries",
+        "Merges the LoRAs of loaders that you have already. It goes behind the loaders of your own "
         "workflow.",
-        [_CHOOSE, "Your **LoRA loaders**: as many as you like", _SIZE],
-        [f"One LoRA instead of them: {_SAVED}", "A picture made with it", _REPORT],
+        (_CHOOSE, "**Your LoRA loader**: choose a LoRA in each. Any loader will do"),
+        (f"{_KEPT} {_SAVED}",),
     ),
-    "from_recipe": _note(
-        "Makes a merge again, from the recipe inside its file, with another rank.",
-        [
-            _CHOOSE,
-            "**How it was made**: choose a LoRA that *Save merged LoRA* has saved. The LoRAs from "
-            "which it was made must still be there",
-        ],
-        [f"The new LoRA: {_SAVED}", "The settings of the recipe as text", _REPORT],
+    Template(
+        "Make a merge again",
+        "Makes a merge again from the recipe in its file, in another size.",
+        (_CHOOSE, "**How it was made**: choose a LoRA that *Save merged LoRA* has saved"),
+        (
+            "The LoRAs from which it was made must still be there. To make the same file, connect "
+            "*settings*, too.",
+        ),
     ),
-    "train_and_merge": _note(
-        "Trains a LoRA on pictures with ComfyUI's own node, and merges it with another LoRA.",
-        [
-            _CHOOSE,
-            "**First picture to learn**, **Second picture to learn**: choose them",
-            "**Its caption**: describe them. Write the same words into the prompts of **The "
-            "trained LoRA**",
-            "**Merge LoRAs**: write another LoRA in the place of *first*",
-            "**Prompt**: write words of both LoRAs",
-            _SIZE,
-        ],
-        [f"One LoRA of both: {_SAVED}", "A picture made with it", _REPORT],
-    ),
-}
+)

@@ -1,10 +1,12 @@
-"""Make the workflows that ComfyUI's template browser lists, and the pictures of the documentation,
-in the real frontend.
+"""Make the workflows that ComfyUI's template browser lists, the subgraph blueprint, and the
+pictures of the documentation, in the real frontend.
 
     python tests/web/make_pictures.py workflows [NAME ...]
+    python tests/web/make_pictures.py blueprint
     python tests/web/make_pictures.py walkthrough
 
-The first makes workflows/*.json and *.jpg from workflows/api/*.json, the second docs/img/*.jpg.
+The first makes workflows/*.json from workflows/api/*.json, the second subgraphs/*.json, the third
+docs/img/*.jpg. `make_cards.py` makes the pictures of the template browser.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import browser
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from workflow_files import list_transformer
-from workflow_notes import NOTES
+from workflow_notes import TEMPLATES, Template
 
 from iteris_core.cli.demo import server as demo_server
 from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
@@ -27,47 +29,41 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "iteris-lora-merge"  # the folder that git clone makes
-GAP_X = 80
-GAP_Y = 60
+GAP_X = 36
+GAP_Y = 30
 TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
-    "IterISLora": 340,
-    "CLIPTextEncode": 300,
-    "IterISScene": 320,
-    "IterISSave": 300,
-    "IterISStack": 320,
-    "IterISSettings": 280,
-    "IterISRecipe": 340,
-    "IterISReport": 300,
-    "CheckpointLoaderSimple": 280,
-    "UNETLoader": 280,
-    "DualCLIPLoader": 280,
-    "VAELoader": 280,
-    "LoraLoader": 280,
-    "SaveImage": 300,
+    "IterISModelLoras": 400,
+    "IterISCompare": 480,
+    "IterISSave": 480,
+    "CheckpointSave": 480,
 }
-NOTE_WIDTH = 340
+FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
-NOTE_LETTERS = 46
-# for what comes with a run: a report, pictures, or a few lines of text; and for inputs that a newer
-# ComfyUI adds
-ROOM_BELOW = {"IterISMerge": 260, "IterISReport": 420, "TrainLoraNode": 200} | dict.fromkeys(
-    ("IterISSave", "IterISStack", "IterISModelLoras", "IterISScene", "IterISTrainedLora"), 110
-)
-MOST_BYTES = {"workflows": 195_000, "walkthrough": 145_000}
-READABLE = 0.6  # of the frontend's own size: titles can still be read
+NOTE_LETTERS = 42
+# for the text that a run writes
+ROOM_BELOW = dict.fromkeys(("IterISModelLoras", "IterISRecipe"), 70) | {"IterISSave": 110}
+# nodes that stand below one another, though data goes from one to the other
+BELOW = {
+    ("CheckpointLoaderSimple", "LoraLoader"),
+    ("LoraLoader", "LoraLoader"),
+    ("IterISModelLoras", "IterISMerge"),
+    ("IterISCompare", "IterISSave"),
+}
+GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
+GROUP_ROOM = 12
+# node and widget of the first template that its blueprint shows
+BLUEPRINT = [(2, "loras"), (2, "preset"), (2, "together"), (3, "prompt"), (4, "file_name")]
+MOST_BYTES = 145_000  # of a picture of the documentation
 
 
 def columns(prompt: dict) -> dict[str, int]:
-    """Return each node's column: what ends a branch right behind what it needs, the rest right
-    before what it is for.
-    """
+    """Return each node's column: right behind all that it needs."""
     edges = [
-        (value[0], key, steps(node["class_type"], name))
+        (source, key, int((prompt[source]["class_type"], node["class_type"]) not in BELOW))
         for key, node in prompt.items()
-        for name, value in node["inputs"].items()
-        if isinstance(value, list)
+        for source in (value[0] for value in node["inputs"].values() if isinstance(value, list))
     ]
 
     def earliest(key: str) -> int:
@@ -75,63 +71,70 @@ def columns(prompt: dict) -> dict[str, int]:
             (earliest(source) + step for source, user, step in edges if user == key), default=0
         )
 
-    def column(key: str) -> int:
-        return min(
-            (column(user) - step for source, user, step in edges if source == key),
-            default=earliest(key),
-        )
-
-    return {key: column(key) for key in prompt}
+    return {key: earliest(key) for key in prompt}
 
 
-def steps(class_type: str, name: str) -> int:
-    """Return how many columns an input's node stands before its user: LoRAs of a chain in one,
-    right before their merge.
+def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
+    """Put the nodes into columns, from left to right as the data goes, the note below the first
+    one, and a coloured group around those that belong together.
     """
-    if name == "previous":
-        return 0
-    return 1
-
-
-def arrange(frontend: browser.Frontend, prompt: dict) -> None:
-    """Put the nodes into columns, from left to right as the data goes."""
-    sizes = frontend.page.evaluate(
-        """widths => Object.fromEntries(app.graph.nodes.map((node) => {
-            const [width, height] = node.computeSize();
-            node.setSize([Math.max(width, widths[node.type] ?? 0, 10 * node.title.length + 60), height]);
-            return [node.id, [...node.size]];
-        }))""",
-        WIDTHS,
-    )
     column_of = columns(prompt)
-    places = {}
-    x = 0.0
-    for column in range(min(column_of.values()), max(column_of.values()) + 1):
-        members = sorted((key for key, value in column_of.items() if value == column), key=int)
-        y = 0.0
-        for key in members:
-            places[key] = [x, y]
-            y += sizes[key][1] + TITLE + GAP_Y + ROOM_BELOW.get(prompt[key]["class_type"], 0)
-        x += max((sizes[key][0] for key in members), default=-GAP_X) + GAP_X
-    frontend.page.evaluate(
-        "places => app.graph.nodes.forEach((node) => { node.pos = places[node.id]; })", places
-    )
-    frontend.settle()
-
-
-def add_note(frontend: browser.Frontend, text: str) -> None:
-    """Put a note to the left of everything, as high as its text."""
-    lines = sum(1 + len(line) // NOTE_LETTERS for line in text.splitlines())
-    frontend.page.evaluate(
-        """([text, size, gap]) => {
+    widths = {
+        key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else 0)
+        for key, node in prompt.items()
+    }
+    lines = sum(1 + len(line) // NOTE_LETTERS for line in note.splitlines())
+    sizes = frontend.page.evaluate(
+        """([widths, text, size]) => {
             const note = LiteGraph.createNode('MarkdownNote');
             note.title = 'What this does';
             note.widgets[0].value = text;
-            note.pos = [Math.min(...app.graph.nodes.map(({ pos }) => pos[0])) - size[0] - gap, 0];
             app.graph.add(note);
             note.setSize(size);
+            return Object.fromEntries(app.graph.nodes.map((node) => {
+                if (node !== note) {
+                    const [width, height] = node.computeSize();
+                    node.setSize([Math.max(widths[node.id], width), height]);
+                }
+                return [node === note ? 'note' : node.id, [...node.size]];
+            }));
         }""",
-        [text, [NOTE_WIDTH, NOTE_LINE * lines], GAP_X],
+        [widths, note, [FIRST_WIDTH, NOTE_LINE * lines]],
+    )
+    places = {}
+    x = 0.0
+    for column in range(max(column_of.values()) + 1):
+        members = [key for key, value in column_of.items() if value == column]
+        members.sort(key=lambda key: (prompt[key]["class_type"] == "IterISCompare", int(key)))
+        y = 0.0
+        for key in [*members, *(["note"] if column == 0 else [])]:
+            places[key] = [x, y]
+            room = ROOM_BELOW.get(prompt[key]["class_type"], 0) if key in prompt else 0
+            y += sizes[key][1] + TITLE + GAP_Y + room
+        x += max(sizes[key][0] for key in members) + GAP_X
+    merge = column_of[next(k for k, n in prompt.items() if n["class_type"] == "IterISMerge")]
+    group_of = {key: min(max(value - merge + 1, 0), 2) for key, value in column_of.items()}
+    group_of["note"] = 0
+    boxes = []
+    for number, (title, colour) in enumerate(GROUPS.items()):
+        inside = [key for key, group in group_of.items() if group == number]
+        left = min(places[key][0] for key in inside) - GROUP_ROOM
+        right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
+        bottom = max(places[key][1] + sizes[key][1] for key in inside) + GROUP_ROOM
+        top = -2 * TITLE - GROUP_ROOM
+        boxes.append([f"{number + 1}. {title}", colour, [left, top], [right - left, bottom - top]])
+    frontend.page.evaluate(
+        """([places, boxes]) => {
+            for (const node of app.graph.nodes) {
+                node.pos = places[node.type === 'MarkdownNote' ? 'note' : node.id];
+            }
+            for (const [title, colour, pos, size] of boxes) {
+                const group = new LiteGraph.LGraphGroup(title);
+                Object.assign(group, { color: colour, pos, size });
+                app.graph.add(group);
+            }
+        }""",
+        [places, boxes],
     )
     frontend.settle()
 
@@ -162,44 +165,82 @@ def whole(frontend: browser.Frontend) -> dict[str, float]:
     )
 
 
-def save(picture: bytes, path: Path, most_bytes: int, width: int = 1500) -> None:
+def save(picture: bytes, path: Path, width: int = 1300) -> None:
     """Save a screenshot as JPEG, in the best quality that fits."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.LANCZOS)
     for quality in range(90, 30, -5):
         image.save(path, quality=quality, optimize=True)
-        if path.stat().st_size < most_bytes:
+        if path.stat().st_size < MOST_BYTES:
             return
-    raise SystemExit(f"{path} does not fit into {most_bytes} bytes")
+    raise SystemExit(f"{path} does not fit into {MOST_BYTES} bytes")
 
 
 def make_workflows(chromium: object, address: str, names: list[str]) -> None:
     frontend = browser.Frontend(chromium, address, width=3200, height=1500)
-    for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
-        if names and path.stem not in names:
+    for number, template in enumerate(TEMPLATES, start=1):
+        if names and template.name not in names:
             continue
+        path = ROOT / "workflows" / "api" / f"{template.name}.json"
         prompt = json.loads(path.read_text(encoding="utf-8"))
-        frontend.load(prompt, path.stem)
+        frontend.load(prompt, template.title)
         fixed_seeds(frontend)
         whole(frontend)  # what is out of sight has no height
         frontend.words_shown()
-        arrange(frontend, prompt)
-        add_note(frontend, NOTES[path.stem])
-        place = whole(frontend)
-        frontend.settle()
-        width = round(place["width"] * READABLE / frontend.page.evaluate("app.canvas.ds.scale"))
-        picture = frontend.page.screenshot(clip=place)
-        save(
-            picture,
-            ROOT / "workflows" / f"{path.stem}.jpg",
-            MOST_BYTES["workflows"],
-            max(1500, width),
-        )
-        frontend.show(int(min(prompt, key=int)), left=150, top=200)
-        text = json.dumps(frontend.workflow(), indent=1, ensure_ascii=False)
-        (ROOT / "workflows" / path.name).write_text(text + "\n", encoding="utf-8")
-        print(path.stem, place)
+        arrange(frontend, prompt, template.note)
+        text = json.dumps(opening(frontend.workflow(), template), indent=1, ensure_ascii=False)
+        file = ROOT / "workflows" / f"{number} {template.title}.json"
+        file.write_text(text + "\n", encoding="utf-8")
+        print(file.name)
+
+
+def opening(workflow: dict, template: Template) -> dict:
+    """Return a workflow as a template opens: fitted to the page, with the user's first checkpoint
+    chosen, and as an app where it is one.
+    """
+    workflow["extra"].pop("ds", None)
+    for node in workflow["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            del node["widgets_values"]
+    if template.app:
+        outputs = [node["id"] for node in workflow["nodes"] if node["type"] == "IterISCompare"]
+        workflow["extra"]["linearData"] = {"inputs": template.app, "outputs": outputs}
+    return workflow
+
+
+def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
+    """Make the merge, the comparison and the saved file of the first template one node."""
+    frontend = browser.Frontend(chromium, address)
+    template = TEMPLATES[0]
+    path = ROOT / "workflows" / "api" / f"{template.name}.json"
+    frontend.load(json.loads(path.read_text(encoding="utf-8")), template.title)
+    frontend.page.evaluate(
+        """([shown, outputs, title]) => {
+            const loader = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple');
+            const inside = app.graph.nodes.filter((node) => node !== loader);
+            const { subgraph, node } = app.graph.convertToSubgraph(new Set(inside));
+            for (const [id, slot] of outputs) {
+                const from = subgraph.getNodeById(id);
+                const { name, type } = from.outputs[slot];
+                subgraph.addOutput(name, type).connect(from.outputs[slot], from);
+            }
+            for (const [id, widget] of shown) {
+                const to = subgraph.getNodeById(id);
+                const slot = to.inputs.find((input) => input.widget?.name === widget);
+                subgraph.addInput(widget, slot.type).connect(slot, to);
+            }
+            subgraph.name = node.title = title;
+            app.graph.remove(loader);
+        }""",
+        [BLUEPRINT, [[2, 0], [2, 1], [3, 0]], template.title],
+    )
+    frontend.settle()
+    workflow = frontend.workflow()
+    text = json.dumps(workflow, indent=1, ensure_ascii=False)
+    folder = ROOT / "subgraphs"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{template.title}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def add_settings(frontend: browser.Frontend, merge: int) -> int:
@@ -218,59 +259,57 @@ def add_settings(frontend: browser.Frontend, merge: int) -> int:
 
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
-    frontend = browser.Frontend(chromium, address, width=1500, height=900)
+    frontend = browser.Frontend(chromium, address, width=1280, height=800)
     page = frontend.page
     folder = ROOT / "docs" / "img"
-    folder.mkdir(exist_ok=True)
+    title = f"1 {TEMPLATES[0].title}"
+    merge, compare = 2, 3
     if (news := page.get_by_text("Introducing Nodes 2.0")).count():
         news.locator("xpath=ancestor::*[count(.//button) > 1][1]//button").last.click()
 
-    def shoot(name: str, **options: object) -> None:
+    def shoot(name: str) -> None:
         frontend.settle(40)
-        save(
-            page.screenshot(**options),
-            folder / f"{name}.jpg",
-            MOST_BYTES["walkthrough"],
-            width=1300,
-        )
+        save(page.screenshot(), folder / f"{name}.jpg")
         print(name)
 
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text(PACK, exact=True).click()
-    dialog.get_by_text("merge_two_loras").first.wait_for()
+    dialog.get_by_text(title).first.wait_for()
     frontend.pictures_shown()
     shoot("1_template")
-    dialog.get_by_text("merge_two_loras").first.click()
+    dialog.get_by_text(title).first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
-    frontend.words_shown()
-    shoot("2_workflow", clip=whole(frontend))
-    merge = 5
-    prompt = 7
-    frontend.set_widgets(merge, loras="<lora:sks_dog:1>\n<lora:ink_wash:1> style")
-    frontend.set_widgets(prompt, text="a photo of sks dog in a garden, ink wash style")
-    frontend.show(merge, left=430, top=130)
+    page.locator(".iteris-missing").nth(1).wait_for()
+    shoot("2_workflow")
+    frontend.show(merge, left=330, top=150)
+    files = page.locator(".iteris-row .iteris-lora")
+    files.first.click()
+    page.locator(".iteris-option", has_text="sks_dog").click()
+    files.nth(1).click()
     shoot("3_loras")
+    page.locator(".iteris-option", has_text="ink_wash").click()
+    page.locator(".iteris-row .iteris-kind").nth(1).click()
     few = {"sample_runs": 5, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
     frontend.set_widgets(add_settings(frontend, merge), **few)
-    frontend.set_widgets(9, width=64, height=64)
-    frontend.set_widgets(10, steps=2)
-    page.mouse.move(750, 850)
+    prompt = "a photo of sks dog in a garden, ink wash style"
+    frontend.set_widgets(compare, prompt=prompt, steps=4, width=128, height=128)
+    page.mouse.move(40, 760)
     frontend.run()
-    page.wait_for_function(
-        "app.graph.getNodeById(5).widgets.some((widget) => widget.name.includes('text-preview'))"
-    )
-    frontend.show(merge, left=330, top=130)
     page.locator(".iteris-block").nth(5).wait_for()
     shoot("4_running")
     page.wait_for_selector(".iteris-file")
     page.wait_for_selector(".iteris-text >> text=read back")
     page.locator(".p-toast-message").first.wait_for(state="hidden")
-    frontend.show(merge, left=330, top=90)
-    page.locator(".iteris-details summary").click()
-    frontend.show(merge, left=330, top=-200)
-    page.locator('.iteris-block[data-block="MID"]').hover()
+    frontend.show(merge, left=330, top=110)
     shoot("5_report")
+    frontend.pictures_shown()
+    frontend.show(compare, left=380, top=-60)
+    shoot("6_compare")
+    page.locator(".iteris-details summary").click()
+    frontend.show(merge, left=330, top=-300)
+    page.locator('.iteris-block[data-block="MID"]').hover()
+    shoot("7_details")
 
 
 def main() -> None:
@@ -299,9 +338,11 @@ def main() -> None:
             ) as server,
             browser.chromium(browser.find_chromium()) as chromium,
         ):
-            {"workflows": make_workflows, "walkthrough": make_walkthrough}[what](
-                chromium, server.address, names
-            )
+            {
+                "workflows": make_workflows,
+                "blueprint": make_blueprint,
+                "walkthrough": make_walkthrough,
+            }[what](chromium, server.address, names)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import browser
 import pytest
+from workflow_notes import TEMPLATES
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 # nodes of the chain
 MERGE = 5
 FIRST = 2
@@ -101,15 +101,16 @@ def test_the_template_opens_without_complaint(frontend, picture):
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("iteris", exact=True).click()
-    dialog.get_by_text("merge_two_loras").first.wait_for()
+    dialog.get_by_text("1 Merge two LoRAs").first.wait_for()
     picture(frontend, "templates")
-    dialog.get_by_text("merge_two_loras").first.click()
+    dialog.get_by_text("1 Merge two LoRAs").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.settle()
     picture(frontend, "template")
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
     assert page.get_by_role("dialog").count() == 0
-    assert frontend.prompt()["5"]["class_type"] == "IterISMerge"
+    assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.7
+    assert frontend.prompt()["2"]["class_type"] == "IterISMerge"
     assert frontend.errors == []
 
 
@@ -313,18 +314,23 @@ def test_an_error_shows_on_its_node(frontend, picture, node, values, message, sm
     page.get_by_role("dialog").wait_for(state="hidden")
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_workflow_is_its_api_twin(frontend, picture, path):
+@pytest.mark.parametrize(
+    ("number", "template"),
+    list(enumerate(TEMPLATES, start=1)),
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_template_is_its_api_twin(frontend, picture, number, template):
     """Opened in the frontend, it posts what its twin in `workflows/api` says; beyond that, defaults
     only.
     """
-    twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+    path = ROOT / "workflows" / f"{number} {template.title}.json"
+    twin = json.loads((path.parent / "api" / f"{template.name}.json").read_text(encoding="utf-8"))
     saved = json.loads(path.read_text(encoding="utf-8"))
     (note,) = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
-    assert "What comes out" in note["widgets_values"][0]
+    assert note["widgets_values"][0] == template.note
     frontend.load(saved, path.stem)
     assert overlaps(frontend) == []
-    picture(frontend, f"workflow_{path.stem}")
+    picture(frontend, f"workflow_{template.name}")
     assert frontend.complaints().count() == 0
     prompt = frontend.prompt()
     assert {key: node["class_type"] for key, node in prompt.items()} == {
@@ -339,10 +345,16 @@ def test_every_workflow_is_its_api_twin(frontend, picture, path):
         for name in optional.keys() & (inputs.keys() - node["inputs"].keys()):
             assert inputs[name] == optional[name][1]["default"], f"{key} {name}"
     assert frontend.errors == []
-    assert path.with_suffix(".jpg").stat().st_size < 200_000
 
 
-def test_every_api_workflow_has_its_twin_for_the_frontend():
-    assert {path.name for path in (ROOT / "workflows" / "api").glob("*.json")} == {
-        path.name for path in WORKFLOWS
-    }
+def test_the_blueprint_is_one_node_with_the_rows_as_text(frontend, picture):
+    [(entry, listed)] = get(frontend, "/global_subgraphs").items()
+    assert listed["name"] == "Merge two LoRAs"
+    blueprint = json.loads(get(frontend, f"/global_subgraphs/{entry}")["data"])
+    frontend.load(blueprint, "blueprint")
+    frontend.set_widgets(blueprint["nodes"][0]["id"], loras="<lora:first:1>\n<lora:second:1>")
+    picture(frontend, "blueprint")
+    posted = {node["class_type"]: node["inputs"] for node in frontend.prompt().values()}
+    assert set(posted) == {"IterISMerge", "IterISCompare", "IterISSave"}
+    assert posted["IterISMerge"]["loras"] == "<lora:first:1>\n<lora:second:1>"
+    assert frontend.errors == []

@@ -7,7 +7,7 @@ import browser
 import pytest
 
 MERGE = 1
-PICTURE = Path(__file__).parents[2] / "workflows" / "merge_two_loras.jpg"
+PICTURE = Path(__file__).parents[2] / "workflows" / "1 Merge two LoRAs.jpg"
 TEXT = """<lora:first:0.8> subject priority=2 | a photo of demo1
 # <lora:second:1:0.5> style called="in ink style"
 <lora:third:1>"""

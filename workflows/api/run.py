@@ -85,16 +85,21 @@ def set_loras(nodes: Nodes, rows: Sequence[str]) -> None:
 
 
 def set_prompt(nodes: Nodes, prompt: str) -> None:
-    """Replace the text of every node from which a sampler has its positive prompt."""
+    """Replace the prompt of every Compare, and the text of every node from which a sampler has its
+    positive prompt.
+    """
+    compares = [node for node in nodes.values() if node["class_type"] == "IterISCompare"]
+    for node in compares:
+        node["inputs"]["prompt"] = prompt
     found = [
         node
         for sampler in nodes.values()
         for node in texts_before(nodes, sampler["inputs"].get("positive"))
     ]
-    if not found:
+    if not found and not compares:
         sys.exit(
-            "--prompt: no node CLIPTextEncode leads to the positive prompt of a sampler here, so "
-            "this workflow draws no picture"
+            "--prompt: there is no IterISCompare, and no node CLIPTextEncode leads to the positive "
+            "prompt of a sampler, so this workflow draws no picture"
         )
     for node in found:
         node["inputs"]["text"] = prompt

@@ -1,4 +1,4 @@
-"""The demo itself: check the input, start a ComfyUI, merge and sample there, keep the results."""
+"""The demo itself: check the input, start a ComfyUI, merge and compare there, keep the results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
 SETTINGS = "settings"  # the node of them, with the small checkpoint
 SMALL_SETTINGS = {"sample_runs": 2, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
 DEMO_PROMPTS = ("a demo1 teapot\na demo1 on a table", "a demo2 chair\na demo2 beside a window")
-SIZE_STEP = 8  # pixels per latent
+SIZE_STEP = 16  # pixels; the latents of every family have whole ones
 
 FamilyName = Literal["sd15", "sdxl"]
 
@@ -79,7 +79,7 @@ class InputError(IterisError):
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """Input, output and sample picture of the demo.
+    """Input, output and pictures of the demo.
 
     Args:
         output: Folder of the results, which is made; a number is added to its name if it exists.
@@ -87,9 +87,9 @@ class DemoRequest:
         loras: Files of the LoRAs, at least two; none if there is no checkpoint.
         prompts: Prompts, one text per LoRA with a prompt on each line; optional with the small
             checkpoint.
-        width, height: Size of the sample picture in pixels; None for the family's, or 128 with the
+        width, height: Size of each picture in pixels; None for the family's, or 128 with the
             small checkpoint.
-        steps: Sampling steps of the sample picture; None for 20, or 4 with the small checkpoint.
+        steps: Sampling steps of each picture; None for 20, or 4 with the small checkpoint.
         device: "cpu" keeps the server off the GPU.
         family: Family of the checkpoint.
     """
@@ -291,16 +291,13 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     side, steps = (
         (128, 4) if request.small else (SMALL_MODELS[request.family].family.resolution, 20)
     )
-    by_type["EmptyLatentImage"]["inputs"] |= {
+    by_type["IterISCompare"]["inputs"] |= {
         "width": request.width or side,
         "height": request.height or side,
+        "steps": request.steps or steps,
+        # All subjects in one picture: the first prompt of every LoRA.
+        "prompt": ", ".join(text.strip().splitlines()[0] for text in prompts),
     }
-    sampler = by_type["KSampler"]["inputs"]
-    sampler["steps"] = request.steps or steps
-    # All subjects in one picture: the first prompt of every LoRA.
-    workflow[sampler["positive"][0]]["inputs"]["text"] = ", ".join(
-        text.strip().splitlines()[0] for text in prompts
-    )
     return workflow
 
 
@@ -371,13 +368,15 @@ class StageBars:
 
 
 def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, output: Path) -> None:
-    """Copy the merged LoRA, the picture and the report into the output folder."""
+    """Copy the merged LoRA, the comparison and the report into the output folder."""
     outputs = {
         workflow[node_id]["class_type"]: ui
         for node_id, ui in history["outputs"].items()
         if node_id in workflow
     }
-    missing = [node for node in ("IterISSave", "IterISMerge", "SaveImage") if node not in outputs]
+    missing = [
+        node for node in ("IterISSave", "IterISMerge", "IterISCompare") if node not in outputs
+    ]
     if missing:
         raise IterisError(f"the workflow ended without an output of {', '.join(missing)}.")
     named = Path(outputs["IterISSave"]["text"][0])
@@ -393,8 +392,8 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
         )
     with found.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
         shutil.copyfileobj(saved, file)
-    image = outputs["SaveImage"]["images"][0]
-    with whole_file(output / "sample.png") as file:
+    image = outputs["IterISCompare"]["images"][0]
+    with whole_file(output / "comparison.png") as file:
         file.write(client.view(image["filename"], image["subfolder"], image["type"]))
     merge = outputs["IterISMerge"]
     write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", output / "report.json")
