@@ -54,7 +54,8 @@ export async function copied(text) {
 export function addElement(node, name, height, above) {
   const element = html("div", `iteris-${name}`);
   const inputs = new Set(node.widgets?.filter(({ serialize }) => serialize !== false).map((widget) => widget.name));
-  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => height(element) });
+  const heights = { getMinHeight: () => height(element), ...(above && { getMaxHeight: () => height(element) }) }; // room of a larger node is the last one's
+  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, { serialize: false, hideOnZoom: false, hideInPanel: true, ...heights });
   widget.serialize = false;
   if (above) node.widgets.splice(node.widgets.indexOf(above) + 1, 0, ...node.widgets.splice(node.widgets.indexOf(widget), 1));
   // what stands between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as the next
