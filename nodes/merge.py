@@ -20,7 +20,7 @@ from .loras.kinds import likely_styles
 from .loras.names import fingerprints
 from .loras.prompts import use_of_row
 from .loras.rows import read_rows
-from .presets import Asked, cost_shown
+from .presets import Asked, cost_shown, rows_by_preset
 from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
@@ -51,7 +51,14 @@ class Merge(io.ComfyNode):
         return io.Schema(
             node_id="IterISMerge",
             display_name="Merge LoRAs (IterIS)",
-            **found_by("merge lora", "merge loras", "combine loras", "lora merger", "mix loras"),
+            **found_by(
+                "merge lora",
+                "merge loras",
+                "combine loras",
+                "lora merger",
+                "mix loras",
+                essential="Image Generation",
+            ),
             category="loaders/IterIS",
             description="Merges LoRAs into one. It runs each of them on its prompts, measures "
             "every layer, and computes the one LoRA that comes closest to doing what "
@@ -209,6 +216,7 @@ class Merge(io.ComfyNode):
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
         watch = host.layer_teller(node_id)
+        rows_taken = rows_by_preset(base, read, asked, progress)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
             result = merge_and_check(base, read, calibration, how, progress, watch)
@@ -228,12 +236,7 @@ class Merge(io.ComfyNode):
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],
-                # runs of an earlier merge took no time in this one
-                **(
-                    {}
-                    if any(note.kind == "reused" for note in report.notes)
-                    else {"iteris_cost": [cost_shown(base, read, asked, preset, seconds)]}
-                ),
+                **cost_shown(rows_taken, preset, seconds, report),
             },
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..iteris_core import MergeConfig
+from ..iteris_core import ConfigError, MergeConfig
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.changes import Changes
 from ..iteris_core.diffusion.presets import PRESETS, Preset
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.job import MergeSettings
     from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.diffusion.recipe import Recipe
+    from ..iteris_core.progress import StageProgress
+    from ..iteris_core.report.records import MergeReport
     from .host import ComfyModel
 
 
@@ -38,6 +41,11 @@ class Asked:
     together: bool
     scenes: Scenes | None = None
     given: Changes | Recipe | None = None
+
+    @property
+    def has_presets(self) -> bool:
+        """Whether the preset counts, which it does not where a recipe is connected."""
+        return self.given is None or isinstance(self.given, Changes)
 
     def settings(
         self, preset: Preset, loras: Sequence[LoadedLora]
@@ -66,7 +74,10 @@ class Asked:
             start = MergeSettings(MergeConfig(output_dtype=dtype))
             calibration, settings = changed(Calibration(), start, changes)
         else:
-            text = "all settings are those of the recipe; preset, together and size did not count"
+            kept = "preset, together and size"
+            if self.scenes:
+                kept = "the scenes are those of Scene prompts; preset, together and size"
+            text = f"all settings are those of the recipe; {kept} did not count"
             calibration = self.given.calibration
             settings = MergeSettings(
                 self.given.config, self.given.is_corrected, notes=(Note("method", text),)
@@ -74,26 +85,43 @@ class Asked:
         return self.scenes.applied_to(calibration) if self.scenes else calibration, settings
 
 
-def cost_shown(
-    base: ComfyModel, loras: Sequence[LoadedLora], asked: Asked, preset: Preset, seconds: float
-) -> dict[str, Any]:
-    """Return what a merge took and what it would take with each preset, for the page.
+def rows_by_preset(
+    base: ComfyModel, loras: Sequence[LoadedLora], asked: Asked, progress: StageProgress
+) -> dict[Preset, int]:
+    """Return the rows that a merge takes with each preset that goes with the other settings; none
+    with a recipe, for which presets do not count.
 
     Args:
         base: The model.
         loras: The LoRAs of the merge.
         asked: What was asked for.
-        preset: How thorough the merge was.
-        seconds: How long it took.
+        progress: Listener that may raise to cancel.
     """
     from ..iteris_core.diffusion.job import rows_of
     from ..iteris_core.diffusion.lora_use import loras_in_use
 
-    used = loras_in_use(loras)
-
-    def rows(preset: Preset) -> int:
+    found: dict[Preset, int] = {}
+    for preset in PRESETS if asked.has_presets else ():
         calibration, settings = asked.settings(preset, loras)
-        return rows_of(base, used, calibration.for_family(base.family), settings)
+        calibration = calibration.for_family(base.family)
+        with suppress(ConfigError):  # several ways need a check, and iteris
+            found[preset] = rows_of(base, loras_in_use(loras), calibration, settings, progress)
+    return found
 
-    presets = {name: rows(name) for name in PRESETS}
-    return {"rows": presets[preset], "seconds": round(seconds, 1), "presets": presets}
+
+def cost_shown(
+    rows: Mapping[Preset, int], preset: Preset, seconds: float, report: MergeReport
+) -> dict[str, Any]:
+    """Return what a merge took and what it would take with each preset, for the page; nothing if
+    that is not known, as of a merge with runs of an earlier one, which took no time in it.
+
+    Args:
+        rows: The rows of each preset.
+        preset: How thorough the merge was.
+        seconds: How long it took.
+        report: Its report.
+    """
+    if preset not in rows or any(note.kind == "reused" for note in report.notes):
+        return {}
+    shown = {"rows": rows[preset], "seconds": round(seconds, 1), "presets": dict(rows)}
+    return {"iteris_cost": [shown]}

@@ -33,12 +33,13 @@ def advanced() -> dict[str, Any]:
     return {"advanced": True} if known else {}
 
 
-def found_by(*words: str) -> dict[str, Any]:
-    """Return the arguments of a node's schema with more words by which a search finds it; none on
-    hosts that have no such words.
+def found_by(*words: str, essential: str | None = None) -> dict[str, Any]:
+    """Return the arguments of a node's schema with more words by which a search finds it, and its
+    place among the host's essential nodes; none that the host does not have.
     """
-    known = "search_aliases" in {item.name for item in fields(io.Schema)}
-    return {"search_aliases": list(words)} if known else {}
+    known = {item.name for item in fields(io.Schema)}
+    given = {"search_aliases": list(words), "essentials_category": essential}
+    return {name: value for name, value in given.items() if value and name in known}
 
 
 @dataclass(frozen=True)

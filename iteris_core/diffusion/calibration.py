@@ -37,7 +37,7 @@ _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
 _MOST_GUIDANCE = 100
-_MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
+MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
 # The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
 # they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887
@@ -118,7 +118,7 @@ class Calibration:
         2.0,
         "Weight of the task that keeps the base model as it is; 0: no such task.",
         at_least=0,
-        at_most=_MOST_WEIGHT,
+        at_most=MOST_WEIGHT,
     )
     preserve_captions: tuple[str, ...] = setting(
         PRESERVE_CAPTIONS,
@@ -129,7 +129,7 @@ class Calibration:
         0.0,
         "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.",
         at_least=0,
-        at_most=_MOST_WEIGHT,
+        at_most=MOST_WEIGHT,
     )
     scene_forms: tuple[str, ...] = setting(
         SCENE_FORMS,

@@ -16,7 +16,7 @@ from typing import Any
 from ..config import ITERIS_ONLY, MergeConfig
 from ..network import Network
 from ..report.records import TaskFidelity
-from .calibration import Calibration
+from .calibration import MOST_WEIGHT, Calibration
 from .changes import Changes
 from .model import DiffusionHost
 
@@ -44,7 +44,7 @@ def ways_of(calibration: Calibration, loras: int) -> list[Way]:
     ways = [Way("these settings")]
     if calibration.preserve_weight:
         for name, factor in (("less", 1 / 3), ("more", 3.0)):
-            weight = factor * calibration.preserve_weight
+            weight = min(factor * calibration.preserve_weight, MOST_WEIGHT)
             changes = Changes(calibration={"preserve_weight": weight})
             ways.append(Way(f"the base model kept {name}", changes))
     if calibration.scene_weight and loras > 1:

@@ -70,16 +70,18 @@ class MergeSettings:
         check_used(self.config)
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
-                "correct_strength needs samples to measure it on; set held_out to 1 or more"
+                "correct_strength needs samples to measure it on; set held_out (check_runs in "
+                "ComfyUI) to 1 or more"
             )
         if self.try_several and self.config.method != "iteris":
             raise ConfigError(
-                f"try_several compares ways with iteris, and method is {self.config.method}; set "
-                "method to iteris, or leave try_several out"
+                "try_several (the preset Best) compares ways with iteris, and method is "
+                f"{self.config.method}; set method to iteris, or choose another preset"
             )
         if self.try_several and not calibration.held_out:
             raise ConfigError(
-                "try_several needs samples to compare the ways on; set held_out to 1 or more"
+                "try_several (the preset Best) needs samples to compare the ways on; set held_out "
+                "(check_runs in ComfyUI) to 1 or more"
             )
 
 
@@ -217,17 +219,21 @@ def rows_of(
     used: Sequence[LoadedLora],
     calibration: Calibration,
     settings: MergeSettings,
+    progress: StageProgress = nobody,
 ) -> int:
     """Return the rows that a merge runs through the diffusion model, if it tries several ways those
     of all of them, which share their sampling runs.
 
-    Args, Raises: See `planned`; captions are not read.
+    Args, Raises: See `planned`; captions are not read. Also settings that cannot be done, see
+        `MergeSettings.check`.
     """
+    settings.check(calibration)
+    tick = tick_of(progress)
     ways = ways_of(calibration, len(used)) if settings.try_several else [Way("these settings")]
     costs = []
     for way in ways:
         of_way, of_settings = _settings_of(way, calibration, settings)
-        plans = _all_plans(model, used, of_way, of_settings, nobody)
+        plans = _all_plans(model, used, of_way, of_settings, tick)
         costs.append(_cost(model, used, of_way, of_settings, *plans))
     again = sum(cost.sampling + cost.check_sampling for cost in costs[1:])
     return sum(cost.rows for cost in costs) - again
@@ -285,12 +291,12 @@ def _best(
     tried: list[Tried] = []
     notes = []
     for way in ways:
-        of_way, of_settings = _settings_of(way, calibration, settings)
         try:
+            of_way, of_settings = _settings_of(way, calibration, settings)
             cost = planned(remembering, loras_in_use(loras), of_way, of_settings, progress)
             stages = _in_stages(progress, remembering, loras, of_way, cost)
             result = _merge(remembering, loras, of_way, of_settings, stages, watch)
-        except (CalibrationError, SolveError) as error:
+        except (CalibrationError, ConfigError, SolveError) as error:
             if best is None:  # the user's own settings
                 raise
             notes.append(Note("method", f"could not be tried: {way.name} ({error})"))

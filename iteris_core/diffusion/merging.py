@@ -151,7 +151,8 @@ def token_positions_of(model: DiffusionHost, tick: Callable[[], None]) -> TokenP
             raise ConfigError(
                 "scene prompts of several subjects are for models with text encoders that are "
                 "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
-                f"is {model.family.name}. Set scene_weight to 0, or disconnect 'Scene prompts'"
+                f"is {model.family.name}. Set scene_weight to 0: switch "
+                "'together' off, or disconnect 'Scene prompts'"
             )
         return model.token_positions(text)
 
@@ -167,7 +168,8 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
     if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
         raise ConfigError(
             "scene tasks need the target 'full_output', since teacher and student read different "
-            f"captions; it is {config.target!r}. Set target to 'full_output', or scene_weight to 0"
+            f"captions; it is {config.target!r}. Set target ('reproduce' in ComfyUI) to "
+            "'full_output', or scene_weight to 0 ('together' off)"
         )
 
 

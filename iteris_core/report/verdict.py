@@ -250,12 +250,13 @@ def lines_of(verdict: Verdict) -> list[str]:
 
 
 _ADVICE: dict[AdviceKind, str] = {
-    "check": "not checked on unseen prompts: set held_out to 1 or more",
+    "check": "not checked on unseen prompts: set held_out (check_runs in ComfyUI) to 1 or more",
     "method": "merge with iteris instead of {0}",
     "runs": "make more sampling runs, 20 are usual",
     "rank": "allow a higher rank or a larger file",
-    "weight": "raise its weight",
-    "stronger": "load the merge at a higher strength, or lower preserve_weight",
+    "weight": "raise its weight (priority in ComfyUI)",
+    "stronger": "load the merge at a higher strength, or lower preserve_weight "
+    "(protect_base in ComfyUI)",
     "weaker": "lower the strengths",
     "apart": "lower the strength of {0}, which gets into its prompts",
     "fewer": "merge fewer LoRAs at once, or write prompts closer to how you use it",

@@ -277,6 +277,10 @@ class ComfyModel:
     def loader(self) -> ComfyModel:
         return self
 
+    def forget_files(self) -> None:
+        """Let the tensors go that `adapter` was given, where nobody will ask `with_file`."""
+        self._files.clear()
+
     def with_file(self, lora: LoadedLora) -> ComfyModel:
         """Return the model with the tensors that `adapter` was given for a use, as the stock
         LoraLoader patches it; where that is known to misread them, as they were read here. The

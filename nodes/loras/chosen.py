@@ -84,6 +84,7 @@ def read_again(base: host.ComfyModel, merged: MergedLora) -> list[Adapter]:
                 f"{use.sha256[:10]}. Put that file back, or merge again"
             )
         adapters.append(_read(base, use, merged.loose))
+        base.forget_files()
     return adapters
 
 

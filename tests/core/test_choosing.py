@@ -81,7 +81,9 @@ def test_one_lora_is_not_compared_with_a_stack_of_itself(host):
 
 def test_ways_cannot_be_compared_without_unseen_samples(host):
     lora = as_used(host.lora("a"))
-    with pytest.raises(ConfigError, match=r"try_several needs samples .* held_out"):
+    with pytest.raises(
+        ConfigError, match=r"try_several \(the preset Best\) needs samples .* held_out"
+    ):
         merge_and_check(
             host,
             [lora],
@@ -119,5 +121,13 @@ def test_own_prompts_decide():
 
 def test_ways_are_compared_with_iteris_only(host):
     settings = MergeSettings(MergeConfig(method="sum"), try_several=True)
-    with pytest.raises(ConfigError, match=r"try_several compares ways with iteris"):
+    with pytest.raises(
+        ConfigError, match=r"try_several \(the preset Best\) compares ways with iteris"
+    ):
         merge_and_check(host, [host.lora("a")], CALIBRATION, settings)
+
+
+def test_no_way_asks_for_more_weight_than_there_can_be():
+    ways = ways_of(replace(CALIBRATION, preserve_weight=90.0), 2)
+    more = next(way for way in ways if way.name == "the base model kept more")
+    assert more.changes.calibration == {"preserve_weight": 100}

@@ -90,6 +90,9 @@ class Base:
     def adapter(self, used, tensors, metadata):
         return Adapter(used.name, {})
 
+    def forget_files(self):
+        pass
+
     def patched(self, *adapters):
         return tuple(adapter.name for adapter in adapters), "clip"
 

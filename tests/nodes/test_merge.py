@@ -6,14 +6,15 @@ from iteris_pack.iteris_core.devices import Room
 from iteris_pack.nodes.loras.kinds import likely_styles
 from iteris_pack.nodes.loras.rows import read_rows
 from iteris_pack.nodes.merge import too_small
-from iteris_pack.nodes.presets import Asked
+from iteris_pack.nodes.presets import Asked, cost_shown
 from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file
 
-from iteris_core import ConfigError, MergeConfig
+from iteris_core import ConfigError, MergeConfig, MergeReport
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.changes import Changes
 from iteris_core.diffusion.recipe import Recipe
+from iteris_core.report.records import Note
 
 
 def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
@@ -71,3 +72,15 @@ def test_a_file_that_looks_like_a_style_is_told_where_its_row_says_nothing(repla
         "loras, line 4: art_styles.safetensors",
     ]
     assert "'ink wash style' looks like a style; write style or subject" in notes[0]
+
+
+def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
+    rows = {"Fast": 10, "Balanced": 20}
+    report = MergeReport(())
+    shown = {"rows": 20, "seconds": 1.5, "presets": rows}
+    assert cost_shown(rows, "Balanced", 1.52, report) == {"iteris_cost": [shown]}
+    assert cost_shown(rows, "Best", 1.52, report) == {}
+    reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
+    assert cost_shown(rows, "Balanced", 1.52, reused) == {}
+    recipe = Recipe((), Calibration(), MergeConfig(), False, {})
+    assert not Asked(Size(), together=False, given=recipe).has_presets
