@@ -13,7 +13,7 @@ from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
-from .settings import MergeSettings
+from .settings import Settings
 from .stack import LorasOnModel, LoraStack
 
 
@@ -24,7 +24,7 @@ class IterisExtension(ComfyExtension):
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             Merge,
-            MergeSettings,
+            Settings,
             LoraToMerge,
             LoraStack,
             LorasOnModel,

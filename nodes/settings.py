@@ -47,7 +47,7 @@ TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 
 
-class MergeSettings(io.ComfyNode):
+class Settings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

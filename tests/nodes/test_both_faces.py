@@ -11,7 +11,7 @@ import torch
 from iteris_pack.nodes.host.base_changes import BaseChanges
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
-from iteris_pack.nodes.settings import MergeSettings
+from iteris_pack.nodes.settings import Settings
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -125,7 +125,7 @@ def node(world, replace_host, monkeypatch, widgets):
                 previous=chain,
             ).args
         said = {name: value for name, (_, value) in SETTINGS.items()}
-        (settings,) = MergeSettings.execute(**widgets(MergeSettings, **said)).args
+        (settings,) = Settings.execute(**widgets(Settings, **said)).args
         *_, merged, report = Merge.execute(
             model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
         ).args

@@ -25,7 +25,7 @@ from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.report import ShowReport
 from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.scene import ScenePrompts
-from iteris_pack.nodes.settings import MergeSettings
+from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
 from iteris_pack.nodes.stack import LorasOnModel, LoraStack
 from safetensors.torch import save_file
@@ -49,7 +49,7 @@ NODES = (
     LoraStack,
     LorasOnModel,
     ScenePrompts,
-    MergeSettings,
+    Settings,
     Merge,
     Compare,
     LoadRecipe,

@@ -11,15 +11,14 @@ from iteris_pack.nodes.settings import (
     OF_CALIBRATION,
     OF_CONFIG,
     UNSET,
-    MergeSettings,
+    Settings,
     changes_of,
 )
 from iteris_pack.nodes.size import Size
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings as Settings
-from iteris_core.diffusion.job import changed
+from iteris_core.diffusion.job import MergeSettings, changed
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.settings import bounds
@@ -32,7 +31,7 @@ FIELDS = {
     "size_value": "value",
 }
 NODES = {
-    MergeSettings: (Calibration, MergeConfig),
+    Settings: (Calibration, MergeConfig),
     Merge: (Size,),
     LoraToMerge: (LoraUse,),
     TrainedLora: (LoraUse,),
@@ -60,8 +59,8 @@ def declared_in(node, widget):
 
 CASES = [
     pytest.param(*found, widget, id=widget.id)
-    for widget in MergeSettings.define_schema().inputs
-    if (found := declared_in(MergeSettings, widget))
+    for widget in Settings.define_schema().inputs
+    if (found := declared_in(Settings, widget))
 ]
 
 
@@ -83,23 +82,23 @@ def test_there_are_widgets_to_compare():
 
 
 def test_new_merge_settings_change_nothing(widgets):
-    (changes,) = MergeSettings.execute(**widgets(MergeSettings)).args
-    start = Calibration(), Settings(MergeConfig(output_dtype=torch.float16))
+    (changes,) = Settings.execute(**widgets(Settings)).args
+    start = Calibration(), MergeSettings(MergeConfig(output_dtype=torch.float16))
     assert changed(*start, changes) == start
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_new_merge_settings_leave_a_preset_as_it_is(preset, widgets):
-    (changes,) = MergeSettings.execute(**widgets(MergeSettings)).args
-    start = Calibration(), Settings(MergeConfig(output_dtype=torch.float16))
+    (changes,) = Settings.execute(**widgets(Settings)).args
+    start = Calibration(), MergeSettings(MergeConfig(output_dtype=torch.float16))
     of_preset = changed(*start, PRESETS[preset])
     assert changed(*start, PRESETS[preset].then(changes)) == of_preset
 
 
 def test_each_widget_of_merge_settings_changes_its_setting(widgets):
-    fresh = changes_of(**widgets(MergeSettings))
-    for widget in MergeSettings.define_schema().inputs:
-        other = changes_of(**widgets(MergeSettings, **{widget.id: other_value(widget)}))
+    fresh = changes_of(**widgets(Settings))
+    for widget in Settings.define_schema().inputs:
+        other = changes_of(**widgets(Settings, **{widget.id: other_value(widget)}))
         assert other != fresh, widget.id
 
 
