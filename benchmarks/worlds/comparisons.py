@@ -64,7 +64,7 @@ def _cheaper() -> list[Recipe]:
     return [*steps, *shares, *tokens, *runs]
 
 
-FAST = {"trajectories": 10, "held_out": 2}
+FAST = {**CHECKED, "trajectories": 10}
 BALANCED = Recipe("Balanced", {}, CHECKED)
 BALANCED_TOGETHER = Recipe("Balanced, together", {}, TOGETHER)
 CORRECTED = Recipe("Balanced, strength corrected", {}, CHECKED, job={"correct_strength": True})
