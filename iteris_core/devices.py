@@ -198,6 +198,16 @@ def memory_in_use(device: torch.device) -> int | None:
     return torch.mps.current_allocated_memory() if device.type == "mps" else None
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that a merge may still take on a device, torch's own reserve included; None
+    if it does not report them.
+    """
+    if device.type != "cuda":
+        return None
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
+
+
 def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
 

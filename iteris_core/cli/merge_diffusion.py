@@ -18,6 +18,7 @@ import typer
 
 from ..adapters import Adapter
 from ..config import MergeConfig
+from ..devices import device_of, free_bytes
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import MergeSettings, merge_and_check
 from ..diffusion.loading import load_diffusers
@@ -26,6 +27,7 @@ from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, wi
 from ..diffusion.pipeline import DiffusersModel
 from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
+from ..diffusion.room import with_room
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
@@ -249,7 +251,16 @@ def _merge(
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         loras, repeated = load_each_once(uses, Reader(model, uses, lora))
         check_style((one.adapter for one in loras), saving.style)
-        how = replace(how, notes=tuple(repeated))
+        config_in_room = with_room(
+            model,
+            loras,
+            calibration,
+            settings,
+            # with a device map, what is free while the model waits elsewhere is not known
+            free=free_bytes(device_of(model.unet_model)) if placement.device_map is None else None,
+            bytes_per_number=model.unet_model.dtype.itemsize,
+        )
+        how = replace(how, config=config_in_room, notes=tuple(repeated))
         result = merge_and_check(model, loras, calibration, how, progress)
     if not Processes.current().is_first:
         return
