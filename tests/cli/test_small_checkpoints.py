@@ -214,6 +214,6 @@ def test_a_picture_of_the_users_model_has_the_size_of_its_family(family, side):
     )
     workflow = make_workflow(_read_template(), request, "c.safetensors", loras)
     (size,) = (
-        node["inputs"] for node in workflow.values() if node["class_type"] == "EmptyLatentImage"
+        node["inputs"] for node in workflow.values() if node["class_type"] == "IterISCompare"
     )
     assert (size["width"], size["height"]) == (side, side)
