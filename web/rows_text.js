@@ -7,7 +7,7 @@ const WORD = /((?:"(?:\\.|[^"\\])*"|[^\s|"])+)\s*/y;
 const QUOTED = /"((?:\\.|[^"\\])*)"/g;
 const PROMPTS = /(?:\\\||\{[^{}]*\}|[^|])+/g;
 const PLAIN = /^[^\s|"]+$/; // a value that needs no quotes
-const NUMBER = /^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*$/i;
+const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*$/i;
 const KINDS = ["subject", "style"];
 const NAMED = ["priority", "called", "blocks", "without"];
 const MOST = 100; // of a strength, and of a priority
@@ -33,13 +33,14 @@ class Unknown extends Error {
  */
 export function readRows(text) {
   return text.split("\n").flatMap((line) => {
-    const [, off, rest] = line.match(/^\s*(#?)[\s#]*(.*?)\s*$/s);
-    if (!off && !rest) return [{ text: line }];
+    const said = line.trim();
+    if (!said) return [{ text: line }];
+    const isOff = said.startsWith("#");
     try {
-      return rowsOf(rest).map((row, _, { length }) => ({ text: length > 1 ? writtenRow(row, !!off) : line, row, isOff: !!off }));
+      return rowsOf(said.replace(/^[\s#]+/, "")).map((row, _, { length }) => ({ text: length > 1 ? writtenRow(row, isOff) : line, row, isOff }));
     } catch (error) {
       if (!(error instanceof Unknown)) throw error;
-      return [off ? { text: line } : { text: line, error: error.part }]; // what is switched off may be anything
+      return [isOff ? { text: line } : { text: line, error: error.part }]; // what is switched off may be anything
     }
   });
 }

@@ -100,3 +100,8 @@ def test_a_lora_to_merge_becomes_a_row():
 def test_too_many_rows_are_refused():
     with pytest.raises(ConfigError, match="there are 101 LoRAs"):
         read_rows("<lora:a>\n" * 101, "loras")
+
+
+def test_a_long_line_of_hardly_anything_is_read_at_once():
+    with pytest.raises(ConfigError, match="strength"):
+        read_rows(f"<lora:a:{'1' * 400_000}x>", "loras")

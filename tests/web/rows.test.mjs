@@ -47,6 +47,14 @@ test("what a view does not touch stays as it is, and what it cannot read, too", 
 
 test("a row of a file that was chosen", () => assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
 
+test("long lines of hardly anything are read at once", () => {
+  const long = (letter) => letter.repeat(400_000);
+  assert.equal(readRows(`#a${long(" ")}b`)[0].error, undefined);
+  assert.ok(readRows(`a${long(" ")}b`)[0].error);
+  assert.deepEqual(readRows(`<lora:a:1>${long(" ")}| a${long(" ")}b`)[0].row.prompts.length, 1);
+  assert.ok(readRows(`<lora:a:${long("1")}x>`)[0].error);
+});
+
 test("a row moves to another place", () => {
   assert.deepEqual(moved(["a", "b", "c"], 0, 2), ["b", "c", "a"]);
   assert.deepEqual(moved(["a", "b", "c"], 2, 0), ["c", "a", "b"]);
