@@ -1,12 +1,12 @@
 // A choice among many names: a field to search in, and the names that hold all its words.
 
 import { html } from "./parts.js";
-import { matching, nameOf } from "./rows_text.js";
+import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
 
 /**
- * Let the user choose a name. Escape, and a click elsewhere, choose none.
+ * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
  * @param {string[]} names
@@ -28,6 +28,10 @@ export function choose(anchor, names, say, chosen) {
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
   const take = (name) => {
+    if (!canName(name)) {
+      rest.textContent = say("no_row_name", { name });
+      return;
+    }
     box.hidePopover();
     chosen(name);
   };

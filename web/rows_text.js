@@ -90,21 +90,29 @@ export function moved(list, from, to) {
 
 /** Return what a row calls a file of ComfyUI's list. */
 export function nameOf(file) {
-  return file.replace(/\.safetensors$/i, "");
+  return file.replace(/\.safetensors$/, "");
+}
+
+/** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */
+export function canName(file) {
+  const [{ row }, ...more] = readRows(newRow(file).text);
+  return row?.name === nameOf(file) && !more.length && !file.includes("\r"); // of which a text field makes a line break
 }
 
 /**
- * Return the file that a row means, as `find_name` in `nodes/loras/stack_formats.py` does.
+ * Return the file that a row means, as `find_name` in `nodes/loras/names.py` does.
  *
  * @param {string} name of the row
  * @param {string[]} files ComfyUI's list
  * @returns {string|undefined} undefined: no file, or several
  */
 export function fileOf(name, files) {
-  const path = (text) => text.replaceAll("\\", "/").replace(/\.safetensors$/, "");
+  const path = (text) => nameOf(text.replaceAll("\\", "/"));
   const wanted = path(name);
   const exact = files.filter((file) => path(file) === wanted);
-  const found = exact.length ? exact : files.filter((file) => path(file).endsWith(`/${wanted}`));
+  const ends = files.filter((file) => wanted.endsWith(`/${path(file)}`)).sort((one, other) => one.length - other.length); // an absolute path
+  const within = () => files.filter((file) => path(file).endsWith(`/${wanted}`));
+  const found = exact.length ? exact : ends.length ? ends.slice(-1) : within();
   return found.length === 1 ? found[0] : undefined;
 }
 

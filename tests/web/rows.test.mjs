@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { duration, expected, readCost } from "../../web/cost.js";
 import { modelFileOf, strangers } from "../../web/fitting.js";
-import { changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
+import { canName, changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
 import { sayer } from "../../web/words.js";
 
 const { good, bad } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
@@ -47,6 +47,12 @@ test("what a view does not touch stays as it is, and what it cannot read, too", 
 
 test("a row of a file that was chosen", () => assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
 
+test("a file whose name no row can have", () => {
+  for (const file of ["people/dog.safetensors", "a | b.safetensors", "small\\ink {x} #1.pt", "DOG.SAFETENSORS"]) assert.ok(canName(file), file);
+  for (const file of ["a:b.safetensors", "<a.safetensors", "a>.safetensors", "a\nb.safetensors", "a\rb.safetensors", "a\n<lora:b>.safetensors", " a.safetensors", "a .safetensors", ".safetensors"])
+    assert.ok(!canName(file), file);
+});
+
 test("long lines of hardly anything are read at once", () => {
   const long = (letter) => letter.repeat(400_000);
   assert.equal(readRows(`#a${long(" ")}b`)[0].error, undefined);
@@ -68,6 +74,11 @@ test("the file that a row means", () => {
   assert.equal(fileOf("small/ink", files), "small\\ink.safetensors");
   assert.equal(fileOf("x", files), undefined);
   assert.equal(fileOf("og", files), undefined);
+  assert.equal(fileOf("/models/loras/big/cat.safetensors", files), "big/cat.safetensors"); // the longest end
+  assert.equal(fileOf("\\loras\\small\\ink", files), "small\\ink.safetensors");
+  const loud = "LOUD.SAFETENSORS"; // Python cuts the suffix in small letters alone
+  assert.equal(fileOf("LOUD", [loud]), undefined);
+  assert.equal(fileOf(newRow(loud).row.name, [loud]), loud);
 });
 
 test("names are found by their parts, in any order", () => {
