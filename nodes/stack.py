@@ -36,9 +36,10 @@ ROWS_EXAMPLE = (
 )
 ROWS = (
     "The LoRAs, one a line: <lora:name:strength> or <lora:name:strength:text encoder strength>. "
-    "Behind it may stand subject or style, priority=2, and called=, which is its name in captions "
-    "with others. Then come its prompts, each behind a vertical bar; without any they are made of "
-    "the file's trigger words. A line that begins with # is switched off."
+    "Behind it may stand subject or style, priority=2, called=, which is its name in captions with "
+    "others, blocks=, which has weights of blocks, and without=, which leaves layers out. Then "
+    "come its prompts, each behind a vertical bar; without any they are made of the file's trigger "
+    "words. A line that begins with # is switched off."
 )
 _FIRST_SEEN: dict[
     str, str
