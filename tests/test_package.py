@@ -4,6 +4,7 @@ examples in its docstrings.
 
 import doctest
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -62,6 +63,22 @@ def test_the_range_of_frontends_is_told_when_it_is_published(tmp_path, project):
     first, *rest = changed.pop("dependencies")
     assert rest == before.pop("dependencies") and changed == before
     assert re.fullmatch(r"comfyui-frontend-package>=\d+\.\d+\.\d+", first)
+
+
+def test_a_tag_of_the_version_publishes_and_no_other_push():
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    started = workflow[True]  # YAML reads "on" as a truth value
+    assert started == {"workflow_dispatch": None, "push": {"tags": ["v*"]}}
+    *_, published = steps = workflow["jobs"]["publish"]["steps"]
+    assert re.fullmatch(r"Comfy-Org/publish-node-action@[0-9a-f]{40}", published["uses"])
+    assert published["with"]["skip_checkout"] == "true"  # or the change above would be undone
+    (check,) = (step["run"] for step in steps if "if" in step)
+    for tag, is_right in {f"v{iteris_core.__version__}": True, "v9.9.9": False}.items():
+        command = ["bash", "-ec", check]
+        ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag})
+        assert (ended.returncode == 0) == is_right
 
 
 def test_the_registry_leaves_out_folders_of_this_one_alone():
