@@ -1,8 +1,9 @@
 """Several ways to merge, tried on the same sampling runs; the best on unseen prompts is kept.
 
-Sampling does not depend on how is merged, and is done once: 180 of the 512 rows of a merge of two
-LoRAs. Every other way costs a sweep and a check, which makes it about 1600 rows in all. So no user
-gets less than the stack (at the same rank) on their own prompts, as far as the check can tell.
+Sampling does not depend on how is merged, and is done once: 240 of the 512 rows of a merge of two
+LoRAs, with that of the check. Every other way costs a sweep and the rest of a check; five ways make
+1600 rows. So no user gets less than the stack (at the same rank) on their own prompts, as far as
+the check can tell.
 """
 
 from __future__ import annotations
