@@ -192,6 +192,10 @@ class FlowStableDiffusion:
     has_text_layers = True
     loader = None
 
+    def own_path(self, path: str) -> str:
+        """Return a module's path as block weights mean it, which is its own."""
+        return path
+
     @property
     def family(self) -> Family:
         return Family("flow world")

@@ -197,8 +197,10 @@ def test_rows_of_strangers_texts_and_files_do_not_run(frontend, hostile, picture
     option = page.locator(".iteris-option", has_text="(window.ran??=[]).push('name')")
     assert option.text_content() == NAME
     picture(frontend, "hostile_rows")
-    option.click()
-    assert frontend.prompt()["1"]["inputs"]["loras"] == f"{ROWS}\n<lora:{NAME}:1>"
+    option.click()  # no row can name a file with such letters
+    assert NAME in page.locator(".iteris-choice > .iteris-quiet").inner_text()
+    page.keyboard.press("Escape")
+    assert frontend.prompt()["1"]["inputs"]["loras"] == ROWS
     page.locator(".iteris-other").click()
     assert ran(frontend) == []
     assert frontend.errors == []
