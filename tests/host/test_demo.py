@@ -176,5 +176,6 @@ def test_each_lora_gets_its_row():
         ("y_z.safetensors", ("y | z",)),
         ("w.safetensors", ("a <w>",)),
     ]
-    assert workflow["7"]["inputs"]["text"] == "a <x>, y | z, a <w>"
-    assert "settings" not in merge["inputs"] and workflow["10"]["inputs"]["steps"] == 20
+    compare = next(node for node in workflow.values() if node["class_type"] == "IterISCompare")
+    assert compare["inputs"]["prompt"] == "a <x>, y | z, a <w>"
+    assert "settings" not in merge["inputs"] and compare["inputs"].get("steps", 20) == 20
