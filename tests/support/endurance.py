@@ -114,7 +114,7 @@ def in_a_row(host: Host, merges: int) -> InARow:
 
 def queued(host: Host, count: int) -> Queued:
     """Queue merges, take a quarter out of the queue, and interrupt a quarter at their work."""
-    folder = host.output / "endurance"
+    folder = host.output / "loras" / "endurance"
     before = files_in(folder)
     threads, waiting, outcomes = [], [], []
     for number in range(count):
@@ -167,7 +167,7 @@ def result_of(host: Host) -> dict[str, torch.Tensor]:
     nodes = merge(host, 7, "again")
     host.run({**nodes, **host.sample("endurance", ["1", 0], ["1", 1])})
     return {
-        **load_file(host.output / "endurance" / "again.safetensors"),
+        **load_file(host.output / "loras" / "endurance" / "again.safetensors"),
         "the base model's picture": host.latent("endurance"),
     }
 
