@@ -29,7 +29,7 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 MOST_GROWTH_MB = 40.0
 LAYERS = re.compile(r"mid_block|encoder_layers_(0|11)_self_attn")
-WARM_UP = 6  # merges until the allocator has what it needs
+WARM_UP = 3  # merges until the allocator has what it needs
 Json = dict[str, Any]
 
 
