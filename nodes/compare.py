@@ -145,7 +145,7 @@ class Compare(io.ComfyNode):
         uses = [lora.use for lora in merged.loras]
         prompts, taken = prompts_of(prompt, uses)
         names = [*ways_of(uses), "merged"]
-        check_count(len(names), len(prompts))
+        check_pictures(len(names), len(prompts))
         base = host.ComfyModel(model, clip)
         check_base(base, merged)
         host.check_vae(vae, base)
@@ -248,7 +248,7 @@ def check_side(name: str, side: int) -> None:
         )
 
 
-def check_count(ways: int, prompts: int) -> None:
+def check_pictures(ways: int, prompts: int) -> None:
     """Refuse more pictures than anybody waits for.
 
     Raises:

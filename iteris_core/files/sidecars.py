@@ -24,8 +24,7 @@ def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the name of the first file beside a LoRA's that lists its trigger words, and the words
     as they stand there; empty where there is none that can be read.
     """
-    for ending in _WORDS:
-        sidecar = path.with_suffix(ending)
+    for sidecar in sidecars(path):
         words = _words(_content(sidecar, SIDECAR_BYTES))
         if words:
             return sidecar.name, words

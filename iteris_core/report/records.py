@@ -14,9 +14,8 @@ from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
-# sampling runs of an earlier merge;
-# what the host's model carries; a LoRA of the merge that it carries, too, which is a warning; a
-# device that is too small for all of it.
+# sampling runs of an earlier merge; what the host's model carries; a LoRA of the merge that it
+# carries, too, which is a warning; a device that is too small for all of it.
 NoteKind = Literal[
     "method",
     "left_out",

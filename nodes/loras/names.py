@@ -12,7 +12,6 @@ from ...iteris_core.settings import shown
 
 _SHOWN = 20  # names in an error
 _MOST_LETTERS = 200  # of a name that is compared with others
-
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
 
@@ -33,8 +32,8 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
     Raises:
         IterisError: No file, or more than one.
     """
-    plain = wanted.replace("\\", "/").removesuffix(".safetensors")
-    paths = {name: name.replace("\\", "/").removesuffix(".safetensors") for name in names}
+    plain = adapter_name(wanted)
+    paths = {name: adapter_name(name) for name in names}
     found = [name for name, path in paths.items() if path == plain]
     ends = [name for name, path in paths.items() if plain.endswith(f"/{path}")]  # an absolute path
     found = found or sorted(ends, key=len)[-1:]
