@@ -188,7 +188,9 @@ class Merge(io.ComfyNode):
         asked = Asked(wanted, together, scenes, settings)
         calibration, how = asked.settings(preset, read)
         calibration = calibration.for_family(base.family)
-        cost = planned(base, used, calibration, how)
+        node_id = cls.hidden.unique_id
+        progress = host.stage_progress(node_id)
+        cost = planned(base, used, calibration, how, progress)
         room = base.make_room(
             calibration.resolution,
             cost.samples,
@@ -213,8 +215,6 @@ class Merge(io.ComfyNode):
                 *too_small(room),
             ),
         )
-        node_id = cls.hidden.unique_id
-        progress = host.stage_progress(node_id)
         watch = host.layer_teller(node_id)
         rows_taken = rows_by_preset(base, read, asked, progress)
         begin = time.monotonic()
@@ -225,7 +225,7 @@ class Merge(io.ComfyNode):
         for alert in report.alerts:
             logger.warning(alert)
         # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
-        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(read)]
+        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in used]
         return io.NodeOutput(
             *base.patched(result.adapter),
             base.lora_model_tensors(result.adapter),
@@ -247,13 +247,11 @@ class Merge(io.ComfyNode):
         """Yield notes about what MODEL and CLIP carry already."""
         from .loras.on_model import notes_on_model
 
-        prompt = cls.hidden.prompt or {}
-        texts = set(texts_upstream(prompt, cls.hidden.unique_id, ("model", "clip")))
         yield from notes_on_model(
             host.patches_of(model, clip),
             host.base_changes(model, clip),
             loras,
-            sorted(texts & set(host.lora_names())),
+            sorted(cls.named_upstream() & set(host.lora_names())),
             is_guided=is_guided,
         )
 
@@ -262,11 +260,14 @@ class Merge(io.ComfyNode):
         """Return what else a recipe should know: ComfyUI's version, and the base model's files as
         the workflow names them.
         """
-        named = set(
-            texts_upstream(cls.hidden.prompt or {}, cls.hidden.unique_id, ("model", "clip"))
-        )
-        base = ", ".join(host.model_files(named))
+        base = ", ".join(host.model_files(cls.named_upstream()))
         return {"comfyui_version": host.version(), **({"base": base} if base else {})}
+
+    @classmethod
+    def named_upstream(cls) -> set[str]:
+        """Return every text in the nodes from which MODEL and CLIP come, such as names of files."""
+        prompt = cls.hidden.prompt or {}
+        return set(texts_upstream(prompt, cls.hidden.unique_id, ("model", "clip")))
 
 
 def too_small(room: Room) -> list[Note]:

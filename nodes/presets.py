@@ -100,12 +100,13 @@ def rows_by_preset(
     from ..iteris_core.diffusion.job import rows_of
     from ..iteris_core.diffusion.lora_use import loras_in_use
 
+    used = loras_in_use(loras)
     found: dict[Preset, int] = {}
     for preset in PRESETS if asked.has_presets else ():
         calibration, settings = asked.settings(preset, loras)
         calibration = calibration.for_family(base.family)
         with suppress(ConfigError):  # several ways need a check, and iteris
-            found[preset] = rows_of(base, loras_in_use(loras), calibration, settings, progress)
+            found[preset] = rows_of(base, used, calibration, settings, progress)
     return found
 
 
