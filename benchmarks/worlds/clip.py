@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from .drawing import SIDE, Drawing, Label, Scene, Surface, Thing
-from .loras import SETS
-from .training import BaseSettings, Phase
+from .settings import SETS, BaseSettings, Phase
 from .world import SIX_GROUPS, Forms, World
 
 DRAWING = Drawing(

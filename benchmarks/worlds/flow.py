@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from .drawing import PATCH, Drawing, Label, Scene, Surface, Thing
-from .loras import LoraKind
-from .training import BaseSettings, Phase
+from .settings import BaseSettings, LoraKind, Phase
 from .world import SIX_GROUPS, Forms, World
 
 END = "</w>"  # marks the last piece of a word

@@ -5,61 +5,17 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .drawing import Scene, in_style, to_latents
+from .settings import LoraKind
 from .training import LoraModel, rate_at
 from .world import World
 
-Layers = Literal["attention", "feed_forward", "convolution"]
 FILE = "pytorch_lora_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class LoraKind:
-    """How a LoRA is trained; a batch is pictures of it `alone`, in `company` of a base thing, and
-    `prior` ones, which show the base model's world.
-    """
-
-    steps: int = 200
-    rank: int = 4
-    layers: tuple[Layers, ...] = ("attention",)
-    text: bool = True
-    learning_rate: float = 2e-3
-    pictures: int = 8
-    pictures_in_company: int = 24
-    alone: int = 4
-    company: int = 6
-    prior: int = 4
-    dropped_captions: float = 0.1
-
-
-USUAL = LoraKind()
-# nothing keeps them from changing the rest of the model
-STRONG = LoraKind(steps=300, alone=5, company=5, prior=0)
-ALONE = LoraKind(steps=300, alone=6, company=0)
-MIXED = (
-    LoraKind(rank=16, layers=("attention", "feed_forward")),
-    LoraKind(text=False, steps=250),
-    LoraKind(
-        steps=250,
-        rank=16,
-        layers=("attention", "feed_forward", "convolution"),
-        text=False,
-        alone=5,
-        company=5,
-        prior=0,
-    ),
-    ALONE,
-    LoraKind(steps=300, rank=16, alone=5, company=5, prior=0),
-    LoraKind(layers=("attention", "feed_forward", "convolution")),
-)
-SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED, "alone": (ALONE,)}
 
 
 def kind_of(world: World, trigger: str, lora_set: str) -> LoraKind:

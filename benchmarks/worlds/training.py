@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .drawing import Drawing, Label, Scene, to_latents
-
-if TYPE_CHECKING:
-    from .world import World
+from .drawing import Drawing, Label, to_latents
+from .settings import BaseSettings
+from .world import World
 
 Tell = Callable[[int, int, float], None]  # step, steps, loss
-MakeScene = Callable[[random.Random, list[Label]], tuple[Scene, str]]
 
 
 class Model(Protocol):
@@ -54,26 +52,6 @@ class LoraModel(Model, Protocol):
     def save_loras(self, folder: Path, name: str) -> None:
         """Save the LoRAs that PEFT has put into the parts."""
         ...
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the training: its scenes, and how fast it learns."""
-
-    steps: int
-    learning_rate: float
-    scene: MakeScene
-
-
-@dataclass(frozen=True)
-class BaseSettings:
-    """How a base model is trained."""
-
-    phases: tuple[Phase, ...]
-    batch: int = 64
-    scenes: int = 30_000
-    dropped_captions: float = 0.1
-    seed: int = 0
 
 
 def training_data(

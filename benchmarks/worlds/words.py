@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .drawing import BLACK, SIDE, Drawing, Label, Scene, Surface, Thing
-from .loras import SETS, LoraKind
-from .training import BaseSettings, Phase
+from .settings import SETS, BaseSettings, LoraKind, Phase
 from .world import SIX_GROUPS, Forms, World
 
 MAX_TOKENS = 20

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .drawing import Drawing, Label, Scene
-
-if TYPE_CHECKING:
-    from .loras import LoraKind
-    from .training import BaseSettings
+from .settings import BaseSettings, LoraKind, MakeScene
 
 # merges of six concepts, by number
 SIX_GROUPS = {
@@ -82,7 +79,7 @@ class World:
     drawing: Drawing
     concepts: tuple[Label, ...]
     triggers: tuple[str, ...]
-    scene: Callable[[random.Random, list[Label]], tuple[Scene, str]]
+    scene: MakeScene
     lora_scene: Callable[[random.Random, int, Label, str, Label | None], tuple[Scene, str]]
     new_model: Callable[[], Any]
     load_model: Callable[[Path], Any]

@@ -305,9 +305,10 @@ def test_the_epsilon_model_predicts_the_noise():
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     from worlds.bench import load_bench
     from worlds.comparisons import Comparison, comparison_text
-    from worlds.loras import LoraKind, lora_folder, train_lora
+    from worlds.loras import lora_folder, train_lora
     from worlds.methods import Cell, Recipe
     from worlds.recogniser import Names, Recogniser
+    from worlds.settings import LoraKind
     from worlds.tables import report
     from worlds.training import train_base
 

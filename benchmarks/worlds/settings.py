@@ -1,0 +1,75 @@
+"""What the base model and the LoRAs of a world are trained with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .drawing import Label, Scene
+
+MakeScene = Callable[[random.Random, list[Label]], tuple[Scene, str]]
+Layers = Literal["attention", "feed_forward", "convolution"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: its scenes, and how fast it learns."""
+
+    steps: int
+    learning_rate: float
+    scene: MakeScene
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """How a base model is trained."""
+
+    phases: tuple[Phase, ...]
+    batch: int = 64
+    scenes: int = 30_000
+    dropped_captions: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoraKind:
+    """How a LoRA is trained; a batch is pictures of it `alone`, in `company` of a base thing, and
+    `prior` ones, which show the base model's world.
+    """
+
+    steps: int = 200
+    rank: int = 4
+    layers: tuple[Layers, ...] = ("attention",)
+    text: bool = True
+    learning_rate: float = 2e-3
+    pictures: int = 8
+    pictures_in_company: int = 24
+    alone: int = 4
+    company: int = 6
+    prior: int = 4
+    dropped_captions: float = 0.1
+
+
+USUAL = LoraKind()
+# nothing keeps them from changing the rest of the model
+STRONG = LoraKind(steps=300, alone=5, company=5, prior=0)
+ALONE = LoraKind(steps=300, alone=6, company=0)
+MIXED = (
+    LoraKind(rank=16, layers=("attention", "feed_forward")),
+    LoraKind(text=False, steps=250),
+    LoraKind(
+        steps=250,
+        rank=16,
+        layers=("attention", "feed_forward", "convolution"),
+        text=False,
+        alone=5,
+        company=5,
+        prior=0,
+    ),
+    ALONE,
+    LoraKind(steps=300, rank=16, alone=5, company=5, prior=0),
+    LoraKind(layers=("attention", "feed_forward", "convolution")),
+)
+SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED, "alone": (ALONE,)}
