@@ -14,7 +14,7 @@ from . import host
 from .inputs import checked
 from .loras.names import fingerprint
 from .loras.prompts import lines, shown_on_node, use_of_file, use_of_tensors
-from .sockets import LORA_MODEL, LORAS, ChosenLora
+from .sockets import LORA_MODEL, LORAS, ChosenLora, advanced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,15 @@ PROMPTS = (
 PRIORITY = (
     "How much this LoRA counts where LoRAs contradict each other (the weight of its task). Only "
     "the ratio to the others' matters. This is not a strength."
+)
+_BLOCKS = (
+    "How much this LoRA counts in single blocks, as behind blocks= in a row of Merge LoRAs: names "
+    "such as IN01:0.5, MID:0, a number for each block, or a list of the webui such as OUTALL. "
+    "Empty: fully everywhere."
+)
+_WITHOUT = (
+    "Layers that are left out of this LoRA, one pattern of their paths per line, as behind "
+    "without= in a row, such as *attn2*."
 )
 
 
@@ -67,6 +76,15 @@ class LoraToMerge(io.ComfyNode):
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
+                io.String.Input("blocks", default="", optional=True, tooltip=_BLOCKS, **advanced()),
+                io.String.Input(
+                    "without",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip=_WITHOUT,
+                    **advanced(),
+                ),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],
             hidden=[io.Hidden.unique_id],
@@ -88,8 +106,18 @@ class LoraToMerge(io.ComfyNode):
         prompts: str,
         priority: float,
         previous: tuple[ChosenLora, ...] = (),
+        blocks: str = "",
+        without: str = "",
     ) -> io.NodeOutput:
-        use = use_of_file(lora_name, strength_model, strength_clip, lines(prompts), weight=priority)
+        use = use_of_file(
+            lora_name,
+            strength_model,
+            strength_clip,
+            lines(prompts),
+            weight=priority,
+            blocks=blocks.strip(),
+            without=lines(without),
+        )
         return show(cls.hidden.unique_id, [ChosenLora(use)], previous)
 
 

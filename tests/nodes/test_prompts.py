@@ -1,9 +1,13 @@
 """Prompts of a LoRA, and the trigger words that its file names."""
 
+import types
+
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.prompts import use_of_file
+from iteris_pack.nodes.lora import LoraToMerge
+from iteris_pack.nodes.loras.prompts import use_of_file, use_of_row
+from iteris_pack.nodes.loras.rows import read_rows
 from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
@@ -13,7 +17,11 @@ from iteris_core import IterisError
 @pytest.fixture
 def files(replace_host, tmp_path):
     """Two files in the loras folders, of which only the first names its trigger words."""
-    replace_host(lora_path=lambda name: tmp_path / name)
+    replace_host(
+        lora_path=lambda name: tmp_path / name,
+        lora_names=lambda: ["cat.safetensors", "bare.safetensors"],
+        show_text=lambda node_id, text: None,
+    )
     save_file(
         {"a": torch.ones(1)}, tmp_path / "cat.safetensors", {"modelspec.trigger_phrase": "sks cat"}
     )
@@ -44,3 +52,27 @@ def test_a_lora_without_strength_needs_no_prompts(files):
     assert use_of_file("bare.safetensors", 0.0, 0.0, ()).prompts == ()
     with pytest.raises(IterisError, match="has no prompts"):
         use_of_file("bare.safetensors", 0.0, 0.1, ())
+
+
+@pytest.fixture
+def node(files, monkeypatch, widgets):
+    """Return a function that returns the LoRA of a LoRA to merge with some widgets changed."""
+    monkeypatch.setattr(LoraToMerge, "hidden", types.SimpleNamespace(unique_id="1"), raising=False)
+
+    def lora(**changed):
+        given = widgets(LoraToMerge) | changed
+        [[chosen]] = LoraToMerge.execute(lora_name="cat.safetensors", **given).args
+        return chosen.use
+
+    return lora
+
+
+def test_blocks_and_layers_left_out_are_those_of_a_row(node):
+    [row] = read_rows('<lora:cat:1> blocks="IN01:0.5, MID:0" without=*attn2* without=*ff*', "loras")
+    assert node(blocks=" IN01:0.5, MID:0 ", without="*attn2*\n\n *ff* \n") == use_of_row(row)
+    assert node() == use_of_row(read_rows("<lora:cat:1>", "loras")[0])
+    assert node(blocks="lbw=OUTALL").blocks == "lbw=OUTALL"
+    with pytest.raises(IterisError, match=r"LoRA 'cat': .*IN01:0\.5, MID:0"):
+        node(blocks="1,2,3")
+    with pytest.raises(IterisError, match="LoRA 'cat': 51 patterns of layers to leave out"):
+        node(without="x\n" * 51)
