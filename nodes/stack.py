@@ -13,8 +13,8 @@ from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .inputs import checked
 from .lora import show
-from .loras.names import adapter_name, find_name, fingerprint, fingerprints
-from .loras.prompts import use_of_file, use_of_row, use_of_tensors
+from .loras.names import adapter_name, fingerprint, fingerprints
+from .loras.prompts import file_of_row, use_of_file, use_of_row, use_of_tensors
 from .loras.rows import Row, read_rows
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
@@ -119,18 +119,16 @@ def files_in(text: object, field: str) -> list[str]:
     """Return the files that a text of rows names; none if it comes through a link.
 
     Raises:
-        IterisError: See `read_rows` and `find_name`.
+        IterisError: See `read_rows` and `file_of_row`.
     """
     if not isinstance(text, str):
         return []
-    names = host.lora_names()
-    return [find_name(row.name, names) for row in read_rows(text, field)]
+    return list(map(file_of_row, read_rows(text, field)))
 
 
 def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:
     """Yield the LoRAs of a stack, each with its prompts."""
-    names = host.lora_names()
-    called = [adapter_name(find_name(row.name, names)) for row in stacked]
+    called = [adapter_name(file_of_row(row)) for row in stacked]
     given = prompts_by_name(prompts, called)
     for row, name in zip(stacked, called, strict=True):
         yield use_of_row(row, given[name])

@@ -36,8 +36,9 @@ export function drawRow(view, place) {
   const toggle = button("iteris-toggle", "", say("use"), () => view.edit(place, {}, !isOff));
   toggle.role = "switch";
   toggle.ariaChecked = String(!isOff);
-  const name = button("iteris-lora", "", row.name, () => view.chooseFile(name, place));
-  const called = html("span", "iteris-called", row.name);
+  const said = row.name || say("no_file");
+  const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
+  const called = html("span", "iteris-called", said);
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, called, badge);
@@ -58,8 +59,8 @@ export function drawRow(view, place) {
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     badge.textContent = fitting ? lora.family : "";
-    const told = isMissing ? say("missing") : (lora?.error ?? (fitting ? say(fitting, { family: lora.family }) : ""));
-    name.title = [row.name, told].filter(Boolean).join("\n");
+    const told = isMissing ? say(row.name ? "missing" : "to_choose") : (lora?.error ?? (fitting ? say(fitting, { family: lora.family }) : ""));
+    name.title = [said, told].filter(Boolean).join("\n");
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
     body?.mark(lora, address, fitting ? told : "");
   };
@@ -75,17 +76,16 @@ export function drawLine(view, place) {
   const field = html("input");
   field.value = text;
   field.spellcheck = false;
-  field.ariaLabel = say(view, error);
-  field.title = field.ariaLabel;
+  field.title = error ? view.say(error.kind, { part: error.part }) : view.say("remark");
+  field.ariaLabel = field.title;
   field.addEventListener("input", () => view.writeLine(place, field.value));
   field.addEventListener("change", () => view.readLine(place));
   const head = html("div", "iteris-row-head");
   head.append(field, button("iteris-out", "×", view.say("out"), () => view.remove(place)));
   element.append(head);
+  if (error) element.append(html("div", "iteris-why", field.title));
   return { element, mark: () => {} };
 }
-
-const say = (view, error) => (error ? view.say("unread", { part: error }) : view.say("remark"));
 
 function drawBody(view, place) {
   const { say } = view;

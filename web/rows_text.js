@@ -14,11 +14,11 @@ const MOST = 100; // of a strength, and of a priority
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
 
-/** A place that the grammar has nothing for; `part` is what stands there. */
+/** A place that the grammar has nothing for: `part` is what stands there, and `kind` a word of the page for what is wrong. */
 class Unknown extends Error {
-  constructor(part) {
+  constructor(part, kind = "unread") {
     super(part);
-    this.part = part.trim();
+    this.fault = { kind, part: part.trim() };
   }
 }
 
@@ -26,10 +26,10 @@ class Unknown extends Error {
  * Read a text, line by line.
  *
  * @param {string} text
- * @returns {{text: string, row?: object, isOff?: boolean, error?: string}[]} what each line is: a row, which may be switched off;
- *   an `error`, the part that is not understood; or nothing but its text. A line of several tags is several entries. A row has
- *   `name`, `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and
- *   `prompts`.
+ * @returns {{text: string, row?: object, isOff?: boolean, error?: {kind: string, part: string}}[]} what each line is: a row, which
+ *   may be switched off; an `error`, with the part that is not understood ("unread") or stands there a second time ("twice"); or
+ *   nothing but its text. A line of several tags is several entries. A row has `name` (empty: its file is still to be chosen),
+ *   `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and `prompts`.
  */
 export function readRows(text) {
   return text.split("\n").flatMap((line) => {
@@ -40,7 +40,7 @@ export function readRows(text) {
       return rowsOf(said.replace(/^[\s#]+/, "")).map((row, _, { length }) => ({ text: length > 1 ? writtenRow(row, isOff) : line, row, isOff }));
     } catch (error) {
       if (!(error instanceof Unknown)) throw error;
-      return [isOff ? { text: line } : { text: line, error: error.part }]; // what is switched off may be anything
+      return [isOff ? { text: line } : { text: line, error: error.fault }]; // what is switched off may be anything
     }
   });
 }
@@ -96,7 +96,7 @@ export function nameOf(file) {
 /** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */
 export function canName(file) {
   const [{ row }, ...more] = readRows(newRow(file).text);
-  return row?.name === nameOf(file) && !more.length && !file.includes("\r"); // of which a text field makes a line break
+  return !!row?.name && row.name === nameOf(file) && !more.length && !file.includes("\r"); // of which a text field makes a line break
 }
 
 /**
@@ -140,18 +140,18 @@ function rowsOf(line) {
   if (!rows.length) throw new Unknown(line);
   if (rows.length > 1 && place < line.length) throw new Unknown(line.slice(place));
   const [row] = rows;
+  const said = new Set(row.blocks ? ["blocks="] : []);
   while (place < line.length && line[place] !== "|") {
     const word = next(WORD);
     if (!word) throw new Unknown(line.slice(place));
-    readWord(row, word[1]);
+    readWord(row, word[1], said);
   }
   const prompts = line.slice(place).match(PROMPTS) ?? [];
   row.prompts = prompts.map((prompt) => prompt.replaceAll("\\|", "|").trim()).filter(Boolean);
   return rows;
 }
 
-function tagged([tag, name, rest]) {
-  if (!name.trim()) throw new Unknown(tag);
+function tagged([, name, rest]) {
   const { model, clip, blocks = "" } = partsIn(rest ?? "");
   const strength = model ? number(model, -MOST) : 1;
   // behind a semicolon is what letters among the weights stand for
@@ -168,26 +168,28 @@ function partsIn(text) {
     let place = named === undefined ? free.shift() : IN_TAG[name.trim().toLowerCase()];
     if (!place) throw new Unknown(part);
     if (named === undefined && place === "clip" && value && !NUMBER.test(value)) place = "blocks"; // <lora:name:1:OUTALL>
+    if (value && given[place] !== undefined) throw new Unknown(part, "twice");
     if (value) given[place] = value;
   }
   return given;
 }
 
-function readWord(row, word) {
-  if (KINDS.includes(word)) {
-    if (row.kind && row.kind !== word) throw new Unknown(word);
+/** Read a word into a row; `said` has what the row says already. */
+function readWord(row, word, said) {
+  const isKind = KINDS.includes(word);
+  const [, name, text] = word.match(/^([a-z]+)=(.*)$/s) ?? [];
+  if (!isKind && !NAMED.includes(name)) throw new Unknown(word);
+  const key = isKind ? word : `${name}=`;
+  if (name !== "without" && (said.has(key) || (isKind && row.kind))) throw new Unknown(word, "twice");
+  said.add(key);
+  if (isKind) {
     row.kind = word;
     return;
   }
-  const [, name, text] = word.match(/^([a-z]+)=(.*)$/s) ?? [];
-  const value = (text ?? "").replace(QUOTED, (_, inner) => inner.replace(/\\(.)/g, "$1")).trim();
-  if (!NAMED.includes(name) || !value) throw new Unknown(word);
-  if (name === "without") {
-    row.without = [...row.without, value];
-    return;
-  }
-  if (row[name] !== plain[name]) throw new Unknown(word);
-  row[name] = name === "priority" ? number(value, 0) : value;
+  const value = text.replace(QUOTED, (_, inner) => inner.replace(/\\(.)/g, "$1")).trim();
+  if (!value) throw new Unknown(word);
+  if (name === "without") row.without = [...row.without, value];
+  else row[name] = name === "priority" ? number(value, 0) : value;
 }
 
 function number(text, least) {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,16 @@ def use_of_file(
     return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
 
 
+def file_of_row(row: Row) -> str:
+    """Return the file of ComfyUI's list that a row names.
+
+    Raises:
+        IterisError: Names the row. No file, or several, of this name.
+    """
+    with at(row):
+        return find_name(row.name, host.lora_names())
+
+
 def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     """Return the LoRA file that a row names, its prompts filled in.
 
@@ -65,11 +76,12 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
         more: Prompts beside those of the row.
 
     Raises:
-        IterisError: Names the row. No file, or several, of this name; see also `use_of_file`.
+        IterisError: Names the row; see `file_of_row` and `use_of_file`.
     """
-    try:
+    file = file_of_row(row)
+    with at(row):
         use = use_of_file(
-            find_name(row.name, host.lora_names()),
+            file,
             row.strength_model,
             row.strength_clip,
             (*row.prompts, *more),
@@ -79,6 +91,13 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
             without=row.without,
         )
         return replace(use, trigger=filled(row.called, use, "called"))
+
+
+@contextlib.contextmanager
+def at(row: Row) -> Iterator[None]:
+    """Let errors name the row that they are about."""
+    try:
+        yield
     except IterisError as error:
         raise type(error)(f"{row.where}: {error}") from error
 

@@ -7,7 +7,8 @@ r"""LoRAs as the rows of a text, one LoRA a line:
 for both. A row begins with ``<lora:NAME:MODEL:CLIP>``, of which the strengths may be missing. Words
 follow in any order, and then prompts, each behind a ``|``. A ``|`` in curly braces or behind a
 backslash belongs to its prompt. In quotes a backslash takes the next letter as it is. A line that
-begins with ``#`` is switched off, and is not looked at. A line of tags alone is several rows.
+begins with ``#`` is switched off, and is not looked at. A line of tags alone is several rows. A row
+whose file is still to be chosen has no name, ``<lora::0.8>``; a merge cannot read it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
 _EXAMPLE = "<lora:name:0.8> subject | a photo of sks dog"
 # What other programs write into a tag behind the strengths, before an equals sign.
 _IN_TAG = {"lbw": "blocks", "w": "blocks", "unet": "model", "te": "clip"}
+_PARTS = {"model": "strength", "clip": "text encoder strength", "blocks": "blocks"}
+# What a word may have been meant for, beside the words that there are.
+_MEANT = {"weight": "priority=", "strength": "<lora:name:0.8>", "prompt": "| a photo of sks dog"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,12 @@ def _parts_in(tag: re.Match[str], where: str) -> dict[str, str]:
         else:
             raise ConfigError(
                 f"{where}: {_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
-                "have: it is the same at all sampling steps. Take it out"
+                "have: in a tag stand strengths, and lbw= for blocks, which hold for all sampling "
+                "steps. Take it out"
+            )
+        if value and place in given:
+            raise ConfigError(
+                f"{where}: {_short(tag[0])} has its {_PARTS[place]} twice; write one of them"
             )
         given |= {place: value} if value else {}
     return given
@@ -159,7 +168,10 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
         )
     for tag in tags:
         if not tag[1].strip():
-            raise ConfigError(f"{where}: {tag[0]} names no file; write {_EXAMPLE}")
+            raise ConfigError(
+                f"{where} has no file yet. Choose one: click on its row in Merge LoRAs, or write "
+                f"its name, such as {_EXAMPLE}. A row that shall not count begins with #"
+            )
     rows = [tagged(tag, where) for tag in tags]
     if len(rows) == 1:
         yield _with_words(rows[0], line, end)
@@ -174,37 +186,47 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
 
 def _with_words(row: Row, line: str, start: int) -> Row:
     """Return a row with the words and prompts that stand from a place of its line on."""
+    said = {"blocks="} if row.blocks else set()
     while start < len(line) and line[start] != "|":
         word = _WORD.match(line, start)
         if word is None or line[word.end() :].startswith('"'):
             raise ConfigError(f"{row.where}: the quotes in {_short(line[start:])} have no end")
-        row = _with_word(row, word[0])
+        row = _with_word(row, word[0], said)
         start = _after_spaces(line, word.end())
     found = (prompt[0].replace("\\|", "|").strip() for prompt in _PROMPT.finditer(line, start))
     return replace(row, prompts=tuple(prompt for prompt in found if prompt))
 
 
-def _with_word(row: Row, word: str) -> Row:
+def _with_word(row: Row, word: str, said: set[str]) -> Row:
+    """Return a row with a word of its line.
+
+    Args:
+        row: The row.
+        word: The word.
+        said: What the row says already; what the word says is added.
+    """
     where = row.where
-    if word in _KINDS:
-        if row.kind not in (None, word):
-            raise ConfigError(f"{where}: is it a {row.kind} or a {word}? Write one of them")
-        return replace(row, kind=cast(Kind, word))
     if word.startswith("<"):
         raise ConfigError(f"{where}: a second LoRA, {_short(word)}; write one LoRA a line")
     name, is_named, text = word.partition("=")
-    if not is_named or name not in _NAMED:
+    if word not in _KINDS and not (is_named and name in _NAMED):
         raise ConfigError(
             f"{where}: {_short(word)} is nothing that a row knows{_near(word)}. Behind the LoRA "
             f"stand {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each behind a |"
         )
+    if word in _KINDS and row.kind not in (None, word):
+        raise ConfigError(f"{where}: is it a {row.kind} or a {word}? Write one of them")
+    key = name + is_named
+    if key in said and name != "without":
+        raise ConfigError(f"{where} says {key} twice; write one of them")
+    said.add(key)
+    if word in _KINDS:
+        return replace(row, kind=cast(Kind, word))
     value = _QUOTED.sub(lambda quoted: _ESCAPED.sub(r"\1", quoted[1]), text).strip()
     if not value:
-        raise ConfigError(f"{where}: nothing stands behind {name}=; write a value, or leave it out")
+        raise ConfigError(f"{where}: nothing stands behind {key}; write a value, or leave it out")
     if name == "without":
         return replace(row, without=(*row.without, value))
-    if getattr(row, name) != getattr(_DEFAULTS, name):
-        raise ConfigError(f"{where} says {name}= twice; write one of them")
     if name == "priority":
         return replace(row, priority=_number(value, "weight", f"{where}: priority"))
     return replace(row, **{name: value})
@@ -223,7 +245,7 @@ def _number(text: str, field: str, place: str) -> float:
 
 
 def _near(word: str) -> str:
-    known = {name.rstrip("="): name for name in _WORDS} | {"weight": "priority="}
+    known = {name.rstrip("="): name for name in _WORDS} | _MEANT
     found = difflib.get_close_matches(word.partition("=")[0].lower()[:40], known, 1)
     return f", did you mean {known[found[0]]}" if found else ""
 

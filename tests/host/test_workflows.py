@@ -37,20 +37,23 @@ SMALL = {
 }
 
 
+def whole(name: str) -> dict:
+    """Return a workflow as its file has it."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
 def small(name: str) -> dict:
     """Return a workflow with the small files of `files`, and as little work in it as it can
     have.
     """
     names = iter(("small_first", "small_second", "small_third"))
-    nodes = json.loads((FOLDER / f"{name}.json").read_text())
+    nodes = whole(name)
     for node in nodes.values():
         for key, value in node["inputs"].items():
             if key == "lora_name" and value.startswith("choose"):
                 node["inputs"][key] = f"{next(names)}.safetensors"
             elif isinstance(value, str):
-                node["inputs"][key] = re.sub(
-                    "(?<=<lora:)choose [^:]*", lambda _: next(names), value
-                )
+                node["inputs"][key] = re.sub("<lora:(?=:)", lambda _: f"<lora:{next(names)}", value)
         node["inputs"].update(SMALL.get(node["class_type"], {}))
         if node["class_type"] == "IterISMerge":
             node["inputs"]["settings"] = ["few", 0]
@@ -103,6 +106,20 @@ def test_it_runs(host, files, name):
     if name == "make_a_lora_smaller":
         layers = outputs[merges[0]]["iteris_report"][0]["layers"]
         assert {layer["rank"] for layer in layers} == {8}
+
+
+@pytest.mark.parametrize(
+    ("name", "merge", "field"),
+    [("merge_two_loras", "2", "loras"), ("loras_of_a_stack", "2", "text")],
+)
+def test_one_whose_files_are_still_to_be_chosen_says_so(host, files, name, merge, field):
+    nodes = small(name)
+    nodes[merge]["inputs"][field] = whole(name)[merge]["inputs"][field]
+    with pytest.raises(WorkflowFailed, match=f"{field}, line 1 has no file yet. Choose one"):
+        host.run(nodes)
+    nodes[merge]["inputs"][field] = "<lora:small_first:1>\n<lora:small_secnod:1>"
+    with pytest.raises(WorkflowFailed, match=f"{field}, line 2: .*did you mean .*small_second"):
+        host.run(nodes)
 
 
 def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(host, files):

@@ -7,7 +7,7 @@ import { modelFileOf, strangers } from "../../web/fitting.js";
 import { canName, changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
 import { sayer } from "../../web/words.js";
 
-const { good, bad } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
+const { good, bad, unchosen } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
 
 /** Return the rows of a text as the table has them; lines are counted in Python only. */
 function rowsOf(text) {
@@ -18,7 +18,7 @@ function whole({ line, ...row }) {
   return { model: 1, clip: row.model ?? 1, kind: null, priority: 1, called: "", blocks: "", without: [], prompts: [], on: true, ...row };
 }
 
-for (const { text, rows, written = text } of good)
+for (const { text, rows, written = text } of [...good, ...unchosen])
   test(`read and written: ${JSON.stringify(text)}`, () => {
     assert.deepEqual(rowsOf(text), rows.map(whole));
     const entries = readRows(text);
@@ -27,11 +27,14 @@ for (const { text, rows, written = text } of good)
     assert.equal(lines.join("\n"), written);
   });
 
-for (const { text, line } of bad)
+for (const { text, line, unread, twice } of bad)
   test(`not understood: ${JSON.stringify(text)}`, () => {
     const faults = readRows(text).flatMap(({ error }, place) => (error === undefined ? [] : [[place + 1, error]]));
     assert.deepEqual(faults.map(([place]) => place), [line]);
-    assert.ok(faults[0][1] && text.includes(faults[0][1]));
+    const [[, { kind, part }]] = faults;
+    assert.ok(part && text.includes(part));
+    if (unread) assert.deepEqual([kind, part], ["unread", unread]);
+    if (twice) assert.deepEqual([kind, part], ["twice", twice]);
   });
 
 test("what a view does not touch stays as it is, and what it cannot read, too", () => {
@@ -76,6 +79,7 @@ test("the file that a row means", () => {
   assert.equal(fileOf("og", files), undefined);
   assert.equal(fileOf("/models/loras/big/cat.safetensors", files), "big/cat.safetensors"); // the longest end
   assert.equal(fileOf("\\loras\\small\\ink", files), "small\\ink.safetensors");
+  assert.equal(fileOf("", files), undefined); // still to be chosen
   const loud = "LOUD.SAFETENSORS"; // Python cuts the suffix in small letters alone
   assert.equal(fileOf("LOUD", [loud]), undefined);
   assert.equal(fileOf(newRow(loud).row.name, [loud]), loud);

@@ -168,6 +168,20 @@ def test_what_is_written_elsewhere_is_seen_in_the_rows(rows, picture):
     assert "No LoRA yet" in rows.page.locator(".iteris-rows").inner_text()
 
 
+def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows, picture):
+    rows.set_widgets(MERGE, loras="<lora::0.8> style\n<lora:first:1> priority=1 priority=2")
+    rows.page.wait_for_selector('.iteris-missing[data-place="0"]')
+    assert at(rows, 0, "called").inner_text() == "choose a LoRA"
+    assert "no file yet" in at(rows, 0, "lora").get_attribute("title")
+    assert at(rows, 1, "why").inner_text() == "Said twice: priority=2"
+    rows.settle()
+    picture(rows, "rows_unchosen")
+    at(rows, 0, "lora").click()
+    rows.page.locator(".iteris-option", has_text="second").click()
+    rows.settle()
+    assert text_of(rows).startswith("<lora:second:0.8> style\n")
+
+
 def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
     rows.page.wait_for_selector('.iteris-odd[data-place="2"]')
