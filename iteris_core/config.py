@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ConfigError
-from .settings import MOST_AT_ONCE, MOST_SEEDS, check, setting
+from .settings import MOST_AT_ONCE, MOST_SEEDS, called, check, setting
 
 Method = Literal[
     "iteris",
@@ -261,7 +261,8 @@ class MergeConfig:
         check(self)
         if sum([self.rank != "sum", self.kept_energy is not None, self.size is not None]) > 1:
             raise ConfigError(
-                "rank, kept_energy and size each decide the ranks; give only one of them"
+                f"rank, {called('kept_energy')} and size each decide the ranks; give only one of "
+                "them"
             )
 
     def to_dict(self) -> dict[str, Any]:

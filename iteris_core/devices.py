@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CalibrationError
+from .settings import called
 
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
@@ -234,6 +235,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
             )
     raise CalibrationError(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
-        "samples wait in memory while a layer is solved: use fewer of them (trajectories, "
-        "timesteps), a lower resolution or shorter inputs, or another device"
+        "samples wait in memory while a layer is solved: use fewer of them "
+        f"({called('trajectories')}, {called('timesteps')}), a lower resolution or shorter inputs, "
+        "or another device"
     )

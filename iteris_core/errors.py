@@ -26,20 +26,6 @@ class ConfigError(IterisError):
     """A setting outside its range."""
 
 
-class UnusedSettingError(ConfigError):
-    """A setting that nothing would look at.
-
-    Args:
-        setting: Name of the setting.
-        reason: What it is for, and what to do; goes on after the name.
-    """
-
-    def __init__(self, setting: str, reason: str) -> None:
-        super().__init__(f"{setting} {reason}")
-        self.setting = setting
-        self.reason = reason
-
-
 class SaveError(IterisError):
     """A file or folder that cannot be written."""
 

@@ -8,9 +8,11 @@ strangers' recipes and workflows, too, and are refused before any work.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType
@@ -39,6 +41,34 @@ _WORDS = {
     NoneType: "none",
 }
 _METADATA_KEY = "setting"
+_NAMES: ContextVar[Mapping[str, str]] = ContextVar("names of settings")
+
+
+@contextlib.contextmanager
+def calling(names: Mapping[str, str]) -> Iterator[None]:
+    """Let all texts that are made meanwhile call settings as a front end does.
+
+    Args:
+        names: Field of the settings -> its name there. ``field=value`` may name a value.
+    """
+    before = _NAMES.set(names)
+    try:
+        yield
+    finally:
+        _NAMES.reset(before)
+
+
+def called(name: str) -> str:
+    """Return what a setting is called in a text for the user, see `calling`; its own name without a
+    front end that calls it otherwise.
+    """
+    return _NAMES.get({}).get(name, name)
+
+
+def called_value(name: str, value: Any) -> str:
+    """Return what a value of a setting is called in a text for the user; see `called`."""
+    text = str(value)
+    return _NAMES.get({}).get(f"{name}={text}", text)
 
 
 @dataclass(frozen=True)
@@ -183,7 +213,7 @@ def check(settings: Any) -> None:
     """
     for item in declared(type(settings)):
         if item.setting is not _UNDECLARED:
-            item.check(item.name, getattr(settings, item.name))
+            item.check(called(item.name), getattr(settings, item.name))
 
 
 def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from ..iteris_core import ConfigError
-from ..iteris_core.settings import Declared, Setting, is_text, shown
+from ..iteris_core.settings import Declared, Setting, calling, is_text, shown
 from .sockets import ChosenLora, MergedLora
+from .words import NAMES
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 Fits = Callable[[Any], bool]
@@ -26,7 +27,8 @@ _CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or of 
 
 
 def checked(execute: Execute) -> Execute:
-    """Let a node's `execute` see only inputs that are what its schema says.
+    """Let a node's `execute` see only inputs that are what its schema says, and call the core's
+    settings as the nodes' inputs are called in all that it tells.
 
     The function then raises:
         ConfigError: Names the input, what came in, and what it must be.
@@ -37,7 +39,8 @@ def checked(execute: Execute) -> Execute:
     @functools.wraps(execute)
     def run(cls: Any, *values: Any, **inputs: Any) -> Any:
         given = {**dict(zip(list(named.parameters)[1:], values, strict=False)), **inputs}
-        return execute(cls, **fitting(cls.define_schema().inputs, given))
+        with calling(NAMES):
+            return execute(cls, **fitting(cls.define_schema().inputs, given))
 
     return run  # type: ignore[return-value]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
+from ..iteris_core.settings import called, called_value
 from . import host
 from .inputs import checked
 from .lora import show
@@ -112,7 +113,7 @@ def recipe_of(lora_name: str) -> Recipe:
 def as_text(recipe: Recipe) -> str:
     """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
     facts = {**recipe.config.to_dict(), "correct_strength": recipe.is_corrected, **recipe.made_on}
-    settings = [f"{name}: {value}" for name, value in facts.items()]
+    settings = [f"{called(name)}: {called_value(name, value)}" for name, value in facts.items()]
     return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 
 

@@ -14,36 +14,13 @@ from ..iteris_core.settings import PRECISIONS, bounds
 from .inputs import checked
 from .loras.prompts import lines
 from .sockets import SETTINGS, advanced
+from .words import OF_CALIBRATION, OF_CONFIG, TARGETS
 
-# Widget -> field of the core, where the two have other names.
-OF_CALIBRATION = {
-    "sample_runs": "trajectories",
-    "latents_per_run": "timesteps",
-    "sampling_steps": "sampling_steps",
-    "resolution": "resolution",
-    "cfg": "cfg",
-    "negative_prompt": "negative_prompt",
-    "negative_share": "unconditional_share",
-    "company_share": "composition_share",
-    "protect_base": "preserve_weight",
-    "check_runs": "held_out",
-    "seed": "seed",
-}
-OF_CONFIG = {
-    "smoothing": "alpha",
-    "method": "method",
-    "engine": "engine",
-    "ridge": "ridge",
-    "balance": "balance",
-    "input_mix": "input_mix",
-    "layer_gain": "unit_gain",
-}
 # Values of widgets that set nothing. -1 where 0 means that there is none.
 UNSET = {"sample_runs": 0, "check_runs": -1}
 PRESET = "as the preset says"
 SWITCH = {"on": True, "off": False}
 WHOLE = 1.0  # quality kept: nothing is cut by it
-TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolveError
+from ..settings import called, called_value
 from .statistics import InputMoments
 
 
@@ -91,12 +92,12 @@ def _why_unsolvable(
         return (
             "the layer's outputs hold NaN or infinite numbers though its inputs do not, most "
             "likely an overflow of half precision in the layer itself; run the model in bfloat16 "
-            "or float32, or set target to delta"
+            f"or float32, or set {called('target')} to {called_value('target', 'delta')!r}"
         )
     tokens = sum(moments.tokens for moments in inputs.values())
     shape = " x ".join(map(str, matrix.shape))
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return (
         f"the Gram matrix ({shape}) of {tokens} tokens is not positive definite{where} with "
-        f"alpha = {alpha:g}; set alpha to 1e-6 or more, or use more samples"
+        f"{called('alpha')} = {alpha:g}; set {called('alpha')} to 1e-6 or more, or use more samples"
     )

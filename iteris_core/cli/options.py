@@ -15,13 +15,22 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import torch
 import typer
 
-from ..config import MergeConfig
-from ..errors import ConfigError, UnusedSettingError
+from ..config import BaselineOptions, MergeConfig
+from ..errors import ConfigError
 from ..files.pretrained import DeviceMap
 from ..files.writing import write_text
 from ..report.records import MergeReport
 from ..rivals import registry
-from ..settings import PRECISIONS, Declared, alternatives, check, declared, from_text, setting
+from ..settings import (
+    PRECISIONS,
+    Declared,
+    alternatives,
+    calling,
+    check,
+    declared,
+    from_text,
+    setting,
+)
 from .terminal import one_line_errors
 from .torchrun import started_processes
 
@@ -263,13 +272,11 @@ def check_used(config: MergeConfig) -> None:
     Raises:
         ConfigError: Names the option.
     """
-    try:
+    # an option of a rival has no name of its own here
+    names = {item.name: f"{NAMES['baseline']} {item.name}" for item in declared(BaselineOptions)}
+    names |= {item.name: Option(item, None, "").name for item in declared(MergeConfig)}
+    with calling(names):
         registry.check_used(config)
-    except UnusedSettingError as error:
-        names = {item.name: Option(item, None, "").name for item in declared(MergeConfig)}
-        # an option of a rival has no name of its own here
-        option = names.get(error.setting, f"{NAMES['baseline']} {error.setting}")
-        raise ConfigError(f"{option} {error.reason}") from error
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError, ConfigError
-from ..settings import MOST_SEEDS, check, setting
+from ..settings import MOST_SEEDS, called, called_value, check, setting
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -167,14 +167,15 @@ class Calibration:
         check(self)
         if self.timesteps > self.sampling_steps:
             raise ConfigError(
-                f"{self.timesteps} timesteps cannot be kept of {self.sampling_steps} sampling "
-                "steps; keep fewer"
+                f"{called('timesteps')} is {self.timesteps}, and {called('sampling_steps')} is "
+                f"{self.sampling_steps}: a run has no more latents to keep than steps. Lower "
+                f"{called('timesteps')}"
             )
         if self.timesteps * self.trajectories > _MOST_LATENTS:
             raise ConfigError(
-                f"{self.trajectories} trajectories of {self.timesteps} timesteps are "
-                f"{self.timesteps * self.trajectories} latents per LoRA; at most {_MOST_LATENTS} "
-                "can be kept. 20 trajectories of 1 timestep are usual"
+                f"{called('trajectories')} is {self.trajectories}, and {called('timesteps')} is "
+                f"{self.timesteps}, which are {self.timesteps * self.trajectories} latents per "
+                f"LoRA; at most {_MOST_LATENTS} can be kept. 20 and 1 are usual"
             )
         self._check_captions()
 
@@ -207,18 +208,20 @@ class Calibration:
     def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError(
-                "the preserve task has no captions; give it some, or set its weight to 0"
+                f"{called('preserve_captions')} is empty; write some, or set "
+                f"{called('preserve_weight')} to 0"
             )
         if self.composition_share and not (self.companions and self.compositions):
             raise ConfigError(
                 "composition captions need companions and compositions; give both, or set "
-                "composition_share to 0"
+                f"{called('composition_share')} to 0"
             )
         for form in self.compositions:
             check_placeholders(form, {"prompt", "thing"})
         if self.scene_weight and not (self.scene_forms and self.companions):
             raise ConfigError(
-                "scene tasks need scene_forms and companions; give both, or set scene_weight to 0"
+                f"scene tasks need {called('scene_forms')} and companions; give both, or set "
+                f"{_no_scenes()}"
             )
         for form in self.scene_forms:
             check_scene_form(form)
@@ -233,6 +236,10 @@ class Calibration:
                 "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
                 "leave such forms out"
             )
+
+
+def _no_scenes() -> str:
+    return f"{called('scene_weight')} to {called_value('scene_weight', 0)}"
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:

@@ -10,6 +10,7 @@ from ..network import Network
 from ..report.records import Note
 from ..rows.held import held_bytes
 from ..rows.parking import Parking
+from ..settings import called
 from .model import DenoiserRow
 
 logger = logging.getLogger("iteris")
@@ -60,7 +61,7 @@ class Waiting:
                 f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in the "
                 f"computer's memory: {self.copied / 1e9:.0f} GB are copied, about "
                 f"{_spoken(self.copied / PCIE)}. To save that, lower resolution first, "
-                "then trajectories",
+                f"then {called('trajectories')}",
             ),
         )
 

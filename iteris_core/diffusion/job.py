@@ -16,6 +16,7 @@ from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
 from ..report.records import Note, Tried
 from ..rivals.registry import check_used
+from ..settings import called
 from .calibration import Calibration
 from .changes import Changes
 from .choosing import Remembering, Way, loss, ways_of
@@ -70,8 +71,8 @@ class MergeSettings:
         check_used(self.config)
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
-                "correct_strength needs samples to measure it on; set held_out (check_runs in "
-                "ComfyUI) to 1 or more"
+                "correct_strength needs samples to measure it on; set "
+                f"{called('held_out')} to 1 or more"
             )
         if self.try_several and self.config.method != "iteris":
             raise ConfigError(
@@ -80,8 +81,8 @@ class MergeSettings:
             )
         if self.try_several and not calibration.held_out:
             raise ConfigError(
-                "try_several (the preset Best) needs samples to compare the ways on; set held_out "
-                "(check_runs in ComfyUI) to 1 or more"
+                "try_several (the preset Best) needs samples to compare the ways on; set "
+                f"{called('held_out')} to 1 or more"
             )
 
 

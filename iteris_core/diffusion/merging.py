@@ -24,6 +24,7 @@ from ..merging import MergeResult, merge, notes_about_vectors, smallest_size
 from ..network import Network
 from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
+from ..settings import called, called_value
 from ..tasks import Sample, Task
 from .calibration import Calibration
 from .foreseen import foresee
@@ -151,8 +152,8 @@ def token_positions_of(model: DiffusionHost, tick: Callable[[], None]) -> TokenP
             raise ConfigError(
                 "scene prompts of several subjects are for models with text encoders that are "
                 "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
-                f"is {model.family.name}. Set scene_weight to 0: switch "
-                "'together' off, or disconnect 'Scene prompts'"
+                f"is {model.family.name}. Set {called('scene_weight')} to "
+                f"{called_value('scene_weight', 0)}"
             )
         return model.token_positions(text)
 
@@ -167,9 +168,10 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
     """
     if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
         raise ConfigError(
-            "scene tasks need the target 'full_output', since teacher and student read different "
-            f"captions; it is {config.target!r}. Set target ('reproduce' in ComfyUI) to "
-            "'full_output', or scene_weight to 0 ('together' off)"
+            "scene tasks need whole outputs, since teacher and student read different captions; "
+            f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
+            f"{called_value('target', 'full_output')!r}, or {called('scene_weight')} to "
+            f"{called_value('scene_weight', 0)}"
         )
 
 
@@ -414,7 +416,7 @@ def _report(
         notes.append(Note("left_out", text))
     unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]
     if unheeded:
-        text = f"not kept, since their weight is 0: {', '.join(unheeded)}"
+        text = f"not kept, since their {called('weight')} is 0: {', '.join(unheeded)}"
         notes.append(Note("left_out", text))
     notes += notes_about_vectors(used)
     if calibration.scene_weight and len(used) == 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM
 from ..progress import nobody
+from ..settings import called, called_value
 from ..tasks import Sample, TokenWeights
 from .model import DenoiserRow, DiffusionHost, Encoded
 
@@ -204,8 +205,8 @@ class Tokenized:
         if (len(teacher), len(student)) != (1, 1):
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
-                "piece; shorten the LoRAs' triggers (a few words that name the subject), or set "
-                "scene_prefix_share or scene_weight to 0"
+                "piece; shorten what the LoRAs are called (a few words that name the subject), or "
+                f"set {called('scene_weight')} to {called_value('scene_weight', 0)}"
             )
         return [
             Sample(

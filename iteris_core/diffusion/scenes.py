@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..settings import called, called_value
 from .calibration import Calibration, is_chosen
 from .captions import STYLE_PLACE, SUBJECT_PLACES, is_styled, placeholders
 from .lora_use import Kind, LoraUse
@@ -121,7 +122,8 @@ def make_scenes(
     if not draws:
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give "
-            "scene_forms that do, say which LoRAs are subjects, or set scene_weight to 0"
+            f"{called('scene_forms')} that do, say which LoRAs are subjects, or set "
+            f"{called('scene_weight')} to {called_value('scene_weight', 0)}"
         )
     writer = _SceneWriter(loras, calibration, token_positions, chance)
     often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)

@@ -19,6 +19,7 @@ from ..layers import class_of, is_quantised, weight_shape
 from ..network import Network
 from ..rows.chunks import Chunk
 from ..rows.wearing import check_rows, unfolded
+from ..settings import called
 from ..tasks import Task
 from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
 
@@ -51,10 +52,11 @@ def check_base_weights(problem: Problem) -> None:
     quantised = [path for path in problem.paths if is_quantised(modules[path])]
     if quantised:
         raise ConfigError(
-            f"{setting} is {getattr(problem.config, setting)!r}, for which the base weight of "
-            f"every layer is read; {len(quantised)} of {len(problem.paths)} layers are quantised, "
-            f"such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may round what "
-            f"they are asked. Leave {setting} at its default, or load the model in 16 bit"
+            f"{called(setting)} is {getattr(problem.config, setting)!r}, for which the base weight "
+            f"of every layer is read; {len(quantised)} of {len(problem.paths)} layers are "
+            f"quantised, such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may "
+            f"round what they are asked. Leave {called(setting)} at its default, or load the model "
+            "in 16 bit"
         )
 
 

@@ -26,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..settings import called
+
 Level = Literal["good", "weak", "lost"]
 _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 
@@ -250,13 +252,12 @@ def lines_of(verdict: Verdict) -> list[str]:
 
 
 _ADVICE: dict[AdviceKind, str] = {
-    "check": "not checked on unseen prompts: set held_out (check_runs in ComfyUI) to 1 or more",
+    "check": "not checked on unseen prompts: set {held_out} to 1 or more",
     "method": "merge with iteris instead of {0}",
     "runs": "make more sampling runs, 20 are usual",
     "rank": "allow a higher rank or a larger file",
-    "weight": "raise its weight (priority in ComfyUI)",
-    "stronger": "load the merge at a higher strength, or lower preserve_weight "
-    "(protect_base in ComfyUI)",
+    "weight": "raise its {weight}",
+    "stronger": "load the merge at a higher strength, or lower {preserve_weight}",
     "weaker": "lower the strengths",
     "apart": "lower the strength of {0}, which gets into its prompts",
     "fewer": "merge fewer LoRAs at once, or write prompts closer to how you use it",
@@ -273,7 +274,8 @@ def line_of(kept: Kept) -> str:
 
 
 def _sentence(advice: Advice) -> str:
-    return _ADVICE[advice.kind].format(*advice.names)
+    names = {name: called(name) for name in ("held_out", "weight", "preserve_weight")}
+    return _ADVICE[advice.kind].format(*advice.names, **names)
 
 
 def _percent(share: float) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
-from ..errors import UnusedSettingError
+from ..errors import ConfigError
+from ..settings import called
 from ..tasks import Task
 from .ace import ace
 from .compress_then_merge import compress_then_merge
@@ -142,7 +143,7 @@ def check_used(config: MergeConfig) -> None:
     """Refuse settings that a user has changed and that the method or the engine would not look at.
 
     Raises:
-        UnusedSettingError: Names the setting, and says what it is for.
+        ConfigError: Names the setting, and says what it is for.
     """
     check_options(config)
     changed = [
@@ -153,12 +154,14 @@ def check_used(config: MergeConfig) -> None:
     ]
     for name in changed:
         if config.method != "iteris" and name in ITERIS_ONLY:
-            raise UnusedSettingError(
-                name, f"is for the method iteris; {config.method} does not use it. Leave it out"
+            raise ConfigError(
+                f"{called(name)} is for the method iteris; {config.method} does not use it. Leave "
+                "it out"
             )
         if config.engine == "sweep" and name in ITERATE_ONLY:
-            raise UnusedSettingError(
-                name, "is for the engine iterate; the sweep solves every layer once. Leave it out"
+            raise ConfigError(
+                f"{called(name)} is for the engine iterate; the sweep solves every layer once. "
+                "Leave it out"
             )
 
 
@@ -166,15 +169,15 @@ def check_options(config: MergeConfig) -> None:
     """Refuse an option of rivals that the method would not look at.
 
     Raises:
-        UnusedSettingError: Names the options that the method takes.
+        ConfigError: Names the options that the method takes.
     """
     taken = [] if config.method == "iteris" else METHODS[config.method].options
     for item in fields(BaselineOptions):
         if item.name in taken or getattr(config.baseline, item.name) == item.default:
             continue
         takes = f"takes {_listed(taken)}" if taken else "takes none of the rivals' options"
-        raise UnusedSettingError(
-            item.name, f"is no option of {config.method}; {config.method} {takes}"
+        raise ConfigError(
+            f"{called(item.name)} is no option of {config.method}; {config.method} {takes}"
         )
 
 

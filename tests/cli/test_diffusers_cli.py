@@ -403,7 +403,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
         (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
         (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
-        (["--timesteps", "9"], "9 timesteps cannot be kept of 3 sampling steps"),
+        (["--timesteps", "9"], "timesteps is 9, and sampling_steps is 3"),
         (["--method", "magic"], "method is 'magic'; it must be 'iteris' or 'average'"),
         (
             ["--method-option", "colour=1"],

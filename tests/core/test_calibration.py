@@ -300,7 +300,10 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"trajectories": 0}, "trajectories is 0; it must be a whole number from 1 to 1000"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"sampling_steps": 0}, "sampling_steps is 0"),
-        ({"timesteps": 7}, "7 timesteps cannot be kept of 3 sampling steps; keep fewer"),
+        (
+            {"timesteps": 7},
+            "timesteps is 7, and sampling_steps is 3: a run has no more latents to keep",
+        ),
         ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
         ({"resolution": -64}, "resolution is -64"),
         (
@@ -325,7 +328,7 @@ def test_the_model_is_asked_once_per_step_at_the_noise_level_of_the_latents():
         ({"compositions": ("{prompt} and {thing",)}, "'{prompt} and {thing' cannot be read"),
         (
             {"preserve_captions": ()},
-            "the preserve task has no captions; give it some, or set its weight to 0",
+            "preserve_captions is empty; write some, or set preserve_weight to 0",
         ),
     ],
 )

@@ -224,9 +224,7 @@ def test_a_merge_that_was_not_checked_says_so_and_how_to_check():
     assert made.verdict.loras == ()
     assert made.verdict.advice == Advice("check")
     first, second = str(made).splitlines()[:2]
-    assert (
-        first == "not checked on unseen prompts: set held_out (check_runs in ComfyUI) to 1 or more"
-    )
+    assert first == "not checked on unseen prompts: set held_out to 1 or more"
     assert second == "the LoRAs leak into each other 10 %, stacked 100 %"
 
 
@@ -247,7 +245,7 @@ def test_the_verdict_comes_first():
     lines = str(made).splitlines()
     assert lines[:3] == [
         "cat: kept 83 %, good",
-        "ink: kept 4 %, lost: raise its weight (priority in ComfyUI)",
+        "ink: kept 4 %, lost: raise its weight",
         "the LoRAs leak into each other 12 %, stacked 102 %; the base model changes 29 % of what "
         "stacking changes; a plain average keeps 50 %",
     ]
@@ -257,7 +255,7 @@ def test_the_verdict_comes_first():
 def test_a_lost_lora_is_never_silent():
     made = report(own("cat", 0.2), own("ink", 0.96, 0.11), own("dog", 0.5))
     assert made.warnings == []
-    assert made.alerts == ["ink: kept 4 %, lost: raise its weight (priority in ComfyUI)"]
+    assert made.alerts == ["ink: kept 4 %, lost: raise its weight"]
     failed = report(own("ink", 1.5, 0.11))
     assert failed.alerts == ["ink: kept 0 %, lost: lower the strengths", *failed.warnings]
 
