@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import tempfile
 import threading
 import time
@@ -29,7 +30,8 @@ from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 MOST_GROWTH_MB = 40.0
 LAYERS = re.compile(r"mid_block|encoder_layers_(0|11)_self_attn")
-WARM_UP = 3  # merges until the allocator has what it needs
+WARM_UP = 2  # merges until the allocator has what it needs
+COMPARED = 3  # merges of which the median is taken: equal ones differ by up to 30 MB
 Json = dict[str, Any]
 
 
@@ -49,8 +51,9 @@ class InARow:
 
     @property
     def growth(self) -> float:
-        """How much memory grew after the first few, in MB."""
-        return self.memory[-1] - self.memory[WARM_UP - 1]
+        """How much memory grew from the first few to the last few, in MB, each by the median."""
+        first = self.memory[WARM_UP:][:COMPARED]
+        return statistics.median(self.memory[-COMPARED:]) - statistics.median(first)
 
 
 @dataclass(frozen=True)
