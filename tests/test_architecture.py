@@ -48,6 +48,7 @@ NODES_ORDER = (
     "page",
     "progress",
     "sockets",
+    "words",
     "inputs",
     "host",
     "workflow",
