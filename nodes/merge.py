@@ -219,7 +219,7 @@ class Merge(io.ComfyNode):
         rows_taken = rows_by_preset(base, read, asked, progress)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
-            result = merge_and_check(base, read, calibration, how, progress, watch)
+            result = merge_and_check(base, read, calibration, how, progress, watch, cost)
         seconds = time.monotonic() - begin
         report = result.report
         for alert in report.alerts:

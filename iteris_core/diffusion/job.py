@@ -108,6 +108,7 @@ def merge_and_check(
     settings: MergeSettings,
     progress: StageProgress = nobody,
     watch: Watch = nobody,
+    cost: Cost | None = None,
 ) -> MergeResult:
     """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
     it, and write its recipe into the report.
@@ -120,6 +121,7 @@ def merge_and_check(
         progress: Listener for (stage with its number, steps done, steps in all); may raise to
             cancel.
         watch: Listener for the report of each layer, called as soon as the layer is solved.
+        cost: What `planned` has returned for this merge, if it was asked.
 
     Raises:
         IterisError: Settings that do not fit together, or an error of `merge_diffusion`, of the
@@ -130,7 +132,7 @@ def merge_and_check(
     used = loras_in_use(loras)
     check_adapters([lora.adapter for lora in used])
     check_ranks(settings.config, [lora.adapter for lora in used])
-    cost = planned(model, used, calibration, settings, progress)
+    cost = cost or planned(model, used, calibration, settings, progress)
     room = settings.config.waiting_bytes
     logger.info(
         "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "

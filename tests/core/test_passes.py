@@ -7,6 +7,7 @@ import pytest
 from fake_host import FakeHost, as_used
 
 from iteris_core import MergeConfig
+from iteris_core.diffusion import job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned, rows_of
 
@@ -62,6 +63,20 @@ def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, sett
     assert ends[1] - ends[0] == cost.sweep
     assert ends[2] - ends[1] == cost.check
     assert cost.rows == ends[2]
+
+
+def test_the_captions_of_a_merge_whose_cost_is_known_are_not_read_again(monkeypatch):
+    host = FakeHost()
+    loras = loras_of(host, 2)
+    read = []
+    check = job.check_captions
+    monkeypatch.setattr(job, "check_captions", lambda *given: read.append(check(*given)))
+    cost = planned(host, loras, SMALL.for_family(host.family), SETTINGS)
+    known = merge_and_check(host, loras, SMALL, SETTINGS, cost=cost)
+    assert len(read) == 1
+    merge_and_check(host, loras, SMALL, SETTINGS)
+    assert len(read) == 2
+    assert known.report.fidelity
 
 
 def test_a_style_and_a_subject_are_counted_too():
