@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +14,14 @@ from ..iteris_core import ConfigError, IterisError
 from . import host
 from .inputs import checked
 from .loras.prompts import lines
-from .pictures import table
+from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 
 if TYPE_CHECKING:
     from ..iteris_core import Adapter
     from ..iteris_core.diffusion.lora_use import LoraUse
 
-_MOST_PICTURES = 400  # of a table; eighteen LoRAs on their own prompts
+_MOST_PICTURES = 400  # of a table
 _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
 _MOST_STEPS = 200
@@ -49,8 +51,10 @@ class Compare(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="What to draw, one row of pictures per line. Empty: a prompt of each "
-                    "LoRA, and on top one in which they meet.",
+                    tooltip="What to draw, one prompt per line, each by the base model, by every "
+                    "LoRA alone, stacked, and merged. Empty: a prompt of each LoRA, drawn by this "
+                    "LoRA alone, stacked and merged, and on top one in which they meet; 9 pictures "
+                    "for two LoRAs.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -143,9 +147,8 @@ class Compare(io.ComfyNode):
         check_side("width", width)
         check_side("height", height)
         uses = [lora.use for lora in merged.loras]
-        prompts, taken = prompts_of(prompt, uses)
-        names = [*ways_of(uses), "merged"]
-        check_pictures(len(names), len(prompts))
+        rows, taken = rows_of(prompt, uses)
+        check_pictures(rows)
         base = host.ComfyModel(model, clip)
         check_base(base, merged)
         host.check_vae(vae, base)
@@ -163,21 +166,56 @@ class Compare(io.ComfyNode):
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
         listen = host.stage_progress(cls.hidden.unique_id)
         stage = Stage("Pictures")
-        pictures = host.draw(
-            base, vae, ways, prompts, how, lambda done, total: listen(stage, done, total)
+        wanted = [(way, row.prompt) for row in rows for way in row.ways]
+        begin = time.monotonic()
+        drawn = iter(
+            host.draw(base, vae, ways, wanted, how, lambda done, total: listen(stage, done, total))
         )
-        whole = table(pictures, names, prompts)
-        text = "\n".join([*prompts, *taken, how_in_words(how)])
+        seconds = time.monotonic() - begin
+        names = names_of(uses)
+        table_rows = [
+            Labelled(row.prompt, [names[way] for way in row.ways], [next(drawn) for _ in row.ways])
+            for row in rows
+        ]
+        whole = table(table_rows)
+        text = "\n".join([*(row.prompt for row in rows), *taken, how_in_words(how)])
         host.show_text(cls.hidden.unique_id, text)
-        shown = {**ui.PreviewImage(whole, cls=cls).as_dict(), "text": [text]}
-        return io.NodeOutput(whole, torch.stack([row[-1] for row in pictures]), ui=shown)
+        cost = {
+            "pictures": len(wanted),
+            "seconds": round(seconds, 1),
+            "steps": steps,
+            "size": [width, height],
+            "own": sum(len(row.ways) for row in own_rows(uses)),
+            "line": len(names),
+        }
+        shown = {
+            **ui.PreviewImage(whole, cls=cls).as_dict(),
+            "text": [text],
+            "iteris_drawn": [cost],
+        }
+        of_merge = torch.stack([row.pictures[-1] for row in table_rows])
+        return io.NodeOutput(whole, of_merge, ui=shown)
 
 
-def prompts_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[str], list[str]]:
-    """Return the prompts of the rows, and a line about what was taken out of the user's.
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and the ways in which it is drawn.
 
     Args:
-        text: The user's, one a line; empty: those of the LoRAs.
+        prompt: The prompt.
+        ways: Numbers of ways, see `worn_of`; the last one is the merge.
+    """
+
+    prompt: str
+    ways: tuple[int, ...]
+
+
+def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table, and a line about what was taken out of the user's prompts.
+
+    Args:
+        text: The user's prompts, one a line, each of which is drawn in all ways; empty: see
+            `own_rows`.
         uses: The LoRAs.
 
     Raises:
@@ -186,18 +224,31 @@ def prompts_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[str], list[str]
     """
     from ..iteris_core.diffusion.prompt_syntax import plain
 
-    given = lines(text)
-    if not given:
-        own = [use.prompts[0] for use in uses if use.prompts]
-        meeting = [meeting_of(uses)] if len(own) > 1 else []
-        given = tuple(dict.fromkeys([*meeting, *own]))
-    prompts, taken = plain("the", given)
+    every = tuple(range(len(names_of(uses))))
+    rows = [Row(line, every) for line in lines(text)] or list(own_rows(uses))
+    prompts, taken = plain("the", [row.prompt for row in rows])
     if not all(prompts) or not prompts:
         raise ConfigError(
             "prompt has nothing to draw in it: the merged LoRA brings no prompts, or a line holds "
             "tags alone. Write what the pictures shall show, one row of pictures per line"
         )
-    return list(prompts), [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+    rows = [replace(row, prompt=prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+
+
+def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
+    """Yield the rows of LoRAs' own prompts: what shows most for its time.
+
+    Each LoRA's first prompt is drawn by this LoRA, by all stacked, and by the merge: what it should
+    be, what people do today, and what came out. On top all meet, beside the base model.
+    """
+    base, *alone = range(1 + len(uses))
+    last = range(1 + len(uses), len(names_of(uses)))
+    own = [(use.prompts[0], way) for use, way in zip(uses, alone, strict=True) if use.prompts]
+    if len(own) > 1:
+        yield Row(meeting_of(uses), (base, *last))
+    for prompt, way in own:
+        yield Row(prompt, (*([] if len(uses) > 1 else [base]), way, *last))
 
 
 def meeting_of(uses: Sequence[LoraUse]) -> str:
@@ -209,20 +260,20 @@ def meeting_of(uses: Sequence[LoraUse]) -> str:
     return ", ".join(part for part in [meet, *styles] if part)
 
 
-def ways_of(uses: Sequence[LoraUse]) -> list[str]:
-    """Return the names of the columns before that of the merge; see `worn_of`."""
-    return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else [])]
+def names_of(uses: Sequence[LoraUse]) -> list[str]:
+    """Return the names of all ways to draw: those of `worn_of`, and the merge."""
+    return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
 
 
 def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
-    """Return what the model wears in each column before that of the merge: nothing, each LoRA
-    alone, and all, where that is something else.
+    """Return what the model wears in each way but the merge: nothing, each LoRA alone, and all,
+    where that is something else.
     """
     return [[], *([lora] for lora in loras), *([list(loras)] if len(loras) > 1 else [])]
 
 
 def called(use: LoraUse) -> str:
-    """Return the name of a LoRA's column: that of its file, with strengths that are not 1."""
+    """Return the name of a LoRA's pictures: that of its file, with strengths that are not 1."""
     name = use.name.rpartition("/")[2] or use.name
     strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
     return name if list(strengths) == ["1"] else f"{name} {'/'.join(strengths)}"
@@ -248,16 +299,17 @@ def check_side(name: str, side: int) -> None:
         )
 
 
-def check_pictures(ways: int, prompts: int) -> None:
+def check_pictures(rows: Sequence[Row]) -> None:
     """Refuse more pictures than anybody waits for.
 
     Raises:
         ConfigError: Says how many there are.
     """
-    if ways * prompts > _MOST_PICTURES:
+    pictures = sum(len(row.ways) for row in rows)
+    if pictures > _MOST_PICTURES:
         raise ConfigError(
-            f"{prompts} prompts in {ways} ways are {ways * prompts} pictures, and "
-            f"{_MOST_PICTURES} are the most. Write fewer prompts, one per line"
+            f"{len(rows)} prompts are {pictures} pictures, and {_MOST_PICTURES} are the most. "
+            "Write fewer prompts, one per line"
         )
 
 

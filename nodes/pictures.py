@@ -8,6 +8,7 @@ import functools
 import io
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,21 @@ _MORE_FONTS = (
 )
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A row of a table.
+
+    Args:
+        name: Its name, which is cut to its place.
+        names: Those of its pictures.
+        pictures: The pictures, (height, width, channels) from 0 to 1.
+    """
+
+    name: str
+    names: Sequence[str]
+    pictures: Sequence[Tensor]
+
+
 def image_of(picture: Tensor, most: int) -> Image:
     """Return a picture from 0 to 1 in RGB, with no side longer than `most` pixels.
 
@@ -74,49 +90,39 @@ def png_of(picture: Tensor) -> bytes:
     return file.getvalue()
 
 
-def table(
-    pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str]
-) -> Tensor:
-    """Return pictures in rows and columns as one picture, (1, height, width, 3) from 0 to 1.
+def table(rows: Sequence[Labelled]) -> Tensor:
+    """Return rows of pictures as one picture, (1, height, width, 3) from 0 to 1.
 
-    A strip on top names the columns, and a strip above each row names the row.
+    A strip above each row names it, and below that every picture has its own name.
 
     Args:
-        pictures: The rows, each with a picture (height, width, channels) a column; all of one size.
-        columns: Their names, which are cut to their place.
-        rows: The same of the rows.
+        rows: The rows, at least one; all pictures are of one size.
     """
     from PIL import Image, ImageDraw
 
-    height, width = pictures[0][0].shape[:2]
-    cell = min(width, _CELL, _MOST_SIDE // len(columns) - _GAP)
-    letters = min(max(cell // 20, _LETTERS[0]), _LETTERS[1])
+    height, width = rows[0].pictures[0].shape[:2]
+    columns = max(len(row.pictures) for row in rows)
+    cell = min(width, _CELL, _MOST_SIDE // columns - _GAP)
+    high = _MOST_SIDE // len(rows)  # nothing is drawn higher than it can be shown
+    letters = max(_LETTERS[0], min(cell // 20, high // 8, _LETTERS[1]))
     strip = 2 * letters
-    # nothing is drawn higher than it can be shown, however many rows there are
-    most = _MOST_SIDE // len(rows) - strip - _GAP
+    most = high - 2 * strip - _GAP
     cell, tall = fitting(width, height, cell, max(1, most))
-    size = (len(columns) * (cell + _GAP) + _GAP, strip + len(rows) * (strip + tall + _GAP))
+    size = (columns * (cell + _GAP) + _GAP, len(rows) * (2 * strip + tall + _GAP))
     whole = Image.new("RGB", size, _BACKGROUND)
     pen = ImageDraw.Draw(whole)
-    for number, name in enumerate(columns):
-        middle = _GAP + number * (cell + _GAP) + cell / 2
-        _write(pen, name, (middle, strip / 2), cell, letters, anchor="mm", fill=_INK)
-    for number, (name, row) in enumerate(zip(rows, pictures, strict=True)):
-        top = strip + number * (strip + tall + _GAP)
-        _write(
-            pen,
-            name,
-            (2 * _GAP, top + strip / 2),
-            size[0] - 4 * _GAP,
-            letters,
-            anchor="lm",
-            fill=_QUIET,
-        )
-        for column, picture in enumerate(row):
+    for number, row in enumerate(rows):
+        top = number * (2 * strip + tall + _GAP)
+        room = size[0] - 4 * _GAP
+        _write(pen, row.name, (2 * _GAP, top + strip / 2), room, letters, anchor="lm", fill=_QUIET)
+        for column, (name, picture) in enumerate(zip(row.names, row.pictures, strict=True)):
+            left = _GAP + column * (cell + _GAP)
+            middle = (left + cell / 2, top + 1.5 * strip)
+            _write(pen, name, middle, cell, letters, anchor="mm", fill=_INK)
             image = image_of(picture, max(width, height)).resize(
                 (cell, tall), Image.Resampling.LANCZOS
             )
-            whole.paste(image, (_GAP + column * (cell + _GAP), top + strip))
+            whole.paste(image, (left, top + 2 * strip))
     pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
     return (pixels.float() / 255).reshape(1, size[1], size[0], 3)
 

@@ -1,4 +1,4 @@
-// How long a merge takes by each preset, told from one that was timed. No DOM and no ComfyUI here, so that `node --test` runs it.
+// How long a merge takes by each preset, and a comparison, told from one that was timed. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const MOST = { presets: 10, letters: 40 };
 
@@ -20,6 +20,27 @@ export function readCost(cost) {
 /** Return the seconds that a merge takes by each preset. */
 export function expected({ rows, seconds, presets }) {
   return Object.entries(presets).map(([name, needed]) => ({ name, seconds: (seconds / rows) * needed }));
+}
+
+/**
+ * Read what a run, or a workflow, says about the pictures of a comparison.
+ *
+ * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width, height] that was
+ *   asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many
+ * @returns {object|undefined} undefined: nothing that can be told
+ */
+export function readDrawn(drawn) {
+  const { pictures, seconds, steps, size, own, line } = drawn ?? {};
+  if (![pictures, seconds, steps, own, line].every(isAmount) || !Array.isArray(size)) return undefined;
+  return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line };
+}
+
+/** Return how many pictures a comparison draws, and in how many `seconds`, if it draws them as large as the one that was timed. */
+export function toDraw(drawn, prompt, steps, width, height) {
+  const lines = String(prompt ?? "").split("\n").filter((text) => text.trim()).length;
+  const count = lines ? lines * drawn.line : drawn.own;
+  const isSame = drawn.size[0] === width && drawn.size[1] === height;
+  return { count, seconds: isSame ? (drawn.seconds / drawn.pictures / drawn.steps) * count * steps : undefined };
 }
 
 /**

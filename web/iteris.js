@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { addPictures } from "./compare.js";
 import { nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
@@ -108,7 +109,10 @@ app.registerExtension({
     } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
-    } else addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
+    } else {
+      if (node.comfyClass === "IterISCompare") addPictures(node, say);
+      addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
+    }
     if (node.comfyClass !== "IterISSave") return;
     also(node, "onExecuted", (output) => {
       listSaved(output);
@@ -120,6 +124,7 @@ app.registerExtension({
     for (const [id, output] of Object.entries(outputs)) {
       const node = nodeAt(app.graph, id);
       node?.showIterisCost?.(output);
+      node?.showIterisDrawn?.(output);
       node?.showIterisReport?.(output);
       node?.showIterisText?.(output);
     }

@@ -76,40 +76,43 @@ def draw(
     base: ComfyModel,
     vae: Any,
     ways: Sequence[tuple[Any, Any]],
-    prompts: Sequence[str],
+    wanted: Sequence[tuple[int, str]],
     how: Drawing,
     progress: Progress,
-) -> list[list[Tensor]]:
-    """Return the picture of each prompt in each way, (height, width, channels) from 0 to 1.
+) -> list[Tensor]:
+    """Return pictures, (height, width, channels) from 0 to 1.
 
     All texts are encoded before any picture is sampled, and all are sampled before any is decoded,
-    so that each model is loaded once.
+    way by way, so that each model is loaded once.
 
     Args:
         base: The model without LoRAs.
         vae: VAE of the model.
         ways: The MODEL and CLIP of each way, clones of the base's.
-        prompts: The prompts.
+        wanted: The way and the prompt of each picture.
         how: How they are drawn.
         progress: Listener for (steps done, steps in all); may raise to cancel.
-
-    Returns:
-        A list for each prompt, with a picture for each way.
     """
-    texts = [[_encoded(clip, text) for text in (*prompts, how.negative)] for _, clip in ways]
-    total = len(ways) * len(prompts) * how.steps
-    latents: list[list[Tensor]] = []
-    for (model, _), (*positives, negative) in zip(ways, texts, strict=True):
-        latents.append([])
-        for positive in positives:
-            before = (len(latents) - 1) * len(prompts) + len(latents[-1])
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number][0])
+    texts = {}
+    negatives = {}
+    for number in order:
+        way, prompt = wanted[number]
+        clip = ways[way][1]
+        texts[number] = _encoded(clip, prompt)
+        if way not in negatives:
+            negatives[way] = _encoded(clip, how.negative)
+    total = len(wanted) * how.steps
+    latents = {}
+    for number in order:
+        way, _ = wanted[number]
+        before = len(latents) * how.steps
 
-            def tell(step: int, *_: Any, before: int = before) -> None:
-                progress(before * how.steps + min(step + 1, how.steps), total)
+        def tell(step: int, *_: Any, before: int = before) -> None:
+            progress(before + min(step + 1, how.steps), total)
 
-            latents[-1].append(_sampled(base, model, positive, negative, how, tell))
-    drawn = [[_decoded(vae, latent) for latent in of_way] for of_way in latents]
-    return [list(row) for row in zip(*drawn, strict=True)]
+        latents[number] = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
+    return [_decoded(vae, latents[number]) for number in range(len(wanted))]
 
 
 def _sampled(

@@ -134,7 +134,7 @@ def compared(host, workflow):
 
 
 def cell(whole, row: int, column: int):
-    top = 2 * STRIP + row * (STRIP + SIDE + GAP)
+    top = 2 * STRIP + row * (2 * STRIP + SIDE + GAP)
     left = GAP + column * (SIDE + GAP)
     return whole[top : top + SIDE, left : left + SIDE]
 
@@ -145,7 +145,7 @@ def test_each_cell_is_what_cores_nodes_draw(host, compared):
     whole = picture(host, image)
     columns = ["base", "first", "second", "stacked", "merged"]
     assert whole.shape == (
-        STRIP + 2 * (STRIP + SIDE + GAP),
+        2 * (2 * STRIP + SIDE + GAP),
         len(columns) * (SIDE + GAP) + GAP,
         3,
     )
@@ -166,6 +166,24 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
         "a thing",
         "seed 7, 2 steps, cfg 7, euler simple, 64 x 64",
     ]
+
+
+def test_without_a_prompt_each_lora_stands_beside_stacked_and_merged(host, workflow, compared):
+    nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
+    nodes["40"]["inputs"].update(prompt="")
+    outputs = host.run(nodes)["outputs"]["40"]
+    [image] = outputs["images"]
+    whole = picture(host, image)
+    assert whole.shape == (3 * (2 * STRIP + SIDE + GAP), 3 * (SIDE + GAP) + GAP, 3)
+    [cost] = outputs["iteris_drawn"]
+    assert (cost["pictures"], cost["own"], cost["line"]) == (9, 9, 5)
+    rows = outputs["text"][0].splitlines()[:3]
+    nodes["40"]["inputs"].update(prompt="\n".join(rows))
+    [image] = host.run(nodes)["outputs"]["40"]["images"]
+    every = picture(host, image)  # base, first, second, stacked, merged
+    for row, columns in enumerate([(0, 3, 4), (1, 3, 4), (2, 3, 4)]):
+        for place, column in enumerate(columns):
+            assert abs(cell(whole, row, place) - cell(every, row, column)).max() <= 2, (row, place)
 
 
 def test_what_cannot_be_compared_is_told(host, workflow, compared):

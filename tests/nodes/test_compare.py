@@ -17,19 +17,35 @@ CAT = use("cat", ("a photo of a cat on a mat",), trigger="a cat", strength_model
 INK = use("ink", ("a house, ink style",), trigger="in ink style", kind="style", strength_clip=0.5)
 
 
-def test_each_lora_has_a_row_below_one_in_which_they_meet():
-    prompts, taken = compare.prompts_of("", [DOG, CAT, INK])
-    assert prompts == [
-        "a sks dog and a cat, in ink style",
-        "a photo of a sks dog",
-        "a photo of a cat on a mat",
-        "a house, ink style",
+def named(text, uses):
+    """Return each row's prompt, and the names of its pictures."""
+    rows, taken = compare.rows_of(text, uses)
+    names = compare.names_of(uses)
+    return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken
+
+
+def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
+    rows, taken = named("", [DOG, CAT, INK])
+    assert rows == [
+        ("a sks dog and a cat, in ink style", ["base model", "stacked", "merged"]),
+        ("a photo of a sks dog", ["dog", "stacked", "merged"]),
+        ("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"]),
+        ("a house, ink style", ["ink 1/0.5", "stacked", "merged"]),
     ]
     assert taken == []
 
 
-def test_one_lora_meets_nobody():
-    assert compare.prompts_of("\n \n", [DOG]) == (["a photo of a sks dog"], [])
+def test_a_lora_without_prompts_has_no_row():
+    silent = use("silent", ())
+    rows, _ = named("", [silent, CAT])
+    assert rows == [("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])]
+
+
+def test_one_lora_meets_nobody_and_is_not_stacked():
+    assert named("\n \n", [DOG]) == (
+        [("a photo of a sks dog", ["base model", "dog", "merged"])],
+        [],
+    )
 
 
 def test_three_subjects_and_styles_alone_meet_too():
@@ -40,8 +56,9 @@ def test_three_subjects_and_styles_alone_meet_too():
 
 def test_each_line_of_the_users_is_a_row():
     text = "a dog\n\n  <lora:dog:0.8> a cat \n"
-    assert compare.prompts_of(text, [DOG]) == (
-        ["a dog", "a cat"],
+    every = ["base model", "dog", "cat 0.8/1", "stacked", "merged"]
+    assert named(text, [DOG, CAT]) == (
+        [("a dog", every), ("a cat", every)],
         ["taken out of the prompts: <lora:dog:0.8>"],
     )
 
@@ -57,22 +74,23 @@ def test_each_line_of_the_users_is_a_row():
 )
 def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, said):
     with pytest.raises((ConfigError, CalibrationError), match=said):
-        compare.prompts_of(text, uses)
+        compare.rows_of(text, uses)
 
 
 def test_the_ways_are_named_and_worn_alike():
     dog, cat, ink = (Adapter(name, {}) for name in "abc")
-    assert compare.ways_of([DOG, CAT, INK]) == [
+    assert compare.names_of([DOG, CAT, INK]) == [
         "base model",
         "dog",
         "cat 0.8/1",
         "ink 1/0.5",
         "stacked",
+        "merged",
     ]
     assert compare.worn_of([dog, cat, ink]) == [[], [dog], [cat], [ink], [dog, cat, ink]]
-    assert compare.ways_of([DOG]) == ["base model", "dog"]  # stacked would be the same
+    assert compare.names_of([DOG]) == ["base model", "dog", "merged"]  # stacked would be the same
     assert compare.worn_of([dog]) == [[], [dog]]
-    assert compare.ways_of([]) == ["base model"]
+    assert compare.names_of([]) == ["base model", "merged"]
 
 
 class Base:
@@ -112,10 +130,10 @@ def run(replace_host, monkeypatch, merged):
     """Run the node on a model that draws nothing; returns what `host.draw` was asked for."""
     asked = []
 
-    def draw(base, vae, ways, prompts, how, progress):
-        asked.append(([model for model, _ in ways], prompts, how))
+    def draw(base, vae, ways, wanted, how, progress):
+        asked.append(([(ways[way][0], prompt) for way, prompt in wanted], how))
         progress(1, 2)
-        return [[torch.full((16, 16, 3), 0.5)] * len(ways) for _ in prompts]
+        return [torch.full((16, 16, 3), number / 20) for number in range(len(wanted))]
 
     shown = []
     replace_host(
@@ -146,14 +164,22 @@ def run(replace_host, monkeypatch, merged):
     return execute
 
 
-def test_base_each_alone_stacked_and_merged_are_drawn_and_shown(run):
-    output, ways, prompts, how, shown = run()
-    assert ways == [(), ("people/dog",), ("cat",), ("people/dog", "cat"), ("merged",)]
-    assert prompts[0] == "a sks dog and a cat"
+def test_nine_pictures_of_two_loras_are_drawn_and_shown(run):
+    output, drawn, how, shown = run()
+    both = ("people/dog", "cat")
+    prompts = ["a sks dog and a cat", "a photo of a sks dog", "a photo of a cat on a mat"]
+    assert drawn == [
+        *((worn, prompts[0]) for worn in [(), both, ("merged",)]),
+        *((worn, prompts[1]) for worn in [("people/dog",), both, ("merged",)]),
+        *((worn, prompts[2]) for worn in [("cat",), both, ("merged",)]),
+    ]
     assert (how.width, how.height, how.cfg, how.seed, how.steps) == (512, 512, 7.0, 3, 2)
     whole, of_merge = output.args
     assert whole.ndim == 4 and whole.shape[0] == 1
-    assert of_merge.shape == (3, 16, 16, 3)
+    assert of_merge[:, 0, 0, 0].tolist() == pytest.approx([2 / 20, 5 / 20, 8 / 20])
+    [cost] = output.ui["iteris_drawn"]
+    assert cost.pop("seconds") >= 0
+    assert cost == {"pictures": 9, "steps": 2, "size": [0, 0], "own": 9, "line": 5}
     assert shown == [(1, 2), output.ui["text"][0]]
     assert shown[-1].splitlines() == [
         *prompts,
@@ -162,8 +188,11 @@ def test_base_each_alone_stacked_and_merged_are_drawn_and_shown(run):
 
 
 def test_a_line_and_a_size_of_ones_own(run):
-    _, _, prompts, how, _ = run(prompt="a dog", width=640, height=64, cfg=1.0)
-    assert (prompts, how.width, how.height, how.cfg) == (["a dog"], 640, 64, 1.0)
+    output, drawn, how, _ = run(prompt="a dog", width=640, height=64, cfg=1.0)
+    assert [prompt for _, prompt in drawn] == ["a dog"] * 5
+    assert (how.width, how.height, how.cfg) == (640, 64, 1.0)
+    [cost] = output.ui["iteris_drawn"]
+    assert (cost["pictures"], cost["own"], cost["size"]) == (5, 9, [640, 64])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +200,7 @@ def test_a_line_and_a_size_of_ones_own(run):
     [
         ({"width": 500}, "width is 500; it must be a multiple of 16"),
         ({"height": 24}, "height is 24; it must be a multiple of 16"),
-        ({"prompt": "a dog\n" * 81}, "81 prompts in 5 ways are 405 pictures, and 400 are the most"),
+        ({"prompt": "a dog\n" * 81}, "81 prompts are 405 pictures, and 400 are the most"),
         ({"sampler": "none"}, "sampler is 'none', which is not in its list"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iteris_pack.nodes.pictures import (
+    Labelled,
     jpeg_uri,
     plain_line,
     png_of,
@@ -48,43 +49,54 @@ def at(picture, x, y):
     return picture[0, y, x].tolist()
 
 
-def test_a_table_has_a_picture_a_column_under_its_label():
-    whole = table([colours(0.2, 0.4), colours(0.6, 0.8)], ["base", "merged"], ["a dog", "a cat"])
+def test_a_table_has_a_name_above_each_row_and_above_each_picture():
+    rows = [
+        Labelled("a dog", ["base", "merged"], colours(0.2, 0.4)),
+        Labelled("a cat", ["merged"], colours(0.6)),
+    ]
+    whole = table(rows)
     _, height, width, _ = whole.shape
     strip = 24
-    assert (height, width) == (strip + 2 * (strip + 64 + 4), 2 * (96 + 4) + 4)
-    for row, values in enumerate([(0.2, 0.4), (0.6, 0.8)]):
+    tall = 2 * strip + 64 + 4
+    assert (height, width) == (2 * tall, 2 * (96 + 4) + 4)
+    for row, values in enumerate([(0.2, 0.4), (0.6,)]):
         for column, value in enumerate(values):
             x = 4 + column * 100 + 48
-            y = 2 * strip + row * (strip + 64 + 4) + 32
-            assert at(whole, x, y) == pytest.approx([value] * 3, abs=0.005)
-    assert whole[0, :strip].max() > 0.8  # there are letters
-    assert whole[0, strip : 2 * strip].max() > 0.5
+            assert at(whole, x, row * tall + 2 * strip + 32) == pytest.approx(
+                [value] * 3, abs=0.005
+            )
+    for top in (0, tall):
+        assert whole[0, top : top + strip].max() > 0.5  # there are letters
+        assert whole[0, top + strip : top + 2 * strip, :104].max() > 0.8
+    assert whole[0, strip : 2 * strip, 104:].max() > 0.8
+    empty = whole[0, tall + strip :, 104:]
+    assert empty.min() == empty[0, 0].min() and empty.max() == empty[0, 0].max() < 0.2
 
 
 @pytest.mark.parametrize(("columns", "cell"), [(5, 512), (40, 200)])
 def test_a_cell_is_512_wide_at_most_and_a_table_8192(columns, cell):
     pictures = colours(*[0.5] * columns, height=300, width=600)
-    whole = table([pictures], ["x"] * columns, ["row"])
+    whole = table([Labelled("row", ["x"] * columns, pictures)])
     assert whole.shape[2] == columns * (cell + 4) + 4 <= 8192 + 4
     assert whole.shape[1] == 4 * min(max(cell // 20, 12), 26) + cell // 2 + 4
 
 
 def test_a_table_of_many_rows_is_no_higher_than_8192():
-    whole = table([colours(0.5, height=512, width=512)] * 100, ["merged"], ["x"] * 100)
-    assert 8000 < whole.shape[1] <= 8192 + 24
+    whole = table([Labelled("x", ["merged"], colours(0.5, height=512, width=512))] * 100)
+    assert 8000 < whole.shape[1] <= 8192
 
 
 @settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=3), st.text(max_size=600))
 def test_any_text_is_a_label(names, row):
-    whole = table([colours(*[0.5] * len(names), height=8, width=40)], names, [row])
+    pictures = colours(*[0.5] * len(names), height=8, width=40)
+    whole = table([Labelled(row, names, pictures)])
     assert bool(whole.isfinite().all())
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\x00\x1b[31m", "\u202e abc", "水墨画", "", "\n\n"])
 def test_letters_that_no_font_has_do_not_stop_a_table(text):
-    table([colours(0.5)], [text], [text])
+    table([Labelled(text, [text], colours(0.5))])
 
 
 @given(st.text(max_size=30), st.integers(0, 12))
@@ -105,5 +117,5 @@ def test_a_label_is_one_line():
 def test_letters_with_accents_are_read_without_them_where_no_font_has_them(monkeypatch):
     assert without_accents("Zo\u00eb, \ufb01n \u6c34") == "Zoe, fin \u6c34"
     monkeypatch.setattr("iteris_pack.nodes.pictures._MORE_FONTS", ())
-    plain, accents = (table([colours(0.5)], [name], ["x"]) for name in ("Zoe", "Zo\u00eb"))
+    plain, accents = (table([Labelled("x", [name], colours(0.5))]) for name in ("Zoe", "Zo\u00eb"))
     assert torch.equal(plain, accents)

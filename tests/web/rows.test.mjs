@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { duration, expected, readCost } from "../../web/cost.js";
+import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
 import { modelFileOf, strangers } from "../../web/fitting.js";
 import { canName, changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
 import { sayer } from "../../web/words.js";
@@ -115,6 +115,15 @@ test("a preset's time is that of its rows", () => {
     assert.equal(readCost(wrong), undefined);
   const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, 1]));
   assert.equal(Object.keys(readCost({ rows: 1, seconds: 1, presets: many }).presets).length, 10);
+});
+
+test("what a comparison draws, and how long that takes", () => {
+  const drawn = readDrawn({ pictures: 9, seconds: 90, steps: 20, size: [0, 0], own: 9, line: 5, more: "x" });
+  assert.deepEqual(toDraw(drawn, " \n", 20, 0, 0), { count: 9, seconds: 90 });
+  assert.deepEqual(toDraw(drawn, "a dog\n\n a cat ", 10, 0, 0), { count: 10, seconds: 50 });
+  assert.deepEqual(toDraw(drawn, "", 20, 0, 512), { count: 9, seconds: undefined });
+  for (const wrong of [undefined, null, 7, {}, { ...drawn, pictures: 0 }, { ...drawn, own: "9" }, { ...drawn, seconds: NaN }, { ...drawn, size: 7 }])
+    assert.equal(readDrawn(wrong), undefined);
 });
 
 test("a duration is as precise as an estimate is", () => {

@@ -324,6 +324,31 @@ def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small
     assert frontend.errors == []
 
 
+def test_compare_says_how_many_pictures_a_run_draws_and_how_long_that_takes(frontend, picture):
+    inputs = {"prompt": "", "seed": 0, "steps": 20, "cfg": 0.0}
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": inputs}}, "compare")
+    frontend.show(1, top=200)
+    times = frontend.page.locator(".iteris-times")
+    assert not times.is_visible()
+    drawn = {"pictures": 9, "seconds": 90, "steps": 20, "size": [0, 0], "own": 9, "line": 5}
+    output = {"iteris_drawn": [drawn]}
+    frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    assert times.inner_text() == "9 pictures: about 1.5 min"
+    frontend.set_widgets(1, prompt="a dog\n", steps=10)
+    frontend.settle()
+    assert times.inner_text() == "5 pictures: about 25 s"
+    picture(frontend, "compare_times")
+    frontend.set_widgets(1, width=512)
+    frontend.settle()
+    assert times.inner_text() == "5 pictures", "of another size"
+    workflow = frontend.workflow()
+    assert workflow["nodes"][0]["properties"]["iteris_drawn"] == drawn
+    frontend.load(workflow, "compare again")
+    frontend.settle()
+    assert times.inner_text() == "5 pictures"
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)

@@ -1,0 +1,41 @@
+// What Compare shows below its prompt: how many pictures a run draws, and how long that takes once one was timed.
+
+import { duration, readDrawn, toDraw } from "./cost.js";
+import { addElement, also, fit, heightOf, html, showElement } from "./parts.js";
+
+const PROPERTY = "iteris_drawn"; // in the node's properties, so that a saved workflow keeps it
+const COUNTS = ["prompt", "steps", "width", "height"];
+
+/**
+ * Add the line.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ */
+export function addPictures(node, say) {
+  const widgets = COUNTS.map((wanted) => node.widgets?.find(({ name }) => name === wanted));
+  if (!widgets.every(Boolean)) return;
+  const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, widgets[0]);
+  const show = () => {
+    const drawn = readDrawn(node.properties[PROPERTY]);
+    const isLinked = node.inputs?.some(({ widget, link }) => COUNTS.includes(widget?.name) && link != null);
+    showElement(node, element, !!drawn && !isLinked);
+    if (!drawn || isLinked) return;
+    const { count, seconds } = toDraw(drawn, ...widgets.map(({ value }) => value));
+    const text = seconds ? say("pictures_time", { count, time: duration(seconds, say) }) : say("pictures", { count });
+    element.replaceChildren(html("span", "", text));
+    element.title = say("pictures_title");
+    fit(node);
+  };
+  for (const widget of widgets) also(widget, "callback", show);
+  also(node, "onConnectionsChange", show);
+  also(node, "onConfigure", show);
+  node.showIterisDrawn = (output) => {
+    const drawn = readDrawn(output?.iteris_drawn?.[0]);
+    if (!drawn) return;
+    node.properties[PROPERTY] = drawn;
+    show();
+  };
+  also(node, "onExecuted", node.showIterisDrawn);
+  show();
+}
