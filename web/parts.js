@@ -88,19 +88,24 @@ function takePlace(node, element, name, frames = 10) {
 export function showAbove(node, element, isShown) {
   const own = node.widgets.findIndex((widget) => widget.element === element);
   element.classList.toggle("iteris-hides", !isShown);
-  hide(node.widgets[own - 1], !isShown);
+  hide(node, node.widgets[own - 1], !isShown);
 }
 
 /** Show an element of a node, or hide it. */
 export function showElement(node, element, isShown) {
   element.classList.toggle("iteris-hidden", !isShown);
-  hide(node.widgets.find((widget) => widget.element === element), !isShown);
+  hide(node, node.widgets.find((widget) => widget.element === element), !isShown);
 }
 
-function hide(widget, isHidden) {
-  widget.hidden = isHidden;
-  if (isHidden) widget.computeSize = () => [0, -4]; // in older frontends a hidden widget has its height, and 4 below
-  else delete widget.computeSize;
+/** Hide a widget on its node, and not where a subgraph has it among its own: that reads all from here, while its graph is on the canvas. */
+function hide(node, widget, isHidden) {
+  const own = Object.getPrototypeOf(widget);
+  const isSeen = () => !isHidden || node.graph !== app.canvas.graph;
+  const none = () => [0, -4]; // in older frontends a hidden widget has its height, and 4 below
+  Object.defineProperties(widget, {
+    hidden: { configurable: true, get: () => !isSeen(), set: () => {} },
+    computeSize: { configurable: true, get: () => (isSeen() ? own.computeSize : none), set: () => {} },
+  });
 }
 
 /** Put what has changed without a click on the canvas into the frontend's history. */

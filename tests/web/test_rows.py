@@ -263,3 +263,60 @@ def test_copies_and_subgraphs_have_rows_of_their_own(rows):
     at(rows, 0, "toggle").click()
     (inside,) = rows.prompt().values()
     assert inside["inputs"]["loras"] == f"# {THIRD}"
+
+
+PROMOTED = """([id, way]) => {
+    const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+    const [merge] = subgraph.nodes;
+    if (way === 'widget') node.properties.proxyWidgets = [[String(merge.id), 'loras']];
+    else {
+        const slot = merge.inputs.find(({ widget }) => widget?.name === 'loras');
+        subgraph.addInput('loras', slot.type).connect(slot, merge);
+    }
+    node.setSize([400, 200]);
+    return node.id;
+}"""
+
+
+WRITTEN = """([id, text]) => {
+    const [widget] = app.graph.getNodeById(id).widgets;
+    widget.value = text;
+    widget.callback?.(text);
+}"""
+
+
+@pytest.mark.parametrize("way", ["widget", "input"])
+def test_a_subgraph_that_promotes_the_rows_has_them_as_text(rows, picture, way):
+    """As a widget of the subgraph, which is the same one, and as an input of it, which is a copy."""
+    outer = rows.page.evaluate(PROMOTED, [MERGE, way])
+    rows.load(rows.workflow(), "promoted")  # before, the frontend draws no text of an input
+    rows.show(outer, left=600, top=150)
+    field = rows.page.locator(".dom-widget textarea, .lg-node textarea").locator("visible=true")
+    assert field.input_value() == TEXT
+    if rows.page.evaluate("LiteGraph.vueNodesMode"):
+        # what is typed there reaches no node, core's own neither (frontend 1.32.9)
+        rows.page.evaluate(WRITTEN, [outer, THIRD])
+    else:
+        field.fill(THIRD)
+    rows.settle()
+    picture(rows, f"rows_promoted_{way}")
+    (inside,) = rows.prompt().values()
+    assert inside["inputs"]["loras"] == THIRD
+
+    rows.page.evaluate(
+        """id => {
+            app.canvas.setGraph(app.graph.getNodeById(id).subgraph);
+            app.canvas.centerOnNode(app.canvas.graph.nodes[0]);
+        }""",
+        outer,
+    )
+    rows.settle()
+    if way == "input":
+        assert "come as a text" in rows.page.locator(".iteris-rows").inner_text()
+        return
+    assert called(rows) == ["third"], "inside, the rows stand in the place of the text"
+    if not rows.page.evaluate("LiteGraph.vueNodesMode"):  # which show a line of the text as well
+        assert field.count() == 0
+    at(rows, 0, "toggle").click()
+    (inside,) = rows.prompt().values()
+    assert inside["inputs"]["loras"] == f"# {THIRD}"
