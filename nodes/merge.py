@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
-from ..iteris_core import ConfigError
 from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
-from .loras.kinds import likely_styles
 from .loras.names import fingerprints
-from .loras.prompts import use_of_row
 from .loras.rows import read_rows
-from .presets import Asked, cost_shown, rows_by_preset
+from .presets import Asked, cost_shown
 from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
@@ -29,18 +24,14 @@ from .sockets import (
     REPORT,
     SETTINGS,
     ChosenLora,
-    MergedLora,
     found_by,
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core.devices import Room
     from ..iteris_core.diffusion.changes import Changes
-    from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.diffusion.recipe import Recipe
-    from ..iteris_core.report.records import Note
 
 logger = logging.getLogger("iteris")
 
@@ -165,124 +156,45 @@ class Merge(io.ComfyNode):
         more_loras: tuple[ChosenLora, ...] = (),
         settings: Changes | Recipe | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.job import merge_and_check, planned
-        from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
-        from ..iteris_core.engines.measure import room_for_sums
+        from ..iteris_core.diffusion.job import merge_and_check
         from ..iteris_core.processes import alone
-        from .loras.chosen import identified, load, scenes_of, unread_in
+        from .prepared import prepared
 
         wanted = Size(size, size_value)  # before files are read
         rows = read_rows(loras, "loras")
-        chosen = [*(ChosenLora(use_of_row(row)) for row in rows), *more_loras]
-        check_count(len(chosen))
-        if not chosen:
-            raise ConfigError(
-                "there is no LoRA to merge: write a row such as <lora:name:0.8> into loras, or "
-                "connect LoRAs to more_loras"
-            )
-        scenes = scenes_of(chosen)
-        base = host.ComfyModel(model, clip)
-        uses, loose = identified(chosen)
-        read, joined = load(base, uses, loose)
-        used = loras_in_use(read)
-        asked = Asked(wanted, together, scenes, settings)
-        calibration, how = asked.settings(preset, read)
-        calibration = calibration.for_family(base.family)
+        asked = Asked(preset, together, wanted, settings)
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
-        cost = planned(base, used, calibration, how, progress)
-        room = base.make_room(
-            calibration.resolution,
-            cost.samples,
-            lambda modules: room_for_sums(
-                modules, [lora.adapter for lora in used], cost.tasks, how.config
-            ),
-        )
-        how = replace(
-            how,
-            config=replace(
-                how.config,
-                samples_per_chunk=room.samples_per_chunk,
-                waiting_bytes=room.waiting_bytes,
-            ),
-            made_on=cls.made_on(),
-            notes=(
-                *how.notes,
-                *joined,
-                *(likely_styles(rows) if calibration.scene_weight else ()),
-                *cls.of_base(model, clip, read, is_guided=calibration.is_guided),
-                *unread_in(base, calibration),
-                *too_small(room),
-            ),
-        )
-        watch = host.layer_teller(node_id)
-        rows_taken = rows_by_preset(base, read, asked, progress)
+        upstream = named_upstream(cls.hidden.prompt or {}, node_id)
+        work = prepared(model, clip, rows, more_loras, asked, upstream, progress)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
-            result = merge_and_check(base, read, calibration, how, progress, watch, cost)
+            result = merge_and_check(
+                work.base,
+                work.loras,
+                work.calibration,
+                work.settings,
+                progress,
+                host.layer_teller(node_id),
+                work.cost,
+            )
         seconds = time.monotonic() - begin
         report = result.report
         for alert in report.alerts:
             logger.warning(alert)
-        # the LoRAs' weights are not needed any more, and outputs stay in the host's cache
-        sources = [LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in used]
         return io.NodeOutput(
-            *base.patched(result.adapter),
-            base.lora_model_tensors(result.adapter),
-            MergedLora(
-                result.adapter, base.keys, json.dumps(report.settings), tuple(sources), loose
-            ),
+            *work.base.patched(result.adapter),
+            work.base.lora_model_tensors(result.adapter),
+            work.merged(result),
             report,
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],
-                **cost_shown(rows_taken, preset, seconds, report),
+                **cost_shown(work.rows_by_preset, preset, seconds, report),
             },
         )
 
-    @classmethod
-    def of_base(
-        cls, model: Any, clip: Any, loras: Sequence[LoadedLora], *, is_guided: bool
-    ) -> Iterator[Note]:
-        """Yield notes about what MODEL and CLIP carry already."""
-        from .loras.on_model import notes_on_model
 
-        yield from notes_on_model(
-            host.patches_of(model, clip),
-            host.base_changes(model, clip),
-            loras,
-            sorted(cls.named_upstream() & set(host.lora_names())),
-            is_guided=is_guided,
-        )
-
-    @classmethod
-    def made_on(cls) -> dict[str, str]:
-        """Return what else a recipe should know: ComfyUI's version, and the base model's files as
-        the workflow names them.
-        """
-        base = ", ".join(host.model_files(cls.named_upstream()))
-        return {"comfyui_version": host.version(), **({"base": base} if base else {})}
-
-    @classmethod
-    def named_upstream(cls) -> set[str]:
-        """Return every text in the nodes from which MODEL and CLIP come, such as names of files."""
-        prompt = cls.hidden.prompt or {}
-        return set(texts_upstream(prompt, cls.hidden.unique_id, ("model", "clip")))
-
-
-def too_small(room: Room) -> list[Note]:
-    """Return a note about a device that is too small for the whole model and the least of work,
-    which the log tells at once.
-    """
-    from ..iteris_core.report.records import Note
-
-    if not room.missing:
-        return []
-    text = (
-        "the whole model, a call of one sample and the sums of the largest layer take about "
-        f"{room.missing / 1e9:.1f} GB more than is free, by ComfyUI's formula. Then a part "
-        "of the model waits in the computer's memory, which is slow, or the merge runs out of "
-        "memory. Lower resolution, or merge fewer LoRAs at once"
-    )
-    logger.warning(text)
-    return [Note("memory", text)]
+def named_upstream(prompt: Mapping[str, Any], node_id: str) -> frozenset[str]:
+    """Return every text in the nodes from which MODEL and CLIP come, such as names of files."""
+    return frozenset(texts_upstream(prompt, node_id, ("model", "clip")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a merge node and the nodes that are connected to it ask for, but for the preset.
+    """What the widgets of a merge node ask for, and the settings that are connected to it.
 
     Args:
-        size: The size of the merged LoRA.
+        preset: How thorough the merge is.
         together: Whether the LoRAs are measured together.
-        scenes: Settings of the scenes that come with the LoRAs; None: the defaults.
+        size: The size of the merged LoRA.
         given: Settings that are connected. A recipe's are all there are, and a note says so.
     """
 
-    size: Size
+    preset: Preset
     together: bool
-    scenes: Scenes | None = None
+    size: Size
     given: Changes | Recipe | None = None
 
     @property
@@ -48,14 +48,14 @@ class Asked:
         return self.given is None or isinstance(self.given, Changes)
 
     def settings(
-        self, preset: Preset, loras: Sequence[LoadedLora]
+        self, loras: Sequence[LoadedLora], scenes: Scenes | None
     ) -> tuple[Calibration, MergeSettings]:
         """Return the settings of a merge: those of the preset, replaced by the node's own, and
         those by the ones that are connected.
 
         Args:
-            preset: How thorough the merge is.
             loras: The LoRAs of the merge, whose layers a size in MB is shared out over.
+            scenes: Settings of the scenes that come with the LoRAs; None: the defaults.
 
         Raises:
             ConfigError: Settings that do not go together.
@@ -64,7 +64,7 @@ class Asked:
         from ..iteris_core.report.records import Note
 
         if self.given is None or isinstance(self.given, Changes):
-            changes = PRESETS[preset]
+            changes = PRESETS[self.preset]
             if self.together:
                 changes = changes.then(Changes(calibration={"scene_weight": TOGETHER}))
             changes = changes.then(self.given) if self.given else changes
@@ -75,18 +75,22 @@ class Asked:
             calibration, settings = changed(Calibration(), start, changes)
         else:
             kept = "preset, together and size"
-            if self.scenes:
+            if scenes:
                 kept = "the scenes are those of Scene prompts; preset, together and size"
             text = f"all settings are those of the recipe; {kept} did not count"
             calibration = self.given.calibration
             settings = MergeSettings(
                 self.given.config, self.given.is_corrected, notes=(Note("method", text),)
             )
-        return self.scenes.applied_to(calibration) if self.scenes else calibration, settings
+        return scenes.applied_to(calibration) if scenes else calibration, settings
 
 
 def rows_by_preset(
-    base: ComfyModel, loras: Sequence[LoadedLora], asked: Asked, progress: StageProgress
+    base: ComfyModel,
+    loras: Sequence[LoadedLora],
+    asked: Asked,
+    scenes: Scenes | None,
+    progress: StageProgress,
 ) -> dict[Preset, int]:
     """Return the rows that a merge takes with each preset that goes with the other settings; none
     with a recipe, for which presets do not count.
@@ -94,7 +98,8 @@ def rows_by_preset(
     Args:
         base: The model.
         loras: The LoRAs of the merge.
-        asked: What was asked for.
+        asked: What was asked for; its preset does not count.
+        scenes: See `Asked.settings`.
         progress: Listener that may raise to cancel.
     """
     from ..iteris_core.diffusion.job import rows_of
@@ -103,7 +108,7 @@ def rows_by_preset(
     used = loras_in_use(loras)
     found: dict[Preset, int] = {}
     for preset in PRESETS if asked.has_presets else ():
-        calibration, settings = asked.settings(preset, loras)
+        calibration, settings = replace(asked, preset=preset).settings(loras, scenes)
         calibration = calibration.for_family(base.family)
         with suppress(ConfigError):  # several ways need a check, and iteris
             found[preset] = rows_of(base, used, calibration, settings, progress)

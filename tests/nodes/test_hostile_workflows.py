@@ -36,6 +36,7 @@ from iteris_core.diffusion.changes import Changes
 from iteris_core.diffusion.lora_use import MOST_LORAS, LoadedLora
 from iteris_core.diffusion.recipe import METADATA_KEY, Recipe, settings_of
 from iteris_core.files.families import FAMILIES
+from iteris_core.progress import nobody
 
 CASES = int(os.environ.get("ITERIS_CASES", "60"))
 SECONDS = 5.0  # of the processor, for a case
@@ -230,6 +231,7 @@ def host(replace_host, tmp_path, monkeypatch):
         lora_path=found,
         is_output=lambda path: False,
         show_text=lambda node_id, text: None,
+        stage_progress=lambda node_id: nobody,
         ComfyModel=begin,
     )
     monkeypatch.setattr("iteris_pack.nodes.report.ui", types.SimpleNamespace(), raising=False)

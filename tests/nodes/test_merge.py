@@ -5,7 +5,7 @@ import torch
 from iteris_pack.iteris_core.devices import Room
 from iteris_pack.nodes.loras.kinds import likely_styles
 from iteris_pack.nodes.loras.rows import read_rows
-from iteris_pack.nodes.merge import too_small
+from iteris_pack.nodes.prepared import too_small
 from iteris_pack.nodes.presets import Asked, cost_shown
 from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file
@@ -30,26 +30,26 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     [("Fast", 10, False), ("Balanced", 20, False), ("Best", 20, True)],
 )
 def test_a_preset_is_a_few_settings(preset, runs, several):
-    calibration, how = Asked(Size(), together=False).settings(preset, [])
+    calibration, how = Asked(preset, False, Size()).settings([], None)
     assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
     assert (how.try_several, how.config.output_dtype) == (several, torch.float16)
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
-    calibration, how = Asked(Size("smaller"), True, None, given).settings("Fast", [])
+    calibration, how = Asked("Fast", True, Size("smaller"), given).settings([], None)
     assert (calibration.trajectories, calibration.held_out) == (3, 4)
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
-    _, how = Asked(Size("rank", 8.0), False, None, None).settings("Fast", [])
+    _, how = Asked("Fast", False, Size("rank", 8.0)).settings([], None)
     assert how.config.rank == 8
     with pytest.raises(ConfigError, match="size is rank and quality_kept"):
-        Asked(Size("rank", 8.0), False, None, given).settings("Fast", [])
+        Asked("Fast", False, Size("rank", 8.0), given).settings([], None)
 
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
-    calibration, how = Asked(Size("rank", 8.0), True, None, recipe).settings("Best", [])
+    calibration, how = Asked("Best", True, Size("rank", 8.0), recipe).settings([], None)
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
     assert (how.correct_strength, how.try_several) == (True, False)
     [note] = how.notes
@@ -83,4 +83,4 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
     assert cost_shown(rows, "Balanced", 1.52, reused) == {}
     recipe = Recipe((), Calibration(), MergeConfig(), False, {})
-    assert not Asked(Size(), together=False, given=recipe).has_presets
+    assert not Asked("Fast", False, Size(), recipe).has_presets
