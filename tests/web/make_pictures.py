@@ -53,6 +53,8 @@ BELOW = {
 }
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
+VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
+OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
 # node and widget of the first template that its blueprint shows
 BLUEPRINT = [(2, "loras"), (2, "preset"), (2, "together"), (3, "prompt"), (4, "file_name")]
 MOST_BYTES = 145_000  # of a picture of the documentation
@@ -116,12 +118,13 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     group_of = {key: min(max(value - merge + 1, 0), 2) for key, value in column_of.items()}
     group_of["note"] = 0
     boxes = []
+    top = -2 * TITLE - GROUP_ROOM
+    # of one height: there is room for what a run writes, and for nodes that Nodes 2.0 draws higher
+    bottom = max(y + sizes[key][1] for key, (_, y) in places.items()) + 2 * GROUP_ROOM
     for number, (title, colour) in enumerate(GROUPS.items()):
         inside = [key for key, group in group_of.items() if group == number]
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
-        bottom = max(places[key][1] + sizes[key][1] for key in inside) + GROUP_ROOM
-        top = -2 * TITLE - GROUP_ROOM
         boxes.append([f"{number + 1}. {title}", colour, [left, top], [right - left, bottom - top]])
     frontend.page.evaluate(
         """([places, boxes]) => {
@@ -196,10 +199,10 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
 
 
 def opening(workflow: dict, template: Template) -> dict:
-    """Return a workflow as a template opens: fitted to the page, with the user's first checkpoint
-    chosen, and as an app where it is one.
+    """Return a workflow as a template opens: whole in a window of 1280 x 800, with the user's first
+    checkpoint chosen, and as an app where it is one.
     """
-    workflow["extra"].pop("ds", None)
+    workflow["extra"]["ds"] = view(workflow["groups"])
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":
             del node["widgets_values"]
@@ -207,6 +210,19 @@ def opening(workflow: dict, template: Template) -> dict:
         outputs = [node["id"] for node in workflow["nodes"] if node["type"] == "IterISCompare"]
         workflow["extra"]["linearData"] = {"inputs": template.app, "outputs": outputs}
     return workflow
+
+
+def view(groups: list[dict]) -> dict:
+    """Return scale and offset of the page that show a template's groups in both renderers. Where a
+    workflow has none, ComfyUI 0.3.75 fits it to the page and scatters its nodes in Nodes 2.0.
+    """
+    left, top = (VUE_SCALE * min(group["bounding"][axis] for group in groups) for axis in (0, 1))
+    top -= VUE_SCALE * TITLE  # titles of nodes are scaled with what is below them
+    scale = OPENS["scale"]
+    return {
+        "scale": scale,
+        "offset": [round(OPENS["left"] / scale - left), round(OPENS["top"] / scale - top)],
+    }
 
 
 def make_blueprint(chromium: object, address: str, names: list[str]) -> None:

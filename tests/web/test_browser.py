@@ -30,6 +30,17 @@ def overlaps(frontend):
     )
 
 
+def in_groups(frontend):
+    """Return how many nodes lie whole in each group."""
+    return frontend.page.evaluate(
+        """() => Object.fromEntries(app.graph.groups.map(({ title, pos, size }) => [
+            title,
+            app.graph.nodes.filter((node) => [0, 1].every((axis) =>
+                node.pos[axis] >= pos[axis] && node.pos[axis] + node.size[axis] <= pos[axis] + size[axis])).length,
+        ]))"""
+    )
+
+
 def get(frontend, path):
     with urllib.request.urlopen(f"http://{frontend.address}{path}") as response:
         return json.load(response)
@@ -96,7 +107,9 @@ def test_nodes_are_found_by_search_and_placed(frontend, picture, name, node_type
     assert frontend.errors == []
 
 
-def test_the_template_opens_without_complaint(frontend, picture):
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_template_opens_without_complaint(open_frontend, picture, vue):
+    frontend = open_frontend(Comfy_VueNodes_Enabled=vue)
     page = frontend.page
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
@@ -106,7 +119,9 @@ def test_the_template_opens_without_complaint(frontend, picture):
     dialog.get_by_text("1 Merge two LoRAs").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.settle()
-    picture(frontend, "template")
+    picture(frontend, f"template_{'vue' if vue else 'canvas'}")
+    assert in_groups(frontend) == {"1. Choose": 2, "2. Merge": 1, "3. See and save": 2}
+    assert overlaps(frontend) == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
     assert page.get_by_role("dialog").count() == 0
     assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.7
