@@ -3,7 +3,7 @@
 import { draw as drawChips } from "./chips.js";
 import { button, html } from "./parts.js";
 import { readRows, writtenRow } from "./rows_text.js";
-import { lines } from "./triggers.js";
+import { lines, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
 const MOST = 100; // of a strength, and of a priority
@@ -52,10 +52,16 @@ export function drawRow(view, place) {
   }, view.keep);
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", say("open"), () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
-  head.append(grip, toggle, name, kind, strength, opener, button("iteris-out", "×", say("out"), () => view.remove(place)));
+  const needs = button("iteris-needs", say("needs"), say("needs_title"), () => view.openPrompts(place));
+  head.append(grip, toggle, name, needs, kind, strength, opener, button("iteris-out", "×", say("out"), () => view.remove(place)));
   element.append(head);
   if (body) element.append(body.element);
+  let known; // of the file
+  const ask = () => element.classList.toggle("iteris-asks", !isOff && needsPrompts(view.entries[place].row, known));
+  body?.element.addEventListener("input", ask);
   const mark = ({ lora, isMissing, fitting, picture: address }) => {
+    known = lora;
+    ask();
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     badge.textContent = fitting ? lora.family : "";

@@ -101,6 +101,12 @@ class Rows {
     this.draw();
   }
 
+  /** Open a row where its prompts are written. */
+  openPrompts(place) {
+    this.open(place, true);
+    this.focus(place, "iteris-prompts");
+  }
+
   remove(place) {
     this.put(this.entries.toSpliced(place, 1));
     this.finish();
@@ -177,7 +183,7 @@ class Rows {
 
   draw() {
     const before = heightOf(this.element, 0);
-    const isLinked = this.node.inputs?.some(({ widget, link }) => widget?.name === this.text.name && link != null);
+    const isLinked = this.isLinked(this.text.name);
     const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
     const [place, part] = [focused?.closest(".iteris-row")?.dataset.place, focused?.classList[0]];
     this.parts = [];
@@ -190,11 +196,16 @@ class Rows {
     this.learn();
   }
 
+  isLinked(input) {
+    return this.node.inputs?.some(({ name, link }) => name === input && link != null);
+  }
+
   rows() {
     const places = this.drawn();
     this.parts = places.map((place) => this.drawPart(place));
     this.list.replaceChildren(...this.parts.map(({ element }) => element));
-    if (!places.length) this.list.append(html("div", "iteris-quiet iteris-none", this.say("no_rows")));
+    const none = this.isLinked("more_loras") ? "rows_elsewhere" : "no_rows";
+    if (!places.length) this.list.append(html("div", "iteris-quiet iteris-none", this.say(none)));
     if (this.entries.length > MOST_DRAWN) this.list.append(html("div", "iteris-quiet", this.say("cut_rows")));
     return this.list;
   }

@@ -61,3 +61,14 @@ export function filled(prompts, lora, made, say) {
   if (made?.length) return say("made", { prompts: made.join(" · ") });
   return say(suggestions(lora).length ? "making" : "no_words");
 }
+
+/**
+ * Return whether a row needs prompts that only the user can write: its file names no trigger words to make them of.
+ *
+ * @param {{prompts: string[], called: string}} row
+ * @param {object|null} lora answer of `/iteris/lora`
+ */
+export function needsPrompts({ prompts, called }, lora) {
+  if (!lora || lora.error || lora.trigger_words?.length) return false;
+  return !prompts.length || [called, ...prompts].some((text) => text?.includes("{trigger}"));
+}

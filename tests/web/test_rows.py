@@ -194,6 +194,43 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.page.wait_for_function("!document.querySelector('.iteris-odd')")
 
 
+def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
+    def wordless(route):
+        facts = {"name": "second", "base": "SD1.x", "family": "SD1.x", "rank": 8}
+        words = {"trigger_words": [], "prompts": [], "error": None}
+        route.fulfill(json={**facts, **words, "thumbnail": False})
+
+    rows.page.route("**/iteris/lora?*second*", wordless)
+    at(rows, 1, "lora").click()  # what was known of files is forgotten
+    rows.page.locator(".iteris-option", has_text="second").click()
+    rows.settle()
+    assert rows.page.locator(".iteris-asks").count() == 0, "it is left out of the merge"
+    at(rows, 1, "toggle").click()
+    rows.page.wait_for_selector('.iteris-asks[data-place="1"]')
+    assert at(rows, 1, "needs").is_visible() and not at(rows, 0, "needs").is_visible()
+    picture(rows, "rows_ask")
+    at(rows, 1, "needs").click()
+    rows.page.keyboard.type("a photo")
+    assert text_of(rows).split("\n")[1].endswith("| a photo")
+    assert rows.page.locator(".iteris-asks").count() == 0
+    rows.page.unroute("**/iteris/lora?*second*", wordless)
+
+
+def test_a_merge_whose_loras_come_from_elsewhere_does_not_ask_for_rows(page_of_rows):
+    other = {"lora_name": "first.safetensors", "prompts": "a photo of demo1"}
+    workflow = merge_of("", more_loras=["2", 0])
+    page_of_rows.load(workflow | {"2": {"class_type": "IterISLora", "inputs": other}}, "chain")
+    page_of_rows.show(MERGE, left=600, top=150)
+    none = page_of_rows.page.locator(".iteris-none")
+    assert "come through more_loras" in none.inner_text()
+    page_of_rows.page.evaluate(
+        "id => { const node = app.graph.getNodeById(id); node.disconnectInput(node.findInputSlot('more_loras')); }",
+        MERGE,
+    )
+    page_of_rows.settle()
+    assert "No LoRA yet" in none.inner_text()
+
+
 def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(rows, picture):
     def shown(name):
         rows.settle()

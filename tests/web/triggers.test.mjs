@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { about, add, filled, holds, lines, suggestions } from "../../web/triggers.js";
+import { about, add, filled, holds, lines, needsPrompts, suggestions } from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
 
 const word = (text) => ({ kind: "word", text });
@@ -49,6 +49,17 @@ test("empty prompts are said to be filled in, and with what", () => {
   assert.equal(filled("", {}, undefined, say), "The file names no trigger words: write prompts.");
   assert.equal(filled("", { error: "no such file" }, undefined, say), "");
   assert.equal(filled("", null, undefined, say), "");
+});
+
+test("prompts are asked for where neither the row nor its file has any", () => {
+  const row = { prompts: [], called: "" };
+  assert.equal(needsPrompts(row, { trigger_words: [] }), true);
+  assert.equal(needsPrompts(row, { trigger_words: ["sks"] }), false);
+  assert.equal(needsPrompts({ ...row, prompts: ["a photo"] }, { trigger_words: [] }), false);
+  assert.equal(needsPrompts({ ...row, prompts: ["a photo of {trigger}"] }, { trigger_words: [] }), true);
+  assert.equal(needsPrompts({ prompts: ["a photo"], called: "a {trigger}" }, { trigger_words: [] }), true);
+  assert.equal(needsPrompts(row, { trigger_words: [], error: "no such file" }), false);
+  assert.equal(needsPrompts(row, null), false);
 });
 
 test("the line about a file", () => {
