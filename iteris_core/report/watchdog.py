@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..files.blocks import OTHER, block_of
 from ..settings import called
 
 # What does better: the base model alone; the LoRAs' average; all LoRAs stacked.
@@ -128,11 +129,17 @@ _THAN: dict[tuple[Simpler, bool], str] = {
 
 def _sentence(alarm: Alarm) -> str:
     where = "on unseen samples" if alarm.unseen else "by the median"
-    layers = f"; worst at {', '.join(alarm.layers)}" if alarm.layers else ""
+    places = dict.fromkeys(map(_place, alarm.layers))
+    layers = f"; worst at {', '.join(places)}" if places else ""
     return (
         f"WARNING: the merge fails {alarm.task}: {_THAN[alarm.than, alarm.unseen]} (error "
         f"{alarm.error:.2f} instead of {alarm.other:.2f}, {where}{layers})"
     )
+
+
+def _place(layer: str) -> str:
+    block = block_of(layer)
+    return layer if block == OTHER else block
 
 
 def _loses_to_average(errors: Sequence[TaskErrors]) -> bool:

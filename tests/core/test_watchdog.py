@@ -157,6 +157,13 @@ def test_an_adapter_that_is_alone_at_a_layer_is_not_compared_with_itself():
     assert alarms(layers=[LayerReport("x", 2, (entry,))]) == []
 
 
+def test_a_warning_names_the_blocks_of_layers_once():
+    paths = [f"diffusion_model.output_blocks.3.1.attn1.{name}" for name in ("to_q", "to_k")]
+    layers = tuple(layer(path, cat=(1.7, 0.5, True)) for path in paths)
+    report = MergeReport(layers, fidelity=(TaskFidelity("cat", 3.5, 0.1, 2),))
+    assert "worst at OUT03)" in report.warnings[0]
+
+
 def test_warnings_come_after_the_verdict_and_name_lora_layers_and_what_to_try():
     layers = (layer("x", cat=(1.3, 0.5, True)), layer("y", cat=(1.7, 0.5, True)))
     report = MergeReport(layers, fidelity=(TaskFidelity("cat", 3.5, 0.1, 2),))
