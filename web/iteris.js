@@ -8,7 +8,7 @@ import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
 import { addReport } from "./merge.js";
-import { addElement, also, fit, heightOf, progressRemover } from "./parts.js";
+import { addElement, addProgress, also, fit, heightOf, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import { sayer } from "./words.js";
@@ -18,12 +18,13 @@ const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Lo
 
 /** Show the text of a run whole; the frontend shows two lines of it. */
 function addText(node, width = 0) {
-  const removeProgress = progressRemover(node);
+  const removeProgress = addProgress(node);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
-  let element;
+  const element = addElement(node, "text", (text) => heightOf(text, 12) || 44);
+  showElement(node, element, false);
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
-    element ??= addElement(node, "text", (text) => heightOf(text, 12) || 44);
+    showElement(node, element, true);
     const text = document.createElement("div");
     text.textContent = output.text.join("\n");
     element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
@@ -81,6 +82,9 @@ function followRuns() {
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
     if (detail.prompt_id === running) nodeAt(app.graph, detail.node)?.showIterisLayer?.(detail);
+  });
+  api.addEventListener("progress_text", ({ detail }) => {
+    queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text)); // behind the frontend's own
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {

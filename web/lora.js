@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
 import { aboutLora } from "./loras.js";
-import { addElement, also, button, fit, heightOf, progressRemover } from "./parts.js";
+import { addElement, addProgress, also, button, fit, heightOf } from "./parts.js";
 
 const USUAL_HEIGHT = 76;
 
@@ -14,7 +14,7 @@ export function addTriggers(node, say) {
   if (!name || !prompts) return;
   const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4); // the usual while out of sight
   const element = addElement(node, "triggers", height);
-  const removeProgress = progressRemover(node);
+  const removeProgress = addProgress(node);
   let chips;
   const show = async () => {
     const wanted = name.value;

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";
-import { addElement, also, fit, heightOf, keep, progressRemover } from "./parts.js";
+import { addElement, addProgress, also, fit, heightOf, keep } from "./parts.js";
 import { figures } from "./report.js";
 import { readFile, readSaved } from "./saved.js";
 
@@ -17,8 +17,8 @@ const PANEL_WIDTH = 400;
  */
 export function addReport(node, say) {
   const height = (shown) => heightOf(shown, 12) || (node.properties[PROPERTY] ? 250 : 44);
+  const removeProgress = addProgress(node);
   const element = addElement(node, "report", height);
-  const removeProgress = progressRemover(node);
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
   let told = true; // the report is of the run that began last
   let waiting = false;

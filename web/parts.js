@@ -125,15 +125,32 @@ export function fit(node, width = 0, from = node.size[1]) {
   requestAnimationFrame(() => requestAnimationFrame(grow));
 }
 
-/** Return what takes away the text that told how far a node is, and the room that the node made for it. */
-export function progressRemover(node) {
+/**
+ * Add the line that tells how far a node is, where the frontend's own is not seen: Vue nodes of older ones draw no widget that
+ * is added after a value or a link was changed.
+ *
+ * @returns {() => void} what takes the line away, the frontend's too, and the room that the node made for it
+ */
+export function addProgress(node) {
   let height = Infinity; // before the run
-  also(node, "onExecutionStart", () => (height = node.size[1]));
-  return () => {
+  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34);
+  showElement(node, element, false);
+  const removeOwn = () => {
     const progress = node.widgets?.find(({ name }) => name === PROGRESS_TEXT);
-    if (!progress) return;
-    node.removeWidget?.(progress);
-    node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+    if (progress) node.removeWidget?.(progress);
+    return !!progress;
+  };
+  also(node, "onExecutionStart", () => (height = node.size[1]));
+  node.showIterisProgress = (text) => {
+    if (!LiteGraph.vueNodesMode) return;
+    removeOwn();
+    element.replaceChildren(html("div", "", new DOMParser().parseFromString(text, "text/html").body.textContent));
+    showElement(node, element, true);
+  };
+  return () => {
+    const wasShown = !element.classList.contains("iteris-hidden");
+    showElement(node, element, false);
+    if (removeOwn() || wasShown) node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
   };
 }
 

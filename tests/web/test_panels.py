@@ -349,6 +349,42 @@ def test_compare_says_how_many_pictures_a_run_draws_and_how_long_that_takes(fron
     assert frontend.errors == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "changed"), [("IterISMerge", {"size": "smaller"}), ("IterISCompare", {"steps": 3})]
+)
+def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture, small, kind, changed):
+    """Older frontends draw nothing there that is added to a node after a value was changed."""
+    vue = open_frontend(Comfy_VueNodes_Enabled=True)
+    small(vue, seed=18)
+    number = vue.page.evaluate(
+        """(kind) => {
+            const found = app.graph.nodes.find(({ type }) => type === kind);
+            return (found ?? app.graph.add(LiteGraph.createNode(kind))).id;
+        }""",
+        kind,
+    )
+    vue.show(number, top=100)
+    vue.set_widgets(number, **changed)
+    vue.settle()
+    node = vue.page.locator(f"[data-node-id='{number}']")
+    line = node.locator(".iteris-progress")
+    assert not line.is_visible()
+    vue.send("execution_start", prompt_id="a", timestamp=0)
+    for done in (1, 2):
+        vue.send(
+            "progress_text", nodeId=str(number), text=f"stage 1 of 4: &lt;Prompts&gt; {done}/4"
+        )
+    line.wait_for()
+    assert node.inner_text().count("stage 1 of 4: <Prompts> 2/4") == 1
+    picture(vue, f"vue_progress_{kind}")
+    vue.send("execution_interrupted", prompt_id="a")
+    line.wait_for(state="hidden")
+    if kind == "IterISCompare":
+        executed(vue, number, {"text": ["a photo of sks dog"]})
+        node.locator(".iteris-text", has_text="a photo of sks dog").wait_for()
+    assert vue.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
