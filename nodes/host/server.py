@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Show a text on a node, as text; this works without the pack's web extension, too."""
+    """Show a text on a node, as text; this works without the pack's web extension, too.
+
+    Only the page that queued the run is told: other pages have other nodes of that id.
+    """
     from server import PromptServer
 
-    PromptServer.instance.send_progress_text(as_html(text), node_id)
+    server = PromptServer.instance
+    server.send_progress_text(as_html(text), node_id, server.client_id)
 
 
 def heed_cancel() -> None:

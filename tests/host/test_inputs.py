@@ -1,5 +1,6 @@
 """What LoRAs can come from, in a real ComfyUI."""
 
+import contextlib
 import json
 import urllib.error
 import urllib.parse
@@ -7,6 +8,7 @@ import urllib.request
 
 import pytest
 import torch
+import websocket
 from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
@@ -115,6 +117,31 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
         "named/phrase.safetensors at 1 / 0.5, its trigger words from the file "
         "(modelspec.trigger_phrase)"
     )
+
+
+def test_a_nodes_text_goes_to_the_page_that_queued_the_run(host, files):
+    inputs = {"text": "<lora:phrase>", "prompts": ""}
+    nodes = {"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")}
+    url = f"ws://{host.server.address}/ws?clientId=another-page"
+    with contextlib.closing(websocket.create_connection(url, timeout=HANGS)) as other_page:
+        texts = []
+        host.run(nodes, lambda event, data: texts.append(data) if event == "text" else None)
+        assert texts
+        heard = []
+        while not is_told_that_the_queue_is_empty(heard):
+            heard.append(other_page.recv())
+    assert [message for message in heard if isinstance(message, bytes)] == []
+
+
+def is_told_that_the_queue_is_empty(messages):
+    """Return whether a run has begun and ended; the server tells each page so, behind all else."""
+    told = [json.loads(each) for each in messages if isinstance(each, str)]
+    left = [
+        each["data"]["status"]["exec_info"]["queue_remaining"]
+        for each in told
+        if each["type"] == "status"
+    ]
+    return any(left) and left[-1] == 0
 
 
 def test_a_stack_from_a_text_in_any_number(host, files):
