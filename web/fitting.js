@@ -30,7 +30,8 @@ export function modelFileOf(node) {
     const file = at.widgets?.find(({ name }) => name === "ckpt_name" || name === "unet_name");
     if (file) return typeof file.value === "string" ? file.value : undefined;
     const slot = at.inputs?.findIndex(({ type }) => type === "MODEL") ?? -1;
-    at = slot < 0 ? undefined : at.getInputNode(slot);
+    // a node that is about to be put into a graph has none, and the newer frontends throw then
+    at = slot < 0 || !at.graph ? undefined : at.getInputNode(slot);
   }
   return undefined;
 }

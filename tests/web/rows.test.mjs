@@ -100,12 +100,15 @@ test("a LoRA of another family than the model, or than most, is told", () => {
 
 test("the file of the model is that of the loader up the links", () => {
   const loader = { widgets: [{ name: "ckpt_name", value: "a.safetensors" }], inputs: [] };
-  const behind = (node) => ({ inputs: [{ type: "CLIP" }, { type: "MODEL" }], getInputNode: (slot) => (slot === 1 ? node : null) });
+  const inputs = [{ type: "CLIP" }, { type: "MODEL" }];
+  const behind = (node) => ({ graph: {}, inputs, getInputNode: (slot) => (slot === 1 ? node : null) });
   assert.equal(modelFileOf(behind(behind(loader))), "a.safetensors");
   assert.equal(modelFileOf(behind(null)), undefined);
   const circle = behind(undefined);
   circle.getInputNode = () => circle;
   assert.equal(modelFileOf(circle), undefined);
+  const inNoGraph = { graph: null, inputs, getInputNode: () => assert.fail("the frontend throws then") };
+  assert.equal(modelFileOf(inNoGraph), undefined);
 });
 
 test("a preset's time is that of its rows", () => {

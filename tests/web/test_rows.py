@@ -289,6 +289,9 @@ def test_copies_and_subgraphs_have_rows_of_their_own(rows):
     rows.page.evaluate(
         """id => {
             app.graph.remove(app.graph.getNodeById(1));
+            const loader = LiteGraph.createNode("CheckpointLoaderSimple");
+            app.graph.add(loader);
+            loader.connect(0, app.graph.getNodeById(id), "model");
             const { node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
             app.canvas.setGraph(node.subgraph);
         }""",
@@ -298,7 +301,7 @@ def test_copies_and_subgraphs_have_rows_of_their_own(rows):
     rows.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", copy)
     rows.settle()
     at(rows, 0, "toggle").click()
-    (inside,) = rows.prompt().values()
+    (inside,) = (n for n in rows.prompt().values() if n["class_type"] == "IterISMerge")
     assert inside["inputs"]["loras"] == f"# {THIRD}"
 
 
