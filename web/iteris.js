@@ -11,6 +11,7 @@ import { addReport } from "./merge.js";
 import { addElement, addProgress, also, fit, heightOf, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
+import { begin, isOfShown, isRunning, mark, rememberRuns } from "./runs.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
@@ -47,9 +48,10 @@ function addText(node, width = 0) {
 /** Let what was saved be chosen as a LoRA at once. */
 function listSaved(output) {
   const [file] = output?.iteris_saved ?? [];
+  if (!file) return;
   const types = Object.values(LiteGraph.registered_node_types).map(({ nodeData }) => nodeData ?? {});
   const [, known] = LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name;
-  if (file?.listed_as) enlist(file.listed_as, types, [...nodesOf(app.graph)], [...known.options]);
+  if (file.listed_as) enlist(file.listed_as, types, [...nodesOf(app.graph)], [...known.options]);
   learnFiles();
 }
 
@@ -74,23 +76,35 @@ function showDigits(node) {
 
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
 function followRuns() {
-  let running;
   const all = (method) => [...nodesOf(app.graph)].forEach((node) => node[method]?.());
   api.addEventListener("execution_start", ({ detail }) => {
-    running = detail.prompt_id;
-    all("startIterisRun");
+    begin(detail.prompt_id);
+    if (isOfShown()) all("startIterisRun");
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
-    if (detail.prompt_id === running) nodeAt(app.graph, detail.node)?.showIterisLayer?.(detail);
+    if (isRunning(detail.prompt_id) && isOfShown()) nodeAt(app.graph, detail.node)?.showIterisLayer?.(detail);
+  });
+  api.addEventListener("executed", ({ detail }) => {
+    mark(detail);
+    listSaved(detail.output);
   });
   api.addEventListener("progress_text", ({ detail }) => {
+    if (!isOfShown()) return;
     queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text)); // behind the frontend's own
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
-      if (detail.prompt_id === running) all("endIterisRun");
+      if (isRunning(detail.prompt_id) && isOfShown()) all("endIterisRun");
     });
   }
+}
+
+/** Let a node hear only of runs of its own workflow. */
+function hearOwnRuns(node) {
+  const { onExecuted } = node;
+  node.onExecuted = function (output) {
+    if (isOfShown(output)) onExecuted?.call(this, output);
+  };
 }
 
 app.registerExtension({
@@ -101,7 +115,10 @@ app.registerExtension({
     style.href = new URL("./iteris.css", import.meta.url).href;
     document.head.append(style);
   },
-  setup: followRuns,
+  setup() {
+    rememberRuns();
+    followRuns();
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("IterIS")) return;
     showDigits(node);
@@ -117,21 +134,19 @@ app.registerExtension({
       if (node.comfyClass === "IterISCompare") addPictures(node, say);
       addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
     }
-    if (node.comfyClass !== "IterISSave") return;
-    also(node, "onExecuted", (output) => {
-      listSaved(output);
-      showFile(output);
-    });
+    if (node.comfyClass === "IterISSave") also(node, "onExecuted", showFile);
+    hearOwnRuns(node);
   },
   refreshComboInNodes: learnFiles,
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs)) {
+    const own = Object.entries(outputs).filter(([, output]) => isOfShown(output));
+    for (const [id, output] of own) {
       const node = nodeAt(app.graph, id);
       node?.showIterisCost?.(output);
       node?.showIterisDrawn?.(output);
       node?.showIterisReport?.(output);
       node?.showIterisText?.(output);
     }
-    Object.values(outputs).forEach(showFile);
+    own.forEach(([, output]) => showFile(output));
   },
 });

@@ -385,6 +385,38 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture, small, ki
     assert vue.errors == []
 
 
+def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
+    """Nodes of two tabs have the same ids, and the frontend tells an output to those on show."""
+    page = frontend.page
+
+    def go_to(name):
+        page.get_by_text(name, exact=True).first.click()
+        active = "app.extensionManager.workflow.activeWorkflow"
+        page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
+        frontend.settle()
+
+    def report():
+        return page.evaluate(f"app.graph.getNodeById({MERGE}).properties.iteris_report ?? null")
+
+    small(frontend, seed=41)
+    answer = {"prompt_id": "a", "number": 1, "node_errors": {}}
+    page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with page.expect_response("**/prompt"):
+        frontend.run()
+    frontend.settle()
+    page.unroute("**/prompt")
+    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    small(frontend, seed=42)
+    send_layer(frontend, "a", str(MERGE), 1)
+    executed(frontend, MERGE, report_of(0.25))
+    assert (report(), blocks_of(frontend)) == (None, [])
+    go_to("merge_41")
+    assert report() is not None
+    go_to("merge_42")
+    assert report() is None
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
