@@ -81,7 +81,6 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
         if path not in on_device:
             on_device[path] = deltas[path].to(device=x.device, dtype=product_dtype(x))
         delta = on_device[path]
-        y = y.clone()
         with exact_products(x.device):
             add_to_output(module, y, codes_of(module, x, delta.down), delta.up)
         return y

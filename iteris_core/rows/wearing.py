@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter, LowRankDelta, Stacked, stack, target_layers
@@ -25,7 +26,7 @@ Closet = dict[tuple[str, Mix], LowRankDelta | None]
 @contextmanager
 def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
     """Call ``hook(path, module, input, output)`` after each module's forward; what it returns
-    replaces the output.
+    replaces the output, which it may change in place.
 
     Raises:
         CalibrationError: A module that is called without a tensor.
@@ -40,7 +41,7 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
                 raise CalibrationError(
                     f"layer {path!r} was called without a tensor to work on; it cannot be measured"
                 )
-            return hook(path, module, inputs[0], output)
+            return hook(path, module, inputs[0], _changeable(inputs[0], output))
 
         return after_forward
 
@@ -52,6 +53,19 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _changeable(x: Tensor, y: Tensor) -> Tensor:
+    """Return a layer's output as a tensor that may be changed in place: itself, since the layer has
+    just made it. A copy is made of the layer's input, of a part of another tensor, and of what
+    torch does not let be changed.
+
+    To copy every output would take as long as all that the rows wear.
+    """
+    storage = y.untyped_storage()
+    is_part = storage._cdata == x.untyped_storage()._cdata or storage.nbytes() != y.nbytes
+    is_frozen = y.is_inference() and not torch.is_inference_mode_enabled()
+    return y.clone() if is_part or is_frozen else y
 
 
 def worn_delta(
@@ -96,7 +110,6 @@ def wearing(
         if folds_rows(path):
             x, y = unfolded(len(mixes), x, y)
         check_rows(path, x, len(mixes))
-        y = y.clone()
         for mix, rows in rows_by_mix.items():
             if (path, mix) not in ready:
                 ready[path, mix] = _near(worn_delta(path, adapters, dict(mix)), x)
@@ -188,11 +201,10 @@ def dress(
         module: The layer.
         chunk: Chunk whose rows x and y are.
         x: Input of the layer.
-        y: Output of the layer, not changed.
+        y: Output of the layer, which may be changed.
         worn: Deltas that those rows wear at this layer.
         codes: Teachers' ``X down^T`` per block, if they were computed before.
     """
-    y = y.clone()
     with exact_products(x.device):
         for i, block in enumerate(chunk.blocks):
             taught = worn.teachers[block.task]

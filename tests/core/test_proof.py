@@ -268,3 +268,15 @@ def test_a_lora_without_prompts_is_refused_by_the_merge_itself():
     host = LoadingHost()
     with pytest.raises(ValueError, match="prompt"):
         merged(host, [as_used(host.lora("a"), prompts=())])
+
+
+def test_what_is_drawn_is_small_whatever_the_size_of_the_measured_pictures():
+    host = LoadingHost()
+    lora = host.lora("a")
+    large = replace(CALIBRATION, resolution=512)
+    for calibration, side in ((CALIBRATION, 8), (large, 16)):
+        host.unet_batches.clear()
+        proof = prove_loras(host, [lora], calibration)
+        prove_merged(host, lora.adapter, lora, calibration, proof)
+        shapes = {tuple(row.latents.shape) for rows in host.unet_batches for row in rows}
+        assert shapes == {(4, side, side)}

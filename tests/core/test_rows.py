@@ -117,6 +117,42 @@ def test_hooks_see_path_module_input_and_output_and_replace_the_output():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_hooks_change_what_a_layer_made_in_place_and_a_copy_of_everything_else(mode):
+    class Layer(nn.Linear):
+        """Keeps what it returns, made by a function of its input and of what it computes."""
+
+        def __init__(self, returns):
+            super().__init__(3, 3)
+            self.returns = returns
+
+        def forward(self, x):
+            self.returned = self.returns(x, super().forward(x))
+            return self.returned
+
+    def frozen(x, made):
+        with torch.inference_mode():
+            return made.clone()
+
+    kept = torch.randn(2, 4, 3)
+    with mode():
+        for returns, is_own in (
+            (lambda x, made: made, True),
+            (lambda x, made: x, False),
+            (lambda x, made: x.detach(), False),
+            (lambda x, made: kept[:1], False),
+            (frozen, mode is torch.inference_mode),
+        ):
+            layer = Layer(returns)
+            x = torch.randn(1, 4, 3)
+            before = x.clone(), kept.clone()
+            with layer_hooks({"layer": layer}, lambda path, module, x, y: y.add_(1)):
+                found = layer(x)
+            assert (found.data_ptr() == layer.returned.data_ptr()) is is_own
+            assert torch.equal(found, returns(x, layer.returned) + (0 if is_own else 1))
+            assert torch.equal(x, before[0]) and torch.equal(kept, before[1])
+
+
 def test_a_layer_may_get_its_input_by_keyword():
     net = toy.build("stack")
     x = net.make_row()[0][None]
