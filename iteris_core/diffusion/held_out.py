@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..devices import with_smaller_calls
 from ..progress import Progress, at_intervals, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
-from ..rows.wearing import Mix, wearing
+from ..rows.wearing import Closet, Mix, wearing
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
@@ -236,30 +236,43 @@ def _contexts(
     stacked = {k: 1.0 for k in range(last)}
     average = {k: 1 / last for k in stacked}
     worn = {
-        plan: [
-            tuple(mix.items())
-            for mix in (plan.mix, {last: 1.0}, {} if plan.mix else stacked, average)
-        ]
+        (plan, reading): _mixes(plan, reading, {last: 1.0}, stacked, average)
         for plan in plans
-    }
-    texts = {
-        (reading.teacher, mix)
-        for plan, mixes in worn.items()
         for reading in plan.readings()
-        for mix in mixes
     }
+    texts = {(reading.teacher, mix) for (_, reading), mixes in worn.items() for mix in mixes}
     written = with_smaller_calls(
         lambda size: _read_wearing(model, adapters, tokenized, sorted(texts), 2 * size),
         samples_per_chunk,
         "the check's captions",
     )
-    for plan, mixes in worn.items():
-        for reading in plan.readings():
-            teacher, student, base, of_all = (written[reading.teacher, mix] for mix in mixes)
-            own[plan, reading] = tokenized.context(reading, teacher, student)
-            bases[plan, reading] = tokenized.context(reading, base, base)
-            averages[plan, reading] = tokenized.context(reading, of_all, of_all)
+    for (plan, reading), mixes in worn.items():
+        teacher, student, base, of_all = (written[reading.teacher, mix] for mix in mixes)
+        own[plan, reading] = tokenized.context(reading, teacher, student)
+        bases[plan, reading] = tokenized.context(reading, base, base)
+        averages[plan, reading] = tokenized.context(reading, of_all, of_all)
     return _Readers(own, bases, averages)
+
+
+def _mixes(plan: CheckPlan, reading: Reading, *mixes: Mapping[int, float]) -> tuple[Mix, ...]:
+    """Return what the text encoders wear where a plan's teacher, the merged model, the reference
+    and the average read one of its captions; what no row reads is that of another.
+
+    Args:
+        plan: The plan.
+        reading: The caption.
+        mixes: The mix of the merged LoRA alone, of all LoRAs stacked, and of their average.
+    """
+    merged, stacked, average = mixes
+    teacher, *others = (
+        tuple(mix.items()) for mix in (plan.mix, merged, {} if plan.mix else stacked, average)
+    )
+    if isinstance(plan, TogetherPlan):
+        if not plan.is_read_by_others(reading):
+            others = [teacher] * len(others)
+        elif not plan.is_read_by_teacher(reading):
+            teacher = others[0]
+    return teacher, *others
 
 
 @torch.no_grad()
@@ -278,11 +291,12 @@ def _read_wearing(
     written: dict[tuple[str, Mix], list[Any]] = {text: [] for text in texts}
     if not rows:
         return written
+    closet: Closet = {}
     with model.text_encoder() as network:
         for start in range(0, len(rows), rows_per_call):
             part = rows[start : start + rows_per_call]
             mixes = [dict(mix) for (_, mix), _ in part]
-            with wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows):
+            with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
                 answers = network.forward([piece for _, piece in part])
             for (text, _), answer in zip(part, answers, strict=True):
                 written[text].append(answer)

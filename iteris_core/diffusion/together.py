@@ -90,6 +90,15 @@ class TogetherPlan:
         captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
         return with_negative(captions, self.calibration)
 
+    def is_read_by_others(self, reading: Reading) -> bool:
+        """Whether any row but the teacher's reads one of the captions."""
+        return any(reading.student == half.meeting.caption for half in self.halves)
+
+    def is_read_by_teacher(self, reading: Reading) -> bool:
+        """Whether the teacher reads one of the captions, or the negative prompt."""
+        of_teacher = {*(half.caption for half in self.halves), self.calibration.negative_prompt}
+        return reading.teacher in of_teacher
+
     def drawn_in(self) -> list[Run]:
         return [self._run(half) for half in self.halves]
 

@@ -19,7 +19,7 @@ from ..errors import CalibrationError
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody
-from ..rows.wearing import wearing
+from ..rows.wearing import Closet, wearing
 from ..tasks import Sample, Task
 from .records import TaskFidelity
 
@@ -161,10 +161,11 @@ def _outputs(
         total = sum(map(len, own))
         answers = []
         done = 0
+        closet: Closet = {}
         for numbers in own:
             mixes = [rows.mixes[number] for number in numbers]
             folds = network.folds_rows
-            with torch.no_grad(), wearing(network.modules, adapters, mixes, folds_rows=folds):
+            with torch.no_grad(), wearing(network.modules, adapters, mixes, closet, folds):
                 answer = network.forward([rows.reads[number] for number in numbers])
             if not isinstance(answer, Tensor):
                 raise CalibrationError(

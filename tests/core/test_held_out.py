@@ -129,6 +129,32 @@ def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, for
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
+def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
+    loras = [host.lora(name, prompts=[f"<{name}> thing"]) for name in "ab"]
+    adapters = [lora.adapter for lora in loras]
+    uses = [lora.use for lora in loras]
+    plans = make_check_plans(uses, CALIBRATION)
+    apart = [plan for plan in plans if isinstance(plan, TogetherPlan)]
+    stacked, average = ((("a", share), ("b", share)) for share in (1.0, 0.5))
+    others = {"own": ("merged", "base", average), "base": ("merged", stacked, average)}
+    read = set()
+    for plan in plans:
+        own = tuple(plan.mix) if plan.mix else "base"
+        captions = {reading.teacher for reading in plan.readings()}
+        if plan in apart:
+            both = {half.meeting.caption for half in plan.halves}
+            read |= {(caption, own) for caption in captions - both}
+            read |= {(caption, mix) for caption in both for mix in others["own"]}
+        else:
+            mixes = own, *others["own" if plan.mix else "base"]
+            read |= {(caption, mix) for caption in captions for mix in mixes}
+    rows = []
+    host.te.register_forward_hook(lambda module, args, output: rows.extend(args[0]))
+    HeldOutCheck(host, loras, CALIBRATION).measure(adapters[0])
+    assert len(apart) == 2
+    assert len(rows) == sum(len(host.tokenize(caption)) for caption, _ in read)
+
+
 def test_every_run_of_the_check_counts_for_the_spread(host, merged):
     loras, result = merged
     calibration = replace(CALIBRATION, timesteps=2, unconditional_share=0.5, held_out=3)

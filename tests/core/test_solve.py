@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import Adapter, LowRankDelta, Sample, SolveError, Task
+from iteris_core.algebra.system import cholesky
 
 D_IN = 6
 D_OUT = 4
@@ -296,3 +297,16 @@ def test_token_weights_have_to_be_numbers_from_0(net, bad):
     task = Task("a", [Sample((x,), token_weights={"image": torch.full((20,), bad)})], {0: 1.0})
     with pytest.raises(ValueError, match="token weight"):
         solve(net, [random_adapter()], [task])
+
+
+@pytest.mark.parametrize("size", [800, 1001])
+def test_a_large_matrix_is_factorised_in_blocks_as_lapack_does_at_once(size):
+    rows = torch.randn(size // 4, size, dtype=torch.float64)
+    matrix = rows.T @ rows / size + torch.eye(size, dtype=torch.float64)
+    factor, failed_at = cholesky(matrix.clone())
+    torch.testing.assert_close(factor, torch.linalg.cholesky(matrix), rtol=0, atol=1e-13)
+    assert failed_at == 0
+    for row in (5, size // 2, size - 1):
+        broken = matrix.clone()
+        broken[row, row] = -1.0
+        assert cholesky(broken)[1] == row + 1
