@@ -363,8 +363,8 @@ def test_every_template_is_its_api_twin(frontend, picture, number, template):
 
 
 def test_the_blueprint_is_one_node_with_the_rows_as_text(frontend, picture):
-    [(entry, listed)] = get(frontend, "/global_subgraphs").items()
-    assert listed["name"] == "Merge two LoRAs"
+    listed = get(frontend, "/global_subgraphs").items()  # newer hosts have some of their own
+    (entry,) = [entry for entry, found in listed if found["name"] == "Merge two LoRAs"]
     blueprint = json.loads(get(frontend, f"/global_subgraphs/{entry}")["data"])
     frontend.load(blueprint, "blueprint")
     frontend.set_widgets(blueprint["nodes"][0]["id"], loras="<lora:first:1>\n<lora:second:1>")

@@ -90,8 +90,8 @@ def report_with_verdict(*loras, advice=None):
     return output
 
 
-def executed(frontend, node, output):
-    frontend.send("executed", prompt_id="a", node=str(node), display_node=str(node), output=output)
+def executed(frontend, node, output, run="a"):
+    frontend.send("executed", prompt_id=run, node=str(node), display_node=str(node), output=output)
 
 
 THREE = report_with_verdict(
@@ -399,16 +399,16 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
         return page.evaluate(f"app.graph.getNodeById({MERGE}).properties.iteris_report ?? null")
 
     small(frontend, seed=41)
-    answer = {"prompt_id": "a", "number": 1, "node_errors": {}}
+    answer = {"prompt_id": "of 41", "number": 1, "node_errors": {}}
     page.route("**/prompt", lambda route: route.fulfill(json=answer))
     with page.expect_response("**/prompt"):
         frontend.run()
     frontend.settle()
     page.unroute("**/prompt")
-    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.send("execution_start", prompt_id="of 41", timestamp=0)
     small(frontend, seed=42)
-    send_layer(frontend, "a", str(MERGE), 1)
-    executed(frontend, MERGE, report_of(0.25))
+    send_layer(frontend, "of 41", str(MERGE), 1)
+    executed(frontend, MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
     go_to("merge_41")
     assert report() is not None
