@@ -67,6 +67,15 @@ function showFile(output) {
   if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
 }
 
+/** Tell why a file will not be saved: where other nodes run all the same, older frontends mark this one, and say no more. */
+function tellRefusal(node) {
+  const name = node.widgets.find((widget) => widget.name === "file_name");
+  also(name, "afterQueued", () => {
+    const [, refusal] = Object.entries(app.lastNodeErrors ?? {}).find(([id]) => nodeAt(app.graph, id) === node) ?? [];
+    if (refusal) app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: refusal.errors.map(({ details }) => details).join("\n") });
+  });
+}
+
 /** Let numbers be read in Vue nodes as on the canvas: the older ones round to three digits, and 0.0001 would be 0. */
 function showDigits(node) {
   for (const { options } of node.widgets ?? []) {
@@ -134,7 +143,10 @@ app.registerExtension({
       if (node.comfyClass === "IterISCompare") addPictures(node, say);
       addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
     }
-    if (node.comfyClass === "IterISSave") also(node, "onExecuted", showFile);
+    if (node.comfyClass === "IterISSave") {
+      tellRefusal(node);
+      also(node, "onExecuted", showFile);
+    }
     hearOwnRuns(node);
   },
   refreshComboInNodes: learnFiles,

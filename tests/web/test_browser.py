@@ -14,6 +14,7 @@ from workflow_notes import TEMPLATES
 ROOT = Path(__file__).parents[2]
 # nodes of the chain
 MERGE = 5
+SAVE = 6
 FIRST = 2
 WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
 
@@ -327,6 +328,19 @@ def test_an_error_shows_on_its_node(frontend, picture, node, values, message, sm
     )
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
+
+
+def test_a_wrong_name_of_the_file_is_told_though_the_merge_runs(frontend, picture, small):
+    """The merge shows its verdict without a file; older frontends only mark the node that fails."""
+    small(frontend, seed=19)
+    frontend.set_widgets(SAVE, file_name="../x")
+    frontend.run_to_the_end()
+    told = frontend.page.locator(".p-toast-message", has_text="is outside the folder loras")
+    told.wait_for()
+    assert "Save merged LoRA" in told.inner_text()
+    picture(frontend, "wrong_name")
+    told.get_by_role("button").click()
+    told.wait_for(state="hidden")
 
 
 @pytest.mark.parametrize(
