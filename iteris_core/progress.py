@@ -20,6 +20,7 @@ class Stage:
         count: Number of stages.
         starts: Share of all work that is done when it begins.
         share: Its share of all work.
+        is_alike: Whether its steps take as long as those of other stages, for their shares.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Stage:
     count: int = 1
     starts: float = 0.0
     share: float = 1.0
+    is_alike: bool = True
 
     def __str__(self) -> str:
         if self.count == 1:

@@ -15,7 +15,8 @@ _SHOWN_IN_SECONDS = 120  # more is told in minutes
 @dataclass
 class WorkClock:
     """Clock that estimates the remaining time of all stages, from the pace of the stage that runs,
-    or of the one before as long as it has made no step.
+    or of the one before as long as it has made no step; of a stage that is not like the others, the
+    time of this stage.
 
     A stage is measured anew when the number of its steps changes or the steps done fall, as in a
     second sweep.
@@ -38,6 +39,8 @@ class WorkClock:
             now: The time in seconds, from any start.
         """
         part = stage.part_done(done, total)
+        if self.stage and self.stage != stage and not self.stage.is_alike:
+            self.pace = 0.0
         if (stage, total) != (self.stage, self.total) or part < self.part:
             self.first_part = part
             self.first_time = now
@@ -46,17 +49,19 @@ class WorkClock:
         self.part = part
         if part > self.first_part:
             self.pace = (now - self.first_time) / (part - self.first_part)
-        return self.pace * (1 - part)
+        end = 1.0 if stage.is_alike else stage.part_done(total, total)
+        return self.pace * (end - part)
 
 
 def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> str:
     """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", where the
-    time is that of all stages.
+    time is that of `WorkClock.seconds_left`.
     """
     if seconds_left < _SHOWN_SECONDS:
-        left = ""
-    elif seconds_left < _SHOWN_IN_SECONDS:
-        left = f", about {seconds_left:.0f} s left"
+        return f"{stage} {done}/{total}"
+    if seconds_left < _SHOWN_IN_SECONDS:
+        time = f"{seconds_left:.0f} s"
     else:
-        left = f", about {seconds_left / 60:.0f} min left"
-    return f"{stage} {done}/{total}{left}"
+        time = f"{seconds_left / 60:.0f} min"
+    of_it = "" if stage.is_alike else " of this stage"
+    return f"{stage} {done}/{total}, about {time} left{of_it}"

@@ -19,6 +19,9 @@ _SWEPT = 1.5
 _TEXT = 0.1
 # Rows of a LoRA's proof, see `proof`.
 _PROVED = 4
+# Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
+# layers is that of solving them, and the proof reads weights.
+_OTHER = (PROOF_STAGE, TEXT_STAGE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Cost:
         ends = list(accumulate((work[name] for name in names), initial=0.0))
         whole = ends[-1] or 1.0
         return [
-            Stage(name, i + 1, len(names), ends[i] / whole, work[name] / whole)
+            Stage(name, i + 1, len(names), ends[i] / whole, work[name] / whole, name not in _OTHER)
             for i, name in enumerate(names)
         ]
 

@@ -28,6 +28,20 @@ def test_the_time_left_is_that_of_all_stages():
     assert clock.seconds_left(second, 5, 10, 50.0) == pytest.approx(30)  # slower than thought
 
 
+def test_a_stage_that_is_not_like_the_others_tells_its_own_time_and_nothing_of_theirs():
+    clock = WorkClock()
+    text = Stage("Text encoder", 1, 2, starts=0.0, share=0.1, is_alike=False)
+    sampling = Stage("Sampling", 2, 2, starts=0.1, share=0.9)
+    assert clock.seconds_left(text, 0, 4, 0.0) == 0
+    assert clock.seconds_left(text, 1, 4, 10.0) == pytest.approx(30)
+    assert clock.seconds_left(text, 4, 4, 40.0) == pytest.approx(0)
+    assert clock.seconds_left(sampling, 0, 9, 40.0) == 0, "its pace is not known yet"
+    assert clock.seconds_left(sampling, 3, 9, 43.0) == pytest.approx(6)
+    assert progress_line(text, 1, 4, 30) == (
+        "stage 1 of 2: Text encoder 1/4, about 30 s left of this stage"
+    )
+
+
 def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
     stage = Stage("Sampling", 3, 4)
     assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: Sampling 5/10, about 50 s left"

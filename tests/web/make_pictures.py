@@ -331,7 +331,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page = frontend.page
     frontend.load(workflow, title)
     page.locator(".iteris-kept").first.wait_for()
-    shoot("9_nodes_2")
+    shoot("8_nodes_2")
 
 
 def main() -> None:
