@@ -326,12 +326,6 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=-300)
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("7_details")
-    workflow = frontend.workflow()
-    frontend = browser.Frontend(chromium, address, 1280, 800, Comfy_VueNodes_Enabled=True)
-    page = frontend.page
-    frontend.load(workflow, title)
-    page.locator(".iteris-kept").first.wait_for()
-    shoot("8_nodes_2")
 
 
 def main() -> None:
