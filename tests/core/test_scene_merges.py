@@ -509,7 +509,7 @@ def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_
 def test_scenes_with_the_delta_target_are_refused(host):
     with pytest.raises(
         ConfigError,
-        match=r"scene tasks need the target 'full_output'.*Set target .* to 'full_output', or scene_weight",
+        match=r"need whole outputs.*target is 'delta'\. Set it to 'full_output', or scene_weight to 0",
     ):
         host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
 
