@@ -180,7 +180,7 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
     nodes["8"] = node("PreviewAny", source=["5", 2])
     outputs = host.run(nodes)["outputs"]
     facts = outputs["8"]["text"][0].splitlines()
-    assert {"target: full_output", "kept_energy: 0.9", "correct_strength: True"} < set(facts)
+    assert {"reproduce: whole output", "quality_kept: 0.9", "correct_strength: True"} < set(facts)
     assert any(fact.startswith("base: sd15.safetensors (") for fact in facts)
     assert facts[0].startswith('<lora:first_mid.safetensors:1> subject called="a demo1" | ')
     notes = [note["text"] for note in outputs["6"]["iteris_report"][0]["notes"]]
