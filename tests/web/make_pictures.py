@@ -120,7 +120,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
     # of one height: there is room for what a run writes, and for nodes that Nodes 2.0 draws higher
-    bottom = max(y + sizes[key][1] for key, (_, y) in places.items()) + 2 * GROUP_ROOM
+    bottom = max(y + sizes[key][1] for key, (_, y) in places.items()) + 5 * GROUP_ROOM
     for number, (title, colour) in enumerate(GROUPS.items()):
         inside = [key for key, group in group_of.items() if group == number]
         left = min(places[key][0] for key in inside) - GROUP_ROOM
