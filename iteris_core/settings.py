@@ -71,6 +71,11 @@ def called_value(name: str, value: Any) -> str:
     return _NAMES.get({}).get(f"{name}={text}", text)
 
 
+def setting_to(name: str, value: Any) -> str:
+    """Return a setting and the value that it is to get, as in "scene_weight to 0"; see `called`."""
+    return f"{called(name)} to {called_value(name, value)}"
+
+
 @dataclass(frozen=True)
 class Setting:
     """The declaration of a field besides its name, type and default: its help and its bounds.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
@@ -165,7 +164,7 @@ class Merge(io.ComfyNode):
         asked = Asked(preset, together, wanted, settings)
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
-        upstream = named_upstream(cls.hidden.prompt or {}, node_id)
+        upstream = set(texts_upstream(cls.hidden.prompt or {}, node_id, ("model", "clip")))
         work = prepared(model, clip, rows, more_loras, asked, upstream, progress)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
@@ -193,8 +192,3 @@ class Merge(io.ComfyNode):
                 **cost_shown(work.rows_by_preset, preset, seconds, report),
             },
         )
-
-
-def named_upstream(prompt: Mapping[str, Any], node_id: str) -> frozenset[str]:
-    """Return every text in the nodes from which MODEL and CLIP come, such as names of files."""
-    return frozenset(texts_upstream(prompt, node_id, ("model", "clip")))

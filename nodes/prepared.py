@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,13 @@ def prepared(
         *settings.notes,
         *joined,
         *(likely_styles(rows) if calibration.scene_weight else ()),
-        *_of_base(model, clip, loras, upstream, is_guided=calibration.is_guided),
+        *notes_on_model(
+            host.patches_of(model, clip),
+            host.base_changes(model, clip),
+            loras,
+            sorted(upstream & set(host.lora_names())),
+            is_guided=calibration.is_guided,
+        ),
         *unread_in(base, calibration),
         *too_small(room),
     )
@@ -128,19 +134,6 @@ def prepared(
     settings = replace(settings, config=config, made_on=_made_on(upstream), notes=notes)
     by_preset = rows_by_preset(base, loras, asked, scenes, progress)
     return Prepared(base, loras, loose, calibration, settings, cost, by_preset)
-
-
-def _of_base(
-    model: Any, clip: Any, loras: Sequence[LoadedLora], upstream: Set[str], *, is_guided: bool
-) -> Iterator[Note]:
-    """Yield notes about what MODEL and CLIP carry already."""
-    yield from notes_on_model(
-        host.patches_of(model, clip),
-        host.base_changes(model, clip),
-        loras,
-        sorted(upstream & set(host.lora_names())),
-        is_guided=is_guided,
-    )
 
 
 def _made_on(upstream: Set[str]) -> dict[str, str]:

@@ -123,12 +123,14 @@ def files_in(text: object, field: str) -> list[str]:
     """
     if not isinstance(text, str):
         return []
-    return list(map(file_of_row, read_rows(text, field)))
+    names = host.lora_names()
+    return [file_of_row(row, names) for row in read_rows(text, field)]
 
 
 def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:
     """Yield the LoRAs of a stack, each with its prompts."""
-    called = [adapter_name(file_of_row(row)) for row in stacked]
+    names = host.lora_names()
+    called = [adapter_name(file_of_row(row, names)) for row in stacked]
     given = prompts_by_name(prompts, called)
     for row, name in zip(stacked, called, strict=True):
         yield use_of_row(row, given[name])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError, ConfigError
-from ..settings import MOST_SEEDS, called, called_value, check, setting
+from ..settings import MOST_SEEDS, called, check, setting, setting_to
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -221,7 +221,7 @@ class Calibration:
         if self.scene_weight and not (self.scene_forms and self.companions):
             raise ConfigError(
                 f"scene tasks need {called('scene_forms')} and companions; give both, or set "
-                f"{_no_scenes()}"
+                f"{setting_to('scene_weight', 0)}"
             )
         for form in self.scene_forms:
             check_scene_form(form)
@@ -236,10 +236,6 @@ class Calibration:
                 "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
                 "leave such forms out"
             )
-
-
-def _no_scenes() -> str:
-    return f"{called('scene_weight')} to {called_value('scene_weight', 0)}"
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:

@@ -20,7 +20,7 @@ _TEXT = 0.1
 # Rows of a LoRA's proof, see `proof`.
 _PROVED = 4
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
-# layers is that of solving them, and the proof reads weights.
+# layers is that of solving them, and the proof draws smaller pictures.
 _OTHER = (PROOF_STAGE, TEXT_STAGE)
 
 

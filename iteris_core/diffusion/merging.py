@@ -24,7 +24,7 @@ from ..merging import MergeResult, merge, notes_about_vectors, smallest_size
 from ..network import Network
 from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
-from ..settings import called, called_value
+from ..settings import called, called_value, setting_to
 from ..tasks import Sample, Task
 from .calibration import Calibration
 from .foreseen import foresee
@@ -152,8 +152,7 @@ def token_positions_of(model: DiffusionHost, tick: Callable[[], None]) -> TokenP
             raise ConfigError(
                 "scene prompts of several subjects are for models with text encoders that are "
                 "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
-                f"is {model.family.name}. Set {called('scene_weight')} to "
-                f"{called_value('scene_weight', 0)}"
+                f"is {model.family.name}. Set {setting_to('scene_weight', 0)}"
             )
         return model.token_positions(text)
 
@@ -170,8 +169,8 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
         raise ConfigError(
             "scene tasks need whole outputs, since teacher and student read different captions; "
             f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
-            f"{called_value('target', 'full_output')!r}, or {called('scene_weight')} to "
-            f"{called_value('scene_weight', 0)}"
+            f"{called_value('target', 'full_output')!r}, or "
+            f"{setting_to('scene_weight', 0)}"
         )
 
 

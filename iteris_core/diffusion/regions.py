@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import CalibrationError
-from ..settings import called, called_value
+from ..settings import setting_to
 from .captions import STYLE_PLACE, placeholders
 
 Layout = Literal["columns", "rows"]
@@ -71,6 +71,6 @@ def on_grid(mask: Tensor, tokens: int) -> Tensor:
         raise CalibrationError(
             f"a layer sees {tokens} tokens of a picture of {mask.shape[0]} x {mask.shape[1]} "
             "latents, which is none of its halvings; scenes with pictures cannot tell whose tokens "
-            f"they are. Set {called('scene_pictures')} to {called_value('scene_pictures', False)}"
+            f"they are. Set {setting_to('scene_pictures', False)}"
         )
     return functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()

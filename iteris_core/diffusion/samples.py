@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM
 from ..progress import nobody
-from ..settings import called, called_value
+from ..settings import setting_to
 from ..tasks import Sample, TokenWeights
 from .model import DenoiserRow, DiffusionHost, Encoded
 
@@ -206,7 +206,7 @@ class Tokenized:
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
                 "piece; shorten what the LoRAs are called (a few words that name the subject), or "
-                f"set {called('scene_weight')} to {called_value('scene_weight', 0)}"
+                f"set {setting_to('scene_weight', 0)}"
             )
         return [
             Sample(

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..settings import called, called_value
+from ..settings import called, setting_to
 from .calibration import Calibration, is_chosen
 from .captions import STYLE_PLACE, SUBJECT_PLACES, is_styled, placeholders
 from .lora_use import Kind, LoraUse
@@ -123,7 +123,7 @@ def make_scenes(
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give "
             f"{called('scene_forms')} that do, say which LoRAs are subjects, or set "
-            f"{called('scene_weight')} to {called_value('scene_weight', 0)}"
+            f"{setting_to('scene_weight', 0)}"
         )
     writer = _SceneWriter(loras, calibration, token_positions, chance)
     often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)

@@ -7,7 +7,7 @@ is far too small or too large, too few samples. The figures that a report has an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,19 +102,16 @@ def warnings_of(alarms: Sequence[Alarm]) -> list[str]:
     if not alarms:
         return []
     kinds = {alarm.than for alarm in alarms}
-    advice = [words() for than, words in _ADVICE.items() if than in kinds]
+    names = {name: called(name) for name in ("alpha", "unit_gain", "preserve_weight")}
+    advice = [words.format(**names) for than, words in _ADVICE.items() if than in kinds]
     return [*map(_sentence, alarms), f"Try this: {'; '.join(advice)}."]
 
 
-# made when they are told: the front end has its own names of settings
-_ADVICE: dict[Simpler, Callable[[], str]] = {
-    "nothing": lambda: (
-        f"lower the strengths, merge fewer LoRAs at once, set {called('alpha')} to 1e-3 or "
-        f"{called('unit_gain')} to 1, give more prompts or samples, and check that the LoRAs were "
-        "made for this model"
-    ),
-    "average": lambda: f"the method average, or {called('alpha')} 1e-3",
-    "stack": lambda: f"a larger {called('preserve_weight')}, or lower strengths",
+_ADVICE: dict[Simpler, str] = {
+    "nothing": "lower the strengths, merge fewer LoRAs at once, set {alpha} to 1e-3 or {unit_gain} "
+    "to 1, give more prompts or samples, and check that the LoRAs were made for this model",
+    "average": "the method average, or {alpha} 1e-3",
+    "stack": "a larger {preserve_weight}, or lower strengths",
 }
 _THAN: dict[tuple[Simpler, bool], str] = {
     ("nothing", True): "it does worse than the base model without any LoRA",

@@ -58,14 +58,18 @@ def use_of_file(
     return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
 
 
-def file_of_row(row: Row) -> str:
-    """Return the file of ComfyUI's list that a row names.
+def file_of_row(row: Row, names: Sequence[str]) -> str:
+    """Return the file that a row names.
+
+    Args:
+        row: The row.
+        names: Those of ComfyUI's list.
 
     Raises:
         IterisError: Names the row. No file, or several, of this name.
     """
     with at(row):
-        return find_name(row.name, host.lora_names())
+        return find_name(row.name, names)
 
 
 def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
@@ -78,7 +82,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     Raises:
         IterisError: Names the row; see `file_of_row` and `use_of_file`.
     """
-    file = file_of_row(row)
+    file = file_of_row(row, host.lora_names())
     with at(row):
         use = use_of_file(
             file,
