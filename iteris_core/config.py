@@ -149,8 +149,8 @@ class MergeConfig:
         factorisation: ``float32`` finds the inputs to which a layer's answer is cut in float32, and
             the answer on them in float64, see `algebra.coarse`; a layer for which float32 is too
             coarse is solved in float64, which the report says. ``auto`` does so on cards whose
-            float64 is slow. It is for the target ``full_output`` at a rank; others are always
-            solved in float64.
+            float64 is slow, and at layers on the CPU whose inputs are 1024 wide or more. It is for
+            the target ``full_output`` at a rank; others are always solved in float64.
         patches: The inputs of a k x k convolution are so wide (up to 23040 in SD1.5) that its Gram
             matrix would not fit into memory.
     """
@@ -242,7 +242,7 @@ class MergeConfig:
         at_most=_MOST_TOKENS,
     )
     factorisation: Factorisation = setting(
-        "auto", "Precision in which layers are factorised; auto: float32 where float64 is slow."
+        "auto", "Precision in which layers are factorised; auto: float32 where that is faster."
     )
     patches: int = setting(
         4096,

@@ -87,17 +87,24 @@ def has_slow_float64(device: torch.device) -> bool:
     return capability not in _FAST_FLOAT64
 
 
-def in_float32(factorisation: str, device: torch.device) -> bool:
+# From this width on, a layer's solve on a CPU is faster by a third in float32 (benchmarks/RESULTS.md,
+# "Factorisation in float32"); below, the exact part takes what is gained.
+_WIDE_ON_CPU = 1024
+
+
+def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
     """Whether a layer is factorised in float32.
 
     Args:
-        factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, and
-            float32 is not rounded to TF32.
+        factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, or
+            the layer wide and on a CPU, and where products of float32 are not rounded.
         device: Device of the layer's sums.
+        width: Width of the layer's inputs.
     """
     if factorisation != "auto":
         return factorisation == "float32"
-    return has_slow_float64(device) and not _rounds_to_tf32()
+    is_slow = width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
+    return is_slow and not _rounds_to_tf32()
 
 
 def statistics_device(device: torch.device) -> torch.device:

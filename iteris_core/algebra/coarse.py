@@ -1,5 +1,5 @@
-"""A float32 factorisation of a layer's system, for devices whose float64 is slow, and answers that
-are exact nevertheless.
+"""A float32 factorisation of a layer's system, where float64 is slow, and answers that are exact
+nevertheless.
 
 With ``S ~ L L^T`` in float32, ``L^-1 B`` and its leading left singular vectors U are found in
 float32, which is nearly all of the work. They choose the subspace of inputs to which an answer is
@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .system import System
+from .system import System, cholesky
 
 # Random vectors on which L is tried, and how far L^-1 S L^-T may be from 1 on them.
 _PROBES = 8
@@ -42,7 +42,7 @@ def factorise_coarsely(matrix: Tensor) -> System:
     """
     scale = matrix.diagonal().rsqrt()
     scaled = (matrix * scale).mul_(scale[:, None]).float()
-    factor, failed_at = torch.linalg.cholesky_ex(scaled)
+    factor, failed_at = cholesky(scaled)
     system = System(scale, factor)
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(len(matrix), _PROBES, generator=generator, dtype=torch.float64)

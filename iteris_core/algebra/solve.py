@@ -58,7 +58,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     if (
         drift is not None
         and layer.rank != "full"
-        and in_float32(config.factorisation, matrix.device)
+        and in_float32(config.factorisation, matrix.device, len(matrix))
     ):
         try:
             return _solve_coarsely(layer, matrix, thin, drift, lambdas)
