@@ -117,11 +117,10 @@ class Work:
     """The rows of a merge.
 
     Args:
-        runs: Steps of each sampling run.
+        runs: Rows of each sampling run.
         samples: Samples of the sweep, a teacher and a student row each.
-        check_runs: Steps of each sampling run of the check.
+        check_runs: Rows of each sampling run of the check.
         compared: Rows of the check that are compared.
-        guided: Whether rows are drawn with the negative prompt, too.
         tasks: Tasks of the merge.
     """
 
@@ -129,18 +128,17 @@ class Work:
     samples: int
     check_runs: Sequence[int]
     compared: int
-    guided: bool
     tasks: int
 
     def drawn(self, gpus: int) -> float:
         """Return the rows without sums (sampling and check) of the busiest of so many processes."""
-        rows = sum(self.steps(runs, gpus) for runs in (self.runs, self.check_runs))
+        rows = sum(self.of_runs(runs, gpus) for runs in (self.runs, self.check_runs))
         compared = min(self.compared, 2 * busiest(math.ceil(self.compared / 2), gpus))
-        return (2 if self.guided else 1) * rows + compared
+        return rows + compared
 
     @staticmethod
-    def steps(runs: Sequence[int], gpus: int) -> float:
-        """Return the steps of the busiest of so many processes; runs have about the same length."""
+    def of_runs(runs: Sequence[int], gpus: int) -> float:
+        """Return the rows of the busiest of so many processes; runs have about as many each."""
         return sum(runs) * busiest(len(runs), gpus) / len(runs)
 
 
@@ -153,17 +151,17 @@ def busiest(items: int, gpus: int) -> int:
 def work_of(family: str, resolution: int, loras: int) -> Work:
     """Return the rows of a merge with default settings, of the product's own plans."""
     plans, check_plans, calibration = memory.plans_of(family, resolution, loras)
-    steps, check_steps = (
-        [run.length for plan in made for run in plan.drawn_in()] for made in (plans, check_plans)
-    )
     guided = calibration.is_guided
+    rows, check_rows = (
+        [run.rows(guided=guided) for plan in made for run in plan.drawn_in()]
+        for made in (plans, check_plans)
+    )
     cost = cost_of(plans, check_plans, guided=guided, changes_denoiser=True, loras=loras)
     return Work(
-        steps,
+        rows,
         sum(plan.sample_count() for plan in plans),
-        check_steps,
-        cost.check - (2 if guided else 1) * sum(check_steps),
-        guided,
+        check_rows,
+        cost.check - sum(check_rows),
         len(plans),
     )
 

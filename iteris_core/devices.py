@@ -87,8 +87,8 @@ def has_slow_float64(device: torch.device) -> bool:
     return capability not in _FAST_FLOAT64
 
 
-# From this width on, a layer's solve on a CPU is faster by a third in float32 (benchmarks/RESULTS.md,
-# "Factorisation in float32"); below, the exact part takes what is gained.
+# From this width on, a layer's solve on a CPU is faster by a fifth to a third in float32
+# (benchmarks/RESULTS.md, "Pictures"); below, little is gained.
 _WIDE_ON_CPU = 1024
 
 

@@ -59,6 +59,7 @@ class Calibration:
             noise levels of a usual run (rows "timesteps": more change nothing).
         sampling_steps: A run ends at the last latents that are kept of it, so most make fewer
             ("Where less is measured" in RESULTS.md: 3 are as good as 20).
+        cfg: The first step of a run is made without guidance, see `sampling.Sampler`.
         unconditional_share: Share of the latents that are also read with the negative prompt, as in
             guidance (rows "unconditional share").
         composition_share: Share of the captions with ordinary things (rows "composition share").

@@ -99,24 +99,23 @@ def cost_of(
         sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
     """
-    rows = 2 if guided else 1
     others = 2 + (loras > 1)  # than the teacher: the merge, its reference, and the average
-    drawn = rows * _steps(check_plans)
+    drawn = _drawn(check_plans, guided)
     samples = _samples(plans)
     checked = _samples(check_plans)
     return Cost(
-        sampling=rows * _steps(plans) if changes_denoiser else 0,
+        sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=2 * sweeps * samples if changes_denoiser else 0,
         check=checks * (drawn + checked + others * (checked - _shared(check_plans))),
         check_sampling=checks * drawn,
-        rows_of_a_picture=rows * STEPS_OF_A_PICTURE,
+        rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
         tasks=len(plans),
     )
 
 
-def _steps(plans: Iterable[Plan]) -> int:
-    return sum(run.length for plan in plans for run in plan.drawn_in())
+def _drawn(plans: Iterable[Plan], guided: bool) -> int:
+    return sum(run.rows(guided=guided) for plan in plans for run in plan.drawn_in())
 
 
 def _samples(plans: Iterable[Plan]) -> int:

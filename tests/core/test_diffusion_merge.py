@@ -10,7 +10,7 @@ from itertools import groupby
 import pytest
 import torch
 import toy
-from fake_host import EXACT, kept_latents, runs_by_task
+from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
@@ -197,7 +197,7 @@ def test_latents_come_from_each_teachers_own_guided_sampling(host):
 
             def denoise(x, sigma, teacher=teacher, texts=texts):
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
-                return (bad + 3.0 * (good - bad)).float()
+                return with_guidance(host, good, bad, sigma).float()
 
             for sigma, latents in kept_latents(host, run, denoise):
                 row, _ = next(pairs)
@@ -221,23 +221,21 @@ def test_runs_end_at_the_last_latents_that_are_kept(host):
     host.merge(loras, PRESERVE)
     rows = sum(map(len, host.unet_batches[: -host.sweep_batches]))
     batches = sampling_batches(loras, host, 3)
-    assert rows == 2 * sum(map(sum, batches))  # with guidance, two rows a step
+    # with guidance, two rows a step but for the first
+    assert rows == sum(2 * length - 1 for batch in batches for length in batch if length)
 
 
 def test_no_two_runs_see_the_same_latents(host):
     lora = host.lora("a", ("unet",))
     host.merge([lora, lora], PRESERVE)
-    assert (
-        len({tuple(row.latents.flatten()[:4].tolist()) for row in host.unet_batches[0]})
-        == len(host.unet_batches[0]) // 2
-    )
-    starts = [
-        row
-        for batch in host.unet_batches[: -host.sweep_batches]
-        for row in batch
-        if row.sigma == 10
-    ]
-    assert len({tuple(row.latents.flatten()[:4].tolist()) for row in starts}) == len(starts) // 2
+    drawn = [row for batch in host.unet_batches[: -host.sweep_batches] for row in batch]
+    starts = [row for row in drawn if row.sigma == 10]
+    guided = [row for row in drawn if row.sigma < 10]
+    assert starts and guided
+    for rows, readers in ((starts, 1), (guided, 2)):  # the caption; with guidance another
+        assert len({tuple(row.latents.flatten()[:4].tolist()) for row in rows}) * readers == len(
+            rows
+        )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

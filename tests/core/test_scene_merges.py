@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import toy
-from fake_host import PIECE, as_used, kept_latents, runs_by_task, use
+from fake_host import PIECE, as_used, kept_latents, runs_by_task, use, with_guidance
 from torch import nn
 
 from iteris_core import (
@@ -364,7 +364,7 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                     teacher.context(text, 2 * host.PIECE)[None] for text in (member.caption, "")
                 ]
                 good, bad = (teacher.u(x.double(), sigma[None].double(), text) for text in texts)
-                joined += region * (bad + 3.0 * (good - bad)).float()
+                joined += region * with_guidance(host, good, bad, sigma).float()
             return joined
 
         kept = kept_latents(host, runs[number], denoise)

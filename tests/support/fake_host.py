@@ -49,6 +49,11 @@ def runs_by_task(loras, calibration, token_positions):
     return {plan.name: list(plan.runs(AnyContext())) for plan in plans}
 
 
+def with_guidance(host, good, bad, sigma, cfg=3.0):
+    """Return the guided estimate; the one of the caption alone at pure noise."""
+    return good if sigma == host.sigmas(20)[0] else bad + cfg * (good - bad)
+
+
 def kept_latents(host, run, denoise, shape=(1, 4, 8, 8)):
     """Return (sigma, latents) at each level that a run keeps, sampled alone with a denoiser."""
     sigmas = torch.cat([host.sigmas(20)[list(run.path)], torch.zeros(1)])

@@ -282,7 +282,9 @@ def largest_difference(a: Adapter, b: Adapter) -> float:
 
 
 def sampling_difference(host: ComfyModel) -> float:
-    """Return how far our sampling runs are from KSampler's euler, from the same noise."""
+    """Return how far our sampling runs are from KSampler's euler, from the same noise; without
+    guidance at pure noise.
+    """
     positive, negative = (prompt_of(host, caption) for caption in (CAPTION, ""))
     calibration = SMALL.for_family(host.family)
     with host.denoiser() as network:
@@ -293,8 +295,17 @@ def sampling_difference(host: ComfyModel) -> float:
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
     theirs = []
     unit = noise(sampler.shape, 5)[None]
+    first = float(sampler.sigmas[0])
+
+    def guided(given: dict[str, Any]) -> torch.Tensor:
+        good, bad = given["cond"], given["uncond"]
+        is_first = math.isclose(float(given["sigma"].max()), first, rel_tol=1e-5)
+        return good if is_first else bad + given["cond_scale"] * (good - bad)
+
+    model = host.model.clone()
+    model.set_model_sampler_cfg_function(guided)
     comfy.sample.sample(
-        host.model,
+        model,
         unit,
         calibration.sampling_steps,
         calibration.cfg,
