@@ -22,6 +22,16 @@ CHOSEN = {"sampling_steps": 3}
 # as the product merges: the check's captions are left out of the preserve task
 CHECKED = {"held_out": 4}
 TOGETHER = {**CHECKED, "scene_weight": 0.3}
+# one prompt and one step from pure noise
+SAMPLES_OF_SSR = {
+    "trajectories": 1,
+    "timesteps": 1,
+    "sampling_steps": 1,
+    "composition_share": 0.0,
+    "unconditional_share": 0.0,
+    "preserve_weight": 0.0,
+    "held_out": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,8 @@ def _another_base() -> list[Recipe]:
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="single"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
+        Recipe("ssr", {"method": "ssr"}, CHECKED),
+        Recipe("ssr, its own samples", {"method": "ssr"}, SAMPLES_OF_SSR),
         BALANCED,
         BALANCED_TOGETHER,
     ]

@@ -111,7 +111,7 @@ class Sampler:
     """Samples with guidance, but for a run's first step.
 
     That begins with pure noise, where guidance does more harm than good (Kynkäänniemi et al. 2024,
-    arXiv:2404.07724) and would cost a third of all rows.
+    arXiv:2404.07724) and would make 29 % of the rows.
 
     Args:
         network: The diffusion model; see `model.DiffusionHost.denoiser`.
