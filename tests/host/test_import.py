@@ -22,9 +22,9 @@ OPTIONAL = [
     "rich",
     "greenlet",
 ]
-# 31 ms on one core of 2021; a slow machine that does other things must pass, the engine's 60
-# modules must not
-MOST_SECONDS = 0.09
+# Imports of the pack over those of `unittest` with its mocks, in turns, since machines differ in pace.
+# Measured: 16 to 17.4, and 56 to 77 with the engine's 60 modules.
+MOST_TIMES = 30
 # as ComfyUI has imported them when it comes to its custom nodes
 SCRIPT = """
 import importlib, importlib.util, json, statistics, sys, time
@@ -36,17 +36,23 @@ import comfy.model_management, comfy.utils, comfyui_version, folder_paths, numpy
 from comfy_api.latest import ComfyExtension
 for name in optional:
     sys.modules.setdefault(name, None)  # importing one that is not there yet is an ImportError
-before, seconds = set(sys.modules), []
-for _ in range(5):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
+def timed(package, import_it):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         del sys.modules[name]
     start = time.process_time()
+    import_it()
+    return time.process_time() - start
+def pack():
     spec = importlib.util.spec_from_file_location("pack", f"{folder}/__init__.py", submodule_search_locations=[folder])
     sys.modules["pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["pack"])
     importlib.import_module("pack.nodes")
-    seconds.append(time.process_time() - start)
-print(json.dumps([statistics.median(seconds), sorted(set(sys.modules) - before)]))
+before = set(sys.modules)
+ours, others = zip(*(
+    (timed("pack", pack), timed("unittest", lambda: importlib.import_module("unittest.mock"))) for _ in range(5)
+))
+new = {name for name in set(sys.modules) - before if name.partition(".")[0] != "unittest"}
+print(json.dumps([statistics.median(ours), statistics.median(others), sorted(new)]))
 """
 
 
@@ -61,10 +67,10 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         env={**os.environ, "PYTHONPATH": str(comfyui)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    seconds, new = json.loads(done.stdout.splitlines()[-1])
+    seconds, of_unittest, new = json.loads(done.stdout.splitlines()[-1])
     print(
         f"importing the pack takes {1000 * seconds:.0f} ms of CPU time beyond what ComfyUI has "
-        "imported"
+        f"imported, {seconds / of_unittest:.1f} times as long as unittest"
     )
     libraries = {name.partition(".")[0] for name in new} - {"pack"} - set(sys.stdlib_module_names)
     assert libraries == set()
@@ -86,4 +92,4 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         "version",
     }
     assert "pack.nodes.merge" in new
-    assert seconds < MOST_SECONDS
+    assert seconds < MOST_TIMES * of_unittest
