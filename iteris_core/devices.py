@@ -45,12 +45,12 @@ def product_dtype(x: Tensor) -> torch.dtype:
     """Return the precision in which products on x's device are exact enough: float32, or float64
     where float32 means TF32.
     """
-    if x.dtype == torch.float64 or (x.is_cuda and _rounds_to_tf32()):
+    if x.dtype == torch.float64 or (x.is_cuda and _rounds_float32()):
         return torch.float64
     return torch.float32
 
 
-def _rounds_to_tf32() -> bool:
+def _rounds_float32() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:
@@ -104,7 +104,7 @@ def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
     if factorisation != "auto":
         return factorisation == "float32"
     is_slow = width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
-    return is_slow and not _rounds_to_tf32()
+    return is_slow and not _rounds_float32()
 
 
 def statistics_device(device: torch.device) -> torch.device:

@@ -297,13 +297,12 @@ def sampling_difference(host: ComfyModel) -> float:
     unit = noise(sampler.shape, 5)[None]
     first = float(sampler.sigmas[0])
 
-    def guided(given: dict[str, Any]) -> torch.Tensor:
-        good, bad = given["cond"], given["uncond"]
+    def unguided_at_first(given: dict[str, Any]) -> torch.Tensor:
         is_first = math.isclose(float(given["sigma"].max()), first, rel_tol=1e-5)
-        return good if is_first else bad + given["cond_scale"] * (good - bad)
+        return given["cond_denoised"] if is_first else given["denoised"]
 
     model = host.model.clone()
-    model.set_model_sampler_cfg_function(guided)
+    model.set_model_sampler_post_cfg_function(unguided_at_first)
     comfy.sample.sample(
         model,
         unit,
