@@ -87,8 +87,12 @@ function takePlace(node, element, name, frames = 10) {
  */
 export function showAbove(node, element, isShown) {
   const own = node.widgets.findIndex((widget) => widget.element === element);
+  const [above, ours] = node.widgets.slice(own - 1, own + 1);
   element.classList.toggle("iteris-hides", !isShown);
-  hide(node, node.widgets[own - 1], !isShown);
+  hide(node, above, !isShown);
+  // the dot of its input is drawn where it stands: while it is hidden, at our element, and not at the node's first input
+  const place = isShown ? { value: above.y, writable: true } : { get: () => ours.y, set: () => {} };
+  Object.defineProperty(above, "y", { configurable: true, enumerable: true, ...place });
 }
 
 /** Show an element of a node, or hide it. */

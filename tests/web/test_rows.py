@@ -1,6 +1,7 @@
 """The rows of Merge LoRAs are a view of its text, in both renderers."""
 
 import json
+import uuid
 from pathlib import Path
 
 import browser
@@ -318,6 +319,15 @@ PROMOTED = """([id, way]) => {
 }"""
 
 
+IS_LINKED = "app.canvas.graph.nodes[0].inputs.find(({ name }) => name === 'loras').link != null"
+# how far below the node's title the links of the rows' text and of its last plain input end
+DOTS = """(() => {
+    const [node] = app.canvas.graph.nodes;
+    const slots = ["loras", "settings"].map(at => node.inputs.findIndex(({ name }) => name === at));
+    return slots.map(slot => node.getInputPos(slot)[1] - node.pos[1]);
+})()"""
+
+
 WRITTEN = """([id, text]) => {
     const [widget] = app.graph.getNodeById(id).widgets;
     widget.value = text;
@@ -327,7 +337,11 @@ WRITTEN = """([id, text]) => {
 
 @pytest.mark.parametrize("way", ["widget", "input"])
 def test_a_subgraph_that_promotes_the_rows_has_them_as_text(rows, picture, way):
-    """As a widget of the subgraph, which is the same one, and as an input of it, which is a copy."""
+    """As a widget of the subgraph, which is the same one, and as an input of it, which is a copy;
+    newer frontends make inputs of such widgets when they open a workflow.
+    """
+    # newer frontends keep a value by the workflow's and the node's id, and files for the API have none
+    rows.load({**rows.workflow(), "id": str(uuid.uuid4())}, "to_promote")
     outer = rows.page.evaluate(PROMOTED, [MERGE, way])
     rows.load(rows.workflow(), "promoted")  # before, the frontend draws no text of an input
     rows.show(outer, left=600, top=150)
@@ -351,9 +365,14 @@ def test_a_subgraph_that_promotes_the_rows_has_them_as_text(rows, picture, way):
         outer,
     )
     rows.settle()
-    if way == "input":
+    if rows.page.evaluate(IS_LINKED):
+        picture(rows, "rows_linked")
         assert "come as a text" in rows.page.locator(".iteris-rows").inner_text()
+        if not rows.page.evaluate("LiteGraph.vueNodesMode"):  # whose links end at parts of the page
+            dot, plain = rows.page.evaluate(DOTS)
+            assert dot > plain, "the link ends at the rows, and not at the first input"
         return
+    assert way == "widget"
     assert called(rows) == ["third"], "inside, the rows stand in the place of the text"
     if not rows.page.evaluate("LiteGraph.vueNodesMode"):  # which show a line of the text as well
         assert field.count() == 0
