@@ -55,13 +55,14 @@ class WorkClock:
 
 def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> str:
     """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", where the
-    time is that of `WorkClock.seconds_left`.
+    time is that of `WorkClock.seconds_left`. Of work in one step, only the stage is told.
     """
+    steps = f"{stage} {done}/{total}" if total > 1 else f"{stage}"
     if seconds_left < _SHOWN_SECONDS:
-        return f"{stage} {done}/{total}"
+        return steps
     if seconds_left < _SHOWN_IN_SECONDS:
         time = f"{seconds_left:.0f} s"
     else:
         time = f"{seconds_left / 60:.0f} min"
     of_it = "" if stage.is_alike else " of this stage"
-    return f"{stage} {done}/{total}, about {time} left{of_it}"
+    return f"{steps}, about {time} left{of_it}"

@@ -1,6 +1,7 @@
-// A choice among many names: a field to search in, and the names that hold all its words.
+// A choice among many names: a field to search in, the names that hold all its words, and the picture of one of them.
 
-import { html } from "./parts.js";
+import { pictureOf } from "./loras.js";
+import { html, imageAt } from "./parts.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
@@ -17,9 +18,11 @@ export function choose(anchor, names, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
+  const picture = html("div", "iteris-seen");
   const rest = html("div", "iteris-quiet");
   let found = [];
   let at = 0;
+  let seen; // the name whose picture is shown
   box.popover = "auto";
   list.role = "listbox";
   list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
@@ -35,10 +38,16 @@ export function choose(anchor, names, say, chosen) {
     box.hidePopover();
     chosen(name);
   };
+  const see = async (name) => {
+    seen = name;
+    const address = name && (await pictureOf(name));
+    if (seen === name) picture.replaceChildren(...(address ? [imageAt(address)] : []));
+  };
   const mark = () => {
     [...list.children].forEach((option, place) => (option.ariaSelected = String(place === at)));
     list.children[at]?.scrollIntoView({ block: "nearest" });
     field.setAttribute("aria-activedescendant", list.children[at]?.id ?? "");
+    see(found[at]);
   };
   const search = () => {
     found = matching(names, field.value);
@@ -50,6 +59,7 @@ export function choose(anchor, names, say, chosen) {
         option.id = `${list.id}-${place}`;
         option.title = name;
         option.addEventListener("click", () => take(name));
+        option.addEventListener("pointerenter", () => see(name));
         return option;
       }),
     );
@@ -75,7 +85,9 @@ export function choose(anchor, names, say, chosen) {
     box.remove();
     if (anchor.isConnected) anchor.focus();
   });
-  box.append(field, list, rest);
+  const both = html("div", "iteris-found");
+  both.append(list, picture);
+  box.append(field, both, rest);
   document.body.append(box);
   box.showPopover();
   search();

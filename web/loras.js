@@ -27,8 +27,8 @@ export const aboutLora = (name) => askOnce(called("/iteris/lora", name));
 /** Return the answer of `/iteris/model` about a checkpoint or a diffusion model; null: there is none. */
 export const aboutModel = (name) => askOnce(called("/iteris/model", name));
 
-/** Return the address of the picture beside a LoRA. */
-export const thumbnailOf = (name) => api.apiURL(called("/iteris/thumbnail", name));
+/** Return the address of a LoRA's picture; undefined: it has none, as `aboutLora` tells. */
+export const pictureOf = async (name) => ((await aboutLora(name))?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);
 
 /** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
 export const loraNames = () => (names ??= ask("/models/loras"));

@@ -23,6 +23,15 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
+/** Return an image, which goes where there is none. */
+export function imageAt(address) {
+  const image = html("img");
+  image.alt = "";
+  image.src = address;
+  image.addEventListener("error", () => image.remove());
+  return image;
+}
+
 /** Return a button that is no button of a form; its title is also its name where it shows a sign only. */
 export function button(className, text, title, act) {
   const element = html("button", className, text);

@@ -1,7 +1,7 @@
 // One row of the LoRAs to merge: a line, and below it what is seen when it is opened.
 
 import { draw as drawChips } from "./chips.js";
-import { button, html } from "./parts.js";
+import { button, html, imageAt } from "./parts.js";
 import { readRows, writtenRow } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
 
@@ -138,14 +138,6 @@ function drawBody(view, place) {
     shown = drawChips(chips, lora, written, say);
   };
   return { element, mark, clip };
-}
-
-function imageAt(address) {
-  const image = html("img");
-  image.alt = "";
-  image.src = address;
-  image.addEventListener("error", () => image.remove());
-  return image;
 }
 
 function labelled(text, title, field) {

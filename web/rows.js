@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, strangers } from "./fitting.js";
-import { aboutLora, aboutModel, forget, loraNames, thumbnailOf } from "./loras.js";
+import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
 import { addElement, also, button, fit, heightOf, html, keep, showAbove } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import { changed, fileOf, moved, nameOf, newRow, readRows, writtenRows } from "./rows_text.js";
@@ -256,7 +256,8 @@ class Rows {
       parts.map(async ({ place }) => {
         const { row, isOff } = this.entries[place] ?? {};
         const file = row && names ? fileOf(row.name, names) : undefined;
-        return { isOff, isMissing: !!row && !!names && !file, file, lora: file ? await aboutLora(file) : null };
+        const [lora, picture] = file ? await Promise.all([aboutLora(file), pictureOf(file)]) : [null];
+        return { isOff, isMissing: !!row && !!names && !file, lora, picture };
       }),
     );
     if (parts !== this.parts) return; // drawn anew meanwhile
@@ -265,10 +266,7 @@ class Rows {
     if (signs === this.signs && parts === this.marked) return;
     [this.signs, this.marked] = [signs, parts];
     const before = heightOf(this.element, 0);
-    parts.forEach(({ mark }, place) => {
-      const { file, ...known } = found[place];
-      mark({ ...known, fitting: fitting[place], picture: known.lora?.thumbnail ? thumbnailOf(file) : undefined });
-    });
+    parts.forEach(({ mark }, place) => mark({ ...found[place], fitting: fitting[place] }));
     if (heightOf(this.element, 0) !== before) fit(this.node);
   }
 }

@@ -20,7 +20,7 @@ from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration
 from .lora_use import LoadedLora
 
-PROMPTS_STAGE = "Prompts"
+PROMPTS_STAGE = "Preparing the prompts"
 PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"

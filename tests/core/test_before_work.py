@@ -68,7 +68,7 @@ def test_cancel_is_heard_while_captions_are_made(monkeypatch, changes):
     monkeypatch.setattr("iteris_core.progress.time.monotonic", lambda: next(clock))
 
     def cancel(stage, done, total):
-        assert stage.name == "Prompts"
+        assert stage.name == "Preparing the prompts"
         raise Cancelled
 
     with pytest.raises(Cancelled):

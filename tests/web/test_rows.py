@@ -6,6 +6,7 @@ from pathlib import Path
 
 import browser
 import pytest
+from playwright.sync_api import expect
 
 MERGE = 1
 PICTURE = Path(__file__).parents[2] / "workflows" / "1 Merge two LoRAs.jpg"
@@ -25,7 +26,8 @@ def merge_of(text, **more):
 def answer(route):
     """Answer as the server does for files of several families, the first with a picture beside."""
     name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
-    facts = {"name": name, "base": FAMILIES[name], "family": FAMILIES[name], "rank": 8}
+    family = FAMILIES.get(name, "")  # other tests save files, too
+    facts = {"name": name, "base": family, "family": family, "rank": 8}
     words = {"trigger_words": [f"word of {name}"], "prompts": [], "error": None}
     route.fulfill(json={**facts, **words, "thumbnail": name == "first"})
 
@@ -100,6 +102,20 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     picture(rows, "rows_open")
     at(rows, 0, "opener").press("Enter")
     assert at(rows, 0, "prompts").count() == 0
+
+
+def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
+    rows.page.locator(".iteris-add").click()
+    rows.page.wait_for_selector(".iteris-option")
+    rows.page.keyboard.type("IR")  # first and third, whatever other tests have saved
+    seen = rows.page.locator(".iteris-seen img")
+    expect(seen).to_be_visible()
+    picture(rows, "rows_choose_seen")
+    rows.page.keyboard.press("ArrowDown")
+    expect(seen).to_have_count(0)
+    rows.page.locator(".iteris-option", has_text="first").hover()
+    expect(seen).to_be_visible()
+    rows.page.keyboard.press("Escape")
 
 
 def test_rows_are_added_taken_out_and_moved(rows, picture):
