@@ -192,6 +192,7 @@ COMPARISONS = {
     "cheaper": Comparison(tuple(_cheaper())),
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
+    "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
     "strong": Comparison((BALANCED, CORRECTED, STACKED), {"pairs": 4}, "strong"),
     "apart": Comparison(
         (
