@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .devices import moved
 from .errors import AdapterError, ConfigError, SolveError
+from .svd import svd
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LowRankDelta:
 
         Singular values up to ``tolerance`` times the first are dropped.
         """
-        u, values, vh = torch.linalg.svd(weight, full_matrices=False)
+        u, values, vh = svd(weight)
         rank = max(1, int((values > tolerance * values[0]).sum()))
         root = values[:rank].sqrt()
         return cls(u[:, :rank] * root, root[:, None] * vh[:rank])

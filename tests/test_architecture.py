@@ -19,6 +19,7 @@ HEAVY = {"diffusers", "transformers", "peft", "matplotlib", "typer", "rich", "we
 CORE_ORDER = (
     "version",
     "errors",
+    "svd",
     "progress",
     "settings",
     "config",

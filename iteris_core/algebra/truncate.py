@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..svd import svd
 
 _OVERSAMPLING = 16
 _POWER_STEPS = 4
@@ -48,10 +49,8 @@ def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
     """
     left, left_core = torch.linalg.qr(half)
     right, right_core = torch.linalg.qr(up)
-    u, values, vh = torch.linalg.svd(left_core @ right_core.T)
-    return Spectrum(
-        left @ u[:, : len(values)], values, right @ vh[: len(values)].T, values.square().sum()
-    )
+    u, values, vh = svd(left_core @ right_core.T)
+    return Spectrum(left @ u, values, right @ vh.T, values.square().sum())
 
 
 def leading_spectrum(half: Tensor, count: int) -> Spectrum:
@@ -63,7 +62,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     total = half.square().sum()
     smaller = min(half.shape)
     if count + _OVERSAMPLING > smaller // 3:
-        u, values, vh = torch.linalg.svd(half, full_matrices=False)
+        u, values, vh = svd(half)
         return _of_float64(u[:, :count], values[:count], vh[:count].T, total)
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(
@@ -72,7 +71,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     basis = torch.linalg.qr(_times(half, probes))[0]
     for _ in range(_POWER_STEPS):
         basis = torch.linalg.qr(_times(half, torch.linalg.qr(_times(half.T, basis))[0]))[0]
-    u, values, vh = torch.linalg.svd(basis.T @ half, full_matrices=False)
+    u, values, vh = svd(basis.T @ half)
     return _of_float64((basis @ u)[:, :count], values[:count], vh[:count].T, total)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..svd import svd
 from .layer import RELATIVE_ZERO, Layer
 from .ties import Sign, trim_and_elect
 
@@ -47,5 +48,5 @@ def core_space(deltas: Sequence[LowRankDelta]) -> CoreSpace:
 
 def _basis(columns: Tensor) -> Tensor:
     """Return the left singular vectors of (d, R) that are not rounding."""
-    u, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    u, values, _ = svd(columns)
     return u[:, values > RELATIVE_ZERO * values[0]]

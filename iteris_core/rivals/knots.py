@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..svd import svd
 from .layer import RELATIVE_ZERO, Layer
 from .ties import Sign, trim_and_elect
 
@@ -34,9 +35,7 @@ def in_knots_space(layer: Layer, rule: Callable[[Tensor], Tensor]) -> LowRankDel
     deltas = list(layer.deltas.values())
     left, left_core = torch.linalg.qr(torch.cat([delta.up for delta in deltas], dim=1))
     rows = [torch.linalg.qr(delta.down.T) for delta in deltas]
-    u, values, vh = torch.linalg.svd(
-        left_core @ torch.block_diag(*(core.T for _, core in rows)), full_matrices=False
-    )
+    u, values, vh = svd(left_core @ torch.block_diag(*(core.T for _, core in rows)))
     used = values > RELATIVE_ZERO * values[0]
     values = values[used]
     parts = vh[used].split([basis.shape[1] for basis, _ in rows], dim=1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..svd import svd
 from .layer import Layer, singular_triplets
 
 
@@ -31,5 +32,5 @@ def tsv_m(layer: Layer) -> LowRankDelta:
 
 def polar(columns: Tensor) -> Tensor:
     """Return the orthonormal factor of a matrix's polar decomposition, the same shape."""
-    u, _, vh = torch.linalg.svd(columns, full_matrices=False)
+    u, _, vh = svd(columns)
     return u @ vh
