@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -225,14 +225,13 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
     from ..iteris_core.diffusion.prompt_syntax import plain
 
     every = tuple(range(len(names_of(uses))))
-    rows = [Row(line, every) for line in lines(text)] or list(own_rows(uses))
-    prompts, taken = plain("the", [row.prompt for row in rows])
-    if not all(prompts) or not prompts:
+    asked, taken = plain("the", lines(text))
+    rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
+    if not rows or not all(row.prompt for row in rows):
         raise ConfigError(
-            "prompt has nothing to draw in it: the merged LoRA brings no prompts, or a line holds "
-            "tags alone. Write what the pictures shall show, one row of pictures per line"
+            "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
+            "hold tags alone. Write what the pictures shall show, one row of pictures per line"
         )
-    rows = [replace(row, prompt=prompt) for row, prompt in zip(rows, prompts, strict=True)]
     return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
 
 

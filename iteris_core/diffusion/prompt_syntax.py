@@ -17,6 +17,10 @@ _CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
 # Of these a program draws one at random: {a|b}, and __name__ from a list.
 _BRACES = re.compile(r"\{[^{}\n]*\}")
 _WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
+# The other lines of copied generation data: the negative prompt, which may have several, and
+# settings.
+_NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
+_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*(?:,|$)", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*,(?:\s*,)+\s*")
 _SPACES = re.compile(r"[ \t]{2,}")
 
@@ -31,7 +35,7 @@ def plain(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[st
     Raises:
         CalibrationError: A prompt has several readings; shows it.
     """
-    taken: list[str] = []
+    prompts, taken = _without_settings(prompts)
     read = []
     for prompt in prompts:
         _check_one_reading(owner, prompt)
@@ -48,6 +52,24 @@ def plain(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[st
             read.append(text)
     # without any prompt left, the error is that of an empty one
     return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
+
+
+def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the lines that are prompts, and names of the others."""
+    kept: list[str] = []
+    taken = []
+    negative: int | None = None  # how many lines were kept when a negative prompt began
+    for line in lines:
+        if _NEGATIVE.match(line):
+            negative = len(kept)
+            taken.append("Negative prompt: …")
+        elif _SETTINGS.match(line):
+            del kept[len(kept) if negative is None else negative :]
+            negative = None
+            taken.append("Steps: …")
+        else:
+            kept.append(line)
+    return kept, taken
 
 
 def _check_one_reading(owner: str, prompt: str) -> None:

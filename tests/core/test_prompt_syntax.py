@@ -40,6 +40,31 @@ def test_a_line_of_nothing_but_a_cut_is_no_prompt():
     assert plain("a", ["<lora:x:1>"])[0] == ("",)
 
 
+SETTINGS = "Steps: 20, Sampler: Euler a, Seed: 1, Hashes: {a|b}"  # {a|b}: nothing that is drawn
+
+
+@pytest.mark.parametrize(
+    ("lines", "prompts", "taken"),
+    [
+        (["a", "Negative prompt: b", SETTINGS, "c"], ("a", "c"), True),
+        (["a", "negative prompt: b", "more of b,", SETTINGS, "c"], ("a", "c"), True),
+        # without settings nothing tells where a negative prompt ends: it is one line
+        (["a", "Negative prompt: b", "c", "Negative prompt: d", SETTINGS], ("a", "c"), True),
+        (["a", "b", SETTINGS], ("a", "b"), False),
+    ],
+)
+def test_of_copied_generation_data_the_prompts_stay(lines, prompts, taken):
+    assert plain("a", lines) == (
+        prompts,
+        ("Negative prompt: …", "Steps: …") if taken else ("Steps: …",),
+    )
+
+
+def test_what_only_looks_like_generation_data_stays():
+    lines = ("steps: stone steps in a park", "no negative prompt: a dog")
+    assert plain("a", lines) == (lines, ())
+
+
 @pytest.mark.parametrize(
     ("prompt", "sign"),
     [

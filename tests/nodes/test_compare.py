@@ -64,6 +64,20 @@ def test_each_line_of_the_users_is_a_row():
 
 
 @pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("a dog\nBREAK\na cat", "BREAK"),
+        ("a dog\n<lora:dog:0.8>\na cat", "<lora:dog:0.8>"),
+        ("a dog\nNegative prompt: a fox\na cat", "Negative prompt: …"),
+    ],
+)
+def test_a_line_that_is_no_prompt_has_no_row(text, taken):
+    rows, said = named(text, [DOG, CAT])
+    assert [prompt for prompt, _ in rows] == ["a dog", "a cat"]
+    assert said == [f"taken out of the prompts: {taken}"]
+
+
+@pytest.mark.parametrize(
     ("text", "uses", "said"),
     [
         ("<lora:dog:1>", [DOG], "prompt has nothing to draw in it"),
