@@ -485,6 +485,32 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
         assert residual_of(frontend) == (residual, residual)
 
 
+@pytest.mark.parametrize("kind", ["IterISMerge", "IterISSave"])
+def test_in_vue_nodes_a_node_that_is_too_high_has_its_room_below(open_frontend, picture, kind):
+    """It was between all that stands in the node, as while a merge is made again. In older
+    frontends no node is higher than what it holds.
+    """
+    vue = open_frontend(Comfy_VueNodes_Enabled=True)
+    vue.load({"1": {"class_type": kind, "inputs": {}}}, "high")
+    vue.show(1, top=150)
+    if kind == "IterISSave":
+        executed(vue, 1, {"text": ["where.safetensors"]})
+    node = vue.page.locator("[data-node-id='1']")
+    node.locator(".iteris-report, .iteris-text").wait_for()
+    last = """node => {
+        const [panel] = node.querySelectorAll('.iteris-report, .iteris-text');
+        return panel.getBoundingClientRect().top - node.getBoundingClientRect().top;
+    }"""
+    vue.page.evaluate("app.graph.getNodeById(1).setSize([400, 100])")
+    vue.settle()
+    before = node.evaluate(last)
+    vue.page.evaluate("app.graph.getNodeById(1).setSize([400, 900])")
+    vue.settle()
+    picture(vue, f"vue_high_{kind}")
+    assert node.evaluate(last) == pytest.approx(before, abs=1)
+    assert vue.errors == []
+
+
 def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     small(vue, seed=9)
