@@ -195,6 +195,8 @@ def make_together_plans(
             half = HalfPicture(meeting, place, form.format(**alone))
             halves.setdefault(k, []).append(half)
     return [
-        TogetherPlan(f"{loras[k].name}, together", {k: 1.0}, tuple(of_lora), number, calibration)
+        TogetherPlan(
+            f"{loras[k].name} beside another LoRA", {k: 1.0}, tuple(of_lora), number, calibration
+        )
         for k, of_lora in sorted(halves.items())
     ]

@@ -293,8 +293,8 @@ def test_the_result_is_checked_on_unseen_samples_and_its_strength_corrected(worl
     assert [entry["task"] for entry in report["fidelity"]] == [
         "one",
         "two",
-        "one, together",
-        "two, together",
+        "one beside another LoRA",
+        "two beside another LoRA",
         "base model",
     ]
     more = [

@@ -113,7 +113,7 @@ def test_a_way_that_fails_is_left_out_and_told(host, monkeypatch):
 def test_own_prompts_decide():
     own = [TaskFidelity("a", 0.3, 0.9, 2), TaskFidelity("b", 0.4, 0.9, 2)]
     others = [
-        TaskFidelity("a, together", 3.0, 0.1, 2, "together"),
+        TaskFidelity("a beside another LoRA", 3.0, 0.1, 2, "together"),
         TaskFidelity("base", 3.0, None, 2, "base"),
     ]
     assert loss([*own, *others]) == pytest.approx((0.125) ** 0.5)

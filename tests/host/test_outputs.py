@@ -78,8 +78,8 @@ def test_the_merge_is_checked_on_what_it_has_not_seen_and_its_strength_corrected
     assert [entry["task"] for entry in report["fidelity"]] == [
         "first_mid",
         "second_mid",
-        "first_mid, together",
-        "second_mid, together",
+        "first_mid beside another LoRA",
+        "second_mid beside another LoRA",
         "base model",
     ]
     assert 1.0 <= report["settings"]["strength_correction"] <= 1.3
