@@ -71,3 +71,17 @@ def test_the_fields_of_an_app_are_those_of_its_nodes():
         # preset is left to its default
         assert {tuple(field) for field in data["inputs"]} - {(2, "preset")} <= given
         assert [twin[str(key)]["class_type"] for key in data["outputs"]] == ["IterISCompare"]
+
+
+def test_the_search_for_nodes_says_what_the_blueprint_does():
+    (path,) = (ROOT / "subgraphs").glob("*.json")
+    (template,) = [template for template in TEMPLATES if template.title == path.stem]
+    assert read(path)["extra"]["BlueprintDescription"] == template.does
+
+
+def test_a_recipe_of_two_loras_does_not_grow_below_the_note():
+    nodes = read(ROOT / "workflows" / "8 Make a merge again.json")["nodes"]
+    place = {node["type"]: (node["pos"][1], node["size"][1]) for node in nodes}
+    top, height = place["IterISRecipe"]
+    lines = 8  # in Nodes 2.0, 15 high each; with the margins and the pack's name below them
+    assert place["MarkdownNote"][0] - top - height >= 15 * lines + 70

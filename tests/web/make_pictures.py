@@ -43,7 +43,7 @@ FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
 NOTE_LETTERS = 42
 # for the text that a run writes
-ROOM_BELOW = dict.fromkeys(("IterISModelLoras", "IterISRecipe"), 70) | {"IterISSave": 110}
+ROOM_BELOW = {"IterISModelLoras": 70, "IterISRecipe": 170, "IterISSave": 110}
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
@@ -253,6 +253,7 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
     )
     frontend.settle()
     workflow = frontend.workflow()
+    workflow["extra"]["BlueprintDescription"] = template.does  # what the search for nodes shows
     text = json.dumps(workflow, indent=1, ensure_ascii=False)
     folder = ROOT / "subgraphs"
     folder.mkdir(exist_ok=True)
