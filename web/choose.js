@@ -59,7 +59,11 @@ export function choose(anchor, names, say, chosen) {
         option.id = `${list.id}-${place}`;
         option.title = name;
         option.addEventListener("click", () => take(name));
-        option.addEventListener("pointerenter", () => see(name));
+        option.addEventListener("pointermove", ({ movementX, movementY }) => {
+          if (at === place || !(movementX || movementY)) return; // a list that moves below the pointer is not pointed at
+          at = place;
+          mark();
+        });
         return option;
       }),
     );

@@ -115,6 +115,21 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     expect(seen).to_have_count(0)
     rows.page.locator(".iteris-option", has_text="first").hover()
     expect(seen).to_be_visible()
+    rows.page.keyboard.press("Enter")
+    assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
+
+
+def test_a_choice_that_is_searched_is_not_that_of_a_pointer_at_rest(rows):
+    rows.page.locator(".iteris-add").click()
+    rows.page.wait_for_selector(".iteris-option")
+    rows.page.keyboard.type("IR")
+    rows.page.locator(".iteris-option", has_text="third").hover()
+    rows.page.keyboard.type("S")
+    rows.page.keyboard.press("Backspace")  # another list below the same pointer
+    rows.settle()
+    first, third = rows.page.locator(".iteris-option").all()
+    expect(first).to_have_attribute("aria-selected", "true")
+    expect(third).to_have_attribute("aria-selected", "false")
     rows.page.keyboard.press("Escape")
 
 
