@@ -1,4 +1,4 @@
-// The report in a node: first the verdict, then what fails; behind details a line per LoRA, bars per block, and the layers of the
+// The report in a node: first the verdict, then what did not count of the prompts, and what fails; behind details a line per LoRA, bars per block, and the layers of the
 // block under the pointer.
 
 import { paintOf } from "./paint.js";
@@ -47,6 +47,7 @@ export function draw(element, model, say, { ofEarlierRun = false, isOpen, toggle
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   if (model.file) element.append(fileOf(model.file, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
+  for (const note of model.prompts) element.append(html("div", "iteris-quiet iteris-note", note));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
   const details = html("details", "iteris-details");
   details.open = isOpen ?? !model.verdict;

@@ -52,10 +52,11 @@ const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIG
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
  *
  * @param {object} report `MergeReport.to_dict()`
- * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], notes: string[]}}
+ * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], prompts: string[], notes: string[]}}
  *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
+ *   `prompts`: what of the prompts does not count, such as a tag, or a learned token that is not there.
  *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears something].
  */
 export function figures(report) {
@@ -69,7 +70,19 @@ export function figures(report) {
     if (!blocks.has(block)) blocks.set(block, { name: block, layers: [] });
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
-  return { version: 1, verdict: verdict(report), tasks, unseen: unseen(report), overall: overall(report, tasks), blocks: [...blocks.values()], warnings: warnings(report), notes: (report.notes ?? []).filter((note) => note.kind !== "twice").map((note) => note.text) };
+  const notes = report.notes ?? [];
+  const texts = (isAsked) => notes.filter(({ kind }) => isAsked(kind)).map(({ text }) => text);
+  return {
+    version: 1,
+    verdict: verdict(report),
+    tasks,
+    unseen: unseen(report),
+    overall: overall(report, tasks),
+    blocks: [...blocks.values()],
+    warnings: warnings(report),
+    prompts: texts((kind) => kind === "prompts"),
+    notes: texts((kind) => !["twice", "prompts"].includes(kind)),
+  };
 }
 
 function verdict({ verdict: found }) {

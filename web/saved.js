@@ -82,8 +82,8 @@ const layersIn = (blocks) => blocks.reduce((count, { layers }) => count + (layer
  */
 export function readSaved(saved) {
   if (!isObject(saved)) return undefined;
-  const { tasks, unseen, overall, blocks, warnings, notes } = saved;
-  if (![tasks, unseen, overall, blocks, warnings, notes].every(Array.isArray)) return undefined;
+  const { tasks, unseen, overall, blocks, warnings, prompts, notes } = saved;
+  if (![tasks, unseen, overall, blocks, warnings, prompts, notes].every(Array.isArray)) return undefined;
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
   const file = readFile(saved.file);
@@ -95,18 +95,19 @@ export function readSaved(saved) {
     overall: overall.slice(0, MOST.lines),
     blocks: blocksOf(blocks, count),
     warnings: warnings.slice(0, MOST.texts),
+    prompts: prompts.slice(0, MOST.texts),
     notes: notes.slice(0, MOST.texts),
   };
   if (kept.verdict === undefined || !kept.blocks || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count))) return undefined;
-  const texts = [...kept.warnings, ...kept.notes];
+  const texts = [...kept.warnings, ...kept.prompts, ...kept.notes];
   if (!texts.every((text) => typeof text === "string")) return undefined;
   const short = (text) => (text.length > MOST.letters ? `${text.slice(0, MOST.letters)} …` : text);
-  const lists = ["unseen", "overall", "warnings", "notes"];
+  const lists = ["unseen", "overall", "warnings", "prompts", "notes"];
   const isCut =
     saved.cut === true ||
     kept.blocks.length < blocks.length ||
     layersIn(kept.blocks) < layersIn(blocks.slice(0, kept.blocks.length)) ||
     kept.verdict?.loras.length < saved.verdict?.loras.length ||
     lists.some((list) => kept[list].length < saved[list].length);
-  return { ...kept, ...(file ? { file } : {}), warnings: kept.warnings.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
+  return { ...kept, ...(file ? { file } : {}), warnings: kept.warnings.map(short), prompts: kept.prompts.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
 }

@@ -13,9 +13,9 @@ from .verdict import Circumstances, Measured, Verdict, line_of, lines_of, verdic
 from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
-# scenes; a corrected strength; prompts made of trigger words; LoRAs that were given several times;
-# sampling runs of an earlier merge; what the host's model carries; a LoRA of the merge that it
-# carries, too, which is a warning; a device that is too small for all of it.
+# scenes; a corrected strength; what of the prompts does not count; LoRAs that were given several
+# times; sampling runs of an earlier merge; what the host's model carries; a LoRA of the merge that
+# it carries, too, which is a warning; a device that is too small for all of it.
 NoteKind = Literal[
     "method",
     "left_out",

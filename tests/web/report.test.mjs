@@ -18,7 +18,7 @@ const REPORT = {
     layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
   ],
   unmatched: { cat: ["a", "b"], ink: [] },
-  notes: [{ kind: "method", text: "a note" }, { kind: "twice", text: "among the warnings" }],
+  notes: [{ kind: "method", text: "a note" }, { kind: "twice", text: "among the warnings" }, { kind: "prompts", text: "taken out" }],
 };
 
 test("a layer's place is said in the words of block weights", () => {
@@ -106,7 +106,7 @@ test("blocks keep the network's order, and a saved model is its own JSON", () =>
   assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
   assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
   assert.deepEqual(model.warnings, ["cat: 2 keys belong to no module of this model, such as a"]);
-  assert.deepEqual(model.notes, ["a note"]);
+  assert.deepEqual([model.prompts, model.notes], [["taken out"], ["a note"]]);
 });
 
 test("bars are the LoRAs', where they wear something", () => {
@@ -149,7 +149,7 @@ test("a figure that is no finite number is null, and drawn as none", () => {
 
 test("a report without layers is an empty picture", () => {
   const model = figures({ layers: [] });
-  assert.deepEqual([model.overall, bars(model), model.warnings, model.notes], [[], [], [], []]);
+  assert.deepEqual([model.overall, bars(model), model.warnings, model.prompts, model.notes], [[], [], [], [], []]);
 });
 
 test("the report of a whole SD1.5 stays small in a saved workflow", () => {

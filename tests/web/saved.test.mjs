@@ -14,7 +14,7 @@ const REPORT = figures({
   ],
   fidelity: [{ task: "cat", output_error: 0.1, strength: null }],
   unmatched: { cat: ["key"] },
-  notes: [{ kind: "host", text: "a note" }],
+  notes: [{ kind: "host", text: "a note" }, { kind: "prompts", text: "taken out" }],
   verdict: {
     loras: [
       { lora: "cat", kept: 0.9, between: [0.7, 1], level: "good", levels: ["good", "weak"], advice: null },
@@ -61,7 +61,7 @@ function use(report) {
     for (const value of [...Object.values(against), ...bounds]) value?.toFixed(2);
   }
   if (report.file) [report.file.name.trim(), report.file.mb.toFixed(1), report.file.ranks[1].toFixed(0), report.file.words.join(", ")];
-  for (const text of [...report.warnings, ...report.notes]) text.trim();
+  for (const text of [...report.warnings, ...report.prompts, ...report.notes]) text.trim();
 }
 
 test("a report is read as it was kept", () => {

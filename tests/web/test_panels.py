@@ -78,7 +78,10 @@ def report_with_verdict(*loras, advice=None):
     """Return the output of a merge whose report has a verdict."""
     output = report_of(0.5, *(lora["lora"] for lora in loras[1:]))
     (report,) = output["iteris_report"]
-    report["notes"] = [{"kind": "host", "text": "a note"}]
+    report["notes"] = [
+        {"kind": "host", "text": "a note"},
+        {"kind": "prompts", "text": "first: taken out of its prompts: BREAK"},
+    ]
     report["warnings"] = ["WARNING: the merge fails ink"] if len(loras) > 1 else []
     report["verdict"] = {
         "loras": loras,
@@ -134,7 +137,9 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert len(set(badges)) == 3
     lines = panel.inner_text()
     against = "Leak into each other: 12 %, stacked 102 %. Base model: changed by 29 % of what"
-    order = [lines.index(text) for text in ("lost", against, "WARNING", "Layers, bars and notes")]
+    taken = "taken out of its prompts: BREAK"
+    parts = ("lost", against, taken, "WARNING", "Layers, bars and notes")
+    order = [lines.index(text) for text in parts]
     assert order == sorted(order)
 
     chart = page.locator(".iteris-chart")
@@ -542,7 +547,7 @@ def test_a_saved_report_of_any_shape_and_size_is_opened(frontend, picture, small
         assert "cannot be read" in panel.inner_text(), report
     layers = [["q", 8, [0.5], "1"]]
     blocks = [{"name": f"IN{number}", "layers": layers} for number in range(200_000)]
-    lines = {"unseen": [], "overall": [], "warnings": [], "notes": []}
+    lines = {"unseen": [], "overall": [], "warnings": [], "prompts": [], "notes": []}
     overall = [{"task": 0, "wears": True, "median": 0.5, "worst": 0.5, "at": "IN01 q"}]
     saved_with(
         frontend, {"version": 1, "tasks": ["cat"], "blocks": blocks, **lines, "overall": overall}
