@@ -302,6 +302,7 @@ def test_the_epsilon_model_predicts_the_noise():
     torch.testing.assert_close(found, (1 - kept).sqrt() * x)
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     from worlds.bench import load_bench
     from worlds.comparisons import Comparison, comparison_text
