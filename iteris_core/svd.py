@@ -1,4 +1,4 @@
-"""The singular value decomposition, also where LAPACK's fails and says nothing."""
+"""The singular value decomposition, also where LAPACK's fails."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     On rare finite matrices with values of the size of rounding, LAPACK's divide and conquer
     (``gesdd``, seen in MKL) returns a vector of NaN and a wrong value, without an error. The
-    same matrix with its rows turned by an orthogonal Q, ``Q M = (Q U) diag(values) Vh``, is one of
-    other numbers.
+    same matrix turned by an orthogonal Q, ``Q M = (Q U) diag(values) Vh``, has the same values and
+    other entries, so it is tried next.
 
     Args:
         matrix: (m, n), float32 or float64.
@@ -23,23 +23,27 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         SolveError: It fails on the turned matrix, too.
     """
-    found = torch.linalg.svd(matrix, full_matrices=False)
-    if _is_finite(found):
+    found = _tried(matrix)
+    if found is not None:
         return found
-    turn = _orthogonal(matrix)
-    u, values, vh = torch.linalg.svd(turn @ matrix, full_matrices=False)
-    if _is_finite((u, values, vh)):
-        return turn.T @ u, values, vh
-    shape = " x ".join(map(str, matrix.shape))
-    raise SolveError(
-        f"the singular values of a matrix ({shape}) were not found: the linear algebra library of "
-        "torch returned NaN, also for the same matrix turned. Most likely this is a fault of that "
-        "library; try another version of torch, or another device"
-    )
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    wide = matrix if is_wide else matrix.T
+    turn = _orthogonal(wide)
+    found = _tried(turn @ wide)
+    if found is None:
+        raise SolveError(_why_not_found(matrix))
+    u, values, vh = found
+    u = turn.T @ u
+    return (u, values, vh) if is_wide else (vh.T, values, u.T)
 
 
-def _is_finite(found: tuple[Tensor, ...]) -> bool:
-    return bool(torch.isfinite(torch.stack([part.sum() for part in found])).all())
+def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the decomposition; None where the library fails, with an error or without."""
+    try:
+        found = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        return None
+    return found if all(bool(torch.isfinite(part).all()) for part in found) else None
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
@@ -48,3 +52,14 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(size, size, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(numbers.to(matrix))[0]
+
+
+def _why_not_found(matrix: Tensor) -> str:
+    shape = " x ".join(map(str, matrix.shape))
+    why = (
+        "torch's linear algebra library failed, also on the same matrix turned, most likely by a "
+        "fault of its own; try another version of torch, or another device"
+        if torch.isfinite(matrix).all()
+        else "it holds NaN or infinite numbers, most likely an overflow; lower the strengths"
+    )
+    return f"the singular values of a matrix ({shape}) were not found: {why}"

@@ -230,7 +230,8 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
     if not rows or not all(row.prompt for row in rows):
         raise ConfigError(
             "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
-            "hold tags alone. Write what the pictures shall show, one row of pictures per line"
+            "hold nothing but tags and settings. Write what the pictures shall show, one row of "
+            "pictures per line"
         )
     return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
 

@@ -76,7 +76,7 @@ def test_the_commands_of_the_readme_are_those_that_ci_runs():
     for extra, command in (("demo", "iteris demo"), ("test", "pytest")):
         assert f'\n    pip install -e ".[{extra}]" && {command}\n' in readme
         assert re.search(rf'pip"? install --quiet [^\n]*-e "\.\[{extra}\]"\n', run)
-        assert re.search(rf"(\n|&& ){command} ", run)
+        assert re.search(rf"(\n|&& exec ){command} ", run)
 
 
 def test_the_example_of_the_library_runs(tmp_path):

@@ -5,6 +5,7 @@ import { html, imageAt } from "./parts.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
+const REST = 80; // milliseconds on a name, before its picture is asked for
 
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
@@ -39,13 +40,15 @@ export function choose(anchor, names, say, chosen) {
     chosen(name);
   };
   const see = async (name) => {
+    if (seen === name) return;
     seen = name;
-    const address = name && (await pictureOf(name));
-    if (seen === name) picture.replaceChildren(...(address ? [imageAt(address)] : []));
+    picture.replaceChildren();
+    await new Promise((go) => setTimeout(go, REST)); // the server is not asked about names that are only passed
+    const address = seen === name && name && (await pictureOf(name));
+    if (seen === name && address) picture.replaceChildren(imageAt(address));
   };
   const mark = () => {
     [...list.children].forEach((option, place) => (option.ariaSelected = String(place === at)));
-    list.children[at]?.scrollIntoView({ block: "nearest" });
     field.setAttribute("aria-activedescendant", list.children[at]?.id ?? "");
     see(found[at]);
   };
@@ -81,6 +84,7 @@ export function choose(anchor, names, say, chosen) {
     if (!keys[event.key] || event.isComposing) return;
     event.preventDefault();
     keys[event.key]();
+    list.children[at]?.scrollIntoView({ block: "nearest" });
     mark();
   });
   box.addEventListener("wheel", (event) => event.stopPropagation());

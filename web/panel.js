@@ -1,5 +1,5 @@
-// The report in a node: first the verdict, then what did not count of the prompts, and what fails; behind details a line per LoRA, bars per block, and the layers of the
-// block under the pointer.
+// The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; behind details a
+// line per LoRA, bars per block, and the layers of the block under the pointer.
 
 import { paintOf } from "./paint.js";
 import { button, copied, html } from "./parts.js";
@@ -47,8 +47,8 @@ export function draw(element, model, say, { ofEarlierRun = false, isOpen, toggle
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   if (model.file) element.append(fileOf(model.file, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
-  for (const note of model.prompts) element.append(html("div", "iteris-quiet iteris-note", note));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
+  for (const note of model.prompts) element.append(html("div", "iteris-quiet iteris-note", note));
   const details = html("details", "iteris-details");
   details.open = isOpen ?? !model.verdict;
   const summary = html("summary", "", say("details"));

@@ -82,7 +82,7 @@ const layersIn = (blocks) => blocks.reduce((count, { layers }) => count + (layer
  */
 export function readSaved(saved) {
   if (!isObject(saved)) return undefined;
-  const { tasks, unseen, overall, blocks, warnings, prompts, notes } = saved;
+  const { tasks, unseen, overall, blocks, warnings, prompts = [], notes } = saved; // older versions kept no `prompts`
   if (![tasks, unseen, overall, blocks, warnings, prompts, notes].every(Array.isArray)) return undefined;
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
@@ -108,6 +108,6 @@ export function readSaved(saved) {
     kept.blocks.length < blocks.length ||
     layersIn(kept.blocks) < layersIn(blocks.slice(0, kept.blocks.length)) ||
     kept.verdict?.loras.length < saved.verdict?.loras.length ||
-    lists.some((list) => kept[list].length < saved[list].length);
+    lists.some((list) => kept[list].length < (saved[list]?.length ?? 0));
   return { ...kept, ...(file ? { file } : {}), warnings: kept.warnings.map(short), prompts: kept.prompts.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
 }

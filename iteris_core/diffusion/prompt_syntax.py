@@ -17,10 +17,10 @@ _CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
 # Of these a program draws one at random: {a|b}, and __name__ from a list.
 _BRACES = re.compile(r"\{[^{}\n]*\}")
 _WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
-# The other lines of copied generation data: the negative prompt, which may have several, and
-# settings.
+# The other lines of copied generation data: the negative prompt, which may have several lines, and
+# settings, such as "Steps: 20, Sampler: Euler a, Seed: 1".
 _NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
-_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*(?:,|$)", re.IGNORECASE)
+_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*,\s*[a-z][\w ]*:", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*,(?:\s*,)+\s*")
 _SPACES = re.compile(r"[ \t]{2,}")
 
@@ -55,7 +55,9 @@ def plain(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[st
 
 
 def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the lines that are prompts, and names of the others."""
+    """Return the lines that are prompts, and the others: those that a negative prompt goes on with
+    are told whole, since they could have been prompts.
+    """
     kept: list[str] = []
     taken = []
     negative: int | None = None  # how many lines were kept when a negative prompt began
@@ -64,9 +66,10 @@ def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
             negative = len(kept)
             taken.append("Negative prompt: …")
         elif _SETTINGS.match(line):
-            del kept[len(kept) if negative is None else negative :]
+            rest = [] if negative is None else kept[negative:]
+            kept = kept[: len(kept) - len(rest)]
             negative = None
-            taken.append("Steps: …")
+            taken += [*map(shown, rest), "Steps: …"]
         else:
             kept.append(line)
     return kept, taken

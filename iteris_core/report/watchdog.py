@@ -108,8 +108,9 @@ def warnings_of(alarms: Sequence[Alarm]) -> list[str]:
 
 
 _ADVICE: dict[Simpler, str] = {
-    "nothing": "more prompts or samples, if there were few; then lower strengths, fewer LoRAs at "
-    "once, {alpha} 1e-3 or {unit_gain} 1; and check that the LoRAs were made for this model",
+    "nothing": "give more prompts or samples, if there were few; then lower the strengths, merge "
+    "fewer LoRAs at once, or set {alpha} to 1e-3 or {unit_gain} to 1; and check that the LoRAs "
+    "were made for this model",
     "average": "the method average, or {alpha} 1e-3",
     "stack": "a larger {preserve_weight}, or lower strengths",
 }

@@ -41,27 +41,37 @@ def test_a_line_of_nothing_but_a_cut_is_no_prompt():
 
 
 SETTINGS = "Steps: 20, Sampler: Euler a, Seed: 1, Hashes: {a|b}"  # {a|b}: nothing that is drawn
+NEGATIVE, STEPS = "Negative prompt: …", "Steps: …"
 
 
 @pytest.mark.parametrize(
     ("lines", "prompts", "taken"),
     [
-        (["a", "Negative prompt: b", SETTINGS, "c"], ("a", "c"), True),
-        (["a", "negative prompt: b", "more of b,", SETTINGS, "c"], ("a", "c"), True),
+        (["a", "Negative prompt: b", SETTINGS, "c"], ("a", "c"), (NEGATIVE, STEPS)),
+        (
+            ["a", "negative prompt: b", "more of b,", SETTINGS, "c"],
+            ("a", "c"),
+            (NEGATIVE, "'more of b,'", STEPS),
+        ),
         # without settings nothing tells where a negative prompt ends: it is one line
-        (["a", "Negative prompt: b", "c", "Negative prompt: d", SETTINGS], ("a", "c"), True),
-        (["a", "b", SETTINGS], ("a", "b"), False),
+        (
+            ["a", "Negative prompt: b", "c", "Negative prompt: d", SETTINGS],
+            ("a", "c"),
+            (NEGATIVE, STEPS),
+        ),
+        (["a", "b", SETTINGS], ("a", "b"), (STEPS,)),
     ],
 )
 def test_of_copied_generation_data_the_prompts_stay(lines, prompts, taken):
-    assert plain("a", lines) == (
-        prompts,
-        ("Negative prompt: …", "Steps: …") if taken else ("Steps: …",),
-    )
+    assert plain("a", lines) == (prompts, taken)
 
 
 def test_what_only_looks_like_generation_data_stays():
-    lines = ("steps: stone steps in a park", "no negative prompt: a dog")
+    lines = (
+        "steps: stone steps in a park",
+        "Steps: 12, leading to a temple",
+        "no negative prompt: a dog",
+    )
     assert plain("a", lines) == (lines, ())
 
 

@@ -173,7 +173,7 @@ def test_warnings_come_after_the_verdict_and_name_lora_layers_and_what_to_try():
         "WARNING: the merge fails cat: it does worse than the base model without any LoRA (error "
         "3.50 instead of 1.00, on unseen samples; worst at y, x)"
     )
-    assert second.startswith("Try this: more prompts or samples")
+    assert second.startswith("Try this: give more prompts or samples")
     assert third.startswith("2 layers merged")
     assert report.to_dict()["warnings"] == [first, second]
     assert report.to_dict()["alarms"] == [

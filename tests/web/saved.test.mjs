@@ -64,6 +64,12 @@ function use(report) {
   for (const text of [...report.warnings, ...report.prompts, ...report.notes]) text.trim();
 }
 
+test("a report of a version that kept nothing about prompts is read", () => {
+  const { prompts, ...older } = REPORT;
+  assert.deepEqual(prompts, ["taken out"]);
+  assert.deepEqual(readSaved(older), { ...REPORT, prompts: [] });
+});
+
 test("a report is read as it was kept", () => {
   assert.deepEqual(readSaved(JSON.parse(JSON.stringify(REPORT))), REPORT);
 });

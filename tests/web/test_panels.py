@@ -138,7 +138,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     lines = panel.inner_text()
     against = "Leak into each other: 12 %, stacked 102 %. Base model: changed by 29 % of what"
     taken = "taken out of its prompts: BREAK"
-    parts = ("lost", against, taken, "WARNING", "Layers, bars and notes")
+    parts = ("lost", against, "WARNING", taken, "Layers, bars and notes")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
 
