@@ -205,7 +205,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
             lambda event, data: texts.append(data.get("text", "")),
         )
         assert any(text.startswith("stage 4 of 4: Diffusion model ") for text in texts)
-        return any(text.startswith("stage 3 of 4: Sampling ") for text in texts)
+        return any(text.startswith("stage 3 of 4: Sampling") for text in texts)
 
     nodes = host.merge(seed=5)
     assert sampled(nodes)
