@@ -60,19 +60,21 @@ Rivals that have a free scale, as published and at the scale with the smallest e
 task (RegMean: 50), on the pairs of neighbours:"""
 FINDINGS_T5 = """\
 T5: IterIS is ahead of every rival: pairs 0.960 against 0.924 for RegMean++, its closest one, and the lead grows with the number
-of LoRAs (three 0.865 and 0.794, five 0.793 and 0.713). Why: the inputs of the merged model differ from those of the single ones,
-and most in the later layers; RegMean++ corrects only that, with its shrunk off-diagonal, and averages of weights correct nothing.
-Both bases say the same. By itself it does not keep the base model's own tasks (0.47). A preserve task of weight 0.1 keeps 0.72
-for 0.005 ± 0.003, of weight 1 0.87 for 0.045 ± 0.010, where the LoRAs answer the same kind of input by another
-rule. So one scale for all tasks holds here, too: before it, weight 1 cost 0.228 ± 0.073 (one base, tables of commit ebeb10a, where a
-scale by what all LoRAs stacked do was tried, too, and was no better). `full` and `uniform` do as well. Unit gain gives the LoRAs more where three and five are merged (0.882 and 0.807), takes from pairs (-0.007 ± 0.004), and costs base tasks everywhere; it stays off
-for language. More samples help still: 100 instead of 50 bring 0.010 ± 0.003."""
+of LoRAs (three 0.865 and 0.794, five 0.793 and 0.713). Why: the inputs of the merged model differ from those of the single
+ones, and most in the later layers; RegMean++ corrects only that, with its shrunk off-diagonal, and averages of weights correct
+nothing. Both bases say the same. By itself it does not keep the base model's own tasks (0.47). A preserve task of weight 0.1
+keeps 0.72 for 0.005 ± 0.003, of weight 1 0.87 for 0.045 ± 0.010, where the LoRAs answer the same kind of input by another rule.
+So one scale for all tasks holds here, too: before it, weight 1 cost 0.228 ± 0.073 (one base, tables of commit ebeb10a, where a
+scale by what all LoRAs stacked do was tried, too, and was no better). `full` and `uniform` do as well. Unit gain gives the
+LoRAs more where three and five are merged (0.882 and 0.807), takes from pairs (-0.007 ± 0.004), and costs base tasks
+everywhere; it stays off for language. More samples help still: 100 instead of 50 bring 0.010 ± 0.003."""
 FINDINGS_BLIP = """\
-BLIP: IterIS is ahead here, too: pairs 0.851 against 0.819 for Mix-of-Show and 0.753 for RegMean++, three 0.847, 0.815, 0.606. The mean is that
-of two bases that differ much: on the second one a LoRA is weak by itself (`dream`; the LoRAs alone 0.739 instead of 0.989).
-Merged LoRAs have 0.97 of what they have alone, pairs and three. A preserve task keeps the plain captions (0.95
-instead of 0.17 at a weight of 0.01, 0.99 from 0.1 on), and weight 1 costs 0.006 ± 0.004. Unit gain takes 0.04 ± 0.02 here. The absolute figures depend on
-what the training came to: the first base's pairs are 0.979 here, and were 0.856 when it was trained on another processor."""
+BLIP: IterIS is ahead here, too: pairs 0.851 against 0.819 for Mix-of-Show and 0.753 for RegMean++, three 0.847, 0.815, 0.606.
+The mean is that of two bases that differ much: on the second one a LoRA is weak by itself (`dream`; the LoRAs alone 0.739
+instead of 0.989). Merged LoRAs have 0.97 of what they have alone, pairs and three. A preserve task keeps the plain captions
+(0.95 instead of 0.17 at a weight of 0.01, 0.99 from 0.1 on), and weight 1 costs 0.006 ± 0.004. Unit gain takes 0.04 ± 0.02
+here. The absolute figures depend on what the training came to: the first base's pairs are 0.979 here, and were 0.856 when it
+was trained on another processor."""
 PROSE = {
     "t5": {
         "what": T5_WHAT,

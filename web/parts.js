@@ -23,7 +23,7 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
-/** Return an image, which goes where there is none. */
+/** Return an image that takes itself away if there is none at its address. */
 export function imageAt(address) {
   const image = html("img");
   image.alt = "";
