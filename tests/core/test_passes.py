@@ -1,4 +1,4 @@
-"""What a merge costs, counted: it is known before it starts, and README says it in pictures."""
+"""What a merge costs, counted: it is known before it starts, and the pages say it in pictures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from iteris_core.diffusion import job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned, rows_of
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5, held_out=2)
 SCENES = replace(
@@ -99,11 +99,18 @@ def test_loras_of_the_text_encoder_alone_sample_only_for_the_check():
     assert sum(map(len, host.unet_batches)) == cost.check
 
 
-@pytest.mark.parametrize(("count", "words"), [(2, "two LoRAs take"), (3, "Three LoRAs\ntake")])
-def test_the_readme_says_how_many_pictures_a_merge_costs(count, words):
+@pytest.mark.parametrize(
+    ("page", "count", "words"),
+    [
+        ("README.md", 2, "two LoRAs take"),
+        ("docs/models.md", 2, "two LoRAs take"),
+        ("docs/models.md", 3, "three LoRAs take"),
+    ],
+)
+def test_the_pages_say_how_many_pictures_a_merge_costs(page, count, words):
     host = FakeHost()
     cost = planned(host, loras_of(host, count), DEFAULTS.for_family(host.family), SETTINGS)
-    said = README.read_text(encoding="utf-8").partition(words)[2]
+    said = (ROOT / page).read_text(encoding="utf-8").partition(words)[2]
     assert f"about {cost.pictures} pictures" in said[:100]
 
 
