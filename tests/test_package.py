@@ -45,35 +45,32 @@ def test_the_registry_finds_what_it_shows(project):
         "Environment",
     }
     for key, (wide, high) in {"Icon": (1, 1), "Banner": (21, 9)}.items():
-        with Image.open(ROOT / shown[key]) as picture:
+        file = ROOT / shown[key].split("/main/")[1]
+        with Image.open(file) as picture:
             width, height = picture.size
         assert width * high == height * wide, key
 
 
-def test_one_line_holds_the_address(project):
-    wanted, _ = project
+def test_only_pyproject_holds_the_address(project):
+    wanted, shown = project
     (address,) = wanted["urls"].values()
     name = "/".join(address.split("/")[-2:])
-    found = subprocess.run(["git", "grep", "-F", name], cwd=ROOT, capture_output=True, text=True)
-    assert [line.split(":")[0] for line in found.stdout.splitlines()] == ["pyproject.toml"]
+    assert all(f"/{name}/" in shown[key] for key in ("Icon", "Banner"))
+    found = subprocess.run(["git", "grep", "-lF", name], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["pyproject.toml"]
 
 
-def test_frontends_and_addresses_of_pictures_are_told_when_it_is_published(tmp_path, project):
+def test_the_range_of_frontends_is_told_when_it_is_published(tmp_path, project):
     toml = pytest.importorskip("tomllib")
     workflow = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    (change,) = re.findall(r"- run: (sed .*)\n", workflow)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    published = {"GITHUB_REPOSITORY": "somebody/a-pack", "GITHUB_SHA": "0123abc"}
-    for change in re.findall(r"- run: (sed .*)\n", workflow):
-        command = ["bash", "-c", change]
-        subprocess.run(command, cwd=tmp_path, env=os.environ | published, check=True)
-    read = toml.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
-    changed, shown = read["project"], read["tool"]["comfy"]
-    before, shown_before = project
+    subprocess.run(["bash", "-c", change], cwd=tmp_path, check=True)
+    changed = toml.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    before, _ = project
     first, *rest = changed.pop("dependencies")
     assert rest == before.pop("dependencies") and changed == before
     assert re.fullmatch(r"comfyui-frontend-package>=\d+\.\d+\.\d+", first)
-    start = "https://raw.githubusercontent.com/somebody/a-pack/0123abc/"
-    assert shown == shown_before | {key: start + shown_before[key] for key in ("Icon", "Banner")}
 
 
 def test_a_tag_of_the_version_publishes_and_no_other_push():
