@@ -109,6 +109,8 @@ def eval_t5_command(
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = _assigned(task, "--task", TEXT_TASKS)
     _places(run, files, report).check()
+    told = options.ReportFile(report, extent.overwrite)
+    told.check()
     prompts = _assigned(prompt, "--prompt", TEXT_TASKS)
     tasks = []
     for name, file in files.items():
@@ -122,7 +124,7 @@ def eval_t5_command(
     Console().print(_text_table(scores, shown, paper))
     typer.echo(f"predictions in {output}")
     settings = {"generation": asdict(generation), "prompts": _prompts(tasks)}
-    options.write_json(_report(run, scores, {"tasks": paper}, settings), report)
+    told.write(_report(run, scores, {"tasks": paper}, settings))
 
 
 @options.command(
@@ -155,6 +157,8 @@ def eval_blip_command(
     places = _places(run, files, report)
     inputs = {**places.inputs, "--style-classifier": [style_classifier]}
     replace(places, inputs=inputs).check()
+    told = options.ReportFile(report, extent.overwrite)
+    told.check()
     prompts = _assigned(prompt, "--prompt", CAPTION_TASKS)
     tasks = []
     for name, file in files.items():
@@ -182,7 +186,7 @@ def eval_blip_command(
         "prompts": _prompts(tasks),
         "style_classifier_held_out": held_out,
     }
-    options.write_json(_report(run, scores, paper, settings), report)
+    told.write(_report(run, scores, paper, settings))
 
 
 def _places(run: Run, files: Mapping[str, str], report: Path | None) -> Places:

@@ -110,6 +110,8 @@ def eval_sd15_command(
     )
     inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
     Places(folders={"--output": output}, files={"--json": report}, inputs=inputs).check()
+    told = options.ReportFile(report)
+    told.check()
     concepts = _concepts(concept, words)
     templates = PROMPTS if prompts is None else read_prompts(prompts)
     quiet_libraries()
@@ -128,7 +130,7 @@ def eval_sd15_command(
         "scores": [asdict(entry) for entry in scores],
         "paper": [asdict(row) for row in paper],
     }
-    options.write_json(content, report)
+    told.write(content)
 
 
 def _concepts(texts: Sequence[str], words: Sequence[str] | None) -> list[Concept]:

@@ -230,6 +230,8 @@ def _merge(
         inputs={"--base": [base], "--lora": lora, "--prompts-file": prompts_file or ()},
     ).check()
     check_output(output, overwrite)
+    told = options.ReportFile(report, overwrite)
+    told.check()
     options.check_used(settings)
     how = MergeSettings(settings, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
@@ -277,7 +279,7 @@ def _merge(
     warning = kohya_warning(result.adapter) if saving.style == "kohya" else None
     if warning:
         typer.echo(f"note: {warning}")
-    options.tell(result.adapter.name, result.report, saved, output, report)
+    options.tell(result.adapter.name, result.report, saved, output, told)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +111,7 @@ def merge_t5_command(
             "--preserve": [preserve],
         },
     )
-    _check(places, config, overwrite)
+    _check(places, config, t5.KINDS, overwrite)
     tasks = _tasks(adapter, _texts(samples, token_ids), weights)
     kept = _preserve(preserve, preserve_weight, _preserved_texts)
     quiet_libraries()
@@ -126,8 +127,8 @@ def merge_t5_command(
         return
     _save(result, output, report, overwrite)
     if save_model:
-        model = t5.load_base(base, placement.dtype)
-        _save_model(model, result, save_model, load_tokenizer, overwrite)
+        save = partial(save_merged_model, kinds=t5.KINDS, overwrite=overwrite)
+        _save_model(t5.load_base(base, placement.dtype), result, save_model, load_tokenizer, save)
 
 
 @options.command(
@@ -174,7 +175,7 @@ def merge_blip_command(
             "--preserve": [preserve],
         },
     )
-    _check(places, config, overwrite)
+    _check(places, config, blip.KINDS, overwrite)
     tasks = _tasks(adapter, _captions(images, prompt), weights)
     kept = _preserve(preserve, preserve_weight, read_images)
     quiet_libraries()
@@ -190,11 +191,11 @@ def merge_blip_command(
         return
     _save(result, output, report, overwrite)
     if save_model:
-        model = blip.load_base(base, placement.dtype)
-        _save_model(model, result, save_model, load_processor, overwrite)
+        save = partial(save_merged_model, kinds=blip.KINDS, overwrite=overwrite)
+        _save_model(blip.load_base(base, placement.dtype), result, save_model, load_processor, save)
 
 
-def _check(places: Places, config: MergeConfig, overwrite: bool) -> None:
+def _check(places: Places, config: MergeConfig, kinds: Collection[str], overwrite: bool) -> None:
     """Refuse settings and places that would fail only after hours of work."""
     places.check()
     options.check_used(config)
@@ -203,7 +204,8 @@ def _check(places: Places, config: MergeConfig, overwrite: bool) -> None:
     if output is not None:
         peft.check_free(output, overwrite=overwrite)
     if save_model is not None:
-        check_model_free(save_model, overwrite=overwrite)
+        check_model_free(save_model, kinds, overwrite=overwrite)
+    options.ReportFile(places.files["--json"], overwrite).check()
 
 
 def _tasks(
@@ -245,11 +247,16 @@ def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite:
         result.save(path, overwrite=overwrite)
 
     saved = under_free_name(output, save, overwrite=overwrite)
-    options.tell(result.adapter.name, result.report, saved, output, report)
+    told = options.ReportFile(report, overwrite)
+    options.tell(result.adapter.name, result.report, saved, output, told)
 
 
 def _save_model(
-    model: Any, result: PeftMergeResult, folder: Path, companion: Any, overwrite: bool
+    model: Any,
+    result: PeftMergeResult,
+    folder: Path,
+    companion: Any,
+    save: Callable[..., None],
 ) -> None:
     """Save the whole model, with its tokenizer or processor if there is one beside the base."""
     try:
@@ -257,7 +264,7 @@ def _save_model(
     except ConfigError as error:
         companions = []
         typer.echo(f"{folder} holds the model alone: {error}")
-    save_merged_model(model, result.adapter, folder, companions, overwrite=overwrite)
+    save(model, result.adapter, folder, companions)
     typer.echo(f"the whole model is in {folder}")
 
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from ..config import BaselineOptions, MergeConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, NameTakenError
 from ..files.pretrained import DeviceMap
 from ..files.writing import write_text
 from ..report.records import MergeReport
@@ -31,6 +31,7 @@ from ..settings import (
     from_text,
     setting,
 )
+from ..version import __version__
 from .terminal import one_line_errors
 from .torchrun import started_processes
 
@@ -45,6 +46,9 @@ NAMES = {
     "baseline": "--method-option",
     "with_base": "--with-base/--no-base",
 }
+# What a report begins with, by which it is known.
+_REPORT_MARK = "iteris"
+_REPORT_START = f'{{\n  "{_REPORT_MARK}": "'.encode()
 _MOST_CHOICES = 4  # that are listed beside an option's name
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
@@ -296,13 +300,48 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     return values
 
 
-def write_json(content: Mapping[str, Any], file: Path | None) -> None:
-    """Write what a command found to a file, if one was asked for."""
-    if file is not None:
-        write_text(json.dumps(content, indent=2) + "\n", file, overwrite=True)
+@dataclass(frozen=True)
+class ReportFile:
+    """The file to which a command writes what it found, as JSON.
+
+    Args:
+        path: The file; None: none was asked for.
+        overwrite: Whether it may take the place of any file, and not only of an older report.
+    """
+
+    path: Path | None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuse to replace what is not a report. It can be called before hours of work, too.
+
+        Raises:
+            NameTakenError: Names the file.
+        """
+        if self.path is None or self.overwrite or not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            start = file.read(len(_REPORT_START))
+        if start not in (b"", _REPORT_START):
+            raise NameTakenError(
+                f"--json: {self.path} exists already and is not a report of IterIS, so it is not "
+                "replaced; name another file, or move this one"
+            )
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Write the file, if one was asked for.
+
+        Raises:
+            NameTakenError: See `check`.
+            SaveError: It cannot be written.
+        """
+        self.check()
+        if self.path is not None:
+            text = json.dumps({_REPORT_MARK: __version__, **content}, indent=2) + "\n"
+            write_text(text, self.path, overwrite=True)
 
 
-def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path | None) -> None:
+def tell(name: str, report: MergeReport, output: Path, asked: Path, file: ReportFile) -> None:
     """Print the report and where the result is, and write the report to a file if one was asked
     for. What the merge fails or has lost is on stderr, too.
 
@@ -311,7 +350,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path |
         report: Report of the merge.
         output: Place of the adapter.
         asked: Place that was asked for; it is another if that was taken during the merge.
-        file: Place of the report; None: it is not written.
+        file: Place of the report.
     """
     typer.echo(str(report))
     if output != asked:
@@ -320,4 +359,4 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Path |
         for alert in report.alerts:
             typer.echo(alert, err=True)
     typer.echo(f"saved to {output}")
-    write_json({"output": str(output), "adapter": name, **report.to_dict()}, file)
+    file.write({"output": str(output), "adapter": name, **report.to_dict()})

@@ -28,12 +28,16 @@ from .peft_settings import (
 )
 from .roles import DOWN, MAGNITUDE, UP
 from .tensors import read_tensors
-from .writing import check_replaceable, whole_folder
+from .writing import FolderKind, check_replaceable, whole_folder
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _ROLES = {UP, DOWN, MAGNITUDE}
-_OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}
+_FOLDER = FolderKind(
+    "a PEFT adapter",
+    is_one=lambda folder: (folder / CONFIG_FILE).is_file(),
+    owns={CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}.__contains__,
+)
 WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
 
@@ -282,8 +286,8 @@ def save(
 
     Raises:
         AdapterError: The adapter has no deltas, or changes for which PEFT's format has no place.
-        NameTakenError: The folder is there and `overwrite` is False, or it holds other files than
-            an adapter's; it is untouched.
+        NameTakenError: The folder is there and `overwrite` is False, or it is not an adapter's or
+            holds other files than an adapter's; it is untouched.
         SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     if not adapter.deltas or adapter.vectors:
@@ -295,7 +299,7 @@ def save(
         raise AdapterError(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
-    with whole_folder(folder, _OWN_FILES.__contains__, overwrite=overwrite) as draft:
+    with whole_folder(folder, _FOLDER, overwrite=overwrite) as draft:
         draft.add_tensors(WEIGHTS_FILE, to_tensors(adapter, kernels), metadata or {})
         settings = settings_of(adapter, base_model_name_or_path, task_type)
         draft.add_text(CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
@@ -311,4 +315,4 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     Raises:
         NameTakenError: See `save`.
     """
-    check_replaceable(folder, _OWN_FILES.__contains__, overwrite=overwrite)
+    check_replaceable(folder, _FOLDER, overwrite=overwrite)

@@ -160,9 +160,24 @@ class FolderDraft:
             file.write(text.encode("utf-8"))
 
 
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder, of which a new one may take the place of an old one and of nothing else.
+
+    Args:
+        name: Its name in errors, such as "a PEFT adapter".
+        is_one: Whether a folder that is not empty is of this kind.
+        owns: Whether a file of this name belongs to it.
+    """
+
+    name: str
+    is_one: Callable[[Path], bool]
+    owns: Callable[[str], bool]
+
+
 @contextlib.contextmanager
 def whole_folder(
-    folder: Path, own_files: Callable[[str], bool], *, overwrite: bool = False
+    folder: Path, kind: FolderKind, *, overwrite: bool = False
 ) -> Iterator[FolderDraft]:
     """Give an empty folder to write into, which takes the place of `folder` at the end.
 
@@ -172,7 +187,7 @@ def whole_folder(
 
     Args:
         folder: The folder; its parent is made if needed.
-        own_files: See `check_replaceable`.
+        kind: See `check_replaceable`.
         overwrite: See `check_replaceable`.
 
     Raises:
@@ -181,12 +196,12 @@ def whole_folder(
     """
     with _one_sentence(folder):
         folder = folder.resolve()
-        check_replaceable(folder, own_files, overwrite=overwrite)
+        check_replaceable(folder, kind, overwrite=overwrite)
         with hidden_names(folder) as names:
             os.mkdir(names.part)
             yield FolderDraft(names.part)
             _sync_tree(names.part)
-            _take_place(names, folder, own_files, overwrite=overwrite)
+            _take_place(names, folder, kind, overwrite=overwrite)
             sync_folder(folder.parent)
 
 
@@ -202,13 +217,13 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise _taken(path)
 
 
-def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwrite: bool) -> None:
-    """Refuse to write to a folder that is not empty, unless it may be overwritten and holds only
-    files of our kind.
+def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
+    """Refuse to write to a folder that is not empty, unless it may be overwritten, is of our kind
+    and holds nothing else.
 
     Args:
         folder: The folder to be written; it need not exist.
-        own_files: Whether a file of this name belongs to what is written there.
+        kind: What is written there.
         overwrite: Whether files in the folder may be replaced.
 
     Raises:
@@ -229,10 +244,16 @@ def check_replaceable(folder: Path, own_files: Callable[[str], bool], *, overwri
             f"{folder} is where a disk begins, such as a container's volume, which cannot be "
             "replaced; choose a folder in it"
         )
-    foreign = [name for name in inside if not own_files(name)]
+    foreign = [name for name in inside if not kind.owns(name)]
     if foreign:
         raise NameTakenError(
-            f"{folder} holds {foreign[0]!r}, which is not of this kind; choose another folder"
+            f"{folder} holds {foreign[0]!r}, which does not belong to {kind.name} and would be "
+            "lost; choose another folder, or move that file"
+        )
+    if inside and not kind.is_one(folder):
+        raise NameTakenError(
+            f"{folder} holds {inside[0]!r} and is not {kind.name}, and nothing else is replaced; "
+            "choose another folder"
         )
 
 
@@ -324,11 +345,9 @@ def _move_without_replacing(draft: Path, path: Path) -> None:
         os.rename(draft, path)
 
 
-def _take_place(
-    names: HiddenNames, folder: Path, own_files: Callable[[str], bool], *, overwrite: bool
-) -> None:
+def _take_place(names: HiddenNames, folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
     for _ in range(_TRIES):
-        check_replaceable(folder, own_files, overwrite=overwrite)
+        check_replaceable(folder, kind, overwrite=overwrite)
         if not overwrite:
             with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
                 os.rmdir(folder)

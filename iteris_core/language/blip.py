@@ -30,6 +30,7 @@ from .caption_samples import (
 from .job import DEFAULT, AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
 from .samples import Encoded, until_end
 
+KINDS = ("blip",)  # values of ``model_type``
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
 _HEAD = "text_decoder.cls."
 
@@ -45,7 +46,7 @@ def load_base(
     """
     from transformers import BlipForConditionalGeneration
 
-    return load_model(BlipForConditionalGeneration, ("blip",), source, dtype, device, device_map)
+    return load_model(BlipForConditionalGeneration, KINDS, source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ import torch
 
 from ..adapters import Adapter
 from ..errors import AdapterError
-from ..files.writing import check_replaceable, whole_folder
+from ..files.json_values import json_value
+from ..files.writing import FolderKind, check_replaceable, whole_folder
 
-# Ends of the names of files that `save_pretrained` writes.
-_ENDS = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_CONFIG_FILE = "config.json"
+# Names of the files that `save_pretrained` of our models and of their tokenizers and processors
+# writes, all of them.
+_OWN_FILES = re.compile(
+    r"(config|generation_config|model\.safetensors\.index|tokenizer|tokenizer_config"
+    r"|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config)\.json"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors"
+    r"|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
+)
 
 
 def add_to_weights(model: Any, adapter: Adapter) -> None:
@@ -45,6 +54,7 @@ def save_merged_model(
     folder: Path,
     companions: Sequence[Any] = (),
     *,
+    kinds: Collection[str],
     overwrite: bool = False,
 ) -> None:
     """Write the merged model in one step: the folder is there whole or not at all.
@@ -54,6 +64,7 @@ def save_merged_model(
         adapter: The merged adapter.
         folder: Folder of the model; it is made if needed.
         companions: Tokenizers or processors of the model, which have a ``save_pretrained``, too.
+        kinds: See `check_free`.
         overwrite: Whether a model that is there is replaced.
 
     Raises:
@@ -61,21 +72,39 @@ def save_merged_model(
         NameTakenError: See `check_free`; the folder is untouched.
         SaveError: It cannot be written; names the cause. What was there is untouched.
     """
-    check_free(folder, overwrite=overwrite)
+    check_free(folder, kinds, overwrite=overwrite)
     add_to_weights(model, adapter)
-    with whole_folder(folder, _is_models, overwrite=overwrite) as draft:
+    with whole_folder(folder, _folder_of(kinds), overwrite=overwrite) as draft:
         for part in (model, *companions):
             part.save_pretrained(draft.path)
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
+def check_free(folder: Path, kinds: Collection[str], *, overwrite: bool) -> None:
     """Refuse a folder into which `save_merged_model` would not write.
 
+    Args:
+        folder: The folder.
+        kinds: The values of ``model_type`` that a model may have whose place is taken.
+        overwrite: Whether such a model is replaced.
+
     Raises:
-        NameTakenError: It holds files, and `overwrite` is False or they are no model's.
+        NameTakenError: It holds files, and `overwrite` is False or they are not those of such a
+            model alone.
     """
-    check_replaceable(folder, _is_models, overwrite=overwrite)
+    check_replaceable(folder, _folder_of(kinds), overwrite=overwrite)
 
 
-def _is_models(name: str) -> bool:
-    return name.endswith(_ENDS) or name in ("README.md", ".gitattributes")
+def _folder_of(kinds: Collection[str]) -> FolderKind:
+    return FolderKind(
+        f"a model of the kind {' or '.join(kinds)}",
+        is_one=lambda folder: _model_type(folder) in kinds,
+        owns=lambda name: _OWN_FILES.fullmatch(name) is not None,
+    )
+
+
+def _model_type(folder: Path) -> str:
+    """Return what a folder's settings say; empty: it is not a model's."""
+    try:
+        return str(json_value((folder / _CONFIG_FILE).read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""

@@ -46,7 +46,7 @@ from .text_samples import (
 )
 
 TASK_TYPE = "SEQ_2_SEQ_LM"
-_KINDS = ("t5", "mt5", "bart")
+KINDS = ("t5", "mt5", "bart")  # values of ``model_type``
 _IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
 _READS_ENCODER = re.compile(r".*\.((EncDecAttention\.[kv])|(encoder_attn\.[kv]_proj))")
 
@@ -62,7 +62,7 @@ def load_base(
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    return load_model(AutoModelForSeq2SeqLM, _KINDS, source, dtype, device, device_map)
+    return load_model(AutoModelForSeq2SeqLM, KINDS, source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:

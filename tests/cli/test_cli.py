@@ -324,6 +324,75 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tm
     assert in_process(*arguments, "--overwrite").exit_code == 0
 
 
+MINE = {"style.safetensors": b"a LoRA", "prompts.txt": b"mine", "README.md": b"mine"}
+T5 = {"config.json": b'{"model_type": "t5"}', "model.safetensors": b"weights"}
+
+
+def written(folder, files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (MINE, "'README.md', which does not belong to a model of the kind t5 or mt5 or bart"),
+        ({**T5, "style.safetensors": b"a LoRA"}, "'style.safetensors', which does not belong"),
+        ({**T5, "README.md": b"mine"}, "'README.md', which does not belong"),
+        ({"tokenizer.json": b"{}", "vocab.txt": b"mine"}, "is not a model of the kind t5"),
+        ({**T5, "config.json": b'{"model_type": "llama"}'}, "is not a model of the kind t5"),
+        ({**T5, "config.json": b"["}, "is not a model of the kind t5"),
+    ],
+)
+def test_a_model_takes_the_place_of_such_a_model_alone(t5_folder, texts, tmp_path, files, said):
+    """Else `--save-model models/loras --overwrite` would delete all LoRAs."""
+    folder = written(tmp_path / "models", files)
+    arguments = arguments_on_texts(t5_folder, texts, tmp_path / "out")
+    done = in_process(*arguments, "--save-model", folder, "--overwrite")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert str(folder) in done.stderr and said in done.stderr
+    assert contents(folder) == files
+    assert not (tmp_path / "out").exists()  # it was refused before the work
+
+
+def test_an_adapter_takes_the_place_of_an_adapter_alone(t5_folder, texts, tmp_path):
+    folder = written(tmp_path / "docs", {"README.md": b"mine"})
+    done = in_process(*arguments_on_texts(t5_folder, texts, folder), "--overwrite")
+    assert done.exit_code == 2
+    assert "holds 'README.md' and is not a PEFT adapter" in done.stderr
+    assert contents(folder) == {"README.md": b"mine"}
+
+
+def test_a_report_takes_the_place_of_a_report_alone(t5_folder, texts, tmp_path):
+    report = tmp_path / "report.json"
+
+    def merged(*more):
+        arguments = arguments_on_texts(t5_folder, texts, tmp_path / "out")
+        return in_process(*arguments, "--json", report, *more)
+
+    for mine in (b"a LoRA", b'{"samples": []}', b'{\n  "iterisx": "0"}'):
+        report.write_bytes(mine)
+        done = merged()
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert f"{report} exists already and is not a report" in done.stderr
+        assert report.read_bytes() == mine
+        assert not (tmp_path / "out").exists()  # it was refused before the work
+    report.write_bytes(b"")  # as mktemp makes it
+    assert merged().exit_code == 0
+    assert json.loads(report.read_text())["adapter"]
+    assert merged("--output", tmp_path / "two").exit_code == 0  # a report's place
+    assert json.loads(report.read_text())["output"] == str(tmp_path / "two")
+    report.write_bytes(b"a LoRA")
+    assert merged("--overwrite").exit_code == 0
+    assert json.loads(report.read_text())["adapter"]
+
+
 def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tmp_path):
     options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
     tiny_language.adapter(t5_folder / "base", tmp_path / "head", 7, **options)

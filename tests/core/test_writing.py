@@ -23,6 +23,7 @@ from small_disk import small_disk
 from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
 from iteris_core.files import drafts, peft, writing
 from iteris_core.files.writing import (
+    FolderKind,
     append_text,
     fault_of_name,
     free_name,
@@ -34,6 +35,7 @@ from iteris_core.files.writing import (
 )
 from iteris_core.language.merged_model import save_merged_model
 
+ANY = FolderKind("anything", is_one=bool, owns=bool)
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
@@ -162,14 +164,14 @@ def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(
     monkeypatch.setattr(os, "rename", unless_busy(os.rename))
     monkeypatch.setattr(os, "rmdir", unless_busy(os.rmdir))
     monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
-    with pytest.raises(SaveError), whole_folder(folder, bool, overwrite=overwrite) as draft:
+    with pytest.raises(SaveError), whole_folder(folder, ANY, overwrite=overwrite) as draft:
         draft.add_text("x", "x")
 
 
 def test_where_a_disk_begins_no_folder_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
     with pytest.raises(NameTakenError, match="choose a folder in it"):
-        writing.check_replaceable(tmp_path, bool, overwrite=True)
+        writing.check_replaceable(tmp_path, ANY, overwrite=True)
 
 
 def test_a_disk_that_tells_no_two_files_apart_is_one_without_locks(tmp_path, monkeypatch):
@@ -232,7 +234,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
                 write_text("x", place)
             assert "\n" not in str(caught.value)
             assert len(str(caught.value)) < 200
-            with pytest.raises(SaveError), whole_folder(place, bool):
+            with pytest.raises(SaveError), whole_folder(place, ANY):
                 pass
     assert not writing.fault_of_path(tmp_path / "new" / ".." / "x")
     for name in ("a" * 255, "console.safetensors", "com.safetensors", "nul_02", "ä b.c"):
@@ -294,7 +296,8 @@ class Model(torch.nn.Module):
         self.q.weight.data.fill_(value)
 
     def save_pretrained(self, folder):
-        for name in ("a.safetensors", "b.safetensors"):
+        (folder / "config.json").write_text('{"model_type": "toy"}')
+        for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
             (folder / name).write_bytes(str(self.q.weight.data[0, 0].item()).encode())
 
 
@@ -303,7 +306,8 @@ def save_folder(place, value, overwrite):
 
 
 def save_model(place, value, overwrite):
-    save_merged_model(Model(value - 1), adapter(1.0), place, overwrite=overwrite)
+    model = Model(value - 1)
+    save_merged_model(model, adapter(1.0), place, kinds=["toy"], overwrite=overwrite)
 
 
 def save_file(place, value, overwrite):
@@ -554,9 +558,10 @@ def save_large_model(place, overwrite):
 
     class Large(torch.nn.Linear):
         def save_pretrained(self, folder):
-            save_file({"a": torch.zeros(int(LARGE / 4))}, folder / "a.safetensors")
+            (folder / "config.json").write_text('{"model_type": "toy"}')
+            save_file({"a": torch.zeros(int(LARGE / 4))}, folder / "model.safetensors")
 
-    save_merged_model(Large(2, 2), Adapter("x", {}), place, overwrite=overwrite)
+    save_merged_model(Large(2, 2), Adapter("x", {}), place, kinds=["toy"], overwrite=overwrite)
 
 
 @pytest.mark.parametrize("save", [save_large_file, save_large_folder, save_large_model])

@@ -217,6 +217,15 @@ def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, mor
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_take_the_place_of_scores_alone(base, emotions, tmp_path):
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    arguments = t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}")
+    done = iteris(*arguments, "--json", tmp_path / "mine.json")
+    assert "mine.json exists already and is not a report" in said(done, "t5")
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     base, emotions, tmp_path, monkeypatch
 ):

@@ -24,7 +24,15 @@ from iteris_core.files import peft
 from iteris_core.language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Preserve
 from iteris_core.language.merged_model import save_merged_model
 from iteris_core.language.samples import Encoded
-from iteris_core.language.t5 import load_base, merge_t5, network_of, prepare, stream_of, write
+from iteris_core.language.t5 import (
+    KINDS,
+    load_base,
+    merge_t5,
+    network_of,
+    prepare,
+    stream_of,
+    write,
+)
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from iteris_core.rows.wearing import layer_hooks
@@ -279,7 +287,7 @@ def test_a_flan_t5_and_a_dora_of_it_merge_too(flan, tmp_path):
 
 def test_the_whole_model_of_a_flan_t5_keeps_its_own_head(flan, tmp_path):
     result = merge_t5(str(flan / "base"), tasks([flan / "one"], [samples_of(0)]))
-    save_merged_model(load_base(str(flan / "base")), result.adapter, tmp_path / "out")
+    save_merged_model(load_base(str(flan / "base")), result.adapter, tmp_path / "out", kinds=KINDS)
     expected = tiny_language.logits(
         tiny_language.with_deltas(load_base(str(flan / "base")), result.adapter.deltas)
     )
@@ -452,7 +460,7 @@ def test_a_whole_model_with_a_tied_layer_is_refused(base, tmp_path):
     model = tiny_language.t5(tie_word_embeddings=True)
     adapter = Adapter("head", {"lm_head": LowRankDelta(torch.ones(60, 1), torch.ones(1, 32))})
     with pytest.raises(AdapterError, match="head: 'lm_head' shares its weight with another module"):
-        save_merged_model(model, adapter, tmp_path / "out")
+        save_merged_model(model, adapter, tmp_path / "out", kinds=KINDS)
     assert list(tmp_path.iterdir()) == []
 
 
