@@ -6,8 +6,8 @@ import doctest
 import importlib
 import os
 import re
-import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,33 +60,56 @@ def test_only_pyproject_holds_the_address(project):
     assert found.stdout.split() == ["pyproject.toml"]
 
 
-def test_the_range_of_frontends_is_told_when_it_is_published(tmp_path, project):
-    toml = pytest.importorskip("tomllib")
-    workflow = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
-    (change,) = re.findall(r"- run: (sed .*)\n", workflow)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    subprocess.run(["bash", "-c", change], cwd=tmp_path, check=True)
-    changed = toml.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    before, _ = project
-    first, *rest = changed.pop("dependencies")
-    assert rest == before.pop("dependencies") and changed == before
-    assert re.fullmatch(r"comfyui-frontend-package>=\d+\.\d+\.\d+", first)
-
-
-def test_a_tag_of_the_version_publishes_and_no_other_push():
+@pytest.fixture
+def workflow():
+    """Return the workflow that publishes, as data."""
     yaml = pytest.importorskip("yaml")
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
-    workflow = yaml.safe_load(text)
-    started = workflow[True]  # YAML reads "on" as a truth value
-    assert started == {"workflow_dispatch": None, "push": {"tags": ["v*"]}}
-    *_, published = steps = workflow["jobs"]["publish"]["steps"]
-    assert re.fullmatch(r"Comfy-Org/publish-node-action@[0-9a-f]{40}", published["uses"])
-    assert published["with"]["skip_checkout"] == "true"  # or the change above would be undone
-    (check,) = (step["run"] for step in steps if "if" in step)
+    return yaml.safe_load(text)
+
+
+def test_a_tag_of_the_version_publishes_and_nothing_else(workflow):
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads "on" as a truth value
+    (check,) = (step["run"] for step in workflow["jobs"]["test"]["steps"] if "name" in step)
     for tag, is_right in {f"v{iteris_core.__version__}": True, "v9.9.9": False}.items():
         command = ["bash", "-ec", check]
         ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag})
         assert (ended.returncode == 0) == is_right
+
+
+def test_only_a_tag_that_is_tested_and_agreed_to_is_published(workflow):
+    jobs = workflow["jobs"]
+    assert set(jobs) == {"test", "publish"}
+    assert ".ci/run" in [step.get("run") for step in jobs["test"]["steps"]]
+    assert (jobs["publish"]["needs"], jobs["publish"]["environment"]) == ("test", "registry")
+    assert "if" not in jobs["publish"]  # "always()" would not wait for the tests to pass
+    with_token = [step["run"] for step in jobs["publish"]["steps"] if "secrets" in str(step)]
+    assert with_token == ['comfy --skip-prompt node publish --token "$TOKEN"']
+    assert "secrets" not in str(jobs["test"])
+
+
+def test_what_runs_where_a_version_is_published_cannot_change(workflow):
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    for used in (step["uses"] for step in steps if "uses" in step):
+        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used)  # a tag can be moved
+    installed = [step["run"] for step in steps if "install" in step.get("run", "")]
+    assert installed == ["pip install --require-hashes --no-deps -r .ci/locks/registry.txt"]
+    for step in steps:
+        if step.get("uses", "").startswith("actions/checkout"):
+            assert step["with"] == {"persist-credentials": False}
+
+
+def test_what_is_published_is_what_is_tagged(workflow, tmp_path):
+    """The last step before it looks, and none writes into the folder: comfy-cli packs what git
+    tracks, as it lies there.
+    """
+    *_, check, publish = workflow["jobs"]["publish"]["steps"]
+    assert "node publish" in publish["run"]
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    looked = partial(subprocess.run, ["bash", "-ec", check["run"]], cwd=tmp_path)
+    assert looked().returncode == 0
+    (tmp_path / "pyproject.toml").write_text("changed")
+    assert looked().returncode != 0
 
 
 def test_the_registry_leaves_out_folders_of_this_one_alone():
