@@ -259,7 +259,9 @@ def _merge(
             calibration,
             settings,
             # with a device map, what is free while the model waits elsewhere is not known
-            free=free_bytes(device_of(model.unet_model)) if placement.device_map is None else None,
+            free=free_bytes(device_of(model.unet_model))
+            if placement.device_map == "none"
+            else None,
             bytes_per_number=model.unet_model.dtype.itemsize,
         )
         how = replace(how, config=config_in_room, notes=tuple(repeated))

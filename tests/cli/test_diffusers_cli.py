@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from waiting import HANGS
 
 from iteris_core import MergeConfig, __version__
+from iteris_core.cli import merge_diffusion as command
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.loading import load_diffusers
@@ -638,3 +639,25 @@ def test_help_shows_an_example(command, said):
     for words in (f"iteris merge {command} ", *said):
         assert words in " ".join(done.stdout.split())
     assert '--prompts "a photo of sks dog\\n sks dog on a beach"' in done.stdout
+
+
+def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch):
+    """As a GPU is. On a host all samples wait where they are, and nothing is shared out."""
+    asked, used = [], []
+    merge = command.merge_and_check
+
+    def free(device):
+        asked.append(device.type)
+        return 3_000_000
+
+    def merged(model, loras, calibration, how, *more):
+        used.append(how.config)
+        return merge(model, loras, calibration, how, *more)
+
+    monkeypatch.setattr(command, "free_bytes", free)
+    monkeypatch.setattr(command, "merge_and_check", merged)
+    done = iteris(world, "--output", tmp_path / "a.safetensors", "--samples-per-chunk", 4)
+    assert (done.exit_code, complaints(done), asked) == (0, [], ["cpu"])
+    [config] = used
+    assert config.samples_per_chunk < 4
+    assert 0 <= config.waiting_bytes < 3_000_000
