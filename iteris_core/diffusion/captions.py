@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 from ..errors import ConfigError
+from ..settings import shown
 
 # For the base model's own behaviour.
 PRESERVE_CAPTIONS: tuple[str, ...] = (
@@ -145,11 +146,11 @@ def placeholders(form: str) -> list[str]:
             if name is not None
         ]
     except ValueError as error:
-        raise ConfigError(f"the caption form {form!r} cannot be read: {error}") from error
+        raise ConfigError(f"the caption form {shown(form)} cannot be read: {error}") from error
     if any(spec or conversion for _, spec, conversion in found):
         raise ConfigError(
-            f"the caption form {form!r} has a ':' or '!' in curly braces; write the bare name, "
-            "such as {first}"
+            f"the caption form {shown(form)} has a ':' or '!' in curly braces; write the bare "
+            "name, such as {first}"
         )
     return [name for name, _, _ in found]
 
@@ -163,7 +164,8 @@ def check_placeholders(form: str, expected: set[str]) -> None:
     if sorted(placeholders(form)) != sorted(expected):
         wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
         raise ConfigError(
-            f"the caption form {form!r} must have {wanted}, once each, and no other placeholder"
+            f"the caption form {shown(form)} must have {wanted}, once each, and no other "
+            "placeholder"
         )
 
 
@@ -183,8 +185,8 @@ def check_scene_form(form: str) -> None:
         or found.count(STYLE_PLACE) > 1
     ):
         raise ConfigError(
-            f"the scene form {form!r} must have {{first}} and {{second}}, {{third}} too for three, "
-            f"or {{first}} and {{style}}; each once, and no other placeholder"
+            f"the scene form {shown(form)} must have {{first}} and {{second}}, {{third}} too for "
+            f"three, or {{first}} and {{style}}; each once, and no other placeholder"
         )
 
 

@@ -95,10 +95,12 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         return parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise EvaluationError(f"{path}: is no parquet file ({error}); download it again") from error
+    # its readers raise errors of Python, too, about what its own types cannot hold
+    except (ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{path}: is not a parquet file that can be read ({error!s:.300}); download it again"
+        ) from error

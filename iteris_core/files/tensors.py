@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Layout]]:
     Raises:
         AdapterError: See `check_readable`.
     """
-    try:
+    with _one_sentence(path):
         if not path.is_file():
             raise AdapterError(
                 f"{path.name}: there is no such file ({path}); give the path of a .safetensors file"
@@ -59,6 +59,17 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Layout]]:
             )
         with path.open("rb") as file:
             yield file, _layout(file, path.name)
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Turn what a disk can answer into an error that names the file.
+
+    Raises:
+        AdapterError: See above.
+    """
+    try:
+        yield
     except OSError as error:
         raise AdapterError(
             f"{path.name}: the file cannot be read ({error.strerror or error}); look at its path "
@@ -135,9 +146,13 @@ def _version(status: os.stat_result) -> tuple[int, int]:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits.
+
+    Raises:
+        AdapterError: It cannot be read; perhaps it is not there any more.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _one_sentence(path), path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

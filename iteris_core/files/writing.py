@@ -34,6 +34,7 @@ _DEVICES = re.compile(
 _WINDOWS = '<>:"|?*'
 _TRIES = 100  # at a name that others take at the same time
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+_UNFINISHED = ".part"
 _SHOWN = 60  # letters of a long name in an error
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -150,8 +151,10 @@ class FolderDraft:
     def add_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Write a safetensors file; see `write_tensors`."""
-        with open(self.path / name, "xb") as file:
+        """Write a safetensors file; see `write_tensors`. It has another suffix until all is
+        written: ComfyUI lists all files of this one, also what a killed process leaves.
+        """
+        with open(self.path / f"{name}{_UNFINISHED}", "xb") as file:
             file.writelines(blocks(tensors, {**_FORMAT, **metadata}))
 
     def add_text(self, name: str, text: str) -> None:
@@ -200,6 +203,8 @@ def whole_folder(
         with hidden_names(folder) as names:
             os.mkdir(names.part)
             yield FolderDraft(names.part)
+            for file in names.part.glob(f"*{_UNFINISHED}"):
+                os.rename(file, file.with_suffix(""))
             _sync_tree(names.part)
             _take_place(names, folder, kind, overwrite=overwrite)
             sync_folder(folder.parent)

@@ -165,4 +165,6 @@ def test_a_damaged_file_is_read_or_refused_never_anything_else(tmp_path, changes
 def test_a_file_is_known_by_its_hash(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"abc")
+    with pytest.raises(AdapterError, match=r"gone\.safetensors: the file cannot be read \(No such"):
+        sha256(path.with_name("gone.safetensors"))
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

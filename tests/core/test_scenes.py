@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, SCENE_FORMS, SCENE_PREFIXES
+from iteris_core.diffusion.captions import (
+    COMPANIONS,
+    ORDINARY_STYLES,
+    SCENE_FORMS,
+    SCENE_PREFIXES,
+    check_placeholders,
+    check_scene_form,
+)
 from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
 from iteris_core.diffusion.samples import Context, Pairing
@@ -430,3 +437,11 @@ def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
 
 def test_the_default_forms_have_both_kinds_of_layout_and_none():
     assert {layout_of(form) for form in SCENE_FORMS} == {"columns", "rows", None}
+
+
+@pytest.mark.parametrize("form", ["{", "{first:9}", "{first}", "{first} {first}", "{other}"])
+def test_an_error_shows_the_beginning_of_a_long_form(form):
+    for check in (check_scene_form, lambda form: check_placeholders(form, {"prompt"})):
+        with pytest.raises(ConfigError, match="form 'xxx") as caught:
+            check("x" * 5000 + form + "{x}" * 1000)
+        assert len(str(caught.value)) < 300

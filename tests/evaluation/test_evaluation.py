@@ -329,7 +329,7 @@ def test_captions_are_read_from_json_lines(tmp_path):
         ("a.json", "{}", "is no JSON list but dict"),
         ("a.json", "[1]", "entry 1: is no object but int"),
         ("a.json", "[", "is no JSON"),
-        ("a.parquet", "x", "is no parquet file"),
+        ("a.parquet", "x", "is not a parquet file that can be read"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("b.jsonl", None, "cannot be read"),
         (
@@ -485,3 +485,14 @@ def test_the_papers_figures_add_up_to_the_papers_own_sums_and_means():
 def test_a_table_with_cells_missing_names_the_field(tmp_path):
     (tmp_path / "a.csv").write_text("sentence,label\nx\n")
     assert read_rows(tmp_path / "a.csv") == [{"sentence": "x"}]
+
+
+@pytest.mark.parametrize("error", [pyarrow.ArrowNotImplementedError, pyarrow.ArrowKeyError])
+def test_whatever_arrow_raises_names_the_file_in_a_sentence(tmp_path, monkeypatch, error):
+    def fail(path):
+        raise error("what it cannot read" * 1000)
+
+    monkeypatch.setattr(parquet, "read_table", fail)
+    with pytest.raises(EvaluationError, match=r"a\.parquet: is not a parquet file that") as caught:
+        read_rows(tmp_path / "a.parquet")
+    assert len(str(caught.value)) < 600
