@@ -1,5 +1,5 @@
-"""A merge of local files asks nothing of the outside: no connection, no name, no other program, no
-pickle.
+"""A command on local files asks nothing of the outside: no connection, no name, no other program, no
+pickle. Nor does what strangers' pictures, tables and adapters hold.
 """
 
 import json
@@ -8,8 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 import tiny_diffusers
+import tiny_language
+from fuzz_files import mutated
+from PIL import Image
+from pyarrow import parquet
+from transformers import BlipForConditionalGeneration
 
 from iteris_core.diffusion.lora_files import save_lora
 
@@ -35,12 +41,17 @@ print(len(asked))
 """
 
 
-def python(*arguments):
+def started(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS / "support")])}
-    done = subprocess.run(
+    environment |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment
     )
+
+
+def python(*arguments):
+    done = started(*arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -73,3 +84,86 @@ def test_a_merge_of_a_language_model_asks_nothing(tmp_path):
         arguments += ["--adapter", folder / f"lora{number}"]
     assert python(OUTSIDE, *arguments) == []
     assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+
+
+# --- files of strangers ---
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 20
+%%EndComments
+/a (ran) (w) file def
+%%EOF
+"""
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    """A tiny BLIP with an adapter, and pictures in a folder, a table and a list: two that are read
+    ("good"), and the same with PostScript among them ("bad").
+    """
+    folder = tmp_path_factory.mktemp("blip")
+    tiny_language.blip().save_pretrained(folder / "base")
+    tiny_language.blip_processor().save_pretrained(folder / "base")
+    kind = {"kind": BlipForConditionalGeneration, "task_type": None}
+    tiny_language.adapter(folder / "base", folder / "one", 1, ("query", "value"), **kind)
+    for name, second in {"good": None, "bad": EPS}.items():
+        pictures = folder / name
+        pictures.mkdir()
+        for number in range(2):
+            Image.new("RGB", (20, 24), (90 * number, 9, 9)).save(pictures / f"{number}.png")
+        if second:
+            (pictures / "1.png").write_bytes(second)
+        files = sorted(pictures.glob("*.png"))
+        lines = [{"image": f"{name}/{file.name}", "references": ["w1 w2"]} for file in files]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        rows = [{"image": {"bytes": file.read_bytes()}, "text": "w1 w2"} for file in files]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder
+
+
+def merge(blip, name, out):
+    return [
+        *("merge", "blip", "--base", blip / "base", "--adapter", blip / "one"),
+        *("--images", blip / name, "--max-new-tokens", 2, "--output", out),
+    ]
+
+
+def evaluation(blip, name, out):
+    task = f"flickrstyle-humorous={blip / name}"
+    return ["eval", "blip", "--base", blip / "base", "--task", task, "--output", out]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "ending"), [(merge, ""), (evaluation, ".jsonl"), (evaluation, ".parquet")]
+)
+def test_no_picture_starts_a_program(blip, tmp_path, command, ending):
+    """An EPS would start Ghostscript, whatever the file is called."""
+    done = started(OUTSIDE, *command(blip, f"bad{ending}", tmp_path / "bad"))
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot be read as a picture" in done.stderr
+    assert python(OUTSIDE, *command(blip, f"good{ending}", tmp_path / "good")) == []
+    assert list((tmp_path / "good").iterdir())
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_by_what_is_inspected(tmp_path):
+    for number in range(6):
+        case = mutated(number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(case.tensors)
+        (folder / "adapter_config.json").write_bytes(case.settings)
+    code = (
+        "import json, outside\n"
+        "from typer.testing import CliRunner\n"
+        "from iteris_core.cli.main import app\n"
+        "asked = outside.refuse()\n"
+        "for number in range(6):\n"
+        f"    place = {str(tmp_path)!r} + f'/{{number}}'\n"
+        "    for path in (place, place + '/adapter_model.safetensors'):\n"
+        "        assert CliRunner().invoke(app, ['inspect', path]).exit_code in (0, 2)\n"
+        "print(json.dumps(asked))"
+    )
+    assert python("-c", code) == []

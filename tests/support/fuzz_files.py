@@ -5,13 +5,17 @@ A case is a number: `mutated` makes the same file of it each time.
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import random
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow.parquet
 import torch
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -225,6 +229,8 @@ class Case:
         settings: Bytes of a PEFT adapter's settings.
         text: A text file.
         value: A value of JSON's kinds, as other nodes and recipes have them.
+        picture: A picture in any of Pillow's formats.
+        table: A parquet file.
     """
 
     name: str
@@ -232,10 +238,44 @@ class Case:
     settings: bytes = b"{}"
     text: bytes = b""
     value: Any = field(default=None)
+    picture: bytes = b""
+    table: bytes = b""
 
     @property
     def size(self) -> int:
-        return len(self.tensors) + len(self.settings) + len(self.text)
+        parts = (self.tensors, self.settings, self.text, self.picture, self.table)
+        return sum(map(len, parts))
+
+
+@functools.cache
+def pictures() -> list[bytes]:
+    """Return small pictures in many formats, those that are read more often, and two that are small
+    as files alone.
+    """
+    rows = [(x * 16, y * 16, 99, 255) for y in range(16) for x in range(16)]
+    picture = Image.new("RGBA", (16, 16))
+    picture.putdata(rows)
+    read = [_saved(picture, "PNG"), _saved(picture, "WEBP"), _saved(picture, "BMP")]
+    read += [_saved(picture.convert("RGB"), "JPEG"), _saved(picture.convert("P"), "PNG")]
+    large = [_saved(Image.new("1", (side, side)), "PNG") for side in (13_300, 14_500)]
+    others = ("EPS", "GIF", "TIFF", "ICO", "PPM", "PCX", "TGA", "DDS", "SGI", "PDF", "JPEG2000")
+    return [*3 * read, *large, *(_saved(picture.convert("RGB"), kind) for kind in others)]
+
+
+def _saved(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@functools.cache
+def parquet() -> bytes:
+    """Return a small table of pictures and captions."""
+    file = io.BytesIO()
+    image = {"bytes": pictures()[0], "path": "a.png"}
+    rows = {"image": [image] * 3, "text": ["a dog"] * 3, "label": [0, 1, 2]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), file)
+    return file.getvalue()
 
 
 def mutated(number: int) -> Case:
@@ -264,7 +304,11 @@ def mutated(number: int) -> Case:
     if dice.random() < 0.2:
         settings = _bytes(dice, settings)
         text = _bytes(dice, text)
-    return Case(" ".join(done), content, settings, text, value)
+    picture, table = dice.choice(pictures()), parquet()
+    if dice.random() < 0.8:
+        picture = dice.choice((_bytes, _cut))(dice, picture)
+        table = dice.choice((_bytes, _cut))(dice, table)
+    return Case(" ".join(done), content, settings, text, value, picture, table)
 
 
 def _shape(dice: random.Random, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

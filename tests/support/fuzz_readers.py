@@ -38,6 +38,7 @@ from iteris_core.files.metadata import merged_tags
 from iteris_core.files.model_keys import layer_shapes
 from iteris_core.files.tensors import check_readable, read_tensors
 from iteris_core.language.caption_samples import read_images
+from iteris_core.language.pictures import open_picture
 from iteris_core.language.text_samples import read_texts, read_token_ids
 
 SECONDS = 5.0  # of one reader, on the processor
@@ -154,6 +155,10 @@ TEXTS: Mapping[str, Callable[[Path], object]] = {
     "rows.json": read_rows,
     "rows.csv": read_rows,
 }
+OF_COMMANDS: Mapping[str, Callable[[Path], object]] = {
+    "a.png": open_picture,
+    "rows.parquet": read_rows,
+}
 
 
 def stack_of(value: Any) -> object:
@@ -208,6 +213,8 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
     (adapter / "adapter_config.json").write_bytes(case.settings)
     for name in TEXTS:
         (folder / name).write_bytes(case.text)
+    (folder / "a.png").write_bytes(case.picture)
+    (folder / "rows.parquet").write_bytes(case.table)
     file.with_suffix(".metadata.json").write_bytes(case.settings)
     beside = {"civitai": {"trainedWords": case.value}}
     file.with_suffix(".civitai.info").write_text(json.dumps(beside))
@@ -219,6 +226,8 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
     for reader, read in FOLDERS.items():
         yield from tried(number, reader, read, adapter, "stranger")
     for reader, read in TEXTS.items():
+        yield from tried(number, reader, read, folder / reader, reader)
+    for reader, read in OF_COMMANDS.items():
         yield from tried(number, reader, read, folder / reader, reader)
     for reader, read in VALUES.items():
         yield from tried(number, reader, read, case.value, "")

@@ -2,7 +2,8 @@
 
     python tests/support/outside.py COMMAND ...
 
-runs `iteris COMMAND ...` so, and writes a last line of JSON: what it asked for.
+runs `iteris COMMAND ...` so, and writes a last line of JSON: what it asked for. The exit code is the
+command's.
 """
 
 import json
@@ -36,9 +37,10 @@ def main() -> None:
 
     asked = refuse()
     try:
-        app(sys.argv[1:], standalone_mode=False)
+        code = app(sys.argv[1:], standalone_mode=False)
     finally:
         print(json.dumps(asked))
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":
