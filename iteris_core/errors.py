@@ -4,8 +4,29 @@ Every message names the place, what stands there, what was expected and the next
 """
 
 
+def plain(text: str) -> str:
+    r"""Return a text as one line without characters that a terminal or a log would act on: names,
+    keys and metadata come from strangers.
+
+    >>> plain("a\x1b]8;;https://b\x07c\nd")
+    'a\\x1b]8;;https://b\\x07c d'
+    """
+    return "".join(map(_plain, text))
+
+
+def _plain(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if letter.isspace():  # those of all scripts, and the ends of lines
+        return " "
+    return letter.encode("unicode_escape").decode("ascii")
+
+
 class IterisError(ValueError):
     """Base of all errors that a user's input or model can cause."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class AdapterError(IterisError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from comfy_api.latest import io
 
 from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
+from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
@@ -180,7 +181,7 @@ class Merge(io.ComfyNode):
         seconds = time.monotonic() - begin
         report = result.report
         for alert in report.alerts:
-            logger.warning(alert)
+            logger.warning(plain(alert))
         return io.NodeOutput(
             *work.base.patched(result.adapter),
             work.base.lora_model_tensors(result.adapter),

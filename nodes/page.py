@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 # HTML's own letters, and those of which the page makes links: [[label|address]], which it keeps as
-# __LNK0__ meanwhile. Entities look right in all frontends; the newer ones sanitise HTML, too.
-_ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "&<>\"'[]_"})
+# __LNK0__ meanwhile, http:// and www. Entities look right in all frontends; the newer ones sanitise
+# HTML, too.
+_ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "&<>\"'[]_:."})
 _MOST_LETTERS = 20_000  # of a text on a node; all of a real merge's captions are a tenth of it
 
 

@@ -22,7 +22,7 @@ from ..evaluation.writers import CAPTIONS, Generation
 from . import options as options
 from .options import Placement
 from .paths import Places
-from .terminal import progress_bars, quiet_libraries
+from .terminal import as_cell, progress_bars, quiet_libraries
 
 T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
 
@@ -245,7 +245,7 @@ def _text_table(
         for entry in scores
     }
     for name, values in rows.items():
-        table.add_row(name, *_cells(values, shown))
+        table.add_row(as_cell(name), *_cells(values, shown))
     table.add_section()
     for row in paper:
         table.add_row(
@@ -268,7 +268,7 @@ def _caption_table(task: str, scores: Sequence[Scores], paper: Sequence[PaperRow
     for name in _METRICS.values():
         table.add_column(name, justify="right")
     for entry in scores:
-        table.add_row(entry.row, *_metric_cells(entry.values))
+        table.add_row(as_cell(entry.row), *_metric_cells(entry.values))
     table.add_section()
     for row in paper:
         name = f"paper, {row.method} ({row.source})"

@@ -26,7 +26,7 @@ from ..evaluation.pictures import (
 from . import options as options
 from .options import Placement
 from .paths import Places
-from .terminal import progress_bars, quiet_libraries
+from .terminal import as_cell, progress_bars, quiet_libraries
 
 SD15_HELP = """Draw the concepts of LoRAs together in one picture, and let CLIP judge the pictures.
 
@@ -165,7 +165,7 @@ def _table(
     for heading in metrics.values():
         table.add_column(heading, justify="right")
     for entry in scores:
-        table.add_row(entry.row, *(f"{entry.values[metric]:.3f}" for metric in metrics))
+        table.add_row(as_cell(entry.row), *(f"{entry.values[metric]:.3f}" for metric in metrics))
     table.add_section()
     for row in paper:
         table.add_row(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import plain
 from ..files.inspection import AdapterFacts, inspect_adapter
 from .terminal import one_line_errors
 
@@ -55,4 +56,5 @@ def _as_text(facts: AdapterFacts) -> str:
             f"{least if least == most else f'{least} to {most}'}"
         )
     lines.append(f"  would not load: {len(facts.problems) or 'nothing'}")
-    return "\n".join([*lines, *(f"    {problem}" for problem in facts.problems)])
+    lines += [f"    {problem}" for problem in facts.problems]
+    return "\n".join(map(plain, lines))

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from ..config import BaselineOptions, MergeConfig
-from ..errors import ConfigError, NameTakenError
+from ..errors import ConfigError, NameTakenError, plain
 from ..files.pretrained import DeviceMap
 from ..files.writing import write_text
 from ..report.records import MergeReport
@@ -357,6 +357,6 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Report
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
     if not sys.stdout.isatty():  # else they stand in the report above
         for alert in report.alerts:
-            typer.echo(alert, err=True)
+            typer.echo(plain(alert), err=True)
     typer.echo(f"saved to {output}")
     file.write({"output": str(output), "adapter": name, **report.to_dict()})

@@ -18,8 +18,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
-from ..errors import IterisError
+from ..errors import IterisError, plain
 from ..processes import Processes
 from ..progress import Stage, StageProgress
 
@@ -42,9 +43,13 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
         )
         raise typer.Exit(2) from None
     except (IterisError, OSError) as error:
-        text = str(error).encode("utf-8", errors="backslashreplace").decode("utf-8")
-        typer.echo(f"{command}: " + " ".join(text.split()), err=True)
+        typer.echo(f"{command}: " + " ".join(plain(str(error)).split()), err=True)
         raise typer.Exit(2) from None
+
+
+def as_cell(text: str) -> Text:
+    """Return a text as it stands in a table: rich would act on square brackets."""
+    return Text(plain(text))
 
 
 def quiet_libraries() -> None:
@@ -64,7 +69,7 @@ def progress_bars() -> Iterator[StageProgress]:
     """Show a bar per stage on stderr, if that is a terminal, by one process of several."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -75,7 +80,7 @@ def progress_bars() -> Iterator[StageProgress]:
 
         def show(stage: Stage, done: int, total: int) -> None:
             if stage not in shown:
-                shown[stage] = bars.add_task(str(stage), total=total)
+                shown[stage] = bars.add_task(plain(str(stage)), total=total)
             bars.update(shown[stage], completed=done, total=total)
 
         yield show

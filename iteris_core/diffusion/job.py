@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ..adapters import check_adapters, check_result
 from ..config import MergeConfig
 from ..engines.problem import Watch
-from ..errors import CalibrationError, ConfigError, SolveError
+from ..errors import CalibrationError, ConfigError, SolveError, plain
 from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
 from ..report.records import Note, Tried
@@ -137,7 +137,7 @@ def merge_and_check(
     logger.info(
         "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "
         "samples a call%s",
-        ", ".join(lora.use.name for lora in loras),
+        plain(", ".join(lora.use.name for lora in loras)),
         cost.rows,
         cost.pictures,
         STEPS_OF_A_PICTURE,

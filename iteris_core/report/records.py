@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
+from ..errors import plain
 from .verdict import Circumstances, Measured, Verdict, line_of, lines_of, verdict_of
 from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
 
@@ -346,9 +347,9 @@ class MergeReport:
                 lines.append(f"  {task}: median {what} {median:.3f}, worst {worst:.3f} at {path}")
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
-            plain = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
+            by_svd = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
             beside = (
-                f" (plain SVD of the same rank: {statistics.median(plain):.3f})" if plain else ""
+                f" (plain SVD of the same rank: {statistics.median(by_svd):.3f})" if by_svd else ""
             )
             lines.append(
                 f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
@@ -364,8 +365,8 @@ class MergeReport:
             lines.append(self._solves())
         if self.memory_bytes is not None:
             lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
-        notes = [f"  {note.text}" for note in self.notes if note.kind != _WARNING]
-        return "\n".join([*lines, *notes])
+        lines += [f"  {note.text}" for note in self.notes if note.kind != _WARNING]
+        return "\n".join(map(plain, lines))
 
     def _solves(self) -> str:
         """Return a sentence about the end of the iteration. The solve that settles the last layers

@@ -130,6 +130,22 @@ def test_modules_of_several_parts_keep_their_names(name, tmp_path):
     assert inspect_adapter(tmp_path / "a.safetensors").modules == {name: 1}
 
 
+def test_texts_of_strangers_change_nothing_at_a_terminal(tmp_path):
+    clipboard, link = "\x1b]52;c;ZXZpbA==\x07", "\x1b]8;;https://b\x1b\\\\"
+    metadata = {
+        "modelspec.trigger_phrase": f"sks{clipboard}\n  would not load: nothing",
+        "ss_base_model_version": f"sd_v1{link}",
+    }
+    tensors = {**lora("lora_unet_a"), f"lora_unet_b{clipboard}.strange": torch.ones(1)}
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.safetensors")])
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert "sks\\x1b]52;c;ZXZpbA==\\x07" in done.stdout  # it is shown what is there
+    assert [line for line in lines if "would not load" in line][-1] == "  would not load: 1"
+
+
 def test_a_model_is_no_adapter(t5_folder):
     done = CliRunner().invoke(app, ["inspect", str(t5_folder / "base" / "model.safetensors")])
     assert done.exit_code == 2

@@ -2,8 +2,12 @@
 
 import io
 
+import pytest
+import typer
 from rich.console import Console
+from rich.table import Table
 
+from iteris_core import AdapterError
 from iteris_core.cli import terminal
 from iteris_core.progress import Stage
 
@@ -19,3 +23,24 @@ def test_every_stage_has_a_bar_with_its_name(monkeypatch):
     lines = screen.getvalue().splitlines()
     assert any("Teachers' answers" in line and "3/3" in line for line in lines)
     assert any("stage 2 of 2: Layers" in line and "5/9" in line for line in lines)
+
+
+STRANGE = "a\x1b]52;c;ZXZpbA==\x07 [link=https://b]c[/link]\nWARNING\u202e"
+PLAIN = "a\\x1b]52;c;ZXZpbA==\\x07 [link=https://b]c[/link] WARNING\\u202e"
+
+
+def test_a_terminal_acts_on_no_text_of_a_stranger(monkeypatch, capsys):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(terminal, "Console", lambda **options: console)
+    with terminal.progress_bars() as progress:
+        progress(Stage(STRANGE), 1, 1)
+    table = Table("")
+    table.add_row(terminal.as_cell(STRANGE))
+    console.print(table)
+    assert screen.getvalue().count(PLAIN) >= 2
+    for error in (AdapterError(STRANGE), OSError(STRANGE)):
+        with pytest.raises(typer.Exit), terminal.one_line_errors("iteris", "language"):
+            raise error
+        assert capsys.readouterr().err == f"iteris: {PLAIN}\n"
+    assert str(AdapterError(STRANGE)) == PLAIN  # which ComfyUI prints and logs itself

@@ -108,3 +108,12 @@ def test_a_lora_that_the_model_has_already_is_a_warning_and_said_once():
     lines = str(report).splitlines()
     assert [line for line in lines if "too" in line] == ["cat is on the MODEL, too"]
     assert "  a note" in lines
+
+
+def test_a_report_is_text_without_control_characters():
+    """Names and keys are strangers'."""
+    note = Note("left_out", "of \x1b]52;c;ZXZpbA==\x07\nWARNING: the merge fails")
+    report = MergeReport([], {"a\x1b[2J": ["key\u202e"]}, [note])
+    assert all(line.isprintable() for line in str(report).splitlines())
+    assert "WARNING: the merge" not in [line[:18] for line in str(report).splitlines()]
+    assert r"a\x1b[2J: 1 keys belong to no module of this model: key\u202e" in str(report)

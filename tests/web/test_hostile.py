@@ -16,10 +16,14 @@ MERGE = 5  # node of the chain
 
 def attack(place):
     """Return a text that says where it came from if it runs as script; it is fit for a file name."""
-    return f"a [[b|https:]] __LNK7__ &lt; <img src=x onerror=\"(window.ran??=[]).push('{place}')\">"
+    return f"a [[b|https:]] __LNK7__ &lt; www.b.example <img src=x onerror=\"(window.ran??=[]).push('{place}')\">"
 
 
 NAME, PHRASE, TAG, PROMPT, RECIPE = map(attack, ("name", "phrase", "tag", "prompt", "recipe"))
+PHRASE, TAG, PROMPT, RECIPE = (
+    f"{text} https://b.example" for text in (PHRASE, TAG, PROMPT, RECIPE)
+)
+LINKS = "[...document.querySelectorAll('a')].map((a) => a.href).filter((to) => to.includes('b.example'))"
 CALLED = "<img src=x onerror=window.ran=['called']>"
 
 
@@ -114,6 +118,7 @@ def test_texts_of_strangers_are_shown_and_do_not_run(request, hostile, picture, 
         # with the extension, LoRA to merge shows what its file says, and not its own widgets
         for text in () if extension and node == "1" else texts:
             assert any(text in whole for whole in shown), (node, text)
+    assert frontend.page.evaluate(LINKS) == []
     picture(frontend, f"hostile_{extension}")
     assert frontend.errors == []
 
@@ -170,6 +175,7 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
     panel = frontend.page.locator(".iteris-report").inner_text()
     for text in (NAME, PHRASE, TAG, PROMPT, RECIPE, f"file {NAME}"):
         assert text in panel
+    assert frontend.page.evaluate(LINKS) == []
     assert frontend.errors == []
 
 

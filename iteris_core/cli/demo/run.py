@@ -190,7 +190,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
                 history = client.run(workflow, bars.on_event)
             _collect(client, workflow, history, base, output)
         except IterisError as error:
-            raise IterisError(f"{error}\nThe server's log is '{log}'.") from error
+            raise ServerError(f"{error}\nThe server's log is '{log}'.") from error
     ended = time.monotonic()
     console.print(
         f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True

