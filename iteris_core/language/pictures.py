@@ -37,7 +37,7 @@ def open_picture(source: Path | bytes) -> Any:
         CalibrationError: It is not a picture in one of four formats, is damaged, or has more than
             40 million pixels.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     place = "a picture in the parquet file" if isinstance(source, bytes) else source
     if isinstance(source, Path) and not source.is_file():  # also a device, which has no end
@@ -53,8 +53,9 @@ def open_picture(source: Path | bytes) -> Any:
     except Image.DecompressionBombError as error:
         raise _too_large(place) from error
     except _UNREADABLE as error:
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise CalibrationError(
-            f"{place}: cannot be read as a picture ({error}); give a file in one of the formats "
+            f"{place}: cannot be read as a picture{why}; give a file in one of the formats "
             f"{', '.join(_FORMATS)}"
         ) from error
     raise _too_large(place)

@@ -130,7 +130,8 @@ def merge(blip, name, out):
 
 def evaluation(blip, name, out):
     task = f"flickrstyle-humorous={blip / name}"
-    return ["eval", "blip", "--base", blip / "base", "--task", task, "--output", out]
+    short = ("--max-new-tokens", 2)
+    return ["eval", "blip", "--base", blip / "base", "--task", task, *short, "--output", out]
 
 
 @pytest.mark.slow
