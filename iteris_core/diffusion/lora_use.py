@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import AdapterError, ConfigError
+from ..progress import nobody
 from ..settings import check, setting, shown
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
@@ -278,9 +279,15 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
     )
 
 
-def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
+def with_plain_prompts(
+    uses: Sequence[LoraUse], listen: Callable[[], None] = nobody
+) -> tuple[list[LoraUse], list[Note]]:
     """Return LoRAs with prompts as a model reads them, and a note for each LoRA from whose prompts
     something was taken out.
+
+    Args:
+        uses: The LoRAs.
+        listen: Is called before each LoRA; may raise to cancel.
 
     Raises:
         CalibrationError: See `prompt_syntax.plain`.
@@ -291,6 +298,7 @@ def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Not
     found = []
     notes = []
     for use in uses:
+        listen()
         prompts, taken = plain(f"LoRA {shown(use.name)}: its", use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
@@ -300,7 +308,9 @@ def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Not
 
 
 def load_each_once(
-    uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
+    uses: Iterable[LoraUse],
+    read: Callable[[LoraUse], Adapter],
+    listen: Callable[[], None] = nobody,
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the loaded LoRAs without duplicates, uniquely named, with prompts as a model reads
     them, and notes about both.
@@ -308,6 +318,7 @@ def load_each_once(
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
         read: Function that reads a LoRA's weights, at its strengths.
+        listen: Is called before each LoRA's prompts are read; may raise to cancel.
 
     Raises:
         AdapterError: An error of `read`.
@@ -316,7 +327,7 @@ def load_each_once(
     """
     uses = list(uses)
     check_count(len(uses))
-    uses, taken_out = with_plain_prompts(uses)
+    uses, taken_out = with_plain_prompts(uses, listen)
     once, repeated = each_once(uses)
     loras = [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)]
     return loras, [*taken_out, *repeated]

@@ -21,7 +21,7 @@ _WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
 # settings, such as "Steps: 20, Sampler: Euler a, Seed: 1".
 _NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
 _SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*,\s*[a-z][\w ]*:", re.IGNORECASE)
-_COMMAS = re.compile(r"\s*,(?:\s*,)+\s*")
+_COMMAS = re.compile(r"(?<!\s)\s*,(?:\s*,)+\s*")  # each run of blanks is looked at once
 _SPACES = re.compile(r"[ \t]{2,}")
 
 

@@ -62,7 +62,7 @@ def load(
     Raises:
         AdapterError: A file is missing or cannot be read, or it does not fit the model.
     """
-    loras, notes = load_each_once(uses, lambda use: _read(base, use, loose))
+    loras, notes = load_each_once(uses, lambda use: _read(base, use, loose), host.heed_cancel)
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
         notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
