@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..errors import SaveError
+from .limits import HEADER_BYTES
+
 _ALIGNMENT = 8  # of the first tensor; larger elements come first, so that all are aligned
 # In the order in which safetensors lays tensors out. Hashes of the data depend on it.
 DTYPES = {
@@ -47,6 +50,9 @@ def blocks(
     Args:
         tensors: Key -> tensor, on any device.
         metadata: Strings for the header; None: it has no place for them.
+
+    Raises:
+        SaveError: See `header`.
     """
     ordered = in_order(tensors)
     yield header(ordered, metadata)
@@ -65,6 +71,9 @@ def header(ordered: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
     Args:
         ordered: Key -> tensor, as `in_order` returns them.
         metadata: See `blocks`.
+
+    Raises:
+        SaveError: It would be larger than what `file_header` reads.
     """
     entries: dict[str, object] = {}
     if metadata is not None:
@@ -82,6 +91,11 @@ def header(ordered: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
     # half of a surrogate pair, out of a stranger's metadata, has no bytes
     written = text.encode("utf-8", errors="replace")
     written += b" " * (-len(written) % _ALIGNMENT)
+    if len(written) > HEADER_BYTES:
+        raise SaveError(
+            f"the file's header would have {len(written)} bytes, and no file of more than "
+            f"{HEADER_BYTES} is read again; merge with fewer or shorter prompts"
+        )
     return len(written).to_bytes(8, "little") + written
 
 

@@ -51,3 +51,17 @@ WORD_LETTERS = 2_000
 LISTED_WORDS = 1_000
 # The name of a base model in the metadata; what is longer is none.
 NAME_LETTERS = 200
+
+# The budget of one look at a file, beside its tensors: texts that are parsed, and time on the
+# processor. The largest real ones take 12 MB (tags stand in the header and are parsed again) and
+# half a second; the time also bounds how long a slow machine may be kept.
+LOOK_BYTES = 40_000_000
+LOOK_SECONDS = 5.0
+# Of tensors that are measured, a slow machine reads several times as many.
+BYTES_A_SECOND = 10_000_000
+# Letters of keys in which the family of a file is looked for, and of tags in which its subject is:
+# those of real files have 0.2 million.
+SEARCHED_LETTERS = 1_000_000
+# Tags of a training folder that a merged file keeps, the commonest, and letters of all of them.
+MERGED_TAGS = 1_000
+MERGED_TAG_LETTERS = 1_000_000

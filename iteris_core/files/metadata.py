@@ -15,6 +15,7 @@ from ..adapters import Adapter
 from .families import Family
 from .json_values import json_value
 from .layout import blocks
+from .limits import MERGED_TAG_LETTERS, MERGED_TAGS, NAME_LETTERS, WORD_LETTERS
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
@@ -58,31 +59,48 @@ def merged_metadata(
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags) if tags else "",
         "modelspec.title": title,
-        "modelspec.merged_from": ", ".join(
-            adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters
-        ),
+        "modelspec.merged_from": ", ".join(map(_title, adapters)),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.thumbnail": thumbnail,
     }
     return {key: value for key, value in metadata.items() if value}
 
 
+def _title(adapter: Adapter) -> str:
+    title = adapter.metadata.get("modelspec.title", "")
+    return title if title and len(title) <= NAME_LETTERS else adapter.name
+
+
 def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the joint tag counts of several files: training folder -> tag -> count. Unreadable
-    ones are ignored.
+    """Return the joint tag counts of several files: training folder -> tag -> count, the commonest
+    of each folder, within `limits`. Unreadable ones are ignored.
     """
     folders: dict[str, Counter[str]] = {}
     for text in frequencies:
         try:
             of_file = {
-                folder: {tag: int(count) for tag, count in tags.items()}
+                folder: {tag: int(count) for tag, count in tags.items() if len(tag) <= WORD_LETTERS}
                 for folder, tags in json_value(text or "{}").items()
             }
         except (ValueError, AttributeError, TypeError, OverflowError):
             continue
-        for folder, counts in of_file.items():
+        for folder, counts in _commonest(of_file).items():
             folders.setdefault(folder, Counter()).update(counts)
-    return {folder: dict(counts) for folder, counts in folders.items()}
+    return _commonest(folders)
+
+
+def _commonest(folders: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the commonest tags of each folder, of each as many at most as have room."""
+    most = MERGED_TAGS
+    while most:
+        kept = {
+            folder: dict(counts if len(counts) <= most else Counter(counts).most_common(most))
+            for folder, counts in folders.items()
+        }
+        if len(json.dumps(kept)) <= MERGED_TAG_LETTERS:
+            return kept
+        most //= 2
+    return {}
 
 
 def short_hash(file: BinaryIO) -> str:
