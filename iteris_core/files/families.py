@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .budget import first, spend
 from .groups import split_key
-from .limits import NAME_LETTERS
+from .limits import NAME_LETTERS, SEARCHED_LETTERS
 from .roles import DOWN, UP
 
 Spelling = Literal["kohya", "comfy"]
@@ -309,11 +310,10 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
 
 def _family_in(shapes: Mapping[str, tuple[int, int]]) -> Family | None:
     """Return the family that bases and their (d_out, d_in) show; None if nothing is distinctive."""
-    bases = "\n".join(shapes)
-    return next(
-        (family for family in _ROWS if any(_is_seen(clue, bases, shapes) for clue in family.clues)),
-        None,
-    )
+    searched = {base: shapes[base] for base in first(shapes, SEARCHED_LETTERS)}
+    bases = "\n".join(searched)
+    clues = ((clue, family) for family in _ROWS for clue in family.clues)
+    return next((family for clue, family in clues if _is_seen(clue, bases, searched)), None)
 
 
 def family_named(*names: str | None) -> Family | None:
@@ -384,8 +384,9 @@ def base_family(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     settings: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the base model family of an adapter, with the statement of its file in brackets.
+) -> tuple[Family | None, str]:
+    """Return the base model family of an adapter, None if nothing tells; and its name, with the
+    statement of the file in brackets.
 
     Args:
         tensors: Key -> tensor, of which only the shape is read.
@@ -396,8 +397,8 @@ def base_family(
     name = next((name for name in names if name), None)
     family = family_of(tensors) or family_named(*names)
     if family is None:
-        return name or "unknown"
-    return f"{family.name} ({name})" if name else family.name
+        return None, name or "unknown"
+    return family, f"{family.name} ({name})" if name else family.name
 
 
 def _names(metadata: Mapping[str, str]) -> list[str | None]:
@@ -431,6 +432,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
 
 def _is_seen(clue: Clue, bases: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
     """Whether a clue is among the bases, which are also given one a line: one search is quick."""
+    spend()
     pattern = re.compile(clue.base, re.MULTILINE)
     if not pattern.search(bases):
         return False

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 
 from . import limits
+from .budget import spend
 from .layout import DTYPES
 
 LENGTH_BYTES = 8  # of a header's length, at the start of a file
@@ -90,6 +91,7 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
         raise BeyondLimits(
             f"its header has {length} bytes, of which {limits.HEADER_BYTES} are read"
         )
+    spend(length)
     raw = file.read(length)
     try:
         places, metadata = _parsed(raw.decode("utf-8"))
@@ -108,6 +110,7 @@ def _parsed(text: str) -> tuple[dict[str, Place], dict[str, str]]:
     metadata: dict[str, str] = {}
 
     def entry(key: str, at: int) -> int:
+        spend()
         if key == _METADATA:
             return _object(text, at, field)
         value, end = _tensor(text, at)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
+from .budget import spend
 from .kinds import ENDINGS, PEFT_ENDINGS
 from .roles import DIFF, VECTORS, W_NORM
 
@@ -81,6 +82,7 @@ def grouped(
     groups: dict[str, Group] = {}
     others = []
     for key, tensor in tensors.items():
+        spend()
         parts = split_key(key)
         if parts is None or not is_base(parts[0]):
             others.append(key)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import AdapterError
 from . import peft
+from .budget import budget, spend
 from .families import base_family
 from .groups import Group, grouped
 from .kinds import Shape, Tensors, foreign_kind, kind_of
@@ -92,9 +93,15 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     it.
 
     Raises:
-        AdapterError: The file cannot be read at all, or is a model and not an adapter.
+        AdapterError: The file cannot be read at all, takes more than its `budget`, or is a model
+            and not an adapter.
     """
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, CONFIG_FILE) else path
+    with budget(path, folder / peft.WEIGHTS_FILE if folder.is_dir() else path):
+        return _facts(path, folder)
+
+
+def _facts(path: Path, folder: Path) -> AdapterFacts:
     settings: Mapping[str, Any] = {}
     if folder.is_dir():
         path = folder
@@ -124,7 +131,7 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         path=str(path),
         format=_format(tensors),
         kinds=dict(kinds.most_common()),
-        base=base_family(tensors, metadata, settings),
+        base=base_family(tensors, metadata, settings)[1],
         targets=len(groups),
         modules=dict(Counter(map(_module_name, groups)).most_common()),
         peft=_peft_facts(settings),
@@ -147,6 +154,7 @@ def _measured(name: str, groups: Mapping[str, Group]) -> tuple[_Measured, list[s
     measured = {}
     problems = []
     for base, group in groups.items():
+        spend()
         try:
             group.check_single()
             group.check_vectors()
@@ -177,6 +185,7 @@ def _peft_measured(
     measured = {}
     try:
         for path, delta in peft.deltas_of(name, plain, settings, shapes):
+            spend()
             measured[path] = (delta.rank, delta.squared_norm().item())
     except AdapterError as error:
         return measured, [str(error)]

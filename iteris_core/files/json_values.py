@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .budget import spend
 from .limits import JSON_LEVELS, JSON_SEPARATORS
 
 
@@ -14,6 +15,7 @@ def json_value(text: str) -> Any:
     Raises:
         ValueError: The text is no JSON, or has too many values or levels.
     """
+    spend(len(text))
     separators = text.count(",") + text.count("[") + text.count("{")
     if separators > JSON_SEPARATORS:
         raise ValueError(f"about {separators} values, of which {JSON_SEPARATORS} are read")

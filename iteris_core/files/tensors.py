@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
+from .budget import budget
 from .file_header import (
     LENGTH_BYTES,
     BeyondLimits,
@@ -116,7 +117,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         AdapterError: See `check_readable`; also a file that is changed while it is read.
     """
     path = Path(path)
-    with opened(path) as (file, layout):
+    with budget(path, path), opened(path) as (file, layout):
         before = os.fstat(file.fileno())
         in_order = sorted(layout.places.items(), key=lambda item: item[1].start)
         read = {key: _tensor(file, layout.start, place) for key, place in in_order}

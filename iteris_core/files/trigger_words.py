@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CalibrationError
+from .budget import first, spend
 from .json_values import json_value
-from .limits import LISTED_WORDS, WORD_LETTERS
+from .limits import LISTED_WORDS, SEARCHED_LETTERS, WORD_LETTERS
 
 TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
@@ -139,14 +140,16 @@ def _tags(text: str) -> tuple[str, ...]:
     names = []
     try:
         for folder, tags in json_value(text or "{}").items():
+            spend()
             names.append(_without_repeats(folder))
             for tag, count in tags.items():
-                counts[tag.strip()] += int(count)
+                if len(tag) <= WORD_LETTERS:  # a longer one is no phrase, and costs time
+                    counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
-    called = _called(names, counts)
+    called = _called(filter(_is_phrase, names), counts)
     common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    return tuple(dict.fromkeys(filter(_is_phrase, [*called, *common])))[:_MOST_WORDS]
+    return tuple(dict.fromkeys([*called, *filter(_is_phrase, common)]))[:_MOST_WORDS]
 
 
 def _without_repeats(folder: str) -> str:
@@ -157,15 +160,17 @@ def _without_repeats(folder: str) -> str:
     return (name if underscore and repeats.isdecimal() else folder).strip()
 
 
-def _called(names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+def _called(names: Iterable[str], counts: Counter[str]) -> list[str]:
     """Return those of the training folders' names that are names of the subject.
 
     A name that equals a tag of the captions is one. A name of general words alone is none. Any
-    other is one if there are no tags, if it has several words (kohya's instance and class), or if a
-    tag has it as a word.
+    other is one if there are no tags, if it has several words (kohya's instance and class), or if
+    one of the commonest tags has it as a word.
     """
+    names = tuple(names)
     single = {name for name in names if len(name.split()) == 1}
-    in_tags = single.intersection(word for tag in counts for word in _words(tag)) if single else ()
+    searched = first((tag for tag, _ in counts.most_common()), SEARCHED_LETTERS) if single else ()
+    in_tags = single.intersection(word for tag in searched for word in _words(tag))
 
     def is_subject(name: str) -> bool:
         if name in counts:

@@ -64,8 +64,8 @@ def about_model(name: str) -> dict[str, Any]:
     browser, told by its header; ``fits`` are the families whose LoRAs fit it, empty where nothing
     tells.
     """
-    from ...iteris_core.files.families import fitting, model_family
-    from ...iteris_core.files.headers import read_header
+    from ...iteris_core.files.families import fitting
+    from ...iteris_core.files.headers import model_header
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {"name": name, "family": "", "fits": [], "error": None}
@@ -76,7 +76,7 @@ def about_model(name: str) -> dict[str, Any]:
             "models; press R to refresh them"
         }
     try:
-        family = model_family(read_header(path)[0])
+        family = model_header(path)
     except IterisError as error:
         return answer | {"error": str(error)}
     if family is None:

@@ -217,10 +217,10 @@ def test_what_is_written_is_recognised():
 def test_keys_count_more_than_what_the_file_says():
     keys = tensors("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     metadata = {"ss_base_model_version": "sd_v1"}
-    assert base_family(keys, metadata) == "SDXL (sd_v1)"
-    assert base_family({}, metadata) == "SD1.5 (sd_v1)"
-    assert base_family({}, {"ss_base_model_version": "own"}) == "own"
-    assert base_family({}, {}) == "unknown"
+    assert base_family(keys, metadata) == (FAMILIES["SDXL"], "SDXL (sd_v1)")
+    assert base_family({}, metadata) == (FAMILIES["SD1.5"], "SD1.5 (sd_v1)")
+    assert base_family({}, {"ss_base_model_version": "own"}) == (None, "own")
+    assert base_family({}, {}) == (None, "unknown")
     assert other_family(keys, metadata, FAMILIES["SD1.5"]) is FAMILIES["SDXL"]
     assert other_family(keys, metadata, FAMILIES["SDXL"]) is None
     assert other_family({}, metadata, FAMILIES["SDXL"]) is FAMILIES["SD1.5"]

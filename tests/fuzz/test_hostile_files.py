@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzz_readers
@@ -21,7 +22,8 @@ from iteris_core.errors import ConfigError
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import layer_patterns, limits, peft, peft_settings
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.headers import lora_header
+from iteris_core.files.groups import grouped
+from iteris_core.files.headers import lora_header, model_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import delta_of, lokr, own_dense_delta
 from iteris_core.files.layer_patterns import LayerPatterns
@@ -94,6 +96,88 @@ def test_no_key_holds_up_a_reader(reader, key, file, quick):
         assert "stranger" in str(error)
 
 
+def keys_and_tags(path, keys, tags):
+    """Write a file of so many long keys, and so many tags."""
+    frequency = json.dumps({"1_a": {f"tag {i}": i for i in range(tags)}})
+    blocks = "attn_transformer_blocks_" * 11
+    entries = (entry(f"lora_unet_{i}_{blocks}.alpha", i) for i in range(keys))
+    metadata = json.dumps({"__metadata__": {"ss_tag_frequency": frequency}})
+    return with_header(
+        path, ",".join([metadata[:-1], *entries, ""])[:-1].encode() + b"}", bytes(keys)
+    )
+
+
+def test_the_worst_header_costs_one_look(tmp_path):
+    """Inside every limit it took 7 s at each look, and eight looks at once 25 s."""
+    path = keys_and_tags(tmp_path / "stranger.safetensors", 29_990, 200_000)
+    assert path.stat().st_size > 14_000_000
+    begun = time.process_time()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lora_header, [path] * 8))
+    took = time.process_time() - begun
+    assert found[0].triggers.words[0] == "tag 199999"
+    assert took < 4
+
+
+def test_a_look_has_a_budget_besides_the_limits(tmp_path, monkeypatch, quick):
+    """Each part is inside its own limit, and the sum beyond what one look may take."""
+    tags = json.dumps({"1_a": {"a" * 5_000_000: 1}})
+    fields = {"ss_tag_frequency": tags, "trained_words": json.dumps(["a" * 12_000_000])}
+    header = json.dumps({"__metadata__": fields}).encode()
+    path = with_header(tmp_path / "stranger.safetensors", header)
+    (tmp_path / "stranger.metadata.json").write_text(json.dumps({"a": "b" * 3_900_000}))
+    (tmp_path / "stranger.civitai.info").write_text(json.dumps({"a": "b" * 3_900_000}))
+    said = r"^stranger\.safetensors: to read it takes more than the bytes .*use another"
+    for read in (lora_header, inspect_adapter):
+        with pytest.raises(AdapterError, match=said):
+            quick(read, path)
+    monkeypatch.setattr("iteris_core.files.budget.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("iteris_core.files.budget.BYTES_A_SECOND", 1e15)
+    small = tmp_path / "b.safetensors"
+    small.write_bytes(save(seeds()["kohya"]))
+    for read in (lora_header, model_header, inspect_adapter, read_tensors):
+        with pytest.raises(AdapterError, match=r"^b\.safetensors: to read it takes .* the seconds"):
+            read(small)
+
+
+def test_a_file_is_looked_at_once_until_it_changes(file, monkeypatch):
+    looks = []
+    monkeypatch.setattr(
+        "iteris_core.files.headers.grouped", lambda tensors: looks.append(1) or grouped(tensors)
+    )
+    path = file(seeds()["kohya"])
+    assert lora_header(path) == lora_header(path)
+    assert len(looks) == 1
+    file({**seeds()["kohya"], f"{BASE}.lora_down.weight": torch.ones(5, 12)})
+    assert lora_header(path).rank == 5
+    path.with_suffix(".civitai.info").write_text('{"trainedWords": ["sks"]}')
+    assert lora_header(path).triggers.words == ("sks",)
+    assert len(looks) == 3
+    path.write_bytes(b"x" * 100)
+    for _ in range(3):
+        with pytest.raises(AdapterError, match="not a whole safetensors file"):
+            lora_header(path)
+    path.unlink()
+    with pytest.raises(AdapterError, match="no such file"):
+        lora_header(path)
+
+
+def test_a_disk_that_fails_is_asked_again(file, monkeypatch):
+    path = file(seeds()["kohya"])
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "open", raising(OSError(5, "the disk failed")))
+        with pytest.raises(AdapterError, match="the disk failed"):
+            lora_header(path)
+    assert lora_header(path).rank == 2
+
+
+def raising(error):
+    def called(*given, **named):
+        raise error
+
+    return called
+
+
 def test_training_folders_and_tags_are_compared_in_linear_time(quick):
     folders = {f"{i}_w{i}x": {f"tag {i} of {i * 7}": 1, f"w{i}": 2} for i in range(20_000)}
     found = quick(trigger_words, {"ss_tag_frequency": json.dumps(folders)})
@@ -101,6 +185,10 @@ def test_training_folders_and_tags_are_compared_in_linear_time(quick):
     assert quick(
         trigger_words, {"ss_tag_frequency": json.dumps({"1_a": {"b" * 10**6: 1, "a b": 2}})}
     )
+    words = {"1_aa": {"b " * 9_000_000: 1, "x aa": 2}}
+    begun = time.thread_time()
+    assert quick(trigger_words, {"ss_tag_frequency": json.dumps(words)}).words == ("aa", "x aa")
+    assert time.thread_time() - begun < 1
 
 
 @pytest.mark.parametrize(
