@@ -30,6 +30,7 @@ from ..settings import (
     declared,
     from_text,
     setting,
+    shown,
 )
 from ..version import __version__
 from .terminal import one_line_errors
@@ -296,7 +297,7 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise ConfigError(f"{option} is {text!r}; write one number per adapter, such as 1,0.5")
+        raise ConfigError(f"{option} is {shown(text)}; write one number per adapter, such as 1,0.5")
     return values
 
 

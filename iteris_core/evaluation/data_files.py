@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,14 @@ from typing import Any
 from ..errors import EvaluationError
 
 EXTENSIONS = ".jsonl, .json, .tsv, .csv, .parquet"
+# Memory that the rows of a parquet file may take, beside 20 times the file; a row and a cell are
+# Python's own objects.
+_ROOM = 200_000_000
+_GROWTH = 20
+_STEP = 1_000  # rows that are read at once
+_OF_ROW = 250
+_OF_CELL = 60
+_LISTED = 20  # fields of a row that are named in an error
 _ENCODING = "utf-8-sig"  # with or without a byte order mark
 _NEEDED = "give a file {}, with the field names that the data set has on the hub"
 
@@ -42,6 +51,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise EvaluationError(f"{path}: there are no rows in it; {_NEEDED.format('with examples')}")
     return rows
+
+
+def listed(row: Mapping[str, Any]) -> str:
+    """Return the names of a row's fields for an error, the first few."""
+    names = [f"{name!s:.60}" for name in itertools.islice(row, _LISTED)]
+    return f"the fields {', '.join(names)}" if names else "no fields"
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -83,24 +98,40 @@ def _table(path: Path) -> list[dict[str, Any]]:
     tabs = path.suffix.lower() == ".tsv"
     with path.open(encoding=_ENCODING, newline="") as file:
         # GLUE's tables have quotation marks in them that quote nothing
-        table = csv.DictReader(
+        table = csv.reader(
             file,
             delimiter="\t" if tabs else ",",
             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         )
-        return [
-            {name: value for name, value in row.items() if name is not None and value is not None}
-            for row in table
-        ]
+        names = next(table, [])
+        # what a short row lacks is left out, since a short file may name many columns
+        return [dict(zip(names, row, strict=False)) for row in table if row]
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import ArrowException, parquet
 
+    left = _ROOM + _GROWTH * path.stat().st_size
+    rows: list[dict[str, Any]] = []
     try:
-        return parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            largest = max((group.total_byte_size for group in groups), default=0)
+            # few bytes may say that one long text stands in each row
+            step = max(1, min(_STEP, _ROOM // max(1, 8 * largest)))
+            for batch in file.iter_batches(step):
+                left -= batch.nbytes + batch.num_rows * (_OF_ROW + _OF_CELL * batch.num_columns)
+                if left < 0:
+                    break
+                rows += batch.to_pylist()
     # its readers raise errors of Python, too, about what its own types cannot hold
     except (ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise EvaluationError(
             f"{path}: is not a parquet file that can be read ({error!s:.300}); download it again"
         ) from error
+    if left < 0:
+        raise EvaluationError(
+            f"{path}: its rows take more memory than {_GROWTH} times the file, so it is damaged or "
+            "made to do harm; download it again"
+        )
+    return rows

@@ -21,7 +21,7 @@ from ..files.families import FAMILIES
 from ..files.tensors import check_readable
 from ..files.writing import whole_file, write_text
 from ..progress import Progress
-from ..settings import MOST_SEEDS, check, setting
+from ..settings import MOST_SEEDS, check, setting, shown
 
 Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"
@@ -236,7 +236,9 @@ def _check_settings(folder: Path, made_by: Mapping[str, Any]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not isinstance(before, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{path}: cannot be read ({error}); delete the folder to begin again"
         ) from error
@@ -244,6 +246,7 @@ def _check_settings(folder: Path, made_by: Mapping[str, Any]) -> None:
     if different:
         first = different[0]
         raise EvaluationError(
-            f"{folder}: holds pictures drawn with another {first} ({before.get(first)!r}, now "
-            f"{made_by[first]!r}); choose another --output, or delete the folder to begin again"
+            f"{folder}: holds pictures drawn with another {first} ({shown(before.get(first))}, "
+            f"now {shown(made_by[first])}); choose another --output, or delete the folder to begin "
+            "again"
         )

@@ -14,7 +14,8 @@ from string import Formatter
 from typing import Any, Literal
 
 from ..errors import ConfigError, EvaluationError
-from .data_files import read_rows
+from ..settings import shown
+from .data_files import listed, read_rows
 
 TextScore = Literal["accuracy", "macro_f1", "scaled_matthews"]
 
@@ -162,7 +163,7 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
         for field in (*task.fields, task.label):
             if row.get(field) is None:
                 raise EvaluationError(
-                    f"{place}: has no field {field!r} but {_listed(row)}; {task.name} reads "
+                    f"{place}: has no field {field!r} but {listed(row)}; {task.name} reads "
                     f"{', '.join(task.fields)} and {task.label}, as on the hub"
                 )
         values = {field: str(row[field]) for field in task.fields}
@@ -177,19 +178,20 @@ def _answer(task: TextTask, label: Any, place: str) -> str:
         if isinstance(label, str) and label.strip():
             return label.strip()
         raise EvaluationError(
-            f"{place}: {task.label!r} is {label!r}; it must be a text, the answer"
+            f"{place}: {task.label!r} is {shown(label)}; it must be a text, the answer"
         )
     text = str(label).strip()
     if text in task.answers:
         return text
-    if text.isdecimal() and int(text) < len(task.answers):
-        return task.answers[int(text)]
+    numbered = {str(number): answer for number, answer in enumerate(task.answers)}
+    if text in numbered:
+        return numbered[text]
     hidden = (
         ", which hides the label of a test split; give the validation split" if text == "-1" else ""
     )
     numbers = ", ".join(f"{number} ({word})" for number, word in enumerate(task.answers))
     raise EvaluationError(
-        f"{place}: {task.label!r} is {label!r}{hidden}; {task.name} has the labels {numbers}"
+        f"{place}: {task.label!r} is {shown(label)}{hidden}; {task.name} has the labels {numbers}"
     )
 
 
@@ -206,7 +208,7 @@ def read_caption_task(path: Path) -> list[CaptionExample]:
         references = row["references"] if "references" in row else row.get("text")
         if row.get("image") is None or references is None:
             raise EvaluationError(
-                f'{place}: has {_listed(row)}; give parquet with "image" and "text", or JSON lines '
+                f'{place}: has {listed(row)}; give parquet with "image" and "text", or JSON lines '
                 '{"image": "a.png", "references": ["..."]}'
             )
         examples.append(
@@ -234,7 +236,7 @@ def _references(value: Any, place: str) -> tuple[str, ...]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(
                 f"{place}: its references are no JSON list ({error}); repair it"
             ) from error
@@ -248,7 +250,3 @@ def _references(value: Any, place: str) -> tuple[str, ...]:
             f"{place}: its references are {value!r:.80}; give one caption or a list of captions"
         )
     return tuple(text for text in captions if text.strip())
-
-
-def _listed(row: Mapping[str, Any]) -> str:
-    return "the fields " + ", ".join(map(str, row)) if row else "no fields"

@@ -15,7 +15,7 @@ from ..errors import ConfigError, EvaluationError
 from ..files.tensors import check_readable
 from ..language.pictures import SUFFIXES, pictures_in
 from ..progress import Progress, Stage, StageProgress, nobody
-from ..settings import MOST_AT_ONCE, check, setting
+from ..settings import MOST_AT_ONCE, check, setting, shown
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
 from .language import BASE, Scores
@@ -126,7 +126,9 @@ def read_prompts(path: Path) -> list[str]:
     wrong = [line for line in lines if CONCEPTS not in line]
     if wrong or not lines:
         problem = (
-            f"the prompt {wrong[0]!r} has no {CONCEPTS}" if wrong else "there are no prompts in it"
+            f"the prompt {shown(wrong[0])} has no {CONCEPTS}"
+            if wrong
+            else "there are no prompts in it"
         )
         raise EvaluationError(f"{path}: {problem}; write one a line, such as {PROMPTS[1]}")
     return lines

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..errors import EvaluationError
 from ..files.writing import append_text, write_text
 from ..progress import Progress
+from ..settings import shown
 
 Input = TypeVar("Input")
 
@@ -79,14 +80,15 @@ def _resumed(path: Path, made_by: Mapping[str, Any]) -> list[str]:
             name for name in {**made_by, **lines[0]} if lines[0].get(name) != made_by.get(name)
         )
         raise EvaluationError(
-            f"{path}: holds predictions made with another {first} ({lines[0].get(first)!r}, now "
-            f"{made_by.get(first)!r}); choose another --output, or give --overwrite to begin again"
+            f"{path}: holds predictions made with another {first:.60} "
+            f"({shown(lines[0].get(first))}, now {shown(made_by.get(first))}); choose another "
+            "--output, or give --overwrite to begin again"
         )
     predictions = [line["prediction"] for line in lines[1:]]
     content = _line(made_by) + "".join(
         _line({"index": i, "prediction": text}) for i, text in enumerate(predictions)
     )
-    if content != path.read_text(encoding="utf-8"):
+    if content != path.read_text(encoding="utf-8", errors="replace"):
         write_text(content, path, overwrite=True)
     return predictions
 
@@ -100,11 +102,13 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     ):
         try:
             entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise TypeError("it is not an object")
             if number and (
                 entry["index"] != number - 1 or not isinstance(entry["prediction"], str)
             ):
                 raise ValueError(f"prediction {number - 1} is expected here")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
                 f"{path}, line {number + 1}: is no prediction ({error}); give --overwrite to begin "
                 "again"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EvaluationError
 from ..files.pretrained import load_tokenizer, placed, whole_model
-from .data_files import EXTENSIONS, read_rows
+from .data_files import EXTENSIONS, listed, read_rows
 from .text_metrics import StyleClassifier
 
 _FOLDS = 5
@@ -76,7 +76,7 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
         if not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):
             raise EvaluationError(
                 f'{path}, row {number}: has no texts "text" and "label" but '
-                f'{", ".join(row) or "nothing"}; give captions such as {{"text": "a lovely dog", '
+                f'{listed(row)}; give captions such as {{"text": "a lovely dog", '
                 f'"label": "positive"}} ({EXTENSIONS}), or the folder of a classifier'
             )
     return [(row["text"], row["label"]) for row in rows]

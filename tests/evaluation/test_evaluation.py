@@ -5,7 +5,9 @@ survive a stop.
 import csv
 import json
 import math
+import time
 
+import fuzz_readers
 import pyarrow
 import pytest
 import torch
@@ -30,8 +32,13 @@ from iteris_core.evaluation.paper_figures import (
     caption_figures,
     text_figures,
 )
+from iteris_core.evaluation.pictures import read_prompts
 from iteris_core.evaluation.predictions import predict
-from iteris_core.evaluation.style_classifiers import load_style_classifier, train_style_classifier
+from iteris_core.evaluation.style_classifiers import (
+    load_style_classifier,
+    read_captions,
+    train_style_classifier,
+)
 from iteris_core.evaluation.text_metrics import (
     caption_scores,
     classification_scores,
@@ -39,6 +46,17 @@ from iteris_core.evaluation.text_metrics import (
     tokenized,
 )
 from iteris_core.evaluation.writers import Generation
+from iteris_core.progress import nobody
+
+
+def cola(path):
+    return read_text_task(TEXT_TASKS["cola"], path)
+
+
+def resumed(path):
+    return predict(
+        path, {"base": "t5"}, "ab", lambda texts: [text.upper() for text in texts], 2, nobody
+    )
 
 
 def test_accuracy_f1_and_matthews_correlation():
@@ -165,7 +183,9 @@ def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_pat
     with pytest.raises(EvaluationError, match="there are 9 positive; a classifier needs"):
         train_style_classifier([pair for pair in CAPTIONS if pair[1] == "positive"])
     (tmp_path / "wrong.jsonl").write_text('{"caption": "a"}')
-    with pytest.raises(EvaluationError, match='row 1: has no texts "text" and "label" but caption'):
+    with pytest.raises(
+        EvaluationError, match='row 1: has no texts "text" and "label" but the fields caption'
+    ):
         load_style_classifier(tmp_path / "wrong.jsonl")
 
 
@@ -387,6 +407,71 @@ def test_an_output_that_is_no_text_is_refused(tmp_path):
         read_text_task(TEXT_TASKS["isear"], path)
 
 
+LONG = "x" * 9_000
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "content"),
+    [
+        (read_caption_task, "a.jsonl", '{"image": "a", "text": "' + "[" * 100_000 + '"}'),
+        (cola, "a.jsonl", '{"sentence": "x", "label": "' + "9" * 5_000 + '"}'),
+        (cola, "a.jsonl", json.dumps({LONG: 1, **dict.fromkeys(map(str, range(3_000)), 0)})),
+        (cola, "a.csv", f"{LONG},{LONG}\n1,2"),
+        (read_caption_task, "a.jsonl", json.dumps({LONG: 1})),
+        (read_captions, "a.jsonl", json.dumps({LONG: 1})),
+        (read_prompts, "a.txt", LONG),
+        (resumed, "a.jsonl", "[1]\n"),
+        (resumed, "a.jsonl", '"base"\n'),
+        (resumed, "a.jsonl", "[" * 100_000 + "\n"),
+        (resumed, "a.jsonl", json.dumps({"base": "t5", LONG: LONG}) + "\n"),
+        (resumed, "a.jsonl", json.dumps({"base": LONG}) + "\n"),
+    ],
+    ids=range(12),
+)
+def test_what_a_fuzzer_found_is_refused_shortly(read, name, content, tmp_path):
+    """Errors that were untyped, or as long as the file."""
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(EvaluationError) as refused:
+        read(path)
+    assert str(refused.value).startswith(str(path))
+    assert len(str(refused.value)) < 2_000
+
+
+def test_predictions_with_broken_letters_are_resumed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"base": "t5"}\n{"index": 0, "prediction": "\xfd"}\n')
+    assert resumed(path) == ["\ufffd", "B"]
+    assert resumed(path) == ["\ufffd", "B"]
+
+
+def test_a_short_row_of_many_columns_costs_what_it_holds(tmp_path):
+    """0.9 MB once took hours: each of the rows was given all of the columns."""
+    path = tmp_path / "a.csv"
+    path.write_text(",".join(map(str, range(100_000))) + "\n" + "x\n" * 200_000)
+    begun = time.thread_time()
+    rows = read_rows(path)
+    assert time.thread_time() - begun < 5
+    assert rows[-1] == {"0": "x"} and len(rows) == 200_000
+
+
+@pytest.mark.parametrize("what", ["rows", "long texts"])
+def test_a_small_parquet_file_does_not_fill_the_memory(what, tmp_path):
+    """Equal rows take some bytes in the file, and hundreds in memory each."""
+    path = tmp_path / "a.parquet"
+    count, text = (3_000_000, "x") if what == "rows" else (100_000, "x" * 1_000_000)
+    ids = pyarrow.array([0] * count, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(ids, [text])
+    # read as a text, and not as a dictionary
+    table = pyarrow.table({"sentence": column})
+    parquet.write_table(table, path, store_schema=False, compression="zstd")
+    assert path.stat().st_size < 200_000
+    before = fuzz_readers.forget_peak()
+    with pytest.raises(EvaluationError, match="its rows take more memory than 20 times the file"):
+        read_rows(path)
+    assert not before or fuzz_readers.peak() - before < 500_000_000
+
+
 class Writer:
     """Answers in capitals, and stops for good after some calls."""
 
@@ -492,7 +577,8 @@ def test_whatever_arrow_raises_names_the_file_in_a_sentence(tmp_path, monkeypatc
     def fail(path):
         raise error("what it cannot read" * 1000)
 
-    monkeypatch.setattr(parquet, "read_table", fail)
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setattr(parquet, "ParquetFile", fail)
     with pytest.raises(EvaluationError, match=r"a\.parquet: is not a parquet file that") as caught:
         read_rows(tmp_path / "a.parquet")
     assert len(str(caught.value)) < 600

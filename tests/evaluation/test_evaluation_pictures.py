@@ -234,10 +234,11 @@ def test_pictures_that_are_there_are_kept_and_more_are_added(world, tmp_path):
     assert not list(output.glob("*.part"))
     changed = said(iteris(*arguments_for(world, tmp_path / "out", *more, "--guidance", 3)))
     assert "drawn with another guidance (12.0, now 3.0); choose another --output" in changed
-    (output / "settings.json").write_text("{")
-    assert "settings.json: cannot be read" in said(
-        iteris(*arguments_for(world, tmp_path / "out", *more))
-    )
+    for content in ("{", "[1]", "[" * 100_000):
+        (output / "settings.json").write_text(content)
+        assert "settings.json: cannot be read" in said(
+            iteris(*arguments_for(world, tmp_path / "out", *more))
+        )
     (output / "settings.json").unlink()
     assert "holds pictures, but no settings.json" in said(
         iteris(*arguments_for(world, tmp_path / "out", *more))

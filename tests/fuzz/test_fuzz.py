@@ -50,7 +50,7 @@ def test_the_rules_are_looked_at(tmp_path, monkeypatch):
     case = mutated(0)
     readers = {"slow": slow, "untyped": untyped, "nameless": nameless, "hungry": hungry}
     monkeypatch.setattr(fuzz_readers, "SECONDS", 0.1)
-    for kind in ("FOLDERS", "TEXTS", "OF_COMMANDS", "VALUES"):
+    for kind in ("FOLDERS", "TEXTS", "VALUES", "OF_COMMANDS", "WRITTEN"):
         monkeypatch.setattr(fuzz_readers, kind, {})
     monkeypatch.setattr(fuzz_readers, "FILES", readers)
     found = {finding.reader: finding.what for finding in findings(0, case, tmp_path)}

@@ -188,7 +188,30 @@ SAMPLES = (
     [{"input": "a text", "target": "another"}, {"input": "a second"}],
     [{"image": "a.png", "caption": "a dog"}, {"image": "b.png"}],
     ["input,target", "a,b", "c"],
+    [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "c", "hypothesis": "d"}],
+    [{"image": "a.png", "references": ["a dog", "a cat"]}, {"image": "b.png", "text": '["c"]'}],
+    [{"text": "a lovely dog", "label": "positive"}, {"text": "a bad dog", "label": "negative"}],
+    [{"model": "a"}, {"index": 0, "prediction": "yes"}, {"index": 1, "prediction": "no"}],
+    ["a photo of {concepts}", "{concepts} on a beach"],
 )
+# What users write or paste.
+WRITTEN = {
+    "rows": (
+        '<lora:people/dog:0.8:0.5> style priority=2 called="a \\"dog\\"" without=*a* | a dog | b',
+        "# <lora:a:1>\n<lora:b:0.5:lbw=OUTALL> blocks=1,0,0,0.5,1\n<lora:c> <lora:d:unet=1:te=0>",
+    ),
+    "blocks": (
+        "1,0,0,0,1,1,1,1,1,1,1,1",
+        "IN01:0.5, OUT=0, MID00:1, double_blocks.3:0.2",
+        "BASE=0.5,IN04-IN08=0.25",
+    ),
+    "form": ("a photo of {first} and {second}", "{first} in {style} style", "a photo of {first}"),
+    "prompts": (
+        "a {trigger} <lora:b:1> BREAK (best quality:1.2), {red|blue} __animal__ AND a cat,,",
+        "a dog: a dog on a beach\nb/c: {trigger}\n1: x\nSteps: 20, Sampler: Euler a, Seed: 1",
+    ),
+    "numbers": ("1,0.5,-2e3",),
+}
 
 _TEXTS = (
     "",
@@ -212,6 +235,18 @@ _TEXTS = (
     json.dumps({f"{i}_b{i}": {f"b{i}": 1} for i in range(2000)}),
     '{"a": {"b": 1e400}}',
     '["a", ["b"], 3, null]',
+    "\ud800",
+    "9" * 6000,
+    "<lora:a:1>a," + "\u3000" * 3900 + "b",
+    " ," * 2000,
+    "{first}" * 600,
+    "{" * 3000,
+    "1," * 2000,
+    "<lora:" * 700,
+    '"' * 3001,
+    "__a" * 1300,
+    "-" * 3000,
+    "*a" * 2000,
 )
 _NUMBERS = (0, -1, 1, 2, 3, 10**9, 10**400, -(10**30), 0.0, -0.0, 0.5, 1e308, math.inf, math.nan)
 _DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -229,6 +264,7 @@ class Case:
         settings: Bytes of a PEFT adapter's settings.
         text: A text file.
         value: A value of JSON's kinds, as other nodes and recipes have them.
+        written: Kind -> a text of a user, in a widget or on the command line.
         picture: A picture in any of Pillow's formats.
         table: A parquet file.
     """
@@ -238,6 +274,7 @@ class Case:
     settings: bytes = b"{}"
     text: bytes = b""
     value: Any = field(default=None)
+    written: dict[str, str] = field(default_factory=dict)
     picture: bytes = b""
     table: bytes = b""
 
@@ -304,11 +341,15 @@ def mutated(number: int) -> Case:
     if dice.random() < 0.2:
         settings = _bytes(dice, settings)
         text = _bytes(dice, text)
+    written = {
+        kind: _text(dice, dice.choice(texts), dice.choice((0, 1, 1, 2, 4)))
+        for kind, texts in WRITTEN.items()
+    }
     picture, table = dice.choice(pictures()), parquet()
     if dice.random() < 0.8:
         picture = dice.choice((_bytes, _cut))(dice, picture)
         table = dice.choice((_bytes, _cut))(dice, table)
-    return Case(" ".join(done), content, settings, text, value, picture, table)
+    return Case(" ".join(done), content, settings, text, value, written, picture, table)
 
 
 def _shape(dice: random.Random, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -411,6 +452,16 @@ def _bytes(dice: random.Random, content: bytes) -> bytes:
 
 def _cut(dice: random.Random, content: bytes) -> bytes:
     return content[: dice.randrange(len(content))] + bytes(dice.choice((0, 0, 1, 100)))
+
+
+def _text(dice: random.Random, text: str, changes: int) -> str:
+    """Return a text with so many pieces moved, repeated, removed or put in."""
+    for _ in range(changes):
+        start, end = sorted((dice.randrange(len(text) + 1), dice.randrange(len(text) + 1)))
+        piece = text[start:end]
+        new = dice.choice(("", piece * 2, piece * 300, dice.choice(_TEXTS)))
+        text = (text[:start] + new + text[end:])[:50_000]
+    return text
 
 
 def _tree(dice: random.Random, value: Any, changes: int) -> Any:

@@ -25,9 +25,16 @@ from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
+from iteris_core.cli.options import numbers
+from iteris_core.diffusion.captions import check_placeholders, check_scene_form
 from iteris_core.diffusion.lora_files import read_lora
+from iteris_core.diffusion.prompt_syntax import plain
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.evaluation.data_files import read_rows
+from iteris_core.evaluation.language_tasks import TEXT_TASKS, read_caption_task, read_text_task
+from iteris_core.evaluation.pictures import read_prompts
+from iteris_core.evaluation.predictions import predict
+from iteris_core.evaluation.style_classifiers import read_captions
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
@@ -40,6 +47,7 @@ from iteris_core.files.tensors import check_readable, read_tensors
 from iteris_core.language.caption_samples import read_images
 from iteris_core.language.pictures import open_picture
 from iteris_core.language.text_samples import read_texts, read_token_ids
+from iteris_core.progress import nobody
 
 SECONDS = 5.0  # of one reader, on the processor
 BYTES = 200_000_000  # of memory, beside twice the file
@@ -154,6 +162,13 @@ TEXTS: Mapping[str, Callable[[Path], object]] = {
     "rows.jsonl": read_rows,
     "rows.json": read_rows,
     "rows.csv": read_rows,
+    "rows.tsv": read_rows,
+    "task.jsonl": lambda path: read_text_task(TEXT_TASKS["mnli"], path),
+    "task.csv": lambda path: read_text_task(TEXT_TASKS["mnli"], path),
+    "captions.jsonl": read_caption_task,
+    "styles.jsonl": read_captions,
+    "prompts.txt": read_prompts,
+    "predictions.jsonl": lambda path: predict(path, {"model": "a"}, "ab", list, 2, nobody),
 }
 OF_COMMANDS: Mapping[str, Callable[[Path], object]] = {
     "a.png": open_picture,
@@ -172,6 +187,28 @@ VALUES: Mapping[str, Callable[[Any], object]] = {
     "block weights": lambda value: layer_weights("a", str(value), [str(value)], FAMILIES["SDXL"]),
     "rows": lambda value: rows.written(rows.read_rows(str(value), "loras")),
     "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
+}
+
+
+def weights_of(text: str) -> object:
+    for family in ("SD1.5", "SDXL", "Flux.1"):
+        found = layer_weights("a", text, text.split(), FAMILIES[family])
+        [found.of(path) for path in HOST_MODULES]
+    return found
+
+
+# Kind of text and reader -> function.
+WRITTEN: Mapping[tuple[str, str], Callable[[str], object]] = {
+    ("rows", "rows of a text"): lambda text: rows.written(rows.read_rows(text, "loras")),
+    ("rows", "a stack of a text"): stack_of,
+    ("blocks", "block weights of a text"): weights_of,
+    ("form", "a scene form"): check_scene_form,
+    ("form", "a caption form"): lambda text: check_placeholders(text, {"first"}),
+    ("prompts", "plain prompts"): lambda text: plain("its", text.splitlines()),
+    ("prompts", "prompts of a text"): lambda text: stack_formats.prompts_by_name(
+        text, ["a dog", "b/c"]
+    ),
+    ("numbers", "numbers of an option"): lambda text: numbers("--strength", text),
 }
 
 
@@ -231,6 +268,8 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
         yield from tried(number, reader, read, folder / reader, reader)
     for reader, read in VALUES.items():
         yield from tried(number, reader, read, case.value, "")
+    for (kind, reader), read in WRITTEN.items():
+        yield from tried(number, reader, read, case.written[kind], "")
     grown = peak() - start
     if start and grown > 2 * case.size + BYTES:
         yield Finding(number, "all", f"{grown} bytes of memory for {case.size}")
@@ -249,7 +288,7 @@ def tried(
         OUTCOMES[reader, "refused"] += 1
         if name not in str(error):
             problem = f"an error that does not name the file: {error}"
-        elif name and len(str(error)) > LETTERS:
+        elif len(str(error)) > LETTERS:
             problem = f"an error of {len(str(error))} letters: {str(error)[:200]}"
     except TooSlow:
         problem = "no end"
