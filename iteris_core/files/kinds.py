@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
+from .budget import spend
 from .limits import PRODUCT_NUMBERS, RANK
 from .parts import WeightPart
 from .products import check_core, check_products
@@ -384,8 +385,10 @@ def _measured_loha(tensors: Tensors) -> tuple[int, float]:
         delta = _loha(tensors, shape)
         return rank, delta.squared_norm().item()
     rows = max(1, PRODUCT_NUMBERS // shape[1])
-    parts = zip(up_1.split(rows), up_2.split(rows), strict=True)
-    total = sum(((a @ down_1) * (b @ down_2)).square().sum().item() for a, b in parts)
+    total = 0.0
+    for a, b in zip(up_1.split(rows), up_2.split(rows), strict=True):
+        spend()
+        total += ((a @ down_1) * (b @ down_2)).square().sum().item()
     return min(rank, *shape), total * scale**2
 
 

@@ -429,6 +429,18 @@ def test_a_loha_of_a_large_rank_is_measured_and_read_in_little_memory(file, quic
     torch.testing.assert_close(read.dense(), delta, rtol=1e-3, atol=1e-3)
 
 
+def test_a_loha_of_long_factors_is_measured_within_the_budget(file, monkeypatch):
+    """8 MB whose product has 4e10 numbers, which takes minutes."""
+    shapes = {"hada_w1_a": (200_000, 5), "hada_w1_b": (5, 200_000)}
+    shapes |= {"hada_w2_a": (200_000, 5), "hada_w2_b": (5, 200_000)}
+    path = file({f"lora_unet_q.{role}": torch.ones(shape).half() for role, shape in shapes.items()})
+    monkeypatch.setattr("iteris_core.files.budget.LOOK_SECONDS", 0.5)
+    begun = time.thread_time()
+    with pytest.raises(AdapterError, match="to read it takes more than the seconds"):
+        inspect_adapter(path)
+    assert time.thread_time() - begun < 5
+
+
 def test_a_norm_needs_no_matrix_of_rank_by_rank(quick):
     delta = LowRankDelta(torch.randn(30, 20_000), torch.randn(20_000, 300))
     expected = (delta.up @ delta.down).square().sum()
