@@ -199,7 +199,8 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
     """
     found = tuple(weight.shape)
     _check_shape(found, shape, f"{what} of {found}")
-    check_finite(weight)
+    # singular values are up to the norm, which may be more than float32 can hold
+    check_finite(weight, weight.norm(dtype=torch.float64).float())
     delta = LowRankDelta.from_dense(weight)
     check_finite(delta.up, delta.down)
     return delta

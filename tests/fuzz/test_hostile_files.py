@@ -519,6 +519,14 @@ def test_factors_whose_product_no_number_can_hold_are_refused(file):
         as_node(file(tensors))
 
 
+@pytest.mark.parametrize("size", [4e37, 1e38, 3e38])
+def test_a_difference_whose_norm_no_number_can_hold_is_refused_with_its_file(size, file):
+    tensors = {**seeds()["kohya"], f"{BASE}.diff": torch.full((8, 12), size)}
+    del tensors[f"{BASE}.lora_up.weight"], tensors[f"{BASE}.lora_down.weight"]
+    with pytest.raises(AdapterError, match=f"stranger: '{BASE}' holds NaN or infinite"):
+        as_node(file(tensors))
+
+
 # --- untyped errors ---
 
 NESTED = "[" * 100_000
