@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from comfy_api.latest import io, ui
 from ..iteris_core import ConfigError, IterisError
 from . import host
 from .inputs import checked
+from .loras.names import adapter_name
 from .loras.prompts import lines
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
+from .workflow import texts_upstream
 
 if TYPE_CHECKING:
     from ..iteris_core import Adapter
@@ -109,17 +112,25 @@ class Compare(io.ComfyNode):
                     tooltip="Scheduler, as in KSampler. simple suits all models.",
                     **advanced(),
                 ),
+                io.String.Input(
+                    "caption",
+                    default="",
+                    optional=True,
+                    tooltip="A title, large at the top of the comparison. Empty: none.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="comparison", tooltip="All pictures as one, with labels."
+                    display_name="comparison",
+                    tooltip="All pictures as one, with labels, the verdict, and how they were "
+                    "drawn.",
                 ),
                 io.Image.Output(
                     display_name="merged",
                     tooltip="What the merged LoRA draws, a picture per row: for the cover of Save.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -140,6 +151,7 @@ class Compare(io.ComfyNode):
         height: int = 0,
         sampler: str = "euler",
         scheduler: str = "simple",
+        caption: str = "",
     ) -> io.NodeOutput:
         from ..iteris_core.progress import Stage
         from .loras.chosen import read_again
@@ -177,8 +189,10 @@ class Compare(io.ComfyNode):
             Labelled(row.prompt, [names[way] for way in row.ways], [next(drawn) for _ in row.ways])
             for row in rows
         ]
-        whole = table(table_rows)
-        text = "\n".join([*(row.prompt for row in rows), *taken, how_in_words(how)])
+        texts = texts_upstream(cls.hidden.prompt or {}, cls.hidden.unique_id, ["model"])
+        facts = [base_name(texts) or base.family.name, *how_in_words(how)]
+        whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
+        text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
         host.show_text(cls.hidden.unique_id, text)
         cost = {
             "pictures": len(wanted),
@@ -192,6 +206,7 @@ class Compare(io.ComfyNode):
             **ui.PreviewImage(whole, cls=cls).as_dict(),
             "text": [text],
             "iteris_drawn": [cost],
+            "iteris_tiles": tiles_of(table_rows),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
@@ -274,17 +289,51 @@ def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
 
 def called(use: LoraUse) -> str:
     """Return the name of a LoRA's pictures: that of its file, with strengths that are not 1."""
-    name = use.name.rpartition("/")[2] or use.name
     strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
+    name = short(use.name)
     return name if list(strengths) == ["1"] else f"{name} {'/'.join(strengths)}"
 
 
-def how_in_words(how: host.Drawing) -> str:
-    """Return a line that says how pictures were drawn."""
-    return (
-        f"seed {how.seed}, {how.steps} steps, cfg {how.cfg:g}, {how.sampler} {how.scheduler}, "
-        f"{how.width} x {how.height}"
-    )
+def short(name: str) -> str:
+    """Return a name without its folders."""
+    return name.rpartition("/")[2] or name
+
+
+def verdict_in_words(merged: MergedLora) -> list[str]:
+    """Return the verdict's word for each LoRA; empty: the merge was not checked."""
+    kept = () if merged.report is None else merged.report.verdict.loras
+    return [f"{short(found.lora)} {found.level}" for found in kept]
+
+
+def base_name(texts: Iterable[str]) -> str:
+    """Return what the base model's files are called, among the texts of the nodes before it."""
+    files = sorted({text for text in texts if host.find_model(text) is not None})
+    return " + ".join(short(adapter_name(file)) for file in files)
+
+
+def how_in_words(how: host.Drawing) -> list[str]:
+    """Return what says how pictures were drawn."""
+    return [
+        f"{how.width} x {how.height}",
+        f"{how.steps} steps",
+        f"cfg {how.cfg:g}",
+        f"{how.sampler} {how.scheduler}",
+        f"seed {how.seed}",
+    ]
+
+
+def tiles_of(rows: Sequence[Labelled]) -> list[dict[str, Any]]:
+    """Return the pictures one by one, as files for the page, without the workflow in each."""
+    every = [picture for row in rows for picture in row.pictures]
+    files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
+    return [
+        {
+            "prompt": row.name,
+            "names": list(row.names),
+            "pictures": list(itertools.islice(files, len(row.names))),
+        }
+        for row in rows
+    ]
 
 
 def check_side(name: str, side: int) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +90,21 @@ def png_of(picture: Tensor) -> bytes:
     return file.getvalue()
 
 
-def table(rows: Sequence[Labelled]) -> Tensor:
+def table(
+    rows: Sequence[Labelled],
+    title: str = "",
+    verdict: Sequence[str] = (),
+    facts: Sequence[str] = (),
+) -> Tensor:
     """Return rows of pictures as one picture, (1, height, width, 3) from 0 to 1.
 
     A strip above each row names it, and below that every picture has its own name.
 
     Args:
         rows: The rows, at least one; all pictures are of one size.
+        title: Stands large above all; where it is empty, no room is taken.
+        verdict: Parts of what is said below the last column; likewise.
+        facts: Parts of the line at the bottom; likewise.
     """
     from PIL import Image, ImageDraw
 
@@ -106,14 +114,21 @@ def table(rows: Sequence[Labelled]) -> Tensor:
     high = _MOST_SIDE // len(rows)  # nothing is drawn higher than it can be shown
     letters = max(_LETTERS[0], min(cell // 20, high // 8, _LETTERS[1]))
     strip = 2 * letters
-    most = high - 2 * strip - _GAP
+    title_height = 2 * strip if title else 0
+    around = title_height + (len(verdict) + len(facts)) * strip  # at most
+    most = (_MOST_SIDE - around) // len(rows) - 2 * strip - _GAP
     cell, tall = fitting(width, height, cell, max(1, most))
-    size = (columns * (cell + _GAP) + _GAP, len(rows) * (2 * strip + tall + _GAP))
+    across = columns * (cell + _GAP) + _GAP
+    room = across - 4 * _GAP
+    below = broken(verdict, cell, lambda text: _length(text, letters))
+    bottom = broken(facts, room, lambda text: _length(text, letters))
+    end = title_height + len(rows) * (2 * strip + tall + _GAP)
+    size = (across, end + strip * (len(below) + len(bottom)))
     whole = Image.new("RGB", size, _BACKGROUND)
     pen = ImageDraw.Draw(whole)
+    _write_title(pen, title, (across / 2, strip), room, letters)
     for number, row in enumerate(rows):
-        top = number * (2 * strip + tall + _GAP)
-        room = size[0] - 4 * _GAP
+        top = title_height + number * (2 * strip + tall + _GAP)
         _write(pen, row.name, (2 * _GAP, top + strip / 2), room, letters, anchor="lm", fill=_QUIET)
         for column, (name, picture) in enumerate(zip(row.names, row.pictures, strict=True)):
             left = _GAP + column * (cell + _GAP)
@@ -123,6 +138,12 @@ def table(rows: Sequence[Labelled]) -> Tensor:
                 (cell, tall), Image.Resampling.LANCZOS
             )
             whole.paste(image, (left, top + 2 * strip))
+    for number, line in enumerate(below):
+        place = (across - _GAP - cell / 2, end + (number + 0.5) * strip)
+        _write(pen, line, place, cell, letters, anchor="mm", fill=_INK)
+    for number, line in enumerate(bottom, start=len(below)):
+        place = (2 * _GAP, end + (number + 0.5) * strip)
+        _write(pen, line, place, room, letters, anchor="lm", fill=_QUIET)
     pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
     return (pixels.float() / 255).reshape(1, size[1], size[0], 3)
 
@@ -137,15 +158,51 @@ def fitting(width: int, height: int, most_width: int, most_height: int) -> tuple
     return max(1, round(width * share)), max(1, round(height * share))
 
 
+def broken(parts: Sequence[str], room: float, length: Callable[[str], float]) -> list[str]:
+    """Return parts of a text as lines, broken between parts where their room ends.
+
+    Args:
+        parts: The parts; one that is too long has a line of its own.
+        room: The length that a line may have.
+        length: (text) -> its length.
+
+    >>> broken(["512 x 512", "20 steps", "seed 7"], 20, len)
+    ['512 x 512, 20 steps', 'seed 7']
+    """
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]}, {part}" if lines else part
+        if lines and length(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
+
+
+def _write_title(pen: Any, title: str, place: tuple[float, float], room: int, letters: int) -> None:
+    """Write a title twice as large as other letters, or as large as it fits."""
+    sizes = range(2 * letters, letters, -1)
+    size = next((size for size in sizes if _length(title, size) <= room), letters)
+    _write(pen, title, place, room, size, anchor="mm", fill=_INK)
+
+
 def _write(
     pen: Any, text: str, place: tuple[float, float], room: int, size: int, **more: Any
 ) -> None:
+    label, font = _drawable(text, size)
+    pen.text(place, shortened(label, room, font.getlength), font=font, **more)
+
+
+def _length(text: str, size: int) -> float:
+    label, font = _drawable(text, size)
+    return font.getlength(label)
+
+
+def _drawable(text: str, size: int) -> tuple[str, FreeTypeFont]:
+    """Return a text as one line, and a font that has its letters."""
     label = plain_line(text)
     font = _font_for(label, size)
-    if font is None:
-        font = _font("", size)
-        label = without_accents(label)
-    pen.text(place, shortened(label, room, font.getlength), font=font, **more)
+    return (without_accents(label), _font("", size)) if font is None else (label, font)
 
 
 def without_accents(text: str) -> str:
@@ -168,7 +225,7 @@ def plain_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-def shortened(text: str, room: float, length: Any) -> str:
+def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
     """Return a text that is no longer than its room: what is too much of it is taken out of the
     middle, since names of files often differ at their ends.
 

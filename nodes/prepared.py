@@ -64,8 +64,14 @@ class Prepared:
         sources = [
             LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(self.loras)
         ]
-        recipe = json.dumps(result.report.settings)
-        return MergedLora(result.adapter, self.base.keys, recipe, tuple(sources), self.loose)
+        return MergedLora(
+            result.adapter,
+            self.base.keys,
+            json.dumps(result.report.settings),
+            tuple(sources),
+            self.loose,
+            result.report,
+        )
 
 
 def prepared(

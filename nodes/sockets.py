@@ -12,7 +12,7 @@ from comfy_api.latest import io
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..iteris_core import Adapter
+    from ..iteris_core import Adapter, MergeReport
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
     from .keys import HostKeys
@@ -96,6 +96,7 @@ class MergedLora:
         loras: The LoRAs that are in it, without their weights.
         loose: Weights of those that are in no file. They are the tensors of the node that a LoRA
             came from, and no copies: what ComfyUI keeps of that node they do not keep again.
+        report: Report of the merge; None: there is none.
     """
 
     adapter: Adapter
@@ -103,3 +104,4 @@ class MergedLora:
     recipe: str
     loras: tuple[LoadedLora, ...] = ()
     loose: Loose = field(default_factory=dict)
+    report: MergeReport | None = None

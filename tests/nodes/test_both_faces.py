@@ -129,6 +129,7 @@ def node(world, replace_host, monkeypatch, widgets):
         *_, merged, report = Merge.execute(
             model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
         ).args
+        assert merged.report is report  # Compare tells its verdict
         keys = model.keys
         metadata = metadata_of_merge("merged", merged.loras, merged.recipe)
         tensors, said = kohya.file_of(merged.adapter, keys, metadata)

@@ -1,5 +1,6 @@
 """What Compare draws: which prompts, in which ways, and what it refuses before any work."""
 
+import dataclasses
 import types
 
 import pytest
@@ -7,9 +8,17 @@ import torch
 from fake_host import use
 from iteris_pack.nodes import compare
 from iteris_pack.nodes.compare import Compare
+from iteris_pack.nodes.pictures import table
 from iteris_pack.nodes.sockets import MergedLora
 
-from iteris_core import Adapter, CalibrationError, ConfigError, IterisError, LowRankDelta
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    ConfigError,
+    IterisError,
+    LowRankDelta,
+    MergeReport,
+)
 from iteris_core.diffusion.lora_use import LoadedLora
 
 DOG = use("people/dog", ("a photo of a sks dog", "a sks dog runs"), trigger="a sks dog")
@@ -149,22 +158,31 @@ def run(replace_host, monkeypatch, merged):
         progress(1, 2)
         return [torch.full((16, 16, 3), number / 20) for number in range(len(wanted))]
 
-    shown = []
+    def saved(images, cls):
+        """Save nothing: a file is called as its picture is coloured."""
+        with_workflow = "" if cls is None else " with its workflow"
+        files = [f"{image[..., 0, 0, 0].item():.2f}{with_workflow}" for image in images]
+        return types.SimpleNamespace(as_dict=lambda: {"images": files})
+
+    def drawn_table(*what):
+        tables.append(what)
+        return table(*what)
+
+    shown, tables = [], []
     replace_host(
         ComfyModel=Base,
         Drawing=lambda **fields: types.SimpleNamespace(**fields),
         check_vae=lambda vae, base: None,
         draw=draw,
+        find_model=lambda name: name if name.endswith("ckpt.safetensors") else None,
         sampler_names=lambda: ["euler"],
         scheduler_names=lambda: ["simple"],
         stage_progress=lambda node_id: lambda *step: shown.append(step[1:]),
         show_text=lambda node_id, text: shown.append(text),
     )
-    preview = types.SimpleNamespace(
-        PreviewImage=lambda *_, **__: types.SimpleNamespace(as_dict=dict)
-    )
-    monkeypatch.setattr(compare, "ui", preview)
-    hidden = types.SimpleNamespace(unique_id="1")
+    monkeypatch.setattr(compare, "ui", types.SimpleNamespace(PreviewImage=saved))
+    monkeypatch.setattr(compare, "table", drawn_table)
+    hidden = types.SimpleNamespace(unique_id="1", prompt=None)
     monkeypatch.setattr(Compare, "hidden", hidden, raising=False)
     patcher = types.SimpleNamespace(model=None, patches={}, patcher=None, cond_stage_model=None)
     vae = types.SimpleNamespace(decode=None)
@@ -175,6 +193,7 @@ def run(replace_host, monkeypatch, merged):
         output = Compare.execute(**given | inputs)
         return output, *asked[-1], shown
 
+    execute.tables = tables
     return execute
 
 
@@ -197,7 +216,7 @@ def test_nine_pictures_of_two_loras_are_drawn_and_shown(run):
     assert shown == [(1, 2), output.ui["text"][0]]
     assert shown[-1].splitlines() == [
         *prompts,
-        "seed 3, 2 steps, cfg 7, euler simple, 512 x 512",
+        "SD1.5, 512 x 512, 2 steps, cfg 7, euler simple, seed 3",
     ]
 
 
@@ -207,6 +226,58 @@ def test_a_line_and_a_size_of_ones_own(run):
     assert (how.width, how.height, how.cfg) == (640, 64, 1.0)
     [cost] = output.ui["iteris_drawn"]
     assert (cost["pictures"], cost["own"], cost["size"]) == (5, 9, [640, 64])
+
+
+def test_the_page_gets_every_picture_by_itself(run):
+    output, *_ = run()
+    rows = output.ui["iteris_tiles"]
+    assert [row["prompt"] for row in rows] == output.ui["text"][0].splitlines()[:-1]
+    assert [row["names"] for row in rows] == [
+        ["base model", "stacked", "merged"],
+        ["dog", "stacked", "merged"],
+        ["cat 0.8/1", "stacked", "merged"],
+    ]
+    files = [file for row in rows for file in row["pictures"]]
+    assert files == [f"{number / 20:.2f}" for number in range(9)], "without their workflow"
+
+
+def test_a_comparison_says_by_what_it_was_drawn(run, monkeypatch):
+    prompt = {
+        "1": {"inputs": {"model": ["2", 0], "merged": ["5", 3], "prompt": "other ckpt"}},
+        "2": {"inputs": {"model": ["3", 0], "lora_name": "turbo.safetensors"}},
+        "3": {"inputs": {"ckpt_name": "sd\\my_ckpt.safetensors"}},
+        "5": {"inputs": {"model": ["4", 0]}},
+        "4": {"inputs": {"ckpt_name": "of_the_merge_ckpt.safetensors"}},
+    }
+    monkeypatch.setattr(Compare.hidden, "prompt", prompt)
+    output, *_ = run(width=640, height=64, caption="  Dog meets cat ")
+    _, title, verdict, facts = run.tables[-1]
+    assert facts == ["my_ckpt", "640 x 64", "2 steps", "cfg 7", "euler simple", "seed 3"]
+    assert output.ui["text"][0].endswith(f"\n{', '.join(facts)}")
+    assert (title, verdict) == ("Dog meets cat", [])
+    run(caption=" ")
+    assert run.tables[-1][1] == ""
+
+
+def test_a_comparison_says_what_the_check_has_found(run, merged):
+    found = [
+        types.SimpleNamespace(lora="people/dog", level="good"),
+        types.SimpleNamespace(lora="cat", level="lost"),
+    ]
+
+    class Report(MergeReport):
+        verdict = types.SimpleNamespace(loras=found)
+
+    run(merged=dataclasses.replace(merged, report=Report(())))
+    assert run.tables[-1][2] == ["dog good", "cat lost"]
+    run(merged=dataclasses.replace(merged, report=MergeReport(())))
+    assert run.tables[-1][2] == [], "a merge without a check"
+
+
+def test_files_of_a_base_model_are_named_once_each(run):
+    names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
+    assert compare.base_name(names) == "b_ckpt + a_ckpt"
+    assert compare.base_name(["cat"]) == ""
 
 
 @pytest.mark.parametrize(

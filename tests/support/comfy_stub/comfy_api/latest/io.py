@@ -56,6 +56,7 @@ class Autogrow(Custom("COMFY_AUTOGROW_V3")):
 class Hidden(Enum):
     unique_id = "UNIQUE_ID"
     prompt = "PROMPT"
+    extra_pnginfo = "EXTRA_PNGINFO"
 
 
 @dataclass
