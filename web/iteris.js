@@ -1,4 +1,4 @@
-// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge.
+// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge, a slider in Compare.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -12,6 +12,7 @@ import { addElement, addProgress, also, fit, heightOf, showElement } from "./par
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import { begin, isOfShown, isRunning, mark, rememberRuns } from "./runs.js";
+import { addSlider } from "./slider.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
@@ -140,7 +141,10 @@ app.registerExtension({
       addTriggers(node, say);
       addButtons(node, say);
     } else {
-      if (node.comfyClass === "IterISCompare") addPictures(node, say);
+      if (node.comfyClass === "IterISCompare") {
+        addPictures(node, say);
+        addSlider(node, say);
+      }
       addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
     }
     if (node.comfyClass === "IterISSave") {
@@ -156,6 +160,7 @@ app.registerExtension({
       const node = nodeAt(app.graph, id);
       node?.showIterisCost?.(output);
       node?.showIterisDrawn?.(output);
+      node?.showIterisTiles?.(output);
       node?.showIterisReport?.(output);
       node?.showIterisText?.(output);
     }
