@@ -28,10 +28,14 @@ def defaults_of(host, kind: str):
     return {name: more["default"] for name, (_, more) in declared.items()}
 
 
-def picture(host, image) -> np.ndarray:
+def opened(host, image) -> Image.Image:
     address = f"http://{host.server.address}/view?{urllib.parse.urlencode(image)}"
     with urllib.request.urlopen(address, timeout=HANGS) as answer:
-        return np.array(Image.open(io.BytesIO(answer.read())).convert("RGB")).astype(int)
+        return Image.open(io.BytesIO(answer.read()))
+
+
+def picture(host, image) -> np.ndarray:
+    return np.array(opened(host, image).convert("RGB")).astype(int)
 
 
 def drawn_by_core(model, clip, first: int):
@@ -83,7 +87,7 @@ def workflow(host):
         prompts="second_few: a second thing",
     )
     small = {"sample_runs": 1, "sampling_steps": 2, "resolution": SIDE, "negative_share": 0.0}
-    small |= {"check_runs": 0, "reproduce": "what the LoRA adds"}
+    small |= {"check_runs": 1, "reproduce": "what the LoRA adds"}
     nodes["4"] = node("IterISSettings", **defaults_of(host, "IterISSettings") | small)
     nodes["5"] = node(
         "IterISMerge",
@@ -144,8 +148,9 @@ def test_each_cell_is_what_cores_nodes_draw(host, compared):
     [image] = outputs["40"]["images"]
     whole = picture(host, image)
     columns = ["base", "first", "second", "stacked", "merged"]
+    said = 3  # lines: the verdict on each LoRA, and how it was drawn
     assert whole.shape == (
-        2 * (2 * STRIP + SIDE + GAP),
+        2 * (2 * STRIP + SIDE + GAP) + said * STRIP,
         len(columns) * (SIDE + GAP) + GAP,
         3,
     )
@@ -156,6 +161,20 @@ def test_each_cell_is_what_cores_nodes_draw(host, compared):
     assert abs(cell(whole, 1, 0) - cell(whole, 0, 0)).mean() > 2  # another prompt
 
 
+def test_every_picture_is_a_file_for_the_page(host, compared):
+    """It has no workflow in it, which the whole comparison has, as what Preview Image shows."""
+    outputs, by_core = compared
+    rows = outputs["40"]["iteris_tiles"]
+    assert [row["prompt"] for row in rows] == ["a (first:1.2) thing", "a thing"]
+    names = ["base model", "first_few 0.8/0.6", "second_few", "stacked", "merged"]
+    assert [row["names"] for row in rows] == [names, names]
+    ways = ["base", "first", "second", "stacked", "merged"]
+    for way, file in zip(ways, rows[0]["pictures"], strict=True):
+        assert abs(picture(host, file) - by_core[way]).max() <= 2, way
+    assert "prompt" in opened(host, outputs["40"]["images"][0]).info
+    assert "prompt" not in opened(host, rows[0]["pictures"][0]).info
+
+
 def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     outputs, by_core = compared
     of_merge = [picture(host, image) for image in outputs["41"]["images"]]
@@ -164,21 +183,27 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     assert outputs["40"]["text"][0].splitlines() == [
         "a (first:1.2) thing",
         "a thing",
-        "seed 7, 2 steps, cfg 7, euler simple, 64 x 64",
+        "sd15, 64 x 64, 2 steps, cfg 7, euler simple, seed 7",
     ]
 
 
 def test_without_a_prompt_each_lora_stands_beside_stacked_and_merged(host, workflow, compared):
     nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
-    nodes["40"]["inputs"].update(prompt="")
+    nodes["40"]["inputs"].update(prompt="", caption="A first and a second thing")
     outputs = host.run(nodes)["outputs"]["40"]
     [image] = outputs["images"]
     whole = picture(host, image)
-    assert whole.shape == (3 * (2 * STRIP + SIDE + GAP), 3 * (SIDE + GAP) + GAP, 3)
+    title, said = 2 * STRIP, 4 * STRIP
+    assert whole.shape == (
+        title + 3 * (2 * STRIP + SIDE + GAP) + said,
+        3 * (SIDE + GAP) + GAP,
+        3,
+    )
+    whole = whole[title:]
     [cost] = outputs["iteris_drawn"]
     assert (cost["pictures"], cost["own"], cost["line"]) == (9, 9, 5)
     rows = outputs["text"][0].splitlines()[:3]
-    nodes["40"]["inputs"].update(prompt="\n".join(rows))
+    nodes["40"]["inputs"].update(prompt="\n".join(rows), caption="")
     [image] = host.run(nodes)["outputs"]["40"]["images"]
     every = picture(host, image)  # base, first, second, stacked, merged
     for row, columns in enumerate([(0, 3, 4), (1, 3, 4), (2, 3, 4)]):
