@@ -9,8 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from iteris_core.cli.demo import checkpoint, checkpoint_sd3, checkpoint_sdxl, parts
-from iteris_core.cli.demo.run import SMALL_MODELS, DemoRequest, _read_template, make_workflow
+from iteris_core.cli.demo import checkpoint, checkpoint_sd3, checkpoint_sdxl, drawn, parts
+from iteris_core.cli.demo.run import (
+    FAMILY_OF,
+    DemoRequest,
+    _read_template,
+    make_workflow,
+    weights_folder,
+)
 from iteris_core.cli.main import FamilyOption
 from iteris_core.files.inspection import inspect_adapter
 
@@ -192,18 +198,41 @@ def test_a_lora_has_the_asked_scale_seed_and_modules(tmp_path):
     assert delta.norm().item() == pytest.approx(0.3 * weight.norm().item(), rel=0.2)
 
 
-def test_the_demos_sdxl_loras_change_every_part_of_the_model(tmp_path):
-    path = tmp_path / "lora.safetensors"
-    SMALL_MODELS["sdxl"].write_lora(path, 1)
-    names = {key.split(".")[0] for key in load_file(path)}
-    counts = [
-        sum(name.startswith(f"lora_{part}_") for name in names) for part in ("unet", "te1", "te2")
-    ]
-    assert counts == [90, 12, 18]
-
-
 def test_the_command_knows_the_demos_families():
-    assert {option.value for option in FamilyOption} == set(SMALL_MODELS)
+    assert {option.value for option in FamilyOption} == set(FAMILY_OF)
+
+
+def test_weights_in_8_bit_are_read_within_half_a_step():
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "conv.weight": torch.randn(7, 5, 3, 3, generator=generator),
+        "linear.weight": torch.randn(4, 6, generator=generator) * 1e-3,
+        "norm.weight": torch.randn(5, generator=generator),
+    }
+    read = dict(drawn.from_8_bit(drawn.in_8_bit(weights)))
+    assert read.keys() == weights.keys()
+    for name, tensor in weights.items():
+        largest = tensor.abs().flatten(1).amax(1) if tensor.ndim > 1 else tensor.abs().amax()
+        step = (largest / 127).view(-1, *[1] * (tensor.ndim - 1))
+        assert ((read[name].float() - tensor).abs() <= 0.51 * step + 1e-3 * tensor.abs()).all()
+
+
+def test_the_trained_checkpoint_is_whole(tmp_path):
+    weights = weights_folder()
+    path = tmp_path / "drawn.safetensors"
+    drawn.write_checkpoint(path, weights)
+    tensors = load_file(path)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    modules = {key.split(".")[0] for name in drawn.LORAS for key in load_file(weights / name)}
+    known = {
+        f"lora_unet_{module.replace('.', '_')}"
+        for block, module in drawn.TRANSFORMERS.items()
+        for name, _ in drawn.unet_shapes()
+        if name.startswith(f"{block}.") and name.endswith(".weight")
+        for module in [module + name.removeprefix(block).removesuffix(".weight")]
+    }
+    assert modules < known
+    assert sum(file.stat().st_size for file in weights.iterdir()) < 40e6
 
 
 @pytest.mark.parametrize(("family", "side"), [("sd15", 512), ("sdxl", 1024)])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,9 +18,10 @@ from ...errors import IterisError
 from ...files.families import FAMILIES, Family
 from ...files.writing import whole_file, write_text
 from ...progress import Stage
-from . import checkpoint as sd15
-from . import checkpoint_sdxl as sdxl
+from . import drawn
 from .client import ComfyClient, Json
+from .gallery import DRAW, Column, drawing_nodes, table_of, write_gallery
+from .recogniser import Recogniser
 from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
 
 if TYPE_CHECKING:
@@ -30,47 +30,11 @@ if TYPE_CHECKING:
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
 SETTINGS = "settings"  # the node of them, with the small checkpoint
-SMALL_SETTINGS = {"sample_runs": 2, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
-DEMO_PROMPTS = ("a demo1 teapot\na demo1 on a table", "a demo2 chair\na demo2 beside a window")
+MOST_STEPS = 20  # of a picture
 SIZE_STEP = 16  # pixels; the latents of every family have whole ones
 
 FamilyName = Literal["sd15", "sdxl"]
-
-
-@dataclass(frozen=True)
-class SmallModel:
-    """A small checkpoint of a family, and LoRAs for it.
-
-    Args:
-        family: The family.
-        cached: What the names of the small files in the cache begin with.
-        version: Version of the small files.
-        megabytes: Their size on disk.
-        write_checkpoint: Writes the small checkpoint.
-        write_lora: Writes a LoRA for it from a seed.
-    """
-
-    family: Family
-    cached: str
-    version: int
-    megabytes: int
-    write_checkpoint: Callable[[Path], None]
-    write_lora: Callable[[Path, int], None]
-
-
-SMALL_MODELS: dict[FamilyName, SmallModel] = {
-    "sd15": SmallModel(
-        FAMILIES["SD1.5"], "demo", sd15.VERSION, 310, sd15.write_checkpoint, sd15.write_lora
-    ),
-    "sdxl": SmallModel(
-        family=FAMILIES["SDXL"],
-        cached="demo-sdxl",
-        version=sdxl.VERSION,
-        megabytes=380,
-        write_checkpoint=sdxl.write_checkpoint,
-        write_lora=partial(sdxl.write_lora, only=sdxl.RANDOM),
-    ),
-}
+FAMILY_OF: dict[FamilyName, Family] = {"sd15": FAMILIES["SD1.5"], "sdxl": FAMILIES["SDXL"]}
 
 
 class InputError(IterisError):
@@ -83,13 +47,11 @@ class DemoRequest:
 
     Args:
         output: Folder of the results, which is made; a number is added to its name if it exists.
-        checkpoint: File of a checkpoint; None for the small one made here.
+        checkpoint: File of a checkpoint; None for the demo's own, which is trained on drawings.
         loras: Files of the LoRAs, at least two; none if there is no checkpoint.
-        prompts: Prompts, one text per LoRA with a prompt on each line; optional with the small
-            checkpoint.
-        width, height: Size of each picture in pixels; None for the family's, or 128 with the
-            small checkpoint.
-        steps: Sampling steps of each picture; None for 20, or 4 with the small checkpoint.
+        prompts: Prompts, one text per LoRA with a prompt on each line; none with the demo's own.
+        width, height: Size of each picture in pixels; None for the family's.
+        steps: Sampling steps of each picture; None for 20.
         device: "cpu" keeps the server off the GPU.
         family: Family of the checkpoint.
     """
@@ -105,8 +67,8 @@ class DemoRequest:
     family: FamilyName = "sd15"
 
     @property
-    def small(self) -> bool:
-        """Whether the small checkpoint and its LoRAs are used."""
+    def is_own(self) -> bool:
+        """Whether the demo's own checkpoint and LoRAs are used."""
         return self.checkpoint is None
 
 
@@ -116,21 +78,20 @@ def check(request: DemoRequest) -> None:
     Raises:
         InputError: Names the file or the option.
     """
-    if request.checkpoint is None and request.loras:
-        raise InputError("--lora needs --checkpoint: the model that these LoRAs were made for.")
-    if request.checkpoint is not None:
-        if len(request.loras) < 2:
-            raise InputError(
-                f"a merge needs at least two LoRAs, found {len(request.loras)}: give --lora twice "
-                "or more."
-            )
-        for file in (request.checkpoint, *request.loras):
-            _check_file(file)
-    count = len(request.loras) or len(DEMO_PROMPTS)
-    if len(request.prompts) != count and (request.prompts or not request.small):
+    if request.checkpoint is None:
+        _check_own(request)
+        return
+    if len(request.loras) < 2:
         raise InputError(
-            f"{len(request.prompts)} --prompt for {count} LoRAs: give one per LoRA, in order, with "
-            "its trigger words."
+            f"a merge needs at least two LoRAs, found {len(request.loras)}: give --lora twice or "
+            "more."
+        )
+    for file in (request.checkpoint, *request.loras):
+        _check_file(file)
+    if len(request.prompts) != len(request.loras):
+        raise InputError(
+            f"{len(request.prompts)} --prompt for {len(request.loras)} LoRAs: give one per LoRA, "
+            "in order, with its trigger words."
         )
     if not all(text.strip() for text in request.prompts):
         raise InputError("a --prompt is empty: give each LoRA a prompt with its trigger words.")
@@ -139,6 +100,21 @@ def check(request: DemoRequest) -> None:
             raise InputError(f"{option} is {size}: expected a multiple of {SIZE_STEP} from 64 up.")
     if request.steps is not None and request.steps < 1:
         raise InputError(f"--steps is {request.steps}: expected 1 or more.")
+
+
+def _check_own(request: DemoRequest) -> None:
+    """Refuse options that the demo's own model does not take."""
+    given = {
+        "--lora": request.loras,
+        "--prompt": request.prompts,
+        "--width": request.width,
+        "--height": request.height,
+        "--steps": request.steps,
+        "--family": () if request.family == "sd15" else request.family,
+    }
+    for option, value in given.items():
+        if value:
+            raise InputError(f"{option} needs --checkpoint: without one, the demo's model is used.")
 
 
 def _check_file(file: Path) -> None:
@@ -167,8 +143,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     cache = cache_folder()
     with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
         comfyui = find_comfyui(cache)
-    megabytes = SMALL_MODELS[request.family].megabytes
-    with console.status(f"Preparing models (the first run writes {megabytes} MB)"):
+    with console.status(f"Preparing models (the first run writes {drawn.MEGABYTES} MB)"):
         checkpoint, loras = _models(request, cache)
     output = _make_output(request.output)
     log = output / "comfyui.log"
@@ -180,7 +155,11 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
         )
         (checkpoint_name,) = _link_all([checkpoint], base / "models" / "checkpoints")
         lora_names = _link_all(loras, base / "models" / "loras")
-        workflow = make_workflow(template, request, checkpoint_name, lora_names)
+        workflow = (
+            drawn_workflow(template, checkpoint_name, lora_names)
+            if request.is_own
+            else make_workflow(template, request, checkpoint_name, lora_names)
+        )
         with console.status("Starting ComfyUI"):
             server = stack.enter_context(ComfyServer(comfyui, base, log, device=request.device))
         ready = time.monotonic()
@@ -189,9 +168,16 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
                 client = ComfyClient(server.address)
                 history = client.run(workflow, bars.on_event)
             _collect(client, workflow, history, base, output)
+            columns = _columns(client, workflow, history) if request.is_own else []
         except IterisError as error:
             raise ServerError(f"{error}\nThe server's log is '{log}'.") from error
     ended = time.monotonic()
+    told = (output / "report.txt").read_text(encoding="utf-8").splitlines()
+    for line in itertools.takewhile(lambda line: not line.startswith(" "), told):  # its details
+        console.print(line, markup=False, highlight=False)
+    if columns:
+        write_gallery(output / "pictures.png", drawn.PROMPT, columns, drawn.WANTED)
+        console.print(table_of(columns, drawn.WANTED))
     console.print(
         f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True
     )
@@ -221,15 +207,16 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
     """
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
-    family = SMALL_MODELS[request.family]
-    checkpoint = cache / f"{family.cached}-checkpoint-v{family.version}.safetensors"
+    weights = weights_folder()
+    checkpoint = cache / f"demo-checkpoint-v{drawn.VERSION}.safetensors"
     if not checkpoint.is_file():
-        family.write_checkpoint(checkpoint)
-    loras = [cache / f"{family.cached}-lora-{k}-v{family.version}.safetensors" for k in (1, 2)]
-    for seed, lora in enumerate(loras, start=1):
-        if not lora.is_file():
-            family.write_lora(lora, seed)
-    return checkpoint, loras
+        drawn.write_checkpoint(checkpoint, weights)
+    return checkpoint, [weights / name for name in drawn.LORAS]
+
+
+def weights_folder() -> Path:
+    """Return the folder of what was trained for the demo."""
+    return pack_folder() / "demo" / "weights"
 
 
 def _make_output(wanted: Path) -> Path:
@@ -276,29 +263,74 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
         loras: Names of the LoRAs in the host's list, at least two.
     """
     workflow = copy.deepcopy(template)
-    prompts = request.prompts or DEMO_PROMPTS
-    by_type = {node["class_type"]: node for node in workflow.values()}
-    by_type["CheckpointLoaderSimple"]["inputs"]["ckpt_name"] = checkpoint
-    merge = by_type["IterISMerge"]["inputs"]
-    merge["loras"] = "\n".join(map(_row, loras, prompts))
-    if request.small:
-        merge["settings"] = [SETTINGS, 0]
-        workflow[SETTINGS] = {
-            "class_type": "IterISSettings",
-            "_meta": {"title": "Merge settings"},
-            "inputs": SMALL_SETTINGS,
-        }
-    side, steps = (
-        (128, 4) if request.small else (SMALL_MODELS[request.family].family.resolution, 20)
-    )
-    by_type["IterISCompare"]["inputs"] |= {
+    by_type = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    by_type["CheckpointLoaderSimple"]["ckpt_name"] = checkpoint
+    by_type["IterISMerge"]["loras"] = "\n".join(map(_row, loras, request.prompts))
+    side = FAMILY_OF[request.family].resolution
+    by_type["IterISCompare"] |= {
         "width": request.width or side,
         "height": request.height or side,
-        "steps": request.steps or steps,
+        "steps": request.steps or MOST_STEPS,
         # All subjects in one picture: the first prompt of every LoRA.
-        "prompt": ", ".join(text.strip().splitlines()[0] for text in prompts),
+        "prompt": ", ".join(text.strip().splitlines()[0] for text in request.prompts),
     }
     return workflow
+
+
+def drawn_workflow(template: Json, checkpoint: str, loras: list[str]) -> Json:
+    """Return the template with the demo's own files and settings, and nodes that draw with the base
+    model, each LoRA, the stack and the merge.
+
+    Args:
+        template: See `make_workflow`.
+        checkpoint: See `make_workflow`.
+        loras: See `make_workflow`.
+    """
+    workflow = copy.deepcopy(template)
+    key_of = {node["class_type"]: key for key, node in workflow.items()}
+    loader, merge = key_of["CheckpointLoaderSimple"], key_of["IterISMerge"]
+    workflow[loader]["inputs"]["ckpt_name"] = checkpoint
+    workflow[merge]["inputs"] |= {
+        "loras": drawn.ROWS,
+        "together": True,
+        "settings": [SETTINGS, 0],
+    }
+    workflow[SETTINGS] = {
+        "class_type": "IterISSettings",
+        "_meta": {"title": "Merge settings"},
+        "inputs": {"resolution": drawn.SIDE, "cfg": drawn.CFG},
+    }
+    workflow[key_of["IterISCompare"]]["inputs"] |= {
+        "width": drawn.SIDE,
+        "height": drawn.SIDE,
+        "cfg": drawn.CFG,
+        "prompt": drawn.PROMPT,
+    }
+    models: dict[str, tuple[list[object], list[object]]] = {
+        "the base model": ([loader, 0], [loader, 1]),
+        "all stacked": ([loader, 0], [loader, 1]),
+        "the merge": ([merge, 0], [merge, 1]),
+    }
+    for number, lora in enumerate(loras):
+        workflow[f"lora {number}"] = _lora_loader(lora, *models["all stacked"])
+        models["all stacked"] = ([f"lora {number}", 0], [f"lora {number}", 1])
+    return workflow | drawing_nodes(
+        models, [loader, 2], drawn.PROMPT, side=drawn.SIDE, cfg=drawn.CFG, seed=drawn.SEED
+    )
+
+
+def _lora_loader(lora: str, model: list[object], clip: list[object]) -> Json:
+    return {
+        "class_type": "LoraLoader",
+        "_meta": {"title": f"Load {lora}"},
+        "inputs": {
+            "lora_name": lora,
+            "model": model,
+            "clip": clip,
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
+    }
 
 
 def _row(lora: str, prompts: str) -> str:
@@ -362,8 +394,8 @@ class StageBars:
             self._progress.stop_task(self._bar)
             self._bar = None
         self._stage = (node, stage)
-        if node:
-            title = self._titles.get(node, node)
+        title = self._titles.get(node, node)
+        if title:
             self._bar = self._progress.add_task(f"{title}: {stage}" if stage else title, total=None)
 
 
@@ -398,3 +430,34 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
     merge = outputs["IterISMerge"]
     write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", output / "report.json")
     write_text("\n".join(merge["text"]) + "\n", output / "report.txt")
+
+
+def _columns(client: ComfyClient, workflow: Json, history: Json) -> list[Column]:
+    """Return the pictures of the demo's own models, and what the recogniser sees in them."""
+    import io
+
+    import torch
+    from PIL import Image
+
+    recogniser = Recogniser.read(weights_folder() / "recogniser.safetensors")
+    columns = []
+    for node in workflow:
+        if not node.startswith(DRAW):
+            continue
+        files = [
+            client.view(image["filename"], image["subfolder"], image["type"])
+            for image in history["outputs"][node]["images"]
+        ]
+        opened = [Image.open(io.BytesIO(file), formats=["PNG"]).convert("RGB") for file in files]
+        pixels = torch.stack(
+            [
+                torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
+                    image.height, image.width, 3
+                )
+                for image in opened
+            ]
+        )
+        seen = recogniser.sees(pixels.permute(0, 3, 1, 2) / 255)
+        told = [[name for name in drawn.WANTED if name in labels] for labels in seen]
+        columns.append(Column(node.removeprefix(DRAW), files, told))
+    return columns

@@ -230,11 +230,16 @@ class ComfyServer:
         creation_flags = 0
         if sys.platform == "win32":
             creation_flags = subprocess.CREATE_NEW_PROCESS_GROUP
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONIOENCODING": "utf-8",
-        }
+        # on a CPU that other programs use, too, threads that wait by spinning cost most of the time
+        environment = (
+            {"OMP_WAIT_POLICY": "PASSIVE"}
+            | os.environ
+            | {
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONIOENCODING": "utf-8",
+            }
+        )
         # torch leaves a folder in the place for temporary files.
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(own / "tmp"))
         self._cleanup.callback(
