@@ -61,16 +61,18 @@ class DenoiserRow:
         latents: Noisy latents, (channels, height, width), with a time in between for video models.
         sigma: Their noise level, 0-dim, on the host's scale.
         prompt: The caption.
+        is_negative: Whether the caption is the negative prompt, which some hosts tell the model.
     """
 
     latents: Tensor
     sigma: Tensor
     prompt: Encoded
+    is_negative: bool = False
 
     def digest(self) -> str:
         """Return a hash of all that the model reads."""
         tensors = {"latents": self.latents, "sigma": self.sigma}
-        return sha256_of_tensors(tensors) + self.prompt.digest()
+        return sha256_of_tensors(tensors) + self.prompt.digest() + str(self.is_negative)
 
 
 # Ends of the paths of a UNet's layers that read the text: keys and values of cross-attention.

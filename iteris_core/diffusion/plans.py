@@ -166,7 +166,8 @@ class CaptionPlan:
             for i, (x, sigma) in enumerate(latents.kept[run]):
                 samples.append(contexts[self, Reading.of(caption)].sample(x, sigma))
                 if is_chosen(i, self.unconditional_share, start):
-                    samples.append(contexts[self, self.unconditional].sample(x, sigma))
+                    negative = contexts[self, self.unconditional]
+                    samples.append(negative.sample(x, sigma, is_negative=True))
         return samples
 
     def _captioned_runs(self) -> list[tuple[Run, str]]:

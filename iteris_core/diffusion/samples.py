@@ -136,6 +136,8 @@ class Context:
         latents: Tensor,
         sigma: Tensor,
         other_weights: Mapping[str, TokenWeights] | None = None,
+        *,
+        is_negative: bool = False,
     ) -> Sample:
         """Return the diffusion model's sample of noisy latents with this context.
 
@@ -143,11 +145,12 @@ class Context:
             latents: Noisy latents, (channels, ..., height, width).
             sigma: Their noise level, 0-dim.
             other_weights: Token weights of other streams than the text.
+            is_negative: Whether it is the context of the negative prompt.
         """
         of_text = {} if self.weights is None else {TEXT_STREAM: self.weights}
         return Sample(
-            DenoiserRow(latents, sigma, self.teacher),
-            DenoiserRow(latents, sigma, self.student),
+            DenoiserRow(latents, sigma, self.teacher, is_negative),
+            DenoiserRow(latents, sigma, self.student, is_negative),
             {**of_text, **(other_weights or {})},
             {} if self.teacher_tokens is None else {TEXT_STREAM: self.teacher_tokens},
         )

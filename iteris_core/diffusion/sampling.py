@@ -288,7 +288,7 @@ class Sampler:
                 for i, part in parts
                 if part.negative is not None and sigma[i] < self.sigmas[0]
             ]
-            rows += [DenoiserRow(x[i], sigma[i], negative) for i, negative in negatives]
+            rows += [DenoiserRow(x[i], sigma[i], negative, True) for i, negative in negatives]
             estimates = outputs(rows, mixes * 2 if negatives else mixes)
             if negatives:
                 conditional, unconditional = estimates.chunk(2)

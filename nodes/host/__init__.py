@@ -27,18 +27,18 @@ from .server import (
 )
 
 if TYPE_CHECKING:
-    from .base_changes import BaseChanges, base_changes
     from .deltas import stock_loader
     from .diffusion_model import ComfyModel
     from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
+    from .other_nodes import BaseChanges, base_changes
     from .patches import patches_of, with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
-    "BaseChanges": "base_changes",
+    "BaseChanges": "other_nodes",
     "ComfyModel": "diffusion_model",
     "Drawing": "drawing",
-    "base_changes": "base_changes",
+    "base_changes": "other_nodes",
     "check_vae": "drawing",
     "draw": "drawing",
     "patches_of": "patches",

@@ -13,7 +13,6 @@ import comfy.conds
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
-import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
 from ...iteris_core.devices import Room, share_out
+from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded, stream_of
 from ...iteris_core.files import kohya
@@ -32,6 +32,7 @@ from .deltas import HostDeltas
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
 from .patches import add_adapter, misread_by_host, patches_of, patches_of_file
+from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
@@ -62,6 +63,7 @@ class ComfyModel:
         self.keeps_runs = keeps_runs
         self.memory_required = 0.0
         self._files: dict[LoraUse, Mapping[str, Tensor]] = {}
+        self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
 
     @property
@@ -93,32 +95,28 @@ class ComfyModel:
     @contextmanager
     def denoiser(self) -> Iterator[Network]:
         model = self.model
-        # models that other nodes have attached, such as a control's, belong to the base
-        models = [model, *model.get_nested_additional_models()]
-        comfy.model_management.load_models_gpu(models, memory_required=self.memory_required)
         device = model.load_device
+        with sampling_options(model, self.clip, self.memory_required) as options:
 
-        def forward(rows: Sequence[DenoiserRow]) -> Tensor:
-            x = torch.stack([row.latents for row in rows]).to(device)
-            sigma = torch.stack([row.sigma for row in rows]).to(device)
-            options = comfy.model_patcher.create_model_options_clone(model.model_options)[
-                "transformer_options"
-            ]
-            conds = comfy.samplers.cond_cat([self._conds(row.prompt, x[:1]) for row in rows])
-            return model.model.apply_model(x, sigma, **conds, transformer_options=options)
+            def forward(rows: Sequence[DenoiserRow]) -> Tensor:
+                x = torch.stack([row.latents for row in rows]).to(device)
+                sigma = torch.stack([row.sigma for row in rows]).to(device)
+                conds = comfy.samplers.cond_cat([self._conds(row.prompt, x[:1]) for row in rows])
+                conds["transformer_options"] = options.of_call(rows, sigma, self._levels)
+                return options.run(lambda: model.model.apply_model(x, sigma, **conds))
 
-        model.pre_run()
-        try:
+            def call_key(row: DenoiserRow) -> Hashable:
+                level = row.sigma.item() if options.are_read else None
+                return level, self._call_key(row)
+
             yield Network(
                 dict(model.model.named_modules()),
                 forward,
                 self._stream,
-                memory_of(model) if self.keeps_runs else None,
-                self._call_key,
+                memory_of(model) if self.keeps_runs and not options.are_read else None,
+                call_key,
                 self._folds_rows,
             )
-        finally:
-            model.cleanup()
 
     def _conds(self, prompt: Encoded, x: Tensor) -> dict[str, Any]:
         """Return what the model reads of a prompt, made by the host as for its samplers."""
@@ -152,9 +150,10 @@ class ComfyModel:
         return any(part in path for part in self.row.folded)
 
     def sigmas(self, steps: int) -> Tensor:
-        return comfy.samplers.calculate_sigmas(
+        self._levels = comfy.samplers.calculate_sigmas(
             self.model.get_model_object("model_sampling"), "normal", steps
         )
+        return self._levels
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         sampling = self.model.get_model_object("model_sampling")

@@ -48,8 +48,6 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
 
 
 _FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",))
-# The host's name of its own wrapper of compiled models.
-_COMPILED = "torch.compile"
 # Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
 HOST_FAMILIES = {
     "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=UNET_TEXT_LAYERS),
@@ -189,9 +187,7 @@ def check_callable(model: Any) -> None:
         if hasattr(value, "_orig_mod")  # as torch.compile wraps a module
     ]
     paths = (path for path, _ in model.model.named_modules())
-    wrappers = model.model_options.get("transformer_options", {}).get("wrappers", {})
-    by_node = any(_COMPILED in of_kind for of_kind in wrappers.values())
-    if compiled or by_node or any("_orig_mod" in path.split(".") for path in paths):
+    if compiled or any("_orig_mod" in path.split(".") for path in paths):
         raise IterisError(
             "the MODEL is compiled (torch.compile), so that its layers cannot be measured one by "
             "one. Connect it from before the node that compiles it, and compile the merged MODEL"

@@ -64,7 +64,7 @@ def memory_of(patcher: Any) -> Memory | None:
     changed = patcher.model_options.get("transformer_options") or patcher.object_patches
     if changed or any(
         getattr(patcher, name, None)
-        for name in ("weight_wrapper_patches", "injections", "hook_patches")
+        for name in ("weight_wrapper_patches", "injections", "hook_patches", "wrappers")
     ):
         return None
     memory = _MEMORIES.get(patcher.model)

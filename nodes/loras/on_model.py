@@ -75,6 +75,13 @@ def notes_on_model(
             f"MODEL carries changes of other nodes: {_some(changes.in_model)}. The LoRAs were "
             "measured with them; use the merged LoRA with the same, or connect MODEL from before",
         )
+    if changes.hooks:
+        yield Note(
+            "host",
+            f"CLIP carries {changes.hooks} hook{'s' * (changes.hooks > 1)}, such as LoRAs, for all "
+            "that is drawn with its prompts. The LoRAs were measured with them; use the merged "
+            "LoRA with the same",
+        )
     if changes.in_samplers:
         yield Note(
             "host",

@@ -8,7 +8,7 @@ import types
 import pytest
 import tiny_diffusers
 import torch
-from iteris_pack.nodes.host.base_changes import BaseChanges
+from iteris_pack.nodes.host.other_nodes import BaseChanges
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.settings import Settings

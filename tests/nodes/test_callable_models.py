@@ -10,13 +10,12 @@ from torch import nn
 from iteris_core import IterisError
 
 
-def model(diffusion_model=None, object_patches=None, wrappers=None):
+def model(diffusion_model=None, object_patches=None):
     inner = nn.Module()
     inner.diffusion_model = diffusion_model or nn.Sequential(nn.Linear(2, 2))
     return SimpleNamespace(
         model=inner,
         object_patches=object_patches or {},
-        model_options={"transformer_options": {"wrappers": wrappers or {}}},
     )
 
 
@@ -26,8 +25,7 @@ def compiled():
 
 def test_a_plain_model_is_accepted():
     check_callable(model())
-    check_callable(model(wrappers={"apply_model": {None: [len]}}, object_patches={"a": nn.SiLU()}))
-    check_callable(SimpleNamespace(model=model().model, object_patches={}, model_options={}))
+    check_callable(model(object_patches={"a": nn.SiLU()}))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +33,6 @@ def test_a_plain_model_is_accepted():
     [
         lambda: model(nn.Sequential(compiled())),
         lambda: model(object_patches={"diffusion_model.0": compiled()}),
-        lambda: model(wrappers={"apply_model": {"torch.compile": [len]}}),
     ],
 )
 def test_a_compiled_model_is_refused(found):

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.host.base_changes import BaseChanges
+from iteris_pack.nodes.host.other_nodes import BaseChanges
 from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
 
 from iteris_core import Adapter, LowRankDelta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,11 @@ _OF_SAMPLERS = (
     "sampler_post_cfg_function",
     "sampler_calc_cond_batch_function",
 )
-_IN_MODEL = ("patches", "patches_replace", "wrappers")
+_IN_MODEL = ("patches", "patches_replace")
+# The host's kinds of wrappers that are around one call of the model; others are around sampling.
+_AROUND_CALLS = ("apply_model", "diffusion_model")
+# The key under which the host's own node wraps a MODEL to run it compiled.
+_COMPILED = "torch.compile"
 _LETTERS = 40  # of a name
 _DEEPEST = 6  # dicts and lists of functions; the host's have four
 
@@ -29,34 +33,76 @@ class BaseChanges:
             that.
         in_samplers: The same of changes that its samplers alone make.
         has_few_steps: Whether it is sampled as LCM models are.
+        hooks: How many hooks, such as LoRAs, the CLIP puts on each prompt for the MODEL.
     """
 
     clip_skip: int | None = None
     in_model: tuple[str, ...] = ()
     in_samplers: tuple[str, ...] = ()
     has_few_steps: bool = False
+    hooks: int = 0
+
+
+# Kind of wrapper -> key -> wrappers.
+Wrappers = Mapping[str, Mapping[Any, Sequence[Any]]]
 
 
 def base_changes(model: Any, clip: Any) -> BaseChanges:
     """Return what other nodes have changed about a MODEL and a CLIP beside their weights."""
     options = model.model_options
-    of_transformer = options.get("transformer_options") or {}
     sampling = model.object_patches.get("model_sampling")
+    in_calls, left_out = wrappers_of(model)
     return BaseChanges(
         clip.layer_idx,
-        tuple(_named(of_transformer, _IN_MODEL)),
-        tuple(_named(options, _OF_SAMPLERS)),
+        functions_in({**options.get("transformer_options", {}), "wrappers": in_calls}),
+        _named({**options, "wrappers": left_out}, (*_OF_SAMPLERS, "wrappers")),
         any(kind.__name__ == "LCM" for kind in type(sampling).__mro__),
+        len(clip.apply_hooks_to_conds or ()),
     )
 
 
-def _named(options: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+def functions_in(transformer_options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return who put functions into a MODEL's forward pass."""
+    return _named(transformer_options, (*_IN_MODEL, "wrappers"))
+
+
+def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:
+    """Return the wrappers of a MODEL that are around each call of it when it is measured, and those
+    that are left out.
+
+    Left out are those around sampling, and all others of their keys, which need them, as those of
+    EasyCache do; and what runs it compiled, since its layers must be called one by one.
+    """
+    found: dict[str, dict[Any, list[Any]]] = {}
+    for wrappers in (
+        model.model_options.get("transformer_options", {}).get("wrappers", {}),
+        model.wrappers,
+    ):
+        for kind, by_key in wrappers.items():
+            for key, functions in by_key.items():
+                found.setdefault(kind, {}).setdefault(key, []).extend(functions)
+    around_sampling = {key for kind in found if kind not in _AROUND_CALLS for key in found[kind]}
+
+    def chosen(*, in_calls: bool) -> Wrappers:
+        return {
+            kind: {
+                key: functions
+                for key, functions in by_key.items()
+                if (key not in around_sampling and key != _COMPILED) is in_calls
+            }
+            for kind, by_key in found.items()
+        }
+
+    return chosen(in_calls=True), chosen(in_calls=False)
+
+
+def _named(options: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
     """Return who put functions under some names of options, each once."""
     found: dict[str, None] = {}
     for name in names:
         for place, function in _functions(name, options.get(name), _DEEPEST):
             found[f"{_author(function)} ({place[:_LETTERS]})"] = None
-    return list(found)
+    return tuple(found)
 
 
 def _functions(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:

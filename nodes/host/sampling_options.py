@@ -1,0 +1,136 @@
+"""What ComfyUI's samplers tell a MODEL in each call, for the functions of other nodes that it
+carries: their patches read it, and their wrappers are around the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import comfy.hooks
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sampler_helpers
+from torch import Tensor
+
+from ...iteris_core import CalibrationError, IterisError
+from ...iteris_core.devices import is_out_of_memory
+from ...iteris_core.diffusion.model import DenoiserRow, Encoded
+from .other_nodes import functions_in, wrappers_of
+
+# What a function may raise that finds other options or inputs than it expects.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# Each prompt's mark among the rows of a call.
+_MARKS: WeakKeyDictionary[Encoded, Any] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options of a MODEL's calls.
+
+    Args:
+        model: The MODEL, loaded.
+        shared: Options that are the same in all calls.
+        hooks: Hooks that the CLIP puts on each prompt; None: there are none.
+    """
+
+    model: Any
+    shared: Mapping[str, Any]
+    hooks: Any
+
+    @property
+    def are_read(self) -> bool:
+        """Whether functions of other nodes may read the options, so that rows of one call have one
+        noise level, as in the host's samplers.
+        """
+        return any(self.shared.values()) or self.hooks is not None
+
+    def of_call(self, rows: Sequence[DenoiserRow], sigma: Tensor, levels: Tensor) -> dict[str, Any]:
+        """Return the options of one call, which the host may change.
+
+        Args:
+            rows: The rows of the call.
+            sigma: Their noise levels on the model's device, (rows,).
+            levels: All noise levels of a sampling run.
+        """
+        of_hooks = self.model.apply_hooks(hooks=self.hooks)
+        options = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
+        marks = [_MARKS.setdefault(row.prompt, uuid4()) for row in rows]
+        return options | {
+            "cond_or_uncond": [int(row.is_negative) for row in rows],
+            "uuids": marks,
+            "sigmas": sigma[:1],
+            "sample_sigmas": levels.to(sigma.device),
+        }
+
+    def run(self, call: Callable[[], Tensor]) -> Tensor:
+        """Return what a call of the model returns.
+
+        Raises:
+            CalibrationError: It fails, and functions of other nodes take part; names them.
+        """
+        try:
+            return call()
+        except _FAILURES as error:
+            names = functions_in(self.shared)
+            if isinstance(error, IterisError) or is_out_of_memory(error) or not names:
+                raise
+            raise CalibrationError(
+                f"the MODEL fails with {type(error).__name__}: {error}. It carries changes of "
+                f"other nodes: {', '.join(names)}. Likely one of them expects what is there only "
+                "while a picture is sampled. Connect MODEL from before its node, and put that node "
+                "behind the merge"
+            ) from error
+
+
+@contextmanager
+def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[SamplingOptions]:
+    """Load a MODEL, prepare it for calls as the host's samplers do, and yield their options.
+
+    Args:
+        model: The MODEL, a clone of one's own.
+        clip: The CLIP whose hooks count.
+        memory_required: Bytes to keep free.
+
+    Raises:
+        CalibrationError: Hooks whose strength changes while a picture is sampled.
+    """
+    hooks = clip.apply_hooks_to_conds
+    for hook in () if hooks is None else hooks.hooks:
+        if hook.hook_keyframe.keyframes:
+            raise CalibrationError(
+                "the CLIP carries hooks whose strength changes while a picture is sampled "
+                "(keyframes), and the rows of a merge wait for each other at different steps of "
+                "it. Connect CLIP from before these hooks, and set them on the merged CLIP"
+            )
+    model.hook_mode = comfy.hooks.EnumHookMode.MinVram  # one group of hooks: nothing to cache
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    conds = {"positive": [{} if hooks is None else {"hooks": hooks}]}
+    comfy.sampler_helpers.prepare_model_patcher(model, conds, options)
+    try:
+        # models that other nodes have attached, such as a control's, belong to the base
+        models = [
+            model,
+            *comfy.sampler_helpers.get_additional_models_from_model_options(options),
+            *model.get_nested_additional_models(),
+        ]
+        comfy.model_management.load_models_gpu(models, memory_required=memory_required)
+        shared = options["transformer_options"] | {"wrappers": wrappers_of(model)[0]}
+        model.pre_run()
+        yield SamplingOptions(model, shared, hooks)
+    finally:
+        model.cleanup()
+        model.restore_hook_patches()
