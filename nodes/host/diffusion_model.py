@@ -254,8 +254,7 @@ class ComfyModel:
         """Return clones of MODEL and CLIP that carry the adapters, as stock LoraLoaders would patch
         them one after the other.
         """
-        model = self.model.clone()
-        clip = self.clip.clone()
+        model, clip = self._clones()
         for adapter in adapters:
             keys = set(kohya.to_tensors(adapter, self.keys.base_of_module, self.keys.kernels))
             text, denoiser = adapter.split(self.is_text_module)
@@ -285,8 +284,7 @@ class ComfyModel:
         LoraLoader patches it; where that is known to misread them, as they were read here. The
         tensors are let go, so that this can be asked once for each use.
         """
-        model = self.model.clone()
-        clip = self.clip.clone()
+        model, clip = self._clones()
         tensors = self._files.pop(lora.use)
         misread = misread_by_host(tensors, self.keys)
         patches = patches_of_file(tensors, lora.adapter, self.keys, misread)
@@ -310,8 +308,23 @@ class ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""
         return self._like(*self.patched(replace(adapter, vectors={})))
 
+    def _clones(self) -> tuple[Any, Any]:
+        model, clip = self.model.clone(), self.clip.clone()
+        self._let_inherit(model, clip)
+        return model, clip
+
+    def _let_inherit(self, model: Any, clip: Any) -> None:
+        """Let the user's own MODEL and CLIP take over the places of clones of clones in the host's
+        list of loaded models.
+
+        A clone's place goes to its parent. Where both go at once, as with the frames of an error,
+        it would stay taken by a model that nobody can unload.
+        """
+        model.parent, clip.patcher.parent = self.model.parent, self.clip.patcher.parent
+
     def _like(self, model: Any, clip: Any) -> ComfyModel:
         made = ComfyModel(model, clip, keeps_runs=False)
+        self._let_inherit(made.model, made.clip)
         made.memory_required = self.memory_required
         if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
             made.texts = self.texts  # with what they have read

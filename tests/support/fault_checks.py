@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -231,6 +232,8 @@ def complaints(merge: Merge, moment: Moment, kind: Kind, before: State) -> list[
         merge.result(moments)
         found.append("it ended without an error")
     except BaseException as error:
+        trace = sys.exc_info()[2]  # as ComfyUI does: a cycle that holds all frames until collected
+        assert trace is not None
         if not isinstance(error, kind.ends_in):
             found.append(f"it ended in {type(error).__name__}: {error}")
     found += before.changes(State.of(merge))
@@ -238,6 +241,21 @@ def complaints(merge: Merge, moment: Moment, kind: Kind, before: State) -> list[
         gc.collect()
         found += ["forward calls wait"] * (moments.waiting() > 0)
     return found
+
+
+def left_in_host(texts: list[str]) -> list[str]:
+    """Return what the host's list of loaded models has that nobody can unload, and what it has
+    logged of models that leak.
+    """
+    gc.collect()
+    entries = comfy.model_management.current_loaded_models
+    dead = [type(entry.real_model()).__name__ for entry in entries if entry.is_dead()]
+    found = [f"{name} is dead in the list of loaded models" for name in dead]
+    if len(entries) > 2:
+        found.append(f"{len(entries)} models are loaded")
+    logged = [text for text in texts if "memory leak" in text]
+    texts.clear()
+    return found + logged[:1]
 
 
 @torch.inference_mode()
@@ -259,7 +277,9 @@ def main(everywhere: bool) -> None:
     for number, moment in enumerate(moments if everywhere else each_layer_once(moments)):
         name = list(KINDS)[number % len(KINDS)]
         counts.update(("faults", moment.part, name))
-        found = complaints(merge, moment, KINDS[name], before)
+        with family_checks.messages() as texts:
+            found = complaints(merge, moment, KINDS[name], before)
+            found += left_in_host(texts)
         if everywhere or number % 10 == 0:
             counts["merges after a fault"] += 1
             if not same_tensors(merge.again(), expected):
