@@ -142,6 +142,7 @@ class Adapter:
             silently.
         metadata: Metadata of the file.
         vectors: Parameter path (a bias, or a norm's weight) -> difference that is added to it.
+        keys: Number of keys of the file; 0: it is not known.
     """
 
     name: str
@@ -149,6 +150,12 @@ class Adapter:
     unmatched: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: int = 0
+
+    @property
+    def unread(self) -> float:
+        """The share of the file's keys that belong to no module of the model."""
+        return len(self.unmatched) / self.keys if self.keys else 0.0
 
     @property
     def is_idle(self) -> bool:

@@ -22,6 +22,7 @@ from .rivals.registry import check_options
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
+_MUCH_UNREAD = 0.05  # of a file's keys: no longer a stray one or two
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def _report(
     return MergeReport(
         layers=tuple(layer.report() for layer in result.layers.values()),
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
+        unread=much_unread(adapters),
         notes=tuple(notes),
         changes=result.changes,
         memory_bytes=result.memory_bytes,
@@ -147,6 +149,11 @@ def check_given_the_same(
         for path, delta in adapter.deltas.items()
     ]
     processes.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
+
+
+def much_unread(adapters: Sequence[Adapter]) -> dict[str, float]:
+    """Return the share of a file that was not read, of adapters of which that is much."""
+    return {adapter.name: adapter.unread for adapter in adapters if adapter.unread > _MUCH_UNREAD}
 
 
 def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:

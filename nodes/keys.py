@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,6 @@ from ..iteris_core.files.parts import WeightPart
 UNET_PREFIX = "diffusion_model."
 # The host's name of a text encoder -> that of diffusers.
 _TOWERS = {"clip_l.transformer.": "text_encoder.", "clip_g.transformer.": "text_encoder_2."}
-
-_KOHYA_TEXT = re.compile(r"lora_te\d*_")
 
 # A part of a weight as the host has it in its tables and patches: (dimension, start, length).
 Offset = tuple[int, int, int]
@@ -180,8 +177,7 @@ def model_keys(
     part_of_base = {}
     for base, weight in spelled.items():
         path = weight.module
-        of_others = _KOHYA_TEXT.match(base) and not base.startswith(family.text_bases)
-        if path not in modules or path not in saved_as or of_others:
+        if path not in modules or path not in saved_as:
             continue
         if weight.is_whole:
             module_of_base[base] = path
@@ -201,7 +197,8 @@ def model_keys(
 
 def _of_transformer(entries: Mapping[str, HostWeight]) -> Iterator[tuple[str, HostWeight]]:
     """Yield the spellings of diffusers and PEFT for what the host reads under a transformer's
-    names; those of diffusers first, since a name can be in both.
+    names; those of diffusers first, since a name can be in both. Last those of diffusers as kohya's
+    trainers spell names, which musubi-tuner saves for Z-Image.
     """
     for own in ("transformer.", UNET_PREFIX):
         for base, weight in entries.items():
@@ -214,6 +211,9 @@ def _of_transformer(entries: Mapping[str, HostWeight]) -> Iterator[tuple[str, Ho
                     "base_model.model.transformer.",
                 ):
                     yield prefix + name, weight
+    for base, weight in entries.items():
+        if base.startswith("transformer."):
+            yield "lora_unet_" + base.removeprefix("transformer.").replace(".", "_"), weight
 
 
 def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:

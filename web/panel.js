@@ -81,7 +81,7 @@ function verdictOf({ loras, against, advice, bounds }, say) {
 }
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf({ name, kept, between, level, levels, advice }, told, say) {
+function keptOf({ name, kept, between, level, levels, advice, unread }, told, say) {
   const line = html("div", `iteris-kept iteris-${level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
   line.title = told;
@@ -97,6 +97,7 @@ function keptOf({ name, kept, between, level, levels, advice }, told, say) {
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);
+  if (unread) line.append(html("div", "iteris-warning iteris-unread", say("unread", { percent: percent(unread) })));
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }

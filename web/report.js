@@ -88,7 +88,7 @@ export function figures(report) {
 function verdict({ verdict: found }) {
   if (!found) return null;
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, between, level, levels, advice }) => ({ name: lora, kept: rounded(kept), between: between && between.map(rounded), level, levels, advice }));
+  const loras = found.loras.map(({ lora, kept, between, level, levels, advice, unread = 0 }) => ({ name: lora, kept: rounded(kept), between: between && between.map(rounded), level, levels, advice, unread }));
   return { loras, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
 }
 
@@ -122,8 +122,9 @@ function overall(report, tasks) {
   return lines;
 }
 
-function warnings({ warnings: failed = [], unmatched = {} }) {
-  const found = Object.entries(unmatched).filter(([, keys]) => keys.length);
+function warnings({ warnings: failed = [], unmatched = {}, unread = {} }) {
+  // where much of a file was not read, the report has a warning of its own
+  const found = Object.entries(unmatched).filter(([name, keys]) => keys.length && !(name in unread));
   return [...failed, ...found.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`)];
 }
 

@@ -20,7 +20,7 @@ from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError
-from ..merging import MergeResult, merge, notes_about_vectors, smallest_size
+from ..merging import MergeResult, merge, much_unread, notes_about_vectors, smallest_size
 from ..network import Network
 from ..progress import StageProgress, at_intervals, nobody
 from ..report.records import MergeReport, Note, joined
@@ -423,5 +423,6 @@ def _report(
     return replace(
         report,
         unmatched={adapter.name: adapter.unmatched for adapter in used if adapter.unmatched},
+        unread=much_unread(used),
         notes=tuple(notes),
     )

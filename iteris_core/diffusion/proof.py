@@ -320,7 +320,7 @@ def _check_reading(
         raise AdapterError(
             f"{name}: ComfyUI's own loader makes another change of it than IterIS: they differ by "
             f"{misread:.0%} of what it does to {view[0].caption!r}, and a merge would be measured "
-            f"on the wrong LoRA. {_MISREAD}"
+            f"on the wrong LoRA. {_of_unread(lora.adapter.unmatched)}{_MISREAD}"
         )
 
 
@@ -381,6 +381,13 @@ def _of_missed(missed: Sequence[str]) -> str:
         "with int8 layers behind an activation, or is compiled. Load the model in 16 bit, fp8 or "
         "GGUF, and merge in front of nodes that compile it"
     )
+
+
+def _of_unread(keys: Sequence[str]) -> str:
+    """Return a sentence about keys that were not read, or nothing."""
+    if not keys:
+        return ""
+    return f"{len(keys)} keys of its file were not read, such as {keys[0]!r}. "
 
 
 def caption_of(lora: LoadedLora) -> str:

@@ -7,6 +7,7 @@ caller brings the model's keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import cast
@@ -24,6 +25,8 @@ from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys
 from .parts import WeightPart
 from .roles import ALPHA, DIFF, DIFF_B, DOWN, UP, VECTORS
+
+_KOHYA_TEXT = re.compile(r"lora_te\d*_")
 
 
 def parse(
@@ -86,24 +89,35 @@ def parse(
         of_weight[part] = delta
     if not parts and not vectors:
         raise AdapterError(f"{name}: {_no_key_fits(tensors, metadata, keys.family)}")
-    _check_family(name, tensors, metadata or {}, keys.family)
+    _check_family(name, groups, tensors, metadata or {}, keys.family)
     deltas = {path: _together(of_weight) for path, of_weight in parts.items()}
-    return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors)
+    return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors, len(tensors))
 
 
 def _check_family(
-    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family
+    name: str,
+    bases: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    family: Family,
 ) -> None:
-    """Refuse a file that fits the model and says that it is for a model of another family, such as
-    SD1.5's text encoder in SDXL.
+    """Refuse a file that fits the model and is for a model of another family, such as SD1.5's text
+    encoder in SDXL: its metadata say so, or it has names of text encoders that this family's
+    trainers do not write.
 
-    What it says does not count against keys that show this family: merges and old trainers write
-    the wrong base model.
+    Neither counts against keys that show this family: merges and old trainers write the wrong base
+    model, and call SDXL's first text encoder like SD1.5's.
 
     Raises:
-        AdapterError: The file says so, and its keys do not show this family.
+        AdapterError: It is for another family, and its keys do not show this one.
     """
+    of_others = [
+        base for base in bases if _KOHYA_TEXT.match(base) and not base.startswith(family.text_bases)
+    ]
+    shown = other_family(tensors, {}, family) if of_others else None
     said = other_family({}, metadata, family)
+    if shown is not None and of_others[0].startswith(shown.text_bases):
+        said = shown
     if said is not None and family_of(tensors) != family:
         raise AdapterError(f"{name}: {_for_another(said, family)}")
 

@@ -186,6 +186,7 @@ class MergeReport:
         tried: The ways that were compared, where several were.
         method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
+        unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
     """
 
     layers: tuple[LayerReport, ...]
@@ -198,6 +199,7 @@ class MergeReport:
     tried: tuple[Tried, ...] = ()
     method: str = "iteris"
     max_iter: int | None = None
+    unread: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
@@ -235,6 +237,7 @@ class MergeReport:
             can_check=calibration.get("held_out") == 0,
             cut=statistics.median(asked) if asked else 0.0,
             leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
+            unread=self.unread,
         )
 
     @property
@@ -247,11 +250,20 @@ class MergeReport:
 
     @property
     def warnings(self) -> list[str]:
-        """The alarms in sentences for the user, and notes that are warnings, to be shown right
-        after the verdict; empty for a merge that holds.
+        """The alarms in sentences for the user, files of which much was not read, and notes that
+        are warnings, to be shown right after the verdict; empty for a merge that holds.
         """
+        unread = [self._unread_line(name) for name in self.unread]
         noted = [note.text for note in self.notes if note.kind == _WARNING]
-        return [*warnings_of(self.alarms), *noted]
+        return [*warnings_of(self.alarms), *unread, *noted]
+
+    def _unread_line(self, name: str) -> str:
+        keys = self.unmatched[name]
+        return (
+            f"{name}: {100 * self.unread[name]:.0f} % of its file was not read, since {len(keys)} "
+            f"keys belong to no module of this model, such as {keys[0]}. The merge is without that "
+            "part of it: use a LoRA made for this model, or one in the names of another trainer"
+        )
 
     @property
     def alerts(self) -> list[str]:
@@ -355,6 +367,8 @@ class MergeReport:
                 f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
             )
         for adapter, keys in self.unmatched.items():
+            if adapter in self.unread:  # among the warnings
+                continue
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             lines.append(
                 f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}"
@@ -409,13 +423,16 @@ def joined(*reports: MergeReport) -> MergeReport:
     method.
     """
     unmatched: dict[str, tuple[str, ...]] = {}
+    unread: dict[str, float] = {}
     settings: dict[str, Any] = {}
     for report in reports:
         unmatched.update(report.unmatched)
+        unread.update(report.unread)
         settings.update(report.settings)
     return MergeReport(
         layers=tuple(layer for report in reports for layer in report.layers),
         unmatched=unmatched,
+        unread=unread,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         memory_bytes=max(
             (report.memory_bytes for report in reports if report.memory_bytes is not None),

@@ -85,6 +85,7 @@ class Kept:
             they are too few to tell.
         levels: The levels of this range, the best first.
         advice: What to do about it; None where it is good, or the verdict's advice is for all.
+        unread: Share of its file that was not read, and so is not in the merge; 0: hardly any.
     """
 
     lora: str
@@ -93,6 +94,7 @@ class Kept:
     between: tuple[float, float] | None
     levels: tuple[Level, ...]
     advice: Advice | None = None
+    unread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Circumstances:
         cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         leaks: (LoRA, other LoRA) -> how much the other one gets into its prompts, stacked and
             merged.
+        unread: Name of a LoRA -> share of its file that was not read, where that is much.
     """
 
     method: str = "iteris"
@@ -191,6 +194,7 @@ class Circumstances:
     can_check: bool = False
     cut: float = 0.0
     leaks: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    unread: Mapping[str, float] = field(default_factory=dict)
 
 
 def verdict_of(
@@ -216,7 +220,8 @@ def verdict_of(
             advice = _advice(found, best, len(measured), circumstances)
         between = found.between
         levels = _levels(*between) if between else (level,)
-        loras.append(Kept(found.lora, found.kept, level, between, levels, advice))
+        unread = circumstances.unread.get(found.lora, 0.0)
+        loras.append(Kept(found.lora, found.kept, level, between, levels, advice, unread))
     is_good = all(kept.level == "good" for kept in loras)
     return Verdict(tuple(loras), against, None if is_good else together)
 
@@ -270,7 +275,9 @@ def line_of(kept: Kept) -> str:
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
     likely = "likely " if len(kept.levels) > 1 else ""
-    return f"{kept.lora}: kept {_percent(kept.kept)}{between}, {likely}{kept.level}{advice}"
+    unread = f", {_percent(kept.unread)} of its file not read" if kept.unread else ""
+    level = f"{likely}{kept.level}{unread}{advice}"
+    return f"{kept.lora}: kept {_percent(kept.kept)}{between}, {level}"
 
 
 def _sentence(advice: Advice) -> str:

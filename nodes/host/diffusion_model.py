@@ -287,7 +287,7 @@ class ComfyModel:
         model, clip = self._clones()
         tensors = self._files.pop(lora.use)
         misread = misread_by_host(tensors, self.keys)
-        patches = patches_of_file(tensors, lora.adapter, self.keys, misread)
+        patches = patches_of_file(tensors, self.keys, misread)
         strength_of = self._strengths(lora.use)
         for patcher, of_text in ((model, False), (clip, True)):
             by_strength: dict[float, dict[Any, Any]] = {}

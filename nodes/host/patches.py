@@ -36,26 +36,23 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
 
 
 def patches_of_file(
-    tensors: Mapping[str, Tensor], adapter: Adapter, keys: HostKeys, misread: Container[str]
+    tensors: Mapping[str, Tensor], keys: HostKeys, misread: Container[str]
 ) -> dict[Any, Any]:
     """Return a LoRA's tensors as the host's own loader reads them: weight, or (weight, part of it[,
     function]) -> patch.
 
-    Keys that the adapter reports as unmatched, and its changes of biases and norms, are left out.
+    Its changes of biases and norms, which rows do not wear, are left out.
 
     Args:
-        tensors: The file's content, in the names to which the host converts it.
-        adapter: The same as an adapter.
+        tensors: The file's whole content, in the names to which the host converts it.
         keys: Keys of the model.
         misread: Modules to leave out; see `misread_by_host`.
     """
-    unmatched = set(adapter.unmatched)
-    read = {key: tensor for key, tensor in tensors.items() if key not in unmatched}
-    loaded = comfy.lora.load_lora(read, keys.table, log_missing=False)
+    loaded = comfy.lora.load_lora(dict(tensors), keys.table, log_missing=False)
     return {
         entry: patch
         for entry, patch in loaded.items()
-        if HostWeight.of(entry).weight not in adapter.vectors
+        if HostWeight.of(entry).weight not in keys.vector_sizes
         and HostWeight.of(entry).module not in misread
     }
 

@@ -117,3 +117,23 @@ def test_a_report_is_text_without_control_characters():
     assert all(line.isprintable() for line in str(report).splitlines())
     assert "WARNING: the merge" not in [line[:18] for line in str(report).splitlines()]
     assert r"a\x1b[2J: 1 keys belong to no module of this model: key\u202e" in str(report)
+
+
+def test_a_file_of_which_much_was_not_read_is_a_warning_and_no_detail():
+    keys = ("lora_unet_q.alpha", "lora_unet_q.lora_up.weight")
+    report = MergeReport(
+        (layer("x", 2, a=0.1),),
+        {"a": keys, "b": ("stray",)},
+        fidelity=(TaskFidelity("a", 0.1, 0.9, 4), TaskFidelity("b", 0.1, 0.9, 4)),
+        unread={"a": 0.46},
+    )
+    verdict, other, warning, _, *details = str(report).splitlines()
+    assert verdict == "a: kept 90 %, good, 46 % of its file not read"
+    assert other == "b: kept 90 %, good"
+    assert warning.startswith("a: 46 % of its file was not read, since 2 keys belong to no module")
+    assert warning in report.warnings and warning in report.alerts
+    assert [line for line in details if "belong to" in line] == [
+        "  b: 1 keys belong to no module of this model: stray"
+    ]
+    assert joined(report, MergeReport(())).unread == {"a": 0.46}
+    assert report.to_dict()["verdict"]["loras"][0]["unread"] == 0.46

@@ -265,7 +265,7 @@ def test_the_json_carries_it():
     again = json.loads(json.dumps(made.to_dict(), allow_nan=False))["verdict"]
     prompts, weaker = ({"kind": kind, "names": []} for kind in ("prompts", "weaker"))
     assert again["loras"] == [
-        {**one, "between": None, "levels": [one["level"]]}
+        {**one, "between": None, "levels": [one["level"]], "unread": 0.0}
         for one in (
             {"lora": "cat", "kept": 0.5, "level": "weak", "advice": prompts},
             {"lora": "ink", "kept": 0.0, "level": "lost", "advice": weaker},

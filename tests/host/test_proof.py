@@ -71,6 +71,22 @@ def test_a_weight_that_is_misread_in_part_is_an_error(cases, family, case):
     assert found["text"].startswith("first: ComfyUI's own loader makes another change of it")
 
 
+def test_keys_that_the_host_applies_and_nobody_has_read_are_an_error(cases):
+    found = cases["Flux.1 forgotten keys"]
+    assert found["error"] == "AdapterError"
+    assert found["text"].startswith("first: ComfyUI's own loader makes another change of it")
+    assert "keys of its file were not read, such as 'transformer.single_" in found["text"]
+
+
+@pytest.mark.parametrize(
+    "case", ["SDXL in old names", "SD3.5 in old names", "Z-Image in musubi's names"]
+)
+def test_names_of_few_trainers_are_read_whole(cases, case):
+    found = cases[case]
+    assert found["unmatched"] == []
+    assert max(found["rounded"].values()) < ROUNDING
+
+
 def test_it_is_so_where_the_host_rounds(cases):
     found = cases["Flux.1 in fp8 forgotten order"]
     assert found["error"] == "AdapterError"

@@ -99,6 +99,7 @@ def test_parts_of_a_transformers_weights():
         "layers.0.to_k",
         "base_model.model.layers.0.to_k",
         "base_model.model.transformer.layers.0.to_k",
+        "lora_unet_layers_0_to_k",  # musubi-tuner's for Z-Image
     ):
         assert keys.part_of_base[base] == to_k
         assert keys.own_base(base) == "transformer.layers.0.to_k"
@@ -181,8 +182,9 @@ def test_two_text_encoders(xl_keys):
     path = xl_keys.module_of_base["text_encoder.encoder.layers.0.k"]
     assert path == "clip_l.transformer.text_model.encoder.layers.0.k"
     assert xl_keys.base_of_module[path] == "lora_te1_text_model_encoder_layers_0_k"
-    # no trainer of SDXL writes these; they are SD1.5's
-    assert "lora_te_text_model_encoder_layers_0_q" not in xl_keys.module_of_base
+    # a few old files of SDXL have SD1.5's name of it, as ComfyUI knows
+    path = xl_keys.module_of_base["lora_te_text_model_encoder_layers_0_q"]
+    assert path == "clip_l.transformer.text_model.encoder.layers.0.q"
     # SDXL's trainers use the names of its own code
     of_unet = xl_keys.base_of_module["diffusion_model.middle_block.1.q"]
     assert of_unet == "lora_unet_middle_block_1_q"
@@ -202,6 +204,19 @@ def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
     }
     with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
         kohya.parse("file", tensors, xl_keys)
+
+
+def test_the_first_text_encoder_of_sdxl_under_its_old_name_is_read(xl_keys):
+    """Where the other keys show SDXL."""
+    tensors = {
+        "lora_te_text_model_encoder_layers_0_q.lora_down.weight": torch.ones(1, 3),
+        "lora_te_text_model_encoder_layers_0_q.lora_up.weight": torch.ones(3, 1),
+        "lora_unet_middle_block_9_attn2_to_k.lora_down.weight": torch.ones(1, 2048),
+        "lora_unet_middle_block_9_attn2_to_k.lora_up.weight": torch.ones(8, 1),
+    }
+    adapter = kohya.parse("file", tensors, xl_keys)
+    assert list(adapter.deltas) == ["clip_l.transformer.text_model.encoder.layers.0.q"]
+    assert adapter.unread == 0.5
 
 
 @pytest.mark.parametrize("with_unet", [False, True], ids=["alone", "beside a layer that fits"])

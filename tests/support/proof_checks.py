@@ -22,7 +22,7 @@ import tiny_hosts
 import torch
 from iteris_pack.nodes.host import diffusion_model
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
-from iteris_pack.nodes.keys import HostWeight
+from iteris_pack.nodes.keys import HostKeys, HostWeight
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
@@ -48,6 +48,17 @@ def forgotten_order() -> Iterator[None]:
         yield
     finally:
         HostWeight.part_of = part_of
+
+
+@contextmanager
+def forgotten_keys() -> Iterator[None]:
+    """Read files as if nobody knew the keys of single blocks, which the host knows."""
+    place_of = HostKeys.place_of
+    HostKeys.place_of = lambda keys, base: None if "single_" in base else place_of(keys, base)
+    try:
+        yield
+    finally:
+        HostKeys.place_of = place_of
 
 
 @contextmanager
@@ -113,6 +124,19 @@ def scaled_part(adapter: Adapter) -> Adapter:
     return replace(adapter, deltas={**adapter.deltas, path: LowRankDelta(up, delta.down)})
 
 
+def renamed(tensors: family_checks.Tensors, old: str, new: str) -> family_checks.Tensors:
+    """Return tensors of which those of diffusers' names that begin with a word have names as kohya's
+    trainers make them, beginning with another.
+    """
+    found = {}
+    for key, tensor in tensors.items():
+        base, dot, ending = key.rpartition(".lora_")
+        if dot and base.startswith(old):
+            key = f"{new}{base.removeprefix(old).replace('.', '_')}{dot}{ending}"
+        found[key] = tensor
+    return found
+
+
 def with_bias(host: ComfyModel, tensors: family_checks.Tensors) -> family_checks.Tensors:
     """Return a LoRA's tensors with a large change of one bias, which rows do not wear, and with an
     alpha, which is in the file alone.
@@ -144,6 +168,7 @@ class Case:
         strength: Strength of the LoRA.
         blocks: Weights of its blocks.
         without: Its layers that are left out.
+        renamed: How some names of the file begin, and how they shall begin in kohya's style.
     """
 
     family: str
@@ -154,6 +179,7 @@ class Case:
     strength: float = 1.0
     blocks: str = ""
     without: tuple[str, ...] = ()
+    renamed: tuple[str, str] = ("nothing", "")
 
 
 BLOCKS = {
@@ -175,6 +201,10 @@ CASES = {
         for family, (blocks, without) in BLOCKS.items()
         for fault, wrong in (("", nullcontext), (" forgotten", forgotten_blocks))
     },
+    "Flux.1 forgotten keys": Case("Flux.1", forgotten_keys),
+    "SDXL in old names": Case("SDXL", renamed=("text_encoder.", "lora_te_")),
+    "SD3.5 in old names": Case("SD3.5", renamed=("text_encoder.", "lora_te_")),
+    "Z-Image in musubi's names": Case("Z-Image", renamed=("transformer.", "lora_unet_")),
     "Flux.1 uncalled layers": Case("Flux.1", uncalled_layers),
     **{
         f"{family} in {name} {fault}": Case(family, dtype=dtype, strength=strength, **wrong)
@@ -201,6 +231,7 @@ def proved(case: Case) -> dict[str, Any]:
     with case.wrong():
         host = ComfyModel(model, tiny_hosts.clip_of(tiny))
         tensors = with_bias(host, family_checks.lora_of(host, 1, "diffusers"))
+        tensors = renamed(tensors, *case.renamed)
         lora = family_checks.loaded(
             host,
             "first",
@@ -228,6 +259,7 @@ def proved(case: Case) -> dict[str, Any]:
     return {
         "rounded": whole.rounded,
         "layers": len(lora.adapter.deltas),
+        "unmatched": lora.adapter.unmatched[:3],
         "notes": [n.text for n in whole.notes],
         "steps": steps,
         "kept": kept,
