@@ -192,10 +192,14 @@ def share_out(
     return Room(size, waiting, working(size) + min(waiting, takes(samples)), missing)
 
 
+# What torch says where a device has no room: most backends, and the host on Linux and Windows.
+_FULL = ("out of memory", "can't allocate memory", "not enough memory")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means an exhausted device. Not every backend has an error type for it."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)
     )
 
 
@@ -230,7 +234,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     while size:
         try:
             return run(size)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # run again outside of this block: the error holds the frames of the failed call, and

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..adapters import check_adapters, check_result
 from ..config import MergeConfig
+from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError, SolveError, plain
 from ..merging import MergeResult, check_ranks
@@ -124,9 +125,27 @@ def merge_and_check(
         cost: What `planned` has returned for this merge, if it was asked.
 
     Raises:
-        IterisError: Settings that do not fit together, or an error of `merge_diffusion`, of the
-            check or of `proof`.
+        IterisError: Settings that do not fit together, memory that runs out even with the smallest
+            calls, or an error of `merge_diffusion`, of the check or of `proof`.
     """
+
+    def run(_: int) -> MergeResult:
+        return _merge_and_check(model, loras, calibration, settings, progress, watch, cost)
+
+    # most of it makes smaller calls by itself; what does not, ends in a sentence
+    return with_smaller_calls(run, 1, "the merge")
+
+
+def _merge_and_check(
+    model: DiffusionHost,
+    loras: Sequence[LoadedLora],
+    calibration: Calibration,
+    settings: MergeSettings,
+    progress: StageProgress,
+    watch: Watch,
+    cost: Cost | None,
+) -> MergeResult:
+    """See `merge_and_check`."""
     calibration = calibration.for_family(model.family)
     settings.check(calibration)
     used = loras_in_use(loras)

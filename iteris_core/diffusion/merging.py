@@ -253,7 +253,11 @@ def merge_text_encoder(
                 result = solver.merge(network, adapters, tasks, TEXT_STAGE)
                 outputs = _outputs_of(result)
             else:
-                outputs = [read_by_base(network, task.samples) for task in tasks]
+                outputs = with_smaller_calls(
+                    lambda size: [read_by_base(network, task.samples, size) for task in tasks],
+                    max(len(task.samples) for task in tasks),
+                    "reading the prompts",
+                )
     contexts = {}
     for plan, rows in zip(plans, outputs, strict=True):
         counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
@@ -291,14 +295,19 @@ def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Any, Any]]]:
 
 
 @torch.no_grad()
-def read_by_base(network: Network, samples: Sequence[Sample]) -> list[tuple[Any, Any]]:
+def read_by_base(
+    network: Network, samples: Sequence[Sample], rows_per_call: int
+) -> list[tuple[Any, Any]]:
     """Return the encoded rows of teacher and student where no LoRA changes the encoder."""
-    rows = network.forward([sample.teacher for sample in samples])
+
+    def encoded(texts: Sequence[Any]) -> list[Any]:
+        starts = range(0, len(texts), rows_per_call)
+        return [row for i in starts for row in network.forward(texts[i : i + rows_per_call])]
+
+    rows = encoded([sample.teacher for sample in samples])
     others = [sample for sample in samples if sample.student is not None]
-    students = {}
-    if others:
-        encoded = network.forward([sample.student for sample in others])
-        students = {id(sample): row for sample, row in zip(others, encoded, strict=True)}
+    of_others = encoded([sample.student for sample in others])
+    students = {id(sample): row for sample, row in zip(others, of_others, strict=True)}
     return [(row, students.get(id(sample), row)) for sample, row in zip(samples, rows, strict=True)]
 
 

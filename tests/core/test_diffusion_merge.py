@@ -18,7 +18,7 @@ from iteris_core.diffusion.calibration import (
     own_captions,
 )
 from iteris_core.diffusion.foreseen import PCIE, Waiting, foresee
-from iteris_core.diffusion.job import MergeSettings, planned
+from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
 from iteris_core.rows.parking import Parking
 
@@ -519,3 +519,47 @@ def test_nothing_is_told_where_all_rows_have_room(foreseen, caplog):
     assert notes == [] and (waiting.copied, waiting.elsewhere) == (0, 0)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert foreseen(None)[1] == [0]  # nothing was counted this time
+
+
+# --- out of memory ---
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried ..."),
+        MemoryError(),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+@pytest.mark.parametrize("part", ["text_encoder", "denoiser"])
+def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(
+    host, monkeypatch, part, error
+):
+    def full():
+        raise error
+
+    monkeypatch.setattr(host, part, full)
+    with pytest.raises(CalibrationError, match=r"the merge ran out of memory .* use fewer of them"):
+        merge_and_check(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT))
+
+
+def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host, monkeypatch):
+    """Where no LoRA changes the text encoder."""
+    loras = [host.lora("a", parts=("unet",)), host.lora("b", parts=("unet",))]
+    expected = merge_diffusion(host, loras, PRESERVE, EXACT).adapter
+    sizes = []
+
+    def small(module, args, output):
+        sizes.append(len(args[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("full")
+
+    handle = host.te.register_forward_hook(small)
+    found = merge_diffusion(host, loras, PRESERVE, EXACT).adapter
+    handle.remove()
+    assert max(sizes) > 2 and sizes[-1] <= 2
+    for path, delta in expected.deltas.items():
+        assert torch.allclose(delta.dense(), found.deltas[path].dense(), atol=1e-9)

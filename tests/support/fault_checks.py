@@ -45,7 +45,7 @@ from faults import (
 from iteris_pack.nodes.host import latent_cache
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 
-from iteris_core import MergeConfig, MergeResult
+from iteris_core import IterisError, MergeConfig, MergeResult
 from iteris_core.diffusion import job, merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.held_out import HeldOutCheck
@@ -72,7 +72,14 @@ PARTS = {
     "proof of the merge": (job, "prove_merged"),
 }
 _Cancelled = comfy.model_management.InterruptProcessingException
-KINDS = {**faults.KINDS, "cancel": Kind(_Cancelled, _Cancelled)}
+KINDS = {
+    # memory that is full ends in a sentence, wherever it is
+    **{
+        name: replace(kind, ends_in=IterisError) if kind.stays else kind
+        for name, kind in faults.KINDS.items()
+    },
+    "cancel": Kind(_Cancelled, _Cancelled),
+}
 
 
 class Merge:
