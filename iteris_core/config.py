@@ -139,8 +139,8 @@ class MergeConfig:
             goes on, so that later layers make up for the rounding.
         samples_per_chunk: Samples of one forward call, each of which is a teacher row and a student
             row.
-        waiting_bytes: For devices on which not all rows fit at once. What waits in host memory
-            costs a copy out and back at every layer.
+        waiting_bytes: For devices, the host among them, on which not all rows fit at once. What
+            waits in host memory, or in a file, costs a copy out and back at every layer.
         tokens_per_row: Most tokens of a row that are measured, at random places (rows "tokens per
             row").
         tokens_per_dimension: As many tokens as suffice for a layer's system; more only take time
@@ -224,7 +224,8 @@ class MergeConfig:
     waiting_bytes: int | None = setting(
         None,
         "Device memory for samples that wait while a layer is solved, in bytes. Others wait in "
-        "host memory, which is slower. If left out, all wait on the device.",
+        "host memory, or in a file where the model runs there, which is slower. If left out, all "
+        "wait on the device.",
         at_least=0,
         at_most=_MOST_BYTES,
     )

@@ -146,7 +146,7 @@ class Room:
     """
 
     samples_per_chunk: int
-    waiting_bytes: int | None
+    waiting_bytes: int
     required: float
     missing: float = 0.0
 
@@ -158,11 +158,11 @@ def share_out(
     free: float,
     *,
     sums: float = 0.0,
-    is_host: bool = False,
 ) -> Room:
-    """Share out a device's memory. What is left beside calls and sums is for samples that wait:
-    what they really hold is counted when they do, see `rows.parking`. Where it may not be enough
-    for all, calls are smaller, since that costs less than copies.
+    """Share out the memory of a device, or of the host where the model runs there. What is left
+    beside calls and sums is for samples that wait: what they really hold is counted when they do,
+    see `rows.parking`. Where it may not be enough for all, calls are smaller, since that costs less
+    than copies.
 
     Args:
         takes: Number of samples -> bytes that they take in a forward call, at most.
@@ -170,7 +170,6 @@ def share_out(
         most: Most samples of one forward call.
         free: Bytes that are free beside the whole model.
         sums: Bytes that a layer's sums and its solve take.
-        is_host: Whether the device is the host itself, so that nothing can wait elsewhere.
     """
 
     def at_once(share: float) -> int:
@@ -183,8 +182,6 @@ def share_out(
 
     missing = max(0.0, sums + takes(1) - free)
     size = at_once(1 / 4)
-    if is_host:
-        return Room(size, None, sums + takes(samples), missing)
     used = _USED * free
     if used - working(size) < takes(samples):
         size = at_once(1 / 20)
@@ -214,10 +211,21 @@ def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that a merge may still take on a device, torch's own reserve included; None
     if it does not report them.
     """
+    if device.type == "cpu":
+        return _free_on_host()
     if device.type != "cuda":
         return None
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserve
+
+
+def _free_on_host() -> int | None:
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    free: int = psutil.virtual_memory().available
+    return free
 
 
 def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from .model import DenoiserRow
 
 logger = logging.getLogger("iteris")
 PCIE = 12e9  # bytes a second between device and host that a card of these years really copies
+DISK = 0.5e9  # bytes a second that a plain SSD writes and reads for long
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Waiting:
         samples: Samples of the merge, two rows each.
         at_layers: Bytes that all of them hold at each layer.
         room: Bytes that they may hold on the device; the rest waits on the host.
+        in_file: Whether the device is the host, so that the rest waits in a file.
     """
 
     samples: int
     at_layers: Sequence[float]
     room: float
+    in_file: bool = False
 
     @property
     def widest(self) -> float:
@@ -53,14 +57,17 @@ class Waiting:
         """A note for the report where rows wait on the host."""
         if not self.copied:
             return ()
+        device, where, speed = "device", "the computer's memory", PCIE
+        if self.in_file:
+            device, where, speed = "computer's memory", "a file", DISK
         return (
             Note(
                 "memory",
                 f"the {2 * self.samples} rows of {self.samples} samples hold up to "
-                f"{self.widest / 1e9:.1f} GB while a layer is solved, and the device has "
-                f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in the "
-                f"computer's memory: {self.copied / 1e9:.0f} GB are copied, about "
-                f"{_spoken(self.copied / PCIE)}. To save that, lower resolution first, "
+                f"{self.widest / 1e9:.1f} GB while a layer is solved, and the {device} has "
+                f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in "
+                f"{where}: {self.copied / 1e9:.0f} GB are copied, about "
+                f"{_spoken(self.copied / speed)}. To save that, lower resolution first, "
                 f"then {called('trajectories')}",
             ),
         )
@@ -93,8 +100,10 @@ def foresee(
         room: See `Waiting`.
         parking: See `rows.held.held_bytes`.
     """
-    held = held_bytes(network, [row, row], paths, parking)
-    waiting = Waiting(samples, [samples * of_one for of_one in held.values()], room)
+    counting = parking or Parking(network.modules.values(), budget=sys.maxsize)
+    held = held_bytes(network, [row, row], paths, counting)
+    at_layers = [samples * of_one for of_one in held.values()]
+    waiting = Waiting(samples, at_layers, room, counting.is_in_file)
     logger.info(
         "%d rows wait at %d layers and hold up to %.2f GB there, counted on one sample; room for "
         "them: %.2f GB; to be copied: %.0f GB",

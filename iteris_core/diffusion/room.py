@@ -31,7 +31,7 @@ def with_room(
 ) -> MergeConfig:
     """Return settings whose calls, sums and waiting rows fit into a device's memory.
 
-    They stay as they are where ``waiting_bytes`` is given already, or on a host. Processes that
+    They stay as they are where ``waiting_bytes`` is given already. Processes that
     share a merge all take the memory of the device that has least.
 
     Args:
@@ -39,7 +39,7 @@ def with_room(
         loras: The LoRAs of the merge.
         calibration: Settings of the calibration samples.
         config: Settings of the merge; its calls are never made larger.
-        free: Bytes that are free on the model's device; None: it is the host.
+        free: Bytes that are free on the model's device; None: nobody knows, and nothing is changed.
         bytes_per_number: Size of a number of the model's rows.
 
     Raises:

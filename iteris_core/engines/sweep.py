@@ -179,6 +179,8 @@ class _Sweep:
         if self._stop is None or self._stop.path != path:
             measurement = Measurement.open(self.problem, path, module, x, self._inputs)
             self._stop = _Stop(path, Worn(measurement.teachers, None), measurement)
+            if self.parking is not None:
+                self.parking.rows_run_on(x.device)
             self._keep(*measurement.teachers)
         return self._stop
 

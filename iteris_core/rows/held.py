@@ -29,7 +29,7 @@ def held_bytes(
         network: The network; on torch's meta device it needs no memory.
         inputs: What each row reads, which does not count, as in a sweep.
         paths: Layers at which to wait.
-        parking: What counts, with room for all of it; None: what would wait on the host in a sweep.
+        parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
 
     Raises:
         CalibrationError: See `rows.lockstep.pause` and `rows.wearing.layer_hooks`.
@@ -39,6 +39,7 @@ def held_bytes(
     held: dict[str, int] = {}
 
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        counting.rows_run_on(x.device)
         pause(path)
         return y
 

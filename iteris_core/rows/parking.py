@@ -2,8 +2,8 @@
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
 they do not fit. Then chunks wait on the device as long as a budget lasts, and the tensors of the
-others wait on the host. The forward call does not notice: each tensor keeps its identity, only its
-storage is emptied and filled again.
+others wait on the host. Where the model runs on the host itself, they wait in a file. The forward
+call does not notice: each tensor keeps its identity, only its storage is emptied and filled again.
 
 What a chunk holds is counted, not estimated. At most layers the first chunk shows that all have
 room, so that the others are not looked at.
@@ -27,13 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import free_bytes
 from ..errors import CalibrationError
+from .paged_file import PagedFile, Pages
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _NESTING = 3
-HOST = frozenset({"cpu", "meta"})
+_PLENTY = 0.25  # of the host's free memory
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
 
@@ -43,11 +45,12 @@ class Parked:
     """A paused chunk.
 
     Args:
-        contents: Storages that are empty for the time being, and their contents on the host.
+        contents: Storages that are empty for the time being, and their contents: a tensor on the
+            host, or the pages of a file.
         staying: Bytes of the chunk that stay on the device.
     """
 
-    contents: list[tuple[torch.UntypedStorage, Tensor]]
+    contents: list[tuple[torch.UntypedStorage, Tensor | Pages]]
     staying: int
 
 
@@ -58,7 +61,8 @@ class Parking:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
         budget: Bytes that paused chunks may hold on the device together. A chunk beyond it waits on
             the host.
-        unparked: Types of devices whose tensors stay: those that have room.
+        unparked: Types of devices whose tensors stay; None: all but that on which the rows run, see
+            `rows_run_on`.
         smallest: Bytes of the smallest storage that is worth a copy.
     """
 
@@ -67,13 +71,15 @@ class Parking:
         modules: Iterable[nn.Module],
         *,
         budget: int = 0,
-        unparked: Collection[str] = HOST,
+        unparked: Collection[str] | None = None,
         smallest: int = _SMALLEST,
     ) -> None:
         self.modules = list(modules)
         self.budget = budget
         self.unparked = unparked
         self.smallest = smallest
+        self._device = ""
+        self._file: PagedFile | None = None
         self._staying_bytes = 0
         self._uncounted = 1  # chunks of this round, as long as none of them was counted; then 0
         self._each: int | None = None  # bytes of each chunk of this round, where all have room
@@ -84,6 +90,23 @@ class Parking:
     def held_bytes(self) -> int:
         """Bytes that paused chunks hold on the device."""
         return self._staying_bytes
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether what has no room waits in a file."""
+        return self.unparked is None and self._device == "cpu"
+
+    def rows_run_on(self, device: torch.device) -> None:
+        """Park the tensors of this device alone, from now on.
+
+        The budget may be another device's, where a text encoder runs on the host: there nothing is
+        written as long as memory is plenty.
+        """
+        if device.type == self._device:
+            return
+        self._device = device.type
+        if self.is_in_file:
+            self.budget = max(self.budget, int(_PLENTY * (free_bytes(device) or 0)))
 
     def new_round(self, chunks: int) -> None:
         """Look up all that stays again, as soon as the first of so many chunks is parked."""
@@ -106,7 +129,8 @@ class Parking:
         it, if the budget has no room for them.
 
         Raises:
-            CalibrationError: A tensor that waits already: another chunk holds it, too.
+            CalibrationError: A tensor that waits already: another chunk holds it, too; or the disk
+                has no room.
         """
         if self._each is not None:
             self._staying_bytes += self._each
@@ -119,8 +143,12 @@ class Parking:
         if self._staying_bytes + total <= self.budget:
             self._staying_bytes += total
             return Parked([], total)
-        contents = [(storage, _bytes_on_host(storage)) for storage in found]
+        if self.is_in_file and self._file is None:
+            self._file = PagedFile()
+        contents: list[tuple[torch.UntypedStorage, Tensor | Pages]] = []
         for storage in found:
+            content = _bytes_on_host(storage) if self._file is None else self._file.write(storage)
+            contents.append((storage, content))
             storage.resize_(0)
         logger.debug("%d bytes of a paused chunk wait on the host", total)
         return Parked(contents, 0)
@@ -131,8 +159,12 @@ class Parking:
         parked.staying = 0
         while parked.contents:
             storage, content = parked.contents.pop()
-            storage.resize_(content.numel())
-            storage.copy_(content.untyped_storage())
+            if isinstance(content, Tensor):
+                storage.resize_(content.numel())
+                storage.copy_(content.untyped_storage())
+            else:
+                assert self._file is not None
+                self._file.read(content, storage)
 
     def _storages_in(self, frame: FrameType | None) -> list[torch.UntypedStorage]:
         """Return the storages that nothing else uses, of a paused frame and those that called
@@ -143,7 +175,7 @@ class Parking:
         while frame is not None:
             for tensor in _tensors_in(list(frame.f_locals.values()), _NESTING):
                 key = _key(tensor)
-                if tensor.device.type in self.unparked or key in staying or key in found:
+                if self._stays(tensor) or key in staying or key in found:
                     continue
                 storage = tensor.untyped_storage()
                 if tensor.numel() and not storage.nbytes():
@@ -156,6 +188,12 @@ class Parking:
                     found[key] = storage
             frame = frame.f_back
         return list(found.values())
+
+    def _stays(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
+        kind = tensor.device.type
+        elsewhere = kind != self._device if self.unparked is None else kind in self.unparked
+        return elsewhere or not tensor.untyped_storage().resizable()
 
     def _staying(self) -> set[int]:
         """Return the storages that stay."""

@@ -186,7 +186,6 @@ class ComfyModel:
             _MOST_SAMPLES_PER_CHUNK,
             comfy.model_management.get_free_memory(device) - to_load,
             sums=sums(dict(self.model.model.named_modules())),
-            is_host=device.type == "cpu",
         )
         self.memory_required = room.required
         return room

@@ -40,7 +40,6 @@ def test_a_call_the_sums_and_the_waiting_samples_fit_on_a_smaller_device(free, s
 def test_calls_are_smaller_where_samples_may_have_to_wait_elsewhere():
     assert share_out(takes, 90, 8, 34 * GB).samples_per_chunk == 8
     assert share_out(takes, 90, 8, 24 * GB).samples_per_chunk == 4
-    assert share_out(takes, 90, 8, 24 * GB, is_host=True).samples_per_chunk == 8
 
 
 def test_more_room_lets_more_samples_wait_there():
@@ -52,11 +51,6 @@ def test_a_model_that_does_not_fit_leaves_no_room_and_one_sample_a_call():
     room = share_out(takes, samples=90, most=8, free=-2 * GB)
     assert (room.samples_per_chunk, room.waiting_bytes) == (1, 0)
     assert room.missing == 2.25 * GB
-
-
-def test_on_the_host_there_is_nowhere_else_to_wait():
-    room = share_out(takes, samples=90, most=8, free=8 * GB, is_host=True)
-    assert room.waiting_bytes is None
 
 
 @pytest.mark.parametrize("target", ["delta", "full_output"])

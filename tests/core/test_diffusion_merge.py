@@ -10,7 +10,7 @@ from itertools import groupby
 import pytest
 import torch
 import toy
-from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
+from fake_host import EXACT, WIDTH, kept_latents, runs_by_task, with_guidance
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
@@ -20,6 +20,7 @@ from iteris_core.diffusion.calibration import (
 from iteris_core.diffusion.foreseen import PCIE, Waiting, foresee
 from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned
 from iteris_core.diffusion.merging import config_of_part, merge_diffusion
+from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.rows.parking import Parking
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -519,6 +520,24 @@ def test_nothing_is_told_where_all_rows_have_room(foreseen, caplog):
     assert notes == [] and (waiting.copied, waiting.elsewhere) == (0, 0)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert foreseen(None)[1] == [0]  # nothing was counted this time
+
+
+def test_rows_of_a_model_on_the_host_are_told_to_wait_in_a_file():
+    waiting = Waiting(samples=4, at_layers=[20e9], room=10e9, in_file=True)
+    [note] = waiting.notes
+    assert "the computer's memory has 10.0 GB for them. About 4 rows wait in a file" in note.text
+    assert "20 GB are copied, about 40 seconds" in note.text
+
+
+def test_what_rows_on_the_host_hold_is_counted(host):
+    """The toy's tensors are smaller than what is worth a copy, so that all sizes count here."""
+    with host.denoiser() as network:
+        parking = Parking(network.modules.values(), budget=1 << 40, smallest=1)
+        row = DenoiserRow(
+            torch.ones(4, 8, 8), torch.tensor(1.0), Encoded(torch.ones(4, WIDTH).double())
+        )
+        waiting = foresee(network, row, ["unet.q", "unet.outlet"], 3, 1, parking)
+    assert waiting.in_file and waiting.widest > 0
 
 
 # --- out of memory ---

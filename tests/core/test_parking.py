@@ -4,6 +4,7 @@ which storages work the same.
 
 import logging
 import sys
+import weakref
 
 import pytest
 import torch
@@ -177,11 +178,88 @@ def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
         assert counted < parked()[turn * chunks] <= counted + 8 * tokens, path
 
 
-def test_nothing_counts_on_the_host_itself():
+def test_small_tensors_are_not_worth_a_copy_and_do_not_count():
     net = toy.build("stack")
     tasks = toy.own_tasks(net, [net.adapter("a")])
     held = held_bytes(net.network(), two_rows(tasks), net.targets)
     assert held == dict.fromkeys(net.targets, 0)
+
+
+@pytest.fixture
+def full_host(monkeypatch):
+    """A host with hardly any free memory."""
+    monkeypatch.setattr("iteris_core.rows.parking.free_bytes", lambda device: 0)
+
+
+@pytest.mark.parametrize("page", [64, 1 << 20], ids=["many pages", "one page"])
+@pytest.mark.parametrize("name", ["stack", "attention", "convolution", "in place"])
+def test_on_the_host_itself_chunks_wait_in_a_file(full_host, monkeypatch, parked, name, page):
+    monkeypatch.setattr("iteris_core.rows.paged_file._PAGE", page)
+    net = toy.build(name)
+    adapters = [net.adapter("a"), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    expected = swept(net, adapters, tasks, samples_per_chunk=2)
+    parking = Parking(net.network().modules.values(), smallest=1)
+    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=2), expected)
+    assert parking.is_in_file
+    assert len(parked()) == 3 * len(net.targets) and min(parked()) > 0
+    # pages are used again: all that ever waits at once, rounded up for each tensor
+    waiting = 3 * max(parked())
+    assert parking._file._pages * page <= waiting + 3 * 20 * page
+
+
+def test_memory_of_the_host_is_given_back_while_chunks_wait(full_host):
+    """Six chunks of 4 MB each, of which two have room."""
+    made = []
+    alive = []
+
+    def work():
+        x = torch.ones(1 << 20)
+        made.append(weakref.ref(x))
+        pause("here")
+        return x.sum().item()
+
+    parking = Parking([], budget=9 << 20)
+    parking.rows_run_on(torch.device("cpu"))
+
+    def arrived(place):
+        alive.append(sum(x().untyped_storage().nbytes() for x in made))
+
+    assert run_in_lockstep([work] * 6, arrived, parking) == [float(1 << 20)] * 6
+    assert alive == [8 << 20]
+
+
+def test_nothing_goes_to_a_file_while_the_host_has_plenty(parked):
+    parking = Parking([], smallest=1)
+
+    def work():
+        x = torch.ones(1 << 15)
+        pause("here")
+        return x.sum().item()
+
+    parking.rows_run_on(torch.device("cpu"))
+    run_in_lockstep([work] * 4, lambda place: None, parking)
+    assert not parked()
+
+
+def test_a_disk_that_is_full_is_an_error_that_says_where(full_host, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    class Full:
+        seek = staticmethod(lambda place: place)
+
+        @staticmethod
+        def write(content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Full)
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    parking = Parking(net.network().modules.values(), smallest=1)
+    with pytest.raises(CalibrationError, match=r"wait in a file in .*No space left.*TMPDIR"):
+        swept(net, adapters, toy.own_tasks(net, adapters), parking, samples_per_chunk=1)
+    assert toy.hook_count(net.model) == 0
 
 
 def test_rows_that_are_kept_for_the_solve_do_not_wait_with_their_chunk():
