@@ -57,9 +57,9 @@ class Waiting:
         """A note for the report where rows wait on the host."""
         if not self.copied:
             return ()
-        device, where, speed = "device", "the computer's memory", PCIE
-        if self.in_file:
-            device, where, speed = "computer's memory", "a file", DISK
+        device = "computer's memory" if self.in_file else "device"
+        where = "a file" if self.in_file else "the computer's memory"
+        speed = DISK if self.in_file else PCIE
         return (
             Note(
                 "memory",

@@ -308,7 +308,8 @@ class ComfyModel:
         return self._like(*self.patched(replace(adapter, vectors={})))
 
     def _clones(self) -> tuple[Any, Any]:
-        model, clip = self.model.clone(), self.clip.clone()
+        model = self.model.clone()
+        clip = self.clip.clone()
         self._let_inherit(model, clip)
         return model, clip
 
@@ -319,7 +320,8 @@ class ComfyModel:
         A clone's place goes to its parent. Where both go at once, as with the frames of an error,
         it would stay taken by a model that nobody can unload.
         """
-        model.parent, clip.patcher.parent = self.model.parent, self.clip.patcher.parent
+        model.parent = self.model.parent
+        clip.patcher.parent = self.clip.patcher.parent
 
     def _like(self, model: Any, clip: Any) -> ComfyModel:
         made = ComfyModel(model, clip, keeps_runs=False)

@@ -118,6 +118,22 @@ def size_of(frontend):
     return frontend.page.evaluate("id => [...app.graph.getNodeById(id).size]", MERGE)
 
 
+def test_a_file_of_which_much_was_not_read_is_marked_on_its_row(frontend, small):
+    small(frontend, seed=13)
+    frontend.show(MERGE, top=100)
+    output = report_with_verdict(kept("first", 0.83, "good") | {"unread": 0.46})
+    (report,) = output["iteris_report"]
+    report["unmatched"] = {"first": ["lora_unet_q.alpha"]}
+    report["unread"] = {"first": 0.46}
+    report["warnings"] = ["first: 46 % of its file was not read, and so on"]
+    executed(frontend, MERGE, output)
+    row = frontend.page.locator(".iteris-kept")
+    lines = row.inner_text().splitlines()
+    assert lines == ["first", "kept 83 %", "good", "46 % of its file was not read"]
+    told = frontend.page.locator(".iteris-report > .iteris-warning").all_inner_texts()
+    assert told == report["warnings"]
+
+
 def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, small):
     small(frontend, seed=13)
     frontend.show(MERGE, top=100)
