@@ -97,7 +97,7 @@ function keptOf({ name, kept, between, level, levels, advice, unread }, told, sa
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);
-  if (unread) line.append(html("div", "iteris-warning iteris-unread", say("unread", { percent: percent(unread) })));
+  if (unread) line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }
