@@ -79,11 +79,11 @@ failed (its log is named).
 @app.command(help=DEMO_HELP)
 def demo(
     family: Annotated[
-        FamilyOption, typer.Option(help="Family of the checkpoint, whether yours or the small one.")
+        FamilyOption, typer.Option(help="Family of your checkpoint.")
     ] = FamilyOption.sd15,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="A checkpoint, .safetensors; a small random one if left out."),
+        typer.Option(help="A checkpoint, .safetensors; the demo's own if left out."),
     ] = None,
     lora: Annotated[
         list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")
