@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,32 +42,48 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision in which products on x's device are exact enough: float32, or float64
-    where float32 means TF32.
+    """Return the precision in which products on x's device are exact enough, inside of
+    `exact_products`.
     """
-    if x.dtype == torch.float64 or (x.is_cuda and _rounds_float32()):
-        return torch.float64
-    return torch.float32
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _rounds_float32() -> bool:
-    try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:
-        # set through torch's newer switches, one per backend, which this question does not cover
-        return True
-
-
-def exact_products(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which products have the precision of their factors.
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Let products have the precision of their factors.
 
     Under autocast, which a model may switch on in its forward and a user around a merge, products
-    of float32 are rounded to half precision.
+    of float32 are rounded to half precision; and to TF32, or bfloat16 on a CPU, where anything in
+    the process has allowed that. Both are as before afterwards.
     """
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if is_cast else nullcontext(), _exact_float32():
+        yield
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    # torch's newer switches, one per backend, which the older one sets, too
+    backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    newer: list[Any] = [each for each in backends if hasattr(each, "fp32_precision")]
+    before = [each.fp32_precision for each in newer]
+    allowed: str | None
+    try:
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        allowed = None  # the newer ones were set, which this question does not cover
+    if allowed == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if allowed is not None:
+            torch.set_float32_matmul_precision(allowed)
+        for backend, precision in zip(newer, before, strict=True):
+            backend.fp32_precision = precision
 
 
 # Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; that of all
@@ -97,14 +113,13 @@ def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
 
     Args:
         factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, or
-            the layer wide and on a CPU, and where products of float32 are not rounded.
+            the layer wide and on a CPU.
         device: Device of the layer's sums.
         width: Width of the layer's inputs.
     """
     if factorisation != "auto":
         return factorisation == "float32"
-    is_slow = width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
-    return is_slow and not _rounds_float32()
+    return width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
 
 
 def statistics_device(device: torch.device) -> torch.device:

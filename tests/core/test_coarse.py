@@ -138,15 +138,11 @@ def test_float32_is_chosen_where_float64_is_slow(monkeypatch, capability, is_amd
     monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
     assert in_float32("auto", device, 64) == expected
     assert in_float32("float32", device, 64) and not in_float32("float64", device, 4096)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert not in_float32("auto", device, 64)  # it would be TF32
 
 
-def test_wide_layers_on_the_cpu_are_factorised_in_float32(monkeypatch):
+def test_wide_layers_on_the_cpu_are_factorised_in_float32():
     assert in_float32("auto", CPU, 1024) and not in_float32("auto", CPU, 1023)
     assert in_float32("float32", CPU, 64) and not in_float32("float64", CPU, 4096)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert not in_float32("auto", CPU, 1024)  # it would be bfloat16
 
 
 @pytest.mark.parametrize("unit_gain", [1.0, 2.0])

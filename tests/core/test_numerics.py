@@ -1,10 +1,12 @@
 """Precision, few tokens, shared inputs: what must not change the answer does not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iteris_core import (
     Adapter,
@@ -19,6 +21,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.algebra.statistics import InputMoments, Sums
+from iteris_core.devices import in_float32, product_dtype
 
 DELTA = MergeConfig(
     unit_gain=1.0, target="delta"
@@ -393,6 +396,79 @@ def test_base_weights_are_read_as_the_model_reads_them_under_autocast():
     plain = in_one_layer(lambda layer, x: layer(x.bfloat16().float()), balance="full", alpha=1e-2)
     a, b = (result.adapter.deltas["0"].dense() for result in (cast, plain))
     assert ((a - b).norm() / b.norm()).item() < 1e-2
+
+
+# --- and where another pack has allowed rounded products ---
+
+
+class _Float32Products(TorchDispatchMode):
+    """Notes of every product of float32 whether torch may round it."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        product = func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        if product and args[0].dtype == torch.float32:
+            self.allowed.append(_allowed())
+        return func(*args, **(kwargs or {}))
+
+
+def _allowed():
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision
+
+
+def _newer_switch():
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has the older switch alone")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def put_back():
+    yield
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        _newer_switch,
+    ],
+)
+def test_rounded_products_that_are_allowed_are_not_for_ours(put_back, switch):
+    """They are put back at once: the model's own products run in what its user has chosen."""
+    switch()
+    before = _allowed()
+    layer = torch.nn.Linear(6, 4).bfloat16().requires_grad_(False)  # its products are not float32
+    adapters = [Adapter(n, {"0": LowRankDelta(torch.randn(4, 2), torch.randn(2, 6))}) for n in "ab"]
+    tasks = [Task(n, [Sample(torch.randn(9, 6).bfloat16())], {k: 1.0}) for k, n in enumerate("ab")]
+    seen = []
+
+    def forward(rows):
+        seen.append(_allowed())
+        return layer(torch.stack(list(rows)))
+
+    with _Float32Products() as products:
+        merge(Network({"0": layer}, forward), adapters, tasks, MergeConfig())
+    assert products.allowed and set(products.allowed) == {"highest"}
+    assert {*seen, _allowed()} == {before} != {"highest"}
+
+
+def test_products_on_a_gpu_stay_float32_where_another_pack_allows_tf32(put_back):
+    """Float64 in their place makes 14 minutes of 13 seconds on a card for games."""
+    torch.set_float32_matmul_precision("high")
+    x = SimpleNamespace(dtype=torch.float32, is_cuda=True)
+    assert product_dtype(x) == torch.float32
+    assert in_float32("auto", torch.device("cpu"), 1024)
 
 
 # --- layers that read one tensor, each in its own way ---
