@@ -53,6 +53,10 @@ _MOST_BYTES = 1 << 50  # a petabyte
 _MOST_SCALE = 10**6  # of a rival's own factor; the largest that papers use is 10
 
 
+# `MergeConfig.unit_gain` where none is given; merges of T5 and BLIP have their own, `language.job`.
+UNIT_GAIN = 2.0
+
+
 @dataclass(frozen=True)
 class BaselineOptions:
     """Settings that only rivals have; the file of a rival explains those that it uses.
@@ -126,7 +130,8 @@ class MergeConfig:
             It is the default: at strength 1 it is as good on usual pairs, and better on more or
             stronger LoRAs (rows "target, equal rank").
         unit_gain: See `algebra.gain`. Makes up for what ridge, preserve task and conflict shrink,
-            layer by layer, so that later layers see it ("What was chosen" in RESULTS.md).
+            layer by layer, so that later layers see it ("What was chosen" in RESULTS.md). None:
+            what the family of models needs, `UNIT_GAIN` or `language.job.DEFAULT`.
         input_mix: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
         rank: ``sum`` of the adapters' ranks, ``full`` (nothing is cut), a number for all layers, or
             one number per module path. What is cut is chosen by its effect on the measured inputs,
@@ -192,8 +197,8 @@ class MergeConfig:
         at_least=0,
         below=1,
     )
-    unit_gain: float = setting(
-        2.0,
+    unit_gain: float | None = setting(
+        None,
         "Largest factor by which an adapter's part of a layer is made as strong as the adapter "
         "alone; 1: off.",
         at_least=1,
@@ -268,7 +273,16 @@ class MergeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), "output_dtype": str(self.output_dtype).removeprefix("torch.")}
+        return {
+            **asdict(self),
+            "unit_gain": self.largest_gain,
+            "output_dtype": str(self.output_dtype).removeprefix("torch."),
+        }
+
+    @property
+    def largest_gain(self) -> float:
+        """The bound of unit gain, which a recipe repeats whatever the default will be."""
+        return UNIT_GAIN if self.unit_gain is None else self.unit_gain
 
     def rank_at(self, path: str) -> int | str:
         """Return the requested rank of one layer: a number, ``sum`` or ``full``."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..iteris_core import ConfigError, MergeConfig
+from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.changes import Changes
 from ..iteris_core.diffusion.presets import PRESETS, Preset
@@ -71,7 +72,7 @@ class Asked:
             dtype = changes.config.get("output_dtype", torch.float16)
             self.size.check_alone(changes)
             changes = self.size.changes(loras, dtype).then(changes)
-            start = MergeSettings(MergeConfig(output_dtype=dtype))
+            start = MergeSettings(MergeConfig(output_dtype=dtype, unit_gain=UNIT_GAIN))
             calibration, settings = changed(Calibration(), start, changes)
         else:
             kept = "preset, together and size"

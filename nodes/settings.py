@@ -7,7 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..iteris_core import MergeConfig
-from ..iteris_core.config import Balance, Engine, Method, Ridge
+from ..iteris_core.config import UNIT_GAIN, Balance, Engine, Method, Ridge
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.changes import Changes
 from ..iteris_core.settings import PRECISIONS, bounds
@@ -209,7 +209,7 @@ class Settings(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "layer_gain",
-                    default=MergeConfig.unit_gain,
+                    default=UNIT_GAIN,
                     **bounds(MergeConfig, "unit_gain"),
                     step=0.1,
                     optional=True,

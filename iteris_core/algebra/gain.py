@@ -19,6 +19,7 @@ is that of the delta which is saved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +29,8 @@ from torch import Tensor
 
 from .layer import LayerProblem, TaskAtLayer
 
-_MOST_ROUNDS = 100
-_SETTLED = 1e-9
+# Slope of ``||M c - b||^2 / 2``, where gains are about 1, at which c is the best.
+_EXACT = 1e-13
 
 
 def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
@@ -75,7 +76,8 @@ class LinearAnswer:
             basis: Orthonormal columns (d_in, r) to which the answer is cut; None: it is not.
         """
         columns = self.layer.together.delta.up.new_ones(self.thin.shape[1])
-        if not self.taught:
+        most = self.layer.config.largest_gain
+        if not self.taught or most == 1:
             return columns
         thin = _within(basis, self.thin)
         drift = None if self.drift is None else _within(basis, self.drift)
@@ -94,11 +96,9 @@ class LinearAnswer:
         equations = torch.where(acting[:, None], torch.stack(rows), 0.0)
         equations[:, :-1] = torch.where(acting, equations[:, :-1], 0.0)
         numbers = equations.tolist()
-        found = bounded_solution(
-            [row[:-1] for row in numbers],
-            [row[-1] for row in numbers],
-            self.layer.config.unit_gain,
-        )
+        if not all(math.isfinite(number) for row in numbers for number in row):
+            return columns  # an overflow, of which whoever finds no answer says the cause
+        found = bounded_solution([row[:-1] for row in numbers], [row[-1] for row in numbers], most)
         for k, scale in zip(self.taught, found, strict=True):
             columns[self.layer.together.slices[k]] = scale
         return columns
@@ -143,30 +143,19 @@ def _within(basis: Tensor | None, columns: Tensor) -> Tensor:
 def bounded_solution(
     matrix: Sequence[Sequence[float]], right: Sequence[float], most: float
 ) -> list[float]:
-    """Return the c between 1 and `most` that minimises ``||M c - b||``, by coordinate descent.
+    """Return the c between 1 and `most` that minimises ``||M c - b||``, by an active set (Stark and
+    Parker 1995, BVLS).
 
-    An unknown on which nothing depends stays 1.
+    Of several, it is one that is as near to 1 as it can be; an unknown on which nothing depends
+    stays 1.
 
     Args:
         matrix: M, n rows of n numbers.
         right: b, n numbers.
-        most: Upper bound, at least 1.
+        most: Upper bound, above 1.
     """
-    n = len(right)
-    squares = [sum(row[j] ** 2 for row in matrix) for j in range(n)]
-    found = [1.0] * n
-    errors = [sum(row) - b for row, b in zip(matrix, right, strict=True)]
-    for _ in range(_MOST_ROUNDS):
-        largest = 0.0
-        for j in range(n):
-            if squares[j] <= 0:
-                continue
-            slope = sum(row[j] * error for row, error in zip(matrix, errors, strict=True))
-            new = min(max(found[j] - slope / squares[j], 1.0), most)
-            step = new - found[j]
-            found[j] = new
-            errors = [e + row[j] * step for row, e in zip(matrix, errors, strict=True)]
-            largest = max(largest, abs(step))
-        if largest < _SETTLED:
-            break
-    return found
+    from scipy.optimize import lsq_linear  # slow to import
+
+    more = [b - sum(row) for row, b in zip(matrix, right, strict=True)]
+    found = lsq_linear(matrix, more, (0.0, most - 1), "bvls", _EXACT, max_iter=100 * len(right))
+    return [1.0 + scale for scale in found.x.tolist()]

@@ -26,7 +26,7 @@ from .system import factorise
 def usable_rows(layer: LayerProblem) -> JointRows | None:
     """Return the kept rows of a layer that can be solved in sample space; None if it cannot."""
     config = layer.config
-    fits = config.target == "delta" and config.alpha > 0 and config.unit_gain == 1
+    fits = config.target == "delta" and config.alpha > 0 and config.largest_gain == 1
     whole = is_left_whole(layer.together.delta, config, layer.rank)
     return layer.joint if fits and whole else None
 

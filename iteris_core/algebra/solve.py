@@ -69,7 +69,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     together = layer.together.delta
     gained = None
     refit = None
-    if config.unit_gain > 1:
+    if config.largest_gain > 1:
         halved_drift = None if drift is None else system.half(drift)
         gained = LinearAnswer(layer, system.half, system.half(thin), halved_drift)
         refit = partial(_refit, gained, system)

@@ -17,7 +17,7 @@ import torch
 import typer
 
 from ..adapters import Adapter
-from ..config import MergeConfig
+from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of, free_bytes
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import MergeSettings, merge_and_check
@@ -136,7 +136,7 @@ def merge_command(command: MergeCommand) -> Callable[..., None]:
         "diffusion",
         start=of_preset,
         calibration=Calibration(),
-        settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16),
+        settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Spread(),
         saving=Saving(),
     )(functools.partial(_merge, command.family))

@@ -33,8 +33,9 @@ PRESERVE_WEIGHT = 1.0
 PRESERVE = "base model (preserve)"
 
 
-# Without unit gain, which makes up for what a preserve task shrinks: there is none unless it is
-# asked for. T5's tasks lose nothing without it, and its base tasks fall with it (RESULTS.md).
+# Without unit gain, unless it is asked for: it makes up for what a preserve task shrinks, and there
+# is none by default. T5's tasks lose nothing without it, and its base tasks fall with it
+# (RESULTS.md).
 DEFAULT = MergeConfig(unit_gain=1.0)
 
 
@@ -158,6 +159,11 @@ class MergeJob:
     preserve: Preserve = Preserve()
     config: MergeConfig = DEFAULT
     progress: StageProgress = nobody
+
+    def __post_init__(self) -> None:
+        if self.config.unit_gain is None:
+            settled = replace(self.config, unit_gain=DEFAULT.unit_gain)
+            object.__setattr__(self, "config", settled)
 
     @property
     def keeps_base(self) -> bool:

@@ -146,11 +146,11 @@ def check_used(config: MergeConfig) -> None:
         ConfigError: Names the setting, and says what it is for.
     """
     check_options(config)
+    unchanged = MergeConfig().to_dict()
     changed = [
-        item.name
-        for item in fields(MergeConfig)
-        if getattr(config, item.name)
-        not in (getattr(MergeConfig(), item.name), _OFF.get(item.name))
+        name
+        for name, value in config.to_dict().items()
+        if value not in (unchanged[name], _OFF.get(name))
     ]
     for name in changed:
         if config.method != "iteris" and name in ITERIS_ONLY:

@@ -174,6 +174,18 @@ def test_padded_texts_of_several_lengths_give_what_the_equation_gives_without_pa
         assert ((found[path].dense() - want).norm() / want.norm()).item() < 1e-7, path
 
 
+def test_settings_of_ones_own_have_the_same_defaults_as_none(base, folders):
+    """Any `MergeConfig` had another unit gain than no `MergeConfig`."""
+    plain = merge_t5(base, tasks(folders, both()))
+    given = merge_t5(base, tasks(folders, both()), MergeConfig())
+    assert given.report.settings == plain.report.settings
+    assert plain.report.settings["config"]["unit_gain"] == 1
+    for path, delta in plain.adapter.deltas.items():
+        assert torch.equal(delta.dense(), given.adapter.deltas[path].dense())
+    asked = merge_t5(base, tasks(folders, both()), MergeConfig(unit_gain=2.0))
+    assert asked.report.settings["config"]["unit_gain"] == 2
+
+
 def test_counting_the_padding_is_another_answer_and_equals_rows_that_end_in_real_padding(
     base, folders
 ):

@@ -14,6 +14,7 @@ from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.words import NAMES, OF_CALIBRATION, OF_CONFIG, OF_OTHERS
 
 from iteris_core import ConfigError, MergeConfig
+from iteris_core.config import UNIT_GAIN
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, changed
 from iteris_core.diffusion.lora_use import LoraUse
@@ -156,16 +157,19 @@ def test_there_are_widgets_to_compare():
     assert {"smoothing", "engine", "input_mix", "sample_runs", "check_runs"} <= names
 
 
+DEFAULTS = MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN)
+
+
 def test_new_merge_settings_change_nothing(widgets):
     (changes,) = Settings.execute(**widgets(Settings)).args
-    start = Calibration(), MergeSettings(MergeConfig(output_dtype=torch.float16))
+    start = Calibration(), MergeSettings(DEFAULTS)
     assert changed(*start, changes) == start
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_new_merge_settings_leave_a_preset_as_it_is(preset, widgets):
     (changes,) = Settings.execute(**widgets(Settings)).args
-    start = Calibration(), MergeSettings(MergeConfig(output_dtype=torch.float16))
+    start = Calibration(), MergeSettings(DEFAULTS)
     of_preset = changed(*start, PRESETS[preset])
     assert changed(*start, PRESETS[preset].then(changes)) == of_preset
 
