@@ -232,29 +232,42 @@ def stored_weight(path: str, module: nn.Module) -> Tensor:
     return weight
 
 
+_PROBES = 1024  # that go through a layer at once
+
+
 def base_weight_and_bias(
-    module: nn.Module, device: torch.device, dtype: torch.dtype
+    module: nn.Module, device: torch.device, dtype: torch.dtype, size: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the layer's own weight (d_out, d_in) and bias (d_out,), by sending an identity and
-    zeros through ``forward``.
+    """Return the layer's own weight (d_out, d_in) and bias (d_out,), float32 or better, by sending
+    an identity and zeros through ``forward``.
 
     Works for every way of storing weights (cast on the fly, quantised, patched); ``forward`` itself
     calls no hooks. For a convolution each probe is one picture of the kernel's size, read at the
     output position whose patch it is.
+
+    Args:
+        module: The layer.
+        device: Device of the probes.
+        dtype: Precision of the probes.
+        size: Factor of the identity. A large one keeps a bias from taking the weight's digits in
+            half precision.
     """
     d_in = weight_shape(module)[1]
-    probes = torch.cat(
-        [
-            torch.eye(d_in, device=device, dtype=dtype),
-            torch.zeros(1, d_in, device=device, dtype=dtype),
-        ]
-    )
-    answers = (
-        _convolve_patches(module, probes)
-        if isinstance(module, nn.Conv2d)
-        else module.forward(probes)
-    )
-    return (answers[:-1] - answers[-1]).T, answers[-1]
+    precision = torch.promote_types(dtype, torch.float32)
+    columns = []
+    bias = torch.empty(0)
+    for start in range(0, d_in, _PROBES):
+        count = min(_PROBES, d_in - start)
+        probes = torch.zeros(count + 1, d_in, device=device, dtype=dtype)  # the last for the bias
+        probes[:count, start : start + count].fill_diagonal_(size)
+        answers = (
+            _convolve_patches(module, probes)
+            if isinstance(module, nn.Conv2d)
+            else module.forward(probes)
+        ).to(precision)
+        bias = answers[-1]
+        columns.append((answers[:-1] - bias) / size)
+    return torch.cat(columns).T, bias
 
 
 def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:

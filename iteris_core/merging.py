@@ -16,9 +16,10 @@ from .files.layout import sha256_of_tensors
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
-from .report.records import MergeReport, Note
+from .report.records import LayerReport, MergeReport, Note
 from .rivals.engine import merge_by_rival
 from .rivals.registry import check_options
+from .settings import called, called_value
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
@@ -98,13 +99,15 @@ def merge(
         vectors=mean_vectors(problem.adapters),
     )
     return MergeResult(
-        check_result(merged), _report(adapters, config, result, notes), result.outputs
+        check_result(merged), _report(problem, adapters, result, notes), result.outputs
     )
 
 
 def _report(
-    adapters: Sequence[Adapter], config: MergeConfig, result: EngineResult, notes: Sequence[Note]
+    problem: Problem, adapters: Sequence[Adapter], result: EngineResult, notes: Sequence[Note]
 ) -> MergeReport:
+    config = problem.config
+    layers = tuple(layer.report() for layer in result.layers.values())
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
     if idle:
         text = f"left out, since they change nothing here: {', '.join(idle)}"
@@ -116,9 +119,18 @@ def _report(
             f"is too coarse for their inputs, such as {coarse[0]!r}"
         )
         notes = [*notes, Note("method", text)]
-    notes = [*notes, *notes_about_vectors(adapters)]
+    rounded = [path for path, layer in result.layers.items() if layer.drift_is_rounded]
+    if rounded:
+        text = (
+            f"{len(rounded)} of {len(result.layers)} layers have no weight that can be read, such "
+            f"as {rounded[0]!r}: how far their inputs have drifted was measured as the difference "
+            "of outputs in half precision, whose rounding may outweigh it. Merge on the model in "
+            f"float32, or set {called('target')} to {called_value('target', 'delta')!r}"
+        )
+        notes = [*notes, Note("method", text)]
+    notes = [*notes, *notes_about_tasks(problem.tasks, layers), *notes_about_vectors(adapters)]
     return MergeReport(
-        layers=tuple(layer.report() for layer in result.layers.values()),
+        layers=layers,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
         unread=much_unread(adapters),
         notes=tuple(notes),
@@ -154,6 +166,42 @@ def check_given_the_same(
 def much_unread(adapters: Sequence[Adapter]) -> dict[str, float]:
     """Return the share of a file that was not read, of adapters of which that is much."""
     return {adapter.name: adapter.unread for adapter in adapters if adapter.unread > _MUCH_UNREAD}
+
+
+def notes_about_tasks(tasks: Sequence[Task], layers: Sequence[LayerReport]) -> list[Note]:
+    """Return notes about tasks that have no say at some layers, and those that hardly do anything
+    on their own inputs there.
+    """
+    unheard = {
+        task.name: [
+            layer.path for layer in layers if task.name not in {e.task for e in layer.tasks}
+        ]
+        for task in tasks
+        if task.weight
+    }
+    blind = {
+        task.name: [
+            layer.path for layer in layers for e in layer.tasks if e.task == task.name and e.limited
+        ]
+        for task in tasks
+    }
+    said = (
+        (unheard, "no token of these tasks has a weight, so that they have no say there"),
+        (blind, "these hardly do anything on their own inputs, and count for less there"),
+    )
+    return [
+        Note(
+            "method",
+            f"{what}: "
+            + ", ".join(
+                f"{name} at {len(paths)} of {len(layers)} layers, such as {paths[0]!r}"
+                for name, paths in found.items()
+                if paths
+            ),
+        )
+        for found, what in said
+        if any(found.values())
+    ]
 
 
 def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from .statistics import InputMoments, JointRows, TaskStatistics
 
 # Of a squared norm, relative to those of the parts: less is rounding of parts that cancel.
 RELATIVE_ZERO = 1e-12
+# How far a LoRA's lambda may be above what is usual at the layer, with both relative to the
+# isotropic one: without a limit, a LoRA that hardly acts on its own inputs silences all others.
+_MOST_ABOVE = 10
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ class TaskAtLayer:
 
     def delta_energy(self) -> Tensor:
         """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim; 0 where
-        the adapters of its mix cancel, which leaves nothing but rounding.
+        the adapters of its mix cancel, or it is blind to its inputs, which leaves nothing but
+        rounding.
         """
         if self.worn is None:
             return self.statistics.inputs.energy.new_zeros(())
         up = self.worn.delta.up
         energy = ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
-        return torch.where(_norm(self) > RELATIVE_ZERO * _norm_of_parts(self), energy, 0.0)
+        norm = _norm(self)
+        acts = norm > RELATIVE_ZERO * _norm_of_parts(self)
+        sees = energy > RELATIVE_ZERO * norm * self.statistics.inputs.energy
+        return torch.where(acts & sees, energy, 0.0)
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,14 @@ class LayerProblem:
         """All deltas as one, each with its full share."""
         return stack(self.deltas)
 
-    def lambdas(self) -> Tensor:
-        """Return lambda_g of every task, (n,), see `balance_weights`."""
+    @cached_property
+    def balance(self) -> Balance:
+        """The weights of the tasks, see `balance_weights`."""
         return balance_weights(self.tasks, self.config.balance)
+
+    def lambdas(self) -> Tensor:
+        """Return lambda_g of every task, (n,)."""
+        return self.balance.lambdas
 
     def normal_matrix(self, lambdas: Tensor) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
@@ -117,23 +129,32 @@ class LayerSolver(Protocol):
     def __call__(self, layer: LayerProblem) -> LayerSolution: ...
 
 
-def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Tensor:
-    """Return lambda_g of every task, (n,); 0 for one that does not count.
+class Balance(NamedTuple):
+    """lambda_g of every task, (n,), and whether it was limited, (n,)."""
+
+    lambdas: Tensor
+    limited: Tensor
+
+
+def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Balance:
+    """Return lambda_g of every task; 0 for one that does not count.
 
     ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8). A task whose teacher does
     nothing here has no such figure. The isotropic one, ``w_g d_in / ||X_g||^2``, is several times
     too large, since LoRAs do more on their own inputs than on random ones. So it is scaled by what
     the other tasks' lambdas are over their isotropic ones on average, and a weight means the same
-    for all tasks. ``full``: paper's formula with the base weight in it (official ``ceof_list``).
-    ``uniform``: w_g.
+    for all tasks. Where one of these is more than 10 times the median of the layer, its LoRA hardly
+    acts on its own inputs, and it is limited to that. ``full``: paper's formula with the base
+    weight in it (official ``ceof_list``). ``uniform``: w_g.
     """
     weights = [task.weight if task.counts else 0.0 for task in tasks]
     energies = torch.stack([task.statistics.inputs.energy for task in tasks])
     counted = energies.new_tensor(weights)
+    unlimited = torch.zeros_like(counted, dtype=torch.bool)
     if balance == "uniform":
-        return counted
+        return Balance(counted, unlimited)
     if balance == "full":
-        return torch.stack([_full_weight(task) for task in tasks])
+        return Balance(torch.stack([_full_weight(task) for task in tasks]), unlimited)
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
     norms, taught = (
         torch.stack([of(task) for task in tasks]) for of in (_norm, TaskAtLayer.delta_energy)
@@ -141,9 +162,14 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Tensor:
     teaches = (norms > 0) & (taught > 0) & (counted > 0)
     own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
     over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
+    most = _MOST_ABOVE * torch.where(teaches, over_isotropic, torch.nan).nanmedian()
+    is_above = over_isotropic > most
+    own = torch.where(is_above, most * isotropic, own)
+    over_isotropic = torch.where(is_above, most, over_isotropic)
     factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
     factor = torch.where(teaches.any(), factor, 1.0)
-    return torch.where(teaches, own, factor * isotropic)
+    is_blind = (norms > 0) & (taught <= 0) & (counted > 0)
+    return Balance(torch.where(teaches, own, factor * isotropic), is_above | is_blind)
 
 
 def _norm(task: TaskAtLayer) -> Tensor:

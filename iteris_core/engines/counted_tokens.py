@@ -23,34 +23,33 @@ class CountedTokens:
     """The tokens of some rows that count.
 
     Args:
-        picked: Tokens that are read, the same of every row: a slice, or their numbers.
-        counted: Those of the picked tokens of all rows whose weight is not 0, (n,); None: all.
+        picked: Tokens that are read, the same of every row: a slice, or their numbers. With
+            `counted` it is not looked at.
+        counted: Row and number of each token that counts, (n,) both; None: all that are picked.
         roots: Roots of their weights, (n, 1).
-        answering: Number of the teacher's token that answers to each picked token of its student,
-            (rows, picked); None: the one with the same number.
+        answering: Number of the teacher's token that answers to each token of its student, (rows,
+            picked) or, with `counted`, (n,); None: the one with the same number.
     """
 
     picked: Tensor | slice
-    counted: Tensor | None = None
+    counted: tuple[Tensor, Tensor] | None = None
     roots: Tensor | None = None
     answering: Tensor | None = None
 
     def of_student(self, part: Tensor) -> Tensor:
         """Return (rows, tokens, d) as the tokens that count, (n, d)."""
-        return self._counted(part[:, self.picked])
+        return part[:, self.picked].flatten(0, 1) if self.counted is None else part[self.counted]
 
     def of_teacher(self, part: Tensor) -> Tensor:
         """Return (rows, tokens, d) of teachers as the tokens that answer to those of `of_student`,
         (n, d).
         """
         if self.answering is None:
-            return self._counted(part[:, self.picked])
+            return self.of_student(part)
+        if self.counted is not None:
+            return part[self.counted[0], self.answering]
         numbers = self.answering[:, :, None].expand(-1, -1, part.shape[2])
-        return self._counted(part.gather(1, numbers))
-
-    def _counted(self, part: Tensor) -> Tensor:
-        part = part.flatten(0, 1)
-        return part if self.counted is None else part[self.counted]
+        return part.gather(1, numbers).flatten(0, 1)
 
     def weighed(self, part: Tensor) -> Tensor:
         """Return (n, d) times the roots of the tokens' weights."""
@@ -80,26 +79,15 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
     return most
 
 
-def picked_tokens(module: nn.Module, count: int, problem: Problem) -> Tensor | None:
-    """Return the tokens of a row that are read, at random places, on the CPU; None: all of them.
-
-    Args: See `tokens_read`.
-    """
-    most = tokens_read(module, count, problem)
-    if most == count:
-        return None
-    generator = torch.Generator().manual_seed(count)
-    return torch.randperm(count, generator=generator)[:most].sort().values
-
-
 def counted_tokens(
-    block: Block, picked: Tensor | None, count: int, place: Workplace, stream: str, path: str
+    block: Block, most: int, count: int, place: Workplace, stream: str, path: str
 ) -> CountedTokens | None:
-    """Return the tokens of a block that count; None where none does.
+    """Return the tokens of a block that count, at random places where not all are read; None where
+    none does.
 
     Args:
         block: Samples, with their token weights.
-        picked: Tokens of a row that are read, see `picked_tokens`.
+        most: Number of tokens of a row that are read, see `tokens_read`.
         count: Number of tokens of a row.
         place: Device of the result, and precision of the weights.
         stream: Token stream of the layer's input.
@@ -108,17 +96,46 @@ def counted_tokens(
     Raises:
         CalibrationError: Token weights, or tokens of teachers, that do not fit.
     """
-    read: Tensor | slice = slice(None) if picked is None else picked
-    on_device = read if isinstance(read, slice) else read.to(place.device)
-    answering = block.teacher_tokens(stream, count, path)
-    if answering is not None:
-        answering = answering[:, read].to(place.device)
+    order = None
+    if most < count:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     weights = block.token_weights(stream, count, path)
+    answering = block.teacher_tokens(stream, count, path)
     if weights is None:
-        return CountedTokens(on_device, answering=answering)
-    weights = weights.reshape(len(block.samples), count)[:, read].flatten()
-    counted = weights.nonzero()[:, 0]
-    if not len(counted):
+        read = slice(None) if order is None else order[:most].sort().values
+        if answering is not None:
+            answering = answering[:, read].to(place.device)
+        return CountedTokens(
+            read if isinstance(read, slice) else read.to(place.device), answering=answering
+        )
+    weights = weights.reshape(len(block.samples), count)
+    if order is not None:
+        weights = _thinned(weights, order, most)
+    counted = weights.nonzero(as_tuple=True)
+    if not len(counted[0]):
         return None
+    rows, numbers = (part.to(place.device) for part in counted)
     roots = weights[counted].to(place.device, place.dtype).sqrt()[:, None]
-    return CountedTokens(on_device, counted.to(place.device), roots, answering)
+    if answering is not None:
+        answering = answering[counted].to(place.device)
+    return CountedTokens(slice(None), (rows, numbers), roots, answering)
+
+
+def _thinned(weights: Tensor, order: Tensor, most: int) -> Tensor:
+    """Return token weights of which each row keeps some that are not 0, the first in an order.
+
+    A row's sums stay in proportion to those of all its tokens, as where every token counts: what is
+    kept of a row of few is worth less.
+
+    Args:
+        weights: (rows, tokens).
+        order: Numbers of the tokens, (tokens,).
+        most: Number of tokens to keep of a row, of which fewer may count.
+    """
+    tokens = weights.shape[1]
+    counts = weights[:, order] != 0
+    first = counts & (counts.cumsum(1) <= most)
+    is_kept = torch.zeros_like(first)
+    is_kept[:, order] = first
+    worth = counts.sum(1) * most / (first.sum(1) * tokens).clamp_min(1)
+    return torch.where(is_kept, weights, 0.0) * worth[:, None]

@@ -200,7 +200,9 @@ class _Pass:
             raise reached_twice(path)
         self.order.append(path)
         if path in self.waiting and chunk is self.chunks[0] and self._has_room():
-            self.measurements[path] = Measurement.open(self.problem, path, module, x, self._inputs)
+            self.measurements[path] = Measurement.open(
+                self.problem, path, module, x, y, self._inputs
+            )
         measurement = self.measurements.get(path)
         codes = None if measurement is None else measurement.add(chunk, x, y)
         if path not in self._worn:

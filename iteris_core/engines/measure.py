@@ -28,7 +28,7 @@ from ..algebra.statistics import (
     add_up_moments,
 )
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products
+from ..devices import Workplace, exact_products, product_dtype
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -43,7 +43,7 @@ from ..layers import (
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
-from .counted_tokens import CountedTokens, counted_tokens, picked_tokens, tokens_read
+from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .problem import Problem, SolvedLayer
 from .shared_inputs import LayerInput, Reading, SharedInputs
 
@@ -93,6 +93,47 @@ class _BaseLayer:
     bias: Tensor
 
 
+# How far, relative to its outputs, a layer in half precision may be from the product with the
+# weight that was read. Rounding makes 0.01 at most; a layer that does more than a product, 0.1 and
+# more.
+_SAME = 0.05
+_PROBE = 64.0  # see `base_weight_and_bias`; far from an overflow of half precision
+
+
+@dataclass(frozen=True)
+class _Drifting:
+    """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
+
+    In half precision the difference of two outputs holds their rounding, which is many times the
+    drift where inputs are small beside the bias, or hardly differ. There it is made of the inputs'
+    difference.
+
+    Args:
+        weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
+            outputs is taken.
+        is_rounded: Whether that is rounded, and the weight could not be read.
+    """
+
+    weight: Tensor | None
+    is_rounded: bool = False
+
+    @classmethod
+    def of(cls, module: nn.Module, x: Tensor, y: Tensor) -> _Drifting:
+        """Choose the way for a layer, by an input and its output."""
+        dtype = product_dtype(x)
+        if y.dtype.itemsize >= dtype.itemsize:
+            return cls(None)
+        weight, bias = (
+            part.to(dtype) for part in base_weight_and_bias(module, x.device, x.dtype, _PROBE)
+        )
+        outputs = output_tokens(module, y[:1]).to(dtype)
+        with exact_products(x.device):
+            products = codes_of(module, x[:1], weight) + bias
+        # false for what is not finite, too, which the solve explains; a wait for the device
+        is_same = bool((products - outputs).norm() <= _SAME * outputs.norm())
+        return cls(weight if is_same else None, is_rounded=not is_same)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One layer, from its first rows to its solution.
@@ -113,6 +154,7 @@ class Measurement:
         worn: Mix of each task as one delta, as the rows wear it; None where it changes nothing.
         statistics: Sums of each task.
         base: The layer without any adapter; only where the settings need it.
+        drifting: How the drift of the inputs is measured; only for the full-output target.
     """
 
     problem: Problem
@@ -124,10 +166,17 @@ class Measurement:
     worn: list[Stacked[int] | None]
     statistics: list[TaskStatistics]
     base: _BaseLayer | None
+    drifting: _Drifting | None
 
     @classmethod
     def open(
-        cls, problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
+        cls,
+        problem: Problem,
+        path: str,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        inputs: SharedInputs,
     ) -> Measurement:
         """Prepare to measure a layer.
 
@@ -136,6 +185,7 @@ class Measurement:
             path: Path of the layer.
             module: The layer.
             x: Input of the layer, of its first chunk.
+            y: Output of the layer, likewise.
             inputs: Inputs that were measured before, to which a new one is added.
         """
         config = problem.config
@@ -176,6 +226,7 @@ class Measurement:
                 for mix, moments in zip(worn, shared.moments, strict=True)
             ],
             base=base,
+            drifting=_Drifting.of(module, x, y) if config.target == "full_output" else None,
         )
 
     @property
@@ -229,9 +280,9 @@ class Measurement:
             input_tokens(self.module, x[side]) for side in (block.teacher, block.student)
         )
         count = teacher.shape[1]
-        picked = picked_tokens(self.module, count, self.problem)
+        most = tokens_read(self.module, count, self.problem)
         stream = self.input.shared.reading.stream
-        tokens = counted_tokens(block, picked, count, self.place, stream, self.path)
+        tokens = counted_tokens(block, most, count, self.place, stream, self.path)
         if tokens is None:
             return
         taught = tokens.of_teacher(teacher).to(self.place.dtype)
@@ -245,7 +296,11 @@ class Measurement:
         if self.input.is_first:
             statistics.inputs.add(tokens.weighed(taught), rows)
         codes = rows[:, :0] if codes is None else tokens.weighed(codes)
-        drift = self._drift(block, y, tokens)
+        drift = None
+        if self.drifting is not None and self.drifting.weight is not None:
+            drift = (tokens.weighed(taught) - rows) @ self.drifting.weight.T
+        elif self.drifting is not None:
+            drift = self._difference(block, y, tokens)
         outputs = self._outputs(block, y, tokens)
         statistics.add(
             rows,
@@ -260,11 +315,9 @@ class Measurement:
         mix = self.worn[block.task]
         return outputs if mix is None else torch.addmm(outputs, codes, mix.delta.up.T)
 
-    def _drift(self, block: Block, y: Tensor, tokens: CountedTokens) -> Tensor | None:
-        """Return ``Y - Y~``, (n, d_out), where the target asks for it."""
+    def _difference(self, block: Block, y: Tensor, tokens: CountedTokens) -> Tensor:
+        """Return ``Y - Y~``, (n, d_out), from the layer's outputs."""
         config = self.problem.config
-        if config.target != "full_output":
-            return None
         teacher = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
         student = tokens.of_student(output_tokens(self.module, y[block.student]))
         drift = teacher.to(self.place.dtype) - student.to(self.place.dtype)
@@ -332,7 +385,8 @@ class Measurement:
             saved.to(dtype=torch.float64),
         )
         values = None if solution.spectrum is None else solution.spectrum.values
-        return SolvedLayer(saved, report, values, solution.was_too_coarse)
+        is_rounded = self.drifting is not None and self.drifting.is_rounded
+        return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:
         """Return task g as the solver sees it."""

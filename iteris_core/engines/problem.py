@@ -67,12 +67,15 @@ class SolvedLayer:
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.
         was_too_coarse: See `algebra.answer.LayerSolution`.
+        drift_is_rounded: Whether the drift is the difference of outputs that half precision has
+            rounded, since the layer's weight could not be read.
     """
 
     saved: LowRankDelta
     report: Callable[[], LayerReport]
     values: Tensor | None = None
     was_too_coarse: bool = False
+    drift_is_rounded: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,25 @@ and the student rows go on wearing the answer. That is the fixed point of the pa
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import LowRankDelta
 from ..devices import memory_in_use, with_smaller_calls
-from ..rows.chunks import Chunk, split_into_chunks
+from ..errors import CalibrationError
+from ..rows.chunks import Block, Chunk, split_into_chunks
 from ..rows.lockstep import pause, run_in_lockstep
 from ..rows.parking import Parking
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
+from ..settings import called, called_value
 from .common import (
     check_all_reached,
     check_problem,
@@ -35,6 +40,12 @@ from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, Solve
 from .shared_inputs import SharedInputs
 
 logger = logging.getLogger("iteris")
+# Numbers of a row that are compared with those of the row alone, evenly from all of them.
+_COMPARED = 1024
+# How far they may be apart: calls of other sizes are rounded in other ways, layer upon layer. What
+# the comparison is for is at 0.3 and more.
+_FARTHEST = {8: 1e-4, 4: 0.05, 2: 0.2}  # by bytes of a number
+_AT_THE_END = "the network's output"
 
 
 def sweep(
@@ -59,7 +70,8 @@ def sweep(
     Raises:
         AdapterError: A delta that does not fit its module.
         ConfigError: A setting that reads the weight of a quantised layer.
-        CalibrationError: A target layer that is reached twice, never, or not by every row.
+        CalibrationError: A target layer that is reached twice, never, or not by every row; or a row
+            that is answered otherwise alone.
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
     check_problem(problem)
@@ -119,6 +131,9 @@ class _Sweep:
             them.
         counts: Whether the rows count. A process without rows of its own comes along with those of
             the first.
+
+    Attributes:
+        rows: Path -> excerpt of the outputs of the watched chunk's first sample, see `_note`.
     """
 
     problem: Problem
@@ -127,6 +142,8 @@ class _Sweep:
     parking: Parking | None
     solved: dict[str, SolvedLayer]
     counts: bool = True
+    rows: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _watched: Chunk | None = field(default=None, init=False)
     _solved_before: frozenset[str] = field(init=False)
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
     _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
@@ -146,10 +163,14 @@ class _Sweep:
         network = self.problem.network
         paths = self.problem.paths
         modules = {path: network.modules[path] for path in paths}
-        workers = [partial(run_chunk, network, chunk) for chunk in own or chunks[:1]]
+        mine = own or chunks[:1]
+        self._watched = mine[0]
+        workers = [partial(run_chunk, network, chunk) for chunk in mine]
         with torch.no_grad(), layer_hooks(modules, self.at_layer):
             answers = run_in_lockstep(workers, self.solve, self.parking)
         check_all_reached(paths, self.solved)
+        _note(self.rows, _AT_THE_END, mine[0], answers[0])
+        _check_same(self.rows, self._alone(mine[0], modules))
         answers = self.problem.processes.gather(answers if own else [])
         outputs = outputs_by_task(self.problem.tasks, chunks, answers)
         return EngineResult(self.solved, outputs, memory_bytes=self._memory_bytes)
@@ -165,19 +186,40 @@ class _Sweep:
         if (id(chunk), path) in self._reached:
             raise reached_twice(path)
         self._reached.add((id(chunk), path))
+        codes = None
         if path in self._solved_before:
             merged = self.solved[path].saved
             worn = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
-            return dress(module, chunk, x, y, worn).reshape(seen.shape)
-        stop = self._stop_at(path, module, x)
-        codes = stop.measured().add(chunk, x, y)
-        pause(path)
-        return dress(module, chunk, x, y, stop.worn, codes).reshape(seen.shape)
+        else:
+            stop = self._stop_at(path, module, x, y)
+            codes = stop.measured().add(chunk, x, y)
+            pause(path)
+            worn = stop.worn
+        y = dress(module, chunk, x, y, worn, codes)
+        if chunk is self._watched:
+            _note(self.rows, path, chunk, y)
+        return y.reshape(seen.shape)
 
-    def _stop_at(self, path: str, module: nn.Module, x: Tensor) -> _Stop:
+    def _alone(self, chunk: Chunk, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return the excerpts of a chunk's first sample that runs alone, in the solved deltas.
+
+        Whether a forward call keeps something between layers that another one overwrites, draws
+        lots, or lets rows see each other, shows in nothing else.
+        """
+        first = chunk.blocks[0]
+        block = Block(first.task, slice(0, 1), slice(1, 2), first.samples[:1], first.numbers[:1])
+        alone = _Sweep(self.problem, self.solver_at, self.listener, None, self.solved)
+        alone._watched = Chunk((block,))
+        run = partial(run_chunk, self.problem.network, alone._watched)
+        with torch.no_grad(), layer_hooks(modules, alone.at_layer):
+            answer = contextvars.copy_context().run(run)
+        _note(alone.rows, _AT_THE_END, alone._watched, answer)
+        return alone.rows
+
+    def _stop_at(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer, which the first chunk opens."""
         if self._stop is None or self._stop.path != path:
-            measurement = Measurement.open(self.problem, path, module, x, self._inputs)
+            measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
             self._stop = _Stop(path, Worn(measurement.teachers, None), measurement)
             if self.parking is not None:
                 self.parking.rows_run_on(x.device)
@@ -210,3 +252,45 @@ class _Sweep:
         """Let deltas stay on the device while chunks are parked: all of them wear the same."""
         if self.parking is not None:
             self.parking.keep(*shared)
+
+
+def _note(rows: dict[str, Tensor], place: str, chunk: Chunk, output: Any) -> None:
+    """Keep an excerpt of the outputs of a chunk's first sample, (teacher and student, numbers), if
+    they are tensors.
+    """
+    if not isinstance(output, Tensor | list):
+        return
+    first = chunk.blocks[0]
+    pair = [output[row] for row in (first.teacher.start, first.student.start)]
+    if all(isinstance(row, Tensor) and row.is_floating_point() for row in pair):
+        flat = torch.stack([row.flatten() for row in pair])
+        rows[place] = flat[:, :: max(1, flat.shape[1] // _COMPARED)].clone()
+
+
+def _check_same(together: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> None:
+    """Refuse a network that answers a row otherwise when it runs alone.
+
+    Raises:
+        CalibrationError: Names the first layer that differs.
+    """
+    for place, row in alone.items():
+        if place not in together or row.shape != together[place].shape:
+            continue  # rows are filled up to the longest of their call
+        distance = _distance(row, together[place])
+        if distance > _FARTHEST[row.dtype.itemsize]:
+            what = place if place == _AT_THE_END else f"layer {place!r}"
+            raise CalibrationError(
+                f"the model answers a sample otherwise when it runs alone: {what} is the first "
+                f"that differs, by {distance:.0%}. It may keep something between its layers that "
+                "other samples' forward calls overwrite (a skip or a buffer), drop numbers at "
+                "random, or let the rows of a batch see each other, so that no row can be "
+                "measured. Remove the patch or hook that does so; for what is kept between layers "
+                f"alone, set {called('engine')} to {called_value('engine', 'iterate')!r}"
+            )
+
+
+def _distance(alone: Tensor, together: Tensor) -> float:
+    """Return ``||a - b|| / ||b||`` of the rows, the larger one."""
+    a, b = (rows.cpu().double() for rows in (alone, together))
+    smallest = torch.finfo(together.dtype).tiny
+    return ((a - b).norm(dim=1) / b.norm(dim=1).clamp_min(smallest)).max().item()

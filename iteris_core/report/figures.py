@@ -39,8 +39,10 @@ def figures_of(
     both.update(layer.deltas.items())
     stacked = stack(both)
     tasks = [
-        _task_figures(task, lam, stacked, names)
-        for task, lam in zip(layer.tasks, solution.lambdas, strict=True)
+        _task_figures(task, lam, limited, stacked, names)
+        for task, lam, limited in zip(
+            layer.tasks, solution.lambdas, layer.balance.limited, strict=True
+        )
         if task.counts
     ]
     cut = solution.cut
@@ -71,8 +73,9 @@ class _TaskFigures:
         wears: Whether its teacher wears anything here.
         tokens: Number of tokens that were counted.
         strangers: Names of the adapters that the teacher does not wear.
-        figures: Residuals of the merge, of all adapters stacked and of their average; lambda; the
-            taught energy; the gain; then ``stacked`` and ``merged`` of each stranger.
+        figures: Residuals of the merge, of all adapters stacked and of their average; lambda, and
+            whether it was limited; the taught energy; the gain; then ``stacked`` and ``merged`` of
+            each stranger.
     """
 
     task: str
@@ -82,7 +85,7 @@ class _TaskFigures:
     figures: Tensor
 
     def read(self) -> TaskAtLayerReport:
-        residual, stacked, averaged, weight, energy, gain, *pairs = self.figures.tolist()
+        residual, stacked, averaged, weight, limited, energy, gain, *pairs = self.figures.tolist()
         between = zip(self.strangers, pairs[::2], pairs[1::2], strict=True)
         return TaskAtLayerReport(
             self.task,
@@ -95,17 +98,23 @@ class _TaskFigures:
             averaged=averaged,
             energy=energy,
             gain=gain if energy > 0 else None,
+            limited=bool(limited),
         )
 
 
 def _task_figures(
-    task: TaskAtLayer, lam: Tensor, stacked: Stacked[int | None], names: Mapping[int, str]
+    task: TaskAtLayer,
+    lam: Tensor,
+    limited: Tensor,
+    stacked: Stacked[int | None],
+    names: Mapping[int, str],
 ) -> _TaskFigures:
     """Measure one task from its sums.
 
     Args:
         task: The task.
         lam: lambda, 0-dim.
+        limited: Whether it was limited, 0-dim.
         stacked: The merged delta, under None, and all adapters'.
         names: Adapter index -> name.
     """
@@ -119,7 +128,7 @@ def _task_figures(
         torch.cat(
             [
                 energies.residuals(),
-                torch.stack([lam, energies.taught, energies.gain()]),
+                torch.stack([lam, limited.to(lam.dtype), energies.taught, energies.gain()]),
                 *(energies.interference(k) for k in strangers),
             ]
         ),

@@ -26,7 +26,8 @@ Closet = dict[tuple[str, Mix], LowRankDelta | None]
 @contextmanager
 def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
     """Call ``hook(path, module, input, output)`` after each module's forward; what it returns
-    replaces the output, which it may change in place.
+    replaces the output, which it may change in place. It comes before the hooks of others, which
+    may scale what a merged LoRA would add, too.
 
     Raises:
         CalibrationError: A module that is called without a tensor.
@@ -48,7 +49,9 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
     handles = []
     try:
         for path, module in modules.items():
-            handles.append(module.register_forward_hook(bound(path), with_kwargs=True))
+            handles.append(
+                module.register_forward_hook(bound(path), with_kwargs=True, prepend=True)
+            )
         yield
     finally:
         for handle in handles:

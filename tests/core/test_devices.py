@@ -65,7 +65,7 @@ def test_the_room_for_sums_holds_those_of_every_layer_and_a_solve(target, tasks)
     for path in net.targets:
         module = problem.network.modules[path]
         x = torch.zeros(1, 100, module.in_features).double()
-        opened = Measurement.open(problem, path, module, x, SharedInputs())
+        opened = Measurement.open(problem, path, module, x, module(x), SharedInputs())
         largest = max(largest, opened.sum_bytes())
     codes = 8 * tasks * 2 * (6 + 2)  # with those of a row: they are as narrow as the rank
     solve = 8 * 4 * 6 * (6 + 6)

@@ -212,10 +212,10 @@ class FakeHost:
 
     def merge_rows(self):
         """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one
-        sigma per batch.
+        sigma per batch, and a sample that runs alone is the last batch.
         """
         pairs = []
-        for batch in self.unet_batches[-self.sweep_batches :]:
+        for batch in self.unet_batches[-self.sweep_batches : -1]:
             half = len(batch) // 2
             pairs += zip(batch[:half], batch[half:], strict=True)
         return pairs
