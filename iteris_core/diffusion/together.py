@@ -178,17 +178,17 @@ def make_together_plans(
     halves: dict[int, list[HalfPicture]] = {}
     met = dict.fromkeys(subjects, 0)
     turns = dict.fromkeys(pairs, 0)
-    for number in range(count):
+    for picture in range(count):
         tick()
         # the LoRAs that have met least, then the order that came up least
         pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
         for k in pair:
             met[k] += 1
         turns[pair] += 1
-        opening = _OPENINGS[(number + number // len(pairs)) % len(_OPENINGS)]
+        opening = _OPENINGS[(picture + picture // len(pairs)) % len(_OPENINGS)]
         form = opening + chance.choice(forms)
         words = {place: loras[k].called for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True)}
-        meeting = Meeting(number, form.format(**words), form)
+        meeting = Meeting(picture, form.format(**words), form)
         for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True):
             thing = chance.choice(calibration.companions)
             alone = {other: word if other == place else thing for other, word in words.items()}

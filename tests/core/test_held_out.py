@@ -129,6 +129,15 @@ def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, for
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
+@pytest.mark.parametrize("held_out", [2, 4, 6])
+def test_no_two_runs_of_a_check_have_the_same_noise(host, held_out):
+    loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "abc"]
+    plans = make_check_plans(loras, replace(CALIBRATION, held_out=held_out))
+    runs = {run for plan in plans for run in plan.drawn_in()}  # halves of a picture share one
+    assert any(run.owner == "together" for run in runs)
+    assert len({run.seed for run in runs}) == len(runs)
+
+
 def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
     loras = [host.lora(name, prompts=[f"<{name}> thing"]) for name in "ab"]
     adapters = [lora.adapter for lora in loras]
