@@ -126,7 +126,7 @@ def patched(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
     with torch.no_grad():
         try:
             for path, weight in weights.items():
-                weight += deltas[path].dense().to(weight.dtype)
+                weight.add_(deltas[path].dense().to(weight.dtype))
             yield
         finally:
             for path, weight in weights.items():

@@ -13,15 +13,15 @@ TEXT_STREAM = "text"
 IMAGE_STREAM = "image"
 
 
-def _one_stream(path: str) -> str:
+def _one_stream(_path: str) -> str:
     return "tokens"
 
 
-def _all_alike(row: Any) -> Hashable:
+def _all_alike(_row: Any) -> Hashable:
     return None
 
 
-def _no_layer(path: str) -> bool:
+def _no_layer(_path: str) -> bool:
     return False
 
 

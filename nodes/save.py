@@ -205,10 +205,9 @@ def read_back(path: Path, merged: MergedLora, name: str) -> str:
         f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas
     }
     differences: dict[str, float] = {}
-    for parameter, expected in [*meant.items(), *merged.adapter.vectors.items()]:
-        expected = (
-            expected.to(dtype=torch.float32).dense() if parameter in meant else expected.float()
-        ).cpu()
+    for parameter, change in [*meant.items(), *merged.adapter.vectors.items()]:
+        whole = change.to(dtype=torch.float32).dense() if parameter in meant else change.float()
+        expected = whole.cpu()
         found = added(parameter, shapes.get(parameter, expected.shape))
         if found is not None:
             scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)

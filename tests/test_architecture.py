@@ -112,8 +112,8 @@ def top(name: str) -> str:
 def ours(path: Path) -> set[str]:
     """Return which modules of this project a file imports, wherever in it."""
     found = set()
-    for name in imports(path):
-        name = name[1:] if name.startswith(".") else ""
+    for imported in imports(path):
+        name = imported[1:] if imported.startswith(".") else ""
         while name and name not in MODULES:
             name = name.rpartition(".")[0]
         found.add(name)

@@ -34,7 +34,9 @@ except ModuleNotFoundError as error:
         raise
 
     @app.command("eval", context_settings={"ignore_unknown_options": True})
-    def no_evaluation(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    def no_evaluation(
+        arguments: Annotated[list[str] | None, typer.Argument()] = None,  # noqa: ARG001, its name is shown
+    ) -> None:
         """Score adapters on the paper's tasks; not in this copy of IterIS."""
         typer.echo(
             "iteris eval: this copy of IterIS, from ComfyUI's registry, has no evaluation; install "

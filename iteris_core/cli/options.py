@@ -211,7 +211,7 @@ def _shown(default: Any) -> str:
     return "" if default is None or is_dataclass(default) else str(default)
 
 
-def as_they_are(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def as_they_are(_given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of the program."""
     return settings
 

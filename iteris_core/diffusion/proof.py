@@ -453,7 +453,7 @@ def _watched(network: Network, adapter: Adapter | None, rows: int) -> Iterator[s
     waiting = {path for of_one in adapters for path in of_one.deltas}
     mixes: list[Mapping[int, float]] = [dict.fromkeys(range(len(adapters)), 1.0)] * rows
 
-    def ran(path: str, module: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def ran(path: str, _module: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
         waiting.discard(path)
         return y
 

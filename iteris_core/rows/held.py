@@ -38,7 +38,7 @@ def held_bytes(
     counting.keep(*inputs)
     held: dict[str, int] = {}
 
-    def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def at_layer(path: str, _module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         counting.rows_run_on(x.device)
         pause(path)
         return y

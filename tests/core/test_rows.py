@@ -307,7 +307,7 @@ def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
 
 def test_token_weights_may_be_a_function_of_a_layers_number_of_tokens():
     samples = [
-        Sample("x", token_weights={"image": lambda tokens: torch.arange(tokens)}),
+        Sample("x", token_weights={"image": torch.arange}),
         Sample("y"),
     ]
     (chunk,) = split_into_chunks([Task("a", samples, {})], 2, ANY)

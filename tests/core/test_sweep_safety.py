@@ -438,7 +438,7 @@ def test_an_adapter_that_holds_nan_is_named_before_any_row_runs(target, path, si
     ran = []
     with pytest.raises(AdapterError, match=f"adapter 'b' holds NaN.* in its change of '{path}'"):
         merge(
-            net.network(lambda rows: ran.append(rows)),
+            net.network(ran.append),
             adapters,
             toy.own_tasks(net, adapters),
             MergeConfig(target=target),

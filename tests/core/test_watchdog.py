@@ -41,7 +41,7 @@ def apart(net, adapters, samples):
         rows = [net.make_row() for _ in range(samples)]
         for row in rows:
             for part in row:
-                part *= 0.1
+                part.mul_(0.1)
                 part[:, 2 * k : 2 * k + 2] += 3.0
         tasks.append(Task(adapter.name, [Sample(row) for row in rows], {k: 1.0}))
     return tasks

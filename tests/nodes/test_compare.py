@@ -171,7 +171,7 @@ def run(replace_host, monkeypatch, merged):
     shown, tables = [], []
     replace_host(
         ComfyModel=Base,
-        Drawing=lambda **fields: types.SimpleNamespace(**fields),
+        Drawing=types.SimpleNamespace,
         check_vae=lambda vae, base: None,
         draw=draw,
         find_model=lambda name: name if name.endswith("ckpt.safetensors") else None,
