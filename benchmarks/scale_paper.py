@@ -156,7 +156,7 @@ def work_of(family: str, resolution: int, loras: int) -> Work:
         [run.rows(guided=guided) for plan in made for run in plan.drawn_in()]
         for made in (plans, check_plans)
     )
-    cost = cost_of(plans, check_plans, guided=guided, changes_denoiser=True, loras=loras)
+    cost = cost_of(plans, check_plans, guided=guided, changes_denoiser=True)
     return Work(
         rows,
         sum(plan.sample_count() for plan in plans),

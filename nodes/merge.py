@@ -67,9 +67,7 @@ class Merge(io.ComfyNode):
                     default=DEFAULT_PRESET,
                     optional=True,
                     tooltip="How thorough the merge is. Fast: half of the sampling runs; base "
-                    "prompts and two subjects in one picture suffer a little. Best: several ways "
-                    "to merge are tried on the same sampling runs, plain stacking among them, and "
-                    "the best on unseen prompts is kept.",
+                    "prompts and two subjects in one picture suffer a little.",
                 ),
                 io.Boolean.Input(
                     "together",

@@ -18,8 +18,6 @@ from .words import OF_CALIBRATION, OF_CONFIG, TARGETS
 
 # Values of widgets that set nothing. -1 where 0 means that there is none.
 UNSET = {"sample_runs": 0, "check_runs": -1}
-PRESET = "as the preset says"
-SWITCH = {"on": True, "off": False}
 WHOLE = 1.0  # quality kept: nothing is cut by it
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 
@@ -138,15 +136,6 @@ class Settings(io.ComfyNode):
                     tooltip="A merge is often a little weaker than its LoRAs. On: the merged LoRA "
                     "is scaled by what the check on unseen prompts measures, up to 1.3 times. "
                     "Needs check runs.",
-                ),
-                io.Combo.Input(
-                    "try_several",
-                    options=[PRESET, *SWITCH],
-                    default=PRESET,
-                    optional=True,
-                    tooltip="On: several ways to merge are tried on the same sampling runs, plain "
-                    "stacking among them, and the best on unseen prompts is kept. The report says "
-                    "which. Needs check runs. The preset Best switches it on.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -282,7 +271,6 @@ def changes_of(
     precision: str = FILE_PRECISIONS[0],
     reproduce: str = next(iter(TARGETS)),
     correct_strength: bool = False,
-    try_several: str = PRESET,
     **plain: Any,
 ) -> Changes:
     """Return what the widgets change. Those that say "as the preset says" change nothing, nor do
@@ -299,8 +287,5 @@ def changes_of(
         calibration["preserve_captions"] = lines(protected_prompts)
     if quality_kept < WHOLE:
         config["kept_energy"] = quality_kept
-    merge: dict[str, Any] = {"correct_strength": correct_strength}
-    if try_several in SWITCH:
-        merge["try_several"] = SWITCH[try_several]
     Calibration(**calibration)  # what does not go together is an error of this node
-    return Changes(calibration, config, merge)
+    return Changes(calibration, config, {"correct_strength": correct_strength})

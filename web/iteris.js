@@ -8,6 +8,7 @@ import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
 import { addReport } from "./merge.js";
+import { renew } from "./older.js";
 import { addElement, addProgress, also, fit, heightOf, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
@@ -129,6 +130,7 @@ app.registerExtension({
     rememberRuns();
     followRuns();
   },
+  beforeConfigureGraph: renew,
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("IterIS")) return;
     showDigits(node);

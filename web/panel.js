@@ -65,23 +65,27 @@ function detailsOf(model, say) {
   return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
 }
 
-function verdictOf({ loras, against, advice, bounds }, say) {
+function verdictOf({ loras, together, against, advice, bounds }, say) {
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
   found.append(...loras.map((lora) => keptOf(lora, told, say)));
+  if (together) {
+    const line = html("div", "iteris-together", say("together", { chance: say(together) }));
+    Object.assign(line, { title: say("together_title") }).dataset.chance = together;
+    found.append(line);
+  }
   if (advice) found.append(adviceOf(advice, say));
-  const { leak, leak_stacked: stacked, base, average } = against;
+  const { leak, leak_stacked: stacked, base } = against;
   const parts = [];
   if (leak !== null && stacked !== null) parts.push(say("leaks", { merged: percent(leak), stacked: percent(stacked) }));
   if (base !== null) parts.push(say("base", { percent: percent(base) }));
-  if (average !== null) parts.push(say("average", { percent: percent(average) }));
   if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
   return found;
 }
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf({ name, kept, between, level, levels, advice, unread }, told, say) {
+function keptOf({ name, kept, between, there, added, level, levels, advice, unread }, told, say) {
   const line = html("div", `iteris-kept iteris-${level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
   line.title = told;
@@ -93,11 +97,12 @@ function keptOf({ name, kept, between, level, levels, advice, unread }, told, sa
     const [low, high] = between.map(percent);
     head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   }
-  head.append(html("span", "iteris-badge", levels.length > 1 ? say("likely", { level: say(level) }) : say(level)));
+  head.append(html("span", "iteris-badge", levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level)));
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);
   if (unread) line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
+  if (there !== null && added !== null) line.append(html("div", "iteris-quiet iteris-parts", say("parts", { there: percent(there), added: percent(added) })));
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }

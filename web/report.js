@@ -3,7 +3,8 @@
 const DIGITS = 4;
 export const LEVELS = ["good", "weak", "lost"];
 // what there are words for, each of them "to_..."
-export const ADVICE = ["check", "method", "runs", "rank", "weight", "stronger", "weaker", "apart", "fewer", "prompts"];
+export const ADVICE = ["check", "method", "rank", "fewer"];
+export const CHANCES = ["likely", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
 // Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and transformers, whose
@@ -88,8 +89,11 @@ export function figures(report) {
 function verdict({ verdict: found }) {
   if (!found) return null;
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, between, level, levels, advice, unread = 0 }) => ({ name: lora, kept: rounded(kept), between: between && between.map(rounded), level, levels, advice, unread }));
-  return { loras, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
+  const loras = found.loras.map(({ lora, kept, between, there, added, unread = 0, ...words }) => {
+    const { level, levels, advice } = words;
+    return { name: lora, kept: rounded(kept), between: between && between.map(rounded), there: rounded(there), added: rounded(added), level, levels, advice, unread };
+  });
+  return { loras, together: found.together, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
 }
 
 function unseen({ fidelity = [] }) {

@@ -1,6 +1,6 @@
 // The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { ADVICE, LEVELS } from "./report.js";
+import { ADVICE, CHANCES, LEVELS } from "./report.js";
 
 // More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.
 const MOST = { tasks: 1000, lines: 500, blocks: 400, bars: 10_000, layers: 5000, figures: 1_000_000, texts: 200, letters: 2000 };
@@ -12,23 +12,27 @@ const isNumberOrNone = (value) => value === null || isNumber(value);
 
 const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.error) && isNumberOrNone(line.strength);
 
-const isAdvice = (advice) => isObject(advice) && ADVICE.includes(advice.kind) && Array.isArray(advice.names) && advice.names.length <= 1 && advice.names.every(isText);
+const isAdvice = (advice) => isObject(advice) && isText(advice.kind) && Array.isArray(advice.names) && advice.names.length <= 1 && advice.names.every(isText);
 const isAdviceOrNone = (advice) => advice === null || isAdvice(advice);
+const known = (advice) => (ADVICE.includes(advice?.kind) ? advice : null); // version 0.1.0 gave more
 const isRangeOrNone = (range) => range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
 const areLevels = (levels) => Array.isArray(levels) && levels.length > 0 && levels.length <= LEVELS.length && levels.every((level) => LEVELS.includes(level));
 const isLevelled = ({ between, level, levels }) => isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
-const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && isLevelled(lora) && isAdviceOrNone(lora.advice);
+const areParts = ({ there = null, added = null }) => isNumberOrNone(there) && isNumberOrNone(added); // version 0.1.0 had none
+const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && isLevelled(lora) && areParts(lora) && isAdviceOrNone(lora.advice);
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
 function verdictOf(verdict) {
   if (verdict === undefined || verdict === null) return null; // while a merge runs, and of a report that an older version has kept
   if (!isObject(verdict)) return undefined;
-  const { loras, against, advice, bounds } = verdict;
+  const { loras, together = null, against, advice, bounds } = verdict;
   if (!Array.isArray(loras) || !loras.every(isKept) || !isAdviceOrNone(advice)) return undefined;
-  const { leak, leak_stacked, base, average } = isObject(against) ? against : {};
-  if (![leak, leak_stacked, base, average].every(isNumberOrNone)) return undefined;
+  if (together !== null && !CHANCES.includes(together)) return undefined;
+  const { leak, leak_stacked, base } = isObject(against) ? against : {};
+  if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  return { loras: loras.slice(0, MOST.lines), against: { leak, leak_stacked, base, average }, advice, bounds };
+  const kept = loras.slice(0, MOST.lines).map(({ there = null, added = null, ...lora }) => ({ ...lora, there, added, advice: known(lora.advice) }));
+  return { loras: kept, together, against: { leak, leak_stacked, base }, advice: known(advice), bounds };
 }
 
 /**

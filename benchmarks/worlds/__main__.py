@@ -27,12 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from rich.console import Console
 
-from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.choosing import ways_of
-
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
-from .choice import choice_text, tried
 from .comparisons import COMPARISONS, comparison_text
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe, ablation_recipes, main_recipes
@@ -42,12 +38,12 @@ from .tables import ABLATED, report, triggers_of, write_results
 from .training import train_base
 from .world import World
 
-ON_DEMAND = ("ablations", "choice", *COMPARISONS)
+ON_DEMAND = ("ablations", *COMPARISONS)
 STAGES = ("base", "recogniser", "loras", "main", *ON_DEMAND, "tables")
 QUICK_RECIPES = ("base model", "single LoRAs", "sum", "np_lora", "IterIS")
-CHOSEN = 4  # pairs on which ways are compared
 QUICK_STEPS = 10  # of a LoRA
 QUICK_RECOGNISER_STEPS = 60
+SHORT_RECOGNISER_STEPS = 1500
 console = Console(stderr=True)
 
 
@@ -61,6 +57,8 @@ class Plan:
         seed: Seed of the base model, its LoRAs and the calibration.
         quick: Whether it only shows that everything runs.
         sets: Sets of LoRAs.
+        share: Part of the base model's steps that is made.
+        batch: Pictures of a step of it; None: the world's.
     """
 
     world: str
@@ -68,6 +66,8 @@ class Plan:
     seed: int
     quick: bool
     sets: tuple[str, ...]
+    share: float = 1.0
+    batch: int | None = None
 
     @property
     def described(self) -> World:
@@ -106,14 +106,15 @@ def base_stage(plan: Plan) -> None:
     folder = plan.folder / "base"
     if not (folder / "text_encoder").exists():
         world = plan.described
-        settings = world.settings(plan.seed, plan.quick)
+        settings = world.settings(plan.seed, plan.quick).shortened(plan.share, plan.batch)
         timed(plan, "base", "base", lambda: train_base(world, settings, folder, teller("base")))
 
 
 def recogniser_stage(plan: Plan) -> None:
     path = plan.folder / "recogniser.pt"
     if not path.exists():
-        steps = QUICK_RECOGNISER_STEPS if plan.quick else 3000
+        steps = 3000 if plan.share == 1 else SHORT_RECOGNISER_STEPS
+        steps = QUICK_RECOGNISER_STEPS if plan.quick else steps
         tell = teller("recogniser")
         found = timed(
             plan,
@@ -197,23 +198,6 @@ def ablation_stage(plan: Plan, jobs: int) -> None:
     in_parallel(measure, work, jobs)
 
 
-def choice_stage(plan: Plan) -> None:
-    """Measure the ways between which the product chooses, and print what the choice is worth."""
-    bench = load_bench(plan.described, plan.folder)
-    merges = {}
-    for lora_set in plan.sets:
-        for group in plan.groups["pairs"][:CHOSEN]:
-            triggers = triggers_of(bench.world, group)
-            name = f"{' + '.join(triggers)}, {lora_set}"
-            merges[name] = timed(
-                plan, "choice", name, lambda t=triggers, s=lora_set: tried(bench, t, s, plan.seed)
-            )
-            console.print(f"choice: {name}: done")
-    text = choice_text(merges, len(ways_of(Calibration(), 2)))
-    (plan.folder / "choice.md").write_text(text)
-    print(text)
-
-
 def comparison_stage(plan: Plan, stage: str) -> None:
     """Measure the rows of a comparison, and print its table."""
     bench = load_bench(plan.described, plan.folder)
@@ -255,6 +239,14 @@ def arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="hardly trained; only shows that all runs"
     )
     parser.add_argument(
+        "--short",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="make this part of the base model's steps; told in the folder's name (default 1)",
+    )
+    parser.add_argument("--batch", type=int, help="pictures of a step of the base model; likewise")
+    parser.add_argument(
         "--stage",
         choices=STAGES,
         action="append",
@@ -288,12 +280,16 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     ending = ("-quick" if options.quick else "") + (f"-{options.seed}" if options.seed else "")
+    ending += f"-short{options.short:g}" if options.short != 1 else ""
+    ending += f"-batch{options.batch}" if options.batch else ""
     plan = Plan(
         options.world,
         options.cache / f"{options.world}{ending}",
         options.seed,
         options.quick,
         tuple(options.sets or ["usual"]),
+        options.short,
+        options.batch,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     for stage in options.stage or [stage for stage in STAGES if stage not in ON_DEMAND]:
@@ -307,8 +303,6 @@ def main() -> None:
             main_stage(plan, options.jobs)
         elif stage == "ablations":
             ablation_stage(plan, options.jobs)
-        elif stage == "choice":
-            choice_stage(plan)
         elif stage in COMPARISONS:
             comparison_stage(plan, stage)
         else:

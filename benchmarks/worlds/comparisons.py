@@ -4,7 +4,6 @@ are compared with.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
@@ -84,18 +83,15 @@ LOST = "<v6>"
 
 
 def _presets() -> list[Recipe]:
-    several = {"try_several": True}
     return [
         BALANCED,
         CORRECTED,
         Recipe("Fast", {}, FAST),
-        Recipe("Best", {}, CHECKED, job=several),
         BALANCED_TOGETHER,
         Recipe(
             "Balanced, together, strength corrected", {}, TOGETHER, job={"correct_strength": True}
         ),
         Recipe("Fast, together", {}, {**TOGETHER, **FAST}),
-        Recipe("Best, together", {}, TOGETHER, job=several),
         STACKED,
     ]
 
@@ -245,13 +241,6 @@ def comparison_text(
 def _told(name: str, facts: list[dict[str, object]]) -> list[str]:
     """Return what the product's job chose, over all merges of a row."""
     factors = [float(str(fact["strength"])) for fact in facts if "strength" in fact]
-    kept = Counter(str(fact["kept"]) for fact in facts if "kept" in fact)
-    told = []
-    if factors:
-        told.append(
-            f"{name}: scaled by {mean(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})."
-        )
-    if kept:
-        ways = ", ".join(f"{way} {count} times" for way, count in kept.most_common())
-        told.append(f"{name} kept: {ways}.")
-    return told
+    if not factors:
+        return []
+    return [f"{name}: scaled by {mean(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})."]

@@ -218,7 +218,7 @@ def merged(
     bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int = 0
 ) -> tuple[Adapter | None, float, dict[str, Any]]:
     """Return the LoRAs merged by a recipe, the CPU seconds of the merge, see `Clock`, and what the
-    product's job tells: the factor of the strength, the way that was kept.
+    product's job tells: the factor of the strength.
     """
     if recipe.adapter == "none":
         return None, 0.0, {}
@@ -240,10 +240,7 @@ def merged(
 
 def _told(report: MergeReport) -> dict[str, Any]:
     factor = report.settings.get("strength_correction")
-    told = {} if factor is None else {"strength": factor}
-    if report.tried:
-        told["kept"] = min(report.tried, key=lambda way: way.loss).name
-    return told
+    return {} if factor is None else {"strength": factor}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .drawing import Label, Scene
@@ -31,6 +31,14 @@ class BaseSettings:
     scenes: int = 30_000
     dropped_captions: float = 0.1
     seed: int = 0
+
+    def shortened(self, share: float, batch: int | None) -> BaseSettings:
+        """Return the same with a share of each phase's steps, and of its scenes, in other
+        batches.
+        """
+        phases = tuple(replace(p, steps=max(1, round(share * p.steps))) for p in self.phases)
+        scenes = max(1, round(share * self.scenes))
+        return replace(self, phases=phases, scenes=scenes, batch=batch or self.batch)
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,6 @@ def report(bench: Bench, recipes: Sequence[Recipe] | None = None) -> str:
         text = ablation_table(bench, lora_set, some)
         if text:
             parts += [f"#### One setting changed, {ABLATED} pairs, {lora_set} LoRAs", text]
-    choice = bench.folder / "choice.md"
-    if choice.exists():
-        parts += ["#### The choice among several ways", choice.read_text()]
     return "\n\n".join([*parts, times_text(bench)])
 
 

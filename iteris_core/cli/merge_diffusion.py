@@ -211,13 +211,6 @@ def _merge(
             "--correct-strength", help="Scale the result by what the check of --held-out measures."
         ),
     ] = False,
-    try_several: Annotated[
-        bool,
-        typer.Option(
-            "--try-several",
-            help="Try several ways to merge, and keep the best on the samples of --held-out.",
-        ),
-    ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
@@ -235,7 +228,6 @@ def _merge(
     options.check_used(settings)
     how = MergeSettings(settings, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
-    how = replace(how, try_several=try_several or how.try_several)
     how.check(calibration)
     given = OncePerLora(
         lora,

@@ -202,6 +202,13 @@ class Calibration:
         return max(_USUAL_LEVELS, self.sampling_steps)
 
     @property
+    def kept_below(self) -> int:
+        """Number of the noise levels, from pure noise on, of which those of the kept latents are
+        chosen.
+        """
+        return self.levels
+
+    @property
     def is_guided(self) -> bool:
         """Whether a model reads the negative prompt: guidance of 1 is none."""
         return self.cfg != 1
@@ -296,9 +303,9 @@ def base_captions(calibration: Calibration) -> list[str]:
 
 def kept_levels(calibration: Calibration, run: int) -> list[int]:
     """Return the noise levels of a sampling run that are kept, evenly spread and staggered from one
-    run to the next: numbers from 0, pure noise, to below ``calibration.levels``.
+    run to the next: numbers from 0, pure noise, to below ``calibration.kept_below``.
     """
-    stride = calibration.levels / calibration.timesteps
+    stride = calibration.kept_below / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
 

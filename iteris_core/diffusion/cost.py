@@ -84,7 +84,6 @@ def cost_of(
     *,
     guided: bool,
     changes_denoiser: bool,
-    loras: int,
     sweeps: int = 1,
     checks: int = 1,
 ) -> Cost:
@@ -95,11 +94,10 @@ def cost_of(
         check_plans: Plans of its check; none without one.
         guided: Whether rows are drawn with the negative prompt, too.
         changes_denoiser: Whether the LoRAs change the diffusion model.
-        loras: Number of LoRAs; the check compares their average, if they are several.
         sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
     """
-    others = 2 + (loras > 1)  # than the teacher: the merge, its reference, and the average
+    others = 2  # than the teacher: the merge and its reference
     drawn = _drawn(check_plans, guided)
     samples = _samples(plans)
     checked = _samples(check_plans)

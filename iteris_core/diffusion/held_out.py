@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -33,10 +34,28 @@ CheckPlan = CaptionPlan | TogetherPlan
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
+# The part of a run, from pure noise on, at whose levels a merge is checked: they say as much about
+# what is drawn as all levels, and the runs are a third as long ("The verdict" in docs/method.md).
+_LOOKED_AT = 0.6
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
 # Captions of which those of the check are drawn; ten prompts have 480 with our forms and things.
 _MOST_POSSIBLE = 50_000
+
+
+@dataclass(frozen=True)
+class Unseen(Calibration):
+    """The calibration of a check: seeds that the merge has not seen, and levels of short runs."""
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> Unseen:
+        """Return the calibration of the check of a merge."""
+        settings = {field.name: getattr(calibration, field.name) for field in fields(Calibration)}
+        return cls(**{**settings, "seed": (calibration.seed + _UNSEEN) % MOST_SEEDS})
+
+    @property
+    def kept_below(self) -> int:
+        return math.ceil(_LOOKED_AT * self.levels)
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,8 @@ class HeldOutCheck:
 
     Each LoRA, and the base model, draws ``calibration.held_out`` pictures from seeds that the merge
     has not seen. Their captions are the LoRA's prompts in company that the merge has not read, and
-    ordinary captions. Captions are repeated where there are too few. Two subjects are also checked
+    ordinary captions. Captions are repeated where there are too few. What is read without the
+    prompt is not compared, since it says nothing about the prompt. Two subjects are also checked
     in pictures of both, see `together`. On the latents of these runs
     the merged model's output is compared with the LoRA's.
 
@@ -84,13 +104,10 @@ class HeldOutCheck:
 
             def measured(size: int) -> tuple[TaskFidelity, ...]:
                 latents = sampler.sample(of_denoiser[:-1], runs, size, self.progress)
-                base_rows, average_rows = (
-                    [
-                        [sample.student_reads for sample in plan.samples(contexts, latents)]
-                        for plan in plans
-                    ]
-                    for contexts in (readers.base, readers.average)
-                )
+                base_rows = [
+                    [sample.student_reads for sample in plan.samples(readers.base, latents)]
+                    for plan in plans
+                ]
                 masks = [
                     plan.masks(latents) if isinstance(plan, TogetherPlan) else None
                     for plan in plans
@@ -111,7 +128,6 @@ class HeldOutCheck:
                     samples_per_chunk=size,
                     comparison=Comparison(
                         lambda task, sample: base_rows[task][sample],
-                        lambda task, sample: average_rows[task][sample],
                         counts,
                         [plan.samples_of_runs() for plan in plans],
                         DenoiserRow.digest,
@@ -157,21 +173,20 @@ def make_check_plans(
         calibration: The calibration of the merge.
         tick: Called again and again; may raise to cancel.
     """
-    unseen = replace(calibration, seed=(calibration.seed + _UNSEEN) % MOST_SEEDS)
-    share = calibration.unconditional_share
+    unseen = Unseen.of(calibration)
     plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
         tick()
         seen = own_captions(lora, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
-        plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), share, k, unseen))
+        plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), 0.0, k, unseen))
     # the last of the ordinary captions, since the preserve task takes them from the first on; those
     # that it has read come only where there are no others
     read = set(base_captions(calibration))
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    base = CaptionPlan("base model", {}, 1.0, captions_of_base, share, len(loras), unseen)
+    base = CaptionPlan("base model", {}, 1.0, captions_of_base, 0.0, len(loras), unseen)
     return [*plans, *make_together_plans(loras, unseen, len(loras) + 1, tick), base]
 
 
@@ -206,12 +221,10 @@ class _Readers:
     Args:
         own: What teachers and the merged model read.
         base: What reference rows read.
-        average: What the average of the LoRAs reads.
     """
 
     own: Contexts
     base: Contexts
-    average: Contexts
 
 
 def _contexts(
@@ -231,12 +244,10 @@ def _contexts(
     tokenized = tokenize_all(model, [plan.readings() for plan in plans])
     own: dict[tuple[Plan, Reading], Context] = {}
     bases: dict[tuple[Plan, Reading], Context] = {}
-    averages: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
     stacked = {k: 1.0 for k in range(last)}
-    average = {k: 1 / last for k in stacked}
     worn = {
-        (plan, reading): _mixes(plan, reading, {last: 1.0}, stacked, average)
+        (plan, reading): _mixes(plan, reading, {last: 1.0}, stacked)
         for plan in plans
         for reading in plan.readings()
     }
@@ -247,25 +258,26 @@ def _contexts(
         "the check's captions",
     )
     for (plan, reading), mixes in worn.items():
-        teacher, student, base, of_all = (written[reading.teacher, mix] for mix in mixes)
+        teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
         own[plan, reading] = tokenized.context(reading, teacher, student)
         bases[plan, reading] = tokenized.context(reading, base, base)
-        averages[plan, reading] = tokenized.context(reading, of_all, of_all)
-    return _Readers(own, bases, averages)
+    return _Readers(own, bases)
 
 
-def _mixes(plan: CheckPlan, reading: Reading, *mixes: Mapping[int, float]) -> tuple[Mix, ...]:
-    """Return what the text encoders wear where a plan's teacher, the merged model, the reference
-    and the average read one of its captions; what no row reads is that of another.
+def _mixes(
+    plan: CheckPlan, reading: Reading, merged: Mapping[int, float], stacked: Mapping[int, float]
+) -> tuple[Mix, ...]:
+    """Return what the text encoders wear where a plan's teacher, the merged model and the reference
+    read one of its captions; what no row reads is that of another.
 
     Args:
         plan: The plan.
         reading: The caption.
-        mixes: The mix of the merged LoRA alone, of all LoRAs stacked, and of their average.
+        merged: The mix of the merged LoRA alone.
+        stacked: That of all LoRAs stacked.
     """
-    merged, stacked, average = mixes
     teacher, *others = (
-        tuple(mix.items()) for mix in (plan.mix, merged, {} if plan.mix else stacked, average)
+        tuple(mix.items()) for mix in (plan.mix, merged, {} if plan.mix else stacked)
     )
     if isinstance(plan, TogetherPlan):
         if not plan.is_read_by_others(reading):

@@ -15,12 +15,11 @@ from ..engines.problem import Watch
 from ..errors import CalibrationError, ConfigError, SolveError, plain
 from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
-from ..report.records import Note, Tried
+from ..report.records import Note
 from ..rivals.registry import check_used
 from ..settings import called
 from .calibration import Calibration
 from .changes import Changes
-from .choosing import Remembering, Way, loss, ways_of
 from .cost import STEPS_OF_A_PICTURE, Cost, cost_of
 from .held_out import CheckPlan, HeldOutCheck, make_check_plans, strength_correction
 from .lora_use import LoadedLora, loras_in_use, own_names
@@ -50,15 +49,12 @@ class MergeSettings:
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
             LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it gives
             ("Presets" in benchmarks/RESULTS.md).
-        try_several: Whether several ways are tried, see `choosing`, and the best is kept. Off,
-            since it gains nothing on usual LoRAs (same place).
         made_on: More entries of the recipe: the base model, the host's version.
         notes: More notes for the report.
     """
 
     config: MergeConfig = field(default_factory=MergeConfig)
     correct_strength: bool = False
-    try_several: bool = False
     made_on: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -66,23 +62,13 @@ class MergeSettings:
         """Refuse what cannot be done, before any work.
 
         Raises:
-            ConfigError: Strength is to be corrected, or ways are to be compared, and nothing is
-                measured for it; or a setting that the method would not look at.
+            ConfigError: Strength is to be corrected, and nothing is measured for it; or a setting
+                that the method would not look at.
         """
         check_used(self.config)
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
                 "correct_strength needs samples to measure it on; set "
-                f"{called('held_out')} to 1 or more"
-            )
-        if self.try_several and self.config.method != "iteris":
-            raise ConfigError(
-                "try_several (the preset Best) compares ways with iteris, and method is "
-                f"{self.config.method}; set method to iteris, or choose another preset"
-            )
-        if self.try_several and not calibration.held_out:
-            raise ConfigError(
-                "try_several (the preset Best) needs samples to compare the ways on; set "
                 f"{called('held_out')} to 1 or more"
             )
 
@@ -165,10 +151,7 @@ def _merge_and_check(
     )
     stages = _in_stages(progress, model, loras, calibration, cost)
     proof = prove_loras(model, used, calibration, in_stage(stages, PROOF_STAGE))
-    if settings.try_several:
-        result = _best(model, loras, calibration, settings, progress, watch)
-    else:
-        result = _merge(model, loras, calibration, settings, stages, watch)
+    result = _merge(model, loras, calibration, settings, stages, watch)
     proof = prove_merged(model, result.adapter, used[0], calibration, proof)
     report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
     notes = (*report.notes, *settings.notes, *proof.notes)
@@ -230,7 +213,6 @@ def _cost(
         check_plans,
         guided=calibration.is_guided,
         changes_denoiser=not all(map(model.is_text_module, paths)),
-        loras=len(used),
         sweeps=1 if settings.config.size is None else 2,
         checks=2 if settings.correct_strength else 1,
     )
@@ -243,22 +225,14 @@ def rows_of(
     settings: MergeSettings,
     progress: StageProgress = nobody,
 ) -> int:
-    """Return the rows that a merge runs through the diffusion model, if it tries several ways those
-    of all of them, which share their sampling runs.
+    """Return the rows that a merge runs through the diffusion model.
 
     Args, Raises: See `planned`; captions are not read. Also settings that cannot be done, see
         `MergeSettings.check`.
     """
     settings.check(calibration)
-    tick = tick_of(progress)
-    ways = ways_of(calibration, len(used)) if settings.try_several else [Way("these settings")]
-    costs = []
-    for way in ways:
-        of_way, of_settings = _settings_of(way, calibration, settings)
-        plans = _all_plans(model, used, of_way, of_settings, tick)
-        costs.append(_cost(model, used, of_way, of_settings, *plans))
-    again = sum(cost.sampling + cost.check_sampling for cost in costs[1:])
-    return sum(cost.rows for cost in costs) - again
+    plans = _all_plans(model, used, calibration, settings, tick_of(progress))
+    return _cost(model, used, calibration, settings, *plans).rows
 
 
 def _in_stages(
@@ -295,55 +269,6 @@ def _merge(
         in_stage(progress, HELD_OUT_STAGE),
     )
     return checked(result, check, correct_strength=settings.correct_strength)
-
-
-def _best(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress,
-    watch: Watch,
-) -> MergeResult:
-    """Merge in several ways on the same sampling runs, and return the best on unseen samples."""
-    remembering = Remembering(model)
-    ways = ways_of(calibration, len(loras_in_use(loras)))
-    best: MergeResult | None = None
-    reused: list[Note] = []
-    tried: list[Tried] = []
-    notes = []
-    for way in ways:
-        try:
-            of_way, of_settings = _settings_of(way, calibration, settings)
-            cost = planned(remembering, loras_in_use(loras), of_way, of_settings, progress)
-            stages = _in_stages(progress, remembering, loras, of_way, cost)
-            result = _merge(remembering, loras, of_way, of_settings, stages, watch)
-        except (CalibrationError, ConfigError, SolveError) as error:
-            if best is None:  # the user's own settings
-                raise
-            notes.append(Note("method", f"could not be tried: {way.name} ({error})"))
-            continue
-        fidelity = result.report.fidelity
-        if not tried:  # the runs of later ways are those of the first
-            reused = [note for note in result.report.notes if note.kind == "reused"]
-        tried.append(Tried(way.name, loss(fidelity), fidelity))
-        if best is None or tried[-1].loss < min(other.loss for other in tried[:-1]):
-            best = result
-    assert best is not None  # the first way is always there
-    kept = min(tried, key=lambda way: way.loss).name
-    notes.append(Note("method", f"tried {len(tried)} ways on unseen prompts, and kept: {kept}"))
-    of_best = [note for note in best.report.notes if note.kind != "reused"]
-    report = replace(best.report, tried=tuple(tried), notes=(*of_best, *reused, *notes))
-    return replace(best, report=report)
-
-
-def _settings_of(
-    way: Way, calibration: Calibration, settings: MergeSettings
-) -> tuple[Calibration, MergeSettings]:
-    calibration, settings = changed(calibration, settings, way.changes)
-    # a rival stands for itself, as its users would use it
-    corrects = settings.correct_strength and settings.config.method == "iteris"
-    return calibration, replace(settings, correct_strength=corrects)
 
 
 def checked(

@@ -7,12 +7,10 @@ from typing import Literal
 
 from .changes import Changes
 
-Preset = Literal["Fast", "Balanced", "Best"]
+Preset = Literal["Fast", "Balanced"]
 DEFAULT_PRESET: Preset = "Balanced"
-# The rows of these names in benchmarks/RESULTS.md: half of the sampling runs cost 0.06 on pairs,
-# several ways are level with the defaults.
+# The rows of these names in benchmarks/RESULTS.md: half of the sampling runs cost 0.06 on pairs.
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
-    "Best": Changes(merge={"try_several": True}),
 }

@@ -134,6 +134,6 @@ class Engine(Protocol):
     ) -> EngineResult: ...
 
 
-def iteris_at(_path: str) -> LayerSolver:
+def iteris_at(path: str) -> LayerSolver:  # noqa: ARG001, by this name `SolverAt` calls it
     """Return the closed form of IterIS, which is the same at every layer."""
     return solve_layer

@@ -21,7 +21,7 @@ from ..processes import Processes
 from ..progress import Progress, nobody
 from ..rows.wearing import Closet, wearing
 from ..tasks import Sample, Task
-from .records import TaskFidelity
+from .records import RunFidelity, TaskFidelity
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Comparison:
 
     Args:
         base_reads: (task, sample) -> input of the base model's row.
-        average_reads: (task, sample) -> input of the row that wears the adapters' average.
         counts: (task, sample) -> how much each part of its output counts, a mask that the output
             can be multiplied by; None: all of it.
         runs: Each task's number of samples in each of its sampling runs, in the order of the
@@ -39,7 +38,6 @@ class Comparison:
     """
 
     base_reads: Callable[[int, int], object]
-    average_reads: Callable[[int, int], object]
     counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
     runs: Sequence[Sequence[int]] | None = None
     row_key: Callable[[Any], Hashable] = id
@@ -55,8 +53,7 @@ def fidelity(
     comparison: Comparison | None = None,
     progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
-    """Compare a merged adapter with each task's teacher, with the base model, and with the plain
-    average of several adapters.
+    """Compare a merged adapter with each task's teacher, and with the base model.
 
     The rows of all tasks share forward calls, and rows that are the same run once.
 
@@ -67,7 +64,7 @@ def fidelity(
         merged: The adapter that the student rows wear.
         samples_per_chunk: Samples of one forward call, two rows each.
         comparison: What is compared; None: whole outputs, with the base model on the teachers'
-            inputs, and the average on the students'.
+            inputs.
         progress: Listener for (rows done, rows in all), those of this process; may raise to cancel.
 
     Raises:
@@ -76,13 +73,10 @@ def fidelity(
     """
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    average = {k: 1 / len(adapters) for k in everything}
     rows = _Rows(id if comparison is None else comparison.row_key)
     numbers = []  # of the rows of each task and mix
     for g, task in enumerate(tasks):
         mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
-        if len(adapters) > 1:
-            mixes.append(average)
         reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
         numbers.append(
             [
@@ -99,9 +93,9 @@ def fidelity(
             answers = _masked(answers, [comparison.counts(g, i) for i in range(len(task.samples))])
         sizes = torch.tensor([1] * len(task.samples) if known is None else known[g])
         run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
-        sums = torch.zeros(len(sizes), 4, dtype=torch.float64)
+        sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
         sums.index_add_(0, run_of, _squares(task, *answers))
-        fidelities.append(_task_fidelity(task, any(task.mix.values()), len(answers) == 4, sums))
+        fidelities.append(_task_fidelity(task, any(task.mix.values()), sums))
     return tuple(fidelities)
 
 
@@ -131,11 +125,9 @@ class _Rows:
 def _reads_of(
     sample: Sample, task: int, number: int, comparison: Comparison | None
 ) -> tuple[object, ...]:
-    """Return what teacher, student, reference and average of a sample read."""
-    if comparison is None:
-        return sample.teacher, sample.student_reads, sample.teacher, sample.student_reads
-    others = comparison.base_reads(task, number), comparison.average_reads(task, number)
-    return sample.teacher, sample.student_reads, *others
+    """Return what teacher, student and reference of a sample read."""
+    reference = sample.teacher if comparison is None else comparison.base_reads(task, number)
+    return sample.teacher, sample.student_reads, reference
 
 
 def _outputs(
@@ -199,21 +191,19 @@ def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[
 
 def _squares(task: Task, *outputs: Tensor) -> Tensor:
     """Return ``||student - teacher||^2, <student - reference, teacher - reference>, ||teacher -
-    reference||^2, ||average - teacher||^2`` of each sample, (samples, 4).
+    reference||^2`` of each sample, (samples, 3).
 
     Args:
         task: The task, for errors.
-        outputs: Those of teacher, student, reference, and the average if it was measured.
+        outputs: Those of teacher, student and reference.
     """
-    teacher, student, reference, *averages = (output.double().flatten(1) for output in outputs)
+    teacher, student, reference = (output.double().flatten(1) for output in outputs)
     effect = teacher - reference
-    average = averages[0] if averages else teacher
     sums = torch.stack(
         [
             (student - teacher).square().sum(1),
             ((student - reference) * effect).sum(1),
             effect.square().sum(1),
-            (average - teacher).square().sum(1),
         ],
         dim=1,
     )
@@ -225,41 +215,20 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
     return sums
 
 
-def _task_fidelity(task: Task, wears: bool, has_average: bool, sums: Tensor) -> TaskFidelity:
-    """Return the figures of a task.
+def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
+    """Return the figures of a task, in which every run counts alike: what a picture will show is
+    decided at noise levels where the squares are small.
 
     Args:
         task: The task.
         wears: Whether its teacher wears anything.
-        has_average: Whether the average was measured.
-        sums: The sums of `_squares` over each of its sampling runs, (runs, 4).
+        sums: The sums of `_squares` over each of its sampling runs, (runs, 3).
     """
-    difference, along, effect, of_average = sums.sum(0).tolist()
-    return TaskFidelity(
-        task.name,
-        _relative(difference, effect),
-        along / effect if wears and effect else None,
-        len(task.samples),
-        averaged=_relative(of_average, effect) if has_average else None,
-        runs=len(sums),
-        deviation=_deviation(sums[:, 0], sums[:, 2]),
+    runs = tuple(
+        RunFidelity(_relative(difference, effect), along / effect if wears and effect else None)
+        for difference, along, effect in sums.tolist()
     )
-
-
-def _deviation(difference: Tensor, effect: Tensor) -> float | None:
-    """Return the standard error of the relative error of all runs together, by the jackknife: from
-    the errors without each of the runs. None if there are too few runs for one.
-
-    Args:
-        difference: ``||student - teacher||^2`` of each run, (runs,).
-        effect: ``||teacher - reference||^2`` of each run, (runs,).
-    """
-    runs = len(effect)
-    if runs < 2:
-        return None
-    left = (difference.sum() - difference).clamp_min(0), effect.sum() - effect
-    deviation = float((left[0] / left[1]).sqrt().std(correction=0)) * (runs - 1) ** 0.5
-    return deviation if math.isfinite(deviation) else None
+    return TaskFidelity.of(task.name, runs, len(task.samples))
 
 
 def _relative(difference: float, effect: float) -> float:

@@ -128,23 +128,34 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class RunFidelity:
+    """One sampling run of a task at the end of the network.
+
+    Args:
+        error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect,
+            1 is no better than the base model. Where the teacher wears nothing: ``||student -
+            base|| / ||stacked - base||``, what the merged adapter changes there, relative to what
+            all adapters stacked would change.
+        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
+            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
+    """
+
+    error: float
+    strength: float | None
+
+
+@dataclass(frozen=True)
 class TaskFidelity:
     """One task at the end of the network, see `fidelity.fidelity`.
 
     Args:
         task: Name of the task.
-        output_error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is
-            perfect, 1 is no better than the base model. Where the teacher wears nothing:
-            ``||student - base|| / ||stacked - base||``, what the merged adapter changes there,
-            relative to what all adapters stacked would change.
-        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
-            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
+        output_error: The mean error of its runs.
+        strength: Their mean strength; None where the teacher wears nothing.
         samples: Number of samples.
         kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
             model's prompts.
-        averaged: The same error of the adapters' plain average; None where there is one adapter.
-        runs: Number of sampling runs that the samples come from.
-        deviation: Standard error of `output_error` over these runs; None: they are too few for one.
+        runs: The sampling runs that the samples come from.
     """
 
     task: str
@@ -152,24 +163,15 @@ class TaskFidelity:
     strength: float | None
     samples: int
     kind: FidelityKind = "own"
-    averaged: float | None = None
-    runs: int = 0
-    deviation: float | None = None
+    runs: tuple[RunFidelity, ...] = ()
 
-
-@dataclass(frozen=True)
-class Tried:
-    """A way to merge that was compared with others.
-
-    Args:
-        name: Name of the way.
-        loss: What the choice was made by, see `diffusion.choosing.loss`; the smallest won.
-        fidelity: Its figures on unseen samples.
-    """
-
-    name: str
-    loss: float
-    fidelity: tuple[TaskFidelity, ...]
+    @classmethod
+    def of(cls, task: str, runs: Sequence[RunFidelity], samples: int) -> TaskFidelity:
+        """Return the figures of a task's runs, each of which counts alike."""
+        error = statistics.fmean(run.error for run in runs)
+        strengths = [run.strength for run in runs if run.strength is not None]
+        strength = statistics.fmean(strengths) if strengths else None
+        return cls(task, error, strength, samples, runs=tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,6 @@ class MergeReport:
         settings: Settings with which the merge can be repeated, as JSON values.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
-        tried: The ways that were compared, where several were.
         method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
@@ -199,7 +200,6 @@ class MergeReport:
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     fidelity: tuple[TaskFidelity, ...] = ()
-    tried: tuple[Tried, ...] = ()
     method: str = "iteris"
     max_iter: int | None = None
     unread: Mapping[str, float] = field(default_factory=dict)
@@ -221,13 +221,21 @@ class MergeReport:
     @property
     def verdict(self) -> Verdict:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
-        measured = [
-            Measured(e.task, e.output_error, e.strength, e.averaged, e.runs, e.deviation)
-            for e in self.fidelity
-            if e.kind == "own"
-        ]
+        own, together = (
+            [
+                Measured(
+                    entry.task,
+                    entry.output_error,
+                    entry.strength,
+                    tuple((run.error, run.strength) for run in entry.runs),
+                )
+                for entry in self.fidelity
+                if entry.kind == kind
+            ]
+            for kind in ("own", "together")
+        )
         base = next((e.output_error for e in self.fidelity if e.kind == "base"), None)
-        return verdict_of(measured, base, self._circumstances())
+        return verdict_of(own, together, base, self._circumstances())
 
     def _circumstances(self) -> Circumstances:
         calibration = self.settings.get("calibration", {})  # only a diffusion model's merge has one
@@ -235,8 +243,7 @@ class MergeReport:
         both = self.interference()
         loras = {adapter for _, adapter in both}
         return Circumstances(
-            method="iteris" if self.tried else self.method,
-            runs=calibration.get("trajectories"),
+            method=self.method,
             can_check=calibration.get("held_out") == 0,
             cut=statistics.median(asked) if asked else 0.0,
             leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
@@ -245,11 +252,11 @@ class MergeReport:
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """The tasks that something simpler does better than this merge, see `watchdog`: on unseen
-        samples, where they were measured, else by the layers' residuals.
+        """The tasks that something simpler does better than this merge by its layers' residuals,
+        see `watchdog`; none where it was checked on unseen samples, which say more: the verdict
+        judges those.
         """
-        unseen = bool(self.fidelity)
-        return alarms_of(self._errors_of_output() if unseen else self._errors(), unseen=unseen)
+        return () if self.fidelity else alarms_of(self._errors())
 
     @property
     def warnings(self) -> list[str]:
@@ -284,14 +291,6 @@ class MergeReport:
                 if entry.wears == wears:
                     by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
         return by_task
-
-    def _errors_of_output(self) -> list[TaskErrors]:
-        errors = []
-        for entry in self.fidelity:
-            wears = entry.kind != "base"
-            worst = self._worst_layers(entry.task, wears=wears)
-            errors.append(TaskErrors(entry.task, entry.output_error, entry.averaged, wears, worst))
-        return errors
 
     def _errors(self) -> list[TaskErrors]:
         by_task: dict[str, list[TaskAtLayerReport]] = {}
@@ -377,7 +376,6 @@ class MergeReport:
                 f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}"
             )
         lines.extend(_fidelity_line(entry) for entry in self.fidelity)
-        lines.extend(f"  tried: {way.name}, loss {way.loss:.3f}" for way in self.tried)
         if self.changes:
             lines.append(self._solves())
         if self.memory_bytes is not None:
@@ -410,14 +408,11 @@ def _finite(value: Any) -> Any:
 
 
 def _fidelity_line(entry: TaskFidelity) -> str:
-    average = "" if entry.averaged is None else f" (plain average: {entry.averaged:.3f})"
     if entry.strength is None:
-        return (
-            f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}{average}"
-        )
+        return f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}"
     return (
-        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}{average}, "
-        f"strength {entry.strength:.2f}"
+        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, strength "
+        f"{entry.strength:.2f}"
     )
 
 

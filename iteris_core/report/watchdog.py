@@ -1,7 +1,9 @@
-"""What a merge does worse than something simpler would do: found in its figures, told in words.
+"""What the layers of a merge do worse than something simpler would do, told in words: for merges
+that are not checked on unseen samples.
 
 A merge that solved every layer may still have failed: LoRAs that want opposite things, a ridge that
-is far too small or too large, too few samples. The figures that a report has anyway show it.
+is far too small or too large, too few samples. The figures that a report has anyway show it. Where
+there is a check, the verdict judges by that alone.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ Simpler = Literal["nothing", "average", "stack"]
 
 # An error counts as larger than another from this factor on, and only if it is worth a word.
 _MARGIN = 1.02
-# Residuals of layers, which unit gain makes larger on purpose: merges that hold on unseen samples
-# have 1.1 and more. So without such samples only this much more than nothing is an alarm.
-_MARGIN_OF_LAYERS = 1.5
+# Unit gain makes the residuals of layers larger on purpose: merges that hold on unseen samples have
+# 1.1 and more. So only this much more than nothing is an alarm.
+_NOTHING = 1.5
 _SMALLEST = 0.05
 
 
@@ -32,10 +34,8 @@ class Alarm:
     Args:
         task: Name of the task.
         than: What does better.
-        error: Error of the merged adapter: of the network's output, or the median over layers.
+        error: Error of the merged adapter, the median of the layers' residuals.
         other: The same error of what does better.
-        unseen: Whether the errors are those of the network's output on samples that the solve did
-            not see; else they are the layers' residuals on the samples of the solve.
         layers: The layers where the task suffers most, the worst first.
     """
 
@@ -43,14 +43,12 @@ class Alarm:
     than: Simpler
     error: float
     other: float
-    unseen: bool
     layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class TaskErrors:
-    """The errors of one task, of the network's output on samples that the solve did not see, or the
-    medians over layers.
+    """The errors of one task, medians over layers.
 
     Args:
         task: Name of the task.
@@ -69,18 +67,12 @@ class TaskErrors:
     layers: tuple[str, ...]
 
 
-def alarms_of(errors: Sequence[TaskErrors], *, unseen: bool) -> tuple[Alarm, ...]:
-    """Return the tasks that something simpler does better.
-
-    Args:
-        errors: The errors of all tasks.
-        unseen: See `Alarm`.
-    """
-    nothing = 1.0 if unseen else _MARGIN_OF_LAYERS
+def alarms_of(errors: Sequence[TaskErrors]) -> tuple[Alarm, ...]:
+    """Return the tasks that something simpler does better, of the errors of all tasks."""
     loses = _loses_to_average(errors)
     alarms = []
     for found in errors:
-        if _is_larger(found.error, nothing):
+        if _is_larger(found.error, _NOTHING):
             than: Simpler = "nothing" if found.wears else "stack"
             other = 1.0
         elif (
@@ -93,7 +85,7 @@ def alarms_of(errors: Sequence[TaskErrors], *, unseen: bool) -> tuple[Alarm, ...
             other = found.averaged
         else:
             continue
-        alarms.append(Alarm(found.task, than, found.error, other, unseen, found.layers))
+        alarms.append(Alarm(found.task, than, found.error, other, found.layers))
     return tuple(alarms)
 
 
@@ -114,24 +106,20 @@ _ADVICE: dict[Simpler, str] = {
     "average": "the method average, or {alpha} 1e-3",
     "stack": "a larger {preserve_weight}, or lower strengths",
 }
-_THAN: dict[tuple[Simpler, bool], str] = {
-    ("nothing", True): "it does worse than the base model without any LoRA",
-    ("average", True): "it does worse than a plain average of the LoRAs",
-    ("stack", True): "it does worse than all LoRAs stacked",
+_THAN: dict[Simpler, str] = {
     # with the target full_output, what earlier layers do counts, too
-    ("nothing", False): "its layers are off by more than all that the LoRA does there",
-    ("average", False): "its layers do worse than a plain average of the LoRAs",
-    ("stack", False): "its layers do worse than all LoRAs stacked",
+    "nothing": "its layers are off by more than all that the LoRA does there",
+    "average": "its layers do worse than a plain average of the LoRAs",
+    "stack": "its layers do worse than all LoRAs stacked",
 }
 
 
 def _sentence(alarm: Alarm) -> str:
-    where = "on unseen samples" if alarm.unseen else "by the median"
     places = dict.fromkeys(map(_place, alarm.layers))
     layers = f"; worst at {', '.join(places)}" if places else ""
     return (
-        f"WARNING: the merge fails {alarm.task}: {_THAN[alarm.than, alarm.unseen]} (error "
-        f"{alarm.error:.2f} instead of {alarm.other:.2f}, {where}{layers})"
+        f"WARNING: the merge fails {alarm.task}: {_THAN[alarm.than]} (error "
+        f"{alarm.error:.2f} instead of {alarm.other:.2f}, by the median{layers})"
     )
 
 

@@ -421,10 +421,6 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
             "LoRA 'one': its block weights have 'IN99:0', and it changes no such block",
         ),
         (["--without", "*attn9*", "--without", ""], "has a path like '*attn9*'"),
-        (
-            ["--preset", "Best"],
-            "try_several (the preset Best) needs samples to compare the ways on",
-        ),
         (["--correct-strength"], "correct_strength needs samples to measure it on; set held_out"),
         (["--scene-weight", "0.1", "--target", "delta"], "scene tasks need"),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),

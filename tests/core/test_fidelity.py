@@ -16,6 +16,15 @@ def outputs(net, adapters, mix, rows):
     return torch.cat([toy.run(model, [row]) for row in rows])
 
 
+def mean_error(teacher, student, reference):
+    """Return the mean relative error over rows, each of them a run."""
+    errors = [
+        ((s - t).norm() / (t - r).norm()).item()
+        for t, s, r in zip(teacher, student, reference, strict=True)
+    ]
+    return sum(errors) / len(errors)
+
+
 @pytest.mark.parametrize("samples_per_chunk", [1, 2, 100])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk):
@@ -31,43 +40,34 @@ def test_error_and_strength_are_those_of_patched_models(name, samples_per_chunk)
     teacher, student, base = (
         outputs(net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {})
     )
-    wanted = teacher - base
-    assert own.output_error == pytest.approx(
-        ((student - teacher).norm() / wanted.norm()).item(), rel=1e-9
-    )
-    assert own.strength == pytest.approx(
-        (((student - base) * wanted).sum() / wanted.square().sum()).item(), rel=1e-9
-    )
+    assert own.output_error == pytest.approx(mean_error(teacher, student, base), rel=1e-9)
+    strengths = [
+        (((s - b) * (t - b)).sum() / (t - b).square().sum()).item()
+        for t, s, b in zip(teacher, student, base, strict=True)
+    ]
+    assert own.strength == pytest.approx(sum(strengths) / 3, rel=1e-9)
+    assert [run.strength for run in own.runs] == pytest.approx(strengths, rel=1e-9)
     assert own.samples == 3
-    average = outputs(net, adapters, {0: 0.5, 1: 0.5}, rows)
-    assert own.averaged == pytest.approx(
-        ((average - teacher).norm() / wanted.norm()).item(), rel=1e-9
-    )
 
     rows = [sample.teacher for sample in tasks[1].samples]
     base, student, stacked = (
         outputs(net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0})
     )
-    leak = ((student - base).norm() / (stacked - base).norm()).item()
+    leak = mean_error(base, student, stacked)
     assert (preserve.output_error, preserve.strength) == (pytest.approx(leak, rel=1e-9), None)
-    average = outputs(net, adapters, {0: 0.5, 1: 0.5}, rows)
-    assert preserve.averaged == pytest.approx(
-        ((average - base).norm() / (stacked - base).norm()).item(), rel=1e-9
-    )
+    assert [run.strength for run in preserve.runs] == [None, None]
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 3, 100])
-def test_the_standard_error_is_the_jackknifes_over_runs(samples_per_chunk):
+def test_every_run_counts_alike_however_large_its_squares_are(samples_per_chunk):
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     merged = net.adapter("merged", rank=3)
-    samples = net.samples(5)
-    sizes = [2, 1, 2]
+    large = [Sample([100 * part for part in net.make_row()]) for _ in range(2)]
+    samples = [*large, *net.samples(3)]
 
-    def error_of(samples, sizes):
-        comparison = Comparison(
-            lambda g, i: samples[i].teacher, lambda g, i: samples[i].student_reads, runs=[sizes]
-        )
+    def measured(samples, sizes):
+        comparison = Comparison(lambda g, i: samples[i].teacher, runs=[sizes])
         (found,) = fidelity(
             net.network(),
             adapters,
@@ -78,15 +78,13 @@ def test_the_standard_error_is_the_jackknifes_over_runs(samples_per_chunk):
         )
         return found
 
-    found = error_of(samples, sizes)
-    without = [
-        error_of(left, [1] * len(left)).output_error
-        for left in (samples[2:], samples[:2] + samples[3:], samples[:3])
-    ]
-    mean = sum(without) / 3
-    expected = (2 / 3 * sum((error - mean) ** 2 for error in without)) ** 0.5
-    assert (found.runs, found.deviation) == (3, pytest.approx(expected, rel=1e-9))
-    assert error_of(samples[:2], [2]).deviation is None, "one run tells no spread"
+    found = measured(samples, [2, 1, 2])
+    runs = [measured(samples[a:b], [b - a]) for a, b in ((0, 2), (2, 3), (3, 5))]
+    errors = [run.output_error for run in runs]
+    assert [run.error for run in found.runs] == pytest.approx(errors, rel=1e-9)
+    assert found.output_error == pytest.approx(sum(errors) / 3, rel=1e-9)
+    assert found.strength == pytest.approx(sum(run.strength for run in runs) / 3, rel=1e-9)
+    assert max(errors) > 1.1 * min(errors)
 
 
 def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
@@ -95,7 +93,6 @@ def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
     task = Task("a", net.samples(2), {0: 1.0})
     (same,) = fidelity(net.network(), [adapter], [task], adapter)
     assert (same.output_error, same.strength) == (0.0, pytest.approx(1.0))
-    assert same.averaged is None  # a single adapter is its own average
     (nothing,) = fidelity(net.network(), [adapter], [task], Adapter("nothing", {}))
     assert (nothing.output_error, nothing.strength) == (pytest.approx(1.0), 0.0)
 
@@ -106,7 +103,7 @@ def test_the_student_reads_its_own_text_and_the_base_model_what_it_is_told():
     first = net.make_row()
     second = net.make_row()
     task = Task("a", [Sample(first, second)], {0: 1.0})
-    comparison = Comparison(lambda g, i: second, lambda g, i: first)
+    comparison = Comparison(lambda g, i: second)
     (found,) = fidelity(net.network(), [adapter], [task], adapter, comparison=comparison)
     teacher = outputs(net, [adapter], {0: 1.0}, [first])
     student, base = (outputs(net, [adapter], mix, [second]) for mix in ({0: 1.0}, {}))
@@ -129,9 +126,9 @@ def test_rows_of_all_tasks_share_calls_and_the_same_row_is_run_once():
         calls.append(len(rows))
         return toy.run(net.model, rows)
 
-    comparison = Comparison(lambda g, i: second, lambda g, i: second)
+    comparison = Comparison(lambda g, i: second)
     found = fidelity(net.network(counted), adapters, tasks, merged, comparison=comparison)
-    assert calls == [5]
+    assert calls == [4]
     alone = [
         fidelity(net.network(), adapters, [task], merged, comparison=comparison)[0]
         for task in tasks
@@ -139,7 +136,6 @@ def test_rows_of_all_tasks_share_calls_and_the_same_row_is_run_once():
     for together, of_one in zip(found, alone, strict=True):
         assert together.output_error == pytest.approx(of_one.output_error, rel=1e-9)
         assert together.strength == pytest.approx(of_one.strength, rel=1e-9)
-        assert together.averaged == pytest.approx(of_one.averaged, rel=1e-9)
 
 
 def test_it_leaves_no_hooks_and_tells_its_progress():

@@ -34,14 +34,14 @@ def merged(host):
 
 
 def measured_rows(host, plans):
-    """Return what the UNet was asked last, in one batch: for each plan and each of its four mixes
+    """Return what the UNet was asked last, in one batch: for each plan and each of its three mixes
     the rows, as stacked arguments. Halves of one picture share all rows but their teachers'.
     """
     asked = iter(host.unet_batches[-1])
     known = {}
     found = []
     for plan in plans:
-        for mix in range(4):
+        for mix in range(3):
             names = [(plan.name, i) for i in range(plan.sample_count())]
             if isinstance(plan, TogetherPlan) and mix:
                 kept = range(CALIBRATION.timesteps)
@@ -66,25 +66,26 @@ def test_figures_are_those_of_patched_models(host, merged):
     rows = measured_rows(host, plans)
     student_model = host.patched(result.adapter)
     stacked = host.patched(*(lora.adapter for lora in loras))
-    average = host.patched(*(lora.adapter.scaled(1 / 3) for lora in loras))
     for g, (entry, plan) in enumerate(zip(measured, plans, strict=True)):
-        asked = rows[4 * g : 4 * g + 4]
+        asked = rows[3 * g : 3 * g + 3]
         teacher_model = host.patched(*(loras[k].adapter for k in plan.mix))
-        models = [teacher_model, student_model, host if plan.mix else stacked, average]
+        models = [teacher_model, student_model, host if plan.mix else stacked]
         outputs = [model.u(*args) for model, args in zip(models, asked, strict=True)]
         if entry.kind == "together":
             kept = [half for half in plan.halves for _ in range(CALIBRATION.timesteps)]
             masks = [half.meeting.region(half.place, (4, 8, 8)) for half in kept]
             assert {mask.sum().item() for mask in masks} == {32}  # half of a picture each
             outputs = [output * torch.stack(masks)[:, None] for output in outputs]
-        teacher, student, reference, averaged = outputs
-        error = ((averaged - teacher).norm() / (teacher - reference).norm()).item()
-        assert entry.averaged == pytest.approx(error, rel=1e-9)
-        error = ((student - teacher).norm() / (teacher - reference).norm()).item()
-        assert entry.output_error == pytest.approx(error, rel=1e-9)
+        of_runs = [output.split(plan.samples_of_runs()) for output in outputs]
+        errors = [
+            ((student - teacher).norm() / (teacher - reference).norm()).item()
+            for teacher, student, reference in zip(*of_runs, strict=True)
+        ]
+        assert [run.error for run in entry.runs] == pytest.approx(errors, rel=1e-9)
+        assert entry.output_error == pytest.approx(sum(errors) / len(errors), rel=1e-9)
         assert entry.samples == len(asked[0][0])
         captions = captions_of(loras, plan)
-        reads = zip(models, asked, [*captions, captions[1]], strict=True)
+        reads = zip(models, asked, captions, strict=True)
         for model, (latents, sigma, context), texts in reads:
             assert torch.equal(latents, asked[0][0])
             assert torch.equal(sigma, asked[0][1])
@@ -144,8 +145,7 @@ def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
     uses = [lora.use for lora in loras]
     plans = make_check_plans(uses, CALIBRATION)
     apart = [plan for plan in plans if isinstance(plan, TogetherPlan)]
-    stacked, average = ((("a", share), ("b", share)) for share in (1.0, 0.5))
-    others = {"own": ("merged", "base", average), "base": ("merged", stacked, average)}
+    others = {"own": ("merged", "base"), "base": ("merged", (("a", 1.0), ("b", 1.0)))}
     read = set()
     for plan in plans:
         own = tuple(plan.mix) if plan.mix else "base"
@@ -164,13 +164,23 @@ def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
     assert len(rows) == sum(len(host.tokenize(caption)) for caption, _ in read)
 
 
-def test_every_run_of_the_check_counts_for_the_spread(host, merged):
+def test_every_run_of_the_check_has_its_figures(host, merged):
     loras, result = merged
     calibration = replace(CALIBRATION, timesteps=2, unconditional_share=0.5, held_out=3)
     found = HeldOutCheck(host, loras, calibration).measure(result.adapter)
-    assert [entry.runs for entry in found if entry.kind != "together"] == [3] * (len(loras) + 1)
-    assert all(entry.deviation is not None and entry.deviation > 0 for entry in found)
-    assert all(entry.samples > entry.runs for entry in found)
+    own = [entry for entry in found if entry.kind != "together"]
+    assert [len(entry.runs) for entry in own] == [3] * (len(loras) + 1)
+    assert [entry.samples for entry in own] == [6] * (len(loras) + 1)  # none without the prompt
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 4])
+def test_a_check_looks_at_the_first_part_of_a_run(host, timesteps):
+    loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "ab"]
+    calibration = replace(CALIBRATION, timesteps=timesteps, held_out=8)
+    plans = make_check_plans(loras, calibration)
+    kept = [level for plan in plans for run in plan.drawn_in() for level in run.kept]
+    assert min(kept) == 0  # pure noise
+    assert max(kept) in (10, 11)  # of 20
 
 
 def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):

@@ -114,11 +114,9 @@ def test_the_pages_say_how_many_pictures_a_merge_costs(page, count, words):
     assert f"about {cost.pictures} pictures" in said[:100]
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_rows_of_several_ways_are_known_before_they_start(several):
+def test_the_rows_are_known_before_they_are_run():
     host = FakeHost()
     loras = loras_of(host, 2)
-    settings = replace(SETTINGS, try_several=several)
-    expected = rows_of(host, loras, SMALL.for_family(host.family), settings)
-    merge_and_check(host, loras, SMALL, settings)
+    expected = rows_of(host, loras, SMALL.for_family(host.family), SETTINGS)
+    merge_and_check(host, loras, SMALL, SETTINGS)
     assert sum(map(len, host.unet_batches)) == expected

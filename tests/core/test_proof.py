@@ -255,15 +255,6 @@ def test_both_texts_are_encoded_before_both_models_draw():
     assert opened == ["te", "te", "unet", "unet"]
 
 
-def test_several_ways_are_tried_on_loras_that_are_proved_once():
-    host = LoadingHost()
-    heard = []
-    result = merged(host, [host.lora("a"), host.lora("b")], heard, try_several=True)
-    assert host.loaded == ["a", "b"]
-    assert [done for name, done, _ in heard if name == PROOF_STAGE] == [1, 2]
-    assert host.patched_with == [result.adapter]
-
-
 def test_a_lora_without_prompts_is_refused_by_the_merge_itself():
     host = LoadingHost()
     with pytest.raises(ValueError, match="prompt"):

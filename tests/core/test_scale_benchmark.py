@@ -101,7 +101,7 @@ def test_a_row_is_counted_on_the_model():
 
 def test_rows_are_those_that_the_product_counts():
     plans, check_plans, calibration = memory.plans_of("SDXL", 768, 2)
-    cost = cost_of(plans, check_plans, guided=calibration.is_guided, changes_denoiser=True, loras=2)
+    cost = cost_of(plans, check_plans, guided=calibration.is_guided, changes_denoiser=True)
     work = scale_paper.work_of("SDXL", 768, 2)
     assert work.drawn(1) == cost.sampling + cost.check
     assert 2 * work.samples == cost.sweep

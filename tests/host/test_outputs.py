@@ -169,7 +169,7 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
         model=["1", 0],
         clip=["1", 1],
         loras="",
-        preset="Best",
+        preset="Fast",
         together=True,
         size="rank",
         size_value=3.0,

@@ -25,14 +25,11 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     assert [record.message for record in caplog.records] == [note.text]
 
 
-@pytest.mark.parametrize(
-    ("preset", "runs", "several"),
-    [("Fast", 10, False), ("Balanced", 20, False), ("Best", 20, True)],
-)
-def test_a_preset_is_a_few_settings(preset, runs, several):
+@pytest.mark.parametrize(("preset", "runs"), [("Fast", 10), ("Balanced", 20)])
+def test_a_preset_is_a_few_settings(preset, runs):
     calibration, how = Asked(preset, False, Size()).settings([], None)
     assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
-    assert (how.try_several, how.config.output_dtype) == (several, torch.float16)
+    assert how.config.output_dtype == torch.float16
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
@@ -49,9 +46,9 @@ def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
-    calibration, how = Asked("Best", True, Size("rank", 8.0), recipe).settings([], None)
+    calibration, how = Asked("Fast", True, Size("rank", 8.0), recipe).settings([], None)
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
-    assert (how.correct_strength, how.try_several) == (True, False)
+    assert how.correct_strength
     [note] = how.notes
     assert "preset, together and size did not count" in note.text
 
@@ -79,7 +76,7 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     report = MergeReport(())
     shown = {"rows": 20, "seconds": 1.5, "presets": rows}
     assert cost_shown(rows, "Balanced", 1.52, report) == {"iteris_cost": [shown]}
-    assert cost_shown(rows, "Best", 1.52, report) == {}
+    assert cost_shown(rows, "another", 1.52, report) == {}
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
     assert cost_shown(rows, "Balanced", 1.52, reused) == {}
     recipe = Recipe((), Calibration(), MergeConfig(), False, {})

@@ -78,8 +78,8 @@ def test_an_error_of_the_core_has_the_words_of_the_input(kind, name, widget):
 
 def test_every_input_of_merge_settings_is_known_by_its_setting():
     shown = {widget.id for widget in Settings.define_schema().inputs}
-    assert shown - {case.values[2].id for case in CASES} == {"correct_strength", "try_several"}
-    assert shown - {"correct_strength", "try_several"} <= set(NAMES.values())
+    assert shown - {case.values[2].id for case in CASES} == {"correct_strength"}
+    assert shown - {"correct_strength"} <= set(NAMES.values())
 
 
 # What does not go together -> the inputs that its error names.
@@ -97,10 +97,6 @@ WRONG = [
     (
         lambda: MergeSettings(correct_strength=True).check(Calibration(held_out=0)),
         ["correct_strength", "check_runs"],
-    ),
-    (
-        lambda: MergeSettings(try_several=True).check(Calibration(held_out=0)),
-        ["try_several", "check_runs"],
     ),
     (
         lambda: check_target([object.__new__(ScenePlan)], MergeConfig(target="delta")),
@@ -127,13 +123,12 @@ def test_a_node_tells_the_words_of_its_inputs(widgets):
 
 
 def test_a_report_has_the_words_of_the_inputs():
-    alarms = [Alarm("a", than, 2.0, 1.0, True, ()) for than in ("nothing", "average", "stack")]
+    alarms = [Alarm("a", than, 2.0, 1.0, ()) for than in ("nothing", "average", "stack")]
     advice = [Advice(kind, ("x",)) for kind in get_args(AdviceKind)]
     with calling(NAMES):
         text = "\n".join([*warnings_of(alarms), *map(_sentence, advice)])
-    assert {"smoothing", "layer_gain", "protect_base", "check_runs", "priority"} <= set(
-        re.findall(r"\w+", text)
-    )
+    words = set(re.findall(r"\w+", text))
+    assert {"smoothing", "layer_gain", "protect_base", "check_runs"} <= words
     assert not re.search(r"alpha|unit_gain|preserve|held_out|weight|in ComfyUI", text)
 
 

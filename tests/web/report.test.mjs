@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ADVICE, LEVELS, bars, figures, layersOf, loras, median, place, scaleTop } from "../../web/report.js";
+import { ADVICE, CHANCES, LEVELS, bars, figures, layersOf, loras, median, place, scaleTop } from "../../web/report.js";
 import { languages } from "../../web/words.js";
 
 const UNET = "diffusion_model.";
@@ -75,18 +75,19 @@ test("what was measured on unseen samples is kept, if it was", () => {
 });
 
 test("the verdict is taken over, and a report of an older version has none", () => {
-  const advice = { kind: "apart", names: ["cat"] };
+  const advice = { kind: "method", names: ["ties"] };
   const loras = [
-    { lora: "cat", kept: 0.834567, between: [0.712345, 0.91], level: "good", levels: ["good", "weak"], advice: null },
-    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], advice },
+    { lora: "cat", kept: 0.834567, between: [0.712345, 0.91], level: "good", levels: ["good", "weak"], there: 0.987654, added: 0.1, advice: null },
+    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice },
   ];
-  const against = { leak: 0.123456, leak_stacked: 1, base: null, average: null };
-  const verdict = { loras, against, advice: null, good_from: 0.75, lost_below: 0.3 };
+  const against = { leak: 0.123456, leak_stacked: 1, base: null };
+  const verdict = { loras, together: "likely", against, advice: null, good_from: 0.75, lost_below: 0.3 };
   assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
     loras: [
-      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], level: "good", levels: ["good", "weak"], advice: null },
-      { name: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], advice },
+      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], there: 0.9877, added: 0.1, level: "good", levels: ["good", "weak"], advice: null },
+      { name: "ink", kept: 0, between: null, there: null, added: null, level: "lost", levels: ["lost"], advice },
     ],
+    together: "likely",
     against: { ...against, leak: 0.1235 },
     advice: null,
     bounds: [0.3, 0.75],
@@ -95,7 +96,7 @@ test("the verdict is taken over, and a report of an older version has none", () 
 });
 
 test("every level and every advice has words", () => {
-  for (const word of [...LEVELS, ...ADVICE.map((kind) => `to_${kind}`)]) assert.ok(languages.en[word], word);
+  for (const word of [...LEVELS, ...CHANCES, ...ADVICE.map((kind) => `to_${kind}`)]) assert.ok(languages.en[word], word);
 });
 
 test("blocks keep the network's order, and a saved model is its own JSON", () => {

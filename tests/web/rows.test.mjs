@@ -112,8 +112,8 @@ test("the file of the model is that of the loader up the links", () => {
 });
 
 test("a preset's time is that of its rows", () => {
-  const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Best: 4000, none: 0, wrong: "x" } });
-  assert.deepEqual(expected(cost), [{ name: "Fast", seconds: 20 }, { name: "Best", seconds: 2000 }]);
+  const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Balanced: 4000, none: 0, wrong: "x" } });
+  assert.deepEqual(expected(cost), [{ name: "Fast", seconds: 20 }, { name: "Balanced", seconds: 2000 }]);
   for (const wrong of [undefined, null, 7, "x", {}, { rows: 0, seconds: 1, presets: { a: 1 } }, { rows: 1, seconds: NaN, presets: { a: 1 } }, { rows: 1, seconds: 1, presets: null }, { rows: 1, seconds: 1, presets: { a: -1 } }])
     assert.equal(readCost(wrong), undefined);
   const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, 1]));

@@ -17,10 +17,11 @@ const REPORT = figures({
   notes: [{ kind: "host", text: "a note" }, { kind: "prompts", text: "taken out" }],
   verdict: {
     loras: [
-      { lora: "cat", kept: 0.9, between: [0.7, 1], level: "good", levels: ["good", "weak"], advice: null },
-      { lora: "ink", kept: 0.1, between: null, level: "lost", levels: ["lost"], advice: { kind: "apart", names: ["cat"] } },
+      { lora: "cat", kept: 0.9, between: [0.7, 1], level: "good", levels: ["good", "weak"], there: 0.95, added: 0.1, advice: null },
+      { lora: "ink", kept: 0.1, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice: { kind: "method", names: ["ties"] } },
     ],
-    against: { leak: 0.1, leak_stacked: 1, base: null, average: 0.5 },
+    together: "unlikely",
+    against: { leak: 0.1, leak_stacked: 1, base: null },
     advice: null,
     good_from: 0.75,
     lost_below: 0.3,
@@ -51,9 +52,10 @@ function use(report) {
   for (const { median, worst, at, task } of report.overall) [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
   for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
   if (report.verdict) {
-    const { loras, against, advice, bounds } = report.verdict;
-    for (const { name, kept, between, level, levels } of loras) {
-      [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join()];
+    const { loras, together, against, advice, bounds } = report.verdict;
+    if (together !== null) languages.en[together].trim();
+    for (const { name, kept, between, there, added, level, levels } of loras) {
+      [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join(), there?.toFixed(2), added?.toFixed(2)];
       for (const each of [level, ...levels]) languages.en[each].trim();
     }
     const advices = [advice, ...loras.map((lora) => lora.advice)].filter(Boolean);
@@ -78,6 +80,16 @@ test("a report of an older version, which had no verdict, is read", () => {
   const { verdict, ...old } = REPORT;
   assert.ok(verdict);
   assert.deepEqual(readSaved(old), { ...old, verdict: null });
+});
+
+test("a verdict that version 0.1.0 has kept is read, without what it knew no better", () => {
+  const { loras, together, against, ...rest } = REPORT.verdict;
+  assert.equal(together, "unlikely");
+  const old = loras.map((lora) => Object.fromEntries(Object.entries(lora).filter(([name]) => !["there", "added"].includes(name))));
+  const verdict = { ...rest, loras: [old[0], { ...old[1], advice: { kind: "apart", names: ["cat"] } }], against: { ...against, average: 0.5 } };
+  const read = readSaved({ ...REPORT, verdict }).verdict;
+  const none = { there: null, added: null, advice: null };
+  assert.deepEqual(read, { ...REPORT.verdict, loras: loras.map((lora) => ({ ...lora, ...none })), together: null });
 });
 
 test("what is said of a file is kept, or not drawn", () => {

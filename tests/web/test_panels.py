@@ -70,6 +70,8 @@ def kept(lora, share, level, kind=None, *names, between=None, levels=None):
         "between": between,
         "level": level,
         "levels": levels,
+        "there": 0.9,
+        "added": 0.25,
         "advice": advice,
     }
 
@@ -85,7 +87,8 @@ def report_with_verdict(*loras, advice=None):
     report["warnings"] = ["WARNING: the merge fails ink"] if len(loras) > 1 else []
     report["verdict"] = {
         "loras": loras,
-        "against": {"leak": 0.12, "leak_stacked": 1.02, "base": 0.29, "average": None},
+        "together": "unlikely",
+        "against": {"leak": 0.12, "leak_stacked": 1.02, "base": 0.29},
         "advice": advice,
         "good_from": 0.75,
         "lost_below": 0.3,
@@ -103,12 +106,12 @@ THREE = report_with_verdict(
         "a style of a rather long name",
         0.52,
         "weak",
-        "apart",
-        "first",
+        "method",
+        "ties",
         between=[0.24, 0.8],
         levels=["good", "weak", "lost"],
     ),
-    kept("ink", 0.04, "lost", "weight"),
+    kept("ink", 0.04, "lost", "rank"),
 )
 SAVED = {"merge": str(MERGE), "name": "iteris_merged.safetensors", "mb": 3.4321}
 SAVED |= {"ranks": [4, 16], "words": ["sks dog", "ink wash style"]}
@@ -142,10 +145,11 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     executed(frontend, MERGE, THREE)
     rows = page.locator(".iteris-kept")
     good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
-    assert good == ["first", "kept 83 %", "good"]
+    parts = "90 % of it is there, 25 % else was added"
+    assert good == ["first", "kept 83 %", "good", parts]
     assert weak[1:4] == ["kept 52 %", "(24 to 80)", "likely weak"]
-    assert weak[4] == "Lower the strength of first: it gets into these prompts."
-    assert lost[1:] == ["kept 4 %", "lost", "Raise its priority."]
+    assert weak[4:] == [parts, "Merge with iteris instead of ties."]
+    assert lost[1:] == ["kept 4 %", "lost", parts, "Allow a higher rank, or a larger file."]
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
@@ -154,7 +158,8 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     lines = panel.inner_text()
     against = "Leak into each other: 12 %, stacked 102 %. Base model: changed by 29 % of what"
     taken = "taken out of its prompts: BREAK"
-    parts = ("lost", against, "WARNING", taken, "Layers, bars and notes")
+    together = "Two of them together in one picture: unlikely."
+    parts = ("lost", together, against, "WARNING", taken, "Layers, bars and notes")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
 
