@@ -2,6 +2,7 @@
 two steps.
 """
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -393,12 +394,50 @@ def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
     plain = Recipe("one", {"method": "sum"})
     assert plain.key == Recipe("another", {"method": "sum"}).key == "d7b07e52a82d"
     changed = [
-        replace(plain, job={"try_several": True}),
+        replace(plain, job={"correct_strength": True}),
         replace(plain, weights={"<v1>": 2.0}),
         replace(plain, layers={"attn1": 0.5}),
         replace(plain, things=("a red circle",)),
     ]
     assert len({plain.key, *(way.key for way in changed)}) == 5
+
+
+def test_a_short_training_has_a_share_of_every_phase(world):
+    whole = world.settings(0, False)
+    short = whole.shortened(0.25, 32)
+    assert [p.steps for p in short.phases] == [round(p.steps / 4) for p in whole.phases]
+    assert (short.batch, short.scenes) == (32, whole.scenes // 4)
+    assert whole.shortened(1, None) == whole
+
+
+def test_what_a_verdict_was_worth_is_read_from_what_was_measured(tmp_path):
+    from worlds.verdicts import both_seen, confusion, judged
+
+    def looks(kind, error):
+        sums = [[error**2 * effect, (1 - error) * effect, effect] for effect in (100.0, 1.0, 0.01)]
+        return [([kind, 0, run, 3, 1.0], entry) for run, entry in enumerate(sums)]
+
+    def measured(way, error, hits):
+        late = (["own", 0, 0, 19, 0.1], [9.0, 0.0, 1.0])  # where the product does not look
+        known, sums = zip(*looks("own", error), *looks("together", 0.8), late, strict=True)
+        counts = {kind: {"x": [hits, 10]} for kind in ("alone", "company")}
+        told = {"world": "w", "set": "usual", "triggers": ["x"], "way": way, "ours": way == "a"}
+        single = {"x": {kind: {"x": [10, 10]} for kind in ("alone", "company")}}
+        told |= {"hits": {**counts, "seen": {"x + y": [3, 4]}}, "singles": single}
+        return told | {"looks": known, "sums": sums}
+
+    folder = tmp_path / "verdicts"
+    folder.mkdir()
+    for way, error, hits in (("a", 0.3, 9), ("b", 0.95, 1), ("c", 0.95, 8)):
+        text = json.dumps(measured(way, error, hits))
+        (folder / f"usual-0-{way}.json").write_text(text)
+    found = list(judged(tmp_path))
+    assert [lora.true for lora in found] == ["good", "lost", "good"]
+    assert [lora.measured().kept for lora in found] == pytest.approx([0.7, 0.05, 0.05])
+    good, _, lost = confusion(found, 2).splitlines()[-3:]
+    assert good == "| good | 1.0 | 0.0 | 0.0 | 1.00 |"
+    assert lost == "| lost | 1.0 | 0.0 | 1.0 | 0.50 |"
+    assert [figures[2:] for figures in both_seen(tmp_path)] == [(pytest.approx(0.8), 0.75)] * 3
 
 
 @pytest.mark.slow
