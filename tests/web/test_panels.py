@@ -3,6 +3,7 @@ subgraphs, too.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -557,6 +558,27 @@ def saved_with(frontend, report):
     frontend.page.evaluate(open_text, json.dumps(workflow))
     frontend.settle()
     frontend.show(MERGE, top=200)
+
+
+def test_the_settings_of_a_released_workflow_keep_their_values(frontend, small):
+    small(frontend, seed=17)
+    release = Path(__file__).parents[1] / "data" / "releases" / "0.1.0"
+    frontend.page.evaluate(
+        "text => app.loadGraphData(JSON.parse(text), true, true, 'released')",
+        (release / "workflow.json").read_text(encoding="utf-8"),
+    )
+    frontend.settle()
+    shown = frontend.page.evaluate(
+        """() => {
+            const node = app.graph.nodes.find(({ type }) => type === "IterISSettings");
+            return Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]));
+        }"""
+    )
+    asked = json.loads((release / "workflow_api.json").read_text(encoding="utf-8"))
+    (inputs,) = [n["inputs"] for n in asked.values() if n["class_type"] == "IterISSettings"]
+    assert inputs.pop("try_several") == "as the preset says"
+    assert {name: shown[name] for name in inputs} == inputs
+    assert frontend.errors == []
 
 
 def test_a_saved_report_of_any_shape_and_size_is_opened(frontend, picture, small):
