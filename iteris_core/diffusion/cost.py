@@ -12,6 +12,8 @@ from .model import DENOISER_STAGE, HELD_OUT_STAGE, PROOF_STAGE, SAMPLING_STAGE, 
 from .plans import Plan
 
 STEPS_OF_A_PICTURE = 20
+# Samples that a sweep runs once more, alone, to see that they are answered as among others.
+ALONE = 1
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
 # solved (benchmarks/RESULTS.md, "Pictures": seconds a row, against those of sampling).
 _SWEPT = 1.5
@@ -103,7 +105,7 @@ def cost_of(
     checked = _samples(check_plans)
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
-        sweep=2 * sweeps * samples if changes_denoiser else 0,
+        sweep=2 * sweeps * (samples + ALONE) if changes_denoiser else 0,
         check=checks * (drawn + checked + others * (checked - _shared(check_plans))),
         check_sampling=checks * drawn,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,

@@ -12,7 +12,7 @@ from ..adapters import check_adapters, check_result
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
-from ..errors import CalibrationError, ConfigError, SolveError, plain
+from ..errors import ConfigError, plain
 from ..merging import MergeResult, check_ranks
 from ..progress import StageProgress, nobody
 from ..report.records import Note

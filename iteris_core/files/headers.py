@@ -36,7 +36,7 @@ def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
     """
 
     @functools.lru_cache(_FILES)
-    def remembered(path: Path, versions: tuple[object, ...]) -> Facts | str:
+    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts | str:
         try:
             return look(path)
         except AdapterError as error:

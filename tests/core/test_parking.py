@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_is_an_error_that_says_where(full_host, monkeypatch,
         seek = staticmethod(lambda place: place)
 
         @staticmethod
-        def write(content):
+        def write(_content):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Full)

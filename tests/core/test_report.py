@@ -128,8 +128,9 @@ def test_a_file_of_which_much_was_not_read_is_a_warning_and_no_detail():
         unread={"a": 0.46},
     )
     verdict, other, warning, _, *details = str(report).splitlines()
-    assert verdict == "a: kept 90 %, good, 46 % of its file not read"
-    assert other == "b: kept 90 %, good"
+    assert verdict.startswith("a: good, kept 90 %")
+    assert verdict.endswith("; 46 % of its file not read")
+    assert other.startswith("b: good, kept 90 %") and "not read" not in other
     assert warning.startswith("a: 46 % of its file was not read, since 2 keys belong to no module")
     assert warning in report.warnings and warning in report.alerts
     assert [line for line in details if "belong to" in line] == [

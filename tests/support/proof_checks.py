@@ -131,9 +131,9 @@ def renamed(tensors: family_checks.Tensors, old: str, new: str) -> family_checks
     found = {}
     for key, tensor in tensors.items():
         base, dot, ending = key.rpartition(".lora_")
-        if dot and base.startswith(old):
-            key = f"{new}{base.removeprefix(old).replace('.', '_')}{dot}{ending}"
-        found[key] = tensor
+        is_old = dot and base.startswith(old)
+        kohya = f"{new}{base.removeprefix(old).replace('.', '_')}{dot}{ending}"
+        found[kohya if is_old else key] = tensor
     return found
 
 

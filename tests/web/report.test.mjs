@@ -78,14 +78,14 @@ test("the verdict is taken over, and a report of an older version has none", () 
   const advice = { kind: "method", names: ["ties"] };
   const loras = [
     { lora: "cat", kept: 0.834567, between: [0.712345, 0.91], level: "good", levels: ["good", "weak"], there: 0.987654, added: 0.1, advice: null },
-    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice },
+    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice, unread: 0.46 },
   ];
   const against = { leak: 0.123456, leak_stacked: 1, base: null };
   const verdict = { loras, together: "likely", against, advice: null, good_from: 0.75, lost_below: 0.3 };
   assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
     loras: [
-      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], there: 0.9877, added: 0.1, level: "good", levels: ["good", "weak"], advice: null },
-      { name: "ink", kept: 0, between: null, there: null, added: null, level: "lost", levels: ["lost"], advice },
+      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], there: 0.9877, added: 0.1, level: "good", levels: ["good", "weak"], advice: null, unread: 0 },
+      { name: "ink", kept: 0, between: null, there: null, added: null, level: "lost", levels: ["lost"], advice, unread: 0.46 },
     ],
     together: "likely",
     against: { ...against, leak: 0.1235 },
