@@ -128,7 +128,11 @@ def _report(
             f"float32, or set {called('target')} to {called_value('target', 'delta')!r}"
         )
         notes = [*notes, Note("method", text)]
-    notes = [*notes, *notes_about_tasks(problem.tasks, layers), *notes_about_vectors(adapters)]
+    notes = [
+        *notes,
+        *(notes_about_tasks(problem.tasks, layers) if config.method == "iteris" else []),
+        *notes_about_vectors(adapters),
+    ]
     return MergeReport(
         layers=layers,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},

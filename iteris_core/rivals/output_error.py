@@ -1,7 +1,7 @@
 """The error of the network's output as a function of the merged adapter, to search a scale.
 
-It is the error of `fidelity`, on the calibration samples. Teachers run once, not once per
-candidate.
+It is the error of `fidelity` with all calibration samples as one run. Teachers run once, not once
+per candidate.
 """
 
 from __future__ import annotations

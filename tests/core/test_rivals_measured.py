@@ -25,7 +25,7 @@ from iteris_core import (
 )
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.engines.problem import Problem
-from iteris_core.report.fidelity import fidelity
+from iteris_core.report.fidelity import Comparison, fidelity
 from iteris_core.report.records import Note
 from iteris_core.rivals import METHODS
 from iteris_core.rivals.output_error import OutputError
@@ -481,9 +481,13 @@ def test_a_teacher_that_changes_nothing_is_no_measure_of_a_scale(net):
 
 
 def output_error(net, adapter):
-    """Return the mean of `fidelity`'s squared errors."""
+    """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
     model, adapters, tasks = net
-    found = fidelity(model.network(), adapters, tasks, adapter)
+    as_one = Comparison(
+        lambda task, sample: tasks[task].samples[sample].teacher,
+        runs=[[len(task.samples)] for task in tasks],
+    )
+    found = fidelity(model.network(), adapters, tasks, adapter, comparison=as_one)
     squares = [
         task.weight * entry.output_error**2 for task, entry in zip(tasks, found, strict=True)
     ]

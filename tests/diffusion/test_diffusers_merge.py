@@ -81,12 +81,12 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
     host = recorder(prediction_type)
     loras = [
         LoadedLora.of(tiny_diffusers.adapter(host, seed), (prompt,))
-        for seed, prompt in ((1, "a cat"), (2, "ink"))
+        for seed, prompt in ((7, "a cat"), (8, "ink"))
     ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
     result = merge_diffusion(host, loras, calibration, EXACT)
     text_batch = host.batches[0]
-    unet_batch = host.batches[-1]
+    unet_batch = host.batches[-2]  # after it one sample runs alone
     models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
     student = patched(host, result.adapter)
     checked = 0
