@@ -132,7 +132,8 @@ def write_gallery(path: Path, title: str, columns: Sequence[Column], wanted: Seq
     )
     whole = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(whole)
-    small, large = ImageFont.load_default(15), ImageFont.load_default(18)
+    small = ImageFont.load_default(15)
+    large = ImageFont.load_default(18)
     pen.text((size[0] / 2, _LINE / 2 + 2), title, _INK, large, "mm")
     for number, column in enumerate(columns):
         left = _GAP + number * step

@@ -288,7 +288,8 @@ def drawn_workflow(template: Json, checkpoint: str, loras: list[str]) -> Json:
     """
     workflow = copy.deepcopy(template)
     key_of = {node["class_type"]: key for key, node in workflow.items()}
-    loader, merge = key_of["CheckpointLoaderSimple"], key_of["IterISMerge"]
+    loader = key_of["CheckpointLoaderSimple"]
+    merge = key_of["IterISMerge"]
     workflow[loader]["inputs"]["ckpt_name"] = checkpoint
     workflow[merge]["inputs"] |= {
         "loras": drawn.ROWS,
