@@ -33,7 +33,7 @@ from iteris_core.diffusion.merging import runs_of
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import Sampler
 from iteris_core.diffusion.together import TogetherPlan
-from iteris_core.report.verdict import TOGETHER_UP_TO, Measured, level_of
+from iteris_core.report.verdict import APART_FROM, TOGETHER_UP_TO, Measured, level_of
 
 from . import NAMES, find_world
 from .bench import ROWS, Bench, load_bench, wearing
@@ -550,7 +550,7 @@ def tables(folders: Sequence[Path]) -> str:
             ]
             for name, is_said in (
                 ("likely", lambda error: error <= TOGETHER_UP_TO),
-                ("unlikely", lambda error: error > TOGETHER_UP_TO),
+                ("unlikely", lambda error: error >= APART_FROM),
             )
         ]
         parts.append(table(["said", "both in half of the pictures or more", "in fewer"], rows))

@@ -2,12 +2,10 @@
 one picture, and what to do.
 
 Two things go wrong independently: a LoRA is not there, or something else is. So what a merge kept
-of a LoRA is how much of its effect is there (the measured strength), less half of how much else was
-added, on the LoRA's own prompts that the merge has not seen: of each sampling run first, then the
-mean. Over three worlds this goes along with recognition better than the error does.
-
-The bounds of the words were fitted to what a recogniser saw in merges of small worlds, good and bad
-ones, and tested on another one ("The verdict" in docs/method.md has how often each word was right).
+of a LoRA is how much of its effect is there (the measured strength), less a third of how much else
+was added, on the LoRA's own prompts that the merge has not seen: of each sampling run first, then
+the mean. The third and the bounds of the words were fitted to what a recogniser saw in merges of a
+small world, good and bad ones ("The verdict" in docs/method.md has how often each word was right).
 
 Other runs of the check would have found something else. So what was kept has a range, which is
 meant to be right nine times in ten, see `Measured.between`. Where it reaches over a bound, the word
@@ -34,10 +32,14 @@ Chance = Literal["likely", "unlikely"]
 # (docs/method.md, "The verdict").
 AdviceKind = Literal["check", "method", "rank", "fewer"]
 
-GOOD_FROM = 0.5
-LOST_BELOW = 0.2
-# The mean error of two subjects in pictures of both, up to which both are likely to be seen.
+# What else was added counts so much of what is there.
+ADDED_COUNTS = 1 / 3
+GOOD_FROM = 0.45
+LOST_BELOW = 0.3
+# The mean error of two subjects in pictures of both, up to which both are likely to be seen, and
+# from which on they are not; nothing is said of what is between.
 TOGETHER_UP_TO = 0.55
+APART_FROM = 0.85
 # Of this many LoRAs on, fewer are easier to merge.
 _MANY = 3
 # Runs in which nothing is kept that a range allows for, beside those that were made.
@@ -257,7 +259,9 @@ def _levels(lowest: float, highest: float) -> tuple[Level, ...]:
 
 
 def _chance(together: Sequence[Measured]) -> Chance | None:
-    """Return whether two subjects will both be seen, by the error of each in its half."""
+    """Return whether two subjects will both be seen, by the error of each in its half; None where
+    that does not tell.
+    """
     if len(together) < 2:
         return None
     errors = [
@@ -265,7 +269,10 @@ def _chance(together: Sequence[Measured]) -> Chance | None:
         for found in together
         for error, _ in found.each_run
     ]
-    return "likely" if statistics.fmean(errors) <= TOGETHER_UP_TO else "unlikely"
+    error = statistics.fmean(errors)
+    if error <= TOGETHER_UP_TO:
+        return "likely"
+    return "unlikely" if error >= APART_FROM else None
 
 
 def lines_of(verdict: Verdict) -> list[str]:
@@ -321,9 +328,9 @@ def _range(lowest: float, highest: float) -> str:
 
 
 def _kept(error: float, strength: float | None) -> float:
-    """Return how much of a LoRA is there, 0 to 1, less half of what else was added, at least 0."""
+    """Return how much of a LoRA is there, 0 to 1, less a third of what else was added; 0 or more."""
     there, added = (1.0, error) if strength is None else (strength, _added(error, strength))
-    kept = max(0.0, min(1.0, there)) - added / 2
+    kept = max(0.0, min(1.0, there)) - ADDED_COUNTS * added
     return max(0.0, kept) if math.isfinite(kept) else 0.0
 
 
