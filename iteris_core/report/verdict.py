@@ -328,7 +328,7 @@ def _range(lowest: float, highest: float) -> str:
 
 
 def _kept(error: float, strength: float | None) -> float:
-    """Return how much of a LoRA is there, 0 to 1, less a third of what else was added; 0 or more."""
+    """Return how much of a LoRA is there, 0 to 1, less a third of what was added; at least 0."""
     there, added = (1.0, error) if strength is None else (strength, _added(error, strength))
     kept = max(0.0, min(1.0, there)) - ADDED_COUNTS * added
     return max(0.0, kept) if math.isfinite(kept) else 0.0

@@ -20,7 +20,7 @@ from ...files.writing import whole_file, write_text
 from ...progress import Stage
 from . import drawn
 from .client import ComfyClient, Json
-from .gallery import DRAW, Column, drawing_nodes, table_of, write_gallery
+from .gallery import DRAW, STEPS, Column, drawing_nodes, table_of, write_gallery
 from .recogniser import Recogniser
 from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
 
@@ -304,6 +304,7 @@ def drawn_workflow(template: Json, checkpoint: str, loras: list[str]) -> Json:
     workflow[key_of["IterISCompare"]]["inputs"] |= {
         "width": drawn.SIDE,
         "height": drawn.SIDE,
+        "steps": STEPS,
         "cfg": drawn.CFG,
         "prompt": drawn.PROMPT,
     }
