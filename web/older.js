@@ -10,7 +10,8 @@ const SWITCH = ["as the preset says", "on", "off"];
  */
 export function renew(workflow) {
   const graphs = [workflow, ...(workflow?.definitions?.subgraphs ?? [])];
-  for (const { type, widgets_values: values } of graphs.flatMap((graph) => graph?.nodes ?? [])) {
+  for (const node of graphs.flatMap((graph) => graph?.nodes ?? [])) {
+    const { type, widgets_values: values } = node ?? {};
     if (!Array.isArray(values)) continue;
     if (type === "IterISSettings" && SWITCH.includes(values[TRIED])) values.splice(TRIED, 1);
     if (type === "IterISMerge" && values[1] === "Best") values[1] = "Balanced"; // which was level with it

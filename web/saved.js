@@ -18,7 +18,7 @@ const known = (advice) => (ADVICE.includes(advice?.kind) ? advice : null); // ve
 const isRangeOrNone = (range) => range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
 const areLevels = (levels) => Array.isArray(levels) && levels.length > 0 && levels.length <= LEVELS.length && levels.every((level) => LEVELS.includes(level));
 const isLevelled = ({ between, level, levels }) => isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
-const areParts = ({ there = null, added = null }) => isNumberOrNone(there) && isNumberOrNone(added); // version 0.1.0 had none
+const areParts = ({ there = null, added = null, unread = 0 }) => [there, added].every(isNumberOrNone) && isNumber(unread); // version 0.1.0 had none
 const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && isLevelled(lora) && areParts(lora) && isAdviceOrNone(lora.advice);
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */

@@ -15,7 +15,7 @@ const WORDS = {
     parts: "{there} % of it is there, {added} % else was added",
     together: "Two of them together in one picture: {chance}.",
     together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
-    levels: "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. Behind it the range that the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen by small worlds in which a recogniser judged the pictures; a picture of your own is the proof.",
+    levels: "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. Behind it the range that the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen by a small world in which a recogniser judged the pictures; a picture of your own is the proof.",
     to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
     to_method: "Merge with iteris instead of {name}.",
     to_rank: "Allow a higher rank, or a larger file.",

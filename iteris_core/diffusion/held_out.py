@@ -35,7 +35,7 @@ CheckPlan = CaptionPlan | TogetherPlan
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
 # The part of a run, from pure noise on, at whose levels a merge is checked: they say more about
-# what is drawn than later ones, and the runs are a third as long ("The verdict" in docs/method.md).
+# what is drawn than later ones, and the runs are 40 % shorter ("The verdict" in docs/method.md).
 _LOOKED_AT = 0.6
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3

@@ -40,6 +40,8 @@ from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, Solve
 from .shared_inputs import SharedInputs
 
 logger = logging.getLogger("iteris")
+# Numbers of a sample's two rows, and the shape of one of these.
+Excerpt = tuple[Tensor, torch.Size]
 # Numbers of a row that are compared with those of the row alone, evenly from all of them.
 _COMPARED = 1024
 # How far they may be apart: calls of other sizes are rounded in other ways, layer upon layer. What
@@ -142,7 +144,7 @@ class _Sweep:
     parking: Parking | None
     solved: dict[str, SolvedLayer]
     counts: bool = True
-    rows: dict[str, Tensor] = field(default_factory=dict, init=False)
+    rows: dict[str, Excerpt] = field(default_factory=dict, init=False)
     _watched: Chunk | None = field(default=None, init=False)
     _solved_before: frozenset[str] = field(init=False)
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
@@ -200,7 +202,7 @@ class _Sweep:
             _note(self.rows, path, chunk, y)
         return y.reshape(seen.shape)
 
-    def _alone(self, chunk: Chunk, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def _alone(self, chunk: Chunk, modules: Mapping[str, nn.Module]) -> dict[str, Excerpt]:
         """Return the excerpts of a chunk's first sample that runs alone, in the solved deltas.
 
         Whether a forward call keeps something between layers that another one overwrites, draws
@@ -254,7 +256,7 @@ class _Sweep:
             self.parking.keep(*shared)
 
 
-def _note(rows: dict[str, Tensor], place: str, chunk: Chunk, output: Any) -> None:
+def _note(rows: dict[str, Excerpt], place: str, chunk: Chunk, output: Any) -> None:
     """Keep an excerpt of the outputs of a chunk's first sample, (teacher and student, numbers), if
     they are tensors.
     """
@@ -264,19 +266,21 @@ def _note(rows: dict[str, Tensor], place: str, chunk: Chunk, output: Any) -> Non
     pair = [output[row] for row in (first.teacher.start, first.student.start)]
     if all(isinstance(row, Tensor) and row.is_floating_point() for row in pair):
         flat = torch.stack([row.flatten() for row in pair])
-        rows[place] = flat[:, :: max(1, flat.shape[1] // _COMPARED)].clone()
+        excerpt = flat[:, :: max(1, flat.shape[1] // _COMPARED)].clone()
+        rows[place] = excerpt, pair[0].shape
 
 
-def _check_same(together: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> None:
+def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -> None:
     """Refuse a network that answers a row otherwise when it runs alone.
 
     Raises:
         CalibrationError: Names the first layer that differs.
     """
-    for place, row in alone.items():
-        if place not in together or row.shape != together[place].shape:
+    for place, (row, shape) in alone.items():
+        other, other_shape = together.get(place, (row, None))
+        if shape != other_shape:
             continue  # rows are filled up to the longest of their call
-        distance = _distance(row, together[place])
+        distance = _distance(row, other)
         if distance > _FARTHEST[row.dtype.itemsize]:
             what = place if place == _AT_THE_END else f"layer {place!r}"
             raise CalibrationError(

@@ -22,9 +22,14 @@ LAYERS = {
     "Wan": 26,
 }
 ROUNDING = 1e-5
-# Measured: 2e-4 to 7e-4. The tiny models show few tokens, so their statistics are nearly singular,
+# Measured: 2e-4 to 8e-3, by processor (5e-3, 8e-3 and 1e-3 on an AMD EPYC for the last three). The tiny models show few tokens, so their statistics are nearly singular,
 # and float32 is what is left. Modulations read one token a row, and Chroma's same few everywhere.
-TO_ITSELF = dict.fromkeys(LAYERS, 1e-3) | {"Flux.2": 2e-3, "Chroma": 3e-3, "AuraFlow": 2e-3}
+TO_ITSELF = dict.fromkeys(LAYERS, 1e-3) | {
+    "Chroma": 3e-3,
+    "Flux.2": 1e-2,
+    "AuraFlow": 1.5e-2,
+    "Wan": 2e-3,
+}
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,7 @@ def test_the_pack_is_imported_quickly_and_without_what_only_a_merge_needs():
         "diffusion.presets",
         "config",
         "errors",
+        "progress",
         "settings",
         "version",
     }

@@ -1,1 +1,1 @@
-"""The command `iteris demo`: a merge of two LoRAs inside a real, headless ComfyUI."""
+"""The command `iteris demo`: a merge of LoRAs inside a real, headless ComfyUI."""

@@ -28,7 +28,7 @@ from .parts import (
     transformer,
 )
 
-MEGABYTES = 100
+MEGABYTES = 170
 VERSION = 2  # part of the cached file's name: raise it when its content changes
 SIDE = 128  # of a picture, in pixels
 CFG = 4.0

@@ -1,4 +1,4 @@
-"""What the demo shows: pictures by the base model, each LoRA, the stack and the merge, and what the
+"""What the demo shows: pictures by the base model, the stack and the merge, and what the
 recogniser sees in them.
 """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
-SETTINGS = "settings"  # the node of them, with the small checkpoint
+SETTINGS = "settings"  # the node of them, with the demo's own checkpoint
 MOST_STEPS = 20  # of a picture
 SIZE_STEP = 16  # pixels; the latents of every family have whole ones
 
@@ -80,6 +80,7 @@ def check(request: DemoRequest) -> None:
     """
     if request.checkpoint is None:
         _check_own(request)
+        weights_folder()
         return
     if len(request.loras) < 2:
         raise InputError(
@@ -215,8 +216,18 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
 
 
 def weights_folder() -> Path:
-    """Return the folder of what was trained for the demo."""
-    return pack_folder() / "demo" / "weights"
+    """Return the folder of what was trained for the demo.
+
+    Raises:
+        ServerError: The checkout has none, as the registry's archive.
+    """
+    folder = pack_folder() / "demo" / "weights"
+    if not folder.is_dir():
+        raise ServerError(
+            f"iteris demo needs a clone of the repository: '{folder}', which holds its model, is "
+            "missing. Clone it, or give --checkpoint and --lora of your own."
+        )
+    return folder
 
 
 def _make_output(wanted: Path) -> Path:
@@ -279,7 +290,7 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
 
 def drawn_workflow(template: Json, checkpoint: str, loras: list[str]) -> Json:
     """Return the template with the demo's own files and settings, and nodes that draw with the base
-    model, each LoRA, the stack and the merge.
+    model, the stack and the merge.
 
     Args:
         template: See `make_workflow`.
