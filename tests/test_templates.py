@@ -30,9 +30,12 @@ def test_each_template_has_a_file_a_square_picture_and_a_twin():
         "train_and_merge",
     }
     for path in folder.glob("*.jpg"):
-        width, height = Image.open(path).size
+        picture = Image.open(path).convert("L")
+        width, height = picture.size
         assert width == height
         assert path.stat().st_size < 60_000
+        darkest, lightest = picture.crop((0, 0, width, height // 5)).getextrema()
+        assert lightest - darkest < 8, "the frontend lays a badge over the upper fifth"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,37 +1,47 @@
-"""Make the pictures that ComfyUI's template browser shows.
+"""Make the pictures that ComfyUI's template browser shows, and the README's.
 
-    python tests/web/make_cards.py          # workflows/*.jpg
-    python tests/web/make_cards.py tiles    # the tiles that they are made of, anew
+    python tests/web/make_cards.py               # workflows/*.jpg, docs/img/compare.jpg
+    python tests/web/make_cards.py tiles FOLDER  # the tiles that they are made of, anew
 
-A tile is what the small model of the world "words" (benchmarks/worlds) draws with a LoRA or with a
-merge. The tiles need that world, trained in $ITERIS_WORLD_CACHE.
+A tile is what the model of `iteris demo` draws with its LoRAs, or with the merge that `iteris demo`
+has left in a folder.
 """
 
 from __future__ import annotations
 
+import io
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from workflow_notes import TEMPLATES
 
+from iteris_core.cli.demo import drawn
+from iteris_core.cli.demo.client import ComfyClient, Json
+from iteris_core.cli.demo.gallery import DRAW, drawing_nodes
+from iteris_core.cli.demo.recogniser import Recogniser
+from iteris_core.cli.demo.run import weights_folder
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui, link
+
 ROOT = Path(__file__).resolve().parents[2]
 TILES = Path(__file__).parent / "tiles.png"
-TILE = 24  # pixels of a tile's side, as the small model draws it
-SEED = 0
-# name -> (triggers of the LoRAs, caption); several LoRAs are merged
+TILE = drawn.SIDE
+ROBOT, OWL, STYLE = drawn.LORAS
+MERGED = "merged.safetensors"
+# name -> (files of LoRAs, caption, seed)
 DRAWN = {
-    "triangle": (["<v5>"], "a <v5>"),
-    "moon": (["<v6>"], "a <v6>"),
-    "star": (["<v1>"], "a <v1>"),
-    "ball": (["<v3>"], "a <v3>"),
-    "style": (["<s1>"], "a heart in <s1> style"),
-    "triangle, moon": (["<v5>", "<v6>"], "a <v5> and a <v6>"),
-    "triangle in style": (["<v5>", "<s1>"], "a <v5> in <s1> style"),
-    "star, triangle": (["<v1>", "<v3>", "<v5>"], "a <v1> and a <v5>"),
-    "ball, triangle": (["<v1>", "<v3>", "<v5>"], "a <v3> and a <v5>"),
-    "star, ball": (["<v1>", "<v3>", "<v5>"], "a <v1> and a <v3>"),
+    "robot": ([ROBOT], "a sks robot", drawn.SEED),
+    "owl": ([OWL], "a zwx owl", drawn.SEED),
+    "cat": ([], "a black cat", drawn.SEED),
+    "style": ([STYLE], "a glass of water in qpr blueprint style", 3),
+    "merged": ([MERGED], drawn.PROMPT, drawn.SEED),
+    "stacked": (list(drawn.LORAS), drawn.PROMPT, drawn.SEED),
+    "merged, robot": ([MERGED], "a sks robot", drawn.SEED),
+    "merged, owl and cat": ([MERGED], "a zwx owl and a black cat", drawn.SEED),
+    "merged, style": ([MERGED], "a wooden table and a bicycle in qpr blueprint style", 2),
 }
 SIDE = 460
 BACK, PLATE, LINE, INK, QUIET, ACCENT = (
@@ -58,7 +68,7 @@ class Plate:
     label: str
     tiles: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    width: int = 148
+    width: int = 128
 
 
 @dataclass(frozen=True)
@@ -69,17 +79,17 @@ class Card:
     made: tuple[Plate, ...]
 
 
-TWO = (Plate("a LoRA", ("triangle",)), Plate("a LoRA", ("moon",)))
-ONE = Plate("one LoRA", ("triangle, moon",))
+TWO = (Plate("a LoRA", ("robot",)), Plate("a LoRA", ("owl",)))
+ONE = Plate("one LoRA", ("merged",))
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
-        (Plate("character", ("triangle",)), Plate("style", ("style",))),
-        (Plate("both in one", ("triangle in style",)),),
+        (Plate("character", ("robot",)), Plate("style", ("style",))),
+        (Plate("one LoRA", ("merged, robot", "merged, style"), width=266),),
     ),
     "three_subjects_in_one_picture": Card(
-        tuple(Plate("subject", (name,), width=126) for name in ("star", "ball", "triangle")),
-        (Plate("together", ("star, triangle", "ball, triangle"), width=276),),
+        tuple(Plate(name, (name,), width=116) for name in ("robot", "owl", "cat")),
+        (Plate("together", ("merged", "merged, owl and cat"), width=276),),
     ),
     "flux_and_other_models_in_parts": Card(
         (
@@ -90,23 +100,23 @@ CARDS = {
         (ONE,),
     ),
     "make_a_lora_smaller": Card(
-        (Plate("a large file", ("triangle",)),),
-        (Plate("a small file", ("triangle",), width=90),),
+        (Plate("a large file", ("robot",)),),
+        (Plate("a small file", ("robot",), width=90),),
     ),
     "merge_into_a_checkpoint": Card(
         (
-            *(replace(plate, width=134) for plate in TWO),
+            *(replace(plate, width=120) for plate in TWO),
             Plate("", words=("check-", "point"), width=92),
         ),
-        (Plate("a checkpoint", ("triangle, moon",), ("check-", "point"), width=260),),
+        (Plate("a checkpoint", ("merged",), ("check-", "point"), width=260),),
     ),
     "loras_that_a_model_carries": Card(
-        (Plate("a model with LoRAs", ("triangle", "moon"), ("model",), width=390),),
+        (Plate("a model with LoRAs", ("robot", "owl"), ("model",), width=380),),
         (ONE,),
     ),
     "make_a_merge_again": Card(
-        (Plate("a file's recipe", ("triangle, moon",), ("LoRAs", "prompts", "settings"), 270),),
-        (Plate("made again", ("triangle, moon",)),),
+        (Plate("a file's recipe", ("merged",), ("LoRAs", "prompts", "settings"), 270),),
+        (Plate("made again", ("merged",)),),
     ),
 }
 
@@ -126,7 +136,7 @@ def draw_plate(
     """Draw a plate whose middle is at a height."""
     draw = ImageDraw.Draw(image)
     parts = len(plate.tiles) + bool(plate.words)
-    height = plate.width if parts == 1 else 140
+    height = plate.width if parts == 1 else 128
     top = middle - height // 2
     draw.rounded_rectangle((left, top, left + plate.width, top + height), 14, PLATE, LINE, width=2)
     gap = 10
@@ -149,7 +159,7 @@ def draw_plate(
             spacing=6,
         )
     if plate.label:
-        draw.text((left + plate.width // 2, top + height + 20), plate.label, INK, font(24), "mm")
+        draw.text((left + plate.width // 2, top + height + 15), plate.label, INK, font(22), "mm")
 
 
 def draw_row(
@@ -167,43 +177,92 @@ def draw_row(
 
 
 def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
+    """Draw a card; its upper fifth is free, because the browser lays the pack's badge over it."""
     image = Image.new("RGB", (SIDE, SIDE), BACK)
-    draw_row(image, card.given, 96, tiles)
+    draw_row(image, card.given, 161, tiles)
     draw = ImageDraw.Draw(image)
-    x, y = SIDE // 2, 226
-    draw.line((x, y - 18, x, y + 10), ACCENT, 7)
-    draw.polygon([(x - 15, y + 6), (x + 15, y + 6), (x, y + 24)], ACCENT)
-    draw_row(image, card.made, 342, tiles)
+    x, y = SIDE // 2, 269
+    draw.line((x, y - 12, x, y + 6), ACCENT, 7)
+    draw.polygon([(x - 13, y + 4), (x + 13, y + 4), (x, y + 19)], ACCENT)
+    draw_row(image, card.made, 362, tiles)
     return image
 
 
-def draw_tiles() -> Image.Image:
-    """Return the tiles side by side, drawn by the small model."""
-    from benchmarks.worlds.bench import load_bench
-    from benchmarks.worlds.methods import Recipe, merged
+def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
+    """Return the stack beside the merge, with what the recogniser sees below each."""
+    recogniser = Recogniser.read(weights_folder() / "recogniser.safetensors")
+    side, gap, line = 4 * TILE, 16, 48
+    whole = Image.new("RGB", (2 * side + 3 * gap, side + 3 * line), BACK)
+    pen = ImageDraw.Draw(whole)
+    pen.text((whole.width // 2, line // 2 + 4), drawn.PROMPT, INK, font(30), "mm")
+    for left, name, label in (
+        (gap, "stacked", "all stacked"),
+        (2 * gap + side, "merged", "the merge"),
+    ):
+        tile = tiles[name]
+        whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (left, 2 * line))
+        pixels = torch.frombuffer(bytearray(tile.tobytes()), dtype=torch.uint8)
+        (labels,) = recogniser.sees(pixels.view(1, TILE, TILE, 3).permute(0, 3, 1, 2) / 255)
+        seen = [wanted for wanted in drawn.WANTED if wanted in labels]
+        told = "a recogniser sees " + (" and ".join(seen) or "neither")
+        colour = ACCENT if len(seen) == len(drawn.WANTED) else QUIET
+        middle = left + side // 2
+        pen.text((middle, 3 * line // 2 + 2), label, INK, font(26), "mm")
+        pen.text((middle, 2 * line + side + line // 2), told, colour, font(24), "mm")
+    return whole
 
-    bench = load_bench("words")
-    together = Recipe("together", calibration={"scene_weight": 0.3})
+
+def draw_tiles(merged: Path) -> Image.Image:
+    """Return the tiles side by side, drawn in a ComfyUI.
+
+    Args:
+        merged: File of the merge.
+    """
+    checkpoint = {"ckpt_name": "demo.safetensors"}
+    workflow: Json = {"loader": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}}
+    for name, (files, caption, seed) in DRAWN.items():
+        at = "loader"
+        for file in files:
+            inputs = {"model": [at, 0], "clip": [at, 1], "lora_name": file}
+            at = f"{name} {file}"
+            strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+            workflow[at] = {"class_type": "LoraLoader", "inputs": inputs | strengths}
+        workflow |= drawing_nodes(
+            {name: ([at, 0], [at, 1])},
+            ["loader", 2],
+            caption,
+            side=TILE,
+            cfg=drawn.CFG,
+            seed=seed,
+        )
     sheet = Image.new("RGB", (TILE * len(DRAWN), TILE))
-    for k, (triggers, caption) in enumerate(DRAWN.values()):
-        if len(triggers) == 1:
-            adapter = bench.lora(triggers[0]).adapter
-        else:
-            adapter, *_ = merged(bench, together, tuple(triggers), "usual", SEED)
-        (picture,) = bench.sample(adapter, [caption], [SEED])
-        levels = ((picture.permute(1, 2, 0) + 1) * 127.5).round().byte()
-        sheet.paste(Image.fromarray(levels.numpy()), (TILE * k, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        models = base / "models"
+        drawn.write_checkpoint(models / "checkpoints" / checkpoint["ckpt_name"], weights_folder())
+        link(merged, models / "loras" / MERGED)
+        for name in drawn.LORAS:
+            link(weights_folder() / name, models / "loras" / name)
+        comfyui = find_comfyui(cache_folder())
+        with ComfyServer(comfyui, base, base / "server.log", device="cpu") as server:
+            client = ComfyClient(server.address)
+            outputs = client.run(workflow)["outputs"]
+            for k, name in enumerate(DRAWN):
+                first = outputs[DRAW + name]["images"][0]
+                picture = client.view(first["filename"], first["subfolder"], first["type"])
+                sheet.paste(Image.open(io.BytesIO(picture)).convert("RGB"), (TILE * k, 0))
     return sheet
 
 
 def main() -> None:
-    if sys.argv[1:] == ["tiles"]:
-        draw_tiles().save(TILES)
+    if sys.argv[1:2] == ["tiles"]:
+        draw_tiles(Path(sys.argv[2]) / MERGED).save(TILES, optimize=True)
         return
     tiles = read_tiles()
     for number, template in enumerate(TEMPLATES, start=1):
         path = ROOT / "workflows" / f"{number} {template.title}.jpg"
         draw_card(CARDS[template.name], tiles).save(path, quality=92)
+    draw_comparison(tiles).save(ROOT / "docs" / "img" / "compare.jpg", quality=88)
 
 
 if __name__ == "__main__":
