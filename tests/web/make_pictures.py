@@ -19,13 +19,14 @@ from pathlib import Path
 
 import browser
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from workflow_files import list_transformer
 from workflow_notes import TEMPLATES, Template
 
+from iteris_core.cli.demo import drawn
 from iteris_core.cli.demo import server as demo_server
-from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+from iteris_core.cli.demo.gallery import STEPS
+from iteris_core.cli.demo.run import weights_folder
+from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui, link
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "iteris-lora-merge"  # the folder that git clone makes
@@ -276,7 +277,8 @@ def add_settings(frontend: browser.Frontend, merge: int) -> int:
 
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
-    frontend = browser.Frontend(chromium, address, width=1280, height=800)
+    size = {"width": 1280, "height": 800}
+    frontend = browser.Frontend(chromium, address, **size)
     page = frontend.page
     folder = ROOT / "docs" / "img"
     title = f"1 {TEMPLATES[0].title}"
@@ -284,10 +286,10 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     if (news := page.get_by_text("Introducing Nodes 2.0")).count():
         news.locator("xpath=ancestor::*[count(.//button) > 1][1]//button").last.click()
 
-    def shoot(name: str) -> None:
-        frontend.settle(40)
-        save(page.screenshot(), folder / f"{name}.jpg")
-        print(name)
+    def shoot(name: str, shown: browser.Frontend = frontend) -> None:
+        shown.settle(40)
+        save(shown.page.screenshot(), folder / f"{name}.jpg")
+        print(name, flush=True)
 
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
@@ -302,18 +304,18 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=150)
     files = page.locator(".iteris-row .iteris-lora")
     files.first.click()
-    page.locator(".iteris-option", has_text="sks_dog").click()
+    page.locator(".iteris-option", has_text="sks_robot").click()
     files.nth(1).click()
     shoot("3_loras")
-    page.locator(".iteris-option", has_text="ink_wash").click()
-    page.locator(".iteris-row .iteris-kind").nth(1).click()
-    few = {"sample_runs": 5, "latents_per_run": 2, "sampling_steps": 4, "resolution": 128}
-    frontend.set_widgets(add_settings(frontend, merge), **few)
-    prompt = "a photo of sks dog in a garden, ink wash style"
-    frontend.set_widgets(compare, prompt=prompt, steps=4, width=128, height=128)
+    page.locator(".iteris-option", has_text="zwx_owl").click()
+    frontend.set_widgets(merge, together=True)
+    side = drawn.SIDE
+    frontend.set_widgets(add_settings(frontend, merge), resolution=side, cfg=drawn.CFG)
+    how = {"seed": drawn.SEED, "steps": STEPS, "cfg": drawn.CFG}
+    frontend.set_widgets(compare, prompt=drawn.PROMPT, width=side, height=side, **how)
     page.mouse.move(40, 760)
     frontend.run()
-    page.locator(".iteris-block").nth(5).wait_for()
+    page.locator(".iteris-block").nth(2).wait_for()
     shoot("4_running")
     page.wait_for_selector(".iteris-file")
     page.wait_for_selector(".iteris-text >> text=read back")
@@ -321,12 +323,17 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=110)
     shoot("5_report")
     frontend.pictures_shown()
-    frontend.show(compare, left=380, top=-60)
+    frontend.show(compare, left=380, top=-405)
     shoot("6_compare")
-    page.locator(".iteris-details summary").click()
     frontend.show(merge, left=330, top=-300)
+    page.locator(".iteris-details summary").click()
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("7_details")
+    vue = browser.Frontend(chromium, address, **size, Comfy_VueNodes_Enabled=True)
+    vue.load(frontend.workflow(), title)
+    vue.page.locator(".iteris-kept").first.wait_for()
+    vue.show(merge, left=330, top=110)
+    shoot("8_nodes_2", vue)
 
 
 def main() -> None:
@@ -334,18 +341,12 @@ def main() -> None:
     demo_server.PACK_NAME = PACK
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        write_checkpoint(base / "models" / "checkpoints" / "checkpoint.safetensors")
-        list_transformer(base / "models")
-        loras = base / "models" / "loras"
-        for seed, name in enumerate(("first", "second", "third"), start=1):
-            write_lora(loras / f"{name}.safetensors", seed=seed)
-        for name, phrase in (("sks_dog", "sks dog"), ("ink_wash", "ink wash style")):
-            tensors = load_file(loras / f"{'first' if name == 'sks_dog' else 'second'}.safetensors")
-            save_file(
-                tensors,
-                loras / f"{name}.safetensors",
-                {"modelspec.trigger_phrase": phrase, "ss_base_model_version": "sd_v1"},
-            )
+        models = base / "models"
+        weights = weights_folder()
+        drawn.write_checkpoint(models / "checkpoints" / "checkpoint.safetensors", weights)
+        list_transformer(models)
+        for name in drawn.LORAS:
+            link(weights / name, models / "loras" / name)
         with (
             ComfyServer(
                 find_comfyui(cache_folder()),
