@@ -98,8 +98,9 @@ class Moments:
                 raise kind.error()
 
     def waiting(self) -> int:
-        """Return how many forward calls still wait."""
-        return sum(worker() is not None for worker in self._workers)
+        """Return how many forward calls still wait; one that has ended may be held by an error."""
+        workers = [worker() for worker in self._workers]
+        return sum(worker is not None and not worker.dead for worker in workers)
 
     def _called(self, module: nn.Module, args: object) -> None:
         if module in self._layers:
