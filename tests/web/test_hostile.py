@@ -23,7 +23,8 @@ NAME, PHRASE, TAG, PROMPT, RECIPE = map(attack, ("name", "phrase", "tag", "promp
 PHRASE, TAG, PROMPT, RECIPE = (
     f"{text} https://b.example" for text in (PHRASE, TAG, PROMPT, RECIPE)
 )
-LINKS = "[...document.querySelectorAll('a')].map((a) => a.href).filter((to) => to.includes('b.example'))"
+# but for those of core's own Preview as Text, which draws any text as markdown
+LINKS = "[...document.querySelectorAll('a')].filter((a) => !a.closest('.comfy-markdown')).map((a) => a.href).filter((to) => to.includes('b.example'))"
 CALLED = "<img src=x onerror=window.ran=['called']>"
 
 
