@@ -5,6 +5,8 @@ import json
 import pytest
 from make_release import RELEASES
 
+GONE = {"try_several"}  # 0.1.0 had it
+
 
 @pytest.mark.parametrize("folder", sorted(RELEASES.iterdir()), ids=lambda folder: folder.name)
 def test_a_saved_workflow_opens_as_it_was(frontend, folder):
@@ -15,5 +17,6 @@ def test_a_saved_workflow_opens_as_it_was(frontend, folder):
     for key, node in posted.items():
         inputs = prompt[key]["inputs"]
         assert prompt[key]["class_type"] == node["class_type"]
-        assert {name: inputs.get(name) for name in node["inputs"]} == node["inputs"], key
+        then = {name: value for name, value in node["inputs"].items() if name not in GONE}
+        assert {name: inputs.get(name) for name in then} == then, key
     assert frontend.errors == []
