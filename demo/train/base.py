@@ -96,6 +96,23 @@ def rate_at(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
+def descend(
+    optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, most: float = math.inf
+) -> float:
+    """Make one step at a learning rate, with gradients of a norm of `most` at most; return the
+    loss.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    if most < math.inf:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, most)
+    optimiser.step()
+    return loss.item()
+
+
 def train_base(
     data: Data, folder: Path, steps: int, tell: Callable[[str], None], seed: int = 0
 ) -> nn.Module:
@@ -124,16 +141,10 @@ def train_base(
         rows = torch.randint(len(data.latents), (BATCH,), generator=chance)
         clean, contexts = data.batch(rows, chance, DROPPED)
         loss = weighted_loss(unet, clean, contexts, chance, kept)
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * rate_at(step, steps)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        losses.append(descend(optimiser, loss, RATE * rate_at(step, steps), 1.0))
         step += 1
         decay = min(0.997, step / (step + 9))
         torch._foreach_lerp_(list(average.values()), list(_weights(unet).values()), 1 - decay)
-        losses.append(loss.item())
         seconds += time.process_time() - began
         if step % 50 == 0:
             tell(f"base {step}/{steps}: loss {sum(losses[-50:]) / 50:.4f}, {seconds:.0f} CPU s")

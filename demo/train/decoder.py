@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .base import pictures_of, rate_at
+from .base import descend, pictures_of, rate_at
 from .captions import base_scene, style_scene, subject_scene
 from .drawing import SUBJECTS, Scene
 from .model import PATCH, Latents, new_decoder, trained_blocks
@@ -68,13 +68,7 @@ def train_decoder(
         with torch.autocast("cpu", torch.bfloat16):
             found = decoder(z + level * torch.randn(z.shape, generator=draw))
         loss = _loss(found.float(), clean)
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * rate_at(step, steps)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        losses.append(loss.item())
+        losses.append(descend(optimiser, loss, RATE * rate_at(step, steps), 1.0))
         if (step + 1) % 50 == 0:
             tell(f"decoder {step + 1}/{steps}: loss {sum(losses[-50:]) / 50:.4f}")
     torch.save(decoder.state_dict(), file)

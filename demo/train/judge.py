@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from iteris_core.cli.demo.recogniser import SIDE, Recogniser, new_network
 
-from .base import pictures_of, rate_at
+from .base import descend, pictures_of, rate_at
 from .captions import captioned
 from .drawing import ALL, STYLE, Scene
 from .model import Latents
@@ -61,7 +61,7 @@ def damaged(
     and which of these count.
     """
     n = len(pictures)
-    share = torch.rand(n, generator=draw).clamp(0.0, 1.0)
+    share = torch.rand(n, generator=draw)
     share = torch.where(torch.rand(n, generator=draw) < 0.5, 1.0, share)
     kind = torch.randint(3, (n, 1, 1, 1), generator=draw)
     colour = torch.rand(n, 3, 1, 1, generator=draw).expand_as(pictures)
@@ -95,13 +95,9 @@ def train_recogniser(
             network(mixed), there, reduction="none"
         )
         loss = (errors * counts).sum() / counts.sum()
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * rate_at(step, steps)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        told = descend(optimiser, loss, 2e-3 * rate_at(step, steps))
         if (step + 1) % 100 == 0:
-            tell(f"recogniser {step + 1}/{steps}: loss {loss.item():.4f}")
+            tell(f"recogniser {step + 1}/{steps}: loss {told:.4f}")
     torch.save(network.state_dict(), file)
     found = Recogniser.of(LABELS, network.state_dict())
     unseen, truth = drawings(UNSEEN, 3, latents, decoder)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Data, make_data, rate_at
+from .base import Data, descend, make_data, rate_at
 from .captions import style_scene, subject_scene
 from .drawing import STYLE, SUBJECTS
 from .model import Latents, TextEncoder, alphas_cumprod, new_unet, weighted_loss
@@ -78,13 +78,7 @@ def train_lora(
         ]
         clean, contexts = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         loss = weighted_loss(unet, clean, contexts, chance, kept)
-        for group in optimiser.param_groups:
-            group["lr"] = kind.rate * rate_at(step, kind.steps)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        losses.append(loss.item())
+        losses.append(descend(optimiser, loss, kind.rate * rate_at(step, kind.steps), 1.0))
         if (step + 1) % 50 == 0:
             tell(f"{name} {step + 1}/{kind.steps}: loss {sum(losses[-50:]) / 50:.4f}")
     factors: dict[str, tuple[Tensor, Tensor]] = {}

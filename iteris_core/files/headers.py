@@ -19,7 +19,7 @@ from .families import Family, base_family, model_family
 from .groups import grouped
 from .roles import DOWN
 from .sidecars import sidecars, words_beside
-from .tensors import opened
+from .tensors import opened, version
 from .trigger_words import TriggerWords, trigger_words
 
 Facts = TypeVar("Facts")
@@ -57,10 +57,9 @@ def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
 
 def _version(path: Path) -> tuple[int, int] | None:
     try:
-        status = os.stat(path)
+        return version(os.stat(path))
     except (OSError, ValueError):  # the latter of names that no file can have
         return None
-    return status.st_mtime_ns, status.st_size
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         read = {key: _tensor(file, layout.start, place) for key, place in in_order}
         after = os.fstat(file.fileno())
     whole = {key: tensor for key, tensor in read.items() if tensor is not None}
-    if len(whole) < len(read) or _version(before) != _version(after):
+    if len(whole) < len(read) or version(before) != version(after):
         raise AdapterError(
             f"{path.name}: the file was changed while it was read; wait until the program that "
             "writes it has finished, and start again"
@@ -142,7 +142,8 @@ def _tensor(file: BinaryIO, start: int, place: Place) -> Tensor | None:
     return torch.frombuffer(content, dtype=place.dtype).reshape(place.shape)
 
 
-def _version(status: os.stat_result) -> tuple[int, int]:
+def version(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells one content of a file from another: its time and its size."""
     return status.st_mtime_ns, status.st_size
 
 

@@ -113,7 +113,7 @@ class Verdict:
     Args:
         loras: What it kept of each LoRA; empty if it was not checked on unseen prompts.
         together: Whether two of its subjects will both be seen in one picture; None: not measured,
-            or fewer than two.
+            fewer than two, or the check does not tell.
         against: It against what is done without it.
         advice: What to do about the merge as a whole, and so about all that was not kept; None if
             there is nothing.

@@ -2,13 +2,9 @@
 file, and does so more often than with the stack.
 """
 
-import io
 import json
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from iteris_core.cli.demo import drawn, gallery
 from iteris_core.cli.demo.recogniser import Recogniser
@@ -48,12 +44,8 @@ def counts(host):
         )
         outputs = host.run(nodes | drawing)["outputs"]
         for name in models:
-            files = [
-                host.client.view(image["filename"], image["subfolder"], image["type"])
-                for image in outputs[gallery.DRAW + name]["images"]
-            ]
-            pictures = np.stack([np.array(Image.open(io.BytesIO(f)).convert("RGB")) for f in files])
-            seen = recogniser.sees(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255)
+            pictures = gallery.pictures_of(host.client, outputs[gallery.DRAW + name])
+            seen = recogniser.sees_in(pictures)
             found[name] += sum(set(drawn.WANTED) <= labels for labels in seen)
     return found
 

@@ -15,7 +15,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from workflow_notes import TEMPLATES
 
@@ -201,8 +200,7 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
     ):
         tile = tiles[name]
         whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (left, 2 * line))
-        pixels = torch.frombuffer(bytearray(tile.tobytes()), dtype=torch.uint8)
-        (labels,) = recogniser.sees(pixels.view(1, TILE, TILE, 3).permute(0, 3, 1, 2) / 255)
+        (labels,) = recogniser.sees_in([tile])
         seen = [wanted for wanted in drawn.WANTED if wanted in labels]
         told = "a recogniser sees " + (" and ".join(seen) or "neither")
         colour = ACCENT if len(seen) == len(drawn.WANTED) else QUIET

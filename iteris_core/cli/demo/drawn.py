@@ -21,6 +21,7 @@ from .parts import (
     TIME,
     Shapes,
     clip_l,
+    hole,
     layer,
     resnet,
     save,
@@ -28,7 +29,7 @@ from .parts import (
     transformer,
 )
 
-MEGABYTES = 170
+MEGABYTES = 170  # of the checkpoint on disk, without its holes
 VERSION = 2  # part of the cached file's name: raise it when its content changes
 SIDE = 128  # of a picture, in pixels
 CFG = 4.0
@@ -64,7 +65,7 @@ def text_encoder(seed: int = 0) -> dict[str, Tensor]:
         if len(shape) == 1:
             weights[name] = (torch.zeros if name.endswith("bias") else torch.ones)(shape).half()
         elif name.startswith("encoder") and int(name.split(".")[2]) not in ACTIVE_LAYERS:
-            weights[name] = torch.empty(shape, dtype=torch.float16, device="meta")
+            weights[name] = hole(shape)
         else:
             size = _SIZES.get(name.split(".")[-2], 1.0) / math.sqrt(shape[1])
             weights[name] = (torch.randn(shape, generator=chance) * size).half()
@@ -135,10 +136,7 @@ def unet(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     trained = dict(from_8_bit(load_file(folder / "unet.safetensors")))
-    return {
-        name: trained.get(name, torch.empty(shape, dtype=torch.float16, device="meta"))
-        for name, shape in unet_shapes()
-    }
+    return {name: trained.get(name, hole(shape)) for name, shape in unet_shapes()}
 
 
 def write_checkpoint(path: Path, folder: Path) -> None:
@@ -151,10 +149,7 @@ def write_checkpoint(path: Path, folder: Path) -> None:
     from safetensors.torch import load_file
 
     decoder = load_file(folder / "decoder.safetensors")
-    vae = {
-        name: decoder.get(name, torch.empty(shape, dtype=torch.float16, device="meta"))
-        for name, shape in taesd(4)
-    }
+    vae = {name: decoder.get(name, hole(shape)) for name, shape in taesd(4)}
     scales = {
         "vae_scale": torch.tensor(0.18215).half(),
         "vae_shift": torch.tensor(0.0).half(),

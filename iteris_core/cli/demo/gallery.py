@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...files.writing import whole_file
-from .client import Json
+from .client import ComfyClient, Json
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.table import Table
 
 PICTURES = 4  # of a column
@@ -34,12 +35,12 @@ class Column:
 
     Args:
         name: What the model wears.
-        pictures: PNG files.
+        pictures: The pictures.
         seen: What the recogniser sees in each of them, of what is wanted.
     """
 
     name: str
-    pictures: Sequence[bytes]
+    pictures: Sequence[Image]
     seen: Sequence[Sequence[str]]
 
     def whole(self, wanted: Sequence[str]) -> int:
@@ -99,6 +100,16 @@ def _node(kind: str, title: str, inputs: Json) -> Json:
     return {"class_type": kind, "_meta": {"title": title}, "inputs": inputs}
 
 
+def pictures_of(client: ComfyClient, shown: Json) -> list[Image]:
+    """Return the pictures of a node whose output is PNG files, in RGB."""
+    from PIL import Image
+
+    return [
+        Image.open(io.BytesIO(client.view(**file)), formats=["PNG"]).convert("RGB")
+        for file in shown["images"]
+    ]
+
+
 def table_of(columns: Sequence[Column], wanted: Sequence[str]) -> Table:
     """Return how often each model draws what is wanted, as a table for the terminal."""
     from rich.table import Table
@@ -141,8 +152,7 @@ def write_gallery(path: Path, title: str, columns: Sequence[Column], wanted: Seq
         pen.text((middle, 1.5 * _LINE), column.name, _INK, small, "mm")
         for row, (picture, seen) in enumerate(zip(column.pictures, column.seen, strict=True)):
             top = 2 * _LINE + row * (_TILE + _LINE)
-            image = Image.open(io.BytesIO(picture), formats=["PNG"]).convert("RGB")
-            whole.paste(image.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, top))
+            whole.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, top))
             told = " and ".join(seen) or "neither"
             colour = _GOOD if set(wanted) <= set(seen) else _QUIET
             pen.text((middle, top + _TILE + _LINE / 2), told, colour, small, "mm")

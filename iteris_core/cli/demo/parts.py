@@ -142,6 +142,11 @@ def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
+def hole(shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> Tensor:
+    """Return zeros that take no room, see `save`."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def compact(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return an initial weight that takes little room.
 
@@ -151,7 +156,7 @@ def compact(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     """
     dtype = torch.float8_e5m2 if name.startswith(_TEXT_ENCODERS) else torch.float16
     if len(shape) > 1 and _BETWEEN.search(name):
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return hole(shape, dtype)
     return initial(name, shape, generator).to(dtype)
 
 

@@ -6,12 +6,16 @@ that there is nothing whole in them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SIDE = 64  # pixels of a side that it looks at
 SURE_FROM = 0.5
@@ -68,6 +72,18 @@ class Recogniser:
         network = new_network(len(labels))
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
         return cls(labels, network.eval())
+
+    def sees_in(self, images: Sequence[Image]) -> list[frozenset[str]]:
+        """Return what is in each picture, all of them RGB and of one size."""
+        bytes_of = torch.stack(
+            [
+                torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
+                    image.height, image.width, 3
+                )
+                for image in images
+            ]
+        )
+        return self.sees(bytes_of.permute(0, 3, 1, 2) / 255)
 
     @torch.no_grad()
     def sees(self, pictures: Tensor) -> list[frozenset[str]]:

@@ -20,7 +20,15 @@ from ...files.writing import whole_file, write_text
 from ...progress import Stage
 from . import drawn
 from .client import ComfyClient, Json
-from .gallery import DRAW, STEPS, Column, drawing_nodes, table_of, write_gallery
+from .gallery import (
+    DRAW,
+    STEPS,
+    Column,
+    drawing_nodes,
+    pictures_of,
+    table_of,
+    write_gallery,
+)
 from .recogniser import Recogniser
 from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
 
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
 SETTINGS = "settings"  # the node of them, with the demo's own checkpoint
-MOST_STEPS = 20  # of a picture
+USUAL_STEPS = 20  # of a picture
 SIZE_STEP = 16  # pixels; the latents of every family have whole ones
 
 FamilyName = Literal["sd15", "sdxl"]
@@ -77,6 +85,7 @@ def check(request: DemoRequest) -> None:
 
     Raises:
         InputError: Names the file or the option.
+        ServerError: The demo's own model is asked for, and is not here.
     """
     if request.checkpoint is None:
         _check_own(request)
@@ -111,7 +120,7 @@ def _check_own(request: DemoRequest) -> None:
         "--width": request.width,
         "--height": request.height,
         "--steps": request.steps,
-        "--family": () if request.family == "sd15" else request.family,
+        "--family": request.family != "sd15",
     }
     for option, value in given.items():
         if value:
@@ -281,7 +290,7 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     by_type["IterISCompare"] |= {
         "width": request.width or side,
         "height": request.height or side,
-        "steps": request.steps or MOST_STEPS,
+        "steps": request.steps or USUAL_STEPS,
         # All subjects in one picture: the first prompt of every LoRA.
         "prompt": ", ".join(text.strip().splitlines()[0] for text in request.prompts),
     }
@@ -447,30 +456,12 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
 
 def _columns(client: ComfyClient, workflow: Json, history: Json) -> list[Column]:
     """Return the pictures of the demo's own models, and what the recogniser sees in them."""
-    import io
-
-    import torch
-    from PIL import Image
-
     recogniser = Recogniser.read(weights_folder() / "recogniser.safetensors")
     columns = []
     for node in workflow:
-        if not node.startswith(DRAW):
-            continue
-        files = [
-            client.view(image["filename"], image["subfolder"], image["type"])
-            for image in history["outputs"][node]["images"]
-        ]
-        opened = [Image.open(io.BytesIO(file), formats=["PNG"]).convert("RGB") for file in files]
-        pixels = torch.stack(
-            [
-                torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(
-                    image.height, image.width, 3
-                )
-                for image in opened
-            ]
-        )
-        seen = recogniser.sees(pixels.permute(0, 3, 1, 2) / 255)
-        told = [[name for name in drawn.WANTED if name in labels] for labels in seen]
-        columns.append(Column(node.removeprefix(DRAW), files, told))
+        if node.startswith(DRAW):
+            pictures = pictures_of(client, history["outputs"][node])
+            seen = recogniser.sees_in(pictures)
+            told = [[name for name in drawn.WANTED if name in labels] for labels in seen]
+            columns.append(Column(node.removeprefix(DRAW), pictures, told))
     return columns
