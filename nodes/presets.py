@@ -111,7 +111,7 @@ def rows_by_preset(
     for preset in PRESETS if asked.has_presets else ():
         calibration, settings = replace(asked, preset=preset).settings(loras, scenes)
         calibration = calibration.for_family(base.family)
-        with suppress(ConfigError):  # several ways need a check, and iteris
+        with suppress(ConfigError):  # what cannot be done has no cost; the merge says why
             found[preset] = rows_of(base, used, calibration, settings, progress)
     return found
 
