@@ -9,6 +9,15 @@ settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=T
 settings.load_profile("iteris")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked `nightly`, unless `-m` speaks of it."""
+    if "nightly" in config.option.markexpr:
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=nightly)
+    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from iteris_core import MergeConfig, merge
 from iteris_core.diffusion.cost import ALONE, cost_of
 
+pytestmark = pytest.mark.nightly
+
 ATEN = torch.ops.aten
 FACTORISATIONS = {
     ATEN.linalg_cholesky_ex: lambda a, *_, **__: scale_paper.cholesky(a[0]),

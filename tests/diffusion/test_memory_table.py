@@ -4,6 +4,8 @@ import memory
 import pytest
 import torch
 
+pytestmark = pytest.mark.nightly
+
 SIDE = 8  # of the latents
 WIDTH = 32
 TEXT = 48

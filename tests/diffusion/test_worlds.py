@@ -12,6 +12,8 @@ import torch
 from worlds import NAMES, find_world
 from worlds.drawing import Scene, Thing, in_style, to_latents, to_pictures
 
+pytestmark = pytest.mark.nightly
+
 # "unseen" would be no word for these: they stand in every caption
 SMALL_WORDS = {"a", "of", "photo", "picture", "and", "with", ",", "to", "the", "in"}
 TINY = {

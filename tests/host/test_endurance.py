@@ -3,6 +3,8 @@
 import endurance
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 # So many that a leak of 10 MB a merge makes 70 MB: from the fourth to the eleventh.
 MERGES = 12
 

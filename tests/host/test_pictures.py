@@ -3,6 +3,9 @@
 import re
 
 import pictures
+import pytest
+
+pytestmark = pytest.mark.nightly
 
 
 def test_a_merge_is_measured_in_pictures_stage_by_stage(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from iteris_core import Adapter, LowRankDelta
 from iteris_core.config import Balance
 from iteris_core.language.job import DEFAULT
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(autouse=True)
 def quiet_transformers(monkeypatch):
