@@ -7,6 +7,7 @@ rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolu
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -293,3 +294,15 @@ def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
         / len(adapters)
         for path in paths
     }
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes, in whatever order and on
+    whatever device they are.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()

@@ -6,13 +6,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
+from .adapters import (
+    Adapter,
+    check_adapters,
+    check_result,
+    mean_vectors,
+    sha256_of_tensors,
+    target_layers,
+)
 from .config import MergeConfig
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.registry import ENGINES
 from .errors import AdapterError, ConfigError
-from .files.layout import sha256_of_tensors
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..iteris_core.files.families import Family
-from ..iteris_core.files.model_keys import ModelKeys, layer_shapes
+from ..iteris_core.files.model_keys import ModelKeys
 from ..iteris_core.files.parts import WeightPart
+from ..iteris_core.layers import layer_shapes
 
 UNET_PREFIX = "diffusion_model."
 # The host's name of a text encoder -> that of diffusers.

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..adapters import Adapter
+from ..adapters import Adapter, sha256_of_tensors
 from ..files.families import Family
-from ..files.layout import sha256_of_tensors
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 from .calibration import Calibration

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from ..files.layout import sha256_of_tensors
+from ..adapters import Adapter, sha256_of_tensors
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody

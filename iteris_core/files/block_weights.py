@@ -6,7 +6,7 @@ Three spellings are known, as the webui's extension of block weights and its kin
     OUTALL               a list that has a name
     IN01:0.5, MID:0      blocks by name; the others stay as they are
 
-Blocks go by the names of `blocks.block_of`: IN, MID and OUT in a UNet, D (``double``), S
+Blocks go by the names of `layers.block_of`: IN, MID and OUT in a UNet, D (``double``), S
 (``single``) and B (``blocks``) in a transformer. ``BASE`` is all that is in none of them: the text
 encoders, and layers such as those that read the time. ``IN`` is every block of this name, ``D0-18``
 several, ``ALL`` everything. Where entries name a block twice, the last one counts.
@@ -23,8 +23,8 @@ from types import MappingProxyType
 
 from ..adapters import Adapter
 from ..errors import ConfigError
+from ..layers import block_of
 from ..settings import MOST_LETTERS, shown
-from .blocks import block_of
 from .families import Family
 from .limits import KEY_LETTERS
 

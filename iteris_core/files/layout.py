@@ -6,7 +6,6 @@ random, here it is fixed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
@@ -103,11 +102,3 @@ def content(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor."""
     data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return data
-
-
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a safetensors file with these tensors and no metadata."""
-    digest = hashlib.sha256()
-    for block in blocks(tensors):
-        digest.update(block)
-    return digest.hexdigest()

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..errors import AdapterError
-from ..layers import weight_shape
+from ..layers import sorted_layers
 from .families import Family
 from .parts import WeightPart
 
@@ -64,7 +63,7 @@ class ModelKeys:
             base_of_module: See the class.
             more: More fields of the class.
         """
-        shapes, refused = _sorted(modules)
+        shapes, refused = sorted_layers(modules)
         return cls(
             family=family,
             module_of_base=module_of_base,
@@ -90,27 +89,6 @@ class ModelKeys:
             return d_out, d_in
         height, width = self.kernels[path]
         return d_out, d_in // (height * width), height, width
-
-
-def layer_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Return module path -> (d_out, d_in) of every layer that can be merged."""
-    return _sorted(modules)[0]
-
-
-def _sorted(
-    modules: Mapping[str, nn.Module],
-) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Return path -> (d_out, d_in) of the layers that can be merged, and path -> why not of all
-    other modules.
-    """
-    shapes = {}
-    refused = {}
-    for path, module in modules.items():
-        try:
-            shapes[path] = weight_shape(module)
-        except AdapterError as error:
-            refused[path] = str(error)
-    return shapes, refused
 
 
 def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import ConfigError
-from ..layers import stored_weight
+from ..layers import layer_shapes, stored_weight
 from . import peft
-from .model_keys import layer_shapes
 
 DeviceMap = Literal["none", "auto", "balanced"]
 _OF_WEIGHTS = 0.5  # of a GPU's free memory, where a model is spread; rows and sums need the rest

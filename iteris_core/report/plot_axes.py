@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ..files.blocks import block_of
+from ..layers import block_of
 from .records import LayerReport
 
 # Okabe and Ito's colours, which are told apart with every kind of colour blindness, in the order in

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IterisError, MissingLibraryError
-from ..files.blocks import block_of
+from ..layers import block_of
 from .plot_axes import (
     LINES,
     PALETTE,

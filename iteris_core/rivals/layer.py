@@ -13,7 +13,7 @@ from ..adapters import LowRankDelta, Stacked, stack
 from ..algebra.layer import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
-from ..files.model_keys import layer_shapes
+from ..layers import layer_shapes
 from ..network import TEXT_STREAM, Network
 
 # Singular values below this share of the first are rounding: their directions mean nothing.

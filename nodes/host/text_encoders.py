@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import CalibrationError, Network
+from ...iteris_core.adapters import sha256_of_tensors
 from ...iteris_core.diffusion.model import Encoded
-from ...iteris_core.files.layout import sha256_of_tensors
 from ...iteris_core.network import TEXT_STREAM
 
 # What an encoder writes for one piece: its hidden states (77, width), and its pooled output.

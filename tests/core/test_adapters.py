@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import Adapter, AdapterError, ConfigError, LowRankDelta
-from iteris_core.adapters import check_adapters, stack, target_layers
+from iteris_core.adapters import check_adapters, sha256_of_tensors, stack, target_layers
 
 
 def random_delta(rank, d_out=5, d_in=7):
@@ -145,3 +145,13 @@ def test_changes_of_one_bias_in_two_shapes_are_refused():
 def test_large_numbers_are_numbers_though_their_sum_overflows():
     delta = LowRankDelta(torch.full((5, 2), 3e38), torch.full((2, 7), 60000.0).half())
     check_adapters([Adapter("a", {"x": delta})])
+
+
+def test_the_hash_of_tensors_tells_values_names_types_and_shapes_apart():
+    tensors = {"a": torch.ones(3, 2), "b\ud800": torch.zeros(0), "c": torch.tensor(1.5).bfloat16()}
+    one = sha256_of_tensors(tensors)
+    assert one == sha256_of_tensors(dict(reversed(tensors.items())))
+    assert one == sha256_of_tensors(tensors | {"a": torch.ones(2, 3).T})
+    for changed in (torch.ones(2, 3), torch.ones(3, 2).half(), -torch.ones(3, 2)):
+        assert sha256_of_tensors(tensors | {"a": changed}) != one
+    assert sha256_of_tensors({"x": torch.ones(1)}) != sha256_of_tensors({"y": torch.ones(1)})

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from iteris_core import IterisError, MergeReport
 from iteris_core.errors import MissingLibraryError
-from iteris_core.files.blocks import block_of
+from iteris_core.layers import block_of
 from iteris_core.report.plots import pictures
 from iteris_core.report.records import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 

@@ -42,11 +42,11 @@ from iteris_core.files.headers import lora_header, read_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import own_dense_delta
 from iteris_core.files.metadata import merged_tags
-from iteris_core.files.model_keys import layer_shapes
 from iteris_core.files.tensors import check_readable, read_tensors
 from iteris_core.language.caption_samples import read_images
 from iteris_core.language.pictures import open_picture
 from iteris_core.language.text_samples import read_texts, read_token_ids
+from iteris_core.layers import layer_shapes
 from iteris_core.progress import nobody
 
 SECONDS = 5.0  # of one reader, on the processor

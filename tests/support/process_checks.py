@@ -21,11 +21,11 @@ from torch import Tensor, distributed
 from transformers import BlipForConditionalGeneration
 
 from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Task, merge
+from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.engines.measure import Measurement
-from iteris_core.files.layout import sha256_of_tensors
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionSample
 from iteris_core.language.job import AdapterTask
