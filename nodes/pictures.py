@@ -263,8 +263,9 @@ def _font_for(text: str, size: int) -> FreeTypeFont | None:
 def _font(name: str, size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
-    font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
-    return font  # type: ignore[return-value]
+    if name:
+        return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:

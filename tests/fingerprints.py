@@ -266,13 +266,11 @@ def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]])
         if found is None:
             lines.append(f"{merge_name}: not made")
             continue
-        for key in sorted(expected | found):
-            if expected.get(key) != found.get(key) and not is_wanted(merge_name, key):
-                lines.append(
-                    f"{merge_name}: {key}\n"
-                    f"    before {expected.get(key)}\n"
-                    f"    after  {found.get(key)}"
-                )
+        lines += [
+            f"{merge_name}: {key}\n    before {expected.get(key)}\n    after  {found.get(key)}"
+            for key in sorted(expected | found)
+            if expected.get(key) != found.get(key) and not is_wanted(merge_name, key)
+        ]
     return lines
 
 

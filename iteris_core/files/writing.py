@@ -7,7 +7,7 @@ the disk, it gets the name.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import ctypes  # noqa: TID251 - exchanges two names in one step, which Python cannot
 import errno
 import itertools
 import os

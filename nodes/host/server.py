@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import asyncio  # noqa: TID251 - reads a file beside the loop of ComfyUI's server
 import itertools
 import time
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
     """Answer ``GET path?parameter=...`` with JSON from another thread, since it may read files."""
-    from aiohttp import web
+    from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
     from server import PromptServer
 
     @PromptServer.instance.routes.get(path)
@@ -69,7 +69,7 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
     """Answer ``GET path?parameter=...`` with a picture of the media type that goes with it, or with
     404.
     """
-    from aiohttp import web
+    from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
     from server import PromptServer
 
     @PromptServer.instance.routes.get(path)
