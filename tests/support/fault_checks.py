@@ -1,13 +1,13 @@
 """Faults at every layer and in every part of a merge, with ComfyUI's own classes.
 
-    python tests/support/fault_checks.py COMFYUI [all]
+    python tests/support/fault_checks.py COMFYUI few|layers|all
 
 A small merge is made again and again. Each time something goes wrong at one of its moments: a layer
 is called, or a progress is told. The kinds of faults take turns. With "all": at every layer in every
-part of the merge, and the merge is made again after each fault. Without: at every layer in one part
-of the merge, and it is made again after each tenth fault. After a fault everything must be as
-before. Writes lines of JSON: one for a fault that left something or ended in another way than it
-should, and a last one with the counts, and with what was asked of the outside.
+part of the merge, and the merge is made again after each fault. With "layers": at every layer in one
+part of the merge, with "few": at every fourth, and it is made again after each tenth fault. After a
+fault everything must be as before. Writes lines of JSON: one for a fault that left something or ended
+in another way than it should, and a last one with the counts, and with what was asked of the outside.
 """
 
 from __future__ import annotations
@@ -217,14 +217,16 @@ def chosen(moments: list[Moment]) -> list[Moment]:
     return sorted({*of_layers, *steps}, key=lambda moment: moment.number)
 
 
-def each_layer_once(moments: list[Moment]) -> list[Moment]:
-    """Return one moment of each layer, in the part of the merge that has the fewest of them yet."""
+def once(moments: list[Moment], every: int = 1) -> list[Moment]:
+    """Return one moment of each layer, or of some, in the part of the merge that has the fewest of
+    them yet.
+    """
     of_layers: dict[str, list[Moment]] = {}
     for moment in moments:
         of_layers.setdefault(moment.path, []).append(moment)
     taken: Counter[str] = Counter()
     found = []
-    for of_layer in of_layers.values():
+    for of_layer in list(of_layers.values())[::every]:
         found.append(min(of_layer, key=lambda moment: taken[moment.part]))
         taken[found[-1].part] += 1
     return found
@@ -265,8 +267,15 @@ def left_in_host(texts: list[str]) -> list[str]:
     return found + logged[:1]
 
 
+PLACES: dict[str, Callable[[list[Moment]], list[Moment]]] = {
+    "few": lambda moments: once(moments, every=4),
+    "layers": once,
+    "all": lambda moments: moments,
+}
+
+
 @torch.inference_mode()
-def main(everywhere: bool) -> None:
+def main(where: str) -> None:
     torch.set_num_threads(1)
     merge = Merge()
     before = State.of(merge).copy()
@@ -281,13 +290,13 @@ def main(everywhere: bool) -> None:
     resident = process.memory_info().rss
     counts: Counter[str] = Counter()
     wrong = 0
-    for number, moment in enumerate(moments if everywhere else each_layer_once(moments)):
+    for number, moment in enumerate(PLACES[where](moments)):
         name = list(KINDS)[number % len(KINDS)]
         counts.update(("faults", moment.part, name))
         with family_checks.messages() as texts:
             found = complaints(merge, moment, KINDS[name], before)
             found += left_in_host(texts)
-        if everywhere or number % 10 == 0:
+        if where == "all" or number % 10 == 0:
             counts["merges after a fault"] += 1
             if not same_tensors(merge.again(), expected):
                 found.append("the next merge differs")
@@ -307,4 +316,4 @@ def main(everywhere: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(in_comfy.ARGUMENTS == ["all"])
+    main(*in_comfy.ARGUMENTS)
