@@ -2,7 +2,19 @@
 arXiv:2411.15231).
 
 The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solve -> merged adapter
--> file, report.
+-> file, report. A package imports only what comes before it:
+
+    settings, layers, network, adapters, tasks, ...: the nouns that all others use
+    files: from a file to an adapter, and back
+    algebra: from statistics to the answer of one layer
+    rows: rows of a batch that wear adapters; rows that wait for each other
+    report: what a merge says about itself
+    engines: the sweep over the layers, and the paper's iteration
+    rivals: other merge methods
+    merging: `merge`, which chooses an engine or a rival
+    diffusion: diffusion models: captions, samples, scenes, the check, the recipe
+    language: T5, FLAN-T5, BART and BLIP
+    cli: the command line
 """
 
 # ruff: noqa: F401 (what is imported for type checkers is listed in _MODULE_OF)
