@@ -4,10 +4,17 @@ const GAP = 60;
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 function ends(graph, ids) {
-  return ids.map((id) => graph.getLink(id)).filter(Boolean).map((link) => link.resolve(graph));
+  return ids
+    .map((id) => graph.getLink(id))
+    .filter(Boolean)
+    .map((link) => link.resolve(graph));
 }
 
-const originsOf = (node) => ends(node.graph, node.inputs.filter(({ name }) => name === "previous").map(({ link }) => link));
+const originsOf = (node) =>
+  ends(
+    node.graph,
+    node.inputs.filter(({ name }) => name === "previous").map(({ link }) => link),
+  );
 const targetsOf = (node) => ends(node.graph, node.outputs[0].links ?? []);
 
 /** Link the place where one link began to the place where another ended, instead of that other. */
@@ -40,7 +47,9 @@ function asOneChange(canvas, change) {
  */
 export function addBehind(node, create, canvas) {
   const { graph } = node;
-  const column = graph.nodes.filter(({ pos, size }) => pos[0] < node.pos[0] + node.size[0] && node.pos[0] < pos[0] + size[0]);
+  const column = graph.nodes.filter(
+    ({ pos, size }) => pos[0] < node.pos[0] + node.size[0] && node.pos[0] < pos[0] + size[0],
+  );
   asOneChange(canvas, () => {
     const next = create();
     next.pos = [node.pos[0], Math.max(...column.map(({ pos, size }) => pos[1] + size[1])) + GAP];

@@ -63,14 +63,16 @@ export function choose(anchor, names, say, chosen) {
         option.title = name;
         option.addEventListener("click", () => take(name));
         option.addEventListener("pointermove", ({ movementX, movementY }) => {
-          if (at === place || !(movementX || movementY)) return; // a list that moves below the pointer is not pointed at
+          // a list that moves below the pointer is not pointed at
+          if (at === place || !(movementX || movementY)) return;
           at = place;
           mark();
         });
         return option;
       }),
     );
-    rest.textContent = found.length > MOST ? say("more_names", { count: found.length - MOST }) : found.length ? "" : say("no_names");
+    rest.textContent =
+      found.length > MOST ? say("more_names", { count: found.length - MOST }) : found.length ? "" : say("no_names");
     mark();
   };
   const keys = {
@@ -107,5 +109,6 @@ export function choose(anchor, names, say, chosen) {
 function place({ style, offsetWidth, offsetHeight }, { left, top, bottom }) {
   const isBelow = bottom + offsetHeight <= innerHeight || innerHeight - bottom >= top;
   style.left = `${Math.max(4, Math.min(left, innerWidth - offsetWidth - 4))}px`;
-  style.top = `${Math.max(4, isBelow ? Math.min(bottom + 2, innerHeight - offsetHeight - 4) : top - offsetHeight - 2)}px`;
+  const y = isBelow ? Math.min(bottom + 2, innerHeight - offsetHeight - 4) : top - offsetHeight - 2;
+  style.top = `${Math.max(4, y)}px`;
 }

@@ -1,4 +1,5 @@
-// How long a merge takes by each preset, and a comparison, told from one that was timed. No DOM and no ComfyUI here, so that `node --test` runs it.
+// How long a merge takes by each preset, and a comparison, told from one that was timed. No DOM and no ComfyUI here, so
+// that `node --test` runs it.
 
 const MOST = { presets: 10, letters: 40 };
 
@@ -7,7 +8,8 @@ const isAmount = (value) => Number.isFinite(value) && value > 0;
 /**
  * Read what a run, or a workflow, says about the cost of a merge.
  *
- * @param {any} cost `rows` that went through the model in so many `seconds`, and the rows that each of the `presets` needs
+ * @param {any} cost `rows` that went through the model in so many `seconds`, and the rows that each of the `presets`
+ *   needs
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readCost(cost) {
@@ -25,7 +27,8 @@ export function expected({ rows, seconds, presets }) {
 /**
  * Read what a run, or a workflow, says about the pictures of a comparison.
  *
- * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width, height] that was
+ * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width,
+ *   height] that was
  *   asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many
  * @returns {object|undefined} undefined: nothing that can be told
  */
@@ -35,9 +38,14 @@ export function readDrawn(drawn) {
   return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line };
 }
 
-/** Return how many pictures a comparison draws, and in how many `seconds`, if it draws them as large as the one that was timed. */
+/**
+ * Return how many pictures a comparison draws, and in how many `seconds`, if it draws them as large as the one that was
+ * timed.
+ */
 export function toDraw(drawn, prompt, steps, width, height) {
-  const lines = String(prompt ?? "").split("\n").filter((text) => text.trim()).length;
+  const lines = String(prompt ?? "")
+    .split("\n")
+    .filter((text) => text.trim()).length;
   const count = lines ? lines * drawn.line : drawn.own;
   const isSame = drawn.size[0] === width && drawn.size[1] === height;
   return { count, seconds: isSame ? (drawn.seconds / drawn.pictures / drawn.steps) * count * steps : undefined };
@@ -52,6 +60,7 @@ export function toDraw(drawn, prompt, steps, width, height) {
 export function duration(seconds, say) {
   if (seconds < 10) return say("seconds", { count: Math.max(1, Math.round(seconds)) });
   if (seconds < 90) return say("seconds", { count: 5 * Math.round(seconds / 5) });
-  if (seconds < 90 * 60) return say("minutes", { count: seconds < 600 ? Math.round(seconds / 30) / 2 : Math.round(seconds / 60) });
+  if (seconds < 90 * 60)
+    return say("minutes", { count: seconds < 600 ? Math.round(seconds / 30) / 2 : Math.round(seconds / 60) });
   return say("hours", { count: Math.round(seconds / 360) / 10 });
 }

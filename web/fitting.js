@@ -5,7 +5,8 @@
  *
  * @param {string[]} families of the LoRAs' files; "": nothing tells
  * @param {string[]} fits families whose LoRAs fit the model; none: nothing tells
- * @returns {string[]} "": it fits, as far as is known; "unfit": it is for another model; "odd": it is for another one than most
+ * @returns {string[]} "": it fits, as far as is known; "unfit": it is for another model; "odd": it is for another one
+ *   than most
  */
 export function strangers(families, fits) {
   if (fits.length) return families.map((family) => (family && !fits.includes(family) ? "unfit" : ""));

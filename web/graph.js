@@ -4,7 +4,8 @@
  * Return the node that the server or the frontend names.
  *
  * @param {object} graph the workflow's outermost
- * @param {string|number} id "7"; "12:5" is node 5 in the subgraph node 12, "<UUID>:5" is node 5 in the subgraph of that id
+ * @param {string|number} id "7"; "12:5" is node 5 in the subgraph node 12, "<UUID>:5" is node 5 in the subgraph of that
+ *   id
  * @returns {object|undefined}
  */
 export function nodeAt(graph, id) {

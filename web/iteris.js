@@ -1,4 +1,5 @@
-// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge, a slider in Compare.
+// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge, a slider
+// in Compare.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -33,7 +34,8 @@ function addText(node, width = 0) {
     element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
     removeProgress();
     fit(node, width);
-    output.images?.forEach(pictureOf); // the frontend draws these itself, once they are there, and makes no room on a canvas
+    // the frontend draws these itself, once they are there, and makes no room on a canvas
+    output.images?.forEach(pictureOf);
   };
   also(node, "onExecuted", node.showIterisText);
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
@@ -69,12 +71,20 @@ function showFile(output) {
   if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
 }
 
-/** Tell why a file will not be saved: where other nodes run all the same, older frontends mark this one, and say no more. */
+/**
+ * Tell why a file will not be saved: where other nodes run all the same, older frontends mark this one, and say no
+ * more.
+ */
 function tellRefusal(node) {
   const name = node.widgets.find((widget) => widget.name === "file_name");
   also(name, "afterQueued", () => {
     const [, refusal] = Object.entries(app.lastNodeErrors ?? {}).find(([id]) => nodeAt(app.graph, id) === node) ?? [];
-    if (refusal) app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: refusal.errors.map(({ details }) => details).join("\n") });
+    if (refusal)
+      app.extensionManager.toast.add({
+        severity: "error",
+        summary: node.title,
+        detail: refusal.errors.map(({ details }) => details).join("\n"),
+      });
   });
 }
 
@@ -101,7 +111,8 @@ function followRuns() {
   });
   api.addEventListener("progress_text", ({ detail }) => {
     if (!isOfShown()) return;
-    queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text)); // behind the frontend's own
+    // behind the frontend's own
+    queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text));
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {

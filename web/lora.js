@@ -10,9 +10,12 @@ const USUAL_HEIGHT = 76;
 
 /** Add the chips of the chosen file, and the prompts that a run made of its trigger words. */
 export function addTriggers(node, say) {
-  const [name, prompts] = ["lora_name", "prompts"].map((wanted) => node.widgets?.find((widget) => widget.name === wanted));
+  const [name, prompts] = ["lora_name", "prompts"].map((wanted) =>
+    node.widgets?.find((widget) => widget.name === wanted),
+  );
   if (!name || !prompts) return;
-  const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4); // the usual while out of sight
+  // the usual while out of sight
+  const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4);
   const element = addElement(node, "triggers", height);
   const removeProgress = addProgress(node);
   let chips;

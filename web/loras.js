@@ -28,7 +28,8 @@ export const aboutLora = (name) => askOnce(called("/iteris/lora", name));
 export const aboutModel = (name) => askOnce(called("/iteris/model", name));
 
 /** Return the address of a LoRA's picture; undefined: it has none, as `aboutLora` tells. */
-export const pictureOf = async (name) => ((await aboutLora(name))?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);
+export const pictureOf = async (name) =>
+  (await aboutLora(name))?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined;
 
 /** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
 export const loraNames = () => (names ??= ask("/models/loras"));

@@ -1,6 +1,5 @@
 // The report panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
-import { app } from "../../scripts/app.js";
 import { draw } from "./panel.js";
 import { addElement, addProgress, also, fit, heightOf, keep } from "./parts.js";
 import { figures } from "./report.js";

@@ -1,5 +1,5 @@
-// The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; behind details a
-// line per LoRA, bars per block, and the layers of the block under the pointer.
+// The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; behind
+// details a line per LoRA, bars per block, and the layers of the block under the pointer.
 
 import { paintOf } from "./paint.js";
 import { button, copied, html } from "./parts.js";
@@ -59,7 +59,8 @@ export function draw(element, model, say, { ofEarlierRun = false, isOpen, toggle
 
 function detailsOf(model, say) {
   const detail = html("div", "iteris-detail");
-  const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
+  const show = (block) =>
+    detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
   show();
   const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", note));
   return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
@@ -97,12 +98,18 @@ function keptOf({ name, kept, between, there, added, level, levels, advice, unre
     const [low, high] = between.map(percent);
     head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   }
-  head.append(html("span", "iteris-badge", levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level)));
+  head.append(
+    html("span", "iteris-badge", levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level)),
+  );
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);
-  if (unread) line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
-  if (there !== null && added !== null) line.append(html("div", "iteris-quiet iteris-parts", say("parts", { there: percent(there), added: percent(added) })));
+  if (unread)
+    line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
+  if (there !== null && added !== null)
+    line.append(
+      html("div", "iteris-quiet iteris-parts", say("parts", { there: percent(there), added: percent(added) })),
+    );
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }
@@ -131,11 +138,19 @@ function overallOf(model, say) {
   const unseen = (found) => {
     const { name, error, strength } = found;
     const values = { error: figure(error), percent: Math.round(100 * strength) };
-    list.append(lineOf(name, model.tasks.indexOf(name), say(strength === null ? "change" : "strength", values), { kind: "unseen", error, strength }));
+    list.append(
+      lineOf(name, model.tasks.indexOf(name), say(strength === null ? "change" : "strength", values), {
+        kind: "unseen",
+        error,
+        strength,
+      }),
+    );
     left.delete(found);
   };
   for (const { task, wears, median, worst, at } of model.overall) {
-    [...left].filter(({ name, strength }) => name === model.tasks[task] && (strength !== null) === wears).forEach(unseen);
+    [...left]
+      .filter(({ name, strength }) => name === model.tasks[task] && (strength !== null) === wears)
+      .forEach(unseen);
     const kind = wears ? "residual" : "leak";
     const text = say(kind, { median: figure(median), worst: figure(worst), at });
     list.append(lineOf(model.tasks[task], wears ? task : -1, text, { kind, median, worst }));
@@ -176,11 +191,20 @@ function chart(model, show) {
       const start = x + column * 0.1 + place * width;
       const middle = start + width / 2;
       group.append(svg("line", { class: "iteris-whisker", x1: middle, x2: middle, y1: y(worst), y2: y(median) }));
-      const bar = svg("rect", { x: start, y: y(median), width: width * 0.92, height: HEIGHT - y(median), "data-task": model.tasks[task], "data-median": median });
+      const bar = svg("rect", {
+        x: start,
+        y: y(median),
+        width: width * 0.92,
+        height: HEIGHT - y(median),
+        "data-task": model.tasks[task],
+        "data-median": median,
+      });
       group.append(paint(bar, task));
     });
     if (x >= labelled) {
-      group.append(svg("text", { class: "iteris-label", x: x + column / 2, y: HEIGHT + 9, "text-anchor": "middle" }, name));
+      group.append(
+        svg("text", { class: "iteris-label", x: x + column / 2, y: HEIGHT + 9, "text-anchor": "middle" }, name),
+      );
       labelled = x + 28;
     }
     group.addEventListener("pointerenter", () => show(name));

@@ -42,7 +42,10 @@ export function button(className, text, title, act) {
   return element;
 }
 
-/** Copy a text, and return whether that went well; browsers allow it on pages of this machine and on those with a certificate. */
+/**
+ * Copy a text, and return whether that went well; browsers allow it on pages of this machine and on those with a
+ * certificate.
+ */
 export async function copied(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -63,14 +66,22 @@ export async function copied(text) {
 export function addElement(node, name, height, above) {
   const element = html("div", `iteris-${name}`);
   const inputs = new Set(node.widgets?.filter(({ serialize }) => serialize !== false).map((widget) => widget.name));
-  const heights = { getMinHeight: () => height(element), ...(above && { getMaxHeight: () => height(element) }) }; // room of a larger node is the last one's
-  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, { serialize: false, hideOnZoom: false, hideInPanel: true, ...heights });
+  // room of a larger node is the last one's
+  const heights = { getMinHeight: () => height(element), ...(above && { getMaxHeight: () => height(element) }) };
+  const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, {
+    serialize: false,
+    hideOnZoom: false,
+    hideInPanel: true,
+    ...heights,
+  });
   widget.serialize = false;
-  if (above) node.widgets.splice(node.widgets.indexOf(above) + 1, 0, ...node.widgets.splice(node.widgets.indexOf(widget), 1));
-  // what stands between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as the next
-  // version's new inputs
+  if (above)
+    node.widgets.splice(node.widgets.indexOf(above) + 1, 0, ...node.widgets.splice(node.widgets.indexOf(widget), 1));
+  // what stands between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as
+  // the next version's new inputs
   also(node, "onSerialize", (saved) => {
-    if (saved.widgets_values) saved.widgets_values = node.widgets.filter((each) => inputs.has(each.name)).map(({ value }) => value ?? null);
+    if (saved.widgets_values)
+      saved.widgets_values = node.widgets.filter((each) => inputs.has(each.name)).map(({ value }) => value ?? null);
   });
   also(node, "onAdded", () => takePlace(node, element, name));
   return element;
@@ -79,7 +90,8 @@ export function addElement(node, name, height, above) {
 /**
  * Let an element of a Vue node take the place of another one, once that is drawn.
  *
- * When a workflow is opened anew, as Undo does, the frontend goes on to show the element of the node that had the same id before.
+ * When a workflow is opened anew, as Undo does, the frontend goes on to show the element of the node that had the same
+ * id before.
  */
 function takePlace(node, element, name, frames = 10) {
   if (!LiteGraph.vueNodesMode || !frames) return;
@@ -91,7 +103,8 @@ function takePlace(node, element, name, frames = 10) {
 /**
  * Show the widget above an element, or hide it.
  *
- * Vue nodes have it hidden by their style sheet: what is hidden by its options would be so for a subgraph's own widget, too, and
+ * Vue nodes have it hidden by their style sheet: what is hidden by its options would be so for a subgraph's own widget,
+ * too, and
  * older frontends do not look at them again.
  */
 export function showAbove(node, element, isShown) {
@@ -99,7 +112,8 @@ export function showAbove(node, element, isShown) {
   const [above, ours] = node.widgets.slice(own - 1, own + 1);
   element.classList.toggle("iteris-hides", !isShown);
   hide(node, above, !isShown);
-  // the dot of its input is drawn where it stands: while it is hidden, at our element, and not at the node's first input
+  // the dot of its input is drawn where it stands: while it is hidden, at our element, and not at the node's first
+  // input
   const place = isShown ? { value: above.y, writable: true } : { get: () => ours.y, set: () => {} };
   Object.defineProperty(above, "y", { configurable: true, enumerable: true, ...place });
 }
@@ -107,10 +121,17 @@ export function showAbove(node, element, isShown) {
 /** Show an element of a node, or hide it. */
 export function showElement(node, element, isShown) {
   element.classList.toggle("iteris-hidden", !isShown);
-  hide(node, node.widgets.find((widget) => widget.element === element), !isShown);
+  hide(
+    node,
+    node.widgets.find((widget) => widget.element === element),
+    !isShown,
+  );
 }
 
-/** Hide a widget on its node, and not where a subgraph has it among its own: that reads all from here, while its graph is on the canvas. */
+/**
+ * Hide a widget on its node, and not where a subgraph has it among its own: that reads all from here, while its graph
+ * is on the canvas.
+ */
 function hide(node, widget, isHidden) {
   const own = Object.getPrototypeOf(widget);
   const isSeen = () => !isHidden || node.graph !== app.canvas.graph;
@@ -139,7 +160,8 @@ export function fit(node, width = 0, from = node.size[1]) {
 }
 
 /**
- * Add the line that tells how far a node is, where the frontend's own is not seen: Vue nodes of older ones draw no widget that
+ * Add the line that tells how far a node is, where the frontend's own is not seen: Vue nodes of older ones draw no
+ * widget that
  * is added after a value or a link was changed.
  *
  * @returns {() => void} what takes the line away, the frontend's too, and the room that the node made for it
@@ -163,7 +185,8 @@ export function addProgress(node) {
   return () => {
     const wasShown = !element.classList.contains("iteris-hidden");
     showElement(node, element, false);
-    if (removeOwn() || wasShown) node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+    if (removeOwn() || wasShown)
+      node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
   };
 }
 

@@ -37,7 +37,9 @@ export function addTimes(node, say) {
     showElement(node, element, !!cost);
     if (!cost) return;
     const chosen = (name) => (name === preset.value ? "iteris-chosen" : "");
-    const times = expected(cost).map(({ name, seconds }) => html("span", chosen(name), say("time", { name, time: duration(seconds, say) })));
+    const times = expected(cost).map(({ name, seconds }) =>
+      html("span", chosen(name), say("time", { name, time: duration(seconds, say) })),
+    );
     element.replaceChildren(...times);
     element.title = say("times_title");
     fit(node);

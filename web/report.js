@@ -7,8 +7,8 @@ export const ADVICE = ["check", "method", "rank", "fewer"];
 export const CHANCES = ["likely", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
-// Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and transformers, whose
-// blocks have two streams, one, or are all alike.
+// Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and
+// transformers, whose blocks have two streams, one, or are all alike.
 const BLOCKS = [
   [/^clip_g\.(?:.+\.)?encoder\.layers\.(\d+)\.(.+)$/, "TG"],
   [/(?:^|\.)encoder\.layers\.(\d+)\.(.+)$/, "TE"],
@@ -53,12 +53,14 @@ const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIG
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
  *
  * @param {object} report `MergeReport.to_dict()`
- * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[], warnings: string[], prompts: string[], notes: string[]}}
+ * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[],
+ *   warnings: string[], prompts: string[], notes: string[]}}
  *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
  *   `prompts`: what of the prompts does not count, such as a tag, or a learned token that is not there.
- *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears something].
+ *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears
+ * something].
  */
 export function figures(report) {
   const tasks = [...new Set(report.layers.flatMap((layer) => layer.tasks.map((entry) => entry.task)))];
@@ -91,9 +93,25 @@ function verdict({ verdict: found }) {
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
   const loras = found.loras.map(({ lora, kept, between, there, added, unread = 0, ...words }) => {
     const { level, levels, advice } = words;
-    return { name: lora, kept: rounded(kept), between: between && between.map(rounded), there: rounded(there), added: rounded(added), level, levels, advice, unread };
+    return {
+      name: lora,
+      kept: rounded(kept),
+      between: between?.map(rounded) ?? null,
+      there: rounded(there),
+      added: rounded(added),
+      level,
+      levels,
+      advice,
+      unread,
+    };
   });
-  return { loras, together: found.together, against: Object.fromEntries(against), advice: found.advice, bounds: [found.lost_below, found.good_from] };
+  return {
+    loras,
+    together: found.together,
+    against: Object.fromEntries(against),
+    advice: found.advice,
+    bounds: [found.lost_below, found.good_from],
+  };
 }
 
 function unseen({ fidelity = [] }) {
@@ -109,7 +127,9 @@ function overall(report, tasks) {
   for (const wears of [true, false]) {
     tasks.forEach((task, index) => {
       const found = report.layers.flatMap(({ path, tasks: entries }) =>
-        entries.filter((entry) => entry.task === task && entry.wears === wears).map(({ residual }) => ({ residual, path })),
+        entries
+          .filter((entry) => entry.task === task && entry.wears === wears)
+          .map(({ residual }) => ({ residual, path })),
       );
       if (!found.length) return;
       const worst = found.reduce((a, b) => (b.residual > a.residual ? b : a));
@@ -129,7 +149,12 @@ function overall(report, tasks) {
 function warnings({ warnings: failed = [], unmatched = {}, unread = {} }) {
   // where much of a file was not read, the report has a warning of its own
   const found = Object.entries(unmatched).filter(([name, keys]) => keys.length && !(name in unread));
-  return [...failed, ...found.map(([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`)];
+  return [
+    ...failed,
+    ...found.map(
+      ([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`,
+    ),
+  ];
 }
 
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */
@@ -169,7 +194,15 @@ export function layersOf(model, block) {
     const wearing = loras(model).filter((task) => wears[task] === "1");
     if (!wearing.length) return [];
     const suffers = wearing.reduce((a, b) => (residuals[b] > residuals[a] ? b : a));
-    return [{ name, rank, residuals: residuals.map((value, task) => (wears[task] === "1" ? value : null)), suffers, worst: residuals[suffers] }];
+    return [
+      {
+        name,
+        rank,
+        residuals: residuals.map((value, task) => (wears[task] === "1" ? value : null)),
+        suffers,
+        worst: residuals[suffers],
+      },
+    ];
   });
   return rows.sort((a, b) => b.worst - a.worst);
 }

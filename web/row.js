@@ -13,7 +13,8 @@ const MOST = 100; // of a strength, and of a priority
  *
  * @param {object} view the rows; see `rows.js`
  * @param {number} place of the row among its entries
- * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of its file:
+ * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
+ *   its file:
  *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `fitting` (see `strangers`) and `picture` (an address)
  */
 export function drawRow(view, place) {
@@ -42,18 +43,35 @@ export function drawRow(view, place) {
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, called, badge);
-  const kind = button("iteris-kind", say(row.kind || "subject"), say("kind"), () => view.edit(place, { kind: row.kind === "style" ? "subject" : "style" }));
+  const kind = button("iteris-kind", say(row.kind || "subject"), say("kind"), () =>
+    view.edit(place, { kind: row.kind === "style" ? "subject" : "style" }),
+  );
   kind.classList.toggle("iteris-unsaid", !row.kind);
-  const strength = numberField(row.model, -MOST, say("strength_of"), (model) => {
-    const { row: now } = view.entries[place];
-    const isBoth = now.clip === now.model;
-    view.write(place, isBoth ? { model, clip: model } : { model });
-    if (isBoth && body) body.clip.value = model;
-  }, view.keep);
+  const strength = numberField(
+    row.model,
+    -MOST,
+    say("strength_of"),
+    (model) => {
+      const { row: now } = view.entries[place];
+      const isBoth = now.clip === now.model;
+      view.write(place, isBoth ? { model, clip: model } : { model });
+      if (isBoth && body) body.clip.value = model;
+    },
+    view.keep,
+  );
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", say("open"), () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
   const needs = button("iteris-needs", say("needs"), say("needs_title"), () => view.openPrompts(place));
-  head.append(grip, toggle, name, needs, kind, strength, opener, button("iteris-out", "×", say("out"), () => view.remove(place)));
+  head.append(
+    grip,
+    toggle,
+    name,
+    needs,
+    kind,
+    strength,
+    opener,
+    button("iteris-out", "×", say("out"), () => view.remove(place)),
+  );
   element.append(head);
   if (body) element.append(body.element);
   let known; // of the file
@@ -65,7 +83,9 @@ export function drawRow(view, place) {
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     badge.textContent = fitting ? lora.family : "";
-    const told = isMissing ? say(row.name ? "missing" : "to_choose") : (lora?.error ?? (fitting ? say(fitting, { family: lora.family }) : ""));
+    const told = isMissing
+      ? say(row.name ? "missing" : "to_choose")
+      : (lora?.error ?? (fitting ? say(fitting, { family: lora.family }) : ""));
     name.title = [said, told].filter(Boolean).join("\n");
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
     body?.mark(lora, address, fitting ? told : "");
@@ -87,7 +107,10 @@ export function drawLine(view, place) {
   field.addEventListener("input", () => view.writeLine(place, field.value));
   field.addEventListener("change", () => view.readLine(place));
   const head = html("div", "iteris-row-head");
-  head.append(field, button("iteris-out", "×", view.say("out"), () => view.remove(place)));
+  head.append(
+    field,
+    button("iteris-out", "×", view.say("out"), () => view.remove(place)),
+  );
   element.append(head);
   if (error) element.append(html("div", "iteris-why", field.title));
   return { element, mark: () => {} };
@@ -125,9 +148,19 @@ function drawBody(view, place) {
   });
   prompts.addEventListener("change", view.keep);
   const fields = html("div", "iteris-fields");
-  const clip = numberField(row.clip, -MOST, say("clip"), (strength) => view.write(place, { clip: strength }), view.keep);
+  const clip = numberField(
+    row.clip,
+    -MOST,
+    say("clip"),
+    (strength) => view.write(place, { clip: strength }),
+    view.keep,
+  );
   fields.append(
-    labelled(say("priority"), say("priority_title"), numberField(row.priority, 0, say("priority"), (priority) => view.write(place, { priority }), view.keep)),
+    labelled(
+      say("priority"),
+      say("priority_title"),
+      numberField(row.priority, 0, say("priority"), (priority) => view.write(place, { priority }), view.keep),
+    ),
     labelled(say("clip"), say("clip_title"), clip),
     labelled(say("more"), say("more_title"), moreField(view, place)),
   );
@@ -165,7 +198,9 @@ function moreField(view, place) {
   const { called, blocks, without } = view.entries[place].row;
   const plain = { name: "x", model: 1, clip: 1, kind: "", priority: 1, prompts: [] };
   const field = html("input", "iteris-more");
-  field.value = writtenRow({ ...plain, called, blocks, without }).replace("<lora:x:1>", "").trim();
+  field.value = writtenRow({ ...plain, called, blocks, without })
+    .replace("<lora:x:1>", "")
+    .trim();
   field.placeholder = 'called="a sks dog" blocks=… without=…';
   field.spellcheck = false;
   field.addEventListener("input", () => {

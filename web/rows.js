@@ -29,7 +29,11 @@ export function addRows(node, say) {
   also(node, "onConnectionsChange", () => view.draw());
   element.addEventListener("pointerenter", () => view.learn()); // the model may be another one by now
   // on the canvas, the frontend would not know of a wheel that turns above an element; and Vue nodes would be dragged
-  element.addEventListener("wheel", (event) => LiteGraph.vueNodesMode || event.target.matches("textarea, :focus") || app.canvas.processMouseWheel(event));
+  element.addEventListener(
+    "wheel",
+    (event) =>
+      LiteGraph.vueNodesMode || event.target.matches("textarea, :focus") || app.canvas.processMouseWheel(event),
+  );
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   node.learnIterisFiles = () => view.learn();
   view.read(true);
@@ -110,7 +114,10 @@ class Rows {
   remove(place) {
     this.put(this.entries.toSpliced(place, 1));
     this.finish();
-    (this.list.querySelectorAll(".iteris-out")[Math.min(place, this.list.childElementCount - 1)] ?? this.element.querySelector(".iteris-add"))?.focus();
+    (
+      this.list.querySelectorAll(".iteris-out")[Math.min(place, this.list.childElementCount - 1)] ??
+      this.element.querySelector(".iteris-add")
+    )?.focus();
   }
 
   /** Move a row to the next place that is drawn, before or behind it. */
@@ -148,9 +155,15 @@ class Rows {
     const stop = new AbortController();
     row.classList.add("iteris-dragged");
     // at the window: a row that is put elsewhere in the page loses the pointer
-    window.addEventListener("pointermove", (event) => event.pointerId === pointerId && follow(event), { signal: stop.signal, capture: true });
+    window.addEventListener("pointermove", (event) => event.pointerId === pointerId && follow(event), {
+      signal: stop.signal,
+      capture: true,
+    });
     for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, (event) => event.pointerId === pointerId && end(event), { signal: stop.signal, capture: true });
+      window.addEventListener(type, (event) => event.pointerId === pointerId && end(event), {
+        signal: stop.signal,
+        capture: true,
+      });
     }
   }
 
@@ -159,7 +172,8 @@ class Rows {
     const names = (await loraNames()) ?? [];
     choose(anchor, names, this.say, (file) => {
       const at = place ?? this.entries.length;
-      if (place === undefined) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
+      if (place === undefined)
+        this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
       else this.write(place, { name: nameOf(file) });
       this.finish();
       this.focus(place === undefined ? this.entries.length - 1 : at, "iteris-lora");
@@ -261,7 +275,10 @@ class Rows {
       }),
     );
     if (parts !== this.parts) return; // drawn anew meanwhile
-    const fitting = strangers(found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))), about?.fits ?? []);
+    const fitting = strangers(
+      found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
+      about?.fits ?? [],
+    );
     const signs = JSON.stringify([found, fitting]);
     if (signs === this.signs && parts === this.marked) return;
     [this.signs, this.marked] = [signs, parts];

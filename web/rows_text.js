@@ -1,5 +1,5 @@
-// LoRAs as the rows of a text, one LoRA a line; `nodes/loras/rows.py` reads and writes the same grammar, and has it in words.
-// No DOM and no ComfyUI here, so that `node --test` runs it.
+// LoRAs as the rows of a text, one LoRA a line; `nodes/loras/rows.py` reads and writes the same grammar, and has it in
+// words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const TAG = /<lora:([^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
 const IN_TAG = { lbw: "blocks", w: "blocks", unet: "model", te: "clip" }; // what other programs write into a tag
@@ -14,7 +14,10 @@ const MOST = 100; // of a strength, and of a priority
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
 
-/** A place that the grammar has nothing for: `part` is what stands there, and `kind` a word of the page for what is wrong. */
+/**
+ * A place that the grammar has nothing for: `part` is what stands there, and `kind` a word of the page for what is
+ * wrong.
+ */
 class Unknown extends Error {
   constructor(part, kind = "unread") {
     super(part);
@@ -26,10 +29,14 @@ class Unknown extends Error {
  * Read a text, line by line.
  *
  * @param {string} text
- * @returns {{text: string, row?: object, isOff?: boolean, error?: {kind: string, part: string}}[]} what each line is: a row, which
- *   may be switched off; an `error`, with the part that is not understood ("unread") or stands there a second time ("twice"); or
- *   nothing but its text. A line of several tags is several entries. A row has `name` (empty: its file is still to be chosen),
- *   `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and `prompts`.
+ * @returns {{text: string, row?: object, isOff?: boolean, error?: {kind: string, part: string}}[]} what each line is: a
+ *   row, which
+ *   may be switched off; an `error`, with the part that is not understood ("unread") or stands there a second time
+ * ("twice"); or
+ *   nothing but its text. A line of several tags is several entries. A row has `name` (empty: its file is still to be
+ * chosen),
+ *   `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and
+ * `prompts`.
  */
 export function readRows(text) {
   return text.split("\n").flatMap((line) => {
@@ -37,7 +44,11 @@ export function readRows(text) {
     if (!said) return [{ text: line }];
     const isOff = said.startsWith("#");
     try {
-      return rowsOf(said.replace(/^[\s#]+/, "")).map((row, _, { length }) => ({ text: length > 1 ? writtenRow(row, isOff) : line, row, isOff }));
+      return rowsOf(said.replace(/^[\s#]+/, "")).map((row, _, { length }) => ({
+        text: length > 1 ? writtenRow(row, isOff) : line,
+        row,
+        isOff,
+      }));
     } catch (error) {
       if (!(error instanceof Unknown)) throw error;
       return [isOff ? { text: line } : { text: line, error: error.fault }]; // what is switched off may be anything
@@ -96,7 +107,8 @@ export function nameOf(file) {
 /** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */
 export function canName(file) {
   const [{ row }, ...more] = readRows(newRow(file).text);
-  return !!row?.name && row.name === nameOf(file) && !more.length && !file.includes("\r"); // of which a text field makes a line break
+  // of which a text field makes a line break
+  return !!row?.name && row.name === nameOf(file) && !more.length && !file.includes("\r");
 }
 
 /**
@@ -110,7 +122,9 @@ export function fileOf(name, files) {
   const path = (text) => nameOf(text.replaceAll("\\", "/"));
   const wanted = path(name);
   const exact = files.filter((file) => path(file) === wanted);
-  const ends = files.filter((file) => wanted.endsWith(`/${path(file)}`)).sort((one, other) => one.length - other.length); // an absolute path
+  const ends = files
+    .filter((file) => wanted.endsWith(`/${path(file)}`))
+    .sort((one, other) => one.length - other.length); // an absolute path
   const within = () => files.filter((file) => path(file).endsWith(`/${wanted}`));
   const found = exact.length ? exact : ends.length ? ends.slice(-1) : within();
   return found.length === 1 ? found[0] : undefined;
@@ -155,7 +169,13 @@ function tagged([, name, rest]) {
   const { model, clip, blocks = "" } = partsIn(rest ?? "");
   const strength = model ? number(model, -MOST) : 1;
   // behind a semicolon is what letters among the weights stand for
-  return { ...plain, name: name.trim(), model: strength, clip: clip ? number(clip, -MOST) : strength, blocks: blocks.split(";")[0].trim() };
+  return {
+    ...plain,
+    name: name.trim(),
+    model: strength,
+    clip: clip ? number(clip, -MOST) : strength,
+    blocks: blocks.split(";")[0].trim(),
+  };
 }
 
 /** Return the strengths and block weights in a tag by their names. */
@@ -167,7 +187,8 @@ function partsIn(text) {
     const value = (named ?? name).trim();
     let place = named === undefined ? free.shift() : IN_TAG[name.trim().toLowerCase()];
     if (!place) throw new Unknown(part);
-    if (named === undefined && place === "clip" && value && !NUMBER.test(value)) place = "blocks"; // <lora:name:1:OUTALL>
+    // <lora:name:1:OUTALL>
+    if (named === undefined && place === "clip" && value && !NUMBER.test(value)) place = "blocks";
     if (value && given[place] !== undefined) throw new Unknown(part, "twice");
     if (value) given[place] = value;
   }

@@ -1,5 +1,5 @@
-// Whose workflow a run is of. A page has several workflows in tabs, whose nodes have the same ids, and the frontend tells what a
-// run has made to those that are shown.
+// Whose workflow a run is of. A page has several workflows in tabs, whose nodes have the same ids, and the frontend
+// tells what a run has made to those that are shown.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";

@@ -1,9 +1,19 @@
-// The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node --test` runs it.
+// The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node
+// --test` runs it.
 
 import { ADVICE, CHANCES, LEVELS } from "./report.js";
 
 // More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.
-const MOST = { tasks: 1000, lines: 500, blocks: 400, bars: 10_000, layers: 5000, figures: 1_000_000, texts: 200, letters: 2000 };
+const MOST = {
+  tasks: 1000,
+  lines: 500,
+  blocks: 400,
+  bars: 10_000,
+  layers: 5000,
+  figures: 1_000_000,
+  texts: 200,
+  letters: 2000,
+};
 
 const isObject = (value) => typeof value === "object" && value !== null;
 const isText = (value) => typeof value === "string" && value.length <= MOST.letters;
@@ -12,18 +22,37 @@ const isNumberOrNone = (value) => value === null || isNumber(value);
 
 const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.error) && isNumberOrNone(line.strength);
 
-const isAdvice = (advice) => isObject(advice) && isText(advice.kind) && Array.isArray(advice.names) && advice.names.length <= 1 && advice.names.every(isText);
+const isAdvice = (advice) =>
+  isObject(advice) &&
+  isText(advice.kind) &&
+  Array.isArray(advice.names) &&
+  advice.names.length <= 1 &&
+  advice.names.every(isText);
 const isAdviceOrNone = (advice) => advice === null || isAdvice(advice);
 const known = (advice) => (ADVICE.includes(advice?.kind) ? advice : null); // version 0.1.0 gave more
-const isRangeOrNone = (range) => range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
-const areLevels = (levels) => Array.isArray(levels) && levels.length > 0 && levels.length <= LEVELS.length && levels.every((level) => LEVELS.includes(level));
-const isLevelled = ({ between, level, levels }) => isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
-const areParts = ({ there = null, added = null, unread = 0 }) => [there, added].every(isNumberOrNone) && isNumber(unread); // version 0.1.0 had none
-const isKept = (lora) => isObject(lora) && isText(lora.name) && isNumber(lora.kept) && isLevelled(lora) && areParts(lora) && isAdviceOrNone(lora.advice);
+const isRangeOrNone = (range) =>
+  range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
+const areLevels = (levels) =>
+  Array.isArray(levels) &&
+  levels.length > 0 &&
+  levels.length <= LEVELS.length &&
+  levels.every((level) => LEVELS.includes(level));
+const isLevelled = ({ between, level, levels }) =>
+  isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
+const areParts = ({ there = null, added = null, unread = 0 }) =>
+  [there, added].every(isNumberOrNone) && isNumber(unread); // version 0.1.0 had none
+const isKept = (lora) =>
+  isObject(lora) &&
+  isText(lora.name) &&
+  isNumber(lora.kept) &&
+  isLevelled(lora) &&
+  areParts(lora) &&
+  isAdviceOrNone(lora.advice);
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
 function verdictOf(verdict) {
-  if (verdict === undefined || verdict === null) return null; // while a merge runs, and of a report that an older version has kept
+  // while a merge runs, and of a report that an older version has kept
+  if (verdict === undefined || verdict === null) return null;
   if (!isObject(verdict)) return undefined;
   const { loras, together = null, against, advice, bounds } = verdict;
   if (!Array.isArray(loras) || !loras.every(isKept) || !isAdviceOrNone(advice)) return undefined;
@@ -31,7 +60,9 @@ function verdictOf(verdict) {
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  const kept = loras.slice(0, MOST.lines).map(({ there = null, added = null, ...lora }) => ({ ...lora, there, added, advice: known(lora.advice) }));
+  const kept = loras
+    .slice(0, MOST.lines)
+    .map(({ there = null, added = null, ...lora }) => ({ ...lora, there, added, advice: known(lora.advice) }));
   return { loras: kept, together, against: { leak, leak_stacked, base }, advice: known(advice), bounds };
 }
 
@@ -102,7 +133,13 @@ export function readSaved(saved) {
     prompts: prompts.slice(0, MOST.texts),
     notes: notes.slice(0, MOST.texts),
   };
-  if (kept.verdict === undefined || !kept.blocks || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count))) return undefined;
+  if (
+    kept.verdict === undefined ||
+    !kept.blocks ||
+    !kept.unseen.every(isUnseen) ||
+    !kept.overall.every((line) => isLine(line, count))
+  )
+    return undefined;
   const texts = [...kept.warnings, ...kept.prompts, ...kept.notes];
   if (!texts.every((text) => typeof text === "string")) return undefined;
   const short = (text) => (text.length > MOST.letters ? `${text.slice(0, MOST.letters)} …` : text);
@@ -113,5 +150,12 @@ export function readSaved(saved) {
     layersIn(kept.blocks) < layersIn(blocks.slice(0, kept.blocks.length)) ||
     kept.verdict?.loras.length < saved.verdict?.loras.length ||
     lists.some((list) => kept[list].length < (saved[list]?.length ?? 0));
-  return { ...kept, ...(file ? { file } : {}), warnings: kept.warnings.map(short), prompts: kept.prompts.map(short), notes: kept.notes.map(short), ...(isCut ? { cut: true } : {}) };
+  return {
+    ...kept,
+    ...(file ? { file } : {}),
+    warnings: kept.warnings.map(short),
+    prompts: kept.prompts.map(short),
+    notes: kept.notes.map(short),
+    ...(isCut ? { cut: true } : {}),
+  };
 }

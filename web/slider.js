@@ -19,7 +19,8 @@ function offer(select, texts, otherwise) {
 }
 
 /**
- * Add the slider, which is seen once a run has drawn pictures; at first it has the two last ones of a row, stacked and merged.
+ * Add the slider, which is seen once a run has drawn pictures; at first it has the two last ones of a row, stacked and
+ * merged.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
@@ -39,7 +40,10 @@ export function addSlider(node, say) {
   const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);
   const show = () => {
     const { pictures } = rows[prompt.selectedIndex];
-    for (const [picture, select] of [[under, right], [over, left]]) {
+    for (const [picture, select] of [
+      [under, right],
+      [over, left],
+    ]) {
       picture.alt = select.selectedOptions[0].textContent;
       picture.src = api.apiURL(`/view?${new URLSearchParams(pictures[select.selectedIndex])}`);
     }
@@ -58,12 +62,17 @@ export function addSlider(node, say) {
   for (const select of [left, right]) select.addEventListener("change", show);
   for (const picture of [under, over]) {
     picture.addEventListener("load", () => fit(node));
-    picture.addEventListener("error", () => showElement(node, element, false)); // the server has begun anew, without them
+    // the server has begun anew, without them
+    picture.addEventListener("error", () => showElement(node, element, false));
   }
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
     rows = output.iteris_tiles;
-    offer(prompt, rows.map((row) => row.prompt), 0);
+    offer(
+      prompt,
+      rows.map((row) => row.prompt),
+      0,
+    );
     prompt.hidden = rows.length < 2;
     showElement(node, element, true);
     showRow();

@@ -2,10 +2,15 @@
 
 /** Return the non-empty lines of a text field. */
 export function lines(text) {
-  return text.split("\n").map((line) => line.trim()).filter(Boolean);
+  return text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
 }
 
-/** Return whether the prompts hold this text: a prompt as a line of its own, a word anywhere but inside another word. */
+/**
+ * Return whether the prompts hold this text: a prompt as a line of its own, a word anywhere but inside another word.
+ */
 export function holds(prompts, { kind, text }) {
   if (kind === "prompt") return lines(prompts).includes(text);
   const escaped = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -39,7 +44,12 @@ export function suggestions({ prompts = [], trigger_words: words = [] }, most = 
   const clean = (texts) => [...new Set(texts.map((text) => text.trim()))].filter(Boolean);
   const as = (kind) => (text) => ({ kind, text });
   const triggers = clean(words);
-  return [...clean(prompts).filter((text) => !triggers.includes(text)).map(as("prompt")), ...triggers.map(as("word"))].slice(0, most);
+  return [
+    ...clean(prompts)
+      .filter((text) => !triggers.includes(text))
+      .map(as("prompt")),
+    ...triggers.map(as("word")),
+  ].slice(0, most);
 }
 
 /** Return one line about the file: its error, or its base model and rank. */
@@ -49,7 +59,8 @@ export function about({ error, base, rank }) {
 }
 
 /**
- * Return one line about prompts that the user has left empty: what the last run made of the trigger words, or what will be.
+ * Return one line about prompts that the user has left empty: what the last run made of the trigger words, or what will
+ * be.
  *
  * @param {string} prompts the field's text
  * @param {object|null} lora answer of `/iteris/lora`

@@ -15,7 +15,8 @@ const WORDS = {
     parts: "{there} % of it is there, {added} % else was added",
     together: "Two of them together in one picture: {chance}.",
     together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
-    levels: "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. Behind it the range that the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen by a small world in which a recogniser judged the pictures; a picture of your own is the proof.",
+    levels:
+      "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. Behind it the range that the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen by a small world in which a recogniser judged the pictures; a picture of your own is the proof.",
     to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
     to_method: "Merge with iteris instead of {name}.",
     to_rank: "Allow a higher rank, or a larger file.",
@@ -57,7 +58,8 @@ const WORDS = {
     search: "Search LoRAs",
     more_names: "and {count} more: write a part of the name",
     no_names: "No LoRA has this name.",
-    no_row_name: "No row can name {name}: there is a colon, < or > or a line break in it, or a space at its end. Rename the file, or choose it in LoRA to merge.",
+    no_row_name:
+      "No row can name {name}: there is a colon, < or > or a line break in it, or a space at its end. Rename the file, or choose it in LoRA to merge.",
     use: "Merge this LoRA, or leave it out",
     move: "Drag to another place, or press the up and down keys",
     out: "Take this row out",
@@ -73,7 +75,8 @@ const WORDS = {
     clip: "Text strength",
     clip_title: "Strength of the part for the text encoder",
     more: "More",
-    more_title: "called=: its name in captions with other LoRAs. blocks=: strengths by block. without=: layers left out.",
+    more_title:
+      "called=: its name in captions with other LoRAs. blocks=: strengths by block. without=: layers left out.",
     unread: "Not understood: {part}",
     twice: "Said twice: {part}",
     no_file: "choose a LoRA",
@@ -113,7 +116,8 @@ const WORDS = {
     parts: "其效果的 {there} % 在其中，另外混入了 {added} %",
     together: "其中两个同时出现在一张图中：{chance}。",
     together_title: "依据两个主体同图时各自那一半的误差，使用合并未见过的提示词。",
-    levels: "保留：在合并未见过的提示词上，该 LoRA 的效果有多少在其中，减去另外混入部分的三分之一。{good} % 以上为良好，低于 {lost} % 为丢失。其后是检查运行所能确定的范围，十次中应有九次正确；检查运行越多，范围越窄。这些界限是在小型世界中由识别器评判图片后选定的；最终以你自己的图片为准。",
+    levels:
+      "保留：在合并未见过的提示词上，该 LoRA 的效果有多少在其中，减去另外混入部分的三分之一。{good} % 以上为良好，低于 {lost} % 为丢失。其后是检查运行所能确定的范围，十次中应有九次正确；检查运行越多，范围越窄。这些界限是在小型世界中由识别器评判图片后选定的；最终以你自己的图片为准。",
     to_check: "未检查：请连接“合并设置”，并将 check_runs 设为 1 或更大。",
     to_method: "请用 iteris 合并，而不是 {name}。",
     to_rank: "允许更高的秩或更大的文件。",
@@ -155,7 +159,8 @@ const WORDS = {
     search: "搜索 LoRA",
     more_names: "还有 {count} 个：请输入名称的一部分",
     no_names: "没有这个名称的 LoRA。",
-    no_row_name: "行中无法写 {name}：名称里有冒号、<、> 或换行，或者首尾有空格。请给文件改名，或在“要合并的 LoRA”节点中选择它。",
+    no_row_name:
+      "行中无法写 {name}：名称里有冒号、<、> 或换行，或者首尾有空格。请给文件改名，或在“要合并的 LoRA”节点中选择它。",
     use: "合并或不合并此 LoRA",
     move: "拖动到其他位置，或按上下方向键",
     out: "移除此行",
@@ -211,7 +216,8 @@ const WORDS = {
     parts: "効果の {there} % があり、ほかに {added} % が加わりました",
     together: "2 つを 1 枚の画像に描くこと：{chance}。",
     together_title: "マージが見ていないプロンプトで 2 つを描いた画像の、それぞれの半分での誤差から。",
-    levels: "保持：マージが見ていないプロンプトで、LoRA の効果のどれだけがあるかから、ほかに加わったものの 3 分の 1 を引いた値。{good} % 以上は良好、{lost} % 未満は消失。後ろの範囲は検査の実行から言える幅で、十回に九回正しいはずのもので、実行を増やすと狭くなります。境界は、認識器が画像を判定した小さな世界で選んだものです。最後は自分の画像で確かめてください。",
+    levels:
+      "保持：マージが見ていないプロンプトで、LoRA の効果のどれだけがあるかから、ほかに加わったものの 3 分の 1 を引いた値。{good} % 以上は良好、{lost} % 未満は消失。後ろの範囲は検査の実行から言える幅で、十回に九回正しいはずのもので、実行を増やすと狭くなります。境界は、認識器が画像を判定した小さな世界で選んだものです。最後は自分の画像で確かめてください。",
     to_check: "未検査：「マージの設定」をつなぎ、check_runs を 1 以上にしてください。",
     to_method: "{name} ではなく iteris でマージしてください。",
     to_rank: "ランクまたはファイルの大きさを上げてください。",
@@ -253,7 +259,8 @@ const WORDS = {
     search: "LoRA を検索",
     more_names: "ほかに {count} 件：名前の一部を入力してください",
     no_names: "この名前の LoRA はありません。",
-    no_row_name: "{name} は行に書けません：名前にコロン、<、>、改行があるか、端に空白があります。ファイル名を変えるか、「マージする LoRA」で選んでください。",
+    no_row_name:
+      "{name} は行に書けません：名前にコロン、<、>、改行があるか、端に空白があります。ファイル名を変えるか、「マージする LoRA」で選んでください。",
     use: "この LoRA をマージする、または外す",
     move: "ドラッグで移動、または上下キー",
     out: "この行を削除",

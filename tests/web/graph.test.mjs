@@ -10,8 +10,20 @@ const graph = (nodes, subgraphs = []) => ({
   getNodeById: (id) => nodes.find((node) => String(node.id) === String(id)) ?? null,
 });
 const innermost = { ...graph([{ id: 5, name: "innermost" }]), id: "b-b" };
-const inner = { ...graph([{ id: 5, name: "inner" }, { id: 7, subgraph: innermost }]), id: "a-a" };
-const outer = graph([{ id: 5, name: "outer" }, { id: 12, subgraph: inner }], [inner, innermost]);
+const inner = {
+  ...graph([
+    { id: 5, name: "inner" },
+    { id: 7, subgraph: innermost },
+  ]),
+  id: "a-a",
+};
+const outer = graph(
+  [
+    { id: 5, name: "outer" },
+    { id: 12, subgraph: inner },
+  ],
+  [inner, innermost],
+);
 
 test("a node is found by its number, by its way through subgraph nodes, and by its subgraph's id", () => {
   const names = { 5: "outer", "12:5": "inner", "12:7:5": "innermost", "a-a:5": "inner", "b-b:5": "innermost" };
@@ -26,7 +38,10 @@ test("a node that is not there is undefined", () => {
 });
 
 test("every node is visited, those in subgraphs, too", () => {
-  assert.deepEqual([...nodesOf(outer)].map(({ id, name }) => name ?? id), ["outer", 12, "inner", 7, "innermost"]);
+  assert.deepEqual(
+    [...nodesOf(outer)].map(({ id, name }) => name ?? id),
+    ["outer", 12, "inner", 7, "innermost"],
+  );
   assert.deepEqual([...nodesOf(undefined)], []);
 });
 

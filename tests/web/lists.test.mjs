@@ -8,7 +8,11 @@ const saved = (name, types = [], nodes = [], files = FILES) => enlist(name, type
 
 test("a saved file is in every list of LoRAs, in its place, whatever else the list has", () => {
   const [old, newer, own, more] = [[...FILES], [...FILES], ["None", ...FILES], [...FILES, "z.pt"]];
-  const types = [{ input: { required: { lora: [old, {}] }, optional: { other: ["COMBO", { options: newer }] } } }, { inputs: { lora: { options: more } } }, {}];
+  const types = [
+    { input: { required: { lora: [old, {}] }, optional: { other: ["COMBO", { options: newer }] } } },
+    { inputs: { lora: { options: more } } },
+    {},
+  ];
   const nodes = [{ widgets: [{ options: { values: own } }, { options: {} }, {}] }, {}];
   assert.equal(saved("b.safetensors", types, nodes), true);
   const all = ["a.safetensors", "b.safetensors", "c.safetensors"];
@@ -17,7 +21,11 @@ test("a saved file is in every list of LoRAs, in its place, whatever else the li
 
 test("a list that several share gets it once", () => {
   const shared = [...FILES];
-  saved("d.safetensors", [{ input: { required: { lora: [shared] } }, inputs: { lora: { options: shared } } }], [{ widgets: [{ options: { values: shared } }] }]);
+  saved(
+    "d.safetensors",
+    [{ input: { required: { lora: [shared] } }, inputs: { lora: { options: shared } } }],
+    [{ widgets: [{ options: { values: shared } }] }],
+  );
   assert.deepEqual(shared, [...FILES, "d.safetensors"]);
 });
 

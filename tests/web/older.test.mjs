@@ -5,7 +5,9 @@ import { test } from "node:test";
 import { renew } from "../../web/older.js";
 
 const RELEASED = readFileSync(new URL("../data/releases/0.1.0/workflow.json", import.meta.url), "utf8");
-const INPUTS = Object.keys(JSON.parse(readFileSync(new URL("../../locales/en/nodeDefs.json", import.meta.url), "utf8")).IterISSettings.inputs);
+const INPUTS = Object.keys(
+  JSON.parse(readFileSync(new URL("../../locales/en/nodeDefs.json", import.meta.url), "utf8")).IterISSettings.inputs,
+);
 const settingsIn = ({ nodes }) => nodes.find(({ type }) => type === "IterISSettings");
 
 test("the settings of version 0.1.0 keep their meaning without the input that is gone", () => {
@@ -15,7 +17,10 @@ test("the settings of version 0.1.0 keep their meaning without the input that is
   const before = Object.fromEntries(names.map((name, place) => [name, settings.widgets_values[place]]));
   renew(workflow);
   assert.equal(before.try_several, "as the preset says");
-  assert.deepEqual(INPUTS, names.filter((name) => name !== "try_several"));
+  assert.deepEqual(
+    INPUTS,
+    names.filter((name) => name !== "try_several"),
+  );
   INPUTS.forEach((name, place) => assert.equal(settings.widgets_values[place], before[name], name));
 });
 
@@ -29,7 +34,10 @@ test("a workflow of today stays as it is", () => {
 
 test("the preset that is gone is the one that it was level with, in a subgraph too", () => {
   const merge = () => ({ type: "IterISMerge", widgets_values: ["<lora:a>", "Best", false] });
-  const workflow = { nodes: [merge(), { type: "KSampler", widgets_values: ["", "Best"] }], definitions: { subgraphs: [{ nodes: [merge()] }] } };
+  const workflow = {
+    nodes: [merge(), { type: "KSampler", widgets_values: ["", "Best"] }],
+    definitions: { subgraphs: [{ nodes: [merge()] }] },
+  };
   renew(workflow);
   assert.equal(workflow.nodes[0].widgets_values[1], "Balanced");
   assert.equal(workflow.nodes[1].widgets_values[1], "Best");

@@ -12,13 +12,29 @@ const layer = (path, rank, ...tasks) => ({
 });
 const REPORT = {
   layers: [
-    layer("clip_l.transformer.text_model.encoder.layers.3.self_attn.q_proj", 16, ["cat", 0.25], ["ink", 0.75, false], ["base", 0.5, false]),
-    layer(`${UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q`, 8, ["cat", 0.1], ["ink", 0.2], ["base", 0.125, false]),
+    layer(
+      "clip_l.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+      16,
+      ["cat", 0.25],
+      ["ink", 0.75, false],
+      ["base", 0.5, false],
+    ),
+    layer(
+      `${UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q`,
+      8,
+      ["cat", 0.1],
+      ["ink", 0.2],
+      ["base", 0.125, false],
+    ),
     layer(`${UNET}input_blocks.1.1.proj_in`, 4, ["cat", 0.123456], ["ink", 0.1], ["base", 0.25, false]),
     layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
   ],
   unmatched: { cat: ["a", "b"], ink: [] },
-  notes: [{ kind: "method", text: "a note" }, { kind: "twice", text: "among the warnings" }, { kind: "prompts", text: "taken out" }],
+  notes: [
+    { kind: "method", text: "a note" },
+    { kind: "twice", text: "among the warnings" },
+    { kind: "prompts", text: "taken out" },
+  ],
 };
 
 test("a layer's place is said in the words of block weights", () => {
@@ -39,7 +55,10 @@ test("a layer's place is said in the words of block weights", () => {
     "diffusion_model.layers.0.attention.qkv": ["B00", "attention.qkv"],
     "diffusion_model.noise_refiner.1.attention.qkv": ["NR01", "attention.qkv"],
     "diffusion_model.context_refiner.0.attention.out": ["CR00", "attention.out"],
-    "diffusion_model.distilled_guidance_layer.layers.0.in_layer": ["other", "distilled_guidance_layer.layers.0.in_layer"],
+    "diffusion_model.distilled_guidance_layer.layers.0.in_layer": [
+      "other",
+      "distilled_guidance_layer.layers.0.in_layer",
+    ],
     "encoder.block.0.layer.0.SelfAttention.q": ["other", "encoder.block.0.layer.0.SelfAttention.q"],
   };
   for (const [path, [block, name]] of Object.entries(said)) assert.deepEqual(place(path), { block, layer: name });
@@ -77,15 +96,54 @@ test("what was measured on unseen samples is kept, if it was", () => {
 test("the verdict is taken over, and a report of an older version has none", () => {
   const advice = { kind: "method", names: ["ties"] };
   const loras = [
-    { lora: "cat", kept: 0.834567, between: [0.712345, 0.91], level: "good", levels: ["good", "weak"], there: 0.987654, added: 0.1, advice: null },
-    { lora: "ink", kept: 0, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice, unread: 0.46 },
+    {
+      lora: "cat",
+      kept: 0.834567,
+      between: [0.712345, 0.91],
+      level: "good",
+      levels: ["good", "weak"],
+      there: 0.987654,
+      added: 0.1,
+      advice: null,
+    },
+    {
+      lora: "ink",
+      kept: 0,
+      between: null,
+      level: "lost",
+      levels: ["lost"],
+      there: null,
+      added: null,
+      advice,
+      unread: 0.46,
+    },
   ];
   const against = { leak: 0.123456, leak_stacked: 1, base: null };
   const verdict = { loras, together: "likely", against, advice: null, good_from: 0.75, lost_below: 0.3 };
   assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
     loras: [
-      { name: "cat", kept: 0.8346, between: [0.7123, 0.91], there: 0.9877, added: 0.1, level: "good", levels: ["good", "weak"], advice: null, unread: 0 },
-      { name: "ink", kept: 0, between: null, there: null, added: null, level: "lost", levels: ["lost"], advice, unread: 0.46 },
+      {
+        name: "cat",
+        kept: 0.8346,
+        between: [0.7123, 0.91],
+        there: 0.9877,
+        added: 0.1,
+        level: "good",
+        levels: ["good", "weak"],
+        advice: null,
+        unread: 0,
+      },
+      {
+        name: "ink",
+        kept: 0,
+        between: null,
+        there: null,
+        added: null,
+        level: "lost",
+        levels: ["lost"],
+        advice,
+        unread: 0.46,
+      },
     ],
     together: "likely",
     against: { ...against, leak: 0.1235 },
@@ -96,13 +154,17 @@ test("the verdict is taken over, and a report of an older version has none", () 
 });
 
 test("every level and every advice has words", () => {
-  for (const word of [...LEVELS, ...CHANCES, ...ADVICE.map((kind) => `to_${kind}`)]) assert.ok(languages.en[word], word);
+  for (const word of [...LEVELS, ...CHANCES, ...ADVICE.map((kind) => `to_${kind}`)])
+    assert.ok(languages.en[word], word);
 });
 
 test("blocks keep the network's order, and a saved model is its own JSON", () => {
   const model = figures(REPORT);
   assert.deepEqual(model.tasks, ["cat", "ink", "base"]);
-  assert.deepEqual(model.blocks.map(({ name }) => name), ["TE03", "IN01", "MID"]);
+  assert.deepEqual(
+    model.blocks.map(({ name }) => name),
+    ["TE03", "IN01", "MID"],
+  );
   assert.deepEqual(model.blocks[1].layers[1], ["proj_in", 4, [0.1235, 0.1, 0.25], "110"]);
   assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
   assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
@@ -115,7 +177,13 @@ test("bars are the LoRAs', where they wear something", () => {
   assert.deepEqual(loras(model), [0, 1]);
   assert.deepEqual(bars(model), [
     { name: "TE03", bars: [{ task: 0, median: 0.25, worst: 0.25 }] },
-    { name: "IN01", bars: [{ task: 0, median: (0.1 + 0.1235) / 2, worst: 0.1235 }, { task: 1, median: (0.2 + 0.1) / 2, worst: 0.2 }] },
+    {
+      name: "IN01",
+      bars: [
+        { task: 0, median: (0.1 + 0.1235) / 2, worst: 0.1235 },
+        { task: 1, median: (0.2 + 0.1) / 2, worst: 0.2 },
+      ],
+    },
     { name: "MID", bars: [{ task: 1, median: 1.5, worst: 1.5 }] },
   ]);
   assert.equal(scaleTop(bars(model)), 2);
@@ -130,7 +198,10 @@ test("a block's layers come with who suffers, the worst first", () => {
     { name: "attn1.to_q", rank: 8, residuals: [0.1, 0.2, null], suffers: 1, worst: 0.2 },
     { name: "proj_in", rank: 4, residuals: [0.1235, 0.1, null], suffers: 0, worst: 0.1235 },
   ]);
-  assert.deepEqual(layersOf(model, "TE03").map(({ suffers, residuals }) => [suffers, residuals]), [[0, [0.25, null, null]]]);
+  assert.deepEqual(
+    layersOf(model, "TE03").map(({ suffers, residuals }) => [suffers, residuals]),
+    [[0, [0.25, null, null]]],
+  );
   assert.deepEqual(layersOf(model, "OUT01"), []);
 });
 
@@ -156,6 +227,8 @@ test("a report without layers is an empty picture", () => {
 test("the report of a whole SD1.5 stays small in a saved workflow", () => {
   const tasks = ["character", "style", "base model (preserve)"].map((name, i) => [name, 0.123456 + i, i < 2]);
   const numbers = [...Array(264).keys()];
-  const layers = numbers.map((n) => layer(`${UNET}input_blocks.${n % 12}.1.transformer_blocks.0.attn1.to_out.${n}`, 16, ...tasks));
+  const layers = numbers.map((n) =>
+    layer(`${UNET}input_blocks.${n % 12}.1.transformer_blocks.0.attn1.to_out.${n}`, 16, ...tasks),
+  );
   assert.ok(JSON.stringify(figures({ layers })).length < 20_000);
 });

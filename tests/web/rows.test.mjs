@@ -4,7 +4,17 @@ import { test } from "node:test";
 
 import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
 import { modelFileOf, strangers } from "../../web/fitting.js";
-import { canName, changed, fileOf, matching, moved, newRow, readRows, writtenRow, writtenRows } from "../../web/rows_text.js";
+import {
+  canName,
+  changed,
+  fileOf,
+  matching,
+  moved,
+  newRow,
+  readRows,
+  writtenRow,
+  writtenRows,
+} from "../../web/rows_text.js";
 import { sayer } from "../../web/words.js";
 
 const { good, bad, unchosen } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
@@ -15,7 +25,18 @@ function rowsOf(text) {
 }
 
 function whole({ line, ...row }) {
-  return { model: 1, clip: row.model ?? 1, kind: null, priority: 1, called: "", blocks: "", without: [], prompts: [], on: true, ...row };
+  return {
+    model: 1,
+    clip: row.model ?? 1,
+    kind: null,
+    priority: 1,
+    called: "",
+    blocks: "",
+    without: [],
+    prompts: [],
+    on: true,
+    ...row,
+  };
 }
 
 for (const { text, rows, written = text } of [...good, ...unchosen])
@@ -23,14 +44,19 @@ for (const { text, rows, written = text } of [...good, ...unchosen])
     assert.deepEqual(rowsOf(text), rows.map(whole));
     const entries = readRows(text);
     assert.ok(entries.every(({ error }) => error === undefined));
-    const lines = entries.flatMap(({ row, isOff, text: line }) => (row ? [writtenRow(row, isOff)] : line.trim() ? [line] : []));
+    const lines = entries.flatMap(({ row, isOff, text: line }) =>
+      row ? [writtenRow(row, isOff)] : line.trim() ? [line] : [],
+    );
     assert.equal(lines.join("\n"), written);
   });
 
 for (const { text, line, unread, twice } of bad)
   test(`not understood: ${JSON.stringify(text)}`, () => {
     const faults = readRows(text).flatMap(({ error }, place) => (error === undefined ? [] : [[place + 1, error]]));
-    assert.deepEqual(faults.map(([place]) => place), [line]);
+    assert.deepEqual(
+      faults.map(([place]) => place),
+      [line],
+    );
     const [[, { kind, part }]] = faults;
     assert.ok(part && text.includes(part));
     if (unread) assert.deepEqual([kind, part], ["unread", unread]);
@@ -48,11 +74,23 @@ test("what a view does not touch stays as it is, and what it cannot read, too", 
   assert.equal(readRows("#<lora:a:1>#").length, 1);
 });
 
-test("a row of a file that was chosen", () => assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
+test("a row of a file that was chosen", () =>
+  assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
 
 test("a file whose name no row can have", () => {
-  for (const file of ["people/dog.safetensors", "a | b.safetensors", "small\\ink {x} #1.pt", "DOG.SAFETENSORS"]) assert.ok(canName(file), file);
-  for (const file of ["a:b.safetensors", "<a.safetensors", "a>.safetensors", "a\nb.safetensors", "a\rb.safetensors", "a\n<lora:b>.safetensors", " a.safetensors", "a .safetensors", ".safetensors"])
+  for (const file of ["people/dog.safetensors", "a | b.safetensors", "small\\ink {x} #1.pt", "DOG.SAFETENSORS"])
+    assert.ok(canName(file), file);
+  for (const file of [
+    "a:b.safetensors",
+    "<a.safetensors",
+    "a>.safetensors",
+    "a\nb.safetensors",
+    "a\rb.safetensors",
+    "a\n<lora:b>.safetensors",
+    " a.safetensors",
+    "a .safetensors",
+    ".safetensors",
+  ])
     assert.ok(!canName(file), file);
 });
 
@@ -70,7 +108,14 @@ test("a row moves to another place", () => {
 });
 
 test("the file that a row means", () => {
-  const files = ["cat.safetensors", "big/cat.safetensors", "big/dog.safetensors", "small\\ink.safetensors", "a/x.safetensors", "b/x.safetensors"];
+  const files = [
+    "cat.safetensors",
+    "big/cat.safetensors",
+    "big/dog.safetensors",
+    "small\\ink.safetensors",
+    "a/x.safetensors",
+    "b/x.safetensors",
+  ];
   assert.equal(fileOf("cat", files), "cat.safetensors");
   assert.equal(fileOf("big/cat.safetensors", files), "big/cat.safetensors");
   assert.equal(fileOf("dog", files), "big/dog.safetensors");
@@ -113,8 +158,21 @@ test("the file of the model is that of the loader up the links", () => {
 
 test("a preset's time is that of its rows", () => {
   const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Balanced: 4000, none: 0, wrong: "x" } });
-  assert.deepEqual(expected(cost), [{ name: "Fast", seconds: 20 }, { name: "Balanced", seconds: 2000 }]);
-  for (const wrong of [undefined, null, 7, "x", {}, { rows: 0, seconds: 1, presets: { a: 1 } }, { rows: 1, seconds: NaN, presets: { a: 1 } }, { rows: 1, seconds: 1, presets: null }, { rows: 1, seconds: 1, presets: { a: -1 } }])
+  assert.deepEqual(expected(cost), [
+    { name: "Fast", seconds: 20 },
+    { name: "Balanced", seconds: 2000 },
+  ]);
+  for (const wrong of [
+    undefined,
+    null,
+    7,
+    "x",
+    {},
+    { rows: 0, seconds: 1, presets: { a: 1 } },
+    { rows: 1, seconds: NaN, presets: { a: 1 } },
+    { rows: 1, seconds: 1, presets: null },
+    { rows: 1, seconds: 1, presets: { a: -1 } },
+  ])
     assert.equal(readCost(wrong), undefined);
   const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, 1]));
   assert.equal(Object.keys(readCost({ rows: 1, seconds: 1, presets: many }).presets).length, 10);
@@ -125,7 +183,16 @@ test("what a comparison draws, and how long that takes", () => {
   assert.deepEqual(toDraw(drawn, " \n", 20, 0, 0), { count: 9, seconds: 90 });
   assert.deepEqual(toDraw(drawn, "a dog\n\n a cat ", 10, 0, 0), { count: 10, seconds: 50 });
   assert.deepEqual(toDraw(drawn, "", 20, 0, 512), { count: 9, seconds: undefined });
-  for (const wrong of [undefined, null, 7, {}, { ...drawn, pictures: 0 }, { ...drawn, own: "9" }, { ...drawn, seconds: NaN }, { ...drawn, size: 7 }])
+  for (const wrong of [
+    undefined,
+    null,
+    7,
+    {},
+    { ...drawn, pictures: 0 },
+    { ...drawn, own: "9" },
+    { ...drawn, seconds: NaN },
+    { ...drawn, size: 7 },
+  ])
     assert.equal(readDrawn(wrong), undefined);
 });
 

@@ -14,11 +14,32 @@ const REPORT = figures({
   ],
   fidelity: [{ task: "cat", output_error: 0.1, strength: null }],
   unmatched: { cat: ["key"] },
-  notes: [{ kind: "host", text: "a note" }, { kind: "prompts", text: "taken out" }],
+  notes: [
+    { kind: "host", text: "a note" },
+    { kind: "prompts", text: "taken out" },
+  ],
   verdict: {
     loras: [
-      { lora: "cat", kept: 0.9, between: [0.7, 1], level: "good", levels: ["good", "weak"], there: 0.95, added: 0.1, advice: null },
-      { lora: "ink", kept: 0.1, between: null, level: "lost", levels: ["lost"], there: null, added: null, advice: { kind: "method", names: ["ties"] } },
+      {
+        lora: "cat",
+        kept: 0.9,
+        between: [0.7, 1],
+        level: "good",
+        levels: ["good", "weak"],
+        there: 0.95,
+        added: 0.1,
+        advice: null,
+      },
+      {
+        lora: "ink",
+        kept: 0.1,
+        between: null,
+        level: "lost",
+        levels: ["lost"],
+        there: null,
+        added: null,
+        advice: { kind: "method", names: ["ties"] },
+      },
     ],
     together: "unlikely",
     against: { leak: 0.1, leak_stacked: 1, base: null },
@@ -28,7 +49,24 @@ const REPORT = figures({
   },
 });
 const FILE = { name: "a.safetensors", mb: 3.5, ranks: [4, 16], words: ["sks dog"] };
-const JUNK = [null, undefined, true, 0, -1, NaN, 1e308, "", "text", [], [[]], {}, { length: 9 }, [null], [{}], "x".repeat(1e6)];
+const JUNK = [
+  null,
+  undefined,
+  true,
+  0,
+  -1,
+  NaN,
+  1e308,
+  "",
+  "text",
+  [],
+  [[]],
+  {},
+  { length: 9 },
+  [null],
+  [{}],
+  "x".repeat(1e6),
+];
 
 /** Yield every place in a value. */
 function* places(value, path = []) {
@@ -49,20 +87,28 @@ function use(report) {
   const top = scaleTop(bars(report));
   assert.ok(top > 0);
   for (const { name } of report.blocks) layersOf(report, name);
-  for (const { median, worst, at, task } of report.overall) [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
+  for (const { median, worst, at, task } of report.overall)
+    [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
   for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
   if (report.verdict) {
     const { loras, together, against, advice, bounds } = report.verdict;
     if (together !== null) languages.en[together].trim();
     for (const { name, kept, between, there, added, level, levels } of loras) {
-      [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join(), there?.toFixed(2), added?.toFixed(2)];
+      [
+        name.trim(),
+        kept.toFixed(2),
+        between?.map((share) => share.toFixed(2)).join(),
+        there?.toFixed(2),
+        added?.toFixed(2),
+      ];
       for (const each of [level, ...levels]) languages.en[each].trim();
     }
     const advices = [advice, ...loras.map((lora) => lora.advice)].filter(Boolean);
     for (const { kind, names } of advices) [languages.en[`to_${kind}`].trim(), names[0]?.trim()];
     for (const value of [...Object.values(against), ...bounds]) value?.toFixed(2);
   }
-  if (report.file) [report.file.name.trim(), report.file.mb.toFixed(1), report.file.ranks[1].toFixed(0), report.file.words.join(", ")];
+  if (report.file)
+    [report.file.name.trim(), report.file.mb.toFixed(1), report.file.ranks[1].toFixed(0), report.file.words.join(", ")];
   for (const text of [...report.warnings, ...report.prompts, ...report.notes]) text.trim();
 }
 
@@ -85,8 +131,14 @@ test("a report of an older version, which had no verdict, is read", () => {
 test("a verdict that version 0.1.0 has kept is read, without what it knew no better", () => {
   const { loras, together, against, ...rest } = REPORT.verdict;
   assert.equal(together, "unlikely");
-  const old = loras.map((lora) => Object.fromEntries(Object.entries(lora).filter(([name]) => !["there", "added"].includes(name))));
-  const verdict = { ...rest, loras: [old[0], { ...old[1], advice: { kind: "apart", names: ["cat"] } }], against: { ...against, average: 0.5 } };
+  const old = loras.map((lora) =>
+    Object.fromEntries(Object.entries(lora).filter(([name]) => !["there", "added"].includes(name))),
+  );
+  const verdict = {
+    ...rest,
+    loras: [old[0], { ...old[1], advice: { kind: "apart", names: ["cat"] } }],
+    against: { ...against, average: 0.5 },
+  };
   const read = readSaved({ ...REPORT, verdict }).verdict;
   const none = { there: null, added: null, advice: null };
   assert.deepEqual(read, { ...REPORT.verdict, loras: loras.map((lora) => ({ ...lora, ...none })), together: null });
@@ -117,7 +169,10 @@ test("a report of any other shape is none, or can be drawn", () => {
 });
 
 test("a report of more than can be drawn is cut, and says so", () => {
-  const blocks = Array.from({ length: 200_000 }, (_, number) => ({ name: `IN${number}`, layers: [["q", 8, [0.5, null], "10"]] }));
+  const blocks = Array.from({ length: 200_000 }, (_, number) => ({
+    name: `IN${number}`,
+    layers: [["q", 8, [0.5, null], "10"]],
+  }));
   const read = readSaved({ ...REPORT, blocks });
   assert.equal(read.cut, true);
   assert.equal(read.blocks.length, 400);

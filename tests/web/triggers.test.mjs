@@ -72,7 +72,8 @@ test("every language says everything, with the same figures in it", () => {
   const values = (text) => [...text.matchAll(/\{\w+\}/g)].map(([value]) => value).sort();
   for (const [language, words] of Object.entries(languages)) {
     assert.deepEqual(Object.keys(words), Object.keys(languages.en), language);
-    for (const [key, text] of Object.entries(words)) assert.deepEqual(values(text), values(languages.en[key]), `${language} ${key}`);
+    for (const [key, text] of Object.entries(words))
+      assert.deepEqual(values(text), values(languages.en[key]), `${language} ${key}`);
   }
   assert.equal(sayer("ja")("suffers", { lora: "cat" }), "cat の損失が最大");
   assert.equal(sayer("de")("suffers", { lora: "cat" }), "cat suffers most");
