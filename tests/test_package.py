@@ -14,6 +14,7 @@ import pytest
 import iteris_core
 
 ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / ".github" / "workflows"
 
 
 def test_it_asks_for_nothing_that_comfyui_ships():
@@ -28,8 +29,7 @@ def test_it_asks_for_nothing_that_comfyui_ships():
 def workflow():
     """Return the workflow that publishes, as data."""
     yaml = pytest.importorskip("yaml")
-    text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return yaml.safe_load((WORKFLOWS / "publish.yml").read_text(encoding="utf-8"))
 
 
 def test_only_a_tag_of_the_version_that_is_tested_and_agreed_to_is_published(workflow):
@@ -47,9 +47,10 @@ def test_only_a_tag_of_the_version_that_is_tested_and_agreed_to_is_published(wor
 
 
 def test_what_gets_the_token_is_pinned(workflow):
+    for path in WORKFLOWS.glob("*.yml"):
+        for used in re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used)  # a tag can be moved
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    for used in (step["uses"] for step in steps if "uses" in step):
-        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used)  # a tag can be moved
     installed = [step["run"] for step in steps if "install" in step.get("run", "")]
     assert installed == ["pip install --require-hashes --no-deps -r .ci/locks/registry.txt"]
     with_token = [step["run"] for step in steps if "secrets" in str(step)]

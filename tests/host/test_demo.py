@@ -22,7 +22,10 @@ def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[st
     """Start `iteris demo`; the server's files go under `temporary`, by which its process can be
     recognised.
     """
-    command = [sys.executable, "-m", "iteris_core.cli", "demo", *map(str, arguments)]
+    python = os.environ.get(
+        "ITERIS_DEMO_PYTHON", sys.executable
+    )  # CI has one with the newest packages
+    command = [python, "-m", "iteris_core.cli", "demo", *map(str, arguments)]
     environment = os.environ | {
         "TMPDIR": str(temporary),
         "TEMP": str(temporary),
