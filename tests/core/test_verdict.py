@@ -5,7 +5,6 @@ import math
 import random
 import statistics
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -324,9 +323,3 @@ def test_the_json_carries_it():
     assert (again["advice"], again["together"]) == (None, None)
     rival = report(own("cat", 0.9), method="sum").to_dict()["verdict"]
     assert rival["advice"] == {"kind": "method", "names": ["sum"]}
-
-
-def test_the_bounds_are_those_that_the_docs_tell():
-    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
-    assert f"*good* from {GOOD_FROM:g} on, *lost* below {LOST_BELOW:g}," in text
-    assert f"in the mean is {TOGETHER_UP_TO:g} or less" in text
