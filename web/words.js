@@ -16,7 +16,7 @@ const WORDS = {
     together: "Two of them together in one picture: {chance}.",
     together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
     levels:
-      "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. Behind it the range that the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen by a small world in which a recogniser judged the pictures; a picture of your own is the proof.",
+      "Kept: how much of the LoRA is there, less a third of how much else was added, on prompts that the merge has not seen. Good from {good} % on, lost below {lost} %. The range after it is what the check runs leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen in a small world in which a recogniser judged the pictures; your own picture is the proof.",
     to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
     to_method: "Merge with iteris instead of {name}.",
     to_rank: "Allow a higher rank, or a larger file.",
@@ -37,7 +37,7 @@ const WORDS = {
     unreadable: "The report that this workflow has kept cannot be read; a run makes a new one.",
     cut: "This report has more than can be shown; the rest is left out.",
     add: "+ add another LoRA",
-    add_title: "Add another LoRA behind this one",
+    add_title: "Add another LoRA after this one",
     remove: "− take out",
     remove_title: "Take this LoRA out of the chain; its neighbours are joined",
     chip: "Click: add to the prompts",
@@ -59,7 +59,7 @@ const WORDS = {
     more_names: "and {count} more: write a part of the name",
     no_names: "No LoRA has this name.",
     no_row_name:
-      "No row can name {name}: there is a colon, < or > or a line break in it, or a space at its end. Rename the file, or choose it in LoRA to merge.",
+      "A row cannot name {name}: it has a colon, < or > or a line break, or ends in a space. Rename the file, or choose it in LoRA to merge.",
     use: "Merge this LoRA, or leave it out",
     move: "Drag to another place, or press the up and down keys",
     out: "Take this row out",
