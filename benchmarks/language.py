@@ -1,4 +1,4 @@
-"""Merging LoRAs of a small T5 and a small BLIP, trained here: `python benchmarks/language.py`
+"""Merging LoRAs of a small T5 and a small BLIP, trained here: `python -m benchmarks.language`
 measures every method.
 
 It writes its section of benchmarks/RESULTS.md and benchmarks/language.png. What is trained and
@@ -29,8 +29,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from language_blip import STYLES, CaptionWorld
-from language_methods import (
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from iteris_core import IterisError, merge
+
+from .language_blip import STYLES, CaptionWorld
+from .language_methods import (
     ITERATIONS,
     Way,
     ablations,
@@ -39,15 +44,11 @@ from language_methods import (
     main_ways,
     scale_ways,
 )
-from language_tasks import LORA_TASKS
-from language_text import Run, draw, section
-from language_world import Size, Tell, TextWorld, World
-from results import write_parts
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from speed_measure import machine
-
-from iteris_core import IterisError, merge
+from .language_tasks import LORA_TASKS
+from .language_text import Run, draw, section
+from .language_world import Size, Tell, TextWorld, World
+from .results import write_parts
+from .speed_measure import machine
 
 HERE = Path(__file__).parent
 WORLDS: dict[str, Callable[[Path, int, Size, Tell], World]] = {
@@ -366,7 +367,7 @@ def main() -> None:
     ]
     run_all(jobs, options.jobs)
     torch.set_num_threads(1)
-    command = " ".join(["python benchmarks/language.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.language", *sys.argv[1:]])
     texts = {}
     for world in worlds:
         records = read_records([job for job in jobs if job.world == world])

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_methods import Way
-from language_train import IGNORED, Batch, fit, patched, save_whole, train_lora
-from language_world import Size, Tell
 from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Sample, Task
@@ -22,6 +19,10 @@ from iteris_core.files.pretrained import mergeable_shapes
 from iteris_core.language.blip import CaptionRow, network_of
 from iteris_core.language.samples import padded
 from iteris_core.network import TEXT_STREAM
+
+from .language_methods import Way
+from .language_train import IGNORED, Batch, fit, patched, save_whole, train_lora
+from .language_world import Size, Tell
 
 SIDE = 32
 COLOURS = {

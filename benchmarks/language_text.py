@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from language_methods import (
+from .language_methods import (
     DEFAULT,
     ITERATIONS,
     PAPER,
@@ -20,8 +20,8 @@ from language_methods import (
     scale_name,
     title,
 )
-from language_prose import BASES, BEST_SCALE, BY_BASE, PROSE, RIVALS, TITLES, WEIGHTS
-from speed_measure import table
+from .language_prose import BASES, BEST_SCALE, BY_BASE, PROSE, RIVALS, TITLES, WEIGHTS
+from .speed_measure import table
 
 Run = tuple[int, int]  # seed of the base model, seed of its LoRAs
 Records = Mapping[tuple[Run, tuple[str, ...]], Mapping[str, Any]]

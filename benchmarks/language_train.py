@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_tasks import END, MOST_WORDS, PAD, VOCABULARY, TextTask, batch, decode
 from torch import Tensor, nn
 
 from iteris_core import Adapter
+
+from .language_tasks import END, MOST_WORDS, PAD, VOCABULARY, TextTask, batch, decode
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100

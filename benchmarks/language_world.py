@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from language_methods import Way
-from language_tasks import BASE_TASKS, LORA_TASKS, MOST_WORDS, PAD, TextTask, encode, score
-from language_train import answers, fit, make_t5, patched, save_whole, text_batches, train_lora
 from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Task
@@ -23,6 +20,10 @@ from iteris_core.language.samples import Encoded
 from iteris_core.language.t5 import network_of, write
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import token_samples
+
+from .language_methods import Way
+from .language_tasks import BASE_TASKS, LORA_TASKS, MOST_WORDS, PAD, TextTask, encode, score
+from .language_train import answers, fit, make_t5, patched, save_whole, text_batches, train_lora
 
 _FILLED = 32  # tokens of an input whose padding counts, as the published code fills texts up
 

@@ -1,4 +1,4 @@
-"""What fits on which card: `python benchmarks/memory.py` counts, and writes benchmarks/RESULTS.md.
+"""What fits on which card: `python -m benchmarks.memory` counts, and writes benchmarks/RESULTS.md.
 
 The real models are built on torch's meta device, where tensors have sizes and no numbers. A sample
 runs through each, pauses at every layer that LoRAs change, and what it holds there is counted by
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from speed_measure import machine, table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +35,8 @@ from iteris_core.engines.measure import room_for_sums
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.held import held_bytes
 from iteris_core.rows.parking import Parking
+
+from .speed_measure import machine, table
 
 HERE = Path(__file__).parent
 BEGIN = "<!-- memory:begin -->"
@@ -466,7 +467,7 @@ def main() -> None:
         if options.only is None or options.only in case.name:
             print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
             counts.append(count(case))
-    text = f"{text_of(counts)}\n\n{machine('cpu', 'python benchmarks/memory.py', busy)}"
+    text = f"{text_of(counts)}\n\n{machine('cpu', 'python -m benchmarks.memory', busy)}"
     print(text)
     if options.only is None:
         write(HERE / "RESULTS.md", text)

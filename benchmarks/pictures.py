@@ -1,4 +1,4 @@
-"""What a merge costs in pictures: `python benchmarks/pictures.py` measures both in one ComfyUI, and
+"""What a merge costs in pictures: `python -m benchmarks.pictures` measures both in one ComfyUI, and
 writes benchmarks/RESULTS.md.
 """
 
@@ -16,17 +16,13 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-import pictures_models
 import psutil
 import torch
-from pictures_models import GUIDANCE, RANK, SAMPLER, STEPS, BaseModel
-from results import RESULTS, write_parts
 from rich.console import Console
-from speed_measure import PeakMemory, Times, machine, spread, table
 
+from demo.client import ComfyClient, Json
+from demo.server import ComfyServer, cache_folder, find_comfyui
 from iteris_core import IterisError
-from iteris_core.cli.demo.client import ComfyClient, Json
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 from iteris_core.diffusion.model import (
     DENOISER_STAGE,
     HELD_OUT_STAGE,
@@ -34,6 +30,11 @@ from iteris_core.diffusion.model import (
     SAMPLING_STAGE,
     TEXT_STAGE,
 )
+
+from . import pictures_models
+from .pictures_models import GUIDANCE, RANK, SAMPLER, STEPS, BaseModel
+from .results import RESULTS, write_parts
+from .speed_measure import PeakMemory, Times, machine, spread, table
 
 STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
 DEVICES = ("cpu", "cuda")  # the parts of the section in RESULTS.md

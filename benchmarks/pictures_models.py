@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from iteris_core.cli.demo import checkpoint as small
-from iteris_core.cli.demo.client import Json
-from iteris_core.cli.demo.parts import (
+from demo.client import Json
+from demo.drawn import TRANSFORMERS, unet_shapes
+from demo.parts import (
     CLIP_L,
     CLIP_L_LAYERS,
     Shapes,
@@ -23,6 +23,7 @@ from iteris_core.cli.demo.parts import (
     kohya_modules,
     prefixed,
     save,
+    transformer,
     write_kohya_lora,
 )
 
@@ -57,23 +58,11 @@ def sd15_lora() -> Shapes:
     yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))
 
 
-def small_unet() -> Shapes:
-    """Yield the same of the demo's small checkpoint, by the names of ComfyUI."""
-    prefix = "model.diffusion_model."
-    for name, shape in small.checkpoint_shapes():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), shape
-
-
 def small_lora() -> Shapes:
-    """Yield the layers of the small checkpoint that a LoRA changes, of the text encoder only one
-    twelfth, which is as large as any other.
-    """
-    yield from (
-        (name, shape)
-        for name, shape in small.lora_modules()
-        if name.startswith("lora_unet_") or "_layers_0_" in name
-    )
+    """Yield the layers of the demo's model that a LoRA changes, of the text encoder one twelfth."""
+    for name in TRANSFORMERS.values():
+        yield from kohya_modules("lora_unet_", transformer(name, CLIP_L, linear=False))
+    yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, 1))
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class BaseModel:
 
 
 SD15 = BaseModel("Stable Diffusion 1.5's shapes", sd15_unet, sd15_lora, {})
-SMALL = BaseModel("the demo's small model", small_unet, small_lora, FEW_SAMPLES)
+SMALL = BaseModel("the demo's small model", unet_shapes, small_lora, FEW_SAMPLES)
 
 
 def _write_random(path: Path, shapes: Shapes) -> int:

@@ -1,4 +1,4 @@
-"""How a merge scales over processes: `python benchmarks/scale.py` measures small merges here, reckons
+"""How a merge scales over processes: `python -m benchmarks.scale` measures small merges here, reckons
 large ones on paper (`scale_paper.py`), and writes benchmarks/RESULTS.md.
 """
 
@@ -17,15 +17,14 @@ from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
-import scale_paper
-import speed
-import speed_models
 import torch
-from results import write_parts
-from speed_measure import machine, spread, table, timed
 from torch import Tensor, distributed, multiprocessing
 
 from iteris_core.engines.measure import Measurement
+
+from . import scale_paper, speed, speed_models
+from .results import write_parts
+from .speed_measure import machine, spread, table, timed
 
 PARTS = ("measured", "paper")
 SAMPLES = 64  # of each task
@@ -201,7 +200,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     busy = os.getloadavg()[0]
-    command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.scale", *sys.argv[1:]])
     for part in [options.only] if options.only else PARTS:
         if part == "measured":
             found = measured(options.processes, options.samples, options.repeat)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import memory
 import torch
-from speed_measure import table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +27,9 @@ from iteris_core.diffusion.cost import cost_of
 from iteris_core.layers import token_count, token_layout
 from iteris_core.processes import Processes
 from iteris_core.report.figures import figures_of
+
+from . import memory
+from .speed_measure import table
 
 GPUS = (1, 2, 4, 8, 16, 64)
 RANK = 16  # of each LoRA; assumed, what trainers propose

@@ -1,4 +1,4 @@
-"""How fast a merge is: `python benchmarks/speed.py` measures, and writes benchmarks/RESULTS.md and
+"""How fast a merge is: `python -m benchmarks.speed` measures, and writes benchmarks/RESULTS.md and
 benchmarks/speed.png.
 """
 
@@ -18,13 +18,14 @@ from typing import Any
 # another job runs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import speed_models
 import torch
-from naive import algorithm_1
-from results import write_parts
 from rich.console import Console
-from speed_measure import PeakMemory, Profile, Times, machine, spread, timed
-from speed_text import growth_text, naive_text, ratio_text
+
+from . import speed_models
+from .naive import algorithm_1
+from .results import write_parts
+from .speed_measure import PeakMemory, Profile, Times, machine, spread, timed
+from .speed_text import growth_text, naive_text, ratio_text
 
 HERE = Path(__file__).parent
 ITERATIONS = 10
@@ -315,7 +316,7 @@ def main() -> None:
             text = growth_text(grown)
             if not options.quick:
                 draw(grown, HERE / "speed.png")
-        command = " ".join(["python benchmarks/speed.py", *sys.argv[1:]])
+        command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
         text = f"{text}\n\n{machine(options.device, command, busy)}"
         print(text, end="\n\n", flush=True)
         if not options.quick:

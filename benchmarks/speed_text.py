@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from speed_measure import KINDS, table
+from .speed_measure import KINDS, table
 
 RATIO = """\
 A sweep over the forward pass of its own rows: random weights of the real shape, float32, two LoRAs, target {}.

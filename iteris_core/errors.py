@@ -57,7 +57,3 @@ class NameTakenError(SaveError, FileExistsError):
 
 class MissingLibraryError(IterisError):
     """A library that is not installed, and without which the rest works."""
-
-
-class EvaluationError(IterisError):
-    """Data, predictions or settings of an evaluation that cannot be used."""

@@ -36,7 +36,6 @@ CORE_ORDER = (
     "merging",
     "diffusion",
     "language",
-    "evaluation",
     "cli",
     "__init__",
 )

@@ -258,7 +258,7 @@ def random_scene(
 
 def vocabulary_folder() -> Path:
     """Return the folder of CLIP's vocabulary, which ComfyUI ships; fetched on first use."""
-    from iteris_core.cli.demo.server import cache_folder, find_comfyui
+    from demo.server import cache_folder, find_comfyui
 
     return find_comfyui(cache_folder()) / "comfy" / "sd1_tokenizer"
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iteris_core.cli.demo.recogniser import SIDE, Recogniser, new_network
-
+from ..recogniser import SIDE, Recogniser, new_network
 from .base import descend, pictures_of, rate_at
 from .captions import captioned
 from .drawing import ALL, STYLE, Scene

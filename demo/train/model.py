@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iteris_core.cli.demo.drawn import ACTIVE_LAYERS, text_encoder
+from ..drawn import ACTIVE_LAYERS, text_encoder
 
 CHANNELS = 320
 WIDTH = 768  # of the text encoder

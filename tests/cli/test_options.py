@@ -1,9 +1,6 @@
 """Options of the command line are made of settings: a new setting is an option by itself."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,21 +8,15 @@ import torch
 import typer
 import typer.main
 from typer.testing import CliRunner
-from waiting import HANGS
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.cli import options
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings
-from iteris_core.evaluation.drawing import Sampling
-from iteris_core.evaluation.language import Extent
-from iteris_core.evaluation.writers import Generation
 from iteris_core.language.caption_samples import CaptionOptions
 from iteris_core.language.text_samples import TextOptions
 from iteris_core.settings import check, declared, setting
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -158,9 +149,6 @@ def names_of(*command):
         (("merge", "sd15"), (MergeConfig, Calibration)),
         (("merge", "t5"), (MergeConfig, TextOptions)),
         (("merge", "blip"), (MergeConfig, CaptionOptions)),
-        (("eval", "t5"), (Generation, Extent)),
-        (("eval", "blip"), (Generation, Extent)),
-        (("eval", "sd15"), (Sampling,)),
     ],
 )
 def test_every_setting_is_an_option_of_its_command(command, kinds):
@@ -189,12 +177,6 @@ BEFORE = {
         method-option alpha engine max-iter ridge balance target rank weights input-mix padding
         max-length max-new-tokens samples-per-chunk dtype save-dtype device save-model overwrite
         json""",
-    ("eval", "t5"): """base task output adapter prompt limit batch beams max-length max-new-tokens
-        no-base dtype device overwrite json""",
-    ("eval", "blip"): """base task output adapter style-classifier style-label prompt limit batch
-        beams max-new-tokens no-base dtype device overwrite json""",
-    ("eval", "sd15"): """base concept output lora words embedding config clip prompts count steps
-        guidance size scheduler seed batch no-base dtype device json""",
 }
 
 
@@ -231,24 +213,3 @@ def test_settings_that_would_not_be_looked_at_are_refused(changes, said):
 )
 def test_settings_that_are_looked_at_are_taken(changes):
     options.check_used(MergeConfig(**changes))
-
-
-def test_the_copy_of_the_registry_has_no_evaluation_and_says_so():
-    assert "/iteris_core/evaluation/" in (ROOT / ".comfyignore").read_text().split()
-    code = (
-        "import sys; sys.modules['iteris_core.evaluation'] = None;"
-        "from iteris_core.cli.main import main; main()"
-    )
-
-    def iteris(*arguments):
-        command = [sys.executable, "-c", code, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
-
-    done = iteris("eval", "t5", "--base", "x")
-    assert done.returncode == 2
-    assert done.stderr == (
-        "iteris eval: this copy of IterIS, from ComfyUI's registry, has no evaluation; install the "
-        'whole with pip install "iteris-lora-merge[eval]"\n'
-    )
-    done = iteris("merge", "t5", "--help")
-    assert (done.returncode, done.stderr) == (0, "")

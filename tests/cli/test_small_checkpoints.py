@@ -4,20 +4,21 @@ import re
 import sys
 from pathlib import Path
 
+import checkpoint
+import checkpoint_sd3
+import checkpoint_sdxl
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from iteris_core.cli.demo import checkpoint, checkpoint_sd3, checkpoint_sdxl, drawn, parts
-from iteris_core.cli.demo.run import (
-    FAMILY_OF,
+from demo import drawn, parts
+from demo.run import (
+    WEIGHTS,
     DemoRequest,
-    _read_template,
     make_workflow,
-    weights_folder,
+    read_template,
 )
-from iteris_core.cli.main import FamilyOption
 from iteris_core.files.inspection import inspect_adapter
 
 WRITERS = {"sd15": checkpoint, "sdxl": checkpoint_sdxl, "sd3": checkpoint_sd3}
@@ -198,10 +199,6 @@ def test_a_lora_has_the_asked_scale_seed_and_modules(tmp_path):
     assert delta.norm().item() == pytest.approx(0.3 * weight.norm().item(), rel=0.2)
 
 
-def test_the_command_knows_the_demos_families():
-    assert {option.value for option in FamilyOption} == set(FAMILY_OF)
-
-
 def test_weights_in_8_bit_are_read_within_half_a_step():
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -218,7 +215,7 @@ def test_weights_in_8_bit_are_read_within_half_a_step():
 
 
 def test_the_trained_checkpoint_is_whole(tmp_path):
-    weights = weights_folder()
+    weights = WEIGHTS
     path = tmp_path / "drawn.safetensors"
     drawn.write_checkpoint(path, weights)
     tensors = load_file(path)
@@ -240,7 +237,7 @@ def test_a_picture_of_the_users_model_has_the_size_of_its_family(family, side):
     request = DemoRequest(
         Path("out"), Path("c.safetensors"), tuple(map(Path, loras)), ("a", "b"), family=family
     )
-    workflow = make_workflow(_read_template(), request, "c.safetensors", loras)
+    workflow = make_workflow(read_template(), request, "c.safetensors", loras)
     (size,) = (
         node["inputs"] for node in workflow.values() if node["class_type"] == "IterISCompare"
     )

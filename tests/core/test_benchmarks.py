@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 import torch
 import toy
-from naive import algorithm_1
+
+from benchmarks.naive import algorithm_1
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import scale_paper
 import torch
 import toy
 
+from benchmarks import scale_paper
 from iteris_core import MergeConfig, SolveError
 from iteris_core.algebra.coarse import TooCoarseError, exact_directions, factorise_coarsely
 from iteris_core.algebra.solve import right_sides, solve_layer

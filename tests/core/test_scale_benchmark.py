@@ -3,16 +3,13 @@
 import json
 from pathlib import Path
 
-import memory
 import pytest
-import scale
-import scale_paper
-import speed_models
 import torch
 import toy
 from torch import distributed, multiprocessing, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import memory, scale, scale_paper, speed_models
 from iteris_core import MergeConfig, merge
 from iteris_core.diffusion.cost import ALONE, cost_of
 

@@ -688,7 +688,6 @@ OPENS_FOR_WRITING = re.compile(
 
 
 def test_nothing_else_writes():
-    """But the demo, which unpacks a ComfyUI and logs what it says."""
     root = Path(writing.__file__).parents[2]
     sources = [*(root / "iteris_core").rglob("*.py"), *(root / "nodes").rglob("*.py")]
     assert len(sources) > 100
@@ -698,7 +697,6 @@ def test_nothing_else_writes():
         if OPENS_FOR_WRITING.search(path.read_text(encoding="utf-8"))
     }
     assert writers == {
-        "iteris_core/cli/demo/server.py",
         "iteris_core/files/writing.py",
         "iteris_core/files/drafts.py",
     }

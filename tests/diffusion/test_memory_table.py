@@ -1,8 +1,9 @@
 """The benchmark of memory counts what rows hold on models without weights."""
 
-import memory
 import pytest
 import torch
+
+from benchmarks import memory
 
 pytestmark = pytest.mark.nightly
 

@@ -7,7 +7,7 @@ import tiny_diffusers
 from fake_host import use
 from transformers import CLIPTokenizer
 
-from iteris_core.cli.demo.server import cache_folder, find_comfyui
+from demo.server import cache_folder, find_comfyui
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.plans import make_plans
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from worlds import NAMES, find_world
-from worlds.drawing import Scene, Thing, in_style, to_latents, to_pictures
+
+from benchmarks.worlds import NAMES, find_world
+from benchmarks.worlds.drawing import Scene, Thing, in_style, to_latents, to_pictures
 
 pytestmark = pytest.mark.nightly
 
@@ -125,7 +126,7 @@ def test_the_base_model_never_sees_a_concept_or_a_trigger(world):
 
 
 def test_every_caption_fits_the_tokenizer_and_has_no_unknown_word(world):
-    from worlds.score import probes_of
+    from benchmarks.worlds.score import probes_of
 
     tokenizer = world.new_model().tokenizer
     chance = random.Random(2)
@@ -147,7 +148,7 @@ def test_triggers_of_the_clip_world_have_one_to_three_tokens():
 
 
 def test_word_pieces_are_the_most_frequent_pairs():
-    from worlds.flow import learned_merges
+    from benchmarks.worlds.flow import learned_merges
 
     assert learned_merges({"aab": 3, "ab": 2, "ca": 1}, 2) == [("a", "b</w>"), ("a", "ab</w>")]
     assert learned_merges({"ab": 1, "cd": 1}, 9) == [("a", "b</w>"), ("c", "d</w>")]
@@ -178,8 +179,8 @@ def test_seen_forms_are_calibrated_and_unseen_ones_are_not(world):
 
 
 def test_a_hit_needs_all_that_was_asked_and_nothing_else():
-    from worlds.recogniser import Found, Judgement
-    from worlds.score import Probe
+    from benchmarks.worlds.recogniser import Found, Judgement
+    from benchmarks.worlds.score import Probe
 
     world = find_world("words")
     star, heart = world.concepts[:2]
@@ -200,7 +201,7 @@ def test_a_hit_needs_all_that_was_asked_and_nothing_else():
 
 
 def test_the_questions_of_a_pair(world):
-    from worlds.score import probes_of
+    from benchmarks.worlds.score import probes_of
 
     probes = probes_of(world, world.triggers[:2])
     counts = {kind: 0 for kind in ("alone", "company", "seen", "unseen", "base")}
@@ -213,7 +214,7 @@ def test_the_questions_of_a_pair(world):
 
 
 def test_peaks_are_the_highest_of_their_neighbourhood():
-    from worlds.recogniser import peaks
+    from benchmarks.worlds.recogniser import peaks
 
     logits = torch.full((8, 8), -5.0)
     logits[2, 2] = 3.0
@@ -224,7 +225,7 @@ def test_peaks_are_the_highest_of_their_neighbourhood():
 
 
 def test_garbage_is_labelled_as_such():
-    from worlds.recogniser import training_data, with_garbage
+    from benchmarks.worlds.recogniser import training_data, with_garbage
 
     world = find_world("words")
     chance = random.Random(3)
@@ -241,7 +242,7 @@ def test_garbage_is_labelled_as_such():
 
 
 def test_the_error_of_a_figure_is_that_of_the_paired_difference_to_stacking():
-    from worlds.tables import COLUMNS, figure
+    from benchmarks.worlds.tables import COLUMNS, figure
 
     def entry(hits):
         return {"hits": {"alone": {"a": [hits, 10]}}, "leaks": [0, 1]}
@@ -307,14 +308,14 @@ def test_the_epsilon_model_predicts_the_noise():
 
 @pytest.mark.slow
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
-    from worlds.bench import load_bench
-    from worlds.comparisons import Comparison, comparison_text
-    from worlds.loras import lora_folder, train_lora
-    from worlds.methods import Cell, Recipe
-    from worlds.recogniser import Names, Recogniser
-    from worlds.settings import LoraKind
-    from worlds.tables import report
-    from worlds.training import train_base
+    from benchmarks.worlds.bench import load_bench
+    from benchmarks.worlds.comparisons import Comparison, comparison_text
+    from benchmarks.worlds.loras import lora_folder, train_lora
+    from benchmarks.worlds.methods import Cell, Recipe
+    from benchmarks.worlds.recogniser import Names, Recogniser
+    from benchmarks.worlds.settings import LoraKind
+    from benchmarks.worlds.tables import report
+    from benchmarks.worlds.training import train_base
 
     tiny = replace(world, new_model=lambda: world.new_model(**TINY[world.name]))
     settings = world.settings(0, quick=True)
@@ -370,7 +371,7 @@ def check_apart(bench, triggers):
     """Where both LoRAs are the same, the mean of their predictions is that of one; and a caption
     with one trigger is drawn by its LoRA alone.
     """
-    from worlds.apart import own_region, sample_apart
+    from benchmarks.worlds.apart import own_region, sample_apart
 
     first, second = (bench.lora(trigger, "usual").adapter for trigger in triggers)
     both = bench.world.forms.seen[0].format(a=triggers[0], b=triggers[1])
@@ -391,7 +392,7 @@ def check_apart(bench, triggers):
 
 
 def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
-    from worlds.methods import Recipe
+    from benchmarks.worlds.methods import Recipe
 
     plain = Recipe("one", {"method": "sum"})
     assert plain.key == Recipe("another", {"method": "sum"}).key == "d7b07e52a82d"
@@ -413,7 +414,7 @@ def test_a_short_training_has_a_share_of_every_phase(world):
 
 
 def test_what_a_verdict_was_worth_is_read_from_what_was_measured(tmp_path):
-    from worlds.verdicts import both_seen, confusion, judged
+    from benchmarks.worlds.verdicts import both_seen, confusion, judged
 
     def looks(kind, error):
         sums = [[error**2 * effect, (1 - error) * effect, effect] for effect in (100.0, 1.0, 0.01)]
@@ -446,7 +447,7 @@ def test_what_a_verdict_was_worth_is_read_from_what_was_measured(tmp_path):
 def test_the_quick_command_runs_through(tmp_path, monkeypatch, capsys):
     for library in ("diffusers", "transformers", "peft"):
         pytest.importorskip(library)
-    from worlds.__main__ import main
+    from benchmarks.worlds.__main__ import main
 
     monkeypatch.setattr(
         "sys.argv",

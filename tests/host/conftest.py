@@ -5,10 +5,10 @@ another ComfyUI.
 from pathlib import Path
 
 import pytest
+from checkpoint import write_checkpoint, write_lora
 from comfy_host import Host
 
-from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+from demo.server import ComfyServer, cache_folder, find_comfyui
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iteris_core.cli.demo.client import WorkflowFailed
+from demo.client import WorkflowFailed
 
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from waiting import HANGS
 
-from iteris_core.cli.demo.client import WorkflowFailed
+from demo.client import WorkflowFailed
 
 SIDE = 64
 STRIP = 24

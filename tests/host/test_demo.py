@@ -153,6 +153,7 @@ PROMPTS = ("--prompt", "one", "--prompt", "two")
         ((*OWN_FILES, *PROMPTS, "--steps", "0"), "expected 1 or more"),
         (("--family", "sdxl"), "--family needs --checkpoint"),
         (("--prompt", "one"), "--prompt needs --checkpoint"),
+        (("--steps", "0"), "--steps needs --checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, files, tmp_path, temporary):
@@ -167,7 +168,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, files, tmp_pa
 
 
 def test_existing_results_are_kept(tmp_path):
-    from iteris_core.cli.demo.run import _make_output
+    from demo.run import _make_output
 
     first = _make_output(tmp_path / "result")
     (first / "merged.safetensors").touch()
@@ -177,7 +178,7 @@ def test_existing_results_are_kept(tmp_path):
 
 
 def test_each_lora_gets_its_row():
-    from iteris_core.cli.demo.run import DemoRequest, _read_template, make_workflow
+    from demo.run import DemoRequest, make_workflow, read_template
 
     names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
     request = DemoRequest(
@@ -186,7 +187,7 @@ def test_each_lora_gets_its_row():
         tuple(map(Path, names)),
         ("a <x>\nmore", "y | z", "a <w>"),
     )
-    workflow = make_workflow(_read_template(), request, "model.safetensors", names)
+    workflow = make_workflow(read_template(), request, "model.safetensors", names)
     merge = next(node for node in workflow.values() if node["class_type"] == "IterISMerge")
     rows = read_rows(merge["inputs"]["loras"], "loras")
     assert [(row.name, row.prompts) for row in rows] == [

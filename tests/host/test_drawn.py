@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from iteris_core.cli.demo import drawn, gallery
-from iteris_core.cli.demo.recogniser import Recogniser
-from iteris_core.cli.demo.run import _read_template, drawn_workflow, weights_folder
-from iteris_core.cli.demo.server import link
+from demo import drawn, gallery
+from demo.recogniser import Recogniser
+from demo.run import WEIGHTS, drawn_workflow, read_template
+from demo.server import link
 
 SEEDS = (20_001, 20_002, 20_003)  # none of them was looked at before
 
@@ -19,11 +19,11 @@ def counts(host):
     """Merge on the server, load the saved file with the stock loader, and count the pictures in
     which the recogniser sees both subjects.
     """
-    weights = weights_folder()
+    weights = WEIGHTS
     drawn.write_checkpoint(host.base / "models" / "checkpoints" / "drawn.safetensors", weights)
     for name in drawn.LORAS:
         link(weights / name, host.loras / name)
-    whole = drawn_workflow(_read_template(), "drawn.safetensors", list(drawn.LORAS))
+    whole = drawn_workflow(read_template(), "drawn.safetensors", list(drawn.LORAS))
     merging = {key: whole[key] for key in ("1", "2", "4", "settings")}
     del merging["4"]["inputs"]["cover"]
     saved = host.run(merging)["outputs"]["4"]["text"][0]

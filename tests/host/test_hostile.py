@@ -6,7 +6,7 @@ import math
 import pytest
 from safetensors.torch import load_file, save_file
 
-from iteris_core.cli.demo.client import WorkflowFailed
+from demo.client import WorkflowFailed
 from iteris_core.diffusion.recipe import METADATA_KEY
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from waiting import HANGS
 
-from iteris_core.cli.demo.server import cache_folder, find_comfyui
+from demo.server import cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = [

@@ -12,7 +12,7 @@ import websocket
 from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
-from iteris_core.cli.demo.client import WorkflowFailed
+from demo.client import WorkflowFailed
 
 
 def show(node, output=0, node_id="90"):

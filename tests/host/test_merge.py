@@ -10,9 +10,9 @@ from comfy_host import Host
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
+from demo.client import WorkflowFailed, WorkflowRejected
+from demo.server import ComfyServer
 from iteris_core import __version__
-from iteris_core.cli.demo.client import WorkflowFailed, WorkflowRejected
-from iteris_core.cli.demo.server import ComfyServer
 
 
 @pytest.fixture(scope="module")

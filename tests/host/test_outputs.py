@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iteris_core.cli.demo.client import WorkflowFailed, WorkflowRejected
+from demo.client import WorkflowFailed, WorkflowRejected
 
 
 def node(kind: str, **inputs):

@@ -2,8 +2,9 @@
 
 import re
 
-import pictures
 import pytest
+
+from benchmarks import pictures
 
 pytestmark = pytest.mark.nightly
 

@@ -4,9 +4,9 @@ their LoRAs and sample; two LoRAs are merged, and their file does what the merge
 
 from functools import partial
 
+import checkpoint_sd3
+import checkpoint_sdxl
 import pytest
-
-from iteris_core.cli.demo import checkpoint_sd3, checkpoint_sdxl
 
 # Name -> the writers, and a few layers of each part of the model.
 SMALL = {

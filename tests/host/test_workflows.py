@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoint import write_lora
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from waiting import HANGS
 from workflow_files import list_transformer
 
-from iteris_core.cli.demo.checkpoint import write_lora
-from iteris_core.cli.demo.client import WorkflowFailed
+from demo.client import WorkflowFailed
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 CHAIN = json.loads((FOLDER.parents[1] / "tests" / "data" / "chain.json").read_text())

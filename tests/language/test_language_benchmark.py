@@ -6,17 +6,19 @@ import json
 import random
 from typing import get_args
 
-import language
-import language_blip
-import language_methods
-import language_tasks
-import language_text
-import language_train
-import language_world
 import pytest
 import torch
-from results import write_parts
 
+from benchmarks import (
+    language,
+    language_blip,
+    language_methods,
+    language_tasks,
+    language_text,
+    language_train,
+    language_world,
+)
+from benchmarks.results import write_parts
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.config import Balance
 from iteris_core.language.job import DEFAULT

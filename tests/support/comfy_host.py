@@ -6,8 +6,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from waiting import HANGS
 
-from iteris_core.cli.demo.client import ComfyClient
-from iteris_core.cli.demo.server import ComfyServer
+from demo.client import ComfyClient
+from demo.server import ComfyServer
 
 CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
 SMALL = {

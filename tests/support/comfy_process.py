@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from iteris_core.cli.demo.server import cache_folder, find_comfyui
+from demo.server import cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import psutil
 import torch
+from checkpoint import write_checkpoint, write_lora
 from comfy_host import Host
 from safetensors.torch import load_file, save_file
 
-from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.cli.demo.client import ComfyClient, WorkflowFailed
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+from demo.client import ComfyClient, WorkflowFailed
+from demo.server import ComfyServer, cache_folder, find_comfyui
 
 MOST_GROWTH_MB = 40.0
 LAYERS = re.compile(r"mid_block|encoder_layers_(0|11)_self_attn")

@@ -24,17 +24,17 @@ from iteris_pack.nodes.loras import names, rows, stack_formats
 from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
+from benchmarks.paper.data_files import read_rows
+from benchmarks.paper.language_tasks import TEXT_TASKS, read_caption_task, read_text_task
+from benchmarks.paper.pictures import read_prompts
+from benchmarks.paper.predictions import predict
+from benchmarks.paper.style_classifiers import read_captions
 from iteris_core import Adapter, IterisError
 from iteris_core.cli.options import numbers
 from iteris_core.diffusion.captions import check_placeholders, check_scene_form
 from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.prompt_syntax import plain
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
-from iteris_core.evaluation.data_files import read_rows
-from iteris_core.evaluation.language_tasks import TEXT_TASKS, read_caption_task, read_text_task
-from iteris_core.evaluation.pictures import read_prompts
-from iteris_core.evaluation.predictions import predict
-from iteris_core.evaluation.style_classifiers import read_captions
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES

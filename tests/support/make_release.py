@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 import browser
+from checkpoint import write_checkpoint, write_lora
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from demo.client import ComfyClient
+from demo.server import ComfyServer, cache_folder, find_comfyui
 from iteris_core import __version__
-from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.cli.demo.client import ComfyClient
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
 RELEASES = ROOT / "tests" / "data" / "releases"

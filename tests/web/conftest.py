@@ -6,10 +6,10 @@ from pathlib import Path
 
 import browser
 import pytest
+from checkpoint import write_checkpoint, write_lora
 from workflow_files import list_transformer
 
-from iteris_core.cli.demo.checkpoint import write_checkpoint, write_lora
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui
+from demo.server import ComfyServer, cache_folder, find_comfyui
 
 CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
 SMALL = {"sample_runs": 1, "sampling_steps": 2, "resolution": 64}

@@ -18,12 +18,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from workflow_notes import TEMPLATES
 
-from iteris_core.cli.demo import drawn
-from iteris_core.cli.demo.client import ComfyClient, Json
-from iteris_core.cli.demo.gallery import DRAW, drawing_nodes
-from iteris_core.cli.demo.recogniser import Recogniser
-from iteris_core.cli.demo.run import weights_folder
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui, link
+from demo import drawn
+from demo.client import ComfyClient, Json
+from demo.gallery import DRAW, drawing_nodes
+from demo.recogniser import Recogniser
+from demo.run import WEIGHTS
+from demo.server import ComfyServer, cache_folder, find_comfyui, link
 
 ROOT = Path(__file__).resolve().parents[2]
 TILES = Path(__file__).parent / "tiles.png"
@@ -189,7 +189,7 @@ def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
 
 def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
     """Return the stack beside the merge, with what the recogniser sees below each."""
-    recogniser = Recogniser.read(weights_folder() / "recogniser.safetensors")
+    recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
     side, gap, line = 4 * TILE, 16, 48
     whole = Image.new("RGB", (2 * side + 3 * gap, side + 3 * line), BACK)
     pen = ImageDraw.Draw(whole)
@@ -237,10 +237,10 @@ def draw_tiles(merged: Path) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         models = base / "models"
-        drawn.write_checkpoint(models / "checkpoints" / checkpoint["ckpt_name"], weights_folder())
+        drawn.write_checkpoint(models / "checkpoints" / checkpoint["ckpt_name"], WEIGHTS)
         link(merged, models / "loras" / MERGED)
         for name in drawn.LORAS:
-            link(weights_folder() / name, models / "loras" / name)
+            link(WEIGHTS / name, models / "loras" / name)
         comfyui = find_comfyui(cache_folder())
         with ComfyServer(comfyui, base, base / "server.log", device="cpu") as server:
             client = ComfyClient(server.address)

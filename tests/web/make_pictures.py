@@ -22,11 +22,11 @@ from PIL import Image
 from workflow_files import list_transformer
 from workflow_notes import TEMPLATES, Template
 
-from iteris_core.cli.demo import drawn
-from iteris_core.cli.demo import server as demo_server
-from iteris_core.cli.demo.gallery import STEPS
-from iteris_core.cli.demo.run import weights_folder
-from iteris_core.cli.demo.server import ComfyServer, cache_folder, find_comfyui, link
+from demo import drawn
+from demo import server as demo_server
+from demo.gallery import STEPS
+from demo.run import WEIGHTS
+from demo.server import ComfyServer, cache_folder, find_comfyui, link
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "iteris-lora-merge"  # the folder that git clone makes
@@ -342,7 +342,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         models = base / "models"
-        weights = weights_folder()
+        weights = WEIGHTS
         drawn.write_checkpoint(models / "checkpoints" / "checkpoint.safetensors", weights)
         list_transformer(models)
         for name in drawn.LORAS:

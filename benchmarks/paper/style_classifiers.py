@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EvaluationError
-from ..files.pretrained import load_tokenizer, placed, whole_model
+from iteris_core.files.pretrained import load_tokenizer, placed, whole_model
+
 from .data_files import EXTENSIONS, listed, read_rows
+from .errors import EvaluationError
 from .text_metrics import StyleClassifier
 
 _FOLDS = 5

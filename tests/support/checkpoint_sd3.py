@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .parts import (
+from demo.parts import (
     CLIP_L,
     CLIP_L_LAYERS,
     Shapes,

@@ -1,4 +1,4 @@
-"""`iteris eval sd15` on a tiny Stable Diffusion and a tiny CLIP of the real classes."""
+"""`python -m benchmarks.paper sd15` on a tiny Stable Diffusion and a tiny CLIP of the real classes."""
 
 import json
 
@@ -12,27 +12,27 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
-from iteris_core.cli.main import app
+from benchmarks.paper.__main__ import app
+from benchmarks.paper.clip_alignment import image_alignment, load_clip, text_alignment
+from benchmarks.paper.drawing import Sampling, load_pipeline, wearing_lora
+from benchmarks.paper.figures import picture_figures
+from benchmarks.paper.pictures import PROMPTS
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.errors import ConfigError
-from iteris_core.evaluation.clip_alignment import image_alignment, load_clip, text_alignment
-from iteris_core.evaluation.drawing import Sampling, load_pipeline, wearing_lora
-from iteris_core.evaluation.paper_figures import picture_figures
-from iteris_core.evaluation.pictures import PROMPTS
 
 TEMPLATES = ("a photo of {concepts}", "{concepts} on a cat")
 
 
 def iteris(*arguments):
     environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-    return CliRunner().invoke(app, ["eval", "sd15", *map(str, arguments)], env=environment)
+    return CliRunner().invoke(app, ["sd15", *map(str, arguments)], env=environment)
 
 
 def said(done):
     """Return the one line that a command in error says."""
     assert done.exit_code == 2, done.output
-    assert done.stderr.startswith("iteris eval sd15: ")
+    assert done.stderr.startswith("python -m benchmarks.paper sd15: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
 
@@ -427,4 +427,4 @@ def test_help_says_what_the_paper_does():
     done = iteris("--help")
     assert done.exit_code == 0
     assert "8 prompts x 50 pictures of 512 x 512" in done.stdout
-    assert "iteris eval sd15 --base sd15.safetensors" in done.stdout
+    assert "python -m benchmarks.paper sd15 --base sd15.safetensors" in done.stdout

@@ -13,15 +13,17 @@ from typing import Any, Literal
 
 import torch
 
-from ..diffusion import loading
-from ..diffusion.lora_files import read_lora, save_lora
-from ..diffusion.pipeline import DiffusersModel
-from ..errors import AdapterError, ConfigError, EvaluationError
-from ..files.families import FAMILIES
-from ..files.tensors import check_readable
-from ..files.writing import whole_file, write_text
-from ..progress import Progress
-from ..settings import MOST_SEEDS, check, setting, shown
+from iteris_core.diffusion import loading
+from iteris_core.diffusion.lora_files import read_lora, save_lora
+from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.errors import AdapterError, ConfigError
+from iteris_core.files.families import FAMILIES
+from iteris_core.files.tensors import check_readable
+from iteris_core.files.writing import whole_file, write_text
+from iteris_core.progress import Progress
+from iteris_core.settings import MOST_SEEDS, check, setting, shown
+
+from .errors import EvaluationError
 
 Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"

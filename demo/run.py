@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import IterisError
-from ...files.families import FAMILIES, Family
-from ...files.writing import whole_file, write_text
-from ...progress import Stage
+from iteris_core.errors import IterisError
+from iteris_core.files.families import FAMILIES, Family
+from iteris_core.files.writing import whole_file, write_text
+from iteris_core.progress import Stage
+
 from . import drawn
 from .client import ComfyClient, Json
 from .gallery import (
@@ -30,13 +31,15 @@ from .gallery import (
     write_gallery,
 )
 from .recogniser import Recogniser
-from .server import ComfyServer, Device, ServerError, cache_folder, find_comfyui, link, pack_folder
+from .server import PACK, ComfyServer, Device, ServerError, cache_folder, find_comfyui, link
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
+WEIGHTS = Path(__file__).parent / "weights"
+TEMPLATE = PACK / "workflows" / "api" / "merge_two_loras.json"
 SETTINGS = "settings"  # the node of them, with the demo's own checkpoint
 USUAL_STEPS = 20  # of a picture
 SIZE_STEP = 16  # pixels; the latents of every family have whole ones
@@ -85,11 +88,9 @@ def check(request: DemoRequest) -> None:
 
     Raises:
         InputError: Names the file or the option.
-        ServerError: The demo's own model is asked for, and is not here.
     """
     if request.checkpoint is None:
         _check_own(request)
-        weights_folder()
         return
     if len(request.loras) < 2:
         raise InputError(
@@ -123,7 +124,7 @@ def _check_own(request: DemoRequest) -> None:
         "--family": request.family != "sd15",
     }
     for option, value in given.items():
-        if value:
+        if value not in (None, (), False):
             raise InputError(f"{option} needs --checkpoint: without one, the demo's model is used.")
 
 
@@ -149,7 +150,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     """
     check(request)
     started = time.monotonic()
-    template = _read_template()
+    template = read_template()
     cache = cache_folder()
     with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
         comfyui = find_comfyui(cache)
@@ -201,14 +202,10 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     return output
 
 
-def _read_template() -> Json:
-    path = pack_folder() / "workflows" / "api" / "merge_two_loras.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ServerError(
-            f"iteris demo needs a checkout of the pack: '{path}' cannot be read ({error})."
-        ) from error
+def read_template() -> Json:
+    """Return the workflow that merges two LoRAs."""
+    template: Json = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    return template
 
 
 def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
@@ -217,26 +214,10 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
     """
     if request.checkpoint is not None:
         return request.checkpoint, list(request.loras)
-    weights = weights_folder()
     checkpoint = cache / f"demo-checkpoint-v{drawn.VERSION}.safetensors"
     if not checkpoint.is_file():
-        drawn.write_checkpoint(checkpoint, weights)
-    return checkpoint, [weights / name for name in drawn.LORAS]
-
-
-def weights_folder() -> Path:
-    """Return the folder of what was trained for the demo.
-
-    Raises:
-        ServerError: The checkout has none, as the registry's archive.
-    """
-    folder = pack_folder() / "demo" / "weights"
-    if not folder.is_dir():
-        raise ServerError(
-            f"iteris demo needs a clone of the repository: '{folder}', which holds its model, is "
-            "missing. Clone it, or give --checkpoint and --lora of your own."
-        )
-    return folder
+        drawn.write_checkpoint(checkpoint, WEIGHTS)
+    return checkpoint, [WEIGHTS / name for name in drawn.LORAS]
 
 
 def _make_output(wanted: Path) -> Path:
@@ -456,7 +437,7 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
 
 def _columns(client: ComfyClient, workflow: Json, history: Json) -> list[Column]:
     """Return the pictures of the demo's own models, and what the recogniser sees in them."""
-    recogniser = Recogniser.read(weights_folder() / "recogniser.safetensors")
+    recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
     columns = []
     for node in workflow:
         if node.startswith(DRAW):

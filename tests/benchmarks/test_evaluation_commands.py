@@ -1,4 +1,4 @@
-"""`iteris eval t5|blip` from files to a table, on tiny models; what they write is what peft's
+"""`python -m benchmarks.paper t5|blip` from files to a table, on tiny models; what they write is what peft's
 models write.
 """
 
@@ -19,9 +19,9 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from iteris_core.cli import eval_language as cli_eval
-from iteris_core.cli.main import app
-from iteris_core.evaluation.text_metrics import caption_scores, classification_scores
+from benchmarks.paper import language_command as cli_eval
+from benchmarks.paper.__main__ import app
+from benchmarks.paper.text_metrics import caption_scores, classification_scores
 
 TEXTS = ["w1 w2 w3", "w40", "w7 w7 w8 w9 w10 w11", "w30 w5", "w12 w13 w14 w15"]
 
@@ -34,7 +34,7 @@ def iteris(*arguments):
 def said(done, command):
     """Return the one line that a command in error says."""
     assert done.exit_code == 2, done.output
-    assert done.stderr.startswith(f"iteris eval {command}: ")
+    assert done.stderr.startswith(f"python -m benchmarks.paper {command}: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
 
@@ -84,7 +84,6 @@ def emotions(base):
 
 def t5_arguments(base, output, *more):
     return [
-        "eval",
         "t5",
         "--base",
         base / "base",
@@ -236,7 +235,7 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     done = iteris(*t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}"))
     assert (
         said(done, "t5")
-        == 'iteris eval t5: needs sklearn; install it with pip install "iteris-lora-merge[eval]"\n'
+        == 'python -m benchmarks.paper t5: needs sklearn; install it with pip install "iteris-lora-merge[paper]"\n'
     )
 
 
@@ -245,7 +244,7 @@ def test_help_shows_examples():
         ("t5", "--task rte=rte/validation.parquet"),
         ("blip", "--style-classifier captions.jsonl"),
     ):
-        done = iteris("eval", command, "--help")
+        done = iteris(command, "--help")
         assert done.exit_code == 0
         assert example in done.stdout
         assert "Exit code" in done.stdout
@@ -314,7 +313,6 @@ def captions_of(blip, adapter, prompt, beams):
 
 def blip_arguments(blip, output, *more):
     return [
-        "eval",
         "blip",
         "--base",
         blip / "base",

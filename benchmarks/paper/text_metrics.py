@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from ..errors import EvaluationError
+from .errors import EvaluationError
 
 # One text -> the name of its style.
 StyleClassifier = Callable[[Sequence[str]], Sequence[str]]

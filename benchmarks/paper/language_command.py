@@ -1,4 +1,4 @@
-"""The commands `iteris eval t5` and `iteris eval blip`: base models and adapters on the paper's
+"""The commands `python -m benchmarks.paper t5` and `python -m benchmarks.paper blip`: base models and adapters on the paper's
 tasks, beside the paper's figures.
 """
 
@@ -13,22 +13,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import ConfigError
-from ..evaluation.language import Extent, Run, Scores, evaluate_captions, evaluate_texts
-from ..evaluation.language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
-from ..evaluation.paper_figures import PaperRow, caption_figures, text_figures
-from ..evaluation.style_classifiers import TrainedStyles, load_style_classifier
-from ..evaluation.writers import CAPTIONS, Generation
-from . import options as options
-from .options import Placement
-from .paths import Places
-from .terminal import as_cell, progress_bars, quiet_libraries
+from iteris_core.cli import options
+from iteris_core.cli.options import Placement
+from iteris_core.cli.paths import Places
+from iteris_core.cli.terminal import as_cell, progress_bars, quiet_libraries
+from iteris_core.errors import ConfigError
+
+from .figures import PaperRow, caption_figures, text_figures
+from .language import Extent, Run, Scores, evaluate_captions, evaluate_texts
+from .language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
+from .style_classifiers import TrainedStyles, load_style_classifier
+from .writers import CAPTIONS, Generation
 
 T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
 
 Example:
 
-    iteris eval t5 --base google/flan-t5-base --output scores/
+    python -m benchmarks.paper t5 --base google/flan-t5-base --output scores/
         --adapter rte/ --adapter mrpc/ --adapter merged/
         --task rte=rte/validation.parquet --task mrpc=mrpc/validation.jsonl
 
@@ -51,7 +52,7 @@ BLIP_HELP = f"""Score a BLIP captioning model, bare and with each adapter, on ca
 
 Example:
 
-    iteris eval blip --base Salesforce/blip-image-captioning-base --output scores/
+    python -m benchmarks.paper blip --base Salesforce/blip-image-captioning-base --output scores/
         --adapter positive/ --adapter merged/ --style-classifier captions.jsonl
         --task senticap-positive=positive/test.parquet
         --task senticap-negative=negative/test.parquet
@@ -87,7 +88,11 @@ _METRICS = {
 
 
 @options.command(
-    "iteris eval t5", "eval", extent=Extent(), generation=Generation(), placement=Placement()
+    "python -m benchmarks.paper t5",
+    "paper",
+    extent=Extent(),
+    generation=Generation(),
+    placement=Placement(),
 )
 def eval_t5_command(
     *,
@@ -128,7 +133,11 @@ def eval_t5_command(
 
 
 @options.command(
-    "iteris eval blip", "eval", extent=Extent(), generation=CAPTIONS, placement=Placement()
+    "python -m benchmarks.paper blip",
+    "paper",
+    extent=Extent(),
+    generation=CAPTIONS,
+    placement=Placement(),
 )
 def eval_blip_command(
     *,

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from ..devices import with_smaller_calls
-from ..errors import ConfigError, EvaluationError
-from ..files.tensors import check_readable
-from ..language.pictures import SUFFIXES, pictures_in
-from ..progress import Progress, Stage, StageProgress, nobody
-from ..settings import MOST_AT_ONCE, check, setting, shown
+from iteris_core.devices import with_smaller_calls
+from iteris_core.errors import ConfigError
+from iteris_core.files.tensors import check_readable
+from iteris_core.language.pictures import SUFFIXES, pictures_in
+from iteris_core.progress import Progress, Stage, StageProgress, nobody
+from iteris_core.settings import MOST_AT_ONCE, check, setting, shown
+
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
+from .errors import EvaluationError
 from .language import BASE, Scores
 from .predictions import file_fingerprint
 

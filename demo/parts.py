@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...files.groups import tensors_by_key
-from ...files.layout import content, header, in_order
-from ...files.roles import ALPHA, DOWN, UP
-from ...files.writing import whole_file
+from iteris_core.files.groups import tensors_by_key
+from iteris_core.files.layout import content, header, in_order
+from iteris_core.files.roles import ALPHA, DOWN, UP
+from iteris_core.files.writing import whole_file
 
 CHANNELS = 320  # width of the UNets
 TIME = 1280  # width of their time embedding

@@ -13,9 +13,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from ..errors import ConfigError, EvaluationError
-from ..settings import shown
+from iteris_core.errors import ConfigError
+from iteris_core.settings import shown
+
 from .data_files import listed, read_rows
+from .errors import EvaluationError
 
 TextScore = Literal["accuracy", "macro_f1", "scaled_matthews"]
 

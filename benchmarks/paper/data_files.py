@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import EvaluationError
+from .errors import EvaluationError
 
 EXTENSIONS = ".jsonl, .json, .tsv, .csv, .parquet"
 # Memory that the rows of a parquet file may take, beside 20 times the file; a row and a cell are

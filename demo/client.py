@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import IterisError
+from iteris_core.errors import IterisError
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Json], None]

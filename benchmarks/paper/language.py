@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters import Adapter
-from ..devices import with_smaller_calls
-from ..errors import ConfigError, EvaluationError
-from ..files import peft
-from ..files.pretrained import load_adapter, load_processor, load_tokenizer
-from ..language import blip, t5
-from ..progress import Stage, StageProgress, nobody
-from ..settings import MOST_AT_ONCE, check, setting
+from iteris_core.adapters import Adapter
+from iteris_core.devices import with_smaller_calls
+from iteris_core.errors import ConfigError
+from iteris_core.files import peft
+from iteris_core.files.pretrained import load_adapter, load_processor, load_tokenizer
+from iteris_core.language import blip, t5
+from iteris_core.progress import Stage, StageProgress, nobody
+from iteris_core.settings import MOST_AT_ONCE, check, setting
+
+from .errors import EvaluationError
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
 from .predictions import file_fingerprint, fingerprint, predict
 from .style_classifiers import TrainedStyles

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..files.pretrained import load_processor, placed, whole_model
-from ..language.pictures import open_picture
-from ..progress import Progress, nobody
+from iteris_core.files.pretrained import load_processor, placed, whole_model
+from iteris_core.language.pictures import open_picture
+from iteris_core.progress import Progress, nobody
 
 # CLIPScore (Hessel et al. 2021) is 2.5 max(cos, 0), with these words before the text.
 CLIPSCORE_SCALE = 2.5

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, LowRankDelta
-from ..devices import exact_products, product_dtype
-from ..files.pretrained import generation_settings
-from ..language.caption_samples import check_length
-from ..language.pictures import open_picture
-from ..layers import add_to_output, codes_of
-from ..rows.wearing import layer_hooks
-from ..settings import MOST_AT_ONCE, MOST_TOKENS, check, setting
+from iteris_core.adapters import Adapter, LowRankDelta
+from iteris_core.devices import exact_products, product_dtype
+from iteris_core.files.pretrained import generation_settings
+from iteris_core.language.caption_samples import check_length
+from iteris_core.language.pictures import open_picture
+from iteris_core.layers import add_to_output, codes_of
+from iteris_core.rows.wearing import layer_hooks
+from iteris_core.settings import MOST_AT_ONCE, MOST_TOKENS, check, setting
 
 
 @dataclass(frozen=True)

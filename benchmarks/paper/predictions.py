@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EvaluationError
-from ..files.writing import append_text, write_text
-from ..progress import Progress
-from ..settings import shown
+from iteris_core.files.writing import append_text, write_text
+from iteris_core.progress import Progress
+from iteris_core.settings import shown
+
+from .errors import EvaluationError
 
 Input = TypeVar("Input")
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...files.writing import whole_file
+from iteris_core.files.writing import whole_file
+
 from .client import ComfyClient, Json
 
 if TYPE_CHECKING:

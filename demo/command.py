@@ -1,0 +1,64 @@
+"""The command line of the demo: `iteris demo`, or `python -m demo` in a clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from iteris_core.errors import IterisError
+
+from .run import DemoRequest, FamilyName, InputError, run_demo
+from .server import Device
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def demo(
+    family: Annotated[FamilyName, typer.Option(help="Family of your checkpoint.")] = "sd15",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint, .safetensors; the demo's own if left out."),
+    ] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="A LoRA for the checkpoint; give it twice or more.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA's prompts, split by \\n; one --prompt per --lora, in order."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path(
+        "iteris-demo"
+    ),
+    width: Annotated[int | None, typer.Option(help="Width of each picture, in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of each picture, in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of each picture.")] = None,
+    device: Annotated[Device, typer.Option(help="cpu keeps ComfyUI off the GPU.")] = "auto",
+) -> None:
+    """Merge LoRAs inside a real, headless ComfyUI and compare the result in pictures.
+
+    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server
+    failed (its log is named).
+    """
+    request = DemoRequest(
+        output=output,
+        checkpoint=checkpoint,
+        loras=tuple(lora or ()),
+        prompts=tuple(text.replace("\\n", "\n") for text in prompt or ()),
+        width=width,
+        height=height,
+        steps=steps,
+        device=device,
+        family=family,
+    )
+    try:
+        run_demo(request, Console())
+    except InputError as error:
+        typer.echo("iteris demo: " + " ".join(str(error).split()), err=True)
+        raise typer.Exit(2) from None
+    except IterisError as error:  # its lines are the end of the server's log
+        typer.echo(f"iteris demo: {error}", err=True)
+        raise typer.Exit(2) from None

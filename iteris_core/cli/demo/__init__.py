@@ -1,1 +1,0 @@
-"""The command `iteris demo`: a merge of LoRAs inside a real, headless ComfyUI."""
