@@ -1,4 +1,6 @@
-"""The list of the pack's nodes."""
+"""The nodes, a file each. `loras` reads which LoRAs are merged, and `host` alone touches ComfyUI's
+insides.
+"""
 
 from __future__ import annotations
 

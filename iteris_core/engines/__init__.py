@@ -1,1 +1,1 @@
-"""The two engines that measure and solve layers: the single sweep and the paper's iteration."""
+"""Layers measured and solved in order: the single sweep, and the paper's iteration."""

@@ -1,1 +1,3 @@
-"""The report of a merge: its records, its fidelity and its pictures."""
+"""What a merge says about itself: figures of each layer, what was kept of each LoRA, the word for
+it, warnings and notes.
+"""

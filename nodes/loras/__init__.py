@@ -1,1 +1,1 @@
-"""LoRAs that can be merged, read from the inputs that users connect."""
+"""LoRAs that can be merged, read from what users connect: rows of text, stacks, models, files."""
