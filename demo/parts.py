@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iteris_core.files.groups import tensors_by_key
-from iteris_core.files.layout import content, header, in_order
-from iteris_core.files.roles import ALPHA, DOWN, UP
+from iteris_core.files.kinds import ALPHA, DOWN, UP, tensors_by_key
 from iteris_core.files.writing import whole_file
 
 CHANNELS = 320  # width of the UNets
@@ -26,6 +24,7 @@ CLIP_L_LAYERS = 12
 VOCABULARY = 49408
 MAX_TOKENS = 77
 
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.float8_e5m2: "F8_E5M2"}
 _TEXT_ENCODERS = ("conditioner.", "text_encoders.")
 _BETWEEN = re.compile(
     r"transformer_blocks\.[1-8]\.|encoder\.layers\.[1-9]\.|resblocks\.([1-9]|[12]\d)\."
@@ -219,12 +218,22 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     A tensor on the meta device, which has no content, becomes a hole: it is read as zeros, and
     takes no room on disk where the file system can do that.
     """
-    ordered = in_order(tensors)
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
     with whole_file(path, overwrite=True) as file:
-        file.write(header(ordered, metadata))
-        for tensor in ordered.values():
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
             if tensor.is_meta:
                 file.seek(tensor.nbytes, os.SEEK_CUR)
             else:
-                file.write(content(tensor))
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.truncate()

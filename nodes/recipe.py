@@ -99,7 +99,7 @@ def recipe_of(lora_name: str) -> Recipe:
         IterisError: It has none, or one that cannot be read.
     """
     from ..iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
-    from ..iteris_core.files.headers import read_header
+    from ..iteris_core.files.tensors import read_header
 
     text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
     if text is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.files.families import Family
-from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.kohya import ModelKeys
 from iteris_core.network import IMAGE_STREAM, TEXT_STREAM, Network
 
 CELLS = 8  # latents are (27, 8, 8); each cell is a token

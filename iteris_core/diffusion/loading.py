@@ -11,8 +11,8 @@ import torch
 
 from ..errors import ConfigError
 from ..files.families import Family
-from ..files.headers import read_header
 from ..files.pretrained import DeviceMap, loaded, placed
+from ..files.tensors import read_header
 from .pipeline import DiffusersModel
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ..devices import device_of
 from ..errors import CalibrationError, ConfigError
-from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, model_keys
+from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, ldm_names, model_keys
 from ..files.families import FAMILIES, Family
-from ..files.ldm_names import ldm_names
-from ..files.model_keys import ModelKeys
+from ..files.kohya import ModelKeys
 from ..network import TEXT_STREAM, Network
 from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
 

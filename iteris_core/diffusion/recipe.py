@@ -10,7 +10,7 @@ import torch
 
 from ..config import MergeConfig
 from ..errors import ConfigError
-from ..files.json_values import json_value
+from ..files.limits import json_value
 from ..files.metadata import merged_metadata
 from ..files.trigger_words import trigger_words
 from ..report.records import MergeReport, Note

@@ -10,10 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .budget import first, spend
-from .groups import split_key
-from .limits import NAME_LETTERS, SEARCHED_LETTERS
-from .roles import DOWN, UP
+from .kinds import DOWN, UP, split_key
+from .limits import NAME_LETTERS, SEARCHED_LETTERS, first, spend
 
 Spelling = Literal["kohya", "comfy"]
 

@@ -11,15 +11,24 @@ from typing import Any
 
 from ..errors import AdapterError
 from . import peft
-from .budget import budget, spend
 from .families import base_family
-from .groups import Group, grouped
-from .kinds import Shape, Tensors, foreign_kind, kind_of
-from .peft_settings import CONFIG_FILE, meaning_of, read_settings, refusal
-from .roles import ALPHA, DOWN, MAGNITUDE, UP, VECTORS
-from .sidecars import words_beside
+from .kinds import (
+    ALPHA,
+    DOWN,
+    MAGNITUDE,
+    UP,
+    VECTORS,
+    Group,
+    Shape,
+    Tensors,
+    foreign_kind,
+    grouped,
+    kind_of,
+)
+from .limits import budget, spend
+from .peft import CONFIG_FILE, meaning_of, read_settings, refusal
 from .tensors import read_tensors
-from .trigger_words import trigger_words
+from .trigger_words import trigger_words, words_beside
 
 # How the keys of a file begin -> who writes such keys.
 _WRITERS = {

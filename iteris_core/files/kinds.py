@@ -5,33 +5,171 @@ All code that distinguishes kinds or tensors derives from `KINDS` and `ENDINGS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
-from .budget import spend
-from .limits import PRODUCT_NUMBERS, RANK
+from .limits import PRODUCT_NUMBERS, RANK, spend
 from .parts import WeightPart
-from .products import check_core, check_products
-from .roles import (
-    ALPHA,
-    B_NORM,
-    DIFF,
-    DIFF_B,
-    DORA_SCALE,
-    DOWN,
-    MAGNITUDE,
-    MID,
-    RESHAPE_WEIGHT,
-    SET_WEIGHT,
-    UP,
-    VECTORS,
-    W_NORM,
+
+# A weight is (d_out, d_in, height, width) for convolutions.
+UP = "up"  # (d_out, rank)
+DOWN = "down"  # (rank, d_in, height, width)
+MID = "mid"  # the core of LoCon's Tucker form, (rank, rank, height, width)
+ALPHA = "alpha"  # one number: the delta is multiplied by alpha / rank
+DORA_SCALE = "dora_scale"  # magnitudes of a DoRA by LyCORIS
+MAGNITUDE = "magnitude"  # magnitudes of a DoRA by PEFT, (d_out,)
+RESHAPE_WEIGHT = "reshape_weight"  # the shape that the weight takes on
+DIFF = "diff"  # the delta itself
+SET_WEIGHT = "set_weight"  # what takes the place of the weight
+DIFF_B = "diff_b"  # what is added to the bias
+B_NORM = "b_norm"  # what is added to a norm's bias
+W_NORM = "w_norm"  # what is added to a norm's weight
+
+# Role of a vector -> the module's parameter to which it is added.
+VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
+
+
+# Role of a Tucker form's core -> roles of its two factors.
+_TUCKER = {
+    "lokr_t2": ("lokr_w2_a", "lokr_w2_b"),
+    "hada_t1": ("hada_w1_a", "hada_w1_b"),
+    "hada_t2": ("hada_w2_a", "hada_w2_b"),
+}
+_PAIRS = (
+    *_TUCKER.values(),
+    ("glora_b1", "glora_b2"),
+    ("glora_b2", "glora_b1"),
 )
+
+
+def check_core(tensors: Mapping[str, Tensor], shape: tuple[int, int] | None) -> None:
+    """Refuse a LoCon whose core and factor make more numbers than the layer has room for.
+
+    Args:
+        tensors: Role -> tensor of one layer.
+        shape: Shape of the layer's weight; None: there is no model.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    d_out, d_in = shape or (0, 0)
+    if MID in tensors and DOWN in tensors:
+        _check("a core and a factor", _core(tensors), d_out * d_in)
+
+
+def check_products(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+    """Refuse tensors of which more would be made than the layer has room for.
+
+    Args:
+        tensors: Role -> tensor of one layer, of a kind without exact factors.
+        shape: Shape of the layer's weight.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    d_out, d_in = shape
+    check_core(tensors, shape)
+    for what, numbers in (*_of_factors(tensors), *_of_lokr(tensors), *_of_glora(tensors, d_out)):
+        _check(what, numbers, d_out * d_in)
+    if "oft_blocks" in tensors:
+        sides = tensors["oft_blocks"].shape
+        made = sides[:-2].numel() * max(sides[-2:], default=1) ** 2
+        _check("oft_blocks", made, max(d_out, d_in) ** 2)
+    if RESHAPE_WEIGHT in tensors:
+        new = tensors[RESHAPE_WEIGHT].double().abs().clamp_min(1).prod().item()
+        _check(RESHAPE_WEIGHT, new, d_out * d_in)
+
+
+def check_scales(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+    """Refuse factors of rows or columns that make a weight of another shape.
+
+    Args:
+        tensors: Role -> tensor of one layer.
+        shape: Shape of the layer's weight as its tensor has it.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    for role in (DORA_SCALE, "rescale"):
+        if role not in tensors:
+            continue
+        found = tuple(tensors[role].shape)
+        try:
+            fits = tuple(torch.broadcast_shapes(found, shape)) == tuple(shape)
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise AdapterError(
+                f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
+                "file is damaged or for another model. Use another LoRA"
+            )
+
+
+def _check(what: str, numbers: float, room: int) -> None:
+    if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
+        raise AdapterError(
+            f"has {what} that make {numbers:g} numbers, where the weight has {room or 'unknown'} "
+            f"and {PRODUCT_NUMBERS} are made at most; the file is damaged or for another model. "
+            "Use another LoRA"
+        )
+
+
+def _of_factors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+    """Yield what pairs of factors and Tucker forms are called, and how many numbers they make."""
+    for core, (first, second) in _TUCKER.items():
+        if {core, first, second} <= set(tensors):
+            inner = tensors[core].shape
+            across = _columns(tensors[second]) * inner[2:].numel()
+            yield f"{core} and {second}", inner[:1].numel() * across
+            yield f"{core} and {first}", _columns(tensors[first]) * across
+    for first, second in _PAIRS:
+        if first in tensors and second in tensors:
+            yield f"{first} and {second}", _product(tensors, first, second)
+    if {UP, DOWN} <= set(tensors) and not {DORA_SCALE, RESHAPE_WEIGHT}.isdisjoint(tensors):
+        kernel = tensors[MID].shape[2:].numel() if MID in tensors else 1
+        yield "factors", _product(tensors, UP, DOWN) * kernel
+
+
+def _of_lokr(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+    made = 1
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in tensors:
+            made *= tensors[name].numel()
+        elif f"{name}_a" in tensors and f"{name}_b" in tensors:
+            core = tensors.get("lokr_t2") if name == "lokr_w2" else None
+            rows = _rows if core is None else _columns
+            kernel = 1 if core is None else core.shape[2:].numel()
+            made *= rows(tensors[f"{name}_a"]) * _columns(tensors[f"{name}_b"]) * kernel
+    yield "LoKr factors", made
+
+
+def _of_glora(tensors: Mapping[str, Tensor], d_out: int) -> Iterator[tuple[str, int]]:
+    for role in ("glora_a1", "glora_a2"):
+        if role in tensors:
+            yield role, d_out * _columns(tensors[role])
+
+
+def _core(tensors: Mapping[str, Tensor]) -> int:
+    core = tensors[MID]
+    return _rows(core) * _columns(tensors[DOWN]) * core.shape[2:].numel()
+
+
+def _product(tensors: Mapping[str, Tensor], first: str, second: str) -> int:
+    return _rows(tensors[first]) * _columns(tensors[second])
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[:1].numel()
+
+
+def _columns(tensor: Tensor) -> int:
+    return tensor.shape[1:].numel()
+
 
 Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
 Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kernel in d_in
@@ -599,3 +737,101 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "glora_b1": (".b1.weight",),
     "glora_b2": (".b2.weight",),
 }
+
+
+_ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending in endings}
+
+
+@dataclass
+class Group:
+    """The tensors that describe one module.
+
+    Args:
+        base: Common beginning of their keys.
+        tensors: Role -> tensor.
+        keys: Role -> the tensor's key.
+        doubled: Roles of which there is a second tensor.
+    """
+
+    base: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    doubled: list[str] = field(default_factory=list)
+
+    def check_single(self) -> None:
+        """Refuse a group with two tensors for one role.
+
+        Raises:
+            AdapterError: Begins with the predicate.
+        """
+        if self.doubled:
+            raise AdapterError(
+                f"has two tensors for {self.doubled[0]!r}; the file mixes two formats and is "
+                "damaged"
+            )
+
+    def check_vectors(self) -> None:
+        """Refuse differences of a bias or of a norm that are not finite.
+
+        Raises:
+            AdapterError: Begins with the predicate.
+        """
+        for role in VECTORS:
+            if role in self.tensors and not torch.isfinite(self.tensors[role].float()).all():
+                raise AdapterError(
+                    f"holds NaN or infinite numbers in {self.keys[role]!r}; the training run "
+                    "broke. Use an earlier epoch of this LoRA"
+                )
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Return (base, role) of a key; None if no tensor of an adapter has such an ending."""
+    for ending, role in _ROLE_OF_ENDING.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), role
+    return None
+
+
+def grouped(
+    tensors: Mapping[str, Tensor], is_base: Callable[[str], bool] = lambda base: True
+) -> tuple[dict[str, Group], list[str]]:
+    """Return base -> group, and the keys that belong to none.
+
+    Args:
+        tensors: Key -> tensor.
+        is_base: Whether a base is one of a group; else its keys belong to none.
+    """
+    groups: dict[str, Group] = {}
+    others = []
+    for key, tensor in tensors.items():
+        spend()
+        parts = split_key(key)
+        if parts is None or not is_base(parts[0]):
+            others.append(key)
+            continue
+        base, role = parts
+        if role == DIFF and tensor.ndim == 1:  # trainers write a norm's difference like a matrix's
+            role = W_NORM
+        group = groups.setdefault(base, Group(base))
+        if role in group.tensors:
+            group.doubled.append(role)
+        group.tensors[role] = tensor
+        group.keys[role] = key
+    return groups, others
+
+
+def tensors_by_key(base: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a module's tensors, role -> tensor, under the keys that kohya's and LyCORIS' trainers
+    give them.
+    """
+    return {key_of(base, role): tensor for role, tensor in tensors.items()}
+
+
+def key_of(base: str, role: str) -> str:
+    """Return the key that kohya's and LyCORIS' trainers give a tensor."""
+    return base + ENDINGS[role][0]
+
+
+def peft_key_of(base: str, role: str) -> str:
+    """Return the key under which PEFT saves a tensor."""
+    return base + PEFT_ENDINGS[role]

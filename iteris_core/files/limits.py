@@ -1,27 +1,33 @@
 """Limits of what is read from files, which come from strangers.
 
-Each is several times what the largest real files have, and low enough that a small file can neither
-hold up a reader nor fill the memory. A file beyond one is refused with its name, except where a
-limit says otherwise.
+Each number is several times what the largest real files have, and low enough that a small file can
+neither hold up a reader nor fill the memory. A file beyond one is refused with its name, except
+where a limit says otherwise. All of them together could still be too much: `budget` bounds the
+seconds and bytes of one look at a file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterError
+
 # A header names every tensor and holds the metadata. Those of LoRAs have some 2,500 keys (0.4 MB),
 # and kohya's trainers add tags of several MB.
 HEADER_BYTES = 20_000_000
-# LyCORIS' LoHa of a whole SDXL has some 5,500.
-TENSORS = 30_000
-# The longest have some 120.
-KEY_LETTERS = 300
-# Type, shape and place of one tensor.
-ENTRY_LETTERS = 1_000
-# A convolution over time has 5.
-DIMENSIONS = 8
-# Numbers of one tensor, where a side of 0 counts as 1: torch counts in 64 bits.
-NUMBERS = 2**40
-# kohya's trainers write some 80, other programs some 200.
-METADATA_FIELDS = 10_000
+HEADER_BRACKETS = 1_000_000  # each may become a list or an object of 64 bytes
+TENSORS = 30_000  # LyCORIS' LoHa of a whole SDXL has some 5,500
+KEY_LETTERS = 300  # the longest have some 120
+DIMENSIONS = 8  # a convolution over time has 5
+NUMBERS = 2**40  # of one tensor, where a side of 0 counts as 1: torch counts in 64 bits
+METADATA_FIELDS = 10_000  # kohya's trainers write some 80, other programs some 200
 
 # Rank of the factors of one layer: several times the width of most layers.
 RANK = 16_384
@@ -35,8 +41,6 @@ JSON_SEPARATORS = 500_000
 JSON_LEVELS = 50
 # PEFT's adapter_config.json; one with a pattern for each layer has 0.5 MB.
 SETTINGS_BYTES = 10_000_000
-# Patterns of PEFT's settings with a gap (`.*`); each is compared with each layer.
-GAPPED_PATTERNS = 16
 
 # A file of another program beside a LoRA's, with what Civitai says about it: its pictures and their
 # prompts take up to 0.5 MB.
@@ -44,24 +48,124 @@ SIDECAR_BYTES = 4_000_000
 # A picture beside a LoRA's file, which is sent to the page as it is.
 PICTURE_BYTES = 16_000_000
 
-# Trigger words: a phrase in which an author lists all of them has some 300 letters. What is longer
-# is a description, and left out.
+# Trigger words: a phrase in which an author lists all of them has some 300 characters. What is
+# longer is a description, and left out.
 WORD_LETTERS = 2_000
-# Words between commas that are looked at.
-LISTED_WORDS = 1_000
-# The name of a base model in the metadata; what is longer is none.
-NAME_LETTERS = 200
+LISTED_WORDS = 1_000  # words between commas that are looked at
+NAME_LETTERS = 200  # of a base model in the metadata; what is longer is not a name
 
 # The budget of one look at a file, beside its tensors: texts that are parsed, and time on the
-# processor. The largest real ones take 12 MB (tags stand in the header and are parsed again) and
+# processor. The largest real ones take 12 MB (tags are in the header and are parsed again) and
 # half a second; the time also bounds how long a slow machine may be kept.
 LOOK_BYTES = 40_000_000
 LOOK_SECONDS = 5.0
-# Of tensors that are measured, a slow machine reads several times as many.
-BYTES_A_SECOND = 10_000_000
-# Letters of keys in which the family of a file is looked for, and of tags in which its subject is:
-# those of real files have 0.2 million.
+BYTES_A_SECOND = 10_000_000  # of tensors; a slow machine reads several times as many
+# Characters of keys in which the family of a file is looked for, and of tags in which its subject
+# is: those of real files have 0.2 million.
 SEARCHED_LETTERS = 1_000_000
-# Tags of a training folder that a merged file keeps, the commonest, and letters of all of them.
+# Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
 MERGED_TAGS = 1_000
 MERGED_TAG_LETTERS = 1_000_000
+
+
+class _Spent(Exception):
+    """The budget is used up. It is not a `ValueError`, which readers take for a field that cannot
+    be read.
+    """
+
+
+@dataclass
+class _Budget:
+    """What is left: bytes, and the time on this thread's processor at which it ends."""
+
+    bytes: int
+    end: float
+
+
+_BUDGET: ContextVar[_Budget | None] = ContextVar("budget", default=None)
+
+
+@contextlib.contextmanager
+def budget(path: Path, tensors: Path | None = None) -> Iterator[None]:
+    """Let all readers that are called meanwhile share one budget; see `spend`.
+
+    Args:
+        path: The file, for errors.
+        tensors: The file of the tensors, if they are read, too: a larger one may take longer.
+
+    Raises:
+        AdapterError: They took more.
+    """
+    if _BUDGET.get() is not None:  # of the whole look
+        yield
+        return
+    seconds = LOOK_SECONDS + (_size(tensors) / BYTES_A_SECOND if tensors else 0)
+    before = _BUDGET.set(_Budget(LOOK_BYTES, time.thread_time() + seconds))
+    try:
+        yield
+    except _Spent as spent:
+        raise AdapterError(
+            f"{path.name}: to read it takes more than {spent}. No adapter is known that needs so "
+            "much, so the file is damaged or made to do harm; use another"
+        ) from None
+    finally:
+        _BUDGET.reset(before)
+
+
+def spend(count: int = 0) -> None:
+    """Take the bytes of a text, and the time until now, out of the present budget, if there is one.
+    To be called before each step.
+    """
+    left = _BUDGET.get()
+    if left is None:
+        return
+    left.bytes -= count
+    if left.bytes < 0:
+        raise _Spent("the bytes that are read of one file")
+    if time.thread_time() > left.end:
+        raise _Spent("the seconds of the processor that are spent on one file")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # the reader says why
+        return 0
+
+
+def first(texts: Iterable[str], letters: int) -> Iterator[str]:
+    """Yield texts as long as all together have no more characters."""
+    for text in texts:
+        letters -= len(text)
+        if letters < 0:
+            return
+        yield text
+
+
+def json_value(text: str) -> Any:
+    """Return the value of a text of JSON, in memory and time in proportion to the limits.
+
+    Raises:
+        ValueError: The text is not JSON, or has too many values or levels.
+    """
+    spend(len(text))
+    separators = text.count(",") + text.count("[") + text.count("{")
+    if separators > JSON_SEPARATORS:
+        raise ValueError(f"about {separators} values, of which {JSON_SEPARATORS} are read")
+    too_deep = f"more than {JSON_LEVELS} levels of lists and objects"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value]
+    for _ in range(JSON_LEVELS + 1):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .json_values import json_value
-from .layout import blocks
-from .limits import MERGED_TAG_LETTERS, MERGED_TAGS, NAME_LETTERS, WORD_LETTERS
+from .limits import MERGED_TAG_LETTERS, MERGED_TAGS, NAME_LETTERS, WORD_LETTERS, json_value
+from .tensors import serialized
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
@@ -117,11 +116,10 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     the header, and the `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).
     """
     kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    content = b"".join(blocks(tensors, kept))
-    start = 8 + int.from_bytes(content[:8], "little")
-    model = hashlib.sha256(content[start:]).hexdigest()
+    header, data = serialized(tensors, kept)
+    model = hashlib.sha256(data).hexdigest()
     return {
         "sshs_model_hash": model,
-        "sshs_legacy_hash": short_hash(io.BytesIO(content)),
+        "sshs_legacy_hash": short_hash(io.BytesIO(header + data)),
         "modelspec.hash_sha256": f"0x{model}",
     }

@@ -1,47 +1,115 @@
-"""Safetensors files: read without pickle, and identified by their hash."""
+"""Safetensors files: read without pickle and within limits, written so that equal content has equal
+bytes, and known by their hash.
+
+The library safetensors reads and writes the tensors. It is given bytes and not a path, since it
+would map the file into memory: whoever then shortens the file ends the process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import AdapterError
-from .budget import budget
-from .file_header import (
-    LENGTH_BYTES,
-    BeyondLimits,
-    Damaged,
-    Layout,
-    Place,
-    UnknownType,
-    read_layout,
-)
+from ..errors import AdapterError, SaveError
+from . import limits
+from .limits import budget, spend
 
 _PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_LENGTH_BYTES = 8  # of a header's length, at the start of a file
+_ALIGNMENT = 8  # of the first tensor
 _BLOCK_BYTES = 1 << 20
+_METADATA = "__metadata__"
+_TYPES = frozenset(
+    ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+)
+
+
+class _BeyondLimits(Exception):
+    """What a file has more of than is read."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says before its tensors.
+
+    Args:
+        shapes: Key -> shape, in the order of the keys.
+        metadata: The metadata.
+        version: See `version`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    version: tuple[int, int]
+
+
+# --- reading ---
 
 
 def check_readable(path: Path) -> None:
-    """Refuse a path that is no whole safetensors file, without reading its tensors.
+    """Refuse a path that is not a whole safetensors file, without reading its tensors.
 
     Raises:
         AdapterError: The file is missing, a pickle, truncated or something else, or has more of
             something than is read (see `limits`); names the next step.
     """
-    with opened(path):
+    with _opened(path):
         pass
 
 
+def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors without content (on the device ``meta``), and its
+    metadata.
+
+    Raises:
+        AdapterError: See `check_readable`; also a file beyond its `budget`.
+    """
+    with budget(path), _opened(path) as (_, header):
+        pass
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in header.shapes.items()}
+    return tensors, dict(header.metadata)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors, on the CPU in their own precision, and its metadata.
+
+    The tensors are copies in memory: what happens to the file afterwards does not change them.
+
+    Raises:
+        AdapterError: See `check_readable`; also a file that is changed while it is read.
+    """
+    path = Path(path)
+    with budget(path, path), _opened(path) as (file, header):
+        file.seek(0)
+        content = file.read()
+        if len(content) != header.version[1] or version(os.fstat(file.fileno())) != header.version:
+            raise AdapterError(
+                f"{path.name}: the file was changed while it was read; wait until the program that "
+                "writes it has finished, and start again"
+            )
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            raise _damaged(path.name, len(content), error) from error
+        spend()
+    return {key: tensors[key] for key in header.shapes}, dict(header.metadata)
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Layout]]:
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
     """Open a safetensors file, and read its header.
 
     Raises:
@@ -52,14 +120,14 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Layout]]:
             raise AdapterError(
                 f"{path.name}: there is no such file ({path}); give the path of a .safetensors file"
             )
-        if _is_pickle(path):
-            raise AdapterError(
-                f"{path.name}: this is a pickle file, which can run code when it is opened; IterIS "
-                "reads only .safetensors. Convert it with a tool that you trust, or download the "
-                "safetensors version"
-            )
         with path.open("rb") as file:
-            yield file, _layout(file, path.name)
+            if path.suffix in _PICKLE_SUFFIXES or _begins_like_pickle(file):
+                raise AdapterError(
+                    f"{path.name}: this is a pickle file, which can run code when it is opened; "
+                    "IterIS reads only .safetensors. Convert it with a tool that you trust, or "
+                    "download the safetensors version"
+                )
+            yield file, _header(file, path.name)
 
 
 @contextlib.contextmanager
@@ -78,68 +146,102 @@ def _one_sentence(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _layout(file: BinaryIO, name: str) -> Layout:
-    size = os.fstat(file.fileno()).st_size
+def _begins_like_pickle(file: BinaryIO) -> bool:
+    start = file.read(_LENGTH_BYTES)
+    # a header's length may begin with the same bytes as a pickle, but only a header begins with a
+    # brace
+    return start.startswith(_PICKLE_STARTS) and file.read(1) != b"{"
+
+
+def _damaged(name: str, size: int, error: object) -> AdapterError:
+    return AdapterError(
+        f"{name}: not a whole safetensors file ({size} bytes; {error}); the download was probably "
+        "cut off. Download it again"
+    )
+
+
+def _header(file: BinaryIO, name: str) -> _Header:
+    status = os.fstat(file.fileno())
+    size = status.st_size
+    file.seek(0)
     try:
-        return read_layout(file, size)
-    except Damaged as error:
-        raise AdapterError(
-            f"{name}: not a whole safetensors file ({size} bytes; {error}); the download was "
-            "probably cut off. Download it again"
-        ) from error
-    except UnknownType as error:
-        raise AdapterError(
-            f"{name}: {error}. Use a version of it in float32, float16, bfloat16 or float8"
-        ) from error
-    except BeyondLimits as error:
+        entries, metadata = _entries(file, size)
+        shapes = {key: _shape(key, entry) for key, entry in sorted(entries.items())}
+    except _BeyondLimits as error:
         raise AdapterError(
             f"{name}: {error}. No adapter is known that needs so much, so the file is damaged or "
             "made to do harm; use another"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(name, size, error) from error
+    odd = next((key for key, entry in entries.items() if entry["dtype"] not in _TYPES), None)
+    if odd is not None:
+        raise AdapterError(
+            f"{name}: {odd!r} is of the type {entries[odd]['dtype']!r:.20}, which is not read. Use "
+            "a version of it in float32, float16, bfloat16 or float8"
+        )
+    # the library checks, when they are read, that the tensors fill the file one after the other
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if file.tell() + end != size:
+        raise _damaged(name, size, f"the tensors have {end} bytes, {size - file.tell()} are there")
+    return _Header(shapes, metadata, version(status))
 
 
-def _is_pickle(path: Path) -> bool:
-    if path.suffix in _PICKLE_SUFFIXES:
-        return True
-    with path.open("rb") as file:
-        start = file.read(LENGTH_BYTES)
-        # a header's length may begin with the same bytes as a pickle, but only a header begins with
-        # a brace
-        return start.startswith(_PICKLE_STARTS) and file.read(1) != b"{"
-
-
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a safetensors file's tensors, on the CPU in their own precision, and its metadata.
-
-    The tensors are copies in memory: what happens to the file afterwards does not change them.
+def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a header says of the tensors, by key, and the metadata.
 
     Raises:
-        AdapterError: See `check_readable`; also a file that is changed while it is read.
+        ValueError: The header is damaged, or the file is cut.
+        _BeyondLimits: See `limits`.
     """
-    path = Path(path)
-    with budget(path, path), opened(path) as (file, layout):
-        before = os.fstat(file.fileno())
-        in_order = sorted(layout.places.items(), key=lambda item: item[1].start)
-        read = {key: _tensor(file, layout.start, place) for key, place in in_order}
-        after = os.fstat(file.fileno())
-    whole = {key: tensor for key, tensor in read.items() if tensor is not None}
-    if len(whole) < len(read) or version(before) != version(after):
-        raise AdapterError(
-            f"{path.name}: the file was changed while it was read; wait until the program that "
-            "writes it has finished, and start again"
-        )
-    return {key: whole[key] for key in layout.places}, dict(layout.metadata)
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if _LENGTH_BYTES + length > size:
+        raise ValueError("the header is longer than the file")
+    _check_most(length, limits.HEADER_BYTES, "its header has {} bytes")
+    spend(length)
+    text = file.read(length).decode("utf-8")
+    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "its header has {} [")
+    entries = json.loads(text)
+    if not isinstance(entries, dict):
+        raise ValueError("the header is not an object")
+    metadata = entries.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("the metadata are not texts")
+    _check_most(len(metadata), limits.METADATA_FIELDS, "its metadata has {} fields")
+    _check_most(len(entries), limits.TENSORS, "it has {} tensors")
+    for text in (*entries, *metadata, *metadata.values()):
+        text.encode("utf-8")  # half a character has no bytes
+    odd = next((key for key, entry in entries.items() if not _is_tensor(entry)), None)
+    if odd is not None:
+        raise ValueError(f"{odd[:60]!r} has no type, no shape or no place in the file")
+    return entries, metadata
 
 
-def _tensor(file: BinaryIO, start: int, place: Place) -> Tensor | None:
-    """Return a tensor of a file; None where the file ends before it does."""
-    content = bytearray(place.end - place.start)
-    if not content:
-        return torch.empty(place.shape, dtype=place.dtype)
-    file.seek(start + place.start)
-    if file.readinto(content) < len(content):  # type: ignore[attr-defined]
-        return None
-    return torch.frombuffer(content, dtype=place.dtype).reshape(place.shape)
+def _is_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape = entry.get("shape")
+    offsets = entry.get("data_offsets")
+    return _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _shape(key: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
+    spend()
+    shape = tuple(entry["shape"])
+    _check_most(len(key), limits.KEY_LETTERS, f"the key {key[:60]!r}... has {{}} characters")
+    _check_most(len(shape), limits.DIMENSIONS, f"{key!r} has {{}} dimensions")
+    numbers = math.prod(max(side, 1) for side in shape)
+    _check_most(numbers, limits.NUMBERS, f"{key!r} has sides that make {{}} numbers")
+    return shape
+
+
+def _check_most(found: int, most: int, what: str) -> None:
+    if found > most:
+        raise _BeyondLimits(f"{what.format(found)}, of which {most} are read")
 
 
 def version(status: os.stat_result) -> tuple[int, int]:
@@ -158,3 +260,39 @@ def sha256(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+# --- writing ---
+
+
+def serialized(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, memoryview]:
+    """Return the header and the data of a safetensors file. They are those that the library writes,
+    but for the order of the metadata: there it is random, here it is fixed.
+
+    Args:
+        tensors: Key -> tensor, on any device.
+        metadata: Strings for the header.
+
+    Raises:
+        SaveError: The header would be larger than what is read again.
+    """
+    # tensors that share memory are refused by the library
+    whole = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
+    content = save(whole)
+    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    header |= json.loads(content[_LENGTH_BYTES:start])
+    # half a character of a stranger's metadata has no bytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > limits.HEADER_BYTES:
+        raise SaveError(
+            f"the file's header would have {len(text)} bytes, and no file of more than "
+            f"{limits.HEADER_BYTES} is read again; merge with fewer or shorter prompts"
+        )
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text, memoryview(content)[start:]

@@ -2,15 +2,120 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import stat
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from ..errors import CalibrationError
-from .budget import first, spend
-from .json_values import json_value
-from .limits import LISTED_WORDS, SEARCHED_LETTERS, WORD_LETTERS
+from ..errors import AdapterError, CalibrationError
+from .families import Family, base_family, model_family
+from .kinds import DOWN, grouped
+from .limits import (
+    LISTED_WORDS,
+    PICTURE_BYTES,
+    SEARCHED_LETTERS,
+    SIDECAR_BYTES,
+    WORD_LETTERS,
+    budget,
+    first,
+    json_value,
+    spend,
+)
+from .tensors import read_header, version
+
+# That of LoRA Manager comes first: its user may have edited the words. The other one, of several
+# downloaders, is what Civitai said.
+_WORDS = (".metadata.json", ".civitai.info")
+PICTURES = (
+    *(".preview" + ending for ending in (".png", ".jpg", ".jpeg", ".webp")),
+    *(".png", ".jpg", ".jpeg", ".webp"),
+)
+_START_BYTES = 12  # that tell pictures apart
+
+
+def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the first file beside a LoRA's that lists its trigger words, and the words
+    as they stand there; empty where there is none that can be read.
+    """
+    for sidecar in sidecars(path):
+        words = _listed_beside(_content(sidecar, SIDECAR_BYTES))
+        if words:
+            return sidecar.name, words
+    return "", ()
+
+
+def sidecars(path: Path) -> Iterator[Path]:
+    """Yield the files beside a LoRA's that may list its trigger words."""
+    yield from map(path.with_suffix, _WORDS)
+
+
+def picture_beside(path: Path) -> tuple[bytes, str] | None:
+    """Return the picture beside a LoRA's file and its media type; None where there is none.
+
+    What is no PNG, JPEG or WebP by its first bytes is none, whatever its name says.
+    """
+    for ending in PICTURES:
+        picture = path.with_suffix(ending)
+        kind = _kind(_content(picture, PICTURE_BYTES, _START_BYTES))
+        content = _content(picture, PICTURE_BYTES) if kind else b""
+        if content and kind == _kind(content):
+            return content, kind
+    return None
+
+
+def has_picture(path: Path) -> bool:
+    """Whether `picture_beside` finds one."""
+    starts = (
+        _content(path.with_suffix(ending), PICTURE_BYTES, _START_BYTES) for ending in PICTURES
+    )
+    return any(map(_kind, starts))
+
+
+def _content(path: Path, most: int, count: int = -1) -> bytes:
+    """Return the first bytes of a plain file, by default all; nothing of a larger one, and of what
+    is no plain file or cannot be read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            return b""
+        with path.open("rb") as file:
+            return file.read(most if count < 0 else count)
+    except (OSError, ValueError):  # the latter of names that no file can have
+        return b""
+
+
+def _listed_beside(content: bytes) -> tuple[str, ...]:
+    try:
+        value = json_value(content.decode("utf-8-sig")) if content else None
+    except ValueError:
+        return ()
+    listed = _list(value) or _list(value.get("civitai") if isinstance(value, dict) else None)
+    stripped = (word.strip(" ,\t\r\n") for word in listed[:LISTED_WORDS] if isinstance(word, str))
+    return tuple(dict.fromkeys(word for word in stripped if 0 < len(word) <= WORD_LETTERS))
+
+
+def _list(value: Any) -> list[Any]:
+    words = value.get("trainedWords") if isinstance(value, dict) else None
+    return words if isinstance(words, list) else []
+
+
+def _kind(start: bytes) -> str:
+    """Return the media type of a picture that begins so; empty: it is none."""
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if start.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "image/webp"
+    return ""
+
 
 TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
@@ -190,3 +295,88 @@ def _words(tag: str) -> Iterator[str]:
     for word in tag.split():
         yield word.strip(_PUNCTUATION)
         yield from _WORD.findall(word)
+
+
+Facts = TypeVar("Facts")
+_FILES = 256  # whose facts are remembered
+_LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
+
+
+def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
+    """Remember what a look at a file finds, or why it is refused, until the file changes or what
+    lies beside it: a page asks for the same files again and again, and pages of strangers may ask.
+
+    Args:
+        look: Function path -> a few facts; may raise `AdapterError`.
+    """
+
+    @functools.lru_cache(_FILES)
+    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts | str:
+        try:
+            return look(path)
+        except AdapterError as error:
+            if isinstance(error.__cause__, OSError):  # a disk may answer next time
+                raise
+            return str(error)
+
+    @functools.wraps(look)
+    def looked(path: Path) -> Facts:
+        with _LOCK:
+            found = remembered(path, tuple(map(_version, (path, *sidecars(path)))))
+        if isinstance(found, str):
+            raise AdapterError(found)
+        return found
+
+    return looked
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        return version(os.stat(path))
+    except (OSError, ValueError):  # the latter of names that no file can have
+        return None
+
+
+@dataclass(frozen=True)
+class LoraHeader:
+    """The facts in a LoRA file's header.
+
+    Args:
+        triggers: Trigger words of the LoRA.
+        rank: Largest rank of its low-rank factors; 0 if it has none.
+        base: Base model family for which it was trained, with the statement of its file.
+        family: Name of this family alone; empty if nothing shows it.
+    """
+
+    triggers: TriggerWords
+    rank: int
+    base: str
+    family: str
+
+
+@once_per_file
+def lora_header(path: Path) -> LoraHeader:
+    """Return the facts in a LoRA file's header, and the trigger words beside the file.
+
+    Raises:
+        AdapterError: See `read_header`.
+    """
+    with budget(path):
+        tensors, metadata = read_header(path)
+        groups, _ = grouped(tensors)
+        downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
+        ranks = [down.shape[0] for down in downs if down.ndim > 1]
+        family, base = base_family(tensors, metadata)
+        triggers = trigger_words(metadata, words_beside(path))
+    return LoraHeader(triggers, max(ranks, default=0), base, family.name if family else "")
+
+
+@once_per_file
+def model_header(path: Path) -> Family | None:
+    """Return the family that a checkpoint's or a diffusion model's header shows; None: none.
+
+    Raises:
+        AdapterError: See `read_header`.
+    """
+    with budget(path):
+        return model_family(read_header(path)[0])

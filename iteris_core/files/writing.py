@@ -1,19 +1,21 @@
 """Files and folders that are written in one step: who looks finds the old or the new one, whole.
 
-A draft is written beside the place, under a hidden name; see `drafts.py`. When it is whole and on
-the disk, it gets the name.
+A draft is written in the same folder, under a hidden name. When it is whole and on the disk, it
+gets the name. What killed writers left is removed by those that come a day later.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes  # noqa: TID251 - exchanges two names in one step, which Python cannot
 import errno
 import itertools
+import math
 import os
 import re
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedWriter
@@ -23,21 +25,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import NameTakenError, SaveError
-from .drafts import HiddenNames, hidden_names, make_folder, sync_folder
-from .layout import blocks
+from .tensors import serialized
 
 _FORMAT = {"format": "pt"}  # by which transformers knows whose tensors they are
+_HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
+_DAY = 24 * 3600.0
+_UNFINISHED = ".part"
+_TRIES = 100  # at a name that others take at the same time
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
 _DEVICES = re.compile(
     r"(con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?", re.IGNORECASE
 )
 _WINDOWS = '<>:"|?*'
-_TRIES = 100  # at a name that others take at the same time
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-_UNFINISHED = ".part"
-_SHOWN = 60  # letters of a long name in an error
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_SHOWN = 60  # characters of a long name in an error
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some room, or save to another disk",
     errno.EDQUOT: "your share of the disk is used up; free some room, or save to another disk",
@@ -77,7 +78,7 @@ def write_tensors(
         SaveError, NameTakenError: See `whole_file`.
     """
     with whole_file(path, overwrite=overwrite) as file:
-        file.writelines(blocks(tensors, {**_FORMAT, **metadata}))
+        file.writelines(serialized(tensors, {**_FORMAT, **metadata}))
         if check is not None:
             file.flush()
             check(Path(file.name))
@@ -100,11 +101,14 @@ def append_text(text: str, path: Path) -> None:
         SaveError: It cannot be written.
     """
     with _one_sentence(path):
-        make_folder(path.parent)
+        os.makedirs(path.parent, exist_ok=True)
         with open(path, "ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
+
+
+# --- in one step ---
 
 
 @contextlib.contextmanager
@@ -126,16 +130,16 @@ def whole_file(
     path = Path(path)
     with _one_sentence(path):
         check_free(path, overwrite=overwrite)
-        with hidden_names(path) as names:
-            with open(names.part, "xb") as file:
+        with _draft_of(path) as draft:
+            with open(draft, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             if overwrite:
-                os.replace(names.part, path)
+                os.replace(draft, path)
             else:
-                _move_without_replacing(names.part, path)
-            sync_folder(path.parent)
+                _move_without_replacing(draft, path)
+            _sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class FolderDraft:
         written: ComfyUI lists all files of this one, also what a killed process leaves.
         """
         with open(self.path / f"{name}{_UNFINISHED}", "xb") as file:
-            file.writelines(blocks(tensors, {**_FORMAT, **metadata}))
+            file.writelines(serialized(tensors, {**_FORMAT, **metadata}))
 
     def add_text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -184,9 +188,8 @@ def whole_folder(
 ) -> Iterator[FolderDraft]:
     """Give an empty folder to write into, which takes the place of `folder` at the end.
 
-    On Linux this is one step, where the disk can exchange two names (ext4, XFS, Btrfs, tmpfs, ...).
-    Elsewhere the old folder is moved away just before the new one gets its name. If the process is
-    killed in between, the next writer beside it moves the old one back.
+    A folder that is there is moved away just before the new one gets its name. If the process is
+    killed in between, the next writer in the same place moves it back.
 
     Args:
         folder: The folder; its parent is made if needed.
@@ -200,14 +203,104 @@ def whole_folder(
     with _one_sentence(folder):
         folder = folder.resolve()
         check_replaceable(folder, kind, overwrite=overwrite)
-        with hidden_names(folder) as names:
-            os.mkdir(names.part)
-            yield FolderDraft(names.part)
-            for file in names.part.glob(f"*{_UNFINISHED}"):
+        with _draft_of(folder) as draft:
+            os.mkdir(draft)
+            yield FolderDraft(draft)
+            _sync_tree(draft)
+            for file in draft.glob(f"*{_UNFINISHED}"):
                 os.rename(file, file.with_suffix(""))
-            _sync_tree(names.part)
-            _take_place(names, folder, kind, overwrite=overwrite)
-            sync_folder(folder.parent)
+            _sync_folder(draft)
+            _take_place(draft, folder, kind, overwrite=overwrite)
+            _sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _draft_of(place: Path) -> Iterator[Path]:
+    """Give a hidden name in the folder of a place; nothing is left of it afterwards."""
+    os.makedirs(place.parent, exist_ok=True)
+    with contextlib.suppress(OSError):  # what others left must not stop anybody
+        for name in filter(_HIDDEN.fullmatch, os.listdir(place.parent)):
+            _clear_leftover(place.parent / name, _DAY)
+    draft = place.with_name(f".iteris-{secrets.token_hex(8)}.part")
+    try:
+        yield draft
+    finally:
+        for path in (draft, draft.with_suffix(".old")):
+            _clear_leftover(path, -math.inf)
+
+
+def _clear_leftover(path: Path, age: float) -> None:
+    """Put back what was moved away, and remove the rest if it is older than some seconds."""
+    with contextlib.suppress(OSError):  # the cause is told, not what happened after it
+        if path.suffix == ".old":
+            for name in os.listdir(path):
+                if not os.path.lexists(path.parent / name):
+                    os.rename(path / name, path.parent / name)
+        if time.time() - os.lstat(path).st_mtime >= age:
+            shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+
+
+def _move_without_replacing(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError:  # a disk without hard links
+        if os.path.lexists(path):
+            raise _taken(path) from None
+        os.rename(draft, path)
+
+
+def _take_place(draft: Path, folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
+    moved = draft.with_suffix(".old") / folder.name  # which tells others where it belongs
+    for _ in range(_TRIES):
+        check_replaceable(folder, kind, overwrite=overwrite)
+        if not overwrite:
+            with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
+                os.rmdir(folder)
+        elif folder.exists():
+            shutil.rmtree(moved, ignore_errors=True)  # of a round before
+            os.makedirs(moved.parent, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, moved)
+        try:
+            os.rename(draft, folder)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        else:
+            return
+    raise _taken(folder)
+
+
+def _sync_tree(folder: Path) -> None:
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with open(os.path.join(place, name), "r+b") as file:
+                os.fsync(file.fileno())
+        _sync_folder(Path(place))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Send the names in a folder to the disk; until then a power cut may undo a rename. Many
+    network disks cannot, and not every folder can be opened; the names are there all the same.
+    """
+    if sys.platform == "win32":  # which opens no folders
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+    finally:
+        os.close(handle)
+
+
+# --- what is in the way, and free names ---
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -336,60 +429,6 @@ def fault_of_path(path: Path) -> str:
     return ""
 
 
-# --- from the draft to the name ---
-
-
-def _move_without_replacing(draft: Path, path: Path) -> None:
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise _taken(path) from None
-    except OSError:  # a disk without hard links
-        if os.path.lexists(path):
-            raise _taken(path) from None
-        os.rename(draft, path)
-
-
-def _take_place(names: HiddenNames, folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
-    for _ in range(_TRIES):
-        check_replaceable(folder, kind, overwrite=overwrite)
-        if not overwrite:
-            with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
-                os.rmdir(folder)
-        elif folder.exists():
-            if _exchange(names.part, folder):
-                return
-            shutil.rmtree(names.old, ignore_errors=True)  # of a round before
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, names.old)
-        try:
-            os.rename(names.part, folder)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
-        else:
-            return
-    raise _taken(folder)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False: the system or the disk cannot."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # in the C library since 2018
-    return rename is not None and not rename(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    )
-
-
-def _sync_tree(folder: Path) -> None:
-    for place, _, files in os.walk(folder):
-        for name in files:
-            with open(os.path.join(place, name), "r+b") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(place))
-
-
 # --- errors ---
 
 
@@ -402,7 +441,7 @@ def _one_sentence(place: Path) -> Iterator[None]:
     """Turn what a disk can answer into an error that names the cause.
 
     Raises:
-        SaveError: See above; or the name is none.
+        SaveError: See above; or the name cannot be one.
     """
     if fault := fault_of_path(place):
         raise SaveError(fault)

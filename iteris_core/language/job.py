@@ -16,7 +16,7 @@ from ..adapters import Adapter
 from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import peft
-from ..files.model_keys import layer_kernels
+from ..files.kohya import layer_kernels
 from ..files.pretrained import DeviceMap
 from ..merging import MergeResult, merge
 from ..network import Network

@@ -12,7 +12,7 @@ import torch
 
 from ..adapters import Adapter
 from ..errors import AdapterError
-from ..files.json_values import json_value
+from ..files.limits import json_value
 from ..files.writing import FolderKind, check_replaceable, whole_folder
 
 _CONFIG_FILE = "config.json"

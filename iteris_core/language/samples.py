@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..files.json_values import json_value
+from ..files.limits import json_value
 from ..settings import MOST_TOKENS, check, setting
 
 Padding = Literal["ignore", "count"]

@@ -11,8 +11,7 @@ import comfy.weight_adapter
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError
-from ...iteris_core.files.groups import grouped
-from ...iteris_core.files.kinds import PEFT_DORA, kind_of
+from ...iteris_core.files.kinds import PEFT_DORA, grouped, kind_of
 from ..keys import HostKeys, HostWeight
 
 

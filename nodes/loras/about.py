@@ -15,9 +15,7 @@ def about_lora(name: str) -> dict[str, Any]:
     ``family`` is that of its base model, empty where nothing tells; ``thumbnail``: whether
     `thumbnail_of` has a picture.
     """
-    from ...iteris_core.files.headers import lora_header
-    from ...iteris_core.files.sidecars import has_picture
-    from ...iteris_core.files.trigger_words import default_prompts
+    from ...iteris_core.files.trigger_words import default_prompts, has_picture, lora_header
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {
@@ -53,7 +51,7 @@ def thumbnail_of(name: str) -> tuple[bytes, str] | None:
     """Return the picture beside a LoRA of ComfyUI's list, and its media type; None where there is
     none.
     """
-    from ...iteris_core.files.sidecars import picture_beside
+    from ...iteris_core.files.trigger_words import picture_beside
 
     path = host.find_lora(name) if name in host.lora_names() else None
     return None if path is None else picture_beside(path)
@@ -65,7 +63,7 @@ def about_model(name: str) -> dict[str, Any]:
     tells.
     """
     from ...iteris_core.files.families import fitting
-    from ...iteris_core.files.headers import model_header
+    from ...iteris_core.files.trigger_words import model_header
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {"name": name, "family": "", "fits": [], "error": None}

@@ -20,7 +20,7 @@ def likely_styles(rows: Iterable[Row]) -> list[Note]:
     """Return a note for each row that does not say its kind, and whose file looks like a style: it
     is taken for a subject.
     """
-    from ...iteris_core.files.headers import lora_header
+    from ...iteris_core.files.trigger_words import lora_header
     from ...iteris_core.report.records import Note
 
     names = host.lora_names()

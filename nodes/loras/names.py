@@ -63,7 +63,7 @@ def fingerprint(path: Path | None) -> str:
     """Return a string that changes when a LoRA's file changes, or what lies beside it and has its
     trigger words.
     """
-    from ...iteris_core.files.sidecars import sidecars
+    from ...iteris_core.files.trigger_words import sidecars
 
     if path is None or not path.is_file():
         return "missing"

@@ -44,7 +44,7 @@ def use_of_file(
         CalibrationError: No prompts, and the file names no trigger words.
     """
     from ...iteris_core.diffusion.lora_use import LoraUse, with_prompts
-    from ...iteris_core.files.headers import lora_header
+    from ...iteris_core.files.trigger_words import lora_header
 
     use = LoraUse(
         name=adapter_name(lora_name),
@@ -151,7 +151,7 @@ def use_of_tensors(
 
 def triggers_of(use: LoraUse) -> tuple[str, ...]:
     """Return the trigger words in a LoRA's file; none for a LoRA that is in no file."""
-    from ...iteris_core.files.headers import lora_header
+    from ...iteris_core.files.trigger_words import lora_header
 
     return () if use.file is None else lora_header(host.lora_path(use.file)).triggers.triggers
 

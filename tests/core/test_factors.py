@@ -8,17 +8,18 @@ from iteris_core import AdapterError
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.kinds import (
+    ALPHA,
     ENDINGS,
     KINDS,
     LORA,
+    VECTORS,
     WrongShape,
     kind_of,
     own_dense_delta,
     peft_dora,
 )
-from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.parts import WeightPart
-from iteris_core.files.roles import ALPHA, VECTORS
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}

@@ -1,4 +1,6 @@
-"""Safetensors files: broken ones are refused with the reason."""
+"""Safetensors files: broken ones are refused with the reason, and what is written is what the library
+writes, in an order that is fixed.
+"""
 
 import json
 import os
@@ -9,14 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save, save_file
+from safetensors.torch import load, save
 
 from iteris_core import AdapterError
-from iteris_core.files.tensors import (
-    check_readable,
-    read_tensors,
-    sha256,
-)
+from iteris_core.files.tensors import check_readable, read_tensors, serialized, sha256
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 WHOLE = save(TENSORS, {"ss_title": "x"})
@@ -27,112 +25,87 @@ def with_header(header, data=b""):
     return len(raw).to_bytes(8, "little") + raw + data
 
 
-# --- reading ---
+def entry(**changes):
+    return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
 
 
 def test_a_whole_file_is_read_with_its_metadata(tmp_path):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(WHOLE)
-    tensors, metadata = read_tensors(str(path))
-    assert metadata == {"ss_title": "x"}
-    assert {key: tensor.dtype for key, tensor in tensors.items()} == {
-        "a": torch.float32,
-        "b": torch.float16,
-    }
-    assert all(torch.equal(tensors[key], tensor) for key, tensor in TENSORS.items())
+    for metadata in ({"ss_title": "x"}, {}):
+        path.write_bytes(save(TENSORS, metadata or None))
+        tensors, found = read_tensors(str(path))
+        assert found == metadata
+        for key, tensor in TENSORS.items():
+            assert tensors[key].dtype == tensor.dtype
+            assert torch.equal(tensors[key], tensor)
 
 
-def test_a_file_without_metadata_has_none(tmp_path):
-    save_file(TENSORS, tmp_path / "x.safetensors")
-    assert read_tensors(tmp_path / "x.safetensors")[1] == {}
-
-
-PICKLE = "this is a pickle file, which can run code when it is opened"
+PICKLE = (
+    "this is a pickle file, which can run code when it is opened; IterIS reads only .safetensors"
+)
+BROKEN = "not a whole safetensors file"
 BAD = {
-    "empty": (b"", "x.safetensors: not a whole safetensors file (0 bytes; "),
-    "a few bytes": (b"\x01\x02\x03", "not a whole safetensors file (3 bytes; "),
-    "cut in the header": (WHOLE[:40], "not a whole safetensors file (40 bytes; "),
-    "cut in the data": (WHOLE[:-5], f"whole safetensors file ({len(WHOLE) - 5} bytes; "),
-    "too long": (WHOLE + b"more", f"whole safetensors file ({len(WHOLE) + 4} bytes; "),
-    "a pickle": (pickle.dumps({"a": 1}, protocol=2), PICKLE),
+    "empty": (b"", f"x.safetensors: {BROKEN} (0 bytes; "),
+    "a few bytes": (b"\x01\x02\x03", f"{BROKEN} (3 bytes; "),
+    "cut in the header": (WHOLE[:40], f"{BROKEN} (40 bytes; "),
+    "cut in the data": (WHOLE[:-5], f"{BROKEN} ({len(WHOLE) - 5} bytes; "),
+    "too long": (WHOLE + b"more", f"{BROKEN} ({len(WHOLE) + 4} bytes; "),
     "a zipped pickle": (b"PK\x03\x04" + bytes(100), PICKLE),
-    "a web page": (b"<!DOCTYPE html><html></html>", "not a whole safetensors file (28 bytes; "),
+    "a web page": (b"<!DOCTYPE html><html></html>", f"{BROKEN} (28 bytes; "),
     "no JSON": (with_header(b"not json"), "the download was probably cut off. Download it again"),
-    "no UTF-8": (with_header(b"\xff\xfe\xfd"), "not a whole safetensors file"),
-    "a list": (with_header([1, 2]), "not a whole safetensors file"),
-    "no offsets": (
-        with_header({"a": {"dtype": "F32", "shape": [1]}}),
-        "not a whole safetensors file",
-    ),
-    "one offset": (with_header({"a": {"data_offsets": [0]}}), "not a whole safetensors file"),
-    "text offsets": (
-        with_header({"a": {"data_offsets": ["0", "4"]}}),
-        "not a whole safetensors file",
-    ),
-    "deep nesting": (with_header(b"[" * 5000), "not a whole safetensors file"),
-    "strange entry": (with_header({"a": 3}), "not a whole safetensors file"),
+    "no UTF-8": (with_header(b"\xff\xfe\xfd"), BROKEN),
+    "a list": (with_header([1, 2]), BROKEN),
+    "no offsets": (with_header({"a": {"dtype": "F32", "shape": [1]}}), BROKEN),
+    "one offset": (with_header(entry(data_offsets=[0])), BROKEN),
+    "text offsets": (with_header(entry(data_offsets=["0", "4"])), BROKEN),
+    "deep nesting": (with_header(b"[" * 5000), BROKEN),
+    "strange entry": (with_header({"a": 3}), BROKEN),
+    "strange metadata": (with_header({"__metadata__": {"a": 1}}), BROKEN),
     "unknown type": (
-        with_header({"a": {"dtype": "F1", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+        with_header(entry(dtype="F1"), bytes(4)),
         "'a' is of the type 'F1', which is not read. Use a version of it in float32",
     ),
-    "wrong shape": (
-        with_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}, bytes(4)),
-        "not a whole safetensors file",
-    ),
+}
+# What only the tensors show.
+INSIDE = {
+    "another size than its shape": entry(shape=[9]),
+    "overlapping": {**entry(data_offsets=[0, 4]), "b": entry()["a"]},
+    "a gap": entry(shape=[0], data_offsets=[4, 4]),
 }
 
 
-@pytest.mark.parametrize("case", BAD, ids=str)
+@pytest.mark.parametrize("case", [*BAD, *INSIDE])
 def test_a_broken_file_is_refused_with_the_reason(tmp_path, case):
-    content, message = BAD[case]
+    content, message = BAD.get(case) or (with_header(INSIDE[case], bytes(4)), BROKEN)
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    for read in (check_readable, read_tensors):
+    for read in (check_readable, read_tensors) if case in BAD else (read_tensors,):
         with pytest.raises(AdapterError, match=re.escape(message)):
             read(path)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin", ".pth"])
-def test_a_pickle_is_known_by_its_name_too(tmp_path, suffix):
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(WHOLE)
-    with pytest.raises(
-        AdapterError, match=rf"x{suffix}: this is a pickle file.*reads only \.safetensors"
-    ):
-        check_readable(path)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_known_by_its_bytes_or_its_name_and_nothing_in_it_is_run(tmp_path, protocol):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    content = pickle.dumps(Trap(), protocol=protocol)
+    given = {"x.safetensors": content, "x.pt": content}
+    given |= {f"x{suffix}": WHOLE for suffix in (".ckpt", ".bin", ".pth")}
+    for name, written in given.items():
+        (tmp_path / name).write_bytes(written)
+        with pytest.raises(AdapterError, match=re.escape(f"{name}: {PICKLE}")):
+            read_tensors(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("size", [0x280, 0x4B50, 0x380, 0x480, 0x580, 0x034B50])
 def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, size):
     """0x280 is little-endian 80 02, a pickle of protocol 2; 0x4B50 is PK."""
-    raw = (
-        json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
-        .encode()
-        .ljust(size)
-    )
     path = tmp_path / "x.safetensors"
-    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    path.write_bytes(with_header(json.dumps(entry()).encode().ljust(size), bytes(4)))
     assert torch.equal(read_tensors(path)[0]["a"], torch.zeros(1))
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_pickle_is_known_by_its_bytes_whatever_its_protocol(tmp_path, protocol):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(pickle.dumps({"a": list(range(100))}, protocol=protocol))
-    with pytest.raises(AdapterError, match="this is a pickle file"):
-        check_readable(path)
-
-
-def test_nothing_in_a_pickle_is_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    for name, protocol in (("x.pt", 2), ("x.safetensors", 2), ("y.safetensors", 4)):
-        (tmp_path / name).write_bytes(pickle.dumps(Trap(), protocol=protocol))
-        with pytest.raises(AdapterError):
-            read_tensors(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "."])
@@ -168,3 +141,31 @@ def test_a_file_is_known_by_its_hash(tmp_path):
     with pytest.raises(AdapterError, match=r"gone\.safetensors: the file cannot be read \(No such"):
         sha256(path.with_name("gone.safetensors"))
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- writing ---
+
+NAMES = ["b", "a.lora_up.weight", "é", "line\n", "\x7f", "a"]
+TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.bool)
+
+
+def test_the_bytes_are_those_of_the_library_in_an_order_that_is_fixed():
+    """Of every type of number, and of names that JSON escapes."""
+    tensors = {f"{n}{dtype}": torch.arange(3).to(dtype) for dtype in TYPES for n in NAMES}
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 4)}
+    assert b"".join(serialized(tensors, {})) == save(tensors)
+    one = {"ss_title": 'ä "x" \u2028 /'}
+    assert b"".join(serialized(tensors, one)) == save(tensors, one)
+    many = {name: name for name in NAMES}
+    turned = dict(reversed(tensors.items())), dict(reversed(many.items()))
+    header, data = serialized(*turned)
+    assert (header, data) == serialized(tensors, many)
+    assert list(json.loads(header[8:])["__metadata__"]) == sorted(NAMES)
+    assert b'"a":"x?"' in serialized({}, {"a": "x\ud800"})[0]  # half a character of a stranger's
+
+
+def test_views_and_transposed_tensors_are_written_as_they_look():
+    shared = torch.randn(4, 3)
+    tensors = {"whole": shared, "view": shared[:2], "transposed": shared.T}
+    found = load(b"".join(serialized(tensors, {})))
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())

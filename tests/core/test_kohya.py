@@ -11,8 +11,8 @@ import torch
 from iteris_core import Adapter, AdapterError, LowRankDelta
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.groups import split_key, tensors_by_key
-from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.kinds import split_key, tensors_by_key
+from iteris_core.files.kohya import ModelKeys
 
 # key base -> module path, for every spelling that a model may know
 BASES = {

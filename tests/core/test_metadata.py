@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from iteris_core import Adapter, SaveError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
-from iteris_core.files.headers import lora_header, read_header
 from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_LETTERS, MERGED_TAGS
 from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
+from iteris_core.files.tensors import read_header
+from iteris_core.files.trigger_words import lora_header
 from iteris_core.files.writing import write_tensors
 
 

@@ -21,7 +21,7 @@ from iteris_core import (
 )
 from iteris_core.files import kohya
 from iteris_core.files.families import Family
-from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.kohya import ModelKeys
 from iteris_core.layers import is_linear, is_quantised, weight_shape
 
 

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from iteris_core import CalibrationError
 from iteris_core.errors import AdapterError
-from iteris_core.files.headers import lora_header
 from iteris_core.files.trigger_words import (
     TEMPLATES,
     TriggerWords,
     default_prompts,
     fill_in,
+    lora_header,
     trigger_words,
 )
 

@@ -15,7 +15,7 @@ from iteris_core import Adapter, AdapterError, ConfigError
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.samples import DenoiserRow
-from iteris_core.files.ldm_names import ldm_names
+from iteris_core.files.diffusers import ldm_names
 
 ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
 STYLES = ("kohya", "diffusers")

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta, SaveError
 from iteris_core.files import peft
-from iteris_core.files.layer_patterns import LayerPatterns
 
 TASK = "SEQ_2_SEQ_LM"
 Q = "encoder.block.0.layer.0.SelfAttention.q"
@@ -24,9 +23,12 @@ V = "decoder.block.1.layer.1.EncDecAttention.v"
         {"use_rslora": True},
         {
             "rank_pattern": {"SelfAttention.q": 2},
-            "alpha_pattern": {r"block\..*SelfAttention\.q": 3, "v": 5},
+            "alpha_pattern": {"layer.0.SelfAttention.q": 3, "v": 5},
         },
-        {"rank_pattern": {r"decoder.*\.v": 1}, "alpha_pattern": {"^encoder.*q": 1}},
+        {
+            "rank_pattern": {"EncDecAttention.v": 1},
+            "alpha_pattern": {r"^encoder\.block\.0\.layer\.0\.SelfAttention\.q": 1},
+        },
         {"fan_in_fan_out": True},
         {"init_lora_weights": "gaussian"},
         {"bias": "all"},  # T5 has no biases, so there is nothing to lose
@@ -128,7 +130,7 @@ def key_of(path, role):
         ({"alora_invocation_tokens": [1]}, "aLoRA"),
         ({"r": 7}, "has rank 4, but adapter_config.json says 7"),
         ({"rank_pattern": {"(q": 4}}, "the pattern '(q', a regular expression ('(')"),
-        ({"alpha_pattern": {"(a+)+$": 4}}, "Names of layers, ends of their paths and .* are read"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "Names of layers and ends of their paths are read"),
         ({"lora_alpha": 10**400}, "gives 1000000"),
         ({"r": 10**400}, "as its r; it must be a number"),
         (
@@ -285,12 +287,14 @@ def test_convolutions_keep_their_kernel(tmp_path):
 
 
 def test_patterns_are_bound_where_one_path_is_the_end_of_another():
-    settings = peft.settings_of(
-        random_adapter({"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}), "base", None
-    )
-    for path, rank in {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}.items():
-        patterns = settings["rank_pattern"]
-        assert patterns.get(LayerPatterns.of(patterns).first(path), settings["r"]) == rank
+    ranks = {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}
+    from peft.utils.other import get_pattern_key
+
+    settings = peft.settings_of(random_adapter(ranks), "base", None)
+    patterns = settings["rank_pattern"]
+    for path, rank in ranks.items():
+        assert patterns.get(get_pattern_key(patterns, path), settings["r"]) == rank
+        assert peft.Scales.of(settings).at(path, rank) == 1
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tmp_path):

@@ -1,6 +1,6 @@
 """Strikes at one step of a writer: between two of its operations on files.
 
-SQLite tests its commits so. The rooms that write reach the system through their own `os`, `shutil`
+SQLite tests its commits so. The module that writes reaches the system through its own `os`, `shutil`
 and `open`; here these are replaced by others that count.
 """
 
@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 
-from iteris_core.files import drafts, writing
+from iteris_core.files import writing
 
 CHANGES = {"open", "fsync", "link", "replace", "rename", "unlink", "mkdir", "makedirs", "rmtree"}
 OF_FILES = {"write", "writelines", "flush", "close"}
@@ -43,12 +43,9 @@ class Steps:
         return call
 
     def install(self, monkeypatch) -> None:
-        for room in (drafts, writing):
-            for module in (os, shutil):
-                if hasattr(room, module.__name__):
-                    monkeypatch.setattr(room, module.__name__, _Counted(module, self, CHANGES))
-            monkeypatch.setattr(room, "open", self._open, raising=False)
-        monkeypatch.setattr(writing, "_exchange", self.wrapped("exchange", writing._exchange))
+        for module in (os, shutil):
+            monkeypatch.setattr(writing, module.__name__, _Counted(module, self, CHANGES))
+        monkeypatch.setattr(writing, "open", self._open, raising=False)
 
     def _open(self, *args):
         if self("open"):

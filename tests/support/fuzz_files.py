@@ -175,7 +175,7 @@ PEFT_SETTINGS = {
     "base_model_name_or_path": "base",
     "r": 2,
     "lora_alpha": 4,
-    "rank_pattern": {"to_k": 2, r"^text_encoder.*q_proj": 2},
+    "rank_pattern": {"to_k": 2, r"^text_encoder\.q_proj": 2},
     "alpha_pattern": {"q_proj": 3},
     "target_modules": ["to_k", "q_proj"],
     "use_rslora": False,

@@ -38,11 +38,11 @@ from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.headers import lora_header, read_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import own_dense_delta
 from iteris_core.files.metadata import merged_tags
-from iteris_core.files.tensors import check_readable, read_tensors
+from iteris_core.files.tensors import check_readable, read_header, read_tensors
+from iteris_core.files.trigger_words import lora_header
 from iteris_core.language.caption_samples import read_images
 from iteris_core.language.pictures import open_picture
 from iteris_core.language.text_samples import read_texts, read_token_ids

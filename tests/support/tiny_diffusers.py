@@ -24,7 +24,7 @@ from transformers import (
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.diffusion.pipeline import DiffusersModel
-from iteris_core.files.ldm_names import ldm_names
+from iteris_core.files.diffusers import ldm_names
 from iteris_core.layers import weight_shape
 
 LENGTH = 16
