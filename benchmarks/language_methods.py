@@ -101,9 +101,9 @@ def best_scale_ways() -> dict[str, Way]:
     return ways
 
 
-# at the rank sum r_k nothing is cut, so `svd` is `sum`; with equal weights `weighted` is `average`;
+# with equal weights `weighted` is `average`;
 # `custom_diffusion` has a rule for cross-attention to texts only, which neither model has
-_THE_SAME = {"svd", "weighted", "custom_diffusion"}
+_THE_SAME = {"weighted", "custom_diffusion"}
 # least squares on the inputs, nothing shrunk, decides the scale; the sum at its best scale is
 # `task_arithmetic`
 _FIT_THEIR_SCALE = {"regmean_pp", "ssr", "mix_of_show", "average", "sum"}

@@ -16,18 +16,10 @@ Method = Literal[
     "average",
     "sum",
     "weighted",
-    "svd",
     "task_arithmetic",
     "hyper_linear",
     "ties",
-    "dare_linear",
-    "dare_ties",
-    "magnitude_prune",
-    "knots",
-    "core_space_ties",
-    "compress_then_merge",
     "tsv_m",
-    "iso_c",
     "np_lora",
     "ace",
     "regmean",
@@ -65,8 +57,7 @@ class BaselineOptions:
         scale: Factor of the merged delta; None is ``search`` for task_arithmetic, and 1 for all
             others. ``search`` finds the scale with the smallest error of the network's output on
             the calibration samples.
-        density: Share of kept entries, for TIES, KnOTS, Core Space, Compress-then-Merge, DARE and
-            magnitude pruning.
+        density: Share of the entries that TIES keeps.
         sign: ``total`` elects the sign of the sum of the values, ``frequency`` the sign that more
             of them have.
         projection: NP-LoRA's mu: 0 is the sum, None takes the style's directions out of the other
@@ -77,10 +68,11 @@ class BaselineOptions:
     scale: float | Literal["search"] | None = setting(
         None, "Factor of the merged delta, or search.", at_least=-_MOST_SCALE, at_most=_MOST_SCALE
     )
-    density: float = setting(
-        0.5, "Share of the entries that are kept, for rivals that drop some.", above=0, at_most=1
-    )
+    density: float = setting(0.5, "Share of the entries that TIES keeps.", above=0, at_most=1)
     sign: Literal["total", "frequency"] = setting("total", "How TIES elects a sign.")
+    thinning: Literal["magnitude", "random"] = setting(
+        "magnitude", "Which entries TIES keeps: the largest, or random ones (DARE)."
+    )
     seed: int = setting(0, "Seed of DARE's random choice.", at_least=0, at_most=MOST_SEEDS - 1)
     off_diagonal: float = setting(
         0.9,
@@ -98,6 +90,11 @@ class BaselineOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.seed and self.thinning == "magnitude":
+            raise ConfigError(
+                f"{called('seed')} is {self.seed}, and nothing is random where TIES keeps the "
+                f"largest entries; leave it out, or set {called('thinning')} to 'random'"
+            )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ RIVALS = (
     "regmean_pp",
     "ssr",
     "ace",
-    "compress_then_merge",
 )
 
 
@@ -195,10 +194,7 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
         "tokens per row": [
             Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)
         ],
-        "cut": [
-            Recipe("sum, plain SVD", {"method": "svd", "rank": 4}),
-            Recipe("sum, activation-aware", {"method": "sum", "rank": 4}),
-        ],
+        "cut": [Recipe("sum, cut to the rank of one", {"method": "sum", "rank": 4})],
     }
 
 

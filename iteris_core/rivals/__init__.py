@@ -1,4 +1,4 @@
-"""The rivals: other methods of merging, one file each, all selectable as `MergeConfig.method`.
+"""The rivals: other methods of merging, all selectable as `MergeConfig.method`.
 
 All of them work on exact deltas. Methods that use no statistics, and RegMean++, go through the
 sweep. Those that regress on each adapter's inputs take one pass in which X~ = X. An answer that is

@@ -3,23 +3,92 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
-from ..adapters import Adapter
-from ..engines.common import check_problem, within_size
-from ..engines.problem import EngineResult, Listener, Problem, SolverAt
-from ..engines.registry import ENGINES
-from ..report.records import Note
-from ..rows.wearing import worn_delta
-from .layer import layers_that_read_text
-from .output_error import OutputError
-from .registry import METHODS, Method, rule_options
-from .search import best_coefficients, best_scale
-from .solver import LayerRule, RivalSolver
+import torch
+from torch import Tensor
 
+from ..adapters import Adapter, LowRankDelta
+from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, thin_answer
+from ..algebra.layer import LayerProblem
+from ..algebra.system import System, factorise
+from ..engines.common import check_problem, within_size
+from ..engines.problem import EngineResult, Listener, Problem
+from ..engines.registry import ENGINES
+from ..errors import SolveError
+from ..layers import layer_shapes
+from ..network import TEXT_STREAM, Network
+from ..report.records import Note
+from .layer import Layer
+from .registry import METHODS, rule_options
+from .search import OutputError, best_coefficients, best_scale
+
+# A rule with all its options filled in.
+LayerRule = Callable[[Layer], LowRankDelta | Tensor]
 _SEARCHED = "which gave the smallest output error on the calibration samples"
+
+
+@dataclass(frozen=True)
+class RivalSolver:
+    """Solves one layer, in the place of `algebra.solve.solve_layer`.
+
+    Args:
+        path: Path of the layer.
+        reads_text: Whether its input belongs to the network's text stream.
+        adapters: Number of adapters, with the ones that do not change this layer.
+        rule: Rule that merges the layer.
+        scale: Factor of the rule's answer.
+    """
+
+    path: str
+    reads_text: bool
+    adapters: int
+    rule: LayerRule
+    scale: float
+
+    def __call__(self, layer: LayerProblem) -> LayerSolution:
+        """Merge the layer.
+
+        Raises:
+            SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
+        """
+        _check_inputs(layer)
+        merged = self.rule(
+            Layer(self.path, self.reads_text, layer.deltas, self.adapters, layer.tasks)
+        )
+        lambdas = layer.lambdas()
+        if isinstance(merged, LowRankDelta):
+            scaled = merged.scaled(self.scale)
+            if is_left_whole(scaled, layer.config, layer.rank):
+                return LayerSolution(scaled, lambdas)
+            cut = Cut(_metric(layer, lambdas, scaled.down), lambdas, layer.config, layer.rank)
+            return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
+        dense = self.scale * merged
+        cut = Cut(_metric(layer, lambdas, dense), lambdas, layer.config, layer.rank)
+        return dense_answer(cut, cut.system.metric(dense.T), layer.together.delta.rank)
+
+
+def _metric(layer: LayerProblem, lambdas: Tensor, answer: Tensor) -> System:
+    """Return the metric in which the answer is cut."""
+    matrix = layer.normal_matrix(lambdas)
+    return factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
+
+
+def _check_inputs(layer: LayerProblem) -> None:
+    """Refuse inputs of which no report could be true, even if the rule does not use them."""
+    if not layer.counted:
+        raise SolveError(
+            "no task has tokens that count here; give at least one of them token weights above 0"
+        )
+    for name, inputs in layer.inputs_by_name().items():
+        if not torch.isfinite(inputs.size() + inputs.energy):
+            raise SolveError(
+                f"the inputs of task {name!r} hold NaN or infinite numbers; a method that adds "
+                "too much makes a half precision overflow: run the model in bfloat16 or float32, "
+                "or set a smaller scale"
+            )
 
 
 def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, list[Note]]:
@@ -41,6 +110,8 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     """
     name = problem.config.method
     method = METHODS[name]
+    adapters = len(problem.adapters)
+    text = layers_that_read_text(problem.network)
     options = rule_options(problem.config)
     notes: list[Note] = []
     engine = ENGINES["iterate" if method.inputs == "teacher" else "sweep"]
@@ -53,55 +124,38 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
 
     def solve(scale: float, listener: Listener) -> EngineResult:
         rule = partial(method.rule, **options)
-        return within_size(engine, once, rival_at(problem, method, rule, scale), listener)
+
+        def solver_at(path: str) -> RivalSolver:
+            return RivalSolver(path, path in text, adapters, rule, scale)
+
+        return within_size(engine, once, solver_at, listener)
 
     if method.coefficients is not None:
-        options["coefficients"] = method.coefficients(problem.tasks, len(problem.adapters))
+        options["coefficients"] = method.coefficients(problem.tasks, adapters)
     if method.searches == "coefficients":
-        coefficients = best_coefficients(
-            lambda tried: output_error()(_weighted_sum(problem, tried)), len(problem.adapters)
-        )
+        coefficients = best_coefficients(lambda tried: output_error().of_sum(tried), adapters)
         options["coefficients"] = coefficients
         shares = ", ".join(f"{c:.3f}" for c in coefficients)
         notes.append(Note("method", f"{name}: coefficients {shares}, {_SEARCHED}"))
     scale = problem.config.baseline.scale
     if scale == "search" or (scale is None and method.searches == "scale"):
-        unscaled = _adapter_of(solve(1.0, Listener(listener.progress)))
+        layers = solve(1.0, Listener(listener.progress)).layers
+        unscaled = Adapter("merged", {path: layer.saved for path, layer in layers.items()})
         scale = best_scale(lambda tried: output_error()(unscaled.scaled(tried)))
         notes.append(Note("method", f"{name}: scale {scale:.3f}, {_SEARCHED}"))
     if method.only_text:
-        notes.append(_where_solved(problem))
+        solved = len(text.intersection(problem.paths))
+        others = len(problem.paths) - solved
+        where = f"solved at {solved} layers that read text, averaged at {others} others"
+        notes.append(Note("method", f"{name}: {where}"))
     result = solve(1.0 if scale is None else float(scale), listener)
     return replace(result, changes=()), notes
 
 
-def rival_at(problem: Problem, method: Method, rule: LayerRule, scale: float) -> SolverAt:
-    """Return the solver of each layer by a method's rule."""
-    text = layers_that_read_text(problem.network)
-    adapters = len(problem.adapters)
-
-    def solver_at(path: str) -> RivalSolver:
-        return RivalSolver(path, path in text, adapters, rule, scale, method.plain_cut)
-
-    return solver_at
-
-
-def _adapter_of(result: EngineResult) -> Adapter:
-    return Adapter("merged", {path: layer.saved for path, layer in result.layers.items()})
-
-
-def _weighted_sum(problem: Problem, coefficients: Sequence[float]) -> Adapter:
-    """Return the sum of the adapters, each times its coefficient."""
-    mix = dict(enumerate(coefficients))
-    worn = {path: worn_delta(path, problem.adapters, mix) for path in problem.paths}
-    return Adapter("sum", {path: mix.delta for path, mix in worn.items() if mix is not None})
-
-
-def _where_solved(problem: Problem) -> Note:
-    paths = problem.paths
-    solved = layers_that_read_text(problem.network).intersection(paths)
-    return Note(
-        "method",
-        f"{problem.config.method}: solved at {len(solved)} layers that read text, averaged at "
-        f"{len(paths) - len(solved)} others",
-    )
+def layers_that_read_text(network: Network) -> frozenset[str]:
+    """Return the paths of cross-attention's keys and values: layers of the text stream in a network
+    that has others, too.
+    """
+    streams = {path: network.stream(path) for path in layer_shapes(network.modules)}
+    text = frozenset(path for path, stream in streams.items() if stream == TEXT_STREAM)
+    return text if len(text) < len(streams) else frozenset()

@@ -1,4 +1,4 @@
-"""One layer as a rival method sees it, and the algebra that several of them share."""
+"""One layer as a rival's rule sees it, and the algebra that several rules share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from ..adapters import LowRankDelta, Stacked, stack
 from ..algebra.layer import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
-from ..layers import layer_shapes
-from ..network import TEXT_STREAM, Network
 
 # Singular values below this share of the first are rounding: their directions mean nothing.
 RELATIVE_ZERO = 1e-6
-# The same for eigenvalues of a Gram matrix, which is summed up from products in float32.
-GRAM_ZERO = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,8 @@ class Layer:
         reads_text: Whether its input belongs to the network's text stream.
         deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
             change this layer.
-        adapters: Number of adapters, with those that do not change this layer.
+        adapters: Number of adapters, with the ones that do not change this layer.
         tasks: All tasks of the merge, with their statistics of this layer.
-        rank: Rank that the answer is to have; None: the rule decides. Of use to rules that are
-            made for a rank: all other answers are cut to it afterwards.
     """
 
     path: str
@@ -42,7 +36,6 @@ class Layer:
     deltas: Mapping[int, LowRankDelta]
     adapters: int
     tasks: Sequence[TaskAtLayer]
-    rank: int | None = None
 
     @cached_property
     def stacked(self) -> Stacked[int]:
@@ -53,11 +46,6 @@ class Layer:
     def together(self) -> LowRankDelta:
         """The delta of `stacked`."""
         return self.stacked.delta
-
-    @property
-    def changing(self) -> dict[int, LowRankDelta]:
-        """The deltas that are not zero."""
-        return {k: delta for k, delta in self.deltas.items() if delta.squared_norm() > 0}
 
     @property
     def counted(self) -> list[TaskAtLayer]:
@@ -76,20 +64,11 @@ class Layer:
             tasks: Tasks of the layer.
             grams: G_g of each of them, (d_in, d_in).
         """
-        total = torch.zeros_like(self.together.down.T)
+        result = torch.zeros_like(self.together.down.T)
         for task, gram in zip(tasks, grams, strict=True):
             for k, share in task.mix.items():
-                total[:, self.stacked.slices[k]] += share * (gram @ self.deltas[k].down.T)
-        return total
-
-
-def layers_that_read_text(network: Network) -> frozenset[str]:
-    """Return the paths of cross-attention's keys and values: layers of the text stream in a network
-    that has others, too.
-    """
-    streams = {path: network.stream(path) for path in layer_shapes(network.modules)}
-    text = frozenset(path for path, stream in streams.items() if stream == TEXT_STREAM)
-    return text if len(text) < len(streams) else frozenset()
+                result[:, self.stacked.slices[k]] += share * (gram @ self.deltas[k].down.T)
+        return result
 
 
 def summed(parts: Sequence[Tensor]) -> Tensor:

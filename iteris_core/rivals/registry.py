@@ -1,4 +1,4 @@
-"""The table of rivals: the rule of each method, its source, and its needs."""
+"""The table of rivals: the rule of each method, and its needs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,9 @@ from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
 from ..errors import ConfigError
 from ..settings import called
 from ..tasks import Task
-from .ace import ace
-from .compress_then_merge import compress_then_merge
-from .core_space import core_space_ties
-from .custom_diffusion import custom_diffusion
-from .dare import dare_linear, dare_ties, magnitude_prune
-from .iso_c import iso_c
-from .knots import knots
+from .data_free import ace, average, linear, np_lora, ties, total, tsv_m, user_weights
 from .layer import Layer
-from .linear import average, linear, total, user_weights
-from .mix_of_show import mix_of_show
-from .np_lora import np_lora
-from .regmean import regmean
-from .ssr import ssr
-from .ties import ties
-from .tsv_m import tsv_m
+from .measured import custom_diffusion, mix_of_show, regmean, ssr
 
 _FOR_ALL = "scale"
 
@@ -48,28 +36,21 @@ class Method:
     Args:
         rule: Rule that merges one layer. A dense answer is cut to the sum of the adapters' ranks,
             or to the requested rank.
-        title: Title of the paper, or a description of the method.
-        arxiv: Number of the paper on arXiv.
-        inputs: Rows whose inputs are measured: those of the ``teacher`` (X~ = X), or of the
-            ``student``, which wears the layers merged so far. For rules without statistics it
-            decides which inputs the residuals of the report are measured on.
+        inputs: Rows whose inputs are measured: the ``teacher``'s (X~ = X), or the ``student``'s,
+            which wears the layers merged so far. For rules without statistics it decides which
+            inputs the residuals of the report are measured on.
         searches: Value that is searched on the error of the network's output, unless the user names
             it: one ``scale``, or the rule's ``coefficients``.
         coefficients: Function that returns the rule's ``coefficients`` from the tasks and the
             number of adapters.
         only_text: Whether the rule is for layers that read text, and averages at others.
-        plain_cut: Whether a cut to a lower rank is a plain SVD, and not made by its effect on the
-            measured inputs.
     """
 
     rule: Rule
-    title: str
-    arxiv: str | None = None
     inputs: Literal["teacher", "student"] = "student"
     searches: Literal["scale", "coefficients"] | None = None
     coefficients: Callable[[Sequence[Task], int], Sequence[float]] | None = None
     only_text: bool = False
-    plain_cut: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -78,54 +59,21 @@ class Method:
         return [_FOR_ALL, *(p.name for p in parameters if p.default is not p.empty)]
 
 
-_DARE = "Language Models are Super Mario"
 METHODS: Mapping[str, Method] = {
-    "average": Method(average, "mean of the deltas"),
-    "sum": Method(total, "sum of the deltas, as when LoRAs are stacked"),
-    "weighted": Method(linear, "mean by the user's weights", coefficients=user_weights),
-    "svd": Method(total, "sum of the deltas, cut by a plain SVD", plain_cut=True),
-    "task_arithmetic": Method(
-        total, "Editing Models with Task Arithmetic", "2212.04089", searches="scale"
-    ),
-    "hyper_linear": Method(
-        linear,
-        "Composing Parameter-Efficient Modules with Arithmetic Operations",
-        "2306.14870",
-        searches="coefficients",
-    ),
-    "ties": Method(ties, "TIES-Merging", "2306.01708"),
-    "dare_linear": Method(dare_linear, _DARE, "2311.03099"),
-    "dare_ties": Method(dare_ties, _DARE, "2311.03099"),
-    "magnitude_prune": Method(magnitude_prune, "mean of the largest entries, as in PEFT"),
-    "knots": Method(knots, "Model Merging with SVD to Tie the Knots", "2410.19735"),
-    "core_space_ties": Method(
-        core_space_ties, "Accurate and Efficient Low-Rank Model Merging in Core Space", "2509.17786"
-    ),
-    "compress_then_merge": Method(
-        compress_then_merge,
-        "Compress then Merge: From Multiple LoRAs into One Low-Rank Adapter",
-        "2606.03723",
-    ),
-    "tsv_m": Method(tsv_m, "Task Singular Vectors", "2412.00081"),
-    "iso_c": Method(iso_c, "No Task Left Behind", "2502.04959"),
-    "np_lora": Method(np_lora, "NP-LoRA", "2511.11051"),
-    "ace": Method(ace, "ACE-Merging", "2603.02945"),
-    "regmean": Method(
-        regmean,
-        "Dataless Knowledge Fusion by Merging Weights of Language Models",
-        "2212.09849",
-        inputs="teacher",
-    ),
-    "regmean_pp": Method(regmean, "RegMean++", "2508.03121"),
-    "ssr": Method(ssr, "SSR-Merge", "2606.10617", inputs="teacher"),
-    "mix_of_show": Method(mix_of_show, "Mix-of-Show", "2305.18292", inputs="teacher"),
-    "custom_diffusion": Method(
-        custom_diffusion,
-        "Multi-Concept Customization of Text-to-Image Diffusion",
-        "2212.04488",
-        inputs="teacher",
-        only_text=True,
-    ),
+    "average": Method(average),
+    "sum": Method(total),
+    "weighted": Method(linear, coefficients=user_weights),
+    "task_arithmetic": Method(total, searches="scale"),
+    "hyper_linear": Method(linear, searches="coefficients"),
+    "ties": Method(ties),
+    "tsv_m": Method(tsv_m),
+    "np_lora": Method(np_lora),
+    "ace": Method(ace),
+    "regmean": Method(regmean, inputs="teacher"),
+    "regmean_pp": Method(regmean),
+    "ssr": Method(ssr, inputs="teacher"),
+    "mix_of_show": Method(mix_of_show, inputs="teacher"),
+    "custom_diffusion": Method(custom_diffusion, inputs="teacher", only_text=True),
 }
 
 
@@ -177,7 +125,7 @@ def check_options(config: MergeConfig) -> None:
             continue
         takes = f"takes {_listed(taken)}" if taken else "takes none of the rivals' options"
         raise ConfigError(
-            f"{called(item.name)} is no option of {config.method}; {config.method} {takes}"
+            f"{called(item.name)} is not an option of {config.method}; {config.method} {takes}"
         )
 
 

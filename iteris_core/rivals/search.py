@@ -1,18 +1,147 @@
-"""Searches for the best scale or coefficients of a rival, on the calibration error."""
+"""Searches for a rival's scale or coefficients, on the error of the network's output on the
+calibration samples.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..engines.problem import Problem
 from ..errors import CalibrationError
+from ..network import in_calls
+from ..progress import nobody
+from ..rows.wearing import wearing, worn_delta
+from ..tasks import Sample, Task
 
 SMALLEST = 1 / 32
 LARGEST = 16.0
+# Samples of a task that are looked at: a scale is one number, and each try is a forward pass.
+SAMPLES = 32
 _PARABOLAS = 4
 _ROUNDS = 4
 _STEP = 0.1
 _CLOSE = 0.02
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """A chunk of samples with the outputs that a student should reach.
+
+    Args:
+        reads: What its rows read.
+        teacher: Outputs of the teacher, float64 on the CPU.
+        share: Factor of the squared error.
+    """
+
+    reads: Sequence[object]
+    teacher: Tensor
+    share: float
+
+
+class OutputError:
+    """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 /
+    ||teacher - reference||^2``, as `fidelity` measures it with all samples of a task as one run.
+
+    The reference is the base model, or, where the teacher wears nothing, base + all adapters
+    stacked. A task whose teacher is the same as its reference has no such error, and is left out.
+    Teachers run once, not once per candidate.
+
+    Args:
+        problem: The merge; its network's forward returns one entry per row.
+        progress: Function that is called before every forward call; may raise to cancel.
+
+    Raises:
+        CalibrationError: The network returns no tensor or one that is not finite, or no teacher
+            changes what it returns.
+    """
+
+    def __init__(self, problem: Problem, progress: Callable[[], None] = nobody) -> None:
+        self.problem = problem
+        self.progress = progress
+        self.taught: list[_Taught] = []
+        self.total = 0.0
+        for task in problem.tasks:
+            chunks = self._measure(task) if task.weight else []
+            self.taught += chunks
+            self.total += task.weight if chunks else 0.0
+        if not self.taught:
+            raise CalibrationError(
+                "no task's teacher changes what the network returns, so a scale cannot be "
+                "searched; set the scale to a number"
+            )
+
+    def __call__(self, merged: Adapter) -> float:
+        """Return the error; infinite if the output is not finite."""
+        error = 0.0
+        for chunk in self.taught:
+            student = self._outputs([merged], chunk.reads, {0: 1.0})
+            error += chunk.share * (student - chunk.teacher).square().sum().item()
+        return error / self.total if math.isfinite(error) else math.inf
+
+    def of_sum(self, coefficients: Sequence[float]) -> float:
+        """Return the error of the sum of the adapters, each times its coefficient."""
+        mix = dict(enumerate(coefficients))
+        adapters = self.problem.adapters
+        worn = {path: worn_delta(path, adapters, mix) for path in self.problem.paths}
+        return self(
+            Adapter("sum", {path: mixed.delta for path, mixed in worn.items() if mixed is not None})
+        )
+
+    def _measure(self, task: Task) -> list[_Taught]:
+        """Run a task's teacher and its reference; return nothing where they are the same."""
+        network = self.problem.network
+        adapters = self.problem.adapters
+        chosen = _some(task.samples)
+        chunks = []
+        scale = 0.0
+        wears = any(share and adapters[k].deltas for k, share in task.mix.items())
+        base = {} if wears else {k: 1.0 for k in range(len(adapters))}
+        keys = [
+            (network.call_key(sample.teacher), network.call_key(sample.student_reads))
+            for sample in chosen
+        ]
+        for numbers in in_calls(keys, self.problem.config.samples_per_chunk):
+            samples = [chosen[number] for number in numbers]
+            reads = [sample.teacher for sample in samples]
+            teacher = self._outputs(adapters, reads, task.mix)
+            scale += (teacher - self._outputs(adapters, reads, base)).square().sum().item()
+            chunks.append(_Taught([sample.student_reads for sample in samples], teacher, 0.0))
+        if not math.isfinite(scale):
+            raise CalibrationError(
+                f"task {task.name!r}: the network's output is not finite; a precision that "
+                "overflows, or a NaN"
+            )
+        return [replace(chunk, share=task.weight / scale) for chunk in chunks] if scale else []
+
+    def _outputs(
+        self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]
+    ) -> Tensor:
+        self.progress()
+        network = self.problem.network
+        worn = [mix] * len(reads)
+        folds = network.folds_rows
+        with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
+            outputs = network.forward(reads)
+        if not isinstance(outputs, Tensor):
+            raise CalibrationError(
+                "the network's forward returns no tensor, so there is no output to search a scale "
+                "by"
+            )
+        return outputs.detach().cpu().double()
+
+
+def _some(samples: Sequence[Sample]) -> list[Sample]:
+    """Return `SAMPLES` of them at most, chosen at random: at even distances, all might be of one
+    timestep.
+    """
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    return [samples[i] for i in chosen.sort().values.tolist()]
 
 
 def best_scale(error: Callable[[float], float]) -> float:
@@ -59,19 +188,6 @@ def best_scale(error: Callable[[float], float]) -> float:
     return best
 
 
-def _bottom(places: Sequence[float], values: Sequence[float]) -> float:
-    """Return where the parabola through three points is lowest; the middle of the wider gap, if one
-    of them is infinite.
-    """
-    (a, b, c) = places
-    (u, v, w) = values
-    left = (b - a) * (v - w)
-    right = (b - c) * (v - u)
-    if math.isfinite(u) and math.isfinite(w) and left != right:
-        return b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right)
-    return (a + b) / 2 if b - a > c - b else (b + c) / 2
-
-
 def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> list[float]:
     """Return one coefficient per adapter with a small error: the best common one, then each in turn
     by parabolas.
@@ -100,6 +216,19 @@ def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> 
         if smallest > (1 - _CLOSE) * before:
             break
     return best
+
+
+def _bottom(places: Sequence[float], values: Sequence[float]) -> float:
+    """Return where the parabola through three points is lowest; the middle of the wider gap, if one
+    of them is infinite.
+    """
+    (a, b, c) = places
+    (u, v, w) = values
+    left = (b - a) * (v - w)
+    right = (b - c) * (v - u)
+    if math.isfinite(u) and math.isfinite(w) and left != right:
+        return b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right)
+    return (a + b) / 2 if b - a > c - b else (b + c) / 2
 
 
 def _with(values: Sequence[float], k: int, value: float) -> list[float]:

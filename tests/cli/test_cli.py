@@ -464,7 +464,7 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
         (["--method", "ties", "--method-option", "scale=big"], "scale is 'big'"),
         (
             ["--method-option", "density=0.2"],
-            "--method-option density is no option of iteris",
+            "--method-option density is not an option of iteris",
         ),
         (
             ["--method", "ties", "--engine", "iterate"],

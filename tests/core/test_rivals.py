@@ -1,28 +1,43 @@
-"""The rivals against naive float64 references, written from their formulas on dense deltas, and
-against PEFT.
+"""The rivals against naive float64 references, written from their formulas on dense deltas and
+measured inputs, and against PEFT; their searches, cuts and errors.
 """
 
 import dataclasses
 import inspect
-import sys
-import warnings
+import math
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from iteris_core import BaselineOptions, ConfigError, LowRankDelta
+from iteris_core import (
+    Adapter,
+    BaselineOptions,
+    CalibrationError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
+    Sample,
+    SolveError,
+    Task,
+    merge,
+)
 from iteris_core.config import Engine, Method
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.engines.problem import Problem
 from iteris_core.engines.registry import ENGINES
+from iteris_core.report.fidelity import Comparison, fidelity
+from iteris_core.report.records import Note
 from iteris_core.rivals import METHODS
-from iteris_core.rivals.compress_then_merge import shared_subspaces
-from iteris_core.rivals.core_space import core_space
-from iteris_core.rivals.dare import dare_linear, dare_ties, dropped_and_rescaled, magnitude_prune
-from iteris_core.rivals.knots import in_knots_space
+from iteris_core.rivals.data_free import dropped_and_rescaled, tsv_m
 from iteris_core.rivals.layer import Layer
-from iteris_core.rivals.ties import ties, trimmed
-from iteris_core.rivals.tsv_m import tsv_m
+from iteris_core.rivals.search import OutputError, best_coefficients, best_scale
+
+TEXT = ("cross_attention.k", "cross_attention.v")
+SEARCHING = ("task_arithmetic", "hyper_linear")
 
 
 @pytest.fixture(scope="module")
@@ -33,50 +48,74 @@ def net():
     return toy.three_adapters()
 
 
-def merged(net, method, rank="sum", **options):
-    model, adapters, tasks = net
-    return toy.merge_toy(
-        model, adapters, tasks, method=method, rank=rank, baseline=BaselineOptions(**options)
-    )
+def merged(net, method, **settings):
+    """Merge by a method, with fields of `MergeConfig` and of `BaselineOptions`."""
+    options = {
+        name: settings.pop(name)
+        for name in list(settings)
+        if name in BaselineOptions.__dataclass_fields__
+    }
+    return toy.merge_toy(*net, method=method, baseline=BaselineOptions(**options), **settings)
 
 
-def shapes_of(net):
-    model = net[0]
-    return {path: tuple(model.model.get_submodule(path).weight.shape) for path in model.targets}
+def dense(net, method, **settings):
+    return toy.dense(merged(net, method, **settings).adapter)
 
 
-def dense_deltas(net):
-    """Return path -> (N, d_out, d_in), zeros where an adapter changes nothing."""
+def shapes_of(model):
+    module = model.model.get_submodule
+    return {path: tuple(module(path).weight.flatten(1).shape) for path in model.targets}
+
+
+def check(net, method, expected, tolerance=1e-10, **settings):
+    """Compare a method with a naive function of a layer's (N, d_out, d_in), zeros where an adapter
+    changes nothing.
+    """
     model, adapters, _ = net
-    each = [toy.mixed(adapters, {k: 1.0}, shapes_of(net)) for k in range(len(adapters))]
-    return {path: torch.stack([deltas[path] for deltas in each]) for path in model.targets}
+    each = [toy.mixed(adapters, {k: 1.0}, shapes_of(model)) for k in range(len(adapters))]
+    reference = {
+        path: expected(torch.stack([deltas[path] for deltas in each])) for path in model.targets
+    }
+    assert toy.largest_error(dense(net, method, **settings), reference) < tolerance
 
 
 def layers(net):
     """Return each layer as a rule sees it, without statistics."""
     model, adapters, _ = net
     for path in model.targets:
-        deltas = {
-            k: adapter.deltas[path] for k, adapter in enumerate(adapters) if path in adapter.deltas
-        }
+        deltas = {k: a.deltas[path] for k, a in enumerate(adapters) if path in a.deltas}
         yield Layer(path, False, deltas, len(adapters), ())
 
 
-def check(net, method, expected, tolerance=1e-10, rank="sum", **options):
-    """Compare a method with a naive function of (N, d_out, d_in) and the ranks of a layer's
-    adapters.
+def measured(net, students=None):
+    """Return path -> one (X, dW_g, weight) per task; X of the teachers, or of a student that wears
+    dense deltas.
     """
-    found = toy.dense(merged(net, method, rank, **options).adapter)
-    reference = {path: expected(deltas) for path, deltas in dense_deltas(net).items()}
-    assert toy.largest_error(found, reference) < tolerance
+    model, adapters, tasks = net
+    found = {path: [] for path in model.targets}
+    for task in tasks:
+        own = toy.mixed(adapters, task.mix, shapes_of(model))
+        rows = [sample.teacher for sample in task.samples]
+        wearer = toy.patched(model.model, own if students is None else students)
+        inputs = toy.layer_inputs(wearer, rows, model.targets)
+        for path in model.targets:
+            x = toy.weighted(inputs[path], task.samples, path)
+            found[path].append((x, own[path], task.weight))
+    return found
 
 
-def test_every_name_in_the_settings_is_a_method_and_the_other_way_round():
+# --- names and options ---
+
+
+def test_the_settings_name_every_method_and_engine():
     assert ["iteris", *METHODS] == list(get_args(Method))
-
-
-def test_every_engine_in_the_settings_is_one_and_the_other_way_round():
     assert list(ENGINES) == list(get_args(Engine))
+
+
+def test_a_method_that_is_gone_is_refused_with_those_that_are_there():
+    with pytest.raises(ConfigError) as caught:
+        MergeConfig(method="knots")
+    assert all(repr(method) in str(caught.value) for method in METHODS)
 
 
 def test_the_options_of_the_rules_are_those_of_the_settings():
@@ -92,131 +131,80 @@ def test_the_options_of_the_rules_are_those_of_the_settings():
     assert taken == set(fields)
 
 
-def test_a_papers_number_is_where_its_rule_is_written():
-    for name, method in METHODS.items():
-        assert method.title
-        if method.arxiv:
-            assert method.arxiv in sys.modules[method.rule.__module__].__doc__, name
-
-
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("ties", {"seed": 3}, "seed is no option of ties; ties takes scale, density and sign"),
-        ("sum", {"density": 0.2}, "density is no option of sum; sum takes scale"),
+        (
+            "tsv_m",
+            {"seed": 3, "thinning": "random"},
+            "thinning is not an option of tsv_m; tsv_m takes scale",
+        ),
         (
             "regmean",
             {"projection": None},
-            "projection is no option of regmean; regmean takes scale and off_diagonal",
+            "projection is not an option of regmean; regmean takes scale and off_diagonal",
         ),
         (
             "iteris",
             {"scale": 2.0},
-            "scale is no option of iteris; iteris takes none of the rivals' options",
+            "scale is not an option of iteris; iteris takes none of the rivals' options",
         ),
+        ("ties", {"seed": 3}, "seed is 3, and nothing is random where TIES keeps the largest"),
     ],
 )
-def test_an_option_that_a_method_does_not_take_is_refused(net, method, options, message):
-    with pytest.raises(ConfigError) as caught:
+def test_an_option_that_would_not_be_looked_at_is_refused(net, method, options, message):
+    with pytest.raises(ConfigError, match=message):
         merged(net, method, **options)
-    assert str(caught.value) == message
 
 
-# --- sums ---
+# --- rules that look at the deltas alone ---
 
 
 @pytest.mark.parametrize(
     ("method", "coefficients"),
-    [
-        ("average", [1 / 3] * 3),
-        ("sum", [1.0] * 3),
-        ("weighted", [0.25, 0.5, 0.25]),
-        ("svd", [1.0] * 3),
-    ],
+    [("average", [1 / 3] * 3), ("sum", [1.0] * 3), ("weighted", [0.25, 0.5, 0.25])],
 )
-def test_linear_methods_lose_nothing(net, method, coefficients):
+def test_linear_methods_are_pefts_and_lose_nothing(net, method, coefficients):
+    peft = pytest.importorskip("peft.utils.merge_utils")
     weights = torch.tensor(coefficients, dtype=torch.float64)
-    check(net, method, lambda deltas: torch.einsum("n,noi->oi", weights, deltas), 1e-12)
+    check(net, method, lambda deltas: peft.task_arithmetic(list(deltas), weights), 1e-12)
     assert all(layer.cut == 0 for layer in merged(net, method).report.layers)
 
 
-def test_svd_cuts_the_sum_by_its_weights(net):
-    def reference(deltas):
-        u, values, vh = torch.linalg.svd(deltas.sum(0))
-        return u[:, :2] * values[:2] @ vh[:2]
-
-    check(net, "svd", reference, rank=2)
-
-
-# --- TIES, DARE, pruning ---
-
-
-def naive_trim(delta, density):
-    entries = delta.flatten().tolist()
-    largest = sorted(range(len(entries)), key=lambda i: -abs(entries[i]))[
-        : max(1, int(density * len(entries)))
-    ]
-    kept = [entry if i in largest else 0.0 for i, entry in enumerate(entries)]
-    return torch.tensor(kept, dtype=torch.float64).reshape(delta.shape)
-
-
-def test_trimming_keeps_one_entry_at_least():
-    assert torch.equal(
-        trimmed(torch.tensor([[[1.0]], [[-2.0]]]), 0.5), torch.tensor([[[1.0]], [[-2.0]]])
-    )
-
-
-def naive_elect(deltas, sign="total"):
-    out = []
-    for entries in zip(*(delta.flatten().tolist() for delta in deltas), strict=True):
-        votes = sum(entries) if sign == "total" else sum((e > 0) - (e < 0) for e in entries)
-        agree = [e for e in entries if (e > 0 if votes >= 0 else e < 0)]
-        out.append(sum(agree) / max(1, len(agree)))
-    return torch.tensor(out, dtype=torch.float64).reshape(deltas[0].shape)
-
-
-def naive_ties(deltas, density, sign="total"):
-    return naive_elect([naive_trim(delta, density) for delta in deltas], sign)
-
-
 @pytest.mark.parametrize("sign", ["total", "frequency"])
-@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
-def test_ties(net, density, sign):
-    check(
-        net, "ties", lambda d: naive_ties(d, density, sign), rank="full", density=density, sign=sign
-    )
-
-
-@pytest.mark.parametrize("density", [0.3, 1.0])
-def test_magnitude_prune(net, density):
-    reference = lambda deltas: sum(naive_trim(delta, density) for delta in deltas) / len(deltas)  # noqa: E731
-    check(net, "magnitude_prune", reference, rank="full", density=density)
-
-
-@pytest.mark.parametrize("sign", ["total", "frequency"])
-def test_ties_dare_and_pruning_are_pefts(net, sign):
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_ties_and_dare_are_pefts(net, density, sign, monkeypatch):
     peft = pytest.importorskip("peft.utils.merge_utils")
     for layer in layers(net):
         deltas = list(layer.dense())
-        ones = torch.ones(len(layer.deltas)).double()
-        shares = ones / layer.adapters
-        thinned = list(dropped_and_rescaled(layer, 0.4, 0))
-        torch.testing.assert_close(
-            ties(layer, density=0.4, sign=sign), peft.ties(deltas, ones, 0.4, sign)
-        )
-        torch.testing.assert_close(
-            magnitude_prune(layer, density=0.4), peft.magnitude_prune(deltas, shares, 0.4)
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # PEFT warns that a density of 1 prunes nothing: DARE's masks are ours
-            torch.testing.assert_close(
-                dare_ties(layer, density=0.4, sign=sign), peft.dare_ties(thinned, ones, 1.0, sign)
-            )
-            torch.testing.assert_close(
-                dare_linear(layer, density=0.4), peft.dare_linear(thinned, shares, 1.0)
-            )
+        ones = torch.ones(len(deltas)).double()
+        rule = METHODS["ties"].rule
+        expected = peft.ties(deltas, ones, density, sign)
+        torch.testing.assert_close(rule(layer, density=density, sign=sign), expected)
+        thinned = iter(dropped_and_rescaled(layer, density, 0))  # the random choice is ours
+        monkeypatch.setattr(peft, "prune", lambda *_, thinned=thinned, **__: next(thinned))
+        expected = peft.dare_ties(deltas, ones, density, sign)
+        monkeypatch.undo()
+        found = rule(layer, density=density, sign=sign, thinning="random")
+        torch.testing.assert_close(found, expected)
+        check_of_mergekit(found, dropped_and_rescaled(layer, density, 0), sign)
+
+
+def check_of_mergekit(found, thinned, sign):
+    """mergekit's `GeneralizedTaskArithmetic` after its sparsification, with weights of 1 and
+    `normalize`.
+    """
+    votes = thinned.sum(0) if sign == "total" else thinned.sign().sum(0)
+    mask = thinned.sign() == (votes >= 0) * 2 - 1
+    divisor = mask.sum(0).double()
+    divisor[divisor == 0] = 1
+    torch.testing.assert_close(found, (thinned * mask).sum(0) / divisor)
+
+
+def test_a_merge_by_ties_is_its_rule_at_every_layer(net):
+    found = dense(net, "ties", rank="full", density=0.4)
+    for layer in layers(net):
+        torch.testing.assert_close(found[layer.path], METHODS["ties"].rule(layer, density=0.4))
 
 
 def test_dare_drops_at_random_and_makes_up_for_it(net):
@@ -230,137 +218,51 @@ def test_dare_drops_at_random_and_makes_up_for_it(net):
     torch.testing.assert_close(
         torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item()
     )
-
-
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_dare_is_the_same_for_the_same_seed_and_another_for_another(net, method):
-    once, again, other = (toy.dense(merged(net, method, seed=seed).adapter) for seed in (7, 7, 8))
+    once, again, other = (dense(net, "ties", seed=seed, thinning="random") for seed in (7, 7, 8))
     assert all(torch.equal(once[path], again[path]) for path in once)
     assert toy.largest_error(once, other) > 0.1
 
 
-# --- methods of subspaces ---
+def naive_tsv_m(deltas):
+    def orthonormal(parts):
+        columns = torch.cat(parts, dim=1)
+        values, vectors = torch.linalg.eigh(columns.T @ columns)
+        return columns @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+    us, spectra, vs = [], [], []
+    for u, values, vh in (torch.linalg.svd(delta) for delta in deltas if delta.any()):
+        rank = int((values > 1e-9).sum())
+        us.append(u[:, :rank])
+        spectra.append(values[:rank])
+        vs.append(vh[:rank].T)
+    return orthonormal(us) @ torch.diag(torch.cat(spectra)) @ orthonormal(vs).T
 
 
-def naive_space(deltas):
-    """Return U, S, and the V_k (N, R, d_in) of KnOTS."""
-    u, values, vh = torch.linalg.svd(torch.cat(list(deltas), dim=1), full_matrices=False)
-    used = values > 1e-9 * values[0]
-    return u[:, used], values[used], torch.stack(vh[used].chunk(len(deltas), dim=1))
+def test_tsv_m(net):
+    check(net, "tsv_m", naive_tsv_m)
 
 
-def test_knots(net):
+def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
+    model = net[0]
+    path = "cross_attention.k"  # 6 x 5, for ranks 4 + 4
+    deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
+    found = tsv_m(Layer(path, True, deltas, 2, ()))
+    kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
+    expected = torch.cat(kept).sort(descending=True).values
+    torch.testing.assert_close(torch.linalg.svdvals(found.dense())[:4], expected)
+    assert found.rank == 4
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 4.0, None])
+def test_np_lora(net, mu):
     def reference(deltas):
-        u, values, parts = naive_space(deltas)
-        return u * values @ naive_ties(parts, 0.5)
+        style, *others = deltas
+        directions = torch.linalg.svd(style)[2][:2].T  # its rank is 2
+        share = 1.0 if mu is None else mu / (1 + mu)
+        identity = torch.eye(style.shape[1]).double()
+        return style + sum(others) @ (identity - share * directions @ directions.T)
 
-    check(net, "knots", reference)
-
-
-def test_knots_with_the_mean_is_the_mean(net):
-    for layer in layers(net):
-        found = in_knots_space(layer, lambda parts: parts.mean(0)).dense()
-        torch.testing.assert_close(found, layer.dense().mean(0))
-
-
-def test_core_space_ties(net):
-    model, adapters, _ = net
-    found = toy.dense(merged(net, "core_space_ties").adapter)
-    for path in model.targets:
-        deltas = [adapter.deltas[path] for adapter in adapters if path in adapter.deltas]
-        left = torch.linalg.svd(
-            torch.cat([delta.up for delta in deltas], dim=1), full_matrices=False
-        )[0]
-        right = torch.linalg.svd(torch.cat([delta.down for delta in deltas]), full_matrices=False)[
-            2
-        ]
-        cores = torch.stack([left.T @ delta.dense() @ right.T for delta in deltas])
-        torch.testing.assert_close(found[path], left @ naive_ties(cores, 0.5) @ right)
-
-
-def zero_at(net, path):
-    """Return a layer of two adapters, of which the second does nothing, but is there."""
-    _, adapters, _ = net
-    shape = shapes_of(net)[path]
-    nothing = LowRankDelta(torch.zeros(shape[0], 2).double(), torch.ones(2, shape[1]).double())
-    return Layer(path, False, {0: adapters[0].deltas[path], 1: nothing}, 2, ())
-
-
-def first_singular_vectors(matrix, count):
-    return torch.linalg.svd(matrix, full_matrices=False)[0][:, :count]
-
-
-def naive_compress_then_merge(deltas, rank, density=0.5):
-    """Compress-then-Merge on whole weights, without a core space, of those that are not zero."""
-    deltas = [delta for delta in deltas if delta.any()]
-    even = [delta / delta.norm() for delta in deltas]
-    of_outputs = min(rank, int(torch.linalg.matrix_rank(torch.cat(even, dim=1))))
-    of_inputs = min(rank, int(torch.linalg.matrix_rank(torch.cat(even))))
-    right = first_singular_vectors(torch.cat([delta.T for delta in even], dim=1), of_inputs)
-    errors = []
-    while len(errors) < 3 or abs(errors[-1] - errors[-2]) >= 1e-6:
-        left = first_singular_vectors(
-            torch.cat([delta @ right for delta in even], dim=1), of_outputs
-        )
-        right = first_singular_vectors(
-            torch.cat([delta.T @ left for delta in even], dim=1), of_inputs
-        )
-        kept = sum((left.T @ delta @ right).square().sum() for delta in even)
-        errors.append((abs(len(even) - kept) / len(even)).sqrt().item())
-    return left @ naive_ties([left.T @ delta @ right for delta in deltas], density) @ right.T
-
-
-@pytest.mark.parametrize("density", [0.3, 0.8, 1.0])
-@pytest.mark.parametrize("rank", [1, 2, 3, 6])
-def test_compress_then_merge(net, rank, density):
-    reference = lambda deltas: naive_compress_then_merge(deltas, rank, density)  # noqa: E731
-    check(net, "compress_then_merge", reference, 1e-7, rank=rank, density=density)
-    for layer in merged(net, "compress_then_merge", rank, density=density).report.layers:
-        assert layer.rank <= rank
-        assert not layer.cut  # the rank is given by construction
-
-
-def test_compress_then_merge_takes_the_largest_of_the_ranks_where_none_is_requested():
-    model = toy.build("attention")
-    adapters = [model.adapter("a", 1), model.adapter("b", 3)]
-    found = merged((model, adapters, toy.own_tasks(model, adapters)), "compress_then_merge")
-    for path, delta in found.adapter.deltas.items():
-        each = [adapter.deltas[path].dense() for adapter in adapters]
-        assert delta.rank == 3
-        torch.testing.assert_close(
-            delta.dense(), naive_compress_then_merge(each, 3), rtol=0, atol=1e-8
-        )
-
-
-def test_compress_then_merge_shares_a_size_out_and_then_keeps_to_it(net):
-    model, adapters, tasks = net
-    size = 400
-    found = toy.merge_toy(model, adapters, tasks, method="compress_then_merge", size=size)
-    deltas = found.adapter.deltas
-    assert sum(delta.rank * sum(delta.shape) for delta in deltas.values()) <= size
-    assert max(delta.rank for delta in deltas.values()) > 2  # more than any adapter has here
-    naive = {
-        path: naive_compress_then_merge(dense, deltas[path].rank)
-        for path, dense in dense_deltas(net).items()
-    }
-    assert toy.largest_error(toy.dense(found.adapter), naive) < 1e-7
-
-
-def test_shared_subspaces_keep_more_than_the_leading_ones_of_each_side(net):
-    gains = []
-    for layer in layers(net):
-        cores = core_space(list(layer.deltas.values())).cores
-        left, right = shared_subspaces(cores, 2)
-        torch.testing.assert_close(left.T @ left, torch.eye(2).double())
-        torch.testing.assert_close(right.T @ right, torch.eye(2).double())
-        first_left = first_singular_vectors(torch.cat(list(cores), dim=1), 2)
-        first_right = first_singular_vectors(torch.cat(list(cores.mT), dim=1), 2)
-        gains.append(
-            (left.T @ cores @ right).square().sum()
-            - (first_left.T @ cores @ first_right).square().sum()
-        )
-    assert min(gains) > -1e-9
-    assert max(gains) > 1e-3
+    check(net, "np_lora", reference, projection=mu)
 
 
 def naive_ace(deltas):
@@ -368,13 +270,9 @@ def naive_ace(deltas):
     deltas = [delta for delta in deltas if delta.any()]
     if len(deltas) == 1:
         return deltas[0]
-    width = deltas[0].shape[1]
-    identity = torch.eye(width).double()
+    identity = torch.eye(deltas[0].shape[1]).double()
     energies = torch.tensor([(delta.T @ delta).trace() for delta in deltas])
-    logs = [energy.log() for energy in energies]
-    mean = sum(logs) / len(logs)
-    variance = sum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
-    differ = variance / mean**2 > 0.3
+    differ = differ_in_size(deltas)
     covariances, ridges, top = [], [], torch.zeros_like(deltas[0])
     for delta in deltas:
         centred = delta - delta.mean(0)
@@ -405,123 +303,451 @@ def differ_in_size(deltas):
 
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.02, 3.0, 0.4), (1e-3, 1e-3, 1e-3)])
-def test_ace(strengths, rank):
+@pytest.mark.parametrize("kind", ["attention", "convolution"])
+def test_ace(kind, strengths, rank):
     """Ranks of 4 are together more than the weights have dimensions."""
-    model = toy.build("attention")
-    adapters = [
-        model.adapter(f"{k}", rank).scaled(strength) for k, strength in enumerate(strengths)
-    ]
+    model = toy.build(kind)
+    adapters = [model.adapter(f"{k}", rank).scaled(s) for k, s in enumerate(strengths)]
     net = (model, adapters, toy.own_tasks(model, adapters))
-    both_kinds = {differ_in_size(deltas) for deltas in dense_deltas(net).values()}
-    assert (strengths == (0.02, 3.0, 0.4)) <= (True in both_kinds)
-    assert (strengths[0] == 1e-3) <= (both_kinds == {False})
-    check(net, "ace", naive_ace, 1e-7, rank="full")  # the guards of 1e-12 are left out
+    seen = set()
+
+    def reference(deltas):
+        seen.add(differ_in_size(deltas))
+        return naive_ace(deltas)
+
+    check(net, "ace", reference, 1e-7, rank="full")  # the guards of 1e-12 are left out
+    assert (strengths == (0.02, 3.0, 0.4)) <= (True in seen)
+    assert (strengths[0] == 1e-3) <= (seen == {False})
 
 
-def test_ace_on_layers_that_not_all_adapters_change(net):
-    check(net, "ace", naive_ace, 1e-9)
-
-
-def test_ace_of_weak_adapters_is_nearly_their_mean():
-    """Its ridge is absolute, and the more it weighs, the less the covariances do."""
-    model = toy.build("one layer")
-    adapters = [model.adapter(f"{k}").scaled(1e-4) for k in range(2)]
-    found = merged((model, adapters, toy.own_tasks(model, adapters)), "ace")
-    centred = [delta - delta.mean(0) for delta in (a.deltas["layer"].dense() for a in adapters)]
-    torch.testing.assert_close(
-        found.adapter.deltas["layer"].dense(), sum(centred) / 2, rtol=1e-4, atol=1e-10
-    )
-
-
-@pytest.mark.parametrize("name", ["ace", "compress_then_merge"])
-def test_an_adapter_that_is_there_and_does_nothing_changes_nothing(net, name):
+def test_ace_leaves_out_an_adapter_that_changes_nothing(net):
+    check(net, "ace", naive_ace, 1e-9)  # the third changes only some layers
     path = "cross_attention.k"
-    with_nothing = zero_at(net, path)
-    alone = dataclasses.replace(with_nothing, deltas={0: with_nothing.deltas[0]})
-    rule = METHODS[name].rule
-    torch.testing.assert_close(rule(with_nothing).dense(), rule(alone).dense())
-    nothing = dataclasses.replace(with_nothing, deltas={1: with_nothing.deltas[1]})
-    assert not rule(nothing).dense().any()
-
-
-@pytest.mark.parametrize("name", ["ace", "compress_then_merge"])
-def test_convolutions_are_merged_as_matrices(name):
-    model = toy.build("convolution")
-    adapters = [model.adapter(f"{k}") for k in range(2)]
-    found = toy.dense(merged((model, adapters, toy.own_tasks(model, adapters)), name).adapter)
-    for path in model.targets:
-        each = [adapter.deltas[path].dense() for adapter in adapters]
-        expected = naive_ace(each) if name == "ace" else naive_compress_then_merge(each, 2)
-        torch.testing.assert_close(found[path], expected, rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", ["tsv_m", "iso_c"])
-def test_in_core_space_these_are_what_they_are_outside(net, name):
-    rule = METHODS[name].rule
-    for layer in layers(net):
-        left = torch.linalg.svd(layer.together.up, full_matrices=False)[0]
-        right = torch.linalg.svd(layer.together.down.T, full_matrices=False)[0]
-        cores = {
-            k: dataclasses.replace(d, up=left.T @ d.up, down=d.down @ right)
-            for k, d in layer.deltas.items()
-        }
-        inside = rule(dataclasses.replace(layer, deltas=cores)).dense()
-        torch.testing.assert_close(left @ inside @ right.T, rule(layer).dense())
-
-
-def test_tsv_m(net):
-    def orthonormal(columns):
-        """Return ``M (M^T M)^(-1/2)``."""
-        values, vectors = torch.linalg.eigh(columns.T @ columns)
-        return columns @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
-
-    def reference(deltas):
-        parts = [torch.linalg.svd(delta) for delta in deltas if delta.any()]
-        ranks = [int((values > 1e-9).sum()) for _, values, _ in parts]
-        u = orthonormal(
-            torch.cat([u[:, :r] for (u, _, _), r in zip(parts, ranks, strict=True)], dim=1)
-        )
-        v = orthonormal(
-            torch.cat([vh[:r].T for (_, _, vh), r in zip(parts, ranks, strict=True)], dim=1)
-        )
-        return (
-            u
-            @ torch.diag(torch.cat([s[:r] for (_, s, _), r in zip(parts, ranks, strict=True)]))
-            @ v.T
-        )
-
-    check(net, "tsv_m", reference)
-
-
-def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
-    model = net[0]
-    path = "cross_attention.k"  # 6 x 5, for ranks 4 + 4
-    deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
-    found = tsv_m(Layer(path, True, deltas, 2, ()))
-    kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
-    torch.testing.assert_close(
-        torch.linalg.svdvals(found.dense())[:4], torch.cat(kept).sort(descending=True).values
+    d_out, d_in = shapes_of(net[0])[path]
+    nothing = LowRankDelta(torch.zeros(d_out, 2).double(), torch.ones(2, d_in).double())
+    one = net[1][0].deltas[path]
+    rule = METHODS["ace"].rule
+    alone, idle, both = (
+        rule(Layer(path, False, deltas, 2, ())).dense()
+        for deltas in ({0: one}, {1: nothing}, {0: one, 1: nothing})
     )
-    assert found.rank == 4
+    torch.testing.assert_close(both, alone)
+    assert not idle.any()
 
 
-def test_iso_c(net):
-    def reference(deltas):
-        u, values, vh = torch.linalg.svd(deltas.sum(0), full_matrices=False)
-        used = values > 1e-9
-        return values[used].mean() * u[:, used] @ vh[used]
-
-    check(net, "iso_c", reference)
+# --- rules that regress on measured inputs ---
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.5, 4.0, None])
-def test_np_lora(net, mu):
-    def reference(deltas):
-        style, *others = deltas
-        directions = torch.linalg.svd(style)[2][:2].T  # its rank is 2
-        share = 1.0 if mu is None else mu / (1 + mu)
-        return style + sum(others) @ (
-            torch.eye(style.shape[1]).double() - share * directions @ directions.T
-        )
+def naive_regmean(tasks, b):
+    left = right = 0
+    for x, delta, weight in tasks:
+        gram = weight * x.T @ x / len(x)
+        gram = torch.where(torch.eye(len(gram), dtype=torch.bool), gram, b * gram)
+        left = left + gram
+        right = right + gram @ delta.T
+    return torch.linalg.solve(left, right).T
 
-    check(net, "np_lora", reference, projection=mu)
+
+@pytest.mark.parametrize("b", [0.0, 0.9])
+def test_regmean(net, b):
+    found = dense(net, "regmean", off_diagonal=b)
+    expected = {path: naive_regmean(tasks, b) for path, tasks in measured(net).items()}
+    assert toy.largest_error(found, expected) < 1e-9
+
+
+def test_regmean_pp_is_regmean_on_the_inputs_that_its_own_answer_leads_to(net):
+    found = dense(net, "regmean_pp")
+    students, teachers = (
+        {path: naive_regmean(tasks, 0.9) for path, tasks in measured(net, worn).items()}
+        for worn in (found, None)
+    )
+    assert toy.largest_error(found, students) < 1e-9
+    assert toy.largest_error(found, teachers) > 1e-2
+
+
+def test_ssr(net):
+    model, adapters, tasks = net
+    found = dense(net, "ssr")
+    inputs = measured(net)
+    for path in model.targets:
+        present = [k for k, adapter in enumerate(adapters) if path in adapter.deltas]
+        deltas = [adapters[k].deltas[path] for k in present]
+        down = torch.cat([delta.down for delta in deltas])
+        up = torch.cat([delta.up for delta in deltas], dim=1)
+        gram = 1e-4 * torch.eye(len(down)).double()
+        tokens = sum(len(inputs[path][k][0]) for k in present)
+        routed = []
+        start = 0
+        for k, delta in zip(present, deltas, strict=True):
+            z = down @ (tasks[k].weight ** 0.5 * inputs[path][k][0]).T
+            gram = gram + z @ z.T / tokens
+            routed.append(z[start : start + delta.rank] @ z.T / tokens)
+            start += delta.rank
+        expected = up @ torch.cat(routed) @ torch.linalg.inv(gram) @ down
+        torch.testing.assert_close(found[path], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_ssr_passes_a_lone_adapter_through(net):
+    model, adapters, _ = net
+    pair = [adapters[0], adapters[2]]
+    found = dense((model, pair, toy.own_tasks(model, pair)), "ssr")
+    for path in model.targets[7:]:
+        torch.testing.assert_close(found[path], adapters[0].deltas[path].dense())
+
+
+def least_norm(tasks):
+    x = torch.cat([weight**0.5 * x for x, _, weight in tasks])
+    y = torch.cat([weight**0.5 * x @ delta.T for x, delta, weight in tasks])
+    return torch.linalg.lstsq(x, y, driver="gelsd").solution.T
+
+
+def test_mix_of_show_is_least_squares_of_least_norm(net):
+    model, adapters, tasks = net
+    one = dataclasses.replace(tasks[0], samples=tasks[0].samples[:1])
+    few = model, adapters[:1], [one]  # 4 and 3 tokens: not of full rank
+    for inputs in (net, few):
+        expected = {path: least_norm(tasks) for path, tasks in measured(inputs).items()}
+        assert toy.largest_error(dense(inputs, "mix_of_show"), expected) < 1e-6
+    exact, descent = (
+        dense(net, "mix_of_show", solver=solver, rank="full") for solver in ("closed_form", "lbfgs")
+    )
+    assert toy.largest_error(descent, exact) < 1e-4
+    assert not any(torch.equal(delta, exact[path]) for path, delta in descent.items())
+
+
+def text_net(preserve=True):
+    """Return a network, two adapters, and tasks with so few text tokens that all of them can be
+    constraints.
+    """
+    model = toy.build("attention", seed=3)
+    adapters = [model.adapter("a"), model.adapter("b")]
+    two_of_three = {"text": torch.tensor([1.0, 1.0, 0.0])}
+    own = [
+        Task(adapter.name, [Sample(model.make_row(), token_weights=two_of_three)], {k: 1.0})
+        for k, adapter in enumerate(adapters)
+    ]
+    return model, adapters, [*own, Task("preserve", model.samples(8), {})] if preserve else own
+
+
+@pytest.mark.parametrize("preserve", [True, False])
+def test_custom_diffusion_meets_its_constraints_as_published(preserve):
+    net = text_net(preserve)
+    found = merged(net, "custom_diffusion")
+    deltas = toy.dense(found.adapter)
+    inputs = measured(net)
+    for path in TEXT:
+        concepts = [(x[x.any(1)], delta) for x, delta, _ in inputs[path][:2]]
+        k = torch.cat([x for x, _ in concepts]).T  # (d_in, 4)
+        v = torch.cat([x @ delta.T for x, delta in concepts]).T
+        torch.testing.assert_close(deltas[path] @ k, v, rtol=1e-6, atol=1e-8)
+        captions = inputs[path][2][0] if preserve else torch.eye(5).double()
+        metric = captions.T @ captions
+        metric = metric + preserve * 1e-6 * metric.trace() / 5 * torch.eye(5).double()
+        d = torch.linalg.solve(metric, k)
+        expected = v @ torch.linalg.inv(d.T @ k) @ d.T
+        torch.testing.assert_close(deltas[path], expected, rtol=1e-6, atol=1e-8)
+    for path in set(net[0].targets) - set(TEXT):
+        mean = sum(adapter.deltas[path].dense() for adapter in net[1]) / 2
+        torch.testing.assert_close(deltas[path], mean)
+    text = "custom_diffusion: solved at 2 layers that read text, averaged at 7 others"
+    assert found.report.notes == (Note("method", text),)
+    assert found.report.method == "custom_diffusion"
+
+
+# --- what holds for all methods ---
+
+
+def one_layer(seed, count=3):
+    torch.manual_seed(seed)
+    model = toy.build("one layer", seed)
+    adapters = [model.adapter(f"{k}", rank=1 + k % 2) for k in range(count)]
+    return model, adapters, toy.own_tasks(model, adapters, samples=2)
+
+
+def assert_close(found, expected, **tolerances):
+    torch.testing.assert_close(found["layer"], expected["layer"], **tolerances)
+
+
+@given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"np_lora", *SEARCHING}))
+def test_the_order_of_the_adapters_does_not_matter(method, seed, order):
+    model, adapters, tasks = one_layer(seed)
+    moved = [dataclasses.replace(tasks[k], mix={i: 1.0}) for i, k in enumerate(order)]
+    one = dense((model, adapters, tasks), method, rank="full")
+    other = dense((model, [adapters[k] for k in order], moved), method, rank="full")
+    assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+@given(seed=st.integers(0, 1000), factor=st.sampled_from([-1.0, 0.5, 3.0]))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ace", *SEARCHING}))
+def test_twice_the_adapters_give_twice_the_merge(method, seed, factor):
+    """ACE's ridge is absolute."""
+    model, adapters, tasks = one_layer(seed)
+    one = dense((model, adapters, tasks), method, rank="full")
+    scaled = [adapter.scaled(factor) for adapter in adapters]
+    other = dense((model, scaled, tasks), method, rank="full")
+    assert_close(other, {"layer": factor * one["layer"]}, rtol=1e-6, atol=1e-8)
+
+
+@given(seed=st.integers(0, 1000))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(SEARCHING)))
+def test_one_adapter_is_merged_into_itself(method, seed):
+    net = one_layer(seed, count=1)
+    options = {"density": 1.0} if method == "ties" else {}
+    rtol = 1e-3 if method == "ssr" else 1e-6  # its ridge is absolute
+    assert_close(dense(net, method, **options), toy.dense(net[1][0]), rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, method):
+    model, adapters, tasks = net
+    result = merged(net, method)
+    answer = toy.dense(result.adapter)
+    students = toy.patched(model.model, answer)
+    for task, rows in zip(tasks, result.outputs, strict=True):
+        teacher = toy.patched(model.model, toy.mixed(adapters, task.mix, shapes_of(model)))
+        for sample, (as_teacher, as_student) in zip(task.samples, rows, strict=True):
+            torch.testing.assert_close(as_student, toy.run(students, [sample.teacher])[0])
+            torch.testing.assert_close(as_teacher, toy.run(teacher, [sample.teacher])[0])
+    theirs = measured(net)
+    ours = measured(net, answer if METHODS[method].inputs == "student" else None)
+    for layer in result.report.layers:
+        path = layer.path
+        deltas = [adapter.deltas[path] for adapter in adapters if path in adapter.deltas]
+        assert layer.rank <= sum(delta.rank for delta in deltas)
+        together = sum(delta.dense() for delta in deltas)
+        for entry, (x, own, _), (x_student, _, _) in zip(
+            layer.tasks, theirs[path], ours[path], strict=True
+        ):
+            left = x @ own.T - x_student @ answer[path].T
+            reference = x @ own.T if entry.wears else x_student @ together.T
+            expected = (left.norm() / reference.norm()).item()
+            assert entry.residual == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert result.report.changes == ()
+    assert toy.hook_count(model.model) == 0
+
+
+@pytest.mark.parametrize("method", ["average", "regmean"])
+def test_the_target_is_what_residuals_are_measured_against_and_nothing_else(net, method):
+    delta, full = (merged(net, method, target=target) for target in ("delta", "full_output"))
+    assert toy.largest_error(toy.dense(delta.adapter), toy.dense(full.adapter)) == 0
+    before, after = (
+        [entry.residual for layer in result.report.layers for entry in layer.tasks if entry.wears]
+        for result in (delta, full)
+    )
+    nothing_drifts = METHODS[method].inputs == "teacher"  # X~ = X
+    assert (before == pytest.approx(after, rel=1e-9)) == nothing_drifts
+
+
+@pytest.mark.parametrize("method", ["average", "task_arithmetic", "custom_diffusion"])
+def test_a_whole_stable_diffusion_model(host, method):
+    loras = [host.lora("both"), host.lora("unet only", ("unet",), ["<y> dog"])]
+    calibration = Calibration(
+        trajectories=2,
+        timesteps=2,
+        sampling_steps=4,
+        resolution=64,
+        preserve_captions=("a street",),
+    )
+    result, _ = host.merge(loras, calibration, dataclasses.replace(host.EXACT, method=method))
+    paths = dict.fromkeys(path for lora in loras for path in lora.adapter.deltas)
+    assert list(result.adapter.deltas) == list(paths)
+    # the text encoder and the UNet are merged one after the other; each has a scale and a note
+    notes = [note.text for note in result.report.notes if note.kind == "method"]
+    assert len(notes) == (0 if method == "average" else 2)
+    if method == "custom_diffusion":
+        assert "solved at 0 layers that read text, averaged at 3 others" in notes[0]
+        assert "solved at 2 layers that read text, averaged at 3 others" in notes[1]
+    if method == "average":
+        for path in paths:
+            deltas = [lora.adapter.deltas.get(path) for lora in loras]
+            # an adapter without a part is not an adapter of that part
+            count = 2 if path.startswith("unet.") else 1
+            mean = sum(delta.dense() for delta in deltas if delta is not None) / count
+            torch.testing.assert_close(result.adapter.deltas[path].dense(), mean)
+
+
+# --- ranks ---
+
+
+@pytest.mark.parametrize("method", ["sum", "ties", "regmean"])
+def test_a_cut_to_a_lower_rank_is_made_by_its_effect(net, method):
+    cut = merged(net, method, rank=2).report.layers
+    assert {layer.rank for layer in cut} == {2}
+    assert all(layer.cut <= layer.plain_cut + 1e-9 for layer in cut)
+    assert any(layer.cut < 0.99 * layer.plain_cut for layer in cut)
+    result = merged(net, method, size=200)
+    assert sum(delta.rank * sum(delta.shape) for delta in result.adapter.deltas.values()) <= 200
+    kept = merged(net, method, kept_energy=0.8).report.layers
+    assert max(layer.rank for layer in kept) < 5
+    assert all(layer.cut**2 <= 0.2 + 1e-9 for layer in kept)
+
+
+def test_an_answer_of_full_rank_is_cut_to_the_sum_of_the_ranks(net):
+    model, adapters, tasks = net
+    pair = model, [adapters[0], adapters[1]], tasks[:2]
+    result = merged(pair, "ties")
+    assert {layer.rank for layer in result.report.layers} == {3}
+    assert all(0 < layer.cut < 1 for layer in result.report.layers)
+    assert torch.linalg.matrix_rank(dense(pair, "ties", rank="full")["self_attention.q"]) > 3
+
+
+# --- scales ---
+
+
+BOWLS = {
+    "parabola": lambda scale, best: (scale - best) ** 2,
+    "steep": lambda scale, best: (
+        (scale / best - 1) ** 2 + 0.3 * (scale / best) ** 4 - 1.2 * scale / best
+    ),
+    "overflow": lambda scale, best: (scale - best) ** 2 if scale < 1.4 * best else math.inf,
+}
+
+
+@given(best=st.floats(0.05, 12.0), floor=st.floats(0.0, 1.0))
+@pytest.mark.parametrize("bowl", sorted(BOWLS))
+def test_best_scale_finds_the_bottom_of_a_bowl(bowl, best, floor):
+    asked = []
+
+    def error(scale):
+        asked.append(scale)
+        return floor + BOWLS[bowl](scale, best)
+
+    assert best_scale(error) == pytest.approx(best, rel=0.15)
+    assert len(asked) == len(set(asked)) <= 11
+
+
+@given(target=st.lists(st.floats(0.2, 2.0), min_size=1, max_size=5))
+def test_best_coefficients_find_the_bottom_of_a_bowl(target):
+    def error(tried):
+        return sum((a - b) ** 2 for a, b in zip(tried, target, strict=True))
+
+    assert best_coefficients(error, len(target)) == pytest.approx(target, abs=0.05)
+
+
+def test_coefficients_of_adapters_that_get_in_each_others_way():
+    def error(c):
+        return (c[0] + 0.5 * c[1] - 1) ** 2 + (c[1] + 0.5 * c[0] - 0.2) ** 2
+
+    assert error(best_coefficients(error, 2)) < 0.05 * error([0.4, 0.4])
+
+
+def error_of(model, adapters, tasks, chunk=8, **options):
+    config = MergeConfig(samples_per_chunk=chunk)
+    return OutputError(Problem(model.network(), adapters, tasks, config), **options)
+
+
+def output_error(net, adapter):
+    """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
+    model, adapters, tasks = net
+    as_one = Comparison(
+        lambda task, sample: tasks[task].samples[sample].teacher,
+        runs=[[len(task.samples)] for task in tasks],
+    )
+    found = fidelity(model.network(), adapters, tasks, adapter, comparison=as_one)
+    squares = [
+        task.weight * entry.output_error**2 for task, entry in zip(tasks, found, strict=True)
+    ]
+    return sum(squares) / sum(task.weight for task in tasks)
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_the_error_that_is_searched_is_fidelitys(net, chunk):
+    model, adapters, tasks = net
+    idle = Adapter("idle", {path: delta.scaled(0.0) for path, delta in adapters[0].deltas.items()})
+    more = [
+        *tasks,
+        Task("of no weight", model.samples(2), {0: 1.0}, 0.0),
+        Task("whose teacher changes nothing", model.samples(2), {3: 1.0}),
+    ]
+    adapter = merged(net, "average").adapter
+    searched = error_of(model, [*adapters, idle], more, chunk)
+    assert searched(adapter) == pytest.approx(output_error(net, adapter), rel=1e-9)
+    with pytest.raises(CalibrationError, match="no task's teacher changes what the network"):
+        error_of(model, [*adapters, idle], more[-1:])
+
+
+def test_at_most_32_samples_of_a_task_are_looked_at(net):
+    model, adapters, tasks = net
+    calls = []
+    many = [dataclasses.replace(tasks[0], samples=model.samples(100)), tasks[3]]
+    error_of(model, adapters, many, progress=lambda: calls.append(0))
+    assert len(calls) == 2 * (4 + 1)  # in calls of 8, a teacher and a reference each
+
+
+def test_searched_scales_are_the_best_ones(net):
+    scales = (0.1, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0)
+    by_hand = min(output_error(net, merged(net, "sum", scale=scale).adapter) for scale in scales)
+    arithmetic = merged(net, "task_arithmetic")
+    hyper = merged(net, "hyper_linear")
+    assert output_error(net, arithmetic.adapter) <= 1.02 * by_hand
+    assert output_error(net, hyper.adapter) < output_error(net, arithmetic.adapter)
+    assert "task_arithmetic: scale 0." in arithmetic.report.notes[0].text
+    assert "hyper_linear: coefficients 0." in hyper.report.notes[0].text
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "regmean", "regmean_pp"])
+def test_every_method_can_have_its_best_scale(net, method):
+    found = merged(net, method, scale="search")
+    error = output_error(net, found.adapter)
+    assert error <= output_error(net, merged(net, method).adapter) * (1 + 1e-9)
+    scale = float(found.report.notes[0].text.removeprefix(f"{method}: scale ").split(",")[0])
+    given_by_hand = merged(net, method, scale=scale).adapter
+    assert output_error(net, given_by_hand) == pytest.approx(error, rel=0.01)
+
+
+# --- errors ---
+
+
+def test_a_search_needs_an_output_that_is_a_finite_tensor(net):
+    model, adapters, tasks = net
+    endless = Sample((torch.full((4, 6), math.inf).double(), torch.zeros(3, 5).double()))
+    broken = dataclasses.replace(tasks[1], samples=[endless])
+    with pytest.raises(CalibrationError, match="task 'b': the network's output is not finite"):
+        error_of(model, adapters, [tasks[0], broken])
+
+    def forward(rows):
+        toy.run(model.model, rows)
+
+    with pytest.raises(CalibrationError, match="returns no tensor"):
+        merge(model.network(forward), adapters, tasks, toy.exact(method="task_arithmetic"))
+    with pytest.raises(CalibrationError, match=r"no scale from 0\.03125 to 1 gives a finite"):
+        best_scale(lambda scale: math.inf)
+
+
+def test_weights_need_a_task_of_ones_own(net):
+    model, adapters, _ = net
+    both = [Task("both", model.samples(2), {0: 1.0, 1: 1.0, 2: 0.5})]
+    with pytest.raises(ConfigError, match="'weighted' needs a task with a weight above 0 whose"):
+        merged((model, adapters, both), "weighted")
+
+
+def test_custom_diffusion_needs_a_token_to_constrain():
+    model, adapters, tasks = text_net()
+    blind = [Sample(model.make_row(), token_weights={"text": torch.zeros(3)})]
+    tasks = [*(dataclasses.replace(task, samples=blind) for task in tasks[:2]), tasks[2]]
+    expected = r"^layer 'cross_attention.k': no task whose teacher wears something here has tokens"
+    with pytest.raises(SolveError, match=expected):
+        merged((model, adapters, tasks), "custom_diffusion")
+
+
+@pytest.mark.parametrize("method", ["average", "regmean"])
+def test_inputs_that_are_not_finite_are_an_error_whatever_the_method(method):
+    model, adapters, tasks = one_layer(0)
+    tasks[1].samples[0].teacher[0][3, 2] = math.nan
+    expected = r"^layer 'layer': the inputs of task '1' hold NaN or infinite numbers"
+    with pytest.raises(SolveError, match=expected):
+        merged((model, adapters, tasks), method)
+
+
+def test_regmean_says_what_makes_it_solvable():
+    model = toy.build("one layer")
+    delta = LowRankDelta(torch.ones(4, 1).double(), torch.ones(1, 6).double())
+    net = (
+        model,
+        [Adapter("a", {"layer": delta})],
+        [Task("a", [Sample((torch.ones(20, 6).double(),))], {0: 1.0})],
+    )
+    with pytest.raises(SolveError, match="set off_diagonal below 1, or use more samples"):
+        merged(net, "regmean", off_diagonal=1.0)
+    assert_close(dense(net, "regmean", off_diagonal=0.5), {"layer": torch.ones(4, 6).double()})

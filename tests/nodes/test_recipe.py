@@ -38,12 +38,12 @@ def test_a_recipe_is_read_back_with_all_that_it_says_of_a_lora():
         blocks="IN01:0.5",
         without=("*attn2*", "text *"),
     )
-    text = json.dumps(settings_of([lora], Calibration(), MergeConfig(method="svd")))
+    text = json.dumps(settings_of([lora], Calibration(), MergeConfig(method="sum")))
     recipe = read_recipe("file", text)
     assert recipe.loras == (lora,)
     assert as_text(recipe).splitlines()[:3] == [
         '<lora:a.safetensors:1> style priority=0.5 called="in a" blocks=IN01:0.5 without=*attn2* '
         'without="text *" | a \\| b',
         "",
-        "method: svd",
+        "method: sum",
     ]
