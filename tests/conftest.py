@@ -9,13 +9,16 @@ settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=T
 settings.load_profile("iteris")
 
 
+@pytest.hookimpl(trylast=True)  # the folders have marked their tests by then
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `nightly`, unless `-m` speaks of it."""
-    if "nightly" in config.option.markexpr:
-        return
-    nightly = [item for item in items if item.get_closest_marker("nightly")]
-    config.hook.pytest_deselected(items=nightly)
-    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what is slow: two
+    processes that take files from one list end at about the same time.
+    """
+    if "nightly" not in config.option.markexpr:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,12 @@
-"""A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint. $COMFYUI_PATH points the tests at
-another ComfyUI.
+"""A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint and LoRAs of few of its layers.
+$COMFYUI_PATH points the tests at another ComfyUI.
 """
 
 from pathlib import Path
 
 import pytest
-from checkpoint import write_checkpoint, write_lora
-from comfy_host import Host
+from checkpoint import write_checkpoint
+from comfy_host import Host, write_few
 
 from demo.server import ComfyServer, cache_folder, find_comfyui
 
@@ -25,8 +25,8 @@ def host(tmp_path_factory):
     for folder in ("checkpoints", "loras"):
         (base / "models" / folder).mkdir(parents=True)
     write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
-    write_lora(base / "models" / "loras" / "first.safetensors", seed=1)
-    write_lora(base / "models" / "loras" / "second.safetensors", seed=2)
+    for seed, name in enumerate(("first", "second"), 1):
+        write_few(base / "models" / "loras" / f"{name}.safetensors", seed)
     with ComfyServer(
         find_comfyui(cache_folder()), base, base / "server.log", device="cpu"
     ) as server:

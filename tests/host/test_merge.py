@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+import re
 
 import pytest
 import torch
-from comfy_host import Host
+from comfy_host import FEW_LAYERS, Host, write_few
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
@@ -17,8 +18,12 @@ from iteris_core import __version__
 
 @pytest.fixture(scope="module")
 def merged(host):
-    """Merge and save once, in float16."""
-    history = host.run({**host.merge(), **host.save("loras/merged_float16")})
+    """LoRAs of every layer, merged and saved once, in float16."""
+    names = []
+    for seed in (1, 2):
+        names.append(f"whole_{seed}.safetensors")
+        write_few(host.loras / names[-1], seed, layers="")
+    history = host.run({**host.merge(*names), **host.save("loras/merged_float16")})
     return history["outputs"]
 
 
@@ -33,8 +38,8 @@ def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
     for layer in report["layers"]:
         assert layer["rank"] == 16
         assert [task["task"] for task in layer["tasks"]] == [
-            "first",
-            "second",
+            "whole_1",
+            "whole_2",
             "base model (preserve)",
         ]
         assert all(
@@ -73,12 +78,12 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     )
     assert recipe["comfyui_version"]
     assert recipe["loras"][1] == {
-        "name": "second",
-        "file": "second.safetensors",
+        "name": "whole_2",
+        "file": "whole_2.safetensors",
         "strength_model": 1.0,
         "strength_clip": 1.0,
         "weight": 1.0,
-        "sha256": hashlib.sha256((host.loras / "second.safetensors").read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256((host.loras / "whole_2.safetensors").read_bytes()).hexdigest(),
         "prompts": ["a photo of a second thing", "a second thing in a park"],
         "prompts_from": "",
         "trigger_words": ["demo2"],
@@ -145,7 +150,7 @@ def test_lora_model_goes_through_cores_own_nodes(host):
     assert "lora key not loaded" not in host.log()[before:]
     assert torch.equal(host.latent("outputs"), host.latent("lora_model"))
     saved = load_file(next((host.output / "loras").glob("by_core_*.safetensors")))
-    assert len(saved) == 48 * 3 and all(key.startswith("diffusion_model.") for key in saved)
+    assert len(saved) == 13 * 3 and all(key.startswith("diffusion_model.") for key in saved)
 
 
 def cached_nodes(host, workflow):
@@ -223,19 +228,21 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
 
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     """Soon: after a few more of its 48 layers."""
+    write_few(host.loras / "unet.safetensors", 1, "lora_unet")
     base_only = {"1": host.merge()["1"], **host.sample("before", ["1", 0], ["1", 1])}
     host.run(base_only)
     solved = []
 
     def interrupt_in_the_unet(event, data):
-        stage = "stage 4 of 4: Diffusion model "
-        if event == "text" and data["text"].startswith(stage):
-            solved.append(int(data["text"].removeprefix(stage).partition("/")[0]))
+        text = data["text"] if event == "text" else ""
+        if found := re.match(r"stage \d of \d: Diffusion model (\d+)/", text):
+            solved.append(int(found[1]))
             if solved.count(3) == 1 and solved[-1] == 3:
                 host.client.interrupt()
 
     with pytest.raises(WorkflowFailed):
-        host.run({**host.merge(seed=99), **host.save("loras/never")}, interrupt_in_the_unet)
+        nodes = host.merge(*["unet.safetensors"] * 2, seed=99)
+        host.run({**nodes, **host.save("loras/never")}, interrupt_in_the_unet)
     assert 3 <= max(solved) < 15
     assert not list((host.output / "loras").glob("never*"))
     again = {"1": base_only["1"], **host.sample("after", ["1", 0], ["1", 1], 40)}
@@ -245,8 +252,8 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     assert not list((host.output / "loras").glob(".*"))
 
 
-def test_keys_without_a_module_are_counted_and_named_per_file(host):
-    """Two files of one stem; a text norm in a spelling of nobody's is among their odd keys, while a
+def test_keys_without_a_module_are_counted_and_named_per_file(host, merged):
+    """Two files of one stem. A text norm in a spelling of nobody's is among their odd keys, while a
     text projection and a text norm of PEFT's spelling are read.
     """
     odd = {
@@ -262,7 +269,7 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
     for name, keys in odd.items():
         more = read if name == "style/cat" else {}
         save_file(
-            load_file(host.loras / "first.safetensors") | keys | more,
+            load_file(host.loras / "whole_1.safetensors") | keys | more,
             host.loras / f"{name}.safetensors",
         )
     workflow = {
@@ -283,13 +290,7 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
 
 @pytest.mark.parametrize(("size", "quality"), [("smaller", 0.9), ("MB", 1.0)])
 def test_ranks_by_quality_or_by_size(host, size, quality):
-    for name in ("first", "second"):
-        tensors = load_file(host.loras / f"{name}.safetensors")
-        middle = {key: tensor for key, tensor in tensors.items() if "mid_block" in key}
-        save_file(middle, host.loras / f"{name}_middle.safetensors")
     nodes = host.merge(
-        "first_middle.safetensors",
-        "second_middle.safetensors",
         latents_per_run=1,
         negative_share=0.0,
         quality_kept=quality,
@@ -297,7 +298,7 @@ def test_ranks_by_quality_or_by_size(host, size, quality):
     nodes["5"]["inputs"].update(size=size, size_value=0.25)
     outputs = host.run({**nodes, **host.save(f"loras/{size}")})["outputs"]
     ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
-    assert len(ranks) == 12 and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
+    assert len(ranks) == FEW_LAYERS and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
     if size == "MB":
         assert 0.22e6 < (host.output / "loras" / "MB.safetensors").stat().st_size < 0.255e6
 
@@ -330,7 +331,7 @@ def test_a_user_who_wants_no_metadata_gets_none(host, tmp_path):
     assert "second thing" not in json.dumps(metadata)
 
 
-def test_files_are_numbered_or_overwritten_as_asked(host, merged):
+def test_files_are_numbered_or_overwritten_as_asked(host):
     paths = [
         host.run({**host.merge(), **host.save("loras/twice", overwrite)})["outputs"]["6"]["text"][0]
         for overwrite in (False, True)
@@ -345,7 +346,7 @@ def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], more_loras=["2", 0])
     history = host.run({**nodes, **host.sample("on_top", ["5", 0], ["5", 1])})
     report = history["outputs"]["5"]["iteris_report"][0]
-    assert len(report["layers"]) == 120
+    assert len(report["layers"]) == FEW_LAYERS
     (note,) = (note["text"] for note in report["notes"] if note["kind"] == "host")
     assert note.startswith("MODEL and CLIP carry 1 LoRA already")
     assert torch.isfinite(host.latent("on_top")).all()

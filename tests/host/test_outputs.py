@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from comfy_host import write_few
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,10 +26,8 @@ def scene(host):
     """A merge for scenes: reported with pictures, saved with the first of them as its cover, and
     passed on as a stack.
     """
-    for name in ("first", "second"):  # fewer layers, the same metadata
-        with safe_open(host.loras / f"{name}.safetensors", "pt") as file:
-            middle = {key: file.get_tensor(key) for key in file.keys() if "mid_block" in key}  # noqa: SIM118 (no dict)
-            save_file(middle, host.loras / f"{name}_mid.safetensors", file.metadata())
+    for seed, name in enumerate(("first", "second"), 1):
+        write_few(host.loras / f"{name}_mid.safetensors", seed, "mid_block")
     nodes = host.merge(
         "first_mid.safetensors",
         "second_mid.safetensors",

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from make_release import RELEASES
 from safetensors import safe_open
 
+RELEASES = Path(__file__).parents[1] / "data" / "releases"
 VERSIONS = sorted(path.name for path in RELEASES.iterdir())
 
 

@@ -34,6 +34,7 @@ def named(text, uses):
 
 
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
+    """One LoRA meets nobody and is not stacked, and one without prompts has no row."""
     rows, taken = named("", [DOG, CAT, INK])
     assert rows == [
         ("a sks dog and a cat, in ink style", ["base model", "stacked", "merged"]),
@@ -42,48 +43,28 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
         ("a house, ink style", ["ink 1/0.5", "stacked", "merged"]),
     ]
     assert taken == []
-
-
-def test_a_lora_without_prompts_has_no_row():
-    silent = use("silent", ())
-    rows, _ = named("", [silent, CAT])
+    alone = [("a photo of a sks dog", ["base model", "dog", "merged"])]
+    assert named("\n \n", [DOG]) == (alone, [])
+    rows, _ = named("", [use("silent", ()), CAT])
     assert rows == [("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])]
-
-
-def test_one_lora_meets_nobody_and_is_not_stacked():
-    assert named("\n \n", [DOG]) == (
-        [("a photo of a sks dog", ["base model", "dog", "merged"])],
-        [],
-    )
-
-
-def test_three_subjects_and_styles_alone_meet_too():
     bird = use("bird", ("a bird",))
     assert compare.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
     assert compare.meeting_of([INK, INK]) == "in ink style, in ink style"
 
 
-def test_each_line_of_the_users_is_a_row():
-    text = "a dog\n\n  <lora:dog:0.8> a cat \n"
-    every = ["base model", "dog", "cat 0.8/1", "stacked", "merged"]
-    assert named(text, [DOG, CAT]) == (
-        [("a dog", every), ("a cat", every)],
-        ["taken out of the prompts: <lora:dog:0.8>"],
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "taken"),
     [
+        ("a dog\n\n  <lora:dog:0.8> a cat \n", "<lora:dog:0.8>"),
         ("a dog\nBREAK\na cat", "BREAK"),
         ("a dog\n<lora:dog:0.8>\na cat", "<lora:dog:0.8>"),
         ("a dog\nNegative prompt: a fox\na cat", "Negative prompt: …"),
     ],
 )
-def test_a_line_that_is_no_prompt_has_no_row(text, taken):
-    rows, said = named(text, [DOG, CAT])
-    assert [prompt for prompt, _ in rows] == ["a dog", "a cat"]
-    assert said == [f"taken out of the prompts: {taken}"]
+def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
+    every = ["base model", "dog", "cat 0.8/1", "stacked", "merged"]
+    said = f"taken out of the prompts: {taken}"
+    assert named(text, [DOG, CAT]) == ([("a dog", every), ("a cat", every)], [said])
 
 
 @pytest.mark.parametrize(
@@ -101,19 +82,11 @@ def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, sa
 
 
 def test_the_ways_are_named_and_worn_alike():
-    dog, cat, ink = (Adapter(name, {}) for name in "abc")
-    assert compare.names_of([DOG, CAT, INK]) == [
-        "base model",
-        "dog",
-        "cat 0.8/1",
-        "ink 1/0.5",
-        "stacked",
-        "merged",
-    ]
-    assert compare.worn_of([dog, cat, ink]) == [[], [dog], [cat], [ink], [dog, cat, ink]]
+    dog, cat = (Adapter(name, {}) for name in "ab")
+    assert compare.names_of([DOG, CAT]) == ["base model", "dog", "cat 0.8/1", "stacked", "merged"]
+    assert compare.worn_of([dog, cat]) == [[], [dog], [cat], [dog, cat]]
     assert compare.names_of([DOG]) == ["base model", "dog", "merged"]  # stacked would be the same
     assert compare.worn_of([dog]) == [[], [dog]]
-    assert compare.names_of([]) == ["base model", "merged"]
 
 
 class Base:
@@ -214,10 +187,13 @@ def test_nine_pictures_of_two_loras_are_drawn_and_shown(run):
     assert cost.pop("seconds") >= 0
     assert cost == {"pictures": 9, "steps": 2, "size": [0, 0], "own": 9, "line": 5}
     assert shown == [(1, 2), output.ui["text"][0]]
-    assert shown[-1].splitlines() == [
-        *prompts,
-        "SD1.5, 512 x 512, 2 steps, cfg 7, euler simple, seed 3",
-    ]
+    facts = "SD1.5, 512 x 512, 2 steps, cfg 7, euler simple, seed 3"
+    assert shown[-1].splitlines() == [*prompts, facts]
+    rows = output.ui["iteris_tiles"]  # for the page, each picture by itself
+    assert [row["prompt"] for row in rows] == prompts
+    assert [row["names"][0] for row in rows] == ["base model", "dog", "cat 0.8/1"]
+    files = [file for row in rows for file in row["pictures"]]
+    assert files == [f"{number / 20:.2f}" for number in range(9)], "without their workflow"
 
 
 def test_a_line_and_a_size_of_ones_own(run):
@@ -226,19 +202,6 @@ def test_a_line_and_a_size_of_ones_own(run):
     assert (how.width, how.height, how.cfg) == (640, 64, 1.0)
     [cost] = output.ui["iteris_drawn"]
     assert (cost["pictures"], cost["own"], cost["size"]) == (5, 9, [640, 64])
-
-
-def test_the_page_gets_every_picture_by_itself(run):
-    output, *_ = run()
-    rows = output.ui["iteris_tiles"]
-    assert [row["prompt"] for row in rows] == output.ui["text"][0].splitlines()[:-1]
-    assert [row["names"] for row in rows] == [
-        ["base model", "stacked", "merged"],
-        ["dog", "stacked", "merged"],
-        ["cat 0.8/1", "stacked", "merged"],
-    ]
-    files = [file for row in rows for file in row["pictures"]]
-    assert files == [f"{number / 20:.2f}" for number in range(9)], "without their workflow"
 
 
 def test_a_comparison_says_by_what_it_was_drawn(run, monkeypatch):
@@ -250,6 +213,8 @@ def test_a_comparison_says_by_what_it_was_drawn(run, monkeypatch):
         "4": {"inputs": {"ckpt_name": "of_the_merge_ckpt.safetensors"}},
     }
     monkeypatch.setattr(Compare.hidden, "prompt", prompt)
+    names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
+    assert compare.base_name(names) == "b_ckpt + a_ckpt"
     output, *_ = run(width=640, height=64, caption="  Dog meets cat ")
     _, title, verdict, facts = run.tables[-1]
     assert facts == ["my_ckpt", "640 x 64", "2 steps", "cfg 7", "euler simple", "seed 3"]
@@ -274,12 +239,6 @@ def test_a_comparison_says_what_the_check_has_found(run, merged):
     assert run.tables[-1][2] == [], "a merge without a check"
 
 
-def test_files_of_a_base_model_are_named_once_each(run):
-    names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
-    assert compare.base_name(names) == "b_ckpt + a_ckpt"
-    assert compare.base_name(["cat"]) == ""
-
-
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
@@ -298,13 +257,11 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(run, replace_host, inpu
         run(**inputs)
 
 
-def test_a_model_that_carries_the_merge_is_refused(run, monkeypatch):
-    monkeypatch.setattr(Base, "carried", True)
-    with pytest.raises(IterisError, match="carries the merged LoRA already"):
-        run()
-
-
-def test_a_model_of_another_family_is_refused(run, monkeypatch):
+def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(run, monkeypatch):
+    with monkeypatch.context() as carrying:
+        carrying.setattr(Base, "carried", True)
+        with pytest.raises(IterisError, match="carries the merged LoRA already"):
+            run()
     family = types.SimpleNamespace(name="SDXL", resolution=1024, guidance=6.0)
     monkeypatch.setattr(Base, "family", family)
     with pytest.raises(IterisError, match=r"the MODEL is SDXL, and the merged LoRA is for SD1\.5"):

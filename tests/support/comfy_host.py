@@ -1,9 +1,12 @@
 """A running ComfyUI with a small SD1.5-layout checkpoint, and workflows to post to it."""
 
 import json
+import re
 from pathlib import Path
 
-from safetensors.torch import load_file
+from checkpoint import write_lora
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
 from demo.client import ComfyClient
@@ -18,6 +21,21 @@ SMALL = {
     "check_runs": 0,
     "reproduce": "what the LoRA adds",  # the quicker one; workflows run the default
 }
+
+
+# Layers of both networks and of several blocks, and few.
+FEW = "mid_block|down_blocks.*attn1_to_q|encoder_layers_(0|11)_self_attn"
+FEW_LAYERS = 12 + 1 + 8
+
+
+def write_few(path: Path, seed: int, layers: str = FEW, rank: int = 8) -> None:
+    """Write a LoRA of those layers of the small checkpoint whose keys match a pattern."""
+    write_lora(path, seed=seed, rank=rank)
+    with safe_open(path, "pt") as file:
+        kept = [key for key in file.keys() if re.search(layers, key)]  # noqa: SIM118 (no dict)
+        tensors = {key: file.get_tensor(key).clone() for key in kept}
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
 
 
 class Host:

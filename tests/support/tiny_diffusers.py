@@ -1,26 +1,15 @@
-"""Tiny random Stable Diffusion and SDXL models of the real classes, made on the spot."""
+"""Tiny random Stable Diffusion and SDXL models of the real classes, made on the spot.
+
+diffusers and transformers are imported when something is made, so that pytest collects quickly.
+"""
 
 import json
 import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.diffusion.pipeline import DiffusersModel
@@ -42,6 +31,8 @@ _VOCABULARY = [
 
 
 def tokenizer(length=LENGTH, **options):
+    from transformers import CLIPTokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.json"
         merges = Path(folder) / "merges.txt"
@@ -56,12 +47,16 @@ def tokenizer_2():
 
 
 def text_encoder(seed=0, **options):
+    from transformers import CLIPTextModel
+
     torch.manual_seed(seed)
     return _lively(CLIPTextModel(_text_config(**options)))
 
 
 def text_encoder_2(seed=0, **options):
     """The second text encoder of SDXL."""
+    from transformers import CLIPTextModelWithProjection
+
     torch.manual_seed(seed + 1)
     sizes = {"hidden_size": WIDTH_2, "projection_dim": WIDTH_2, "num_hidden_layers": 3}
     config = _text_config(**{**sizes, "hidden_act": "gelu", **options})
@@ -69,6 +64,8 @@ def text_encoder_2(seed=0, **options):
 
 
 def _text_config(**options):
+    from transformers import CLIPTextConfig
+
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 24,
@@ -85,6 +82,8 @@ def _text_config(**options):
 
 
 def unet(seed=0, channels=4, **options):
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(seed)
     sizes = {
         "block_out_channels": (8, 16),
@@ -133,6 +132,8 @@ def _lively(model):
 
 
 def scheduler(prediction_type="epsilon", **options):
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -169,6 +170,12 @@ MODELS = {"SD1.5": model, "SDXL": model_xl}
 
 def pipeline(host, prediction_type="epsilon", vae=None):
     """Return a pipeline of the host's models."""
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
+
     if host.family.name == "SDXL":
         steps = EulerDiscreteScheduler.from_config(scheduler(prediction_type).config)
         tokenizers = host.tokenizer, tokenizer_2()
@@ -181,6 +188,8 @@ def pipeline(host, prediction_type="epsilon", vae=None):
 
 def save_folder(host, folder, vae_scale_factor=8, **options):
     """Save a diffusers folder."""
+    from diffusers import AutoencoderKL
+
     levels = vae_scale_factor.bit_length()
     blocks = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,

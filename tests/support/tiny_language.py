@@ -1,29 +1,26 @@
 """Tiny random T5, BART and BLIP models, their readers, and PEFT adapters for them, made by
-transformers and peft themselves.
+transformers and peft themselves, which are imported then, so that pytest collects quickly.
 """
+
+from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertTokenizerFast,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-    BlipTextConfig,
-    BlipVisionConfig,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from iteris_core.layers import weight_shape
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import (
+        BartForConditionalGeneration,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+        PreTrainedTokenizerFast,
+        T5ForConditionalGeneration,
+    )
 
 VOCABULARY = 60
 BLIP_WORDS = [
@@ -38,6 +35,8 @@ BLIP_WORDS = [
 
 
 def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
+    from transformers import T5Config, T5ForConditionalGeneration
+
     torch.manual_seed(seed)
     widths = {
         "d_model": 32,
@@ -57,6 +56,8 @@ def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
 
 
 def bart(seed: int = 0) -> BartForConditionalGeneration:
+    from transformers import BartConfig, BartForConditionalGeneration
+
     torch.manual_seed(seed)
     sides = {
         f"{side}_{name}": size
@@ -72,6 +73,9 @@ def bart(seed: int = 0) -> BartForConditionalGeneration:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer for `t5`, whose words are w0 to w56."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 3))]
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
@@ -87,6 +91,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 def blip(spread: float = 0.2) -> BlipForConditionalGeneration:
     """Return a BLIP for pictures of 16 x 16, its weights drawn with this standard deviation."""
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipTextConfig,
+        BlipVisionConfig,
+    )
+
     torch.manual_seed(0)
     widths = {
         "hidden_size": 32,
@@ -120,6 +131,8 @@ def blip(spread: float = 0.2) -> BlipForConditionalGeneration:
 
 def blip_processor() -> BlipProcessor:
     """Return a processor for `blip`, whose words are `BLIP_WORDS`."""
+    from transformers import BertTokenizerFast, BlipImageProcessor, BlipProcessor
+
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(BLIP_WORDS)})
     return BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer)
 
@@ -129,10 +142,13 @@ def adapter(
     folder: Path,
     seed: int,
     targets=("q", "v"),
-    kind=T5ForConditionalGeneration,
+    kind: Any = None,
     **options,
 ) -> Path:
-    """Save an adapter with random factors for a base model, by peft."""
+    """Save an adapter with random factors for a base model, a T5 if no other kind is given, by peft."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import T5ForConditionalGeneration
+
     torch.manual_seed(seed)
     config = LoraConfig(
         **{
@@ -143,7 +159,7 @@ def adapter(
             **options,
         },
     )
-    model = get_peft_model(kind.from_pretrained(base), config)
+    model = get_peft_model((kind or T5ForConditionalGeneration).from_pretrained(base), config)
     for name, weight in model.named_parameters():
         if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(weight, std=0.2)
@@ -177,4 +193,6 @@ def logits(model: torch.nn.Module, seed: int = 5) -> torch.Tensor:
 
 def peft(model: torch.nn.Module, folder: Path) -> PeftModel:
     """Return a model with a saved adapter, as peft loads it."""
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(model, folder)

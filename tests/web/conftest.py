@@ -17,9 +17,12 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
+    """Tests of the page are slow; those in the frontend's other renderer are nightly."""
     for item in items:
         if item.path.is_relative_to(HERE) and "server" in item.fixturenames:
             item.add_marker("slow")
+            if "vue" in item.name:
+                item.add_marker("nightly")
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +64,12 @@ def open_frontend(chromium, server):
     yield open_one
     for frontend in opened:
         frontend.page.close()
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def in_renderer(request, open_frontend):
+    """A page of its own in each renderer of the frontend."""
+    return open_frontend(Comfy_VueNodes_Enabled=request.param == "vue")
 
 
 @pytest.fixture(scope="session")

@@ -111,9 +111,8 @@ def test_nodes_are_found_by_search_and_placed(frontend, picture, name, node_type
     assert frontend.errors == []
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
-def test_the_template_opens_without_complaint(open_frontend, picture, vue):
-    frontend = open_frontend(Comfy_VueNodes_Enabled=vue)
+def test_the_template_opens_without_complaint(in_renderer, picture):
+    frontend = in_renderer
     page = frontend.page
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
@@ -123,7 +122,7 @@ def test_the_template_opens_without_complaint(open_frontend, picture, vue):
     dialog.get_by_text("1 Merge two LoRAs").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.settle()
-    picture(frontend, f"template_{'vue' if vue else 'canvas'}")
+    picture(frontend, "template")
     assert in_groups(frontend) == {"1. Choose": 2, "2. Merge": 1, "3. See and save": 2}
     assert overlaps(frontend) == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()

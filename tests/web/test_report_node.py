@@ -7,12 +7,11 @@ WIDTH = 480
 LEAST = 380  # of a picture 960 pixels wide, so that letters of 20 pixels are read
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
-def test_its_pictures_can_be_read(server, open_frontend, picture, vue):
+def test_its_pictures_can_be_read(server, in_renderer, picture):
     (server.base / "temp").mkdir(exist_ok=True)
     drawn = server.base / "temp" / "report of a test.png"
     Image.new("RGB", (960, 1200), "#202020").save(drawn)
-    frontend = open_frontend(Comfy_VueNodes_Enabled=vue)
+    frontend = in_renderer
     page = frontend.page
     node = page.evaluate(
         """() => {
@@ -41,4 +40,4 @@ def test_its_pictures_can_be_read(server, open_frontend, picture, vue):
     page.wait_for_function("document.querySelector('.iteris-text img')?.naturalWidth")
     assert page.locator(".iteris-text").inner_text().startswith("cat: kept 80 %")
     assert frontend.errors == []
-    picture(frontend, f"report_node_{'vue' if vue else 'canvas'}")
+    picture(frontend, "report_node")

@@ -31,9 +31,8 @@ def output(server):
     return {"text": ["a dog"], "iteris_tiles": rows}
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
-def test_a_divider_is_dragged_between_two_pictures(open_frontend, picture, output, vue):
-    frontend = open_frontend(Comfy_VueNodes_Enabled=vue)
+def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output):
+    frontend = in_renderer
     page = frontend.page
     frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "slider")
     frontend.show(1, left=500, top=60)
@@ -58,7 +57,7 @@ def test_a_divider_is_dragged_between_two_pictures(open_frontend, picture, outpu
 
     assert chosen() == [PROMPTS[0], "stacked", "merged"]
     assert seen(0.05, 0.45, 0.55, 0.95) == ["stacked", "stacked", "merged", "merged"]
-    picture(frontend, f"slider_{'vue' if vue else 'canvas'}")
+    picture(frontend, "slider")
     box = pair.bounding_box()
     assert box["height"] == pytest.approx(box["width"] * SIZE[1] / SIZE[0], rel=0.02)
     pos = page.evaluate("[...app.graph.getNodeById(1).pos]")
@@ -86,7 +85,7 @@ def test_a_divider_is_dragged_between_two_pictures(open_frontend, picture, outpu
     assert seen(0.05, 0.95) == ["<b>dog</b>", "merged"]
     frontend.send("executed", prompt_id="b", node="1", display_node="1", output=output)
     assert chosen() == [PROMPTS[1], "<b>dog</b>", "merged"], "after another run, too"
-    picture(frontend, f"slider_moved_{'vue' if vue else 'canvas'}")
+    picture(frontend, "slider_moved")
 
     workflow = frontend.workflow()
     assert len(workflow["nodes"][0]["widgets_values"]) == 10

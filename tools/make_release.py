@@ -1,6 +1,6 @@
 """Keep a workflow and a merged LoRA of this version, for the tests of later versions.
 
-    python tests/support/make_release.py
+    PYTHONPATH=.:tests/support python tools/make_release.py
 
 makes `tests/data/releases/VERSION`: two LoRAs, a merge of one as a row and one of the chain with small
 settings as ComfyUI's frontend saves it and as it posts it, and the LoRA that this merge saves, with its
@@ -10,22 +10,19 @@ recipe. It needs a Chromium. Once a version is released, its folder stays as it 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from pathlib import Path
 
 import browser
-from checkpoint import write_checkpoint, write_lora
-from safetensors import safe_open
-from safetensors.torch import save_file
+from checkpoint import write_checkpoint
+from comfy_host import write_few
 
 from demo.client import ComfyClient
 from demo.server import ComfyServer, cache_folder, find_comfyui
 from iteris_core import __version__
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RELEASES = ROOT / "tests" / "data" / "releases"
-LAYERS = re.compile(r"mid_block.*attn2")
 # node of the tests' chain -> what is set on it
 WIDGETS = {
     1: {"ckpt_name": "sd15.safetensors"},
@@ -51,21 +48,11 @@ WIDGETS = {
 }
 
 
-def write_loras(folder: Path) -> None:
-    """Write two LoRAs of four layers."""
-    for seed, name in enumerate(("first", "second"), 1):
-        path = folder / f"released_{name}.safetensors"
-        write_lora(path, seed=seed, rank=1)
-        with safe_open(path, "pt") as file:
-            few = {key: file.get_tensor(key) for key in file.keys() if LAYERS.search(key)}  # noqa: SIM118
-            metadata = file.metadata()
-        save_file(few, path, metadata)
-
-
 def main() -> None:
     kept = RELEASES / __version__
     kept.mkdir(parents=True, exist_ok=True)
-    write_loras(kept)
+    for seed, name in enumerate(("first", "second"), 1):
+        write_few(kept / f"released_{name}.safetensors", seed, "mid_block.*attn2", rank=1)
     chain = json.loads((ROOT / "tests" / "data" / "chain.json").read_text("utf-8"))
     chain["5"]["inputs"]["more_loras"] = ["2", 0]
     del chain["3"]

@@ -1,7 +1,7 @@
 """Make the pictures that ComfyUI's template browser shows, and the README's.
 
-    python tests/web/make_cards.py               # workflows/*.jpg, docs/img/compare.jpg
-    python tests/web/make_cards.py tiles FOLDER  # the tiles that they are made of, anew
+    python tools/make_cards.py               # workflows/*.jpg, docs/img/compare.jpg
+    python tools/make_cards.py tiles FOLDER  # the tiles that they are made of, anew
 
 A tile is what the model of `iteris demo` draws with its LoRAs, or with the merge that `iteris demo`
 has left in a folder.
@@ -25,7 +25,7 @@ from demo.recogniser import Recogniser
 from demo.run import WEIGHTS
 from demo.server import ComfyServer, cache_folder, find_comfyui, link
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TILES = Path(__file__).parent / "tiles.png"
 TILE = drawn.SIDE
 ROBOT, OWL, STYLE = drawn.LORAS

@@ -1,9 +1,9 @@
 """Make the workflows that ComfyUI's template browser lists, the subgraph blueprint, and the
 pictures of the documentation, in the real frontend.
 
-    python tests/web/make_pictures.py workflows [NAME ...]
-    python tests/web/make_pictures.py blueprint
-    python tests/web/make_pictures.py walkthrough
+    PYTHONPATH=.:tests/support python tools/make_pictures.py workflows [NAME ...]
+    PYTHONPATH=.:tests/support python tools/make_pictures.py blueprint
+    PYTHONPATH=.:tests/support python tools/make_pictures.py walkthrough
 
 The first makes workflows/*.json from workflows/api/*.json, the second subgraphs/*.json, the third
 docs/img/*.jpg. `make_cards.py` makes the pictures of the template browser.
@@ -28,7 +28,7 @@ from demo.gallery import STEPS
 from demo.run import WEIGHTS
 from demo.server import ComfyServer, cache_folder, find_comfyui, link
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PACK = "iteris-lora-merge"  # the folder that git clone makes
 GAP_X = 36
 GAP_Y = 30
