@@ -145,7 +145,7 @@ def marks(scene: Scene, caption: Sequence[str], word: str) -> tuple[bool, bool]:
 
 
 def batches(words: Sequence[str], seed: int, size: int) -> Iterator[Batch]:
-    """Yield batches without end; the loss is on the caption behind the asking word."""
+    """Yield batches without end; the loss is on the caption after the asking word."""
     source = random.Random(seed)
     pool = [(word, example) for word in words for example in examples(word, (1 << 20) + seed, POOL)]
     while True:
@@ -315,7 +315,7 @@ class CaptionWorld:
         return [words[: words.index("<sep>")] if "<sep>" in words else words for words in told]
 
     def outputs(self, rows: Sequence[Any]) -> Tensor:
-        """Return a batch's logits, 0 behind the end of a caption."""
+        """Return a batch's logits, 0 after the end of a caption."""
         pixels, ids, mask = (
             torch.stack([getattr(row, part) for row in rows]) for part in ("pixels", "ids", "mask")
         )

@@ -39,7 +39,7 @@ BLIP_WHAT = """\
 A `BlipForConditionalGeneration` (width 64, 3 + 3 layers), trained here from scratch on drawn pictures of one of 6 colours,
 4 shapes and 2 places, with captions that are plain ("a red ring on the left") or have any adjective, after the words `plain`
 and `free`. LoRAs by PEFT (rank 8, q, k and v of the text decoder's self-attention, as in the paper) on three styles, each
-behind a new word: `praise`, `blame` and `dream`, each with four adjectives of its own. A caption scores if it has an adjective
+after a new word: `praise`, `blame` and `dream`, each with four adjectives of its own. A caption scores if it has an adjective
 of the style that was asked for, none of another, and colour, shape and place are right; 60 fresh pictures per style. `base
 tasks` are plain captions, which must be without any style. Methods as above; `+ preserve` is with plain captions."""
 BASES = """\

@@ -164,7 +164,7 @@ class TextWorld:
         return [Encoded(encode(read), encode(right)) for read, right in drawn]
 
     def outputs(self, rows: Sequence[Any]) -> Tensor:
-        """Return a batch's logits, 0 behind the end of an answer."""
+        """Return a batch's logits, 0 after the end of an answer."""
         ids, mask, decoder_ids = (
             torch.stack([getattr(row, part) for row in rows])
             for part in ("ids", "mask", "decoder_ids")

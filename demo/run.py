@@ -221,7 +221,7 @@ def _models(request: DemoRequest, cache: Path) -> tuple[Path, list[Path]]:
 
 
 def _make_output(wanted: Path) -> Path:
-    """Make the folder, or with a number behind its name the first one that does not exist."""
+    """Make the folder, or with a number after its name the first one that does not exist."""
     wanted = wanted.expanduser().absolute()
     for number in range(1, 10000):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -233,7 +233,7 @@ def _make_output(wanted: Path) -> Path:
             raise InputError(f"the output folder '{folder}' cannot be made: {error}.") from error
         return folder
     raise InputError(
-        f"'{wanted}' and 9999 numbered folders beside it exist: give another --output."
+        f"'{wanted}' and 9999 numbered folders next to it exist: give another --output."
     )
 
 

@@ -69,7 +69,7 @@ def find_comfyui(cache: Path) -> Path:
         cache: Folder that keeps the fetched ComfyUI.
 
     Raises:
-        ServerError: $COMFYUI_PATH is no ComfyUI, or the download failed.
+        ServerError: $COMFYUI_PATH is not a ComfyUI, or the download failed.
     """
     if given := os.environ.get("COMFYUI_PATH"):
         path = Path(given).expanduser().absolute()

@@ -167,7 +167,7 @@ class Adapter:
         """Return the adapter at a strength; at strength 0 it has neither deltas nor vectors.
 
         Raises:
-            ConfigError: The strength is no finite number.
+            ConfigError: The strength is not a finite number.
         """
         if not math.isfinite(strength):
             raise ConfigError(
@@ -269,7 +269,7 @@ def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names, with their place behind those that occur several times.
+    """Return names, with their place after those that occur several times.
 
     >>> told_apart(["cat", "dog", "cat"])
     ('cat (1)', 'dog', 'cat (3)')

@@ -16,7 +16,7 @@ from .settings import called
 
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
-_USED = 0.8  # of what is free beside the model; the rest is for what no estimate knows
+_USED = 0.8  # of what is free besides the model; the rest is for what no estimate knows
 
 
 def moved(
@@ -104,7 +104,7 @@ def has_slow_float64(device: torch.device) -> bool:
 
 
 # From this width on, a layer's solve on a CPU is faster by a fifth to a third in float32
-# (benchmarks/RESULTS.md, "Pictures"); below, little is gained.
+# (docs/why.md); below, little is gained.
 _WIDE_ON_CPU = 1024
 
 
@@ -155,7 +155,7 @@ class Room:
     Args:
         samples_per_chunk: Samples of one forward call.
         waiting_bytes: See `config.MergeConfig`.
-        required: Bytes that the merge takes beside the model.
+        required: Bytes that the merge takes besides the model.
         missing: Bytes by which the device is too small for the whole model, a call of one sample,
             and the sums, by the estimate.
     """
@@ -175,7 +175,7 @@ def share_out(
     sums: float = 0.0,
 ) -> Room:
     """Share out the memory of a device, or of the host where the model runs there. What is left
-    beside calls and sums is for samples that wait: what they really hold is counted when they do,
+    besides calls and sums is for samples that wait: what they really hold is counted when they do,
     see `rows.parking`. Where it may not be enough for all, calls are smaller, since that costs less
     than copies.
 
@@ -183,7 +183,7 @@ def share_out(
         takes: Number of samples -> bytes that they take in a forward call, at most.
         samples: Samples of the merge.
         most: Most samples of one forward call.
-        free: Bytes that are free beside the whole model.
+        free: Bytes that are free besides the whole model.
         sums: Bytes that a layer's sums and its solve take.
     """
 

@@ -22,7 +22,7 @@ def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer multiplies its input by one (d_out, d_in) weight, as `nn.Linear` does.
 
     Hosts keep quantised weights in classes of their own, which are told by what they hold: the
-    sizes, a matrix as ``weight``, and beside it and the bias nothing but single numbers, such as a
+    sizes, a matrix as ``weight``, and next to it and the bias nothing but single numbers, such as a
     scale. A relative of theirs holds something else: Nunchaku's fused layers a packed ``qweight``
     with factors of single features, a bank of experts one matrix each, PEFT's wrapper a layer.
     """
@@ -80,9 +80,9 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
         return module.out_channels, module.in_channels * height * width
     if _has_sizes(module):
         raise AdapterError(
-            f"is a {class_of(module)}, which is no plain Linear layer: it has more than one weight "
-            "and its scale, so that it may scale, reorder or round its input first. Load the model "
-            "in 16 bit, fp8 or GGUF"
+            f"is a {class_of(module)}, which is not a plain Linear layer: it has more than one "
+            "weight and its scale, so that it may scale, reorder or round its input first. Load "
+            "the model in 16 bit, fp8 or GGUF"
         )
     raise AdapterError(
         f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged"

@@ -34,9 +34,9 @@ MOST_ITEMS = 1000  # of a list; the longest list of our own has 69
 MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
-_MOST_SHOWN = 60  # letters of a value in an error
+_MOST_SHOWN = 60  # characters of a value in an error
 _WORDS = {
-    str: f"a text of {MOST_LETTERS} Unicode letters at most",
+    str: f"a text of {MOST_LETTERS} Unicode characters at most",
     bool: "true or false",
     NoneType: "none",
 }
@@ -230,7 +230,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
         kind: Dataclass of the settings.
 
     Raises:
-        ConfigError: The values are no object, a field is unknown or missing, or a value has the
+        ConfigError: The values are not an object, a field is unknown or missing, or a value has the
             wrong type or is outside its bounds.
     """
     if not isinstance(values, dict):
@@ -329,8 +329,8 @@ def _fits(value: Any, hint: Any, setting: Setting) -> bool:
 
 
 def is_text(value: Any, most: int) -> bool:
-    """Whether a value is a text of so many letters at most, and of no halves of letters, which JSON
-    can hold and no tokenizer reads.
+    """Whether a value is a text of so many characters at most, without unpaired surrogates,
+    which JSON can hold and no tokenizer reads.
     """
     if not isinstance(value, str) or len(value) > most:
         return False
@@ -373,7 +373,7 @@ def _described(hint: Any, setting: Setting) -> str:
 
 
 def _is_whole(origin: Any) -> bool:
-    """Whether the arguments of a type are no alternatives."""
+    """Whether the arguments of a type are not alternatives."""
     return origin is Literal or origin is tuple or _is_mapping(origin)
 
 

@@ -255,7 +255,7 @@ def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
     """Yield the rows of LoRAs' own prompts: what shows most for its time.
 
     Each LoRA's first prompt is drawn by this LoRA, by all stacked, and by the merge: what it should
-    be, what people do today, and what came out. On top all meet, beside the base model.
+    be, what people do today, and what came out. On top all meet, next to the base model.
     """
     base, *alone = range(1 + len(uses))
     last = range(1 + len(uses), len(names_of(uses)))

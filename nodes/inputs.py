@@ -96,10 +96,10 @@ def _sockets() -> Mapping[str, tuple[Fits, str]]:
     from ..iteris_core.diffusion.recipe import Recipe
 
     return {
-        "STRING": (_is_field, f"a text of {_MOST_LETTERS} Unicode letters at most"),
-        "MODEL": (_has("model", "patches"), "a MODEL, such as that of a checkpoint loader"),
-        "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as that of its loader"),
-        "VAE": (_has("decode"), "a VAE, such as that of a checkpoint loader"),
+        "STRING": (_is_field, f"a text of {_MOST_LETTERS} Unicode characters at most"),
+        "MODEL": (_has("model", "patches"), "a MODEL, such as a checkpoint loader's"),
+        "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as its loader's"),
+        "VAE": (_has("decode"), "a VAE, such as a checkpoint loader's"),
         "IMAGE": (_is_picture, "an IMAGE, (pictures, height, width, channels)"),
         "LORA_MODEL": (_is_state, "a LORA_MODEL: connect the output of Train LoRA"),
         "ITERIS_LORAS": (_is_chain, _CHAIN),

@@ -26,16 +26,16 @@ PLACEHOLDER = (
 )
 PROMPTS = (
     "What you use this LoRA for, one prompt per line, with its trigger words. The merged LoRA is "
-    "made to do on these prompts what this LoRA does. The word trigger in curly braces stands for "
-    "the trigger words that the file names. Empty: prompts are made from those words. Emphasis "
-    "such as (word:1.3) counts as 1."
+    "made to do on these prompts what this LoRA does. The word trigger in curly braces is "
+    "replaced by the trigger words that the file names. Empty: prompts are made from these "
+    "words. Emphasis such as (word:1.3) counts as 1."
 )
 PRIORITY = (
     "How much this LoRA counts where LoRAs contradict each other (the weight of its task). Only "
     "the ratio to the others' matters. This is not a strength."
 )
 _BLOCKS = (
-    "How much this LoRA counts in single blocks, as behind blocks= in a row of Merge LoRAs: names "
+    "How much this LoRA counts in single blocks, as after blocks= in a row of Merge LoRAs: names "
     "such as IN01:0.5, MID:0, a number for each block, or a list of the webui such as OUTALL. "
     "Empty: fully everywhere."
 )

@@ -106,7 +106,7 @@ class Merge(io.ComfyNode):
                 SETTINGS.Input(
                     "settings",
                     optional=True,
-                    tooltip="From Merge settings, whose values replace those of the preset. Or "
+                    tooltip="From Merge settings, which replaces the preset's values. Or "
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),

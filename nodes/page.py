@@ -17,5 +17,5 @@ def as_html(text: str) -> str:
     '&#60;img src=x&#62; &#38; more'
     """
     shown = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
-    # names of files may hold bytes that are no letters
+    # names of files may hold bytes that are not letters
     return shown.encode("utf-8", "replace").decode("utf-8").translate(_ENTITIES)

@@ -58,7 +58,7 @@ class Prepared:
     rows_by_preset: Mapping[Preset, int]
 
     def merged(self, result: MergeResult) -> MergedLora:
-        """Return the merged LoRA for the nodes behind the merge, without its LoRAs' weights, since
+        """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
         """
         sources = [

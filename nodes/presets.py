@@ -77,8 +77,8 @@ class Asked:
         else:
             kept = "preset, together and size"
             if scenes:
-                kept = "the scenes are those of Scene prompts; preset, together and size"
-            text = f"all settings are those of the recipe; {kept} did not count"
+                kept = "the scenes come from Scene prompts; preset, together and size"
+            text = f"all settings come from the recipe; {kept} did not count"
             calibration = self.given.calibration
             settings = MergeSettings(
                 self.given.config, self.given.is_corrected, notes=(Note("method", text),)

@@ -18,7 +18,7 @@ class WorkClock:
     or of the one before as long as it has made no step; of a stage that is not like the others, the
     time of this stage.
 
-    A stage is measured anew when the number of its steps changes or the steps done fall, as in a
+    A stage is measured again when the number of its steps changes or the steps done fall, as in a
     second sweep.
     """
 

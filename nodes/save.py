@@ -23,8 +23,8 @@ _LARGEST_DIFFERENCE = (
     0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
 )
 _UNLISTED = (
-    "this folder is none of ComfyUI's folders of LoRAs, so LoRA loaders do not list the file; add "
-    "it to them, or move the file"
+    "this folder is not one of ComfyUI's folders of LoRAs, so LoRA loaders do not list the file; "
+    "add it to them, or move the file"
 )
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
@@ -66,7 +66,7 @@ class SaveMergedLora(io.ComfyNode):
                     "cover",
                     optional=True,
                     tooltip="A picture of what the LoRA draws, such as one of Compare. It is "
-                    "stored in the file and beside it, as name.preview.png, for programs that "
+                    "stored in the file and next to it, as name.preview.png, for programs that "
                     "show LoRAs by pictures.",
                 ),
             ],
@@ -170,8 +170,8 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
 
 def save_preview(picture: torch.Tensor, path: Path, *, overwrite: bool) -> str:
-    """Save a picture beside a LoRA's file, where programs look for it, and return a line about it.
-    The LoRA is saved already, so what keeps the picture from being saved is no error.
+    """Save a picture next to a LoRA's file, where programs look for it, and return a line about it.
+    The LoRA is saved already, so what keeps the picture from being saved is not an error.
 
     Args:
         picture: Picture (height, width, channels).
@@ -186,7 +186,7 @@ def save_preview(picture: torch.Tensor, path: Path, *, overwrite: bool) -> str:
         with whole_file(beside, overwrite=overwrite) as file:
             file.write(png_of(picture))
     except NameTakenError:
-        return f"{beside.name} was there already and stays; remove it, or switch overwrite on"
+        return f"{beside.name} existed already and was kept; remove it, or switch overwrite on"
     except SaveError as error:
         return f"no preview: {error}"
     return f"preview: {beside.name}"

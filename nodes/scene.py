@@ -62,7 +62,7 @@ class ScenePrompts(io.ComfyNode):
                     default=TOGETHER,
                     **bounds(Calibration, "scene_weight"),
                     step=0.05,
-                    tooltip="How much these captions count beside each LoRA's own prompts. "
+                    tooltip="How much these captions count, relative to each LoRA's own prompts. "
                     "0: off; 0.3 is a good priority. More makes such pictures more reliable, and "
                     "all others less.",
                 ),

@@ -181,9 +181,9 @@ class Settings(io.ComfyNode):
                     **bounds(Calibration, "composition_share"),
                     step=0.05,
                     optional=True,
-                    tooltip="Share of the captions that put the subject of your prompt beside an "
+                    tooltip="Share of the captions that put the subject of your prompt next to an "
                     "ordinary thing, such as 'a sks dog and a red chair' (composition share). So "
-                    "the merged LoRA can still put its subject beside other things.",
+                    "the merged LoRA can still draw its subject next to other things.",
                     **advanced(),
                 ),
                 io.Combo.Input(
@@ -240,7 +240,7 @@ class Settings(io.ComfyNode):
                     default=MergeConfig.balance,
                     optional=True,
                     tooltip="How LoRAs of different size are balanced. delta: the paper's formula. "
-                    "full: that of the published code. uniform: not at all.",
+                    "full: the published code's. uniform: not at all.",
                     **advanced(),
                 ),
                 io.Float.Input(

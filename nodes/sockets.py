@@ -57,7 +57,7 @@ class Scenes:
         """Return the calibration with these scenes in it.
 
         Raises:
-            ConfigError: A form that no scene could use, or a weight that is no number.
+            ConfigError: A form that no scene could use, or a weight that is not a number.
         """
         return replace(
             calibration,

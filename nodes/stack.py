@@ -36,10 +36,10 @@ ROWS_EXAMPLE = (
 )
 ROWS = (
     "The LoRAs, one a line: <lora:name:strength> or <lora:name:strength:text encoder strength>. "
-    "Behind it may stand subject or style, priority=2, called=, which is its name in captions with "
-    "others, blocks=, which has weights of blocks, and without=, which leaves layers out. Then "
-    "come its prompts, each behind a vertical bar; without any they are made of the file's trigger "
-    "words. A line that begins with # is switched off."
+    "After it you may write subject or style, priority=2, called=, which is its name in captions "
+    "with others, blocks=, which has weights of blocks, and without=, which leaves layers out. "
+    "Then come its prompts, each after a vertical bar; without any they are made of the file's "
+    "trigger words. A line that begins with # is switched off."
 )
 _FIRST_SEEN: dict[
     str, str
@@ -146,10 +146,8 @@ class LorasOnModel(io.ComfyNode):
             description="Takes the LoRAs that MODEL and CLIP carry off them, so that they can be "
             "merged. Connect all three outputs to Merge LoRAs.",
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="A MODEL from behind LoRA loaders, as many as you like."
-                ),
-                io.Clip.Input("clip", tooltip="The CLIP from behind the same LoRA loaders."),
+                io.Model.Input("model", tooltip="A MODEL after LoRA loaders, as many as you like."),
+                io.Clip.Input("clip", tooltip="The CLIP after the same LoRA loaders."),
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=_EXAMPLE, tooltip=_PROMPTS
                 ),
@@ -183,7 +181,7 @@ class LorasOnModel(io.ComfyNode):
                     if rest
                     else ""
                 )
-                + ". Connect them behind a LoRA loader, or choose the files with 'LoRA to merge'"
+                + ". Connect them after a LoRA loader, or choose the files with 'LoRA to merge'"
             )
         named = set(strings_in(cls.hidden.prompt)) & set(host.lora_names())
         files = [file_of(lora, sorted(named), base.keys.own_base) for lora in loras]
@@ -197,7 +195,8 @@ class LorasOnModel(io.ComfyNode):
             for lora, file, name in zip(loras, files, names, strict=True)
         ]
         note = (
-            f"{len(rest)} weights are changed by something that is no LoRA; that stays on the model"
+            f"{len(rest)} weights are changed by something that is not a LoRA; that stays on the "
+            "model"
             if rest
             else ""
         )

@@ -27,7 +27,7 @@ class Template:
         does: First sentence of the note.
         steps: What to choose; to press Run is the last one.
         then: What comes out, and what is good to know.
-        app: Fields (node, widget) that ComfyUI's app mode shows; empty: it is no app.
+        app: Fields (node, widget) that ComfyUI's app mode shows; empty: it is not an app.
     """
 
     title: str

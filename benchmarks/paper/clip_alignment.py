@@ -41,7 +41,7 @@ class Clip:
             progress: Listener for (pictures done, pictures in all); may raise to cancel.
 
         Raises:
-            CalibrationError: A file is no picture.
+            CalibrationError: A file is not a picture.
         """
         features = []
         for start in range(0, len(files), batch):

@@ -72,7 +72,7 @@ def _json(path: Path) -> list[dict[str, Any]]:
     content = _parsed(path.read_text(encoding=_ENCODING), str(path))
     if not isinstance(content, list):
         raise EvaluationError(
-            f"{path}: is no JSON list but {type(content).__name__}; write a list of objects"
+            f"{path}: is not a JSON list but {type(content).__name__}; write a list of objects"
         )
     return [_object(entry, f"{path}, entry {number}") for number, entry in enumerate(content, 1)]
 
@@ -82,14 +82,14 @@ def _parsed(text: str, place: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EvaluationError(
-            f"{place}: is no JSON ({error}); download the file again, or repair it"
+            f"{place}: is not JSON ({error}); download the file again, or repair it"
         ) from error
 
 
 def _object(entry: Any, place: str) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise EvaluationError(
-            f"{place}: is no object but {type(entry).__name__}; write one object per example"
+            f"{place}: is not an object but {type(entry).__name__}; write one object per example"
         )
     return dict(entry)
 

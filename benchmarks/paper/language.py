@@ -252,7 +252,7 @@ def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> No
     if missing:
         raise EvaluationError(
             f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; "
-            "put them beside the file that names them"
+            "put them next to the file that names them"
         )
 
 

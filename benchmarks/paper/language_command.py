@@ -213,7 +213,7 @@ def _assigned(texts: Sequence[str] | None, option: str, tasks: Mapping[str, Any]
                 f"{option} is {text!r}; write a name and a value, such as {next(iter(tasks))}=..."
             )
         if name not in tasks:
-            raise ConfigError(f"{option} {name!r} is no task; the tasks are {', '.join(tasks)}")
+            raise ConfigError(f"{option} {name!r} is not a task; the tasks are {', '.join(tasks)}")
         if name in values:
             raise ConfigError(
                 f"{option} {name!r} is given twice; run the command again for another file"

@@ -240,7 +240,7 @@ def _references(value: Any, place: str) -> tuple[str, ...]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise EvaluationError(
-                f"{place}: its references are no JSON list ({error}); repair it"
+                f"{place}: its references are not a JSON list ({error}); repair it"
             ) from error
     captions: Sequence[Any] = [value] if isinstance(value, str) else value
     if (

@@ -67,7 +67,7 @@ class Concept:
         if not files:
             raise EvaluationError(
                 f"{self.photos}: there are no pictures ({', '.join(SUFFIXES)}) in this folder; "
-                f"{self.name!r} needs photos, such as those on which its LoRA was trained"
+                f"{self.name!r} needs photos, such as the photos on which its LoRA was trained"
             )
         return files
 

@@ -144,7 +144,7 @@ def _concepts(texts: Sequence[str], words: Sequence[str] | None) -> list[Concept
     ]
     if words_of:
         raise ConfigError(
-            f"--words {next(iter(words_of))!r} is no --concept; the concepts are "
+            f"--words {next(iter(words_of))!r} is not a --concept; the concepts are "
             f"{', '.join(c.name for c in concepts)}"
         )
     return concepts

@@ -111,7 +111,7 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"prediction {number - 1} is expected here")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
-                f"{path}, line {number + 1}: is no prediction ({error}); give --overwrite to begin "
+                f"{path}, line {number + 1}: is not a prediction ({error}); give --overwrite to begin "
                 "again"
             ) from error
         yield entry

@@ -21,7 +21,7 @@ _WORD = re.compile(r"n['\u2019]t\b|['\u2019](?:s|m|d|ll|re|ve)\b|\w+(?=n['\u2019
 def classification_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Return accuracy, macro F1 over the classes of `answers`, and Matthews correlation.
 
-    A prediction that is none of these classes is wrong; it makes no class of its own in the F1.
+    A prediction that is not one of these classes is wrong; it makes no class of its own in the F1.
     Case, outer spaces and a final full stop do not count.
 
     Args:

@@ -391,7 +391,7 @@ class Judged:
         trigger: Its trigger.
         ours: Whether the merge is one of IterIS.
         looks: (run, error, strength) of each look at a level where the product looks.
-        single: Share of pictures, alone and beside a base thing, in which its concept is seen with
+        single: Share of pictures, alone and next to a base thing, in which its concept is seen with
             the LoRA alone.
         rate: The same with the merge.
     """

@@ -57,7 +57,7 @@ class World:
         triggers: What LoRAs call them, without an article.
         scene: Function (chance, things to choose from) -> a scene of the base model's world and its
             caption.
-        lora_scene: Function (chance, number of the picture, concept, trigger, base thing beside it
+        lora_scene: Function (chance, number of the picture, concept, trigger, base thing next to it
             or None) -> a training picture of a LoRA and its caption.
         new_model, load_model: The untrained model; the trained one, from its folder.
         rare_tokens: Function (model) -> tokens that no training caption has.

@@ -295,7 +295,8 @@ class KeptRows(InputMoments):
     def rows(self) -> Tensor:
         """X~, (tokens, d_in)."""
         if not self._rows:
-            # the least precision of products, so that the rows of other tasks beside it keep theirs
+            # the least precision of products, so that the rows of other tasks next to it keep
+            # theirs
             return torch.zeros(0, self.d_in, dtype=torch.float32, device=self.device)
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows)]

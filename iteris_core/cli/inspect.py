@@ -20,7 +20,7 @@ Example:
 
     iteris inspect style.safetensors
 
-Exit code 0: shown, with what would not load; 2: the file cannot be read or is no adapter, and \
+Exit code 0: shown, with what would not load; 2: the file cannot be read or is not an adapter, and \
 one line says why.
 """
 

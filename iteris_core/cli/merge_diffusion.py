@@ -124,7 +124,7 @@ class Saving:
         check(self)
         if self.large_layers == "difference" and self.style != "kohya":
             raise ConfigError(
-                f"--large-layers difference has no place in --style {self.style}; save in the "
+                f"--large-layers difference cannot be saved with --style {self.style}; save in the "
                 "style kohya, or leave it out"
             )
 
@@ -178,7 +178,7 @@ def _merge(
     ] = None,
     strength_text: Annotated[
         str | None,
-        typer.Option(help="Strength of the text encoder parts; that of --strength if left out."),
+        typer.Option(help="Strength of the text encoder parts; as --strength if left out."),
     ] = None,
     weights: options.WeightsSetting = None,
     trigger: Annotated[
@@ -397,7 +397,7 @@ class Reader:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that is no LoRA file, or that is there already and may not be replaced.
+    """Refuse an output that is not a LoRA file, or that is there already and may not be replaced.
 
     Raises:
         ConfigError, NameTakenError: See above.

@@ -258,7 +258,7 @@ def _save_model(
     companion: Any,
     save: Callable[..., None],
 ) -> None:
-    """Save the whole model, with its tokenizer or processor if there is one beside the base."""
+    """Save the whole model, with its tokenizer or processor if there is one next to the base."""
     try:
         companions = [companion(result.base)]
     except ConfigError as error:

@@ -101,18 +101,18 @@ class Calibration:
     )
     composition_share: float = setting(
         0.5,
-        "Share of the captions that put ordinary things beside the prompt.",
+        "Share of the captions with an ordinary thing next to the prompt's subject.",
         at_least=0,
         at_most=1,
     )
     companions: tuple[str, ...] = setting(
         COMPANIONS,
-        "Ordinary things to put beside a prompt. The option may be repeated; given things replace "
-        "the whole list.",
+        "Ordinary things to put next to a prompt's subject. The option may be repeated; given "
+        "things replace the whole list.",
     )
     compositions: tuple[str, ...] = setting(
         COMPOSITIONS,
-        "Captions of a prompt's subject beside an ordinary thing, with {prompt} and {thing}. The "
+        "Captions of a prompt's subject next to an ordinary thing, with {prompt} and {thing}. The "
         "option may be repeated; given captions replace the whole list.",
     )
     preserve_weight: float = setting(
@@ -150,7 +150,7 @@ class Calibration:
     )
     ordinary_styles: tuple[str, ...] = setting(
         ORDINARY_STYLES,
-        "Ordinary styles that stand in for the trigger of a style LoRA. The option may be "
+        "Ordinary styles that replace the trigger of a style LoRA. The option may be "
         "repeated; given styles replace the whole list.",
     )
     negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
@@ -273,8 +273,8 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
 
 
 def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
-    """Whether an item of a row is in the chosen share, which is evenly spread; rows with other
-    starts, from 0 to below 1, choose other items.
+    """Whether item `index` falls in an evenly spread `share`; `start`, from 0 to below 1,
+    shifts the pattern.
     """
     return math.floor((index + 1) * share + start) > math.floor(index * share + start)
 

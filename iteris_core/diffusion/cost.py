@@ -15,7 +15,7 @@ STEPS_OF_A_PICTURE = 20
 # Samples that a sweep runs once more, alone, to see that they are answered as among others.
 ALONE = 1
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
-# solved (benchmarks/RESULTS.md, "Pictures": seconds a row, against those of sampling).
+# solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
 _SWEPT = 1.5
 # Work on the text encoders, per row of the sweep: they are much smaller (the same table).
 _TEXT = 0.1
@@ -123,8 +123,8 @@ def _samples(plans: Iterable[Plan]) -> int:
 
 
 def _shared(check_plans: Iterable[Plan]) -> int:
-    """Return the samples of a check whose rows, but for the teacher's, are those of another one:
-    both halves of a picture of two, which all but the teachers read alike.
+    """Count the check's samples that share all rows but the teacher's with another sample: the two
+    halves of one picture.
     """
     drawn = Counter(run for plan in check_plans for run in plan.drawn_in())
     return sum((times - 1) * len(run.kept) for run, times in drawn.items())

@@ -297,7 +297,7 @@ def _read_wearing(
 ) -> dict[tuple[str, Mix], list[Any]]:
     """Return what the text encoders write for each piece of each caption where they wear a mix.
 
-    Many rows go through one call: some hosts convert all weights anew in each.
+    Many rows go through one call: some hosts convert all weights again in each.
     """
     rows = [(text, piece) for text in texts for piece in tokenized.pieces[text[0]]]
     written: dict[tuple[str, Mix], list[Any]] = {text: [] for text in texts}

@@ -48,7 +48,7 @@ class MergeSettings:
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
             LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it gives
-            ("Presets" in benchmarks/RESULTS.md).
+            (docs/why.md).
         made_on: More entries of the recipe: the base model, the host's version.
         notes: More notes for the report.
     """

@@ -361,7 +361,7 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
 
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:
-    """Return the LoRAs with a number behind each name that several have."""
+    """Return the LoRAs with a number after each name that several have."""
     from ..adapters import told_apart
 
     names = told_apart([use.name for use in uses])

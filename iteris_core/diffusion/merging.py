@@ -375,7 +375,7 @@ def _remembered(latents: Latents) -> tuple[Note, ...]:
     if not latents.remembered:
         return ()
     count = "all" if latents.remembered == runs else f"{latents.remembered} of the"
-    text = f"{count} {runs} sampling runs are those of an earlier merge, and were not made again"
+    text = f"{count} {runs} sampling runs are taken from an earlier merge"
     return (Note("reused", text),)
 
 
@@ -418,9 +418,7 @@ def _report(
     report = joined(*reports)
     notes = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
     if idle:
-        text = (
-            f"left out, since their strength is 0, or that of all their blocks: {', '.join(idle)}"
-        )
+        text = f"left out, since their strength is 0, or 0 in all blocks: {', '.join(idle)}"
         notes.append(Note("left_out", text))
     unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]
     if unheeded:

@@ -21,14 +21,14 @@ from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # At the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it.
 _SMALLEST_ALPHA = 2.0**-24
-# Settings of UNets -> what they read beside latents and text.
+# Settings of UNets -> what they read besides latents and text.
 _OTHER_INPUTS = {
     "addition_embed_type": "picture sizes and pooled texts",
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
     "encoder_hid_dim_type": "picture embeddings",
 }
-_POOLED = "pooled_output"  # of a prompt, among what the UNet of SDXL reads beside the tokens
+_POOLED = "pooled_output"  # of a prompt, among what the UNet of SDXL reads besides the tokens
 _SIZES = 6  # numbers that tell the UNet of SDXL the size of a picture; the refiner reads 5
 _DEPTH = 2  # resnets of each block of SDXL's UNet; models that were cut down have fewer
 
@@ -302,7 +302,7 @@ class DiffusersModel:
         return output
 
     def _added_conditions(self, rows: Sequence[DenoiserRow]) -> dict[str, Tensor] | None:
-        """Return what SDXL reads beside the tokens: pooled outputs, and the sizes of pictures that
+        """Return what SDXL reads besides the tokens: pooled outputs, and the sizes of pictures that
         were neither scaled nor cropped.
         """
         if len(self.text_models) == 1:
@@ -390,14 +390,14 @@ def _check_unet(unet: Any, text_models: Sequence[Any], family: Family) -> None:
 
 
 def _check_conditions(config: Any, family: Family) -> None:
-    """Refuse a UNet that reads something else beside latents and text than its family's."""
+    """Refuse a UNet that reads something else besides latents and text than its family's."""
     own = {"addition_embed_type": "text_time"} if family.name == "SDXL" else {}
     for setting, inputs in _OTHER_INPUTS.items():
         found = getattr(config, setting, None)
         if found != own.get(setting):
             reads = "does not read" if found is None else "also reads"
             raise ConfigError(
-                f"the UNet {reads} {inputs}, unlike that of {family.name}; choose a plain "
+                f"the UNet {reads} {inputs}, unlike {family.name}'s; choose a plain "
                 f"{family.name} model"
             )
 
@@ -408,14 +408,14 @@ def _check_sdxl(unet: Any, text_encoder: Any) -> None:
     sizes = config.projection_class_embeddings_input_dim - text_encoder.config.projection_dim
     if sizes != _SIZES * config.addition_time_embed_dim:
         raise ConfigError(
-            f"the UNet reads {sizes / config.addition_time_embed_dim:g} numbers beside the pooled "
+            f"the UNet reads {sizes / config.addition_time_embed_dim:g} numbers besides the pooled "
             f"text, SDXL's {_SIZES} are the sizes of a picture; 5 are the refiner's. Choose an "
             "SDXL base model"
         )
     middle = getattr(unet.mid_block, "attentions", None)
     if config.layers_per_block != _DEPTH or not middle:
         raise ConfigError(
-            "the UNet has fewer blocks than SDXL's, such as that of SSD-1B, Vega or KOALA, on "
+            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA, on "
             "which merging is not tested. Choose a plain SDXL model"
         )
 

@@ -45,7 +45,7 @@ from .scenes import (
 PRESERVE_TASK = "base model (preserve)"
 # How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the
 # subject without the style, and in layers that read the picture alone the two are hard to tell
-# apart ("weight of the scenes" in benchmarks/RESULTS.md).
+# apart (docs/why.md).
 _STYLED_WEIGHT = 10.0
 
 

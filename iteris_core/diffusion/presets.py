@@ -9,7 +9,7 @@ from .changes import Changes
 
 Preset = Literal["Fast", "Balanced"]
 DEFAULT_PRESET: Preset = "Balanced"
-# The rows of these names in benchmarks/RESULTS.md: half of the sampling runs cost 0.06 on pairs.
+# Half of the sampling runs cost 0.06 on pairs (docs/why.md).
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),

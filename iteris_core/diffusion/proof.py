@@ -378,7 +378,7 @@ def _of_missed(missed: Sequence[str]) -> str:
     return (
         f"The model does not call {len(missed)} of its layers, such as {missed[0]!r}, so that "
         "nothing can be measured there: it reads their weights in code of its own, as ComfyUI does "
-        "with int8 layers behind an activation, or is compiled. Load the model in 16 bit, fp8 or "
+        "with int8 layers after an activation, or is compiled. Load the model in 16 bit, fp8 or "
         "GGUF, and merge in front of nodes that compile it"
     )
 

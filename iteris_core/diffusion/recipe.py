@@ -59,14 +59,14 @@ def read_recipe(name: str, text: str) -> Recipe:
     place = f"{name}: its recipe"
     if len(text) > _MOST_LETTERS:
         raise ConfigError(
-            f"{place} has {len(text)} letters, and {_MOST_LETTERS} at most are read; IterIS did "
-            "not write it. Merge the LoRAs anew"
+            f"{place} has {len(text)} characters, and {_MOST_LETTERS} at most are read; IterIS did "
+            "not write it. Merge the LoRAs again"
         )
     try:
         recipe = json_value(text)
     except ValueError as error:
         raise ConfigError(
-            f"{place} is no JSON ({error}); it was changed by hand. Merge the LoRAs anew"
+            f"{place} is not JSON ({error}); it was changed by hand. Merge the LoRAs again"
         ) from None
     if not isinstance(recipe, dict):
         raise ConfigError(

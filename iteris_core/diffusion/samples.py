@@ -27,11 +27,11 @@ class Pairing:
 
     Words answer to words, and the end to the end. Padding answers to padding at the same position,
     which the text encoder adds to it in both captions. The start is left out: it says the same
-    whatever comes behind it.
+    whatever comes after it.
 
     Args:
         words: (teacher's, student's) position of each token of the teacher's own words.
-        ends: (teacher's, student's) position of the end, right behind the caption's words.
+        ends: (teacher's, student's) position of the end, right after the caption's words.
     """
 
     words: tuple[tuple[int, int], ...]

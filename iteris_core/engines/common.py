@@ -55,7 +55,7 @@ def check_base_weights(problem: Problem) -> None:
             f"{called(setting)} is {getattr(problem.config, setting)!r}, for which the base weight "
             f"of every layer is read; {len(quantised)} of {len(problem.paths)} layers are "
             f"quantised, such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may "
-            f"round what they are asked. Leave {called(setting)} at its default, or load the model "
+            f"round their weights. Leave {called(setting)} at its default, or load the model "
             "in 16 bit"
         )
 

@@ -47,7 +47,7 @@ _ENTRY = re.compile(r"([A-Za-z]+)[ _]*(?:(\d{1,4})(?:\s*-\s*[A-Za-z]*(\d{1,4}))?
 _LETTER = re.compile(r"[A-Za-z]([+-]?[\d.]+)?")
 _SHOWN = 12  # blocks in an error
 _LEAST = 12  # numbers in a list
-_LONGEST = 60  # letters of an entry
+_LONGEST = 60  # characters of an entry
 
 
 def _numbered(kind: str, numbers: Iterable[int]) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ class LayerWeights:
                 raise ConfigError(
                     f"LoRA {shown(self.name)}: no layer that it changes has a path like "
                     f"{shown(pattern)}, which is to be left out. A pattern fits the whole path of "
-                    f"a layer{example}; * stands for any text, as in *attn2*"
+                    f"a layer{example}; * fits any text, as in *attn2*"
                 )
 
 
@@ -235,7 +235,7 @@ def layer_weights(
     elif text.upper() in _PRESETS:
         if text.upper() not in _ANY_MODEL and family.name not in _HAVE_UNET:
             raise ConfigError(
-                f"LoRA {shown(name)}: the block weights {shown(text)} are those of a UNet, and "
+                f"LoRA {shown(name)}: the block weights {shown(text)} are for a UNet, and "
                 f"{family.name} has none. Name its blocks, such as {_example(family)}"
             )
         entries = _entries(name, _PRESETS[text.upper()])
@@ -257,14 +257,14 @@ def layer_weights(
 
 
 def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
-    """Refuse block weights that can be read for no model, and patterns that are no paths.
+    """Refuse block weights that can be read for no model, and patterns that are not paths.
 
     Raises:
         ConfigError: Says what stands there, and what may.
     """
     if len(blocks) > MOST_LETTERS:
         raise ConfigError(
-            f"LoRA {shown(name)}: its block weights have {len(blocks)} letters; there can be "
+            f"LoRA {shown(name)}: its block weights have {len(blocks)} characters; there can be "
             f"{MOST_LETTERS}"
         )
     text = _plain(blocks)
@@ -287,7 +287,7 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
     if odd is not None:
         raise ConfigError(
             f"LoRA {shown(name)}: a pattern of layers to leave out is {shown(odd)}; it must be 1 "
-            f"to {KEY_LETTERS} letters, such as *attn2*"
+            f"to {KEY_LETTERS} characters, such as *attn2*"
         )
 
 
@@ -297,12 +297,12 @@ def _plain(blocks: str) -> str:
     text = re.sub(r"^(lbw|blocks?)\s*=\s*", "", text, flags=re.IGNORECASE)
     if text.upper().removeprefix("SD-") in _PRESETS:
         return text.upper().removeprefix("SD-")
-    _, _, numbers = text.partition(":")  # behind the name of a list
+    _, _, numbers = text.partition(":")  # after the name of a list
     return numbers if numbers.count(",") >= _LEAST - 1 and ":" not in numbers else text
 
 
 def _numbers(name: str, text: str) -> list[float]:
-    """Return the numbers of a list; none if a text is no list of numbers.
+    """Return the numbers of a list; none if a text is not a list of numbers.
 
     Raises:
         ConfigError: A list with a letter, for which other programs draw a number.

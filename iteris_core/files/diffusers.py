@@ -86,7 +86,7 @@ def ldm_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _inside(match: re.Match[str]) -> str:
-    """Return the rest of an original path behind its block: the place in the block, and the module
+    """Return the rest of an original path after its block: the place in the block, and the module
     there.
     """
     if match["kind"] == "attentions":

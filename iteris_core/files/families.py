@@ -389,7 +389,7 @@ def base_family(
     Args:
         tensors: Key -> tensor, of which only the shape is read.
         metadata: The metadata of the file.
-        settings: PEFT's settings of the adapter; None: it is no PEFT adapter.
+        settings: PEFT's settings of the adapter; None: it is not a PEFT adapter.
     """
     names = [None if settings is None else base_of(settings), *_names(metadata)]
     name = next((name for name in names if name), None)
@@ -406,7 +406,7 @@ def _names(metadata: Mapping[str, str]) -> list[str | None]:
 
 
 def base_of(settings: Mapping[str, Any]) -> str | None:
-    """Return what PEFT's settings call the base model; None if that is no name."""
+    """Return what PEFT's settings call the base model; None if that is not a name."""
     return _name(settings.get("base_model_name_or_path"))
 
 

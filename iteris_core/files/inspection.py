@@ -75,7 +75,7 @@ class AdapterFacts:
         modules: Name of a module, such as ``q`` or ``to_k`` -> how many have it.
         peft: A PEFT adapter's settings ``r``, ``alpha`` and ``rslora``; else empty.
         blocks: Block of the model -> number and ranks of the changed layers.
-        trigger_words: Trigger words in the metadata or beside the file, most likely first.
+        trigger_words: Trigger words in the metadata or next to the file, most likely first.
         norm: Frobenius norm of all deltas that have exact factors.
         largest: Module -> norm of its delta, for the few largest.
         problems: Parts that would not load, with the reason.
@@ -132,7 +132,7 @@ def _facts(path: Path, folder: Path) -> AdapterFacts:
         problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
     else:
         measured, problems = _measured(path.name, groups)
-        problems += [f"{key!r} is of no known kind" for key in unknown]
+        problems += [f"{key!r} is of unknown kind" for key in unknown]
     ranks = {base: rank for base, (rank, _) in measured.items()}
     norms = {base: max(squared, 0.0) ** 0.5 for base, (_, squared) in measured.items()}
     kinds = Counter(kind_of(group.tensors).name for group in groups.values())

@@ -304,7 +304,7 @@ def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]
     down = tensors[DOWN].float()
     factors = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if up.ndim < 2 or down.ndim < 2 or not up.numel() or not down.numel():
-        raise AdapterError(f"has {factors}, which are no matrices; the file is damaged")
+        raise AdapterError(f"has {factors}, which are not matrices; the file is damaged")
     _check_rank(down.shape[0])
     if MID in tensors:
         mid = tensors[MID].float()
@@ -403,7 +403,7 @@ def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
     core = tensors["lokr_t2"].float() if name == "lokr_w2" and "lokr_t2" in tensors else None
     if up.ndim < 2 or down.ndim < 2 or not down.numel():
         raise AdapterError(
-            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which are no matrices; "
+            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which are not matrices; "
             "the file is damaged"
         )
     try:
@@ -479,7 +479,7 @@ def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
     _check_complete(tensors, roles)
     factors = "LoHa factors " + ", ".join(str(tuple(tensors[role].shape)) for role in roles)
     if any(tensors[role].ndim != 2 or not tensors[role].numel() for role in roles):
-        raise AdapterError(f"has {factors}, which are no matrices; the file is damaged")
+        raise AdapterError(f"has {factors}, which are not matrices; the file is damaged")
     read = [tensors[role].float() for role in roles]
     own = (len(read[0]), read[1].shape[1])
     for up, down in (read[:2], read[2:]):
@@ -497,7 +497,7 @@ def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
 def _matrix(difference: Tensor) -> Tensor:
     if difference.ndim < 2 or not difference.numel():
         raise AdapterError(
-            f"has a difference of {tuple(difference.shape)}, which is no matrix; the file is "
+            f"has a difference of {tuple(difference.shape)}, which is not a matrix; the file is "
             "damaged"
         )
     return difference.flatten(1)
@@ -552,8 +552,8 @@ def _scale(tensors: Tensors, rank: int) -> float:
 def _check_rank(rank: int) -> None:
     if rank > RANK:
         raise AdapterError(
-            f"has factors of rank {rank}, of which {RANK} are read; the file is damaged or made to "
-            "do harm. Use another LoRA"
+            f"has factors of rank {rank}, but at most {RANK} is read; the file is damaged or "
+            "made to do harm. Use another LoRA"
         )
 
 

@@ -251,7 +251,7 @@ def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str])
         if base is not None:
             raise AdapterError(
                 f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does "
-                f"not know how: its ending {key.removeprefix(base)!r} is of no known kind of "
+                f"not know how: its ending {key.removeprefix(base)!r} is of an unknown kind of "
                 "adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
             )
 

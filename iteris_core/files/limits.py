@@ -45,7 +45,7 @@ SETTINGS_BYTES = 10_000_000
 # A file of another program beside a LoRA's, with what Civitai says about it: its pictures and their
 # prompts take up to 0.5 MB.
 SIDECAR_BYTES = 4_000_000
-# A picture beside a LoRA's file, which is sent to the page as it is.
+# A picture next to a LoRA's file, which is sent to the page as it is.
 PICTURE_BYTES = 16_000_000
 
 # Trigger words: a phrase in which an author lists all of them has some 300 characters. What is
@@ -54,7 +54,7 @@ WORD_LETTERS = 2_000
 LISTED_WORDS = 1_000  # words between commas that are looked at
 NAME_LETTERS = 200  # of a base model in the metadata; what is longer is not a name
 
-# The budget of one look at a file, beside its tensors: texts that are parsed, and time on the
+# The budget of one look at a file, besides its tensors: texts that are parsed, and time on the
 # processor. The largest real ones take 12 MB (tags are in the header and are parsed again) and
 # half a second; the time also bounds how long a slow machine may be kept.
 LOOK_BYTES = 40_000_000
@@ -151,7 +151,7 @@ def json_value(text: str) -> Any:
     spend(len(text))
     separators = text.count(",") + text.count("[") + text.count("{")
     if separators > JSON_SEPARATORS:
-        raise ValueError(f"about {separators} values, of which {JSON_SEPARATORS} are read")
+        raise ValueError(f"about {separators} values, but at most {JSON_SEPARATORS} are read")
     too_deep = f"more than {JSON_LEVELS} levels of lists and objects"
     try:
         value = json.loads(text)

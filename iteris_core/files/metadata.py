@@ -43,7 +43,7 @@ def merged_metadata(
     triggers: Sequence[str],
     thumbnail: str = "",
 ) -> dict[str, str]:
-    """Return the metadata of a merge of LoRAs, beside that of their base model.
+    """Return the metadata of a merge of LoRAs, besides that of their base model.
 
     ModelSpec's date is not among them: equal merges have equal files.
 

@@ -46,7 +46,7 @@ _SPECIAL = re.compile(r"[\\^$|?*+()\[\]{}]")
 # Settings that change the meaning of the factors, or add weights beside them: setting -> what such
 # an adapter is, and what to do.
 _REFUSED = {
-    "modules_to_save": "trained with whole modules beside its LoRA (modules_to_save), "
+    "modules_to_save": "trained with whole modules in addition to its LoRA (modules_to_save), "
     "which the merge would lose. Train it without",
     "trainable_token_indices": "trained with token embeddings of its own "
     "(trainable_token_indices). Train it without",
@@ -56,7 +56,7 @@ _REFUSED = {
     "not those of the base model",
     "megatron_config": "a Megatron adapter, whose factors are spread over devices. Export it as a "
     "plain LoRA",
-    "alora_invocation_tokens": "an aLoRA, active only behind its invocation tokens. Train a plain "
+    "alora_invocation_tokens": "an aLoRA, active only after its invocation tokens. Train a plain "
     "LoRA",
     "use_qalora": "a QALoRA, whose factors act on pooled inputs. Train a plain LoRA",
     "use_bdlora": "a block-diagonal LoRA. Train a plain LoRA",
@@ -127,8 +127,8 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
 
 
 def meaning_of(key: str) -> str:
-    """Return a phrase that continues a tensor's key: the meaning of a tensor that is no factor of a
-    LoRA, and the next step.
+    """Return a phrase that continues a tensor's key: the meaning of a tensor that is not a
+    factor of a LoRA, and the next step.
     """
     if "lora_embedding_" in key:
         return (
@@ -146,7 +146,7 @@ def meaning_of(key: str) -> str:
             "lora_bias=false"
         )
     return (
-        "is no factor of a LoRA, and the merge would lose it. Train the adapter without "
+        "is not a factor of a LoRA, and the merge would lose it. Train the adapter without "
         "modules_to_save"
     )
 

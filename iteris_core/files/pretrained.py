@@ -169,7 +169,7 @@ def load_tokenizer(source: str) -> Any:
     words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
     if len(words) < _FEWEST_WORDS:
         raise ConfigError(
-            f"{source}: there is no tokenizer beside the model; save it there with "
+            f"{source}: there is no tokenizer next to the model; save it there with "
             "tokenizer.save_pretrained, or give token ids"
         )
     return tokenizer

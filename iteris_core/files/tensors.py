@@ -197,10 +197,10 @@ def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if _LENGTH_BYTES + length > size:
         raise ValueError("the header is longer than the file")
-    _check_most(length, limits.HEADER_BYTES, "its header has {} bytes")
+    _check_most(length, limits.HEADER_BYTES, "the header has {} bytes")
     spend(length)
     text = file.read(length).decode("utf-8")
-    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "its header has {} [")
+    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "the header has {} [")
     entries = json.loads(text)
     if not isinstance(entries, dict):
         raise ValueError("the header is not an object")

@@ -40,8 +40,8 @@ _START_BYTES = 12  # that tell pictures apart
 
 
 def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the first file beside a LoRA's that lists its trigger words, and the words
-    as they stand there; empty where there is none that can be read.
+    """Return the name of the first file next to a LoRA's that lists its trigger words, and the
+    words as they stand there; empty where there is none that can be read.
     """
     for sidecar in sidecars(path):
         words = _listed_beside(_content(sidecar, SIDECAR_BYTES))
@@ -51,14 +51,14 @@ def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def sidecars(path: Path) -> Iterator[Path]:
-    """Yield the files beside a LoRA's that may list its trigger words."""
+    """Yield the files next to a LoRA's that may list its trigger words."""
     yield from map(path.with_suffix, _WORDS)
 
 
 def picture_beside(path: Path) -> tuple[bytes, str] | None:
-    """Return the picture beside a LoRA's file and its media type; None where there is none.
+    """Return the picture next to a LoRA's file and its media type; None where there is none.
 
-    What is no PNG, JPEG or WebP by its first bytes is none, whatever its name says.
+    What is not a PNG, JPEG or WebP by its first bytes is none, whatever its name says.
     """
     for ending in PICTURES:
         picture = path.with_suffix(ending)
@@ -79,7 +79,7 @@ def has_picture(path: Path) -> bool:
 
 def _content(path: Path, most: int, count: int = -1) -> bytes:
     """Return the first bytes of a plain file, by default all; nothing of a larger one, and of what
-    is no plain file or cannot be read.
+    is not a plain file or cannot be read.
     """
     try:
         status = path.stat()
@@ -135,7 +135,7 @@ class TriggerWords:
     Args:
         words: All trigger words, most likely first.
         triggers: Trigger words that replace ``{trigger}`` in a prompt.
-        source: Metadata field that names the triggers, or the file beside the LoRA's that does.
+        source: Metadata field that names the triggers, or the file next to the LoRA's that does.
         caption: The commonest tags together, as in training; empty where the author named the
             triggers.
     """
@@ -149,7 +149,7 @@ class TriggerWords:
 def trigger_words(
     metadata: Mapping[str, str], beside: tuple[str, tuple[str, ...]] = ("", ())
 ) -> TriggerWords:
-    """Return the words that another program keeps beside the file, where its user sees and edits
+    """Return the words that another program keeps next to the file, where its user sees and edits
     them; or else the phrase that the author named, or the words, or the commonest tags of the
     training captions.
 
@@ -214,7 +214,7 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
         raise CalibrationError(
             f"{name} {why}, and the file's metadata names no trigger words (no "
             "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read, and no "
-            ".metadata.json or .civitai.info with trainedWords beside it). Write "
+            ".metadata.json or .civitai.info with trainedWords next to it). Write "
             "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
             "dog'; the page from which you downloaded it names its trigger words"
         )
@@ -248,7 +248,7 @@ def _tags(text: str) -> tuple[str, ...]:
             spend()
             names.append(_without_repeats(folder))
             for tag, count in tags.items():
-                if len(tag) <= WORD_LETTERS:  # a longer one is no phrase, and costs time
+                if len(tag) <= WORD_LETTERS:  # a longer one is not a phrase, and costs time
                     counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
@@ -304,7 +304,7 @@ _LOCK = threading.Lock()  # one look at a time: each may take all that the budge
 
 def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
     """Remember what a look at a file finds, or why it is refused, until the file changes or what
-    lies beside it: a page asks for the same files again and again, and pages of strangers may ask.
+    lies next to it: a page asks for the same files again and again, and pages of strangers may ask.
 
     Args:
         look: Function path -> a few facts; may raise `AdapterError`.
@@ -356,7 +356,7 @@ class LoraHeader:
 
 @once_per_file
 def lora_header(path: Path) -> LoraHeader:
-    """Return the facts in a LoRA file's header, and the trigger words beside the file.
+    """Return the facts in a LoRA file's header, and the trigger words next to the file.
 
     Raises:
         AdapterError: See `read_header`.

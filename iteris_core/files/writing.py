@@ -402,7 +402,7 @@ def fault_of_name(name: str) -> str:
     'is the name of a device on Windows; choose another name'
     """
     if any(ord(letter) < ord(" ") for letter in name):
-        return "has a control character in it; choose a name of letters"
+        return "has a control character in it; choose another name"
     try:
         length = len(name.encode("utf-8"))
     except UnicodeEncodeError:

@@ -148,7 +148,7 @@ def encode_captions(
 
 
 def has_texts(tasks: Sequence[Sequence[CaptionSample]]) -> bool:
-    """Tell whether some caption is no token ids yet."""
+    """Tell whether some caption is not token ids yet."""
     return not all(isinstance(sample.caption, Tensor) for task in tasks for sample in task)
 
 

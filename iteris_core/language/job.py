@@ -28,14 +28,14 @@ from .teachers import Teachers
 
 STAGE = Stage("Layers")
 # On the scale of the adapters' own tasks. T5 keeps 0.83 of its base tasks with it and 0.46 without,
-# and its adapters' tasks lose 0.04 ("matched" in benchmarks/RESULTS.md).
+# and its adapters' tasks lose 0.04 (docs/why.md).
 PRESERVE_WEIGHT = 1.0
 PRESERVE = "base model (preserve)"
 
 
 # Without unit gain, unless it is asked for: it makes up for what a preserve task shrinks, and there
 # is none by default. T5's tasks lose nothing without it, and its base tasks fall with it
-# (RESULTS.md).
+# (docs/why.md).
 DEFAULT = MergeConfig(unit_gain=1.0)
 
 
@@ -99,7 +99,7 @@ class Preserve:
         weight: Weight of the task; 0: no such task.
 
     Raises:
-        ConfigError: The weight is no finite number from 0 on.
+        ConfigError: The weight is not a finite number from 0 on.
     """
 
     samples: Sequence[Any] = ()

@@ -126,7 +126,7 @@ def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
         vocabulary: Number of the model's tokens.
 
     Raises:
-        CalibrationError: The ids are no row of numbers from 0 to below `vocabulary`.
+        CalibrationError: The ids are not a row of numbers from 0 to below `vocabulary`.
     """
     if ids.ndim != 1 or not ids.numel() or ids.min() < 0 or ids.max() >= vocabulary:
         largest = f" up to {ids.max()}" if ids.numel() else ""

@@ -168,7 +168,7 @@ def token_samples(
     Args:
         tasks: Samples of each task; all have a target, or none (then the decoder does not run).
         pad_id: Token id that fills inputs up.
-        shift_right: Labels (rows, length), `IGNORED_LABEL` behind their end -> decoder inputs
+        shift_right: Labels (rows, length), `IGNORED_LABEL` after their end -> decoder inputs
             (rows, length).
         padding: See `TextOptions`.
         fill_to: Length of the inputs; None: that of the longest.

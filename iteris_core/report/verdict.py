@@ -42,7 +42,7 @@ TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
 # Of this many LoRAs on, fewer are easier to merge.
 _MANY = 3
-# Runs in which nothing is kept that a range allows for, beside those that were made.
+# Runs in which nothing is kept that a range allows for, besides those that were made.
 _FAILING = 2
 # Student's t that 19 of 20 do not exceed, for 1, 2, ... degrees of freedom.
 _STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
@@ -158,7 +158,7 @@ class Measured:
 
     @property
     def added(self) -> float | None:
-        """What was added beside the LoRA's effect, the mean over runs, see `_added`."""
+        """What was added besides the LoRA's effect, the mean over runs, see `_added`."""
         runs = self.each_run
         return _mean([_added(error, strength) for error, strength in runs if strength is not None])
 

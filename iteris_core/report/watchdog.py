@@ -138,4 +138,4 @@ def _loses_to_average(errors: Sequence[TaskErrors]) -> bool:
 
 
 def _is_larger(error: float, other: float) -> bool:
-    return not error <= max(_MARGIN * other, _SMALLEST)  # NaN is no good error either
+    return not error <= max(_MARGIN * other, _SMALLEST)  # NaN is not a good error either

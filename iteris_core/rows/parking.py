@@ -109,7 +109,7 @@ class Parking:
             self.budget = max(self.budget, int(_PLENTY * (free_bytes(device) or 0)))
 
     def new_round(self, chunks: int) -> None:
-        """Look up all that stays again, as soon as the first of so many chunks is parked."""
+        """Rebuild what stays when the first chunk of this round is parked."""
         self._lasting = None
         self._uncounted = chunks
         self._each = None

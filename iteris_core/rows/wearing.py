@@ -143,7 +143,7 @@ def side_by_side(rows: Sequence[int]) -> list[slice]:
 def unfolded(rows: int, *tensors: Tensor) -> list[Tensor]:
     """Return tensors of a layer that folds rows, (rows * n, tokens, d), as (rows, n * tokens, d).
 
-    They stay as they are where that is no number of rows, which `check_rows` refuses.
+    They stay as they are where that is not a number of rows, which `check_rows` refuses.
     """
     return [t if t.shape[0] % rows else t.reshape(rows, -1, t.shape[-1]) for t in tensors]
 

@@ -275,7 +275,7 @@ class ComfyModel:
         return self
 
     def forget_files(self) -> None:
-        """Let the tensors go that `adapter` was given, where nobody will ask `with_file`."""
+        """Drop the file's tensors if `with_file` will not be called."""
         self._files.clear()
 
     def with_file(self, lora: LoadedLora) -> ComfyModel:

@@ -73,8 +73,9 @@ def _refused(names: str, sentence: str) -> dict[str, str]:
 
 
 _EDITING = (
-    "is an inpainting, editing or control model of {family}: it reads a picture beside the noisy "
-    "one, and calibration has none. Merge on a plain {family} model; the merged LoRA works on both"
+    "is an inpainting, editing or control model of {family}: it reads another picture with the "
+    "noisy one, and calibration has none. Merge on a plain {family} model; the merged LoRA works "
+    "on both"
 )
 _CUT = (
     "is an SDXL model that was cut down, on which merging is not tested. Merge on a whole SDXL "

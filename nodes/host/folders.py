@@ -36,7 +36,7 @@ def lora_path(name: str) -> Path:
     """Return the full path of a LoRA in ComfyUI's folders.
 
     Raises:
-        AdapterError: No such file there, or one that is no LoRA by its ending.
+        AdapterError: No such file there, or one that is not a LoRA by its ending.
     """
     path = find_lora(name)
     if path is None:

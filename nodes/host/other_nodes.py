@@ -1,4 +1,4 @@
-"""What other nodes have changed about a MODEL and a CLIP beside their weights."""
+"""What other nodes have changed about a MODEL and a CLIP besides their weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Wrappers = Mapping[str, Mapping[Any, Sequence[Any]]]
 
 
 def base_changes(model: Any, clip: Any) -> BaseChanges:
-    """Return what other nodes have changed about a MODEL and a CLIP beside their weights."""
+    """Return what other nodes have changed about a MODEL and a CLIP besides their weights."""
     options = model.model_options
     sampling = model.object_patches.get("model_sampling")
     in_calls, left_out = wrappers_of(model)
@@ -111,7 +111,7 @@ def _functions(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, Mapping):
         for inner, item in value.items():
-            # beside names there are places: (block, number)
+            # besides names there are places: (block, number)
             yield from _functions(inner if isinstance(inner, str) else name, item, levels - 1)
     elif isinstance(value, (list, tuple)):
         for item in value:

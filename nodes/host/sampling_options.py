@@ -90,7 +90,7 @@ class SamplingOptions:
                 raise
             raise CalibrationError(
                 f"the MODEL fails with {type(error).__name__}: {error}. It carries changes of "
-                f"other nodes: {', '.join(names)}. Likely one of them expects what is there only "
+                f"other nodes: {', '.join(names)}. One of them probably expects what is there only "
                 "while a picture is sampled. Connect MODEL from before its node, and put that node "
                 "behind the merge"
             ) from error

@@ -55,7 +55,7 @@ class TextEncoders:
             pieces = ", ".join(f"{count} for {name}" for name, count in counts.items())
             raise CalibrationError(
                 f"the prompt {caption[:40]!r}... has {pieces} pieces of 75 tokens, and the text "
-                "encoders must read the same ones. Likely it names an embedding that one of them "
+                "encoders must read the same ones. It probably names an embedding that one of them "
                 "does not have; write the prompt without it"
             )
         rows = zip(*(tokens[name] for name in self.swept), strict=True)

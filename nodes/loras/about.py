@@ -48,7 +48,7 @@ def about_lora(name: str) -> dict[str, Any]:
 
 
 def thumbnail_of(name: str) -> tuple[bytes, str] | None:
-    """Return the picture beside a LoRA of ComfyUI's list, and its media type; None where there is
+    """Return the picture next to a LoRA of ComfyUI's list, and its media type; None where there is
     none.
     """
     from ...iteris_core.files.trigger_words import picture_beside

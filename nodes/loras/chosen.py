@@ -27,7 +27,7 @@ def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
     if len(scenes) > 1:
         raise ConfigError(
             f"the LoRAs come from {len(scenes)} 'Scene prompts' nodes with different settings; put "
-            "one of them behind all LoRAs"
+            "one of them after all LoRAs"
         )
     return scenes[0] if scenes else None
 

@@ -137,7 +137,7 @@ def _is_adapter(value: Any) -> bool:
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
     """Return id of a set of used keys -> LoRA, in the order of application.
 
-    In the list of every weight, a later LoRA stands behind the earlier ones.
+    In the list of every weight, a later LoRA stands after the earlier ones.
     """
     loras: dict[int, CarriedLora] = {}
     before: dict[int, set[int]] = {}

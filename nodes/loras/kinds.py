@@ -33,7 +33,7 @@ def likely_styles(rows: Iterable[Row]) -> list[Note]:
             if found:
                 text = (
                     f"{row.where}: {file} was taken for a subject, and {found!r} looks like a "
-                    "style; write style or subject behind it"
+                    "style; write style or subject after it"
                 )
                 notes.append(Note("scenes", text))
     return notes

@@ -60,7 +60,7 @@ def _near(plain: str, paths: Iterable[str]) -> str:
 
 
 def fingerprint(path: Path | None) -> str:
-    """Return a string that changes when a LoRA's file changes, or what lies beside it and has its
+    """Return a string that changes when a LoRA's file changes, or what lies next to it and has its
     trigger words.
     """
     from ...iteris_core.files.trigger_words import sidecars

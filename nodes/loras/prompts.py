@@ -77,7 +77,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
 
     Args:
         row: A row of a text or of a stack.
-        more: Prompts beside those of the row.
+        more: Prompts besides those of the row.
 
     Raises:
         IterisError: Names the row; see `file_of_row` and `use_of_file`.

@@ -24,7 +24,7 @@ from ...iteris_core.diffusion.lora_use import Kind, LoraUse, check_count
 from ...iteris_core.settings import declared, shown
 
 TAG = re.compile(r"<lora:([^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
-# One word behind the tag; a value may be in quotes. Each place is looked at once.
+# One word after the tag; a value may be in quotes. Each place is looked at once.
 _WORD = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s|"])+')
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
@@ -35,7 +35,7 @@ _KINDS = get_args(Kind)
 _NAMED = ("priority", "called", "blocks", "without")
 _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
 _EXAMPLE = "<lora:name:0.8> subject | a photo of sks dog"
-# What other programs write into a tag behind the strengths, before an equals sign.
+# What other programs write into a tag after the strengths, before an equals sign.
 _IN_TAG = {"lbw": "blocks", "w": "blocks", "unet": "model", "te": "clip"}
 _PARTS = {"model": "strength", "clip": "text encoder strength", "blocks": "blocks"}
 # What a word may have been meant for, beside the words that there are.
@@ -115,15 +115,15 @@ def tagged(tag: re.Match[str], where: str) -> Row:
     ``<lora:name:1:lbw=OUTALL>``.
 
     Raises:
-        ConfigError: A strength that is no number or outside its bounds, or something that holds for
-            some sampling steps only.
+        ConfigError: A strength that is not a number or outside its bounds, or something that
+            holds for some sampling steps only.
     """
     given = _parts_in(tag, where)
     place = f"{where}: a strength in {_short(tag[0])}"
     model, clip = (given.get(name, "") for name in ("model", "clip"))
     strength = _number(model, "strength_model", place) if model else 1.0
     of_text = _number(clip, "strength_clip", place) if clip else strength
-    # behind a semicolon is what letters among the weights stand for
+    # after a semicolon is what letters among the weights stand for
     blocks = given.get("blocks", "").partition(";")[0].strip()
     return Row(tag[1].strip(), strength, of_text, blocks=blocks, where=where)
 
@@ -170,14 +170,14 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
         if not tag[1].strip():
             raise ConfigError(
                 f"{where} has no file yet. Choose one: click on its row in Merge LoRAs, or write "
-                f"its name, such as {_EXAMPLE}. A row that shall not count begins with #"
+                f"its name, such as {_EXAMPLE}. A row that should not count begins with #"
             )
     rows = [tagged(tag, where) for tag in tags]
     if len(rows) == 1:
         yield _with_words(rows[0], line, end)
     elif end < len(line):
         raise ConfigError(
-            f"{where}: {_first_word(line[end:])} stands behind {len(rows)} LoRAs; for which is it? "
+            f"{where}: {_first_word(line[end:])} follows {len(rows)} LoRAs; which one is it for? "
             "Write one LoRA a line"
         )
     else:
@@ -211,8 +211,8 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     name, is_named, text = word.partition("=")
     if word not in _KINDS and not (is_named and name in _NAMED):
         raise ConfigError(
-            f"{where}: {_short(word)} is nothing that a row knows{_near(word)}. Behind the LoRA "
-            f"stand {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each behind a |"
+            f"{where}: {_short(word)} is not a word of a row{_near(word)}. After the LoRA "
+            f"write {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each after a |"
         )
     if word in _KINDS and row.kind not in (None, word):
         raise ConfigError(f"{where}: is it a {row.kind} or a {word}? Write one of them")
@@ -224,7 +224,7 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
         return replace(row, kind=cast(Kind, word))
     value = _QUOTED.sub(lambda quoted: _ESCAPED.sub(r"\1", quoted[1]), text).strip()
     if not value:
-        raise ConfigError(f"{where}: nothing stands behind {key}; write a value, or leave it out")
+        raise ConfigError(f"{where}: there is nothing after {key}; write a value, or leave it out")
     if name == "without":
         return replace(row, without=(*row.without, value))
     if name == "priority":
@@ -238,7 +238,7 @@ _DEFAULTS = Row("")
 def _number(text: str, field: str, place: str) -> float:
     """Return a number inside the bounds of a field of `LoraUse`."""
     if not _NUMBER.fullmatch(text):
-        raise ConfigError(f"{place} is {shown(text)}, which is no number; write one such as 0.8")
+        raise ConfigError(f"{place} is {shown(text)}, which is not a number; write one such as 0.8")
     (item,) = [item for item in declared(LoraUse) if item.name == field]
     item.check(place, float(text))
     return float(text)

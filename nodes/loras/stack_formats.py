@@ -26,7 +26,7 @@ _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
 _BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
 _NOTHING = ("", "none", "[none]")
 _SHOWN = 20  # names in an error
-_MOST_SHOWN = 60  # letters of a name in an error
+_MOST_SHOWN = 60  # characters of a name in an error
 _DEEPEST = 16  # lists in a stack; known ones have three
 _MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
@@ -40,7 +40,7 @@ def read_stack(stack: Any) -> list[Row]:
             or a dict with the names that other packs use.
 
     Raises:
-        IterisError: Something in it is none of these.
+        IterisError: Something in it is not one of these.
     """
     _check_size(stack)
     return list(_entries(stack, "the stack"))
@@ -90,7 +90,7 @@ def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[Row]:
         return
     if any(
         isinstance(value.get(key), (Mapping, list, tuple)) for key in _STACKS
-    ):  # a name beside it is the stack's own
+    ):  # a name next to it is the stack's own
         yield from _nested({key: item for key, item in value.items() if key in _STACKS}, where)
         return
     named = next(
@@ -128,7 +128,7 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
 
 
 def _nested(value: Mapping[str, Any], where: str) -> Iterator[Row]:
-    """Read a dict of entries; other values beside them are settings of the stacker."""
+    """Read a dict of entries; other values besides them are settings of the stacker."""
     inner = {key: item for key, item in value.items() if isinstance(item, (Mapping, list, tuple))}
     if value and not inner:
         raise IterisError(
@@ -201,7 +201,7 @@ def _strength(value: Any, where: str) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of tensors
         raise IterisError(
-            f"{where} has the strength {shown(value)}, which is no number; write one such as 1.0"
+            f"{where} has the strength {shown(value)}, which is not a number; write one such as 1.0"
         ) from None
 
 

@@ -234,7 +234,7 @@ def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
             load_style_classifier(tmp_path / folder, device=device)
     for file in (tmp_path / "classifier").glob("token*"):
         file.unlink()
-    with pytest.raises(ConfigError, match="there is no tokenizer beside the model"):
+    with pytest.raises(ConfigError, match="there is no tokenizer next to the model"):
         load_style_classifier(tmp_path / "classifier")
 
 
@@ -345,11 +345,11 @@ def test_captions_are_read_from_json_lines(tmp_path):
     [
         ("a.txt", "x", "is no .jsonl, .json"),
         ("a.jsonl", "", "there are no rows"),
-        ("a.jsonl", '{"sentence": "x"}\n{"sentence"', "line 2: is no JSON"),
-        ("a.jsonl", "[1]", "line 1: is no object but list"),
-        ("a.json", "{}", "is no JSON list but dict"),
-        ("a.json", "[1]", "entry 1: is no object but int"),
-        ("a.json", "[", "is no JSON"),
+        ("a.jsonl", '{"sentence": "x"}\n{"sentence"', "line 2: is not JSON"),
+        ("a.jsonl", "[1]", "line 1: is not an object but list"),
+        ("a.json", "{}", "is not a JSON list but dict"),
+        ("a.json", "[1]", "entry 1: is not an object but int"),
+        ("a.json", "[", "is not JSON"),
         ("a.parquet", "x", "is not a parquet file that can be read"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("b.jsonl", None, "cannot be read"),
@@ -391,7 +391,7 @@ def test_wrong_files_are_named_with_their_place(name, content, said, tmp_path):
         ({"image": "a.png", "text": ""}, "its references are ''"),
         ({"image": "a.png", "references": [" ", ""]}, "its references are [' ', '']"),
         ({"image": "a.png", "text": '["a", 3]'}, "its references are ['a', 3]"),
-        ({"image": "a.png", "text": "[a]"}, "no JSON list"),
+        ({"image": "a.png", "text": "[a]"}, "not a JSON list"),
         ({}, "has no fields"),
     ],
 )
@@ -520,11 +520,11 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
         run(again, {"base": "bart"})
     path.write_text(whole.replace('"index": 1', '"index": 7'))
     with pytest.raises(
-        EvaluationError, match=r"line 3: is no prediction \(prediction 1 is expected here\)"
+        EvaluationError, match=r"line 3: is not a prediction \(prediction 1 is expected here\)"
     ):
         run(again)
     path.write_text("{}\nnonsense\n")
-    with pytest.raises(EvaluationError, match="line 2: is no prediction"):
+    with pytest.raises(EvaluationError, match="line 2: is not a prediction"):
         run(again)
 
 

@@ -179,7 +179,7 @@ def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--task", "squad=x.json"], "--task 'squad' is no task; the tasks are mnli, cola"),
+        (["--task", "squad=x.json"], "--task 'squad' is not a task; the tasks are mnli, cola"),
         (["--task", "rte"], "--task is 'rte'; write a name and a value, such as mnli=..."),
         (["--task", "tec=/nowhere.json"], "--task 'tec' is given twice"),
         (["--task", "rte=/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
@@ -357,7 +357,10 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_
     ("more", "expected"),
     [
         (["--task", "captions=/nowhere.parquet"], "/nowhere.parquet: cannot be read"),
-        (["--task", "coco=x.jsonl"], "--task 'coco' is no task; the tasks are senticap-positive"),
+        (
+            ["--task", "coco=x.jsonl"],
+            "--task 'coco' is not a task; the tasks are senticap-positive",
+        ),
         (
             ["--max-new-tokens", "41"],
             "a caption with its prompt and max_new_tokens may have 50 tokens",
@@ -365,7 +368,7 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_
         (["--style-label", "positive=LABEL_1"], "--style-label needs --style-classifier"),
         (
             ["--style-classifier", "STYLES", "--style-label", "funny=x"],
-            "--style-label 'funny' is no task",
+            "--style-label 'funny' is not a task",
         ),
         (["--style-classifier", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
     ],

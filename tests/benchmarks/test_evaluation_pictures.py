@@ -362,7 +362,7 @@ def test_the_papers_figures_of_a_pair_in_either_order_and_of_others():
         ),
         (
             ["--words", "cat=a <v3> cat"],
-            "--words 'cat' is no --concept; the concepts are pot, teddybear",
+            "--words 'cat' is not a --concept; the concepts are pot, teddybear",
         ),
         (["--prompts", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
         (["--prompts", "NO_PLACE"], "the prompt 'a cat' has no {concepts}"),

@@ -489,7 +489,7 @@ def test_layers_of_very_high_rank_can_be_saved_as_full_differences(world, tmp_pa
         world, *quick, "--overwrite", "--large-layers", "difference", "--style", "diffusers"
     )
     assert refused.exit_code == 2
-    assert "--large-layers difference has no place in --style diffusers" in refused.stderr
+    assert "--large-layers difference cannot be saved with --style diffusers" in refused.stderr
 
 
 def test_two_files_of_one_name_are_told_apart(world, tmp_path):

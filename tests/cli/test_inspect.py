@@ -85,7 +85,7 @@ def test_what_would_not_load_is_named(tmp_path):
     for said in (
         "'lora_unet_a' has no up factor",
         "'lora_unet_b' holds NaN",
-        "'lora_unet_d.strange' is of no known kind",
+        "'lora_unet_d.strange' is of unknown kind",
     ):
         assert said in problems
     assert "lora_unet_c" not in problems

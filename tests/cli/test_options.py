@@ -192,7 +192,7 @@ def test_every_option_of_before_is_there(command):
         ({"method": "ties", "alpha_cross": 0.1}, "--alpha-cross is for the method iteris"),
         (
             {"baseline": BaselineOptions(density=0.1)},
-            "--method-option density is no option of iteris",
+            "--method-option density is not an option of iteris",
         ),
         ({"tolerance": 0.1}, "--tolerance is for the engine iterate"),
         ({"max_iter": 3}, "--max-iter is for the engine iterate"),

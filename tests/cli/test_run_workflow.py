@@ -118,8 +118,8 @@ def test_the_prompt_is_that_of_compare_too(start):
             without("3", "4"),
             "--prompt: there is no IterISCompare, and no node CLIPTextEncode",
         ),
-        ((), {"nodes": []}, "no workflow in the API's format"),
-        ((), [], "no workflow in the API's format"),
+        ((), {"nodes": []}, "is not a workflow in the API's format"),
+        ((), [], "is not a workflow in the API's format"),
     ],
 )
 def test_what_is_missing_is_named(start, server, options, workflow, told):

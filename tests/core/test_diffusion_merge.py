@@ -63,7 +63,7 @@ def test_a_weight_of_0_is_noted(host):
     loras = [host.lora("a", weight=0.0), host.lora("b"), host.lora("c", strength=0.0, weight=0.0)]
     result, _ = host.merge(loras, PRESERVE)
     assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
-        "left out, since their strength is 0, or that of all their blocks: c",
+        "left out, since their strength is 0, or 0 in all blocks: c",
         "not kept, since their weight is 0: a",
     ]
 
@@ -76,7 +76,7 @@ def test_a_strength_of_0_is_left_out_and_noted(host):
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
     assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
-        "left out, since their strength is 0, or that of all their blocks: idle"
+        "left out, since their strength is 0, or 0 in all blocks: idle"
     ]
     assert [recipe["name"] for recipe in result.report.settings["loras"]] == [
         "used",

@@ -149,7 +149,7 @@ def test_keys_of_no_module_are_listed_not_dropped():
 def test_a_tensor_of_unknown_meaning_beside_known_ones_is_refused_by_name(base, ending):
     with pytest.raises(
         AdapterError,
-        match=f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* no known kind",
+        match=f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* an unknown kind",
     ):
         parse({f"{base}.{ending}": torch.zeros(1), **factors(base)})
 
@@ -516,7 +516,7 @@ BAD = {
     ),
     "no matrix": (
         {f"{UNET}.diff": torch.tensor(1.0)},
-        f"file: '{UNET}' has a difference of (), which is no matrix; the file is damaged",
+        f"file: '{UNET}' has a difference of (), which is not a matrix; the file is damaged",
     ),
     "twice": (
         {**factors(), **factors("unet.down_blocks.0.attn1.to_q")},

@@ -109,7 +109,7 @@ def test_each_lora_has_a_note_of_its_own(host):
 
 @pytest.mark.parametrize("blank", ["\u3000", "\u00a0", "\x0b", " ", "\t\u3000"])
 def test_blanks_are_read_in_linear_time(blank):
-    """990 prompts of 4,000 letters, as many as a recipe holds, once took 52 s."""
+    """990 prompts of 4,000 characters, as many as a recipe holds, once took 52 s."""
     prompt = "<lora:a:1>a," + blank * (3_980 // len(blank)) + "b"
     begun = time.thread_time()
     assert plain("a", [prompt] * 990)[0][0].startswith("a,")

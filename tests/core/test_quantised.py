@@ -30,7 +30,7 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 
 
 class Plain(nn.Module):
-    """A layer that is no nn.Linear, as ComfyUI's mixed-precision Linear."""
+    """A layer that is not a nn.Linear, as ComfyUI's mixed-precision Linear."""
 
     def __init__(self, weight: Tensor, **others: Tensor):
         super().__init__()
@@ -123,7 +123,7 @@ def test_a_layer_that_is_only_similar_is_refused_by_name(make):
     assert not is_linear(layer)
     with pytest.raises(
         AdapterError,
-        match=f"is a {type(layer).__name__} of {__name__}, which is no plain .* Load the model in",
+        match=f"is a {type(layer).__name__} of {__name__}, which is not a plain .* Load the model in",
     ):
         weight_shape(layer)
 
@@ -136,7 +136,7 @@ def test_a_lora_file_for_such_a_layer_is_refused_with_its_class():
     }
     with pytest.raises(
         AdapterError,
-        match=r"file: 'lora_unet_q' changes a layer that is a Fused of .*, which is no",
+        match=r"file: 'lora_unet_q' changes a layer that is a Fused of .*, which is not a",
     ):
         kohya.parse("file", tensors, keys)
 

@@ -111,7 +111,7 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
         (edited("loras", 1, "sha256", to=GONE), "LoRA 2 has no 'sha256'; it must be a text"),
         (
             edited("loras", 0, "file", to=3),
-            "LoRA 1: file is 3; it must be a text of 4000 Unicode letters at most or none",
+            "LoRA 1: file is 3; it must be a text of 4000 Unicode characters at most or none",
         ),
         (
             edited("loras", 0, "prompts", to="a dog"),
@@ -196,7 +196,7 @@ def test_an_edited_recipe_is_refused_with_place_found_and_expected(recipe, messa
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_is_refused(text):
     with pytest.raises(
-        ConfigError, match=r"merged: its recipe is no JSON \(.*\); it was changed by hand"
+        ConfigError, match=r"merged: its recipe is not JSON \(.*\); it was changed by hand"
     ):
         read_recipe("merged", text)
 

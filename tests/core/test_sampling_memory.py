@@ -70,8 +70,8 @@ def test_another_strength_samples_only_that_lora_again(remembering):
     result, _ = host.merge([first, half], CALIBRATION)
     assert len(set(memory) - known) == 4
     assert reused(result) == [
-        f"{4 + PRESERVE_RUNS} of the {8 + PRESERVE_RUNS} sampling runs are those of an earlier "
-        "merge, and were not made again"
+        f"{4 + PRESERVE_RUNS} of the {8 + PRESERVE_RUNS} sampling runs are taken from an earlier "
+        "merge"
     ]
 
 
@@ -81,7 +81,7 @@ def test_what_was_not_sampled_again_is_said(remembering, host):
     assert reused(afresh) == []
     again, _ = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
     [text] = reused(again)
-    assert text.startswith(f"all {8 + PRESERVE_RUNS} sampling runs are those of an earlier merge")
+    assert text.startswith(f"all {8 + PRESERVE_RUNS} sampling runs are taken from an earlier merge")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_every_number_has_a_lower_and_an_upper_bound():
         ("a" * MOST_LETTERS, True),
         ("a" * (MOST_LETTERS + 1), False),
         ("a cat \U0001f600", True),
-        ("half a letter \ud83d", False),
+        ("half a character \ud83d", False),
     ],
 )
 def test_a_text_has_a_largest_size_and_whole_letters(value, is_fine):
@@ -64,7 +64,7 @@ def test_a_text_has_a_largest_size_and_whole_letters(value, is_fine):
         if is_fine:
             Every(**field)
         else:
-            with pytest.raises(ConfigError, match=r"a text of 4000 Unicode letters at most"):
+            with pytest.raises(ConfigError, match=r"a text of 4000 Unicode characters at most"):
                 Every(**field)
 
 

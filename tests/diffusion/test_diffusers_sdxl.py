@@ -213,11 +213,11 @@ def test_other_models_are_refused():
     other.add_tokens(["<sks>"])
     refused("the two tokenizers have different words", tokenizer_2=other)
     refused(
-        "the UNet does not read picture sizes and pooled texts, unlike that of SDXL",
+        "the UNet does not read picture sizes and pooled texts, unlike SDXL's",
         unet=tiny_diffusers.unet(cross_attention_dim=40),
     )
     refused(
-        "the UNet also reads picture sizes and pooled texts, unlike that of SD1.5",
+        "the UNet also reads picture sizes and pooled texts, unlike SD1.5's",
         text_encoder_2=None,
         tokenizer_2=None,
     )
@@ -228,9 +228,9 @@ def test_other_models_are_refused():
     refused("an inpainting model: it reads 9 channels", unet=unet(in_channels=9))
     refused("a picture-editing model: it reads 8 channels", unet=unet(in_channels=8))
     refused(
-        "the UNet reads 5 numbers beside the pooled text, .* 5 are the refiner's",
+        "the UNet reads 5 numbers besides the pooled text, .* 5 are the refiner's",
         unet=unet(projection_class_embeddings_input_dim=5 * 4 + tiny_diffusers.WIDTH_2),
     )
-    refused("has fewer blocks than SDXL's, such as that of SSD-1B", unet=unet(layers_per_block=1))
+    refused("has fewer blocks than SDXL's, like SSD-1B", unet=unet(layers_per_block=1))
     for middle in (None, "UNetMidBlock2D"):
         refused("has fewer blocks than SDXL's", unet=unet(mid_block_type=middle))

@@ -15,7 +15,7 @@ from benchmarks.worlds.drawing import Scene, Thing, in_style, to_latents, to_pic
 
 pytestmark = pytest.mark.nightly
 
-# "unseen" would be no word for these: they stand in every caption
+# "unseen" would not be a word for these: they stand in every caption
 SMALL_WORDS = {"a", "of", "photo", "picture", "and", "with", ",", "to", "the", "in"}
 TINY = {
     "words": {"widths": (16, 16)},

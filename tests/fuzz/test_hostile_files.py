@@ -239,7 +239,7 @@ def test_many_patterns_are_compared_in_linear_time(quick):
 
 def test_a_header_is_limited_before_it_is_parsed(tmp_path, quick):
     path = with_header(tmp_path / "stranger.safetensors", b'{"a":"' + b"b" * limits.HEADER_BYTES)
-    with pytest.raises(AdapterError, match=r"stranger.safetensors: its header has 20000006 bytes"):
+    with pytest.raises(AdapterError, match=r"stranger.safetensors: the header has 20000006 bytes"):
         quick(check_readable, path)
 
 
@@ -262,10 +262,10 @@ HEADERS = {
         entry("a", 0).replace("[1]", "[4611686018427387904,0]").join("{}"),
         "sides that make",
     ),
-    "lists": ('{"a":' + "[]," * 6_000_000 + "}", r"its header has \d+ \[, of which 1000000"),
+    "lists": ('{"a":' + "[]," * 6_000_000 + "}", r"the header has \d+ \[, of which 1000000"),
     "levels": ("{" + entry("a", 0).replace("[1]", "[" * 300) + "}", "not a whole safetensors file"),
     "offsets": ("{" + entry("a", 10**400) + "}", "not a whole safetensors file"),
-    "half a letter": ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),
+    "half a character": ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),
     "behind": ("{" + entry("a", 0) + "}x", "Extra data"),
     "complex": (
         "{" + entry("a", 0).replace("U8", "C64") + "}",

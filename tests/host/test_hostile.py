@@ -72,7 +72,7 @@ CASES = {
         lambda host: changed(host, "4", negative_prompt="word " * 400, cfg=7.0),
         "pieces of 75 tokens; calibration can use prompts of up to 4",
     ),
-    "half a letter": (
+    "half a character": (
         lambda host: changed(host, "2", prompts="a photo of \ud83d"),
         "prompts is 'a photo of \\ud83d'; it must be a text",
     ),

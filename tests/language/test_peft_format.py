@@ -161,9 +161,9 @@ def test_settings_that_cannot_be_merged_are_refused(t5_folder, tmp_path, setting
             lambda t: {**t, key_of(Q, "A"): torch.zeros(4, 31)},
             "weight there is 32 x 32. The adapter was trained for",
         ),
-        (lambda t: {**t, f"{Q}.alpha": torch.ones(1)}, f"'{Q}.alpha' is no factor of a LoRA"),
+        (lambda t: {**t, f"{Q}.alpha": torch.ones(1)}, f"'{Q}.alpha' is not a factor of a LoRA"),
         (lambda t: {**t, key_of(Q, "A"): torch.zeros(3, 32)}, "different ranks"),
-        (lambda t: {**t, key_of(Q, "A"): torch.zeros(4)}, "no matrices"),
+        (lambda t: {**t, key_of(Q, "A"): torch.zeros(4)}, "not matrices"),
         (
             lambda t: {**t, key_of(Q, "A").replace(".w", ".default.w"): torch.zeros(4, 32)},
             f"{Q!r} has two tensors for 'down'",

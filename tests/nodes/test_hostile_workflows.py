@@ -113,7 +113,7 @@ HOSTILE = {
     "spaces": " \t\r\n\x0b\x00",
     "long": "a " * 60_000,
     "longer": "x" * 10**6,
-    "half a letter": "a photo of \ud800",
+    "half a character": "a photo of \ud800",
     "up": "../../checkpoints/model.safetensors",
     "absolute": "/etc/passwd",
     "not listed": "notes.txt",

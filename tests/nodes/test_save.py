@@ -184,7 +184,7 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     dark = torch.zeros(1, 8, 8, 3)
     saving("a", cover=dark)
     assert preview.read_bytes() == b"mine"
-    assert "a.preview.png was there already and stays" in saving.shown[-1]
+    assert "a.preview.png existed already and was kept" in saving.shown[-1]
     assert saving("a", cover=dark).name == "a_02.safetensors"
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
@@ -195,4 +195,4 @@ def test_a_preview_that_cannot_be_written_does_not_cost_the_lora(saving, tmp_pat
     (tmp_path / "loras" / "a.preview.png").mkdir(parents=True)
     path = saving("a", overwrite=True, cover=torch.zeros(1, 8, 8, 3))
     assert path.exists()
-    assert "a.preview.png was there already and stays" in saving.shown[-1]
+    assert "a.preview.png existed already and was kept" in saving.shown[-1]

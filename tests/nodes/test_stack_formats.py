@@ -104,16 +104,19 @@ def test_an_empty_stack_is_empty(stack):
         ),
         (
             [{"lora": "cat", "strength": "much"}],
-            "the stack[0] has the strength 'much', which is no number",
+            "the stack[0] has the strength 'much', which is not a number",
         ),
-        ("<lora:cat:high>", "a strength in '<lora:cat:high>' is 'high', which is no number"),
-        ("<lora:cat:nan>", "a strength in '<lora:cat:nan>' is 'nan', which is no number"),
+        ("<lora:cat:high>", "a strength in '<lora:cat:high>' is 'high', which is not a number"),
+        ("<lora:cat:nan>", "a strength in '<lora:cat:nan>' is 'nan', which is not a number"),
         ([("cat", 1.0, float("inf"))], "the stack[0]: cat has the strength inf; write a number"),
         (
             [{"lora": "cat", "strength": "NaN"}],
             "the stack[0]: cat has the strength nan; write a number",
         ),
-        ([{"lora": "cat", "lbw": ["x"]}], "the stack[0] has the strength 'x', which is no number"),
+        (
+            [{"lora": "cat", "lbw": ["x"]}],
+            "the stack[0] has the strength 'x', which is not a number",
+        ),
         ("<lora:cat:1:lbw=OUTALL:stop=20>", "has 'stop=20', which a merged LoRA cannot have"),
         ("<lora:cat:1:lbwe=ATTNDEEPON>", "has 'lbwe=ATTNDEEPON', which a merged LoRA cannot"),
     ],

@@ -52,7 +52,7 @@ from iteris_core.progress import nobody
 SECONDS = 5.0  # of one reader, on the processor
 BYTES = 200_000_000  # of memory, beside twice the file
 LETTERS = 2_000  # of an error about a file
-ANSWER = 200_000  # letters of the route's answer
+ANSWER = 200_000  # characters of the route's answer
 
 HOST_MODULES = {
     path.replace("unet.", "diffusion_model.", 1)
@@ -289,7 +289,7 @@ def tried(
         if name not in str(error):
             problem = f"an error that does not name the file: {error}"
         elif len(str(error)) > LETTERS:
-            problem = f"an error of {len(str(error))} letters: {str(error)[:200]}"
+            problem = f"an error of {len(str(error))} characters: {str(error)[:200]}"
     except TooSlow:
         problem = "no end"
     except Exception as error:

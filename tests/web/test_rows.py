@@ -61,7 +61,7 @@ def at(frontend, place, part):
 
 
 def called(frontend):
-    """Return what the rows that are drawn are called; of lines that are no rows, their text."""
+    """Return what the rows that are drawn are called; of lines that are not rows, their text."""
     return frontend.page.eval_on_selector_all(
         ".iteris-row",
         "all => all.map(r => r.querySelector('.iteris-called')?.textContent ?? r.querySelector('input').value)",

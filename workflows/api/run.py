@@ -63,7 +63,9 @@ def read(workflow: Path) -> Nodes:
         isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
         for node in nodes.values()
     ):
-        sys.exit(f"{workflow}: is no workflow in the API's format; ComfyUI's Export (API) makes it")
+        sys.exit(
+            f"{workflow}: is not a workflow in the API's format; ComfyUI's Export (API) makes it"
+        )
     return nodes
 
 
