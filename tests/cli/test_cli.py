@@ -20,6 +20,8 @@ from iteris_core.cli.main import app
 from iteris_core.files import peft
 from iteris_core.language.job import PeftMergeResult
 
+pytestmark = pytest.mark.slow  # what they share takes many merges
+
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 ENVIRONMENT = {
     **os.environ,

@@ -28,6 +28,8 @@ from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.pipeline import DiffusersModel
 
+pytestmark = pytest.mark.slow  # what they share takes many merges
+
 QUICK = [
     "--trajectories",
     2,
@@ -443,7 +445,6 @@ def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, said):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_the_same_merge_in_two_processes_gives_the_same_bytes(world, tmp_path):
     """One of them has another order of sets and of safetensors' own metadata."""
     outputs = [tmp_path / name / "out.safetensors" for name in ("one", "two")]
