@@ -25,6 +25,10 @@ one line says why.
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(help=INSPECT_HELP)
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a PEFT adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -7,32 +7,30 @@ from pathlib import Path
 
 import typer
 
-from .inspect import INSPECT_HELP, inspect_command
-from .merge_diffusion import COMMANDS, merge_command
-from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
-
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one."
 )
-app.command("inspect", help=INSPECT_HELP)(inspect_command)
-
-merge_app = typer.Typer(no_args_is_help=True, help="Merge adapters into one.")
-for command in COMMANDS:
-    merge_app.command(command.name, help=command.help)(merge_command(command))
-merge_app.command("t5", help=T5_HELP)(merge_t5_command)
-merge_app.command("blip", help=BLIP_HELP)(merge_blip_command)
-app.add_typer(merge_app, name="merge")
+# A command is imported when it is called, since torch takes seconds, and reads its own arguments.
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@app.callback()
-def _commands() -> None:
-    """Merge several LoRAs into one."""
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def inspect(context: typer.Context) -> None:
+    """Show what an adapter is."""
+    from .inspect import app as inspect_app
+
+    inspect_app(context.args, prog_name="iteris inspect")
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def merge(context: typer.Context) -> None:
+    """Merge adapters into one."""
+    from .merge import app as merge_app
+
+    merge_app(context.args, prog_name="iteris merge")
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Merge LoRAs inside a headless ComfyUI, in a clone of the repository."""
     clone = Path(__file__).resolve().parents[2]

@@ -2,6 +2,9 @@
 server can cause.
 """
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -50,3 +53,13 @@ def test_an_installed_copy_without_the_demo_says_so(tmp_path, monkeypatch):
         f"iteris demo: needs a clone of the repository, and {tmp_path} has no demo/. Clone it, "
         "then pip install -e .[demo] in it\n"
     )
+
+
+def test_the_list_of_commands_waits_for_no_torch():
+    code = (
+        "import sys\nfrom iteris_core.cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("inspect", "merge", "demo"))
