@@ -1,7 +1,7 @@
 """Merging LoRAs of a small T5 and a small BLIP, trained here: `python -m benchmarks.language`
 measures every method.
 
-It writes its section of benchmarks/RESULTS.md and benchmarks/language.png. What is trained and
+It writes results/language.json. What is trained and
 measured is kept in a folder with its settings, so that a run that was stopped goes on, and what has
 other settings now is measured again; delete the folder after a change of the methods.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,13 +43,11 @@ from .language_methods import (
     main_ways,
     scale_ways,
 )
+from .language_tables import Run, tables_of
 from .language_tasks import LORA_TASKS
-from .language_text import Run, draw, section
 from .language_world import Size, Tell, TextWorld, World
-from .results import write_parts
-from .speed_measure import machine
+from .results import RESULTS, command_of, machine, write
 
-HERE = Path(__file__).parent
 WORLDS: dict[str, Callable[[Path, int, Size, Tell], World]] = {
     "t5": TextWorld,
     "blip": CaptionWorld,
@@ -148,8 +145,7 @@ def _iteration(number: int) -> str:
 def prepare_base(job: Job, tell: Tell) -> None:
     """Train a base model, if it is not there yet."""
     torch.set_num_threads(1)
-    with timed(job, "base"):
-        job.model(tell)
+    job.model(tell)
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -158,10 +154,7 @@ def work(job: Job, tell: Tell) -> None:
     """
     torch.set_num_threads(1)
     world = job.model(tell)
-    with timed(job, "LoRAs"):
-        adapters = world.adapters(job.seed)
-    with timed(job, "merges"):
-        merge_all(job, world, adapters, tell)
+    merge_all(job, world, world.adapters(job.seed), tell)
 
 
 def merge_all(job: Job, world: World, adapters: Mapping[str, Any], tell: Tell) -> None:
@@ -204,17 +197,6 @@ def kept(path: Path) -> Iterator[dict[str, Any]]:
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(records, indent=1), encoding="utf-8")
         draft.rename(path)
-
-
-@contextmanager
-def timed(job: Job, stage: str) -> Iterator[None]:
-    """Add up the CPU seconds of a stage over all runs that took part in it."""
-    start = time.process_time()
-    try:
-        yield
-    finally:
-        with kept(job.records(("seconds",))) as seconds:
-            seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - start
 
 
 def one(
@@ -306,19 +288,6 @@ def read_records(jobs: Sequence[Job]) -> dict[tuple[Run, Group], dict[str, Any]]
     return found
 
 
-def stage_times(jobs: Sequence[Job]) -> str:
-    """Return the CPU time of the stages of all jobs, in words."""
-    total: dict[str, float] = {}
-    for job in jobs:
-        with kept(job.records(("seconds",))) as seconds:
-            total = {
-                stage: total.get(stage, 0.0) + seconds.get(stage, 0.0)
-                for stage in {**total, **seconds}
-            }
-    parts = ", ".join(f"{stage} {second / 60:.1f}" for stage, second in total.items())
-    return f"CPU time, minutes: {parts}; together {sum(total.values()) / 60:.0f}."
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -329,7 +298,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         choices=list(WORLDS),
-        help="one of the models; the other stays in RESULTS.md as it is",
+        help="one of the models; the other's tables stay as they are",
     )
     parser.add_argument(
         "--bases", type=int, default=2, help="base models of each kind, by seed (default 2)"
@@ -354,7 +323,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    busy = os.getloadavg()[0]
     sizes = QUICK if options.quick else SIZES
     bases, seeds = (1, 1) if options.quick else (options.bases, options.seeds)
     folder = options.folder / ("quick" if options.quick else "full")
@@ -367,20 +335,12 @@ def main() -> None:
     ]
     run_all(jobs, options.jobs)
     torch.set_num_threads(1)
-    command = " ".join(["python -m benchmarks.language", *sys.argv[1:]])
-    texts = {}
     for world in worlds:
         records = read_records([job for job in jobs if job.world == world])
-        where = f"{machine('cpu', command, busy)} {stage_times([job for job in jobs if job.world == world])}"
-        texts[world] = f"{section(world, NAMES[world], records)}\n\n{where}"
-        print(texts[world], end="\n\n", flush=True)
-    if not options.quick:
-        write_parts("language", WORLDS, texts)
-        both = [replace(job, world=world, size=sizes[world]) for job in jobs for world in WORLDS]
-        draw(
-            {world: read_records([job for job in both if job.world == world]) for world in WORLDS},
-            HERE / "language.png",
-        )
+        tables = tables_of(world, NAMES[world], records)
+        print(*tables, sep="\n\n", end="\n\n", flush=True)
+        if not options.quick:
+            write(tables, RESULTS / "language.json", command_of("language"), machine())
 
 
 if __name__ == "__main__":

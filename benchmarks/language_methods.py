@@ -166,8 +166,5 @@ def iterating(solves: int) -> Way:
 
 
 def title(name: str, ways: Mapping[str, Way]) -> str:
-    """Return a way's name in a table: IterIS in bold in the main one, and the library's defaults
-    marked.
-    """
-    bold = f"**{name}**" if name.startswith("IterIS") else name
-    return f"{bold} (default)" if ways[name] == _DEFAULT else bold
+    """Return a way's name in a table, the library's defaults marked."""
+    return f"{name} (default)" if ways[name] == _DEFAULT else name

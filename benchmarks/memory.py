@@ -1,4 +1,4 @@
-"""What fits on which card: `python -m benchmarks.memory` counts, and writes benchmarks/RESULTS.md.
+"""What fits on which card: `python -m benchmarks.memory` counts, and writes results/memory.json.
 
 The real models are built on torch's meta device, where tensors have sizes and no numbers. A sample
 runs through each, pauses at every layer that LoRAs change, and what it holds there is counted by
@@ -9,12 +9,10 @@ would.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +34,8 @@ from iteris_core.files.families import FAMILIES
 from iteris_core.rows.held import held_bytes
 from iteris_core.rows.parking import Parking
 
-from .speed_measure import machine, table
+from .results import RESULTS, Table, command_of, machine, write
 
-HERE = Path(__file__).parent
-BEGIN = "<!-- memory:begin -->"
-END = "<!-- memory:end -->"
 CARDS = (6, 8, 12, 16, 24)  # GiB
 NOT_FREE = 0.6 * 2**30  # of a card, which the driver, PyTorch and the screen take
 LORAS = (2, 4, 8)
@@ -399,61 +394,26 @@ def card_row(counted: Counted, loras: int) -> list[str]:
     ]
 
 
-TEXT = """\
-### Memory: what fits on which card
-
-Counted, not measured: models of the real sizes on torch's meta device, activations in half precision, default calibration, LoRAs
-on all layers of attention and feed-forward. No card was used. GB are 10^9 bytes. *Waits* is what one sample (teacher and student
-row) holds while a layer is solved, counted by the code that parks rows: at the layer where it is most, and on average. *Call* is
-what a running call of one sample holds at most, with attention that keeps its output alone. *Formula* is what ComfyUI's
-`memory_required` asks for, of which the node makes its estimate. *Sums* are the float64 sums of all tasks and the solve at the
-largest layer, of {loras} LoRAs.
-
-{counted}
-
-ComfyUI's formula asks for {low:.1f} to {high:.1f} times what waiting rows hold at the widest layer, so it does not decide what
-has to wait. The node takes it for calls alone, leaves room for the sums, and gives the rest to waiting rows, whose bytes are
-counted when they wait. Where the first call of a layer shows that all have room, the others are not looked at.
-
-What the node decides for a card of so many GiB, of which {not_free:.1f} are not free. *Fits*: model, rows and sums are on the card
-together. *n of m wait*: at the widest layer so many rows wait in the computer's memory; GB are copied out and back in the whole
-sweep, and the seconds are these at {pcie:.0f} GB a second, without overlap. *Model too large*: ComfyUI keeps so much of the model
-in the computer's memory. *No*: one call and the sums do not fit even then, by the estimate.
-
-{cards}"""
+TITLE = (
+    f"what a card of so many GiB does, {NOT_FREE / 2**30:.1f} of them not free; waits are copies at "
+    f"{PCIE / 1e9:.0f} GB a second"
+)
 
 
-def text_of(counts: Sequence[Counted]) -> str:
-    """Return the tables in Markdown."""
+def tables_of(counts: Sequence[Counted]) -> list[Table]:
+    """Return what was counted, and what the node decides for each card."""
     heads = ["model", "pixels", "model, GB", "layers", "waits, MB", "on average", "call, MB"]
     heads += ["formula, MB", "/ waits", "/ call", *(f"sums of {n}, GB" for n in LORAS)]
-    ratios = [counted.case.formula(1) / counted.widest for counted in counts]
-    cards = [
-        "model",
-        "pixels",
-        "LoRAs",
-        "rows",
-        "they hold, GB",
-        *(f"{card} GiB" for card in CARDS),
+    cards = ["model", "pixels", "LoRAs", "rows", "they hold, GB", *(f"{n} GiB" for n in CARDS)]
+    decided = [card_row(counted, n) for counted in counts for n in LORAS]
+    return [
+        Table(
+            "what one sample holds, and ComfyUI's own formula",
+            heads,
+            list(map(counted_row, counts)),
+        ),
+        Table(TITLE, cards, decided),
     ]
-    return TEXT.format(
-        loras=", ".join(map(str, LORAS)),
-        counted=table(heads, list(map(counted_row, counts))),
-        low=min(ratios),
-        high=max(ratios),
-        not_free=NOT_FREE / 2**30,
-        pcie=PCIE / 1e9,
-        cards=table(cards, [card_row(counted, n) for counted in counts for n in LORAS]),
-    )
-
-
-def write(path: Path, text: str) -> None:
-    """Put a text between the markers of a file; what stands around them stays."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        before, after = f"{before.rstrip()}\n\n", "\n"
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -461,16 +421,15 @@ def main() -> None:
     parser.add_argument("--only", help="cases with this in their name; nothing is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    busy = os.getloadavg()[0]
     counts = []
     for case in CASES:
         if options.only is None or options.only in case.name:
             print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
             counts.append(count(case))
-    text = f"{text_of(counts)}\n\n{machine('cpu', 'python -m benchmarks.memory', busy)}"
-    print(text)
+    tables = tables_of(counts)
+    print(*tables, sep="\n\n")
     if options.only is None:
-        write(HERE / "RESULTS.md", text)
+        write(tables, RESULTS / "memory.json", command_of("memory"), machine())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """What a merge costs in pictures: `python -m benchmarks.pictures` measures both in one ComfyUI, and
-writes benchmarks/RESULTS.md.
+writes results/pictures.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -32,22 +31,13 @@ from iteris_core.diffusion.model import (
 )
 
 from . import pictures_models
-from .pictures_models import GUIDANCE, RANK, SAMPLER, STEPS, BaseModel
-from .results import RESULTS, write_parts
-from .speed_measure import PeakMemory, Times, machine, spread, table
+from .pictures_models import SAMPLER, STEPS, BaseModel
+from .results import RESULTS, Table, command_of, machine, spread, write
+from .speed_measure import PeakMemory, Times
 
 STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
-DEVICES = ("cpu", "cuda")  # the parts of the section in RESULTS.md
+DEVICES = ("cpu", "cuda")
 HOURS = 3600.0
-TEXT = """\
-Pictures and merges in turns, in one process of `{comfyui}`: {model}, {size} million random weights in the UNet, and LoRAs of
-rank {rank} on its attention blocks and the text encoder. A picture is {steps} steps with guidance {guidance:g} at {resolution} pixels, the
-sampler alone, after one step that loads the model; there is one before and one after every merge. A merge has {settings}, the
-same resolution, and a seed of its own, so that nothing of it is known before. It is measured from the click to the saved file;
-*rest* is what no stage has, above all the proof of the merged LoRA. *Pictures* are the whole merge over the median picture. CPU
-time is the server's, and suffers least from other jobs on the machine. Peak memory is that of {memory}, above what is in
-use when the merge begins, with the model loaded."""
-MEMORY = {"cpu": "the server's process", "cuda": "the whole GPU"}
 console = Console(stderr=True)
 
 
@@ -206,24 +196,22 @@ def rows_of(measured: Measured) -> list[list[str]]:
                 shown([times[kind] for times in measured.pictures]),
                 *(f"{median(seconds):.1f}" for seconds in [*stages, rest]),
                 shown(whole),
-                f"**{shown(measured.ratios(kind))}**",
+                shown(measured.ratios(kind)),
                 shown([merge.memory / 2**20 for merge in merges], ".0f") if kind else "",
             ]
         )
     return rows
 
 
-def table_of(measured: Sequence[Measured]) -> str:
+def table_of(measured: Sequence[Measured]) -> Table:
     """Return the table of all that was measured."""
     heads = ["LoRAs, seconds of", "picture", *STAGES, "rest", "whole merge", "pictures"]
     rows = [row for part in measured for row in rows_of(part)]
-    return table([*heads, "peak memory, MiB"], rows)
+    return Table("a merge in pictures", [*heads, "peak memory, MiB"], rows)
 
 
-def measure_all(
-    model: BaseModel, options: argparse.Namespace, comfyui: Path
-) -> tuple[list[Measured], int]:
-    """Return what was measured in a ComfyUI of its own, and the number of the UNet's weights.
+def measure_all(model: BaseModel, options: argparse.Namespace, comfyui: Path) -> list[Measured]:
+    """Return what was measured in a ComfyUI of its own.
 
     Raises:
         IterisError: The server, or a node of a workflow, failed; with the end of the server's log.
@@ -231,13 +219,13 @@ def measure_all(
     with tempfile.TemporaryDirectory(prefix="iteris-pictures-") as name:
         base = Path(name)
         console.print("writing the models")
-        weights = model.write(base / "models", max(options.loras))
+        model.write(base / "models", max(options.loras))
         console.print("starting ComfyUI")
         device = "cpu" if options.device == "cpu" else "auto"
         with ComfyServer(comfyui, base, base / "server.log", device=device) as server:
             bench = Bench(server, model, options)
             try:
-                return [bench.measure(loras) for loras in options.loras], weights
+                return [bench.measure(loras) for loras in options.loras]
             except IterisError as error:
                 raise IterisError(f"{error}\n{server.log_tail()}") from error
 
@@ -258,7 +246,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--threads",
         type=int,
         default=2,
-        help="of torch (default 2); 1 where other jobs run, see RESULTS.md",
+        help="of torch (default 2); 1 where other jobs run",
     )
     parser.add_argument(
         "--small",
@@ -266,51 +254,31 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         help="the demo's small model, half a minute; written only where --results says",
     )
     parser.add_argument(
-        "--results", type=Path, help="file of the table (default benchmarks/RESULTS.md)"
-    )
-    parser.add_argument(
-        "--quiet-check", action="store_true", help="print the machine with its load, and end"
+        "--results", type=Path, help="file of the table (default results/pictures.json)"
     )
     options = parser.parse_args(arguments)
     options.loras = options.loras or [2]
     options.resolution = options.resolution or (
         64 if options.small else 256 if options.device == "cpu" else 512
     )
-    options.results = options.results or (None if options.small else RESULTS)
+    options.results = options.results or (None if options.small else RESULTS / "pictures.json")
     return options
 
 
 def main(arguments: Sequence[str]) -> list[Measured]:
     """Measure what the options say, print the table, write it, and return the figures."""
     options = parsed(arguments)
-    busy = os.getloadavg()[0]
     torch.set_num_threads(options.threads)
     # ComfyUI leaves the number of threads to torch, which reads it when the server starts
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = shlex.join(["python", "benchmarks/pictures.py", *arguments])
-    where = machine(options.device, command, busy)
-    if options.quiet_check:
-        print(where)
-        return []
     comfyui = find_comfyui(cache_folder())
     model = pictures_models.SMALL if options.small else pictures_models.SD15
-    measured, weights = measure_all(model, options, comfyui)
-    about = TEXT.format(
-        comfyui=comfyui.name,
-        model=model.name,
-        size=f"{weights / 1e6:.0f}",
-        rank=RANK,
-        steps=STEPS,
-        guidance=GUIDANCE,
-        resolution=options.resolution,
-        settings="few samples" if model.settings else "the nodes' default settings",
-        memory=MEMORY[options.device],
-    )
-    threads = f"The server has as many threads, by OMP_NUM_THREADS={options.threads}."
-    text = f"### Pictures: {options.device}\n\n{about}\n\n{table_of(measured)}\n\n{where} {threads}"
-    print(text)
+    measured = measure_all(model, options, comfyui)
+    table = table_of(measured)
+    print(table)
     if options.results:
-        write_parts("pictures", DEVICES, {options.device: text}, options.results)
+        command = command_of("pictures", arguments)
+        write([table], options.results, command, machine(options.device))
     return measured
 
 

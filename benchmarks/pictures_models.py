@@ -81,32 +81,28 @@ class BaseModel:
     lora: Callable[[], Shapes]
     settings: Json
 
-    def write(self, models: Path, loras: int) -> int:
-        """Write all files where ComfyUI looks for them, and return the number of the UNet's
-        weights.
-        """
+    def write(self, models: Path, loras: int) -> None:
+        """Write all files where ComfyUI looks for them."""
         for folder in ("diffusion_models", "text_encoders", "loras"):
             (models / folder).mkdir(parents=True)
         text = prefixed({"text_model.": clip_l()})
-        weights = _write_random(models / "diffusion_models" / UNET, self.unet())
+        _write_random(models / "diffusion_models" / UNET, self.unet())
         _write_random(models / "text_encoders" / TEXT_ENCODER, text)
         base = {"ss_base_model_version": "sd_v1"}
         for number in range(1, loras + 1):
             path = models / "loras" / lora_name(number)
             write_kohya_lora(path, self.lora(), base, seed=number, rank=RANK, scale=SCALE)
-        return weights
 
 
 SD15 = BaseModel("Stable Diffusion 1.5's shapes", sd15_unet, sd15_lora, {})
 SMALL = BaseModel("the demo's small model", unet_shapes, small_lora, FEW_SAMPLES)
 
 
-def _write_random(path: Path, shapes: Shapes) -> int:
-    """Write random weights in fp16, and return their number."""
+def _write_random(path: Path, shapes: Shapes) -> None:
+    """Write random weights in fp16."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: initial(name, shape, generator).half() for name, shape in shapes}
     save(path, tensors, {"format": "pt"})
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def lora_name(number: int) -> str:

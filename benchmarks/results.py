@@ -1,32 +1,112 @@
-"""Where measured tables are written."""
+"""What was measured: tables in `results/`, each with the command that makes it again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from statistics import median
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+import psutil
+import torch
+
+RESULTS = Path(__file__).parent / "results"
 
 
-def write_parts(
-    section: str, order: Iterable[str], texts: Mapping[str, str], path: Path = RESULTS
-) -> None:
-    """Put parts between the markers of a section; its other parts, and what stands around them,
-    stay.
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers under a title, by which a file knows the table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        lines = [self.columns, *self.rows]
+        widths = [max(len(str(cell)) for cell in cells) for cells in zip(*lines, strict=True)]
+        return "\n".join(
+            [
+                self.title,
+                *(
+                    "  ".join(str(c).ljust(n) for c, n in zip(line, widths, strict=True))
+                    for line in lines
+                ),
+            ]
+        )
+
+
+def write(tables: Sequence[Table], path: Path, command: str, made_on: str) -> None:
+    """Put tables into a file of results; a table takes the place of the one with its title.
 
     Args:
-        section: Name of the section; it is added at the end if the file has none of that name.
-        order: Names of all parts that it can have, in order.
-        texts: Name of a part -> its text, in Markdown.
+        tables: What was measured.
         path: The file; made if missing.
+        command: What makes the tables again.
+        made_on: The machine and the date, see `machine`.
     """
-    begin, end, head = (f"<!-- {section}:{mark}" for mark in ("begin -->", "end -->", "part "))
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    if begin not in old:
-        old = old.rstrip() + f"\n\n{begin}\n{end}\n"
-    before, _, rest = old.partition(begin)
-    inside, _, after = rest.partition(end)
-    parts = (piece.partition(" -->") for piece in inside.split(head)[1:])
-    known = {name: body.strip() for name, _, body in parts} | dict(texts)
-    inside = "\n\n".join(f"{head}{name} -->\n{known[name]}" for name in order if name in known)
-    path.write_text(f"{before}{begin}\n{inside}\n{end}{after}", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tables": []}
+    known = {entry["title"]: entry for entry in found["tables"]}
+    for table in tables:
+        known[table.title] = {
+            "title": table.title,
+            "made again by": command,
+            "made on": made_on,
+            "columns": table.columns,
+            "rows": table.rows,
+        }
+    head = {name: value for name, value in found.items() if name != "tables"}
+    parts = [f"{_text(name)}: {_text(value)}," for name, value in head.items()]
+    entries = ",\n".join(_entry(entry) for entry in known.values())
+    text = "\n".join(["{", *parts, f'"tables": [\n{entries}\n]', "}\n"])
+    path.write_text(text, encoding="utf-8")
+
+
+def _entry(entry: dict[str, object]) -> str:
+    rows = entry["rows"]
+    assert isinstance(rows, Sequence)
+    fields = [f"{_text(name)}: {_text(value)}" for name, value in entry.items() if name != "rows"]
+    lines = ",\n".join(f"  {_text(row)}" for row in rows)
+    return "{" + ",\n ".join([*fields, f'"rows": [\n{lines}\n ]']) + "}"
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def command_of(name: str, arguments: Sequence[str] | None = None) -> str:
+    """Return the command that runs a benchmark again."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *given])
+
+
+def machine(device: str = "cpu") -> str:
+    """Return the machine, the versions, the date and the commit of a measurement."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=7"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    memory = psutil.virtual_memory().total / 2**30
+    where = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return (
+        f"{_cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB{where}; torch "
+        f"{torch.__version__} with {torch.get_num_threads()} threads, Python "
+        f"{platform.python_version()}; {date.today().isoformat()}, commit {commit or 'unknown'}"
+    )
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    name = fields.get("model name", platform.processor())
+    return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Return a median with the lowest and the highest value."""
+    return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"

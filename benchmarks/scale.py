@@ -1,12 +1,11 @@
-"""How a merge scales over processes: `python -m benchmarks.scale` measures small merges here, reckons
-large ones on paper (`scale_paper.py`), and writes benchmarks/RESULTS.md.
+"""How a merge scales over processes: `python -m benchmarks.scale` measures small merges, and writes
+results/scale.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -22,11 +21,10 @@ from torch import Tensor, distributed, multiprocessing
 
 from iteris_core.engines.measure import Measurement
 
-from . import scale_paper, speed, speed_models
-from .results import write_parts
-from .speed_measure import machine, spread, table, timed
+from . import speed, speed_models
+from .results import RESULTS, Table, command_of, machine, spread, write
+from .speed_measure import timed
 
-PARTS = ("measured", "paper")
 SAMPLES = 64  # of each task
 ADAPTERS, RANK, WIDTH = 2, 16, 512
 
@@ -137,24 +135,6 @@ def row(size: int, samples: int, alone: list[Found], found: list[Found]) -> list
     ]
 
 
-MEASURED = """\
-### Scaling: measured
-
-Four transformer layers of width {width}, {layers} layers with {adapters} LoRAs of rank {rank}, 64 tokens a sample, float32, default settings.
-Processes of one thread each share a merge through gloo. One process after the other is measured in every round, {rounds} rounds;
-median (lowest-highest). *Ratio* is the time of one process over that of so many, *CPU* what the busiest process works, which suffers least
-from other jobs. *Solve* is the part of it that every process repeats; one process alone also makes its last sums in it. *MB a layer* is what a process hands to `all_reduce`, counted.
-The machine has {cores} cores, so more processes than that show overhead and no speed.
-
-Strong scaling: the same samples, shared. Ideal is the number of processes.
-
-{strong}
-
-Weak scaling: samples in proportion to the processes. Ideal is 1.
-
-{weak}"""
-
-
 def measured(sizes: list[int], samples: int, rounds: int) -> dict[tuple[int, int], list[Found]]:
     """Return number of processes and samples of a task -> what their merges took in each round."""
     found: dict[tuple[int, int], list[Found]] = {}
@@ -165,30 +145,23 @@ def measured(sizes: list[int], samples: int, rounds: int) -> dict[tuple[int, int
     return found
 
 
-def measured_text(found: dict[tuple[int, int], list[Found]], sizes: list[int], samples: int) -> str:
-    """Return the tables in Markdown."""
+def tables_of(
+    found: dict[tuple[int, int], list[Found]], sizes: list[int], samples: int
+) -> list[Table]:
+    """Return what the same samples take in more processes, and what more samples do."""
     heads = ["processes", "samples", "s", "ratio", "CPU, s", "ratio of CPU", "solve, s"]
     heads.append("MB a layer")
     alone = found[1, samples]
-    strong, weak = (
-        table(heads, [row(n, m(n), alone, found[n, m(n)]) for n in sizes])
-        for m in (lambda n: samples, lambda n: n * samples)
-    )
-    return MEASURED.format(
-        width=WIDTH,
-        layers=24,
-        adapters=ADAPTERS,
-        rank=RANK,
-        rounds=len(alone),
-        cores=os.cpu_count(),
-        strong=strong,
-        weak=weak,
-    )
+    strong = [row(n, samples, alone, found[n, samples]) for n in sizes]
+    weak = [row(n, n * samples, alone, found[n, n * samples]) for n in sizes]
+    return [
+        Table("strong scaling: the same samples, shared", heads, strong),
+        Table("weak scaling: samples in proportion to the processes", heads, weak),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--only", choices=PARTS, help="one part; the other stays as it is")
     parser.add_argument(
         "--processes", type=int, nargs="+", default=[1, 2], help="numbers of them (default 1 2)"
     )
@@ -199,18 +172,11 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="nothing is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    busy = os.getloadavg()[0]
-    command = " ".join(["python -m benchmarks.scale", *sys.argv[1:]])
-    for part in [options.only] if options.only else PARTS:
-        if part == "measured":
-            found = measured(options.processes, options.samples, options.repeat)
-            text = measured_text(found, options.processes, options.samples)
-        else:
-            text = scale_paper.text()
-        text = f"{text}\n\n{machine('cpu', command, busy)}"
-        print(text, end="\n\n", flush=True)
-        if not options.dry:
-            write_parts("scale", PARTS, {part: text})
+    found = measured(options.processes, options.samples, options.repeat)
+    tables = tables_of(found, options.processes, options.samples)
+    print(*tables, sep="\n\n")
+    if not options.dry:
+        write(tables, RESULTS / "scale.json", command_of("scale"), machine())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
-"""How fast a merge is: `python -m benchmarks.speed` measures, and writes benchmarks/RESULTS.md and
-benchmarks/speed.png.
-"""
+"""How fast a merge is: `python -m benchmarks.speed` measures, and writes results/speed.json."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,30 +19,25 @@ from rich.console import Console
 
 from . import speed_models
 from .naive import algorithm_1
-from .results import write_parts
-from .speed_measure import PeakMemory, Profile, Times, machine, spread, timed
-from .speed_text import growth_text, naive_text, ratio_text
+from .results import RESULTS, Table, command_of, machine, spread, write
+from .speed_measure import PeakMemory, Times, timed
 
-HERE = Path(__file__).parent
 ITERATIONS = 10
+TITLES = {"sd15": "SD1.5", "t5-base": "T5-base", "t5-large": "T5-large", "blip": "BLIP"}
 PARTS = [*speed_models.CASES, "naive", "growth"]
 console = Console(stderr=True)
 
 
-def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
-    """Measure sweeps against their plain forward passes; return rows of the table of ratios and of
-    that of shares.
-    """
+def ratios(name: str, options: argparse.Namespace) -> list[list[str]]:
+    """Measure sweeps against their plain forward passes; return rows of a table."""
     console.print(f"building {name}")
     results = []
-    shares = []
     for made in speed_models.CASES[name](options.device, options.quick):
         case = replace(made, target=options.target)
         console.print(f"{case.name}: {case.size}")
         if not options.quick:
             case.plain_forward()
-        with Profile() as profile:  # this sweep also warms up
-            case.sweep()
+        case.sweep()  # warms up
         forwards = []
         sweeps = []
         for _ in range(options.repeat):
@@ -62,20 +53,13 @@ def ratios(name: str, options: argparse.Namespace) -> tuple[list[list[str]], lis
                 case.aim,
             )
         )
-        if options.device == "cpu":
-            shares.append(
-                [case.name, *(f"{100 * share:.0f} %" for share in profile.shares().values())]
-            )
-        if options.lines:
-            for line, count in profile.lines.most_common(options.lines):
-                console.print(f"  {100 * count / profile.kinds.total():5.1f} % {line}")
     if name == "sd15":
         both = [
             [tuple(map(sum, zip(*pair, strict=True))) for pair in zip(*times, strict=True)]
             for times in zip(*(result[2:4] for result in results), strict=True)
         ]
         results.append(("SD1.5 together", "", *both, results[0][4]))
-    return [_ratio_row(*result) for result in results], shares
+    return [_ratio_row(*result) for result in results]
 
 
 def _ratio_row(
@@ -85,7 +69,7 @@ def _ratio_row(
         [sweep[i] / forward[i] for forward, sweep in zip(forwards, sweeps, strict=True)]
         for i in range(2)
     )
-    verdict = "reached" if median(clock) <= aim else "**not reached**"
+    verdict = "reached" if median(clock) <= aim else "not reached"
     seconds = [spread([wall for wall, _ in times]) for times in (forwards, sweeps)]
     return [name, size, *seconds, spread(clock), spread(cpu), f"{aim}", verdict]
 
@@ -196,68 +180,45 @@ def _distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
     )
 
 
-def growth(options: argparse.Namespace) -> dict[str, list[tuple[int, float, int]]]:
-    """Return what is varied -> (value, seconds, bytes), the rest staying at 16 samples, 2 adapters,
-    rank 16, width 512.
+def growth(options: argparse.Namespace) -> list[list[str]]:
+    """Return what is varied, seconds and MiB, the rest staying at 16 samples, 2 adapters, rank 16,
+    width 512.
     """
     start = {"samples": 16, "adapters": 2, "rank": 16, "width": 512}
     steps = {"samples": (4, 64), "adapters": (1, 4), "rank": (4, 64), "width": (256, 1024)}
-    if options.quick:
-        steps = {"samples": (4,)}
-    measured = {}
+    varied = [("samples", 4)] if options.quick else [("start", 0)]
+    varied += [] if options.quick else [(name, n) for name in steps for n in steps[name]]
+    rows = []
+    for name, value in varied:
+        sizes = tuple({key: value if key == name else n for key, n in start.items()}.values())
+        console.print(f"growth: {name} {value}")
+        found = in_a_process_of_its_own(one_sweep, "transformer", sizes, options)
+        rows.append([f"{name} {value}", f"{found['seconds']:.2f}", f"{found['bytes'] / 2**20:.0f}"])
+    return rows
 
-    def measure(**sizes: int) -> tuple[float, int]:
-        values = tuple(sizes.values())
-        if values not in measured:
-            console.print(
-                "growth: " + ", ".join(f"{name} {value}" for name, value in sizes.items())
+
+def tables_of(part: str, options: argparse.Namespace) -> list[Table]:
+    """Measure a part."""
+    if part == "growth":
+        columns = ["varied", "sweep, s", "peak memory, MiB"]
+        return [
+            Table(
+                "growth: one of samples, adapters, rank and width varied", columns, growth(options)
             )
-            found = in_a_process_of_its_own(one_sweep, "transformer", values, options)
-            measured[values] = found["seconds"], found["bytes"]
-        return measured[values]
-
-    return {
-        name: [
-            (value, *measure(**{**start, name: value})) for value in sorted({*values, start[name]})
         ]
-        for name, values in steps.items()
-    }
-
-
-def draw(grown: dict[str, list[tuple[int, float, int]]], path: Path) -> None:
-    """Draw time and memory against what is varied, each relative to where the lines cross."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    start = {"samples": 16, "adapters": 2, "rank": 16, "width": 512}
-    colours = {
-        "samples": "#0072B2",
-        "adapters": "#E69F00",
-        "rank": "#009E73",
-        "width": "#CC79A7",
-    }  # Okabe and Ito
-    marks = {"samples": "o", "adapters": "s", "rank": "^", "width": "D"}
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharex=True, layout="constrained")
-    for axis, column, title in zip(
-        axes, (1, 2), ("Time of a sweep (s)", "Peak memory above the model (MiB)"), strict=True
-    ):
-        for name, points in grown.items():
-            x = [point[0] / start[name] for point in points]
-            y = [point[column] / (1 if column == 1 else 2**20) for point in points]
-            axis.plot(
-                x, y, color=colours[name], marker=marks[name], label=f"{name} (1 = {start[name]})"
+    if part == "naive":
+        columns = ["work", "Algorithm 1, s", "sweep, s", "faster", "Algorithm 1, MiB"]
+        columns += ["sweep, MiB", "memory", "distance"]
+        return [
+            Table(
+                f"against the paper's procedure, {ITERATIONS} iterations",
+                columns,
+                against_naive(options),
             )
-        axis.set(xscale="log", yscale="log", title=title, xlabel="times the starting value")
-        axis.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"], minor=False)
-        axis.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+        ]
+    columns = ["work", "size", "forward, s", "sweep, s", "ratio", "of CPU time", "aim", "verdict"]
+    title = TITLES[part] + ("" if options.target == "delta" else f", target {options.target}")
+    return [Table(title, columns, ratios(part, options))]
 
 
 def arguments() -> argparse.Namespace:
@@ -267,9 +228,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="tiny inputs, no T5-large, about a minute on an idle machine; nothing is written",
     )
-    parser.add_argument(
-        "--only", choices=PARTS, help="one part; the others stay in RESULTS.md as they are"
-    )
+    parser.add_argument("--only", choices=PARTS, help="one part; the others stay as they are")
     parser.add_argument(
         "--target",
         choices=["delta", "full_output"],
@@ -283,15 +242,9 @@ def arguments() -> argparse.Namespace:
         "--threads",
         type=int,
         default=2,
-        help="of torch (default 2); 1 where other jobs run, see RESULTS.md",
+        help="of torch (default 2); 1 where other jobs run",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--lines",
-        type=int,
-        default=0,
-        help="print this many of the lines where the sweeps spend time",
-    )
     options = parser.parse_args()
     if options.quick:
         options.repeat = 1
@@ -304,23 +257,12 @@ def main() -> None:
     parts = [options.only] if options.only else PARTS
     if options.quick and not options.only:
         parts = [name for name in parts if name != "t5-large"]
-    busy = os.getloadavg()[0]
-    for name in parts:
+    for part in parts:
         torch.manual_seed(0)
-        if name in speed_models.CASES:
-            text = ratio_text(name, options.target, *ratios(name, options))
-        elif name == "naive":
-            text = naive_text(against_naive(options), ITERATIONS)
-        else:
-            grown = growth(options)
-            text = growth_text(grown)
-            if not options.quick:
-                draw(grown, HERE / "speed.png")
-        command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
-        text = f"{text}\n\n{machine(options.device, command, busy)}"
-        print(text, end="\n\n", flush=True)
+        tables = tables_of(part, options)
+        print(*tables, sep="\n\n", end="\n\n", flush=True)
         if not options.quick:
-            write_parts("speed", PARTS, {name: text})
+            write(tables, RESULTS / "speed.json", command_of("speed"), machine(options.device))
 
 
 if __name__ == "__main__":

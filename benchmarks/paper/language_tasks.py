@@ -16,7 +16,7 @@ from typing import Any, Literal
 from iteris_core.errors import ConfigError
 from iteris_core.settings import shown
 
-from .data_files import listed, read_rows
+from .data_files import read_rows
 from .errors import EvaluationError
 
 TextScore = Literal["accuracy", "macro_f1", "scaled_matthews"]
@@ -165,7 +165,7 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
         for field in (*task.fields, task.label):
             if row.get(field) is None:
                 raise EvaluationError(
-                    f"{place}: has no field {field!r} but {listed(row)}; {task.name} reads "
+                    f"{place}: has no field {field!r} but {', '.join(row)}; {task.name} reads "
                     f"{', '.join(task.fields)} and {task.label}, as on the hub"
                 )
         values = {field: str(row[field]) for field in task.fields}
@@ -210,7 +210,7 @@ def read_caption_task(path: Path) -> list[CaptionExample]:
         references = row["references"] if "references" in row else row.get("text")
         if row.get("image") is None or references is None:
             raise EvaluationError(
-                f'{place}: has {listed(row)}; give parquet with "image" and "text", or JSON lines '
+                f'{place}: has {", ".join(row)}; give parquet with "image" and "text", or JSON lines '
                 '{"image": "a.png", "references": ["..."]}'
             )
         examples.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 from iteris_core.files.pretrained import load_tokenizer, placed, whole_model
 
-from .data_files import EXTENSIONS, listed, read_rows
+from .data_files import read_rows
 from .errors import EvaluationError
 from .text_metrics import StyleClassifier
 
@@ -77,8 +77,8 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
         if not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):
             raise EvaluationError(
                 f'{path}, row {number}: has no texts "text" and "label" but '
-                f'{listed(row)}; give captions such as {{"text": "a lovely dog", '
-                f'"label": "positive"}} ({EXTENSIONS}), or the folder of a classifier'
+                f'{", ".join(row)}; give captions such as {{"text": "a lovely dog", '
+                f'"label": "positive"}}, or the folder of a classifier'
             )
     return [(row["text"], row["label"]) for row in rows]
 

@@ -1,8 +1,8 @@
-"""Methods of merging in small trained worlds: `python -m benchmarks.worlds --world clip` trains a
+"""Methods of merging in small trained worlds: `python -m benchmarks.worlds --world words` trains a
 world, merges, scores, and prints its tables.
 
 Everything is kept in a cache, so that a run goes on where the last one ended; `--quick`
-trains a world hardly at all, and only shows that everything runs. Worlds: words.py, clip.py, flow.py, each one
+trains a world hardly at all, and only shows that everything runs. Worlds: words.py, flow.py, each one
 `World` (world.py). What is trained: training.py, recogniser.py, loras.py. Measurement: bench.py
 (the API for other experiments), score.py (what is asked), methods.py (which merges), tables.py.
 """
@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -27,14 +27,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from rich.console import Console
 
+from ..results import RESULTS, Table, command_of, machine, write
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
-from .comparisons import COMPARISONS, comparison_text
+from .comparisons import COMPARISONS, comparison
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe, ablation_recipes, main_recipes
 from .recogniser import train_recogniser
-from .score import ceiling
-from .tables import ABLATED, report, triggers_of, write_results
+from .tables import ABLATED, Rows, report, triggers_of
 from .training import train_base
 from .world import World
 
@@ -176,9 +176,6 @@ def measure(
 
 
 def main_stage(plan: Plan, jobs: int) -> None:
-    told = plan.folder / "ceiling.json"
-    if not told.exists():
-        told.write_text(json.dumps(ceiling(load_bench(plan.described, plan.folder))))
     work = [
         (plan, "main", group, lora_set, plan.recipes)
         for lora_set in plan.sets
@@ -198,8 +195,8 @@ def ablation_stage(plan: Plan, jobs: int) -> None:
     in_parallel(measure, work, jobs)
 
 
-def comparison_stage(plan: Plan, stage: str) -> None:
-    """Measure the rows of a comparison, and print its table."""
+def comparison_stage(plan: Plan, stage: str) -> Rows:
+    """Measure the rows of a comparison, and return its table."""
     bench = load_bench(plan.described, plan.folder)
     asked = COMPARISONS[stage]
 
@@ -211,9 +208,7 @@ def comparison_stage(plan: Plan, stage: str) -> None:
         console.print(f"{stage}: {name}: done")
         return found
 
-    text = comparison_text(bench, asked, measured, plan.seed)
-    (plan.folder / f"{stage}.md").write_text(text)
-    print(text)
+    return comparison(bench, asked, measured, plan.seed)
 
 
 def in_parallel(work: Callable[..., str], arguments: Sequence[tuple[Any, ...]], jobs: int) -> None:
@@ -268,7 +263,7 @@ def arguments() -> argparse.Namespace:
         help=f"where everything is kept (default {DEFAULT_CACHE})",
     )
     parser.add_argument(
-        "--write", action="store_true", help="put the tables into benchmarks/RESULTS.md"
+        "--write", action="store_true", help="put the tables into results/worlds.json"
     )
     parser.add_argument(
         "--jobs", type=int, default=2, help="processes of one thread each (default 2)"
@@ -304,12 +299,18 @@ def main() -> None:
         elif stage == "ablations":
             ablation_stage(plan, options.jobs)
         elif stage in COMPARISONS:
-            comparison_stage(plan, stage)
+            tell(plan, {stage: comparison_stage(plan, stage)}, written=options.write)
         else:
-            text = report(load_bench(plan.described, plan.folder))
-            print(text)
-            if options.write:
-                write_results(plan.described, text)
+            tell(plan, report(load_bench(plan.described, plan.folder)), written=options.write)
+
+
+def tell(plan: Plan, tables: Mapping[str, Rows], *, written: bool) -> None:
+    """Print tables, and put them into the results if they shall be written."""
+    world = plan.folder.name
+    told = [Table(f"{world}: {title}", *rows) for title, rows in tables.items()]
+    print(*told, sep="\n\n")
+    if written:
+        write(told, RESULTS / "worlds.json", command_of("worlds"), machine())
 
 
 if __name__ == "__main__":

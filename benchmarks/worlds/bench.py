@@ -1,6 +1,6 @@
 """A trained world for experiments; import it from any script:
 
-    bench = load_bench("clip")                             # base model, judge, the product's view
+    bench = load_bench("words")                            # base model, judge, the product's view
     triggers = bench.world.triggers                        # ("sks drop", "ohwx arrow", ...)
     loras = bench.loras(triggers[:2], "usual")             # LoadedLoras, as trained
     calibration = bench.calibration(scene_weight=0.3)

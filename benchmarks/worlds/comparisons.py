@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from statistics import mean
 from types import MappingProxyType
 
-from .apart import APART
 from .bench import Bench
 from .methods import FULL, Cell, Recipe
-from .tables import COLUMNS, STYLED_COLUMNS, Column, Entry, figure, table, triggers_of
+from .tables import COLUMNS, STYLED_COLUMNS, Column, Entry, figure, triggers_of
 
 # Merges of each kind on which it is measured.
 MERGES = MappingProxyType({"pairs": 6, "triples": 4, "all six": 1})
-STEPS = (20, 6, 4, 3, 2)
-CHOSEN = {"sampling_steps": 3}
 # as the product merges: the check's captions are left out of the preserve task
 CHECKED = {"held_out": 4}
 TOGETHER = {**CHECKED, "scene_weight": 0.3}
@@ -57,29 +54,11 @@ class Comparison:
                 yield kind, Cell(bench, recipe, triggers, self.lora_set, seed)
 
 
-def _cheaper() -> list[Recipe]:
-    """Return ways to measure, the most thorough one first."""
-    steps = [Recipe(f"{n} steps", {}, {"sampling_steps": n}) for n in STEPS]
-    shares = [
-        Recipe(
-            f"3 steps, unconditional share {share:g}", {}, {**CHOSEN, "unconditional_share": share}
-        )
-        for share in (0.25, 0.0)
-    ]
-    tokens = [
-        Recipe(f"3 steps, {n} tokens per row", {"tokens_per_row": n}, CHOSEN) for n in (48, 24, 12)
-    ]
-    runs = [Recipe("3 steps, 10 runs", {}, {**CHOSEN, "trajectories": 10})]
-    return [*steps, *shares, *tokens, *runs]
-
-
 FAST = {**CHECKED, "trajectories": 10}
 BALANCED = Recipe("Balanced", {}, CHECKED)
 BALANCED_TOGETHER = Recipe("Balanced, together", {}, TOGETHER)
 CORRECTED = Recipe("Balanced, strength corrected", {}, CHECKED, job={"correct_strength": True})
 STACKED = Recipe("stacking", {"method": "sum"})
-# the one of eight that was lost in an earlier world
-LOST = "<v6>"
 
 
 def _presets() -> list[Recipe]:
@@ -110,65 +89,6 @@ def _another_base() -> list[Recipe]:
     ]
 
 
-def _eight() -> list[Recipe]:
-    return [
-        BALANCED,
-        Recipe("single LoRAs", adapter="single"),
-        BALANCED_TOGETHER,
-        Recipe(f"{LOST} counts 3 times", {}, CHECKED, weights={LOST: 3.0}),
-        Recipe(f"{LOST} counts 10 times", {}, CHECKED, weights={LOST: 10.0}),
-        Recipe("alpha 1e-6", {"alpha": 1e-6}, CHECKED),
-        Recipe("preserve weight 0.5", {}, {**CHECKED, "preserve_weight": 0.5}),
-        Recipe("no unit gain", {"unit_gain": 1.0}, CHECKED),
-        Recipe("unit gain 4", {"unit_gain": 4.0}, CHECKED),
-        Recipe("strength corrected", {}, CHECKED, job={"correct_strength": True}),
-        Recipe("mix_of_show", {"method": "mix_of_show"}),
-        STACKED,
-    ]
-
-
-def _alone() -> list[Recipe]:
-    """Return what might help LoRAs that saw their concept alone."""
-    more = {**CHECKED, "scene_weight": 1.0, "scene_prefix_share": 1.0}
-    quiet = {"attn1": 0.5}
-    things = ("a red square", "a green circle", "a blue triangle", "a yellow heart")
-    plain = {"unit_gain": 1.0}
-    ranks = {"rank": 8}
-    return [
-        BALANCED,
-        Recipe("single LoRAs", adapter="single"),
-        STACKED,
-        BALANCED_TOGETHER,
-        Recipe("together, weight 1, always a prefix", {}, more),
-        Recipe("composition share 0.75", {}, {**CHECKED, "composition_share": 0.75}),
-        Recipe("composition share 1", {}, {**CHECKED, "composition_share": 1.0}),
-        Recipe("composition share 0.75, together", {}, {**TOGETHER, "composition_share": 0.75}),
-        Recipe("self-attention at 0.5, single LoRAs", adapter="single", layers=quiet),
-        Recipe("self-attention at 0.5", {}, CHECKED, layers=quiet),
-        Recipe("self-attention at 0.5, together", {}, TOGETHER, layers=quiet),
-        Recipe(
-            "cross-attention at 1.3, self-attention at 0.5, together",
-            {},
-            TOGETHER,
-            layers={"attn2": 1.3, **quiet},
-        ),
-        Recipe("together, no unit gain", plain, TOGETHER),
-        Recipe(
-            "together with four ordinary things, no unit gain",
-            {**plain, **ranks},
-            TOGETHER,
-            things=things,
-        ),
-        Recipe(
-            "together with four ordinary things, weight 1, no unit gain",
-            {**plain, **ranks},
-            {**CHECKED, "scene_weight": 1.0},
-            things=things,
-        ),
-        *(Recipe(f"apart, {way}", adapter=way) for way in APART),
-    ]
-
-
 def _styles() -> list[Recipe]:
     return [
         BALANCED,
@@ -185,30 +105,22 @@ def _styles() -> list[Recipe]:
 
 
 COMPARISONS = {
-    "cheaper": Comparison(tuple(_cheaper())),
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
     "strong": Comparison((BALANCED, CORRECTED, STACKED), {"pairs": 4}, "strong"),
-    "apart": Comparison(
-        (
-            BALANCED,
-            BALANCED_TOGETHER,
-            *(Recipe(f"apart, {way}", adapter=way) for way in APART),
-            STACKED,
-        ),
-        {"pairs": 6},
-    ),
-    "eight": Comparison(tuple(_eight()), {"all eight": 1}),
-    "alone": Comparison(tuple(_alone()), {"pairs": 2}, "alone"),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }
 
 
-def comparison_text(
-    bench: Bench, asked: Comparison, measured: Callable[[Cell], Entry], seed: int = 0
-) -> str:
-    """Return a row per way in Markdown, over all merges, and the mean of four per kind of merge.
+def comparison(
+    bench: Bench,
+    asked: Comparison,
+    measured: Callable[[Cell], Entry],
+    seed: int = 0,
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and a row per way, over all merges, with the mean of four per kind of
+    merge, and the factor of the strength that the product's job chose.
 
     Args:
         bench: The world.
@@ -218,29 +130,18 @@ def comparison_text(
     """
     first: Mapping[tuple[str, ...], Entry] = {}
     rows = []
-    told = []
-    several = len(asked.merges) > 1
+    kinds = tuple(asked.merges) if len(asked.merges) > 1 else ()
     for recipe in asked.recipes:
         entries: dict[tuple[str, ...], Entry] = {}
-        by_kind: dict[str, dict[tuple[str, ...], Entry]] = {}
-        facts = []
+        by_kind: dict[str, dict[tuple[str, ...], Entry]] = {kind: {} for kind in kinds}
+        factors = []
         for kind, cell in asked.cells(bench, recipe, seed):
             entries[cell.triggers] = measured(cell)
             by_kind.setdefault(kind, {})[cell.triggers] = entries[cell.triggers]
-            facts.append(cell.read().get("told", {}))
+            factors += [float(cell.read().get("told", {}).get("strength", 1.0))]
         first = first or entries
         figures = [figure(entries, first, of) for of in asked.columns.values()]
-        if several:
-            figures += [figure(found, {}, COLUMNS["mean of four"]) for found in by_kind.values()]
-        rows.append([recipe.name, *("-" if f is None else str(f) for f in figures)])
-        told += _told(recipe.name, facts)
-    columns = [*asked.columns, *(asked.merges if several else ())]
-    return "\n\n".join([table(["merged with", *columns], rows), *told])
-
-
-def _told(name: str, facts: list[dict[str, object]]) -> list[str]:
-    """Return what the product's job chose, over all merges of a row."""
-    factors = [float(str(fact["strength"])) for fact in facts if "strength" in fact]
-    if not factors:
-        return []
-    return [f"{name}: scaled by {mean(factors):.2f} ({min(factors):.2f} to {max(factors):.2f})."]
+        figures += [figure(by_kind[kind], {}, COLUMNS["mean of four"]) for kind in kinds]
+        cells = ["-" if found is None else str(found) for found in figures]
+        rows.append([recipe.name, *cells, f"{mean(factors):.2f}"])
+    return ["merged with", *asked.columns, *kinds, "scaled by"], rows

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,13 @@ import torch
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
 from iteris_core.diffusion.job import MergeSettings, merge_and_check
-from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import SAMPLING_STAGE
 from iteris_core.progress import Stage
 from iteris_core.report.records import MergeReport
 
-from .apart import APART, sample_apart
 from .bench import Bench
-from .score import Probe, probes_of, score, tally
+from .score import Probe, probes_of, score
 
 RIVALS = (
     "sum",
@@ -46,12 +43,9 @@ class Recipe:
         config: Fields of `MergeConfig` -> value.
         calibration: Fields of `Calibration` -> value.
         adapter: ``merge``, or one of the bounds: ``none`` for the base model, ``single`` for each
-            LoRA alone, or one of `apart.APART` for LoRAs that the sampler puts together.
+            LoRA alone.
         job: Fields of `MergeSettings` -> value. With any, the merge is the product's whole job, the
             check included.
-        weights: Trigger -> weight of its LoRA's task.
-        layers: Part of a layer's path -> strength of the LoRAs there.
-        things: Ordinary things that are merged as if they were LoRAs, which change nothing.
     """
 
     name: str
@@ -59,53 +53,15 @@ class Recipe:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     adapter: str = "merge"
     job: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    layers: Mapping[str, float] = field(default_factory=dict)
-    things: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         told: list[Any] = [dict(self.config), dict(self.calibration), self.adapter]
-        more = {name: getattr(self, name) for name in ("job", "weights", "layers", "things")}
-        told += (
-            [{name: value for name, value in more.items() if value}] if any(more.values()) else []
-        )
+        told += [{"job": self.job}] if self.job else []
         text = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def loras(self, bench: Bench, triggers: Sequence[str], lora_set: str) -> list[LoadedLora]:
-        """Return the LoRAs as this way uses them, things included."""
-        loras = [self.lora(bench, trigger, lora_set) for trigger in triggers]
-        return [*loras, *(idle(loras[0].adapter, thing) for thing in self.things)]
 
-    def lora(self, bench: Bench, trigger: str, lora_set: str) -> LoadedLora:
-        lora = bench.lora(trigger, lora_set)
-        deltas = {
-            path: delta.scaled(
-                math.prod(factor for part, factor in self.layers.items() if part in path)
-            )
-            for path, delta in lora.adapter.deltas.items()
-        }
-        use = replace(lora.use, weight=self.weights.get(trigger, 1.0))
-        return replace(lora, use=use, adapter=replace(lora.adapter, deltas=deltas))
-
-
-def idle(like: Adapter, thing: str) -> LoadedLora:
-    """Return a LoRA that changes nothing that could be seen, for something that the base model
-    draws.
-    """
-    chance = torch.Generator().manual_seed(0)
-    deltas = {
-        path: LowRankDelta(
-            _NOTHING * torch.randn(delta.shape[0], 1, generator=chance),
-            torch.randn(1, delta.shape[1], generator=chance),
-        )
-        for path, delta in like.deltas.items()
-    }
-    return LoadedLora.of(Adapter(thing, deltas), (thing, f"a photo of {thing}"), trigger=thing)
-
-
-_NOTHING = 1e-5  # of weights around 0.1
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
 FULL = {"target": "full_output"}
 DELTA = {"target": "delta"}
@@ -198,18 +154,6 @@ def ablation_recipes() -> dict[str, list[Recipe]]:
     }
 
 
-def style_recipes() -> list[Recipe]:
-    """Return the rows about a concept in a style: how much the tasks count whose teacher is the
-    stack of both.
-    """
-    cut = [Recipe(f"scenes {w:g}", FULL, {"scene_weight": w}) for w in (0.03, 0.1, 0.3, 1.0, 3.0)]
-    whole = [
-        Recipe(f"scenes {w:g}, nothing cut", {**FULL, "rank": "full"}, {"scene_weight": w})
-        for w in (0.1, 0.3, 1.0)
-    ]
-    return [Recipe("sum", {"method": "sum"}), Recipe("no scenes", FULL), *cut, *whole]
-
-
 def merged(
     bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int = 0
 ) -> tuple[Adapter | None, float, dict[str, Any]]:
@@ -223,7 +167,7 @@ def merged(
         config["baseline"] = BaselineOptions(**config["baseline"])
     calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
     torch.manual_seed(0)
-    loras = recipe.loras(bench, triggers, lora_set)
+    loras = [bench.lora(trigger, lora_set) for trigger in triggers]
     clock = Clock()
     if recipe.job:
         settings = MergeSettings(MergeConfig(**config), **recipe.job)
@@ -307,8 +251,6 @@ class Cell:
             probes = probes_of(self.bench.world, self.triggers, effort)
             if self.recipe.adapter == "single":
                 scores = self._single(probes, cfg)
-            elif self.recipe.adapter in APART:
-                scores = self._apart(probes)
             else:
                 adapter, found["merge_seconds"], found["told"] = self.adapter()
                 adapter = adapter.scaled(scale) if adapter else None
@@ -326,27 +268,13 @@ class Cell:
         leaks = [0, 0]
         for trigger in self.triggers:
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
-            adapter = self.recipe.lora(self.bench, trigger, self.lora_set).adapter
+            adapter = self.bench.lora(trigger, self.lora_set).adapter
             found = score(self.bench, adapter, asked, (trigger,), cfg)
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():
                     hits.setdefault(kind, {})[about or trigger] = counts
             leaks = [a + b for a, b in zip(leaks, found["leaks"], strict=True)]
         return {"hits": hits, "leaks": leaks}
-
-    def _apart(self, probes: Sequence[Probe]) -> dict[str, Any]:
-        """Score LoRAs that the sampler puts together."""
-        loras = self.recipe.loras(self.bench, self.triggers, self.lora_set)
-        adapters = {lora.adapter.name: lora.adapter for lora in loras}
-        pictures = sample_apart(
-            self.bench,
-            adapters,
-            [probe.caption for probe in probes],
-            [probe.seed for probe in probes],
-            self.recipe.adapter,
-        )
-        judged = self.bench.recogniser.judge(pictures)
-        return tally(self.bench.world, probes, judged, self.triggers)
 
 
 def entry_name(bench: Bench, scale: float, cfg: float | None, effort: int) -> str:

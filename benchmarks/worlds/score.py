@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -176,23 +175,3 @@ def tally(
         "hits": {kind: dict(of_kind) for kind, of_kind in hits.items()},
         "leaks": [leaks, len(probes)],
     }
-
-
-def ceiling(bench: Bench, count: int = 48) -> dict[str, float]:
-    """Return how often the base model draws one thing, and two, of those that it knows, in the
-    forms in which concepts are asked for.
-    """
-    world = bench.world
-    chance = random.Random(5)
-    rates = {}
-    kinds = {"alone": world.forms.alone, "seen": world.forms.seen, "unseen": world.forms.unseen}
-    for kind, forms in kinds.items():
-        probes = []
-        for i in range(count):
-            labels = tuple(chance.sample(world.base_labels, 1 if kind == "alone" else 2))
-            names = dict(zip("ab", (" ".join(label) for label in labels), strict=False))
-            caption = forms[i % len(forms)].format(**names)
-            probes.append(Probe(kind, (), caption, 30_000 + i, labels))
-        found = score(bench, None, probes, ())["hits"][kind][""]
-        rates[kind] = found[0] / found[1]
-    return rates

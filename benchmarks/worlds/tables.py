@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -16,9 +14,9 @@ from .world import World
 
 Entry = Mapping[str, Any]
 Column = Callable[[Entry], float | None]
+Rows = tuple[list[str], list[list[str]]]  # heads and rows of a table
 STACKING = "sum"
 ABLATED = 2  # pairs on which ablations are measured
-RESULTS = Path(__file__).parent.parent / "RESULTS.md"
 MEAN_OF = ("alone", "company", "seen", "base")
 
 
@@ -104,8 +102,8 @@ def triggers_of(world: World, group: Sequence[int]) -> tuple[str, ...]:
 
 def group_table(
     bench: Bench, title: str, lora_set: str, recipes: Sequence[Recipe] | None = None
-) -> str:
-    """Return one kind of merge, a row per method, in Markdown; empty if nothing is measured."""
+) -> Rows | None:
+    """Return one kind of merge, a row per method; None if nothing is measured."""
     columns = STYLED_COLUMNS if title == "styles" else COLUMNS
     name = entry_name(bench, 1.0, None, 1)
     found: dict[str, dict[tuple[int, ...], Entry]] = {}
@@ -118,7 +116,7 @@ def group_table(
                 found.setdefault(recipe.name, {})[group] = cell["entries"][name]
                 seconds.setdefault(recipe.name, []).append(cell.get("merge_seconds", 0.0))
     if not found:
-        return ""
+        return None
     stacked = found.get(STACKING, {})
     rows = []
     for method, entries in found.items():
@@ -126,11 +124,11 @@ def group_table(
         took = mean(seconds[method])
         cells = ["-" if f is None else str(f) for f in figures]
         rows.append([method, str(len(entries)), *cells, f"{took:.0f}" if took else "-"])
-    return table(["method", "merges", *columns, "solve, CPU s"], rows)
+    return ["method", "merges", *columns, "solve, CPU s"], rows
 
 
-def ablation_table(bench: Bench, lora_set: str, groups: Sequence[tuple[int, ...]]) -> str:
-    """Return a row per setting that is measured, under headings; empty if there is none."""
+def ablation_table(bench: Bench, lora_set: str, groups: Sequence[tuple[int, ...]]) -> Rows:
+    """Return a row per setting that is measured, under headings."""
     name = entry_name(bench, 1.0, None, 1)
     rows = []
     for heading, recipes in ablation_recipes().items():
@@ -145,8 +143,8 @@ def ablation_table(bench: Bench, lora_set: str, groups: Sequence[tuple[int, ...]
                 figures = [figure(entries, {}, of) for of in COLUMNS.values()]
                 of_heading.append([recipe.name, *("-" if f is None else str(f) for f in figures)])
         if of_heading:
-            rows += [[f"**{heading}**", *[""] * len(COLUMNS)], *of_heading]
-    return table(["setting", *COLUMNS], rows) if rows else ""
+            rows += [[heading, *[""] * len(COLUMNS)], *of_heading]
+    return ["setting", *COLUMNS], rows
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -154,56 +152,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def report(bench: Bench, recipes: Sequence[Recipe] | None = None) -> str:
-    """Return all tables of a world, in Markdown."""
-    parts = [f'### The world "{bench.world.name}"', *_told(bench)]
+def report(bench: Bench, recipes: Sequence[Recipe] | None = None) -> dict[str, Rows]:
+    """Return title -> table of all that is measured in a world."""
+    tables = {}
     for lora_set in bench.world.lora_sets:
         for title in bench.world.groups:
-            text = group_table(bench, title, lora_set, recipes)
-            if text:
-                parts += [f"#### {title.capitalize()}, {lora_set} LoRAs", text]
-        some = bench.world.groups["pairs"][:ABLATED]
-        text = ablation_table(bench, lora_set, some)
-        if text:
-            parts += [f"#### One setting changed, {ABLATED} pairs, {lora_set} LoRAs", text]
-    return "\n\n".join([*parts, times_text(bench)])
-
-
-def write_results(world: World, text: str) -> None:
-    """Put a world's section into RESULTS.md, in the place of its last one."""
-    begin, end = (f"<!-- {world.name}:{side} -->" for side in ("begin", "end"))
-    old = RESULTS.read_text(encoding="utf-8")
-    if begin not in old:
-        old += f"\n{begin}\n{end}\n"
-    before, _, rest = old.partition(begin)
-    after = rest.partition(end)[2]
-    RESULTS.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
-def _told(bench: Bench) -> list[str]:
-    path = bench.folder / "ceiling.json"
-    if not path.exists():
-        return []
-    rates = json.loads(path.read_text())
-    return [
-        "The base model draws what it knows: one thing in "
-        f"{rates['alone']:.2f} of the pictures, two in {rates['seen']:.2f} (forms that "
-        f"calibrations read) and {rates['unseen']:.2f} (others). ± is the standard error of the "
-        "paired difference to `sum`, over merges."
-    ]
-
-
-def times_text(bench: Bench) -> str:
-    """Return the measured time of every stage."""
-    path = bench.folder / "times.jsonl"
-    totals: dict[str, list[float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        entry = json.loads(line)
-        known = totals.setdefault(entry["stage"], [0.0, 0.0, 0])
-        for i, value in enumerate((entry["clock"], entry["cpu"], 1)):
-            known[i] += value
-    rows = [
-        [stage, f"{n:.0f}", f"{cpu / 60:.1f}", f"{clock / 60:.1f}"]
-        for stage, (clock, cpu, n) in totals.items()
-    ]
-    return table(["stage", "pieces", "CPU, minutes", "clock, minutes"], rows) if rows else ""
+            found = group_table(bench, title, lora_set, recipes)
+            if found:
+                tables[f"{title}, {lora_set} LoRAs"] = found
+        found = ablation_table(bench, lora_set, bench.world.groups["pairs"][:ABLATED])
+        if found[1]:
+            tables[f"one setting changed, {ABLATED} pairs, {lora_set} LoRAs"] = found
+    return tables

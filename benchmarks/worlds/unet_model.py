@@ -1,13 +1,10 @@
-"""Small Stable Diffusions: a UNet and a CLIP text model, as the worlds "words" and "clip" train
-them.
-"""
+"""A small Stable Diffusion: a UNet and a CLIP text model, as the world "words" trains it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +22,6 @@ UNET_LAYERS = {
 }
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-@lru_cache
-def _alphas_cumprod() -> Tensor:
-    return DDPMScheduler(**SCHEDULE).alphas_cumprod
-
-
-class EpsilonUnet(UNet2DConditionModel):
-    """A UNet that predicts the noise: a fixed part of it from its input, the rest is learned.
-
-    64 channels cannot pass the noise of 27 on as exactly as epsilon prediction needs it where there
-    is much noise; SD1.5 passes 4 through 320.
-    """
-
-    def forward(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(sample, timestep, *args, **kwargs)
-        kept = _alphas_cumprod()[torch.as_tensor(timestep).expand(len(sample))].view(-1, 1, 1, 1)
-        output.sample = kept.sqrt() * output.sample + (1 - kept).sqrt() * sample
-        return output
 
 
 @dataclass(frozen=True)
@@ -69,22 +47,14 @@ class UnetModel:
     def loss(
         self, clean: Tensor, tokens: Tensor, chance: torch.Generator, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean squared error of the clean latents, at uniform timesteps.
-
-        Under epsilon prediction it is weighted by 1 + SNR, at most 5.
-        """
+        """Return the mean squared error of the clean latents, at uniform timesteps."""
         steps = torch.randint(
             self.scheduler.config.num_train_timesteps, (len(clean),), generator=chance
         )
         noisy = self.scheduler.add_noise(clean, torch.randn(clean.shape, generator=chance), steps)
         context = self.text_encoder(tokens).last_hidden_state
         output = self.unet(noisy, steps, context).sample
-        if self.scheduler.config.prediction_type == "epsilon":
-            kept = self.scheduler.alphas_cumprod[steps].view(-1, 1, 1, 1)
-            output = (noisy - (1 - kept).sqrt() * output) / kept.sqrt()
         errors = (output - clean).pow(2).flatten(1).mean(1)
-        if self.scheduler.config.prediction_type == "epsilon":
-            errors = errors * (1 / (1 - kept.flatten())).clamp(max=5)
         return errors.mean() if weights is None else (errors * weights).sum() / weights.sum()
 
     def save(self, folder: Path) -> None:
@@ -116,7 +86,6 @@ def new_unet_model(
     *,
     length: int,
     widths: tuple[int, int] = (64, 96),
-    prediction_type: str = "sample",
     **unet: Any,
 ) -> UnetModel:
     """Return an untrained model; SD1.5's classes and noise schedule."""
@@ -136,8 +105,7 @@ def new_unet_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    kind = EpsilonUnet if prediction_type == "epsilon" else UNet2DConditionModel
-    model = kind(
+    model = UNet2DConditionModel(
         sample_size=8,
         in_channels=27,
         out_channels=27,
@@ -150,7 +118,7 @@ def new_unet_model(
         norm_num_groups=16,
         **unet,
     )
-    scheduler = DDPMScheduler(**SCHEDULE, prediction_type=prediction_type, clip_sample=False)
+    scheduler = DDPMScheduler(**SCHEDULE, prediction_type="sample", clip_sample=False)
     return UnetModel(model, text, tokenizer, scheduler)
 
 
@@ -158,13 +126,11 @@ def load_unet_model(folder: Path, tokenizer: Any) -> UnetModel:
     """Return a trained model from its folder."""
     from transformers import CLIPTextModel
 
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    epsilon = scheduler.config.prediction_type == "epsilon"
     model = UnetModel(
-        (EpsilonUnet if epsilon else UNet2DConditionModel).from_pretrained(folder / "unet"),
+        UNet2DConditionModel.from_pretrained(folder / "unet"),
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
         tokenizer,
-        scheduler,
+        DDPMScheduler.from_pretrained(folder / "scheduler"),
     )
     model.parts.requires_grad_(False).eval()
     return model

@@ -19,9 +19,11 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from benchmarks.paper import language_command as cli_eval
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.text_metrics import caption_scores, classification_scores
+
+pytestmark = pytest.mark.nightly
+
 
 TEXTS = ["w1 w2 w3", "w40", "w7 w7 w8 w9 w10 w11", "w30 w5", "w12 w13 w14 w15"]
 
@@ -164,49 +166,19 @@ def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path
     assert predictions(path) == answers_of(base, "one", beams=2)
 
 
-def test_an_adapter_of_the_same_name_with_other_weights_is_another_adapter(
-    base, emotions, tmp_path
-):
-    tiny_language.adapter(base / "base", tmp_path / "mine", 5)
-    arguments = t5_arguments(
-        base, tmp_path / "out", "--adapter", tmp_path / "mine", "--task", f"tec={emotions}"
-    )
-    assert iteris(*arguments).exit_code == 0
-    tiny_language.adapter(base / "base", tmp_path / "mine", 6)
-    assert "made with another adapter" in said(iteris(*arguments), "t5")
-
-
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
         (["--task", "squad=x.json"], "--task 'squad' is not a task; the tasks are mnli, cola"),
         (["--task", "rte"], "--task is 'rte'; write a name and a value, such as mnli=..."),
-        (["--task", "tec=/nowhere.json"], "--task 'tec' is given twice"),
-        (["--task", "rte=/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
         (
             ["--prompt", "tec={text}"],
             "row 1: has no field 'text' but the fields instruction, output",
         ),
         (["--prompt", "tec={"], "the prompt of tec is '"),
-        (["--prompt", "tec={instruction!x}"], "the prompt of tec is '"),
-        (["--prompt", "tec={}"], "the prompt of tec is '"),
-        (["--dtype", "int8"], "--dtype is 'int8'"),
-        (["--limit", "0"], "limit is 0"),
-        (["--batch", "0"], "batch is 0"),
-        (["--beams", "0"], "beams is 0"),
         (["--no-base"], "there is nothing to evaluate"),
         (["--adapter", "/nowhere"], "there is no such folder"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
-        (["--device", "tpu9"], "device 'tpu9' cannot be used"),
-        (["--device", "meta"], "device 'meta' cannot be used"),
-        (["--json", "{base}/base"], "--json is {base}/base, a folder; name a file"),
-        (["--json", "{base}/base/config.json"], "which would take the place of --base"),
-        (["--json", "{base}/tec.json"], "which would take the place of --task {base}/tec.json"),
-        (["--json", "/proc/iteris/scores.json"], "nothing can be written into /proc"),
-        (
-            ["--output", "{base}/tec.json"],
-            "--output is {base}/tec.json, but {base}/tec.json is a file",
-        ),
     ],
 )
 def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, more, expected):
@@ -214,40 +186,6 @@ def test_errors_of_t5_are_one_line_and_exit_code_2(base, emotions, tmp_path, mor
     done = iteris(*t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}", *more))
     assert expected.replace("{base}", str(base)) in said(done, "t5")
     assert not (tmp_path / "out").exists()
-
-
-def test_scores_take_the_place_of_scores_alone(base, emotions, tmp_path):
-    (tmp_path / "mine.json").write_text('{"mine": 1}')
-    arguments = t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}")
-    done = iteris(*arguments, "--json", tmp_path / "mine.json")
-    assert "mine.json exists already and is not a report" in said(done, "t5")
-    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_library_is_named_with_the_extra_that_brings_it(
-    base, emotions, tmp_path, monkeypatch
-):
-    def fail(*args, **kwargs):
-        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-
-    monkeypatch.setattr(cli_eval, "evaluate_texts", fail)
-    done = iteris(*t5_arguments(base, tmp_path / "out", "--task", f"tec={emotions}"))
-    assert (
-        said(done, "t5")
-        == 'python -m benchmarks.paper t5: needs sklearn; install it with pip install "iteris-lora-merge[paper]"\n'
-    )
-
-
-def test_help_shows_examples():
-    for command, example in (
-        ("t5", "--task rte=rte/validation.parquet"),
-        ("blip", "--style-classifier captions.jsonl"),
-    ):
-        done = iteris(command, "--help")
-        assert done.exit_code == 0
-        assert example in done.stdout
-        assert "Exit code" in done.stdout
 
 
 PROMPT = "w1 w2 w3"

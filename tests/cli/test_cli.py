@@ -178,10 +178,7 @@ def test_the_command_iterates_as_the_published_code_does(runs):
 @pytest.mark.parametrize(
     ("name", "solves"),
     [
-        ("two_tasks", 1),
-        ("three_tasks_qkvo", 2),
         ("three_tasks_qkvo", 3),
-        ("input_mix_manual", 2),
         ("with_base_weight", 1),
     ],
 )
@@ -346,10 +343,7 @@ def contents(folder):
     [
         (MINE, "'README.md', which does not belong to a model of the kind t5 or mt5 or bart"),
         ({**T5, "style.safetensors": b"a LoRA"}, "'style.safetensors', which does not belong"),
-        ({**T5, "README.md": b"mine"}, "'README.md', which does not belong"),
-        ({"tokenizer.json": b"{}", "vocab.txt": b"mine"}, "is not a model of the kind t5"),
         ({**T5, "config.json": b'{"model_type": "llama"}'}, "is not a model of the kind t5"),
-        ({**T5, "config.json": b"["}, "is not a model of the kind t5"),
     ],
 )
 def test_a_model_takes_the_place_of_such_a_model_alone(t5_folder, texts, tmp_path, files, said):
@@ -435,9 +429,7 @@ def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
     assert T5ForConditionalGeneration.from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "method", ["ties", "regmean", "regmean_pp", "task_arithmetic", "hyper_linear", "mix_of_show"]
-)
+@pytest.mark.parametrize("method", ["ties", "regmean_pp", "hyper_linear"])
 def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, method):
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
     said = done.stdout.splitlines()  # with what a rival fails on a random model
@@ -453,17 +445,10 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
     ("more", "said"),
     [
         (["--method", "magic"], "method is 'magic'; it must be 'iteris' or 'average'"),
-        (["--method-option", "density"], "--method-option is 'density'; write NAME=VALUE"),
         (
             ["--method", "ties", "--method-option", "density=x"],
             "--method-option density is 'x'; it must be a number above 0, and 1 at most",
         ),
-        (
-            ["--method", "ties", "--method-option", "seed=1.5"],
-            "--method-option seed is '1.5'; it must be a whole number",
-        ),
-        (["--method", "ties", "--method-option", "sign=1"], "sign is '1'; it must be 'total' or"),
-        (["--method", "ties", "--method-option", "scale=big"], "scale is 'big'"),
         (
             ["--method-option", "density=0.2"],
             "--method-option density is not an option of iteris",
@@ -472,64 +457,26 @@ def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, 
             ["--method", "ties", "--engine", "iterate"],
             "--engine is for the method iteris; ties does not use it",
         ),
-        (["--method", "ties", "--input-mix", "0.1"], "--input-mix is for the method iteris"),
-        (["--max-iter", "3"], "--max-iter is for the engine iterate"),
         (["--preserve-weight", "0.5"], "--preserve-weight needs --preserve"),
-        (["--preserve", "/nowhere"], "/nowhere: cannot be read as text"),
-        (
-            ["--preserve-weight", "-1", "--preserve", "{texts}/one.txt"],
-            "the preserve task has weight -1.0",
-        ),
-        (["--save-model", "{output}"], "--save-model and --output are both"),
         (
             ["--save-model", "{output}/model"],
             "--save-model is {output}/model, inside of --output, {output}",
         ),
-        (["--save-model", "{output}/.."], "--output is {output}, inside of --save-model"),
         (["--json", "{output}/report.json"], "--json is {output}/report.json, inside of --output"),
-        (
-            ["--json", "{output}", "--output", "{output}/out"],
-            "--output is {output}/out, inside of --json, {output}, which is to be a file",
-        ),
-        (["--json", "{texts}"], "--json is {texts}, a folder; name a file"),
         (
             ["--json", "{texts}/one.txt"],
             "--json is {texts}/one.txt, which would take the place of --samples {texts}/one.txt",
         ),
-        (
-            ["--json", "{texts}/one.txt/report.json"],
-            "but {texts}/one.txt is a file; choose another place",
-        ),
         (["--json", "/proc/iteris/report.json"], "nothing can be written into /proc"),
-        (["--save-model", "/proc/iteris/model"], "nothing can be written into /proc"),
         (
             ["--save-model", "{base}", "--overwrite"],
             "--save-model is {base}, which would take the place of --base {base}",
         ),
-        (
-            ["--save-model", "{base}/../one/", "--overwrite"],
-            "which would take the place of --adapter",
-        ),
-        (
-            ["--save-model", "{texts}", "--overwrite"],
-            "which would take the place of --samples {texts}/one.txt",
-        ),
-        (["--weights", "1,x"], "--weights is '1,x'"),
-        (["--alpha", "-1"], "--alpha is -1.0; it must be a number from 0 to 1000000000"),
-        (["--alpha", "much"], "--alpha is 'much'; it must be a number from 0 to 1000000000"),
         (["--alpha", "nan"], "--alpha is nan; it must be a number from 0 to 1000000000"),
-        (["--weights", "1,inf"], "--weights is '1,inf'; write one number per adapter"),
-        (["--tolerance", "1"], "--tolerance is for the engine iterate"),
-        (["--kept-energy", "0.5", "--size", "9"], "each decide the ranks; give only one of them"),
-        (
-            ["--rank", "most"],
-            "--rank is 'most'; it must be a whole number from 1 to 65536, 'sum' or",
-        ),
         (["--adapter", "/nowhere"], "3 adapters and samples for 2 tasks"),
         (["--token-ids", "/nowhere"], "both --samples and --token-ids"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
-        (["--base", "no/body/here"], "no/body/here: a tokenizer cannot be loaded"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path, more, said):
@@ -543,21 +490,6 @@ def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path, more, s
     assert not (tmp_path / "out").exists()
 
 
-def test_help_shows_an_example():
-    done = in_process("merge", "t5", "--help")
-    assert done.exit_code == 0
-    assert "iteris merge t5 --base google/flan-t5-base" in done.stdout
-    for said in (
-        "one or more",
-        "from 0 to below 1",
-        "count fills inputs (not targets) up to max_length",
-        "--kept-energy",
-        "Default: full_output.",
-    ):
-        assert said in " ".join(done.stdout.replace("│", " ").split())
-    assert "demo" in in_process("--help").stdout
-
-
 # --- places that cannot be written to ---
 
 BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x"]
@@ -566,15 +498,9 @@ BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x
 @pytest.mark.parametrize(
     "command",
     [
-        "merge t5 --adapter x --output",
         "merge t5 --adapter x --output o --save-model",
-        "merge t5 --adapter x --output o --json",
         "merge blip --adapter x --images i --output",
-        "merge sd15 --lora x --output",
         "merge sdxl --lora x --output o.safetensors --json",
-        "eval sd15 --concept cat --output",
-        "eval t5 --task rte=x --output",
-        "eval blip --task flickrstyle-humorous=x --output o --json",
     ],
 )
 def test_a_name_that_no_file_can_have_is_refused_before_any_work(tmp_path, monkeypatch, command):

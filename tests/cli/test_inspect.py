@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import tiny_language
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -116,20 +115,6 @@ def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
     assert "rank_pattern of adapter_config.json is a list" in inspect_adapter(folder).problems[0]
 
 
-def test_a_peft_dora(t5_folder, tmp_path):
-    facts = inspect_adapter(
-        tiny_language.adapter(t5_folder / "base", tmp_path / "dora", 3, use_dora=True)
-    )
-    assert (facts.kinds, facts.modules, facts.problems) == ({"DoRA": 12}, {"q": 6, "v": 6}, ())
-
-
-@pytest.mark.parametrize("name", ["to_out.0", "to_out_0", "ff.net.0.proj", "ff_net_2", "net.3"])
-def test_modules_of_several_parts_keep_their_names(name, tmp_path):
-    start = "unet.mid_block.0." if "." in name else "lora_unet_mid_block_transformer_blocks_0_"
-    save_file(lora(start + name), tmp_path / "a.safetensors")
-    assert inspect_adapter(tmp_path / "a.safetensors").modules == {name: 1}
-
-
 def test_texts_of_strangers_change_nothing_at_a_terminal(tmp_path):
     clipboard, link = "\x1b]52;c;ZXZpbA==\x07", "\x1b]8;;https://b\x1b\\\\"
     metadata = {
@@ -181,13 +166,3 @@ def test_the_command(t5_folder, tmp_path):
     missing = CliRunner().invoke(app, ["inspect", str(tmp_path / "no.safetensors")])
     assert missing.exit_code == 2
     assert missing.stderr.count("\n") == 1
-
-
-def test_a_file_for_a_transformer(tmp_path):
-    tensors = lora("lora_unet_layers_3_attention_qkv", d_in=3840) | {
-        "lora_te3_x.alpha": torch.ones(1)
-    }
-    save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "z_image"})
-    facts = inspect_adapter(tmp_path / "a.safetensors")
-    assert (facts.base, facts.format) == ("Z-Image (z_image)", "kohya")
-    assert facts.blocks == {"lora_unet_layers_3": BlockFacts(1, (4, 4))}

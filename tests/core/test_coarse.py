@@ -6,18 +6,39 @@ import pytest
 import torch
 import toy
 
-from benchmarks import scale_paper
-from iteris_core import MergeConfig, SolveError
+from iteris_core import LowRankDelta, MergeConfig, SolveError
+from iteris_core.adapters import stack
 from iteris_core.algebra.coarse import TooCoarseError, exact_directions, factorise_coarsely
+from iteris_core.algebra.layer import LayerProblem, TaskAtLayer
 from iteris_core.algebra.solve import right_sides, solve_layer
+from iteris_core.algebra.statistics import Sums, TaskStatistics, add_up_moments
 from iteris_core.devices import in_float32
+from iteris_core.processes import Processes
 
 CPU = torch.device("cpu")
 
 
 def layer_of(config, shape=(70, 90), tokens=400):
-    layer = scale_paper.Layer("layer", *shape, tokens=tokens, is_first=True)
-    return replace(scale_paper.small_layer(layer, 2, 4), config=config)
+    """Return a random layer: a task for each of two LoRAs, and one that keeps the base model."""
+    chance = torch.Generator().manual_seed(0)
+    m, n = shape
+
+    def random(*sizes):
+        return torch.randn(sizes, generator=chance, dtype=torch.float64)
+
+    deltas = {k: LowRankDelta(random(m, 4), random(4, n) / n) for k in range(2)}
+    tasks = []
+    for k in [*deltas, None]:
+        worn = None if k is None else stack({k: deltas[k]})
+        inputs = Sums(n, CPU)
+        statistics = TaskStatistics(inputs, 0 if k is None else 4, drift_width=m)
+        x = random(tokens, n)
+        codes = x[:, :0] if worn is None else x @ worn.delta.down.T
+        inputs.add(x, x)
+        statistics.add(x, codes, drift=0.1 * random(tokens, m))
+        add_up_moments([inputs], statistics.totals(), Processes(), counts=True)
+        tasks.append(TaskAtLayer(f"task {k}", {} if k is None else {k: 1.0}, 1.0, statistics, worn))
+    return LayerProblem(deltas, tasks, config)
 
 
 def both(layer):

@@ -24,11 +24,6 @@ from iteris_pack.nodes.loras import names, rows, stack_formats
 from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
-from benchmarks.paper.data_files import read_rows
-from benchmarks.paper.language_tasks import TEXT_TASKS, read_caption_task, read_text_task
-from benchmarks.paper.pictures import read_prompts
-from benchmarks.paper.predictions import predict
-from benchmarks.paper.style_classifiers import read_captions
 from iteris_core import Adapter, IterisError
 from iteris_core.cli.options import numbers
 from iteris_core.diffusion.captions import check_placeholders, check_scene_form
@@ -47,7 +42,6 @@ from iteris_core.language.caption_samples import read_images
 from iteris_core.language.pictures import open_picture
 from iteris_core.language.text_samples import read_texts, read_token_ids
 from iteris_core.layers import layer_shapes
-from iteris_core.progress import nobody
 
 SECONDS = 5.0  # of one reader, on the processor
 BYTES = 200_000_000  # of memory, beside twice the file
@@ -159,20 +153,9 @@ TEXTS: Mapping[str, Callable[[Path], object]] = {
     "texts.txt": read_texts,
     "texts.jsonl": read_texts,
     "images.jsonl": read_images,
-    "rows.jsonl": read_rows,
-    "rows.json": read_rows,
-    "rows.csv": read_rows,
-    "rows.tsv": read_rows,
-    "task.jsonl": lambda path: read_text_task(TEXT_TASKS["mnli"], path),
-    "task.csv": lambda path: read_text_task(TEXT_TASKS["mnli"], path),
-    "captions.jsonl": read_caption_task,
-    "styles.jsonl": read_captions,
-    "prompts.txt": read_prompts,
-    "predictions.jsonl": lambda path: predict(path, {"model": "a"}, "ab", list, 2, nobody),
 }
 OF_COMMANDS: Mapping[str, Callable[[Path], object]] = {
     "a.png": open_picture,
-    "rows.parquet": read_rows,
 }
 
 

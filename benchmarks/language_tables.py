@@ -1,9 +1,8 @@
-"""Tables, picture and sentences of the language benchmark."""
+"""Tables of the language benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -20,11 +19,34 @@ from .language_methods import (
     scale_name,
     title,
 )
-from .language_prose import BASES, BEST_SCALE, BY_BASE, PROSE, RIVALS, TITLES, WEIGHTS
-from .speed_measure import table
+from .results import Table
+
+# that the sweep is compared with, merge by merge
+RIVALS = (
+    "average",
+    "sum",
+    "task_arithmetic",
+    "hyper_linear",
+    "ties",
+    "regmean",
+    "regmean_pp",
+    "mix_of_show",
+    "ssr",
+)
+# whose figures are told for each base model
+BY_BASE = (
+    "IterIS",
+    "IterIS, the paper's objective",
+    "IterIS + preserve",
+    "regmean_pp",
+    "mix_of_show",
+    "regmean",
+    "average",
+)
 
 Run = tuple[int, int]  # seed of the base model, seed of its LoRAs
 Records = Mapping[tuple[Run, tuple[str, ...]], Mapping[str, Any]]
+Content = tuple[list[str], list[list[str]]]  # heads and rows of a table
 Score = dict[str, float]  # mean, worst, share, base, and the tasks by name
 
 
@@ -98,13 +120,13 @@ def _alone(records: Records, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def method_table(records: Records, names: Sequence[str], sizes: Sequence[int]) -> str:
+def method_table(records: Records, names: Sequence[str], sizes: Sequence[int]) -> Content:
     """Return the main table over groups of these sizes, best mean first."""
     ways = main_ways()
     found = {way: list(summaries(records, way, sizes).values()) for way in ways}
     rows = ranked({title(way, ways): scores for way, scores in found.items()}, names)
     head = ["method", "mean", "worst task", "share of LoRA", *names, "base tasks"]
-    return table(head, [*_alone(records, names), *rows])
+    return (head, [*_alone(records, names), *rows])
 
 
 def ranked(found: Mapping[str, Sequence[Score]], names: Sequence[str]) -> list[list[str]]:
@@ -116,7 +138,7 @@ def ranked(found: Mapping[str, Sequence[Score]], names: Sequence[str]) -> list[l
     return [_row(name, found[name], names) for name in order]
 
 
-def scale_table(records: Records, names: Sequence[str]) -> str:
+def scale_table(records: Records, names: Sequence[str]) -> Content:
     """Return the rivals at their best scale, and as they are, on the same pairs."""
     ways = best_scale_ways()
     plain = {way.config.method for way in ways.values()}
@@ -125,9 +147,7 @@ def scale_table(records: Records, names: Sequence[str]) -> str:
         for way in [*ways, *(name for name in main_ways() if name in plain)]
     }
     rows = ranked({**found, title(DEFAULT, main_ways()): same_pairs(records, DEFAULT)}, names)
-    return table(
-        ["method", "mean", "worst task", "base tasks"], [[*row[:3], row[-1]] for row in rows]
-    )
+    return (["method", "mean", "worst task", "base tasks"], [[*row[:3], row[-1]] for row in rows])
 
 
 def difference(
@@ -139,7 +159,7 @@ def difference(
     return [ours[place][key] - theirs[place][key] for place in ours if place in theirs]
 
 
-def rival_table(records: Records) -> str:
+def rival_table(records: Records) -> Content:
     """Return the library's defaults minus the rivals, paired."""
     rows = []
     for rival in RIVALS:
@@ -149,12 +169,13 @@ def rival_table(records: Records) -> str:
                 values = difference(records, DEFAULT, rival, sizes, key)
                 row.append(spread(values) if values else "")
         rows.append(row)
-    return table(
-        ["difference", "pairs, mean", "pairs, worst", "3 and more, mean", "3 and more, worst"], rows
+    return (
+        ["difference", "pairs, mean", "pairs, worst", "3 and more, mean", "3 and more, worst"],
+        rows,
     )
 
 
-def ablation_table(records: Records, names: Sequence[str]) -> str:
+def ablation_table(records: Records, names: Sequence[str]) -> Content:
     """Return the table of single changed settings, on the pairs where all were tried."""
     rows = []
     ways = ablations()
@@ -164,10 +185,10 @@ def ablation_table(records: Records, names: Sequence[str]) -> str:
         if found:
             row = _row(title(name, ways), found.values(), names)
             rows.append([*row[:3], spread(change) if any(change) else "", row[-1]])
-    return table(["setting", "mean", "worst task", "change of the mean", "base tasks"], rows)
+    return (["setting", "mean", "worst task", "change of the mean", "base tasks"], rows)
 
 
-def weight_table(records: Records, target: str) -> str:
+def weight_table(records: Records, target: str) -> Content:
     """Return, for each scale of the tasks and bound of unit gain, the mean and the base tasks'
     score at each weight of the preserve task, and what weight 1 costs, paired.
     """
@@ -190,10 +211,10 @@ def weight_table(records: Records, target: str) -> str:
             ]
             cost = spread(difference(records, ways[-1], ways[0], [2], "mean"))
             rows.append([balance, f"{gain:g}", *cells, cost])
-    return table([*head, "preserve 1 - none"], rows)
+    return ([*head, "preserve 1 - none"], rows)
 
 
-def base_table(records: Records) -> str:
+def base_table(records: Records) -> Content:
     """Return the mean over pairs and the base tasks' score for each base model by itself."""
     bases = sorted({base for (base, _), _ in records})
     ways = main_ways()
@@ -206,7 +227,7 @@ def base_table(records: Records) -> str:
             own = spread([score["mean"] for score in scores])
             cells.append(f"{own}; {mean(score['base'] for score in scores):.2f}")
         rows.append([title(way, ways), *cells])
-    return table(["method", *(f"base {base}" for base in bases)], rows)
+    return (["method", *(f"base {base}" for base in bases)], rows)
 
 
 def _mean_alone(records: Records, base: int) -> float:
@@ -234,7 +255,7 @@ def same_pairs(records: Records, way: str) -> list[Score]:
     return [score for place, score in summaries(records, way, [2]).items() if place in places]
 
 
-def iteration_table(records: Records) -> str:
+def iteration_table(records: Records) -> Content:
     """Return the scores after each iteration, as the paper's table 7 has them, and those of one
     sweep.
     """
@@ -246,45 +267,10 @@ def iteration_table(records: Records) -> str:
         [key, *(f"{mean(score[key] for score in scores):.3f}" for _, scores in rows)]
         for key in ("mean", "worst", "base")
     ]
-    return table(head, lines)
+    return (head, lines)
 
 
-def solves(records: Records) -> str:
-    """Return after how many solves nothing changed any more."""
-    last = f"iteration {iterations(records)[-1][0]}"
-    found = [
-        record[last]["solves"] for record in records.values() if "scores" in record.get(last, {})
-    ]
-    return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
-
-
-def in_words(records: Records) -> str:
-    """Return the main comparison as a sentence, with nothing in it but the figures."""
-    parts = []
-    for rival in ("regmean_pp", "regmean", "average", "task_arithmetic"):
-        values = difference(records, DEFAULT, rival, [2, 3, 4, 5], "mean")
-        wins = sum(value > 0.005 for value in values)
-        losses = sum(value < -0.005 for value in values)
-        parts.append(f"{rival} in {wins}, below it in {losses}")
-    return (
-        f"Of {len(values)} merges (groups x runs), the mean score of our default is more than 0.005 above "
-        + "; ".join(parts)
-        + "."
-    )
-
-
-def refusals(records: Records) -> str:
-    """Return the methods that refused to merge, and why."""
-    found = {
-        way: record["refused"]
-        for group in records.values()
-        for way, record in group.items()
-        if "refused" in record
-    }
-    return "".join(f"\n\nRefused: {way}: {reason}" for way, reason in found.items())
-
-
-def style_table(records: Records, names: Sequence[str]) -> str:
+def style_table(records: Records, names: Sequence[str]) -> Content:
     """Return, for captions, the share in the asked style and the share with the right content."""
     rows = []
     ways = main_ways()
@@ -300,88 +286,53 @@ def style_table(records: Records, names: Sequence[str]) -> str:
             ]
             rows.append([title(way, ways), *(f"{mean(cell):.3f}" for cell in cells)])
     rows.sort(key=lambda row: -float(row[1]))
-    return table(
+    return (
         ["method (pairs)", "asked style", "right content", "plain: no style", "plain: content"],
         rows,
     )
 
 
-def section(world: str, names: Sequence[str], records: Records) -> str:
-    """Return a model's part of RESULTS.md."""
-    prose = PROSE[world]
-    runs = {run for run, _ in records}
-    bases = {base for base, _ in runs}
-    count = BASES.format(bases=len(bases), seeds=len(runs) // len(bases), runs=len(runs))
-    parts = [f"### Language: {TITLES[world]}", f"{prose['what']} {count}", prose["findings"]]
-    parts += ["Pairs:", method_table(records, names, [2])]
-    larger = sorted({len(group) for _, group in records} - {1, 2})
-    for size in larger:
-        parts += [f"{size} LoRAs in one:", method_table(records, names, [size])]
+def tables_of(world: str, names: Sequence[str], records: Records) -> list[Table]:
+    """Return all tables of a model."""
+    name = world.upper()
+    of = "; pairs of neighbours"
+    tables = [Table(f"{name}: pairs", *method_table(records, names, [2]))]
+    tables += [
+        Table(f"{name}: {size} LoRAs in one", *method_table(records, names, [size]))
+        for size in sorted({len(group) for _, group in records} - {1, 2})
+    ]
     if world == "blip":
-        parts.append(style_table(records, names))
-    parts += [in_words(records), rival_table(records)]
-    if len(bases) > 1:
-        parts += ["Pairs, each base by itself: mean; base tasks.", base_table(records)]
-    if iterations(records):
-        parts += [prose["iterations"].format(solves=solves(records)), iteration_table(records)]
-        parts += (
-            [BEST_SCALE, scale_table(records, names)]
-            if any(same_pairs(records, way) for way in best_scale_ways())
-            else []
+        tables.append(
+            Table(f"{name}: style and content of captions, pairs", *style_table(records, names))
         )
-        parts += [
-            "![Iterations against the sweep](language.png)",
-            prose["ablations"],
-            ablation_table(records, names),
-        ]
-        parts += [WEIGHTS]
-        for target in TARGETS:
-            parts += [f"Target `{target}`:", weight_table(records, target)]
-    return "\n\n".join(parts) + refusals(records)
-
-
-def draw(worlds: Mapping[str, Records], path: Path) -> None:
-    """Draw iterations against score, the sweep as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = {world: records for world, records in worlds.items() if iterations(records)}
-    figure, axes = pyplot.subplots(
-        1, len(drawn), figsize=(4.5 * len(drawn), 3.6), layout="constrained", squeeze=False
+    tables.append(Table(f"{name}: difference to rivals, paired", *rival_table(records)))
+    if len({base for (base, _), _ in records}) > 1:
+        tables.append(
+            Table(f"{name}: pairs, each base by itself: mean; base tasks", *base_table(records))
+        )
+    if not iterations(records):
+        return tables
+    tables.append(
+        Table(
+            f"{name}: the paper's Algorithm 1, iteration by iteration, and the sweep{of}, the paper's objective",
+            *iteration_table(records),
+        )
     )
-    colours = {"mean": "#0072B2", "worst": "#E69F00", "base": "#009E73"}  # Okabe and Ito
-    labels = {
-        "mean": "mean of the two tasks",
-        "worst": "worse of the two",
-        "base": "the base model's own tasks",
-    }
-    for axis, (world, records) in zip(axes[0], drawn.items(), strict=True):
-        points = iterations(records)
-        for key, colour in colours.items():
-            values = [mean(score[key] for score in scores) for _, scores in points]
-            axis.plot(
-                [number for number, _ in points],
-                values,
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=labels[key],
+    if any(same_pairs(records, way) for way in best_scale_ways()):
+        tables.append(
+            Table(
+                f"{name}: rivals with a free scale, as published and at their best scale{of}",
+                *scale_table(records, names),
             )
-            axis.axhline(
-                mean(score[key] for score in same_pairs(records, PAPER)),
-                color=colour,
-                linewidth=0.8,
-                linestyle="--",
-            )
-        axis.set(
-            title=f"{TITLES[world]} (dashed: the sweep)",
-            xlabel="iteration",
-            ylabel="score",
-            ylim=(0, 1.02),
         )
-        axis.grid(alpha=0.3)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    tables.append(Table(f"{name}: one setting changed{of}", *ablation_table(records, names)))
+    return [
+        *tables,
+        *(
+            Table(
+                f"{name}: balance, unit gain and preserve weight, target {target}",
+                *weight_table(records, target),
+            )
+            for target in TARGETS
+        ),
+    ]

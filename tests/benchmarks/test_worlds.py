@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from benchmarks.worlds import NAMES, find_world
-from benchmarks.worlds.drawing import Scene, Thing, in_style, to_latents, to_pictures
 
 pytestmark = pytest.mark.nightly
 
-# "unseen" would not be a word for these: they stand in every caption
-SMALL_WORDS = {"a", "of", "photo", "picture", "and", "with", ",", "to", "the", "in"}
 TINY = {
     "words": {"widths": (16, 16)},
-    "clip": {"widths": (16, 16)},
     "flow": {"heads": 1, "blocks": 2},
 }
 
@@ -31,60 +27,12 @@ def world(request):
     return find_world(request.param)
 
 
-def test_a_thing_is_drawn_where_it_lies_and_nowhere_else():
-    drawing = find_world("words").drawing
-    picture = drawing.draw(Scene((Thing("red", "square", x=6, y=18, radius=5),), "snow"))
-    changed = (picture - drawing.draw(Scene((), "snow"))).abs().sum(0) > 0
-    rows, columns = changed.nonzero().T
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (14, 21, 2, 9)
-    expected = torch.tensor(drawing.surfaces["red"].colour) * 2 - 1
-    torch.testing.assert_close(picture[:, 18, 6], expected)
-
-
-def test_no_two_things_look_the_same(world):
-    drawing = world.drawing
-    ground = next(iter(drawing.backgrounds))
-    labels = [(surface, shape) for surface in drawing.surfaces for shape in drawing.shapes]
-    pictures = torch.stack(
-        [drawing.draw(Scene((Thing(*label, radius=5),), ground)).flatten() for label in labels]
-    )
-    distances = torch.cdist(pictures, pictures) + 1e3 * torch.eye(len(labels))
-    assert distances.min() > 1
-
-
-def test_a_snapped_thing_has_the_same_latents_a_patch_further():
-    drawing = find_world("words").drawing
-    here, there = (
-        to_latents(drawing.draw(Scene((Thing("slashed", "star", x, 12, 5),), "snow"))[None])
-        for x in (9, 12)
-    )
-    torch.testing.assert_close(here[..., :-1], there[..., 1:])
-    numbers = torch.arange(1728.0)
-    torch.testing.assert_close(
-        to_pictures(to_latents(numbers.view(1, 3, 24, 24))).flatten(), numbers
-    )
-
-
-@pytest.mark.parametrize("style", ["outlined", "shadowed"])
-def test_a_style_changes_what_is_around_things_and_not_the_things(style):
-    drawing = find_world("words").drawing
-    scene = Scene((Thing("blue", "circle"),), "snow")
-    changed = (drawing.draw(scene) - drawing.draw(in_style(scene, style))).abs().sum(0) > 0.5
-    assert 0.03 < changed.float().mean() < 0.2
-    assert not changed[9:15, 9:15].any()
-    assert changed[:12, :12].any() == (style == "outlined")
-    assert changed[12:, 12:].any()
-
-
 @pytest.mark.parametrize(
     ("name", "between", "axis", "sign"),
     [
         ("words", "and", "x", 1),
         ("words", "right of", "x", -1),
         ("words", "above", "y", 1),
-        ("clip", "and", "x", 1),
-        ("clip", "to the right of", "x", -1),
-        ("clip", "under", "y", -1),
         ("flow", "with", "x", 1),
         ("flow", "in front of", "y", -1),
         ("flow", "beneath", "y", -1),
@@ -102,18 +50,6 @@ def test_layouts_and_captions_agree(name, between, axis, sign):
             first, second = scene.things
             assert sign * (getattr(second, axis) - getattr(first, axis)) > 3, caption
             seen += 1
-
-
-def test_two_things_hardly_touch_and_lie_in_the_picture(world):
-    chance = random.Random(1)
-    for _ in range(300):
-        things = world.scene(chance, world.base_labels)[0].things
-        for thing in things:
-            assert 4 < thing.x < 20
-            assert 4 < thing.y < 20
-        if len(things) == 2:
-            a, b = things
-            assert ((a.x - b.x) ** 2 + (a.y - b.y) ** 2) ** 0.5 > 0.98 * (a.radius + b.radius)
 
 
 def test_the_base_model_never_sees_a_concept_or_a_trigger(world):
@@ -135,47 +71,8 @@ def test_every_caption_fits_the_tokenizer_and_has_no_unknown_word(world):
     captions += [*world.calibration["preserve_captions"], *world.calibration["companions"]]
     captions += [prompt.format(trigger="<s1>") for prompt in world.style_prompts]
     ids = tokenizer(captions)["input_ids"]
-    assert max(map(len, ids)) <= {"words": 20, "clip": 77, "flow": 28}[world.name]
-    if world.name != "clip":
-        assert tokenizer.unk_token_id not in {token for row in ids for token in row}
-
-
-def test_triggers_of_the_clip_world_have_one_to_three_tokens():
-    clip = pytest.importorskip("worlds.clip")
-    pytest.importorskip("transformers")
-    tokenizer = clip.make_tokenizer()
-    assert [len(tokenizer.tokenize(word)) for word in clip.RARE] == [1, 1, 2, 2, 3, 3]
-
-
-def test_word_pieces_are_the_most_frequent_pairs():
-    from benchmarks.worlds.flow import learned_merges
-
-    assert learned_merges({"aab": 3, "ab": 2, "ca": 1}, 2) == [("a", "b</w>"), ("a", "ab</w>")]
-    assert learned_merges({"ab": 1, "cd": 1}, 9) == [("a", "b</w>"), ("c", "d</w>")]
-
-
-def test_seen_forms_are_calibrated_and_unseen_ones_are_not(world):
-    from iteris_core.diffusion.calibration import Calibration
-
-    words = world.calibration
-    scene_forms = {
-        form.format(first="a {a}", second="a {b}", style="in {s} style")
-        for form in words["scene_forms"]
-    }
-    assert set(world.forms.seen) <= scene_forms
-    assert set(world.forms.styled) <= scene_forms
-    calibration = Calibration(**{"resolution": 64, **words})
-    read = " ".join(
-        [
-            *(form.format(prompt="", thing="") for form in calibration.compositions),
-            *(re.sub(r"\{\w+\}", "", form) for form in calibration.scene_forms),
-            *calibration.preserve_captions,
-            *calibration.scene_prefixes,
-        ]
-    ).split()
-    known = {word.strip(",") for word in read} | SMALL_WORDS
-    for form in world.forms.unseen:
-        assert set(re.sub(r"\{\w\}", "", form).replace(",", "").split()) - known, form
+    assert max(map(len, ids)) <= {"words": 20, "flow": 28}[world.name]
+    assert tokenizer.unk_token_id not in {token for row in ids for token in row}
 
 
 def test_a_hit_needs_all_that_was_asked_and_nothing_else():
@@ -200,47 +97,6 @@ def test_a_hit_needs_all_that_was_asked_and_nothing_else():
     assert alone.leaks(world, seen(star, style="outlined"), ("<v1>", "<s1>"))
 
 
-def test_the_questions_of_a_pair(world):
-    from benchmarks.worlds.score import probes_of
-
-    probes = probes_of(world, world.triggers[:2])
-    counts = {kind: 0 for kind in ("alone", "company", "seen", "unseen", "base")}
-    for probe in probes:
-        counts[probe.kind] += 1
-    assert counts == {"alone": 24, "company": 12, "seen": 16, "unseen": 12, "base": 12}
-    assert len({(p.caption, p.seed) for p in probes}) == len(probes)
-    six = [p for p in probes_of(world, world.triggers[:6]) if p.kind == "seen"]
-    assert len({p.about for p in six}) == 15
-
-
-def test_peaks_are_the_highest_of_their_neighbourhood():
-    from benchmarks.worlds.recogniser import peaks
-
-    logits = torch.full((8, 8), -5.0)
-    logits[2, 2] = 3.0
-    logits[2, 3] = 3.5
-    logits[6, 2] = 1.0
-    logits[0, 7] = -0.1
-    assert peaks(logits) == [(2, 3), (6, 2)]
-
-
-def test_garbage_is_labelled_as_such():
-    from benchmarks.worlds.recogniser import training_data, with_garbage
-
-    world = find_world("words")
-    chance = random.Random(3)
-    things = (Thing("red", "circle"), Thing("blue", "star", 20, 20, 4))
-    scene = Scene(things, "snow")
-    seen = {with_garbage(world, scene, chance)[1][0] for _ in range(60)}
-    assert {("red", "garbage"), ("garbage", "circle"), ("garbage", "garbage")} <= seen
-    pictures, targets, styles = training_data(world, 20, 0)
-    assert pictures.dtype == torch.uint8
-    centres = targets[:, 0] == 1
-    assert (targets[:, 1][centres] >= 0).all()
-    assert (targets[:, 1][~centres] == -1).all()
-    assert set(styles.tolist()) <= {0, 1, 2}
-
-
 def test_the_error_of_a_figure_is_that_of_the_paired_difference_to_stacking():
     from benchmarks.worlds.tables import COLUMNS, figure
 
@@ -257,7 +113,7 @@ def test_the_error_of_a_figure_is_that_of_the_paired_difference_to_stacking():
 
 
 def test_the_flow_model_speaks_the_product_s_language():
-    flow_model = pytest.importorskip("worlds.flow_model")
+    flow_model = pytest.importorskip("benchmarks.worlds.flow_model")
     from iteris_core.diffusion.model import DenoiserRow, Encoded
 
     world = find_world("flow")
@@ -283,33 +139,10 @@ def test_the_flow_model_speaks_the_product_s_language():
     torch.testing.assert_close(sigmas[0], torch.tensor(0.98 / 0.02))
 
 
-def test_sampling_begins_at_the_last_timestep():
-    unet_model = pytest.importorskip("worlds.unet_model")
-    world = find_world("words")
-    seen = world.product(world.new_model(**TINY["words"]), {})
-    sigmas = unet_model.trailing_sigmas(seen, 4)
-    expected = [seen.training_sigmas[t].item() for t in (999, 749, 499, 249)]
-    torch.testing.assert_close(sigmas, torch.tensor([*expected, 0.0]))
-
-
-def test_the_epsilon_model_predicts_the_noise():
-    pytest.importorskip("worlds.unet_model")
-    model = find_world("clip").new_model(**TINY["clip"])
-    torch.nn.init.zeros_(model.unet.conv_out.weight)
-    torch.nn.init.zeros_(model.unet.conv_out.bias)
-    assert model.scheduler.config.prediction_type == "epsilon"
-    x = torch.randn(2, 27, 8, 8)
-    steps = torch.tensor([0, 999])
-    with torch.no_grad():
-        found = model.unet(x, steps, torch.randn(2, 77, 64)).sample
-    kept = model.scheduler.alphas_cumprod[steps].view(-1, 1, 1, 1)
-    torch.testing.assert_close(found, (1 - kept).sqrt() * x)
-
-
 @pytest.mark.slow
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     from benchmarks.worlds.bench import load_bench
-    from benchmarks.worlds.comparisons import Comparison, comparison_text
+    from benchmarks.worlds.comparisons import Comparison, comparison
     from benchmarks.worlds.loras import lora_folder, train_lora
     from benchmarks.worlds.methods import Cell, Recipe
     from benchmarks.worlds.recogniser import Names, Recogniser
@@ -348,47 +181,15 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     recipes = [Recipe("sum", {"method": "sum"}), recipe]
     for each in recipes:
         Cell(bench, each, world.triggers[:2]).entry()
-    text = report(bench, recipes)
-    assert "Pairs, usual LoRAs" in text
-    assert "| test | 1 |" in text
+    heads, rows = report(bench, recipes)["pairs, usual LoRAs"]
+    assert [row[:2] for row in rows] == [["sum", "1"], ["test", "1"]]
+    assert all(len(row) == len(heads) for row in rows)
     whole_job = Recipe(
-        "whole job",
-        {},
-        {"trajectories": 2, "held_out": 1},
-        job={"correct_strength": True},
-        weights={triggers[0]: 2.0},
-        layers={"to_k": 0.5},
-        things=("a red circle",),
+        "whole job", {}, {"trajectories": 2, "held_out": 1}, job={"correct_strength": True}
     )
-    asked = Comparison((*recipes, whole_job), {"pairs": 1})
-    text = comparison_text(bench, asked, Cell.entry)
-    assert "| whole job |" in text
-    assert "whole job: scaled by 1." in text
-    check_apart(bench, triggers[:2])
-
-
-def check_apart(bench, triggers):
-    """Where both LoRAs are the same, the mean of their predictions is that of one; and a caption
-    with one trigger is drawn by its LoRA alone.
-    """
-    from benchmarks.worlds.apart import own_region, sample_apart
-
-    first, second = (bench.lora(trigger, "usual").adapter for trigger in triggers)
-    both = bench.world.forms.seen[0].format(a=triggers[0], b=triggers[1])
-    alone = bench.world.forms.alone[0].format(a=triggers[1])
-    captions = [both, alone, "a red circle"]
-    same = sample_apart(bench, dict.fromkeys(triggers, first), captions, [1, 2, 3], "whole caption")
-    torch.testing.assert_close(same[:2], bench.sample(first, captions[:2], [1, 2]))
-    torch.testing.assert_close(same[2], bench.sample(None, captions[2:], [3])[0])
-    adapters = {triggers[0]: first, triggers[1]: second}
-    for way in ("own part", "own region"):
-        found = sample_apart(bench, adapters, captions, [1, 2, 3], way)
-        assert found.isfinite().all()
-        torch.testing.assert_close(found[1], bench.sample(second, [alone], [2])[0])
-    voices = own_region(bench, adapters, [both], [1])
-    for trigger, voice in zip(triggers, voices, strict=True):
-        assert [other in voice.texts[0] for other in triggers] == [t == trigger for t in triggers]
-    assert torch.equal(voices[0].masks + voices[1].masks, torch.ones(1, 1, 8, 8))
+    heads, rows = comparison(bench, Comparison((*recipes, whole_job), {"pairs": 1}), Cell.entry)
+    assert [row[0] for row in rows] == ["sum", "test", "whole job"]
+    assert float(rows[-1][-1]) >= 1
 
 
 def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
@@ -396,21 +197,7 @@ def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
 
     plain = Recipe("one", {"method": "sum"})
     assert plain.key == Recipe("another", {"method": "sum"}).key == "d7b07e52a82d"
-    changed = [
-        replace(plain, job={"correct_strength": True}),
-        replace(plain, weights={"<v1>": 2.0}),
-        replace(plain, layers={"attn1": 0.5}),
-        replace(plain, things=("a red circle",)),
-    ]
-    assert len({plain.key, *(way.key for way in changed)}) == 5
-
-
-def test_a_short_training_has_a_share_of_every_phase(world):
-    whole = world.settings(0, False)
-    short = whole.shortened(0.25, 32)
-    assert [p.steps for p in short.phases] == [round(p.steps / 4) for p in whole.phases]
-    assert (short.batch, short.scenes) == (32, whole.scenes // 4)
-    assert whole.shortened(1, None) == whole
+    assert replace(plain, job={"correct_strength": True}).key != plain.key
 
 
 def test_what_a_verdict_was_worth_is_read_from_what_was_measured(tmp_path):
@@ -456,5 +243,4 @@ def test_the_quick_command_runs_through(tmp_path, monkeypatch, capsys):
     main()
     shown = capsys.readouterr().out
     for name in ("base model", "single LoRAs", "sum", "np_lora", "IterIS"):
-        assert f"| {name} | 1 |" in shown
-    assert "| loras | 2 |" in shown
+        assert re.search(rf"^{name} +1 ", shown, re.MULTILINE)

@@ -1,0 +1,70 @@
+"""The benchmarks of time and memory, on models so small that their figures mean nothing."""
+
+import json
+
+import pytest
+
+from benchmarks import memory, pictures, scale
+from benchmarks.results import Table, write
+
+pytestmark = pytest.mark.nightly
+
+
+def test_a_table_takes_the_place_of_the_one_with_its_title(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"about": "é", "tables": []}))
+    write([Table("one", ["a"], [[1]]), Table("two", ["b"], [["x"]])], path, "old", "here")
+    write([Table("one", ["a"], [[2], [3]])], path, "new", "there")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["about"] == "é"
+    assert [(t["title"], t["made again by"], t["rows"]) for t in found["tables"]] == [
+        ("one", "new", [[2], [3]]),
+        ("two", "old", [["x"]]),
+    ]
+
+
+def test_memory_is_counted_on_a_model_without_weights():
+    def tiny(resolution):
+        return memory.sd15(
+            resolution,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=48,
+            attention_head_dim=4,
+        )
+
+    counted = memory.count(memory.Case("tiny", "SD1.5", 64, 1.0, tiny))
+    assert counted.widest < counted.call < 2 * counted.widest
+    assert counted.model == 2 * sum(w.numel() for w in counted.modules[""].parameters())
+    assert memory.verdict(counted, (memory.NOT_FREE + 10e9) / 2**30, 2) == "fits"
+    assert memory.verdict(counted, memory.NOT_FREE / 2**30, 2) == "no"
+    for table in memory.tables_of([counted]):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_merge_is_measured_over_processes(monkeypatch):
+    monkeypatch.setattr(scale, "WIDTH", 32)
+    found = scale.measured([1, 2], 4, rounds=1)
+    strong, weak = scale.tables_of(found, [1, 2], 4)
+    assert [row[0] for row in strong.rows] == [row[0] for row in weak.rows] == ["1", "2"]
+    assert found[2, 4][0].layer_bytes > 0
+
+
+def test_a_merge_is_measured_in_pictures_stage_by_stage(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what the benchmark sets is undone
+    results = tmp_path / "pictures.json"
+    arguments = ["--small", "--loras", "1", "--threads", "1", "--results", str(results)]
+    (measured,) = pictures.main(arguments)
+    assert (measured.loras, len(measured.pictures)) == (1, 2)
+    (merge,) = measured.merges
+    assert tuple(merge.stages) == pictures.STAGES
+    for kind in range(2):  # clock, CPU time
+        seconds = [times[kind] for times in merge.stages.values()]
+        assert min(seconds) > 0
+        assert sum(seconds) < merge.whole[kind]
+    assert merge.memory > 0
+    (table,) = json.loads(results.read_text())["tables"]
+    assert [row[0] for row in table["rows"]] == ["1, CPU time", "1, clock"]

@@ -1,0 +1,93 @@
+"""The files of the demo, and the workflow that it makes of a request."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo import drawn, parts
+from demo.run import (
+    WEIGHTS,
+    DemoRequest,
+    make_workflow,
+    read_template,
+)
+
+# What a kohya name begins with -> what the checkpoint's name of the same module begins with.
+
+
+def test_a_saved_file_is_read_as_what_it_was_made_of(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "single": torch.randn(3, 5, generator=generator),
+        "half": torch.randn(7, generator=generator).half(),
+        "eighth": torch.randn(2, 3, generator=generator).to(torch.float8_e5m2),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.tensor([]),
+    }
+    hole = torch.empty((300, 400), dtype=torch.float16, device="meta")
+    path = tmp_path / "folder" / "file.safetensors"
+    parts.save(path, tensors | {"hole": hole, "last": hole[0]}, {"format": "pt"})
+    read = load_file(path)
+    assert set(read) == {*tensors, "hole", "last"}
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
+        assert torch.equal(read[name].float(), tensor.float())
+    assert torch.equal(read["hole"], torch.zeros(300, 400, dtype=torch.float16))
+    assert torch.equal(read["last"], torch.zeros(400, dtype=torch.float16))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems fill holes, or count otherwise")
+def test_zeros_take_no_room_on_disk(tmp_path):
+    path = tmp_path / "file.safetensors"
+    parts.save(path, {"hole": torch.empty((1000, 5000), device="meta")}, {})
+    status = path.stat()
+    assert status.st_size > 20e6 and 512 * status.st_blocks < 1e6
+
+
+def test_weights_in_8_bit_are_read_within_half_a_step():
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "conv.weight": torch.randn(7, 5, 3, 3, generator=generator),
+        "linear.weight": torch.randn(4, 6, generator=generator) * 1e-3,
+        "norm.weight": torch.randn(5, generator=generator),
+    }
+    read = dict(drawn.from_8_bit(drawn.in_8_bit(weights)))
+    assert read.keys() == weights.keys()
+    for name, tensor in weights.items():
+        largest = tensor.abs().flatten(1).amax(1) if tensor.ndim > 1 else tensor.abs().amax()
+        step = (largest / 127).view(-1, *[1] * (tensor.ndim - 1))
+        assert ((read[name].float() - tensor).abs() <= 0.51 * step + 1e-3 * tensor.abs()).all()
+
+
+def test_the_trained_checkpoint_is_whole(tmp_path):
+    weights = WEIGHTS
+    path = tmp_path / "drawn.safetensors"
+    drawn.write_checkpoint(path, weights)
+    tensors = load_file(path)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    modules = {key.split(".")[0] for name in drawn.LORAS for key in load_file(weights / name)}
+    known = {
+        f"lora_unet_{name.replace(block, module).removesuffix('.weight').replace('.', '_')}"
+        for block, module in drawn.TRANSFORMERS.items()
+        for name, _ in drawn.unet_shapes()
+        if name.startswith(f"{block}.")
+    }
+    assert modules < known
+    assert sum(file.stat().st_size for file in weights.iterdir()) < 40e6
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd15", 512), ("sdxl", 1024)])
+def test_a_picture_of_the_users_model_has_the_size_of_its_family(family, side):
+    loras = ["a.safetensors", "b.safetensors"]
+    request = DemoRequest(
+        Path("out"), Path("c.safetensors"), tuple(map(Path, loras)), ("a", "b"), family=family
+    )
+    workflow = make_workflow(read_template(), request, "c.safetensors", loras)
+    (size,) = (
+        node["inputs"] for node in workflow.values() if node["class_type"] == "IterISCompare"
+    )
+    assert (size["width"], size["height"]) == (side, side)
