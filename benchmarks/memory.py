@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.devices import Room, share_out
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.foreseen import PCIE, Waiting
+from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import Plan, make_plans

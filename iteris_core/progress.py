@@ -5,7 +5,6 @@ Whoever listens decides how to show it, and may raise to cancel the work.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,21 +43,6 @@ class Stage:
 Progress = Callable[[int, int], None]
 # (stage, steps done, steps in all).
 StageProgress = Callable[[Stage, int, int], None]
-
-
-def at_intervals(listen: Callable[[], None], seconds: float = 0.2) -> Callable[[], None]:
-    """Return a function to call in every turn of a loop that has no steps to count: now and then it
-    calls `listen`, which may raise to cancel.
-    """
-    due = time.monotonic() + seconds
-
-    def tick() -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            listen()
-            due = time.monotonic() + seconds
-
-    return tick
 
 
 def nobody(*step: object) -> None:

@@ -234,13 +234,13 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
         uses: The LoRAs.
 
     Raises:
-        CalibrationError: A prompt has several readings, see `prompt_syntax.plain`.
+        CalibrationError: A prompt has several readings, see `plain_prompts`.
         ConfigError: A prompt is empty without its tags, or there is none at all.
     """
-    from ..iteris_core.diffusion.prompt_syntax import plain
+    from ..iteris_core.diffusion.lora_use import plain_prompts
 
     every = tuple(range(len(names_of(uses))))
-    asked, taken = plain("the", lines(text))
+    asked, taken = plain_prompts("the", lines(text))
     rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
     if not rows or not all(row.prompt for row in rows):
         raise ConfigError(

@@ -92,7 +92,7 @@ def _check_choice(item: Any, value: Any) -> None:
 def _sockets() -> Mapping[str, tuple[Fits, str]]:
     """Return type of a socket -> what tells whether a value is of it, and what it must be."""
     from ..iteris_core import MergeReport
-    from ..iteris_core.diffusion.changes import Changes
+    from ..iteris_core.diffusion.calibration import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
     return {

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
-from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
+from ..iteris_core.diffusion.calibration import DEFAULT_PRESET, Preset
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
 from .loras.names import fingerprints
 from .loras.rows import read_rows
-from .presets import Asked, cost_shown
+from .presets import Asked, cost_shown, rows_by_preset
 from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
@@ -30,7 +30,7 @@ from .stack import ROWS, ROWS_EXAMPLE, files_in
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.changes import Changes
+    from ..iteris_core.diffusion.calibration import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
 logger = logging.getLogger("iteris")
@@ -154,7 +154,7 @@ class Merge(io.ComfyNode):
         more_loras: tuple[ChosenLora, ...] = (),
         settings: Changes | Recipe | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.job import merge_and_check
+        from ..iteris_core.diffusion.merging import merge_and_check
         from ..iteris_core.processes import alone
         from .prepared import prepared
 
@@ -164,18 +164,10 @@ class Merge(io.ComfyNode):
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
         upstream = set(texts_upstream(cls.hidden.prompt or {}, node_id, ("model", "clip")))
-        work = prepared(model, clip, rows, more_loras, asked, upstream, progress)
+        work = prepared(model, clip, rows, more_loras, asked, upstream)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
-            result = merge_and_check(
-                work.base,
-                work.loras,
-                work.calibration,
-                work.settings,
-                progress,
-                host.layer_teller(node_id),
-                work.cost,
-            )
+            result = merge_and_check(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
         report = result.report
         for alert in report.alerts:
@@ -188,6 +180,6 @@ class Merge(io.ComfyNode):
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],
-                **cost_shown(work.rows_by_preset, preset, seconds, report),
+                **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report),
             },
         )

@@ -6,31 +6,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iteris_core import ConfigError
-from ..iteris_core.diffusion.job import MergeSettings, planned
-from ..iteris_core.diffusion.lora_use import LoadedLora, check_count, loras_in_use
-from ..iteris_core.engines.measure import room_for_sums
+from ..iteris_core.diffusion.job import Job
+from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
 from . import host
 from .loras.chosen import identified, load, scenes_of, unread_in
 from .loras.kinds import likely_styles
 from .loras.on_model import notes_on_model
 from .loras.prompts import use_of_row
-from .presets import Asked, rows_by_preset
 from .sockets import ChosenLora, Loose, MergedLora
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.devices import Room
-    from ..iteris_core.diffusion.calibration import Calibration
-    from ..iteris_core.diffusion.cost import Cost
-    from ..iteris_core.diffusion.presets import Preset
-    from ..iteris_core.progress import StageProgress
     from .loras.rows import Row
+    from .presets import Asked
 
 logger = logging.getLogger("iteris")
 
@@ -41,34 +36,23 @@ class Prepared:
 
     Args:
         base: The base model.
-        loras: The LoRAs, read, each once.
-        loose: Weights of those that are in no file.
-        calibration: What is measured, for this model's family.
-        settings: How it is merged.
-        cost: What it costs.
-        rows_by_preset: The rows that it would take with each preset.
+        job: The merge.
+        loose: Weights of its LoRAs that are in no file.
     """
 
     base: host.ComfyModel
-    loras: Sequence[LoadedLora]
+    job: Job
     loose: Loose
-    calibration: Calibration
-    settings: MergeSettings
-    cost: Cost
-    rows_by_preset: Mapping[Preset, int]
 
     def merged(self, result: MergeResult) -> MergedLora:
         """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
         """
-        sources = [
-            LoadedLora(lora.use, lora.adapter.scaled(0)) for lora in loras_in_use(self.loras)
-        ]
         return MergedLora(
             result.adapter,
             self.base.keys,
             json.dumps(result.report.settings),
-            tuple(sources),
+            tuple(lora.without_weights() for lora in self.job.loras),
             self.loose,
             result.report,
         )
@@ -81,7 +65,6 @@ def prepared(
     more_loras: Sequence[ChosenLora],
     asked: Asked,
     upstream: Set[str],
-    progress: StageProgress,
 ) -> Prepared:
     """Read the LoRAs, and find out what can be known of a merge before it begins.
 
@@ -91,7 +74,6 @@ def prepared(
         more_loras: Those that are connected.
         asked: What was asked for.
         upstream: Texts in the nodes from which model and clip come, such as names of files.
-        progress: Listener that may raise to cancel.
 
     Raises:
         IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,
@@ -108,38 +90,25 @@ def prepared(
     base = host.ComfyModel(model, clip)
     uses, loose = identified(chosen)
     loras, joined = load(base, uses, loose)
-    calibration, settings = asked.settings(loras, scenes)
-    calibration = calibration.for_family(base.family)
-    used = loras_in_use(loras)
-    cost = planned(base, used, calibration, settings, progress)
-    adapters = [lora.adapter for lora in used]
-    room = base.make_room(
-        calibration.resolution,
-        cost.samples,
-        lambda modules: room_for_sums(modules, adapters, cost.tasks, settings.config),
-    )
+    job = Job.of(base, loras, *asked.settings(loras, scenes))
+    room = base.make_room(job.calibration.resolution, job.cost.samples, job.sums_in)
     notes = (
-        *settings.notes,
+        *job.settings.notes,
         *joined,
-        *(likely_styles(rows) if calibration.scene_weight else ()),
+        *(likely_styles(rows) if job.calibration.scene_weight else ()),
         *notes_on_model(
             host.patches_of(model, clip),
             host.base_changes(model, clip),
             loras,
             sorted(upstream & set(host.lora_names())),
-            is_guided=calibration.is_guided,
+            is_guided=job.calibration.is_guided,
         ),
-        *unread_in(base, calibration),
+        *unread_in(base, job.calibration),
         *too_small(room),
     )
-    config = replace(
-        settings.config,
-        samples_per_chunk=room.samples_per_chunk,
-        waiting_bytes=room.waiting_bytes,
-    )
-    settings = replace(settings, config=config, made_on=_made_on(upstream), notes=notes)
-    by_preset = rows_by_preset(base, loras, asked, scenes, progress)
-    return Prepared(base, loras, loose, calibration, settings, cost, by_preset)
+    job = job.within(room)
+    settings = replace(job.settings, made_on=_made_on(upstream), notes=notes)
+    return Prepared(base, replace(job, settings=settings), loose)
 
 
 def _made_on(upstream: Set[str]) -> dict[str, str]:

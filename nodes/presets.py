@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..iteris_core import ConfigError, MergeConfig
+from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
-from ..iteris_core.diffusion.calibration import Calibration
-from ..iteris_core.diffusion.changes import Changes
-from ..iteris_core.diffusion.presets import PRESETS, Preset
+from ..iteris_core.diffusion.calibration import PRESETS, Calibration, Changes, Preset
 from .scene import TOGETHER
 from .size import Size
 from .sockets import Scenes
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.job import MergeSettings
+    from ..iteris_core.diffusion.job import Job, MergeSettings
     from ..iteris_core.diffusion.lora_use import LoadedLora
     from ..iteris_core.diffusion.recipe import Recipe
-    from ..iteris_core.progress import StageProgress
     from ..iteris_core.report.records import MergeReport
-    from .host import ComfyModel
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,14 @@ class Asked:
     size: Size
     given: Changes | Recipe | None = None
 
-    @property
-    def has_presets(self) -> bool:
-        """Whether the preset counts, which it does not where a recipe is connected."""
-        return self.given is None or isinstance(self.given, Changes)
+    def changes(self, preset: Preset) -> Changes | None:
+        """Return what a preset, the node and connected settings change of a merge, each of which
+        wins over those before it; None where a recipe is connected, which is all there is.
+        """
+        if self.given is not None and not isinstance(self.given, Changes):
+            return None
+        together = Changes(calibration={"scene_weight": TOGETHER} if self.together else {})
+        return PRESETS[preset].then(together).then(self.given or Changes())
 
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None
@@ -64,17 +63,15 @@ class Asked:
         from ..iteris_core.diffusion.job import MergeSettings, changed
         from ..iteris_core.report.records import Note
 
-        if self.given is None or isinstance(self.given, Changes):
-            changes = PRESETS[self.preset]
-            if self.together:
-                changes = changes.then(Changes(calibration={"scene_weight": TOGETHER}))
-            changes = changes.then(self.given) if self.given else changes
+        changes = self.changes(self.preset)
+        if changes is not None:
             dtype = changes.config.get("output_dtype", torch.float16)
             self.size.check_alone(changes)
             changes = self.size.changes(loras, dtype).then(changes)
             start = MergeSettings(MergeConfig(output_dtype=dtype, unit_gain=UNIT_GAIN))
             calibration, settings = changed(Calibration(), start, changes)
         else:
+            assert self.given is not None and not isinstance(self.given, Changes)
             kept = "preset, together and size"
             if scenes:
                 kept = "the scenes come from Scene prompts; preset, together and size"
@@ -86,33 +83,20 @@ class Asked:
         return scenes.applied_to(calibration) if scenes else calibration, settings
 
 
-def rows_by_preset(
-    base: ComfyModel,
-    loras: Sequence[LoadedLora],
-    asked: Asked,
-    scenes: Scenes | None,
-    progress: StageProgress,
-) -> dict[Preset, int]:
-    """Return the rows that a merge takes with each preset that goes with the other settings; none
-    with a recipe, for which presets do not count.
+def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
+    """Return about how many rows a merge takes with each preset that goes with the other settings;
+    none with a recipe, for which presets do not count.
 
     Args:
-        base: The model.
-        loras: The LoRAs of the merge.
+        job: The merge.
         asked: What was asked for; its preset does not count.
-        scenes: See `Asked.settings`.
-        progress: Listener that may raise to cancel.
     """
-    from ..iteris_core.diffusion.job import rows_of
-    from ..iteris_core.diffusion.lora_use import loras_in_use
-
-    used = loras_in_use(loras)
     found: dict[Preset, int] = {}
-    for preset in PRESETS if asked.has_presets else ():
-        calibration, settings = replace(asked, preset=preset).settings(loras, scenes)
-        calibration = calibration.for_family(base.family)
-        with suppress(ConfigError):  # what cannot be done has no cost; the merge says why
-            found[preset] = rows_of(base, used, calibration, settings, progress)
+    for preset in PRESETS:
+        changes = asked.changes(preset)
+        if changes is not None:
+            runs = changes.calibration.get("trajectories", Calibration.trajectories)
+            found[preset] = job.cost.rows_with(runs / job.calibration.trajectories)
     return found
 
 

@@ -8,8 +8,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN, Balance, Engine, Method, Ridge
-from ..iteris_core.diffusion.calibration import Calibration
-from ..iteris_core.diffusion.changes import Changes
+from ..iteris_core.diffusion.calibration import Calibration, Changes
 from ..iteris_core.settings import PRECISIONS, bounds
 from .inputs import checked
 from .loras.prompts import lines

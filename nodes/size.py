@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..iteris_core import ConfigError
 from ..iteris_core.config import MOST_RANK
-from ..iteris_core.diffusion.changes import Changes
+from ..iteris_core.diffusion.calibration import Changes
 from ..iteris_core.settings import check, setting, shown
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import torch
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import BaselineOptions, MergeConfig
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
-from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import SAMPLING_STAGE
 from iteris_core.progress import Stage
 from iteris_core.report.records import MergeReport
@@ -171,9 +171,11 @@ def merged(
     clock = Clock()
     if recipe.job:
         settings = MergeSettings(MergeConfig(**config), **recipe.job)
-        result = merge_and_check(bench.model, loras, calibration, settings, clock)
+        result = merge_and_check(Job.of(bench.model, loras, calibration, settings), clock)
     else:
-        result = merge_diffusion(bench.model, loras, calibration, MergeConfig(**config), clock)
+        result = merge_diffusion(
+            Job.of(bench.model, loras, calibration, MergeSettings(MergeConfig(**config))), clock
+        )
     clock(Stage("the rest"), 1, 1)
     return result.adapter, clock.seconds, _told(result.report)
 

@@ -29,8 +29,8 @@ from torch import Tensor
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.held_out import Unseen, _contexts, kind_of, make_check_plans
 from iteris_core.diffusion.lora_use import own_names
-from iteris_core.diffusion.merging import runs_of
 from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.diffusion.plans import runs_of
 from iteris_core.diffusion.sampling import Sampler
 from iteris_core.diffusion.together import TogetherPlan
 from iteris_core.report.verdict import APART_FROM, TOGETHER_UP_TO, Measured, level_of

@@ -19,15 +19,14 @@ import typer
 from ..adapters import Adapter
 from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of, free_bytes
-from ..diffusion.calibration import Calibration
-from ..diffusion.job import MergeSettings, merge_and_check
+from ..diffusion.calibration import DEFAULT_PRESET, PRESETS, Calibration, Preset
+from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
-from ..diffusion.lora_use import Kind, LoraUse, load_each_once, loras_in_use, with_prompts
+from ..diffusion.lora_use import Kind, LoraUse, load_each_once, with_prompts
+from ..diffusion.merging import merge_and_check
 from ..diffusion.pipeline import DiffusersModel
-from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
-from ..diffusion.room import with_room
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
@@ -245,25 +244,17 @@ def _merge(
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         loras, repeated = load_each_once(uses, Reader(model, uses, lora))
         check_style((one.adapter for one in loras), saving.style)
-        config_in_room = with_room(
-            model,
-            loras,
-            calibration,
-            settings,
-            # with a device map, what is free while the model waits elsewhere is not known
-            free=free_bytes(device_of(model.unet_model))
-            if placement.device_map == "none"
-            else None,
-            bytes_per_number=model.unet_model.dtype.itemsize,
-        )
-        how = replace(how, config=config_in_room, notes=tuple(repeated))
-        result = merge_and_check(model, loras, calibration, how, progress)
+        job = Job.of(model, loras, calibration, replace(how, notes=tuple(repeated)))
+        # with a device map, what is free while the model waits elsewhere is not known
+        free = free_bytes(device_of(model.unet_model)) if placement.device_map == "none" else None
+        job = job.within_free(free, model.unet_model.dtype.itemsize)
+        result = merge_and_check(job, progress)
     if not Processes.current().is_first:
         return
     recipe = json.dumps(result.report.settings)
 
     def save(path: Path, overwrite: bool) -> None:
-        metadata = metadata_of_merge(path.stem, loras_in_use(loras), recipe)
+        metadata = metadata_of_merge(path.stem, job.loras, recipe)
         whole = saving.large_layers == "difference"
         save_lora(
             model, result.adapter, path, saving.style, metadata, whole=whole, overwrite=overwrite

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CalibrationError, ConfigError
 from ..settings import MOST_SEEDS, called, check, setting, setting_to
@@ -244,6 +244,39 @@ class Calibration:
                 "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
                 "leave such forms out"
             )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a preset, a way to merge, or a user sets of a merge; everything else stays as it is.
+    See `job.changed`.
+
+    Args:
+        calibration: Field of `Calibration` -> value.
+        config: Field of `MergeConfig` -> value.
+        merge: Field of `MergeSettings` -> value.
+    """
+
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    merge: Mapping[str, Any] = field(default_factory=dict)
+
+    def then(self, later: Changes) -> Changes:
+        """Return these changes and later ones, which win."""
+        return Changes(
+            {**self.calibration, **later.calibration},
+            {**self.config, **later.config},
+            {**self.merge, **later.merge},
+        )
+
+
+# How thorough a merge is, in one word.
+Preset = Literal["Fast", "Balanced"]
+DEFAULT_PRESET: Preset = "Balanced"
+PRESETS: Mapping[Preset, Changes] = {
+    "Fast": Changes(calibration={"trajectories": 10}),
+    "Balanced": Changes(),
+}
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
+from typing import Literal
 
 from ..errors import ConfigError
 from ..settings import shown
@@ -131,6 +133,7 @@ SCENE_PREFIXES: tuple[str, ...] = (
 )
 SUBJECT_PLACES = ("first", "second", "third")
 STYLE_PLACE = "style"
+Layout = Literal["columns", "rows"]
 
 
 def placeholders(form: str) -> list[str]:
@@ -198,3 +201,25 @@ def is_styled(form: str) -> bool:
 def needs_style(form: str) -> bool:
     """Whether an ordinary style has to stand in for the style of a scene form."""
     return STYLE_PLACE in placeholders(form) and not is_styled(form)
+
+
+def layout_of(form: str) -> Layout | None:
+    """Return the layout of a form's subjects in the picture; None where they overlap, or a style
+    takes all of it.
+    """
+    if f"{{{STYLE_PLACE}}}" in form or re.search(
+        r"\b(behind|in front of|inside|on top of)\b", form
+    ):
+        return None
+    return "rows" if re.search(r"\b(above|over|below|under|beneath)\b", form) else "columns"
+
+
+def regions_of(form: str) -> dict[str, int]:
+    """Return the number of the region of each place: in order of appearance, from the left or from
+    above, unless the form says otherwise.
+    """
+    names = placeholders(form)
+    backwards = re.search(
+        r"\bright of\b|\bon the right\b.*\bon the left\b|\b(below|under|beneath)\b", form
+    )
+    return {name: i for i, name in enumerate(reversed(names) if backwards else names)}

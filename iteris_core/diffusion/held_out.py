@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,17 +14,16 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
-from ..progress import Progress, at_intervals, nobody
+from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
 from ..rows.wearing import Closet, Mix, wearing
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
-from .lora_use import LoadedLora, LoraUse, own_names
-from .merging import runs_of, tokenize_all
+from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
-from .plans import CaptionPlan, Contexts, Plan
+from .plans import CaptionPlan, Contexts, Plan, runs_of
 from .samples import Context, Reading, Tokenized
 from .sampling import Sampler
 from .together import TogetherPlan, make_together_plans
@@ -71,14 +69,16 @@ class HeldOutCheck:
 
     Args:
         model: The base model.
-        loras: The LoRAs that were merged; at least one that changes something.
+        adapters: The LoRAs that were merged.
+        plans: The plans of the check, see `make_check_plans`.
         calibration: The calibration of the merge, for the model's family.
         samples_per_chunk: Samples of one forward call.
         progress: Listener for (steps done, steps in all); may raise to cancel.
     """
 
     model: DiffusionHost
-    loras: Sequence[LoadedLora]
+    adapters: Sequence[Adapter]
+    plans: Sequence[CheckPlan]
     calibration: Calibration
     samples_per_chunk: int = 8
     progress: Progress = nobody
@@ -89,12 +89,8 @@ class HeldOutCheck:
         Raises:
             IterisError: An error of sampling or of `fidelity.fidelity`.
         """
-        used = [lora for lora in self.loras if not lora.adapter.is_idle]
-        adapters = [*(lora.adapter for lora in used), merged]
-        parts = [adapter.split(self.model.is_text_module) for adapter in adapters]
-        uses = own_names([lora.use for lora in used])
-        tick = at_intervals(functools.partial(self.progress, 0, 1))
-        plans = make_check_plans(uses, self.calibration, tick)
+        plans = self.plans
+        parts = [adapter.split(self.model.is_text_module) for adapter in (*self.adapters, merged)]
         texts = [text for text, _ in parts]
         readers = _contexts(self.model, plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
@@ -162,21 +158,17 @@ def kind_of(plan: CheckPlan) -> FidelityKind:
     return "own" if plan.mix else "base"
 
 
-def make_check_plans(
-    loras: Sequence[LoraUse], calibration: Calibration, tick: Callable[[], None] = nobody
-) -> list[CheckPlan]:
+def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CheckPlan]:
     """Return the plans of the check: one for each LoRA, one for each in pictures with others, and
     one for the base model.
 
     Args:
         loras: The LoRAs that change something.
         calibration: The calibration of the merge.
-        tick: Called again and again; may raise to cancel.
     """
     unseen = Unseen.of(calibration)
     plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
-        tick()
         seen = own_captions(lora, calibration, calibration.seed + k)
         captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
         plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), 0.0, k, unseen))
@@ -187,7 +179,7 @@ def make_check_plans(
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
     base = CaptionPlan("base model", {}, 1.0, captions_of_base, 0.0, len(loras), unseen)
-    return [*plans, *make_together_plans(loras, unseen, len(loras) + 1, tick), base]
+    return [*plans, *make_together_plans(loras, unseen, len(loras) + 1), base]
 
 
 def unseen_captions(
@@ -241,7 +233,7 @@ def _contexts(
         adapters: The LoRAs' text encoder parts, and last the merged one.
         samples_per_chunk: Samples of one forward call, two rows each.
     """
-    tokenized = tokenize_all(model, [plan.readings() for plan in plans])
+    tokenized = Tokenized.of(model, [plan.readings() for plan in plans])
     own: dict[tuple[Plan, Reading], Context] = {}
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1

@@ -1,42 +1,44 @@
-"""A merge of diffusion LoRAs with its check and recipe, for the node, the command line and the
-library.
-"""
+"""What is merged, on what, how, and at what cost: made once, before any model runs."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from ..adapters import check_adapters, check_result
+from torch import nn
+
+from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
-from ..devices import with_smaller_calls
-from ..engines.problem import Watch
-from ..errors import ConfigError, plain
-from ..merging import MergeResult, check_ranks
-from ..progress import StageProgress, nobody
+from ..devices import Room, share_out
+from ..engines.measure import room_for_sums
+from ..errors import ConfigError
+from ..merging import check_ranks, notes_about_vectors
+from ..processes import Processes
+from ..progress import Stage
 from ..report.records import Note
 from ..rivals.registry import check_used
-from ..settings import called
-from .calibration import Calibration
-from .changes import Changes
-from .cost import STEPS_OF_A_PICTURE, Cost, cost_of
-from .held_out import CheckPlan, HeldOutCheck, make_check_plans, strength_correction
-from .lora_use import LoadedLora, loras_in_use, own_names
-from .merging import check_captions, merge_diffusion, plans_of, tick_of
+from ..settings import called, called_value, setting_to
+from .calibration import Calibration, Changes
+from .cost import Cost, cost_of
+from .held_out import CheckPlan, make_check_plans
+from .lora_use import LoadedLora, LoraUse, loras_in_use
 from .model import (
+    DENOISER_STAGE,
     HELD_OUT_STAGE,
     PROOF_STAGE,
+    SAMPLING_STAGE,
+    TEXT_STAGE,
     DiffusionHost,
-    in_stage,
-    numbered,
-    stages_of,
 )
-from .plans import Plan
-from .proof import prove_loras, prove_merged
-from .recipe import with_origin
+from .plans import Plan, ScenePlan, make_plans
+from .samples import Tokenized
+from .scenes import TokenPositions
 
-logger = logging.getLogger("iteris")
+# Bytes of a forward call for each byte of its rows' latents, one channel alone: ComfyUI's estimate
+# for SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
+_BYTES_PER_BYTE = 0.01 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class MergeSettings:
         config: Settings of the solver and the engine.
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
-            LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it gives
-            (docs/why.md).
+            LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it
+            gives.
         made_on: More entries of the recipe: the base model, the host's version.
         notes: More notes for the report.
     """
@@ -88,220 +90,230 @@ def changed(
     )
 
 
-def merge_and_check(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress = nobody,
-    watch: Watch = nobody,
-    cost: Cost | None = None,
-) -> MergeResult:
-    """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
-    it, and write its recipe into the report.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A merge that can begin; see `Job.of`.
 
     Args:
         model: The base model, in its host.
-        loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
+        asked: All LoRAs as the user wants them merged, for the recipe.
+        loras: The LoRAs that change something, at least one, each with a name of its own.
+        calibration: Settings of the calibration samples, for the model's family.
+        settings: Settings of the merge.
+        plans: The plans of its tasks.
+        check_plans: The plans of its check; none without one.
+        notes: Notes for the report that are known before the merge.
+    """
+
+    model: DiffusionHost
+    asked: tuple[LoraUse, ...]
+    loras: tuple[LoadedLora, ...]
+    calibration: Calibration
+    settings: MergeSettings
+    plans: tuple[Plan, ...]
+    check_plans: tuple[CheckPlan, ...]
+    notes: tuple[Note, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: DiffusionHost,
+        loras: Sequence[LoadedLora],
+        calibration: Calibration,
+        settings: MergeSettings | None = None,
+    ) -> Job:
+        """Plan a merge and its check, and refuse what cannot be merged or measured; no model runs.
+
+        Args:
+            model: The base model, in its host.
+            loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
+            calibration: Settings of the calibration samples; 0 stands for the family's own.
+            settings: Settings of the merge; None: the defaults.
+
+        Raises:
+            IterisError: Nothing to merge, settings that do not go together, unusable prompts, or
+                scenes that the model or the target cannot have.
+        """
+        settings = settings or MergeSettings()
+        calibration = calibration.for_family(model.family)
+        settings.check(calibration)
+        used = loras_in_use(loras)
+        adapters = [lora.adapter for lora in used]
+        check_adapters(adapters)
+        check_ranks(settings.config, adapters)
+        uses = [lora.use for lora in used]
+        plans = make_plans(uses, calibration, _token_positions_of(model))
+        check_target(plans, settings.config)
+        check_plans = make_check_plans(uses, calibration) if calibration.held_out else []
+        _check_captions(model, [*plans, *check_plans])
+        return cls(
+            model=model,
+            asked=tuple(lora.use for lora in loras),
+            loras=tuple(used),
+            calibration=calibration,
+            settings=settings,
+            plans=tuple(plans),
+            check_plans=tuple(check_plans),
+            notes=tuple(_notes(loras, used, calibration)),
+        )
+
+    @property
+    def config(self) -> MergeConfig:
+        """Settings of the solver and the engine."""
+        return self.settings.config
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The LoRAs' weights."""
+        return [lora.adapter for lora in self.loras]
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the merge and its check cost."""
+        return cost_of(
+            self.plans,
+            self.check_plans,
+            guided=self.calibration.is_guided,
+            changes_denoiser=self._changes(text=False),
+            sweeps=1 if self.config.size is None else 2,
+            checks=2 if self.settings.correct_strength else 1,
+        )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the merge, in order, each with its share of the work."""
+        has_denoiser = self._changes(text=False)
+        possible = {
+            PROOF_STAGE: self.model.loader is not None,
+            TEXT_STAGE: self._changes(text=True),
+            SAMPLING_STAGE: has_denoiser,
+            DENOISER_STAGE: has_denoiser,
+            HELD_OUT_STAGE: bool(self.check_plans),
+        }
+        return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
+
+    def sums_in(self, modules: Mapping[str, nn.Module]) -> int:
+        """Return the bytes that a layer's sums and its solve take, where they take most.
+
+        Args:
+            modules: Modules of the diffusion model.
+        """
+        return room_for_sums(modules, self.adapters, len(self.plans), self.config)
+
+    def within(self, room: Room) -> Job:
+        """Return the job with calls and waiting rows of this size."""
+        config = replace(
+            self.config,
+            samples_per_chunk=room.samples_per_chunk,
+            waiting_bytes=room.waiting_bytes,
+        )
+        return replace(self, settings=replace(self.settings, config=config))
+
+    def within_free(self, free: int | None, bytes_per_number: int) -> Job:
+        """Return the job with calls, sums and waiting rows that fit into a device's memory.
+
+        It stays as it is where ``waiting_bytes`` is given already. Processes that share a merge
+        all take the memory of the device that has least.
+
+        Args:
+            free: Bytes that are free on the model's device while the model is loaded; None: not
+                known, and nothing is changed.
+            bytes_per_number: Size of a number of the model's rows.
+        """
+        if free is None or self.config.waiting_bytes is not None:
+            return self
+        side = self.model.latent_shape(self.calibration.resolution)[-2:]
+        of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(side)
+        with self.model.denoiser() as network:
+            sums = self.sums_in(network.modules)
+        return self.within(
+            share_out(
+                lambda count: 2 * count * of_row,
+                self.cost.samples,
+                self.config.samples_per_chunk,
+                min(Processes.current().gather([free])),
+                sums=sums,
+            )
+        )
+
+    def _changes(self, *, text: bool) -> bool:
+        """Whether a LoRA changes a text encoder, or the diffusion model."""
+        is_text = self.model.is_text_module
+        return any(is_text(path) == text for lora in self.loras for path in lora.adapter.deltas)
+
+
+def _notes(
+    loras: Sequence[LoadedLora], used: Sequence[LoadedLora], calibration: Calibration
+) -> Iterator[Note]:
+    """Yield what can be told of a merge before it begins: what is left out of it, and of what its
+    prompts are made.
+
+    Args:
+        loras: All of its LoRAs.
+        used: Those that change something.
         calibration: Settings of the calibration samples.
-        settings: Settings of the merge.
-        progress: Listener for (stage with its number, steps done, steps in all); may raise to
-            cancel.
-        watch: Listener for the report of each layer, called as soon as the layer is solved.
-        cost: What `planned` has returned for this merge, if it was asked.
+    """
+    idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
+    if idle:
+        text = f"left out, since their strength is 0, or 0 in all blocks: {', '.join(idle)}"
+        yield Note("left_out", text)
+    unheeded = [lora.use.name for lora in used if not lora.use.weight]
+    if unheeded:
+        text = f"not kept, since their {called('weight')} is 0: {', '.join(unheeded)}"
+        yield Note("left_out", text)
+    yield from notes_about_vectors([lora.adapter for lora in used])
+    if calibration.scene_weight and len(used) == 1:
+        yield Note("scenes", "there are no scene tasks: a single LoRA meets no other")
+    for use in (lora.use for lora in loras):
+        if use.prompts_from:
+            yield Note(
+                "prompts",
+                f"{use.name}: prompts made of the file's trigger words ({use.prompts_from}): "
+                f"{'; '.join(use.prompts)}",
+            )
+
+
+def _token_positions_of(model: DiffusionHost) -> TokenPositions:
+    """Return the model's function for scenes, which asks it for the positions of a text's words.
+
+    Its function raises:
+        ConfigError: The model has no text layers.
+    """
+
+    def token_positions(text: str) -> Sequence[int]:
+        if not model.has_text_layers:
+            raise ConfigError(
+                "scene prompts of several subjects are for models with text encoders that are "
+                "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
+                f"is {model.family.name}. Set {setting_to('scene_weight', 0)}"
+            )
+        return model.token_positions(text)
+
+    return token_positions
+
+
+def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
+    """Refuse a target that scenes cannot have.
 
     Raises:
-        IterisError: Settings that do not fit together, memory that runs out even with the smallest
-            calls, or an error of `merge_diffusion`, of the check or of `proof`.
+        ConfigError: There are scenes, and the target is not ``full_output``.
     """
-
-    def run(_: int) -> MergeResult:
-        return _merge_and_check(model, loras, calibration, settings, progress, watch, cost)
-
-    # most of it makes smaller calls by itself; what does not, ends in a sentence
-    return with_smaller_calls(run, 1, "the merge")
-
-
-def _merge_and_check(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress,
-    watch: Watch,
-    cost: Cost | None,
-) -> MergeResult:
-    """See `merge_and_check`."""
-    calibration = calibration.for_family(model.family)
-    settings.check(calibration)
-    used = loras_in_use(loras)
-    check_adapters([lora.adapter for lora in used])
-    check_ranks(settings.config, [lora.adapter for lora in used])
-    cost = cost or planned(model, used, calibration, settings, progress)
-    room = settings.config.waiting_bytes
-    logger.info(
-        "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "
-        "samples a call%s",
-        plain(", ".join(lora.use.name for lora in loras)),
-        cost.rows,
-        cost.pictures,
-        STEPS_OF_A_PICTURE,
-        settings.config.samples_per_chunk,
-        "" if room is None else f", room for {room} bytes of waiting samples",
-    )
-    stages = _in_stages(progress, model, loras, calibration, cost)
-    proof = prove_loras(model, used, calibration, in_stage(stages, PROOF_STAGE))
-    result = _merge(model, loras, calibration, settings, stages, watch)
-    proof = prove_merged(model, result.adapter, used[0], calibration, proof)
-    report = with_origin(result.report, [lora.use for lora in loras], settings.made_on)
-    notes = (*report.notes, *settings.notes, *proof.notes)
-    return replace(result, report=replace(report, notes=notes))
+    if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
+        raise ConfigError(
+            "scene tasks need whole outputs, since teacher and student read different captions; "
+            f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
+            f"{called_value('target', 'full_output')!r}, or "
+            f"{setting_to('scene_weight', 0)}"
+        )
 
 
-def planned(
-    model: DiffusionHost,
-    used: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress = nobody,
-) -> Cost:
-    """Refuse prompts, scenes and captions of a merge and of its check that cannot be measured, and
-    return what both cost; no model is run.
-
-    Args:
-        model: The base model, in its host.
-        used: The LoRAs that change something.
-        calibration: Settings of the calibration samples, for this model's family.
-        settings: Settings of the merge.
-        progress: See `merge_and_check`.
+def _check_captions(model: DiffusionHost, plans: Sequence[Plan]) -> None:
+    """Refuse captions that the model's text encoder cannot read.
 
     Raises:
-        IterisError: See `merging.plans_of` and `merging.check_captions`.
+        CalibrationError: A caption is too long; shows it.
     """
-    tick = tick_of(progress)
-    plans, check_plans = _all_plans(model, used, calibration, settings, tick)
-    check_captions(model, [*plans, *check_plans], tick)
-    return _cost(model, used, calibration, settings, plans, check_plans)
-
-
-def _all_plans(
-    model: DiffusionHost,
-    used: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    tick: Callable[[], None],
-) -> tuple[Sequence[Plan], Sequence[CheckPlan]]:
-    """Return the plans of a merge and those of its check."""
-    plans = plans_of(model, used, calibration, settings.config, tick)
-    if not calibration.held_out:
-        return plans, ()
-    uses = own_names([lora.use for lora in used])
-    return plans, make_check_plans(uses, calibration, tick)
-
-
-def _cost(
-    model: DiffusionHost,
-    used: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    plans: Sequence[Plan],
-    check_plans: Sequence[CheckPlan],
-) -> Cost:
-    paths = {path for lora in used for path in lora.adapter.deltas}
-    return cost_of(
-        plans,
-        check_plans,
-        guided=calibration.is_guided,
-        changes_denoiser=not all(map(model.is_text_module, paths)),
-        sweeps=1 if settings.config.size is None else 2,
-        checks=2 if settings.correct_strength else 1,
-    )
-
-
-def rows_of(
-    model: DiffusionHost,
-    used: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress = nobody,
-) -> int:
-    """Return the rows that a merge runs through the diffusion model.
-
-    Args, Raises: See `planned`; captions are not read. Also settings that cannot be done, see
-        `MergeSettings.check`.
-    """
-    settings.check(calibration)
-    plans = _all_plans(model, used, calibration, settings, tick_of(progress))
-    return _cost(model, used, calibration, settings, *plans).rows
-
-
-def _in_stages(
-    progress: StageProgress,
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    cost: Cost,
-) -> StageProgress:
-    """Return a listener for the stages of a merge, which are passed on with their number and their
-    share of the work.
-    """
-    names = stages_of(model, loras, calibration)
-    return numbered(progress, cost.stages(names, len(loras_in_use(loras))))
-
-
-def _merge(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    settings: MergeSettings,
-    progress: StageProgress,
-    watch: Watch,
-) -> MergeResult:
-    """Merge and check once; see `merge_and_check`. The progress is that of its stages."""
-    result = merge_diffusion(model, loras, calibration, settings.config, progress, watch)
-    if not calibration.held_out:
-        return result
-    check = HeldOutCheck(
-        model,
-        loras,
-        calibration,
-        settings.config.samples_per_chunk,
-        in_stage(progress, HELD_OUT_STAGE),
-    )
-    return checked(result, check, correct_strength=settings.correct_strength)
-
-
-def checked(
-    result: MergeResult, check: HeldOutCheck, *, correct_strength: bool = False
-) -> MergeResult:
-    """Return a merge with its fidelity on unseen samples in the report.
-
-    Args:
-        result: The merge.
-        check: Check that measures the fidelity.
-        correct_strength: See `MergeSettings`; the scaled LoRA is measured again.
-
-    Raises:
-        IterisError: See `HeldOutCheck.measure`.
-    """
-    measured = check.measure(result.adapter)
-    if not correct_strength:
-        return replace(result, report=replace(result.report, fidelity=measured))
-    factor = strength_correction(measured)
-    scaled = check_result(result.adapter.scaled(factor))
-    before = ", ".join(
-        f"{entry.task} {entry.strength:.2f}"
-        for entry in measured
-        if entry.kind == "own" and entry.strength is not None
-    )
-    note = Note(
-        "strength",
-        f"scaled by {factor:.3f}; strength before: {before}. The layers' figures are those before",
-    )
-    report = replace(
-        result.report,
-        fidelity=check.measure(scaled),
-        notes=(*result.report.notes, note),
-        settings={**result.report.settings, "strength_correction": factor},
-    )
-    return replace(result, adapter=scaled, report=report)
+    readings = [plan.readings() for plan in plans]
+    tokenized = Tokenized.of(model, readings)
+    for reading in {reading: None for of_plan in readings for reading in of_plan}:
+        tokenized.samples(reading)

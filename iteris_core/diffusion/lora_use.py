@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError, CalibrationError, ConfigError
 from ..progress import nobody
 from ..settings import check, setting, shown
 
@@ -213,6 +213,10 @@ class LoadedLora:
         )
         return cls(use, adapter)
 
+    def without_weights(self) -> LoadedLora:
+        """Return the LoRA without what it adds, which would be kept in memory."""
+        return replace(self, adapter=self.adapter.scaled(0))
+
 
 def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
     """Return the LoRA with its trigger words, filled into its prompts; default prompts if it has
@@ -279,6 +283,86 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
     )
 
 
+# What other programs act on in a prompt, and a model would read as words: prompts are pasted from
+# pages where they are full of it.
+
+# Tags that load another file, which is connected as a LoRA here.
+_TAG = re.compile(r"<(?:lora|lyco|loha|hypernet):[^<>\n]*>", re.IGNORECASE)
+# Words that cut a prompt into parts of their own. In a prompt of capitals they are words.
+_CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
+# Of these a program draws one at random: {a|b}, and __name__ from a list.
+_BRACES = re.compile(r"\{[^{}\n]*\}")
+_WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
+# The other lines of copied generation data: the negative prompt, which may have several lines, and
+# settings, such as "Steps: 20, Sampler: Euler a, Seed: 1".
+_NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
+_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*,\s*[a-z][\w ]*:", re.IGNORECASE)
+_COMMAS = re.compile(r"(?<!\s)\s*,(?:\s*,)+\s*")  # each run of blanks is looked at once
+_SPACES = re.compile(r"[ \t]{2,}")
+
+
+def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return prompts as a model reads them, and what was taken out of them.
+
+    Args:
+        owner: Whose prompts they are, for errors, such as "LoRA 'cat': its".
+        prompts: The prompts.
+
+    Raises:
+        CalibrationError: A prompt has several readings; shows it.
+    """
+    prompts, taken = _without_settings(prompts)
+    read = []
+    for prompt in prompts:
+        _check_one_reading(owner, prompt)
+        text = _TAG.sub("", prompt)
+        cuts = any(map(str.islower, text)) or not _CUT.sub("", text).strip()
+        found = [*_TAG.findall(prompt), *(_CUT.findall(text) if cuts else ())]
+        text = _CUT.sub(",", text) if cuts else text
+        if not found:
+            read.append(prompt)
+            continue
+        taken += found
+        text = _COMMAS.sub(", ", _SPACES.sub(" ", text)).strip(" ,\t")
+        if text:
+            read.append(text)
+    # without any prompt left, the error is that of an empty one
+    return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
+
+
+def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the lines that are prompts, and the others: those that a negative prompt goes on with
+    are told whole, since they could have been prompts.
+    """
+    kept: list[str] = []
+    taken = []
+    negative: int | None = None  # how many lines were kept when a negative prompt began
+    for line in lines:
+        if _NEGATIVE.match(line):
+            negative = len(kept)
+            taken.append("Negative prompt: …")
+        elif _SETTINGS.match(line):
+            rest = [] if negative is None else kept[negative:]
+            kept = kept[: len(kept) - len(rest)]
+            negative = None
+            taken += [*map(shown, rest), "Steps: …"]
+        else:
+            kept.append(line)
+    return kept, taken
+
+
+def _check_one_reading(owner: str, prompt: str) -> None:
+    choice = next((found for found in _BRACES.findall(prompt) if "|" in found), None)
+    wildcard = _WILDCARD.search(prompt)
+    several = choice or (wildcard and wildcard.group())
+    if several:
+        raise CalibrationError(
+            f"{owner} prompt {shown(prompt)} has {shown(several)}, for which "
+            "other programs draw one of several texts, and a model reads the signs themselves. "
+            "Write the texts that it shall be measured on, each as a prompt of its own"
+        )
+
+
 def with_plain_prompts(
     uses: Sequence[LoraUse], listen: Callable[[], None] = nobody
 ) -> tuple[list[LoraUse], list[Note]]:
@@ -290,16 +374,15 @@ def with_plain_prompts(
         listen: Is called before each LoRA; may raise to cancel.
 
     Raises:
-        CalibrationError: See `prompt_syntax.plain`.
+        CalibrationError: See `plain_prompts`.
     """
     from ..report.records import Note
-    from .prompt_syntax import plain
 
     found = []
     notes = []
     for use in uses:
         listen()
-        prompts, taken = plain(f"LoRA {shown(use.name)}: its", use.prompts)
+        prompts, taken = plain_prompts(f"LoRA {shown(use.name)}: its", use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
             text = f"{use.name}: taken out of its prompts: {', '.join(taken)}"
@@ -322,7 +405,7 @@ def load_each_once(
 
     Raises:
         AdapterError: An error of `read`.
-        CalibrationError: A prompt that a model cannot read, see `prompt_syntax`.
+        CalibrationError: A prompt that a model cannot read, see `plain_prompts`.
         ConfigError: Too many LoRAs.
     """
     uses = list(uses)
@@ -347,7 +430,7 @@ def check_count(loras: int) -> None:
 
 
 def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
-    """Return the LoRAs that change something.
+    """Return the LoRAs that change something, each with a name of its own.
 
     Raises:
         AdapterError: There is none.
@@ -357,7 +440,8 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
         raise AdapterError(
             "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
         )
-    return used
+    uses = own_names([lora.use for lora in used])
+    return [replace(lora, use=use) for lora, use in zip(used, uses, strict=True)]
 
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:

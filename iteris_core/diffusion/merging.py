@@ -1,177 +1,189 @@
 """A merge of LoRAs of one diffusion model: the text encoders are swept first, then the diffusion
 model.
 
-    LoRAs -> plans -> contexts (text encoders swept) -> latents (sampled) -> tasks -> denoiser swept
+    job -> contexts (text encoders swept) -> latents (sampled) -> tasks -> denoiser swept -> check
 
 The student of the diffusion model reads what the merged text encoders write, so the order matters.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
-from ..adapters import Adapter, check_adapters, check_result, mean_vectors, target_layers
+from ..adapters import Adapter, check_result, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
-from ..errors import CalibrationError, ConfigError
-from ..merging import MergeResult, merge, much_unread, notes_about_vectors, smallest_size
+from ..errors import CalibrationError, plain
+from ..merging import MergeResult, merge, much_unread, smallest_size
 from ..network import Network
-from ..progress import StageProgress, at_intervals, nobody
+from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
-from ..settings import called, called_value, setting_to
 from ..tasks import Sample, Task
-from .calibration import Calibration
-from .foreseen import foresee
-from .lora_use import LoadedLora, loras_in_use, own_names
+from .cost import STEPS_OF_A_PICTURE, foresee
+from .held_out import HeldOutCheck, strength_correction
+from .job import Job
 from .model import (
     DENOISER_STAGE,
-    PROMPTS_STAGE,
+    HELD_OUT_STAGE,
+    PROOF_STAGE,
     SAMPLING_STAGE,
     TEXT_STAGE,
     DenoiserRow,
-    DiffusionHost,
     in_stage,
+    numbered,
 )
-from .plans import Contexts, Plan, ScenePlan, make_plans
+from .plans import Contexts, Plan, runs_of
+from .proof import prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
-from .scenes import TokenPositions
 
+logger = logging.getLogger("iteris")
 T = TypeVar("T")
 
 
+def merge_and_check(
+    job: Job, progress: StageProgress = nobody, watch: Watch = nobody
+) -> MergeResult:
+    """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
+    it, and write its recipe into the report.
+
+    Args:
+        job: The merge.
+        progress: Listener for (stage with its number, steps done, steps in all); may raise to
+            cancel.
+        watch: Listener for the report of each layer, called as soon as the layer is solved.
+
+    Raises:
+        IterisError: Memory that runs out even with the smallest calls, or an error of
+            `merge_diffusion`, of the check or of `proof`.
+    """
+    # most of it makes smaller calls by itself; what does not, ends in a sentence
+    return with_smaller_calls(lambda _: _merge_and_check(job, progress, watch), 1, "the merge")
+
+
+def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeResult:
+    _log(job)
+    stages = numbered(progress, job.stages)
+    proof = prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
+    result = merge_diffusion(job, stages, watch)
+    factor = None
+    if job.check_plans:
+        check = check_of(job, stages)
+        result = checked(result, check)
+        if job.settings.correct_strength:
+            result, factor = corrected(result, check)
+    proof = prove_merged(job.model, result.adapter, job.loras[0], job.calibration, proof)
+    report = replace(
+        result.report,
+        can_check=not job.check_plans,
+        settings=settings_of(
+            job.asked, job.calibration, job.config, correction=factor, made_on=job.settings.made_on
+        ),
+        notes=(*result.report.notes, *job.settings.notes, *proof.notes),
+    )
+    return replace(result, report=report)
+
+
+def _log(job: Job) -> None:
+    room = job.config.waiting_bytes
+    logger.info(
+        "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "
+        "samples a call%s",
+        plain(", ".join(use.name for use in job.asked)),
+        job.cost.rows,
+        job.cost.pictures,
+        STEPS_OF_A_PICTURE,
+        job.config.samples_per_chunk,
+        "" if room is None else f", room for {room} bytes of waiting samples",
+    )
+
+
+def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
+    """Return the check of a merge on unseen samples."""
+    return HeldOutCheck(
+        job.model,
+        job.adapters,
+        job.check_plans,
+        job.calibration,
+        job.config.samples_per_chunk,
+        in_stage(progress, HELD_OUT_STAGE),
+    )
+
+
+def checked(result: MergeResult, check: HeldOutCheck) -> MergeResult:
+    """Return a merge with its fidelity on unseen samples in the report.
+
+    Raises:
+        IterisError: See `HeldOutCheck.measure`.
+    """
+    return replace(result, report=replace(result.report, fidelity=check.measure(result.adapter)))
+
+
+def corrected(result: MergeResult, check: HeldOutCheck) -> tuple[MergeResult, float]:
+    """Return a checked merge whose strength is corrected, checked again, and the factor by which it
+    is scaled; see `MergeSettings`.
+
+    Raises:
+        IterisError: See `HeldOutCheck.measure`.
+    """
+    measured = result.report.fidelity
+    factor = strength_correction(measured)
+    before = ", ".join(
+        f"{entry.task} {entry.strength:.2f}"
+        for entry in measured
+        if entry.kind == "own" and entry.strength is not None
+    )
+    note = Note(
+        "strength",
+        f"scaled by {factor:.3f}; strength before: {before}. The layers' figures are those before",
+    )
+    scaled = checked(replace(result, adapter=check_result(result.adapter.scaled(factor))), check)
+    report = replace(scaled.report, notes=(*scaled.report.notes, note))
+    return replace(scaled, report=report), factor
+
+
 def merge_diffusion(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    config: MergeConfig,
-    progress: StageProgress = nobody,
-    watch: Watch = nobody,
+    job: Job, progress: StageProgress = nobody, watch: Watch = nobody
 ) -> MergeResult:
     """Merge LoRAs of one diffusion model, text encoders and diffusion model.
 
     Args:
-        model: The base model, in its host.
-        loras: LoRAs to merge, at least one; those of strength 0 are omitted.
-        calibration: Settings of the calibration samples.
-        config: Settings of the merge.
+        job: The merge.
         progress: Listener for (stage, steps done, steps in all); may raise to cancel.
         watch: Listener for the report of each layer, called as soon as the layer is solved.
 
     Raises:
-        IterisError: Nothing to merge, unusable prompts, or an error of `merge`.
+        IterisError: An error of `merge`.
     """
-    calibration = calibration.for_family(model.family)
-    used = loras_in_use(loras)
-    check_adapters([lora.adapter for lora in used])
-    plans = plans_of(model, used, calibration, config, tick_of(progress))
-    solver = PartSolver([lora.adapter for lora in used], config, progress, watch)
-    contexts, of_text = merge_text_encoder(model, plans, solver)
-    of_denoiser = merge_denoiser(model, plans, contexts, calibration, solver)
+    solver = PartSolver(job, progress, watch)
+    contexts, of_text = merge_text_encoder(solver)
+    of_denoiser = merge_denoiser(solver, contexts)
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
-    name = " + ".join(lora.adapter.name for lora in used)
-    merged = check_result(Adapter(name, deltas, vectors=mean_vectors(solver.adapters)))
-    report = _report([part.report for part in parts], loras, calibration)
-    settings = settings_of([lora.use for lora in loras], calibration, config)
-    return MergeResult(merged, replace(report, settings=settings))
+    adapters = job.adapters
+    name = " + ".join(adapter.name for adapter in adapters)
+    merged = check_result(Adapter(name, deltas, vectors=mean_vectors(adapters)))
+    return MergeResult(merged, _report(job, [part.report for part in parts]))
 
 
-def plans_of(
-    model: DiffusionHost,
-    used: Sequence[LoadedLora],
-    calibration: Calibration,
-    config: MergeConfig,
-    tick: Callable[[], None] = nobody,
-) -> list[Plan]:
-    """Return the plans of a merge's tasks, checked; no model is run.
-
-    Args:
-        model: The base model.
-        used: The LoRAs that change something.
-        calibration: Settings of the calibration samples, for this model's family.
-        config: Settings of the merge.
-        tick: Called again and again; may raise to cancel.
-
-    Raises:
-        IterisError: Unusable prompts, or scenes that the model or the target cannot have.
-    """
-    uses = own_names([lora.use for lora in used])
-    plans = make_plans(uses, calibration, token_positions_of(model, tick))
-    check_target(plans, config)
-    return plans
-
-
-def tick_of(progress: StageProgress) -> Callable[[], None]:
-    """Return what to call again and again while captions are made and cut into tokens; it is heard
-    of only where that takes long.
-    """
-    return at_intervals(functools.partial(in_stage(progress, PROMPTS_STAGE), 0, 1))
-
-
-def check_captions(
-    model: DiffusionHost, plans: Iterable[Plan], tick: Callable[[], None] = nobody
-) -> None:
-    """Refuse captions that the model's text encoder cannot read; no model is run.
-
-    Args:
-        model: The base model.
-        plans: Plans of a merge, and of its check.
-        tick: Called again and again; may raise to cancel.
-
-    Raises:
-        CalibrationError: A caption is too long; shows it.
-    """
-    readings = [plan.readings() for plan in plans]
-    tokenized = tokenize_all(model, readings, tick)
-    for reading in {reading: None for of_plan in readings for reading in of_plan}:
-        tokenized.samples(reading)
-
-
-def token_positions_of(model: DiffusionHost, tick: Callable[[], None]) -> TokenPositions:
-    """Return the model's function for scenes, which asks it for the positions of a text's words.
-
-    Args:
-        model: The base model.
-        tick: Called each time.
-
-    Its function raises:
-        ConfigError: The model has no text layers.
-    """
-
-    def token_positions(text: str) -> Sequence[int]:
-        tick()
-        if not model.has_text_layers:
-            raise ConfigError(
-                "scene prompts of several subjects are for models with text encoders that are "
-                "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
-                f"is {model.family.name}. Set {setting_to('scene_weight', 0)}"
-            )
-        return model.token_positions(text)
-
-    return token_positions
-
-
-def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
-    """Refuse a target that scenes cannot have.
-
-    Raises:
-        ConfigError: There are scenes, and the target is not ``full_output``.
-    """
-    if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
-        raise ConfigError(
-            "scene tasks need whole outputs, since teacher and student read different captions; "
-            f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
-            f"{called_value('target', 'full_output')!r}, or "
-            f"{setting_to('scene_weight', 0)}"
-        )
+def _report(job: Job, parts: Sequence[MergeReport]) -> MergeReport:
+    """Return one report of both parts."""
+    report = joined(*parts)
+    of_parts = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
+    adapters = job.adapters
+    return replace(
+        report,
+        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
+        unread=much_unread(adapters),
+        notes=(*of_parts, *job.notes),
+    )
 
 
 @dataclass(frozen=True)
@@ -179,22 +191,25 @@ class PartSolver:
     """Merges one part of the model at a time.
 
     Args:
-        adapters: The LoRAs, both parts.
-        config: The settings for both parts.
+        job: The merge of both parts.
         progress: See `merge_diffusion`.
         watch: See `merge_diffusion`.
     """
 
-    adapters: Sequence[Adapter]
-    config: MergeConfig
+    job: Job
     progress: StageProgress
     watch: Watch
+
+    def adapters(self, *, text: bool) -> list[Adapter]:
+        """Return the text encoders' part of each LoRA, or the diffusion model's."""
+        splits = [adapter.split(self.job.model.is_text_module) for adapter in self.job.adapters]
+        return [of_text if text else of_denoiser for of_text, of_denoiser in splits]
 
     def merge(
         self, network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
     ) -> MergeResult:
         """Merge one part; see `merging.merge`."""
-        config = config_of_part(self.config, part, self.adapters)
+        config = config_of_part(self.job.config, part, self.job.adapters)
         return merge(
             network, part, tasks, config, progress=in_stage(self.progress, stage), watch=self.watch
         )
@@ -224,40 +239,17 @@ def config_of_part(
     return replace(config, size=least_part + room * more_part // max(1, more_whole))
 
 
-def merge_text_encoder(
-    model: DiffusionHost, plans: Sequence[Plan], solver: PartSolver
-) -> tuple[Contexts, MergeResult | None]:
+def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None]:
     """Merge the text encoders' part, and encode every caption as its teacher and as the student
     read it.
 
     Returns:
         The contexts, and the merge; None if no LoRA changes the text encoders.
     """
-    adapters = [adapter.split(model.is_text_module)[0] for adapter in solver.adapters]
+    plans = solver.job.plans
     readings = {plan: plan.readings() for plan in plans}
-    tokenized = tokenize_all(model, readings.values(), tick_of(solver.progress))
-    tasks = [
-        Task(
-            plan.name,
-            [sample for reading in readings[plan] for sample in tokenized.samples(reading)],
-            mix_in(adapters, plan.mix),
-            plan.weight,
-        )
-        for plan in plans
-    ]
-    result = None
-    outputs: Sequence[Sequence[tuple[Any, Any]]] = [[] for _ in plans]
-    if any(task.samples for task in tasks):
-        with model.text_encoder() as network:
-            if any(adapter.deltas for adapter in adapters):
-                result = solver.merge(network, adapters, tasks, TEXT_STAGE)
-                outputs = _outputs_of(result)
-            else:
-                outputs = with_smaller_calls(
-                    lambda size: [read_by_base(network, task.samples, size) for task in tasks],
-                    max(len(task.samples) for task in tasks),
-                    "reading the prompts",
-                )
+    tokenized = Tokenized.of(solver.job.model, readings.values())
+    outputs, result = _read(solver, readings, tokenized)
     contexts = {}
     for plan, rows in zip(plans, outputs, strict=True):
         counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
@@ -268,16 +260,34 @@ def merge_text_encoder(
     return contexts, result
 
 
-def tokenize_all(
-    model: DiffusionHost,
-    readings: Iterable[Sequence[Reading]],
-    tick: Callable[[], None] = nobody,
-) -> Tokenized:
-    """Return the captions of all readings as the model's text encoder reads them."""
-    captions = dict.fromkeys(
-        caption for of_plan in readings for reading in of_plan for caption in reading.captions
-    )
-    return Tokenized.of(model, captions, tick)
+def _read(
+    solver: PartSolver, readings: Mapping[Plan, Sequence[Reading]], tokenized: Tokenized
+) -> tuple[Sequence[Sequence[tuple[Any, Any]]], MergeResult | None]:
+    """Return what the rows of teacher and student read, by plan and sample, and the merge of the
+    text encoders; None if no LoRA changes them.
+    """
+    adapters = solver.adapters(text=True)
+    tasks = [
+        Task(
+            plan.name,
+            [sample for reading in of_plan for sample in tokenized.samples(reading)],
+            mix_in(adapters, plan.mix),
+            plan.weight,
+        )
+        for plan, of_plan in readings.items()
+    ]
+    if not any(task.samples for task in tasks):
+        return [[] for _ in tasks], None
+    with solver.job.model.text_encoder() as network:
+        if any(adapter.deltas for adapter in adapters):
+            result = solver.merge(network, adapters, tasks, TEXT_STAGE)
+            return _outputs_of(result), result
+        outputs = with_smaller_calls(
+            lambda size: [read_by_base(network, task.samples, size) for task in tasks],
+            max(len(task.samples) for task in tasks),
+            "reading the prompts",
+        )
+        return outputs, None
 
 
 def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Any, Any]]]:
@@ -319,39 +329,27 @@ def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]
         start += count
 
 
-def merge_denoiser(
-    model: DiffusionHost,
-    plans: Sequence[Plan],
-    contexts: Contexts,
-    calibration: Calibration,
-    solver: PartSolver,
-) -> MergeResult | None:
+def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None:
     """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
     None if no LoRA changes it.
 
     Args:
-        model: The base model.
-        plans: Plans of the tasks.
-        contexts: What their rows read.
-        calibration: Settings of the calibration samples, for this model's family.
         solver: Merges the part.
+        contexts: What the rows of the tasks read.
     """
-    adapters = [adapter.split(model.is_text_module)[1] for adapter in solver.adapters]
+    job = solver.job
+    adapters = solver.adapters(text=False)
     if not any(adapter.deltas for adapter in adapters):
         return None
-    with model.denoiser() as network:
-        sampler = Sampler.of(model, network, calibration)
-        runs = runs_of(plans, contexts)
-        samples = sum(plan.sample_count() for plan in plans)
-        notes = _foreseen(sampler, runs, adapters, solver.config, samples)
+    with job.model.denoiser() as network:
+        sampler = Sampler.of(job.model, network, job.calibration)
+        runs = runs_of(job.plans, contexts)
+        notes = _foreseen(sampler, runs, adapters, job)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
-                adapters,
-                runs,
-                size,
-                in_stage(solver.progress, SAMPLING_STAGE),
+                adapters, runs, size, in_stage(solver.progress, SAMPLING_STAGE)
             ),
-            solver.config.samples_per_chunk,
+            job.config.samples_per_chunk,
             "sampling",
         )
         tasks = [
@@ -361,7 +359,7 @@ def merge_denoiser(
                 mix_in(adapters, plan.mix),
                 plan.weight,
             )
-            for plan in plans
+            for plan in job.plans
         ]
         result = solver.merge(network, adapters, tasks, DENOISER_STAGE)
     report = result.report
@@ -383,53 +381,16 @@ def _foreseen(
     sampler: Sampler,
     runs: Mapping[Run, Sequence[Part]],
     adapters: Sequence[Adapter],
-    config: MergeConfig,
-    samples: int,
+    job: Job,
 ) -> tuple[Note, ...]:
     """Return notes about rows that will wait on the host, if some of them may."""
     prompts = (part.text for parts in runs.values() for part in parts)
     prompt = next(prompts, None)
-    if config.waiting_bytes is None or prompt is None:
+    room = job.config.waiting_bytes
+    if room is None or prompt is None:
         return ()
     sigma = sampler.sigmas[0]
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
     paths = target_layers(adapters)
-    return foresee(sampler.network, row, paths, samples, config.waiting_bytes).notes
-
-
-def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
-    """Return the sampling runs of all plans; plans that share a run each have a part in it."""
-    runs: dict[Run, list[Part]] = {}
-    for plan in plans:
-        for run, part in plan.runs(contexts).items():
-            runs.setdefault(run, []).append(part)
-    return runs
-
-
-def _report(
-    reports: Sequence[MergeReport],
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-) -> MergeReport:
-    """Return one report of both parts, with notes about LoRAs that were omitted."""
-    used = [lora.adapter for lora in loras if not lora.adapter.is_idle]
-    idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
-    report = joined(*reports)
-    notes = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
-    if idle:
-        text = f"left out, since their strength is 0, or 0 in all blocks: {', '.join(idle)}"
-        notes.append(Note("left_out", text))
-    unheeded = [lora.use.name for lora in loras if not (lora.use.weight or lora.adapter.is_idle)]
-    if unheeded:
-        text = f"not kept, since their {called('weight')} is 0: {', '.join(unheeded)}"
-        notes.append(Note("left_out", text))
-    notes += notes_about_vectors(used)
-    if calibration.scene_weight and len(used) == 1:
-        notes.append(Note("scenes", "there are no scene tasks: a single LoRA meets no other"))
-    return replace(
-        report,
-        unmatched={adapter.name: adapter.unmatched for adapter in used if adapter.unmatched},
-        unread=much_unread(used),
-        notes=tuple(notes),
-    )
+    return foresee(sampler.network, row, paths, job.cost.samples, room).notes

@@ -16,10 +16,8 @@ from ..adapters import Adapter, sha256_of_tensors
 from ..files.families import Family
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
-from .calibration import Calibration
 from .lora_use import LoadedLora
 
-PROMPTS_STAGE = "Preparing the prompts"
 PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
@@ -179,20 +177,6 @@ class DiffusionHost(Protocol):
         Start, end and padding are not among them. Only scene tasks call this.
         """
         ...
-
-
-def stages_of(
-    model: DiffusionHost, loras: Sequence[LoadedLora], calibration: Calibration
-) -> list[str]:
-    """Return the stages of a merge and its check, in order."""
-    paths = {path for lora in loras if not lora.adapter.is_idle for path in lora.adapter.deltas}
-    of_text = {path for path in paths if model.is_text_module(path)}
-    return [
-        *([PROOF_STAGE] if model.loader is not None else []),
-        *([TEXT_STAGE] if of_text else []),
-        *([SAMPLING_STAGE, DENOISER_STAGE] if paths - of_text else []),
-        *([HELD_OUT_STAGE] if calibration.held_out else []),
-    ]
 
 
 def numbered(progress: StageProgress, stages: Sequence[Stage]) -> StageProgress:

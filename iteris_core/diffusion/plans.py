@@ -26,7 +26,6 @@ from .calibration import (
 )
 from .lora_use import LoraUse
 from .model import Encoded
-from .regions import on_grid
 from .samples import Context, Reading
 from .sampling import Latents, Part, Run
 from .scenes import (
@@ -36,6 +35,7 @@ from .scenes import (
     behind,
     by_kind,
     make_scenes,
+    on_grid,
     prefixes,
     region_of,
     shuffled,
@@ -279,6 +279,15 @@ def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
     seed = calibration.seed * 1_000_003 + plan * 1009 + number
     kept = kept_levels(calibration, number)
     return Run(owner, number, seed, tuple(kept), tuple(path_to(calibration, kept)))
+
+
+def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
+    """Return the sampling runs of all plans; plans that share a run each have a part in it."""
+    runs: dict[Run, list[Part]] = {}
+    for plan in plans:
+        for run, part in plan.runs(contexts).items():
+            runs.setdefault(run, []).append(part)
+    return runs
 
 
 def make_plans(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from ..errors import ConfigError
 from ..files.limits import json_value
 from ..files.metadata import merged_metadata
 from ..files.trigger_words import trigger_words
-from ..report.records import MergeReport, Note
 from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
@@ -51,7 +50,7 @@ def read_recipe(name: str, text: str) -> Recipe:
 
     Args:
         name: The file's name, for errors.
-        text: JSON, as `settings_of` and `with_origin` leave it in a report's settings.
+        text: JSON of what `settings_of` returns.
 
     Raises:
         ConfigError: Says where something is wrong, what stands there, and what may.
@@ -113,9 +112,22 @@ def shown_whole(value: Any) -> str:
 
 
 def settings_of(
-    loras: Sequence[LoraUse], calibration: Calibration, config: MergeConfig
+    loras: Sequence[LoraUse],
+    calibration: Calibration,
+    config: MergeConfig,
+    *,
+    correction: float | None = None,
+    made_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the LoRAs and settings of a merge as JSON values."""
+    """Return the recipe of a merge as JSON values.
+
+    Args:
+        loras: All of its LoRAs.
+        calibration: Settings of the calibration samples.
+        config: Settings of the merge.
+        correction: The factor by which its strength was corrected; None: it was not.
+        made_on: The base model and the host's version, as far as they are known.
+    """
     return {
         "calibration": asdict(calibration),
         "config": _without_machine(config.to_dict()),
@@ -128,36 +140,15 @@ def settings_of(
             }
             for lora in loras
         ],
+        **({} if correction is None else {"strength_correction": correction}),
+        "iteris_version": __version__,
+        "torch_version": str(torch.__version__),
+        **(made_on or {}),
     }
 
 
 def _without_machine(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in _OF_THE_MACHINE}
-
-
-def with_origin(
-    report: MergeReport, loras: Sequence[LoraUse], made_on: Mapping[str, str]
-) -> MergeReport:
-    """Return the report with the rest of the recipe in its settings, and notes about the origin of
-    prompts.
-
-    Args:
-        report: The report of a merge; its settings are those of `settings_of`.
-        loras: The LoRAs of the merge.
-        made_on: The base model and the host's version, as far as they are known.
-    """
-    notes = [
-        Note(
-            "prompts",
-            f"{lora.name}: prompts made of the file's trigger words ({lora.prompts_from}): "
-            f"{'; '.join(lora.prompts)}",
-        )
-        for lora in loras
-        if lora.prompts_from
-    ]
-    versions = {"iteris_version": __version__, "torch_version": str(torch.__version__)}
-    settings = {**report.settings, **versions, **made_on}
-    return replace(report, settings=settings, notes=(*report.notes, *notes))
 
 
 def metadata_of_merge(

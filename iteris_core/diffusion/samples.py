@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM
-from ..progress import nobody
 from ..settings import setting_to
 from ..tasks import Sample, TokenWeights
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -173,18 +172,16 @@ class Tokenized:
     common_length: int | None
 
     @classmethod
-    def of(
-        cls, model: DiffusionHost, captions: Iterable[str], tick: Callable[[], None] = nobody
-    ) -> Tokenized:
-        """Cut captions into pieces, and find their common length; `tick` is called for each.
+    def of(cls, model: DiffusionHost, readings: Iterable[Sequence[Reading]]) -> Tokenized:
+        """Cut the captions of plans' readings into pieces, and find their common length.
 
         Raises:
             CalibrationError: A caption is too long; shows it.
         """
-        pieces = {}
-        for caption in captions:
-            tick()
-            pieces[caption] = model.tokenize(caption)
+        captions = dict.fromkeys(
+            caption for of_plan in readings for reading in of_plan for caption in reading.captions
+        )
+        pieces = {caption: model.tokenize(caption) for caption in captions}
         caption = max(pieces, key=lambda caption: len(pieces[caption]))
         if len(pieces[caption]) > _MOST_PIECES:
             raise CalibrationError(

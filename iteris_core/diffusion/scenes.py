@@ -19,14 +19,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import CalibrationError
 from ..settings import called, setting_to
 from .calibration import Calibration, is_chosen
-from .captions import STYLE_PLACE, SUBJECT_PLACES, is_styled, placeholders
+from .captions import (
+    STYLE_PLACE,
+    SUBJECT_PLACES,
+    Layout,
+    is_styled,
+    layout_of,
+    placeholders,
+    regions_of,
+)
 from .lora_use import Kind, LoraUse
-from .regions import Layout, layout_of, region_masks, regions_of
 from .samples import Pairing
 
 T = TypeVar("T")
@@ -83,6 +92,43 @@ def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:
     if scene.layout is None or member.region is None:
         raise ValueError(f"LoRA {member.lora} has no region in {scene.caption!r}")
     return region_masks(scene.layout, len(scene.members), *shape[-2:])[member.region]
+
+
+def region_masks(layout: Layout, count: int, height: int, width: int) -> list[Tensor]:
+    """Return masks (height, width) that cut a picture into equal parts; together they are 1
+    everywhere.
+    """
+    along = width if layout == "columns" else height
+    edges = torch.linspace(0, along, count + 1)
+    cells = torch.arange(along)
+    masks = [
+        ((cells + 1).clamp(max=stop) - cells.clamp(min=start)).clamp(0, 1)
+        for start, stop in itertools.pairwise(edges)
+    ]
+    return [
+        m.expand(height, width) if layout == "columns" else m[:, None].expand(height, width)
+        for m in masks
+    ]
+
+
+def on_grid(mask: Tensor, tokens: int) -> Tensor:
+    """Return a mask (height, width) as weights of a layer's tokens, (tokens,): the picture halved
+    as often as needed.
+
+    Raises:
+        CalibrationError: No halving has this many tokens.
+    """
+    height, width = mask.shape
+    while height * width > max(tokens, 1):
+        height = -(-height // 2)
+        width = -(-width // 2)
+    if height * width != tokens:
+        raise CalibrationError(
+            f"a layer sees {tokens} tokens of a picture of {mask.shape[0]} x {mask.shape[1]} "
+            "latents, which is none of its halvings; scenes with pictures cannot tell whose tokens "
+            f"they are. Set {setting_to('scene_pictures', False)}"
+        )
+    return functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()
 
 
 def make_scenes(

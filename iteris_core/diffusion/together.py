@@ -10,21 +10,20 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..progress import nobody
 from ..tasks import Sample
 from .calibration import Calibration
-from .captions import SUBJECT_PLACES, placeholders
+from .captions import SUBJECT_PLACES, layout_of, placeholders, regions_of
 from .lora_use import LoraUse
 from .model import DenoiserRow
 from .plans import Contexts, negative_of, run_of, with_negative
-from .regions import layout_of, region_masks, regions_of
 from .samples import Reading
 from .sampling import Latents, Part, Run
+from .scenes import region_masks
 
 # Half of the captions begin in a way that no caption of a merge does.
 _OPENINGS = ("", "a view of ")
@@ -154,7 +153,6 @@ def make_together_plans(
     loras: Sequence[LoraUse],
     calibration: Calibration,
     number: int,
-    tick: Callable[[], None] = nobody,
 ) -> list[TogetherPlan]:
     """Return a plan for each subject that meets another; none without two subjects, or without
     forms and things for their captions.
@@ -165,7 +163,6 @@ def make_together_plans(
         loras: The LoRAs of the merge.
         calibration: The calibration of the check, with its own seed.
         number: The number of the plans, which no other plan of the check has.
-        tick: Called again and again; may raise to cancel.
     """
     subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
     forms = two_subject_forms(calibration)
@@ -179,7 +176,6 @@ def make_together_plans(
     met = dict.fromkeys(subjects, 0)
     turns = dict.fromkeys(pairs, 0)
     for picture in range(count):
-        tick()
         # the LoRAs that have met least, then the order that came up least
         pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
         for k in pair:

@@ -185,12 +185,13 @@ class MergeReport:
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.
-        settings: Settings with which the merge can be repeated, as JSON values.
+        settings: Settings with which the merge can be repeated, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
         method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
+        can_check: Whether it could have been checked on unseen samples, and was not.
     """
 
     layers: tuple[LayerReport, ...]
@@ -203,6 +204,7 @@ class MergeReport:
     method: str = "iteris"
     max_iter: int | None = None
     unread: Mapping[str, float] = field(default_factory=dict)
+    can_check: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
@@ -238,13 +240,12 @@ class MergeReport:
         return verdict_of(own, together, base, self._circumstances())
 
     def _circumstances(self) -> Circumstances:
-        calibration = self.settings.get("calibration", {})  # only a diffusion model's merge has one
         asked = [layer.cut for layer in self.layers if layer.plain_cut is not None]
         both = self.interference()
         loras = {adapter for _, adapter in both}
         return Circumstances(
             method=self.method,
-            can_check=calibration.get("held_out") == 0,
+            can_check=self.can_check,
             cut=statistics.median(asked) if asked else 0.0,
             leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
             unread=self.unread,

@@ -21,6 +21,7 @@ from iteris_core import MergeConfig, __version__
 from iteris_core.cli import merge_diffusion as command
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
@@ -111,7 +112,7 @@ def merged_here(world, strengths=((1.0, 1.0), (1.0, 1.0)), config=None, layers=(
     ]
     calibration = Calibration(**{**CALIBRATION.__dict__, **changes})
     return model, merge_diffusion(
-        model, loras, calibration, config or MergeConfig(samples_per_chunk=4)
+        Job.of(model, loras, calibration, MergeSettings(config or MergeConfig(samples_per_chunk=4)))
     ).adapter
 
 
@@ -553,9 +554,9 @@ def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch)
         asked.append(device.type)
         return 3_000_000
 
-    def merged(model, loras, calibration, how, *more):
-        used.append(how.config)
-        return merge(model, loras, calibration, how, *more)
+    def merged(job, *more):
+        used.append(job.config)
+        return merge(job, *more)
 
     monkeypatch.setattr(command, "free_bytes", free)
     monkeypatch.setattr(command, "merge_and_check", merged)

@@ -1,6 +1,5 @@
-"""What cannot be measured is refused before any model runs, and Cancel is heard meanwhile."""
+"""What cannot be measured is refused before any model runs."""
 
-import itertools
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,20 +7,16 @@ from dataclasses import replace
 import pytest
 from fake_host import PIECE, FakeHost, use
 
-from iteris_core import CalibrationError, ConfigError, MergeConfig
+from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.held_out import make_check_plans
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import Job
 from iteris_core.diffusion.lora_use import MOST_LORAS, check_count, load_each_once, subject_in
-from iteris_core.diffusion.merging import plans_of
+from iteris_core.diffusion.merging import merge_and_check
 
 LONG = "word " * (4 * PIECE + 1)
 SMALL = Calibration(trajectories=2, sampling_steps=2, resolution=64, cfg=2.0)
 SCENES = {"scene_weight": 0.3, "scene_prefix_share": 0.0}
-
-
-class Cancelled(Exception):
-    pass
 
 
 class Idle(FakeHost):
@@ -33,10 +28,9 @@ class Idle(FakeHost):
         yield
 
 
-def merge(host, prompts=("a sks cat",), progress=lambda *step: None, **calibration):
+def merge(host, prompts=("a sks cat",), **calibration):
     loras = [host.lora("a", prompts=prompts), host.lora("b", prompts=("a hat",))]
-    settings = replace(SMALL, **calibration)
-    return merge_and_check(host, loras, settings, MergeSettings(MergeConfig()), progress)
+    return merge_and_check(Job.of(host, loras, replace(SMALL, **calibration)))
 
 
 @pytest.mark.parametrize(
@@ -59,32 +53,6 @@ def test_captions_that_are_too_long_are_refused_before_any_model_runs(changes, s
 def test_the_models_run_with_captions_that_are_not():
     with pytest.raises(AssertionError, match="te was opened"):
         merge(Idle(), **SCENES, scene_forms=("{first} {second}",), companions=("a dog",))
-
-
-@pytest.mark.parametrize("changes", [{}, SCENES], ids=["captions", "scenes"])
-def test_cancel_is_heard_while_captions_are_made(monkeypatch, changes):
-    """Every look at the clock takes a second here."""
-    clock = itertools.count()
-    monkeypatch.setattr("iteris_core.progress.time.monotonic", lambda: next(clock))
-
-    def cancel(stage, done, total):
-        assert stage.name == "Preparing the prompts"
-        raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge(Idle(), progress=cancel, **changes)
-
-
-def test_cancel_is_heard_while_pairs_of_many_are_chosen():
-    calls = itertools.count()
-
-    def tick():
-        if next(calls) > 200:
-            raise Cancelled
-
-    many = [use(f"{k}", (f"a thing{k}",)) for k in range(60)]
-    with pytest.raises(Cancelled):
-        make_check_plans(many, Calibration(held_out=100), tick)
 
 
 def test_the_largest_lists_take_no_endless_time():
@@ -124,12 +92,3 @@ def test_more_loras_than_a_merge_takes_are_refused():
     uses = [use(f"{k}", sha256=f"{k}") for k in range(MOST_LORAS + 1)]
     with pytest.raises(ConfigError, match="there are 101 LoRAs; a merge takes 100 at most"):
         load_each_once(uses, lambda use: pytest.fail("a file was read"))
-
-
-def test_scenes_of_many_loras_are_heard_of():
-    host = FakeHost()
-    loras = [host.lora(f"{k}", prompts=(f"a thing{k}",)) for k in range(12)]
-    heard = []
-    settings = replace(SMALL, **SCENES, scene_forms=("{first} and {second}",))
-    plans_of(host, loras, settings, MergeConfig(), lambda: heard.append(1))
-    assert len(heard) > 100

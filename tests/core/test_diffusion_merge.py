@@ -17,9 +17,9 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
-from iteris_core.diffusion.foreseen import PCIE, Waiting, foresee
-from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned
-from iteris_core.diffusion.merging import config_of_part, merge_diffusion
+from iteris_core.diffusion.cost import PCIE, Waiting, foresee
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.rows.parking import Parking
 
@@ -78,11 +78,8 @@ def test_a_strength_of_0_is_left_out_and_noted(host):
     assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
         "left out, since their strength is 0, or 0 in all blocks: idle"
     ]
-    assert [recipe["name"] for recipe in result.report.settings["loras"]] == [
-        "used",
-        "idle",
-        "other",
-    ]
+    job = Job.of(host, [used, idle, other], PRESERVE)
+    assert [use.name for use in job.asked] == ["used", "idle", "other"]  # for the recipe
     with pytest.raises(
         AdapterError, match="none of the LoRAs changes anything: every strength is 0"
     ):
@@ -381,7 +378,7 @@ def test_cancelling_leaves_nothing_behind(host, at):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        merge_diffusion(host, loras, PRESERVE, host.EXACT, cancel)
+        merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(host.EXACT)), cancel)
     assert host.hooks() == 0
     assert host.open == []
     for part, state in zip((host.te, host.u), before, strict=True):
@@ -392,7 +389,8 @@ def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
     merge_diffusion(
-        host, loras, PRESERVE, host.EXACT, lambda stage, *_: seen.add((stage.name, *host.open))
+        Job.of(host, loras, PRESERVE, MergeSettings(host.EXACT)),
+        lambda stage, *_: seen.add((stage.name, *host.open)),
     )
     assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("Diffusion model", "unet")}
     assert host.open == []
@@ -401,7 +399,8 @@ def test_only_one_part_of_the_model_is_open_at_a_time(host):
 
 def test_the_report_has_all_layers_strange_keys_and_a_recipe_in_json(host):
     loras = [host.lora("a", unmatched=("k",)), host.lora("b", ("unet",), ["<y>"], weight=2.5)]
-    result, _ = host.merge(loras, PRESERVE, MergeConfig(output_dtype=torch.float16))
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float16))
+    result = merge_and_check(Job.of(host, loras, replace(PRESERVE, held_out=0), settings))
     assert [layer.path for layer in result.report.layers] == [
         *("te.q", "te.v", "te.out"),
         *("unet.inlet", "unet.q", "unet.k", "unet.v", "unet.outlet"),
@@ -451,20 +450,16 @@ def test_nan_in_a_bias_or_biases_of_two_shapes_are_refused_before_the_model_runs
     loras = [host.lora("a"), host.lora("b")]
     broken = replace(loras[1].adapter, vectors={"unet.out.bias": torch.tensor([1.0, torch.nan])})
     with pytest.raises(AdapterError, match=r"adapter 'b' holds NaN.* change of 'unet.out.bias'"):
-        merge_diffusion(
-            host, [loras[0], replace(loras[1], adapter=broken)], PRESERVE, MergeConfig()
-        )
+        Job.of(host, [loras[0], replace(loras[1], adapter=broken)], PRESERVE)
     flat, tall = (
         replace(lora.adapter, vectors={"unet.out.bias": torch.ones(shape)})
         for lora, shape in zip(loras, ((2,), (2, 1)), strict=True)
     )
     with pytest.raises(AdapterError, match=r"by numbers of shape \(2, 1\), and adapter 'a' by"):
-        merge_diffusion(
-            host,
-            [replace(lora, adapter=one) for lora, one in zip(loras, (flat, tall), strict=True)],
-            PRESERVE,
-            MergeConfig(),
-        )
+        changed = [
+            replace(lora, adapter=one) for lora, one in zip(loras, (flat, tall), strict=True)
+        ]
+        Job.of(host, changed, PRESERVE)
     assert host.unet_batches == []
 
 
@@ -497,7 +492,7 @@ def foreseen(host, monkeypatch):
 def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, host, caplog):
     [note], before, [waiting] = foreseen(1000)
     assert before == [0]
-    samples = planned(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).samples
+    samples = Job.of(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).cost.samples
     assert f"the {2 * samples} rows of {samples} samples hold up to" in note
     assert "lower resolution first, then trajectories" in note
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [note]
@@ -562,13 +557,13 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(
 
     monkeypatch.setattr(host, part, full)
     with pytest.raises(CalibrationError, match=r"the merge ran out of memory .* use fewer of them"):
-        merge_and_check(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT))
+        merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 
 
 def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host, monkeypatch):
     """Where no LoRA changes the text encoder."""
     loras = [host.lora("a", parts=("unet",)), host.lora("b", parts=("unet",))]
-    expected = merge_diffusion(host, loras, PRESERVE, EXACT).adapter
+    expected = merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(EXACT))).adapter
     sizes = []
 
     def small(module, args, output):
@@ -577,7 +572,7 @@ def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host, monkeypatc
             raise torch.OutOfMemoryError("full")
 
     handle = host.te.register_forward_hook(small)
-    found = merge_diffusion(host, loras, PRESERVE, EXACT).adapter
+    found = merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(EXACT))).adapter
     handle.remove()
     assert max(sizes) > 2 and sizes[-1] <= 2
     for path, delta in expected.deltas.items():

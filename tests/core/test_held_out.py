@@ -13,8 +13,9 @@ from iteris_core.diffusion.calibration import (
     own_captions,
 )
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
-from iteris_core.diffusion.job import MergeSettings, checked, merge_and_check
-from iteris_core.diffusion.model import stages_of
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import checked, merge_and_check
+from iteris_core.diffusion.merging import corrected as corrected_by
 from iteris_core.diffusion.together import TogetherPlan
 from iteris_core.report.records import TaskFidelity
 
@@ -31,6 +32,12 @@ def merged(host):
         host.lora("unet only", ("unet",), ["<z> car"]),
     ]
     return loras, host.merge(loras, CALIBRATION)[0]
+
+
+def check_of(host, loras, calibration=CALIBRATION, **more):
+    plans = make_check_plans([lora.use for lora in loras], calibration)
+    adapters = [lora.adapter for lora in loras]
+    return HeldOutCheck(host, adapters, plans, calibration, samples_per_chunk=100, **more)
 
 
 def measured_rows(host, plans):
@@ -59,7 +66,7 @@ def measured_rows(host, plans):
 
 def test_figures_are_those_of_patched_models(host, merged):
     loras, result = merged
-    measured = HeldOutCheck(host, loras, CALIBRATION, samples_per_chunk=100).measure(result.adapter)
+    measured = check_of(host, loras).measure(result.adapter)
     plans = make_check_plans([lora.use for lora in loras], CALIBRATION)
     assert [entry.task for entry in measured] == [plan.name for plan in plans]
     assert [entry.kind for entry in measured] == ["own"] * 3 + ["together"] * 3 + ["base"]
@@ -159,7 +166,7 @@ def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
             read |= {(caption, mix) for caption in captions for mix in mixes}
     rows = []
     host.te.register_forward_hook(lambda module, args, output: rows.extend(args[0]))
-    HeldOutCheck(host, loras, CALIBRATION).measure(adapters[0])
+    check_of(host, loras).measure(adapters[0])
     assert len(apart) == 2
     assert len(rows) == sum(len(host.tokenize(caption)) for caption, _ in read)
 
@@ -167,7 +174,7 @@ def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
 def test_every_run_of_the_check_has_its_figures(host, merged):
     loras, result = merged
     calibration = replace(CALIBRATION, timesteps=2, unconditional_share=0.5, held_out=3)
-    found = HeldOutCheck(host, loras, calibration).measure(result.adapter)
+    found = check_of(host, loras, calibration).measure(result.adapter)
     own = [entry for entry in found if entry.kind != "together"]
     assert [len(entry.runs) for entry in own] == [3] * (len(loras) + 1)
     assert [entry.samples for entry in own] == [6] * (len(loras) + 1)  # none without the prompt
@@ -187,7 +194,7 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]
     asked = len(host.unet_batches)
-    checked(result, HeldOutCheck(host, loras, CALIBRATION))
+    checked(result, check_of(host, loras))
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
     assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION))
@@ -196,7 +203,7 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
 def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
     loras, result = merged
     steps = []
-    check = HeldOutCheck(host, loras, CALIBRATION, progress=lambda *step: steps.append(step))
+    check = check_of(host, loras, progress=lambda *step: steps.append(step))
     found = checked(result, check)
     assert found.adapter is result.adapter
     assert replace(found.report, fidelity=()) == result.report
@@ -216,14 +223,9 @@ def test_stages_are_numbered_as_they_come(host, parts, held_out):
     ]
     calibration = replace(CALIBRATION, held_out=held_out)
     heard = []
-    merge_and_check(
-        host,
-        loras,
-        calibration,
-        MergeSettings(host.EXACT),
-        lambda stage, done, total: heard.append(stage),
-    )
-    names = stages_of(host, loras, calibration)
+    job = Job.of(host, loras, calibration, MergeSettings(host.EXACT))
+    merge_and_check(job, lambda stage, done, total: heard.append(stage))
+    names = [stage.name for stage in job.stages]
     told = list(dict.fromkeys(heard))
     assert [(stage.name, stage.number, stage.count) for stage in told] == [
         (name, number, len(names)) for number, name in enumerate(names, 1)
@@ -239,7 +241,7 @@ def test_none_held_out_measures_nothing(host, merged):
     loras, result = merged
     asked = len(host.unet_batches)
     calibration = replace(CALIBRATION, held_out=0)
-    again = merge_and_check(host, loras, calibration, MergeSettings(host.EXACT))
+    again = merge_and_check(Job.of(host, loras, calibration, MergeSettings(host.EXACT)))
     assert again.report.fidelity == ()
     assert len(host.unet_batches) == 2 * asked
     assert host.largest_error(again.adapter, result.adapter) == 0
@@ -248,7 +250,7 @@ def test_none_held_out_measures_nothing(host, merged):
 def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
     settings = MergeSettings(correct_strength=True)
     with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
-        merge_and_check(host, [host.lora("a")], replace(CALIBRATION, held_out=0), settings)
+        merge_and_check(Job.of(host, [host.lora("a")], replace(CALIBRATION, held_out=0), settings))
     assert host.unet_batches == []
 
 
@@ -264,7 +266,7 @@ def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
 def test_settings_that_cannot_be_used_are_refused_before_any_work(host, changes, message):
     settings = MergeSettings(MergeConfig(**changes))
     with pytest.raises(ConfigError, match=message):
-        merge_and_check(host, [host.lora("a")], CALIBRATION, settings)
+        merge_and_check(Job.of(host, [host.lora("a")], CALIBRATION, settings))
     assert host.unet_batches == []
 
 
@@ -272,14 +274,14 @@ def test_a_corrected_strength_is_measured_before_and_after(host):
     loras = [host.lora("a")]
     result, _ = host.merge(loras, replace(CALIBRATION, preserve_weight=0.0))
     weak = replace(result, adapter=result.adapter.scaled(0.85))
-    check = HeldOutCheck(host, loras, CALIBRATION)
+    check = check_of(host, loras)
     before = check.measure(weak.adapter)
     factor = strength_correction(before)
     assert 1 < factor < 1.3
-    corrected = checked(weak, check, correct_strength=True)
+    corrected, scaled_by = corrected_by(checked(weak, check), check)
+    assert scaled_by == factor
     assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
     assert corrected.report.fidelity == check.measure(weak.adapter.scaled(factor))
-    assert corrected.report.settings["strength_correction"] == factor
     assert (
         f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' figures "
         "are those before" in corrected.report.notes[-1].text

@@ -7,10 +7,11 @@ import pytest
 from fake_host import FakeHost, as_used
 
 from iteris_core import MergeConfig
-from iteris_core.diffusion import job
+from iteris_core.diffusion import held_out, job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.cost import ALONE
-from iteris_core.diffusion.job import MergeSettings, merge_and_check, planned, rows_of
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Calibration(resolution=64)
@@ -25,40 +26,41 @@ SCENES = replace(
 SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=8))
 
 
-def loras_of(host, count, *parts):
+def loras_of(host, count, *parts, kinds=("subject",) * 3):
     prompts = "<{}>", "a photo of <{}> on a beach"
     return [
-        host.lora(name, *parts, prompts=[prompt.format(name) for prompt in prompts])
-        for name in "abc"[:count]
+        as_used(host.lora(name, *parts, prompts=[text.format(name) for text in prompts]), kind=kind)
+        for name, kind in zip("abc"[:count], kinds, strict=False)
     ]
 
 
 @pytest.mark.parametrize(
-    ("count", "calibration", "settings"),
+    ("count", "calibration", "settings", "more"),
     [
-        (1, SMALL, SETTINGS),
-        (2, SMALL, SETTINGS),
-        (2, DEFAULTS, SETTINGS),
-        (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS),
-        (2, replace(SMALL, cfg=1.0), SETTINGS),
-        (2, replace(SMALL, preserve_weight=0.0, held_out=0), SETTINGS),
-        (2, SMALL, replace(SETTINGS, correct_strength=True)),
-        (2, SMALL, replace(SETTINGS, config=replace(SETTINGS.config, size=200))),
-        (3, SCENES, SETTINGS),
-        (2, replace(SCENES, scene_pictures=False), SETTINGS),
+        (1, SMALL, SETTINGS, {}),
+        (2, SMALL, SETTINGS, {}),
+        (2, DEFAULTS, SETTINGS, {}),
+        (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS, {}),
+        (2, replace(SMALL, cfg=1.0), SETTINGS, {}),
+        (2, replace(SMALL, preserve_weight=0.0, held_out=0), SETTINGS, {}),
+        (2, SMALL, replace(SETTINGS, correct_strength=True), {}),
+        (2, SMALL, replace(SETTINGS, config=replace(SETTINGS.config, size=200)), {}),
+        (3, SCENES, SETTINGS, {}),
+        (2, replace(SCENES, scene_pictures=False), SETTINGS, {}),
+        (2, SCENES, SETTINGS, {"kinds": ("subject", "style")}),
     ],
 )
-def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, settings):
+def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, settings, more):
     host = FakeHost()
-    loras = loras_of(host, count)
-    cost = planned(host, loras, calibration.for_family(host.family), settings)
+    planned = Job.of(host, loras_of(host, count, **more), calibration, settings)
+    cost = planned.cost
     assert host.unet_batches == []
     seen = {}
 
     def listen(stage, done, total):
         seen[stage.name] = sum(map(len, host.unet_batches))
 
-    merge_and_check(host, loras, calibration, settings, listen)
+    merge_and_check(planned, listen)
     measured, checked = seen["Sampling"], sum(map(len, host.unet_batches))
     assert measured == cost.sampling
     assert checked - measured == cost.sweep + cost.check
@@ -67,38 +69,45 @@ def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, sett
     assert seen["Diffusion model"] - measured in (cost.sweep, cost.sweep - 2 * ALONE)
 
 
-def test_the_captions_of_a_merge_whose_cost_is_known_are_not_read_again(monkeypatch):
-    host = FakeHost()
-    loras = loras_of(host, 2)
-    read = []
-    check = job.check_captions
-    monkeypatch.setattr(job, "check_captions", lambda *given: read.append(check(*given)))
-    cost = planned(host, loras, SMALL.for_family(host.family), SETTINGS)
-    known = merge_and_check(host, loras, SMALL, SETTINGS, cost=cost)
-    assert len(read) == 1
-    merge_and_check(host, loras, SMALL, SETTINGS)
-    assert len(read) == 2
-    assert known.report.fidelity
-
-
-def test_a_style_and_a_subject_are_counted_too():
-    host = FakeHost()
-    loras = [
-        as_used(lora, kind=kind)
-        for lora, kind in zip(loras_of(host, 2), ("subject", "style"), strict=True)
-    ]
-    cost = planned(host, loras, SCENES.for_family(host.family), SETTINGS)
-    merge_and_check(host, loras, SCENES, SETTINGS)
-    assert sum(map(len, host.unet_batches)) == cost.rows
-
-
 def test_loras_of_the_text_encoder_alone_sample_only_for_the_check():
     host = FakeHost()
-    loras = loras_of(host, 2, ("te",))
-    cost = planned(host, loras, SMALL.for_family(host.family), SETTINGS)
-    merge_and_check(host, loras, SMALL, SETTINGS)
-    assert (cost.sampling, cost.sweep) == (0, 0)
-    assert sum(map(len, host.unet_batches)) == cost.check
+    planned = Job.of(host, loras_of(host, 2, ("te",)), SMALL, SETTINGS)
+    merge_and_check(planned)
+    assert (planned.cost.sampling, planned.cost.sweep) == (0, 0)
+    assert sum(map(len, host.unet_batches)) == planned.cost.check
+
+
+def test_plans_are_made_once_and_captions_are_checked_once(monkeypatch):
+    asked = []
+    for place, name in (
+        (job, "make_plans"),
+        (job, "make_check_plans"),
+        (held_out, "make_check_plans"),
+        (job, "_check_captions"),
+    ):
+        made = getattr(place, name)
+
+        def counted(*given, made=made, name=name):
+            asked.append(name)
+            return made(*given)
+
+        monkeypatch.setattr(place, name, counted)
+    host = FakeHost()
+    result = merge_and_check(Job.of(host, loras_of(host, 2), SMALL, SETTINGS))
+    assert result.report.fidelity
+    assert asked == ["make_plans", "make_check_plans", "_check_captions"]
+
+
+@pytest.mark.parametrize("calibration", [DEFAULTS, replace(SCENES, trajectories=20)])
+def test_the_rows_with_other_runs_are_about_their_share(calibration):
+    host = FakeHost()
+    loras = loras_of(host, 3)
+    whole, half = (
+        Job.of(host, loras, replace(calibration, trajectories=runs), SETTINGS).cost
+        for runs in (20, 10)
+    )
+    assert whole.rows_with(1.0) == whole.rows
+    assert whole.rows_with(0.5) == pytest.approx(half.rows, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +120,6 @@ def test_loras_of_the_text_encoder_alone_sample_only_for_the_check():
 )
 def test_the_pages_say_how_many_pictures_a_merge_costs(page, count, words):
     host = FakeHost()
-    cost = planned(host, loras_of(host, count), DEFAULTS.for_family(host.family), SETTINGS)
+    cost = Job.of(host, loras_of(host, count), DEFAULTS, SETTINGS).cost
     said = (ROOT / page).read_text(encoding="utf-8").partition(words)[2]
     assert f"about {cost.pictures} pictures" in said[:100]
-
-
-def test_the_rows_are_known_before_they_are_run():
-    host = FakeHost()
-    loras = loras_of(host, 2)
-    expected = rows_of(host, loras, SMALL.for_family(host.family), SETTINGS)
-    merge_and_check(host, loras, SMALL, SETTINGS)
-    assert sum(map(len, host.unet_batches)) == expected

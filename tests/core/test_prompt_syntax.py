@@ -6,8 +6,7 @@ import pytest
 from fake_host import use
 
 from iteris_core import CalibrationError
-from iteris_core.diffusion.lora_use import load_each_once, with_plain_prompts
-from iteris_core.diffusion.prompt_syntax import plain
+from iteris_core.diffusion.lora_use import load_each_once, plain_prompts, with_plain_prompts
 
 
 @pytest.mark.parametrize(
@@ -30,16 +29,16 @@ from iteris_core.diffusion.prompt_syntax import plain
     ],
 )
 def test_tags_and_cuts_are_taken_out_and_words_stay(prompt, text, taken):
-    found, out = plain("a", [prompt])
+    found, out = plain_prompts("a", [prompt])
     assert found == (text,)
     assert out == taken
 
 
 def test_a_line_of_nothing_but_a_cut_is_no_prompt():
-    found, taken = plain("a", ["a sks dog", "BREAK", "on a beach"])
+    found, taken = plain_prompts("a", ["a sks dog", "BREAK", "on a beach"])
     assert found == ("a sks dog", "on a beach")
     assert taken == ("BREAK",)
-    assert plain("a", ["<lora:x:1>"])[0] == ("",)
+    assert plain_prompts("a", ["<lora:x:1>"])[0] == ("",)
 
 
 SETTINGS = "Steps: 20, Sampler: Euler a, Seed: 1, Hashes: {a|b}"  # {a|b}: nothing that is drawn
@@ -65,7 +64,7 @@ NEGATIVE, STEPS = "Negative prompt: …", "Steps: …"
     ],
 )
 def test_of_copied_generation_data_the_prompts_stay(lines, prompts, taken):
-    assert plain("a", lines) == (prompts, taken)
+    assert plain_prompts("a", lines) == (prompts, taken)
 
 
 def test_what_only_looks_like_generation_data_stays():
@@ -74,7 +73,7 @@ def test_what_only_looks_like_generation_data_stays():
         "Steps: 12, leading to a temple",
         "no negative prompt: a dog",
     )
-    assert plain("a", lines) == (lines, ())
+    assert plain_prompts("a", lines) == (lines, ())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_what_only_looks_like_generation_data_stays():
 )
 def test_what_has_several_readings_is_refused(prompt, sign):
     with pytest.raises(CalibrationError) as refused:
-        plain("a", ["a sks dog", prompt])
+        plain_prompts("a", ["a sks dog", prompt])
     assert repr(prompt) in str(refused.value)
     assert repr(sign) in str(refused.value)
     assert "each as a prompt of its own" in str(refused.value)
@@ -112,13 +111,13 @@ def test_blanks_are_read_in_linear_time(blank):
     """990 prompts of 4,000 characters, as many as a recipe holds, once took 52 s."""
     prompt = "<lora:a:1>a," + blank * (3_980 // len(blank)) + "b"
     begun = time.thread_time()
-    assert plain("a", [prompt] * 990)[0][0].startswith("a,")
+    assert plain_prompts("a", [prompt] * 990)[0][0].startswith("a,")
     assert time.thread_time() - begun < 5
 
 
 def test_commas_that_a_cut_leaves_are_joined():
     for prompt in ("a , \u3000, BREAK\n ,b", "a\u3000,\u00a0,BREAK b", "a,,BREAK,,b"):
-        assert plain("x", [prompt])[0] == ("a, b",)
+        assert plain_prompts("x", [prompt])[0] == ("a, b",)
 
 
 def test_cancel_is_heard_before_each_prompt_list():

@@ -18,8 +18,9 @@ from iteris_core import (
     SolveError,
 )
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
-from iteris_core.diffusion.model import PROOF_STAGE, stages_of
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.model import PROOF_STAGE
 from iteris_core.diffusion.proof import Proof, prove_loras, prove_merged
 from iteris_core.rows import wearing
 
@@ -90,7 +91,9 @@ def merged(host, loras, heard=None, **settings):
             heard.append((stage.name, done, total))
 
     config = settings.pop("config", host.EXACT)
-    return merge_and_check(host, loras, CALIBRATION, MergeSettings(config, **settings), listen)
+    return merge_and_check(
+        Job.of(host, loras, CALIBRATION, MergeSettings(config, **settings)), listen
+    )
 
 
 def host_notes(result):
@@ -99,7 +102,8 @@ def host_notes(result):
 
 def test_where_the_host_has_no_loader_nothing_is_proved(host):
     loras = [host.lora("a")]
-    assert PROOF_STAGE not in stages_of(host, loras, CALIBRATION)
+    stages = Job.of(host, loras, CALIBRATION).stages
+    assert PROOF_STAGE not in [stage.name for stage in stages]
     assert prove_loras(host, loras, CALIBRATION).rounded == {}
     assert host.unet_batches == []
 

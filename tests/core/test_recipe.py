@@ -12,11 +12,11 @@ from fake_host import use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iteris_core import ConfigError, MergeConfig, MergeReport
+from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN, BaselineOptions
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.recipe import read_recipe, settings_of, with_origin
+from iteris_core.diffusion.recipe import read_recipe, settings_of
 
 CONFIG = MergeConfig(
     rank={"a.b": 3},
@@ -50,8 +50,8 @@ LORAS = [
         without=("*attn2*",),
     ),
 ]
-REPORT = MergeReport((), settings=settings_of(LORAS, CALIBRATION, CONFIG))
-RECIPE = json.loads(json.dumps(with_origin(REPORT, LORAS, {"base": "sd15"}).settings))
+WRITTEN = settings_of(LORAS, CALIBRATION, CONFIG, made_on={"base": "sd15"})
+RECIPE = json.loads(json.dumps(WRITTEN))
 
 
 def read(recipe):
@@ -86,7 +86,8 @@ def test_a_recipe_is_read_as_it_was_written():
     config = replace(CONFIG, unit_gain=UNIT_GAIN)  # a later version may have another default
     assert (found.loras, found.calibration, found.config) == (tuple(LORAS), CALIBRATION, config)
     assert found.made_on["base"] == "sd15" and not found.is_corrected
-    assert read({**RECIPE, "strength_correction": 1.1}).is_corrected
+    corrected = settings_of(LORAS, CALIBRATION, CONFIG, correction=1.1)
+    assert read(json.loads(json.dumps(corrected))).is_corrected
 
 
 def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():

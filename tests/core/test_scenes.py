@@ -21,11 +21,12 @@ from iteris_core.diffusion.captions import (
     SCENE_PREFIXES,
     check_placeholders,
     check_scene_form,
+    layout_of,
+    regions_of,
 )
 from iteris_core.diffusion.model import Encoded
-from iteris_core.diffusion.regions import layout_of, on_grid, region_masks, regions_of
 from iteris_core.diffusion.samples import Context, Pairing
-from iteris_core.diffusion.scenes import make_scenes, styled_forms
+from iteris_core.diffusion.scenes import make_scenes, on_grid, region_masks, styled_forms
 
 PAIR_FORMS = (
     "{first} and {second}",

@@ -11,6 +11,7 @@ import toy
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.pipeline import DiffusersModel
@@ -84,7 +85,7 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
         for seed, prompt in ((7, "a cat"), (8, "ink"))
     ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
-    result = merge_diffusion(host, loras, calibration, EXACT)
+    result = merge_diffusion(Job.of(host, loras, calibration, MergeSettings(EXACT)))
     text_batch = host.batches[0]
     unet_batch = host.batches[-2]  # after it one sample runs alone
     models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
@@ -134,7 +135,9 @@ def test_cancelling_is_heard_in_every_stage():
                 raise InterruptedError(stage.name)
 
         with pytest.raises(InterruptedError, match=wanted):
-            merge_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+            merge_diffusion(
+                Job.of(host, loras, Calibration(**SMALL), MergeSettings(MergeConfig())), progress
+            )
         assert tiny_diffusers.hooks(host) == 0
 
 
@@ -153,7 +156,9 @@ def test_scenes_can_be_merged():
         compositions=("{prompt} {thing}",),
         preserve_captions=("a hat",),
     )
-    result = merge_diffusion(host, loras, calibration, MergeConfig(target="full_output"))
+    result = merge_diffusion(
+        Job.of(host, loras, calibration, MergeSettings(MergeConfig(target="full_output")))
+    )
     assert {"lora1 in scenes", "lora2 in scenes"} <= {
         task.task for task in result.report.layers[0].tasks
     }
@@ -168,6 +173,8 @@ def test_a_long_prompt_is_merged_beside_a_short_one():
         for seed, prompt in ((1, "a cat"), (2, long))
     ]
     result = merge_diffusion(
-        host, loras, Calibration(**SMALL, composition_share=0.0), MergeConfig()
+        Job.of(
+            host, loras, Calibration(**SMALL, composition_share=0.0), MergeSettings(MergeConfig())
+        )
     )
     assert all(delta.up.isfinite().all() for delta in result.adapter.deltas.values())

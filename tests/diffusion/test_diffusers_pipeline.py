@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
@@ -145,7 +146,9 @@ def test_nothing_is_left_behind(break_off):
             raise KeyboardInterrupt
 
     try:
-        merge_diffusion(host, loras, Calibration(**SMALL), MergeConfig(), progress)
+        merge_diffusion(
+            Job.of(host, loras, Calibration(**SMALL), MergeSettings(MergeConfig())), progress
+        )
     except KeyboardInterrupt:
         assert break_off
     assert tiny_diffusers.hooks(host) == 0
@@ -168,13 +171,13 @@ def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type,
     )
     calibration = Calibration(**SMALL, preserve_weight=0.0)
     config = MergeConfig(output_dtype=torch.float64)
-    alone = merge_diffusion(host, [first], calibration, config)
+    alone = merge_diffusion(Job.of(host, [first], calibration, MergeSettings(config)))
     assert set(alone.adapter.deltas) == set(first.adapter.deltas)
     for path, delta in first.adapter.deltas.items():
         torch.testing.assert_close(
             alone.adapter.deltas[path].dense(), delta.dense().double(), rtol=1e-6, atol=1e-6
         )
-    both = merge_diffusion(host, [first, second], calibration, config)
+    both = merge_diffusion(Job.of(host, [first, second], calibration, MergeSettings(config)))
     assert {entry.task for entry in both.report.layers[-1].tasks} == {"lora1", "lora2"}
     assert not torch.equal(both.adapter.deltas[path].dense(), alone.adapter.deltas[path].dense())
 
@@ -186,10 +189,12 @@ def test_teachers_and_student_are_the_patched_models():
     host = tiny_diffusers.model(dtype=torch.float64)
     lora = LoadedLora.of(tiny_diffusers.adapter(host, 1), ("a cat",))
     result = merge_diffusion(
-        host,
-        [lora],
-        Calibration(**SMALL, preserve_weight=0.0),
-        MergeConfig(output_dtype=torch.float64),
+        Job.of(
+            host,
+            [lora],
+            Calibration(**SMALL, preserve_weight=0.0),
+            MergeSettings(MergeConfig(output_dtype=torch.float64)),
+        )
     )
     patched = tiny_diffusers.model(dtype=torch.float64)
     tiny_diffusers.add_deltas(patched, result.adapter)

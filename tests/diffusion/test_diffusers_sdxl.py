@@ -7,13 +7,17 @@ from diffusers import EulerDiscreteScheduler
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.merging import PartSolver, merge_diffusion, merge_text_encoder
+from iteris_core.diffusion.merging import (
+    PartSolver,
+    merge_and_check,
+    merge_diffusion,
+    merge_text_encoder,
+)
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.pipeline import DiffusersModel
-from iteris_core.diffusion.plans import make_plans
 from iteris_core.diffusion.sampling import euler_steps
 from iteris_core.progress import nobody
 from iteris_core.rows.wearing import wearing
@@ -131,7 +135,9 @@ def test_one_lora_merges_to_itself(prediction_type):
     host = DiffusersModel.of(pipeline_of(host, prediction_type))
     lora = LoadedLora.of(adapter(host), ("a cat",))
     calibration = Calibration(**SMALL, preserve_weight=0.0)
-    alone = merge_diffusion(host, [lora], calibration, MergeConfig(output_dtype=torch.float64))
+    alone = merge_diffusion(
+        Job.of(host, [lora], calibration, MergeSettings(MergeConfig(output_dtype=torch.float64)))
+    )
     assert set(alone.adapter.deltas) == set(lora.adapter.deltas)
     parts = {path.partition(".")[0] for path in alone.adapter.deltas}
     assert parts == {"unet", "text_encoder", "text_encoder_2"}
@@ -159,7 +165,7 @@ def test_two_loras_a_preserve_task_scenes_and_the_check():
         held_out=1,
     )
     how = MergeSettings(MergeConfig(target="full_output"))
-    result = merge_and_check(host, loras, calibration, how)
+    result = merge_and_check(Job.of(host, loras, calibration, how))
     assert {task.task for task in result.report.layers[0].tasks} == {
         "lora1",
         "lora2",
@@ -177,12 +183,11 @@ def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
     loras = [
         LoadedLora.of(adapter(host, seed), (prompt,)) for seed, prompt in ((1, "a cat"), (2, "ink"))
     ]
-    plans = make_plans([lora.use for lora in loras], Calibration(**SMALL), host.token_positions)
 
     def contexts(samples_per_chunk):
         config = MergeConfig(samples_per_chunk=samples_per_chunk, output_dtype=torch.float64)
-        solver = PartSolver([lora.adapter for lora in loras], config, nobody, nobody)
-        read, _ = merge_text_encoder(host, plans, solver)
+        job = Job.of(host, loras, Calibration(**SMALL), MergeSettings(config))
+        read, _ = merge_text_encoder(PartSolver(job, nobody, nobody))
         return [side for context in read.values() for side in (context.teacher, context.student)]
 
     for one, other in zip(contexts(1), contexts(100), strict=True):

@@ -14,6 +14,7 @@ from iteris_core import AdapterError, ConfigError, MergeConfig
 from iteris_core.cli.options import Spread
 from iteris_core.devices import device_of
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
@@ -75,7 +76,9 @@ def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
 def test_a_stable_diffusion_model_is_merged_to_the_same_bits():
     def merged(host):
         loras = [LoadedLora.of(adapters[name], (f"a {name}",)) for name in ("cat", "hat")]
-        return merge_diffusion(host, loras, Calibration(**SMALL), ONE_BY_ONE).adapter.deltas
+        return merge_diffusion(
+            Job.of(host, loras, Calibration(**SMALL), MergeSettings(ONE_BY_ONE))
+        ).adapter.deltas
 
     host = tiny_diffusers.model()
     adapters = {

@@ -7,7 +7,7 @@ import torch
 from iteris_pack.nodes.size import Size
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
-from iteris_core.diffusion.changes import Changes
+from iteris_core.diffusion.calibration import Changes
 from iteris_core.diffusion.lora_use import LoadedLora
 
 ADAPTER = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})

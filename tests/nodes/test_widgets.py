@@ -15,12 +15,10 @@ from iteris_pack.nodes.words import NAMES, OF_CALIBRATION, OF_CONFIG, OF_OTHERS
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN
-from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, changed
+from iteris_core.diffusion.calibration import PRESETS, Calibration
+from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.merging import check_target
 from iteris_core.diffusion.plans import ScenePlan
-from iteris_core.diffusion.presets import PRESETS
 from iteris_core.report.verdict import Advice, AdviceKind, _sentence
 from iteris_core.report.watchdog import Alarm, warnings_of
 from iteris_core.rivals.registry import check_used

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
@@ -223,10 +224,7 @@ class FakeHost:
     def merge(self, loras, calibration, config=EXACT):
         stages = []
         result = merge_diffusion(
-            self,
-            loras,
-            calibration,
-            config,
+            Job.of(self, loras, calibration, MergeSettings(config)),
             lambda stage, done, total: stages.append((stage.name, done, total)),
         )
         samplings = sum(stage == "Sampling" for stage, *_ in stages)

@@ -39,9 +39,9 @@ from iteris_core import Adapter, MergeConfig
 from iteris_core.adapters import target_layers
 from iteris_core.devices import Room
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
-from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines.measure import room_for_sums
@@ -325,7 +325,7 @@ def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> floa
     """
     carrying = stock(model, clip, lora_of(host, 3, "kohya"))
     plain = Calibration(**{**vars(SMALL), "preserve_weight": 0.0, "cfg": 1.0})
-    merged = merge_diffusion(carrying, [first], plain, EXACT)
+    merged = merge_diffusion(Job.of(carrying, [first], plain, MergeSettings(EXACT)))
     return largest_difference(merged.adapter, first.adapter)
 
 
@@ -392,7 +392,7 @@ def check(name: str) -> dict[str, Any]:
     host.memory_required = 0.0
     found["stock"] = relative(seen(stock(model, clip, files["diffusers"])), taught, base)
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
-    single = merge_diffusion(host, [first], alone, EXACT)
+    single = merge_diffusion(Job.of(host, [first], alone, MergeSettings(EXACT)))
     found["to itself"] = largest_difference(single.adapter, first.adapter)
     found["predicts"] = saved_prediction(model, clip)
     if name == "SDXL":
@@ -401,7 +401,7 @@ def check(name: str) -> dict[str, Any]:
         found["on turbo"] = on_turbo(model, clip, host, first)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
     more = Calibration(**{**vars(SMALL), "trajectories": 8, "held_out": 2})
-    result = merge_and_check(host, [first, second], more, settings)
+    result = merge_and_check(Job.of(host, [first, second], more, settings))
     assert set(result.adapter.deltas) == set(target_layers([first.adapter, second.adapter]))
     found["errors"] = [entry.output_error for entry in result.report.fidelity]
     found["kinds"] = [entry.kind for entry in result.report.fidelity]

@@ -46,9 +46,10 @@ from iteris_pack.nodes.host import latent_cache
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 
 from iteris_core import IterisError, MergeConfig, MergeResult
-from iteris_core.diffusion import job, merging
+from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.held_out import HeldOutCheck
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.sampling import Sampler
 
@@ -61,15 +62,15 @@ SMALL = Calibration(
     preserve_captions=("a street",),
     held_out=1,
 )
-SETTINGS = job.MergeSettings(MergeConfig(samples_per_chunk=4))
+SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=4))
 # Part of a merge -> the function that does it.
 PARTS = {
-    "proof of the LoRAs": (job, "prove_loras"),
+    "proof of the LoRAs": (merging, "prove_loras"),
     "text encoder": (merging, "merge_text_encoder"),
     "diffusion model": (merging, "merge_denoiser"),
     "sampling": (Sampler, "sample"),
     "check": (HeldOutCheck, "measure"),
-    "proof of the merge": (job, "prove_merged"),
+    "proof of the merge": (merging, "prove_merged"),
 }
 _Cancelled = comfy.model_management.InterruptProcessingException
 KINDS = {
@@ -120,8 +121,8 @@ class Merge:
                 run = in_part(moments, part, getattr(place, name))
                 stack.enter_context(mock.patch.object(place, name, run))
             host = self._host()
-            return job.merge_and_check(
-                host, self._loras(host), SMALL, SETTINGS, lambda *_: moments.reached()
+            return merging.merge_and_check(
+                Job.of(host, self._loras(host), SMALL, SETTINGS), lambda *_: moments.reached()
             )
 
     def moments(self, fault: tuple[int, Kind] | None = None) -> Moments:

@@ -28,7 +28,7 @@ from iteris_core import Adapter, IterisError
 from iteris_core.cli.options import numbers
 from iteris_core.diffusion.captions import check_placeholders, check_scene_form
 from iteris_core.diffusion.lora_files import read_lora
-from iteris_core.diffusion.prompt_syntax import plain
+from iteris_core.diffusion.lora_use import plain_prompts
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.block_weights import layer_weights
@@ -187,7 +187,7 @@ WRITTEN: Mapping[tuple[str, str], Callable[[str], object]] = {
     ("blocks", "block weights of a text"): weights_of,
     ("form", "a scene form"): check_scene_form,
     ("form", "a caption form"): lambda text: check_placeholders(text, {"first"}),
-    ("prompts", "plain prompts"): lambda text: plain("its", text.splitlines()),
+    ("prompts", "plain prompts"): lambda text: plain_prompts("its", text.splitlines()),
     ("prompts", "prompts of a text"): lambda text: stack_formats.prompts_by_name(
         text, ["a dog", "b/c"]
     ),

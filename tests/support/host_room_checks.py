@@ -24,6 +24,7 @@ import torch
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 
 from iteris_core import MergeResult
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.engines import sweep
 from iteris_core.rows import parking
@@ -42,7 +43,7 @@ def merged(name: str, **settings: Any) -> MergeResult:
         for seed, lora in enumerate(("sks dog", "zwx car"))
     ]
     config = replace(family_checks.EXACT, **settings)
-    return merge_diffusion(host, loras, family_checks.SMALL, config)
+    return merge_diffusion(Job.of(host, loras, family_checks.SMALL, MergeSettings(config)))
 
 
 def figures_of(name: str) -> dict[str, Any]:

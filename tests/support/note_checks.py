@@ -31,7 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from iteris_core import MergeConfig
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check
 
 VECTORS = 2
 CALIBRATION = replace(
@@ -114,7 +115,7 @@ def main() -> None:
             )
         ]
         notes = [note.text for note in unread_in(host, CALIBRATION)]
-        result = merge_and_check(host, loras, CALIBRATION, MergeSettings(CONFIG))
+        result = merge_and_check(Job.of(host, loras, CALIBRATION, MergeSettings(CONFIG)))
         tokens = clip.tokenize(prompt)
         theirs = clip.encode_from_tokens(tokens)
         found = {

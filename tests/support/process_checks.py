@@ -23,8 +23,9 @@ from transformers import BlipForConditionalGeneration
 from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Task, merge
 from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import MergeSettings, merge_and_check
+from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.engines.measure import Measurement
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionSample
@@ -80,7 +81,9 @@ def diffusion() -> Adapter:
     """
     host = fake_host.FakeHost()
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    result = merge_and_check(host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=2)))
+    result = merge_and_check(
+        Job.of(host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=2)))
+    )
     figures = [entry.output_error for entry in result.report.fidelity]
     return replace(result.adapter, vectors={"errors": torch.tensor(figures, dtype=torch.float64)})
 
@@ -93,7 +96,7 @@ def unet() -> Adapter:
         for seed in (1, 2)
     ]
     return merge_and_check(
-        host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=3))
+        Job.of(host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=3)))
     ).adapter
 
 
