@@ -79,4 +79,4 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
     assert cost_shown(rows, "Balanced", 1.52, reused) == {}
     recipe = Recipe((), Calibration(), MergeConfig(), False, {})
-    assert not Asked("Fast", False, Size(), recipe).has_presets
+    assert Asked("Fast", False, Size(), recipe).changes("Fast") is None
