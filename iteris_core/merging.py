@@ -14,17 +14,15 @@ from .adapters import (
     sha256_of_tensors,
     target_layers,
 )
-from .config import MergeConfig
+from .config import BaselineOptions, MergeConfig
+from .engines import engine_of
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
-from .engines.registry import ENGINES
 from .errors import AdapterError, ConfigError
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
 from .report.records import LayerReport, MergeReport, Note
-from .rivals.engine import merge_by_rival
-from .rivals.registry import check_options
 from .settings import called, called_value
 from .tasks import Task, check_tasks, without_idle_adapters
 
@@ -87,7 +85,10 @@ def merge(
         )
     check_adapters(adapters)
     check_tasks(adapters, tasks)
-    check_options(config)
+    if config.method != "iteris" or config.baseline != BaselineOptions():
+        from .rivals.registry import check_options  # loaded only where rivals come in
+
+        check_options(config)
     check_ranks(config, adapters)
     processes = Processes.current()
     check_given_the_same(processes, adapters, tasks, config)
@@ -96,8 +97,10 @@ def merge(
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":
-        result = within_size(ENGINES[config.engine], problem, iteris_at, listener)
+        result = within_size(engine_of(config.engine), problem, iteris_at, listener)
     else:
+        from .rivals.engine import merge_by_rival
+
         result, notes = merge_by_rival(problem, listener)
     merged = Adapter(
         " + ".join(adapter.name for adapter in problem.adapters),
