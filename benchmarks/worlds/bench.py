@@ -4,7 +4,7 @@
     triggers = bench.world.triggers                        # ("sks drop", "ohwx arrow", ...)
     loras = bench.loras(triggers[:2], "usual")             # LoadedLoras, as trained
     calibration = bench.calibration(scene_weight=0.3)
-    result = merge_diffusion(bench.model, loras, calibration, MergeConfig(...))
+    result = merge_diffusion(Job.of(bench.model, loras, calibration))
     pictures = bench.sample(result.adapter, ["a sks drop and a ohwx arrow"] * 8, seeds=range(8))
     bench.recogniser.judge(pictures)                       # what lies where
     probes = probes_of(bench.world, triggers[:2])          # see score.py

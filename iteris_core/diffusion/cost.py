@@ -231,8 +231,8 @@ def foresee(
         row: What one row reads.
         paths: Target layers.
         samples: Samples of the merge.
-        room: See `Waiting`.
-        parking: See `rows.held.held_bytes`.
+        room: Bytes that they may hold on the device.
+        parking: Counts what rows hold; None: all that counts on the model's device.
     """
     counting = parking or Parking(network.modules.values(), budget=sys.maxsize)
     held = held_bytes(network, [row, row], paths, counting)

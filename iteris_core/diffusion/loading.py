@@ -66,15 +66,12 @@ def load_diffusers(
     """Load a Stable Diffusion 1.5 or SDXL model; its VAE and safety checker are not read.
 
     Args:
-        source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        config: See `load_pipeline`.
+        source, config, family: As for `load_pipeline`.
         dtype: Precision in which the model runs.
-        device: Device on which it runs.
-        family: See `load_pipeline`.
-        device_map: See `pretrained.placed`.
+        device, device_map: Where it runs, as for `pretrained.placed`.
 
     Raises:
-        AdapterError, ConfigError: See `load_pipeline`; or it cannot be placed.
+        AdapterError, ConfigError: It cannot be loaded, as by `load_pipeline`, or not be placed.
     """
     pipeline = load_pipeline(source, config, family=family, with_vae=False)
     described = config if _is_checkpoint(source) else source

@@ -40,12 +40,12 @@ def read_lora(
         path: A .safetensors file.
         strength: Strength of the UNet part, folded into the deltas.
         strength_text: Strength of the text encoder part, folded in likewise; None: as `strength`.
-        blocks: See `LoraUse`. Blocks go by their names in the UNet's original code.
-        without: See `LoraUse`. Paths in the UNet are ComfyUI's: ``diffusion_model.input_blocks...``
+        blocks, without: As in `LoraUse`; blocks and paths of the UNet go by the names of its
+            original code: ``diffusion_model.input_blocks...``
 
     Raises:
-        AdapterError: See `kohya.parse`; also adapter kinds that only ComfyUI's own code can apply.
-        ConfigError: See `layer_weights`, and `LayerWeights.applied_to`.
+        AdapterError: Tensors that do not fit the model, or that only ComfyUI's own code can apply.
+        ConfigError: Block weights or left out layers that this LoRA or model does not have.
     """
 
     def weight_at(module: str) -> Tensor:
@@ -71,7 +71,7 @@ def check_style(adapters: Iterable[Adapter], style: Style) -> None:
 
     Args:
         adapters: The adapters, at their strengths.
-        style: See `save_lora`.
+        style: Style of the keys, ``kohya`` or ``diffusers``.
 
     Raises:
         AdapterError: The style has no place for what an adapter changes.
@@ -110,7 +110,7 @@ def save_lora(
         overwrite: Whether a file may be replaced.
 
     Raises:
-        AdapterError: See `check_style`.
+        AdapterError: The style has no place for what the adapter changes.
         ConfigError: An unknown style, or one that has no place for full differences.
         NameTakenError: The file is there and `overwrite` is False; it is untouched.
         SaveError: It cannot be written; names the cause. What was there is untouched.

@@ -196,10 +196,7 @@ class LoadedLora:
         trigger: str = "",
         kind: Kind = "subject",
     ) -> LoadedLora:
-        """Return a LoRA that is in no file, by the name of its adapter, at strength 1.
-
-        Args: See `LoraUse`.
-        """
+        """Return a LoRA that is in no file, by the name of its adapter, at strength 1."""
         use = LoraUse(
             name=adapter.name,
             file=None,
@@ -374,7 +371,7 @@ def with_plain_prompts(
         listen: Is called before each LoRA; may raise to cancel.
 
     Raises:
-        CalibrationError: See `plain_prompts`.
+        CalibrationError: A prompt has several readings; shows it.
     """
     from ..report.records import Note
 

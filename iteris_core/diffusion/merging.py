@@ -118,20 +118,13 @@ def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
 
 
 def checked(result: MergeResult, check: HeldOutCheck) -> MergeResult:
-    """Return a merge with its fidelity on unseen samples in the report.
-
-    Raises:
-        IterisError: See `HeldOutCheck.measure`.
-    """
+    """Return a merge with its fidelity on unseen samples in the report."""
     return replace(result, report=replace(result.report, fidelity=check.measure(result.adapter)))
 
 
 def corrected(result: MergeResult, check: HeldOutCheck) -> tuple[MergeResult, float]:
     """Return a checked merge whose strength is corrected, checked again, and the factor by which it
-    is scaled; see `MergeSettings`.
-
-    Raises:
-        IterisError: See `HeldOutCheck.measure`.
+    is scaled.
     """
     measured = result.report.fidelity
     factor = strength_correction(measured)
@@ -192,8 +185,7 @@ class PartSolver:
 
     Args:
         job: The merge of both parts.
-        progress: See `merge_diffusion`.
-        watch: See `merge_diffusion`.
+        progress, watch: Listeners, as of `merge_diffusion`.
     """
 
     job: Job

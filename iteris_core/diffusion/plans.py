@@ -114,9 +114,7 @@ class CaptionPlan:
     """A task with captions that teacher and student both read, each with a sampling run.
 
     Args:
-        name: See `Plan`.
-        mix: See `Plan`.
-        weight: See `Plan`.
+        name, mix, weight: Those of a `Plan`.
         captions: One caption per sampling run.
         unconditional_share: Share of the kept latents that are also read with the negative prompt.
         number: The plan's number in its merge; no two plans see the same noise.
@@ -191,9 +189,7 @@ class ScenePlan:
     its region count.
 
     Args:
-        name: See `Plan`.
-        mix: See `Plan`.
-        weight: See `Plan`.
+        name, mix, weight: Those of a `Plan`.
         parts: The scenes in which the LoRA takes part.
         own: Plan of the LoRA's own task, whose teacher reads the negative prompt for it.
         number: The number of all scenes in their merge; see `CaptionPlan`.

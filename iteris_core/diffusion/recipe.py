@@ -160,7 +160,7 @@ def metadata_of_merge(
         title: The name of the merged LoRA.
         loras: LoRAs of the merge, of whose adapters only the metadata is read.
         recipe: Settings of the merge's report, as JSON.
-        thumbnail: See `merged_metadata`.
+        thumbnail: A picture for the file, as a data URI; empty: none.
     """
     adapters = [lora.adapter for lora in loras]
     metadata = merged_metadata(title, adapters, triggers_of(loras), thumbnail)

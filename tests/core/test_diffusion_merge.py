@@ -59,24 +59,16 @@ def test_a_preserve_task_holds_the_merge_back(host):
     }
 
 
-def test_a_weight_of_0_is_noted(host):
-    loras = [host.lora("a", weight=0.0), host.lora("b"), host.lora("c", strength=0.0, weight=0.0)]
-    result, _ = host.merge(loras, PRESERVE)
-    assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
-        "left out, since their strength is 0, or 0 in all blocks: c",
-        "not kept, since their weight is 0: a",
-    ]
-
-
-def test_a_strength_of_0_is_left_out_and_noted(host):
-    used = host.lora("used")
+def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
+    used = host.lora("used", weight=0.0)
     other = host.lora("other", ("unet",))
-    idle = host.lora("idle", strength=0.0, prompts=())
+    idle = host.lora("idle", strength=0.0, weight=0.0, prompts=())
     result, _ = host.merge([used, idle, other], PRESERVE)
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
     assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
-        "left out, since their strength is 0, or 0 in all blocks: idle"
+        "left out, since their strength is 0, or 0 in all blocks: idle",
+        "not kept, since their weight is 0: used",
     ]
     job = Job.of(host, [used, idle, other], PRESERVE)
     assert [use.name for use in job.asked] == ["used", "idle", "other"]  # for the recipe
@@ -214,15 +206,6 @@ def sampling_batches(loras, host, size):
     return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
-def test_runs_end_at_the_last_latents_that_are_kept(host):
-    loras = [host.lora("a", ("unet",)), host.lora("b", ("unet",))]
-    host.merge(loras, PRESERVE)
-    rows = sum(map(len, host.unet_batches[: -host.sweep_batches]))
-    batches = sampling_batches(loras, host, 3)
-    # with guidance, two rows a step but for the first
-    assert rows == sum(2 * length - 1 for batch in batches for length in batch if length)
-
-
 def test_no_two_runs_see_the_same_latents(host):
     lora = host.lora("a", ("unet",))
     host.merge([lora, lora], PRESERVE)
@@ -274,16 +257,11 @@ def test_negative_prompts_are_seen_at_all_noise_levels(host):
     }
 
 
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_the_number_of_rows_in_a_call_does_not_matter(host, samples_per_chunk):
-    check_chunks(host, host.EXACT.samples_per_chunk, samples_per_chunk, composition_share=0.0)
-
-
-def test_the_number_of_rows_in_a_call_does_not_matter_for_captions_of_different_lengths(host):
-    check_chunks(host, 1, 100, composition_share=0.5)
-
-
-def check_chunks(host, first, second, composition_share):
+@pytest.mark.parametrize(
+    ("first", "second", "composition_share"),
+    [(3, 1, 0.0), (3, 100, 0.0), (1, 100, 0.5)],  # then captions have different lengths
+)
+def test_the_number_of_rows_in_a_call_does_not_matter(host, first, second, composition_share):
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog", "<y> house"])]
     calibration = Calibration(
         **SMALL, composition_share=composition_share, preserve_captions=("a street",)

@@ -49,10 +49,13 @@ def sampled(stages):
 def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(remembering, monkeypatch):
     host, memory = remembering
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    _, stages = host.merge(loras, CALIBRATION)
-    assert sampled(stages) and len(memory) == 2 * 4 + PRESERVE_RUNS
+    runs = 2 * 4 + PRESERVE_RUNS
+    first, stages = host.merge(loras, CALIBRATION)
+    assert sampled(stages) and len(memory) == runs and reused(first) == []
     again, stages = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
-    assert not sampled(stages) and len(memory) == 2 * 4 + PRESERVE_RUNS
+    assert not sampled(stages) and len(memory) == runs
+    [text] = reused(again)
+    assert text.startswith(f"all {runs} sampling runs are taken from an earlier merge")
     memory.clear()
     afresh, _ = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
     assert again.adapter.deltas.keys() == afresh.adapter.deltas.keys()
@@ -73,15 +76,6 @@ def test_another_strength_samples_only_that_lora_again(remembering):
         f"{4 + PRESERVE_RUNS} of the {8 + PRESERVE_RUNS} sampling runs are taken from an earlier "
         "merge"
     ]
-
-
-def test_what_was_not_sampled_again_is_said(remembering, host):
-    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    afresh, _ = host.merge(loras, CALIBRATION)
-    assert reused(afresh) == []
-    again, _ = host.merge(loras, CALIBRATION, MergeConfig(rank=2))
-    [text] = reused(again)
-    assert text.startswith(f"all {8 + PRESERVE_RUNS} sampling runs are taken from an earlier merge")
 
 
 @pytest.mark.parametrize(

@@ -332,15 +332,6 @@ def test_a_styles_captions_are_shared_out_over_subjects(host):
     assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
 
 
-def test_rows_of_styles_are_in_the_number_of_samples(host):
-    loras = subjects_and_a_style(host, "ab")
-    calibration = replace(STYLED, scene_forms=("{first} and {second}", "{first} {style}"))
-    host.merge(loras, calibration, FULL)
-    assert (
-        len(host.merge_rows()) == Job.of(host, loras, calibration, MergeSettings(FULL)).cost.samples
-    )
-
-
 # --- latents of scenes ---
 
 
@@ -388,22 +379,12 @@ def test_scenes_in_the_text_alone_need_no_sampling(host):
 
 
 @pytest.mark.parametrize("calibration", [SCENES, PICTURES], ids=["text", "pictures"])
-def test_rows_and_names_of_scene_tasks(host, calibration):
-    loras = two_loras(host)
-    result, _ = host.merge(loras, calibration, FULL)
-    assert (
-        len(host.merge_rows()) == Job.of(host, loras, calibration, MergeSettings(FULL)).cost.samples
-    )
-    names = [task.task for task in result.report.layers[-1].tasks]
-    assert names == (
-        ["a", "b"] if calibration is SCENES else ["a", "b", "a in scenes", "b in scenes"]
-    )
-    assert {task.task for layer in result.report.layers for task in layer.tasks} == {
-        "a",
-        "b",
-        "a in scenes",
-        "b in scenes",
-    }
+def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration):
+    result, _ = host.merge(two_loras(host), calibration, FULL)
+    tasks = {"a", "b", "a in scenes", "b in scenes"}
+    assert {task.task for layer in result.report.layers for task in layer.tasks} == tasks
+    at_last = [task.task for task in result.report.layers[-1].tasks]
+    assert at_last == [*"ab"] + ["a in scenes", "b in scenes"] * calibration.scene_pictures
 
 
 def test_the_number_of_rows_in_a_call_does_not_matter(host):
@@ -543,15 +524,6 @@ def test_a_caption_of_more_than_one_piece_is_refused(host):
         host.merge(loras, replace(SCENES, companions=("a small chair",)), FULL)
 
 
-def test_a_host_that_cannot_tell_positions_still_merges_without_scenes(host):
-    calibration = replace(SCENES, scene_weight=0.0)
-    loras = two_loras(host)
-    expected, _ = host.merge(loras, calibration)
-    host.token_positions = None
-    result, _ = host.merge(loras, calibration)
-    assert host.largest_error(result.adapter, expected.adapter) == 0
-
-
 @pytest.mark.parametrize(
     ("prompts", "trigger", "words"),
     [
@@ -564,10 +536,3 @@ def test_a_host_that_cannot_tell_positions_still_merges_without_scenes(host):
 )
 def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words):
     assert use("a", prompts, trigger=trigger, trigger_words=("sks",)).called == words
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(
-        ConfigError, match="LoRA 'a': kind is 'pose'; it must be 'subject' or 'style'"
-    ):
-        use("a", kind="pose")
