@@ -321,44 +321,35 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
 
 # --- settings ---
 
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        "{first}",
-        "{style}",
-        "{second} and {third}",
-        "{first} {first}",
-        "{first} {style} {style}",
-        "{first} and {other}",
-        "",
-    ],
-)
-def test_a_scene_form_without_its_places_is_refused(form):
-    with pytest.raises(
-        ConfigError, match=r"must have {first} and {second}.*each once, and no other placeholder"
-    ):
-        Calibration(scene_forms=(form,))
-
-
-@pytest.mark.parametrize("form", ["{first!r} and {second}", "{first} {style:d}"])
-def test_a_form_with_more_than_names_in_braces_is_refused(form):
-    with pytest.raises(
-        ConfigError, match=r"has a ':' or '!' in curly braces; write the bare name, such as {first}"
-    ):
-        Calibration(scene_forms=(form,))
+ONCE = r"must have {first} and {second}.*each once, and no other placeholder"
+BARE = "has a ':' or '!' in curly braces; write the bare name, such as {first}"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        *(
+            ({"scene_forms": (form,)}, ONCE)
+            for form in (
+                "{first}",
+                "{style}",
+                "{second} and {third}",
+                "{first} {first}",
+                "{first} {style} {style}",
+                "{first} and {other}",
+                "",
+            )
+        ),
+        *(
+            ({"scene_forms": (form,)}, BARE)
+            for form in ("{first!r} and {second}", "{first} {style:d}")
+        ),
         ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),
         ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
         (
             {"scene_weight": 0.1, "companions": (), "composition_share": 0.0},
             "scene tasks need scene_forms and companions",
         ),
-        ({"scene_prefix_share": 1.5}, "scene_prefix_share is 1.5; it must be a number from 0 to 1"),
         (
             {"scene_weight": 0.1, "scene_prefixes": ()},
             "scene captions that begin with random words need scene_prefixes",
@@ -369,9 +360,17 @@ def test_a_form_with_more_than_names_in_braces_is_refused(form):
         ),
     ],
 )
-def test_a_setting_outside_its_range_is_refused(settings, message):
+def test_settings_that_no_scene_can_be_made_of_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Calibration(**settings)
+
+
+@pytest.mark.parametrize("form", ["{", "{first:9}", "{first}", "{first} {first}", "{other}"])
+def test_an_error_shows_the_beginning_of_a_long_form(form):
+    for check in (check_scene_form, lambda form: check_placeholders(form, {"prompt"})):
+        with pytest.raises(ConfigError, match="form 'xxx") as caught:
+            check("x" * 5000 + form + "{x}" * 1000)
+        assert len(str(caught.value)) < 300
 
 
 # --- regions ---
@@ -396,6 +395,7 @@ def test_the_words_of_a_form_say_how_its_subjects_lie(form, layout, regions):
     assert layout_of(form) == layout
     if layout:
         assert regions_of(form) == regions
+    assert layout in {layout_of(known) for known in SCENE_FORMS}
 
 
 def test_regions_cut_the_picture_into_equal_parts():
@@ -434,15 +434,3 @@ def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
         CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"
     ):
         on_grid(torch.ones(8, 8), tokens)
-
-
-def test_the_default_forms_have_both_kinds_of_layout_and_none():
-    assert {layout_of(form) for form in SCENE_FORMS} == {"columns", "rows", None}
-
-
-@pytest.mark.parametrize("form", ["{", "{first:9}", "{first}", "{first} {first}", "{other}"])
-def test_an_error_shows_the_beginning_of_a_long_form(form):
-    for check in (check_scene_form, lambda form: check_placeholders(form, {"prompt"})):
-        with pytest.raises(ConfigError, match="form 'xxx") as caught:
-            check("x" * 5000 + form + "{x}" * 1000)
-        assert len(str(caught.value)) < 300
