@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import AdapterError
 from . import peft
@@ -26,7 +28,6 @@ from .kinds import (
     kind_of,
 )
 from .limits import budget, spend
-from .peft import CONFIG_FILE, meaning_of, read_settings, refusal
 from .tensors import read_tensors
 from .trigger_words import trigger_words, words_beside
 
@@ -105,35 +106,29 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         AdapterError: The file cannot be read at all, takes more than its `budget`, or is a model
             and not an adapter.
     """
-    folder = path.parent if path.name in (peft.WEIGHTS_FILE, CONFIG_FILE) else path
-    with budget(path, folder / peft.WEIGHTS_FILE if folder.is_dir() else path):
-        return _facts(path, folder)
+    folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft.CONFIG_FILE) else path
+    if not folder.is_dir():
+        with budget(path, path):
+            return _facts(path, *read_tensors(path))
+    with budget(path, folder / peft.WEIGHTS_FILE):
+        settings = peft.read_settings(folder)
+        return _facts(folder, *peft.read_weights(folder), settings)
 
 
-def _facts(path: Path, folder: Path) -> AdapterFacts:
-    settings: Mapping[str, Any] = {}
-    if folder.is_dir():
-        path = folder
-        settings = read_settings(folder)
-        tensors, metadata = peft.read_weights(folder)
-    else:
-        tensors, metadata = read_tensors(path)
+def _facts(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    settings: Mapping[str, Any] | None = None,
+) -> AdapterFacts:
     groups, unknown = grouped(tensors)
-    foreign = foreign_kind(unknown)
-    if foreign and not settings:
-        raise AdapterError(f"{path.name}: {foreign}")
-    if unknown and not groups and not settings:
-        raise AdapterError(
-            f"{path.name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an "
-            "adapter's: this is a model, or part of one. Give the file or folder of an adapter"
-        )
-    if settings:
-        measured, problems = _peft_measured(path.name, groups, settings)
-        problems += [f"{key!r} {meaning_of(key)}" for key in unknown]
-    else:
+    if settings is None:
+        _check_adapter(path.name, groups, unknown)
         measured, problems = _measured(path.name, groups)
         problems += [f"{key!r} is of unknown kind" for key in unknown]
-    ranks = {base: rank for base, (rank, _) in measured.items()}
+    else:
+        measured, problems = _peft_measured(path.name, groups, settings)
+        problems += [f"{key!r} {peft.meaning_of(key)}" for key in unknown]
     norms = {base: max(squared, 0.0) ** 0.5 for base, (_, squared) in measured.items()}
     kinds = Counter(kind_of(group.tensors).name for group in groups.values())
     return AdapterFacts(
@@ -143,14 +138,25 @@ def _facts(path: Path, folder: Path) -> AdapterFacts:
         base=base_family(tensors, metadata, settings)[1],
         targets=len(groups),
         modules=dict(Counter(map(_module_name, groups)).most_common()),
-        peft=_peft_facts(settings),
-        blocks=_blocks(ranks),
+        peft=_peft_facts(settings or {}),
+        blocks=_blocks({base: rank for base, (rank, _) in measured.items()}),
         trigger_words=trigger_words(metadata, words_beside(path)).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         largest=dict(sorted(norms.items(), key=lambda item: -item[1])[:_LARGEST]),
         problems=tuple(problems),
         metadata={key: value for key, value in metadata.items() if len(value) <= _LONGEST_VALUE},
     )
+
+
+def _check_adapter(name: str, groups: Mapping[str, Group], unknown: Sequence[str]) -> None:
+    foreign = foreign_kind(unknown)
+    if foreign:
+        raise AdapterError(f"{name}: {foreign}")
+    if unknown and not groups:
+        raise AdapterError(
+            f"{name}: none of its {len(unknown)} tensors, such as {unknown[0]!r}, is an adapter's: "
+            "this is a model, or part of one. Give the file or folder of an adapter"
+        )
 
 
 _Measured = dict[str, tuple[int, float]]  # base -> rank and squared norm of a delta
@@ -178,16 +184,14 @@ def _measured(name: str, groups: Mapping[str, Group]) -> tuple[_Measured, list[s
 def _peft_measured(
     name: str, groups: Mapping[str, Group], settings: Mapping[str, Any]
 ) -> tuple[_Measured, list[str]]:
-    """Return the measures of the layers without DoRA, and the problems of unreadable ones."""
-    problem = refusal(settings)
+    """Return the measures of the layers without DoRA, whose delta needs the base weight, and the
+    problems of unreadable ones.
+    """
+    problem = peft.refusal(settings)
     if problem:
         return {}, [f"it is {problem}"]
-    # a DoRA's delta needs the base weight; whoever holds that reads it
-    plain = [
-        group
-        for group in groups.values()
-        if not (settings.get("use_dora") and MAGNITUDE in group.tensors)
-    ]
+    is_dora = settings.get("use_dora")
+    plain = [g for g in groups.values() if not (is_dora and MAGNITUDE in g.tensors)]
     if groups and not plain:
         return {}, []
     shapes = {group.base.removeprefix(peft.PREFIX): _own_shape(group.tensors) for group in plain}

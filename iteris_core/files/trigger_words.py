@@ -1,4 +1,6 @@
-"""Trigger words in the metadata of LoRA files, and prompts made of them."""
+"""Trigger words of LoRA files: in their metadata or in files next to them, and prompts made of
+them. What a list shows of a file is read from its header, once.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,8 @@ from .limits import (
     spend,
 )
 from .tensors import read_header, version
+
+# --- files next to a LoRA's: the words that other programs keep there, and a picture ---
 
 # That of LoRA Manager comes first: its user may have edited the words. The other one, of several
 # downloaders, is what Civitai said.
@@ -116,6 +120,8 @@ def _kind(start: bytes) -> str:
         return "image/webp"
     return ""
 
+
+# --- words, and prompts ---
 
 TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
 _PLACEHOLDER = "{trigger}"
@@ -296,6 +302,8 @@ def _words(tag: str) -> Iterator[str]:
         yield word.strip(_PUNCTUATION)
         yield from _WORD.findall(word)
 
+
+# --- headers: quick enough for every file of a list ---
 
 Facts = TypeVar("Facts")
 _FILES = 256  # whose facts are remembered

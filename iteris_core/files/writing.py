@@ -236,6 +236,7 @@ def _clear_leftover(path: Path, age: float) -> None:
             for name in os.listdir(path):
                 if not os.path.lexists(path.parent / name):
                     os.rename(path / name, path.parent / name)
+                    os.rmdir(path)
         if time.time() - os.lstat(path).st_mtime >= age:
             shutil.rmtree(path) if path.is_dir() else os.unlink(path)
 

@@ -14,20 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-CASES = 300
-AT_ONCE = 50
+CASES = (range(50), pytest.param(range(50, 300), marks=pytest.mark.slow))
 
 
-@pytest.mark.parametrize(
-    "first",
-    [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(AT_ONCE, CASES, AT_ONCE))],
-)
-def test_every_reader_keeps_the_rules(first, tmp_path):
-    found = [
-        finding
-        for number in range(first, first + AT_ONCE)
-        for finding in findings(number, mutated(number), tmp_path)
-    ]
+@pytest.mark.parametrize("cases", CASES, ids=len)
+def test_every_reader_keeps_the_rules(cases, tmp_path):
+    found = [finding for case in cases for finding in findings(case, mutated(case), tmp_path)]
     assert found == []
 
 
