@@ -259,7 +259,7 @@ def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
     [
         ({"method": "ties", "engine": "iterate"}, r"engine is for the method iteris; ties"),
         ({"max_iter": 3}, r"max_iter is for the engine iterate"),
-        ({"baseline": BaselineOptions(seed=5)}, r"seed is not an option of iteris"),
+        ({"baseline": BaselineOptions(density=0.2)}, r"density is not an option of iteris"),
         ({"size": 3}, r"size is 3; 8 layers of rank 1 take"),
     ],
 )
