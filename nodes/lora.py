@@ -40,7 +40,7 @@ _BLOCKS = (
     "Empty: fully everywhere."
 )
 _WITHOUT = (
-    "Layers that are left out of this LoRA, one pattern of their paths per line, as behind "
+    "Layers that are left out of this LoRA, one pattern of their paths per line, as after "
     "without= in a row, such as *attn2*."
 )
 

@@ -54,8 +54,8 @@ class ScenePrompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="ink: in ink wash style",
-                    tooltip="The same for LoRAs that are styles: the words that stand behind 'a "
-                    "cat'. A style that is not named here is taken for a thing.",
+                    tooltip="The same for LoRAs that are styles: the words after 'a cat'. A "
+                    "style that is not named here is taken for a thing.",
                 ),
                 io.Float.Input(
                     "priority",
@@ -88,7 +88,7 @@ class ScenePrompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="a red chair\nan old car",
-                    tooltip="Ordinary things that stand for a subject while another LoRA is "
+                    tooltip="Ordinary things that replace a subject while another LoRA is "
                     "measured. Empty: a built-in list.",
                 ),
             ],

@@ -29,7 +29,7 @@ class Settings(io.ComfyNode):
             display_name="Merge settings (IterIS)",
             category="loaders/IterIS",
             description="All settings of a merge that Merge LoRAs does not ask for. They replace "
-            "those of its preset. Few merges need this node.",
+            "the preset's values. Few merges need this node.",
             inputs=[
                 io.Int.Input(
                     "sample_runs",

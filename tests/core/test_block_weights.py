@@ -154,7 +154,7 @@ def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
         ("UP03:1", (), "SD1.5", "have 'UP03:1'; write BLOCK:WEIGHT"),
         ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
         ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
-        ("OUTALL", (), "Flux.1", "'OUTALL' are those of a UNet, and Flux.1 has none"),
+        ("OUTALL", (), "Flux.1", "'OUTALL' are for a UNet, and Flux.1 has none"),
         ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
         ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
         ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; there can be 50"),
