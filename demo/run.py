@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see nodes/loras/rows.py
+_NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see diffusion/lora_rows.py
 WEIGHTS = Path(__file__).parent / "weights"
 TEMPLATE = PACK / "workflows" / "api" / "merge_two_loras.json"
 SETTINGS = "settings"  # the node of them, with the demo's own checkpoint

@@ -1,24 +1,39 @@
-"""Dataclasses of settings, whose fields declare their meaning, type and bounds.
+"""Settings: frozen pydantic dataclasses whose fields declare type, bounds, meaning and name.
 
-The checks of a value, the reader of recipes, the options of the command line and the bounds of
-ComfyUI's widgets are made of these declarations. So a value has the same bounds wherever it comes
-from. Every number has an upper bound, every text and list a largest size: settings come from
-strangers' recipes and workflows, too, and are refused before any work.
+    @settings
+    class Sampling:
+        steps: Annotated[int, Field(ge=1, le=200, title="sampling_steps", description="...")] = 3
+
+The checks of a constructor, the reader of recipes, the options of the command line and the inputs
+of ComfyUI's nodes all come from these declarations, so a value has the same bounds wherever it
+comes from. The title is what front ends call a field whose name is a word of the method. Every
+number has an upper bound, every text and list a largest size: settings come from strangers' recipes
+and workflows, too, and are refused before any work.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from numbers import Integral, Real
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import is_dataclass
+from numbers import Real
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from typing_extensions import dataclass_transform
 
 from .errors import ConfigError
 
@@ -35,13 +50,25 @@ MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
 _MOST_SHOWN = 60  # characters of a value in an error
-_WORDS = {
-    str: f"a text of {MOST_LETTERS} Unicode characters at most",
-    bool: "true or false",
-    NoneType: "none",
-}
-_METADATA_KEY = "setting"
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, str_max_length=MOST_LETTERS)
+_LAX = ConfigDict(allow_inf_nan=False, str_max_length=MOST_LETTERS)
 _NAMES: ContextVar[Mapping[str, str]] = ContextVar("names of settings")
+
+
+def _precision(value: Any) -> Any:
+    value = PRECISIONS.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, torch.dtype) and value not in PRECISIONS.values():
+        raise ValueError("not a precision of weights")
+    return value
+
+
+# A list becomes a tuple, as which it can be hashed.
+Texts = Annotated[tuple[str, ...], Field(strict=False, max_length=MOST_ITEMS)]
+Precision = Annotated[
+    InstanceOf[torch.dtype],
+    BeforeValidator(_precision),
+    WithJsonSchema({"enum": list(PRECISIONS)}),
+]
 
 
 @contextlib.contextmanager
@@ -76,149 +103,86 @@ def setting_to(name: str, value: Any) -> str:
     return f"{called(name)} to {called_value(name, value)}"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The declaration of a field besides its name, type and default: its help and its bounds.
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(kind: type[Settings]) -> type[Settings]:
+    """Make a class a frozen dataclass of settings, whose constructor takes keywords alone.
 
-    Args:
-        help: One line about the meaning.
-        at_least: Smallest value of a number.
-        above: Value that a number must exceed.
-        at_most: Largest value of a number.
-        below: Value that a number must not reach.
-        multiple_of: Number of which a whole number is a multiple.
+    Nothing is converted but whole numbers to floats, names to precisions and lists to tuples. An
+    attribute ``NOUN`` names the thing whose settings these are in errors, with its ``name``.
+
+    The constructor raises:
+        ConfigError: Names the field, what was found, and what may be there.
     """
+    made: Any = dataclass(kind, frozen=True, kw_only=True, config=_STRICT)
+    construct = made.__init__
 
-    help: str = ""
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    multiple_of: int | None = None
+    @functools.wraps(construct)
+    def construct_or_tell(self: Any, **given: Any) -> None:
+        given = {name: _plain(value) for name, value in given.items()}
+        try:
+            construct(self, **given)
+        except ValidationError as error:
+            raise _told(made, given, error) from None
 
-    def allows(self, number: Any) -> bool:
-        """Whether a finite number is inside the bounds."""
-        return (
-            (self.at_least is None or number >= self.at_least)
-            and (self.above is None or number > self.above)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
-            and (self.multiple_of is None or number % self.multiple_of == 0)
-        )
-
-    def described(self, kind: type) -> str:
-        """Return the allowed numbers of a kind in words."""
-        if self.multiple_of is not None:
-            ends = {" from {}": self.at_least, " to {}": self.at_most}
-            known = [words.format(end) for words, end in ends.items() if end is not None]
-            return f"a multiple of {self.multiple_of}{''.join(known)}"
-        number = "a whole number" if kind is int else "a number"
-        if self.at_least is not None and self.at_most is not None:
-            return f"{number} from {self.at_least} to {self.at_most}"
-        if self.at_least is not None and self.below is not None:
-            return f"{number} from {self.at_least} to below {self.below}"
-        if self.above is not None and self.at_most is not None:
-            return f"{number} above {self.above}, and {self.at_most} at most"
-        finite = "a whole number" if kind is int else "a finite number"
-        bounds = {
-            "{} or more": self.at_least,
-            "above {}": self.above,
-            "{} at most": self.at_most,
-            "below {}": self.below,
-        }
-        known = [words.format(bound) for words, bound in bounds.items() if bound is not None]
-        return ", ".join([finite, *known])
+    made.__init__ = construct_or_tell
+    return made  # type: ignore[no-any-return]
 
 
-_UNDECLARED = Setting()  # of a field that was not made by `setting`
+def declared(kind: type) -> Mapping[str, FieldInfo]:
+    """Return the fields of a class of settings by their names: default, title and description."""
+    fields: Mapping[str, FieldInfo] = vars(kind)["__pydantic_fields__"]
+    return fields
 
 
-@dataclass(frozen=True)
-class Declared:
-    """One field of a dataclass of settings.
-
-    Args:
-        name: Name of the field.
-        hint: Type of its value.
-        setting: Declaration of the field.
-        is_required: Whether it has no default.
-    """
-
-    name: str
-    hint: Any
-    setting: Setting
-    is_required: bool
-
-    def check(self, place: str, value: Any) -> None:
-        """Refuse a value of the wrong type or outside its bounds.
-
-        Raises:
-            ConfigError: Shows the place, the value, and what may stand there.
-        """
-        if not _fits(value, self.hint, self.setting):
-            raise ConfigError(f"{place} is {shown(value)}; it must be {self.described}")
-
-    @property
-    def described(self) -> str:
-        """The allowed values, in words."""
-        return _described(self.hint, self.setting)
+def names_of(*kinds: type) -> dict[str, str]:
+    """Return what front ends call the fields of settings, for `calling`."""
+    return {name: item.title or name for kind in kinds for name, item in declared(kind).items()}
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    multiple_of: int | None = None,
-) -> Any:
-    """Declare a field of a dataclass of settings: its default, and see `Setting`."""
-    about = Setting(help, at_least, above, at_most, below, multiple_of)
-    return field(default=default, metadata={_METADATA_KEY: about})
+def schema_of(item: FieldInfo) -> dict[str, Any]:
+    """Return the JSON schema of the values of a field."""
+    return TypeAdapter(item.rebuild_annotation()).json_schema()
 
 
-def declared(kind: type) -> tuple[Declared, ...]:
-    """Return the fields of a dataclass of settings."""
-    return _declared(kind)
+def alternatives(schema: Mapping[str, Any]) -> list[Any]:
+    """Return the schemas of a union, or the schema itself."""
+    found: list[Any] = schema.get("anyOf", [schema])
+    return found
 
 
-@functools.cache
-def _declared(kind: Any) -> tuple[Declared, ...]:
-    hints = get_type_hints(kind)
-    return tuple(
-        Declared(
-            item.name,
-            hints[item.name],
-            item.metadata.get(_METADATA_KEY, _UNDECLARED),
-            item.default is MISSING and item.default_factory is MISSING,
-        )
-        for item in fields(kind)
-    )
+def words_of(schema: Mapping[str, Any]) -> list[str]:
+    """Return the words that a schema names as values."""
+    return list(schema.get("enum", [schema["const"]] if "const" in schema else []))
 
 
 def bounds(kind: type, name: str) -> dict[str, float]:
     """Return the smallest and the largest value of a number, as ``min`` and ``max`` of a widget; a
     bound that the number itself must not reach is left out.
     """
-    (found,) = [item.setting for item in declared(kind) if item.name == name]
-    ends = {"min": found.at_least, "max": found.at_most}
-    return {end: value for end, value in ends.items() if value is not None}
+    ends = {"minimum": "min", "maximum": "max"}
+    parts = alternatives(schema_of(declared(kind)[name]))
+    return {ends[key]: part[key] for part in parts for key in ends if key in part}
 
 
-def check(settings: Any) -> None:
-    """Refuse settings of which one has the wrong type or is outside its bounds.
-
-    Args:
-        settings: Dataclass; its fields that were declared with `setting` are checked.
+def checked(place: str, value: Any, hint: Any) -> Any:
+    """Return a value if it is of a type, which may have bounds.
 
     Raises:
-        ConfigError: Shows the setting, its value, and what may stand there.
+        ConfigError: Shows the place, the value, and what may be there.
     """
-    for item in declared(type(settings)):
-        if item.setting is not _UNDECLARED:
-            item.check(called(item.name), getattr(settings, item.name))
+    return _validated(place, value, TypeAdapter(hint, config=_STRICT))
+
+
+def from_text(place: str, text: str, item: FieldInfo) -> Any:
+    """Return the value of a field from a word of the command line.
+
+    Raises:
+        ConfigError: Shows the place, the word, and what may be there.
+    """
+    has_none = {"type": "null"} in alternatives(schema_of(item))
+    if has_none and text.lower() == "none":
+        return None
+    return _validated(place, text, TypeAdapter(item.rebuild_annotation(), config=_LAX))
 
 
 def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
@@ -227,7 +191,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
     Args:
         place: Place of the values in errors, such as a file's name.
         values: Object, field -> value; a missing field has its default.
-        kind: Dataclass of the settings.
+        kind: Class of the settings.
 
     Raises:
         ConfigError: The values are not an object, a field is unknown or missing, or a value has the
@@ -235,150 +199,87 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{place} is {shown(values)}; it must be an object, {{name: value, ...}}")
-    items = {item.name: item for item in declared(kind)}
+    items = declared(kind)
     for name in sorted(set(values) - set(items)):
         raise ConfigError(
             f"{place} has the setting {shown(name)}, unknown to this version of IterIS; update it"
         )
     for name, item in items.items():
-        if name not in values and item.is_required:
-            raise ConfigError(f"{place} has no {name!r}; it must be {item.described}")
+        if name not in values and item.is_required():
+            raise ConfigError(f"{place} has no {name!r}; it must be {described(schema_of(item))}")
+    inner = {name: item.annotation for name, item in items.items() if is_dataclass(item.annotation)}
     read = {
-        name: _from_json(f"{place}: {name}", value, items[name]) for name, value in values.items()
+        name: from_json(f"{place}: {name}", value, inner[name]) if name in inner else value
+        for name, value in values.items()
     }
     try:
-        return kind(**read)
+        with calling({}):  # a file has the fields' own names
+            return kind(**read)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
 
 
-def _from_json(place: str, value: Any, item: Declared) -> Any:
-    if is_dataclass(item.hint) and isinstance(item.hint, type):
-        return from_json(place, value, item.hint)
-    if item.hint is torch.dtype and isinstance(value, str):
-        value = PRECISIONS.get(value, value)
-    item.check(place, value)
-    return tuple(value) if isinstance(value, list) else value
+def _told(kind: type, given: Mapping[str, Any], error: ValidationError) -> Exception:
+    """Return an error of a constructor in our own words."""
+    first = error.errors(include_url=False)[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, Exception) and not first["loc"]:  # of __post_init__
+        return own
+    name = str(first["loc"][0])
+    if name not in given or name not in declared(kind):  # a mistake of the program
+        return TypeError(f"{kind.__name__}: {first['msg']}: {name}")
+    noun = getattr(kind, "NOUN", None)
+    whose = f"{noun} {shown(given.get('name'))}: " if noun else ""
+    expected = described(schema_of(declared(kind)[name]))
+    return ConfigError(f"{whose}{called(name)} is {shown(given[name])}; it must be {expected}")
 
 
-def from_text(place: str, text: str, item: Declared) -> Any:
-    """Return a setting from a word of the command line.
-
-    Args:
-        place: Place of the word in errors, such as an option's name.
-        text: The word.
-        item: Field of the setting.
-
-    Raises:
-        ConfigError: It has the wrong type, or is outside the bounds.
-    """
-    value: Any = text
-    for part in alternatives(item.hint):
-        try:
-            value = _from_word(text, part)
-            break
-        except (ValueError, KeyError):
-            continue
-    item.check(place, value)
-    return value
-
-
-def _from_word(text: str, hint: Any) -> Any:
-    """Return the value of a word as one type; a ValueError or KeyError if it has none."""
-    if get_origin(hint) is Literal:
-        return {choice: choice for choice in get_args(hint)}[text]
-    if hint is torch.dtype:
-        return PRECISIONS[text]
-    if hint is bool:
-        return {"true": True, "false": False}[text.lower()]
-    if hint is NoneType:
-        return {"none": None}[text.lower()]
-    if hint in (int, float, str):
-        return hint(text)
-    raise ValueError(text)
-
-
-def alternatives(hint: Any) -> Sequence[Any]:
-    """Return the types of a union, or the type itself."""
-    is_union = bool(get_args(hint)) and not _is_whole(get_origin(hint))
-    return get_args(hint) if is_union else (hint,)
-
-
-def _fits(value: Any, hint: Any, setting: Setting) -> bool:
-    origin = get_origin(hint)
-    of = get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str) and value in of
-    if origin is tuple:
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) <= MOST_ITEMS
-            and all(_fits(v, of[0], setting) for v in value)
-        )
-    if _is_mapping(origin):
-        return isinstance(value, Mapping) and all(_fits(v, of[1], setting) for v in value.values())
-    if of:
-        return any(_fits(value, part, setting) for part in of)
-    if hint is int or hint is float:
-        return _is_number(value, hint) and setting.allows(value)
-    if hint is torch.dtype:
-        return isinstance(value, torch.dtype) and value in PRECISIONS.values()
-    if hint is str:
-        return is_text(value, MOST_LETTERS)
-    return isinstance(value, hint)
-
-
-def is_text(value: Any, most: int) -> bool:
-    """Whether a value is a text of so many characters at most, without unpaired surrogates,
-    which JSON can hold and no tokenizer reads.
-    """
-    if not isinstance(value, str) or len(value) > most:
-        return False
+def _validated(place: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return adapter.validate_python(_plain(value))
+    except ValidationError:
+        expected = described(adapter.json_schema())
+        raise ConfigError(f"{place} is {shown(value)}; it must be {expected}") from None
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return False
-    if kind is int:
-        return isinstance(value, Integral)
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # JSON has whole numbers that no float can hold
-        return False
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as Python's."""
+    return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
-def _described(hint: Any, setting: Setting) -> str:
-    origin = get_origin(hint)
-    of = get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, of))
-    if origin is tuple:
-        return f"a list, each item {_described(of[0], setting)}, of {MOST_ITEMS} items at most"
-    if _is_mapping(origin):
-        return "an object, each value " + _described(of[1], setting)
-    if of:
-        parts = [_described(part, setting) for part in of]
+def described(schema: Mapping[str, Any]) -> str:
+    """Return the values that a JSON schema allows, in words."""
+    if "anyOf" in schema:
+        parts = [described(part) for part in schema["anyOf"]]
         has_commas = len(parts) > 2 or "," in parts[0]
         return ", ".join(parts[:-1]) + (", or " if has_commas else " or ") + parts[-1]
-    if hint is int or hint is float:
-        return setting.described(hint)
-    if hint is torch.dtype:
-        return " or ".join(PRECISIONS)
-    return "an object" if is_dataclass(hint) else _WORDS.get(hint, f"a {hint.__name__}")
+    if words := words_of(schema):
+        return " or ".join(map(repr, words))
+    kind = schema.get("type", "object")
+    if kind in ("integer", "number"):
+        return _number_in_words(schema)
+    if kind == "array":
+        items = described(schema["items"])
+        return f"a list, each item {items}, of {schema['maxItems']} items at most"
+    if kind == "object" and "additionalProperties" in schema and "properties" not in schema:
+        return f"an object, each value {described(schema['additionalProperties'])}"
+    if kind == "string":
+        most = schema.get("maxLength", MOST_LETTERS)
+        return f"a text of {schema.get('minLength', 0)} to {most} Unicode characters"
+    return {"boolean": "true or false", "null": "none"}.get(kind, "an object")
 
 
-def _is_whole(origin: Any) -> bool:
-    """Whether the arguments of a type are not alternatives."""
-    return origin is Literal or origin is tuple or _is_mapping(origin)
-
-
-def _is_mapping(origin: Any) -> bool:
-    return isinstance(origin, type) and issubclass(origin, Mapping)
+def _number_in_words(schema: Mapping[str, Any]) -> str:
+    number = "a whole number" if schema["type"] == "integer" else "a number"
+    if "multipleOf" in schema:
+        number = f"a multiple of {schema['multipleOf']}"
+    ends = {
+        "minimum": " from {}",
+        "exclusiveMinimum": " above {}",
+        "maximum": " to {}" if "minimum" in schema else ", up to {}",
+        "exclusiveMaximum": " to below {}",
+    }
+    return number + "".join(ends[key].format(schema[key]) for key in ends if key in schema)
 
 
 def shown(value: Any) -> str:

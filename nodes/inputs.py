@@ -9,20 +9,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field
 
 from ..iteris_core import ConfigError
-from ..iteris_core.settings import Declared, Setting, calling, is_text, shown
+from ..iteris_core.settings import calling, shown
+from ..iteris_core.settings import checked as checked_value
 from .sockets import ChosenLora, MergedLora
 from .words import NAMES
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 Fits = Callable[[Any], bool]
 
-_MOST_LETTERS = 200_000  # of a text field; a hundred LoRAs with twenty long prompts each
-_NUMBERS = {"INT": int, "FLOAT": float, "BOOLEAN": bool}
+# A text field holds a hundred LoRAs with twenty long prompts each.
+_TEXT = Annotated[str, Field(max_length=200_000)]
+_WIDGETS = {"INT": int, "FLOAT": float, "BOOLEAN": bool, "STRING": _TEXT}
 _CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or of another node"
 
 
@@ -60,32 +63,31 @@ def fitting(declared: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any
         value = inputs.get(item.id)
         if value is None and item.optional:
             continue
-        _check(item, value)
-        given[item.id] = value
+        given[item.id] = _checked(item, value)
     return given
 
 
-def _check(item: Any, value: Any) -> None:
+def _checked(item: Any, value: Any) -> Any:
     kind = str(item.io_type)
-    if kind in _NUMBERS:
-        ends = Setting(at_least=getattr(item, "min", None), at_most=getattr(item, "max", None))
-        Declared(item.id, _NUMBERS[kind], ends, is_required=True).check(item.id, value)
-        return
+    if kind in _WIDGETS:
+        ends = Field(ge=getattr(item, "min", None), le=getattr(item, "max", None))
+        return checked_value(item.id, value, Annotated[_WIDGETS[kind], ends])
     if kind == "COMBO":
-        _check_choice(item, value)
-        return
+        return _checked_choice(item, value)
     fits, expected = _sockets().get(kind, (lambda _: True, ""))
     if not fits(value):
         raise ConfigError(f"{item.id} is {shown(value)}; it must be {expected}")
+    return value
 
 
-def _check_choice(item: Any, value: Any) -> None:
+def _checked_choice(item: Any, value: Any) -> Any:
     options = [option.replace("\\", "/") for option in item.options]
     if not isinstance(value, str) or value.replace("\\", "/") not in options:
         raise ConfigError(
             f"{item.id} is {shown(value)}, which is not in its list. Choose one of the list; press "
             "R to refresh lists of files"
         )
+    return value
 
 
 @functools.cache
@@ -96,7 +98,6 @@ def _sockets() -> Mapping[str, tuple[Fits, str]]:
     from ..iteris_core.diffusion.recipe import Recipe
 
     return {
-        "STRING": (_is_field, f"a text of {_MOST_LETTERS} Unicode characters at most"),
         "MODEL": (_has("model", "patches"), "a MODEL, such as a checkpoint loader's"),
         "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as its loader's"),
         "VAE": (_has("decode"), "a VAE, such as a checkpoint loader's"),
@@ -118,10 +119,6 @@ def _is_a(*kinds: type) -> Fits:
 
 def _has(*names: str) -> Fits:
     return lambda value: all(hasattr(value, name) for name in names)
-
-
-def _is_field(value: Any) -> bool:
-    return is_text(value, _MOST_LETTERS)
 
 
 def _is_picture(value: Any) -> bool:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from comfy_api.latest import io
 
 from ..iteris_core.diffusion.calibration import DEFAULT_PRESET, Preset
+from ..iteris_core.diffusion.lora_rows import read_rows
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .inputs import checked
 from .loras.names import fingerprints
-from .loras.rows import read_rows
 from .presets import Asked, cost_shown, rows_by_preset
 from .size import Size, Way
 from .sockets import (
@@ -158,7 +158,7 @@ class Merge(io.ComfyNode):
         from ..iteris_core.processes import alone
         from .prepared import prepared
 
-        wanted = Size(size, size_value)  # before files are read
+        wanted = Size(way=size, value=size_value)  # before files are read
         rows = read_rows(loras, "loras")
         asked = Asked(preset, together, wanted, settings)
         node_id = cls.hidden.unique_id

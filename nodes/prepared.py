@@ -24,7 +24,7 @@ from .sockets import ChosenLora, Loose, MergedLora
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.devices import Room
-    from .loras.rows import Row
+    from ..iteris_core.diffusion.lora_rows import Row
     from .presets import Asked
 
 logger = logging.getLogger("iteris")

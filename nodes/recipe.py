@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
+from ..iteris_core.diffusion.lora_rows import row_of, written
 from ..iteris_core.settings import called, called_value
 from . import host
 from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprints
-from .loras.rows import row_of, written
 from .sockets import LORAS, SETTINGS, ChosenLora
 
 if TYPE_CHECKING:

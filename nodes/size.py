@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from ..iteris_core import ConfigError
 from ..iteris_core.config import MOST_RANK
 from ..iteris_core.diffusion.calibration import Changes
-from ..iteris_core.settings import check, setting, shown
+from ..iteris_core.settings import settings, shown
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ _BYTES_OF_NAMES = 500  # of a layer's three tensors in the file's header
 _MOST_MB = 10_000  # of a merged LoRA; more than the largest models have
 
 
-@dataclass(frozen=True)
+@settings
 class Size:
     """The size of a merged LoRA.
 
@@ -35,11 +36,10 @@ class Size:
         ConfigError: A value that makes no sense.
     """
 
-    way: Way = setting("as is", "How the size is chosen.")
-    value: float = setting(32.0, "Rank, or MB.", at_least=0, at_most=MOST_RANK)
+    way: Way = "as is"
+    value: Annotated[float, Field(ge=0, le=MOST_RANK)] = 32.0
 
     def __post_init__(self) -> None:
-        check(self)
         if self.way == "rank" and not (self.value >= 1 and self.value == int(self.value)):
             raise ConfigError(
                 f"size is rank, and size_value is {shown(self.value)}; a rank is a whole number "

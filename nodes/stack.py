@@ -9,13 +9,13 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core.diffusion.lora_rows import Row, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprint, fingerprints
 from .loras.prompts import file_of_row, use_of_file, use_of_row, use_of_tensors
-from .loras.rows import Row, read_rows
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
 from .workflow import strings_in

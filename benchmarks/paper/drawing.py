@@ -6,12 +6,12 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from iteris_core.diffusion import loading
 from iteris_core.diffusion.lora_files import read_lora, save_lora
@@ -21,7 +21,7 @@ from iteris_core.files.families import FAMILIES
 from iteris_core.files.tensors import check_readable
 from iteris_core.files.writing import whole_file, write_text
 from iteris_core.progress import Progress
-from iteris_core.settings import MOST_SEEDS, check, setting, shown
+from iteris_core.settings import MOST_SEEDS, settings, shown
 
 from .errors import EvaluationError
 
@@ -29,7 +29,7 @@ Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"
 
 
-@dataclass(frozen=True)
+@settings
 class Sampling:
     """How pictures are drawn; the defaults are the paper's.
 
@@ -37,21 +37,20 @@ class Sampling:
         seed: Seed from which every picture's seed is derived, the same with every LoRA.
     """
 
-    count: int = setting(50, "Pictures per prompt.", at_least=1, at_most=100_000)
-    steps: int = setting(100, "Steps of the sampler.", at_least=1, at_most=1000)
-    guidance: float = setting(12.0, "Classifier-free guidance scale.", at_least=0, at_most=100)
-    size: int = setting(
-        512,
-        "Side of a picture in pixels, a multiple of 8.",
-        at_least=8,
-        at_most=4096,
-        multiple_of=8,
+    count: Annotated[int, Field(ge=1, le=100_000, description="Pictures per prompt.")] = 50
+    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler.")] = 100
+    guidance: Annotated[
+        float, Field(ge=0, le=100, description="Classifier-free guidance scale.")
+    ] = 12.0
+    size: Annotated[
+        int, Field(ge=8, le=4096, multiple_of=8, description="Side of a picture in pixels.")
+    ] = 512
+    scheduler: Annotated[Scheduler, Field(description="DDPM, or the model's own scheduler.")] = (
+        "ddpm"
     )
-    scheduler: Scheduler = setting("ddpm", "DDPM, or the model's own scheduler.")
-    seed: int = setting(0, "Seed of the first picture.", at_least=0, at_most=MOST_SEEDS - 1)
-
-    def __post_init__(self) -> None:
-        check(self)
+    seed: Annotated[
+        int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of the first picture.")
+    ] = 0
 
     def seed_of(self, prompt: int, number: int) -> int:
         """Return the seed of a prompt's picture.

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from iteris_core.adapters import Adapter
@@ -18,7 +19,7 @@ from iteris_core.files import peft
 from iteris_core.files.pretrained import load_adapter, load_processor, load_tokenizer
 from iteris_core.language import blip, t5
 from iteris_core.progress import Stage, StageProgress, nobody
-from iteris_core.settings import MOST_AT_ONCE, check, setting
+from iteris_core.settings import MOST_AT_ONCE, settings
 
 from .errors import EvaluationError
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
@@ -30,19 +31,21 @@ from .writers import CAPTIONS, Generation, all_wearing, caption_writer, text_wri
 BASE = "base"
 
 
-@dataclass(frozen=True)
+@settings
 class Extent:
     """How much is evaluated."""
 
-    limit: int | None = setting(
-        None, "Examples per task, the first ones; all if left out.", at_least=1, at_most=10**9
+    limit: Annotated[
+        int | None,
+        Field(ge=1, le=10**9, description="Examples per task, the first ones; all if left out."),
+    ] = None
+    batch: Annotated[int, Field(ge=1, le=MOST_AT_ONCE, description="Examples of one call.")] = 8
+    with_base: Annotated[bool, Field(description="Whether the bare base model is a row, too.")] = (
+        True
     )
-    batch: int = setting(8, "Examples of one call.", at_least=1, at_most=MOST_AT_ONCE)
-    with_base: bool = setting(True, "Whether the bare base model is a row, too.")
-    overwrite: bool = setting(False, "Begin again, without the predictions that are there.")
-
-    def __post_init__(self) -> None:
-        check(self)
+    overwrite: Annotated[
+        bool, Field(description="Begin again, without the predictions that are there.")
+    ] = False
 
 
 @dataclass(frozen=True)

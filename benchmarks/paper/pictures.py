@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from iteris_core.devices import with_smaller_calls
 from iteris_core.errors import ConfigError
 from iteris_core.files.tensors import check_readable
 from iteris_core.language.pictures import SUFFIXES, pictures_in
 from iteris_core.progress import Progress, Stage, StageProgress, nobody
-from iteris_core.settings import MOST_AT_ONCE, check, setting, shown
+from iteris_core.settings import MOST_AT_ONCE, checked, shown
 
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
@@ -95,12 +96,12 @@ class PictureRun:
     config: str | None = None
     embeddings: tuple[Path, ...] = ()
     clip: str = VIT_L
-    batch: int = setting(4, "Pictures of one call.", at_least=1, at_most=MOST_AT_ONCE)
+    batch: int = 4
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check(self)
+        checked("batch", self.batch, Annotated[int, Field(ge=1, le=MOST_AT_ONCE)])
         names = [file.stem for file in self.loras]
         if len(set(names)) < len(names) or BASE in names:
             raise ConfigError(

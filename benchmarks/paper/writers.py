@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from iteris_core.adapters import Adapter, LowRankDelta
@@ -18,32 +18,40 @@ from iteris_core.language.caption_samples import check_length
 from iteris_core.language.pictures import open_picture
 from iteris_core.layers import add_to_output, codes_of
 from iteris_core.rows.wearing import layer_hooks
-from iteris_core.settings import MOST_AT_ONCE, MOST_TOKENS, check, setting
+from iteris_core.settings import MOST_AT_ONCE, MOST_TOKENS, settings
 
 
-@dataclass(frozen=True)
+@settings
 class Generation:
     """How answers are written."""
 
-    beams: int = setting(
-        1, "Beams of the beam search; 1 is greedy.", at_least=1, at_most=MOST_AT_ONCE
-    )
-    max_new_tokens: int = setting(16, "Most tokens of an answer.", at_least=1, at_most=MOST_TOKENS)
-    max_length: int = setting(
-        256, "Tokens of a prompt; what is longer is cut.", at_least=1, at_most=MOST_TOKENS
-    )
-    no_repeat: int = setting(
-        0,
-        "Sequences of this many tokens are written only once; 0: any may come again.",
-        at_least=0,
-        at_most=MOST_TOKENS,
-    )
-    repetition_penalty: float = setting(
-        1.0, "Above 1: tokens that were read or written become less likely.", above=0, at_most=1000
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
+    beams: Annotated[
+        int, Field(ge=1, le=MOST_AT_ONCE, description="Beams of the beam search; 1 is greedy.")
+    ] = 1
+    max_new_tokens: Annotated[
+        int, Field(ge=1, le=MOST_TOKENS, description="Most tokens of an answer.")
+    ] = 16
+    max_length: Annotated[
+        int,
+        Field(ge=1, le=MOST_TOKENS, description="Tokens of a prompt; what is longer is cut."),
+    ] = 256
+    no_repeat: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MOST_TOKENS,
+            description="Sequences of this many tokens are written only once; 0: any may come "
+            "again.",
+        ),
+    ] = 0
+    repetition_penalty: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1000,
+            description="Above 1: tokens that were read or written become less likely.",
+        ),
+    ] = 1.0
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of transformers' ``generate``."""

@@ -4,8 +4,14 @@ import typer
 
 from .merge_diffusion import COMMANDS, merge_command
 from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
+from .options import now_spelled
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Merge adapters into one.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Merge adapters into one.",
+    context_settings={"token_normalize_func": now_spelled},
+)
 for command in COMMANDS:
     app.command(command.name, help=command.help)(merge_command(command))
 app.command("t5", help=T5_HELP)(merge_t5_command)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 import typer
+from pydantic import Field
 
 from ..adapters import Adapter
 from ..config import UNIT_GAIN, MergeConfig
@@ -34,7 +35,8 @@ from ..files.tensors import sha256
 from ..files.trigger_words import lora_header
 from ..files.writing import check_free, under_free_name
 from ..processes import Processes
-from ..settings import check, setting
+from ..rivals.registry import check_used
+from ..settings import settings
 from . import options
 from .options import Spread
 from .paths import Places
@@ -108,19 +110,21 @@ COMMANDS = (
 )
 
 
-@dataclass(frozen=True)
+@settings
 class Saving:
     """How the result is saved."""
 
-    style: Style = setting("kohya", "Spelling of the result's key names.")
-    large_layers: Literal["low_rank", "difference"] = setting(
-        "low_rank",
-        "Layers whose two factors take more room than the weight itself: as factors, or as the "
-        "full difference, which is smaller and which some programs do not read.",
-    )
+    style: Annotated[Style, Field(description="Spelling of the result's key names.")] = "kohya"
+    large_layers: Annotated[
+        Literal["low_rank", "difference"],
+        Field(
+            description="Layers whose two factors take more room than the weight itself: as "
+            "factors, or as the full difference, which is smaller and which some programs do not "
+            "read."
+        ),
+    ] = "low_rank"
 
     def __post_init__(self) -> None:
-        check(self)
         if self.large_layers == "difference" and self.style != "kohya":
             raise ConfigError(
                 f"--large-layers difference cannot be saved with --style {self.style}; save in the "
@@ -135,19 +139,19 @@ def merge_command(command: MergeCommand) -> Callable[..., None]:
         "diffusion",
         start=of_preset,
         calibration=Calibration(),
-        settings=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
+        solving=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Spread(),
         saving=Saving(),
     )(functools.partial(_merge, command.family))
 
 
-def of_preset(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def of_preset(given: Mapping[str, Any], start: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return settings as the preset has them."""
     changes = PRESETS[given["preset"]]
     return {
-        **settings,
-        "calibration": replace(settings["calibration"], **changes.calibration),
-        "settings": replace(settings["settings"], **changes.config),
+        **start,
+        "calibration": replace(start["calibration"], **changes.calibration),
+        "solving": replace(start["solving"], **changes.config),
     }
 
 
@@ -213,7 +217,7 @@ def _merge(
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
-    settings: MergeConfig,
+    solving: MergeConfig,
     placement: Spread,
     saving: Saving,
 ) -> None:
@@ -224,8 +228,8 @@ def _merge(
     check_output(output, overwrite)
     told = options.ReportFile(report, overwrite)
     told.check()
-    options.check_used(settings)
-    how = MergeSettings(settings, correct_strength, made_on={"base": base})
+    check_used(solving)
+    how = MergeSettings(solving, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
     how.check(calibration)
     given = OncePerLora(

@@ -22,13 +22,14 @@ from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
+from ..rivals.registry import check_used
 from . import options as options
 from .options import Spread
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries
 
-_PRESERVE_WEIGHT_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
-PreserveWeightSetting = Annotated[float | None, typer.Option(help=_PRESERVE_WEIGHT_HELP)]
+_PROTECT_BASE_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
+ProtectBaseSetting = Annotated[float | None, typer.Option(help=_PROTECT_BASE_HELP)]
 
 T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
 
@@ -92,7 +93,7 @@ def merge_t5_command(
     preserve: Annotated[
         Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")
     ] = None,
-    preserve_weight: PreserveWeightSetting = None,
+    protect_base: ProtectBaseSetting = None,
     save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
@@ -113,7 +114,7 @@ def merge_t5_command(
     )
     _check(places, config, t5.KINDS, overwrite)
     tasks = _tasks(adapter, _texts(samples, token_ids), weights)
-    kept = _preserve(preserve, preserve_weight, _preserved_texts)
+    kept = _preserve(preserve, protect_base, _preserved_texts)
     quiet_libraries()
     where = Base(
         base,
@@ -157,7 +158,7 @@ def merge_blip_command(
     preserve: Annotated[
         Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")
     ] = None,
-    preserve_weight: PreserveWeightSetting = None,
+    protect_base: ProtectBaseSetting = None,
     save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
@@ -177,7 +178,7 @@ def merge_blip_command(
     )
     _check(places, config, blip.KINDS, overwrite)
     tasks = _tasks(adapter, _captions(images, prompt), weights)
-    kept = _preserve(preserve, preserve_weight, read_images)
+    kept = _preserve(preserve, protect_base, read_images)
     quiet_libraries()
     where = Base(
         base,
@@ -198,7 +199,7 @@ def merge_blip_command(
 def _check(places: Places, config: MergeConfig, kinds: Collection[str], overwrite: bool) -> None:
     """Refuse settings and places that would fail only after hours of work."""
     places.check()
-    options.check_used(config)
+    check_used(config)
     output = places.whole["--output"]
     save_model = places.whole["--save-model"]
     if output is not None:
@@ -235,7 +236,7 @@ def _preserve(
     if path is None:
         if weight is not None:
             raise ConfigError(
-                "--preserve-weight needs --preserve: the inputs on which the base model is to be "
+                "--protect-base needs --preserve: the inputs on which the base model is to be "
                 "kept as it is"
             )
         return Preserve()

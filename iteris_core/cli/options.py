@@ -10,27 +10,29 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_origin
 
 import torch
 import typer
+from pydantic import Field
+from pydantic.fields import FieldInfo
 
-from ..config import BaselineOptions, MergeConfig
+from ..config import MergeConfig
+from ..diffusion.calibration import Calibration
 from ..errors import ConfigError, NameTakenError, plain
 from ..files.pretrained import DeviceMap
 from ..files.writing import write_text
 from ..report.records import MergeReport
-from ..rivals import registry
 from ..settings import (
-    PRECISIONS,
-    Declared,
+    Precision,
     alternatives,
     calling,
-    check,
     declared,
     from_text,
-    setting,
+    schema_of,
+    settings,
     shown,
+    words_of,
 )
 from ..version import __version__
 from .terminal import one_line_errors
@@ -39,12 +41,8 @@ from .torchrun import started_processes
 Body = Callable[..., None]
 # What the user typed, name of a parameter -> settings; returns the settings to start from.
 Start = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-# Fields whose option has another name.
-NAMES = {
-    "sampling_steps": "--steps",
-    "scene_pictures": "--scene-pictures/--scene-text",
-    "output_dtype": "--save-dtype",
-    "baseline": "--method-option",
+_FLAGS = {
+    "scene_pictures": "--pictures/--no-pictures",
     "with_base": "--with-base/--no-base",
 }
 # What a report begins with, by which it is known.
@@ -69,29 +67,31 @@ ReportSetting = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@settings
 class Placement:
     """Where the base model runs."""
 
-    dtype: torch.dtype = setting(torch.float32, "Precision in which the base model runs.")
-    device: str = setting("cpu", "Device on which it runs: cpu, cuda, cuda:1, mps ...")
+    dtype: Annotated[Precision, Field(description="Precision in which the base model runs.")] = (
+        torch.float32
+    )
+    device: Annotated[
+        str, Field(description="Device on which it runs: cpu, cuda, cuda:1, mps ...")
+    ] = "cpu"
 
-    def __post_init__(self) -> None:
-        check(self)
 
-
-@dataclass(frozen=True)
+@settings
 class Spread(Placement):
     """Where the base model runs, also one that is larger than a device."""
 
-    device_map: DeviceMap = setting(
-        "none",
-        "Instead of a device: spread over all GPUs by accelerate, one after the other (auto) or "
-        "alike (balanced); what has no room stays in host memory.",
-    )
+    device_map: Annotated[
+        DeviceMap,
+        Field(
+            description="Instead of a device: spread over all GPUs by accelerate, one after the "
+            "other (auto) or alike (balanced); what has no room stays in host memory."
+        ),
+    ] = "none"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.device_map != "none" and self.device != "cpu":
             raise ConfigError(
                 f"--device is {self.device}, and --device-map {self.device_map} chooses the "
@@ -104,111 +104,135 @@ class Option:
     """The option of one setting on the command line.
 
     Args:
-        item: Field of the dataclass of settings.
+        name: Field of the class of settings.
+        item: Its declaration.
         default: Value of the setting without the option.
         panel: Heading in the help under which the option is listed.
     """
 
-    item: Declared
+    name: str
+    item: FieldInfo
     default: Any
     panel: str
 
     @property
-    def name(self) -> str:
-        """What the user types."""
-        return NAMES.get(self.item.name, "--" + self.item.name.replace("_", "-"))
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether it can be given several times."""
-        return get_origin(self.item.hint) is tuple or is_dataclass(self.item.hint)
+    def spelling(self) -> str:
+        """What the user types: the word that the nodes have for the setting."""
+        return _FLAGS.get(self.name, _option(self.item.title or self.name))
 
     @property
     def help(self) -> str:
         """What the help says about it."""
-        words = [self.item.setting.help]
-        choices = _choices(self.item.hint)
-        if len(choices) > _MOST_CHOICES:
-            words.append(f"One of {', '.join(choices)}.")
-        if self.item.hint is not bool and _shown(self.default):
-            words.append(f"Default: {_shown(self.default)}.")
+        words = [str(self.item.description)]
+        if len(self._choices) > _MOST_CHOICES:
+            words.append(f"One of {', '.join(self._choices)}.")
+        if self._is_list:
+            words.append("It may be given several times; what is given replaces the whole list.")
+        if self._default:
+            words.append(f"Default: {self._default}.")
         return " ".join(words)
 
     @property
     def parameter(self) -> inspect.Parameter:
         """The parameter of a function from which typer makes the option."""
-        is_flag = self.item.hint is bool
+        is_flag = self.item.annotation is bool
         option = typer.Option(
-            self.name,
+            self.spelling,
             help=self.help,
-            metavar=None if is_flag else _metavar(self.item.hint),
-            show_default=is_flag and "/" in self.name,
+            metavar=None if is_flag else self._metavar,
             rich_help_panel=self.panel,
         )
-        kind = bool if is_flag else list[str] | None if self.is_repeated else str | None
+        is_repeated = self._is_list or self._inner
+        kind: Any = bool | None if is_flag else list[str] | None if is_repeated else str | None
+        annotation = Annotated[kind, option]
         return inspect.Parameter(
-            self.item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=self.default if is_flag else None,
-            annotation=Annotated[kind, option],
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
         )
 
     def read(self, given: Any) -> Any:
         """Return the setting's value from what typer found on the command line.
 
-        Args:
-            given: Words that the user typed, or whether there is the flag.
-
         Raises:
             ConfigError: Names the option.
         """
-        if self.item.hint is bool:
+        if self.item.annotation is bool or self._is_list:
             return given
-        if is_dataclass(self.item.hint):
-            return self._read_fields(given)
-        return tuple(given) if self.is_repeated else from_text(self.name, given, self.item)
-
-    def _read_fields(self, texts: Sequence[str]) -> Any:
-        items = {item.name: item for item in declared(self.item.hint)}
+        if not self._inner:
+            return from_text(self.spelling, given, self.item)
         values = {}
-        for text in texts:
+        for text in given:
             name, is_named, value = text.partition("=")
-            if not is_named or name not in items:
+            if not is_named or name not in self._inner:
                 raise ConfigError(
-                    f"{self.name} is {text!r}; write NAME=VALUE with one of "
-                    f"{', '.join(sorted(items))}"
+                    f"{self.spelling} is {text!r}; write NAME=VALUE with one of "
+                    f"{', '.join(sorted(self._inner))}"
                 )
-            values[name] = from_text(f"{self.name} {name}", value, items[name])
+            values[name] = from_text(f"{self.spelling} {name}", value, self._inner[name])
         return replace(self.default, **values)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What errors call the setting, and the settings in it."""
+        inner = {name: f"{self.spelling} {name}" for name in self._inner}
+        return {**inner, self.name: self.spelling.partition("/")[0]}
 
-def _choices(hint: Any) -> list[str]:
-    """Return the words that a type names."""
-    if hint is torch.dtype:
-        return list(PRECISIONS)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return [item.name for item in declared(hint)]
-    parts = alternatives(hint)
-    return [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    @property
+    def _inner(self) -> Mapping[str, FieldInfo]:
+        """The fields of a setting that is a class of settings itself."""
+        kind = self.item.annotation
+        return declared(kind) if isinstance(kind, type) and is_dataclass(kind) else {}
+
+    @property
+    def _is_list(self) -> bool:
+        return get_origin(self.item.annotation) is tuple
+
+    @property
+    def _choices(self) -> list[str]:
+        """The words that can be typed."""
+        parts = alternatives(schema_of(self.item))
+        return list(self._inner) or [word for part in parts for word in words_of(part)]
+
+    @property
+    def _metavar(self) -> str:
+        if self._inner:
+            return "<name=value>"
+        kinds = {"integer": "int", "number": "number", "string": "text", "array": "text"}
+        parts = [part for part in alternatives(schema_of(self.item)) if not words_of(part)]
+        words = [kinds[part["type"]] for part in parts if part["type"] in kinds]
+        words += self._choices if len(self._choices) <= _MOST_CHOICES else ["name"]
+        return f"<{'|'.join(words)}>"
+
+    @property
+    def _default(self) -> str:
+        """How the default looks in the help; empty: it is not shown."""
+        if isinstance(self.default, bool):
+            return "on" if self.default else ""
+        if isinstance(self.default, tuple):
+            return f"{len(self.default)} of our own"
+        is_shown = self.default is not None and not self._inner
+        return str(self.default).removeprefix("torch.") if is_shown else ""
 
 
-def _metavar(hint: Any) -> str:
-    if is_dataclass(hint):
-        return "<name=value>"
-    choices = _choices(hint)
-    kinds = {int: "int", float: "number", str: "text", tuple[str, ...]: "text"}
-    words = [kinds[part] for part in alternatives(hint) if part in kinds]
-    words += choices if len(choices) <= _MOST_CHOICES else ["name"]
-    return f"<{'|'.join(words)}>"
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _shown(default: Any) -> str:
-    """Return how a default looks in the help; empty: it is not shown."""
-    if isinstance(default, torch.dtype):
-        return str(default).removeprefix("torch.")
-    if isinstance(default, tuple):
-        return f"{len(default)} of our own"
-    return "" if default is None or is_dataclass(default) else str(default)
+def now_spelled(word: str) -> str:
+    """Return an option as it is spelled now, both without the dashes before it."""
+    return _SPELLED_BEFORE.get(word, word)
+
+
+_SPELLED_BEFORE = {
+    name.replace("_", "-"): item.title.replace("_", "-")
+    for kind in (Calibration, MergeConfig)
+    for name, item in declared(kind).items()
+    if item.title
+} | {
+    "steps": "sampling-steps",
+    "save-dtype": "precision",
+    "scene-pictures": "pictures",
+    "scene-text": "no-pictures",
+}
 
 
 def as_they_are(_given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -222,16 +246,19 @@ def command(
     """Turn a function that takes settings into one that typer makes a command of.
 
     The function's parameters of these names become one option per setting, in a panel of the help
-    that has the first line of the dataclass's docstring as its heading. What a user's files and
-    settings can cause becomes one line on the terminal, and exit code 2.
+    that has the first line of the class's docstring as its heading. What a user's files and
+    settings can cause becomes one line on the terminal, in which settings are called as their
+    options, and exit code 2.
 
     Args:
         name: The command as the user types it, such as ``iteris merge t5``.
         extra: Extra of this package that installs the libraries that the command needs.
         start: Function that returns the settings from which the given options start.
-        settings: Name of a parameter -> dataclass of settings with the defaults.
+        settings: Name of a parameter -> settings with the defaults.
     """
     options = {parameter: list(_options(default)) for parameter, default in settings.items()}
+    every = [option for group in options.values() for option in group]
+    names = {field: word for option in every for field, word in option.names.items()}
 
     def decorate(body: Body) -> Body:
         own = [
@@ -242,15 +269,14 @@ def command(
 
         @functools.wraps(body)
         def run(**given: Any) -> None:
-            with one_line_errors(name, extra), started_processes():
+            with one_line_errors(name, extra), started_processes(), calling(names):
                 made = {
                     parameter: replace(default, **_read(options[parameter], given))
                     for parameter, default in start(given, settings).items()
                 }
                 body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
 
-        more = [option.parameter for group in options.values() for option in group]
-        parameters = [*own, *more]
+        parameters = [*own, *(option.parameter for option in every)]
         # typeshed does not know this attribute of functions, which `inspect` documents
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
@@ -260,28 +286,15 @@ def command(
 
 
 def _read(options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return field -> value of the options that the user typed, and of the flags."""
-    typed = [option for option in options if given[option.item.name] not in (None, [])]
-    return {option.item.name: option.read(given[option.item.name]) for option in typed}
+    """Return field -> value of the options that the user typed."""
+    typed = [option for option in options if given[option.name] not in (None, [])]
+    return {option.name: option.read(given[option.name]) for option in typed}
 
 
 def _options(default: Any) -> Iterator[Option]:
     panel = (type(default).__doc__ or type(default).__name__).splitlines()[0].rstrip(".")
-    for item in declared(type(default)):
-        yield Option(item, getattr(default, item.name), panel)
-
-
-def check_used(config: MergeConfig) -> None:
-    """Refuse settings that the method or the engine would not look at.
-
-    Raises:
-        ConfigError: Names the option.
-    """
-    # an option of a rival has no name of its own here
-    names = {item.name: f"{NAMES['baseline']} {item.name}" for item in declared(BaselineOptions)}
-    names |= {item.name: Option(item, None, "").name for item in declared(MergeConfig)}
-    with calling(names):
-        registry.check_used(config)
+    for name, item in declared(type(default)).items():
+        yield Option(name, item, getattr(default, name), panel)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -8,10 +8,12 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from ..errors import CalibrationError, ConfigError
-from ..settings import MOST_SEEDS, called, check, setting, setting_to
+from ..settings import MOST_SEEDS, Texts, called, setting_to, settings
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -38,134 +40,180 @@ _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until 
 _MOST_PIXELS = 2048  # of a side; what models draw whole
 _MOST_GUIDANCE = 100
 MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
 # The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
 # they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887
 _SQUARE_ROOT_OF_11 = 3.3166247904
 
 
-@dataclass(frozen=True)
+@settings
 class Calibration:
     """How the samples are made on which LoRAs are measured.
 
-    The help of each field below states its meaning, and this list adds details. Where a default was
-    measured, the rows that show it are named: those of "Ablations, LoRAs trained for too long" in
-    ``benchmarks/RESULTS.md``.
-
-    Args:
-        trajectories: Sampling runs per LoRA, each with another caption and seed (rows
-            "trajectories": more are not better in a world with few captions).
-        timesteps: Latents kept of each run. The runs are staggered, so that together they cover all
-            noise levels of a usual run (rows "timesteps": more change nothing).
-        sampling_steps: A run ends at the last latents that are kept of it, so most make fewer
-            ("Where less is measured" in RESULTS.md: 3 are as good as 20).
-        cfg: The first step of a run is made without guidance, see `sampling.Sampler`.
-        unconditional_share: Share of the latents that are also read with the negative prompt, as in
-            guidance (rows "unconditional share").
-        composition_share: Share of the captions with ordinary things (rows "composition share").
-        companions: Ordinary things that the base model can draw.
-        compositions: Caption forms with the places ``{prompt}``, where the subject of a prompt
-            comes (see `LoraUse.subject_of`), and ``{thing}``.
-        preserve_weight: Weight of the preserve task ("What was chosen" in RESULTS.md).
-        preserve_captions: Captions of the preserve task, which has as many runs as a LoRA's.
-        scene_weight: Weight of each LoRA's scene task, whose captions put it together with the
-            others. A subject in a style counts ten times as much. 0.3 is a good weight (rows "scene
-            weight"). A weight above 0 needs ``MergeConfig.target="full_output"``.
-        scene_forms: Caption forms with the places ``{first}``, ``{second}`` and ``{third}`` for
-            subjects, and ``{style}`` (row "one scene form").
-        scene_prefix_share: Share of the scene captions that begin with random words, which teachers
-            read, too. So the merge holds in captions of other forms.
-        scene_prefixes: The words to choose from, one to four at a time.
-        scene_pictures: Whether scenes are measured in pictures, where each LoRA counts in its part
-            of the picture. Otherwise they count in the text alone: the text encoder, and keys and
-            values of cross-attention (rows "scene weight, pictures").
-        ordinary_styles: Styles for captions in which only the subject's LoRA is worn.
-        held_out: Sampling runs per LoRA whose captions and seeds the merge does not see.
+    Raises:
+        ConfigError: A setting outside its range, or settings that do not go together.
     """
 
-    trajectories: int = setting(20, "Sampling runs per LoRA.", at_least=1, at_most=_MOST_RUNS)
-    timesteps: int = setting(1, "Latents kept of each run.", at_least=1, at_most=_MOST_STEPS)
-    sampling_steps: int = setting(3, "Steps of a whole run.", at_least=1, at_most=_MOST_STEPS)
-    resolution: int = setting(
-        0,
-        "Side of the pictures in pixels, a multiple of 64; 0: what suits the model.",
-        at_least=0,
-        at_most=_MOST_PIXELS,
-        multiple_of=64,
-    )
-    cfg: float = setting(
-        0.0, "Guidance of the runs; 0: the model's own.", at_least=0, at_most=_MOST_GUIDANCE
-    )
-    unconditional_share: float = setting(
-        0.5, "Share of the latents that are seen without the prompt, too.", at_least=0, at_most=1
-    )
-    composition_share: float = setting(
-        0.5,
-        "Share of the captions with an ordinary thing next to the prompt's subject.",
-        at_least=0,
-        at_most=1,
-    )
-    companions: tuple[str, ...] = setting(
-        COMPANIONS,
-        "Ordinary things to put next to a prompt's subject. The option may be repeated; given "
-        "things replace the whole list.",
-    )
-    compositions: tuple[str, ...] = setting(
-        COMPOSITIONS,
-        "Captions of a prompt's subject next to an ordinary thing, with {prompt} and {thing}. The "
-        "option may be repeated; given captions replace the whole list.",
-    )
-    preserve_weight: float = setting(
-        2.0,
-        "Weight of the task that keeps the base model as it is; 0: no such task.",
-        at_least=0,
-        at_most=MOST_WEIGHT,
-    )
-    preserve_captions: tuple[str, ...] = setting(
-        PRESERVE_CAPTIONS,
-        "Captions of the task that keeps the base model. The option may be repeated; given "
-        "captions replace the whole list.",
-    )
-    scene_weight: float = setting(
-        0.0,
-        "Weight of captions in which several LoRAs meet, such as 0.3; 0: none.",
-        at_least=0,
-        at_most=MOST_WEIGHT,
-    )
-    scene_forms: tuple[str, ...] = setting(
-        SCENE_FORMS,
-        "Captions in which several LoRAs meet, with {first} and {second}, or {first} and {style}. "
-        "The option may be repeated; given captions replace the whole list.",
-    )
-    scene_prefix_share: float = setting(
-        0.5, "Share of these captions that begin with random words.", at_least=0, at_most=1
-    )
-    scene_prefixes: tuple[str, ...] = setting(
-        SCENE_PREFIXES,
-        "Words with which these captions may begin. The option may be repeated; given words "
-        "replace the whole list.",
-    )
-    scene_pictures: bool = setting(
-        True, "Whether scenes are measured in the picture too, or in the text alone."
-    )
-    ordinary_styles: tuple[str, ...] = setting(
-        ORDINARY_STYLES,
-        "Ordinary styles that replace the trigger of a style LoRA. The option may be "
-        "repeated; given styles replace the whole list.",
-    )
-    negative_prompt: str = setting("", "Negative prompt, which unconditional samples read.")
-    held_out: int = setting(
-        4,
-        "Sampling runs per LoRA on which the result is checked; 0: no check.",
-        at_least=0,
-        at_most=_MOST_CHECKS,
-    )
-    seed: int = setting(
-        0, "Seed of the captions and the noise.", at_least=0, at_most=MOST_SEEDS - 1
-    )
+    trajectories: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=_MOST_RUNS,
+            title="sample_runs",
+            description="Short sampling runs per LoRA, each with its own prompt and seed "
+            "(trajectories). More measures more, and takes longer.",
+        ),
+    ] = 20
+    # The runs are staggered, so that together they cover all noise levels of a usual run.
+    timesteps: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=_MOST_STEPS,
+            title="latents_per_run",
+            description="Latents kept of each sampling run, spread over the whole run (timesteps).",
+        ),
+    ] = 1
+    sampling_steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=_MOST_STEPS,
+            description="Steps of a whole sampling run. A run ends at the last latents that are "
+            "kept of it.",
+        ),
+    ] = 3
+    resolution: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MOST_PIXELS,
+            multiple_of=64,
+            description="Side of the measured pictures in pixels. Smaller is faster and needs less "
+            "memory. 0: what suits the model, which is 768 for SDXL and 512 for all others.",
+        ),
+    ] = 0
+    # The first step of a run is made without guidance, see `sampling.Sampler`.
+    cfg: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=_MOST_GUIDANCE,
+            description="Guidance of the sampling runs. Use the value with which you will sample. "
+            "1: none, for turbo and distilled models; then the negative prompt is not measured. 0: "
+            "what suits the model, such as 7 for SD1.5, 6 for SDXL and 1 for Flux.",
+        ),
+    ] = 0.0
+    unconditional_share: Annotated[
+        Share,
+        Field(
+            title="negative_share",
+            description="Share of the latents that are also measured with the negative prompt "
+            "(unconditional share). Sampling with guidance needs them. At a cfg of 1 there are "
+            "none.",
+        ),
+    ] = 0.5
+    composition_share: Annotated[
+        Share,
+        Field(
+            title="company_share",
+            description="Share of the captions that put the subject of your prompt next to an "
+            "ordinary thing, such as 'a sks dog and a red chair' (composition share). So the "
+            "merged LoRA can still draw its subject next to other things.",
+        ),
+    ] = 0.5
+    companions: Annotated[
+        Texts,
+        Field(description="Ordinary things to put next to a prompt's subject."),
+    ] = COMPANIONS
+    compositions: Annotated[
+        Texts,
+        Field(
+            description="Captions of a prompt's subject next to an ordinary thing, with {prompt} "
+            "and {thing}."
+        ),
+    ] = COMPOSITIONS
+    preserve_weight: Annotated[
+        Weight,
+        Field(
+            title="protect_base",
+            description="Protect the base model: how much it counts that ordinary prompts stay as "
+            "they were (weight of the preserve task). 0: off. Then the merged LoRA may show up in "
+            "pictures that did not ask for it.",
+        ),
+    ] = 2.0
+    preserve_captions: Annotated[
+        Texts,
+        Field(
+            title="protected_prompts",
+            description="Ordinary prompts that should stay as they were.",
+        ),
+    ] = PRESERVE_CAPTIONS
+    # A weight above 0 needs ``MergeConfig.target="full_output"``. A subject in a style counts ten
+    # times as much.
+    scene_weight: Annotated[
+        Weight,
+        Field(
+            title="together",
+            description="Weight of captions in which several LoRAs meet, such as 0.3; 0: none.",
+        ),
+    ] = 0.0
+    scene_forms: Annotated[
+        Texts,
+        Field(
+            title="forms",
+            description="Captions in which several LoRAs meet, with {first} and {second}, or "
+            "{first} and {style}.",
+        ),
+    ] = SCENE_FORMS
+    # Teachers read these words, too, so the merge holds in captions of other forms.
+    scene_prefix_share: Annotated[
+        Share, Field(description="Share of these captions that begin with random words.")
+    ] = 0.5
+    scene_prefixes: Annotated[
+        Texts,
+        Field(description="Words with which these captions may begin, one to four at a time."),
+    ] = SCENE_PREFIXES
+    scene_pictures: Annotated[
+        bool,
+        Field(
+            title="pictures",
+            description="Whether scenes are measured in pictures, where each LoRA counts in its "
+            "part of the picture. Otherwise they count in the text alone: the text encoder, and "
+            "keys and values of cross-attention.",
+        ),
+    ] = True
+    ordinary_styles: Annotated[
+        Texts,
+        Field(
+            description="Ordinary styles that replace the trigger of a style LoRA where only "
+            "the subject's LoRA is worn."
+        ),
+    ] = ORDINARY_STYLES
+    negative_prompt: Annotated[
+        str,
+        Field(
+            description="The negative prompt with which you will sample. It counts only with "
+            "guidance."
+        ),
+    ] = ""
+    held_out: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MOST_CHECKS,
+            title="check_runs",
+            description="Sampling runs per LoRA that check the result, on prompts and seeds that "
+            "the merge has not seen (held out). 0: no check and no verdict, which saves time.",
+        ),
+    ] = 4
+    seed: Annotated[
+        int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of the captions and the noise.")
+    ] = 0
 
     def __post_init__(self) -> None:
-        check(self)
         if self.timesteps > self.sampling_steps:
             raise ConfigError(
                 f"{called('timesteps')} is {self.timesteps}, and {called('sampling_steps')} is "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ..errors import AdapterError, CalibrationError, ConfigError
 from ..progress import nobody
-from ..settings import check, setting, shown
+from ..settings import Texts, settings, shown
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ Kind = Literal["subject", "style"]
 MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
 _MOST_STRENGTH = 100  # as in ComfyUI's own loaders
 _MOST_WEIGHT = 100  # of a task, relative to the others'
+Strength = Annotated[float, Field(ge=-_MOST_STRENGTH, le=_MOST_STRENGTH)]
+Weight = Annotated[float, Field(ge=0, le=_MOST_WEIGHT)]
 _PICTURE_OF = re.compile(
     r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
 )
@@ -37,64 +41,65 @@ _BOUNDARY = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LoraUse:
     """A LoRA to merge, with its strengths, prompts and weight.
-
-    Args:
-        name: Name of the LoRA in reports and errors.
-        file: Name of the file; None for a LoRA that was trained in a workflow or taken off a model.
-        sha256: SHA-256 of the file, or of its tensors; empty until they were read.
-        strength_model: Strength at which its part for the diffusion model is used.
-        strength_clip: Strength at which its text encoder part is used.
-        prompts: Prompts on which it is measured, with its trigger words.
-        prompts_from: The metadata field whose trigger words the prompts are made of; empty if the
-            user wrote them.
-        trigger_words: Trigger words in the metadata of its file.
-        weight: Weight of its task, relative to the other LoRAs'.
-        trigger: Phrase for the LoRA in captions with other LoRAs: a noun phrase with its article
-            for a subject, "in <s> style" for a style; empty: see `called`.
-        kind: Kind of the LoRA: a thing, or a way to render whole pictures.
-        blocks: Weights of its blocks, in a spelling of `files.block_weights`; empty: 1.
-        without: Patterns of the paths of layers that are left out, such as ``*attn2*``.
 
     Raises:
         ConfigError: A value of the wrong type or outside its bounds.
     """
 
-    name: str = setting(MISSING, "Name of the LoRA.")
-    file: str | None = setting(MISSING, "Name of the file.")
-    sha256: str = setting(MISSING, "SHA-256 of the file.")
-    strength_model: float = setting(
-        MISSING,
-        "Strength of the part for the diffusion model.",
-        at_least=-_MOST_STRENGTH,
-        at_most=_MOST_STRENGTH,
-    )
-    strength_clip: float = setting(
-        MISSING,
-        "Strength of the text encoder part.",
-        at_least=-_MOST_STRENGTH,
-        at_most=_MOST_STRENGTH,
-    )
-    prompts: tuple[str, ...] = setting(MISSING, "Prompts on which it is measured.")
-    prompts_from: str = setting("", "The metadata field of its trigger words.")
-    trigger_words: tuple[str, ...] = setting((), "Trigger words of its file.")
-    weight: float = setting(1.0, "Weight of its task.", at_least=0, at_most=_MOST_WEIGHT)
-    trigger: str = setting("", "Phrase for the LoRA in captions with others.")
-    kind: Kind = setting("subject", "Kind of the LoRA.")
-    blocks: str = setting("", "Weights of its blocks.")
-    without: tuple[str, ...] = setting((), "Patterns of layers that are left out.")
+    NOUN: ClassVar[str] = "LoRA"
+
+    name: Annotated[str, Field(description="Name of the LoRA in reports and errors.")]
+    file: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(
+            description="Name of the file; none for a LoRA that was trained in a workflow or taken "
+            "off a model."
+        ),
+    ]
+    sha256: Annotated[
+        str,
+        Field(description="SHA-256 of the file, or of its tensors; empty until they were read."),
+    ]
+    strength_model: Annotated[
+        Strength, Field(description="Strength of its part for the diffusion model.")
+    ]
+    strength_clip: Annotated[Strength, Field(description="Strength of its text encoder part.")]
+    prompts: Annotated[
+        Texts, Field(description="Prompts on which it is measured, with its trigger words.")
+    ]
+    prompts_from: Annotated[
+        str,
+        Field(
+            description="The metadata field whose trigger words the prompts are made of; empty if "
+            "the user wrote them."
+        ),
+    ] = ""
+    trigger_words: Annotated[Texts, Field(description="Trigger words in its file's metadata.")] = ()
+    weight: Annotated[
+        Weight,
+        Field(title="priority", description="Weight of its task, relative to the other LoRAs'."),
+    ] = 1.0
+    trigger: Annotated[
+        str,
+        Field(
+            description="Phrase for it in captions with other LoRAs: a noun phrase with its "
+            "article for a subject, 'in <s> style' for a style; empty: see `called`."
+        ),
+    ] = ""
+    kind: Annotated[
+        Kind, Field(description="Kind of the LoRA: a thing, or a way to render whole pictures.")
+    ] = "subject"
+    blocks: Annotated[
+        str, Field(description="Weights of its blocks, see `files.block_weights`; empty: 1.")
+    ] = ""
+    without: Annotated[
+        Texts, Field(description="Patterns of layers that are left out, such as *attn2*.")
+    ] = ()
 
     def __post_init__(self) -> None:
-        try:
-            check(self)
-        except ConfigError as error:
-            raise ConfigError(f"LoRA {shown(self.name)}: {error}") from None
-        if self.file == "":
-            raise ConfigError(
-                f"LoRA {shown(self.name)}: file is empty; it must be the name of a file, or none"
-            )
         if self.blocks or self.without:
             from ..files.block_weights import check_spelling
 

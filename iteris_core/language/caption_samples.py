@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError
 from ..network import TEXT_STREAM
-from ..settings import MOST_TOKENS, setting
+from ..settings import MOST_TOKENS, settings
 from ..tasks import Sample
 from .pictures import SUFFIXES, open_picture, pictures_in
 from .samples import (
@@ -68,29 +69,27 @@ class CaptionRow:
     mask: Tensor
 
 
-@dataclass(frozen=True)
+@settings
 class CaptionOptions(ReadingOptions):
-    """How captions are read.
+    """How captions are read."""
 
-    Args:
-        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills captions up to
-            `max_length`, unless all are token ids, and counts the padding, as the published code
-            does (with 168).
-        max_length: Most tokens of a caption, at least 3: a start token, one word and an end token.
-        max_new_tokens: Most tokens that a teacher writes for a sample without a caption, without
-            the prompt.
-    """
-
-    padding: Padding = setting(
-        "ignore",
-        "Whether padding counts; count fills captions up to max_length, as published with 168.",
-    )
-    max_length: int = setting(
-        64,
-        "Tokens of a caption with its prompt; what is longer is cut.",
-        at_least=3,
-        at_most=MOST_TOKENS,
-    )
+    padding: Annotated[
+        Padding,
+        Field(
+            description="ignore leaves padding out of the statistics; count fills captions up to "
+            "max_length, unless all are token ids, and counts the padding, as the published code "
+            "does with 168."
+        ),
+    ] = "ignore"
+    # at least a start token, one word and an end token
+    max_length: Annotated[
+        int,
+        Field(
+            ge=3,
+            le=MOST_TOKENS,
+            description="Tokens of a caption with its prompt; what is longer is cut.",
+        ),
+    ] = 64
 
 
 def read_images(path: Path) -> list[CaptionSample]:

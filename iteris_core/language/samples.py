@@ -5,38 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import CalibrationError
 from ..files.limits import json_value
-from ..settings import MOST_TOKENS, check, setting
+from ..settings import MOST_TOKENS, settings
 
 Padding = Literal["ignore", "count"]
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 
 
-@dataclass(frozen=True)
+@settings
 class ReadingOptions:
-    """How samples are read.
+    """How samples are read."""
 
-    Args:
-        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills samples up to
-            `max_length` and counts the padding, as the published code does.
-        max_new_tokens: Most tokens that a teacher writes for a sample without an answer.
-    """
-
-    padding: Padding = setting("ignore", "Whether padding counts, as in the published code.")
-    max_length: int = setting(
-        256, "Tokens of a text; what is longer is cut.", at_least=1, at_most=MOST_TOKENS
+    padding: Annotated[
+        Padding,
+        Field(
+            description="ignore leaves padding out of the statistics; count fills samples up to "
+            "max_length and counts the padding, as the published code does."
+        ),
+    ] = "ignore"
+    max_length: Annotated[Tokens, Field(description="Tokens of a text; what is longer is cut.")] = (
+        256
     )
-    max_new_tokens: int = setting(
-        32, "Most tokens of an answer that a teacher has to write.", at_least=1, at_most=MOST_TOKENS
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
+    max_new_tokens: Annotated[
+        Tokens, Field(description="Most tokens of an answer that a teacher has to write.")
+    ] = 32
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import AdapterError, CalibrationError
 from ..files.tensors import read_tensors
-from ..settings import setting
+from ..settings import settings
 from ..tasks import Sample
 from .samples import (
     Encoded,
@@ -53,22 +54,20 @@ class TextSample:
         return isinstance(self.input, str) or isinstance(self.target, str)
 
 
-@dataclass(frozen=True)
+@settings
 class TextOptions(ReadingOptions):
-    """How texts are read, and which modules are merged.
+    """How texts are read, and which modules are merged."""
 
-    Args:
-        padding: ``ignore`` leaves padding out of the statistics; ``count`` fills inputs, but not
-            targets, up to `max_length` and counts the padding, as the published code does.
-        max_new_tokens: Most tokens that a teacher writes for a sample without a target.
-        modules: ``encoder`` leaves the decoder out of the merge.
-    """
-
-    padding: Padding = setting(
-        "ignore",
-        "Whether padding counts; count fills inputs (not targets) up to max_length, as published.",
-    )
-    modules: Modules = setting("all", "Modules that are merged; encoder leaves the decoder out.")
+    padding: Annotated[
+        Padding,
+        Field(
+            description="ignore leaves padding out of the statistics; count fills inputs (not "
+            "targets) up to max_length and counts the padding, as the published code does."
+        ),
+    ] = "ignore"
+    modules: Annotated[
+        Modules, Field(description="Modules that are merged; encoder leaves the decoder out.")
+    ] = "all"
 
 
 @dataclass(frozen=True)

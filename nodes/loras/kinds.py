@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ...iteris_core.diffusion.lora_rows import Row
 from .. import host
 from .names import find_name
-from .rows import Row
 
 if TYPE_CHECKING:
     from ...iteris_core.report.records import Note

@@ -12,8 +12,8 @@ from .. import host
 from .names import adapter_name, find_name
 
 if TYPE_CHECKING:
+    from ...iteris_core.diffusion.lora_rows import Row
     from ...iteris_core.diffusion.lora_use import LoraUse
-    from .rows import Row
 
 TRIGGER = "{trigger}"
 

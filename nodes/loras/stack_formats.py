@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...iteris_core import IterisError
+from ...iteris_core.diffusion.lora_rows import TAG, Row, tagged
 from ...iteris_core.settings import shown
-from .rows import TAG, Row, tagged
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")

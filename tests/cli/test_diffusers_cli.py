@@ -355,7 +355,7 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
         (["--strength", "1"], "there are 2 LoRAs and 1 values of --strength"),
         (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
         (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
-        (["--resolution", "100"], "resolution is 100; it must be a multiple of 64"),
+        (["--resolution", "100"], "--resolution is '100'; it must be a multiple of 64"),
         (
             ["--kind", "thing", "--kind", "style"],
             "LoRA 'one': kind is 'thing'; it must be 'subject' or 'style'",
@@ -364,7 +364,10 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
             ["--blocks", "IN99:0", "--blocks", ""],
             "LoRA 'one': its block weights have 'IN99:0', and it changes no such block",
         ),
-        (["--correct-strength"], "correct_strength needs samples to measure it on; set held_out"),
+        (
+            ["--correct-strength"],
+            "correct_strength needs samples to measure it on; set --check-runs",
+        ),
         (["--config", "/nowhere"], "has its own settings. Leave it out"),
         (["--base", "/nowhere"], "/nowhere: there is no such folder"),
         (["--output", "merged.ckpt"], "--output is merged.ckpt; its name must end in .safetensors"),

@@ -2,76 +2,72 @@
 of the declarations.
 """
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Annotated, Literal, get_args
 
+import numpy
 import pytest
 import torch
+from pydantic import Field
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
+from iteris_core.config import Method
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.language.caption_samples import CaptionOptions
 from iteris_core.language.text_samples import TextOptions
+from iteris_core.rivals import METHODS
 from iteris_core.settings import (
     MOST_ITEMS,
     MOST_LETTERS,
+    Precision,
+    Texts,
     alternatives,
-    check,
+    calling,
     declared,
     from_json,
     from_text,
-    setting,
+    schema_of,
+    settings,
     shown,
 )
 
 KINDS = (BaselineOptions, MergeConfig, Calibration, TextOptions, CaptionOptions)
-FIELDS = [(kind, item) for kind in KINDS for item in declared(kind)]
+FIELDS = [(kind, name, item) for kind in (*KINDS, LoraUse) for name, item in declared(kind).items()]
+NUMBERS = [
+    field
+    for field in FIELDS
+    if {"integer", "number"} & {part.get("type") for part in alternatives(schema_of(field[2]))}
+]
 
 
-def names(pair):
-    return f"{pair[0].__name__}.{pair[1].name}"
+def test_every_setting_has_a_meaning_in_whole_sentences_and_a_default():
+    for kind, name, item in FIELDS:
+        assert item.description.endswith("."), (kind, name)
+        assert kind is LoraUse or not item.is_required(), (kind, name)
 
 
-@pytest.mark.parametrize("pair", FIELDS, ids=names)
-def test_every_setting_says_what_it_means_in_one_sentence(pair):
-    _, item = pair
-    assert item.setting.help.endswith(".")
-    assert not item.is_required
-
-
-def test_every_number_has_a_lower_and_an_upper_bound():
-    for kind, item in [*NUMBERS, *((LoraUse, item) for item in declared(LoraUse))]:
-        if {int, float} & set(alternatives(item.hint)):
-            bounds = item.setting
-            assert bounds.at_least is not None or bounds.above is not None, (kind, item.name)
-            assert bounds.at_most is not None or bounds.below is not None, (kind, item.name)
-
-
-@pytest.mark.parametrize(
-    ("value", "is_fine"),
-    [
-        ("a" * MOST_LETTERS, True),
-        ("a" * (MOST_LETTERS + 1), False),
-        ("a cat \U0001f600", True),
-        ("half a character \ud83d", False),
-    ],
-)
-def test_a_text_has_a_largest_size_and_whole_letters(value, is_fine):
-    for field in ({"name": value}, {"texts": (value,)}):
-        if is_fine:
-            Every(**field)
-        else:
-            with pytest.raises(ConfigError, match=r"a text of 4000 Unicode characters at most"):
-                Every(**field)
-
-
-def test_a_list_has_a_largest_size():
-    Every(texts=("a",) * MOST_ITEMS)
-    with pytest.raises(ConfigError, match=r"texts is .*, of 1000 items at most"):
-        Every(texts=("a",) * (MOST_ITEMS + 1))
+def test_every_number_has_a_lower_and_an_upper_bound_and_is_finite():
+    assert len(NUMBERS) > 30
+    for kind, name, item in NUMBERS:
+        (part, *_) = (
+            p for p in alternatives(schema_of(item)) if p["type"] in ("integer", "number")
+        )
+        assert {"minimum", "exclusiveMinimum"} & set(part), (kind, name)
+        assert {"maximum", "exclusiveMaximum"} & set(part), (kind, name)
+        required = {"name": "a", "file": None, "sha256": "", "prompts": ()}
+        required |= {"strength_model": 1, "strength_clip": 1}
+        others = required if kind is LoraUse else {}
+        for number in (math.nan, math.inf, -math.inf):
+            with pytest.raises(ConfigError, match=rf"{name} is -?(nan|inf); it must be "):
+                kind(**{**others, name: number})
+            with pytest.raises(ConfigError, match=rf"^here: .*{name} is "):
+                from_json("here", {**others, name: number}, kind)
+            with pytest.raises(ConfigError, match=r"^--x is "):
+                from_text("--x", str(number), item)
 
 
 def test_any_value_can_be_shown():
@@ -82,129 +78,125 @@ def test_any_value_can_be_shown():
         assert len(shown(value)) <= 60
 
 
-NUMBERS = [
-    (kind, item)
-    for kind, item in FIELDS
-    if {int, float} & set(alternatives(item.hint)) and item.name != "baseline"
-]
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
-@pytest.mark.parametrize("pair", NUMBERS, ids=names)
-def test_no_number_may_be_infinite_or_none_at_all(pair, number):
-    kind, item = pair
-    with pytest.raises(ConfigError, match=rf"^{item.name} is -?(nan|inf); it must be "):
-        kind(**{item.name: number})
-    with pytest.raises(ConfigError, match=f"^here: {item.name} is "):
-        from_json("here", {item.name: number}, kind)
-    with pytest.raises(ConfigError, match=r"^--x is "):
-        from_text("--x", str(number), item)
-
-
-@dataclass(frozen=True)
+@settings
 class Every:
     """Settings of every kind."""
 
-    share: float = setting(0.5, "A share.", above=0, at_most=1)
-    mixed: float = setting(0.0, "A mix.", at_least=0, below=1)
-    count: int | None = setting(None, "A count.", at_least=1)
-    side: int = setting(64, "A side.", at_least=64, multiple_of=64)
-    rank: int | Literal["sum"] | Mapping[str, int] = setting("sum", "A rank.", at_least=1)
-    word: Literal["one", "two"] = setting("one", "A word.")
-    switch: bool = setting(False, "A switch.")
-    name: str = setting("", "A name.")
-    texts: tuple[str, ...] = setting((), "Some texts.")
-    precision: torch.dtype = setting(torch.float32, "A precision.")
-    inner: BaselineOptions = setting(BaselineOptions(), "Settings in settings.")
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    mixed: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    count: Annotated[int | None, Field(ge=1, le=99, title="runs")] = None
+    side: Annotated[int, Field(ge=64, le=512, multiple_of=64)] = 64
+    rank: (
+        Annotated[int, Field(ge=1, le=9)]
+        | Literal["sum"]
+        | Mapping[str, Annotated[int, Field(ge=1, le=9)]]
+    ) = "sum"
+    word: Literal["one", "two"] = "one"
+    switch: bool = False
+    name: str = ""
+    texts: Texts = ()
+    precision: Precision = torch.float32
+    inner: BaselineOptions = BaselineOptions()
 
     def __post_init__(self) -> None:
-        check(self)
+        if self.word == "two" and self.switch:
+            raise ConfigError("two has no switch")
 
 
-ITEMS = {item.name: item for item in declared(Every)}
+RANK = "a whole number from 1 to 9, 'sum', or an object, each value a whole number from 1 to 9"
+TEXT = "a text of 0 to 4000 Unicode characters"
+REFUSED = {  # what may be there -> values that may not
+    ("share", "a number above 0, up to 1"): (0, 1.5, "0.5", True, None, 10**400),
+    ("mixed", "a number from 0 to below 1"): (1, -0.1, "1"),
+    ("count", "a whole number from 1 to 99 or none"): (True, 2.0, "5", 0, 100),
+    ("side", "a multiple of 64 from 64 to 512"): (100, 0),
+    ("rank", RANK): (0, "max", {"layer": 0}, {1: 1}, 1.0),
+    ("word", "'one' or 'two'"): ("three", 1, None),
+    ("switch", "true or false"): (1, "true"),
+    ("name", TEXT): (1, "a" * (MOST_LETTERS + 1), "half a character \ud83d", None),
+    ("texts", f"a list, each item {TEXT}, of 1000 items at most"): (
+        "word",
+        (1,),
+        ("a",) * (MOST_ITEMS + 1),
+        ("a" * (MOST_LETTERS + 1),),
+    ),
+    ("precision", "'float16' or 'bfloat16' or 'float32' or 'float64'"): (
+        "int8",
+        torch.int8,
+        torch.ones(2),
+        None,
+    ),
+    ("inner", "an object"): ({}, None),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("share", "1", 1.0),
-        ("mixed", "1e-3", 0.001),
-        ("count", "12", 12),
-        ("count", "none", None),
-        ("side", "128", 128),
-        ("rank", "4", 4),
-        ("rank", "sum", "sum"),
-        ("word", "two", "two"),
-        ("switch", "true", True),
-        ("name", "none", "none"),
-        ("precision", "bfloat16", torch.bfloat16),
-    ],
-)
-def test_a_word_of_the_command_line_is_read_as_the_settings_type(name, text, value):
-    found = from_text("--x", text, ITEMS[name])
-    assert found == value and type(found) is type(value)
+@pytest.mark.parametrize(("field", "values"), REFUSED.items(), ids=lambda field: str(field)[:20])
+def test_a_wrong_value_is_refused_with_what_may_be_there(field, values):
+    name, expected = field
+    for value in values:
+        with pytest.raises(ConfigError) as error:
+            Every(**{name: value})
+        assert str(error.value) == f"{name} is {shown(value)}; it must be {expected}"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("share", "0", "--x is 0.0; it must be a number above 0, and 1 at most"),
-        ("share", "half", "--x is 'half'; it must be a number above 0, and 1 at most"),
-        ("mixed", "1", "--x is 1.0; it must be a number from 0 to below 1"),
-        ("count", "0", "--x is 0; it must be a whole number, 1 or more, or none"),
-        ("count", "1.5", "--x is '1.5'; it must be a whole number, 1 or more, or none"),
-        ("side", "100", "--x is 100; it must be a multiple of 64 from 64"),
-        ("rank", "max", "--x is 'max'; it must be a whole number, 1 or more, 'sum', or an object"),
-        ("word", "three", "--x is 'three'; it must be 'one' or 'two'"),
-        ("switch", "on", "--x is 'on'; it must be true or false"),
-        ("precision", "int8", "--x is 'int8'; it must be float16 or bfloat16 or float32"),
-    ],
-)
-def test_a_word_that_means_nothing_is_refused_with_what_may_stand_there(name, text, said):
-    with pytest.raises(ConfigError) as error:
-        from_text("--x", text, ITEMS[name])
-    assert str(error.value).startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"count": True}, "count is True; it must be a whole number"),
-        ({"count": 2.0}, "count is 2.0; it must be a whole number"),
-        ({"share": "0.5"}, "share is '0.5'; it must be a number above 0"),
-        ({"share": 10**400}, "share is 1000"),
-        ({"rank": {"layer": 0}}, "rank is {'layer': 0}; it must be"),
-        ({"texts": "word"}, "texts is 'word'; it must be a list, each item a text"),
-        ({"texts": (1,)}, r"texts is (1,); it must be a list, each item a text"),
-        ({"switch": 1}, "switch is 1; it must be true or false"),
-        ({"precision": torch.int8}, "precision is torch.int8; it must be float16 or bfloat16"),
-        ({"precision": torch.ones(2)}, "precision is tensor("),
-        ({"inner": {}}, "inner is {}; it must be an object"),
-    ],
-)
-def test_values_of_the_wrong_type_are_refused_where_settings_are_made(settings, said):
-    with pytest.raises(ConfigError) as error:
-        Every(**settings)
-    assert str(error.value).startswith(said)
-
-
-def test_settings_inside_their_range_are_kept():
+def test_values_inside_their_range_are_kept():
     whole = {
         "share": 1,
         "count": 3,
         "rank": {"layer": 3},
-        "texts": ("a", "b"),
+        "texts": ("a" * MOST_LETTERS, "a cat \U0001f600") * (MOST_ITEMS // 2),
         "precision": torch.float64,
     }
     made = Every(**whole, inner=BaselineOptions(scale=-2, projection=None))
     assert {name: getattr(made, name) for name in whole} == whole
-    as_json = {**whole, "texts": ["a", "b"], "precision": "float64"}
-    inner = {"scale": -2, "projection": None}
-    assert from_json("here", {**as_json, "inner": inner}, Every) == made
+    as_json = {**whole, "texts": list(whole["texts"]), "precision": "float64"}
+    read = from_json("here", {**as_json, "inner": {"scale": -2, "projection": None}}, Every)
+    assert read == made == replace(Every(), **vars(made)) == copy.deepcopy(made)
+    assert hash(Every(texts=["a"])) == hash(Every(texts=("a",)))
+    assert Every(share=numpy.float32(0.5), count=numpy.int64(3)) == Every(count=3)
+
+
+def test_settings_that_do_not_go_together_are_refused_as_they_say_it():
+    with pytest.raises(ConfigError, match=r"^two has no switch$"):
+        Every(word="two", switch=True)
+    with pytest.raises(ConfigError, match=r"^here: two has no switch$"):
+        from_json("here", {"word": "two", "switch": True}, Every)
+    with pytest.raises(TypeError, match="Every: Unexpected keyword argument: colour"):
+        Every(colour=1)
+
+
+def test_a_front_end_has_its_own_words_and_a_file_has_the_fields_names():
+    with calling({"count": "runs"}):
+        with pytest.raises(ConfigError, match=r"^runs is 0; "):
+            Every(count=0)
+        with pytest.raises(ConfigError, match=r"^here: count is 0; "):
+            from_json("here", {"count": 0}, Every)
+
+
+READ = {
+    "share": {"1": 1.0, "1e-3": 0.001},
+    "count": {"12": 12, "none": None},
+    "rank": {"4": 4, "sum": "sum"},
+    "word": {"two": "two"},
+    "switch": {"true": True},
+    "name": {"none": "none", "5": "5"},
+    "precision": {"bfloat16": torch.bfloat16},
+}
+NOT_READ = {"share": ("half", "0", ""), "count": ("1.5", "0"), "rank": ("max",), "word": ("",)}
+
+
+def test_a_word_of_the_command_line_is_read_as_the_settings_type():
+    for name, words in READ.items():
+        for text, value in words.items():
+            found = from_text("--x", text, declared(Every)[name])
+            assert found == value and type(found) is type(value), (name, text)
+    for name, texts in NOT_READ.items():
+        (expected,) = (words for field, words in REFUSED if field == name)
+        for text in texts:
+            with pytest.raises(ConfigError) as error:
+                from_text("--x", text, declared(Every)[name])
+            assert str(error.value) == f"--x is {text!r}; it must be {expected}"
 
 
 def test_every_method_of_the_settings_is_one_that_the_rivals_have():
-    from iteris_core.rivals import METHODS
-
-    (method,) = (item for item in declared(MergeConfig) if item.name == "method")
-    assert set(get_args(method.hint)) == {"iteris", *METHODS}
+    assert set(get_args(Method)) == {"iteris", *METHODS}

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from iteris_pack.nodes.loras.rows import read_rows
 from waiting import HANGS
+
+from iteris_core.diffusion.lora_rows import read_rows
 
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:

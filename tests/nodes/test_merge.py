@@ -4,7 +4,6 @@ import pytest
 import torch
 from iteris_pack.iteris_core.devices import Room
 from iteris_pack.nodes.loras.kinds import likely_styles
-from iteris_pack.nodes.loras.rows import read_rows
 from iteris_pack.nodes.prepared import too_small
 from iteris_pack.nodes.presets import Asked, cost_shown
 from iteris_pack.nodes.size import Size
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 
 from iteris_core import ConfigError, MergeConfig, MergeReport
 from iteris_core.diffusion.calibration import Calibration, Changes
+from iteris_core.diffusion.lora_rows import read_rows
 from iteris_core.diffusion.recipe import Recipe
 from iteris_core.report.records import Note
 
@@ -33,19 +33,19 @@ def test_a_preset_is_a_few_settings(preset, runs):
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
-    calibration, how = Asked("Fast", True, Size("smaller"), given).settings([], None)
+    calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings([], None)
     assert (calibration.trajectories, calibration.held_out) == (3, 4)
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
-    _, how = Asked("Fast", False, Size("rank", 8.0)).settings([], None)
+    _, how = Asked("Fast", False, Size(way="rank", value=8.0)).settings([], None)
     assert how.config.rank == 8
     with pytest.raises(ConfigError, match="size is rank and quality_kept"):
-        Asked("Fast", False, Size("rank", 8.0), given).settings([], None)
+        Asked("Fast", False, Size(way="rank", value=8.0), given).settings([], None)
 
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
-    calibration, how = Asked("Fast", True, Size("rank", 8.0), recipe).settings([], None)
+    calibration, how = Asked("Fast", True, Size(way="rank", value=8.0), recipe).settings([], None)
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
     assert how.correct_strength
     [note] = how.notes

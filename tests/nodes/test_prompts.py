@@ -7,11 +7,11 @@ import torch
 from fake_host import use
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.prompts import use_of_file, use_of_row
-from iteris_pack.nodes.loras.rows import read_rows
 from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
+from iteris_core.diffusion.lora_rows import read_rows
 
 
 @pytest.fixture

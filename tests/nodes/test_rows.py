@@ -8,9 +8,9 @@ import pytest
 from fake_host import use
 from hypothesis import given
 from hypothesis import strategies as st
-from iteris_pack.nodes.loras.rows import Row, read_rows, row_of, written
 
 from iteris_core import ConfigError
+from iteris_core.diffusion.lora_rows import Row, read_rows, row_of, written
 
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "rows.json").read_text(encoding="utf-8"))
 

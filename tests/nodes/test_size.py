@@ -27,7 +27,7 @@ LORAS = [LoadedLora.of(ADAPTER, ("p",))] * 2
 )
 def test_a_size_that_makes_no_sense_is_refused(way, value, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
-        Size(way, value)
+        Size(way=way, value=value)
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,23 @@ def test_a_size_that_makes_no_sense_is_refused(way, value, words):
     ],
 )
 def test_a_size_sets_one_thing(way, value, config):
-    assert Size(way, value).changes(LORAS, torch.float16).config == config
+    assert Size(way=way, value=value).changes(LORAS, torch.float16).config == config
 
 
 def test_a_size_becomes_weights_and_must_have_room_for_rank_one():
-    assert Size("MB", 1.0).changes(LORAS, torch.float32).config["size"] == (1_000_000 - 500) // 4
+    assert (
+        Size(way="MB", value=1.0).changes(LORAS, torch.float32).config["size"]
+        == (1_000_000 - 500) // 4
+    )
     with pytest.raises(
         ConfigError, match=r"size_value is 0\.001 MB; .* rank 1 in all 1 layers, takes 0\.0 MB"
     ):
-        Size("MB", 0.001).changes(LORAS, torch.float16)
+        Size(way="MB", value=0.001).changes(LORAS, torch.float16)
 
 
 @pytest.mark.parametrize("way", ["rank", "MB"])
 def test_a_quality_and_a_size_do_not_both_decide(way):
     with pytest.raises(ConfigError, match=rf"size is {way} and quality_kept is 0\.9, but each"):
-        Size(way, 8.0).check_alone(Changes(config={"kept_energy": 0.9}))
-    Size(way, 8.0).check_alone(Changes())
-    Size("smaller").check_alone(Changes(config={"kept_energy": 0.9}))
+        Size(way=way, value=8.0).check_alone(Changes(config={"kept_energy": 0.9}))
+    Size(way=way, value=8.0).check_alone(Changes())
+    Size(way="smaller").check_alone(Changes(config={"kept_energy": 0.9}))

@@ -1,7 +1,6 @@
 """The widgets of the nodes offer what the core's settings allow, and begin with their defaults."""
 
 import re
-from dataclasses import MISSING, fields
 from typing import get_args
 
 import pytest
@@ -11,7 +10,7 @@ from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
-from iteris_pack.nodes.words import NAMES, OF_CALIBRATION, OF_CONFIG, OF_OTHERS
+from iteris_pack.nodes.words import NAMES, TARGETS
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN
@@ -22,62 +21,35 @@ from iteris_core.diffusion.plans import ScenePlan
 from iteris_core.report.verdict import Advice, AdviceKind, _sentence
 from iteris_core.report.watchdog import Alarm, warnings_of
 from iteris_core.rivals.registry import check_used
-from iteris_core.settings import bounds, calling, shown
+from iteris_core.settings import PRECISIONS, calling, checked, declared
 
-# Widget -> field of the settings, where the two have other names.
-FIELDS = {
-    **OF_CALIBRATION,
-    **OF_CONFIG,
-    **OF_OTHERS,
-    "size_value": "value",
-}
-NODES = {
-    Settings: (Calibration, MergeConfig),
-    Merge: (Size,),
-    LoraToMerge: (LoraUse,),
-    TrainedLora: (LoraUse,),
-    ScenePrompts: (Calibration,),
-}
-# "priority" is that of a LoRA, or that of the captions with several.
-PRIORITY = {LoraUse: "weight", Calibration: "scene_weight"}
-# A widget has an end where the setting has a bound that it must not reach, or an end of its own
-# that sets nothing.
-WITHIN = {
-    "input_mix": {"max": 0.99},
-    "quality_kept": {"min": 0.01},
-    **{name: {"min": value} for name, value in UNSET.items()},
+CORE = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
+FIELDS = {NAMES[name]: name for name in CORE}
+# Widgets of other nodes -> the declarations of their numbers.
+OTHERS = {
+    (Merge, "size_value"): (Size, "value"),
+    (LoraToMerge, "strength_model"): (LoraUse, "strength_model"),
+    (LoraToMerge, "strength_clip"): (LoraUse, "strength_clip"),
+    (LoraToMerge, "priority"): (LoraUse, "weight"),
+    (TrainedLora, "strength_model"): (LoraUse, "strength_model"),
+    (TrainedLora, "priority"): (LoraUse, "weight"),
+    (ScenePrompts, "priority"): (Calibration, "scene_weight"),
 }
 
 
-def declared_in(node, widget):
-    """Return the settings and the field that a widget is for; None: none is."""
-    for kind in NODES[node]:
-        name = PRIORITY.get(kind) if widget.id == "priority" else FIELDS.get(widget.id, widget.id)
-        if name in {item.name for item in fields(kind)}:
-            return kind, name
-    return None
+def widgets_of_settings():
+    """Return the widgets that are made of declarations."""
+    return [w for w in Settings.define_schema().inputs if w.id != "correct_strength"]
 
 
-CASES = [
-    pytest.param(*found, widget, id=widget.id)
-    for widget in Settings.define_schema().inputs
-    if (found := declared_in(Settings, widget))
-]
-
-
-@pytest.mark.parametrize(("kind", "name", "widget"), CASES)
-def test_an_error_of_the_core_has_the_words_of_the_input(kind, name, widget):
-    with calling(NAMES), pytest.raises(ConfigError, match=f"^{widget.id} is <object") as error:
-        kind(**{name: object()})
-    assert name == widget.id or not re.search(rf"\b{name}\b", str(error.value))
-    with pytest.raises(ConfigError, match=f"^{name} is <object"):  # the library has its own words
-        kind(**{name: object()})
-
-
-def test_every_input_of_merge_settings_is_known_by_its_setting():
-    shown = {widget.id for widget in Settings.define_schema().inputs}
-    assert shown - {case.values[2].id for case in CASES} == {"correct_strength"}
-    assert shown - {"correct_strength"} <= set(NAMES.values())
+def test_an_error_of_the_core_has_the_words_of_the_input():
+    for widget in widgets_of_settings():
+        name = FIELDS[widget.id]
+        with calling(NAMES), pytest.raises(ConfigError, match=f"^{widget.id} is <object") as error:
+            CORE[name](**{name: object()})
+        assert name == widget.id or not re.search(rf"\b{name}\b", str(error.value))
+        with pytest.raises(ConfigError, match=f"^{name} is <object"):  # the library has its own
+            CORE[name](**{name: object()})
 
 
 # What does not go together -> the inputs that its error names.
@@ -130,24 +102,27 @@ def test_a_report_has_the_words_of_the_inputs():
     assert not re.search(r"alpha|unit_gain|preserve|held_out|weight|in ComfyUI", text)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "widget"),
-    [case for case in CASES if case.values[2].id not in ("precision", "reproduce")],  # other values
-)
-def test_the_core_allows_what_a_widget_offers(kind, name, widget):
-    offered = [*widget.more.get("options", ()), *(widget.more.get(end) for end in ("min", "max"))]
-    for value in offered:
-        if value is not None and value != UNSET.get(widget.id):
-            try:
-                kind(**{name: value})
-            except ConfigError as error:
-                # another setting may be in the way, but not this value by itself
-                assert not str(error).startswith(f"{name} is {shown(value)};"), error
-
-
-def test_there_are_widgets_to_compare():
-    names = {case.values[2].id for case in CASES}
-    assert {"smoothing", "engine", "input_mix", "sample_runs", "check_runs"} <= names
+def test_the_core_allows_what_a_widget_offers_and_begins_with(replace_host):
+    replace_host(lora_names=list)
+    of_settings = [
+        (widget, CORE[FIELDS[widget.id]], FIELDS[widget.id]) for widget in widgets_of_settings()
+    ]
+    others = [
+        (widget, *OTHERS[node, widget.id])
+        for node in dict.fromkeys(node for node, _ in OTHERS)
+        for widget in node.define_schema().inputs
+        if widget.io_type in ("INT", "FLOAT")
+    ]
+    assert len(others) == len(OTHERS)
+    for widget, kind, name in (*of_settings, *others):
+        ends = [widget.more.get(end) for end in ("min", "max", "default")]
+        for value in (*ends, *widget.more.get("options", ())):
+            if value is None or value in (UNSET.get(widget.id), ""):
+                continue
+            of_core = TARGETS.get(value, PRECISIONS.get(value, value))
+            checked(widget.id, of_core, declared(kind)[name].rebuild_annotation())
+        if "min" in widget.more:
+            assert widget.more["min"] <= widget.more["default"] <= widget.more["max"]
 
 
 DEFAULTS = MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN)
@@ -187,32 +162,3 @@ def other_value(widget):
         return widget.more.get("step") or 2
     low, high = widget.more["min"], widget.more["max"]
     return (default + (low if default == high else high)) / 2
-
-
-@pytest.fixture
-def numbers(replace_host):
-    """Return every numeric widget of the pack: (widget, settings that declare it, field)."""
-    replace_host(lora_names=list)
-    return [
-        (widget, *declared_in(node, widget))
-        for node in NODES
-        for widget in node.define_schema().inputs
-        if widget.io_type in ("INT", "FLOAT")
-    ]
-
-
-def test_a_number_has_the_bounds_of_its_setting_and_no_others(numbers):
-    for widget, kind, name in numbers:
-        ends = bounds(kind, name) | WITHIN.get(widget.id, {})
-        assert {end: widget.more[end] for end in ("min", "max")} == ends, widget.id
-
-
-def test_a_number_begins_with_its_default_inside_its_bounds(numbers):
-    assert len(numbers) > 20
-    for widget, kind, name in numbers:
-        begins = widget.more["default"]
-        assert widget.more["min"] <= begins <= widget.more["max"]
-        default = {item.name: item.default for item in fields(kind)}[name]
-        # a scene's is that of a node that asks for scenes
-        if default not in (MISSING, None) and widget.id not in UNSET and name != "scene_weight":
-            assert begins == default, widget.id

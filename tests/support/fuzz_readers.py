@@ -20,12 +20,13 @@ import torch
 from fuzz_files import MODULES, Case
 from iteris_pack.nodes import host
 from iteris_pack.nodes.keys import model_keys
-from iteris_pack.nodes.loras import names, rows, stack_formats
+from iteris_pack.nodes.loras import names, stack_formats
 from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
 from iteris_core.cli.options import numbers
+from iteris_core.diffusion import lora_rows as rows
 from iteris_core.diffusion.captions import check_placeholders, check_scene_form
 from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.lora_use import plain_prompts

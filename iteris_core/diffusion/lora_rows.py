@@ -17,11 +17,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
-from ...iteris_core import ConfigError
-from ...iteris_core.diffusion.lora_use import Kind, LoraUse, check_count
-from ...iteris_core.settings import declared, shown
+from ..errors import ConfigError
+from ..settings import checked, shown
+from .lora_use import Kind, LoraUse, Strength, Weight, check_count
 
 TAG = re.compile(r"<lora:([^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
 # One word after the tag; a value may be in quotes. Each place is looked at once.
@@ -121,8 +121,8 @@ def tagged(tag: re.Match[str], where: str) -> Row:
     given = _parts_in(tag, where)
     place = f"{where}: a strength in {_short(tag[0])}"
     model, clip = (given.get(name, "") for name in ("model", "clip"))
-    strength = _number(model, "strength_model", place) if model else 1.0
-    of_text = _number(clip, "strength_clip", place) if clip else strength
+    strength = _number(model, Strength, place) if model else 1.0
+    of_text = _number(clip, Strength, place) if clip else strength
     # after a semicolon is what letters among the weights stand for
     blocks = given.get("blocks", "").partition(";")[0].strip()
     return Row(tag[1].strip(), strength, of_text, blocks=blocks, where=where)
@@ -228,20 +228,20 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     if name == "without":
         return replace(row, without=(*row.without, value))
     if name == "priority":
-        return replace(row, priority=_number(value, "weight", f"{where}: priority"))
-    return replace(row, **{name: value})
+        return replace(row, priority=_number(value, Weight, f"{where}: priority"))
+    if name == "blocks":
+        return replace(row, blocks=value)
+    return replace(row, called=value)
 
 
 _DEFAULTS = Row("")
 
 
-def _number(text: str, field: str, place: str) -> float:
-    """Return a number inside the bounds of a field of `LoraUse`."""
+def _number(text: str, bounds: Any, place: str) -> float:
+    """Return a number inside bounds."""
     if not _NUMBER.fullmatch(text):
         raise ConfigError(f"{place} is {shown(text)}, which is not a number; write one such as 0.8")
-    (item,) = [item for item in declared(LoraUse) if item.name == field]
-    item.check(place, float(text))
-    return float(text)
+    return float(checked(place, float(text), bounds))
 
 
 def _near(word: str) -> str:
