@@ -173,7 +173,7 @@ def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path
         (["--task", "rte"], "--task is 'rte'; write a name and a value, such as mnli=..."),
         (
             ["--prompt", "tec={text}"],
-            "row 1: has no field 'text' but the fields instruction, output",
+            "row 1: has no field 'text' but instruction, output",
         ),
         (["--prompt", "tec={"], "the prompt of tec is '"),
         (["--no-base"], "there is nothing to evaluate"),
