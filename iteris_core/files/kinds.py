@@ -99,11 +99,8 @@ def check_scales(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> None:
         if role not in tensors:
             continue
         found = tuple(tensors[role].shape)
-        try:
-            fits = tuple(torch.broadcast_shapes(found, shape)) == tuple(shape)
-        except RuntimeError:
-            fits = False
-        if not fits:
+        sides = zip(reversed(found), reversed(shape), strict=False)
+        if len(found) > len(shape) or any(side not in (1, most) for side, most in sides):
             raise AdapterError(
                 f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
                 "file is damaged or for another model. Use another LoRA"
@@ -447,7 +444,8 @@ def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
             "outputs"
         )
     norms = adapted.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return magnitude * adapted / norms - weight
+    delta: Tensor = magnitude * adapted / norms - weight
+    return delta
 
 
 def _lora(tensors: Tensors, shape: Shape) -> LowRankDelta:
@@ -525,17 +523,20 @@ def _measured_loha(tensors: Tensors) -> tuple[int, float]:
         return rank, delta.squared_norm().item()
     rows = max(1, PRODUCT_NUMBERS // shape[1])
     total = 0.0
-    for a, b in zip(up_1.split(rows), up_2.split(rows), strict=True):
+    for start in range(0, len(up_1), rows):
         spend()
-        total += ((a @ down_1) * (b @ down_2)).square().sum().item()
+        some = slice(start, start + rows)
+        total += ((up_1[some] @ down_1) * (up_2[some] @ down_2)).square().sum().item()
     return min(rank, *shape), total * scale**2
 
 
 def _measured_difference(tensors: Tensors) -> tuple[int, float]:
     weight = _matrix(tensors[DIFF])
     total = 0.0
-    for part in weight.flatten().split(PRODUCT_NUMBERS):
-        check_finite(part := part.float())
+    numbers = weight.flatten()
+    for start in range(0, len(numbers), PRODUCT_NUMBERS):
+        part = numbers[start : start + PRODUCT_NUMBERS].float()
+        check_finite(part)
         total += part.square().sum().item()
     return min(weight.shape), total
 
