@@ -19,7 +19,7 @@ class Stage:
         count: Number of stages.
         starts: Share of all work that is done when it begins.
         share: Its share of all work.
-        is_alike: Whether its steps take as long as those of other stages, for their shares.
+        is_alike: Whether its steps take as long as the steps of other stages, for their shares.
     """
 
     name: str

@@ -41,7 +41,7 @@ def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return the decomposition; None where the library fails, with an error or without."""
     try:
         found = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
     return found if all(bool(torch.isfinite(part).all()) for part in found) else None
 
@@ -51,7 +51,8 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     size = len(matrix)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(numbers.to(matrix))[0]
+    turn: Tensor = torch.linalg.qr(numbers.to(matrix)).Q
+    return turn
 
 
 def _why_not_found(matrix: Tensor) -> str:

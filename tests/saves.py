@@ -34,7 +34,7 @@ from iteris_core import Adapter, LowRankDelta  # noqa: E402
 from iteris_core.cli.terminal import quiet_libraries  # noqa: E402
 from iteris_core.files import peft, writing  # noqa: E402
 from iteris_core.language.merged_model import save_merged_model  # noqa: E402
-from iteris_core.language.t5 import KINDS  # noqa: E402
+from iteris_core.language.t5 import FAMILY  # noqa: E402
 
 Save = Callable[[Path, float, bool], object]
 OLD, NEW = 1.0, 2.0
@@ -51,7 +51,9 @@ def save_folder(place: Path, value: float, overwrite: bool) -> None:
 
 
 def save_model(place: Path, value: float, overwrite: bool) -> None:
-    save_merged_model(model(int(value)), Adapter("x", {}), place, kinds=KINDS, overwrite=overwrite)
+    save_merged_model(
+        model(int(value)), Adapter("x", {}), place, kinds=FAMILY.kinds, overwrite=overwrite
+    )
 
 
 @functools.cache

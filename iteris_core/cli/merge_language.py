@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +12,22 @@ import typer
 from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files import peft
-from ..files.pretrained import load_processor, load_tokenizer
 from ..files.writing import under_free_name
 from ..language import blip, t5
 from ..language.caption_samples import CaptionOptions, CaptionSample, read_images
-from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, Base, PeftMergeResult, Preserve
+from ..language.job import (
+    DEFAULT,
+    PRESERVE_WEIGHT,
+    AdapterTask,
+    Base,
+    Family,
+    PeftMergeResult,
+    Preserve,
+    merge_peft,
+)
 from ..language.merged_model import check_free as check_model_free
 from ..language.merged_model import save_merged_model
+from ..language.samples import ReadingOptions
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
 from ..rivals.registry import check_used
@@ -101,35 +109,12 @@ def merge_t5_command(
     config: MergeConfig,
     placement: Spread,
 ) -> None:
-    places = Places(
-        whole={"--output": output, "--save-model": save_model},
-        files={"--json": report},
-        inputs={
-            "--base": [base],
-            "--adapter": adapter,
-            "--samples": samples or (),
-            "--token-ids": [token_ids],
-            "--preserve": [preserve],
-        },
-    )
-    _check(places, config, t5.KINDS, overwrite)
+    inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
+    command = _Command(t5.FAMILY, base, adapter, output, save_model, report, overwrite)
+    command.check(inputs, config)
     tasks = _tasks(adapter, _texts(samples, token_ids), weights)
     kept = _preserve(preserve, protect_base, _preserved_texts)
-    quiet_libraries()
-    where = Base(
-        base,
-        dtype=placement.dtype,
-        device=placement.device,
-        device_map=placement.device_map,
-    )
-    with progress_bars() as progress:
-        result = t5.merge_t5(where, tasks, config, reading, preserve=kept, progress=progress)
-    if not Processes.current().is_first:
-        return
-    _save(result, output, report, overwrite)
-    if save_model:
-        save = partial(save_merged_model, kinds=t5.KINDS, overwrite=overwrite)
-        _save_model(t5.load_base(base, placement.dtype), result, save_model, load_tokenizer, save)
+    command.run(tasks, kept, config, reading, placement)
 
 
 @options.command(
@@ -166,47 +151,82 @@ def merge_blip_command(
     config: MergeConfig,
     placement: Spread,
 ) -> None:
-    places = Places(
-        whole={"--output": output, "--save-model": save_model},
-        files={"--json": report},
-        inputs={
-            "--base": [base],
-            "--adapter": adapter,
-            "--images": images,
-            "--preserve": [preserve],
-        },
-    )
-    _check(places, config, blip.KINDS, overwrite)
+    command = _Command(blip.FAMILY, base, adapter, output, save_model, report, overwrite)
+    command.check({"--images": images, "--preserve": [preserve]}, config)
     tasks = _tasks(adapter, _captions(images, prompt), weights)
     kept = _preserve(preserve, protect_base, read_images)
-    quiet_libraries()
-    where = Base(
-        base,
-        dtype=placement.dtype,
-        device=placement.device,
-        device_map=placement.device_map,
-    )
-    with progress_bars() as progress:
-        result = blip.merge_blip(where, tasks, config, reading, preserve=kept, progress=progress)
-    if not Processes.current().is_first:
-        return
-    _save(result, output, report, overwrite)
-    if save_model:
-        save = partial(save_merged_model, kinds=blip.KINDS, overwrite=overwrite)
-        _save_model(blip.load_base(base, placement.dtype), result, save_model, load_processor, save)
+    command.run(tasks, kept, config, reading, placement)
 
 
-def _check(places: Places, config: MergeConfig, kinds: Collection[str], overwrite: bool) -> None:
-    """Refuse settings and places that would fail only after hours of work."""
-    places.check()
-    check_used(config)
-    output = places.whole["--output"]
-    save_model = places.whole["--save-model"]
-    if output is not None:
-        peft.check_free(output, overwrite=overwrite)
-    if save_model is not None:
-        check_model_free(save_model, kinds, overwrite=overwrite)
-    options.ReportFile(places.files["--json"], overwrite).check()
+@dataclass(frozen=True)
+class _Command:
+    """What is merged, and where it goes; the options have these names."""
+
+    family: Family
+    base: str
+    adapters: Sequence[Path]
+    output: Path
+    save_model: Path | None
+    report: Path | None
+    overwrite: bool
+
+    def check(self, inputs: Mapping[str, Sequence[Path | None]], config: MergeConfig) -> None:
+        """Refuse settings and places that would fail only after hours of work."""
+        Places(
+            whole={"--output": self.output, "--save-model": self.save_model},
+            files={"--json": self.report},
+            inputs={"--base": [self.base], "--adapter": self.adapters, **inputs},
+        ).check()
+        check_used(config)
+        peft.check_free(self.output, overwrite=self.overwrite)
+        if self.save_model is not None:
+            check_model_free(self.save_model, self.family.kinds, overwrite=self.overwrite)
+        options.ReportFile(self.report, self.overwrite).check()
+
+    def run(
+        self,
+        tasks: Sequence[AdapterTask],
+        kept: Preserve,
+        config: MergeConfig,
+        reading: ReadingOptions,
+        placement: Spread,
+    ) -> None:
+        quiet_libraries()
+        base = Base(
+            self.base,
+            dtype=placement.dtype,
+            device=placement.device,
+            device_map=placement.device_map,
+        )
+        with progress_bars() as progress:
+            result = merge_peft(
+                self.family, base, tasks, config, reading, preserve=kept, progress=progress
+            )
+        if not Processes.current().is_first:
+            return
+
+        def save(path: Path, overwrite: bool) -> None:
+            result.save(path, overwrite=overwrite)
+
+        saved = under_free_name(self.output, save, overwrite=self.overwrite)
+        told = options.ReportFile(self.report, self.overwrite)
+        options.tell(result.adapter.name, result.report, saved, self.output, told)
+        if self.save_model:
+            model = self.family.load(self.base, placement.dtype)
+            self._save_model(model, result, self.save_model)
+
+    def _save_model(self, model: Any, result: PeftMergeResult, folder: Path) -> None:
+        """Save the whole model, with the tokenizer or processor that is next to its base."""
+        try:
+            companions = [self.family.load_reader(result.base)]
+        except ConfigError as error:
+            companions = []
+            typer.echo(f"{folder} holds the model alone: {error}")
+        kinds = self.family.kinds
+        save_merged_model(
+            model, result.adapter, folder, companions, kinds=kinds, overwrite=self.overwrite
+        )
+        typer.echo(f"the whole model is in {folder}")
 
 
 def _tasks(
@@ -241,32 +261,6 @@ def _preserve(
             )
         return Preserve()
     return Preserve(read(path), PRESERVE_WEIGHT if weight is None else weight)
-
-
-def _save(result: PeftMergeResult, output: Path, report: Path | None, overwrite: bool) -> None:
-    def save(path: Path, overwrite: bool) -> None:
-        result.save(path, overwrite=overwrite)
-
-    saved = under_free_name(output, save, overwrite=overwrite)
-    told = options.ReportFile(report, overwrite)
-    options.tell(result.adapter.name, result.report, saved, output, told)
-
-
-def _save_model(
-    model: Any,
-    result: PeftMergeResult,
-    folder: Path,
-    companion: Any,
-    save: Callable[..., None],
-) -> None:
-    """Save the whole model, with its tokenizer or processor if there is one next to the base."""
-    try:
-        companions = [companion(result.base)]
-    except ConfigError as error:
-        companions = []
-        typer.echo(f"{folder} holds the model alone: {error}")
-    save(model, result.adapter, folder, companions)
-    typer.echo(f"the whole model is in {folder}")
 
 
 def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[CaptionSample]]:

@@ -9,44 +9,29 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import MergeConfig
 from ..devices import device_of
-from ..files.pretrained import DeviceMap, load_adapter, load_model, load_processor
+from ..files.pretrained import load_processor
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
-from ..progress import StageProgress, nobody
+from ..tasks import Sample
 from .caption_samples import (
     CaptionOptions,
     CaptionRow,
+    CaptionSample,
     caption_rows,
     encode_captions,
     has_texts,
 )
-from .job import DEFAULT, AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .job import Family, merge_peft
 from .samples import Encoded, until_end
+from .teachers import Teachers
 
-KINDS = ("blip",)  # values of ``model_type``
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
 _HEAD = "text_decoder.cls."
-
-
-def load_base(
-    source: str,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    device_map: DeviceMap = "none",
-) -> nn.Module:
-    """Load a BLIP captioning model from a folder or by its name on the hub; see
-    `pretrained.load_model`.
-    """
-    from transformers import BlipForConditionalGeneration
-
-    return load_model(BlipForConditionalGeneration, KINDS, source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:
@@ -83,7 +68,8 @@ def network_of(model: Any, *, head: bool = False) -> Network:
             is_decoder=True,
             use_cache=False,
         )
-        return (answers.logits if head else answers.last_hidden_state) * mask[..., None]
+        outputs: Tensor = answers.logits if head else answers.last_hidden_state
+        return outputs * mask[..., None]
 
     return Network(dict(model.named_modules()), forward, stream_of)
 
@@ -113,44 +99,34 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     return [until_end(row, end_id)[:-1] for row in written.cpu()]
 
 
-def merge_blip(
-    base: Base | str | nn.Module,
-    adapters: Sequence[AdapterTask],
-    config: MergeConfig | None = None,
-    options: CaptionOptions | None = None,
-    *,
-    preserve: Preserve | None = None,
-    progress: StageProgress = nobody,
-) -> PeftMergeResult:
-    """Merge PEFT adapters of one BLIP captioning model.
+def prepare(
+    teachers: Teachers,
+    samples: Sequence[Sequence[CaptionSample]],
+    options: CaptionOptions,
+    processor: Any = None,
+) -> tuple[Network, list[list[Sample]]]:
+    """Return the network to merge in, and the samples of each task as its rows.
 
     Args:
-        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
-            reader is a processor; pictures in files, and captions and prompts that are texts, need
-            it.
-        adapters: Adapters to merge, at least one; their samples are `CaptionSample`.
-        config: Settings of the merge; None: those of `job.DEFAULT`.
-        options: Settings with which captions are read; None: the defaults.
-        preserve: Samples on which the base model is kept as it is; None: there is no such task.
-        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
+        teachers: The tasks' teachers, who write captions for samples without one.
+        samples: Samples of each task.
+        options: Settings with which captions are read.
+        processor: Processor of the base model; None if no sample needs it.
 
     Raises:
-        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
+        CalibrationError, ConfigError: A sample cannot be used, see `encode_captions`.
     """
-    base = base if isinstance(base, Base) else Base(base)
-    options = options or CaptionOptions()
-    job = MergeJob(base, adapters, preserve or Preserve(), config or DEFAULT, progress)
-    processor = base.reader
-    if processor is None and any(sample.needs_processor for task in job.samples for sample in task):
-        processor = load_processor(base.name)
-    model = base.model
-    if isinstance(model, str):
-        model = load_base(model, base.dtype, base.device, base.device_map)
-    worn = [load_adapter(model, Path(task.folder)) for task in adapters]
-    encoded = encode_captions(job.samples, processor, model, options)
+    model = teachers.model
+    encoded = encode_captions(samples, processor, model, options)
     answer = partial(write, model, max_new_tokens=options.max_new_tokens)
-    encoded = job.teachers(model, worn).answered(encoded, answer)
-    fill = options.padding == "count" and has_texts(job.samples)
-    rows = caption_rows(encoded, options, fill=fill)
-    head = any(path.startswith(_HEAD) for adapter in worn for path in adapter.deltas)
-    return job.run(network_of(model, head=head), worn, rows, options)
+    encoded = teachers.answered(encoded, answer)
+    fill = options.padding == "count" and has_texts(samples)
+    head = any(path.startswith(_HEAD) for adapter in teachers.adapters for path in adapter.deltas)
+    return network_of(model, head=head), caption_rows(encoded, options, fill=fill)
+
+
+FAMILY = Family(
+    ("blip",), "BlipForConditionalGeneration", load_processor, prepare, CaptionOptions()
+)
+load_base = FAMILY.load
+merge_blip = partial(merge_peft, FAMILY)

@@ -47,8 +47,8 @@ class CaptionSample:
     prompt: str = ""
 
     @property
-    def needs_processor(self) -> bool:
-        """Whether a part of the sample has to be turned into pixels or token ids."""
+    def needs_reader(self) -> bool:
+        """Whether a processor is needed, to turn a part of the sample into pixels or token ids."""
         return (
             not isinstance(self.image, Tensor) or isinstance(self.caption, str) or bool(self.prompt)
         )
@@ -147,7 +147,7 @@ def encode_captions(
 
 
 def has_texts(tasks: Sequence[Sequence[CaptionSample]]) -> bool:
-    """Tell whether some caption is not token ids yet."""
+    """Whether some caption is not token ids yet."""
     return not all(isinstance(sample.caption, Tensor) for task in tasks for sample in task)
 
 

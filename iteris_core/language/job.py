@@ -1,9 +1,9 @@
-"""The common part of all merges of PEFT adapters: their tasks, the merge and the saved result."""
+"""Merges of PEFT adapters of a language model: what is alike in T5, BART and BLIP."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters import Adapter
 from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import peft
 from ..files.kohya import layer_kernels
-from ..files.pretrained import DeviceMap
+from ..files.pretrained import DeviceMap, load_adapter, load_model
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
@@ -27,15 +26,12 @@ from .samples import ReadingOptions
 from .teachers import Teachers
 
 STAGE = Stage("Layers")
-# On the scale of the adapters' own tasks. T5 keeps 0.83 of its base tasks with it and 0.46 without,
-# and its adapters' tasks lose 0.04 (docs/why.md).
+# On the scale of the adapters' own tasks: T5 keeps 0.83 of its base tasks with it and 0.46 without,
+# and its adapters' tasks lose 0.04.
 PRESERVE_WEIGHT = 1.0
 PRESERVE = "base model (preserve)"
-
-
 # Without unit gain, unless it is asked for: it makes up for what a preserve task shrinks, and there
-# is none by default. T5's tasks lose nothing without it, and its base tasks fall with it
-# (docs/why.md).
+# is none by default. T5's tasks lose nothing without it, and its base tasks fall with it.
 DEFAULT = MergeConfig(unit_gain=1.0)
 
 
@@ -61,9 +57,9 @@ class Base:
     @property
     def name(self) -> str:
         """Folder or name on the hub; empty for a model that was loaded from nowhere."""
-        return (
-            self.model if isinstance(self.model, str) else getattr(self.model, "name_or_path", "")
-        )
+        if isinstance(self.model, str):
+            return self.model
+        return str(getattr(self.model, "name_or_path", ""))
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class AdapterTask:
     Args:
         folder: Folder of the adapter.
         samples: Samples of the task; at least one.
-        weight: Weight of the task, relative to those of the other adapters.
+        weight: Weight of the task, relative to the other adapters' tasks.
 
     Raises:
         CalibrationError: There are no samples.
@@ -95,7 +91,7 @@ class Preserve:
     """Ordinary samples, on which the merged model is to answer as the base model does.
 
     Args:
-        samples: Samples of the task; None: no such task.
+        samples: Samples of the task; none: no such task.
         weight: Weight of the task; 0: no such task.
 
     Raises:
@@ -127,7 +123,7 @@ class PeftMergeResult(MergeResult):
     kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write the merged adapter's folder; see `peft.save`.
+        """Write the merged adapter's folder.
 
         Raises:
             AdapterError, NameTakenError, SaveError: See `peft.save`.
@@ -142,96 +138,116 @@ class PeftMergeResult(MergeResult):
         )
 
 
+# (teachers, samples of each task, options, tokenizer or processor) -> the network to merge in, and
+# the samples of each task as its rows.
+Prepare = Callable[
+    [Teachers, Sequence[Sequence[Any]], Any, Any], tuple[Network, list[list[Sample]]]
+]
+
+
 @dataclass(frozen=True)
-class MergeJob:
-    """The base model, the adapters and the settings of a merge.
+class Family:
+    """A family of models whose PEFT adapters can be merged.
 
     Args:
-        base: The base model.
-        adapters: Adapters with their samples.
-        preserve: Samples on which the base model is kept.
-        config: Settings of the merge.
-        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
+        kinds: Values of ``model_type``.
+        model_class: Name of the class of `transformers` that loads a model.
+        load_reader: Function that loads the tokenizer or processor beside a model.
+        prepare: Function that makes rows of samples.
+        options: Settings with which samples are read, by default.
+        task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
     """
 
-    base: Base
-    adapters: Sequence[AdapterTask]
-    preserve: Preserve = Preserve()
-    config: MergeConfig = DEFAULT
-    progress: StageProgress = nobody
+    kinds: tuple[str, ...]
+    model_class: str
+    load_reader: Callable[[str], Any]
+    prepare: Prepare
+    options: ReadingOptions
+    task_type: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.config.unit_gain is None:
-            settled = replace(self.config, unit_gain=DEFAULT.unit_gain)
-            object.__setattr__(self, "config", settled)
-
-    @property
-    def keeps_base(self) -> bool:
-        """Whether the last task is one that keeps the base model."""
-        return bool(self.preserve.samples) and self.preserve.weight > 0
-
-    @property
-    def samples(self) -> list[Sequence[Any]]:
-        """Samples of each task."""
-        own = [task.samples for task in self.adapters]
-        return [*own, self.preserve.samples] if self.keeps_base else own
-
-    @property
-    def mixes(self) -> list[dict[int, float]]:
-        """Mix of adapters that the teacher of each task wears."""
-        own = [{number: 1.0} for number in range(len(self.adapters))]
-        return [*own, {}] if self.keeps_base else own
-
-    @property
-    def weights(self) -> list[float]:
-        """Weight of each task."""
-        own = [task.weight for task in self.adapters]
-        return [*own, self.preserve.weight] if self.keeps_base else own
-
-    def teachers(self, model: nn.Module, adapters: Sequence[Adapter]) -> Teachers:
-        """Return the tasks' teachers.
-
-        Args:
-            model: The loaded base model.
-            adapters: Adapters that were read from the folders.
-        """
-        return Teachers(model, adapters, self.mixes, self.config.samples_per_chunk, self.progress)
-
-    def run(
+    def load(
         self,
-        network: Network,
-        adapters: Sequence[Adapter],
-        rows: Sequence[Sequence[Sample]],
-        options: ReadingOptions,
-        notes: Sequence[Note] = (),
-    ) -> PeftMergeResult:
-        """Merge, and write into the report the settings with which the merge can be repeated.
+        source: str,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        device_map: DeviceMap = "none",
+    ) -> nn.Module:
+        """Load a model from a folder or by its name on the hub; see `pretrained.load_model`."""
+        import transformers
 
-        Args:
-            network: The base model.
-            adapters: Adapters that were read from the folders.
-            rows: Samples of each task, as the network reads them.
-            options: Settings with which samples were read, for the report.
-            notes: Notes for the report.
+        loader = getattr(transformers, self.model_class)
+        return load_model(loader, self.kinds, source, dtype, device, device_map)
 
-        Raises:
-            IterisError: See `merge`.
-        """
-        names = [adapter.name for adapter in adapters] + [PRESERVE] * self.keeps_base
-        tasks = [Task(*task) for task in zip(names, rows, self.mixes, self.weights, strict=True)]
-        result = merge(
-            network, adapters, tasks, self.config, progress=partial(self.progress, STAGE)
-        )
-        settings = {
-            "base": self.base.name,
-            "adapters": [str(task.folder) for task in self.adapters],
-            "samples": [len(task) for task in self.samples],
-            "weights": self.weights,
-            "options": asdict(options),
-            "config": self.config.to_dict(),
-        }
-        report = replace(result.report, notes=(*result.report.notes, *notes), settings=settings)
-        kernels = layer_kernels(network.modules)
-        return PeftMergeResult(
-            result.adapter, report, result.outputs, base=self.base.name, kernels=kernels
-        )
+
+def merge_peft(
+    family: Family,
+    base: Base | str | nn.Module,
+    adapters: Sequence[AdapterTask],
+    config: MergeConfig | None = None,
+    options: ReadingOptions | None = None,
+    *,
+    preserve: Preserve | None = None,
+    progress: StageProgress = nobody,
+) -> PeftMergeResult:
+    """Merge PEFT adapters of one language model.
+
+    Args:
+        family: The model's family, ``t5.FAMILY`` or ``blip.FAMILY``.
+        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it.
+        adapters: Adapters to merge, at least one, with their samples.
+        config: Settings of the merge; None: `DEFAULT`.
+        options: Settings with which samples are read; None: the family's.
+        preserve: Samples on which the base model is kept as it is; None: there is no such task.
+        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
+
+    Raises:
+        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
+    """
+    base = base if isinstance(base, Base) else Base(base)
+    options = options or family.options
+    config = config or DEFAULT
+    if config.unit_gain is None:
+        config = replace(config, unit_gain=DEFAULT.unit_gain)
+    samples = [task.samples for task in adapters]
+    mixes = [{number: 1.0} for number in range(len(adapters))]
+    weights = [task.weight for task in adapters]
+    kept = preserve if preserve and preserve.samples and preserve.weight else None
+    if kept is not None:
+        samples.append(kept.samples)
+        mixes.append({})
+        weights.append(kept.weight)
+    reader = base.reader
+    if reader is None and any(sample.needs_reader for task in samples for sample in task):
+        reader = family.load_reader(base.name)
+    model = base.model
+    if isinstance(model, str):
+        model = family.load(model, base.dtype, base.device, base.device_map)
+    whole = [load_adapter(model, Path(task.folder)) for task in adapters]
+    worn = [adapter.select(options.is_merged) for adapter in whole]
+    teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
+    network, rows = family.prepare(teachers, samples, options, reader)
+    names = [adapter.name for adapter in worn] + ([PRESERVE] if kept else [])
+    tasks = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
+    result = merge(network, worn, tasks, config, progress=partial(progress, STAGE))
+    settings = {
+        "base": base.name,
+        "adapters": [str(task.folder) for task in adapters],
+        "samples": [len(task) for task in samples],
+        "weights": weights,
+        "options": asdict(options),
+        "config": config.to_dict(),
+    }
+    left_out = sum(len(adapter.deltas) for adapter in whole)
+    left_out -= sum(len(adapter.deltas) for adapter in worn)
+    notes = result.report.notes
+    if left_out:
+        text = f"{left_out} deltas of the decoder are left out of the merge (modules='encoder')"
+        notes = (*notes, Note("left_out", text))
+    return PeftMergeResult(
+        result.adapter,
+        replace(result.report, notes=notes, settings=settings),
+        result.outputs,
+        base=base.name,
+        task_type=family.task_type,
+        kernels=layer_kernels(network.modules),
+    )

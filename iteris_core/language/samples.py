@@ -37,6 +37,10 @@ class ReadingOptions:
         Tokens, Field(description="Most tokens of an answer that a teacher has to write.")
     ] = 32
 
+    def is_merged(self, path: str) -> bool:
+        """Whether the module or parameter at a path is merged."""
+        return True
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -98,15 +102,15 @@ def read_pairs(path: Path, first: str, second: str) -> list[tuple[str, str | Non
             entry = json_value(line)
         except ValueError as error:
             raise CalibrationError(
-                f"{place}: no JSON ({error}); write {example} on each line"
+                f"{place}: is not JSON ({error}); write {example} on each line"
             ) from error
         if not isinstance(entry, Mapping) or not _is_text(entry.get(first)):
             raise CalibrationError(f'{place}: has no text "{first}"; write {example}')
         optional = entry.get(second)
         if optional is not None and not _is_text(optional):
             raise CalibrationError(
-                f'{place}: "{second}" is {optional!r:.60}, no text; write one, or leave it out, so '
-                "that the teacher writes it"
+                f'{place}: "{second}" is {optional!r:.60}, not a text; write one, or leave it '
+                "out, so that the teacher writes it"
             )
         pairs.append((entry[first], optional))
     return pairs

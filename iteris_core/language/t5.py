@@ -11,28 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapters import Adapter
-from ..config import MergeConfig
 from ..devices import device_of
 from ..errors import CalibrationError
-from ..files.pretrained import (
-    DeviceMap,
-    generation_settings,
-    load_adapter,
-    load_model,
-    load_tokenizer,
-)
+from ..files.pretrained import generation_settings, load_tokenizer
 from ..network import Network
-from ..progress import StageProgress, nobody
-from ..report.records import Note
 from ..tasks import Sample
-from .job import DEFAULT, AdapterTask, Base, MergeJob, PeftMergeResult, Preserve
+from .job import Family, merge_peft
 from .samples import Encoded, check_fits, mask_of, padded, until_end
 from .teachers import Teachers
 from .text_samples import (
@@ -42,43 +31,18 @@ from .text_samples import (
     TextSample,
     TokenRow,
     encode,
+    in_encoder,
     token_samples,
 )
 
-TASK_TYPE = "SEQ_2_SEQ_LM"
-KINDS = ("t5", "mt5", "bart")  # values of ``model_type``
-_IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
 _READS_ENCODER = re.compile(r".*\.((EncDecAttention\.[kv])|(encoder_attn\.[kv]_proj))")
-
-
-def load_base(
-    source: str,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    device_map: DeviceMap = "none",
-) -> nn.Module:
-    """Load a T5, FLAN-T5 or BART from a folder or by its name on the hub; see
-    `pretrained.load_model`.
-    """
-    from transformers import AutoModelForSeq2SeqLM
-
-    return load_model(AutoModelForSeq2SeqLM, KINDS, source, dtype, device, device_map)
 
 
 def stream_of(path: str) -> str:
     """Return the stream of tokens that a layer reads: keys and values of cross-attention read the
     encoder's.
     """
-    return (
-        ENCODER_STREAM
-        if _IN_ENCODER.fullmatch(path) or _READS_ENCODER.fullmatch(path)
-        else DECODER_STREAM
-    )
-
-
-def in_encoder(path: str) -> bool:
-    """Tell the encoder's module paths from the decoder's."""
-    return _IN_ENCODER.fullmatch(path) is not None
+    return ENCODER_STREAM if in_encoder(path) or _READS_ENCODER.fullmatch(path) else DECODER_STREAM
 
 
 def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Network:
@@ -94,27 +58,22 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
     """
 
     def forward(rows: Sequence[TokenRow]) -> Tensor:
-        inputs = {
-            "input_ids": stacked([row.ids for row in rows]),
-            "attention_mask": stacked([row.mask for row in rows]),
-        }
+        ids = stacked([row.ids for row in rows])
+        mask = stacked([row.mask for row in rows])
+        outputs: Tensor
         if not decoder:
-            return (
-                model.get_encoder()(**inputs).last_hidden_state
-                * inputs["attention_mask"][..., None]
-            )
+            outputs = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+            return outputs * mask[..., None]
         decoder_ids = stacked([row.decoder_ids for row in rows])
-        counts = stacked([row.decoder_mask for row in rows])[..., None]
         if head:
-            return model(**inputs, decoder_input_ids=decoder_ids, use_cache=False).logits * counts
-        states = model.get_encoder()(**inputs).last_hidden_state
-        answers = model.get_decoder()(
-            input_ids=decoder_ids,
-            encoder_hidden_states=states,
-            encoder_attention_mask=inputs["attention_mask"],
-            use_cache=False,
-        )
-        return answers.last_hidden_state * counts
+            whole = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
+            outputs = model(**whole, use_cache=False).logits
+        else:
+            states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+            read = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+            answers = model.get_decoder()(input_ids=decoder_ids, **read, use_cache=False)
+            outputs = answers.last_hidden_state
+        return outputs * stacked([row.decoder_mask for row in rows])[..., None]
 
     def stacked(rows: Sequence[Any]) -> Tensor:
         return torch.stack(list(rows)).to(device_of(model))
@@ -143,43 +102,6 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     return [until_end(row, end_id) for row in written[:, 1:].cpu()]
 
 
-def merge_t5(
-    base: Base | str | nn.Module,
-    adapters: Sequence[AdapterTask],
-    config: MergeConfig | None = None,
-    options: TextOptions | None = None,
-    *,
-    preserve: Preserve | None = None,
-    progress: StageProgress = nobody,
-) -> PeftMergeResult:
-    """Merge PEFT adapters of one T5, FLAN-T5 or BART.
-
-    Args:
-        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it. Its
-            reader is a tokenizer; samples that are texts need it.
-        adapters: Adapters to merge, at least one; their samples are `TextSample`.
-        config: Settings of the merge; None: those of `job.DEFAULT`.
-        options: Settings with which texts are read, and the modules to merge; None: the defaults.
-        preserve: Samples on which the base model is kept as it is; None: there is no such task.
-        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
-
-    Raises:
-        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
-    """
-    base = base if isinstance(base, Base) else Base(base)
-    options = options or TextOptions()
-    job = MergeJob(base, adapters, preserve or Preserve(), config or DEFAULT, progress)
-    tokenizer = base.reader
-    if tokenizer is None and any(sample.is_text for task in job.samples for sample in task):
-        tokenizer = load_tokenizer(base.name)
-    model = base.model
-    if isinstance(model, str):
-        model = load_base(model, base.dtype, base.device, base.device_map)
-    worn, notes = _load_adapters(model, [task.folder for task in adapters], options)
-    network, rows = prepare(job.teachers(model, worn), job.samples, options, tokenizer)
-    return replace(job.run(network, worn, rows, options, notes), task_type=TASK_TYPE)
-
-
 def prepare(
     teachers: Teachers,
     samples: Sequence[Sequence[TextSample]],
@@ -202,7 +124,7 @@ def prepare(
     encoded = [encode(task, tokenizer, options.max_length, vocabulary) for task in samples]
     paths = {path for adapter in teachers.adapters for path in adapter.deltas}
     runs_decoder = not all(map(in_encoder, paths))
-    has_texts = any(sample.is_text for task in samples for sample in task)
+    has_texts = any(sample.needs_reader for task in samples for sample in task)
     fill_to = options.max_length if has_texts and options.padding == "count" else None
     _check_lengths(model, [sample for task in encoded for sample in task], fill_to)
     if runs_decoder:
@@ -235,16 +157,13 @@ def _check_lengths(model: Any, samples: Sequence[Encoded], fill_to: int | None) 
         )
 
 
-def _load_adapters(
-    model: nn.Module, folders: Sequence[Path], options: TextOptions
-) -> tuple[list[Adapter], list[Note]]:
-    """Return the part of the adapters that is merged, and a note about the omitted rest."""
-    adapters = [load_adapter(model, Path(folder)) for folder in folders]
-    if options.modules == "all":
-        return adapters, []
-    parts = [adapter.select(in_encoder) for adapter in adapters]
-    left_out = sum(
-        len(whole.deltas) - len(part.deltas) for whole, part in zip(adapters, parts, strict=True)
-    )
-    note = f"{left_out} deltas of the decoder are left out of the merge (modules='encoder')"
-    return parts, [Note("left_out", note)] if left_out else []
+FAMILY = Family(
+    ("t5", "mt5", "bart"),
+    "AutoModelForSeq2SeqLM",
+    load_tokenizer,
+    prepare,
+    TextOptions(),
+    task_type="SEQ_2_SEQ_LM",
+)
+load_base = FAMILY.load
+merge_t5 = partial(merge_peft, FAMILY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ ENCODER_STREAM = "encoder"
 DECODER_STREAM = "decoder"
 IGNORED_LABEL = -100
 _JSON = (".jsonl", ".json", ".ndjson")
+_IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TextSample:
     target: str | Tensor | None = None
 
     @property
-    def is_text(self) -> bool:
+    def needs_reader(self) -> bool:
         """Whether a tokenizer is needed."""
         return isinstance(self.input, str) or isinstance(self.target, str)
 
@@ -68,6 +70,14 @@ class TextOptions(ReadingOptions):
     modules: Annotated[
         Modules, Field(description="Modules that are merged; encoder leaves the decoder out.")
     ] = "all"
+
+    def is_merged(self, path: str) -> bool:
+        return self.modules == "all" or in_encoder(path)
+
+
+def in_encoder(path: str) -> bool:
+    """Tell the encoder's module paths from the decoder's."""
+    return _IN_ENCODER.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ def token_samples(
         shift_right: Labels (rows, length), `IGNORED_LABEL` after their end -> decoder inputs
             (rows, length).
         padding: See `TextOptions`.
-        fill_to: Length of the inputs; None: that of the longest.
+        fill_to: Length of the inputs; None: the longest one's.
     """
     inputs = [[sample.read for sample in task] for task in tasks]
     targets = targets_of(tasks)

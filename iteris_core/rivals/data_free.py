@@ -240,10 +240,9 @@ def ace(layer: Layer) -> LowRankDelta:
         share * delta.up.T @ delta.up
         for share, delta in zip(scales.covariance, centred, strict=True)
     ]
-    gram = torch.block_diag(*factors)
-    own = torch.block_diag(
-        *(delta.down @ delta.down.T @ m for m, delta in zip(factors, deltas, strict=True))
-    )
+    parts = [delta.down @ delta.down.T @ m for m, delta in zip(factors, deltas, strict=True)]
+    gram = _block_diagonal(factors)
+    own = _block_diagonal(parts)
     ridges = torch.cat(
         [e.expand(delta.rank) for e, delta in zip(scales.ridge, deltas, strict=True)]
     )
@@ -258,6 +257,11 @@ def ace(layer: Layer) -> LowRankDelta:
         fused = LowRankDelta(up + torch.cat([delta.up for delta in deltas], dim=1) @ rest, down)
         up = up + _refinement(fused)
     return LowRankDelta(up, down)
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _refinement(fused: LowRankDelta) -> Tensor:

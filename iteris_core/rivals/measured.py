@@ -158,7 +158,7 @@ def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int
         tolerance_change=1e-16,
         line_search_fn="strong_wolfe",
     )
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     return best
 
 

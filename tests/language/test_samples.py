@@ -1,0 +1,234 @@
+"""Samples of language models: files of texts, captions and pictures, their token ids, and the
+command for captions.
+"""
+
+import json
+from dataclasses import replace
+
+import language_families
+import pytest
+import tiny_language
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from iteris_core import CalibrationError, ConfigError
+from iteris_core.cli.main import app
+from iteris_core.files.pretrained import load_processor
+from iteris_core.language import t5
+from iteris_core.language.caption_samples import (
+    CaptionOptions,
+    CaptionSample,
+    caption_rows,
+    encode_captions,
+    read_images,
+)
+from iteris_core.language.job import AdapterTask, Base
+from iteris_core.language.teachers import Teachers
+from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
+
+QUERY = "text_decoder.bert.encoder.layer.0.attention.self.query"
+READERS = {read_texts: ("input", "target"), read_images: ("image", "caption")}
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    return language_families.make("BLIP", tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture(scope="module")
+def processor(blip):
+    return load_processor(str(blip.folder / "base"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures, and a file that names pictures and captions."""
+    made = tmp_path_factory.mktemp("pictures")
+    (made / "plain").mkdir()
+    for number in range(3):
+        pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(made / "plain" / f"{number}.png")
+    entries = [{"image": "plain/0.png", "caption": "w1 w2 w3"}, {"image": "plain/1.png"}]
+    (made / "captions.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    return made
+
+
+# --- files ---
+
+
+def test_samples_are_read_from_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("first line\n\n second \n")
+    assert read_texts(tmp_path / "a.txt") == [TextSample("first line"), TextSample("second")]
+    (tmp_path / "a.jsonl").write_text('{"input": "x", "target": "y"}\n{"input": "z"}\n')
+    assert read_texts(tmp_path / "a.jsonl") == [TextSample("x", "y"), TextSample("z")]
+    (tmp_path / "b.jsonl").write_text('{"image": "x.png", "caption": "y"}\n{"image": "z"}\n')
+    x, z = tmp_path / "x.png", tmp_path / "z"
+    assert read_images(tmp_path / "b.jsonl") == [CaptionSample(x, "y"), CaptionSample(z)]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "there are no samples in it"),
+        ("0.png", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
+        ('\n{"FIRST": 3}', 'line 2: has no text "FIRST"'),
+        ('["x"]', 'has no text "FIRST"'),
+        ('{"FIRST": "x", "SECOND": 1}', 'line 1: "SECOND" is 1, not a text; write one, or leave'),
+        ('{"FIRST": "x", "SECOND": ["a"]}', "not a text"),
+        ('{"FIRST": "x", "SECOND": " "}', "\"SECOND\" is ' ', not a text"),
+    ],
+)
+def test_wrong_lines_are_named(read, content, said, tmp_path):
+    first, second = READERS[read]
+
+    def filled(text):
+        return text.replace("FIRST", first).replace("SECOND", second)
+
+    (tmp_path / "a.jsonl").write_text(filled(content))
+    with pytest.raises(CalibrationError) as error:
+        read(tmp_path / "a.jsonl")
+    assert filled(said) in str(error.value)
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    for read, said in {
+        read_texts: "cannot be read",
+        read_token_ids: "no such file",
+        read_images: "no such folder or file",
+    }.items():
+        with pytest.raises(CalibrationError, match=said):
+            read(tmp_path / "nowhere.safetensors")
+    with pytest.raises(CalibrationError, match="there are no pictures in this folder"):
+        read_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])
+@pytest.mark.parametrize("read", READERS)
+def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, read, tmp_path):
+    text = "one\u2028two\x85three"
+    first, second = READERS[read]
+    line = json.dumps({first: "0.png", second: text}, ensure_ascii=False)
+    (tmp_path / name).write_text(f"\ufeff{line}\r\n", newline="")
+    (sample,) = read(tmp_path / name)
+    assert getattr(sample, second) == text
+    (tmp_path / "a.txt").write_text(f"\ufeff{text}\r\nfour\n", newline="")
+    assert read_texts(tmp_path / "a.txt") == [TextSample(text), TextSample("four")]
+
+
+# --- token ids ---
+
+
+def test_token_ids_longer_than_counted_padding_are_refused():
+    samples = [[TextSample("w1")], [TextSample(torch.arange(2, 12))]]
+    options = TextOptions(padding="count", max_length=6)
+    teachers = Teachers(tiny_language.t5(), [], [{}, {}])
+    expected = "a sample has 10 tokens, but padding that counts fills up to 6; set max_length"
+    with pytest.raises(CalibrationError, match=expected):
+        t5.prepare(teachers, samples, options, lambda **text: {"input_ids": [5, 1]})
+    with pytest.raises(ConfigError, match="'ignore' or 'count'"):
+        TextOptions(padding="some")
+    with pytest.raises(ConfigError, match="from 1 to"):
+        TextOptions(max_length=0)
+
+
+def test_captions_begin_with_the_models_start_token_and_have_no_end_token(processor, pictures):
+    sample = read_images(pictures / "captions.jsonl")[0]
+    model = tiny_language.blip()
+
+    def ids(sample, **options):
+        (found,) = encode_captions([[sample]], processor, model, CaptionOptions(**options))[0]
+        return found.target.tolist()
+
+    assert ids(sample) == [3, 7, 8, 9]
+    assert ids(replace(sample, prompt=" w5 w6 ")) == [3, 11, 12, 7, 8, 9]
+    assert ids(replace(sample, prompt="w5 w6"), max_length=6) == [3, 11, 12, 7, 8]
+    with pytest.raises(CalibrationError, match="a caption is token ids and has the prompt 'w5'"):
+        ids(CaptionSample(sample.image, torch.tensor([3]), "w5"))
+
+
+def test_counted_padding_fills_captions_up_as_the_published_code_does(blip, processor, pictures):
+    options = CaptionOptions(padding="count", max_length=20)
+    samples = read_images(pictures / "captions.jsonl")[:1]
+    encoded = encode_captions([samples], processor, tiny_language.blip(), options)
+    (row,) = caption_rows(encoded, options, fill=True)[0]
+    assert row.teacher.ids.tolist() == [3, 7, 8, 9] + [0] * 16
+    assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
+    tasks = [AdapterTask(blip.adapters[0], samples)]
+    counts = []
+    for each in (CaptionOptions(), options, CaptionOptions(padding="count", max_length=30)):
+        layers = blip.merge(Base(blip.base(), processor), tasks, options=each).report.layers
+        counts += [layer.tasks[0].tokens for layer in layers if layer.path == QUERY]
+    assert counts == [4, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("caption", "options", "said"),
+    [
+        (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder"),
+        ("w1 " * 60, {}, "may have 61 tokens"),
+        ("w1", {"padding": "count"}, "a caption filled up to max_length may have 64 tokens"),
+        (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41"),
+    ],
+    ids=["ids", "text", "filled", "written"],
+)
+def test_captions_longer_than_the_decoder_reads_are_refused(processor, caption, options, said):
+    sample = CaptionSample(torch.zeros(3, 16, 16), caption)
+    with pytest.raises(ConfigError, match=said):
+        encode_captions([[sample]], processor, tiny_language.blip(), CaptionOptions(**options))
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def iteris(blip, pictures, tmp_path):
+    """Merge both adapters, the first on a folder and the second on a file."""
+
+    def run(*more):
+        one, two = blip.adapters
+        images = (pictures / "plain", pictures / "captions.jsonl")
+        pairs = ("--adapter", one, "--images", images[0], "--adapter", two, "--images", images[1])
+        places = ("--output", tmp_path / "out", "--json", tmp_path / "report.json", "--overwrite")
+        where = ("merge", "blip", "--base", blip.folder / "base")
+        return CliRunner().invoke(app, list(map(str, (*where, *pairs, *places, *more))))
+
+    return run
+
+
+def test_pictures_are_merged_and_kept_and_the_whole_model_is_saved(
+    blip, iteris, pictures, processor, tmp_path
+):
+    kept = ("--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5")
+    done = iteris(*kept, "--save-model", tmp_path / "model")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "layers merged" in done.stdout
+    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert (settings["samples"], settings["weights"]) == ([3, 2, 2], [1.0, 1.0, 0.5])
+    adapted = blip.logits(tiny_language.peft(tiny_language.blip(), tmp_path / "out"))
+    whole = blip.logits(blip.family.load(str(tmp_path / "model")))
+    assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
+    assert not torch.allclose(whole, blip.logits(tiny_language.blip()), atol=1e-2)
+    saved = load_processor(str(tmp_path / "model"))
+    assert saved.tokenizer("w1")["input_ids"] == processor.tokenizer("w1")["input_ids"]
+    wrong = iteris("--images", tmp_path / "nowhere")
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("iteris merge blip: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_prompt_is_for_one_adapter_or_for_all(iteris, tmp_path):
+    tokens = []
+    for prompts in ([], ["--prompt", "w1 w2 w3"], ["--prompt", "w1 w2 w3", "--prompt", "w4"]):
+        assert iteris("--max-new-tokens", 4, *prompts).exit_code == 0
+        layers = json.loads((tmp_path / "report.json").read_text())["layers"]
+        (layer,) = [layer for layer in layers if layer["path"] == QUERY]
+        tokens.append([task["tokens"] for task in layer["tasks"]])
+    assert tokens[1][1] >= tokens[0][1] + 3 and tokens[2][1] < tokens[1][1]
+    counted = ("--padding", "count", "--max-length", 25, "--max-new-tokens", 4)
+    assert iteris(*counted).exit_code == 0
+    wrong = iteris(*["--prompt", "w1"] * 3)
+    assert wrong.exit_code == 2
+    assert "there are 2 --images and 3 --prompt; give one per adapter" in wrong.stderr
