@@ -56,7 +56,7 @@ TEMPLATES = (
             f"{_KEPT} **Compare** draws the base model, each LoRA alone, both stacked and the "
             f"merge. {_SAVED}",
             "",
-            "It takes as long as about 9 pictures, and 9 more for **Compare**: 5, if you write "
+            "It takes as long as about 13 pictures, and 9 more for **Compare**: 5, if you write "
             f"one *prompt* there. {_WORDS}",
         ),
         app=((1, "ckpt_name"), (2, "loras"), (2, "preset"), (3, "prompt"), (4, "file_name")),

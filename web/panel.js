@@ -86,7 +86,7 @@ function verdictOf({ loras, together, against, advice, bounds }, say) {
 }
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf({ name, kept, between, there, added, level, levels, advice, unread }, told, say) {
+function keptOf({ name, kept, between, level, levels, advice, unread }, told, say) {
   const line = html("div", `iteris-kept iteris-${level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
   line.title = told;
@@ -106,10 +106,6 @@ function keptOf({ name, kept, between, there, added, level, levels, advice, unre
   line.append(head, share);
   if (unread)
     line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
-  if (there !== null && added !== null)
-    line.append(
-      html("div", "iteris-quiet iteris-parts", say("parts", { there: percent(there), added: percent(added) })),
-    );
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }

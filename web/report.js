@@ -91,14 +91,12 @@ export function figures(report) {
 function verdict({ verdict: found }) {
   if (!found) return null;
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, between, there, added, unread = 0, ...words }) => {
+  const loras = found.loras.map(({ lora, kept, between, unread = 0, ...words }) => {
     const { level, levels, advice } = words;
     return {
       name: lora,
       kept: rounded(kept),
       between: between?.map(rounded) ?? null,
-      there: rounded(there),
-      added: rounded(added),
       level,
       levels,
       advice,

@@ -39,14 +39,12 @@ const areLevels = (levels) =>
   levels.every((level) => LEVELS.includes(level));
 const isLevelled = ({ between, level, levels }) =>
   isRangeOrNone(between) && LEVELS.includes(level) && areLevels(levels);
-const areParts = ({ there = null, added = null, unread = 0 }) =>
-  [there, added].every(isNumberOrNone) && isNumber(unread); // version 0.1.0 had none
 const isKept = (lora) =>
   isObject(lora) &&
   isText(lora.name) &&
   isNumber(lora.kept) &&
   isLevelled(lora) &&
-  areParts(lora) &&
+  isNumber(lora.unread ?? 0) && // version 0.1.0 had none
   isAdviceOrNone(lora.advice);
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
@@ -60,9 +58,7 @@ function verdictOf(verdict) {
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  const kept = loras
-    .slice(0, MOST.lines)
-    .map(({ there = null, added = null, ...lora }) => ({ ...lora, there, added, advice: known(lora.advice) }));
+  const kept = loras.slice(0, MOST.lines).map((lora) => ({ ...lora, advice: known(lora.advice) }));
   return { loras: kept, together, against: { leak, leak_stacked, base }, advice: known(advice), bounds };
 }
 

@@ -232,6 +232,9 @@ class FlowStableDiffusion:
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         return noise * (1 + sigma**2).sqrt()
 
+    def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return clean + sigma * noise
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return CHANNELS, resolution // 8, resolution // 8
 

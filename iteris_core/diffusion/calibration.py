@@ -39,6 +39,7 @@ _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
 _MOST_GUIDANCE = 100
+_LEFT = 4  # ordinary captions that a merge leaves to its check, at least
 MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
@@ -208,7 +209,7 @@ class Calibration:
             description="Sampling runs per LoRA that check the result, on prompts and seeds that "
             "the merge has not seen (held out). 0: no check and no verdict, which saves time.",
         ),
-    ] = 4
+    ] = 3
     seed: Annotated[
         int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of the captions and the noise.")
     ] = 0
@@ -378,7 +379,8 @@ def base_captions(calibration: Calibration) -> list[str]:
     if not calibration.preserve_weight:
         return []
     known = calibration.preserve_captions
-    known = known[: len(known) - min(calibration.held_out, len(known) // 4)]
+    left = max(calibration.held_out, _LEFT) if calibration.held_out else 0
+    known = known[: len(known) - min(left, len(known) // 4)]
     return [known[i % len(known)] for i in range(calibration.trajectories)]
 
 

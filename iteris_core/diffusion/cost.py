@@ -17,6 +17,7 @@ from ..report.records import Note
 from ..rows.held import held_bytes
 from ..rows.parking import Parking
 from ..settings import called
+from .drawn import DrawnPlan
 from .model import (
     DENOISER_STAGE,
     HELD_OUT_STAGE,
@@ -53,7 +54,6 @@ class Cost:
         sampling: Those of the sampling runs.
         sweep: Teacher and student rows.
         check: Those of the check on unseen samples.
-        check_sampling: Those of the check that are sampling runs of its LoRAs.
         rows_of_a_picture: Those of a picture of 20 steps.
         samples: Samples of the tasks.
         tasks: Number of the tasks.
@@ -62,7 +62,6 @@ class Cost:
     sampling: int
     sweep: int
     check: int
-    check_sampling: int
     rows_of_a_picture: int
     samples: int
     tasks: int
@@ -122,15 +121,22 @@ def cost_of(
         sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
     """
+    judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
+    compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
     others = 2  # than the teacher: the merge and its reference
-    drawn = _drawn(check_plans, guided)
+    looked_at = 2 * _samples(judged)  # by the LoRA and by the base model
     samples = _samples(plans)
-    checked = _samples(check_plans)
+    checked = _samples(compared)
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=2 * sweeps * (samples + ALONE) if changes_denoiser else 0,
-        check=checks * (drawn + checked + others * (checked - _shared(check_plans))),
-        check_sampling=checks * drawn,
+        check=checks
+        * (
+            _drawn(check_plans, guided)
+            + looked_at
+            + checked
+            + others * (checked - _shared(compared))
+        ),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
         tasks=len(plans),

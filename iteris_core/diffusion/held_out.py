@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
+from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
@@ -21,6 +22,7 @@ from ..rows.wearing import Closet, Mix, wearing
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
+from .drawn import DrawnPlan, Judges, drawing_sampler
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
@@ -28,7 +30,7 @@ from .samples import Context, Reading, Tokenized
 from .sampling import Sampler
 from .together import TogetherPlan, make_together_plans
 
-CheckPlan = CaptionPlan | TogetherPlan
+CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
@@ -60,12 +62,13 @@ class Unseen(Calibration):
 class HeldOutCheck:
     """A check on pictures that a merge has not seen.
 
-    Each LoRA, and the base model, draws ``calibration.held_out`` pictures from seeds that the merge
-    has not seen. Their captions are the LoRA's prompts in company that the merge has not read, and
-    ordinary captions. Captions are repeated where there are too few. What is read without the
-    prompt is not compared, since it says nothing about the prompt. Two subjects are also checked
-    in pictures of both, see `together`. On the latents of these runs
-    the merged model's output is compared with the LoRA's.
+    For each LoRA ``calibration.held_out`` pictures are drawn from seeds that the merge has not
+    seen, by the merge and by the LoRA alone, and judged by the LoRA, see `drawn`. Their captions
+    are the LoRA's prompts in company that the merge has not read; they are repeated where there
+    are too few.
+
+    What the merge does to the base model, and two subjects in pictures of both (see `together`),
+    is compared on noisy latents of such pictures: the merged model's output with the teacher's.
 
     Args:
         model: The base model.
@@ -89,55 +92,66 @@ class HeldOutCheck:
         Raises:
             IterisError: An error of sampling or of `fidelity.fidelity`.
         """
-        plans = self.plans
         parts = [adapter.split(self.model.is_text_module) for adapter in (*self.adapters, merged)]
         texts = [text for text, _ in parts]
-        readers = _contexts(self.model, plans, texts, self.samples_per_chunk)
+        readers = _contexts(self.model, self.plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
         with self.model.denoiser() as network:
-            sampler = Sampler.of(self.model, network, self.calibration)
-            runs = runs_of(plans, readers.own)
 
             def measured(size: int) -> tuple[TaskFidelity, ...]:
-                latents = sampler.sample(of_denoiser[:-1], runs, size, self.progress)
-                base_rows = [
-                    [sample.student_reads for sample in plan.samples(readers.base, latents)]
-                    for plan in plans
-                ]
-                masks = [
-                    plan.masks(latents) if isinstance(plan, TogetherPlan) else None
-                    for plan in plans
-                ]
-
-                def counts(task: int, sample: int) -> Tensor | None:
-                    of_task = masks[task]
-                    return None if of_task is None else of_task[sample]
-
-                measured = fidelity(
-                    network,
-                    of_denoiser[:-1],
-                    [
-                        Task(plan.name, plan.samples(readers.own, latents), plan.mix)
-                        for plan in plans
-                    ],
-                    of_denoiser[-1],
-                    samples_per_chunk=size,
-                    comparison=Comparison(
-                        lambda task, sample: base_rows[task][sample],
-                        counts,
-                        [plan.samples_of_runs() for plan in plans],
-                        DenoiserRow.digest,
-                    ),
-                    progress=self.progress,
-                )
-                return tuple(
-                    replace(entry, kind=kind_of(plan))
-                    for entry, plan in zip(measured, plans, strict=True)
-                )
+                drawn = self._drawn(network, of_denoiser, readers, size)
+                return *drawn, *self._compared(network, of_denoiser, readers, size)
 
             return with_smaller_calls(
                 measured, self.samples_per_chunk, "the check on unseen samples"
             )
+
+    def _drawn(
+        self, network: Network, adapters: Sequence[Adapter], readers: _Readers, size: int
+    ) -> list[TaskFidelity]:
+        """Return what is kept of each LoRA in the pictures that the merge draws."""
+        plans = [plan for plan in self.plans if isinstance(plan, DrawnPlan)]
+        sampler = drawing_sampler(Sampler.of(self.model, network, self.calibration), self.model)
+        latents = sampler.sample(adapters, runs_of(plans, readers.own), size, self.progress)
+        judges = Judges(
+            network, adapters, readers.own, readers.base, self.model.noised, sampler.sigmas
+        )
+        return judges.judge(plans, latents, 2 * size, self.progress)
+
+    def _compared(
+        self, network: Network, adapters: Sequence[Adapter], readers: _Readers, size: int
+    ) -> list[TaskFidelity]:
+        """Return the fidelity in pictures of two, and to the base model."""
+        plans = [plan for plan in self.plans if not isinstance(plan, DrawnPlan)]
+        sampler = Sampler.of(self.model, network, self.calibration)
+        runs = runs_of(plans, readers.own)
+        latents = sampler.sample(adapters[:-1], runs, size, self.progress)
+        base_rows = [
+            [sample.student_reads for sample in plan.samples(readers.base, latents)]
+            for plan in plans
+        ]
+        masks = [plan.masks(latents) if isinstance(plan, TogetherPlan) else None for plan in plans]
+
+        def counts(task: int, sample: int) -> Tensor | None:
+            of_task = masks[task]
+            return None if of_task is None else of_task[sample]
+
+        measured = fidelity(
+            network,
+            adapters[:-1],
+            [Task(plan.name, plan.samples(readers.own, latents), plan.mix) for plan in plans],
+            adapters[-1],
+            samples_per_chunk=size,
+            comparison=Comparison(
+                lambda task, sample: base_rows[task][sample],
+                counts,
+                [plan.samples_of_runs() for plan in plans],
+                DenoiserRow.digest,
+            ),
+            progress=self.progress,
+        )
+        kinds: list[FidelityKind] = ["together" if plan.mix else "base" for plan in plans]
+        return [replace(entry, kind=kind) for entry, kind in zip(measured, kinds, strict=True)]
 
 
 def strength_correction(measured: Sequence[TaskFidelity]) -> float:
@@ -151,16 +165,9 @@ def strength_correction(measured: Sequence[TaskFidelity]) -> float:
     return min(max(1 / mean, 1.0), _STRONGEST_CORRECTION) if mean > 0 else _STRONGEST_CORRECTION
 
 
-def kind_of(plan: CheckPlan) -> FidelityKind:
-    """Return what the samples of a plan of the check show."""
-    if isinstance(plan, TogetherPlan):
-        return "together"
-    return "own" if plan.mix else "base"
-
-
 def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CheckPlan]:
-    """Return the plans of the check: one for each LoRA, one for each in pictures with others, and
-    one for the base model.
+    """Return the plans of the check: of each LoRA's pictures, of each in pictures with others, and
+    of the base model.
 
     Args:
         loras: The LoRAs that change something.
@@ -170,8 +177,11 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
         seen = own_captions(lora, calibration, calibration.seed + k)
-        captions = unseen_captions(lora, seen, unseen, unseen.seed + k)
-        plans.append(CaptionPlan(lora.name, {k: 1.0}, 1.0, tuple(captions), 0.0, k, unseen))
+        company = unseen_captions(lora, seen, unseen, unseen.seed + k)
+        # as users write them, and in company that the merge has not read
+        pairs = zip(itertools.cycle(lora.prompts), company, strict=False)
+        captions = [alone if i % 2 == 0 else other for i, (alone, other) in enumerate(pairs)]
+        plans.append(DrawnPlan(lora.name, {k: 1.0}, tuple(captions), k, len(loras), unseen))
     # the last of the ordinary captions, since the preserve task takes them from the first on; those
     # that it has read come only where there are no others
     read = set(base_captions(calibration))

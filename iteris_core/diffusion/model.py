@@ -160,6 +160,10 @@ class DiffusionHost(Protocol):
         """Return what a sampling run begins with: unit noise (runs, ...) at the first level."""
         ...
 
+    def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Return clean latents with unit noise of the same shape at a noise level, 0-dim."""
+        ...
+
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
         """Return (channels, ..., height, width) of the latents of a picture with this side in
         pixels.

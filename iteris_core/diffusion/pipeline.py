@@ -264,6 +264,9 @@ class DiffusersModel:
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         return noise * (1 + sigma**2).sqrt()
 
+    def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return clean + sigma * noise
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         side = resolution // self.vae_scale_factor
         return self.unet_model.config.in_channels, side, side

@@ -272,9 +272,14 @@ def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
 
     Its seed differs from those of all other plans.
     """
-    seed = calibration.seed * 1_000_003 + plan * 1009 + number
     kept = kept_levels(calibration, number)
+    seed = run_seed(plan, number, calibration)
     return Run(owner, number, seed, tuple(kept), tuple(path_to(calibration, kept)))
+
+
+def run_seed(plan: int, number: int, calibration: Calibration) -> int:
+    """Return the seed of the noise of run `number` of a plan, which no other plan has."""
+    return calibration.seed * 1_000_003 + plan * 1009 + number
 
 
 def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:

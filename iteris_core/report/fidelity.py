@@ -73,7 +73,7 @@ def fidelity(
     """
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    rows = _Rows(id if comparison is None else comparison.row_key)
+    rows = Rows(id if comparison is None else comparison.row_key)
     numbers = []  # of the rows of each task and mix
     for g, task in enumerate(tasks):
         mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
@@ -84,7 +84,7 @@ def fidelity(
                 for place, mix in enumerate(mixes)
             ]
         )
-    outputs = _outputs(network, worn, rows, 2 * samples_per_chunk, progress)
+    outputs = outputs_of(network, worn, rows, 2 * samples_per_chunk, progress)
     known = None if comparison is None else comparison.runs
     fidelities = []
     for g, (task, of_task) in enumerate(zip(tasks, numbers, strict=True)):
@@ -99,7 +99,7 @@ def fidelity(
     return tuple(fidelities)
 
 
-class _Rows:
+class Rows:
     """Rows that wear mixes of adapters, each of them once.
 
     Args:
@@ -130,10 +130,10 @@ def _reads_of(
     return sample.teacher, sample.student_reads, reference
 
 
-def _outputs(
+def outputs_of(
     network: Network,
     adapters: Sequence[Adapter],
-    rows: _Rows,
+    rows: Rows,
     rows_per_call: int,
     progress: Progress,
 ) -> list[Tensor]:

@@ -1,15 +1,15 @@
 """The verdict on a merge: what it kept of each LoRA, a word for it, whether two of them will be in
 one picture, and what to do.
 
-Two things go wrong independently: a LoRA is not there, or something else is. So what a merge kept
-of a LoRA is how much of its effect is there (the measured strength), less a third of how much else
-was added, on the LoRA's own prompts that the merge has not seen: of each sampling run first, then
-the mean. The third and the bounds of the words were fitted to what a recogniser saw in merges of a
-small world, good and bad ones ("The verdict" in docs/method.md has how often each word was right).
+What a merge kept of a LoRA is how much its pictures of the LoRA's own prompts, which the merge has
+not seen, show of it, relative to those of the LoRA alone (`diffusion.drawn`). The bounds of the
+words were fitted to what a recogniser saw in merges of a small world, good and bad ones, and tried
+in worlds that were used for nothing else ("The verdict" in docs/method.md has how often each word
+was right).
 
-Other runs of the check would have found something else. So what was kept has a range, which is
-meant to be right nine times in ten, see `Measured.between`. Where it reaches over a bound, the word
-is only the likeliest.
+Other pictures would have shown something else. So what was kept has a range, which is meant to be
+right nine times in ten, see `Measured.between`. Where it reaches over a bound, the word is only the
+likeliest.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ Chance = Literal["likely", "unlikely"]
 # (docs/method.md, "The verdict").
 AdviceKind = Literal["check", "method", "rank", "fewer"]
 
-# What else was added counts so much of what is there.
-ADDED_COUNTS = 1 / 3
-GOOD_FROM = 0.45
-LOST_BELOW = 0.3
+GOOD_FROM = 0.68
+LOST_BELOW = 0.65
 # The mean error of two subjects in pictures of both, up to which both are likely to be seen, and
 # from which on they are not; nothing is said of what is between.
 TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
 # Of this many LoRAs on, fewer are easier to merge.
 _MANY = 3
-# Runs in which nothing is kept that a range allows for, besides those that were made.
+# Runs that a range allows for besides those that were made, and what is kept in them: that much, or
+# less, in pictures that do not show a LoRA at all.
 _FAILING = 2
+_FAILED = 0.2
+# A run counts for no more than this, so that none makes up for others.
+_MOST = 1.5
 # Student's t that 19 of 20 do not exceed, for 1, 2, ... degrees of freedom.
 _STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
@@ -72,8 +74,6 @@ class Kept:
         between: The lowest and the highest that it may be, as far as the check's runs tell; None if
             they are too few to tell.
         levels: The levels of this range, the best first.
-        there: How much of the LoRA's effect is there, 1 is all of it; None where it has none.
-        added: How much else was added, relative to this effect.
         advice: What to do about it; None where it is good, or the verdict's advice is for all.
         unread: Share of its file that was not read, and so is not in the merge; 0: hardly any.
     """
@@ -83,8 +83,6 @@ class Kept:
     level: Level
     between: tuple[float, float] | None
     levels: tuple[Level, ...]
-    there: float | None = None
-    added: float | None = None
     advice: Advice | None = None
     unread: float = 0.0
 
@@ -148,8 +146,8 @@ class Measured:
 
     @property
     def kept(self) -> float:
-        """The mean over runs; one in which nothing is kept counts for no more than that."""
-        return statistics.fmean(itertools.starmap(_kept, self.each_run))
+        """The mean strength of the runs, 0 to 1."""
+        return _within(statistics.fmean(itertools.starmap(_kept, self.each_run)))
 
     @property
     def each_run(self) -> tuple[tuple[float, float | None], ...]:
@@ -157,26 +155,21 @@ class Measured:
         return self.runs or ((self.error, self.strength),)
 
     @property
-    def added(self) -> float | None:
-        """What was added besides the LoRA's effect, the mean over runs, see `_added`."""
-        runs = self.each_run
-        return _mean([_added(error, strength) for error, strength in runs if strength is not None])
-
-    @property
     def between(self) -> tuple[float, float] | None:
         """The range of what was kept, see `Kept`.
 
-        Student's t over the runs; and as low as two more runs would take it in which nothing is
-        kept, since few runs do not show that a LoRA fails on some of its prompts. In a simulation
-        it holds in 0.92 of the checks or more where one prompt in five fails (4 or 8 runs).
+        Student's t over the runs; and as low as two more runs would take it that do not show the
+        LoRA, since few runs do not tell that it fails on some of its prompts. In a simulation it
+        holds in 0.9 of the checks or more where one prompt in five fails (3, 4 or 8 runs).
         """
         runs = len(self.runs)
         if runs < 2:
             return None
         spread = statistics.stdev(itertools.starmap(_kept, self.runs))
         reach = _STUDENT[min(runs - 1, len(_STUDENT)) - 1] * spread / runs**0.5
-        lowest = min(self.kept - reach, self.kept * runs / (runs + _FAILING))
-        return max(0.0, lowest), min(1.0, self.kept + reach)
+        failing = (self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING)
+        lowest = min(self.kept - reach, failing)
+        return _within(lowest), _within(self.kept + reach)
 
 
 @dataclass(frozen=True)
@@ -227,7 +220,6 @@ def verdict_of(
             advice = _advice(found, len(measured), circumstances)
         between = found.between
         levels = _levels(*between) if between else (level,)
-        there = None if found.strength is None else max(0.0, found.strength)
         loras.append(
             Kept(
                 found.lora,
@@ -235,8 +227,6 @@ def verdict_of(
                 level,
                 between,
                 levels,
-                there,
-                found.added,
                 advice,
                 circumstances.unread.get(found.lora, 0.0),
             )
@@ -305,14 +295,8 @@ def line_of(kept: Kept) -> str:
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
     likely = "likely " if len(kept.levels) > 1 else ""
-    figures = ""
-    if kept.there is not None and kept.added is not None:
-        figures = f"; {_percent(kept.there)} of it is there, {_percent(kept.added)} else was added"
     unread = f"; {_percent(kept.unread)} of its file not read" if kept.unread else ""
-    return (
-        f"{kept.lora}: {likely}{kept.level}, kept {_percent(kept.kept)}{between}{figures}{unread}"
-        f"{advice}"
-    )
+    return f"{kept.lora}: {likely}{kept.level}, kept {_percent(kept.kept)}{between}{unread}{advice}"
 
 
 def _sentence(advice: Advice) -> str:
@@ -328,15 +312,13 @@ def _range(lowest: float, highest: float) -> str:
 
 
 def _kept(error: float, strength: float | None) -> float:
-    """Return how much of a LoRA is there, 0 to 1, less a third of what was added; at least 0."""
-    there, added = (1.0, error) if strength is None else (strength, _added(error, strength))
-    kept = max(0.0, min(1.0, there)) - ADDED_COUNTS * added
-    return max(0.0, kept) if math.isfinite(kept) else 0.0
+    """Return the strength of a run; of a LoRA without an effect, how little was done instead."""
+    kept = 1 - error if strength is None else strength
+    return max(0.0, min(_MOST, kept)) if math.isfinite(kept) else 0.0
 
 
-def _added(error: float, strength: float) -> float:
-    """Return sqrt(error^2 - (1 - strength)^2), what is not along a LoRA's effect; NaN of NaN."""
-    return math.sqrt(max(error**2 - (1 - strength) ** 2, 0.0))
+def _within(share: float) -> float:
+    return max(0.0, min(1.0, share))
 
 
 def _against(

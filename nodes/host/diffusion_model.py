@@ -159,6 +159,9 @@ class ComfyModel:
         sampling = self.model.get_model_object("model_sampling")
         return sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), max_denoise=True)
 
+    def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return self.model.get_model_object("model_sampling").noise_scaling(sigma, noise, clean)
+
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
         return self.shape_of_picture(resolution, resolution)
 

@@ -1,5 +1,6 @@
 """A merge of Stable Diffusion LoRAs, checked on captions and seeds that it has not seen."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,15 +8,18 @@ import torch
 from fake_host import as_used
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
+from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import (
     Calibration,
     base_captions,
     own_captions,
 )
+from iteris_core.diffusion.drawn import LEVELS, STEPS, DrawnPlan
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import checked, merge_and_check
 from iteris_core.diffusion.merging import corrected as corrected_by
+from iteris_core.diffusion.sampling import noise
 from iteris_core.diffusion.together import TogetherPlan
 from iteris_core.report.records import TaskFidelity
 
@@ -34,8 +38,12 @@ def merged(host):
     return loras, host.merge(loras, CALIBRATION)[0]
 
 
+def plans_of(loras, calibration=CALIBRATION):
+    return make_check_plans([lora.use for lora in loras], calibration)
+
+
 def check_of(host, loras, calibration=CALIBRATION, **more):
-    plans = make_check_plans([lora.use for lora in loras], calibration)
+    plans = plans_of(loras, calibration)
     adapters = [lora.adapter for lora in loras]
     return HeldOutCheck(host, adapters, plans, calibration, samples_per_chunk=100, **more)
 
@@ -64,12 +72,72 @@ def measured_rows(host, plans):
     return found
 
 
+def reads(model, text):
+    return torch.cat(list(model.te(torch.stack(model.tokenize(text)))))
+
+
+def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
+    """Drawn and judged anew by patched models, one row at a time."""
+    loras, result = merged
+    measured = check_of(host, loras).measure(result.adapter)
+    sigmas = host.sigmas(STEPS)
+    student = host.patched(result.adapter)
+    for k, (entry, lora) in enumerate(zip(measured, loras, strict=False)):
+        (plan,) = [plan for plan in plans_of(loras) if plan.name == entry.task]
+        teacher = host.patched(lora.adapter)
+        shares = []
+        for i, caption in enumerate(plan.captions):
+            seed = (CALIBRATION.seed + 7919) * 1_000_003 + k * 1009 + i
+            of_models = []
+            for model in (teacher, student):
+
+                def clean(x, sigma, text, model=model):
+                    context = reads(model, text)[None]
+                    return model.u(x[None].double(), sigma[None].double(), context)[0].float()
+
+                x = host.start(noise((4, 8, 8), seed), sigmas[0])
+                for sigma, following in itertools.pairwise(sigmas):
+                    picture = clean(x, sigma, caption)
+                    if sigma < sigmas[0]:
+                        without = clean(x, sigma, "")
+                        picture = without + CALIBRATION.cfg * (picture - without)
+                    x = x + (x - picture) / sigma * (following - sigma)
+                looks = []
+                for level in LEVELS:
+                    noisy = x + sigmas[level] * noise((4, 8, 8), seed + 1 + level)
+                    with_lora, without = (
+                        judge.u(
+                            noisy[None].double(),
+                            sigmas[level][None].double(),
+                            reads(judge, caption)[None],
+                        )[0]
+                        for judge in (teacher, host)
+                    )
+                    effect = with_lora - without
+                    looks.append(((x - without) * effect).sum() / effect.square().sum())
+                of_models.append(float(sum(looks) / len(looks)))
+            shares.append(of_models)
+        alone = sum(own for own, _ in shares) / len(shares)
+        expected = [1 + (merged - alone) / max(alone, 0.2) for _, merged in shares]
+        assert [run.strength for run in entry.runs] == pytest.approx(expected, rel=1e-3)
+        assert [run.error for run in entry.runs] == pytest.approx(
+            [abs(1 - kept) for kept in expected], abs=1e-3
+        )
+
+
+def test_a_merge_that_is_the_lora_keeps_all_of_it(host):
+    loras = [host.lora("a")]
+    (same,) = [e for e in check_of(host, loras).measure(loras[0].adapter) if e.kind == "own"]
+    assert same.strength == pytest.approx(1, abs=1e-6)
+
+
 def test_figures_are_those_of_patched_models(host, merged):
     loras, result = merged
     measured = check_of(host, loras).measure(result.adapter)
-    plans = make_check_plans([lora.use for lora in loras], CALIBRATION)
+    plans = plans_of(loras)
     assert [entry.task for entry in measured] == [plan.name for plan in plans]
     assert [entry.kind for entry in measured] == ["own"] * 3 + ["together"] * 3 + ["base"]
+    measured, plans = measured[len(loras) :], plans[len(loras) :]
     rows = measured_rows(host, plans)
     student_model = host.patched(result.adapter)
     stacked = host.patched(*(lora.adapter for lora in loras))
@@ -143,7 +211,10 @@ def test_no_two_runs_of_a_check_have_the_same_noise(host, held_out):
     plans = make_check_plans(loras, replace(CALIBRATION, held_out=held_out))
     runs = {run for plan in plans for run in plan.drawn_in()}  # halves of a picture share one
     assert any(run.owner == "together" for run in runs)
-    assert len({run.seed for run in runs}) == len(runs)
+    # the LoRA alone and the merge draw from one noise
+    pairs = {pair for plan in plans if isinstance(plan, DrawnPlan) for pair in plan.pairs}
+    assert all(alone.seed == merged.seed for alone, merged in pairs)
+    assert len({run.seed for run in runs}) == len(runs) - len(pairs)
 
 
 def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
@@ -177,7 +248,8 @@ def test_every_run_of_the_check_has_its_figures(host, merged):
     found = check_of(host, loras, calibration).measure(result.adapter)
     own = [entry for entry in found if entry.kind != "together"]
     assert [len(entry.runs) for entry in own] == [3] * (len(loras) + 1)
-    assert [entry.samples for entry in own] == [6] * (len(loras) + 1)  # none without the prompt
+    # pictures of the LoRAs; two looks each at the base model's, none without the prompt
+    assert [entry.samples for entry in own] == [3] * len(loras) + [6]
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 4])
@@ -185,7 +257,8 @@ def test_a_check_looks_at_the_first_part_of_a_run(host, timesteps):
     loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "ab"]
     calibration = replace(CALIBRATION, timesteps=timesteps, held_out=8)
     plans = make_check_plans(loras, calibration)
-    kept = [level for plan in plans for run in plan.drawn_in() for level in run.kept]
+    compared = [plan for plan in plans if not isinstance(plan, DrawnPlan)]
+    kept = [level for plan in compared for run in plan.drawn_in() for level in run.kept]
     assert min(kept) == 0  # pure noise
     assert max(kept) in (10, 11)  # of 20
 
@@ -270,14 +343,14 @@ def test_settings_that_cannot_be_used_are_refused_before_any_work(host, changes,
     assert host.unet_batches == []
 
 
-def test_a_corrected_strength_is_measured_before_and_after(host):
+def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
+    factor = 1.17
+    monkeypatch.setattr(merging, "strength_correction", lambda measured: factor)
     loras = [host.lora("a")]
     result, _ = host.merge(loras, replace(CALIBRATION, preserve_weight=0.0))
     weak = replace(result, adapter=result.adapter.scaled(0.85))
     check = check_of(host, loras)
     before = check.measure(weak.adapter)
-    factor = strength_correction(before)
-    assert 1 < factor < 1.3
     corrected, scaled_by = corrected_by(checked(weak, check), check)
     assert scaled_by == factor
     assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12

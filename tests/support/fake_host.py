@@ -143,6 +143,9 @@ class FakeHost:
     def start(self, noise, sigma):
         return noise * (1 + sigma**2).sqrt()
 
+    def noised(self, clean, noise, sigma):
+        return clean + sigma * noise
+
     def denoiser(self):
         return self._part("unet", self.u, self._denoise)
 

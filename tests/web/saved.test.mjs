@@ -26,8 +26,6 @@ const REPORT = figures({
         between: [0.7, 1],
         level: "good",
         levels: ["good", "weak"],
-        there: 0.95,
-        added: 0.1,
         advice: null,
       },
       {
@@ -36,8 +34,6 @@ const REPORT = figures({
         between: null,
         level: "lost",
         levels: ["lost"],
-        there: null,
-        added: null,
         advice: { kind: "method", names: ["ties"] },
       },
     ],
@@ -93,13 +89,11 @@ function use(report) {
   if (report.verdict) {
     const { loras, together, against, advice, bounds } = report.verdict;
     if (together !== null) languages.en[together].trim();
-    for (const { name, kept, between, there, added, level, levels } of loras) {
+    for (const { name, kept, between, level, levels } of loras) {
       [
         name.trim(),
         kept.toFixed(2),
         between?.map((share) => share.toFixed(2)).join(),
-        there?.toFixed(2),
-        added?.toFixed(2),
       ];
       for (const each of [level, ...levels]) languages.en[each].trim();
     }
@@ -131,17 +125,18 @@ test("a report of an older version, which had no verdict, is read", () => {
 test("a verdict that version 0.1.0 has kept is read, without what it knew no better", () => {
   const { loras, together, against, ...rest } = REPORT.verdict;
   assert.equal(together, "unlikely");
-  const old = loras.map((lora) =>
-    Object.fromEntries(Object.entries(lora).filter(([name]) => !["there", "added"].includes(name))),
-  );
   const verdict = {
     ...rest,
-    loras: [old[0], { ...old[1], advice: { kind: "apart", names: ["cat"] } }],
+    loras: [
+      { ...loras[0], there: 0.9, added: 0.1 },
+      { ...loras[1], advice: { kind: "apart", names: ["cat"] } },
+    ],
     against: { ...against, average: 0.5 },
   };
   const read = readSaved({ ...REPORT, verdict }).verdict;
-  const none = { there: null, added: null, advice: null };
-  assert.deepEqual(read, { ...REPORT.verdict, loras: loras.map((lora) => ({ ...lora, ...none })), together: null });
+  assert.deepEqual([read.against, read.together], [REPORT.verdict.against, null]);
+  const drawn = (lora) => [lora.name, lora.kept, lora.level, lora.advice];
+  assert.deepEqual(read.loras.map(drawn), loras.map((lora) => drawn({ ...lora, advice: null })));
 });
 
 test("what is said of a file is kept, or not drawn", () => {

@@ -145,8 +145,6 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
                     "between": [0.0, 0.2],
                     "level": "lost",
                     "levels": ["lost"],
-                    "there": 0.1,
-                    "added": 0.2,
                     "advice": {"kind": "method", "names": [RECIPE]},
                 }
             ],

@@ -1,0 +1,222 @@
+"""What a merge draws for each of its LoRAs, judged by that LoRA itself.
+
+A diffusion model also tells where a picture comes from. Of a noisy picture, a LoRA's estimate and
+the base model's differ by what the LoRA does there, and the clean picture x lies between them:
+
+    s(x) = <x - base(x_t), lora(x_t) - base(x_t)> / ||lora(x_t) - base(x_t)||^2
+
+An estimate is the mean of all clean pictures that may lie behind the noise, so s is 1 on average
+over pictures that the LoRA would draw, and 0 over those of the base model. (The difference of two
+such errors classifies pictures in Li et al. 2023, arXiv:2303.16203.) With guidance both become
+larger. So a merge keeps s of its pictures over s of those that the LoRA draws alone from the same
+noise: 1 where they show the LoRA as much, 0 where they could be the base model's.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..errors import CalibrationError
+from ..network import Network
+from ..progress import Progress, nobody
+from ..report.fidelity import Rows, outputs_of
+from ..report.records import RunFidelity, TaskFidelity
+from ..settings import called
+from .calibration import Calibration
+from .model import DenoiserRow, DiffusionHost, Encoded
+from .plans import Contexts, negative_of, run_seed, with_negative
+from .samples import Reading
+from .sampling import Latents, Part, Run, Sampler, noise
+
+# Steps of a picture, and the levels of this run at which it is judged: half of the noise is gone,
+# and what is drawn is decided. Pictures of 4 steps say less ("The verdict" in docs/method.md).
+STEPS = 6
+LEVELS = (2, 3)
+# A LoRA that shows less in its own pictures can hardly be told from the base model; what is missing
+# of it in those of a merge is relative to this much.
+_LEAST = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnPlan:
+    """The plan of one LoRA's pictures; see `plans.Plan`. Each is drawn by the LoRA alone and by the
+    merge, from the same noise.
+
+    Args:
+        name: See `plans.Plan`.
+        mix: See `plans.Plan`.
+        captions: One caption per picture.
+        number: See `plans.CaptionPlan`.
+        merged: Number of the merged LoRA among the adapters of the check.
+        calibration: Settings of the check.
+    """
+
+    name: str
+    mix: Mapping[int, float]
+    captions: tuple[str, ...]
+    number: int
+    merged: int
+    calibration: Calibration
+    weight: float = 1.0
+
+    def readings(self) -> list[Reading]:
+        return with_negative(self.captions, self.calibration)
+
+    def drawn_in(self) -> list[Run]:
+        return [run for pair in self.pairs for run in pair]
+
+    @property
+    def pairs(self) -> list[tuple[Run, Run]]:
+        """The runs of each picture, the LoRA's and the merge's."""
+        whole = ((STEPS,), tuple(range(STEPS + 1)))
+        seeds = [run_seed(self.number, i, self.calibration) for i in range(len(self.captions))]
+        return [
+            (
+                Run(f"{self.name}, alone", i, seed, *whole),
+                Run(f"{self.name}, merged", i, seed, *whole),
+            )
+            for i, seed in enumerate(seeds)
+        ]
+
+    def sample_count(self) -> int:
+        """Return at how many noisy pictures the LoRA and the base model look."""
+        return 2 * len(LEVELS) * len(self.captions)
+
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        runs = {}
+        negative = negative_of(self, contexts)
+        of_merge = None
+        if negative is not None:
+            unconditional = Reading.of(self.calibration.negative_prompt)
+            of_merge = contexts[self, unconditional].student
+        for caption, (alone, merged) in zip(self.captions, self.pairs, strict=True):
+            context = contexts[self, Reading.of(caption)]
+            runs[alone] = Part(self.mix, context.teacher, negative)
+            runs[merged] = Part({self.merged: 1.0}, context.student, of_merge)
+        return runs
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What judges pictures: the diffusion model with a LoRA, and without.
+
+    Args:
+        network: The diffusion model.
+        adapters: Adapters that the mixes of the plans number.
+        own: What the LoRAs read of each plan's captions, as teachers.
+        base: What the base model reads, likewise.
+        noised: (clean latents, unit noise, sigma) -> noisy latents.
+        sigmas: Noise levels of a run of `STEPS` steps.
+    """
+
+    network: Network
+    adapters: Sequence[Adapter]
+    own: Contexts
+    base: Contexts
+    noised: Callable[[Tensor, Tensor, Tensor], Tensor]
+    sigmas: Tensor
+
+    def judge(
+        self,
+        plans: Sequence[DrawnPlan],
+        latents: Latents,
+        rows_per_call: int,
+        progress: Progress = nobody,
+    ) -> list[TaskFidelity]:
+        """Return what the merge keeps of each plan's LoRA, see the module.
+
+        Args:
+            plans: The plans.
+            latents: The pictures of their runs.
+            rows_per_call: Rows of a forward call.
+            progress: Listener for (rows done, rows in all); may raise to cancel.
+
+        Raises:
+            CalibrationError: Outputs that are not finite.
+        """
+        rows = Rows(DenoiserRow.digest)
+        looks: dict[Run, list[tuple[int, int]]] = {}
+        for plan in plans:
+            for run, own, base in self._reads(plan):
+                looks[run] = [
+                    (
+                        rows.add(DenoiserRow(x, sigma, own), plan.mix),
+                        rows.add(DenoiserRow(x, sigma, base), {}),
+                    )
+                    for x, sigma in self._noisy(run, latents)
+                ]
+        outputs = outputs_of(self.network, self.adapters, rows, rows_per_call, progress)
+        shares = {
+            run: share_of(latents.kept[run][-1][0], [(outputs[a], outputs[b]) for a, b in pairs])
+            for run, pairs in looks.items()
+        }
+        return [_kept(plan, [(shares[a], shares[b]) for a, b in plan.pairs]) for plan in plans]
+
+    def _reads(self, plan: DrawnPlan) -> list[tuple[Run, Encoded, Encoded]]:
+        """Return each run of a plan with what its LoRA and the base model read."""
+        return [
+            (run, self.own[plan, reading].teacher, self.base[plan, reading].student)
+            for reading, pair in zip(map(Reading.of, plan.captions), plan.pairs, strict=True)
+            for run in pair
+        ]
+
+    def _noisy(self, run: Run, latents: Latents) -> list[tuple[Tensor, Tensor]]:
+        """Return the picture of a run with noise, at each of `LEVELS`; that of both runs of a pair
+        is the same.
+        """
+        clean = latents.kept[run][-1][0]
+        return [
+            (self.noised(clean, noise(clean.shape, run.seed + 1 + level), sigma), sigma)
+            for level, sigma in ((level, self.sigmas[level]) for level in LEVELS)
+        ]
+
+
+def drawing_sampler(sampler: Sampler, model: DiffusionHost) -> Sampler:
+    """Return a sampler that draws whole pictures of `STEPS` steps."""
+    return replace(sampler, sigmas=model.sigmas(STEPS).float().cpu())
+
+
+def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+    """Return ``s`` of a picture, the mean over its looks; None where the LoRA does nothing there.
+
+    Args:
+        picture: Clean latents.
+        estimates: The LoRA's and the base model's estimate of each look, of the same shape.
+
+    Raises:
+        CalibrationError: An estimate is not finite.
+    """
+    shares = []
+    for of_lora, of_base in estimates:
+        effect = (of_lora.double() - of_base.double()).flatten()
+        along = torch.dot((picture.double() - of_base.double()).flatten(), effect)
+        energy = effect.square().sum()
+        if not torch.isfinite(along + energy):
+            raise CalibrationError(
+                "the check's pictures are not finite: a precision that overflows, or a NaN. Use "
+                f"another precision, or set {called('held_out')} to 0"
+            )
+        if energy:
+            shares.append((along / energy).item())
+    return statistics.fmean(shares) if shares else None
+
+
+def _kept(plan: DrawnPlan, shares: Sequence[tuple[float | None, float | None]]) -> TaskFidelity:
+    """Return what was kept of a LoRA in each picture, relative to its own pictures together.
+
+    Args:
+        plan: The plan.
+        shares: ``s`` of each picture, the LoRA's own and the merge's.
+    """
+    seen = [(alone, merged) for alone, merged in shares if alone is not None and merged is not None]
+    if not seen:
+        return TaskFidelity.of(plan.name, [RunFidelity(0.0, None)], len(shares))
+    alone = statistics.fmean(alone for alone, _ in seen)
+    kept = [1 + (merged - alone) / max(alone, _LEAST) for _, merged in seen]
+    return TaskFidelity.of(plan.name, [RunFidelity(abs(1 - k), k) for k in kept], len(shares))
