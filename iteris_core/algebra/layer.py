@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta, Stacked, stack
 from ..config import MergeConfig
 from .answer import LayerSolution
-from .statistics import InputMoments, JointRows, TaskStatistics
+from .statistics import InputMoments, TaskStatistics
 
 # Of a squared norm, relative to those of the parts: less is rounding of parts that cancel.
 RELATIVE_ZERO = 1e-12
@@ -76,7 +76,6 @@ class LayerProblem:
         config: Settings of the merge.
         rank: Rank of the answer, see `MergeConfig.rank_at`.
         base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
-        joint: Rows of all tasks, where they were kept.
     """
 
     deltas: Mapping[int, LowRankDelta]
@@ -84,7 +83,6 @@ class LayerProblem:
     config: MergeConfig
     rank: int | str = "sum"
     base_weight: Tensor | None = None
-    joint: JointRows | None = None
 
     @property
     def counted(self) -> list[TaskAtLayer]:

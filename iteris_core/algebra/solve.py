@@ -17,8 +17,11 @@ whole method on one page is in `reference`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -29,7 +32,6 @@ from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, exact_directions, factorise_coarsely
 from .gain import LinearAnswer
 from .layer import LayerProblem
-from .sample_space import solve_in_sample_space, usable_rows
 from .system import System, factorise
 
 
@@ -49,74 +51,75 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
         )
     config = layer.config
     lambdas = layer.lambdas()
-    joint = usable_rows(layer)
-    if joint is not None:
-        return solve_in_sample_space(layer, joint, lambdas)
     matrix = layer.normal_matrix(lambdas)
-    thin, drift = right_sides(layer, lambdas)
-    too_coarse = False
-    if (
-        drift is not None
-        and layer.rank != "full"
-        and in_float32(config.factorisation, matrix.device, len(matrix))
-    ):
-        try:
-            return _solve_coarsely(layer, matrix, thin, drift, lambdas)
-        except TooCoarseError:
-            too_coarse = True
-    checked = [thin] if drift is None else [thin, drift]
+    sides = right_sides(layer, lambdas)
+    is_cut = sides.drift is not None and layer.rank != "full"
+    is_coarse = is_cut and in_float32(config.factorisation, matrix.device, len(matrix))
+    if is_coarse:
+        with suppress(TooCoarseError):
+            system = factorise_coarsely(matrix)
+            return _answer(layer, lambdas, sides, system, partial(exact_directions, matrix, system))
+    checked = [side for side in sides if side is not None]
     system = factorise(matrix, checked, layer.inputs_by_name(), config.alpha)
-    together = layer.together.delta
-    gained = None
-    refit = None
-    if config.largest_gain > 1:
-        halved_drift = None if drift is None else system.half(drift)
-        gained = LinearAnswer(layer, system.half, system.half(thin), halved_drift)
-        refit = partial(_refit, gained, system)
-    cut = Cut(system, lambdas, config, layer.rank, refit)
-    if drift is None:
-        half = system.half(thin) if gained is None else gained.thin * gained.scales()
-        return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
-    half = system.half(thin @ together.up.T + drift) if gained is None else gained.half()
-    return replace(dense_answer(cut, half, together.rank), was_too_coarse=too_coarse)
+    return replace(_answer(layer, lambdas, sides, system), was_too_coarse=is_coarse)
 
 
-def _refit(gained: LinearAnswer, system: System, basis: Tensor) -> LowRankDelta:
-    """Return the answer that is cut to a basis, at its gain there."""
-    return LowRankDelta(gained.cut_to(basis).T, system.other_half(basis).T)
-
-
-def _solve_coarsely(
-    layer: LayerProblem, matrix: Tensor, thin: Tensor, drift: Tensor, lambdas: Tensor
+def _answer(
+    layer: LayerProblem,
+    lambdas: Tensor,
+    sides: RightSides,
+    system: System,
+    exactly: Callable[[Tensor], Tensor] | None = None,
 ) -> LayerSolution:
-    """Merge one layer by a float32 factorisation, see `coarse`.
+    """Return the answer of a factorised layer, cut to its rank.
 
     Args:
-        layer: The layer, whose answer is cut to a rank.
-        matrix: S, see the top of this file.
-        thin: See `right_sides`.
-        drift: See `right_sides`.
+        layer: The layer.
         lambdas: lambda per task, (n,).
+        sides: Right sides of the layer's system.
+        system: The system.
+        exactly: Orthonormal basis -> directions of the same span for which the system is exact, see
+            `coarse.exact_directions`; None: the system itself is exact.
 
     Raises:
-        TooCoarseError: Float32 does not hold enough digits of the matrix.
+        TooCoarseError: An error of `exactly`.
     """
-    system = factorise_coarsely(matrix)
-    uncut = LinearAnswer(layer, system.half, system.half(thin), system.half(drift))
+    uncut = LinearAnswer(layer, system.half, *sides.under(system.half))
 
     def refit(basis: Tensor) -> LowRankDelta:
-        directions = exact_directions(matrix, system, basis)
-        halved = directions.T.__matmul__
-        within = LinearAnswer(layer, halved, halved(thin), halved(drift))
-        return LowRankDelta(within.half().T, directions.T)
+        if exactly is None:
+            return LowRankDelta(uncut.cut_to(basis).T, system.other_half(basis).T)
+        directions = exactly(basis)
+
+        def within(right: Tensor) -> Tensor:
+            return directions.T @ right
+
+        answer = LinearAnswer(layer, within, *sides.under(within))
+        return LowRankDelta(answer.half().T, directions.T)
 
     cut = Cut(system, lambdas, layer.config, layer.rank, refit)
-    return dense_answer(cut, uncut.half(), layer.together.delta.rank)
+    together = layer.together.delta
+    if sides.drift is not None:
+        return dense_answer(cut, uncut.half(), together.rank)
+    half = uncut.thin * uncut.scales()
+    return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
 
 
-def right_sides(layer: LayerProblem, lambdas: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return ``[D_1 | ... | D_K]``, (d_in, R), and for the full-output target ``sum_g lam_g
-    drift_g``, (d_in, d_out).
+class RightSides(NamedTuple):
+    """``[D_1 | ... | D_K]``, (d_in, R), and for the full-output target ``sum_g lam_g drift_g``,
+    (d_in, d_out).
+    """
+
+    thin: Tensor
+    drift: Tensor | None
+
+    def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
+        """Return what a linear map makes of both."""
+        return RightSides(map_of(self.thin), None if self.drift is None else map_of(self.drift))
+
+
+def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
+    """Return the right sides of a layer's system.
 
     Where the two ridges differ, ``(nu_g - mu_g) W0^T`` is a part of the drift.
     """
@@ -143,4 +146,4 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> tuple[Tensor, Tensor | 
             drift.addcmul_(task.statistics.drift, lam)
             if layer.base_weight is not None:
                 drift += lam * (nu - mu) * layer.base_weight.T
-    return thin, drift
+    return RightSides(thin, drift)

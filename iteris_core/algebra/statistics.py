@@ -5,15 +5,13 @@ Of one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher cod
 d_out).
 
 Inputs are kept in one of two forms with one interface: as `Sums`, or, where there are fewer tokens
-than the layer is wide, as `KeptRows`, which are smaller and can be solved in sample space.
+than the layer is wide, as `KeptRows`, which are smaller.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -114,16 +112,6 @@ def _energy(rows: Tensor, device: torch.device) -> Tensor:
     return norms.square().sum()
 
 
-class CrossProduct(Protocol):
-    """X~^T H of one task, (d_in, R), while rows arrive."""
-
-    def add(self, student: Tensor, codes: Tensor) -> None: ...
-
-    def product(self) -> Tensor: ...
-
-    def bytes(self) -> int: ...
-
-
 class InputMoments(ABC):
     """Second moments of one task's inputs, float64; layers that read the same tensor share them.
 
@@ -172,8 +160,8 @@ class InputMoments(ABC):
         """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
 
     @abstractmethod
-    def cross_with(self, rank: int) -> CrossProduct:
-        """Return a sum of products with the codes of a delta of this rank, to add rows to."""
+    def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
+        """Add ``X~^T H`` of rows of both to a total, (d_in, R)."""
 
     @abstractmethod
     def bytes(self) -> int:
@@ -266,8 +254,8 @@ class Sums(InputMoments):
     def form(self, down: Tensor) -> Tensor:
         return down @ self.gram @ down.T
 
-    def cross_with(self, rank: int) -> CrossProduct:
-        return _CrossSum(self.zeros(self.d_in, rank))
+    def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
+        add_product(total, student, codes)
 
     def bytes(self) -> int:
         count = 1 if self._cross_gram is None else 2
@@ -319,78 +307,13 @@ class KeptRows(InputMoments):
         codes = self.rows().to(down.dtype) @ down.T
         return codes.T @ codes
 
-    def cross_with(self, rank: int) -> KeptCodes:
-        return KeptCodes(self, rank)
+    def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
+        # there are few rows, so that the best precision costs little
+        add_product(total, *(moved(part, self.device, torch.float64) for part in (student, codes)))
 
     def bytes(self) -> int:
         made = 0 if self._gram is None else self._gram.numel()
         return 8 * (made + self.capacity * self.d_in)
-
-
-class _CrossSum:
-    """X~^T H as a sum."""
-
-    def __init__(self, total: Tensor) -> None:
-        self.total = total
-
-    def add(self, student: Tensor, codes: Tensor) -> None:
-        add_product(self.total, student, codes)
-
-    def product(self) -> Tensor:
-        return self.total
-
-    def bytes(self) -> int:
-        return 8 * self.total.numel()
-
-
-class KeptCodes:
-    """X~^T H from kept rows of both."""
-
-    def __init__(self, inputs: KeptRows, rank: int) -> None:
-        self.inputs = inputs
-        self._codes = [inputs.zeros(0, rank)]
-
-    def add(self, student: Tensor, codes: Tensor) -> None:
-        self._codes.append(codes.to(device=self.inputs.device, copy=True))
-
-    def codes(self) -> Tensor:
-        """H, (tokens, R), float64."""
-        return torch.cat(self._codes)
-
-    def product(self) -> Tensor:
-        return self.inputs.rows().to(torch.float64).T @ self.codes()
-
-    def bytes(self) -> int:
-        return 0
-
-
-class JointRows:
-    """Kept rows of all tasks at one input, and the product that layers which share it need once.
-
-    Args:
-        parts: Rows of each task, in the order of the tasks.
-    """
-
-    def __init__(self, parts: Sequence[KeptRows]) -> None:
-        self.parts = parts
-
-    @cached_property
-    def slices(self) -> list[slice]:
-        """Place of each task's rows among all."""
-        stops = torch.tensor([part.tokens for part in self.parts]).cumsum(0).tolist()
-        return [slice(stop - p.tokens, stop) for p, stop in zip(self.parts, stops, strict=True)]
-
-    @cached_property
-    def product(self) -> Tensor:
-        """Z Z^T, (tokens, tokens), with Z all rows one below the other; not to be modified."""
-        return product_of_rows(torch.cat([part.rows() for part in self.parts]))
-
-
-class Kept(NamedTuple):
-    """X~ (tokens, d_in), in the precision of the products, and H (tokens, R), float64."""
-
-    rows: Tensor
-    codes: Tensor
 
 
 class TaskStatistics:
@@ -418,7 +341,7 @@ class TaskStatistics:
     ) -> None:
         self.inputs = inputs
         self.codes = inputs.zeros(rank, rank)
-        self._cross = inputs.cross_with(rank)
+        self._cross = inputs.zeros(inputs.d_in, rank)
         self._drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
         self.target_energy = None if drift_width is None else inputs.zeros()
         self.output_energy = inputs.zeros() if output_energy else None
@@ -450,7 +373,7 @@ class TaskStatistics:
             self.output_energy += _energy(outputs, self.inputs.device)
 
     def _use(self, student: Tensor, codes: Tensor, *drift: Tensor) -> None:
-        self._cross.add(student, codes)
+        self.inputs.add_cross(self._cross, student, codes)
         if self._drift is not None:
             add_product(self._drift, student, *drift)
 
@@ -463,7 +386,7 @@ class TaskStatistics:
     def cross(self) -> Tensor:
         """X~^T H, (d_in, R)."""
         self._rows.finish(self._use)
-        return self._cross.product()
+        return self._cross
 
     @property
     def drift(self) -> Tensor | None:
@@ -471,15 +394,9 @@ class TaskStatistics:
         self._rows.finish(self._use)
         return self._drift
 
-    def kept(self) -> Kept | None:
-        """Return the rows themselves, where they were kept."""
-        self._rows.finish(self._use)
-        if not isinstance(self._cross, KeptCodes):
-            return None
-        return Kept(self._cross.inputs.rows(), self._cross.codes())
-
     def bytes(self) -> int:
         """Return the memory that the sums take, without those of the inputs."""
         drift = 0 if self._drift is None else self._drift.numel()
         waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
-        return 8 * (self.codes.numel() + drift) + self._cross.bytes() + _waiting_bytes(waiting)
+        sums = self.codes.numel() + self._cross.numel() + drift
+        return 8 * sums + _waiting_bytes(waiting)

@@ -367,7 +367,6 @@ class Measurement:
             config,
             config.rank_at(self.path),
             self.base.weight if self.base and config.needs_base_weight else None,
-            self.input.shared.joint,
         )
         try:
             solution = solver(layer)

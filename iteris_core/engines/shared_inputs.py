@@ -10,12 +10,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..algebra.statistics import InputMoments, JointRows, KeptRows
+from ..algebra.statistics import InputMoments
 from ..errors import CalibrationError
 
 
@@ -74,12 +73,6 @@ class SharedInput:
     @property
     def is_alive(self) -> bool:
         return all(seen.reference() is not None for seen in self.seen)
-
-    @cached_property
-    def joint(self) -> JointRows | None:
-        """The rows of all tasks, where they are kept."""
-        kept = [part for part in self.moments if isinstance(part, KeptRows)]
-        return JointRows(kept) if len(kept) == len(self.moments) else None
 
 
 @dataclass

@@ -7,14 +7,12 @@ from iteris_core.algebra import statistics
 from iteris_core.algebra.statistics import (
     BLOCK,
     TOKENS_PER_PRODUCT,
-    JointRows,
     KeptRows,
     Sums,
     TaskStatistics,
     add_product,
     add_square,
     mirror,
-    product_of_rows,
 )
 from iteris_core.devices import product_dtype
 
@@ -54,28 +52,6 @@ def test_half_of_a_symmetric_product_is_as_good_as_the_whole(width):
     assert torch.equal(total, total.T)
     exact = rows.double().T @ rows.double()
     assert (total - exact).norm() < 2e-7 * exact.norm()
-
-
-def test_a_joint_product_of_kept_rows_is_made_once_for_all_layers_that_read_them():
-    first, second = (KeptRows(6, torch.device("cpu"), capacity=3) for _ in range(2))
-    rows = torch.randn(5, 6).double()
-    first.add(rows[:3], rows[:3])
-    second.add(rows[3:4], rows[3:4])
-    second.add(rows[4:], rows[4:])
-    joint = JointRows([first, second])
-    torch.testing.assert_close(joint.product, rows @ rows.T)
-    assert joint.product is joint.product
-    assert joint.slices == [slice(0, 3), slice(3, 5)]
-
-
-def test_a_task_without_rows_leaves_the_products_of_the_others_in_their_precision():
-    empty, full = (KeptRows(6, torch.device("cpu"), capacity=5) for _ in range(2))
-    rows = torch.randn(5, 6)
-    full.add(rows, rows)
-    joint = JointRows([empty, full])
-    assert torch.equal(joint.product, product_of_rows(rows))
-    assert not torch.equal(joint.product, product_of_rows(rows.double()))
-    assert joint.slices == [slice(0, 0), slice(0, 5)]
 
 
 def test_kept_rows_are_not_those_of_a_layers_input():
