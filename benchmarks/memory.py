@@ -31,8 +31,8 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import Plan, make_plans
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files.families import FAMILIES
-from iteris_core.rows.held import held_bytes
-from iteris_core.rows.parking import Parking
+from iteris_core.rows.lockstep import held_bytes
+from iteris_core.rows.parking import HostMemory, Parking
 
 from .results import RESULTS, Table, command_of, machine, write
 
@@ -219,7 +219,7 @@ def count(case: Case) -> Counted:
     read = model.inputs(ROWS)
     tensors = [value for value in tree_leaves(read) if isinstance(value, Tensor)]
     network = Network(modules, lambda rows: model.module(**read, return_dict=False))
-    everything = Parking(modules.values(), budget=sys.maxsize, unparked=(), smallest=1)
+    everything = Parking(modules.values(), budget=sys.maxsize, store=HostMemory(), smallest=1)
     weights = [*model.module.parameters(), *model.module.buffers()]
     with torch.device("meta"), FlashAttention():
         at_layers = held_bytes(network, tensors, model.paths, everything)

@@ -14,7 +14,7 @@ from itertools import accumulate
 from ..network import Network
 from ..progress import Stage
 from ..report.records import Note
-from ..rows.held import held_bytes
+from ..rows.lockstep import held_bytes
 from ..rows.parking import Parking
 from ..settings import called
 from .drawn import DrawnPlan

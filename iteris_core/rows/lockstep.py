@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import CalibrationError, MissingLibraryError
+from ..network import Network
 from .parking import Parked, Parking
+from .wearing import layer_hooks
 
 try:
     from greenlet import GreenletExit, getcurrent, greenlet
@@ -76,6 +80,41 @@ def run_in_lockstep(
         for let in lets:
             let.unwind()
         _set_torch_modes(modes)
+
+
+@torch.no_grad()
+def held_bytes(
+    network: Network,
+    inputs: Sequence[Any],
+    paths: Collection[str],
+    parking: Parking | None = None,
+) -> dict[str, int]:
+    """Return the bytes that a forward call holds on its device while it waits at each layer.
+
+    Args:
+        network: The network; on torch's meta device it needs no memory.
+        inputs: What each row reads, which does not count, as in a sweep.
+        paths: Layers at which to wait.
+        parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
+
+    Raises:
+        CalibrationError: See `pause` and `wearing.layer_hooks`.
+    """
+    counting = parking or Parking(network.modules.values(), budget=sys.maxsize)
+    counting.keep(*inputs)
+    held: dict[str, int] = {}
+
+    def at_layer(path: str, _module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        counting.rows_run_on(x.device)
+        pause(path)
+        return y
+
+    def waits(path: str) -> None:
+        held[path] = counting.held_bytes
+
+    with layer_hooks({path: network.modules[path] for path in paths}, at_layer):
+        run_in_lockstep([partial(network.forward, inputs)], waits, counting)
+    return held
 
 
 class _Worker(greenlet):

@@ -1,12 +1,13 @@
-"""Moves tensors of paused chunks to host memory, and back before the chunk goes on.
+"""Moves tensors of paused chunks elsewhere, and back before the chunk goes on.
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
-they do not fit. Then chunks wait on the device as long as a budget lasts, and the tensors of the
-others wait on the host. Where the model runs on the host itself, they wait in a file. The forward
+they do not fit. Then chunks wait on the device as long as their room lasts, and the tensors of the
+others wait in the host's memory or, where the model runs on the host itself, in a file. The forward
 call does not notice: each tensor keeps its identity, only its storage is emptied and filled again.
 
-What a chunk holds is counted, not estimated. At most layers the first chunk shows that all have
-room, so that the others are not looked at.
+What a chunk holds is in the local variables of its paused frames, and is counted there, not
+estimated. At most layers the first chunk shows that all have room, so that the others are not
+looked at.
 
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
 everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
@@ -17,27 +18,127 @@ what a forward call may have left in a module.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..devices import free_bytes
 from ..errors import CalibrationError
-from .paged_file import PagedFile, Pages
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _NESTING = 3
-_PLENTY = 0.25  # of the host's free memory
+_PAGE = 1 << 20  # bytes of a file
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
+
+
+class Store(Protocol):
+    """Where the contents of storages wait."""
+
+    def write(self, storage: torch.UntypedStorage) -> Any:
+        """Return what `read` needs to fill the storage again, which may be emptied then."""
+        ...
+
+    def read(self, content: Any, storage: torch.UntypedStorage) -> None:
+        """Fill an empty storage with what was written, once."""
+        ...
+
+
+class HostMemory:
+    """Contents wait in the host's memory."""
+
+    def write(self, storage: torch.UntypedStorage) -> Tensor:
+        return _bytes_of(storage).to("cpu", copy=True)
+
+    def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
+        storage.resize_(content.numel())
+        storage.copy_(content.untyped_storage())
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where a storage's content is.
+
+    Args:
+        size: Its bytes.
+        numbers: The pages of the file that have them, in order.
+    """
+
+    size: int
+    numbers: tuple[int, ...]
+
+
+class PagedFile:
+    """Contents wait in a file without a name, so that it goes with the process, however that ends.
+
+    Raises:
+        CalibrationError: It cannot be made, written or read; names the folder.
+    """
+
+    def __init__(self) -> None:
+        self._folder = _folder()
+        try:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+        except OSError as error:
+            raise self._failed("made", error) from error
+        # a storage whose bytes Python reads itself could not be emptied any more
+        self._page = torch.empty(_PAGE, dtype=torch.uint8)
+        self._free: list[int] = []
+        self._pages = 0
+
+    def write(self, storage: torch.UntypedStorage) -> Pages:
+        pieces = _bytes_of(storage).split(_PAGE)
+        numbers = tuple(self._free.pop() if self._free else self._new_page() for _ in pieces)
+        try:
+            for number, piece in zip(numbers, pieces, strict=True):
+                self._page[: len(piece)].copy_(piece)
+                self._file.seek(number * _PAGE)
+                self._file.write(self._page.numpy()[: len(piece)].data)
+            self._file.flush()
+        except OSError as error:
+            raise self._failed("written", error) from error
+        return Pages(storage.nbytes(), numbers)
+
+    def read(self, content: Pages, storage: torch.UntypedStorage) -> None:
+        storage.resize_(content.size)
+        pieces = _bytes_of(storage).split(_PAGE)
+        try:
+            for number, piece in zip(content.numbers, pieces, strict=True):
+                self._file.seek(number * _PAGE)
+                if self._file.readinto(self._page.numpy()[: len(piece)].data) != len(piece):
+                    raise OSError("it was cut short")
+                piece.copy_(self._page[: len(piece)])
+        except OSError as error:
+            raise self._failed("read", error) from error
+        self._free += content.numbers
+
+    def _new_page(self) -> int:
+        self._pages += 1
+        return self._pages - 1
+
+    def _failed(self, what: str, error: OSError) -> CalibrationError:
+        return CalibrationError(
+            f"samples that have no room in memory wait in a file in {self._folder}, which cannot "
+            f"be {what} ({error}). Make room there, set TMPDIR to another folder, or merge with "
+            "fewer samples or at a lower resolution"
+        )
+
+
+def _folder() -> str:
+    """Return a folder for large files: on many systems /tmp is itself in memory."""
+    large = "/var/tmp"
+    if "TMPDIR" not in os.environ and os.access(large, os.W_OK):
+        return large
+    return tempfile.gettempdir()
 
 
 @dataclass
@@ -45,12 +146,11 @@ class Parked:
     """A paused chunk.
 
     Args:
-        contents: Storages that are empty for the time being, and their contents: a tensor on the
-            host, or the pages of a file.
+        contents: Storages that are empty for the time being, and their contents in the store.
         staying: Bytes of the chunk that stay on the device.
     """
 
-    contents: list[tuple[torch.UntypedStorage, Tensor | Pages]]
+    contents: list[tuple[torch.UntypedStorage, Any]]
     staying: int
 
 
@@ -59,10 +159,9 @@ class Parking:
 
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
-        budget: Bytes that paused chunks may hold on the device together. A chunk beyond it waits on
-            the host.
-        unparked: Types of devices whose tensors stay; None: all but that on which the rows run, see
-            `rows_run_on`.
+        budget: Bytes that paused chunks may hold on the device together. A chunk beyond it waits
+            elsewhere.
+        store: Where; None: in the host's memory, or in a file if the rows run there.
         smallest: Bytes of the smallest storage that is worth a copy.
     """
 
@@ -71,15 +170,14 @@ class Parking:
         modules: Iterable[nn.Module],
         *,
         budget: int = 0,
-        unparked: Collection[str] | None = None,
+        store: Store | None = None,
         smallest: int = _SMALLEST,
     ) -> None:
         self.modules = list(modules)
         self.budget = budget
-        self.unparked = unparked
+        self.store = store
         self.smallest = smallest
-        self._device = ""
-        self._file: PagedFile | None = None
+        self._device: str | None = None  # None: any
         self._staying_bytes = 0
         self._uncounted = 1  # chunks of this round, as long as none of them was counted; then 0
         self._each: int | None = None  # bytes of each chunk of this round, where all have room
@@ -94,19 +192,11 @@ class Parking:
     @property
     def is_in_file(self) -> bool:
         """Whether what has no room waits in a file."""
-        return self.unparked is None and self._device == "cpu"
+        return self._device == "cpu" if self.store is None else isinstance(self.store, PagedFile)
 
     def rows_run_on(self, device: torch.device) -> None:
-        """Park the tensors of this device alone, from now on.
-
-        The budget may be another device's, where a text encoder runs on the host: there nothing is
-        written as long as memory is plenty.
-        """
-        if device.type == self._device:
-            return
+        """Park the tensors of this device alone, from now on."""
         self._device = device.type
-        if self.is_in_file:
-            self.budget = max(self.budget, int(_PLENTY * (free_bytes(device) or 0)))
 
     def new_round(self, chunks: int) -> None:
         """Rebuild what stays when the first chunk of this round is parked."""
@@ -129,8 +219,8 @@ class Parking:
         it, if the budget has no room for them.
 
         Raises:
-            CalibrationError: A tensor that waits already: another chunk holds it, too; or the disk
-                has no room.
+            CalibrationError: A tensor that waits already: another chunk holds it, too; or the file
+                cannot be written.
         """
         if self._each is not None:
             self._staying_bytes += self._each
@@ -143,28 +233,27 @@ class Parking:
         if self._staying_bytes + total <= self.budget:
             self._staying_bytes += total
             return Parked([], total)
-        if self.is_in_file and self._file is None:
-            self._file = PagedFile()
-        contents: list[tuple[torch.UntypedStorage, Tensor | Pages]] = []
+        if self.store is None:
+            self.store = PagedFile() if self.is_in_file else HostMemory()
+        parked = Parked([], 0)
         for storage in found:
-            content = _bytes_on_host(storage) if self._file is None else self._file.write(storage)
-            contents.append((storage, content))
+            parked.contents.append((storage, self.store.write(storage)))
             storage.resize_(0)
-        logger.debug("%d bytes of a paused chunk wait on the host", total)
-        return Parked(contents, 0)
+        logger.debug("%d bytes of a paused chunk wait elsewhere", total)
+        return parked
 
     def bring_back(self, parked: Parked) -> None:
-        """Fill the storages of a chunk again, before it goes on."""
+        """Fill the storages of a chunk again, before it goes on.
+
+        Raises:
+            CalibrationError: The file cannot be read.
+        """
         self._staying_bytes -= parked.staying
         parked.staying = 0
         while parked.contents:
+            assert self.store is not None
             storage, content = parked.contents.pop()
-            if isinstance(content, Tensor):
-                storage.resize_(content.numel())
-                storage.copy_(content.untyped_storage())
-            else:
-                assert self._file is not None
-                self._file.read(content, storage)
+            self.store.read(content, storage)
 
     def _storages_in(self, frame: FrameType | None) -> list[torch.UntypedStorage]:
         """Return the storages that nothing else uses, of a paused frame and those that called
@@ -182,7 +271,7 @@ class Parking:
                     raise CalibrationError(
                         f"{frame.f_code.co_name!r} of the model holds a tensor of shape "
                         f"{tuple(tensor.shape)} that other samples' forward calls share, so that "
-                        "it cannot wait on the host; merge without waiting_bytes"
+                        "it cannot wait elsewhere; merge without waiting_bytes"
                     )
                 if storage.nbytes() >= self.smallest:
                     found[key] = storage
@@ -191,9 +280,8 @@ class Parking:
 
     def _stays(self, tensor: Tensor) -> bool:
         """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
-        kind = tensor.device.type
-        elsewhere = kind != self._device if self.unparked is None else kind in self.unparked
-        return elsewhere or not tensor.untyped_storage().resizable()
+        is_elsewhere = self._device not in (None, tensor.device.type)
+        return is_elsewhere or not tensor.untyped_storage().resizable()
 
     def _staying(self) -> set[int]:
         """Return the storages that stay."""
@@ -227,9 +315,8 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _bytes_on_host(storage: torch.UntypedStorage) -> Tensor:
-    whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    return whole.to("cpu", copy=True)
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -21,7 +21,7 @@ from iteris_core.diffusion.cost import PCIE, Waiting, foresee
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
-from iteris_core.rows.parking import Parking
+from iteris_core.rows.parking import HostMemory, Parking
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
@@ -452,7 +452,7 @@ def foreseen(host, monkeypatch):
 
     def counted(network, row, paths, samples, room):
         before.append(len(host.unet_batches))
-        parking = Parking(network.modules.values(), budget=1 << 40, unparked=(), smallest=1)
+        parking = Parking(network.modules.values(), budget=1 << 40, store=HostMemory(), smallest=1)
         waiting.append(foresee(network, row, paths, samples, room, parking))
         return waiting[-1]
 

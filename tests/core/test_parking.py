@@ -13,14 +13,13 @@ import toy
 from iteris_core import CalibrationError, Sample, Task
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.sweep import sweep
-from iteris_core.rows.held import held_bytes
-from iteris_core.rows.lockstep import pause, run_in_lockstep
-from iteris_core.rows.parking import Parking
+from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
+from iteris_core.rows.parking import HostMemory, Parking
 
 
 def everything_from(modules):
     """Return what parks tensors of any size, on the CPU, too."""
-    return Parking(modules, unparked=(), smallest=1)
+    return Parking(modules, store=HostMemory(), smallest=1)
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def parked(caplog):
     caplog.set_level(logging.DEBUG, "iteris")
 
     def sizes():
-        parked = [record for record in caplog.records if "wait on the host" in record.message]
+        parked = [record for record in caplog.records if "wait elsewhere" in record.message]
         return [record.args[0] for record in parked]
 
     return sizes
@@ -73,15 +72,6 @@ def test_parking_changes_nothing(parked, name, inference):
     assert all(torch.equal(value, weights[key]) for key, value in net.model.state_dict().items())
 
 
-def test_the_settings_park_where_there_is_no_room_and_nothing_on_the_cpu(parked):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    expected = swept(net, adapters, tasks, samples_per_chunk=1)
-    assert_same(swept(net, adapters, tasks, samples_per_chunk=1, waiting_bytes=0), expected)
-    assert not parked()
-
-
 def test_only_what_the_budget_has_no_room_for_is_copied(parked):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
@@ -97,7 +87,7 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked):
     for share in (0.3, 0.6, 1.0):
         before = len(parked())
         budget = int(share * chunks * max(parked()))
-        parking = Parking(modules, budget=budget, unparked=(), smallest=1)
+        parking = Parking(modules, budget=budget, store=HostMemory(), smallest=1)
         assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
         copied[share] = sum(parked()[before:])
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
@@ -121,7 +111,7 @@ def test_where_the_first_chunk_shows_that_all_have_room_no_other_is_looked_at(sh
 
     # some more than a row holds by itself: the codes of its adapter
     budget = int(share * chunks * 1.5 * max(held.values()))
-    parking = Watched(net.network().modules.values(), budget=budget, unparked=(), smallest=1)
+    parking = Watched(net.network().modules.values(), budget=budget, store=HostMemory(), smallest=1)
     assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
     assert parking.held_bytes == 0
     if share > 2:
@@ -141,7 +131,7 @@ def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
         pause("large")
         return small.sum() + large.sum()
 
-    parking = Parking([], budget=1000, unparked=(), smallest=1)
+    parking = Parking([], budget=1000, store=HostMemory(), smallest=1)
     answers = run_in_lockstep(
         [work] * 4, lambda place: seen.append((place, parking.held_bytes)), parking
     )
@@ -152,7 +142,7 @@ def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
 
 def count_all(net):
     """Return what lets all wait where it is, and counts it."""
-    return Parking(net.network().modules.values(), budget=1 << 40, unparked=(), smallest=1)
+    return Parking(net.network().modules.values(), budget=1 << 40, store=HostMemory(), smallest=1)
 
 
 def two_rows(tasks):
@@ -162,6 +152,7 @@ def two_rows(tasks):
 
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
 def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
+    """Where tensors count that are too small to be worth a copy."""
     net = toy.build(name)
     adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
@@ -170,6 +161,8 @@ def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
     held = held_bytes(net.network(), two_rows(tasks), net.targets, counting)
     assert list(held) == list(net.targets) and counting.held_bytes == 0
     assert toy.hook_count(net.model) == 0
+    plain = held_bytes(net.network(), two_rows(tasks), net.targets)
+    assert plain == dict.fromkeys(net.targets, 0)
     swept(net, adapters, tasks, everything_from(modules.values()), samples_per_chunk=1)
     chunks = sum(len(task.samples) for task in tasks)
     for turn, (path, counted) in enumerate(held.items()):
@@ -178,23 +171,10 @@ def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
         assert counted < parked()[turn * chunks] <= counted + 8 * tokens, path
 
 
-def test_small_tensors_are_not_worth_a_copy_and_do_not_count():
-    net = toy.build("stack")
-    tasks = toy.own_tasks(net, [net.adapter("a")])
-    held = held_bytes(net.network(), two_rows(tasks), net.targets)
-    assert held == dict.fromkeys(net.targets, 0)
-
-
-@pytest.fixture
-def full_host(monkeypatch):
-    """A host with hardly any free memory."""
-    monkeypatch.setattr("iteris_core.rows.parking.free_bytes", lambda device: 0)
-
-
 @pytest.mark.parametrize("page", [64, 1 << 20], ids=["many pages", "one page"])
 @pytest.mark.parametrize("name", ["stack", "attention", "convolution", "in place"])
-def test_on_the_host_itself_chunks_wait_in_a_file(full_host, monkeypatch, parked, name, page):
-    monkeypatch.setattr("iteris_core.rows.paged_file._PAGE", page)
+def test_on_the_host_itself_chunks_wait_in_a_file(monkeypatch, parked, name, page):
+    monkeypatch.setattr("iteris_core.rows.parking._PAGE", page)
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
@@ -205,10 +185,10 @@ def test_on_the_host_itself_chunks_wait_in_a_file(full_host, monkeypatch, parked
     assert len(parked()) == 3 * len(net.targets) and min(parked()) > 0
     # pages are used again: all that ever waits at once, rounded up for each tensor
     waiting = 3 * max(parked())
-    assert parking._file._pages * page <= waiting + 3 * 20 * page
+    assert parking.store._pages * page <= waiting + 3 * 20 * page
 
 
-def test_memory_of_the_host_is_given_back_while_chunks_wait(full_host):
+def test_memory_of_the_host_is_given_back_while_chunks_wait():
     """Six chunks of 4 MB each, of which two have room."""
     made = []
     alive = []
@@ -229,60 +209,52 @@ def test_memory_of_the_host_is_given_back_while_chunks_wait(full_host):
     assert alive == [8 << 20]
 
 
-def test_nothing_goes_to_a_file_while_the_host_has_plenty(parked):
-    parking = Parking([], smallest=1)
+class Broken:
+    """A file on a disk that is full, or of which a part is gone."""
 
-    def work():
-        x = torch.ones(1 << 15)
-        pause("here")
-        return x.sum().item()
+    seek = staticmethod(lambda place: place)
+    flush = staticmethod(lambda: None)
 
-    parking.rows_run_on(torch.device("cpu"))
-    run_in_lockstep([work] * 4, lambda place: None, parking)
-    assert not parked()
+    def __init__(self, full):
+        self.full = full
 
-
-def test_a_disk_that_is_full_is_an_error_that_says_where(full_host, monkeypatch, tmp_path):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-
-    class Full:
-        seek = staticmethod(lambda place: place)
-
-        @staticmethod
-        def write(_content):
+    def write(self, content):
+        if self.full:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Full)
+    def readinto(self, content):
+        return len(content) - 1
+
+
+@pytest.mark.parametrize(
+    ("full", "message"),
+    [
+        (True, r"which cannot be written \(.*No space left.*TMPDIR"),
+        (False, r"which cannot be read \(it was cut short\).*TMPDIR"),
+    ],
+)
+def test_a_file_that_fails_is_an_error_that_says_where(monkeypatch, tmp_path, full, message):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Broken(full))
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
     parking = Parking(net.network().modules.values(), smallest=1)
-    with pytest.raises(CalibrationError, match=r"wait in a file in .*No space left.*TMPDIR"):
+    with pytest.raises(CalibrationError, match=f"wait in a file in {tmp_path}, {message}"):
         swept(net, adapters, toy.own_tasks(net, adapters), parking, samples_per_chunk=1)
     assert toy.hook_count(net.model) == 0
 
 
-def test_rows_that_are_kept_for_the_solve_do_not_wait_with_their_chunk():
-    """Of fewer tokens than a layer is wide the solve uses the rows themselves."""
-    net = toy.build("stack")
-    adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
-    tasks = [
-        Task(name, [Sample((torch.randn(1, 6).double(),)) for _ in range(2)], {k: 1.0})
-        for k, name in enumerate("ab")
-    ]
-    expected = swept(net, adapters, tasks, samples_per_chunk=1)
-    parking = everything_from(net.network().modules.values())
-    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
-
-
-def test_what_several_samples_read_stays(parked):
-    """One text for all rows, as a host may hand it in, is in every chunk's frames."""
+def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
+    """One text for all rows, as a host may hand it in, is in every chunk's frames. Of fewer tokens
+    than a layer is wide the solve uses the rows themselves.
+    """
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
-    text = torch.randn(toy.CONTEXT_TOKENS, 5).double()
+    text = torch.randn(2, 5).double()
     before = text.clone()
     tasks = [
-        Task(name, [Sample((net.make_row()[0], text)) for _ in range(2)], {k: 1.0})
+        Task(name, [Sample((net.make_row()[0][:2], text)) for _ in range(2)], {k: 1.0})
         for k, name in enumerate("ab")
     ]
     expected = swept(net, adapters, tasks, samples_per_chunk=1)
@@ -332,55 +304,36 @@ def test_views_share_what_is_parked_and_come_back_whole(parked):
         assert torch.equal(part, whole[2:5]) and torch.equal(column, whole.reshape(3, 4)[:, 1])
 
 
-def test_the_models_own_tensors_stay(parked):
-    layer = torch.nn.Linear(4, 4)
+def of_length(layer, length, remember):
+    """A worker that uses a table which the model remembers, of its own length if need be."""
 
     def work():
-        weight = layer.weight.detach()
+        if len(getattr(layer, "table", ())) != length:
+            layer.__dict__.pop("table", None)
+            layer._buffers.pop("table", None)
+            remember(layer, torch.ones(length))
+        table, weight = layer.table, layer.weight.detach()
         pause("x")
-        return weight.sum()
+        return table.sum() + 0 * weight.sum()
 
-    run_in_lockstep([work, work], lambda place: layer(torch.zeros(1, 4)), everything_from([layer]))
-    assert not parked()
+    return work
 
 
-def test_what_the_model_remembers_on_the_way_stays(parked):
+@pytest.mark.parametrize("lengths", [(8, 8, 8), (8, 9, 9)], ids=["one", "of a later chunk"])
+@pytest.mark.parametrize(
+    "remember",
+    [
+        lambda layer, t: layer.register_buffer("table", t),
+        lambda layer, t: vars(layer).update(table=t),
+    ],
+    ids=["buffer", "attribute"],
+)
+def test_the_models_own_tensors_and_what_it_remembers_stay(parked, remember, lengths):
     layer = torch.nn.Linear(4, 4)
-
-    def work():
-        if not hasattr(layer, "remembered"):
-            layer.remembered = [torch.ones(8)]
-        (remembered,) = layer.remembered
-        pause("x")
-        return remembered.sum()
-
-    assert run_in_lockstep([work, work], lambda place: None, everything_from([layer])) == [8, 8]
-    assert not parked()
-
-
-@pytest.mark.parametrize("as_buffer", [False, True])
-def test_what_a_later_chunk_makes_the_model_remember_stays(parked, as_buffer):
-    """Of a table for each length, the first chunk makes another one than those after it."""
-    layer = torch.nn.Linear(4, 4)
-
-    def work(length):
-        def inside():
-            if not hasattr(layer, "table") or len(layer.table) != length:
-                table = torch.ones(length)
-                layer.__dict__.pop("table", None)
-                layer._buffers.pop("table", None)
-                if as_buffer:
-                    layer.register_buffer("table", table)
-                else:
-                    layer.table = table
-            table = layer.table
-            pause("x")
-            return table.sum()
-
-        return inside
-
-    workers = [work(8), work(9), work(9)]
-    assert run_in_lockstep(workers, lambda place: None, everything_from([layer])) == [8, 9, 9]
+    workers = [of_length(layer, length, remember) for length in lengths]
+    parking = everything_from([layer])
+    found = run_in_lockstep(workers, lambda place: layer(torch.zeros(1, 4)), parking)
+    assert found == [*lengths]
     assert not parked()
 
 
@@ -417,15 +370,6 @@ def test_what_workers_share_stays_when_it_is_marked(parked):
     results = run_in_lockstep(workers_of(shared), lambda place: shared.sum().item(), parking)
     assert [result.item() for result in results] == [16, 16]
     assert set(parked()) == {4}  # each worker's own sum
-
-
-def test_marks_are_forgotten_with_their_tensors():
-    parking = everything_from([])
-    parking.keep(torch.ones(8), Sample((torch.ones(8),)))
-    kept = torch.ones(8)
-    parking.keep(kept)
-    parking.park(None)
-    assert [reference() is kept for reference in parking._kept] == [True]
 
 
 def test_what_workers_share_without_a_mark_is_an_error():

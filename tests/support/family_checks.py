@@ -46,8 +46,8 @@ from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files import kohya
-from iteris_core.rows.held import held_bytes
-from iteris_core.rows.parking import Parking
+from iteris_core.rows.lockstep import held_bytes
+from iteris_core.rows.parking import HostMemory, Parking
 from iteris_core.rows.wearing import wearing
 
 SMALL = Calibration(
@@ -336,7 +336,9 @@ def held_by_rows(host: ComfyModel, adapter: Adapter) -> dict[str, int]:
         prompt = prompt_of(host, CAPTION, None)
         row = DenoiserRow(noise(sampler.shape, 0), sampler.sigmas[0], prompt)
         paths = [path for path in adapter.deltas if path in network.modules]
-        everything = Parking(network.modules.values(), budget=sys.maxsize, unparked=(), smallest=1)
+        everything = Parking(
+            network.modules.values(), budget=sys.maxsize, store=HostMemory(), smallest=1
+        )
         return held_bytes(network, [row, row], paths, everything)
 
 

@@ -28,7 +28,7 @@ from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.engines import sweep
 from iteris_core.rows import parking
-from iteris_core.rows.paged_file import PagedFile
+from iteris_core.rows.parking import PagedFile
 
 FREE = 10 << 20
 
@@ -61,7 +61,6 @@ def figures_of(name: str) -> dict[str, Any]:
     expected = merged(name).adapter
     with (
         mock.patch.object(PagedFile, "write", noted),
-        mock.patch.object(parking, "free_bytes", lambda device: 0),
         mock.patch.object(sweep, "Parking", functools.partial(parking.Parking, smallest=1)),
     ):
         found = merged(name, waiting_bytes=0).adapter
