@@ -5,7 +5,7 @@ Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `Dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ from ..adapters import Adapter, sha256_of_tensors
 from ..files.families import Family
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
-from .lora_use import LoadedLora
 
 PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
@@ -86,21 +85,34 @@ def stream_of(path: str, text_layers: tuple[str, ...]) -> str:
     return TEXT_STREAM if path.endswith(text_layers) else IMAGE_STREAM
 
 
+@dataclass(frozen=True, eq=False)
+class PatchedWeight:
+    """A weight on which the host has put a LoRA.
+
+    Args:
+        path: Its module.
+        before: The base model's weight, float32, (d_out, d_in); zeros where only the layer's own
+            code reads what it keeps.
+        after: The weight with the LoRA, likewise, before it is rounded to the model's own numbers.
+    """
+
+    path: str
+    before: Tensor
+    after: Tensor
+
+
 class HostLoader(Protocol):
-    """The host's own way to put LoRAs on the model, to compare with rows that wear them.
+    """The host's own way to put an adapter on the model, to compare with rows that wear it.
 
     Changes of biases and norms, which rows do not wear, are left out.
     """
 
-    def with_file(self, lora: LoadedLora) -> DiffusionHost:
-        """Return the model with a LoRA of a merge, as the host's own loader reads its file, at the
-        strengths of its use. Asked once for each LoRA: what the host keeps of the file for it is
-        let go.
-        """
-        ...
-
     def with_adapter(self, adapter: Adapter) -> DiffusionHost:
         """Return the model with an adapter, as the host patches it."""
+        ...
+
+    def weights_with(self, adapter: Adapter) -> Iterator[PatchedWeight]:
+        """Yield all weights that `with_adapter` changes."""
         ...
 
 
@@ -109,7 +121,7 @@ class DiffusionHost(Protocol):
 
     @property
     def loader(self) -> HostLoader | None:
-        """The host's own loader of LoRAs; None: it has none that reads the files."""
+        """The host's own way to put adapters on the model; None: it has none."""
         ...
 
     @property

@@ -1,63 +1,47 @@
 """A proof that LoRAs are read as the host's own loader reads them, and that the host draws with the
 merged LoRA what was solved.
 
-One row draws one caption of a LoRA in four ways:
+The host puts a LoRA on a weight W, which makes it W'. What it changes is compared with what was
+read, or merged, on random columns C, in float32:
 
-    base     the base model
-    worn     a row that wears the LoRA, as the merge measures it
-    loaded   the model on which the host's own loader has put the LoRA's file
-    patched  the model on which the host has put the LoRA as it was read
+    (W' - W) C   and   up (down C)
 
-``worn`` and ``loaded`` must be the same. Where they are not, ``patched`` says why. If it is not the
-same as ``loaded``, the file was misread. If it is, either the host rounds the sums of weights and
-LoRA, or rows do not wear what they should. Other strengths tell these apart: rounding hardly grows
-with the LoRA, so that its share of the effect falls, and it makes the effect neither stronger nor
-weaker. The share of a fault stays.
+This needs no forward pass, and the number format of the model does not matter. One row of the model
+then shows that a row which wears the LoRA does what the patched model does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
+from ..devices import exact_products
 from ..errors import AdapterError, CalibrationError, SolveError
+from ..layers import is_quantised
 from ..network import Network
 from ..progress import Progress, nobody
 from ..report.records import Note
 from ..rows.wearing import layer_hooks, wearing
 from .calibration import Calibration
 from .lora_use import LoadedLora
-from .model import DenoiserRow, DiffusionHost, Encoded, HostLoader
+from .model import DenoiserRow, DiffusionHost, Encoded, PatchedWeight
 from .sampling import Sampler, noise
 
-# Shares of a LoRA's effect. Rows and patched models differ by 1e-5 in float32. Rounding makes that
-# 0.001 to 0.05 on weights in float16, 0.01 to 0.9 in bfloat16, and 0.1 to 1 in fp8, the more the
-# smaller the LoRA. A weight in the wrong order or with the wrong factor makes 0.1 to 1.
+# Share of a change. Float32 makes 1e-5 of it, a weight in the wrong order or with the wrong factor
+# 0.1 to 1.
 TOLERANCE = 0.01
+# A change that is smaller than this share of the weight counts as one of this size: of less,
+# float32 keeps too few digits in the sum with the weight.
+_SMALLEST = 1e-4
+_COLUMNS = 4
+# From this share on, the host's rounding is told.
 _NOTED = 0.05
-# A change of the LoRA that does not count. In 16 bits, two rows that are the same but for the last
-# digit drift apart from layer to layer, and this shows how far.
-_NUDGE = 1.001
-# How much of that drift is allowed.
-_DRIFTS = 2.0
-# At an eighth of the strength, the share that is rounded grows 8 times, and 2.8 times in fp8, whose
-# rounding is random: its steps are rare at a small strength. The share of a fault stays.
-_WEAKER = 1 / 8
-_GROWTH = 2.0
-# The strengths at which its share is looked for, as long as it does not rise, and the LoRA does
-# less than the picture itself. Beyond, more of a LoRA does the same, so that a fault's share falls.
-_STRONGER = (1.0, 4.0, 16.0, 64.0, 256.0)
-_RISE = 1.1
-# Where its share has fallen by half, rounding makes a LoRA's effect hardly stronger or weaker: by
-# 0.03 at most, in fp8 too. Rows that wear it 1.5 times as strong are off by 0.26 and more.
-_BIAS = 0.2
 # Side in pixels of what is drawn, at most: a small picture runs through the same layers. With half
 # of it, SD1.5's innermost attention would read a single token, where q and k do nothing.
 _SIDE = 128
@@ -78,7 +62,8 @@ class Proof:
     """What the proof of a merge's LoRAs found.
 
     Args:
-        rounded: Name of a LoRA -> the share of its effect by which the host rounds it.
+        rounded: Name of a LoRA -> the share of its effect on one picture by which a row that wears
+            it and the model that the host patches with it differ.
     """
 
     rounded: Mapping[str, float] = field(default_factory=dict)
@@ -95,38 +80,29 @@ class Proof:
                 "host",
                 "the numbers of this model are too coarse for what a LoRA changes, so that ComfyUI "
                 f"rounds it: {shares}. That is so for every LoRA on this model, merged or not. The "
-                "merge is measured without this rounding",
+                "merge is measured without this rounding. A node that changes how the model's "
+                "layers run would show here, too",
             ),
         )
 
-    def joined_with(self, other: Proof) -> Proof:
-        return Proof({**self.rounded, **other.rounded})
 
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What one row looks at, and what it wears.
+def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
+    """Refuse a LoRA that the host's own loader reads in another way.
 
     Args:
-        caption: Its caption.
-        adapter: What it wears; None: nothing.
+        adapter: The LoRA as it was read.
+        weights: All weights that the host's loader changes.
+
+    Raises:
+        AdapterError: Names the LoRA and the layer that differs most.
     """
-
-    caption: str
-    adapter: Adapter | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """What one row draws.
-
-    Args:
-        picture: Its estimate of the clean latents, float32 on the CPU.
-        missed: Layers that its adapter changes, and that the model did not call.
-    """
-
-    picture: Tensor
-    missed: Sequence[str] = ()
+    wrong = _differences(adapter, weights)
+    if wrong:
+        raise AdapterError(
+            f"{adapter.name}: ComfyUI's own loader makes another change of it than IterIS at "
+            f"{_worst(wrong)}, and a merge would be measured on the wrong LoRA. "
+            f"{_of_unread(adapter.unmatched)}{_MISREAD}"
+        )
 
 
 def prove_loras(
@@ -135,57 +111,43 @@ def prove_loras(
     calibration: Calibration,
     progress: Progress = nobody,
 ) -> Proof:
-    """Compare each LoRA's rows with the model on which the host's own loader has put its file.
+    """Draw one small picture with each LoRA, and compare the first with the picture of the model
+    that the host patches with it.
 
     Args:
         model: The base model.
-        loras: The LoRAs of the merge that change something.
+        loras: The LoRAs of the merge that change something, at least one.
         calibration: The calibration of the merge, for this family.
-        progress: Listener for (LoRAs done, LoRAs in all).
+        progress: Listener for (steps done, steps in all).
 
     Returns:
         How the host rounds; nothing if it has no loader of its own.
 
     Raises:
-        AdapterError: A LoRA is read in another way than the host reads it, or its effect is not
-            finite; names it.
-        CalibrationError: The base model's picture is not finite, or rows do not draw what the model
-            draws that the host patched.
+        AdapterError: A LoRA whose picture is not finite, or that changes layers which the model
+            does not call; names it.
+        CalibrationError: The base model's picture is not finite, or both pictures differ though the
+            weights are not rounded.
     """
-    loader = model.loader
-    if loader is None:
+    if model.loader is None:
         return Proof()
-    captions = [caption_of(lora) for lora in loras]
-    worn = [View(c, lora.adapter) for c, lora in zip(captions, loras, strict=True)]
-    views = [*map(View, captions), *worn]
-    hosts = [loader.with_file(lora) for lora in loras]
-    # all texts first, so that text encoder and diffusion model need not make room for each other
-    prompts = encoded(model, views)
-    of_hosts = [encoded(host, [View(c)]) for host, c in zip(hosts, captions, strict=True)]
-    drawn = draw(model, views, prompts, calibration)
-    proof = Proof()
-    for k, lora in enumerate(loras):
-        view = [View(captions[k])]
-        host = hosts.pop(0)  # with its file's tensors
-        comparison = Comparison(
-            lora.adapter.name,
-            base=drawn[k].picture,
-            worn=drawn[len(loras) + k],
-            loaded=draw(host, view, of_hosts[k], calibration)[0].picture,
+    views = [_View(caption_of(lora), lora.adapter) for lora in loras]
+    pictures = _pictures(model, views, calibration)
+    progress(1, 1)
+    for lora, worn in zip(loras, pictures.worn, strict=True):
+        if worn.missed:
+            raise AdapterError(
+                f"{lora.adapter.name}: what it does can be measured in part only. "
+                f"{_of_missed(worn.missed)}"
+            )
+    share = pictures.difference
+    if pictures.is_exact and not share <= TOLERANCE:
+        raise CalibrationError(
+            f"{loras[0].adapter.name}: its rows do not draw what the model draws that ComfyUI "
+            f"patches with it, though its file is read alike: the difference is {share:.0%} of "
+            f"what it does to {views[0].caption!r}, and no weight is rounded. {_CHANGED}"
         )
-        comparison.check_finite()
-        if comparison.difference > TOLERANCE:
-            _check_reading(comparison, loader, lora, calibration)
-            if not _is_rounding(comparison, model, captions[k], lora.adapter, calibration):
-                raise CalibrationError(
-                    f"{comparison.name}: its rows do not draw what the model draws that ComfyUI "
-                    "patches with it, though its file is read alike: the difference is "
-                    f"{comparison.difference:.0%} of what it does to {captions[k]!r}, and no "
-                    f"rounding. {_CHANGED}"
-                )
-        proof = proof.joined_with(comparison.found)
-        progress(k + 1, len(loras))
-    return proof
+    return Proof({loras[0].adapter.name: share})
 
 
 def prove_merged(
@@ -195,7 +157,8 @@ def prove_merged(
     calibration: Calibration,
     proof: Proof,
 ) -> Proof:
-    """Compare a row that wears the merged LoRA with the model that the host patches with it.
+    """Compare the merged LoRA with what the host patches with it: weight by weight, and on one
+    small picture.
 
     Args:
         model: The base model.
@@ -208,167 +171,69 @@ def prove_merged(
         What was found before and now.
 
     Raises:
-        SolveError: They differ by more than rounding.
+        SolveError: They differ.
     """
-    if model.loader is None:
+    loader = model.loader
+    if loader is None:
         return proof
-    caption = caption_of(lora)
-    comparison = compared("the merged LoRA", model, caption, merged, calibration)
-    comparison.check_finite()
-    missed = comparison.worn.missed
-    if comparison.difference > TOLERANCE and (
-        missed or not _is_rounding(comparison, model, caption, merged, calibration)
-    ):
+    wrong = _differences(merged, loader.weights_with(merged))
+    if wrong:
+        raise SolveError(
+            "the MODEL that would be handed out does not carry the merged LoRA that was solved: "
+            f"they differ at {_worst(wrong)}. {_CHANGED}"
+        )
+    view = _View(caption_of(lora), replace(merged, name="the merged LoRA"))
+    pictures = _pictures(model, [view], calibration)
+    [worn] = pictures.worn
+    share = pictures.difference
+    if worn.missed or (pictures.is_exact and not share <= TOLERANCE):
         raise SolveError(
             "the MODEL that would be handed out does not draw with the merged LoRA what was "
-            f"solved: the difference is {comparison.difference:.0%} of what it does to "
-            f"{caption!r}, and no rounding. {_of_missed(missed) or _CHANGED}"
+            f"solved: the difference is {share:.0%} of what it does to {view.caption!r}, and no "
+            f"rounding. {_of_missed(worn.missed) or _CHANGED}"
         )
-    return proof.joined_with(comparison.found)
+    return Proof({**proof.rounded, view.adapter.name: share})
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """A row that wears an adapter, beside the same row of the model that the host patched.
-
-    Args:
-        name: Name of the LoRA.
-        base: What the base model draws.
-        worn: What the row draws that wears the adapter.
-        loaded: What the host's model draws.
+def _differences(adapter: Adapter, weights: Iterable[PatchedWeight]) -> dict[str, float]:
+    """Return path -> share of the change, of the layers that an adapter and the host change in two
+    ways; a layer that only one of them changes is among them.
     """
-
-    name: str
-    base: Tensor
-    worn: Drawn
-    loaded: Tensor
-
-    @property
-    def effect(self) -> float:
-        """What the LoRA does; the larger of both, since one of them may miss it."""
-        return max(_distance(picture, self.base) for picture in (self.worn.picture, self.loaded))
-
-    @property
-    def distance(self) -> float:
-        return _distance(self.loaded, self.worn.picture)
-
-    @property
-    def difference(self) -> float:
-        """The distance relative to the effect; 0 where neither does anything."""
-        return self.distance / self.effect if self.effect else 0.0
-
-    @property
-    def bias(self) -> float:
-        """The share of what the row does by which the host's model does more or less of the same;
-        infinite if the row does nothing.
-        """
-        worn = (self.worn.picture - self.base).flatten()
-        more = (self.loaded - self.worn.picture).flatten()
-        does = worn.dot(worn).item()
-        return abs(worn.dot(more).item()) / does if does else math.inf
-
-    @property
-    def found(self) -> Proof:
-        """What it shows of the host's rounding, once nothing else can be the cause."""
-        return Proof({self.name: self.difference})
-
-    def check_finite(self) -> None:
-        """Refuse pictures that are not finite.
-
-        Raises:
-            AdapterError, CalibrationError: Says whose they are.
-        """
-        if not self.base.isfinite().all():
-            raise CalibrationError(
-                "the base model's own picture is not finite before any LoRA is on it. Load the "
-                "model in another precision (bfloat16 or float32), and see if it draws at all"
-            )
-        if not (self.worn.picture.isfinite().all() and self.loaded.isfinite().all()):
-            raise AdapterError(
-                f"{self.name}: with this LoRA the model's picture is not finite, though it is "
-                "without it. Use it at a lower strength, or load the model in bfloat16 or float32"
-            )
+    shares = {path: float(delta.squared_norm() > 0) for path, delta in adapter.deltas.items()}
+    with exact_products(torch.device("cpu")):
+        for weight in weights:
+            shares[weight.path] = _difference(adapter, weight)
+    return {path: share for path, share in shares.items() if not share <= TOLERANCE}
 
 
-def _check_reading(
-    comparison: Comparison, loader: HostLoader, lora: LoadedLora, calibration: Calibration
-) -> None:
-    """Refuse a LoRA that the host's own loader reads in another way, or that is worn in part only.
-
-    Raises:
-        AdapterError: Says by how much, and what is likely.
-    """
-    name = comparison.name
-    effect = comparison.effect
-    if comparison.worn.missed:
-        raise AdapterError(
-            f"{name}: what it does can be measured in part only; {comparison.difference:.0%} of "
-            f"its effect is missed. {_of_missed(comparison.worn.missed)}"
-        )
-    view = [View(caption_of(lora))]
-
-    def patched(factor: float) -> Tensor:
-        host = loader.with_adapter(lora.adapter.scaled(factor))
-        return drawn_by(host, view, calibration)[0].picture
-
-    as_read = patched(1.0)
-    misread = _distance(comparison.loaded, as_read) / effect
-    if misread <= TOLERANCE:
-        return
-    drift = _distance(patched(_NUDGE), as_read) / effect
-    if misread > _DRIFTS * drift:
-        raise AdapterError(
-            f"{name}: ComfyUI's own loader makes another change of it than IterIS: they differ by "
-            f"{misread:.0%} of what it does to {view[0].caption!r}, and a merge would be measured "
-            f"on the wrong LoRA. {_of_unread(lora.adapter.unmatched)}{_MISREAD}"
-        )
+def _difference(adapter: Adapter, weight: PatchedWeight) -> float:
+    """Return ``||(W' - W) C - dW C||``, relative to the larger of both changes."""
+    before = weight.before
+    if weight.after.shape != before.shape:
+        return float("inf")
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(before.shape[1], _COLUMNS, generator=generator).to(before)
+    theirs = (weight.after - before) @ columns
+    ours = torch.zeros_like(theirs)
+    delta = adapter.deltas.get(weight.path)
+    if delta is not None:
+        delta = delta.to(device=before.device, dtype=before.dtype)
+        ours = delta.up @ (delta.down @ columns)
+    smallest = _SMALLEST * (before @ columns).norm()
+    largest = torch.stack([theirs.norm(), ours.norm(), smallest]).max().item()
+    return (theirs - ours).norm().item() / largest if largest else 0.0
 
 
-def _is_rounding(
-    comparison: Comparison,
-    model: DiffusionHost,
-    caption: str,
-    adapter: Adapter,
-    calibration: Calibration,
-) -> bool:
-    """Whether rounding explains the difference of a row and the model that the host patched with
-    the same adapter.
-    """
-
-    def at(strength: float) -> Comparison:
-        if strength == 1:
-            return comparison
-        scaled = adapter.scaled(strength)
-        return compared(comparison.name, model, caption, scaled, calibration)
-
-    weak = at(_WEAKER).difference
-    before = weak
-    for strength in _STRONGER:
-        strong = at(strength)
-        # false for pictures that are not finite, too
-        if strength > 1 and not strong.effect < strong.base.norm().item():
-            return False
-        if strong.difference * _GROWTH <= weak:
-            return strong.bias <= _BIAS
-        if strong.difference > _RISE * before:
-            return False
-        before = strong.difference
-    return False
+def _worst(shares: Mapping[str, float]) -> str:
+    """Return how many layers differ, and which one the most."""
+    path = max(shares, key=lambda path: shares[path])
+    more = f"{len(shares)} layers, most of all at " if len(shares) > 1 else ""
+    return f"{more}{path!r}, by {shares[path]:.0%} of the change"
 
 
-def compared(
-    name: str, model: DiffusionHost, caption: str, adapter: Adapter, calibration: Calibration
-) -> Comparison:
-    """Compare a row that wears an adapter with the model that its host's loader patches with it."""
-    assert model.loader is not None
-    patched = model.loader.with_adapter(adapter)
-    views = [View(caption), View(caption, adapter)]
-    # the texts of both first; see `prove_loras`
-    prompts = encoded(model, views)
-    of_patched = encoded(patched, views[:1])
-    base, worn = draw(model, views, prompts, calibration)
-    [loaded] = draw(patched, views[:1], of_patched, calibration)
-    return Comparison(name, base.picture, worn, loaded.picture)
+def caption_of(lora: LoadedLora) -> str:
+    """Return the caption on which a LoRA is proved: its first prompt."""
+    return next(iter(lora.use.prompts), "")
 
 
 def _of_missed(missed: Sequence[str]) -> str:
@@ -390,39 +255,103 @@ def _of_unread(keys: Sequence[str]) -> str:
     return f"{len(keys)} keys of its file were not read, such as {keys[0]!r}. "
 
 
-def caption_of(lora: LoadedLora) -> str:
-    """Return the caption on which a LoRA is proved: its first prompt."""
-    return next(iter(lora.use.prompts), "")
+class _View(NamedTuple):
+    """What one row looks at, and what it wears."""
+
+    caption: str
+    adapter: Adapter = Adapter("nothing", {})
 
 
-def drawn_by(model: DiffusionHost, views: Sequence[View], calibration: Calibration) -> list[Drawn]:
-    """Return what rows of a model draw."""
-    return draw(model, views, encoded(model, views), calibration)
+class _Drawn(NamedTuple):
+    """What one row draws: its estimate of the clean latents, float32 on the CPU; the layers of its
+    adapter that the model did not call; and whether the host rounds no weight of these layers.
+    """
+
+    picture: Tensor
+    missed: Sequence[str]
+    is_exact: bool
+
+
+class _Pictures(NamedTuple):
+    """What the base model draws, what rows draw that wear an adapter each, and what the model draws
+    that the host has patched with the first of them.
+    """
+
+    base: Tensor
+    worn: Sequence[_Drawn]
+    loaded: Tensor
+
+    @property
+    def is_exact(self) -> bool:
+        return self.worn[0].is_exact
+
+    @property
+    def difference(self) -> float:
+        """The distance of the first row and the patched model, relative to the larger effect of
+        both; 0 where neither does anything.
+        """
+        worn = self.worn[0].picture
+        effect = max((picture - self.base).norm().item() for picture in (worn, self.loaded))
+        return (self.loaded - worn).norm().item() / effect if effect else 0.0
+
+
+def _pictures(model: DiffusionHost, views: Sequence[_View], calibration: Calibration) -> _Pictures:
+    """Draw what several views see, and what the host's model sees that is patched with the first
+    one's adapter.
+
+    Raises:
+        AdapterError, CalibrationError: A picture that is not finite; says whose it is.
+    """
+    first = views[0]
+    assert model.loader is not None
+    patched = model.loader.with_adapter(first.adapter)
+    plain = [_View(first.caption)]
+    # all texts first, so that text encoder and diffusion model need not make room for each other
+    prompts = _encoded(model, [*plain, *views])
+    of_patched = _encoded(patched, plain)
+    base, *worn = _draw(model, [*plain, *views], prompts, calibration)
+    [loaded] = _draw(patched, plain, of_patched, calibration)
+    if not base.picture.isfinite().all():
+        raise CalibrationError(
+            "the base model's own picture is not finite before any LoRA is on it. Load the model "
+            "in another precision (bfloat16 or float32), and see if it draws at all"
+        )
+    for view, drawn in zip([first, *views], [loaded, *worn], strict=True):
+        if not drawn.picture.isfinite().all():
+            raise AdapterError(
+                f"{view.adapter.name}: with this LoRA the model's picture is not finite, though it "
+                "is without it. Use it at a lower strength, or load the model in bfloat16 or "
+                "float32"
+            )
+    return _Pictures(base.picture, worn, loaded.picture)
 
 
 @torch.no_grad()
-def encoded(model: DiffusionHost, views: Sequence[View]) -> list[tuple[Encoded, list[str]]]:
-    """Return each caption as its row encodes it, and the layers of its adapter that were missed."""
+def _encoded(model: DiffusionHost, views: Sequence[_View]) -> list[tuple[Encoded, list[str], bool]]:
+    """Return each caption as its row encodes it, the layers of its adapter that were missed, and
+    whether none of them is rounded.
+    """
     pieces = [model.tokenize(view.caption) for view in views]
     if not any(pieces):
-        return [(model.encoded(view.caption, []), []) for view in views]
+        return [(model.encoded(view.caption, []), [], True) for view in views]
     found = []
     with model.text_encoder() as network:
         for view, of_view in zip(views, pieces, strict=True):
-            adapter = _part(view, model, of_text=True)
+            adapter, _ = view.adapter.split(model.is_text_module)
             with _watched(network, adapter, len(of_view)) as missed:
                 outputs: Sequence[Any] = list(network.forward(of_view))
-            found.append((model.encoded(view.caption, outputs), sorted(missed)))
+            exact = _is_exact(network, adapter)
+            found.append((model.encoded(view.caption, outputs), sorted(missed), exact))
     return found
 
 
 @torch.no_grad()
-def draw(
+def _draw(
     model: DiffusionHost,
-    views: Sequence[View],
-    prompts: Sequence[tuple[Encoded, list[str]]],
+    views: Sequence[_View],
+    prompts: Sequence[tuple[Encoded, list[str], bool]],
     calibration: Calibration,
-) -> list[Drawn]:
+) -> list[_Drawn]:
     """Return what rows of a model draw of prompts, each in a call of its own, so that all have the
     same rounding. All see one small noisy picture, at the middle of a sampling run.
     """
@@ -432,36 +361,36 @@ def draw(
         sampler = Sampler.of(model, network, small)
         sigma = sampler.sigmas[(len(sampler.sigmas) - 1) // 2]
         latents = sampler.start(noise(sampler.shape, calibration.seed)[None], sigma)[0]
-        for view, (prompt, of_text) in zip(views, prompts, strict=True):
-            with _watched(network, _part(view, model, of_text=False), 1) as missed:
+        for view, (prompt, of_text, text_is_exact) in zip(views, prompts, strict=True):
+            _, adapter = view.adapter.split(model.is_text_module)
+            with _watched(network, adapter, 1) as missed, exact_products(latents.device):
                 [picture] = network.forward([DenoiserRow(latents, sigma, prompt)])
-            found.append(Drawn(picture.float().cpu(), [*of_text, *sorted(missed)]))
+            exact = text_is_exact and _is_exact(network, adapter)
+            found.append(_Drawn(picture.float().cpu(), [*of_text, *sorted(missed)], exact))
     return found
 
 
-def _part(view: View, model: DiffusionHost, *, of_text: bool) -> Adapter | None:
-    if view.adapter is None:
-        return None
-    text, denoiser = view.adapter.split(model.is_text_module)
-    return text if of_text else denoiser
+def _is_exact(network: Network, adapter: Adapter) -> bool:
+    """Whether the host keeps the sums of weights and changes in float32 or better."""
+    modules = [network.modules[path] for path in adapter.deltas]
+    return all(
+        isinstance(getattr(module, "weight", None), Tensor)
+        and module.weight.dtype in (torch.float32, torch.float64)
+        and not is_quantised(module)
+        for module in modules
+    )
 
 
 @contextmanager
-def _watched(network: Network, adapter: Adapter | None, rows: int) -> Iterator[set[str]]:
+def _watched(network: Network, adapter: Adapter, rows: int) -> Iterator[set[str]]:
     """Let all rows wear an adapter; yields the paths of its layers that have not run so far."""
-    adapters = [] if adapter is None else [adapter]
-    waiting = {path for of_one in adapters for path in of_one.deltas}
-    mixes: list[Mapping[int, float]] = [dict.fromkeys(range(len(adapters)), 1.0)] * rows
+    waiting = set(adapter.deltas)
 
     def ran(path: str, _module: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
         waiting.discard(path)
         return y
 
     modules = {path: network.modules[path] for path in waiting}
-    worn = wearing(network.modules, adapters, mixes, folds_rows=network.folds_rows)
+    worn = wearing(network.modules, [adapter], [{0: 1.0}] * rows, folds_rows=network.folds_rows)
     with layer_hooks(modules, ran), worn:
         yield waiting
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return (a - b).norm().item()

@@ -80,28 +80,45 @@ class HostDeltas:
         return (added_by_host(path, named, weight, apply) / strength).flatten(1)[part.rows]
 
     def _effective_weight(self, path: str) -> Tensor:
-        """Return a weight as the base model uses it, float32 on the CPU, patches that it already
-        carries included.
+        """Return a weight as the base model uses it.
 
         Raises:
             AdapterError: A weight whose packed form only the layer's own code reads, as in GGUF.
         """
-        key = f"{path}.weight"
         patcher = self.clip.patcher if is_text(path) else self.model
-        # not `get_key_patches`, which fails at quantised layers: it asks them for all their keys
-        weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
-        if key in patcher.backup:
-            weight = patcher.backup[key].weight
-        weight = weight.to(device="cpu", dtype=torch.float32, copy=True)
-        if convert is not None:
-            weight = convert(weight, inplace=True)
-        if weight.numel() != math.prod(self.keys.shapes[path]):
+        weight = effective_weight(patcher, path, self.keys.shapes[path], torch.device("cpu"))
+        if weight is None:
             layer = class_of(patcher.model.get_submodule(path))
             raise AdapterError(
                 f"is applied by ComfyUI to the base weight, which a {layer} keeps in a packed "
                 "form. Load the model in fp8 or 16 bit, or use a plain LoRA, LoCon or LoHa"
             )
-        return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
+        return weight
+
+
+def effective_weight(
+    patcher: Any, path: str, shape: Sequence[int] | None, device: torch.device
+) -> Tensor | None:
+    """Return a weight as the base model uses it, float32, patches that it already carries included;
+    None for one whose packed form only the layer's own code reads, as in GGUF.
+
+    Args:
+        patcher: MODEL, or the patcher of CLIP.
+        path: The module.
+        shape: (d_out, d_in) of the weight; None: it is as it is kept.
+        device: Where it is computed.
+    """
+    key = f"{path}.weight"
+    # not `get_key_patches`, which fails at quantised layers: it asks them for all their keys
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    if key in patcher.backup:
+        weight = patcher.backup[key].weight
+    weight = weight.to(device=device, dtype=torch.float32, copy=True)
+    if convert is not None:
+        weight = convert(weight, inplace=True)
+    if shape is not None and weight.numel() != math.prod(shape):
+        return None
+    return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
 
 
 def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:

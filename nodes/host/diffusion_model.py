@@ -22,13 +22,14 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
 from ...iteris_core.devices import Room, share_out
+from ...iteris_core.diffusion import proof
 from ...iteris_core.diffusion.calibration import Calibration
-from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse
-from ...iteris_core.diffusion.model import DenoiserRow, Encoded, stream_of
+from ...iteris_core.diffusion.lora_use import LoraUse
+from ...iteris_core.diffusion.model import DenoiserRow, Encoded, PatchedWeight, stream_of
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ..keys import HostKeys, HostWeight, is_text, model_keys
-from .deltas import HostDeltas
+from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
 from .patches import add_adapter, misread_by_host, patches_of, patches_of_file
@@ -62,7 +63,6 @@ class ComfyModel:
         self.texts = TextEncoders(self.clip, self.row.swept)
         self.keeps_runs = keeps_runs
         self.memory_required = 0.0
-        self._files: dict[LoraUse, Mapping[str, Tensor]] = {}
         self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
 
@@ -232,8 +232,6 @@ class ComfyModel:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
-        if not use.is_idle:
-            self._files[use] = tensors
         adapter = use.layer_weights(self.family).applied_to(adapter)
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
@@ -277,38 +275,50 @@ class ComfyModel:
     def loader(self) -> ComfyModel:
         return self
 
-    def forget_files(self) -> None:
-        """Drop the file's tensors if `with_file` will not be called."""
-        self._files.clear()
+    def prove_reading(self, use: LoraUse, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+        """Compare a LoRA as `adapter` has read it with what the stock LoraLoader makes of the same
+        tensors; those that it is known to misread are left out.
 
-    def with_file(self, lora: LoadedLora) -> ComfyModel:
-        """Return the model with the tensors that `adapter` was given for a use, as the stock
-        LoraLoader patches it; where that is known to misread them, as they were read here. The
-        tensors are let go, so that this can be asked once for each use.
+        Raises:
+            AdapterError: They differ; see `proof.prove_reading`.
         """
-        model, clip = self._clones()
-        tensors = self._files.pop(lora.use)
+        tensors = comfy.lora_convert.convert_lora(dict(tensors))
         misread = misread_by_host(tensors, self.keys)
         patches = patches_of_file(tensors, self.keys, misread)
-        strength_of = self._strengths(lora.use)
-        for patcher, of_text in ((model, False), (clip, True)):
-            by_strength: dict[float, dict[Any, Any]] = {}
-            for entry, patch in patches.items():
-                module = HostWeight.of(entry).module
-                if is_text(module) == of_text:
-                    by_strength.setdefault(strength_of(module), {})[entry] = patch
-            for strength, own in by_strength.items():
-                if strength:  # else it stays the same for the host; see `add_adapter`
-                    patcher.add_patches(own, strength)
-            ours = replace(lora.adapter, vectors={}).select(
-                lambda path, of_text=of_text: path in misread and is_text(path) == of_text
-            )
-            add_adapter(patcher, ours, set())
-        return self._like(model, clip)
+        strength_of = self._strengths(use)
+        model, clip = self._clones()
+        for entry, patch in patches.items():
+            module = HostWeight.of(entry).module
+            strength = strength_of(module)
+            if strength:
+                (clip if is_text(module) else model).add_patches({entry: patch}, strength)
+        read = adapter.select(lambda path: path not in misread)
+        proof.prove_reading(read, self._weights_of(model, clip))
 
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""
         return self._like(*self.patched(replace(adapter, vectors={})))
+
+    def weights_with(self, adapter: Adapter) -> Iterator[PatchedWeight]:
+        return self._weights_of(*self.patched(replace(adapter, vectors={})))
+
+    def _weights_of(self, model: Any, clip: Any) -> Iterator[PatchedWeight]:
+        """Yield the weights on which clones of MODEL and CLIP have more patches than these."""
+        for ours, theirs in ((self.model, model), (self.clip.patcher, clip.patcher)):
+            device = ours.load_device
+            for key, patches in theirs.patches.items():
+                added = patches[len(ours.patches.get(key, ())) :]
+                if not added:
+                    continue
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                path = HostWeight(key).module
+                shape = self.keys.shapes.get(path)
+                before = effective_weight(ours, path, shape, device)
+                if before is None:  # what needs the weight itself has been refused
+                    assert shape is not None
+                    before = torch.zeros(*shape, device=device)
+                after = comfy.lora.calculate_weight(added, before.clone(), key)
+                yield PatchedWeight(path, *(w.reshape(len(w), -1) for w in (before, after)))
 
     def _clones(self) -> tuple[Any, Any]:
         model = self.model.clone()

@@ -60,9 +60,10 @@ def load(
         loose: Weights of those that are in no file.
 
     Raises:
-        AdapterError: A file is missing or cannot be read, or it does not fit the model.
+        AdapterError: A file is missing or cannot be read, it does not fit the model, or ComfyUI's
+            own loader reads it in another way.
     """
-    loras, notes = load_each_once(uses, lambda use: _read(base, use, loose), host.heed_cancel)
+    loras, notes = load_each_once(uses, lambda use: _proved(base, use, loose), host.heed_cancel)
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
         notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
@@ -83,8 +84,7 @@ def read_again(base: host.ComfyModel, merged: MergedLora) -> list[Adapter]:
                 f"{use.file} is another file than the one that was merged, whose SHA-256 began "
                 f"{use.sha256[:10]}. Put that file back, or merge again"
             )
-        adapters.append(_read(base, use, merged.loose))
-        base.forget_files()
+        adapters.append(base.adapter(use, *_content(use, merged.loose)))
     return adapters
 
 
@@ -113,8 +113,17 @@ def _unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note
     return [Note("prompts", text)] if found else []
 
 
-def _read(base: host.ComfyModel, use: LoraUse, loose: Loose) -> Adapter:
+def _proved(base: host.ComfyModel, use: LoraUse, loose: Loose) -> Adapter:
+    """Return a LoRA that is read as ComfyUI's own loader reads it."""
     host.heed_cancel()
+    tensors, metadata = _content(use, loose)
+    adapter = base.adapter(use, tensors, metadata)
+    if not use.is_idle:
+        base.prove_reading(use, adapter, tensors)
+    return adapter
+
+
+def _content(use: LoraUse, loose: Loose) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     if use.sha256 in loose:
-        return base.adapter(use, loose[use.sha256], {})
-    return base.adapter(use, *read_tensors(host.lora_path(str(use.file))))
+        return loose[use.sha256], {}
+    return read_tensors(host.lora_path(str(use.file)))

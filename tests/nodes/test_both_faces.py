@@ -79,6 +79,9 @@ class ComfyModel:
             self.model, self.model.loras / use.file, use.strength_model, use.strength_clip
         )
 
+    def prove_reading(self, use, adapter, tensors):
+        pass
+
     def patched(self, adapter):
         return None, None
 

@@ -37,7 +37,9 @@ def unknown_embeddings(text):
 
 def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora(replace_host):
     base = types.SimpleNamespace(
-        adapter=lambda *_: Adapter("", {}), unknown_embeddings=unknown_embeddings
+        adapter=lambda *_: Adapter("", {}),
+        prove_reading=lambda *_: None,
+        unknown_embeddings=unknown_embeddings,
     )
     chosen = [
         ChosenLora(use(name, prompts, trigger=trigger), {"w": torch.full((2,), float(number))})
@@ -69,9 +71,10 @@ def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
         asked.append((used.name, used.strength_model, len(tensors["w"]), metadata))
         return Adapter("", {})
 
+    base = types.SimpleNamespace(adapter=adapter, prove_reading=lambda *_: None)
     cat = ChosenLora(use("cat", file="cat.safetensors", strength_model=0.5))
     trained = ChosenLora(use("trained"), {"w": torch.ones(2)})
-    loras, notes = load(types.SimpleNamespace(adapter=adapter), *identified([cat, trained, cat]))
+    loras, notes = load(base, *identified([cat, trained, cat]))
     assert asked == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
     assert [lora.use.name for lora in loras] == ["cat", "trained"]
     assert [note.kind for note in notes] == ["repeated"]

@@ -104,9 +104,6 @@ class Base:
     def adapter(self, used, tensors, metadata):
         return Adapter(used.name, {})
 
-    def forget_files(self):
-        pass
-
     def patched(self, *adapters):
         return tuple(adapter.name for adapter in adapters), "clip"
 

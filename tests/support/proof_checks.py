@@ -7,9 +7,7 @@ writes a line of JSON per case: the notes of the proof, or its error.
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -206,19 +204,12 @@ CASES = {
     "SD3.5 in old names": Case("SD3.5", renamed=("text_encoder.", "lora_te_")),
     "Z-Image in musubi's names": Case("Z-Image", renamed=("transformer.", "lora_unet_")),
     "Flux.1 uncalled layers": Case("Flux.1", uncalled_layers),
-    **{
-        f"{family} in {name} {fault}": Case(family, dtype=dtype, strength=strength, **wrong)
-        for family in ("Flux.1", "SDXL")
-        for name, dtype, strength in (
-            ("fp32", torch.float32, 1.0),
-            ("bf16", torch.bfloat16, 0.1),
-            ("fp8", FP8, 0.3),
-        )
-        for fault, wrong in (
-            ("strong hooks", {"wrong": strong_hooks}),
-            ("strong patches", {"wrong_after": strong_patches}),
-        )
-    },
+    "SDXL strong hooks": Case("SDXL", strong_hooks),
+    "Flux.1 in fp8 strong hooks": Case("Flux.1", strong_hooks, dtype=FP8, strength=0.3),
+    "SDXL strong patches": Case("SDXL", wrong_after=strong_patches),
+    "Flux.1 in fp8 strong patches": Case(
+        "Flux.1", wrong_after=strong_patches, dtype=FP8, strength=0.3
+    ),
     **{
         family: Case(family) for family in ("SD1.5", "SDXL", "Wan", "AuraFlow", "Z-Image", "Chroma")
     },
@@ -242,15 +233,12 @@ def proved(case: Case) -> dict[str, Any]:
             without=case.without,
         )
         assert len(lora.adapter.vectors) == 1
-        [of_file] = [weakref.ref(t) for key, t in tensors.items() if key.endswith(".alpha")]
-        del tensors
         lora = LoadedLora(lora.use, case.change(lora.adapter))
         calibration = CALIBRATION.for_family(host.family)
         steps: list[tuple[int, int]] = []
         try:
+            host.prove_reading(lora.use, lora.adapter, tensors)
             proof = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
-            gc.collect()
-            kept = of_file() is not None
             with case.wrong_after():
                 whole = prove_merged(host, lora.adapter, lora, calibration, proof)
         except IterisError as error:
@@ -262,7 +250,6 @@ def proved(case: Case) -> dict[str, Any]:
         "unmatched": lora.adapter.unmatched[:3],
         "notes": [n.text for n in whole.notes],
         "steps": steps,
-        "kept": kept,
         "same texts": patched.texts is host.texts,
         "same clip": patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid,
     }
