@@ -15,7 +15,7 @@ from .sockets import REPORT
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeReport
-    from ..iteris_core.report.plots import Question
+    from .report_pictures import Question
 
 Shown = Literal["against stacking", "layers", "unseen prompts", "weights and ranks", "everything"]
 
@@ -99,7 +99,7 @@ def drawn(
         other: Report of another merge of the same LoRAs.
         asked: The questions; None: all of them.
     """
-    from ..iteris_core.report.plots import pictures
+    from .report_pictures import pictures
 
     try:
         found = list(pictures(report, [other] if other else [], asked=asked).values())

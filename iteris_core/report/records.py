@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -354,46 +354,48 @@ class MergeReport:
         return [*lines_of(self.verdict), *self.warnings, size]
 
     def __str__(self) -> str:
-        lines = self.summary
+        notes = (note.text for note in self.notes if note.kind != _WARNING)
+        details = (*self._figures(), *self._unread_keys(), *self._measured(), *notes)
+        return "\n".join(map(plain, (*self.summary, *(f"  {line}" for line in details))))
+
+    def _figures(self) -> Iterator[str]:
         for wears, what in ((True, "residual"), (False, "leak")):
             for task, by_layer in self.residuals(wears=wears).items():
                 median = statistics.median(value for value, _ in by_layer)
                 worst, path = max(by_layer)
-                lines.append(f"  {task}: median {what} {median:.3f}, worst {worst:.3f} at {path}")
+                yield f"{task}: median {what} {median:.3f}, worst {worst:.3f} at {path}"
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
             by_svd = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
-            beside = (
-                f" (plain SVD of the same rank: {statistics.median(by_svd):.3f})" if by_svd else ""
-            )
-            lines.append(
-                f"  cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
-            )
-        for adapter, keys in self.unmatched.items():
-            if adapter in self.unread:  # among the warnings
-                continue
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            lines.append(
-                f"  {adapter}: {len(keys)} keys belong to no module of this model: {shown}"
-            )
-        lines.extend(_fidelity_line(entry) for entry in self.fidelity)
-        if self.changes:
-            lines.append(self._solves())
-        if self.memory_bytes is not None:
-            lines.append(f"  device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB")
-        lines += [f"  {note.text}" for note in self.notes if note.kind != _WARNING]
-        return "\n".join(map(plain, lines))
+            plainly = statistics.median(by_svd) if by_svd else 0.0
+            beside = f" (plain SVD of the same rank: {plainly:.3f})" if by_svd else ""
+            yield f"cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
 
-    def _solves(self) -> str:
-        """Return a sentence about the end of the iteration. The solve that settles the last layers
-        may change them a lot.
-        """
-        solves = len(self.changes)
-        number = f"{solves} solve{'s' if solves > 1 else ''}"
-        if self.max_iter is not None and solves < self.max_iter:
-            return f"  settled after {number}, last change {self.changes[-1]:.1e}"
-        allowed = ", as many as max_iter allows" if solves == self.max_iter else ""
-        return f"  stopped after {number}{allowed}, last change {self.changes[-1]:.1e}"
+    def _unread_keys(self) -> Iterator[str]:
+        for adapter, keys in self.unmatched.items():
+            if adapter not in self.unread:  # else it is among the warnings
+                shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+                yield f"{adapter}: {len(keys)} keys belong to no module of this model: {shown}"
+
+    def _measured(self) -> Iterator[str]:
+        for entry in self.fidelity:
+            error = f"{entry.output_error:.3f}"
+            if entry.strength is None:
+                yield f"{entry.task}, unseen samples: leak in the output {error}"
+            else:
+                strength = f"{entry.strength:.2f}"
+                yield f"{entry.task}, unseen samples: output error {error}, strength {strength}"
+        if self.changes:
+            # the solve that settles the last layers may change them a lot
+            solves = len(self.changes)
+            is_settled = self.max_iter is not None and solves < self.max_iter
+            allowed = ", as many as max_iter allows" if solves == self.max_iter else ""
+            yield (
+                f"{'settled' if is_settled else 'stopped'} after {solves} "
+                f"solve{'s' * (solves > 1)}{allowed}, last change {self.changes[-1]:.1e}"
+            )
+        if self.memory_bytes is not None:
+            yield f"device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB"
 
 
 def _median(errors: Sequence[float]) -> float:
@@ -406,15 +408,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _fidelity_line(entry: TaskFidelity) -> str:
-    if entry.strength is None:
-        return f"  {entry.task}, unseen samples: leak in the output {entry.output_error:.3f}"
-    return (
-        f"  {entry.task}, unseen samples: output error {entry.output_error:.3f}, strength "
-        f"{entry.strength:.2f}"
-    )
 
 
 def joined(*reports: MergeReport) -> MergeReport:

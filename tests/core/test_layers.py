@@ -8,6 +8,7 @@ from iteris_core import AdapterError
 from iteris_core.layers import (
     add_to_output,
     base_weight_and_bias,
+    block_of,
     input_tokens,
     output_tokens,
     weight_shape,
@@ -102,3 +103,30 @@ def test_half_precision_outputs_stay_half_precision():
 def test_other_modules_are_refused(module, message):
     with pytest.raises(AdapterError, match=message):
         weight_shape(module)
+
+
+@pytest.mark.parametrize(
+    ("path", "block"),
+    [
+        ("clip_l.transformer.text_model.encoder.layers.2.mlp.fc1", "TE02"),
+        ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q", "IN01"),
+        ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q", "MID"),
+        ("diffusion_model.output_blocks.11.1.proj_in", "OUT11"),
+        ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc1", "TG31"),
+        ("diffusion_model.double_blocks.5.img_attn.qkv", "D05"),
+        ("diffusion_model.single_layers.30.attn.w1q", "S30"),
+        ("diffusion_model.joint_blocks.2.x_block.attn.qkv", "B02"),
+        ("diffusion_model.transformer_blocks.59.attn.to_q", "B59"),
+        ("diffusion_model.layers.0.attention.qkv", "B00"),
+        ("diffusion_model.noise_refiner.1.attention.qkv", "NR01"),
+        ("diffusion_model.context_refiner.0.attention.out", "CR00"),
+        ("diffusion_model.distilled_guidance_layer.layers.0.in_layer", "other"),
+        ("unet.down_blocks.2.attentions.0.proj_in", "DOWN2"),
+        ("encoder.block.7.layer.0.SelfAttention.q", "ENC07"),
+        ("text_decoder.bert.encoder.layer.3.attention", "DEC03"),
+        ("decoder.block.1.layer.0.q", "DEC01"),
+        ("lm_head", "other"),
+    ],
+)
+def test_layers_are_named_by_their_block(path, block):
+    assert block_of(path) == block

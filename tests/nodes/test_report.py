@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 from iteris_pack.nodes.report import QUESTIONS, drawn
+from iteris_pack.nodes.report_pictures import Question
 
 from iteris_core import IterisError, MergeReport
-from iteris_core.report.plots import Question
 from iteris_core.report.records import LayerReport, TaskAtLayerReport
 
 
@@ -24,13 +24,13 @@ def test_a_report_without_matplotlib_is_still_told(monkeypatch):
 def test_what_the_report_cannot_answer_is_told_and_the_rest_drawn():
     layer = LayerReport("net.a", 1, (TaskAtLayerReport("cat", 0.1, 1.0, 3),))
     report = MergeReport((layer,))
-    pictures, notes = drawn(report, None, ("ranks", "changes"))
+    pictures, notes = drawn(report, None, ("ranks", "unseen"))
     assert (len(pictures), notes) == (1, [])
-    pictures, [note] = drawn(report, None, ("changes",))
+    pictures, [note] = drawn(report, None, ("unseen",))
     assert pictures.ndim == 4 and "no such figures" in note
 
 
 def test_every_picture_can_be_asked_for():
     asked = {question for found in QUESTIONS.values() if found for question in found}
-    assert asked == {*get_args(Question)} - {"changes"}, "which only everything shows"
+    assert asked == {*get_args(Question)}
     assert QUESTIONS["everything"] is None

@@ -3,12 +3,11 @@
 import sys
 
 import pytest
+from iteris_pack.nodes.report_pictures import pictures
 from matplotlib.figure import Figure
 
 from iteris_core import IterisError, MergeReport
 from iteris_core.errors import MissingLibraryError
-from iteris_core.layers import block_of
-from iteris_core.report.plots import pictures
 from iteris_core.report.records import Interference, LayerReport, TaskAtLayerReport, TaskFidelity
 
 PATHS = [
@@ -69,30 +68,24 @@ def dots(axes):
     ]
 
 
-def test_a_plain_merge_has_three_pictures_of_the_size_that_was_asked_for():
+UNSEEN = (TaskFidelity("cat", 0.1, 0.9, 4), TaskFidelity("base", 0.3, None, 4))
+
+
+def test_what_is_asked_and_known_is_drawn_in_the_size_that_was_asked_for():
     drawn = pictures(report(), width=800, height=500)
     assert [*drawn] == ["layers", "weights", "ranks"]
-    assert all(
-        picture.shape == (500, 800, 3) and 0 <= picture.min() < 0.5 < picture.max() <= 1
-        for picture in drawn.values()
-    )
-
-
-def test_what_is_not_asked_is_not_drawn():
-    assert [*pictures(report(), asked=("ranks", "leaks"))] == ["ranks"]
-
-
-def test_pictures_are_dark_and_their_letters_light():
-    for picture in pictures(report()).values():
+    for picture in drawn.values():
+        assert picture.shape == (500, 800, 3) and picture.min() >= 0 and picture.max() <= 1
         light = picture.mean(dim=-1)
-        assert light.median() < 0.25
-        assert (light > 0.7).float().mean() > 0.005, "letters"
-
-
-def test_convergence_and_unseen_samples_are_drawn_if_they_were_measured():
-    fidelity = (TaskFidelity("cat", 0.1, 0.9, 4), TaskFidelity("base", 0.3, None, 4))
-    drawn = pictures(report(changes=(1.0, 0.1, 0.01), fidelity=fidelity))
-    assert [*drawn] == ["layers", "unseen", "weights", "ranks", "changes"]
+        assert light.median() < 0.25 and (light > 0.7).float().mean() > 0.005, "letters"
+    assert [*pictures(report(), asked=("ranks", "leaks"))] == ["ranks"]
+    assert [*pictures(report(fidelity=UNSEEN))] == ["layers", "unseen", "weights", "ranks"]
+    entry = TaskAtLayerReport("cat", 0.1, 1.0, 9)
+    layers = [
+        LayerReport(path, 3, (entry,), kept=(0.5, 0.9, 0.99)[: 2 + i % 2])
+        for i, path in enumerate(PATHS)
+    ]
+    assert "lower_rank" in pictures(MergeReport(tuple(layers)))
 
 
 def test_interference_is_a_table_before_and_after(draw):
@@ -123,14 +116,10 @@ def test_a_task_that_fares_worse_stands_higher(draw):
     assert axes.get_ylim()[0] == 0 and not axes.yaxis_inverted()
 
 
-def test_another_method_is_drawn_beside_it(draw):
-    better = report(0.1, method="iteris")
-    drawn = draw(better, [report(0.7, method="average")])
+def test_other_ways_are_drawn_beside_the_merge_if_they_were_measured(draw):
+    drawn = draw(report(0.1, method="iteris"), [report(0.7, method="average")])
     (axes,) = drawn["stacking"].axes
     assert lines(axes) == {"1. iteris": [0.1] * BLOCKS, "2. average": [0.7] * BLOCKS}
-
-
-def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured(draw):
     entry = TaskAtLayerReport("cat", 0.1, 1.0, 9, stacked=0.9, averaged=0.5, energy=2.0)
     drawn = draw(MergeReport(tuple(LayerReport(path, 8, (entry,)) for path in PATHS)))
     (axes,) = drawn["stacking"].axes
@@ -139,15 +128,6 @@ def test_stack_and_average_are_drawn_beside_the_merge_if_they_were_measured(draw
         "LoRAs stacked": [0.9] * BLOCKS,
         "LoRAs averaged": [0.5] * BLOCKS,
     }
-
-
-def test_what_a_lower_rank_would_keep_is_drawn_if_it_is_known():
-    entry = TaskAtLayerReport("cat", 0.1, 1.0, 9)
-    layers = [
-        LayerReport(path, 3, (entry,), kept=(0.5, 0.9, 0.99)[: 2 + i % 2])
-        for i, path in enumerate(PATHS)
-    ]
-    assert "lower_rank" in pictures(MergeReport(tuple(layers)))
 
 
 @pytest.mark.parametrize("name", ["_mine", "a$x_{$b", "猫の絵", "x" * 90])
@@ -186,47 +166,9 @@ def test_layers_without_a_task_leave_a_gap(draw):
     assert dots(axes) == [[0.5], [0.4]]
 
 
-@pytest.mark.parametrize(
-    ("path", "block"),
-    [
-        (PATHS[2], "TE02"),
-        (PATHS[3], "IN01"),
-        (PATHS[5], "MID"),
-        ("diffusion_model.output_blocks.11.1.proj_in", "OUT11"),
-        ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc1", "TG31"),
-        ("diffusion_model.double_blocks.5.img_attn.qkv", "D05"),
-        ("diffusion_model.single_layers.30.attn.w1q", "S30"),
-        ("diffusion_model.joint_blocks.2.x_block.attn.qkv", "B02"),
-        ("diffusion_model.transformer_blocks.59.attn.to_q", "B59"),
-        ("diffusion_model.layers.0.attention.qkv", "B00"),
-        ("diffusion_model.noise_refiner.1.attention.qkv", "NR01"),
-        ("diffusion_model.context_refiner.0.attention.out", "CR00"),
-        ("diffusion_model.distilled_guidance_layer.layers.0.in_layer", "other"),
-        ("unet.down_blocks.2.attentions.0.proj_in", "DOWN2"),
-        ("encoder.block.7.layer.0.SelfAttention.q", "ENC07"),
-        ("text_decoder.bert.encoder.layer.3.attention", "DEC03"),
-        ("decoder.block.1.layer.0.q", "DEC01"),
-        ("lm_head", "other"),
-    ],
-)
-def test_layers_are_named_by_their_block(path, block):
-    assert block_of(path) == block
-
-
 def test_a_report_without_layers_and_a_missing_library_are_told(monkeypatch):
     with pytest.raises(IterisError, match="nothing to draw"):
         pictures(MergeReport(()))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingLibraryError, match="python -m pip install matplotlib"):
         pictures(report())
-
-
-def test_no_state_of_matplotlib_is_touched():
-    import matplotlib
-
-    before = matplotlib.get_backend(auto_select=False)
-    pictures(report())
-    assert (
-        "matplotlib.pyplot" not in sys.modules
-        or matplotlib.get_backend(auto_select=False) == before
-    )

@@ -11,20 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import IterisError, MissingLibraryError
-from ..layers import block_of
-from .plot_axes import (
-    LINES,
-    PALETTE,
-    TEXT,
-    color_of,
-    draw_line,
-    finish,
-    label_of,
-    marker_of,
-    name_blocks,
-)
-from .records import MergeReport
+from ..iteris_core.errors import IterisError, MissingLibraryError
+from ..iteris_core.layers import block_of
+from ..iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport
 
 # beside matplotlib's own font, for names in Chinese and Japanese: those of Linux, Windows and macOS
 _FONTS = (
@@ -39,29 +28,24 @@ _FONTS = (
 
 # What a picture answers: whether the merge is better than stacking; how much of each LoRA gets into
 # the others' pictures; where it fails; what it does on unseen prompts; how tasks were balanced; the
-# ranks; what a lower rank would keep; how the iteration settled.
-Question = Literal[
-    "stacking", "leaks", "layers", "unseen", "weights", "ranks", "lower_rank", "changes"
-]
+# ranks; what a lower rank would keep.
+Question = Literal["stacking", "leaks", "layers", "unseen", "weights", "ranks", "lower_rank"]
 
+# Okabe and Ito's colours, which are told apart with every kind of colour blindness, in the order in
+# which the page gives them to LoRAs (web/paint.js); markers tell them apart where they come again.
+_PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2")
+_TEXT = "#dddddd"
+_LINES = "#555555"
+_MARKERS = "os^Dv<>"
+_MOST_TICKS = 24
 _DPI = 200
 _DARK: dict[Any, Any] = {
     "figure.facecolor": "#202020",
-    "axes.facecolor": "#282828",
-    "legend.facecolor": "#282828",
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.edgecolor": LINES,
-    "legend.edgecolor": LINES,
-    "grid.color": LINES,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "font.size": 8,
-    "legend.fontsize": 7,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    **dict.fromkeys(("axes.facecolor", "legend.facecolor"), "#282828"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _TEXT),
+    **dict.fromkeys(("axes.edgecolor", "legend.edgecolor", "grid.color"), _LINES),
+    **dict.fromkeys(("font.size", "axes.titlesize"), 8),
+    **dict.fromkeys(("legend.fontsize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 7),
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
     "axes.linewidth": 0.6,
@@ -147,116 +131,86 @@ def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]
     if any(layer.kept for layer in report.layers):
         title = "What a lower rank would lose"
         yield "lower_rank", title, lambda figure: _kept(figure, report)
-    if report.changes:
-        title = "Largest change of any layer per iteration"
-        yield "changes", title, lambda figure: _changes(figure, report)
 
 
 def _task_names(report: MergeReport) -> list[str]:
     return list(dict.fromkeys(entry.task for layer in report.layers for entry in layer.tasks))
 
 
+def _of_task(report: MergeReport, task: str) -> list[TaskAtLayerReport | None]:
+    """Return the figures of a task at every layer; None where it does not count."""
+    return [next((e for e in layer.tasks if e.task == task), None) for layer in report.layers]
+
+
 def _residuals(figure: Any, report: MergeReport) -> None:
     axes = figure.subplots()
     for i, task in enumerate(_task_names(report)):
-        of_layer = [
-            next((e for e in layer.tasks if e.task == task), None) for layer in report.layers
-        ]
+        of_layer = _of_task(report, task)
         leaks = all(entry is None or not entry.wears for entry in of_layer)
+        values = [None if e is None else e.residual for e in of_layer]
         label = f"{task}: {'leak' if leaks else 'residual'}"
-        draw_line(
-            axes,
-            report.layers,
-            [None if e is None else e.residual for e in of_layer],
-            i,
-            label,
-            dashed=leaks,
-        )
-    axes.set_ylabel("relative error")
-    axes.set_ylim(bottom=0)
-    finish(axes, report.layers)
+        _draw_line(axes, report.layers, values, i, label, dashed=leaks)
+    _finish_errors(axes, report.layers)
 
 
 def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
     axes = figure.subplots()
-    layers = reports[0].layers
+    first = reports[0]
     names = [f"{i}. {report.method}" for i, report in enumerate(reports, 1)]
     if len(reports) == 1:
-        names = [f"merged ({reports[0].method})"]
+        names = [f"merged ({first.method})"]
     ways = [(report, "residual", name) for report, name in zip(reports, names, strict=True)]
-    ways += [
-        (reports[0], "stacked", "LoRAs stacked"),
-        (reports[0], "averaged", "LoRAs averaged"),
-    ]
+    ways += [(first, "stacked", "LoRAs stacked"), (first, "averaged", "LoRAs averaged")]
     for i, (report, figure_of, label) in enumerate(ways):
-        of_path = {
-            layer.path: [getattr(entry, figure_of) for entry in layer.tasks if entry.wears]
-            for layer in report.layers
-        }
+        tasks_of = {layer.path: layer.tasks for layer in report.layers}
         of_layer = [
-            [value for value in of_path.get(layer.path, ()) if value is not None]
-            for layer in layers
+            [
+                value
+                for entry in tasks_of.get(layer.path, ())
+                if entry.wears and (value := getattr(entry, figure_of)) is not None
+            ]
+            for layer in first.layers
         ]
         if any(of_layer):
-            draw_line(
-                axes,
-                layers,
-                [statistics.mean(values) if values else None for values in of_layer],
-                i,
-                label,
-                dashed=i > 0,
-            )
-    axes.set_ylabel("relative error")
-    axes.set_ylim(bottom=0)
-    finish(axes, layers)
+            means = [statistics.mean(values) if values else None for values in of_layer]
+            _draw_line(axes, first.layers, means, i, label, dashed=i > 0)
+    _finish_errors(axes, first.layers)
 
 
 def _balance(figure: Any, report: MergeReport) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for i, task in enumerate(_task_names(report)):
-        entries = [
-            next((e for e in layer.tasks if e.task == task and e.weight > 0), None)
-            for layer in report.layers
-        ]
+        entries = [e if e and e.weight > 0 else None for e in _of_task(report, task)]
         weights: list[float | None] = [None if e is None else e.weight for e in entries]
         energies = [None if e is None or not e.energy else e.weight * e.energy for e in entries]
         for axes, values in ((upper, weights), (lower, energies)):
             if any(values):
-                draw_line(axes, report.layers, values, i, task)
+                _draw_line(axes, report.layers, values, i, task)
     for axes, label in ((upper, "lambda"), (lower, r"lambda x $||X\,dW^T||^2$")):
         axes.set_yscale("log")
         axes.set_ylabel(label)
         axes.grid(axis="y")
     upper.legend()
-    name_blocks(lower, report.layers)
+    _name_blocks(lower, report.layers)
 
 
 def _ranks(figure: Any, report: MergeReport) -> None:
     lost = [layer.cut for layer in report.layers]
     upper, *lower = figure.subplots(2 if any(lost) else 1, 1, sharex=True, squeeze=False).flat
-    upper.step(
-        range(len(report.layers)),
-        [layer.rank for layer in report.layers],
-        where="mid",
-        color=PALETTE[0],
-    )
+    ranks = [layer.rank for layer in report.layers]
+    upper.step(range(len(ranks)), ranks, where="mid", color=_PALETTE[0])
     upper.set_ylabel("rank")
     upper.set_ylim(bottom=0)
     for axes in lower:
-        draw_line(axes, report.layers, lost, 1, "this merge")
-        if any(layer.plain_cut for layer in report.layers):
-            draw_line(
-                axes,
-                report.layers,
-                [layer.plain_cut for layer in report.layers],
-                2,
-                "plain SVD of the same rank",
-                dashed=True,
-            )
+        _draw_line(axes, report.layers, lost, 1, "this merge")
+        plain = [layer.plain_cut for layer in report.layers]
+        if any(plain):
+            label = "plain SVD of the same rank"
+            _draw_line(axes, report.layers, plain, 2, label, dashed=True)
         axes.set_ylabel("lost by the cut")
         axes.set_ylim(bottom=0)
         axes.legend()
-    name_blocks([*lower, upper][0], report.layers)
+    _name_blocks([*lower, upper][0], report.layers)
     upper.grid(axis="y")
 
 
@@ -272,13 +226,8 @@ def _kept(figure: Any, report: MergeReport) -> None:
             1 - statistics.median(shares[min(r, len(shares) - 1)] for shares in kept)
             for r in range(longest)
         ]
-        axes.plot(
-            range(1, longest + 1),
-            lost,
-            color=color_of(i),
-            marker=marker_of(i),
-            label=f"{block}: median layer",
-        )
+        style = {"color": _color_of(i), "marker": _marker_of(i)}
+        axes.plot(range(1, longest + 1), lost, label=f"{block}: median layer", **style)
     axes.set_yscale("log")
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("rank")
@@ -290,37 +239,23 @@ def _kept(figure: Any, report: MergeReport) -> None:
 def _fidelity(figure: Any, report: MergeReport) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     names = [entry.task for entry in report.fidelity]
-    colors = [color_of(i) for i in range(len(names))]
-    sides = (
-        (
-            left,
-            [entry.output_error for entry in report.fidelity],
-            "error: 0 is best",
-            0.0,
-        ),
-        (
-            right,
-            [entry.strength for entry in report.fidelity],
-            "strength: 1 is as asked for",
-            1.0,
-        ),
-    )
-    for axes, values, label, best in sides:
+    colors = [_color_of(i) for i in range(len(names))]
+    errors = [entry.output_error for entry in report.fidelity]
+    strengths = [entry.strength for entry in report.fidelity]
+    for axes, values, label, best in (
+        (left, errors, "error: 0 is best", 0.0),
+        (right, strengths, "strength: 1 is as asked for", 1.0),
+    ):
         known = [0.0 if value is None else value for value in values]
         axes.barh(range(len(names)), known, color=colors)
         for i, value in enumerate(values):
             text = "adds nothing" if value is None else f"{value:.2f}"
-            axes.annotate(
-                text,
-                (known[i], i),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-            )
-        axes.axvline(best, color=TEXT, linewidth=0.8)
+            at = (known[i], i)
+            axes.annotate(text, at, (6, 0), textcoords="offset points", va="center")
+        axes.axvline(best, color=_TEXT, linewidth=0.8)
         axes.set_xlabel(label)
         axes.set_xlim(min(0.0, *known) if known else 0.0, 1.25 * max(1.0, *known))
-    left.set_yticks(range(len(names)), [label_of(name) for name in names])
+    left.set_yticks(range(len(names)), [_label_of(name) for name in names])
     left.invert_yaxis()
 
 
@@ -338,29 +273,85 @@ def _interference(figure: Any, report: MergeReport) -> None:
         image = axes.imshow(table, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
         for row, column in itertools.product(range(len(tasks)), range(len(adapters))):
             value = table[row][column]
+            text = "own" if math.isnan(value) else f"{value:.2f}"
             color = "white" if not value > highest / 2 else "black"
-            axes.text(
-                column,
-                row,
-                "own" if math.isnan(value) else f"{value:.2f}",
-                color=color,
-                ha="center",
-                va="center",
-            )
+            axes.text(column, row, text, color=color, ha="center", va="center")
         axes.set_title(title)
-        axes.set_xticks(
-            range(len(adapters)), [label_of(name, 24) for name in adapters], rotation=30, ha="right"
-        )
-        axes.set_yticks(range(len(tasks)), [label_of(name, 30) for name in tasks])
+        shown = [_label_of(name, 24) for name in adapters]
+        axes.set_xticks(range(len(adapters)), shown, rotation=30, ha="right")
+        axes.set_yticks(range(len(tasks)), [_label_of(name, 30) for name in tasks])
     figure.colorbar(image, ax=list(sides))
 
 
-def _changes(figure: Any, report: MergeReport) -> None:
-    axes = figure.subplots()
-    axes.plot(range(1, len(report.changes) + 1), report.changes, marker="o", color=PALETTE[0])
-    if all(change > 0 for change in report.changes):
-        axes.set_yscale("log")
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("iteration")
-    axes.set_ylabel("change relative to the layer's norm")
-    axes.grid()
+def _draw_line(
+    axes: Any,
+    layers: Sequence[LayerReport],
+    values: Sequence[float | None],
+    i: int,
+    label: str,
+    *,
+    dashed: bool = False,
+) -> None:
+    """Draw one value per layer as dots, and the median of each block as a line."""
+    color = _color_of(i)
+    marker = _marker_of(i)
+    known = [(x, value) for x, value in enumerate(values) if value is not None]
+    axes.plot(
+        *zip(*known, strict=True), linestyle="", marker=".", markersize=2, alpha=0.4, color=color
+    )
+    middles = []
+    for start, stop in _block_spans(layers):
+        inside = [value for value in values[start:stop] if value is not None]
+        if inside:
+            middles.append(((start + stop - 1) / 2, statistics.median(inside)))
+    style = {"linestyle": "--" if dashed else "-", "marker": marker}
+    axes.plot(*zip(*middles, strict=True), color=color, label=_label_of(label), **style)
+
+
+def _block_spans(layers: Sequence[LayerReport]) -> list[tuple[int, int]]:
+    """Return the start and the end of each block in the order of the layers."""
+    sizes = [
+        len(list(group))
+        for _, group in itertools.groupby(layers, key=lambda layer: block_of(layer.path))
+    ]
+    stops = list(itertools.accumulate(sizes))
+    return list(zip([0, *stops], stops, strict=False))
+
+
+def _finish_errors(axes: Any, layers: Sequence[LayerReport]) -> None:
+    axes.set_ylabel("relative error")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    axes.grid(axis="y")
+    _name_blocks(axes, layers)
+
+
+def _name_blocks(axes: Any, layers: Sequence[LayerReport]) -> None:
+    """Name the blocks below the picture, and shade every other one."""
+    spans = _block_spans(layers)
+    for start, stop in spans[::2]:
+        axes.axvspan(start - 0.5, stop - 0.5, color=_TEXT, alpha=0.06, linewidth=0)
+    shown = spans[:: -(-len(spans) // _MOST_TICKS)]
+    names = [block_of(layers[start].path) for start, _ in shown]
+    axes.set_xticks(
+        [(start + stop - 1) / 2 for start, stop in shown], names, rotation=90, fontsize=6.5
+    )
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_xlabel("block, as the model runs")
+
+
+def _color_of(i: int) -> str:
+    return _PALETTE[i % len(_PALETTE)]
+
+
+def _marker_of(i: int) -> str:
+    """Return another marker where colours begin again."""
+    return _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)]
+
+
+def _label_of(name: str, most: int = 44) -> str:
+    """Return a name that matplotlib shows as it is: never as a formula, and in the legend although
+    it begins with an underscore.
+    """
+    name = name if len(name) <= most else f"...{name[-most + 3 :]}"
+    return f"{' ' * name.startswith('_')}{name}".replace("$", r"\$")
