@@ -40,6 +40,7 @@ from ..layers import (
     token_layout,
     weight_shape,
 )
+from ..processes import Processes
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
@@ -118,8 +119,10 @@ class _Drifting:
     is_rounded: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module, x: Tensor, y: Tensor) -> _Drifting:
-        """Choose the way for a layer, by an input and its output."""
+    def of(cls, module: nn.Module, x: Tensor, y: Tensor, processes: Processes) -> _Drifting:
+        """Choose the way for a layer, by an input and its output; the same in all processes, whose
+        sums are added up.
+        """
         dtype = product_dtype(x)
         if y.dtype.itemsize >= dtype.itemsize:
             return cls(None)
@@ -130,7 +133,10 @@ class _Drifting:
         with exact_products(x.device):
             products = codes_of(module, x[:1], weight) + bias
         # false for what is not finite, too, which the solve explains; a wait for the device
-        is_same = bool((products - outputs).norm() <= _SAME * outputs.norm())
+        is_near = (products - outputs).norm() <= _SAME * outputs.norm()
+        far = (~is_near).to(device="cpu", dtype=torch.float64)
+        processes.add_up([far])
+        is_same = not far.item()
         return cls(weight if is_same else None, is_rounded=not is_same)
 
 
@@ -226,7 +232,9 @@ class Measurement:
                 for mix, moments in zip(worn, shared.moments, strict=True)
             ],
             base=base,
-            drifting=_Drifting.of(module, x, y) if config.target == "full_output" else None,
+            drifting=_Drifting.of(module, x, y, problem.processes)
+            if config.target == "full_output"
+            else None,
         )
 
     @property

@@ -80,11 +80,12 @@ def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:
     ):
         for kind, by_key in wrappers.items():
             for key, functions in by_key.items():
-                found.setdefault(kind, {}).setdefault(key, []).extend(functions)
+                if functions:
+                    found.setdefault(kind, {}).setdefault(key, []).extend(functions)
     around_sampling = {key for kind in found if kind not in _AROUND_CALLS for key in found[kind]}
 
     def chosen(*, in_calls: bool) -> Wrappers:
-        return {
+        kinds = {
             kind: {
                 key: functions
                 for key, functions in by_key.items()
@@ -92,6 +93,7 @@ def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:
             }
             for kind, by_key in found.items()
         }
+        return {kind: by_key for kind, by_key in kinds.items() if by_key}
 
     return chosen(in_calls=True), chosen(in_calls=False)
 

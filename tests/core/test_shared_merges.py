@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
+from iteris_core.engines.measure import _Drifting
 from iteris_core.processes import Processes
 from iteris_core.processes import alone as alone_in_its_group
 
@@ -46,6 +47,19 @@ def test_processes_that_share_the_samples_find_what_one_finds(folder, alone, pro
     assert set(found) == set(alone)
     errors = {key: ((found[key] - alone[key]).norm() / alone[key].norm()).item() for key in alone}
     assert all(error < 1e-10 for error in errors.values()), max(errors, key=errors.get)
+
+
+def test_all_processes_measure_a_drift_in_the_way_that_suits_all():
+    class WithAnotherThatDiffers(Processes):
+        def add_up(self, tensors):
+            for tensor in tensors:
+                tensor.add_(1)
+
+    layer = torch.nn.Linear(4, 3).bfloat16()
+    x = torch.randn(2, 5, 4).bfloat16()
+    assert _Drifting.of(layer, x, layer(x), Processes()).weight is not None
+    found = _Drifting.of(layer, x, layer(x), WithAnotherThatDiffers())
+    assert found.weight is None and found.is_rounded
 
 
 def test_shares_are_even_to_one():
