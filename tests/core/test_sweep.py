@@ -24,6 +24,15 @@ NETWORKS = ["stack", "attention", "convolution", "in place"]
 CHUNKS = [1, 2, 5, 100]
 
 
+def assert_fixed_point(result, net, adapters, tasks):
+    expected = toy.naive_fixed_point(net, adapters, tasks)
+    assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-9
+
+
+def assert_rows(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 # --- the fixed point ---
 
 
@@ -34,10 +43,7 @@ def test_one_sweep_is_the_fixed_point_of_the_published_loop(name, samples_per_ch
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
+    assert_fixed_point(result, net, adapters, tasks)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -56,38 +62,30 @@ def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(name):
         Task("partial", net.samples(2), {2: 1.0, 1: 0.0}, 0.1),
     ]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
+    assert_fixed_point(result, net, adapters, tasks)
 
 
 @pytest.mark.parametrize("samples_per_chunk", [1, 100])
 def test_teacher_and_student_may_read_different_contexts(samples_per_chunk):
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = [replace(task, samples=[]) for task in toy.own_tasks(net, adapters)]
-    for g, task in enumerate(tasks):
-        for _ in range(4):
-            x, context = net.make_row()
-            task.samples.append(
+    tasks = [
+        replace(
+            task,
+            samples=[
                 Sample((x, context), (x, context + 0.3 * torch.randn_like(context)))
-            )
-        tasks[g] = replace(task, samples=tuple(task.samples))
+                for x, context in (net.make_row() for _ in range(4))
+            ],
+        )
+        for task in toy.own_tasks(net, adapters)
+    ]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
+    assert_fixed_point(result, net, adapters, tasks)
     same_text = [
         replace(task, samples=[Sample(sample.teacher) for sample in task.samples]) for task in tasks
     ]
-    assert (
-        toy.largest_error(
-            toy.dense(toy.merge_toy(net, adapters, same_text).adapter), toy.dense(result.adapter)
-        )
-        > 1e-3
-    )
+    alike = toy.merge_toy(net, adapters, same_text).adapter
+    assert toy.largest_error(toy.dense(alike), toy.dense(result.adapter)) > 1e-3
 
 
 @pytest.mark.parametrize("samples_per_chunk", [2, 100])
@@ -107,10 +105,7 @@ def test_token_weights_count_in_their_stream_only(samples_per_chunk):
         for g, task in enumerate(toy.own_tasks(net, adapters))
     ]
     result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
+    assert_fixed_point(result, net, adapters, tasks)
 
 
 @pytest.mark.parametrize("engine", ["sweep", "iterate"])
@@ -418,9 +413,7 @@ def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each():
     teacher = toy.run(
         toy.patched(net.model, halves), [sample.teacher for sample in tasks[0].samples]
     )
-    torch.testing.assert_close(
-        torch.stack([row for row, _ in result.outputs[0]]), teacher, rtol=1e-12, atol=1e-12
-    )
+    assert_rows(torch.stack([row for row, _ in result.outputs[0]]), teacher)
 
 
 def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
@@ -433,12 +426,8 @@ def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
     for task, teacher, rows in zip(tasks, teachers, result.outputs, strict=True):
         assert len(rows) == len(task.samples)
         for sample, (from_teacher, from_student) in zip(task.samples, rows, strict=True):
-            torch.testing.assert_close(
-                from_teacher, toy.run(teacher, [sample.teacher])[0], rtol=1e-12, atol=1e-12
-            )
-            torch.testing.assert_close(
-                from_student, toy.run(student, [sample.teacher])[0], rtol=1e-12, atol=1e-12
-            )
+            assert_rows(from_teacher, toy.run(teacher, [sample.teacher])[0])
+            assert_rows(from_student, toy.run(student, [sample.teacher])[0])
 
 
 def test_a_network_that_returns_no_tensor_has_no_outputs():
@@ -489,9 +478,7 @@ def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them()
     student = toy.patched(net.model, rounded)
     for task, rows in zip(tasks, result.outputs, strict=True):
         expected = toy.run(student, [sample.teacher for sample in task.samples])
-        torch.testing.assert_close(
-            torch.stack([row for _, row in rows]), expected, rtol=1e-12, atol=1e-12
-        )
+        assert_rows(torch.stack([row for _, row in rows]), expected)
     # the last layer's answer, but for its own rounding, is that for students that wear the rounded
     # layers before it
     exact = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-8).adapter)

@@ -106,21 +106,6 @@ def test_the_model_can_be_merged_again_after_a_cancelled_merge():
     )
 
 
-def test_progress_counts_the_layers():
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    told = []
-    tasks = toy.own_tasks(net, adapters)
-    merge(
-        net.network(),
-        adapters,
-        tasks,
-        toy.exact(samples_per_chunk=1),
-        progress=lambda *step: told.append(step),
-    )
-    assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -139,9 +124,16 @@ def test_every_layer_is_told_the_moment_it_is_solved(settings):
     at = []
     tasks = toy.own_tasks(net, adapters)
     config = toy.exact(samples_per_chunk=1, **settings)
-    progress = lambda *_: at.append(len(told))  # noqa: E731
+    steps = []
+
+    def progress(*step):
+        steps.append(step)
+        at.append(len(told))
+
     result = merge(net.network(), adapters, tasks, config, progress=progress, watch=told.append)
     count = len(net.targets)
+    if not settings:
+        assert steps == [(done, count) for done in range(1, count + 1)]
     assert tuple(told[-count:]) == result.report.layers
     assert len(told) == count * settings.get("max_iter", 1)
     assert at[-count:] == list(range(len(told) - count, len(told)))
@@ -227,55 +219,50 @@ def test_out_of_memory_with_one_sample_is_an_error_with_advice():
 # --- networks and adapters that cannot be swept ---
 
 
-def test_a_layer_that_is_reached_twice_is_refused():
+def early(net, rows, calls):
+    return net.model.down2(net.model.down1(torch.stack([row[0] for row in rows])))
+
+
+def another_way(net, rows, calls):
+    x = torch.stack([row[0] for row in rows])
+    return net.model(x) if calls < 3 else net.model.up2(net.model.down1(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "paths", "message"),
+    [
+        (
+            lambda net, rows, calls: net.model(toy.run(net.model, rows)),
+            None,
+            "layer 'down1' is reached twice in one forward pass",
+        ),
+        (early, None, "never ran 3 of 5 target layers, such as 'middle'"),
+        (
+            another_way,
+            ["down1", "middle", "up2"],
+            "chunk 0 reached 'middle' while chunk 2 reached 'up2'",
+        ),
+        (
+            lambda net, rows, calls: torch.cat([toy.run(net.model, [row]) for row in rows]),
+            None,
+            "layer 'down1' got 1 rows in a batch of 2",
+        ),
+    ],
+    ids=["twice", "never", "different ways", "split batch"],
+)
+def test_a_network_that_cannot_be_swept_is_refused(forward, paths, message):
     net = toy.build("stack")
-    adapters = [net.adapter()]
-    twice = net.network(lambda rows: net.model(toy.run(net.model, rows)))
-    with pytest.raises(
-        CalibrationError, match="layer 'down1' is reached twice in one forward pass"
-    ):
-        merge(twice, adapters, toy.own_tasks(net, adapters))
-    assert toy.hook_count(net.model) == 0
-
-
-def test_a_layer_that_is_never_reached_is_refused():
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    early = net.network(
-        lambda rows: net.model.down2(net.model.down1(torch.stack([row[0] for row in rows])))
-    )
-    with pytest.raises(CalibrationError, match="never ran 3 of 5 target layers, such as 'middle'"):
-        merge(early, adapters, toy.own_tasks(net, adapters))
-
-
-def test_chunks_that_take_different_ways_are_refused():
-    net = toy.build("stack")
-    adapters = [net.adapter(paths=["down1", "middle", "up2"])]
+    adapters = [net.adapter(paths=paths or net.targets)]
     calls = []
 
-    def forward(rows):
+    def run(rows):
         calls.append(rows)
-        x = torch.stack([row[0] for row in rows])
-        return net.model(x) if len(calls) < 3 else net.model.up2(net.model.down1(x))
+        return forward(net, rows, len(calls))
 
-    with pytest.raises(
-        CalibrationError, match="chunk 0 reached 'middle' while chunk 2 reached 'up2'"
-    ):
-        merge(
-            net.network(forward),
-            adapters,
-            toy.own_tasks(net, adapters),
-            toy.exact(samples_per_chunk=1),
-        )
+    config = toy.exact(samples_per_chunk=1)
+    with pytest.raises(CalibrationError, match=message):
+        merge(net.network(run), adapters, toy.own_tasks(net, adapters), config)
     assert toy.hook_count(net.model) == 0
-
-
-def test_a_model_that_splits_its_batch_is_refused():
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-    split = net.network(lambda rows: torch.cat([toy.run(net.model, [row]) for row in rows]))
-    with pytest.raises(CalibrationError, match="layer 'down1' got 1 rows in a batch of 6"):
-        merge(split, adapters, toy.own_tasks(net, adapters))
 
 
 def test_a_wrong_number_of_token_weights_is_refused():
@@ -366,19 +353,16 @@ def test_a_model_in_training_mode_that_drops_or_mixes_rows_is_refused(engine, pa
     merge(network, [adapter], tasks, MergeConfig(engine=engine))
 
 
-def test_a_norm_without_statistics_of_its_own_is_refused_also_in_eval_mode():
+def test_what_a_part_does_is_looked_at_and_not_the_mode():
+    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
+    task = Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})
     model, network = unsteady_network(torch.nn.BatchNorm1d(6, track_running_stats=False))
     model.eval()
-    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
     with pytest.raises(CalibrationError, match="normalises each row by all rows of its batch"):
-        merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
-
-
-def test_training_mode_alone_is_no_fault():
+        merge(network, [adapter], [task])
     model, network = unsteady_network(torch.nn.Dropout(0.0))
     model.train()
-    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
-    merge(network, [adapter], [Task("a", [Sample(torch.randn(6, 6))], {0: 1.0})])
+    merge(network, [adapter], [task])
 
 
 @pytest.mark.parametrize("engine", ["sweep", "iterate"])
