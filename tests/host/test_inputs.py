@@ -49,9 +49,12 @@ def files(host):
     save_file(tensors, host.loras / "silent.safetensors")
 
 
-def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
-    answer = ask(host, "tags.safetensors")
-    assert answer == {
+STRANGE = ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors", "")
+
+
+def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
+    """Trigger words, prompts, rank and base of a LoRA; whose LoRAs fit a model; a picture."""
+    assert ask(host, "tags.safetensors") == {
         "name": "tags.safetensors",
         "trigger_words": ["ohwx", "outdoors"],
         "rank": 8,
@@ -61,34 +64,25 @@ def test_the_browser_is_told_trigger_words_prompts_rank_and_base(host, files):
         "error": None,
         "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
     }
-    for name in ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors", ""):
-        assert "is not in ComfyUI's list of LoRAs" in ask(host, name)["error"]
     (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     assert "pickle" in ask(host, "code.pt")["error"]
-
-
-def test_the_browser_is_sent_the_picture_beside_a_file(host, files):
+    with asked(host, "model", "sd15.safetensors") as response:
+        assert json.load(response)["fits"] == ["SD1.5"]
+    with asked(host, "model", "../loras/silent.safetensors") as response:
+        assert "is not in ComfyUI's lists" in json.load(response)["error"]
     content = b"\x89PNG\r\n\x1a\n and more"
     (host.loras / "named" / "phrase.preview.png").write_bytes(content)
+    assert ask(host, "named/phrase.safetensors")["thumbnail"]
     with asked(host, "thumbnail", "named/phrase.safetensors") as response:
         assert response.headers["Content-Type"] == "image/png"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.read() == content
-    assert ask(host, "named/phrase.safetensors")["thumbnail"]
-    for name in ("silent.safetensors", "../checkpoints/sd15.safetensors", "/etc/passwd", ""):
+    for name in STRANGE:
+        assert "is not in ComfyUI's list of LoRAs" in ask(host, name)["error"]
+    for name in ("silent.safetensors", *STRANGE):
         with pytest.raises(urllib.error.HTTPError) as error:
             asked(host, "thumbnail", name)
         assert error.value.code == 404
-
-
-def test_the_browser_is_told_whose_loras_fit_a_model(host, files):
-    checkpoints = [path.name for path in host.loras.parent.glob("checkpoints/*.safetensors")]
-    for name in checkpoints:
-        with asked(host, "model", name) as response:
-            assert json.load(response)["fits"] == ["SD1.5"]
-    assert checkpoints
-    with asked(host, "model", "../loras/silent.safetensors") as response:
-        assert "is not in ComfyUI's lists" in json.load(response)["error"]
 
 
 def test_prompts_come_from_the_file_and_are_shown(host, files):
