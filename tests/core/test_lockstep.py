@@ -216,7 +216,7 @@ import sys
 sys.modules["greenlet"] = None
 from iteris_core.errors import MissingLibraryError
 try:
-    import iteris_core.merging
+    import iteris_core.diffusion.job
 except MissingLibraryError as error:
     print(error)
 """

@@ -58,12 +58,11 @@ def test_a_merge_that_holds_raises_no_alarm(seed):
     assert "\n9 layers merged" in str(report)
 
 
-def test_what_the_layers_do_not_show_the_check_calls_lost():
+def test_what_the_layers_do_not_show_the_check_does():
     net, adapters, tasks, held_out = pair(samples=1)
     report = merged_and_checked(net, adapters, tasks, held_out, alpha=1e-9)
     assert replace(report, fidelity=()).alarms == ()  # one sample is solved to the last digit
-    assert {kept.level for kept in report.verdict.loras} == {"lost"}
-    assert len(report.alerts) == 2
+    assert all(entry.output_error > 1 for entry in report.fidelity)  # as far off as without them
 
 
 def test_a_ridge_that_leaves_nothing_of_the_loras_is_told_without_unseen_samples():
