@@ -3,11 +3,15 @@ never fails.
 """
 
 import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes import IterisExtension
 
 WEB_DIRECTORY = "web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> "IterisExtension":
     """Return the extension that ComfyUI registers (V3 API)."""
     try:
         from .nodes import IterisExtension

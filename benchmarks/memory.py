@@ -28,7 +28,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.plans import Plan, make_plans
+from iteris_core.diffusion.plans import TaskPlan, make_plans
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.lockstep import held_bytes
@@ -46,7 +46,7 @@ HALF = 2  # bytes
 
 def plans_of(
     family: str, resolution: int, loras: int
-) -> tuple[list[Plan], Sequence[CheckPlan], Calibration]:
+) -> tuple[list[TaskPlan], Sequence[CheckPlan], Calibration]:
     """Return the plans of a merge, those of its check, and their calibration."""
     calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
     uses = [

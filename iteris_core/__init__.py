@@ -17,7 +17,6 @@ The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solv
     cli: the command line
 """
 
-# ruff: noqa: F401 (what is imported for type checkers is listed in _MODULE_OF)
 from __future__ import annotations
 
 from importlib import import_module
@@ -26,21 +25,24 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .adapters import Adapter, LowRankDelta
-    from .config import BaselineOptions, MergeConfig
-    from .errors import (
-        AdapterError,
-        CalibrationError,
-        ConfigError,
-        IterisError,
-        NameTakenError,
-        SaveError,
-        SolveError,
-    )
-    from .merging import MergeResult, merge
-    from .network import Network
-    from .report.records import MergeReport, Note
-    from .tasks import Sample, Task
+    from .adapters import Adapter as Adapter
+    from .adapters import LowRankDelta as LowRankDelta
+    from .config import BaselineOptions as BaselineOptions
+    from .config import MergeConfig as MergeConfig
+    from .errors import AdapterError as AdapterError
+    from .errors import CalibrationError as CalibrationError
+    from .errors import ConfigError as ConfigError
+    from .errors import IterisError as IterisError
+    from .errors import NameTakenError as NameTakenError
+    from .errors import SaveError as SaveError
+    from .errors import SolveError as SolveError
+    from .merging import MergeResult as MergeResult
+    from .merging import merge as merge
+    from .network import Network as Network
+    from .report.records import MergeReport as MergeReport
+    from .report.records import Note as Note
+    from .tasks import Sample as Sample
+    from .tasks import Task as Task
 
 # Where each public name lives; it is imported when it is first asked for, so that a host starts
 # quickly.

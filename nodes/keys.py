@@ -122,7 +122,7 @@ class HostKeys(ModelKeys):
     @cached_property
     def _own_base_of_part(self) -> dict[WeightPart, str]:
         # the host's own spellings come first in the table
-        return {part: base for base, part in reversed(self.part_of_base.items())}
+        return {part: base for base, part in reversed([*self.part_of_base.items()])}
 
     @cached_property
     def _host_bases(self) -> dict[HostWeight, list[str]]:
@@ -224,7 +224,7 @@ def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
     paths = list(modules)
     towers = [tower for tower in _TOWERS if any(path.startswith(tower) for path in paths)]
     bases: dict[str, str] = {}
-    unclear = set()
+    unclear: set[str] = set()
     for tower in towers:
         called = _TOWERS[tower] if len(towers) > 1 else "text_encoder."
         for path in paths:

@@ -93,8 +93,9 @@ class LoraToMerge(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
         """Return a fingerprint of the file; constant if the name comes through a link."""
-        is_named = isinstance(lora_name, str) and bool(lora_name)
-        return fingerprint(host.find_lora(lora_name)) if is_named else "linked"
+        if not isinstance(lora_name, str) or not lora_name:
+            return "linked"
+        return fingerprint(host.find_lora(lora_name))
 
     @classmethod
     @checked

@@ -100,7 +100,7 @@ def pictures(
                 continue
             size = (width / _DPI, height / _DPI)
             figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-            canvas = FigureCanvasAgg(figure)
+            canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
             figure.suptitle(title, fontsize=9, fontweight="bold")
             draw(figure)
             canvas.draw()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -16,6 +16,9 @@ from .loras.names import path_to_save
 from .pictures import jpeg_uri, png_of
 from .sockets import LORA_STACK, MERGED, MergedLora
 from .workflow import inputs_of
+
+if TYPE_CHECKING:
+    from ..iteris_core import LowRankDelta
 
 LOW_RANK = "low rank"
 FULL_DIFFERENCE = "full difference (.diff)"
@@ -205,9 +208,15 @@ def read_back(path: Path, merged: MergedLora, name: str) -> str:
         f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas
     }
     differences: dict[str, float] = {}
-    for parameter, change in [*meant.items(), *merged.adapter.vectors.items()]:
-        whole = change.to(dtype=torch.float32).dense() if parameter in meant else change.float()
-        expected = whole.cpu()
+    changes: list[tuple[str, LowRankDelta | torch.Tensor]] = [
+        *meant.items(),
+        *merged.adapter.vectors.items(),
+    ]
+    for parameter, change in changes:
+        if isinstance(change, torch.Tensor):
+            expected = change.float().cpu()
+        else:
+            expected = change.to(dtype=torch.float32).dense().cpu()
         found = added(parameter, shapes.get(parameter, expected.shape))
         if found is not None:
             scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)

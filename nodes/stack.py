@@ -239,7 +239,7 @@ def file_of(
         path = host.find_lora(name)
         if path is None or path.suffix != ".safetensors":
             continue
-        own = {}
+        own: dict[str, torch.Tensor] = {}
         for key, tensor in read_tensors(path)[0].items():
             base, role = split_key(key) or ("", "")
             same = own_base(base)

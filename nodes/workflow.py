@@ -29,7 +29,7 @@ def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str
         inputs: Names of the inputs of the node that count.
     """
     values = {name: value for name, value in inputs_of(prompt, node_id).items() if name in inputs}
-    waiting = [values]
+    waiting: list[Mapping[str, Any]] = [values]
     seen = set()
     while waiting:
         for value in waiting.pop().values():
@@ -42,4 +42,5 @@ def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str
 
 
 def inputs_of(prompt: Mapping[str, Any], node_id: str) -> Mapping[str, Any]:
-    return prompt.get(str(node_id), {}).get("inputs", {})
+    inputs: Mapping[str, Any] = prompt.get(str(node_id), {}).get("inputs", {})
+    return inputs

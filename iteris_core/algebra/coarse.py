@@ -73,4 +73,5 @@ def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> Tensor:
     is_near = (product - unit).norm() <= _FARTHEST_KEPT * len(product) ** 0.5
     if not bool((failed_at == 0) & is_near):
         raise TooCoarseError
-    return torch.linalg.solve_triangular(core, nearly.T, upper=False).T
+    inverse: Tensor = torch.linalg.solve_triangular(core, nearly.T, upper=False)
+    return inverse.T

@@ -184,7 +184,8 @@ def _norm_of_parts(task: TaskAtLayer) -> Tensor:
     if task.worn is None:
         return energy.new_zeros(())
     delta = task.worn.delta
-    return (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum().square()
+    norms: Tensor = delta.up.norm(dim=0) * delta.down.norm(dim=1)
+    return norms.sum().square()
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

@@ -139,4 +139,5 @@ def normal_equations(
 
 def solve(left: Tensor, right: Tensor) -> Tensor:
     """Return dW, (d_out, d_in), float64."""
-    return torch.linalg.solve(left.double(), right.double()).T
+    solution: Tensor = torch.linalg.solve(left.double(), right.double())
+    return solution.T

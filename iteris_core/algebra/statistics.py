@@ -299,7 +299,9 @@ class KeptRows(InputMoments):
         return self._gram
 
     def size(self) -> Tensor:
-        return product_of_rows(self.rows()).norm() if self._gram is None else self._gram.norm()
+        gram = product_of_rows(self.rows()) if self._gram is None else self._gram
+        size: Tensor = gram.norm()
+        return size
 
     def form(self, down: Tensor) -> Tensor:
         if self._gram is not None:

@@ -32,12 +32,14 @@ class System:
     def half(self, right: Tensor) -> Tensor:
         """Return ``L^-1 right``, in the factor's precision."""
         scaled = (self.scale[:, None] * right).to(self.factor.dtype)
-        return torch.linalg.solve_triangular(self.factor, scaled, upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, scaled, upper=False)
+        return half
 
     def other_half(self, right: Tensor) -> Tensor:
         """Return ``L^-T right``, float64."""
         right = right.to(self.factor.dtype)
-        return self.scale[:, None] * torch.linalg.solve_triangular(self.factor.T, right, upper=True)
+        half: Tensor = torch.linalg.solve_triangular(self.factor.T, right, upper=True)
+        return self.scale[:, None] * half
 
     def metric(self, right: Tensor) -> Tensor:
         """Return ``L^T right``, in the factor's precision."""

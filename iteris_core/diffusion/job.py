@@ -32,7 +32,7 @@ from .model import (
     TEXT_STAGE,
     DiffusionHost,
 )
-from .plans import Plan, ScenePlan, make_plans
+from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .samples import Tokenized
 from .scenes import TokenPositions
 
@@ -110,7 +110,7 @@ class Job:
     loras: tuple[LoadedLora, ...]
     calibration: Calibration
     settings: MergeSettings
-    plans: tuple[Plan, ...]
+    plans: tuple[TaskPlan, ...]
     check_plans: tuple[CheckPlan, ...]
     notes: tuple[Note, ...]
 

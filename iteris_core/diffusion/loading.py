@@ -231,4 +231,5 @@ def _variant(folder: Path) -> str | None:
 def _vae_scale_factor(source: str) -> int:
     from diffusers import AutoencoderKL
 
-    return 2 ** (len(AutoencoderKL.load_config(source, subfolder="vae")["block_out_channels"]) - 1)
+    channels = AutoencoderKL.load_config(source, subfolder="vae")["block_out_channels"]
+    return 1 << (len(channels) - 1)

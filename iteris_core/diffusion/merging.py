@@ -41,7 +41,7 @@ from .model import (
 from .plans import Contexts, Plan, runs_of
 from .proof import prove_loras, prove_merged
 from .recipe import settings_of
-from .samples import Reading, Tokenized
+from .samples import Context, Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 
 logger = logging.getLogger("iteris")
@@ -238,11 +238,11 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     Returns:
         The contexts, and the merge; None if no LoRA changes the text encoders.
     """
-    plans = solver.job.plans
+    plans: Sequence[Plan] = solver.job.plans
     readings = {plan: plan.readings() for plan in plans}
     tokenized = Tokenized.of(solver.job.model, readings.values())
     outputs, result = _read(solver, readings, tokenized)
-    contexts = {}
+    contexts: dict[tuple[Plan, Reading], Context] = {}
     for plan, rows in zip(plans, outputs, strict=True):
         counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
         for reading, of_reading in zip(readings[plan], in_groups(rows, counts), strict=True):

@@ -147,10 +147,9 @@ class DiffusersModel:
     @property
     def piece_length(self) -> int:
         """Tokens that the text encoders read at once, start and end included."""
-        return min(
-            self.tokenizer.model_max_length,
-            *(model.config.max_position_embeddings for model in self.text_models),
-        )
+        lengths: list[int] = [model.config.max_position_embeddings for model in self.text_models]
+        lengths.append(self.tokenizer.model_max_length)
+        return min(lengths)
 
     def tokenize(self, caption: str) -> list[Tensor]:
         """Return a caption's token ids (text encoders, length), in as many pieces of one length as
@@ -258,7 +257,8 @@ class DiffusersModel:
         """Return the training timesteps whose noise levels are nearest, (n,); sigmas: (n,), above
         0.
         """
-        distances = sigmas.to("cpu", torch.float64).log()[:, None] - self.training_sigmas.log()
+        logarithms = sigmas.to("cpu", torch.float64).log()[:, None]
+        distances: Tensor = logarithms - self.training_sigmas.log()
         return distances.abs().argmin(1)
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class DiffusersModel:
             1 + sigma**2
         ).sqrt()  # of x_t on this variance-exploding scale, over that on the model's own
         timesteps = self.timesteps(levels).to(device)
-        output = model(
+        output: Tensor = model(
             (x / size).to(model.dtype),
             timesteps,
             encoder_hidden_states=context,

@@ -50,12 +50,12 @@ _STYLED_WEIGHT = 10.0
 
 
 class Plan(Protocol):
-    """One task of a merge before its samples exist.
+    """One task of a merge or of its check before its samples exist.
 
     Lifecycle:
         1. `readings`: the captions that the text encoder has to read for it.
         2. `runs`: its parts in sampling runs, once those captions are encoded.
-        3. `samples`: its samples of the diffusion model, once the runs are made.
+        3. Of a `TaskPlan`, `samples`: once the runs are made.
 
     Plans are compared by identity: two plans with equal fields are not equal.
     """
@@ -90,6 +90,10 @@ class Plan(Protocol):
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         """Return the sampling runs in which its teacher draws, and its part in each."""
         ...
+
+
+class TaskPlan(Plan, Protocol):
+    """A plan with samples, in which teacher and student are compared."""
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         """Return its samples of the diffusion model."""
@@ -293,7 +297,7 @@ def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
 
 def make_plans(
     loras: Sequence[LoraUse], calibration: Calibration, token_positions: TokenPositions
-) -> list[Plan]:
+) -> list[TaskPlan]:
     """Return the tasks of a merge: of each LoRA, of the base model, of subjects in styles, and of
     scenes.
 

@@ -13,7 +13,6 @@ from ..adapters import (
     Adapter,
     LowRankDelta,
     Stacked,
-    moved,
     names_of,
     unusable_place,
 )
@@ -28,7 +27,7 @@ from ..algebra.statistics import (
     add_up_moments,
 )
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products, product_dtype
+from ..devices import Workplace, exact_products, moved, product_dtype
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,

@@ -297,4 +297,5 @@ def _distance(alone: Tensor, together: Tensor) -> float:
     """Return ``||a - b|| / ||b||`` of the rows, the larger one."""
     a, b = (rows.cpu().double() for rows in (alone, together))
     smallest = torch.finfo(together.dtype).tiny
-    return ((a - b).norm(dim=1) / b.norm(dim=1).clamp_min(smallest)).max().item()
+    differences: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(smallest)
+    return differences.max().item()

@@ -87,6 +87,7 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
             "trust it, or download its safetensors version"
         )
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model: nn.Module
     model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)
     lost = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if lost:

@@ -96,7 +96,7 @@ class PagedFile:
         self._pages = 0
 
     def write(self, storage: torch.UntypedStorage) -> Pages:
-        pieces = _bytes_of(storage).split(_PAGE)
+        pieces = torch.split(_bytes_of(storage), _PAGE)
         numbers = tuple(self._free.pop() if self._free else self._new_page() for _ in pieces)
         try:
             for number, piece in zip(numbers, pieces, strict=True):
@@ -110,7 +110,7 @@ class PagedFile:
 
     def read(self, content: Pages, storage: torch.UntypedStorage) -> None:
         storage.resize_(content.size)
-        pieces = _bytes_of(storage).split(_PAGE)
+        pieces = torch.split(_bytes_of(storage), _PAGE)
         try:
             for number, piece in zip(content.numbers, pieces, strict=True):
                 self._file.seek(number * _PAGE)
@@ -312,7 +312,8 @@ class Parking:
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:

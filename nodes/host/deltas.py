@@ -118,7 +118,8 @@ def effective_weight(
         weight = convert(weight, inplace=True)
     if shape is not None and weight.numel() != math.prod(shape):
         return None
-    return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
+    patched: Tensor = comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
+    return patched
 
 
 def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:
@@ -151,6 +152,7 @@ def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], T
 
 
 def _apply(patch: Any, weight: Tensor, target: HostWeight, strength: float = 1.0) -> Tensor:
-    return comfy.lora.calculate_weight(
+    patched: Tensor = comfy.lora.calculate_weight(
         [(strength, patch, 1.0, target.offset, target.function)], weight, target.weight
     )
+    return patched

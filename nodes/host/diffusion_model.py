@@ -157,10 +157,14 @@ class ComfyModel:
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         sampling = self.model.get_model_object("model_sampling")
-        return sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), max_denoise=True)
+        zeros = torch.zeros_like(noise)
+        start: Tensor = sampling.noise_scaling(sigma, noise, zeros, max_denoise=True)
+        return start
 
     def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return self.model.get_model_object("model_sampling").noise_scaling(sigma, noise, clean)
+        sampling = self.model.get_model_object("model_sampling")
+        noised: Tensor = sampling.noise_scaling(sigma, noise, clean)
+        return noised
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
         return self.shape_of_picture(resolution, resolution)

@@ -103,7 +103,7 @@ def draw(
         if way not in negatives:
             negatives[way] = _encoded(clip, how.negative)
     total = len(wanted) * how.steps
-    latents = {}
+    latents: dict[int, Tensor] = {}
     for number in order:
         way, _ = wanted[number]
         before = len(latents) * how.steps
@@ -126,7 +126,7 @@ def _sampled(
     shape = (1, *base.shape_of_picture(how.width, how.height))
     empty = torch.zeros(shape, device=comfy.model_management.intermediate_device())
     empty = comfy.sample.fix_empty_latent_channels(model, empty)
-    return comfy.sample.sample(
+    latent: Tensor = comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(empty, how.seed),
         how.steps,
@@ -140,6 +140,7 @@ def _sampled(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=how.seed,
     )
+    return latent
 
 
 def _encoded(clip: Any, text: str) -> Any:
@@ -149,5 +150,5 @@ def _encoded(clip: Any, text: str) -> Any:
 
 def _decoded(vae: Any, latent: Tensor) -> Tensor:
     heed_cancel()
-    pictures = vae.decode(latent)
+    pictures: Tensor = vae.decode(latent)
     return pictures.reshape(-1, *pictures.shape[-3:])[0].cpu()  # of a video, the first

@@ -18,7 +18,8 @@ _MODELS = (*_DENOISERS, "text_encoders")
 
 
 def lora_names() -> list[str]:
-    return folder_paths.get_filename_list("loras")
+    names: list[str] = folder_paths.get_filename_list("loras")
+    return names
 
 
 def find_lora(name: str) -> Path | None:
@@ -101,7 +102,7 @@ def is_output(path: Path | None) -> bool:
 
 def version() -> str:
     """Return ComfyUI's version."""
-    return comfyui_version.__version__
+    return str(comfyui_version.__version__)
 
 
 def saves_metadata() -> bool:

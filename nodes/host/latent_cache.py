@@ -14,7 +14,7 @@ import torch
 MOST_BYTES = 256 << 20  # of all models together; a latent takes about 65 kB
 
 
-class Memory(OrderedDict):
+class Memory(OrderedDict[str, Any]):
     """The latest results of one model, as it is patched at the moment."""
 
     def __init__(self, patches: Any) -> None:

@@ -67,7 +67,7 @@ class SamplingOptions:
             levels: All noise levels of a sampling run.
         """
         of_hooks = self.model.apply_hooks(hooks=self.hooks)
-        options = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
+        options: dict[str, Any] = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
         marks = [_MARKS.setdefault(row.prompt, uuid4()) for row in rows]
         return options | {
             "cond_or_uncond": [int(row.is_negative) for row in rows],

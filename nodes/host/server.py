@@ -60,9 +60,10 @@ def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]
     from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
     from server import PromptServer
 
-    @PromptServer.instance.routes.get(path)
     async def respond(request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(answer, request.query.get(parameter, "")))
+
+    PromptServer.instance.routes.get(path)(respond)
 
 
 def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str] | None]) -> None:
@@ -72,7 +73,6 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
     from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
     from server import PromptServer
 
-    @PromptServer.instance.routes.get(path)
     async def respond(request: web.Request) -> web.Response:
         found = await asyncio.to_thread(find, request.query.get(parameter, ""))
         if found is None:
@@ -81,6 +81,8 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
         # a browser that asks what else it may be could take it for a page
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=60"}
         return web.Response(body=content, content_type=kind, headers=headers)
+
+    PromptServer.instance.routes.get(path)(respond)
 
 
 def stage_progress(node_id: str) -> StageProgress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG, Row, tagged
@@ -171,7 +171,7 @@ def _block_weights(value: Any, where: str) -> str:
     return ""
 
 
-def _is_named(name: str | None) -> bool:
+def _is_named(name: str | None) -> TypeGuard[str]:
     return name is not None and name.strip().lower() not in _NOTHING
 
 
