@@ -452,7 +452,7 @@ def test_any_recipe_is_loaded_or_named(host, path, value):
         ({"config": {"max_iter": 10**9}}, "max_iter is 1000000000"),
         ({"config": {"alpha": math.nan}}, "alpha is nan"),
         ({"loras": [asdict(use("cat", file=LORA))] * 101}, "there are 101 LoRAs"),
-        ({"loras": [asdict(use("cat", file=LORA)) | {"file": ""}]}, "file is empty"),
+        ({"loras": [asdict(use("cat", file=LORA)) | {"file": ""}]}, "file is ''"),
         ({"loras": [asdict(use("cat", file=LORA)) | {"weight": math.inf}]}, "weight is inf"),
         ({"loras": [asdict(use("cat", file="notes.txt"))]}, "'notes.txt' is not in the loras"),
     ],
