@@ -116,15 +116,15 @@ def check(request: DemoRequest) -> None:
 def _check_own(request: DemoRequest) -> None:
     """Refuse options that the demo's own model does not take."""
     given = {
-        "--lora": request.loras,
-        "--prompt": request.prompts,
-        "--width": request.width,
-        "--height": request.height,
-        "--steps": request.steps,
+        "--lora": bool(request.loras),
+        "--prompt": bool(request.prompts),
+        "--width": request.width is not None,
+        "--height": request.height is not None,
+        "--steps": request.steps is not None,
         "--family": request.family != "sd15",
     }
-    for option, value in given.items():
-        if value not in (None, (), False):
+    for option, is_given in given.items():
+        if is_given:
             raise InputError(f"{option} needs --checkpoint: without one, the demo's model is used.")
 
 

@@ -318,9 +318,11 @@ class ComfyModel:
                 path = HostWeight(key).module
                 shape = self.keys.shapes.get(path)
                 before = effective_weight(ours, path, shape, device)
-                if before is None:  # what needs the weight itself has been refused
+                if before is None:  # packed; what needs the weight itself has been refused
                     assert shape is not None
                     before = torch.zeros(*shape, device=device)
+                elif not before.isfinite().all():  # in no checkpoint, so it was never filled
+                    before = torch.zeros_like(before)
                 after = comfy.lora.calculate_weight(added, before.clone(), key)
                 yield PatchedWeight(path, *(w.reshape(len(w), -1) for w in (before, after)))
 

@@ -26,20 +26,23 @@ def recipe_in(path):
 
 
 def settings_of(recipe):
-    """Return what a recipe asks for, without what made it, where its prompts were read, and how the
-    memory of its machine was used.
+    """Return what a recipe asks of the merge, without what made it, where its prompts were read, how
+    the memory of its machine was used, and in how many pictures it was checked.
     """
     loras = [{**lora, "prompts_from": ""} for lora in recipe["loras"]]
     of_the_machine = ("samples_per_chunk", "waiting_bytes")
     config = {key: value for key, value in recipe["config"].items() if key not in of_the_machine}
     made_on = {"base", *(key for key in recipe if key.endswith("_version"))}
     kept = {key: value for key, value in recipe.items() if key not in made_on}
-    return kept | {"loras": loras, "config": config}
+    calibration = {**recipe["calibration"], "held_out": 0}
+    return kept | {"loras": loras, "config": config, "calibration": calibration}
 
 
 def means_the_same(now, then):
     """Whether settings are those of then; what there was not yet may be anything."""
     config = {key: now["config"].get(key) for key in then["config"]}
+    baseline = {key: config["baseline"].get(key) for key in then["config"]["baseline"]}
+    config |= {"baseline": baseline}
     return {key: now.get(key) for key in then} | {"config": config} == then
 
 
