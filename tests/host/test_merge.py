@@ -253,16 +253,15 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
 
 
 def test_keys_without_a_module_are_counted_and_named_per_file(host, merged):
-    """Two files of one stem. A text norm in a spelling of nobody's is among their odd keys, while a
-    text projection and a text norm of PEFT's spelling are read.
+    """Two files of one stem. A text norm in a spelling of nobody's is among their odd keys, while
+    one of PEFT's spelling is read. (SD1.5's text projection is in no checkpoint: what it computes is
+    what was in the memory.)
     """
     odd = {
         "cat": {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
         "style/cat": {"lora_te_text_model_encoder_layers_0_layer_norm1.w_norm": torch.ones(768)},
     }
     read = {
-        "text_projection.lora_A.weight": torch.ones(2, 768) / 1000,
-        "text_projection.lora_B.weight": torch.ones(768, 2) / 1000,
         "text_model.encoder.layers.0.layer_norm1.w_norm": torch.ones(768) / 1000,
     }
     (host.loras / "style").mkdir()
@@ -285,7 +284,7 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host, merged):
         "cat: 1 keys belong to no module of this model: lora_unet_nowhere.alpha"
         in outputs["5"]["text"][0]
     )
-    assert outputs["6"]["text"][1].startswith("read back: 121 of 121 modules, 1 biases and norms")
+    assert outputs["6"]["text"][1].startswith("read back: 120 of 120 modules, 1 biases and norms")
 
 
 @pytest.mark.parametrize(("size", "quality"), [("smaller", 0.9), ("MB", 1.0)])
