@@ -90,11 +90,7 @@ function use(report) {
     const { loras, together, against, advice, bounds } = report.verdict;
     if (together !== null) languages.en[together].trim();
     for (const { name, kept, between, level, levels } of loras) {
-      [
-        name.trim(),
-        kept.toFixed(2),
-        between?.map((share) => share.toFixed(2)).join(),
-      ];
+      [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join()];
       for (const each of [level, ...levels]) languages.en[each].trim();
     }
     const advices = [advice, ...loras.map((lora) => lora.advice)].filter(Boolean);
@@ -136,7 +132,10 @@ test("a verdict that version 0.1.0 has kept is read, without what it knew no bet
   const read = readSaved({ ...REPORT, verdict }).verdict;
   assert.deepEqual([read.against, read.together], [REPORT.verdict.against, null]);
   const drawn = (lora) => [lora.name, lora.kept, lora.level, lora.advice];
-  assert.deepEqual(read.loras.map(drawn), loras.map((lora) => drawn({ ...lora, advice: null })));
+  assert.deepEqual(
+    read.loras.map(drawn),
+    loras.map((lora) => drawn({ ...lora, advice: null })),
+  );
 });
 
 test("what is said of a file is kept, or not drawn", () => {
