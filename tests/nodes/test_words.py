@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -25,7 +26,9 @@ def schemas(replace_host):
         answer_at=lambda *route: None,
         picture_at=lambda *route: None,
     )
-    nodes = asyncio.run(IterisExtension().get_node_list())
+    # in a thread of its own, since Playwright's loop may run in this one
+    with ThreadPoolExecutor(1) as thread:
+        nodes = thread.submit(asyncio.run, IterisExtension().get_node_list()).result()
     return {
         schema.node_id: {
             "display_name": schema.display_name,
