@@ -206,8 +206,8 @@ class Calibration:
             ge=0,
             le=_MOST_CHECKS,
             title="check_runs",
-            description="Sampling runs per LoRA that check the result, on prompts and seeds that "
-            "the merge has not seen (held out). 0: no check and no verdict, which saves time.",
+            description="Pictures per LoRA that check the result, from seeds that the merge has "
+            "not seen (held out). 0: no check and no verdict, which saves time.",
         ),
     ] = 3
     seed: Annotated[

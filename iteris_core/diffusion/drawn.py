@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,13 +29,13 @@ from ..report.fidelity import Rows, outputs_of
 from ..report.records import RunFidelity, TaskFidelity
 from ..settings import called
 from .calibration import Calibration
-from .model import DenoiserRow, DiffusionHost, Encoded
+from .model import DenoiserRow, Encoded
 from .plans import Contexts, negative_of, run_seed, with_negative
 from .samples import Reading
-from .sampling import Latents, Part, Run, Sampler, noise
+from .sampling import Latents, Part, Run, noise
 
-# Steps of a picture, and the levels of this run at which it is judged: half of the noise is gone,
-# and what is drawn is decided. Pictures of 4 steps say less ("The verdict" in docs/method.md).
+# Steps of a picture, and the levels of such a run, from pure noise at 0, at which it is judged: in
+# the middle, where what is drawn is decided. 4 steps say less ("The verdict" in docs/method.md).
 STEPS = 6
 LEVELS = (2, 3)
 # A LoRA that shows less in its own pictures can hardly be told from the base model; what is missing
@@ -175,11 +175,6 @@ class Judges:
             (self.noised(clean, noise(clean.shape, run.seed + 1 + level), sigma), sigma)
             for level, sigma in ((level, self.sigmas[level]) for level in LEVELS)
         ]
-
-
-def drawing_sampler(sampler: Sampler, model: DiffusionHost) -> Sampler:
-    """Return a sampler that draws whole pictures of `STEPS` steps."""
-    return replace(sampler, sigmas=model.sigmas(STEPS).float().cpu())
 
 
 def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> float | None:

@@ -22,7 +22,7 @@ from ..rows.wearing import Closet, Mix, wearing
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
-from .drawn import DrawnPlan, Judges, drawing_sampler
+from .drawn import STEPS, DrawnPlan, Judges
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
@@ -34,8 +34,8 @@ CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 
 # How far the seeds of the check lie from those of the merge.
 _UNSEEN = 7919
-# The part of a run, from pure noise on, at whose levels a merge is checked: they say more about
-# what is drawn than later ones, and the runs are 40 % shorter ("The verdict" in docs/method.md).
+# The part of a run, from pure noise on, at whose levels outputs are compared: they say more about
+# what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
 _LOOKED_AT = 0.6
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
@@ -64,8 +64,7 @@ class HeldOutCheck:
 
     For each LoRA ``calibration.held_out`` pictures are drawn from seeds that the merge has not
     seen, by the merge and by the LoRA alone, and judged by the LoRA, see `drawn`. Their captions
-    are the LoRA's prompts in company that the merge has not read; they are repeated where there
-    are too few.
+    are the LoRA's prompts, in turn alone and in company that the merge has not read.
 
     What the merge does to the base model, and two subjects in pictures of both (see `together`),
     is compared on noisy latents of such pictures: the merged model's output with the teacher's.
@@ -111,7 +110,7 @@ class HeldOutCheck:
     ) -> list[TaskFidelity]:
         """Return what is kept of each LoRA in the pictures that the merge draws."""
         plans = [plan for plan in self.plans if isinstance(plan, DrawnPlan)]
-        sampler = drawing_sampler(Sampler.of(self.model, network, self.calibration), self.model)
+        sampler = Sampler.of(self.model, network, self.calibration, STEPS)
         latents = sampler.sample(adapters, runs_of(plans, readers.own), size, self.progress)
         judges = Judges(
             network, adapters, readers.own, readers.base, self.model.noised, sampler.sigmas

@@ -129,11 +129,19 @@ class Sampler:
     processes: Processes = field(default_factory=Processes)
 
     @classmethod
-    def of(cls, model: DiffusionHost, network: Network, calibration: Calibration) -> Sampler:
-        """Return the sampler of a calibration for the model's opened `network`."""
+    def of(
+        cls,
+        model: DiffusionHost,
+        network: Network,
+        calibration: Calibration,
+        steps: int | None = None,
+    ) -> Sampler:
+        """Return the sampler of a calibration for the model's opened `network`, with the noise
+        levels of a run of so many steps; None: those of the calibration.
+        """
         return cls(
             network,
-            model.sigmas(calibration.levels).float().cpu(),
+            model.sigmas(calibration.levels if steps is None else steps).float().cpu(),
             model.start,
             model.latent_shape(calibration.resolution),
             calibration.cfg,

@@ -131,6 +131,10 @@ class LayerReport:
 class RunFidelity:
     """One sampling run of a task at the end of the network.
 
+    In a picture that the merge drew (`diffusion.drawn`), `strength` is how much it shows of the
+    LoRA, relative to pictures of the LoRA alone, and `error` is how far that is from 1. In all
+    others:
+
     Args:
         error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect,
             1 is no better than the base model. Where the teacher wears nothing: ``||student -

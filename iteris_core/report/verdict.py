@@ -129,13 +129,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one LoRA on prompts that the merge has not seen.
+    """What was measured of one LoRA in pictures that the merge has not seen.
 
     Args:
         lora: Name of the LoRA.
-        error: Error of the network's output, the mean over runs; 1 is no better than the base
-            model.
-        strength: How much of the LoRA's effect is there, likewise; None where it has none.
+        error: Its error, the mean over runs; 1 is no better than the base model. See
+            `records.RunFidelity`.
+        strength: How much of the LoRA is there, likewise; None where it has no effect.
         runs: (error, strength) of each sampling run; empty: not told.
     """
 
