@@ -197,18 +197,18 @@ def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if _LENGTH_BYTES + length > size:
         raise ValueError("the header is longer than the file")
-    _check_most(length, limits.HEADER_BYTES, "the header has {} bytes")
+    _check_most(length, limits.HEADER_BYTES, "the header has", "bytes")
     spend(length)
     text = file.read(length).decode("utf-8")
-    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "the header has {} [")
+    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "the header has", "[")
     entries = json.loads(text)
     if not isinstance(entries, dict):
         raise ValueError("the header is not an object")
     metadata = entries.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("the metadata are not texts")
-    _check_most(len(metadata), limits.METADATA_FIELDS, "its metadata has {} fields")
-    _check_most(len(entries), limits.TENSORS, "it has {} tensors")
+    _check_most(len(metadata), limits.METADATA_FIELDS, "its metadata has", "fields")
+    _check_most(len(entries), limits.TENSORS, "it has", "tensors")
     for text in (*entries, *metadata, *metadata.values()):
         text.encode("utf-8")  # half a character has no bytes
     odd = next((key for key, entry in entries.items() if not _is_tensor(entry)), None)
@@ -232,16 +232,16 @@ def _are_counts(value: Any) -> TypeGuard[list[int]]:
 def _shape(key: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
     spend()
     shape = tuple(entry["shape"])
-    _check_most(len(key), limits.KEY_LETTERS, f"the key {key[:60]!r}... has {{}} characters")
-    _check_most(len(shape), limits.DIMENSIONS, f"{key!r} has {{}} dimensions")
+    _check_most(len(key), limits.KEY_LETTERS, f"the key {key[:60]!r}... has", "characters")
+    _check_most(len(shape), limits.DIMENSIONS, f"{key!r} has", "dimensions")
     numbers = math.prod(max(side, 1) for side in shape)
-    _check_most(numbers, limits.NUMBERS, f"{key!r} has sides that make {{}} numbers")
+    _check_most(numbers, limits.NUMBERS, f"{key!r} has sides that make", "numbers")
     return shape
 
 
-def _check_most(found: int, most: int, what: str) -> None:
+def _check_most(found: int, most: int, what: str, of: str) -> None:
     if found > most:
-        raise _BeyondLimits(f"{what.format(found)}, of which {most} are read")
+        raise _BeyondLimits(f"{what} {found} {of}, of which {most} are read")
 
 
 def version(status: os.stat_result) -> tuple[int, int]:

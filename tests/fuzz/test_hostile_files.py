@@ -263,6 +263,7 @@ HEADERS = {
         "its metadata has 10001 fields, of which",
     ),
     "key": ("{" + entry("k" * 301, 0) + "}", r"has 301 characters, of which 300 are read"),
+    "braces": ("{" + entry("{first}" * 43, 0) + "}", "has 301 characters, of which 300 are read"),
     "dimensions": (entry("a", 0).replace("[1]", str([1] * 65)).join("{}"), "has 65 dimensions"),
     "sides": (
         entry("a", 0).replace("[1]", "[4611686018427387904,0]").join("{}"),
