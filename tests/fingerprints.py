@@ -67,53 +67,24 @@ CONFIGS = {
     **{method: {"method": method} for method in get_args(Method) if method != "iteris"},
 }
 
-# Of `iteris merge sd15`, on a tiny diffusers pipeline.
-COMMANDS = {
-    "default": (),
-    "checked": ("--correct-strength", "--held-out", 2, "--preserve-weight", 0.3),
-    "scenes": (
-        "--scene-weight",
-        1,
-        "--trigger",
-        "a cat",
-        "--trigger",
-        "a hat",
-        "--target",
-        "full_output",
-    ),
+# Of `iteris merge sd15`, on a tiny diffusers pipeline: what distinguishes the rows, and options.
+PLAIN = ("one>", "two>")
+CALLED = ('one> called="a cat"', 'two> called="a hat"')
+COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
+    "default": (PLAIN, ()),
+    "checked": (PLAIN, ("--correct-strength", "--held-out", 2, "--preserve-weight", 0.3)),
+    "scenes": (CALLED, ("--scene-weight", 1, "--target", "full_output")),
     "styled": (
-        "--scene-weight",
-        1,
-        "--trigger",
-        "a cat",
-        "--trigger",
-        "in ink",
-        "--kind",
-        "subject",
-        "--kind",
-        "style",
+        ('one> subject called="a cat"', 'two> style called="in ink"'),
+        ("--scene-weight", 1),
     ),
-    "text scenes": (
-        "--scene-weight",
-        1,
-        "--scene-text",
-        "--trigger",
-        "a cat",
-        "--trigger",
-        "a hat",
+    "text scenes": (CALLED, ("--scene-weight", 1, "--scene-text")),
+    "diffusers": (("one:1:0.5>", "two:0.5:1> priority=2"), ("--style", "diffusers")),
+    "float64": (PLAIN, ("--dtype", "float64", "--target", "delta", "--rank", 2)),
+    "paper": (
+        PLAIN,
+        ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
     ),
-    "diffusers": (
-        "--style",
-        "diffusers",
-        "--strength",
-        "1,0.5",
-        "--strength-text",
-        "0.5,1",
-        "--weights",
-        "1,2",
-    ),
-    "float64": ("--dtype", "float64", "--target", "delta", "--rank", 2),
-    "paper": ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
 }
 
 
@@ -232,12 +203,11 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
         metadata,
     )
     quick = ("--trajectories", 3, "--timesteps", 2, "--steps", 3, "--resolution", 64, "--cfg", 2)
-    loras = ("--lora", scratch / "one.safetensors", "--lora", scratch / "two.safetensors")
-    prompts = ("--prompts", "a cat\\nink", "--prompts", "a hat")
-    for name, options in COMMANDS.items():
-        output = scratch / "merged.safetensors"
-        where = ("--base", scratch / "base", "--output", output, "--overwrite")
-        iteris("merge", "sd15", *where, *loras, *prompts, *quick, *options)
+    output = scratch / "merged.safetensors"
+    where = ("--base", scratch / "base", "--output", output, "--overwrite")
+    for name, ((one, two), options) in COMMANDS.items():
+        rows = (f"<lora:{scratch}/{one} | a cat | ink", f"<lora:{scratch}/{two} | a hat")
+        iteris("merge", "sd15", *where, "--lora", rows[0], "--lora", rows[1], *quick, *options)
         found = of_file(output)
         for key, text in found.items():
             found[key] = text.replace(str(scratch), "SCRATCH")

@@ -1,7 +1,7 @@
 // LoRAs as the rows of a text, one LoRA a line; `iteris_core/diffusion/lora_rows.py` reads and writes the same
 // grammar, and has it in words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-const TAG = /<lora:([^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
+const TAG = /<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
 const IN_TAG = { lbw: "blocks", w: "blocks", unet: "model", te: "clip" }; // what other programs write into a tag
 const WORD = /((?:"(?:\\.|[^"\\])*"|[^\s|"])+)\s*/y;
 const QUOTED = /"((?:\\.|[^"\\])*)"/g;

@@ -2,7 +2,7 @@
 
 import typer
 
-from .merge_diffusion import COMMANDS, merge_command
+from .merge_diffusion import COMMANDS, help_of, merge_command
 from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
 from .options import now_spelled
 
@@ -12,7 +12,7 @@ app = typer.Typer(
     help="Merge adapters into one.",
     context_settings={"token_normalize_func": now_spelled},
 )
-for command in COMMANDS:
-    app.command(command.name, help=command.help)(merge_command(command))
+for name in COMMANDS:
+    app.command(name, help=help_of(name))(merge_command(name))
 app.command("t5", help=T5_HELP)(merge_t5_command)
 app.command("blip", help=BLIP_HELP)(merge_blip_command)

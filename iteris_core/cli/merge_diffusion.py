@@ -9,9 +9,9 @@ import functools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -24,7 +24,8 @@ from ..diffusion.calibration import DEFAULT_PRESET, PRESETS, Calibration, Preset
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
-from ..diffusion.lora_use import Kind, LoraUse, load_each_once, with_prompts
+from ..diffusion.lora_rows import Row, at, read_rows, use_of
+from ..diffusion.lora_use import LoraUse, load_each_once
 from ..diffusion.merging import merge_and_check
 from ..diffusion.pipeline import DiffusersModel
 from ..diffusion.recipe import metadata_of_merge
@@ -42,72 +43,38 @@ from .options import Spread
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries
 
-T = TypeVar("T")
+_HELP = """Merge LoRA files of {models} into one LoRA file that does what each of them does.
 
-_HELP = """Merge LoRA files of {full_name} into one LoRA file.
+A LoRA is a row as the node Merge LoRAs takes it: file, strength, text encoder strength, words, \
+and prompts with its trigger words, each after a |. Words: subject, style, priority=2, called="a \
+sks dog", blocks=OUTALL, without=*attn2*. Without prompts they are made of the trigger words in \
+the file's metadata. Strengths are baked into the result: load it at 1.
 
-Every LoRA is run on its own prompts. The merged one is solved for, layer by layer, so that it \
-does the same.
+    iteris merge {name} --base model/ --output merged.safetensors
+      --lora "<lora:dog.safetensors> | a photo of sks dog | sks dog outdoors"
+      --lora "<lora:ink.safetensors:0.8> style | a castle, xyz ink drawing"
 
-Example:
-
-    iteris merge {name} --base {folder}/ --output merged.safetensors
-        --lora dog.safetensors --prompts "a photo of sks dog\\n sks dog on a beach"
-        --lora ink.safetensors --prompts "a castle, xyz ink drawing" --strength 1,0.8
-
-Prompts are split at \\n, and have the trigger words in them; --prompts-file takes a text file \
-with one a line. Without any (or with --prompts "") they are made of the trigger words in the \
-file's metadata. The base is a diffusers folder, a .safetensors checkpoint or a name on the hub. A \
-checkpoint also needs {family}'s settings and tokenizer: from the hub, or from the folder \
---config. Unless --resolution and --cfg say otherwise, the LoRAs are run on pictures of \
-{side} x {side} pixels with guidance {guidance:g}.
-
-LoRAs in the spelling of kohya, LyCORIS, diffusers, PEFT and ComfyUI are read. Strengths are baked \
-into the result: load it at 1. It has kohya's key names, which ComfyUI, A1111 and diffusers load; \
---style diffusers writes those of diffusers.
-
-Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
+Exit code 0: merged; 2: one line says what is wrong with the files or settings.
 """
+OF_BEFORE = (
+    "--prompts",
+    "--prompts-file",
+    "--strength",
+    "--strength-text",
+    "--weights",
+    "--trigger",
+    "--kind",
+    "--blocks",
+    "--without",
+)  # options of before, each given once for every LoRA
+_ROW = '"<lora:dog.safetensors:0.8> subject | a photo of sks dog"'
 
 
-@dataclass(frozen=True)
-class MergeCommand:
-    """A family of base models with a command of its own.
-
-    Args:
-        name: What the user types behind ``iteris merge``.
-        family: The family.
-        full_name: Its name in the help.
-        folder: Folder of a base model, for the example.
-    """
-
-    name: str
-    family: Family
-    full_name: str
-    folder: str
-
-    @property
-    def help(self) -> str:
-        """What ``--help`` says."""
-        return _HELP.format(
-            name=self.name,
-            full_name=self.full_name,
-            folder=self.folder,
-            family=self.family.name,
-            side=self.family.measured_at,
-            guidance=self.family.guidance,
-        )
-
-
-COMMANDS = (
-    MergeCommand("sd15", FAMILIES["SD1.5"], "Stable Diffusion 1.5", "stable-diffusion-v1-5"),
-    MergeCommand(
-        "sdxl",
-        FAMILIES["SDXL"],
-        "SDXL (also Pony, Illustrious and NoobAI)",
-        "stable-diffusion-xl-base-1.0",
-    ),
-)
+# Name of a command -> name of the family of its base models, and its models in the help.
+COMMANDS = {
+    "sd15": ("SD1.5", "Stable Diffusion 1.5"),
+    "sdxl": ("SDXL", "SDXL, Pony, Illustrious and NoobAI"),
+}
 
 
 @settings
@@ -132,17 +99,22 @@ class Saving:
             )
 
 
-def merge_command(command: MergeCommand) -> Callable[..., None]:
-    """Return the function of a family's command, of which typer makes the options."""
+def help_of(name: str) -> str:
+    """Return what ``--help`` says of a command."""
+    return _HELP.format(name=name, models=COMMANDS[name][1])
+
+
+def merge_command(name: str) -> Callable[..., None]:
+    """Return the function of a command, of which typer makes the options."""
     return options.command(
-        f"iteris merge {command.name}",
+        f"iteris merge {name}",
         "diffusion",
         start=of_preset,
         calibration=Calibration(),
         solving=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Spread(),
         saving=Saving(),
-    )(functools.partial(_merge, command.family))
+    )(functools.partial(_merge, FAMILIES[COMMANDS[name][0]]))
 
 
 def of_preset(given: Mapping[str, Any], start: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -160,70 +132,49 @@ def _merge(
     *,
     base: Annotated[
         str,
-        typer.Option(help="The model: a diffusers folder, a .safetensors, or a name on the hub."),
+        typer.Option(help="A diffusers folder, a .safetensors or a name on the hub."),
     ],
-    lora: Annotated[list[Path], typer.Option(help="A LoRA file, .safetensors; one or more.")],
     output: Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")],
-    prompts: Annotated[
-        list[str] | None, typer.Option(help="A LoRA's prompts; one per --lora, in order.")
-    ] = None,
-    prompts_file: Annotated[
-        list[Path] | None, typer.Option(help="The same from files, instead of --prompts.")
-    ] = None,
+    lora: Annotated[
+        list[str],
+        typer.Option(metavar="<row>", help="A LoRA: a row, a file, or a .txt of rows; repeat it."),
+    ],
     config: Annotated[
         str | None,
         typer.Option(
-            help="For a checkpoint: a folder with its settings; from the hub if left out."
-        ),
-    ] = None,
-    strength: Annotated[
-        str | None, typer.Option(help="Strength of each LoRA, such as 1,0.8; 1 if left out.")
-    ] = None,
-    strength_text: Annotated[
-        str | None,
-        typer.Option(help="Strength of the text encoder parts; as --strength if left out."),
-    ] = None,
-    weights: options.WeightsSetting = None,
-    trigger: Annotated[
-        list[str] | None, typer.Option(help="What scenes call a LoRA; one per --lora, in order.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(help="subject or style, for scenes; one per --lora, in order."),
-    ] = None,
-    blocks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Weights of a LoRA's blocks, such as OUTALL, IN01:0.5,MID:0 or 17 numbers; one "
-            'per --lora, in order, "" for none.'
-        ),
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Layers of a LoRA that are left out, such as *attn2*, between blanks; one per "
-            '--lora, in order, "" for none.'
+            hidden=True,
+            help="For a checkpoint: a folder with its family's settings and tokenizer; from the "
+            "hub if left out.",
         ),
     ] = None,
     preset: Annotated[
-        Preset, typer.Option(help="How thorough; options below replace what it sets.")
+        Preset, typer.Option(help="How thorough; other options go before it.")
     ] = DEFAULT_PRESET,
     correct_strength: Annotated[
         bool,
         typer.Option(
-            "--correct-strength", help="Scale the result by what the check of --held-out measures."
+            "--correct-strength",
+            hidden=True,
+            help="Scale the result by what the check of --check-runs measures.",
         ),
     ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
+    of_before: Annotated[list[str] | None, typer.Option(*OF_BEFORE, hidden=True)] = None,
     calibration: Calibration,
     solving: MergeConfig,
     placement: Spread,
     saving: Saving,
 ) -> None:
+    if of_before:
+        raise ConfigError(
+            f"{', '.join(OF_BEFORE)} are written in the LoRA's own row now: --lora {_ROW}"
+        )
+    rows = rows_of(lora)
+    paths = [file_of(row) for row in rows]
     Places(
         files={"--output": output, "--json": report},
-        inputs={"--base": [base], "--lora": lora, "--prompts-file": prompts_file or ()},
+        inputs={"--base": [base], "--lora": [*lora, *paths]},
     ).check()
     check_output(output, overwrite)
     told = options.ReportFile(report, overwrite)
@@ -232,23 +183,11 @@ def _merge(
     how = MergeSettings(solving, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
     how.check(calibration)
-    given = OncePerLora(
-        lora,
-        prompts,
-        prompts_file,
-        strength,
-        strength_text,
-        weights,
-        trigger,
-        kind,
-        blocks,
-        without,
-    )
-    uses = given.uses()
+    uses = uses_of(rows)
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
-        loras, repeated = load_each_once(uses, Reader(model, uses, lora))
-        check_style((one.adapter for one in loras), saving.style)
-        job = Job.of(model, loras, calibration, replace(how, notes=tuple(repeated)))
+        loaded, repeated = load_each_once(uses, Reader(model, uses, paths))
+        check_style((one.adapter for one in loaded), saving.style)
+        job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
         # with a device map, what is free while the model waits elsewhere is not known
         free = free_bytes(device_of(model.unet_model)) if placement.device_map == "none" else None
         job = job.within_free(free, model.unet_model.dtype.itemsize)
@@ -271,103 +210,48 @@ def _merge(
     options.tell(result.adapter.name, result.report, saved, output, told)
 
 
-@dataclass(frozen=True)
-class OncePerLora:
-    """Options that are given once for every ``--lora``, in its order, or not at all.
+def rows_of(texts: Sequence[str]) -> list[Row]:
+    """Return the rows of LoRAs that the user typed, or wrote into text files.
 
-    Args:
-        loras: The files.
-        prompts: Prompts, those of one LoRA split at a backslash and an n.
-        prompts_files: The same from files.
-        strength: Strengths, such as ``1,0.8``.
-        strength_text: Strengths of the text encoder parts.
-        weights: Weights of the LoRAs' tasks.
-        triggers: What scenes call the LoRAs.
-        kinds: "subject" or "style".
-        blocks: Weights of the LoRAs' blocks.
-        without: Patterns of the LoRAs' layers that are left out, between blanks.
+    Raises:
+        ConfigError: Names the option, or the file and its line.
     """
+    rows: list[Row] = []
+    for number, text in enumerate(texts, 1):
+        where = f"--lora {number}"
+        if not text.strip():
+            raise ConfigError(f"{where} is empty; write a LoRA such as {_ROW}")
+        if text.lstrip().startswith("<"):
+            rows += read_rows(text, where)
+        elif text.endswith(".txt"):
+            rows += read_rows(_text_of(Path(text)), text)
+        else:
+            rows.append(Row(text, where=where))
+    return rows
 
-    loras: Sequence[Path]
-    prompts: Sequence[str] | None
-    prompts_files: Sequence[Path] | None
-    strength: str | None
-    strength_text: str | None
-    weights: str | None
-    triggers: Sequence[str] | None
-    kinds: Sequence[str] | None
-    blocks: Sequence[str] | None
-    without: Sequence[str] | None
 
-    def uses(self) -> list[LoraUse]:
-        """Return the LoRAs as they are to be used, with the trigger words of their files.
+def file_of(row: Row) -> Path:
+    """Return the file that a row names, whose name may lack its ending."""
+    path = Path(row.name).expanduser()
+    whole = Path(f"{path}.safetensors")
+    return whole if whole.exists() and not path.exists() else path
 
-        Raises:
-            AdapterError: A file cannot be read.
-            CalibrationError: A LoRA without prompts, whose file names no trigger words.
-            ConfigError: An option is there more or less often than LoRAs.
-        """
-        strengths = self._numbers("--strength", self.strength, 1.0)
-        strengths_text = strengths
-        if self.strength_text is not None:
-            strengths_text = self._numbers("--strength-text", self.strength_text, 1.0)
-        rows = zip(
-            self.loras,
-            self._prompts(),
-            strengths,
-            strengths_text,
-            self._numbers("--weights", self.weights, 1.0),
-            self._texts("--trigger", self.triggers, ""),
-            self._texts("--kind", self.kinds, "subject"),
-            self._texts("--blocks", self.blocks, ""),
-            self._texts("--without", self.without, ""),
-            strict=True,
-        )
-        uses = []
-        for path, prompts, strength, of_text, weight, trigger, kind, blocks, without in rows:
+
+def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
+    """Return the LoRAs of rows as they are to be used, with the trigger words of their files.
+
+    Raises:
+        IterisError: Names the row. A file that cannot be read, or a LoRA without prompts whose file
+            names no trigger words.
+    """
+    uses = []
+    for row in rows:
+        path = file_of(row)
+        with at(row):
             triggers = lora_header(path).triggers  # first, since it says what is wrong with a file
-            use = LoraUse(
-                name=path.stem,
-                file=path.name,
-                sha256=sha256(path),
-                strength_model=strength,
-                strength_clip=of_text,
-                prompts=prompts,
-                weight=weight,
-                trigger=trigger,
-                kind=cast(Kind, kind),
-                blocks=blocks,
-                without=tuple(without.split()),
-            )
-            uses.append(with_prompts(use, triggers))
-        return uses
-
-    def _prompts(self) -> Sequence[tuple[str, ...]]:
-        if self.prompts and self.prompts_files:
-            raise ConfigError(
-                "there are both --prompts and --prompts-file; give one of them, once for every "
-                "--lora"
-            )
-        if self.prompts_files:
-            texts = [_lines(_text_of(file)) for file in self.prompts_files]
-            return self._checked("--prompts-file", texts)
-        texts = [_lines(text.replace("\\n", "\n")) for text in self.prompts or ()]
-        return self._checked("--prompts", texts or [()] * len(self.loras))
-
-    def _numbers(self, option: str, text: str | None, otherwise: float) -> Sequence[float]:
-        numbers = options.numbers(option, text)
-        return self._checked(option, numbers or [otherwise] * len(self.loras))
-
-    def _texts(self, option: str, texts: Sequence[str] | None, otherwise: str) -> Sequence[str]:
-        return self._checked(option, texts or [otherwise] * len(self.loras))
-
-    def _checked(self, option: str, values: Sequence[T]) -> Sequence[T]:
-        if len(values) != len(self.loras):
-            raise ConfigError(
-                f"there are {len(self.loras)} LoRAs and {len(values)} values of {option}; give "
-                "each LoRA its own"
-            )
-        return values
+            use = use_of(row, path.stem, path.name, triggers)
+            uses.append(replace(use, sha256=sha256(path)))
+    return uses
 
 
 class Reader:
@@ -420,14 +304,10 @@ def _loaded(
         )
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{file}: cannot be read as text ({error}); give a text file with one prompt a line"
+            f"{file}: cannot be read as text ({error}); give a text file with one LoRA a line"
         ) from error

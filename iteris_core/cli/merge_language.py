@@ -31,7 +31,7 @@ from ..language.samples import ReadingOptions
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
 from ..rivals.registry import check_used
-from . import options as options
+from . import options
 from .options import Spread
 from .paths import Places
 from .terminal import progress_bars, quiet_libraries

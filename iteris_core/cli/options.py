@@ -49,6 +49,8 @@ _FLAGS = {
 _REPORT_MARK = "iteris"
 _REPORT_START = f'{{\n  "{_REPORT_MARK}": "'.encode()
 _MOST_CHOICES = 4  # that are listed beside an option's name
+# Settings that `--help` lists; `--help-all` lists all.
+_FIRST = ("scene_weight", "rank", "device")
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
@@ -59,12 +61,29 @@ SaveModelSetting = Annotated[
 WeightsSetting = Annotated[
     str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
 ]
+
+
+def _show_all(context: typer.Context, is_asked: bool) -> None:
+    if is_asked:
+        for parameter in context.command.params:
+            parameter.hidden = not parameter.help
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show all options."),
+    ],
+)
 OverwriteSetting = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is in the way of the output.")
+    bool, typer.Option("--overwrite", help="Replace an output that is there.")
 ]
-ReportSetting = Annotated[
-    Path | None, typer.Option("--json", help="Write the report to this file, as JSON.")
-]
+ReportSetting = Annotated[Path | None, typer.Option("--json", help="File for the report, as JSON.")]
 
 
 @settings
@@ -140,7 +159,8 @@ class Option:
             self.spelling,
             help=self.help,
             metavar=None if is_flag else self._metavar,
-            rich_help_panel=self.panel,
+            hidden=self.name not in _FIRST,
+            rich_help_panel=None if self.name in _FIRST else self.panel,
         )
         is_repeated = self._is_list or self._inner
         kind: Any = bool | None if is_flag else list[str] | None if is_repeated else str | None
@@ -276,7 +296,7 @@ def command(
                 }
                 body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
 
-        parameters = [*own, *(option.parameter for option in every)]
+        parameters = [*own, *(option.parameter for option in every), _HELP_ALL]
         # typeshed does not know this attribute of functions, which `inspect` documents
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}

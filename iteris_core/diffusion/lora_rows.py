@@ -13,17 +13,23 @@ whose file is still to be chosen has no name, ``<lora::0.8>``; a merge cannot re
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ..errors import ConfigError
+from ..errors import CalibrationError, ConfigError, IterisError
 from ..settings import checked, shown
-from .lora_use import Kind, LoraUse, Strength, Weight, check_count
+from .lora_use import Kind, LoraUse, Strength, Weight, check_count, with_prompts
 
-TAG = re.compile(r"<lora:([^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
+if TYPE_CHECKING:
+    from ..files.trigger_words import TriggerWords
+
+TRIGGER = "{trigger}"
+# A name may begin with a drive of Windows.
+TAG = re.compile(r"<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
 # One word after the tag; a value may be in quotes. Each place is looked at once.
 _WORD = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s|"])+')
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
@@ -108,6 +114,69 @@ def row_of(use: LoraUse) -> Row:
         use.without,
         use.prompts,
     )
+
+
+@contextlib.contextmanager
+def at(row: Row) -> Iterator[None]:
+    """Let errors name the row that they are about."""
+    try:
+        yield
+    except IterisError as error:
+        raise type(error)(f"{row.where}: {error}") from error
+
+
+def use_of(
+    row: Row, name: str, file: str, triggers: TriggerWords, more: Sequence[str] = ()
+) -> LoraUse:
+    """Return the LoRA of a row as it is to be merged, its prompts filled in.
+
+    Args:
+        row: The row.
+        name: Name of the LoRA in reports and errors.
+        file: Name of its file.
+        triggers: Trigger words in the metadata of the file.
+        more: Prompts besides those of the row.
+
+    Raises:
+        CalibrationError: Trigger words are needed, and the file names none.
+        ConfigError: Weights of blocks or patterns of layers that cannot be read.
+    """
+    use = LoraUse(
+        name=name,
+        file=file,
+        sha256="",
+        strength_model=row.strength_model,
+        strength_clip=row.strength_clip,
+        prompts=(*row.prompts, *more),
+        weight=row.priority,
+        kind=row.kind or "subject",
+        blocks=row.blocks,
+        without=row.without,
+    )
+    words = filled(row.called, use, triggers.triggers, "called")
+    return replace(with_prompts(use, triggers), trigger=words)
+
+
+def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str:
+    """Return the words for a LoRA in captions with others, with its trigger words in them.
+
+    Args:
+        words: The user's words; may contain ``{trigger}``.
+        use: The LoRA.
+        triggers: Trigger words in the metadata of its file.
+        field: The place of the words in errors.
+
+    Raises:
+        CalibrationError: The file names no trigger words.
+    """
+    if TRIGGER not in words:
+        return words
+    if not triggers:
+        raise CalibrationError(
+            f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
+            f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
+        )
+    return words.replace(TRIGGER, triggers[0])
 
 
 def tagged(tag: re.Match[str], where: str) -> Row:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...iteris_core.errors import CalibrationError, IterisError
+from ...iteris_core.diffusion import lora_rows
+from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_of
 from .. import host
 from .names import adapter_name, find_name
 
 if TYPE_CHECKING:
     from ...iteris_core.diffusion.lora_rows import Row
     from ...iteris_core.diffusion.lora_use import LoraUse
-
-TRIGGER = "{trigger}"
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -80,52 +77,19 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
         more: Prompts besides those of the row.
 
     Raises:
-        IterisError: Names the row; see `file_of_row` and `use_of_file`.
+        IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
     """
+    from ...iteris_core.files.trigger_words import lora_header
+
     file = file_of_row(row, host.lora_names())
     with at(row):
-        use = use_of_file(
-            file,
-            row.strength_model,
-            row.strength_clip,
-            (*row.prompts, *more),
-            weight=row.priority,
-            kind=row.kind or "subject",
-            blocks=row.blocks,
-            without=row.without,
-        )
-        return replace(use, trigger=filled(row.called, use, "called"))
-
-
-@contextlib.contextmanager
-def at(row: Row) -> Iterator[None]:
-    """Let errors name the row that they are about."""
-    try:
-        yield
-    except IterisError as error:
-        raise type(error)(f"{row.where}: {error}") from error
+        triggers = lora_header(host.lora_path(file)).triggers
+        return use_of(row, adapter_name(file), file, triggers, more)
 
 
 def filled(words: str, use: LoraUse, field: str) -> str:
-    """Return the words for a LoRA in captions with others, with its trigger words in them.
-
-    Args:
-        words: The user's words; may contain ``{trigger}``.
-        use: The LoRA.
-        field: The place of the words in errors.
-
-    Raises:
-        CalibrationError: The file names no trigger words.
-    """
-    if TRIGGER not in words:
-        return words
-    triggers = triggers_of(use)
-    if not triggers:
-        raise CalibrationError(
-            f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
-            f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
-        )
-    return words.replace(TRIGGER, triggers[0])
+    """Return the words for a LoRA in captions with others; see `lora_rows.filled`."""
+    return lora_rows.filled(words, use, triggers_of(use) if TRIGGER in words else (), field)
 
 
 def use_of_tensors(

@@ -89,12 +89,14 @@ def world_xl(tmp_path_factory):
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
-def arguments_of(world, *more, base="base", prompts=("a cat\\nink", "a hat"), command="sd15"):
+ONE = "<lora:{}/one.safetensors> | a cat | ink"
+TWO = "<lora:{}/two> | a hat"  # the file's ending may be left out
+
+
+def arguments_of(world, *more, base="base", rows=(ONE, TWO), command="sd15"):
     arguments = ["merge", command, "--base", world / base, *QUICK]
-    for name in ("one", "two"):
-        arguments += ["--lora", world / f"{name}.safetensors"]
-    for text in prompts:
-        arguments += ["--prompts", text]
+    for row in rows:
+        arguments += ["--lora", row.format(world)]
     return list(map(str, [*arguments, *more]))
 
 
@@ -232,23 +234,10 @@ def test_half_precision_is_close(world, tmp_path):
 
 def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
     output = tmp_path / "merged.safetensors"
-    more = [
-        "--waiting-bytes",
-        0,
-        "--strength",
-        "0.5,-1",
-        "--strength-text",
-        "0.7,0",
-        "--rank",
-        3,
-        "--preserve-weight",
-        0,
-        "--alpha",
-        1e-3,
-        "--target",
-        "delta",
-    ]
-    done = iteris(world, "--output", output, *more)
+    more = ["--waiting-bytes", 0, "--rank", 3, "--alpha", 1e-3, "--target", "delta"]
+    more += ["--preserve-weight", 0]
+    rows = ["<lora:{}/one:0.5:0.7> | a cat | ink", "<lora:{}/two:-1:0> | a hat"]
+    done = iteris(world, "--output", output, *more, rows=rows)
     assert (done.exit_code, complaints(done)) == (0, [])
     config = MergeConfig(target="delta", samples_per_chunk=4, rank=3, alpha=1e-3)
     model, expected = merged_here(world, ((0.5, 0.7), (-1.0, 0.0)), config, preserve_weight=0.0)
@@ -263,18 +252,11 @@ def test_strengths_rank_and_preserve_weight_reach_the_merge(world, tmp_path):
 
 def test_block_weights_and_left_out_layers_reach_the_merge(world, tmp_path):
     output = tmp_path / "merged.safetensors"
-    more = [
-        "--blocks",
-        "OUT:0.5,MID:0",
-        "--blocks",
-        "",
-        "--without",
-        "",
-        "--without",
-        "*attn2* *fc1",
+    rows = [
+        "<lora:{}/one> blocks=OUT:0.5,MID:0 | a cat | ink",
+        "<lora:{}/two> without=*attn2* without=*fc1 | a hat",
     ]
-    more += ["--waiting-bytes", "0"]
-    done = iteris(world, "--output", output, *more)
+    done = iteris(world, "--output", output, "--waiting-bytes", "0", rows=rows)
     assert (done.exit_code, complaints(done)) == (0, [])
     layers = ({"blocks": "OUT:0.5,MID:0"}, {"without": ("*attn2*", "*fc1")})
     model, expected = merged_here(world, layers=layers)
@@ -330,17 +312,15 @@ def test_no_input_is_overwritten(world, tmp_path):
         )
 
 
-def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
-    (tmp_path / "one.txt").write_text("a cat\n\nink\n")
-    (tmp_path / "two.txt").write_text("a hat\n")
-    files = [
-        part for name in ("one", "two") for part in ("--prompts-file", tmp_path / f"{name}.txt")
-    ]
-    assert iteris(world, "--output", tmp_path / "a.safetensors", *files, prompts=()).exit_code == 0
+def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_path):
+    text = f"{ONE}\n# <lora:nowhere>\n\n{TWO}\n".format(world, world)
+    (tmp_path / "rows.txt").write_text(text)
+    done = iteris(world, "--output", tmp_path / "a.safetensors", rows=[f"{tmp_path}/rows.txt"])
+    assert done.exit_code == 0
     _, expected = merged_here(world)
     model = load_diffusers(str(world / "base"))
     assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
-    done = iteris(world, "--output", tmp_path / "b.safetensors", prompts=("a cat", ""))
+    done = iteris(world, "--output", tmp_path / "b.safetensors", rows=(ONE, "{}/two.safetensors"))
     assert (done.exit_code, complaints(done)) == (0, [])
     assert (
         "two: prompts made of the file's trigger words (modelspec.trigger_phrase): a photo of a hat"
@@ -351,18 +331,15 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--strength", "1,x"], "--strength is '1,x'"),
-        (["--strength", "1"], "there are 2 LoRAs and 1 values of --strength"),
-        (["--prompts", "more"], "there are 2 LoRAs and 3 values of --prompts"),
-        (["--prompts-file", "/nowhere"], "both --prompts and --prompts-file"),
+        (["--strength", "1"], "are written in the LoRA's own row now: --lora \"<lora:dog"),
+        (["--lora", "<lora:x:y>"], "--lora 3, line 1: a strength in '<lora:x:y>' is 'y'"),
+        (["--lora", "<lora:/no>"], "--lora 3, line 1: no: there is no such file (/no)"),
+        (["--lora", "no.txt"], "no.txt: cannot be read as text"),
+        (["--lora", ""], "--lora 3 is empty"),
         (["--resolution", "100"], "--resolution is '100'; it must be a multiple of 64"),
         (
-            ["--kind", "thing", "--kind", "style"],
-            "LoRA 'one': kind is 'thing'; it must be 'subject' or 'style'",
-        ),
-        (
-            ["--blocks", "IN99:0", "--blocks", ""],
-            "LoRA 'one': its block weights have 'IN99:0', and it changes no such block",
+            ["--lora", "<lora:{}/two> blocks=IN99:0"],
+            "LoRA 'two': its block weights have 'IN99:0', and it changes no such block",
         ),
         (
             ["--correct-strength"],
@@ -374,9 +351,8 @@ def test_prompts_come_from_files_or_from_the_trigger_words(world, tmp_path):
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, said):
-    done = iteris(
-        world, *(() if "--output" in more else ("--output", tmp_path / "out.safetensors")), *more
-    )
+    where = () if "--output" in more else ("--output", tmp_path / "out.safetensors")
+    done = iteris(world, *where, *(text.format(world) for text in more))
     assert done.exit_code == 2
     assert done.stderr.startswith("iteris merge sd15: ")
     assert said in done.stderr
@@ -414,9 +390,9 @@ def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
 
 
 def test_a_lora_without_prompts_or_trigger_words_is_named(world, tmp_path):
-    done = iteris(world, "--output", tmp_path / "out.safetensors", prompts=("", "a hat"))
+    done = iteris(world, "--output", tmp_path / "out.safetensors", rows=("{}/one", TWO))
     assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
-    assert done.stderr.startswith("iteris merge sd15: one.safetensors has no prompts, and the file")
+    assert done.stderr.startswith("iteris merge sd15: --lora 1: one.safetensors has no prompts")
 
 
 def test_layers_of_very_high_rank_can_be_saved_as_full_differences(world, tmp_path):
@@ -437,7 +413,7 @@ def test_two_files_of_one_name_are_told_apart(world, tmp_path):
     other.write_bytes((world / "two.safetensors").read_bytes())
     done = iteris(
         world,
-        *("--lora", other, "--prompts", "hat", "--json", tmp_path / "report.json"),
+        *("--lora", f"<lora:{other}> | hat", "--json", tmp_path / "report.json"),
         *("--output", tmp_path / "merged.safetensors"),
     )
     assert (done.exit_code, complaints(done)) == (0, [])
@@ -462,7 +438,7 @@ def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
         tmp_path / "out.safetensors",
     ]
     for name in ("three", "four"):
-        arguments += ["--lora", tmp_path / f"{name}.safetensors", "--prompts", "a cat"]
+        arguments += ["--lora", f"<lora:{tmp_path}/{name}> | a cat"]
     said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
     for style, is_said in (("kohya", True), ("diffusers", False)):
         done = CliRunner().invoke(
@@ -483,13 +459,16 @@ def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
     adapter = tiny_diffusers.adapter(host, 3, wanted=("to_q",))
     biased = replace(adapter, vectors={"unet.conv_in.bias": torch.ones(8)})
     save_lora(host, biased, tmp_path / "biased.safetensors")
-    more = ["--lora", tmp_path / "biased.safetensors", "--prompts", "a cat"]
-    where = ["--output", tmp_path / "out.safetensors"]
-    refused = iteris(world, *more, *where, "--style", "diffusers")
+    where = ["--output", tmp_path / "out.safetensors", "--lora"]
+    biased = f"<lora:{tmp_path}/biased:1> | a cat"
+    refused = iteris(world, *where, biased, "--style", "diffusers")
     assert refused.exit_code == 2
     assert "biased: it changes biases or norms ('unet.conv_in.bias' among 1)" in refused.stderr
-    for fits in (["--style", "kohya"], ["--style", "diffusers", "--strength", "1,1,0"]):
-        assert isinstance(iteris(world, *more, *where, *fits).exception, AssertionError)
+    for fits in (
+        [biased, "--style", "kohya"],
+        [biased.replace(":1>", ":0>"), "--style", "diffusers"],
+    ):
+        assert isinstance(iteris(world, *where, *fits).exception, AssertionError)
 
 
 def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
@@ -527,7 +506,7 @@ def test_an_sdxl_checkpoint_that_predicts_v_gives_a_lora_that_says_so(world_xl, 
 
 def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_path):
     out = ["--output", tmp_path / "out.safetensors"]
-    lora = ["--prompts", "x", "--lora"]
+    row = "<lora:{}/one> | x".format
     for done, said in (
         (iteris(world_xl, *out), "base: is a model of SDXL, and one of SD1.5 is asked for"),
         (
@@ -535,11 +514,11 @@ def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_pat
             "base.safetensors: is a model of SD1.5, and one of SDXL is asked for",
         ),
         (
-            iteris(world, *out, *lora, world_xl / "one.safetensors"),
+            iteris(world, *out, "--lora", row(world_xl)),
             "one: this file is for SDXL, the model is SD1.5; choose a LoRA for SD1.5",
         ),
         (
-            iteris(world_xl, *out, *lora, world / "one.safetensors", command="sdxl"),
+            iteris(world_xl, *out, "--lora", row(world), command="sdxl"),
             "this model's weight there is 16 x 40. The file is for SD1.5, the model is SDXL; use one",
         ),
     ):

@@ -70,7 +70,7 @@ def test_a_merge_of_stable_diffusion_asks_nothing(tmp_path):
     for seed, name in enumerate(("one", "two")):
         adapter = tiny_diffusers.adapter(model, seed, wanted=("attn2.to_q", "fc1"))
         save_lora(model, adapter, tmp_path / f"{name}.safetensors")
-        arguments += ["--lora", tmp_path / f"{name}.safetensors", "--prompts", f"a {name}"]
+        arguments += ["--lora", f"<lora:{tmp_path}/{name}> | a {name}"]
     assert python(OUTSIDE, *arguments) == []
     assert merged.is_file()
 

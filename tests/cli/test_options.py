@@ -11,7 +11,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from iteris_core import BaselineOptions, ConfigError
-from iteris_core.cli import options
+from iteris_core.cli import merge_diffusion, options
 from iteris_core.cli.main import app
 from iteris_core.cli.merge import app as merge_app
 from iteris_core.diffusion.job import MergeSettings
@@ -124,7 +124,7 @@ def test_a_wrong_option_is_one_line_that_names_it(arguments, said):
 
 
 def test_the_help_says_meaning_kind_and_default_of_every_setting():
-    _, done = run("--help", default=Every(share=0.25))
+    _, done = run("--help-all", default=Every(share=0.25))
     text = " ".join(done.stdout.replace("│", " ").split())
     assert "How things are done" in text
     for said in (
@@ -139,6 +139,20 @@ def test_the_help_says_meaning_kind_and_default_of_every_setting():
         "--method-option <name=value> Settings in settings. One of scale, density, sign",
     ):
         assert said in text
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "t5", "blip"])
+def test_the_help_is_short_and_all_options_are_one_step_away(name):
+    def told(option):
+        done = CliRunner().invoke(app, ["merge", name, option], env={"COLUMNS": "100"})
+        assert done.exit_code == 0
+        return done.stdout
+
+    short = told("--help")
+    assert len(short.splitlines()) < 50
+    assert "--help-all" in short and "--device" in short and "--smoothing" not in short
+    missing = {option for option in names_of(name) if option not in told("--help-all")}
+    assert missing <= set(merge_diffusion.OF_BEFORE)
 
 
 def names_of(command):

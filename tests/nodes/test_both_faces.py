@@ -144,9 +144,6 @@ def node(world, replace_host, monkeypatch, widgets):
 def command(world, output):
     """Merge with the command line, and return the same."""
     options = {
-        "--strength": ",".join(str(model) for model, _ in STRENGTHS),
-        "--strength-text": ",".join(str(clip) for _, clip in STRENGTHS),
-        "--weights": ",".join(map(str, WEIGHTS)),
         "--save-dtype": "float16",
         "--json": output / "report.json",
         "--output": output / "merged.safetensors",
@@ -155,8 +152,11 @@ def command(world, output):
     options |= dict(SETTINGS.values())
     flags = [name for name, value in options.items() if value is True]
     arguments = [part for name in options if name not in flags for part in (name, options[name])]
-    for file, prompts in zip(FILES, PROMPTS, strict=True):
-        arguments += ["--lora", world / file, "--prompts", prompts]
+    for file, prompts, (of_model, of_clip), weight in zip(
+        FILES, PROMPTS, STRENGTHS, WEIGHTS, strict=True
+    ):
+        row = f"<lora:{world / file}:{of_model}:{of_clip}> priority={weight} | {prompts}"
+        arguments += ["--lora", row]
     environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
     done = CliRunner().invoke(app, ["merge", "sd15", *flags, *map(str, arguments)], env=environment)
     assert done.exit_code == 0, done.output
