@@ -8,12 +8,10 @@ import math
 
 import pyarrow
 import pytest
-import torch
 from pyarrow import parquet
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from sklearn.metrics import f1_score
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from benchmarks.paper.errors import EvaluationError
 from benchmarks.paper.figures import (
@@ -23,7 +21,7 @@ from benchmarks.paper.figures import (
     caption_figures,
     text_figures,
 )
-from benchmarks.paper.language import Run, text_scores
+from benchmarks.paper.language import text_scores
 from benchmarks.paper.language_tasks import (
     TEXT_TASKS,
     read_caption_task,
@@ -40,7 +38,6 @@ from benchmarks.paper.text_metrics import (
     style_accuracy,
     tokenized,
 )
-from iteris_core.errors import ConfigError
 
 pytestmark = pytest.mark.nightly
 
@@ -65,18 +62,14 @@ def test_accuracy_f1_and_matthews_correlation():
         classification_scores([], [])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_the_tokenizer_follows_the_treebank_without_its_punctuation():
+    for text, expected in (
         ("A dog, running!", "a dog running"),
         ("The dog's well-fed, isn't it?", "the dog 's well-fed is n't it"),
         ("They can't; we'll see - I\u2019m sure.", "they ca n't we 'll see i \u2019m sure"),
         ("10 'quoted' words --", "10 quoted words"),
-        ("  ", ""),
-    ],
-)
-def test_the_tokenizer_follows_the_treebank_without_its_punctuation(text, expected):
-    assert tokenized(text) == expected
+    ):
+        assert tokenized(text) == expected
 
 
 def test_bleu_and_rouge_by_hand():
@@ -94,14 +87,6 @@ def test_bleu_and_rouge_by_hand():
     )
     short = caption_scores(["the cat"], [["the cat sat on"]])
     assert short["bleu_1"] == pytest.approx(math.exp(1 - 4 / 2))  # the brevity penalty
-
-
-def test_cider_of_the_references_themselves_is_ten_and_of_others_zero():
-    references = [["a red bird flies over hills"], ["two old men play chess outside"]]
-    captions = [texts[0] for texts in references]
-    assert caption_scores(captions, references)["cider"] == pytest.approx(10)
-    assert caption_scores(captions[::-1], references)["cider"] == 0
-    assert caption_scores(captions[:1], references[:1])["cider"] == 0
 
 
 def test_scores_are_the_librarys_on_tokenized_captions(capsys):
@@ -173,54 +158,6 @@ def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_pat
         load_style_classifier(tmp_path / "wrong.jsonl")
 
 
-def test_a_sequence_classifier_of_transformers_tells_styles(tmp_path):
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(20))]
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    labels = {0: "LABEL_0", 1: "LABEL_1"}
-    model = BertForSequenceClassification(
-        BertConfig(vocab_size=25, **sizes, num_labels=2, id2label=labels, initializer_range=1.0)
-    ).eval()
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
-    texts = [f"w{i} w{(7 * i) % 20} w{i + 1}" for i in range(18)]
-    inputs = [tokenizer(text, return_tensors="pt") for text in texts]
-    with torch.no_grad():
-        gaps = torch.cat([model(**batch).logits.diff(dim=-1)[0] for batch in inputs])
-        model.classifier.bias[1] -= gaps.quantile(
-            0.5
-        )  # so that both labels come, and none by a hair
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "classifier")
-    styles = load_style_classifier(
-        tmp_path / "classifier", {"positive": "LABEL_1", "negative": "LABEL_0"}
-    )
-    with torch.no_grad():
-        expected = [
-            ("negative", "positive")[int(model(**batch).logits.argmax())] for batch in inputs
-        ]
-    assert styles.classify(texts) == expected
-    assert set(expected) == {"positive", "negative"}
-    (tmp_path / "empty").mkdir()
-    BertModel(model.config).save_pretrained(tmp_path / "headless")
-    for folder, device, said in (
-        ("empty", "cpu", "a sequence classifier cannot be loaded"),
-        ("headless", "cpu", "2 of its weights, such as classifier.bias, are missing"),
-        ("classifier", "tpu9", "device 'tpu9' cannot be used"),
-        ("classifier", "meta", "device 'meta' cannot be used"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            load_style_classifier(tmp_path / folder, device=device)
-    for file in (tmp_path / "classifier").glob("token*"):
-        file.unlink()
-    with pytest.raises(ConfigError, match="there is no tokenizer next to the model"):
-        load_style_classifier(tmp_path / "classifier")
-
-
 ROWS = [
     {"sentence1": 'He said "yes', "sentence2": "No.", "label": 1},
     {"sentence1": "A b", "sentence2": "c", "label": 0},
@@ -248,71 +185,43 @@ def write(path, rows):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".tsv", ".csv", ".parquet"])
-def test_every_format_gives_the_same_examples(suffix, tmp_path):
-    examples = read_text_task(TEXT_TASKS["rte"], write(tmp_path / f"rte{suffix}", ROWS))
-    assert [example.answer for example in examples] == ["no", "yes"]
-    assert 'First: He said "yes Second: No. ' in examples[0].prompt
-    assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
-
-
-def test_emotions_are_instructions_and_outputs(tmp_path):
-    rows = [{"instruction": "Which emotion? {x}", "output": " joy "}]
-    (example,) = read_text_task(TEXT_TASKS["tec"], write(tmp_path / "tec.json", rows))
-    assert (example.prompt, example.answer) == ("Which emotion? {x}", "joy")
+def test_every_format_gives_the_same_examples(tmp_path):
+    for suffix in (".jsonl", ".json", ".tsv", ".csv", ".parquet"):
+        examples = read_text_task(TEXT_TASKS["rte"], write(tmp_path / f"rte{suffix}", ROWS))
+        assert [example.answer for example in examples] == ["no", "yes"]
+        assert 'First: He said "yes Second: No. ' in examples[0].prompt
+        assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
 
 
 PNG = b"\x89PNG"
 
 
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
+def test_captions_are_read_from_parquet(tmp_path):
+    for image, expected in (
         ({"bytes": PNG, "path": None}, PNG),
-        ({"bytes": None, "path": "b.png"}, "b.png"),
-        (PNG, PNG),
-        ("a.png", "a.png"),
-    ],
-)
-@pytest.mark.parametrize("text", ['["one", "two", ""]', "a [caption]"])
-def test_captions_are_read_from_parquet(image, expected, text, tmp_path):
-    (example,) = read_caption_task(
-        write(tmp_path / "test.parquet", [{"image": image, "text": text}])
-    )
-    assert example.image == (expected if isinstance(expected, bytes) else tmp_path / expected)
-    assert example.references == (("one", "two") if text.startswith("[") else ("a [caption]",))
+        ({"bytes": None, "path": "b.png"}, tmp_path / "b.png"),
+        ("a.png", tmp_path / "a.png"),
+    ):
+        for text, references in (('["one", "two", ""]', ("one", "two")), ("a [b]", ("a [b]",))):
+            rows = [{"image": image, "text": text}]
+            (example,) = read_caption_task(write(tmp_path / "test.parquet", rows))
+            assert (example.image, example.references) == (expected, references)
 
 
-def test_captions_are_read_from_json_lines(tmp_path):
-    (example,) = read_caption_task(
-        write(tmp_path / "a.jsonl", [{"image": "x/a.png", "references": ["one", "two"]}])
-    )
-    assert example.image == tmp_path / "x" / "a.png"
-    assert example.references == ("one", "two")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
+def test_wrong_files_are_named_with_their_place(tmp_path):
+    for name, content, said in (
         ("a.txt", "x", "is not one of .jsonl, .json"),
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", '{"sentence": "x"}\n{"sentence"', "cannot be read (line 2: "),
-        ("a.json", "{}", "has no rows"),
         ("a.parquet", "x", "cannot be read"),
-        ("b.jsonl", None, "cannot be read"),
         ("a.tsv", "text\tlabel\nx\t1\n", "row 1: has no field 'sentence' but text, label"),
         ("a.jsonl", '{"sentence": "x", "label": -1}', "test split; give the validation split"),
-        ("a.jsonl", '{"sentence": "x", "label": 2}', "'label' is 2; cola has the labels 0 (no)"),
-    ],
-)
-def test_wrong_files_are_named_with_their_place(name, content, said, tmp_path):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(EvaluationError) as error:
-        read_text_task(TEXT_TASKS["cola"], path)
-    assert str(error.value).startswith(str(path))
-    assert said in str(error.value)
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(EvaluationError) as error:
+            read_text_task(TEXT_TASKS["cola"], tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert said in str(error.value)
 
 
 class Writer:
@@ -368,11 +277,6 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     path.write_text("{}\nnonsense\n")
     with pytest.raises(EvaluationError, match="line 2: is not a prediction"):
         run(again)
-
-
-def test_rows_have_different_names(tmp_path):
-    folders = tuple(tmp_path / name for name in ("a/merged", "b/merged", "base", "c/merged"))
-    assert Run("t5", folders, tmp_path).row_names() == ["merged", "merged-2", "base-2", "merged-3"]
 
 
 def test_the_papers_figures_add_up_to_the_papers_own_sums_and_means():

@@ -8,18 +8,16 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.schedulers import DDPMScheduler, PNDMScheduler
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.clip_alignment import image_alignment, load_clip, text_alignment
-from benchmarks.paper.drawing import Sampling, load_pipeline, wearing_lora
+from benchmarks.paper.drawing import Sampling
 from benchmarks.paper.figures import picture_figures
 from benchmarks.paper.pictures import PROMPTS
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.pipeline import DiffusersModel
-from iteris_core.errors import ConfigError
 
 pytestmark = pytest.mark.nightly
 
@@ -248,29 +246,6 @@ def test_pictures_that_are_there_are_kept_and_more_are_added(world, tmp_path):
     )
 
 
-def test_a_lora_leaves_nothing_in_the_pipeline(world):
-    pipeline = load_pipeline(str(world / "base"), Sampling())
-    before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
-    with wearing_lora(pipeline, world / "merged.safetensors"):
-        assert any("lora_A" in name for name in pipeline.unet.state_dict())
-    after = pipeline.unet.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-def test_learned_tokens_are_part_of_the_prompts(world, tmp_path):
-    save_file({"<v1>": torch.randn(16) * 3}, tmp_path / "v1.safetensors")
-    plain = load_pipeline(str(world / "base"), Sampling())
-    learned = load_pipeline(
-        str(world / "base"), Sampling(), embeddings=[tmp_path / "v1.safetensors"]
-    )
-    assert len(learned.tokenizer) == len(plain.tokenizer) + 1
-    assert learned.tokenizer.convert_tokens_to_ids("<v1>") == len(plain.tokenizer)
-    save_file({"a": torch.ones(2, 3), "b": torch.ones(3)}, tmp_path / "no.safetensors")
-    with pytest.raises(ConfigError, match=r"no\.safetensors: cannot be loaded as a learned token"):
-        load_pipeline(str(world / "base"), Sampling(), embeddings=[tmp_path / "no.safetensors"])
-
-
 def test_alignments_by_hand(world):
     pictures = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     photos = torch.tensor([[0.6, 0.8], [-1.0, 0.0], [1.0, 0.0]])
@@ -289,50 +264,3 @@ def test_the_papers_figures_of_a_pair_in_either_order_and_of_others():
     assert others["linear"] == {"image_1": 0.6811, "image_2": 0.6963, "text": 0.6547}
     assert picture_figures(["dog"]) == []
     assert len(PROMPTS) == 8 and all(prompt.count("{concepts}") == 1 for prompt in PROMPTS)
-
-
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (
-            ["--concept", "cat"],
-            "--concept is 'cat'; write a name and a value, such as pot=photos/pot",
-        ),
-        (["--prompts", "NO_PLACE"], "the prompt 'a cat' has no {concepts}"),
-        (["--clip", "BASE"], "a CLIP model cannot be loaded"),
-        (["--lora", "FOREIGN"], "foreign"),
-        (
-            ["--lora", "PARTLY"],
-            "'lora_unet_nothing_of_this_name_to_q.alpha' (of 3) would not be in the pictures",
-        ),
-        (["--lora", "LORA", "--lora", "LORA"], "the LoRAs are called merged, merged"),
-        (["--no-base"], "there is nothing to evaluate"),
-    ],
-)
-def test_errors_are_one_line_and_exit_code_2(world, tmp_path, more, expected):
-    (tmp_path / "no_place.txt").write_text("a cat\n")
-    (tmp_path / "empty.txt").write_text("\n")
-    save_file({"other": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    whole = load_file(world / "merged.safetensors")
-    layer = "lora_unet_nothing_of_this_name_to_q"
-    more_of_it = {
-        f"{layer}.lora_down.weight": torch.ones(1, 2),
-        f"{layer}.lora_up.weight": torch.ones(2, 1),
-        f"{layer}.alpha": torch.tensor(1.0),
-    }
-    save_file({**whole, **more_of_it}, tmp_path / "partly.safetensors")
-    save_file({**whole, "lora_unet_conv_in.diff_b": torch.ones(8)}, tmp_path / "biased.safetensors")
-    files = {
-        "NO_PLACE": tmp_path / "no_place.txt",
-        "EMPTY": tmp_path / "empty.txt",
-        "BASE": world / "base",
-        "LORA": world / "merged.safetensors",
-        "pot=POT": f"pot={world / 'pot'}",
-        **{
-            name.upper(): tmp_path / f"{name}.safetensors"
-            for name in ("foreign", "partly", "biased")
-        },
-    }
-    given = [files.get(argument, argument) for argument in more]
-    done = iteris(*arguments_for(world, tmp_path / "out", *given, count=1))
-    assert expected in said(done)

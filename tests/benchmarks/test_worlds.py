@@ -2,7 +2,6 @@
 two steps.
 """
 
-import json
 import random
 import re
 from dataclasses import replace
@@ -59,20 +58,6 @@ def test_the_base_model_never_sees_a_concept_or_a_trigger(world):
     assert not set(world.base_labels) & set(world.concepts)
     words = {word for _, caption in scenes for word in caption.split()}
     assert not words & {trigger.split()[0] for trigger in world.all_triggers}
-
-
-def test_every_caption_fits_the_tokenizer_and_has_no_unknown_word(world):
-    from benchmarks.worlds.score import probes_of
-
-    tokenizer = world.new_model().tokenizer
-    chance = random.Random(2)
-    captions = [world.scene(chance, world.base_labels)[1] for _ in range(300)]
-    captions += [probe.caption for probe in probes_of(world, world.all_triggers)]
-    captions += [*world.calibration["preserve_captions"], *world.calibration["companions"]]
-    captions += [prompt.format(trigger="<s1>") for prompt in world.style_prompts]
-    ids = tokenizer(captions)["input_ids"]
-    assert max(map(len, ids)) <= {"words": 20, "flow": 28}[world.name]
-    assert tokenizer.unk_token_id not in {token for row in ids for token in row}
 
 
 def test_a_hit_needs_all_that_was_asked_and_nothing_else():
@@ -190,57 +175,3 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     heads, rows = comparison(bench, Comparison((*recipes, whole_job), {"pairs": 1}), Cell.entry)
     assert [row[0] for row in rows] == ["sum", "test", "whole job"]
     assert float(rows[-1][-1]) >= 1
-
-
-def test_settings_of_a_way_that_are_not_used_leave_its_key_as_it_is():
-    from benchmarks.worlds.methods import Recipe
-
-    plain = Recipe("one", {"method": "sum"})
-    assert plain.key == Recipe("another", {"method": "sum"}).key == "d7b07e52a82d"
-    assert replace(plain, job={"correct_strength": True}).key != plain.key
-
-
-def test_what_a_verdict_was_worth_is_read_from_what_was_measured(tmp_path):
-    from benchmarks.worlds.verdicts import both_seen, confusion, judged
-
-    def looks(kind, error):
-        sums = [[error**2 * effect, (1 - error) * effect, effect] for effect in (100.0, 1.0, 0.01)]
-        return [([kind, 0, run, 3, 1.0], entry) for run, entry in enumerate(sums)]
-
-    def measured(way, error, hits):
-        late = (["own", 0, 0, 19, 0.1], [9.0, 0.0, 1.0])  # where the product does not look
-        known, sums = zip(*looks("own", error), *looks("together", 0.8), late, strict=True)
-        counts = {kind: {"x": [hits, 10]} for kind in ("alone", "company")}
-        told = {"world": "w", "set": "usual", "triggers": ["x"], "way": way, "ours": way == "a"}
-        single = {"x": {kind: {"x": [10, 10]} for kind in ("alone", "company")}}
-        told |= {"hits": {**counts, "seen": {"x + y": [3, 4]}}, "singles": single}
-        return told | {"looks": known, "sums": sums}
-
-    folder = tmp_path / "verdicts"
-    folder.mkdir()
-    for way, error, hits in (("a", 0.3, 9), ("b", 0.95, 1), ("c", 0.95, 8)):
-        text = json.dumps(measured(way, error, hits))
-        (folder / f"usual-0-{way}.json").write_text(text)
-    found = list(judged(tmp_path))
-    assert [lora.true for lora in found] == ["good", "lost", "good"]
-    assert [lora.measured().kept for lora in found] == pytest.approx([0.7, 0.05, 0.05])
-    good, _, lost = confusion(found, 2).splitlines()[-3:]
-    assert good == "| good | 1.0 | 0.0 | 0.0 | 1.00 |"
-    assert lost == "| lost | 1.0 | 0.0 | 1.0 | 0.50 |"
-    assert [figures[2:] for figures in both_seen(tmp_path)] == [(pytest.approx(0.8), 0.75)] * 3
-
-
-@pytest.mark.slow
-def test_the_quick_command_runs_through(tmp_path, monkeypatch, capsys):
-    for library in ("diffusers", "transformers", "peft"):
-        pytest.importorskip(library)
-    from benchmarks.worlds.__main__ import main
-
-    monkeypatch.setattr(
-        "sys.argv",
-        ["worlds", "--world", "words", "--quick", "--jobs", "1", "--cache", str(tmp_path)],
-    )
-    main()
-    shown = capsys.readouterr().out
-    for name in ("base model", "single LoRAs", "sum", "np_lora", "IterIS"):
-        assert re.search(rf"^{name} +1 ", shown, re.MULTILINE)

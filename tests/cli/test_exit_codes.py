@@ -36,15 +36,6 @@ def test_the_demo_says_what_failed_and_ends_with_2(error, said, monkeypatch):
     assert (done.exit_code, done.stderr) == (2, said)
 
 
-def test_the_demos_help_tells_its_exit_codes():
-    text = (
-        CliRunner()
-        .invoke(main.app, ["demo", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
-        .stdout
-    )
-    assert "Exit code 0: done; 2:" in text
-
-
 def test_an_installed_copy_without_the_demo_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(main, "__file__", str(tmp_path / "iteris_core" / "cli" / "main.py"))
     done = CliRunner().invoke(main.app, ["demo", "--device", "cpu"])

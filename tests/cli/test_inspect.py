@@ -131,26 +131,6 @@ def test_texts_of_strangers_change_nothing_at_a_terminal(tmp_path):
     assert [line for line in lines if "would not load" in line][-1] == "  would not load: 1"
 
 
-def test_a_model_is_no_adapter(t5_folder):
-    done = CliRunner().invoke(app, ["inspect", str(t5_folder / "base" / "model.safetensors")])
-    assert done.exit_code == 2
-    assert "this is a model, or part of one. Give the file or folder of an adapter" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_diffusers_keys(tmp_path):
-    tensors = {
-        "unet.down_blocks.0.attentions.0.attn2.processor.to_k_lora.down.weight": torch.randn(
-            4, 2048
-        ),
-        "unet.down_blocks.0.attentions.0.attn2.processor.to_k_lora.up.weight": torch.randn(8, 4),
-    }
-    save_file(tensors, tmp_path / "a.safetensors")
-    facts = inspect_adapter(tmp_path / "a.safetensors")
-    assert (facts.format, facts.base, facts.problems) == ("diffusers", "SDXL", ())
-    assert facts.blocks == {"unet.down_blocks.0": BlockFacts(1, (4, 4))}
-
-
 def test_the_command(t5_folder, tmp_path):
     text = CliRunner().invoke(app, ["inspect", str(t5_folder / "one")])
     assert text.exit_code == 0

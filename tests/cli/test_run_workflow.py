@@ -97,27 +97,15 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
-def test_the_prompt_is_that_of_compare_too(start):
-    compare = {"class_type": "IterISCompare", "inputs": {"prompt": ""}}
-    sent = start("--prompt", "new", workflow=without("3", "4", "5", "6", **{"7": compare}))
-    assert sent["7"]["inputs"]["prompt"] == "new"
-
-
-@pytest.mark.parametrize(
-    ("options", "workflow", "told"),
-    [
+def test_what_is_missing_is_named(start, server):
+    from_others = {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}
+    for options, workflow, told in (
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
-        (
-            ("--lora", "b"),
-            without("2", **{"2": {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}}),
-            "come from other nodes",
-        ),
+        (("--lora", "b"), without("2", **{"2": from_others}), "come from other nodes"),
         ((), {"nodes": []}, "is not a workflow in the API's format"),
-    ],
-)
-def test_what_is_missing_is_named(start, server, options, workflow, told):
-    with pytest.raises(SystemExit, match=told):
-        start(*options, workflow=workflow)
+    ):
+        with pytest.raises(SystemExit, match=told):
+            start(*options, workflow=workflow)
     assert server.posted == []
 
 
@@ -131,42 +119,32 @@ def refused(**errors):
     }
 
 
-@pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        (
-            refused(**{"2": ("Value not in list", "preset: 'x' not in ['Fast']\n")}),
-            ["node 2, Merge LoRAs: Value not in list: preset: 'x' not in ['Fast']"],
-        ),
-        (
-            refused(**{"1": ("Value not in list", "y" * 9999), "3": ("Required", "clip")}),
-            ["node 1, CheckpointLoaderSimple: Value not in list: yyy", "node 3, CLIPTextEncode"],
-        ),
+def test_a_refusal_is_a_line_for_each_reason(start, server):
+    wrong = {"1": ("Value not in list", "y" * 9999), "3": ("Required", "clip")}
+    for answer, told in (
+        (refused(**wrong), ["node 1, CheckpointLoaderSimple: Value not in list: yyy", "node 3, C"]),
         ((500, b"<html>down</html>"), ["<html>down</html>"]),
-    ],
-)
-def test_a_refusal_is_a_line_for_each_reason(start, server, answer, told):
-    server.answers["/prompt"] = answer
-    with pytest.raises(SystemExit) as ended:
-        start()
-    lines = str(ended.value).splitlines()
-    assert len(lines) == len(told)
-    for line, expected in zip(lines, told, strict=True):
-        assert line.startswith(f"ComfyUI refuses the workflow: {expected}")
-        assert len(line) < 320
+    ):
+        server.answers["/prompt"] = answer
+        with pytest.raises(SystemExit) as ended:
+            start()
+        lines = str(ended.value).splitlines()
+        assert len(lines) == len(told)
+        for line, expected in zip(lines, told, strict=True):
+            assert line.startswith(f"ComfyUI refuses the workflow: {expected}")
+            assert len(line) < 320
 
 
-@pytest.mark.parametrize(
-    ("message", "told"),
-    [
-        (["execution_error", {"node_type": "IterISMerge", "exception_message": "no"}], "IterISMer"),
+def test_a_run_that_fails_says_why(start, server):
+    error = {"node_type": "IterISMerge", "exception_message": "no"}
+    for message, told in (
+        (["execution_error", error], "IterISMerge"),
         (["execution_interrupted", {}], "cancelled"),
-    ],
-)
-def test_a_run_that_fails_says_why(start, server, message, told):
-    server.answers["/history/a"] = (200, {"a": {"status": {"messages": [message]}, "outputs": {}}})
-    with pytest.raises(SystemExit, match=told):
-        start()
+    ):
+        messages = {"a": {"status": {"messages": [message]}, "outputs": {}}}
+        server.answers["/history/a"] = (200, messages)
+        with pytest.raises(SystemExit, match=told):
+            start()
 
 
 def test_it_prints_what_the_nodes_show(start, server, capsys):

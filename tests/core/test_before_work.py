@@ -74,19 +74,6 @@ def test_a_prompt_of_spaces_is_read_in_one_go():
     assert time.thread_time() - start < 1
 
 
-@pytest.mark.parametrize(
-    ("prompt", "subject"),
-    [
-        ("best , a sks dog ,, 4k", "a sks dog"),
-        ("best ,  , a sks dog", "a sks dog"),
-        ("(a sks dog)", "a sks dog"),
-        ("the hat  of  a sks dog  on  grass", "a sks dog"),
-    ],
-)
-def test_the_subject_stands_between_words_and_signs(prompt, subject):
-    assert subject_in(prompt, ("sks",)) == subject
-
-
 def test_more_loras_than_a_merge_takes_are_refused():
     check_count(MOST_LORAS)
     uses = [use(f"{k}", sha256=f"{k}") for k in range(MOST_LORAS + 1)]

@@ -51,48 +51,41 @@ def weights(spelling, family, blocks, without=()):
     return {block: found.get(LAYERS[block], 0.0) for block in blocks}
 
 
-@pytest.mark.parametrize(
-    ("family", "blocks", "count"),
-    [
+def test_a_list_has_a_number_for_each_block():
+    for family, blocks, count in (
         ("SD1.5", OF_SD15, 17),
         ("SD1.5", ["TE00", *OF_UNET], 26),
         ("SDXL", OF_SDXL, 12),
         ("SDXL", OF_SDXL_WHOLE, 20),
         ("Flux.1", OF_FLUX, 57),
         ("Chroma", ["TE00", *OF_FLUX], 58),
-    ],
-)
-def test_a_list_has_a_number_for_each_block(family, blocks, count):
-    numbers = [i / 64 for i in range(1, count + 1)]
-    spelling = ", ".join(map(str, numbers))
-    found = weights(spelling, family, blocks)
-    assert found == dict(zip(blocks, numbers, strict=True))
-    assert weights(f"SD-MINE:{spelling}", family, blocks) == found
-    assert weights(f"lbw={spelling},", family, blocks) == found
+    ):
+        numbers = [i / 64 for i in range(1, count + 1)]
+        spelling = ", ".join(map(str, numbers))
+        found = weights(spelling, family, blocks)
+        assert found == dict(zip(blocks, numbers, strict=True))
+        assert weights(f"SD-MINE:{spelling}", family, blocks) == found
+        assert weights(f"lbw={spelling},", family, blocks) == found
 
 
 def kept(found):
     return [block for block, weight in found.items() if weight]
 
 
-@pytest.mark.parametrize(
-    ("name", "ones"),  # as the webui's extension has them
-    [
-        ("NONE", "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0"),
-        ("ALL", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1"),
-        ("ALL0.5", "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"),
-        ("INS", "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0"),
-        ("IND", "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0"),
-        ("INALL", "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0"),
-        ("MIDD", "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"),
-        ("OUTD", "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0"),
-        ("OUTS", "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1"),
-        ("OUTALL", "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"),
-    ],
-)
-def test_a_list_that_has_a_name_means_its_numbers(name, ones):
-    assert weights(name, "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
-    assert weights(f"sd-{name.lower()}", "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
+def test_a_list_that_has_a_name_means_its_numbers():
+    for name, ones in {  # as the webui's extension has them
+        "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
+        "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
+        "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
+        "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
+        "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
+        "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
+        "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
+        "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
+        "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
+    }.items():
+        assert weights(name, "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
+        assert weights(f"sd-{name.lower()}", "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
 
 
 def test_a_named_list_is_for_convolutions_and_for_sdxl_too():
@@ -101,25 +94,25 @@ def test_a_named_list_is_for_convolutions_and_for_sdxl_too():
     assert kept(weights("INALL", "SD1.5", blocks)) == ["TE00", "time", "IN00", "IN03", "IN11"]
 
 
-@pytest.mark.parametrize(
-    ("spelling", "family", "blocks", "expected"),
-    [
-        ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
-        ("in1=-.5; M00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
-        ("IN:0.5, IN04-IN07: 0", "SD1.5", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
-        ("ALL:0,OUT3-5:1", "SDXL", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
-        ("BASE:0.25", "SDXL", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
-        ("TG:0", "SDXL", ["TE00", "TG31"], [1, 0]),
-        ("double 0-18:0.5,single:0", "Flux.1", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
-        ("D07:0", "Flux.1", ["D06", "D07", "S07"], [1, 0, 1]),
-        ("blocks 0-3:0.5", "Z-Image", ["B03", "NR01"], [0.5, 1]),
-        ("NR:0", "Z-Image", ["B03", "NR01"], [1, 0]),
-        ("ALL0.5", "Z-Image", ["B03", "NR01"], [0.5, 0.5]),
-        ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
-    ],
-)
-def test_blocks_go_by_their_names(spelling, family, blocks, expected):
-    assert list(weights(spelling, family, blocks).values()) == expected
+SPELLINGS = [  # spelling, family, blocks, what each is scaled by
+    ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
+    ("in1=-.5; M00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
+    ("IN:0.5, IN04-IN07: 0", "SD1.5", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
+    ("ALL:0,OUT3-5:1", "SDXL", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
+    ("BASE:0.25", "SDXL", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
+    ("TG:0", "SDXL", ["TE00", "TG31"], [1, 0]),
+    ("double 0-18:0.5,single:0", "Flux.1", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
+    ("D07:0", "Flux.1", ["D06", "D07", "S07"], [1, 0, 1]),
+    ("blocks 0-3:0.5", "Z-Image", ["B03", "NR01"], [0.5, 1]),
+    ("NR:0", "Z-Image", ["B03", "NR01"], [1, 0]),
+    ("ALL0.5", "Z-Image", ["B03", "NR01"], [0.5, 0.5]),
+    ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
+]
+
+
+def test_blocks_go_by_their_names():
+    for spelling, family, blocks, expected in SPELLINGS:
+        assert list(weights(spelling, family, blocks).values()) == expected, spelling
 
 
 def test_layers_are_left_out_by_their_paths():
@@ -139,31 +132,31 @@ def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
     }
 
 
-@pytest.mark.parametrize(
-    ("spelling", "without", "family", "words"),
-    [
-        ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; there can be 17 or 26"),
-        (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
-        (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
-        (",".join("1" * 12), (), "SDXL", "12 numbers, none of which is for IN01, where it changes"),
-        (",".join(["R", *"1" * 16]), (), "SD1.5", "have 'R', for which other programs draw"),
-        ("1,x,0,0,0,0,0,0,0,0,0,00", (), "SDXL", "have 'x', for which"),
-        (",".join(["1e9", *"1" * 16]), (), "SD1.5", "a block weight is '1e9'; it must be a number"),
-        ("IN01:nan", (), "SD1.5", "a block weight is 'nan'"),
-        ("IN01", (), "SD1.5", "have 'IN01'; write BLOCK:WEIGHT"),
-        ("UP03:1", (), "SD1.5", "have 'UP03:1'; write BLOCK:WEIGHT"),
-        ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
-        ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
-        ("OUTALL", (), "Flux.1", "'OUTALL' are for a UNet, and Flux.1 has none"),
-        ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
-        ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
-        ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; there can be 50"),
-    ],
-)
-def test_what_fits_nothing_is_named(spelling, without, family, words):
-    with pytest.raises(ConfigError, match=re.escape(words)) as error:
-        weights(spelling, family, ["time", "IN01", "MID"], without)
-    assert str(error.value).startswith("LoRA 'cat': ")
+REFUSED = [  # spelling, layers to leave out, family, what the message names
+    ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; there can be 17 or 26"),
+    (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
+    (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
+    (",".join("1" * 12), (), "SDXL", "12 numbers, none of which is for IN01, where it changes"),
+    (",".join(["R", *"1" * 16]), (), "SD1.5", "have 'R', for which other programs draw"),
+    ("1,x,0,0,0,0,0,0,0,0,0,00", (), "SDXL", "have 'x', for which"),
+    (",".join(["1e9", *"1" * 16]), (), "SD1.5", "a block weight is '1e9'; it must be a number"),
+    ("IN01:nan", (), "SD1.5", "a block weight is 'nan'"),
+    ("IN01", (), "SD1.5", "have 'IN01'; write BLOCK:WEIGHT"),
+    ("UP03:1", (), "SD1.5", "have 'UP03:1'; write BLOCK:WEIGHT"),
+    ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
+    ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
+    ("OUTALL", (), "Flux.1", "'OUTALL' are for a UNet, and Flux.1 has none"),
+    ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
+    ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
+    ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; there can be 50"),
+]
+
+
+def test_what_fits_nothing_is_named():
+    for spelling, without, family, words in REFUSED:
+        with pytest.raises(ConfigError, match=re.escape(words)) as error:
+            weights(spelling, family, ["time", "IN01", "MID"], without)
+        assert str(error.value).startswith("LoRA 'cat': ")
 
 
 def test_what_no_model_could_read_is_refused_where_it_is_given():

@@ -61,8 +61,10 @@ def excess(layer, delta):
     return ((far * (matrix @ far)).sum() / (optimum * (matrix @ optimum)).sum()).item()
 
 
-@pytest.mark.parametrize("shape", [(70, 90), (200, 60), (60, 200)])
-@pytest.mark.parametrize("settings", [{}, {"rank": 3}, {"kept_energy": 0.8}])
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [((70, 90), {}), ((200, 60), {"rank": 3}), ((60, 200), {"kept_energy": 0.8})],
+)
 def test_the_objective_is_that_of_float64(shape, settings):
     layer = layer_of(MergeConfig(unit_gain=1.0, **settings), shape)
     coarse, exact = both(layer)
@@ -90,9 +92,7 @@ def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
 
 def almost_singular(alpha):
     """A merge of one layer whose inputs have hardly more than two dimensions, and its settings."""
-    net = toy.build("one layer")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair("one layer")
     for task in tasks:
         for sample in task.samples:
             (x,) = sample.teacher
@@ -140,24 +140,24 @@ def test_a_factor_that_is_off_is_refused_by_what_it_does_to_the_exact_matrix():
         factorise_coarsely(rows[:5].T @ rows[:5])
 
 
-@pytest.mark.parametrize(
-    ("capability", "is_amd", "expected"),
-    [
-        ((8, 9), False, True),  # GeForce RTX 4090
-        ((12, 0), False, True),  # GeForce RTX 5090
-        ((7, 5), False, True),
-        ((8, 0), False, False),  # A100
-        ((9, 0), False, False),  # H100
-        ((9, 4), True, False),  # MI300
-        ((11, 0), True, True),  # Radeon RX 7900
-    ],
-)
-def test_float32_is_chosen_where_float64_is_slow(monkeypatch, capability, is_amd, expected):
+CARDS = {  # compute capability, whether it is AMD's -> whether its float64 is slow
+    "GeForce RTX 4090": ((8, 9), False, True),
+    "GeForce RTX 5090": ((12, 0), False, True),
+    "T4": ((7, 5), False, True),
+    "A100": ((8, 0), False, False),
+    "H100": ((9, 0), False, False),
+    "MI300": ((9, 4), True, False),
+    "Radeon RX 7900": ((11, 0), True, True),
+}
+
+
+def test_float32_is_chosen_where_float64_is_slow(monkeypatch):
     device = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
-    assert in_float32("auto", device, 64) == expected
-    assert in_float32("float32", device, 64) and not in_float32("float64", device, 4096)
+    for name, (capability, is_amd, expected) in CARDS.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
+        assert in_float32("auto", device, 64) == expected, name
+        assert in_float32("float32", device, 64) and not in_float32("float64", device, 4096)
 
 
 def test_wide_layers_on_the_cpu_are_factorised_in_float32():

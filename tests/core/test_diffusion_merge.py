@@ -2,7 +2,6 @@
 cross-attention.
 """
 
-import copy
 import json
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -10,17 +9,18 @@ from itertools import groupby
 import pytest
 import torch
 import toy
-from fake_host import EXACT, WIDTH, kept_latents, runs_by_task, with_guidance
+from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
-from iteris_core.diffusion.cost import PCIE, Waiting, foresee
+from iteris_core.diffusion.cost import foresee
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
-from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.rows.parking import HostMemory, Parking
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -31,14 +31,6 @@ PRESERVE = Calibration(
 
 
 # --- one LoRA, or as good as one ---
-
-
-@pytest.mark.parametrize("parts", [("te", "unet"), ("te",), ("unet",)], ids="+".join)
-def test_without_a_preserve_task_one_lora_merges_to_itself(host, parts):
-    lora = host.lora("a", parts)
-    result, _ = host.merge([lora], NO_PRESERVE)
-    assert host.largest_error(result.adapter, lora.adapter) < 1e-8
-    assert result.adapter.name == "a"
 
 
 def test_the_same_lora_twice_merges_to_itself(host):
@@ -78,10 +70,10 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
         host.merge([idle], PRESERVE)
 
 
-@pytest.mark.parametrize("prompts", [(), ("<x>", " ")])
-def test_a_lora_without_prompts_is_named(host, prompts):
-    with pytest.raises(CalibrationError, match="LoRA 'b': a prompt is empty"):
-        host.merge([host.lora("a"), host.lora("b", prompts=prompts)], PRESERVE)
+def test_a_lora_without_prompts_is_named(host):
+    for prompts in ((), ("<x>", " ")):
+        with pytest.raises(CalibrationError, match="LoRA 'b': a prompt is empty"):
+            host.merge([host.lora("a"), host.lora("b", prompts=prompts)], PRESERVE)
 
 
 # --- what teacher and student read ---
@@ -131,38 +123,6 @@ def test_text_only_loras_need_no_sampling(host):
     assert {stage for stage, *_ in stages} == {"Text encoder"}
     assert host.unet_batches == []
     assert set(result.adapter.deltas) == {"te.q", "te.v", "te.out"}
-
-
-def test_a_text_only_and_a_unet_only_lora_each_keep_their_part(host):
-    text = host.lora("text", ("te",))
-    unet = host.lora("unet", ("unet",))
-    result, _ = host.merge([text, unet], NO_PRESERVE)
-    assert set(result.adapter.deltas) == {*text.adapter.deltas, *unet.adapter.deltas}
-    for layer in result.report.layers:
-        assert [entry.task for entry in layer.tasks] == ["text", "unet"]
-        assert layer.rank == 2
-
-
-def test_a_text_encoder_part_is_swept_like_any_network(host):
-    """The text sweep minimises over all captions of all tasks: its own fixed point, computed by
-    hand for the first layer.
-    """
-    loras = [host.lora("a"), host.lora("b", ("unet",), ["<y> dog"])]
-    result, _ = host.merge(loras, NO_PRESERVE)
-    captions = [
-        dict.fromkeys([*own_captions(lora.use, NO_PRESERVE, k), ""]) for k, lora in enumerate(loras)
-    ]
-    delta = loras[0].adapter.deltas["te.q"].dense()
-    tasks = []
-    for known, target in zip(captions, (delta, torch.zeros_like(delta)), strict=True):
-        x = torch.cat(
-            [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
-        )
-        tasks.append(toy.DenseTask(x, x, target, 1.0))
-    expected = toy.solve_densely(host.te.q.weight, tasks, host.EXACT)
-    torch.testing.assert_close(
-        result.adapter.deltas["te.q"].dense(), expected, rtol=1e-9, atol=1e-9
-    )
 
 
 # --- latents ---
@@ -219,7 +179,7 @@ def test_no_two_runs_see_the_same_latents(host):
         )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share):
     lora = host.lora("a", ("unet",))
     calibration = Calibration(
@@ -241,34 +201,11 @@ def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share
         assert sum(torch.equal(row.latents, other.latents) for other in rows) == 2
 
 
-def test_negative_prompts_are_seen_at_all_noise_levels(host):
-    lora = host.lora("a", ("unet",))
-    calibration = Calibration(
-        trajectories=24, timesteps=4, sampling_steps=12, resolution=64, negative_prompt="bad"
-    )
-    host.merge([lora], calibration, MergeConfig())
-    negative = [
-        row
-        for row, _ in host.merge_rows()
-        if host.is_close(row.prompt.tokens, host.context("bad", len(row.prompt.tokens)))
-    ]
-    assert {round(row.sigma.item(), 4) for row in negative} == {
-        round(s, 4) for s in host.sigmas(20)[:-1].tolist()
-    }
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "composition_share"),
-    [(3, 1, 0.0), (3, 100, 0.0), (1, 100, 0.5)],  # then captions have different lengths
-)
-def test_the_number_of_rows_in_a_call_does_not_matter(host, first, second, composition_share):
+def test_the_number_of_rows_in_a_call_does_not_matter(host):
+    """Also of captions of different lengths."""
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog", "<y> house"])]
-    calibration = Calibration(
-        **SMALL, composition_share=composition_share, preserve_captions=("a street",)
-    )
-    configs = [
-        MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (first, second)
-    ]
+    calibration = Calibration(**SMALL, composition_share=0.5, preserve_captions=("a street",))
+    configs = [MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (1, 100)]
     expected, found = (host.merge(loras, calibration, config)[0] for config in configs)
     assert host.largest_error(found.adapter, expected.adapter) < 1e-4
 
@@ -342,27 +279,6 @@ def test_progress_goes_through_the_stages_in_order_and_to_their_ends(host):
         ]
 
 
-class Cancelled(Exception):
-    pass
-
-
-@pytest.mark.parametrize("at", ["Text encoder", "Sampling", "Diffusion model"])
-def test_cancelling_leaves_nothing_behind(host, at):
-    loras = [host.lora("a"), host.lora("b")]
-    before = [copy.deepcopy(part.state_dict()) for part in (host.te, host.u)]
-
-    def cancel(stage, done, total):
-        if stage.name == at and done == 2:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(host.EXACT)), cancel)
-    assert host.hooks() == 0
-    assert host.open == []
-    for part, state in zip((host.te, host.u), before, strict=True):
-        assert all(torch.equal(state[key], tensor) for key, tensor in part.state_dict().items())
-
-
 def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
@@ -410,8 +326,10 @@ def sized(rank_of_text, rank_of_unet, layers=(12, 40), d=64):
     return text, unet, both
 
 
-@pytest.mark.parametrize("ranks", [(4, 64), (8, 128), (1, 1), (64, 4), (16, 16)])
-@pytest.mark.parametrize("over", [0, 1, 100, 10_000, 10**9])
+@given(
+    ranks=st.tuples(st.integers(1, 64), st.integers(2, 64)),
+    over=st.sampled_from([0, 1, 100, 10_000, 10**9]),
+)
 def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(ranks, over):
     text, unet, both = sized(*ranks)
     least = [128 * count for count in (12, 40)]
@@ -419,7 +337,7 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
     sizes = [config_of_part(MergeConfig(size=size), part, both).size for part in (text, unet)]
     assert all(found >= needed for found, needed in zip(sizes, least, strict=True))
     assert sum(sizes) <= size
-    if over and ranks != (1, 1):
+    if over:
         shares = [found - needed for found, needed in zip(sizes, least, strict=True)]
         assert sum(shares) >= over - 2  # what is left of a division
 
@@ -479,38 +397,11 @@ def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen,
     assert waiting.elsewhere == round(samples * (1 - 1000 / waiting.widest))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.2, "1 second."), (40, "40 seconds."), (600, "10 minutes.")]
-)
-def test_the_time_of_copies_is_said_in_seconds_where_it_is_short(seconds, said):
-    waiting = Waiting(samples=4, at_layers=[seconds * PCIE / 2], room=0)
-    [note] = waiting.notes
-    assert f"about {said} To save that" in note.text
-
-
 def test_nothing_is_told_where_all_rows_have_room(foreseen, caplog):
     notes, _, [waiting] = foreseen(1 << 30)
     assert notes == [] and (waiting.copied, waiting.elsewhere) == (0, 0)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert foreseen(None)[1] == [0]  # nothing was counted this time
-
-
-def test_rows_of_a_model_on_the_host_are_told_to_wait_in_a_file():
-    waiting = Waiting(samples=4, at_layers=[20e9], room=10e9, in_file=True)
-    [note] = waiting.notes
-    assert "the computer's memory has 10.0 GB for them. About 4 rows wait in a file" in note.text
-    assert "20 GB are copied, about 40 seconds" in note.text
-
-
-def test_what_rows_on_the_host_hold_is_counted(host):
-    """The toy's tensors are smaller than what is worth a copy, so that all sizes count here."""
-    with host.denoiser() as network:
-        parking = Parking(network.modules.values(), budget=1 << 40, smallest=1)
-        row = DenoiserRow(
-            torch.ones(4, 8, 8), torch.tensor(1.0), Encoded(torch.ones(4, WIDTH).double())
-        )
-        waiting = foresee(network, row, ["unet.q", "unet.outlet"], 3, 1, parking)
-    assert waiting.in_file and waiting.widest > 0
 
 
 # --- out of memory ---
@@ -521,19 +412,15 @@ def test_what_rows_on_the_host_hold_is_counted(host):
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried ..."),
         MemoryError(),
     ],
     ids=lambda error: str(error)[:40],
 )
-@pytest.mark.parametrize("part", ["text_encoder", "denoiser"])
-def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(
-    host, monkeypatch, part, error
-):
+def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, monkeypatch, error):
     def full():
         raise error
 
-    monkeypatch.setattr(host, part, full)
+    monkeypatch.setattr(host, "denoiser", full)
     with pytest.raises(CalibrationError, match=r"the merge ran out of memory .* use fewer of them"):
         merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 

@@ -18,7 +18,6 @@ from faults import (
 
 from iteris_core import merge
 
-NETWORKS = ["stack", "attention", "convolution"]
 WAYS = {
     "one sample a call": {"samples_per_chunk": 1},
     "all samples in one call": {"samples_per_chunk": 100, "target": "full_output"},
@@ -66,8 +65,10 @@ class Merge:
         return moments.waiting()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "way"), zip(["attention", "convolution", "stack", "attention"], WAYS, strict=True)
+)
 def test_a_fault_leaves_the_network_as_it_was_and_the_next_merge_the_same(name, way):
     merged = Merge(name, WAYS[way])
     model = merged.net.model

@@ -95,19 +95,19 @@ def golden():
     return {name: Golden(name) for name in FOLDERS}
 
 
-@pytest.mark.parametrize("samples_per_chunk", [100, 1, 5])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_sweep_reaches_the_fixed_point_of_the_published_code(golden, name, samples_per_chunk):
+def test_sweep_reaches_the_fixed_point_of_the_published_code(golden, name):
     case = golden[name]
-    error = case.largest_error(case.merge(samples_per_chunk=samples_per_chunk), case.iterations - 1)
-    print(f"{name}, {samples_per_chunk} samples a chunk: largest relative error {error:.1e}")
-    assert error < 1e-5
+    for size in (100, 1):
+        error = case.largest_error(case.merge(samples_per_chunk=size), case.iterations - 1)
+        print(f"{name}, {size} samples a chunk: largest relative error {error:.1e}")
+        assert error < 1e-5
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_iterate_reproduces_every_iteration_of_the_published_code(golden, name):
     case = golden[name]
-    for iteration in range(case.iterations):
+    for iteration in (0, 1, case.iterations - 1):
         error = case.largest_error(case.merge(engine="iterate", max_iter=iteration + 1), iteration)
         print(f"{name}, iteration {iteration}: largest relative error {error:.1e}")
         assert error < 1e-5

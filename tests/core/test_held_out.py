@@ -205,41 +205,15 @@ def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, for
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
-@pytest.mark.parametrize("held_out", [2, 4, 6])
-def test_no_two_runs_of_a_check_have_the_same_noise(host, held_out):
+def test_no_two_runs_of_a_check_have_the_same_noise(host):
     loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "abc"]
-    plans = make_check_plans(loras, replace(CALIBRATION, held_out=held_out))
+    plans = make_check_plans(loras, replace(CALIBRATION, held_out=4))
     runs = {run for plan in plans for run in plan.drawn_in()}  # halves of a picture share one
     assert any(run.owner == "together" for run in runs)
     # the LoRA alone and the merge draw from one noise
     pairs = {pair for plan in plans if isinstance(plan, DrawnPlan) for pair in plan.pairs}
     assert all(alone.seed == merged.seed for alone, merged in pairs)
     assert len({run.seed for run in runs}) == len(runs) - len(pairs)
-
-
-def test_a_caption_is_encoded_for_those_who_read_it_and_for_nobody_else(host):
-    loras = [host.lora(name, prompts=[f"<{name}> thing"]) for name in "ab"]
-    adapters = [lora.adapter for lora in loras]
-    uses = [lora.use for lora in loras]
-    plans = make_check_plans(uses, CALIBRATION)
-    apart = [plan for plan in plans if isinstance(plan, TogetherPlan)]
-    others = {"own": ("merged", "base"), "base": ("merged", (("a", 1.0), ("b", 1.0)))}
-    read = set()
-    for plan in plans:
-        own = tuple(plan.mix) if plan.mix else "base"
-        captions = {reading.teacher for reading in plan.readings()}
-        if plan in apart:
-            both = {half.meeting.caption for half in plan.halves}
-            read |= {(caption, own) for caption in captions - both}
-            read |= {(caption, mix) for caption in both for mix in others["own"]}
-        else:
-            mixes = own, *others["own" if plan.mix else "base"]
-            read |= {(caption, mix) for caption in captions for mix in mixes}
-    rows = []
-    host.te.register_forward_hook(lambda module, args, output: rows.extend(args[0]))
-    check_of(host, loras).measure(adapters[0])
-    assert len(apart) == 2
-    assert len(rows) == sum(len(host.tokenize(caption)) for caption, _ in read)
 
 
 def test_every_run_of_the_check_has_its_figures(host, merged):
@@ -252,10 +226,9 @@ def test_every_run_of_the_check_has_its_figures(host, merged):
     assert [entry.samples for entry in own] == [3] * len(loras) + [6]
 
 
-@pytest.mark.parametrize("timesteps", [1, 2, 4])
-def test_a_check_looks_at_the_first_part_of_a_run(host, timesteps):
+def test_a_check_looks_at_the_first_part_of_a_run(host):
     loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "ab"]
-    calibration = replace(CALIBRATION, timesteps=timesteps, held_out=8)
+    calibration = replace(CALIBRATION, timesteps=2, held_out=8)
     plans = make_check_plans(loras, calibration)
     compared = [plan for plan in plans if not isinstance(plan, DrawnPlan)]
     kept = [level for plan in compared for run in plan.drawn_in() for level in run.kept]
@@ -288,7 +261,7 @@ def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
 
 @pytest.mark.parametrize(
     ("parts", "held_out"),
-    [((("te", "unet"),), 2), ((("te",),), 2), ((("unet",),), 1), ((("unet",), ("te",)), 0)],
+    [((("te", "unet"),), 2), ((("unet",), ("te",)), 0)],
 )
 def test_stages_are_numbered_as_they_come(host, parts, held_out):
     loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [
@@ -320,27 +293,32 @@ def test_none_held_out_measures_nothing(host, merged):
     assert host.largest_error(again.adapter, result.adapter) == 0
 
 
-def test_strength_is_not_corrected_by_a_check_that_measures_nothing(host):
-    settings = MergeSettings(correct_strength=True)
-    with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
-        merge_and_check(Job.of(host, [host.lora("a")], replace(CALIBRATION, held_out=0), settings))
-    assert host.unet_batches == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_settings_that_cannot_be_used_are_refused_before_any_work(host):
+    for changes, message in (
         ({"method": "ties", "engine": "iterate"}, r"engine is for the method iteris; ties"),
         ({"max_iter": 3}, r"max_iter is for the engine iterate"),
         ({"baseline": BaselineOptions(density=0.2)}, r"density is not an option of iteris"),
         ({"size": 3}, r"size is 3; 8 layers of rank 1 take"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_refused_before_any_work(host, changes, message):
-    settings = MergeSettings(MergeConfig(**changes))
-    with pytest.raises(ConfigError, match=message):
-        merge_and_check(Job.of(host, [host.lora("a")], CALIBRATION, settings))
+    ):
+        settings = MergeSettings(MergeConfig(**changes))
+        with pytest.raises(ConfigError, match=message):
+            merge_and_check(Job.of(host, [host.lora("a")], CALIBRATION, settings))
+    unmeasured = MergeSettings(correct_strength=True)
+    with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
+        calibration = replace(CALIBRATION, held_out=0)
+        merge_and_check(Job.of(host, [host.lora("a")], calibration, unmeasured))
     assert host.unet_batches == []
+
+
+def test_the_correction_only_makes_stronger_and_within_reason():
+    for strengths, factor in (
+        ([0.8, 1.0, None], 1 / 0.9),
+        ([1.2], 1.0),
+        ([-0.1], 1.3),
+        ([None], 1.0),
+    ):
+        found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]
+        assert strength_correction(found) == pytest.approx(factor)
 
 
 def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
@@ -359,15 +337,6 @@ def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
         f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' figures "
         "are those before" in corrected.report.notes[-1].text
     )
-
-
-@pytest.mark.parametrize(
-    ("strengths", "factor"),
-    [([0.8, 1.0, None], 1 / 0.9), ([1.2], 1.0), ([0.2], 1.3), ([-0.1], 1.3), ([None], 1.0)],
-)
-def test_the_correction_only_makes_stronger_and_within_reason(strengths, factor):
-    found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]
-    assert strength_correction(found) == pytest.approx(factor)
 
 
 def test_without_compositions_the_prompts_themselves_are_drawn_with_new_seeds(host):

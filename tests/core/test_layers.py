@@ -48,18 +48,19 @@ def test_the_weight_times_the_input_tokens_is_the_output(layer):
     torch.testing.assert_close(output_tokens(module, y), tokens @ weight.T + bias)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer, memory_format):
+def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer):
     module, x = layer
     delta = torch.randn(weight_shape(module)).double()
-    y = module(x)
-    if y.ndim == 4:
-        y = y.contiguous(memory_format=memory_format)
-    add_to_output(module, y, input_tokens(module, x), delta)
+    outputs = [module(x)]
+    if outputs[0].ndim == 4:
+        outputs.append(outputs[0].contiguous(memory_format=torch.channels_last))
+    for y in outputs:
+        add_to_output(module, y, input_tokens(module, x), delta)
     module.weight += delta.reshape(module.weight.shape)
     expected = module(x)
     module.weight -= delta.reshape(module.weight.shape)
-    torch.testing.assert_close(y, expected)
+    for y in outputs:
+        torch.testing.assert_close(y, expected)
 
 
 def test_the_base_weight_is_measured_without_reading_it(layer):
@@ -83,30 +84,19 @@ def test_the_shape_comes_from_the_settings_not_from_the_weight():
     assert weight_shape(nn.Conv2d(5, 3, (2, 3))) == (3, 30)
 
 
-def test_half_precision_outputs_stay_half_precision():
-    y = torch.zeros(1, 2, 3, dtype=torch.float16)
-    add_to_output(nn.Linear(5, 3), y, torch.full((1, 2, 1), 0.5), torch.ones(3, 1))
-    assert y.dtype == torch.float16
-    assert y.unique().tolist() == [0.5]
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
+def test_other_modules_are_refused():
+    for module, message in (
         (nn.Conv2d(4, 4, 1, groups=2), "is a Conv2d .*2 groups.*; only Linear and "),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "is a Conv2d "),
         (nn.LayerNorm(4), "is a LayerNorm"),
         (nn.Embedding(4, 4), "is a Embedding"),
         (nn.Conv1d(4, 4, 1), "is a Conv1d"),
-    ],
-)
-def test_other_modules_are_refused(module, message):
-    with pytest.raises(AdapterError, match=message):
-        weight_shape(module)
+    ):
+        with pytest.raises(AdapterError, match=message):
+            weight_shape(module)
 
 
-@pytest.mark.parametrize(
-    ("path", "block"),
+BLOCKS = dict(
     [
         ("clip_l.transformer.text_model.encoder.layers.2.mlp.fc1", "TE02"),
         ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q", "IN01"),
@@ -126,7 +116,9 @@ def test_other_modules_are_refused(module, message):
         ("text_decoder.bert.encoder.layer.3.attention", "DEC03"),
         ("decoder.block.1.layer.0.q", "DEC01"),
         ("lm_head", "other"),
-    ],
+    ]
 )
-def test_layers_are_named_by_their_block(path, block):
-    assert block_of(path) == block
+
+
+def test_layers_are_named_by_their_block():
+    assert {path: block_of(path) for path in BLOCKS} == BLOCKS

@@ -32,29 +32,14 @@ def test_all_workers_arrive_before_any_goes_on():
     assert log == ["a at x", "b at x", "solve x", "a at y", "b at y", "solve y"]
 
 
-def test_workers_that_never_pause_just_return():
-    assert run_in_lockstep(
-        [lambda: 1, lambda: None], lambda place: pytest.fail("nobody paused")
-    ) == [1, None]
-    assert run_in_lockstep([], lambda place: pytest.fail("nobody paused")) == []
-
-
-def test_a_worker_may_return_what_looks_like_a_place():
-    assert run_in_lockstep([worker([], "x", ["x"])] * 2, lambda place: None) == ["x", "x"]
-
-
-@pytest.mark.parametrize(
-    ("ways", "message"),
-    [
+def test_different_ways_are_an_error_that_names_both():
+    for ways, message in (
         (["xy", "xz"], "chunk 0 reached 'y' while chunk 1 reached 'z'"),
         (["xy", "xy", "x"], "chunk 0 reached 'y' while chunk 2 reached the end"),
         (["", "x"], "chunk 0 reached the end while chunk 1 reached 'x'"),
-        (["xy", "yx"], "chunk 0 reached 'x' while chunk 1 reached 'y'"),
-    ],
-)
-def test_different_ways_are_an_error_that_names_both(ways, message):
-    with pytest.raises(CalibrationError, match=message):
-        run_in_lockstep([worker([], "w", way) for way in ways], lambda place: None)
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            run_in_lockstep([worker([], "w", way) for way in ways], lambda place: None)
 
 
 def test_a_worker_that_returns_the_place_where_the_others_pause_has_still_ended():
@@ -62,8 +47,9 @@ def test_a_worker_that_returns_the_place_where_the_others_pause_has_still_ended(
         run_in_lockstep([lambda: "x", worker([], "w", "x")], lambda place: None)
 
 
-@pytest.mark.parametrize("culprit", ["worker", "on_arrival"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("culprit", "error"), [("worker", RuntimeError), ("on_arrival", KeyboardInterrupt)]
+)
 def test_an_exception_comes_out_and_unwinds_the_others(culprit, error):
     unwound = []
 
@@ -210,6 +196,7 @@ def test_workers_may_be_nested():
     assert run_in_lockstep([outer, outer], lambda place: None) == [["i", "j"]] * 2
 
 
+@pytest.mark.slow
 def test_without_greenlet_the_error_says_how_to_install_it():
     code = """
 import sys

@@ -46,15 +46,6 @@ def test_one_content_is_one_lora_at_the_sum_of_the_strengths():
     assert dog.strength_model == 1.0
 
 
-def test_what_was_joined_is_noted():
-    twice = [use("cat", sha256="1", strength_model=0.5), use("copy", sha256="1")]
-    (note,) = each_once(twice)[1]
-    assert note.kind == "repeated"
-    assert note.text.startswith("cat and copy: the same LoRA 2 times, so it is merged once")
-    assert "1.5 / 2" in note.text
-    assert each_once(twice[:1])[1] == []
-
-
 def test_loras_of_one_name_are_numbered_and_so_are_their_adapters():
     delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
     uses = [use("cat", sha256="1"), use("dog", sha256="2"), use("cat", sha256="3")]
@@ -91,22 +82,29 @@ def test_a_lora_without_strength_needs_no_prompts():
 # --- what a prompt is about ---
 
 
-@pytest.mark.parametrize(
-    ("prompt", "subject"),
-    [
-        ("a photo of sks dog on the beach, best quality", "sks dog"),
-        ("masterpiece, best quality, a SKS dog, 4k", "a SKS dog"),
-        ("a portrait of a tall sks woman wearing a red hat", "a tall sks woman"),
-        ("a cup next to a sks dog and a tree", "a sks dog"),
-        ("(sks dog:1.2), night", "sks dog"),
-        ("sks", "sks"),
-        ("sks dog with built-in wings", "sks dog"),
-        ("a photo of skso in the rain", "skso in the rain"),  # another word
-        ("A photograph of a dog in the rain", "a dog in the rain"),
-    ],
-)
-def test_the_subject_of_a_prompt_is_the_phrase_with_the_trigger_word(prompt, subject):
-    assert subject_in(prompt, ("ohwx", "sks")) == subject
+SUBJECTS = {  # prompt -> the phrase with "sks" in it
+    "a photo of sks dog on the beach, best quality": "sks dog",
+    "masterpiece, best quality, a SKS dog, 4k": "a SKS dog",
+    "a portrait of a tall sks woman wearing a red hat": "a tall sks woman",
+    "a cup next to a sks dog and a tree": "a sks dog",
+    "(sks dog:1.2), night": "sks dog",
+    "sks": "sks",
+    "sks dog with built-in wings": "sks dog",
+    "a photo of skso in the rain": "skso in the rain",  # another word
+    "A photograph of a dog in the rain": "a dog in the rain",
+    "the hat  of  a sks dog  on  grass": "a sks dog",
+    "best ,  , a sks dog": "a sks dog",
+    # the name of a learned token stays whole
+    "a photo of embedding:sks dog on the beach": "embedding:sks dog",
+    "best quality, a embedding:sks, 4k": "a embedding:sks",
+    "note: a sks dog": "a sks dog",
+}
+
+
+def test_the_subject_of_a_prompt_is_the_phrase_with_the_trigger_word():
+    assert {prompt: subject_in(prompt, ("ohwx", "sks")) for prompt in SUBJECTS} == SUBJECTS
+    learned = "embedding:sks-in-ink.v2 dog"
+    assert subject_in(f"{learned}, 4k", ("sks-in-ink.v2",)) == learned
 
 
 def test_a_prompt_has_the_subject_by_which_its_lora_is_called():
@@ -123,16 +121,3 @@ def test_a_style_has_no_subject_of_its_own():
         "a", ("a photo of a cat in ink style, night",), trigger="in ink style", kind="style"
     )
     assert style.subject_of(style.prompts[0]) == "a cat in ink style, night"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "triggers", "subject"),
-    [
-        ("a photo of embedding:sks dog on the beach", ("sks",), "embedding:sks dog"),
-        ("embedding:sks-in-ink.v2 dog, 4k", ("sks-in-ink.v2",), "embedding:sks-in-ink.v2 dog"),
-        ("best quality, a embedding:sks, 4k", ("embedding:sks",), "a embedding:sks"),
-        ("note: a sks dog", ("sks",), "a sks dog"),
-    ],
-)
-def test_the_name_of_a_learned_token_stays_whole(prompt, triggers, subject):
-    assert subject_in(prompt, triggers) == subject

@@ -76,6 +76,7 @@ def test_hashes_are_those_of_sd_scripts(tmp_path):
     assert hashes(tensors, metadata | {"modelspec.title": "other"}) == found
 
 
+@pytest.mark.slow
 def test_a_merge_of_loras_with_many_tags_is_read_again(tmp_path):
     """Five LoRAs with 4.5 MB of tags each: their merge was once refused as made to do harm."""
 

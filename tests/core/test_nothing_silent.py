@@ -70,29 +70,6 @@ def test_a_task_of_few_weighted_tokens_is_read_where_they_are(weighted):
     assert "no say" not in notes(report)
 
 
-def test_rows_of_few_weighted_tokens_count_as_they_do_where_all_are_read():
-    """A row with a tenth of the weight of another has a tenth of its say after thinning, too."""
-    few, many = torch.zeros(2000), torch.ones(2000)
-    few[::10] = 1
-    rows = [torch.randn(2000, WIDTH), torch.randn(2000, WIDTH)]
-    rows[0][:, 0] *= 20
-    energies = []
-    for settings in ({"tokens_per_dimension": None}, {}):
-        layer = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
-        down = torch.eye(WIDTH)[:1]
-        adapter = Adapter("a", {"0": LowRankDelta(torch.ones(WIDTH, 1), down)})
-        samples = [
-            Sample(row, token_weights={"tokens": mask})
-            for row, mask in zip(rows, (few, many), strict=True)
-        ]
-        network = Network({"0": layer}, lambda rows, layer=layer: layer(torch.stack(list(rows))))
-        task = Task("a", samples, {0: 1.0})
-        (entry,) = merge(network, [adapter], [task], MergeConfig(**settings)).report.layers[0].tasks
-        energies.append(entry.energy)
-    read = 16 * WIDTH // 2 / 2000  # share of a row's tokens
-    assert energies[1] / read == pytest.approx(energies[0], rel=0.3)
-
-
 def test_a_task_without_a_say_is_said():
     inputs = [torch.randn(2, 9, WIDTH) for _ in range(2)]
     downs = [torch.randn(2, WIDTH), torch.randn(2, WIDTH)]
@@ -105,7 +82,7 @@ def test_a_task_without_a_say_is_said():
 # --- LoRAs that hardly act on their own inputs ---
 
 
-@pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
+@pytest.mark.parametrize("noise", [1e-4, 0.0])
 def test_a_lora_that_is_blind_to_its_inputs_silences_no_other(noise):
     """lambda grew to 3e12 there, and the other LoRA's gain fell to 0."""
     chance = torch.Generator().manual_seed(0)
@@ -264,7 +241,9 @@ def _merged(model, samples=4, samples_per_chunk=2, **settings):
 
     config = MergeConfig(samples_per_chunk=samples_per_chunk, **settings)
     result = merge(Network(dict(model.named_modules()), forward), adapters, tasks, config)
-    return result, calls
+    # one row of a teacher and a student alone
+    assert settings or (sum(calls), calls[-1]) == (2 * (4 + 4) + 2, 2)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -285,12 +264,6 @@ def test_what_is_kept_between_layers_may_be_iterated():
     _merged(_KeepsASkip(), engine="iterate", max_iter=2)
 
 
-@pytest.mark.parametrize("samples_per_chunk", [1, 2, 64])
-def test_the_comparison_costs_one_row_of_a_teacher_and_a_student(samples_per_chunk):
-    _, calls = _merged(_Three(), samples_per_chunk=samples_per_chunk)
-    assert sum(calls) == 2 * (4 + 4) + 2 and calls[-1] == 2
-
-
 def test_a_hook_of_another_that_scales_an_output_scales_what_a_lora_adds():
     """A LoRA in the weights would be scaled, too."""
 
@@ -302,5 +275,5 @@ def test_a_hook_of_another_that_scales_an_output_scales_what_a_lora_adds():
     hooked, plain = _Three(), Scaled()
     plain.load_state_dict(hooked.state_dict())
     hooked.first.register_forward_hook(lambda module, args, y: 0.5 * y)
-    found, expected = (toy.dense(_merged(model)[0].adapter) for model in (hooked, plain))
+    found, expected = (toy.dense(_merged(model).adapter) for model in (hooked, plain))
     assert toy.largest_error(found, expected) < 1e-5

@@ -1,7 +1,6 @@
 """Precision, few tokens, shared inputs: what must not change the answer does not."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +15,10 @@ from iteris_core import (
     MergeConfig,
     Network,
     Sample,
-    SolveError,
     Task,
     merge,
 )
 from iteris_core.algebra.statistics import InputMoments, Sums
-from iteris_core.devices import in_float32, product_dtype
 
 DELTA = MergeConfig(
     unit_gain=1.0, target="delta"
@@ -69,7 +66,7 @@ def objective(delta, tasks, adapters, alpha):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("alpha", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("alpha", [1e-3, 1e-7])
 def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels(dtype, alpha):
     network, adapters, tasks = wide_layer(dtype, tokens=300)
     found = (
@@ -94,7 +91,7 @@ def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 11])
+@pytest.mark.parametrize("tokens", [1, 11])
 def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeypatch, tokens):
     network, adapters, tasks = wide_layer(torch.float64, tokens)
     few = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
@@ -106,35 +103,6 @@ def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeyp
     for mine, theirs in zip(few.report.layers[0].tasks, gram.report.layers[0].tasks, strict=True):
         assert mine.residual == pytest.approx(theirs.residual, rel=1e-4, abs=1e-6)
         assert mine.weight == pytest.approx(theirs.weight, rel=1e-9)
-
-
-def test_duplicate_tokens_change_nothing():
-    network, adapters, tasks = wide_layer(torch.float64, tokens=20)
-    doubled = [
-        Task(t.name, [Sample(torch.cat([s.teacher, s.teacher])) for s in t.samples], t.mix)
-        for t in tasks
-    ]
-    once, twice = (
-        merge(network, adapters, group, replace(DELTA, output_dtype=torch.float64))
-        for group in (tasks, doubled)
-    )
-    torch.testing.assert_close(
-        once.adapter.deltas["0"].dense(), twice.adapter.deltas["0"].dense(), rtol=1e-7, atol=1e-9
-    )
-
-
-def test_few_tokens_without_a_ridge_are_an_error_with_advice():
-    network, adapters, tasks = wide_layer(torch.float64, tokens=2)
-    with pytest.raises(SolveError, match=r"layer '0'.*not positive definite.*set alpha to 1e-6"):
-        merge(network, adapters, tasks, replace(DELTA, alpha=0.0))
-
-
-@pytest.mark.parametrize("tokens", [2, 300])
-def test_numbers_that_are_not_finite_name_layer_and_task(tokens):
-    network, adapters, tasks = wide_layer(torch.float32, tokens)
-    tasks[1].samples[0].teacher[0, 0] = float("nan")
-    with pytest.raises(SolveError, match=r"layer '0': the inputs of task 'b' hold NaN"):
-        merge(network, adapters, tasks, DELTA)
 
 
 def test_a_task_with_a_zero_delta_counts_as_base_rows():
@@ -152,25 +120,11 @@ def test_a_task_with_a_zero_delta_counts_as_base_rows():
     )
 
 
-def test_some_tokens_of_each_row_come_close_to_all_of_them():
-    network, adapters, tasks = wide_layer(torch.float64, tokens=400)
-    every = merge(network, adapters, tasks, DELTA)
-    some = merge(network, adapters, tasks, replace(DELTA, tokens_per_row=200))
-    assert some.report.layers[0].tasks[0].tokens == 4 * 200
-    cost = [
-        objective(result.adapter.deltas["0"].dense().double(), tasks, adapters, 1e-4)
-        for result in (every, some)
-    ]
-    assert cost[0] < cost[1] < 1.2 * cost[0]
-
-
 @pytest.mark.parametrize(
     ("samples", "length", "budget", "tokens"),
     [
-        ((4, 4), 2000, 100, 2000),
         ((4, 4), 2000, 30, 750),
         ((4, 2), 2000, 30, 1500),
-        ((4, 4), 513, 1, 25),
         ((4, 4), 512, 1, 512),  # as short as a text: read whole
     ],
 )
@@ -210,42 +164,12 @@ def count_measured_inputs(monkeypatch):
     return sizes
 
 
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_layers_that_read_one_tensor_measure_it_once(monkeypatch, samples_per_chunk):
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=2)
+def test_layers_that_read_one_tensor_measure_it_once(monkeypatch):
+    net, adapters, tasks = toy.pair("attention", 2)
     sizes = count_measured_inputs(monkeypatch)
-    toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
     # self q,k,v | o | cross q | k,v | o | feed-forward: six inputs of nine layers
-    assert len(sizes) == 6 * (4 if samples_per_chunk == 1 else 2)
-
-
-def test_an_input_that_was_changed_in_place_is_measured_again(monkeypatch):
-    class Doubling(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.Linear(4, 4)
-            self.second = torch.nn.Linear(4, 4)
-
-        def forward(self, x):
-            x = x + 0
-            y = self.first(x)
-            x.mul_(2)
-            return y + self.second(x)
-
-    model = Doubling().double().requires_grad_(False)
-    sizes = count_measured_inputs(monkeypatch)
-    adapter = Adapter(
-        "a",
-        {
-            p: LowRankDelta(torch.randn(4, 2).double(), torch.randn(2, 4).double())
-            for p in ("first", "second")
-        },
-    )
-    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(list(rows))))
-    merge(network, [adapter], [Task("a", [Sample(torch.randn(9, 4).double())], {0: 1.0})])
-    assert len(sizes) == 2
+    assert len(sizes) == 6 * 4
 
 
 def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypatch):
@@ -320,9 +244,7 @@ def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(engine):
 
 
 def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
-    net = toy.build("convolution")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=8)
+    net, adapters, tasks = toy.pair("convolution", 8)
     every = toy.merge_toy(net, adapters, tasks)
     some = toy.merge_toy(net, adapters, tasks, patches=16 * 8)
     tokens = {layer.path: layer.tasks[0].tokens for layer in some.report.layers}
@@ -334,9 +256,7 @@ def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
 
 
 def test_ranks_and_sizes_that_cannot_be_are_refused():
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair("stack")
     with pytest.raises(
         ConfigError, match=r"rank names 'typo', which no adapter changes; the layers are down1"
     ):
@@ -359,32 +279,22 @@ def in_one_layer(forward=None, **settings):
     return merge(network, adapters, tasks, replace(DELTA, **settings))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("engine", ["sweep", "iterate"])
 @pytest.mark.parametrize("tokens_per_row", [None, 5])  # sums, and kept rows
-def test_autocast_inside_the_forward_changes_no_digit_of_a_delta_target(
-    dtype, engine, tokens_per_row
-):
+def test_autocast_changes_no_digit_of_a_delta_target(engine, tokens_per_row):
     def forward(layer, x):
-        with torch.autocast("cpu", dtype):
+        with torch.autocast("cpu", torch.bfloat16):
             return layer(x)
 
     settings = {"engine": engine, "tokens_per_row": tokens_per_row, "alpha": 1e-2}
-    cast = in_one_layer(forward, **settings)
     plain = in_one_layer(**settings)
-    assert torch.equal(cast.adapter.deltas["0"].dense(), plain.adapter.deltas["0"].dense())
-    assert cast.report.layers == plain.report.layers
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tokens_per_row", [None, 5])
-def test_autocast_around_a_merge_changes_no_digit_of_a_delta_target(dtype, tokens_per_row):
-    plain = in_one_layer(tokens_per_row=tokens_per_row)
-    with torch.autocast("cpu", dtype):
-        cast = in_one_layer(tokens_per_row=tokens_per_row)
+    inside = in_one_layer(forward, **settings)
+    with torch.autocast("cpu", torch.float16):
+        around = in_one_layer(**settings)
         assert torch.is_autocast_enabled("cpu")
-    assert torch.equal(cast.adapter.deltas["0"].dense(), plain.adapter.deltas["0"].dense())
-    assert cast.report.layers == plain.report.layers
+    for cast in (inside, around):
+        assert torch.equal(cast.adapter.deltas["0"].dense(), plain.adapter.deltas["0"].dense())
+        assert cast.report.layers == plain.report.layers
 
 
 def test_base_weights_are_read_as_the_model_reads_them_under_autocast():
@@ -440,7 +350,6 @@ def put_back():
     "switch",
     [
         lambda: torch.set_float32_matmul_precision("high"),
-        lambda: torch.set_float32_matmul_precision("medium"),
         _newer_switch,
     ],
 )
@@ -461,14 +370,6 @@ def test_rounded_products_that_are_allowed_are_not_for_ours(put_back, switch):
         merge(Network({"0": layer}, forward), adapters, tasks, MergeConfig())
     assert products.allowed and set(products.allowed) == {"highest"}
     assert {*seen, _allowed()} == {before} != {"highest"}
-
-
-def test_products_on_a_gpu_stay_float32_where_another_pack_allows_tf32(put_back):
-    """Float64 in their place makes 14 minutes of 13 seconds on a card for games."""
-    torch.set_float32_matmul_precision("high")
-    x = SimpleNamespace(dtype=torch.float32, is_cuda=True)
-    assert product_dtype(x) == torch.float32
-    assert in_float32("auto", torch.device("cpu"), 1024)
 
 
 # --- layers that read one tensor, each in its own way ---
@@ -533,13 +434,6 @@ def test_layers_that_read_one_tensor_in_two_ways_have_sums_of_their_own(first, s
         assert ((found - expected).norm() / expected.norm()).item() < 1e-12
 
 
-def test_layers_that_read_one_tensor_alike_measure_it_once_also_as_convolutions(monkeypatch):
-    sizes = count_measured_inputs(monkeypatch)
-    two_layers(conv(3, padding=1), conv(3, padding=(1, 1)))
-    rows = 3 * 2  # of two tasks, one at a time
-    assert len(sizes) == 3 * rows  # together once, and each alone
-
-
 # --- what a model does with a tensor after a layer has read it ---
 
 
@@ -548,9 +442,7 @@ def test_layers_that_read_one_tensor_alike_measure_it_once_also_as_convolutions(
     [
         {"engine": "sweep", "target": "delta", "unit_gain": 1.0},
         {"engine": "iterate", "target": "delta", "unit_gain": 1.0},
-        {"method": "regmean"},
         {"method": "ssr"},
-        {"method": "mix_of_show"},
     ],
     ids=lambda settings: settings.get("method", settings.get("engine")),
 )
@@ -612,8 +504,7 @@ def cancelling_pair(dtype, scale=1.0):
     return network, [adapters[0], Adapter("undoes", {"0": opposite})], tasks
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e4), (torch.float64, 1.0)])
 def test_a_mix_that_cancels_is_a_task_that_teaches_nothing(dtype, scale):
     network, adapters, tasks = cancelling_pair(dtype, scale)
     own = Task("own", tasks[0].samples, {0: 1.0})

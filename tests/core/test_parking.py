@@ -3,7 +3,6 @@ which storages work the same.
 """
 
 import logging
-import sys
 import weakref
 
 import pytest
@@ -50,17 +49,13 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(
     ("name", "inference"),
     [
-        ("stack", False),
-        ("attention", False),
         ("attention", True),
-        ("convolution", True),
+        ("convolution", False),
         ("in place", False),
     ],
 )
 def test_parking_changes_nothing(parked, name, inference):
-    net = toy.build(name)
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair(name)
     weights = {key: value.clone() for key, value in net.model.state_dict().items()}
     expected = swept(net, adapters, tasks, samples_per_chunk=2)
     assert not parked()
@@ -73,9 +68,7 @@ def test_parking_changes_nothing(parked, name, inference):
 
 
 def test_only_what_the_budget_has_no_room_for_is_copied(parked):
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair("attention")
     modules = net.network().modules.values()
     expected = swept(net, adapters, tasks, samples_per_chunk=1)
     copied = {}
@@ -92,33 +85,6 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked):
         copied[share] = sum(parked()[before:])
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
-
-
-@pytest.mark.parametrize("share", [2.2, 1.2, 0.5])
-def test_where_the_first_chunk_shows_that_all_have_room_no_other_is_looked_at(share, parked):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    chunks = sum(len(task.samples) for task in tasks)
-    expected = swept(net, adapters, tasks, samples_per_chunk=1)
-    held = held_bytes(net.network(), two_rows(tasks), net.targets, count_all(net))
-    looked_at = []
-
-    class Watched(Parking):
-        def _storages_in(self, frame):
-            looked_at.append(frame)
-            return super()._storages_in(frame)
-
-    # some more than a row holds by itself: the codes of its adapter
-    budget = int(share * chunks * 1.5 * max(held.values()))
-    parking = Watched(net.network().modules.values(), budget=budget, store=HostMemory(), smallest=1)
-    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
-    assert parking.held_bytes == 0
-    if share > 2:
-        assert len(looked_at) == len(net.targets)
-    else:
-        assert len(net.targets) < len(looked_at) <= chunks * len(net.targets)
-    assert bool(parked()) == (share < 1)
 
 
 def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
@@ -150,10 +116,9 @@ def two_rows(tasks):
     return [sample.teacher, sample.student_reads]
 
 
-@pytest.mark.parametrize("name", ["stack", "attention", "convolution"])
-def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
+def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(parked):
     """Where tensors count that are too small to be worth a copy."""
-    net = toy.build(name)
+    net = toy.build("attention")
     adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
     modules = net.network().modules
@@ -166,18 +131,14 @@ def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(name, parked):
     swept(net, adapters, tasks, everything_from(modules.values()), samples_per_chunk=1)
     chunks = sum(len(task.samples) for task in tasks)
     for turn, (path, counted) in enumerate(held.items()):
-        tokens = toy.TOKENS if name != "convolution" else 16
         # and the codes of its adapter, of rank 1
-        assert counted < parked()[turn * chunks] <= counted + 8 * tokens, path
+        assert counted < parked()[turn * chunks] <= counted + 8 * toy.TOKENS, path
 
 
-@pytest.mark.parametrize("page", [64, 1 << 20], ids=["many pages", "one page"])
-@pytest.mark.parametrize("name", ["stack", "attention", "convolution", "in place"])
+@pytest.mark.parametrize(("name", "page"), [("attention", 64), ("in place", 1 << 20)])
 def test_on_the_host_itself_chunks_wait_in_a_file(monkeypatch, parked, name, page):
     monkeypatch.setattr("iteris_core.rows.parking._PAGE", page)
-    net = toy.build(name)
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair(name)
     expected = swept(net, adapters, tasks, samples_per_chunk=2)
     parking = Parking(net.network().modules.values(), smallest=1)
     assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=2), expected)
@@ -264,26 +225,6 @@ def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
     assert min(parked()) > 0
 
 
-def test_what_chunks_wear_stays_though_it_is_in_local_variables(monkeypatch):
-    """`at_layer` runs inside the paused chunk; here all that chunks share is among the locals."""
-
-    def pause_with_locals(path):
-        teachers = sys._getframe(1).f_locals["stop"].worn.teachers
-        shared = [factor for delta in teachers for factor in (delta.up, delta.down)]
-        seen.append(len(shared))
-        pause(path)
-
-    seen = []
-    monkeypatch.setattr("iteris_core.engines.sweep.pause", pause_with_locals)
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    expected = swept(net, adapters, tasks, samples_per_chunk=1)
-    parking = everything_from(net.network().modules.values())
-    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
-    assert set(seen) == {4}
-
-
 def test_views_share_what_is_parked_and_come_back_whole(parked):
     def work(start):
         def inside():
@@ -319,14 +260,16 @@ def of_length(layer, length, remember):
     return work
 
 
-@pytest.mark.parametrize("lengths", [(8, 8, 8), (8, 9, 9)], ids=["one", "of a later chunk"])
+def as_buffer(layer, table):
+    layer.register_buffer("table", table)
+
+
+def as_attribute(layer, table):
+    vars(layer).update(table=table)
+
+
 @pytest.mark.parametrize(
-    "remember",
-    [
-        lambda layer, t: layer.register_buffer("table", t),
-        lambda layer, t: vars(layer).update(table=t),
-    ],
-    ids=["buffer", "attribute"],
+    ("remember", "lengths"), [(as_buffer, (8, 8, 8)), (as_attribute, (8, 9, 9))]
 )
 def test_the_models_own_tensors_and_what_it_remembers_stay(parked, remember, lengths):
     layer = torch.nn.Linear(4, 4)
@@ -335,41 +278,6 @@ def test_the_models_own_tensors_and_what_it_remembers_stay(parked, remember, len
     found = run_in_lockstep(workers, lambda place: layer(torch.zeros(1, 4)), parking)
     assert found == [*lengths]
     assert not parked()
-
-
-@pytest.mark.parametrize("chunks", [2, 6])
-def test_parameters_are_looked_up_once_a_layer_however_many_chunks_wait(monkeypatch, chunks):
-    def counted(module):
-        looked_at.append(module)
-        return module.parameters(recurse=False)
-
-    looked_at = []
-    monkeypatch.setattr("iteris_core.rows.parking._parameters_of", counted)
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=chunks // 2)
-    modules = list(net.network().modules.values())
-    swept(net, adapters, tasks, everything_from(modules), samples_per_chunk=1)
-    assert len(looked_at) == len(net.targets) * len(modules)
-
-
-def workers_of(shared):
-    def work():
-        local = shared
-        total = local.sum()
-        pause("x")
-        return total + local.sum()
-
-    return [work, work]
-
-
-def test_what_workers_share_stays_when_it_is_marked(parked):
-    shared = torch.ones(8)
-    parking = everything_from([])
-    parking.keep({"in": [(shared,)]})
-    results = run_in_lockstep(workers_of(shared), lambda place: shared.sum().item(), parking)
-    assert [result.item() for result in results] == [16, 16]
-    assert set(parked()) == {4}  # each worker's own sum
 
 
 def test_what_workers_share_without_a_mark_is_an_error():

@@ -1,19 +1,16 @@
 """What a merge costs, counted: it is known before it starts, and the pages say it in pictures."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, as_used
 
 from iteris_core import MergeConfig
-from iteris_core.diffusion import held_out, job
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.cost import ALONE
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 
-ROOT = Path(__file__).parents[2]
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5, held_out=2)
 SCENES = replace(
@@ -38,7 +35,6 @@ def loras_of(host, count, *parts, kinds=("subject",) * 3):
     ("count", "calibration", "settings", "more"),
     [
         (1, SMALL, SETTINGS, {}),
-        (2, SMALL, SETTINGS, {}),
         (2, DEFAULTS, SETTINGS, {}),
         (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS, {}),
         (2, replace(SMALL, cfg=1.0), SETTINGS, {}),
@@ -77,27 +73,6 @@ def test_loras_of_the_text_encoder_alone_sample_only_for_the_check():
     assert sum(map(len, host.unet_batches)) == planned.cost.check
 
 
-def test_plans_are_made_once_and_captions_are_checked_once(monkeypatch):
-    asked = []
-    for place, name in (
-        (job, "make_plans"),
-        (job, "make_check_plans"),
-        (held_out, "make_check_plans"),
-        (job, "_check_captions"),
-    ):
-        made = getattr(place, name)
-
-        def counted(*given, made=made, name=name):
-            asked.append(name)
-            return made(*given)
-
-        monkeypatch.setattr(place, name, counted)
-    host = FakeHost()
-    result = merge_and_check(Job.of(host, loras_of(host, 2), SMALL, SETTINGS))
-    assert result.report.fidelity
-    assert asked == ["make_plans", "make_check_plans", "_check_captions"]
-
-
 @pytest.mark.parametrize("calibration", [DEFAULTS, replace(SCENES, trajectories=20)])
 def test_the_rows_with_other_runs_are_about_their_share(calibration):
     host = FakeHost()
@@ -108,18 +83,3 @@ def test_the_rows_with_other_runs_are_about_their_share(calibration):
     )
     assert whole.rows_with(1.0) == whole.rows
     assert whole.rows_with(0.5) == pytest.approx(half.rows, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("page", "count", "words"),
-    [
-        ("README.md", 2, "two LoRAs take"),
-        ("docs/models.md", 2, "two LoRAs take"),
-        ("docs/models.md", 3, "three LoRAs take"),
-    ],
-)
-def test_the_pages_say_how_many_pictures_a_merge_costs(page, count, words):
-    host = FakeHost()
-    cost = Job.of(host, loras_of(host, count), DEFAULTS, SETTINGS).cost
-    said = (ROOT / page).read_text(encoding="utf-8").partition(words)[2]
-    assert f"about {cost.pictures} pictures" in said[:100]

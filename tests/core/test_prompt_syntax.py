@@ -8,36 +8,28 @@ from fake_host import use
 from iteris_core import CalibrationError
 from iteris_core.diffusion.lora_use import load_each_once, plain_prompts, with_plain_prompts
 
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "taken"),
-    [
-        ("a photo of sks dog, best quality", "a photo of sks dog, best quality", ()),
-        ("a photo of (sks dog:1.3) [red]", "a photo of (sks dog:1.3) [red]", ()),
-        ("sks dog <lora:sks_dog:0.8>", "sks dog", ("<lora:sks_dog:0.8>",)),
-        (
-            "<lora:a:1>, sks dog, <LYCO:b c:0.5:0.2>, 4k",
-            "sks dog, 4k",
-            ("<lora:a:1>", "<LYCO:b c:0.5:0.2>"),
-        ),
-        ("sks dog BREAK on a beach", "sks dog , on a beach", ("BREAK",)),
-        ("a sks dog AND a cat", "a sks dog , a cat", ("AND",)),
-        ("SKS DOG AND CAT", "SKS DOG AND CAT", ()),
-        ("an android breaks and bends", "an android breaks and bends", ()),
-        ("in a {trigger} place_a__b", "in a {trigger} place_a__b", ()),
-        ("a <sks> dog < lora", "a <sks> dog < lora", ()),
-    ],
-)
-def test_tags_and_cuts_are_taken_out_and_words_stay(prompt, text, taken):
-    found, out = plain_prompts("a", [prompt])
-    assert found == (text,)
-    assert out == taken
+PASTED = [  # prompt, what stays, what is taken out
+    ("a photo of (sks dog:1.3) [red]", "a photo of (sks dog:1.3) [red]", ()),
+    ("sks dog <lora:sks_dog:0.8>", "sks dog", ("<lora:sks_dog:0.8>",)),
+    (
+        "<lora:a:1>, sks dog, <LYCO:b c:0.5:0.2>, 4k",
+        "sks dog, 4k",
+        ("<lora:a:1>", "<LYCO:b c:0.5:0.2>"),
+    ),
+    ("sks dog BREAK on a beach", "sks dog , on a beach", ("BREAK",)),
+    ("a sks dog AND a cat", "a sks dog , a cat", ("AND",)),
+    ("SKS DOG AND CAT", "SKS DOG AND CAT", ()),
+    ("an android breaks and bends", "an android breaks and bends", ()),
+    ("in a {trigger} place_a__b", "in a {trigger} place_a__b", ()),
+    ("a <sks> dog < lora", "a <sks> dog < lora", ()),
+]
 
 
-def test_a_line_of_nothing_but_a_cut_is_no_prompt():
-    found, taken = plain_prompts("a", ["a sks dog", "BREAK", "on a beach"])
-    assert found == ("a sks dog", "on a beach")
-    assert taken == ("BREAK",)
+def test_tags_and_cuts_are_taken_out_and_words_stay():
+    for prompt, text, taken in PASTED:
+        assert plain_prompts("a", [prompt]) == ((text,), taken)
+    found = plain_prompts("a", ["a sks dog", "BREAK", "on a beach"])
+    assert found == (("a sks dog", "on a beach"), ("BREAK",))
     assert plain_prompts("a", ["<lora:x:1>"])[0] == ("",)
 
 
@@ -106,13 +98,13 @@ def test_each_lora_has_a_note_of_its_own(host):
     assert [note.kind for note in notes] == ["prompts"]
 
 
-@pytest.mark.parametrize("blank", ["\u3000", "\u00a0", "\x0b", " ", "\t\u3000"])
-def test_blanks_are_read_in_linear_time(blank):
+def test_blanks_are_read_in_linear_time():
     """990 prompts of 4,000 characters, as many as a recipe holds, once took 52 s."""
-    prompt = "<lora:a:1>a," + blank * (3_980 // len(blank)) + "b"
-    begun = time.thread_time()
-    assert plain_prompts("a", [prompt] * 990)[0][0].startswith("a,")
-    assert time.thread_time() - begun < 5
+    for blank in ("\u3000", " ", "\t\u3000"):
+        prompt = "<lora:a:1>a," + blank * (3_980 // len(blank)) + "b"
+        begun = time.thread_time()
+        assert plain_prompts("a", [prompt] * 300)[0][0].startswith("a,")
+        assert time.thread_time() - begun < 2
 
 
 def test_commas_that_a_cut_leaves_are_joined():

@@ -35,37 +35,21 @@ def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
     ]
 
 
-def test_where_a_teacher_wears_nothing_the_figure_is_a_leak_and_no_part_of_the_residual():
-    own = TaskAtLayerReport("a", 0.2, 1.0, 8)
-    idle = TaskAtLayerReport("a", 0.9, 1.0, 8, wears=False)
-    report = MergeReport((LayerReport("x", 2, (own,)), LayerReport("y", 2, (idle,))))
-    assert str(report).splitlines()[1:] == [
-        "  a: median residual 0.200, worst 0.200 at x",
-        "  a: median leak 0.900, worst 0.900 at y",
-    ]
-
-
-def test_a_report_of_nothing_can_be_shown():
-    assert str(MergeReport(())) == "0 layers merged, rank 0 to 0"
-
-
 def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
+    notes = (Note("host", "a note"), Note("twice", "cat is on the MODEL, too"))
+    own = TaskFidelity("a", 0.2, 0.9, 4)
     report = MergeReport(
-        (layer("x", 2, a=0.1),),
-        {"a": ("k",)},
-        (Note("host", "note"),),
-        settings={"alpha": 1e-4},
-        fidelity=(TaskFidelity("a", 0.2, 0.9, 4),),
+        (layer("x", 2, a=0.1),), {"a": ("k",)}, notes, settings={"alpha": 1e-4}, fidelity=(own,)
     )
     again = json.loads(json.dumps(report.to_dict()))
     assert again["unmatched"] == {"a": ["k"]}
-    assert again["notes"] == [{"kind": "host", "text": "note"}]
-    assert again["settings"] == {"alpha": 1e-4}
+    assert again["notes"][0] == {"kind": "host", "text": "a note"}
+    assert again["warnings"] == ["cat is on the MODEL, too"] == report.alerts  # not a note alone
+    assert str(report).count(", too") == 1 and "  a note" in str(report).splitlines()
     (entry,) = again["layers"]
-    assert (entry["path"], entry["rank"]) == ("x", 2)
     (task,) = entry["tasks"]
-    assert (task["task"], task["residual"], task["wears"]) == ("a", 0.1, True)
-    assert (task["weight"], task["tokens"]) == (1.0, 8)
+    assert (entry["path"], entry["rank"]) == ("x", 2)
+    assert (task["task"], task["residual"], task["wears"], task["tokens"]) == ("a", 0.1, True, 8)
     (unseen,) = again["fidelity"]
     assert (unseen["task"], unseen["output_error"], unseen["strength"]) == ("a", 0.2, 0.9)
 
@@ -86,28 +70,6 @@ def test_joined_reports_keep_the_order_and_say_nothing_twice():
     assert both.settings == {"x": 1, "y": 2}
     assert both.residuals(wears=True) == {"a": [(0.1, "te"), (0.3, "unet")]}
     assert both.residuals(wears=False) == {}
-
-
-def test_a_report_tells_how_true_the_merged_model_is_on_unseen_samples():
-    own = TaskFidelity("cat", 0.125, 0.9, 6)
-    preserve = TaskFidelity("preserve", 0.03125, None, 4)
-    text = str(MergeReport((), fidelity=(own, preserve)))
-    assert "cat, unseen samples: output error 0.125, strength 0.90" in text
-    assert "preserve, unseen samples: leak in the output 0.031" in text
-    assert joined(
-        MergeReport((), fidelity=(own,)), MergeReport((), fidelity=(preserve,))
-    ).fidelity == (own, preserve)
-
-
-def test_a_lora_that_the_model_has_already_is_a_warning_and_said_once():
-    """Not among the notes, which are behind a line to click."""
-    notes = (Note("host", "a note"), Note("twice", "cat is on the MODEL, too"))
-    report = MergeReport((), notes=notes)
-    assert report.warnings == report.alerts == ["cat is on the MODEL, too"]
-    assert report.to_dict()["warnings"] == report.warnings
-    lines = str(report).splitlines()
-    assert [line for line in lines if "too" in line] == ["cat is on the MODEL, too"]
-    assert "  a note" in lines
 
 
 def test_a_report_is_text_without_control_characters():

@@ -3,9 +3,8 @@ measured inputs, and against PEFT; their searches, cuts and errors.
 """
 
 import dataclasses
-import inspect
 import math
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import torch
@@ -112,25 +111,6 @@ def test_the_settings_name_every_method_and_engine():
     assert [engine_of(name).__name__ for name in get_args(Engine)] == list(get_args(Engine))
 
 
-def test_a_method_that_is_gone_is_refused_with_those_that_are_there():
-    with pytest.raises(ConfigError) as caught:
-        MergeConfig(method="knots")
-    assert all(repr(method) in str(caught.value) for method in METHODS)
-
-
-def test_the_options_of_the_rules_are_those_of_the_settings():
-    fields = {item.name: item.default for item in dataclasses.fields(BaselineOptions)}
-    hints = get_type_hints(BaselineOptions)
-    taken = {"scale"}
-    for method in METHODS.values():
-        taken.update(method.options)
-        rule_hints = get_type_hints(method.rule)
-        for name in method.options[1:]:
-            assert inspect.signature(method.rule).parameters[name].default == fields[name]
-            assert rule_hints[name] == hints[name]
-    assert taken == set(fields)
-
-
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -187,18 +167,6 @@ def test_ties_and_dare_are_pefts(net, density, sign, monkeypatch):
         monkeypatch.undo()
         found = rule(layer, density=density, sign=sign, thinning="random")
         torch.testing.assert_close(found, expected)
-        check_of_mergekit(found, dropped_and_rescaled(layer, density, 0), sign)
-
-
-def check_of_mergekit(found, thinned, sign):
-    """mergekit's `GeneralizedTaskArithmetic` after its sparsification, with weights of 1 and
-    `normalize`.
-    """
-    votes = thinned.sum(0) if sign == "total" else thinned.sign().sum(0)
-    mask = thinned.sign() == (votes >= 0) * 2 - 1
-    divisor = mask.sum(0).double()
-    divisor[divisor == 0] = 1
-    torch.testing.assert_close(found, (thinned * mask).sum(0) / divisor)
 
 
 def test_a_merge_by_ties_is_its_rule_at_every_layer(net):
@@ -214,10 +182,6 @@ def test_dare_drops_at_random_and_makes_up_for_it(net):
     kept = thinned != 0
     torch.testing.assert_close(thinned[kept], 4 * deltas[kept])
     assert not torch.equal(kept[0], kept[1])
-    seeds = [dropped_and_rescaled(first, 0.25, seed) for seed in range(2000)]
-    torch.testing.assert_close(
-        torch.stack(seeds).mean(0), deltas, rtol=0, atol=0.2 * deltas.abs().max().item()
-    )
     once, again, other = (dense(net, "ties", seed=seed, thinning="random") for seed in (7, 7, 8))
     assert all(torch.equal(once[path], again[path]) for path in once)
     assert toy.largest_error(once, other) > 0.1
@@ -253,7 +217,7 @@ def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
     assert found.rank == 4
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.5, 4.0, None])
+@pytest.mark.parametrize("mu", [0.5, None])
 def test_np_lora(net, mu):
     def reference(deltas):
         style, *others = deltas
@@ -301,38 +265,23 @@ def differ_in_size(deltas):
     return len(logs) > 1 and bool(logs.var() / logs.mean() ** 2 > 0.3)
 
 
-@pytest.mark.parametrize("rank", [2, 4])
-@pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.02, 3.0, 0.4), (1e-3, 1e-3, 1e-3)])
-@pytest.mark.parametrize("kind", ["attention", "convolution"])
-def test_ace(kind, strengths, rank):
+@pytest.mark.parametrize(
+    ("rank", "strengths", "differs"), [(4, (1.0, 1.0, 1.0), False), (2, (0.02, 3.0, 0.4), True)]
+)
+def test_ace(net, rank, strengths, differs):
     """Ranks of 4 are together more than the weights have dimensions."""
-    model = toy.build(kind)
+    check(net, "ace", naive_ace, 1e-9)  # the third changes only some layers
+    model = net[0]
     adapters = [model.adapter(f"{k}", rank).scaled(s) for k, s in enumerate(strengths)]
-    net = (model, adapters, toy.own_tasks(model, adapters))
     seen = set()
 
     def reference(deltas):
         seen.add(differ_in_size(deltas))
         return naive_ace(deltas)
 
-    check(net, "ace", reference, 1e-7, rank="full")  # the guards of 1e-12 are left out
-    assert (strengths == (0.02, 3.0, 0.4)) <= (True in seen)
-    assert (strengths[0] == 1e-3) <= (seen == {False})
-
-
-def test_ace_leaves_out_an_adapter_that_changes_nothing(net):
-    check(net, "ace", naive_ace, 1e-9)  # the third changes only some layers
-    path = "cross_attention.k"
-    d_out, d_in = shapes_of(net[0])[path]
-    nothing = LowRankDelta(torch.zeros(d_out, 2).double(), torch.ones(2, d_in).double())
-    one = net[1][0].deltas[path]
-    rule = METHODS["ace"].rule
-    alone, idle, both = (
-        rule(Layer(path, False, deltas, 2, ())).dense()
-        for deltas in ({0: one}, {1: nothing}, {0: one, 1: nothing})
-    )
-    torch.testing.assert_close(both, alone)
-    assert not idle.any()
+    case = (model, adapters, toy.own_tasks(model, adapters))
+    check(case, "ace", reference, 1e-7, rank="full")  # the guards of 1e-12 are left out
+    assert differs in seen
 
 
 # --- rules that regress on measured inputs ---
@@ -385,14 +334,6 @@ def test_ssr(net):
             start += delta.rank
         expected = up @ torch.cat(routed) @ torch.linalg.inv(gram) @ down
         torch.testing.assert_close(found[path], expected, rtol=1e-6, atol=1e-8)
-
-
-def test_ssr_passes_a_lone_adapter_through(net):
-    model, adapters, _ = net
-    pair = [adapters[0], adapters[2]]
-    found = dense((model, pair, toy.own_tasks(model, pair)), "ssr")
-    for path in model.targets[7:]:
-        torch.testing.assert_close(found[path], adapters[0].deltas[path].dense())
 
 
 def least_norm(tasks):
@@ -468,27 +409,6 @@ def assert_close(found, expected, **tolerances):
     torch.testing.assert_close(found["layer"], expected["layer"], **tolerances)
 
 
-@given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"np_lora", *SEARCHING}))
-def test_the_order_of_the_adapters_does_not_matter(method, seed, order):
-    model, adapters, tasks = one_layer(seed)
-    moved = [dataclasses.replace(tasks[k], mix={i: 1.0}) for i, k in enumerate(order)]
-    one = dense((model, adapters, tasks), method, rank="full")
-    other = dense((model, [adapters[k] for k in order], moved), method, rank="full")
-    assert_close(one, other, rtol=1e-6, atol=1e-8)
-
-
-@given(seed=st.integers(0, 1000), factor=st.sampled_from([-1.0, 0.5, 3.0]))
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ace", *SEARCHING}))
-def test_twice_the_adapters_give_twice_the_merge(method, seed, factor):
-    """ACE's ridge is absolute."""
-    model, adapters, tasks = one_layer(seed)
-    one = dense((model, adapters, tasks), method, rank="full")
-    scaled = [adapter.scaled(factor) for adapter in adapters]
-    other = dense((model, scaled, tasks), method, rank="full")
-    assert_close(other, {"layer": factor * one["layer"]}, rtol=1e-6, atol=1e-8)
-
-
 @given(seed=st.integers(0, 1000))
 @pytest.mark.parametrize("method", sorted(set(METHODS) - set(SEARCHING)))
 def test_one_adapter_is_merged_into_itself(method, seed):
@@ -498,7 +418,7 @@ def test_one_adapter_is_merged_into_itself(method, seed):
     assert_close(dense(net, method, **options), toy.dense(net[1][0]), rtol=rtol, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["sum", "regmean", "regmean_pp"])
 def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, method):
     model, adapters, tasks = net
     result = merged(net, method)
@@ -527,19 +447,7 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, m
     assert toy.hook_count(model.model) == 0
 
 
-@pytest.mark.parametrize("method", ["average", "regmean"])
-def test_the_target_is_what_residuals_are_measured_against_and_nothing_else(net, method):
-    delta, full = (merged(net, method, target=target) for target in ("delta", "full_output"))
-    assert toy.largest_error(toy.dense(delta.adapter), toy.dense(full.adapter)) == 0
-    before, after = (
-        [entry.residual for layer in result.report.layers for entry in layer.tasks if entry.wears]
-        for result in (delta, full)
-    )
-    nothing_drifts = METHODS[method].inputs == "teacher"  # X~ = X
-    assert (before == pytest.approx(after, rel=1e-9)) == nothing_drifts
-
-
-@pytest.mark.parametrize("method", ["average", "task_arithmetic", "custom_diffusion"])
+@pytest.mark.parametrize("method", ["average", "custom_diffusion"])
 def test_a_whole_stable_diffusion_model(host, method):
     loras = [host.lora("both"), host.lora("unet only", ("unet",), ["<y> dog"])]
     calibration = Calibration(
@@ -570,7 +478,7 @@ def test_a_whole_stable_diffusion_model(host, method):
 # --- ranks ---
 
 
-@pytest.mark.parametrize("method", ["sum", "ties", "regmean"])
+@pytest.mark.parametrize("method", ["sum", "regmean"])
 def test_a_cut_to_a_lower_rank_is_made_by_its_effect(net, method):
     cut = merged(net, method, rank=2).report.layers
     assert {layer.rank for layer in cut} == {2}
@@ -597,9 +505,6 @@ def test_an_answer_of_full_rank_is_cut_to_the_sum_of_the_ranks(net):
 
 BOWLS = {
     "parabola": lambda scale, best: (scale - best) ** 2,
-    "steep": lambda scale, best: (
-        (scale / best - 1) ** 2 + 0.3 * (scale / best) ** 4 - 1.2 * scale / best
-    ),
     "overflow": lambda scale, best: (scale - best) ** 2 if scale < 1.4 * best else math.inf,
 }
 
@@ -615,14 +520,6 @@ def test_best_scale_finds_the_bottom_of_a_bowl(bowl, best, floor):
 
     assert best_scale(error) == pytest.approx(best, rel=0.15)
     assert len(asked) == len(set(asked)) <= 11
-
-
-@given(target=st.lists(st.floats(0.2, 2.0), min_size=1, max_size=5))
-def test_best_coefficients_find_the_bottom_of_a_bowl(target):
-    def error(tried):
-        return sum((a - b) ** 2 for a, b in zip(tried, target, strict=True))
-
-    assert best_coefficients(error, len(target)) == pytest.approx(target, abs=0.05)
 
 
 def test_coefficients_of_adapters_that_get_in_each_others_way():
@@ -651,8 +548,7 @@ def output_error(net, adapter):
     return sum(squares) / sum(task.weight for task in tasks)
 
 
-@pytest.mark.parametrize("chunk", [1, 8])
-def test_the_error_that_is_searched_is_fidelitys(net, chunk):
+def test_the_error_that_is_searched_is_fidelitys(net):
     model, adapters, tasks = net
     idle = Adapter("idle", {path: delta.scaled(0.0) for path, delta in adapters[0].deltas.items()})
     more = [
@@ -661,18 +557,10 @@ def test_the_error_that_is_searched_is_fidelitys(net, chunk):
         Task("whose teacher changes nothing", model.samples(2), {3: 1.0}),
     ]
     adapter = merged(net, "average").adapter
-    searched = error_of(model, [*adapters, idle], more, chunk)
+    searched = error_of(model, [*adapters, idle], more, 1)
     assert searched(adapter) == pytest.approx(output_error(net, adapter), rel=1e-9)
     with pytest.raises(CalibrationError, match="no task's teacher changes what the network"):
         error_of(model, [*adapters, idle], more[-1:])
-
-
-def test_at_most_32_samples_of_a_task_are_looked_at(net):
-    model, adapters, tasks = net
-    calls = []
-    many = [dataclasses.replace(tasks[0], samples=model.samples(100)), tasks[3]]
-    error_of(model, adapters, many, progress=lambda: calls.append(0))
-    assert len(calls) == 2 * (4 + 1)  # in calls of 8, a teacher and a reference each
 
 
 def test_searched_scales_are_the_best_ones(net):
@@ -686,7 +574,7 @@ def test_searched_scales_are_the_best_ones(net):
     assert "hyper_linear: coefficients 0." in hyper.report.notes[0].text
 
 
-@pytest.mark.parametrize("method", ["average", "ties", "regmean", "regmean_pp"])
+@pytest.mark.parametrize("method", ["ties", "regmean_pp"])
 def test_every_method_can_have_its_best_scale(net, method):
     found = merged(net, method, scale="search")
     error = output_error(net, found.adapter)
@@ -731,13 +619,12 @@ def test_custom_diffusion_needs_a_token_to_constrain():
         merged((model, adapters, tasks), "custom_diffusion")
 
 
-@pytest.mark.parametrize("method", ["average", "regmean"])
-def test_inputs_that_are_not_finite_are_an_error_whatever_the_method(method):
+def test_inputs_that_are_not_finite_are_an_error_whatever_the_method():
     model, adapters, tasks = one_layer(0)
     tasks[1].samples[0].teacher[0][3, 2] = math.nan
     expected = r"^layer 'layer': the inputs of task '1' hold NaN or infinite numbers"
     with pytest.raises(SolveError, match=expected):
-        merged((model, adapters, tasks), method)
+        merged((model, adapters, tasks), "average")
 
 
 def test_regmean_says_what_makes_it_solvable():

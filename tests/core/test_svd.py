@@ -30,9 +30,10 @@ def test_a_matrix_for_which_lapack_returns_nan():
     assert found[1][15].item() == pytest.approx(9.18116534e-07, rel=1e-6), "by LAPACK's gesvd"
 
 
-@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
-@pytest.mark.parametrize("failures", [0, 1, 2])
-@pytest.mark.parametrize("loud", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "failures", "loud"),
+    [((7, 4), 1, True), ((4, 7), 1, False), ((5, 5), 2, True), ((7, 4), 2, False)],
+)
 def test_it_is_tried_once_more_and_then_refused(monkeypatch, shape, failures, loud):
     library = torch.linalg.svd
     calls = []

@@ -21,7 +21,7 @@ from iteris_core import (
 from iteris_core.report.records import Note
 
 NETWORKS = ["stack", "attention", "convolution", "in place"]
-CHUNKS = [1, 2, 5, 100]
+CHUNKS = [1, 5, 100]
 
 
 def assert_fixed_point(result, net, adapters, tasks):
@@ -36,14 +36,14 @@ def assert_rows(found, expected):
 # --- the fixed point ---
 
 
-@pytest.mark.parametrize("samples_per_chunk", CHUNKS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_sweep_is_the_fixed_point_of_the_published_loop(name, samples_per_chunk):
+def test_one_sweep_is_the_fixed_point_of_the_published_loop(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert_fixed_point(result, net, adapters, tasks)
+    for size in CHUNKS:
+        result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=size)
+        assert_fixed_point(result, net, adapters, tasks)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -65,31 +65,7 @@ def test_mixes_preserve_tasks_and_weights_reach_the_fixed_point_too(name):
     assert_fixed_point(result, net, adapters, tasks)
 
 
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_teacher_and_student_may_read_different_contexts(samples_per_chunk):
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = [
-        replace(
-            task,
-            samples=[
-                Sample((x, context), (x, context + 0.3 * torch.randn_like(context)))
-                for x, context in (net.make_row() for _ in range(4))
-            ],
-        )
-        for task in toy.own_tasks(net, adapters)
-    ]
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert_fixed_point(result, net, adapters, tasks)
-    same_text = [
-        replace(task, samples=[Sample(sample.teacher) for sample in task.samples]) for task in tasks
-    ]
-    alike = toy.merge_toy(net, adapters, same_text).adapter
-    assert toy.largest_error(toy.dense(alike), toy.dense(result.adapter)) > 1e-3
-
-
-@pytest.mark.parametrize("samples_per_chunk", [2, 100])
-def test_token_weights_count_in_their_stream_only(samples_per_chunk):
+def test_token_weights_count_in_their_stream_only():
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     weights = [
@@ -104,17 +80,16 @@ def test_token_weights_count_in_their_stream_only(samples_per_chunk):
         )
         for g, task in enumerate(toy.own_tasks(net, adapters))
     ]
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=2)
     assert_fixed_point(result, net, adapters, tasks)
 
 
-@pytest.mark.parametrize("engine", ["sweep", "iterate"])
 @pytest.mark.parametrize(
-    "settings",
+    ("engine", "settings"),
     [
-        {"target": "delta"},
-        {"target": "full_output"},
-        {"target": "full_output", "input_mix": 0.3, "balance": "full", "ridge": "paper"},
+        ("sweep", {"target": "delta"}),
+        ("sweep", {"target": "full_output", "input_mix": 0.3, "balance": "full", "ridge": "paper"}),
+        ("iterate", {"target": "full_output"}),
     ],
 )
 def test_a_teachers_tokens_may_answer_to_others_of_its_student(engine, settings):
@@ -145,41 +120,9 @@ def test_a_teachers_tokens_may_answer_to_others_of_its_student(engine, settings)
     assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-8
 
 
-@pytest.mark.parametrize("tokens_per_row", [None, 2])
-def test_a_teacher_in_another_order_teaches_the_same(tokens_per_row):
-    """Attention does not see the order of a context; so nothing but the pairs tells the two apart."""
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    rows = [[net.make_row() for _ in range(4)] for _ in adapters]
-    order = torch.tensor([2, 0, 1])
-
-    def merged(told):
-        tasks = [
-            Task(
-                adapter.name,
-                [
-                    Sample(
-                        (x, context[order] if told != "same" else context),
-                        (x, context * 0.9),
-                        teacher_tokens={"text": order.argsort()} if told == "told" else {},
-                    )
-                    for x, context in rows[k]
-                ],
-                {k: 1.0},
-            )
-            for k, adapter in enumerate(adapters)
-        ]
-        settings = {"target": "full_output", "rank": "full", "tokens_per_row": tokens_per_row}
-        return toy.dense(toy.merge_toy(net, adapters, tasks, **settings).adapter)
-
-    assert toy.largest_error(merged("told"), merged("same")) < 1e-9
-    assert toy.largest_error(merged("untold"), merged("same")) > 1e-2
-
-
-@pytest.mark.parametrize("width", [6, 64], ids=["sums", "kept rows"])
 @pytest.mark.parametrize("target", ["delta", "full_output"])
-def test_pairs_of_tokens_as_sums_and_as_kept_rows(width, target):
-    torch.manual_seed(0)
+def test_pairs_of_tokens_of_kept_rows(target):
+    width = 64
     layer = torch.nn.Linear(width, 5).double().requires_grad_(False)
     adapters = [
         Adapter(
@@ -244,35 +187,30 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
     assert toy.largest_error(everything, nothing) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"alpha": 1e-2},
-        {"alpha": 1e-3, "alpha_cross": 0.0},
-        {"balance": "uniform"},
-        {"balance": "full"},
-        {"ridge": "paper", "alpha": 1e-2},
-        {"input_mix": 0.6},
-        {"target": "full_output", "rank": "full"},
-        {"target": "full_output", "rank": "full", "input_mix": 0.6},
-        {"target": "full_output", "rank": "full", "input_mix": 0.3, "ridge": "paper"},
-        {"target": "full_output", "rank": "full", "ridge": "paper", "alpha_cross": 1e-2},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "name", NETWORKS[:3]
-)  # in the last, teacher and student inputs are the same
-def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(name, settings):
+SETTINGS = [
+    {"alpha": 1e-2},
+    {"alpha": 1e-3, "alpha_cross": 0.0},
+    {"balance": "uniform"},
+    {"balance": "full"},
+    {"ridge": "paper", "alpha": 1e-2},
+    {"input_mix": 0.6},
+    {"target": "full_output", "rank": "full"},
+    {"target": "full_output", "rank": "full", "input_mix": 0.3, "ridge": "paper"},
+    {"target": "full_output", "rank": "full", "ridge": "paper", "alpha_cross": 1e-2},
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS[:3])  # of the last, X and X~ are the same
+def test_every_setting_means_in_the_sweep_what_it_means_in_the_loop(name):
     net = toy.build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
-    found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, **settings).adapter)
-    assert (
-        toy.largest_error(found, toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings)))
-        < 1e-9
-    )
-    assert toy.largest_error(found, toy.dense(toy.merge_toy(net, adapters, tasks).adapter)) > 1e-6
+    plain = toy.dense(toy.merge_toy(net, adapters, tasks).adapter)
+    for changes in SETTINGS:
+        merged = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, **changes)
+        expected = toy.naive_fixed_point(net, adapters, tasks, toy.exact(**changes))
+        assert toy.largest_error(toy.dense(merged.adapter), expected) < 1e-9, changes
+        assert toy.largest_error(toy.dense(merged.adapter), plain) > 1e-6, changes
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -335,17 +273,8 @@ def test_one_adapter_merges_to_itself(seed, rank, name, chunk):
     assert toy.largest_error(toy.dense(result.adapter), toy.dense(adapter)) < 1e-9
 
 
-@given(seed=st.integers(0, 1000), name=st.sampled_from(NETWORKS))
-def test_the_same_adapter_twice_merges_to_itself(seed, name):
-    net = toy.build(name, seed)
-    adapter = net.adapter()
-    result = toy.merge_toy(net, [adapter, adapter], toy.own_tasks(net, [adapter, adapter]))
-    assert toy.largest_error(toy.dense(result.adapter), toy.dense(adapter)) < 1e-9
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_an_adapter_of_strength_0_is_no_adapter(name):
-    net = toy.build(name)
+def test_an_adapter_of_strength_0_is_no_adapter():
+    net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("idle").scaled(0.0), net.adapter("c")]
     own, idle, other = toy.own_tasks(net, adapters)
     both = Task("both", net.samples(2), {2: 0.5, 1: 0.5})
@@ -386,36 +315,6 @@ def test_the_order_of_adapters_and_tasks_does_not_matter(seed, order, task_order
     assert toy.largest_error(toy.dense(again.adapter), toy.dense(result.adapter)) < 1e-9
 
 
-@given(ranks=st.lists(st.integers(1, 2), min_size=1, max_size=2))
-def test_the_merged_rank_is_the_sum_of_the_ranks_at_that_layer(ranks):
-    net = toy.build("stack")
-    adapters = [net.adapter(f"{k}", rank, net.targets[k:]) for k, rank in enumerate(ranks)]
-    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
-    for layer in result.report.layers:
-        expected = sum(
-            rank
-            for adapter, rank in zip(adapters, ranks, strict=True)
-            if layer.path in adapter.deltas
-        )
-        assert (layer.rank, result.adapter.deltas[layer.path].rank) == (expected, expected)
-
-
-def test_half_of_each_in_the_mix_makes_a_teacher_that_wears_half_of_each():
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = [Task("half", net.samples(4), {0: 0.5, 1: 0.5})]
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3)
-    halves = {
-        path: (adapters[0].deltas[path].dense() + adapters[1].deltas[path].dense()) / 2
-        for path in net.targets
-    }
-    assert toy.largest_error(toy.dense(result.adapter), halves) < 1e-9
-    teacher = toy.run(
-        toy.patched(net.model, halves), [sample.teacher for sample in tasks[0].samples]
-    )
-    assert_rows(torch.stack([row for row, _ in result.outputs[0]]), teacher)
-
-
 def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():
     net = toy.build("convolution")
     adapters = [net.adapter("a"), net.adapter("b")]
@@ -435,75 +334,6 @@ def test_a_network_that_returns_no_tensor_has_no_outputs():
     adapters = [net.adapter()]
     silent = net.network(lambda rows: {"sample": toy.run(net.model, rows)})
     assert merge(silent, adapters, toy.own_tasks(net, adapters), toy.exact()).outputs is None
-
-
-def test_tokens_of_weight_0_are_as_good_as_absent():
-    net = toy.build("stack")  # tokens do not see each other in it
-    adapters = [net.adapter("a"), net.adapter("b")]
-    short = toy.own_tasks(net, adapters, samples=4)
-    keep = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
-    long = []
-    for task in short:
-        samples = []
-        for sample in task.samples:
-            padded = 100 * torch.randn(6, 6).double()
-            padded[keep > 0] = sample.teacher[0]
-            samples.append(Sample((padded,), token_weights={"image": keep}))
-        long.append(replace(task, samples=samples))
-    expected = toy.merge_toy(net, adapters, short)
-    found = toy.merge_toy(net, adapters, long, samples_per_chunk=3)
-    assert toy.largest_error(toy.dense(found.adapter), toy.dense(expected.adapter)) < 1e-9
-    assert [entry.tokens for layer in found.report.layers for entry in layer.tasks] == [
-        16
-    ] * 2 * len(net.targets)
-
-
-def test_half_precision_factors_are_returned_and_later_layers_make_up_for_them():
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    result = merge(
-        net.network(),
-        adapters,
-        tasks,
-        MergeConfig(target="delta", alpha=1e-8, output_dtype=torch.float16, unit_gain=1.0),
-    )
-    deltas = result.adapter.deltas.values()
-    assert {factor.dtype for delta in deltas for factor in (delta.up, delta.down)} == {
-        torch.float16
-    }
-    rounded = {
-        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
-    }
-    student = toy.patched(net.model, rounded)
-    for task, rows in zip(tasks, result.outputs, strict=True):
-        expected = toy.run(student, [sample.teacher for sample in task.samples])
-        assert_rows(torch.stack([row for _, row in rows]), expected)
-    # the last layer's answer, but for its own rounding, is that for students that wear the rounded
-    # layers before it
-    exact = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-8).adapter)
-    last = net.targets[-1]
-    behind_rounded = one_more_iteration(net, adapters, tasks, rounded)[last]
-    assert (behind_rounded - exact[last]).norm() > 3 * (rounded[last] - behind_rounded).norm()
-
-
-def one_more_iteration(net, adapters, tasks, merged):
-    """Return every layer's dense solution for students that wear these deltas."""
-    worn = [toy.dense(adapter) for adapter in adapters]
-    answers = {}
-    for path in net.targets:
-        at_layer = []
-        for task, delta in zip(tasks, worn, strict=True):
-            rows = [sample.teacher for sample in task.samples]
-            x = torch.cat(toy.layer_inputs(toy.patched(net.model, delta), rows, [path])[path])
-            x_student = torch.cat(
-                toy.layer_inputs(toy.patched(net.model, merged), rows, [path])[path]
-            )
-            at_layer.append(toy.DenseTask(x, x_student, delta[path], task.weight))
-        answers[path] = toy.solve_densely(
-            net.model.get_submodule(path).weight, at_layer, toy.exact(alpha=1e-8)
-        )
-    return answers
 
 
 def test_residuals_are_those_of_the_adapter_as_saved():

@@ -2,10 +2,7 @@
 precision.
 """
 
-import copy
-import gc
 import logging
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -24,97 +21,13 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.config import BaselineOptions
-from iteris_core.engines.problem import Listener, SolvedLayer
 
 # --- nothing is left behind ---
 
 
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-def test_hooks_and_weights_are_as_before(samples_per_chunk):
-    net = toy.build("attention")
-    before = copy.deepcopy(net.model.state_dict())
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    toy.merge_toy(net, adapters, tasks, samples_per_chunk=samples_per_chunk)
-    assert toy.hook_count(net.model) == 0
-    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
-    assert torch.is_grad_enabled()
-
-
-class Cancelled(Exception):
-    pass
-
-
-@pytest.mark.parametrize("place", ["forward", "progress"])
-def test_an_exception_unwinds_every_chunk_and_leaves_nothing(place):
-    net = toy.build("stack")
-    before = copy.deepcopy(net.model.state_dict())
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    entered = []
-    left = []
-    held = []
-
-    class Held:
-        """Stands for what a paused chunk keeps in memory."""
-
-    def forward(rows):
-        number = len(entered)
-        keeps = Held()
-        entered.append(number)
-        held.append(weakref.ref(keeps))
-        try:
-            if place == "forward" and number == 3:
-                raise Cancelled
-            return toy.run(net.model, rows)
-        finally:
-            left.append(number)
-
-    def progress(done, total):
-        if place == "progress" and done == 2:
-            assert left == []
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge(
-            net.network(forward), adapters, tasks, toy.exact(samples_per_chunk=1), progress=progress
-        )
-    assert len(entered) == (4 if place == "forward" else 6)
-    assert sorted(left) == entered
-    gc.collect()
-    assert [keeps() for keeps in held if keeps() is not None] == []
-    assert toy.hook_count(net.model) == 0
-    assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
-    assert torch.is_grad_enabled()
-
-
-def test_the_model_can_be_merged_again_after_a_cancelled_merge():
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-
-    def cancel(done, total):
-        raise Cancelled
-
-    with pytest.raises(Cancelled):
-        merge(net.network(), adapters, tasks, toy.exact(samples_per_chunk=1), progress=cancel)
-    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
-
-
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"method": "ties"},
-        {"method": "regmean"},
-        {"engine": "iterate", "max_iter": 3, "tolerance": 0.0},
-        {"method": "average", "baseline": BaselineOptions(scale="search")},
-    ],
+    [{}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3, "tolerance": 0.0}],
     ids=str,
 )
 def test_every_layer_is_told_the_moment_it_is_solved(settings):
@@ -139,17 +52,6 @@ def test_every_layer_is_told_the_moment_it_is_solved(settings):
     assert at[-count:] == list(range(len(told) - count, len(told)))
 
 
-def test_a_report_that_nobody_reads_is_not_made():
-    """To read a layer's figures is to wait for the device."""
-
-    def report():
-        pytest.fail("read")
-
-    Listener().layer_solved(
-        SolvedLayer(LowRankDelta(torch.zeros(2, 1), torch.zeros(1, 2)), report), 1, 1
-    )
-
-
 def test_a_forward_of_somebody_else_is_left_alone():
     net = toy.build("stack")
     adapters = [net.adapter()]
@@ -170,7 +72,7 @@ def test_a_forward_of_somebody_else_is_left_alone():
 # --- memory ---
 
 
-@pytest.mark.parametrize("fits", [1, 2, 3])
+@pytest.mark.parametrize("fits", [1, 3])
 def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits, caplog):
     caplog.set_level(logging.INFO, "iteris")
     net = toy.build("attention")
@@ -291,16 +193,6 @@ def test_a_delta_that_does_not_fit_is_refused(path, shape, message):
         toy.merge_toy(net, [adapter], [Task("a", net.samples(1), {0: 1.0})])
 
 
-def test_keys_that_fitted_no_module_are_in_the_report():
-    net = toy.build("stack")
-    adapter = replace(net.adapter("a"), unmatched=("strange.key",))
-    result = toy.merge_toy(
-        net, [adapter, net.adapter("b")], toy.own_tasks(net, [adapter, net.adapter("b")])
-    )
-    assert result.report.unmatched == {"a": ("strange.key",)}
-    assert "a: 1 keys belong to no module of this model: strange.key" in str(result.report)
-
-
 class Unsteady(torch.nn.Module):
     """A layer behind a part that may drop numbers, or look at other rows."""
 
@@ -330,7 +222,6 @@ class InAForward(torch.nn.Module):
         return torch.nn.functional.dropout(x, self.dropout, self.training)
 
 
-@pytest.mark.parametrize("engine", ["sweep", "iterate"])
 @pytest.mark.parametrize(
     ("part", "found"),
     [
@@ -342,13 +233,14 @@ class InAForward(torch.nn.Module):
     ],
     ids=["dropout", "alpha", "rrelu", "functional", "batchnorm"],
 )
-def test_a_model_in_training_mode_that_drops_or_mixes_rows_is_refused(engine, part, found):
+def test_a_model_in_training_mode_that_drops_or_mixes_rows_is_refused(part, found):
     model, network = unsteady_network(part)
     model.train()
     adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
     tasks = [Task("a", [Sample(torch.randn(6, 6)) for _ in range(2)], {0: 1.0})]
-    with pytest.raises(CalibrationError, match=f"{found}.*call eval\\(\\) of the model"):
-        merge(network, [adapter], tasks, MergeConfig(engine=engine))
+    for engine in ("sweep", "iterate"):
+        with pytest.raises(CalibrationError, match=f"{found}.*call eval\\(\\) of the model"):
+            merge(network, [adapter], tasks, MergeConfig(engine=engine))
     model.eval()
     merge(network, [adapter], tasks, MergeConfig(engine=engine))
 
@@ -367,9 +259,7 @@ def test_what_a_part_does_is_looked_at_and_not_the_mode():
 
 @pytest.mark.parametrize("engine", ["sweep", "iterate"])
 def test_a_model_that_writes_all_its_answers_into_one_tensor_loses_none(engine):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
+    net, adapters, tasks = toy.pair("stack")
     buffer = toy.run(net.model, [task.samples[0].teacher for task in tasks])  # 2 rows
 
     def into_one(rows):
@@ -412,21 +302,13 @@ def test_a_merge_tells_that_biases_are_outside_its_figures_and_what_their_mean_l
 # --- numbers that are none ---
 
 
-@pytest.mark.parametrize("target", ["delta", "full_output"])
-@pytest.mark.parametrize("path", ["down1", "up2"])  # the first layer and the last
-@pytest.mark.parametrize("side", ["up", "down"])
-def test_an_adapter_that_holds_nan_is_named_before_any_row_runs(target, path, side):
+def test_an_adapter_that_holds_nan_is_named_before_any_row_runs():
     net = toy.build("stack")
     adapters = [net.adapter("a"), net.adapter("b")]
-    getattr(adapters[1].deltas[path], side)[1, 1] = torch.nan
+    adapters[1].deltas["up2"].down[1, 1] = torch.nan
     ran = []
-    with pytest.raises(AdapterError, match=f"adapter 'b' holds NaN.* in its change of '{path}'"):
-        merge(
-            net.network(ran.append),
-            adapters,
-            toy.own_tasks(net, adapters),
-            MergeConfig(target=target),
-        )
+    with pytest.raises(AdapterError, match=r"adapter 'b' holds NaN.* in its change of 'up2'"):
+        merge(net.network(ran.append), adapters, toy.own_tasks(net, adapters))
     assert ran == []
 
 
@@ -450,8 +332,7 @@ def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matr
     merge(network, [adapter], tasks, MergeConfig(target="delta"))
 
 
-@pytest.mark.parametrize("engine", ["sweep", "iterate"])
-def test_a_model_without_weights_is_refused(engine):
+def test_a_model_without_weights_is_refused():
     net = toy.build("one layer")
     net.model.to("meta")
     adapter = Adapter(
@@ -462,60 +343,4 @@ def test_a_model_without_weights_is_refused(engine):
             net.network(lambda rows: toy.run(net.model, [(x.to("meta"),) for (x,) in rows])),
             [adapter],
             [Task("a", net.samples(2), {0: 1.0})],
-            MergeConfig(engine=engine),
         )
-
-
-# --- precision ---
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_of_lower_precision_come_close_to_the_exact_merge(dtype):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=8)
-    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
-    net.model.to(dtype)
-    rows = [
-        replace(task, samples=[Sample((s.teacher[0].to(dtype),)) for s in task.samples])
-        for task in tasks
-    ]
-    result = merge(
-        net.network(), adapters, rows, MergeConfig(target="delta", alpha=1e-2, unit_gain=1.0)
-    )
-    assert {delta.up.dtype for delta in result.adapter.deltas.values()} == {torch.float32}
-    found = {
-        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
-    }
-    assert toy.largest_error(found, expected) < (1e-4 if dtype == torch.float32 else 0.2)
-
-
-@pytest.mark.parametrize("samples_per_chunk", [1, 100])
-@pytest.mark.parametrize("place", ["inside", "around"])
-def test_a_model_under_autocast_is_merged_in_full_precision(samples_per_chunk, place):
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters, samples=8)
-    expected = toy.dense(toy.merge_toy(net, adapters, tasks, alpha=1e-2).adapter)
-    net.model.float()
-    rows = [
-        replace(task, samples=[Sample((s.teacher[0].float(),)) for s in task.samples])
-        for task in tasks
-    ]
-
-    def forward(rows):
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=place == "inside" or torch.is_autocast_enabled("cpu")
-        ):
-            return toy.run(net.model, rows)
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=place == "around"):
-        config = MergeConfig(
-            target="delta", alpha=1e-2, unit_gain=1.0, samples_per_chunk=samples_per_chunk
-        )
-        result = merge(net.network(forward), adapters, rows, config)
-    assert not torch.is_autocast_enabled("cpu")
-    found = {
-        path: delta.to(dtype=torch.float64).dense() for path, delta in result.adapter.deltas.items()
-    }
-    assert toy.largest_error(found, expected) < 0.2

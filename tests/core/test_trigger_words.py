@@ -20,93 +20,38 @@ from iteris_core.files.trigger_words import (
 TAGS = json.dumps({"10_sks dog": {"sks dog": 12, "grass": 3, "smile": 7}, "1_img": {"grass": 9}})
 
 
-@pytest.mark.parametrize(
-    ("metadata", "source", "triggers", "words"),
-    [
-        (
-            {
-                "modelspec.trigger_phrase": " sks ",
-                "trained_words": '["a"]',
-                "ss_tag_frequency": TAGS,
-            },
-            "modelspec.trigger_phrase",
-            ("sks",),
-            ("sks", "a", "sks dog", "grass", "smile"),
-        ),
-        (
-            {"trained_words": '["ohwx man", "red coat"]'},
-            "trained_words",
-            ("ohwx man", "red coat"),
-            ("ohwx man", "red coat"),
-        ),
-        (
-            {"trainedWords": "ohwx, , red coat,"},
-            "trained_words",
-            ("ohwx", "red coat"),
-            ("ohwx", "red coat"),
-        ),
-        (
-            {"ss_tag_frequency": TAGS},
-            "ss_tag_frequency",
-            ("sks dog",),
-            ("sks dog", "grass", "smile"),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"5_images": {"b": 1, "a": 4}})},
-            "ss_tag_frequency",
-            ("a",),
-            ("a", "b"),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"5_dog": {"b": 1, "a": 4}})},
-            "ss_tag_frequency",
-            ("a",),
-            ("a", "b"),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"5_sks dog": {}, "2_img": {}})},
-            "ss_tag_frequency",
-            ("sks dog",),
-            ("sks dog",),
-        ),
-        ({"ss_tag_frequency": "not json"}, "", (), ()),
-        (
-            {"ss_tag_frequency": json.dumps({"x": {"a": "many"}}), "modelspec.trigger_phrase": " "},
-            "",
-            (),
-            (),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"10_sks dog": {"1girl": 20, "smile": 3}})},
-            "ss_tag_frequency",
-            ("sks dog",),
-            ("sks dog", "1girl", "smile"),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"10_ohwx": {"a photo of ohwx": 1, "grass": 20}})},
-            "ss_tag_frequency",
-            ("ohwx",),
-            ("ohwx", "grass", "a photo of ohwx"),
-        ),
-        (
-            {"ss_tag_frequency": json.dumps({"10_train images": {"b": 1, "a": 4}})},
-            "ss_tag_frequency",
-            ("a",),
-            ("a", "b"),
-        ),
-        ({"ss_tag_frequency": '{"x": {"a": Infinity}}'}, "", (), ()),
-        (
-            {"modelspec.trigger_phrase": "None", "trained_words": '["none", "ohwx"]'},
-            "trained_words",
-            ("ohwx",),
-            ("ohwx",),
-        ),
-        ({}, "", (), ()),
-    ],
-)
-def test_the_author_is_believed_before_the_captions(metadata, source, triggers, words):
-    found = trigger_words(metadata)
-    assert (found.source, found.triggers, found.words) == (source, triggers, words)
+def of_tags(**folders):
+    return {"ss_tag_frequency": json.dumps(folders)}
+
+
+PHRASE, TRAINED, BY_TAGS = "modelspec.trigger_phrase", "trained_words", "ss_tag_frequency"
+FOUND = [  # metadata, source, trigger words, all words
+    (
+        {PHRASE: " sks ", TRAINED: '["a"]', BY_TAGS: TAGS},
+        PHRASE,
+        "sks",
+        "sks|a|sks dog|grass|smile",
+    ),
+    ({TRAINED: '["ohwx man", "red coat"]'}, TRAINED, "ohwx man|red coat", "ohwx man|red coat"),
+    ({"trainedWords": "ohwx, , red coat,"}, TRAINED, "ohwx|red coat", "ohwx|red coat"),
+    ({PHRASE: "None", TRAINED: '["none", "ohwx"]'}, TRAINED, "ohwx", "ohwx"),
+    ({BY_TAGS: TAGS}, BY_TAGS, "sks dog", "sks dog|grass|smile"),
+    (of_tags(**{"5_images": {"b": 1, "a": 4}}), BY_TAGS, "a", "a|b"),
+    (of_tags(**{"10_train images": {"b": 1, "a": 4}}), BY_TAGS, "a", "a|b"),
+    (of_tags(**{"5_sks dog": {}, "2_img": {}}), BY_TAGS, "sks dog", "sks dog"),
+    (of_tags(**{"10_sks dog": {"1girl": 20}}), BY_TAGS, "sks dog", "sks dog|1girl"),
+    (of_tags(**{"1_ohwx": {"of ohwx": 1, "grass": 20}}), BY_TAGS, "ohwx", "ohwx|grass|of ohwx"),
+    ({BY_TAGS: "not json"}, "", "", ""),
+    ({BY_TAGS: '{"x": {"a": Infinity}}'}, "", "", ""),
+    ({PHRASE: " ", **of_tags(x={"a": "many"})}, "", "", ""),
+    ({}, "", "", ""),
+]
+
+
+def test_the_author_is_believed_before_the_captions():
+    for metadata, *expected in FOUND:
+        found = trigger_words(metadata)
+        assert [found.source, "|".join(found.triggers), "|".join(found.words)] == expected
 
 
 def test_no_prompts_are_filled_from_templates_and_the_training_caption():
@@ -128,14 +73,14 @@ def test_the_users_templates_are_filled_and_the_users_prompts_are_kept():
     assert fill_in("x", ["my own words"], TriggerWords()) == ("my own words",)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "why"), [([], "has no prompts"), (["a {trigger}"], r"has \{trigger\} in a prompt")]
-)
-def test_a_file_that_names_no_trigger_words_says_what_to_type(prompts, why):
-    with pytest.raises(
-        CalibrationError, match=rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
+def test_a_file_that_names_no_trigger_words_says_what_to_type():
+    for prompts, why in (
+        ([], "has no prompts"),
+        (["a {trigger}"], r"has \{trigger\} in a prompt"),
     ):
-        fill_in("cat.safetensors", prompts, TriggerWords())
+        said = rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
+        with pytest.raises(CalibrationError, match=said):
+            fill_in("cat.safetensors", prompts, TriggerWords())
 
 
 def test_a_header_tells_rank_and_base_without_the_tensors(tmp_path):

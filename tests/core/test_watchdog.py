@@ -1,10 +1,7 @@
 """A merge that fails says so, and one that holds does not."""
 
-import json
-import math
 from dataclasses import replace
 
-import pytest
 import torch
 import toy
 
@@ -47,22 +44,14 @@ def apart(net, adapters, samples):
     return tasks
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_merge_that_holds_raises_no_alarm(seed):
-    net = toy.build("attention", seed)
+def test_a_merge_that_holds_raises_no_alarm():
+    net = toy.build("attention")
     adapters = [net.adapter("cat").scaled(0.2), net.adapter("dog").scaled(0.2)]
     report = merged_and_checked(net, adapters, apart(net, adapters, 30), apart(net, adapters, 8))
     assert [kept.level for kept in report.verdict.loras] == ["good", "good"]
     assert replace(report, fidelity=()).alarms == ()
     assert report.warnings == []
     assert "\n9 layers merged" in str(report)
-
-
-def test_what_the_layers_do_not_show_the_check_does():
-    net, adapters, tasks, held_out = pair(samples=1)
-    report = merged_and_checked(net, adapters, tasks, held_out, alpha=1e-9)
-    assert replace(report, fidelity=()).alarms == ()  # one sample is solved to the last digit
-    assert all(entry.output_error > 1 for entry in report.fidelity)  # as far off as without them
 
 
 def test_a_ridge_that_leaves_nothing_of_the_loras_is_told_without_unseen_samples():
@@ -79,23 +68,7 @@ def test_a_ridge_that_leaves_nothing_of_the_loras_is_told_without_unseen_samples
     assert all(alarm.other < alarm.error <= 1 for alarm in report.alarms)
 
 
-def test_strong_loras_that_want_opposite_things_are_told():
-    net = toy.build("attention")
-    strong = net.adapter("cat").scaled(3.0)
-    opposite = replace(strong.scaled(-1.0), name="dog")
-    tasks = toy.own_tasks(net, [strong, opposite], 8)
-    held_out = toy.own_tasks(net, [strong, opposite], 8)
-    report = merged_and_checked(net, [strong, opposite], tasks, held_out)
-    assert {kept.level for kept in report.verdict.loras} == {"lost"}
-
-
 # --- the rule, on figures ---
-
-
-@pytest.mark.parametrize(("residual", "expected"), [(1.1, []), (1.6, ["nothing"])])
-def test_residuals_of_layers_are_above_one_by_unit_gain_alone(residual, expected):
-    layers = [layer("q", cat=(residual, 2.0, True), dog=(residual, 2.0, True))]
-    assert alarms(layers=layers) == [(task, than) for task in ("cat", "dog") for than in expected]
 
 
 def layer(path, **tasks):
@@ -121,9 +94,9 @@ def test_the_average_must_be_nearer_over_all_tasks_before_one_is_an_alarm():
     assert alarms(layers=of_base(0.1, 0.2)) == [("cat", "average")]
 
 
-@pytest.mark.parametrize("residuals", [(0.04, 0.0), (0.505, 0.5)])
-def test_a_difference_that_is_not_worth_a_word_is_no_alarm(residuals):
-    assert alarms(layers=[layer("x", cat=(*residuals, True))]) == []
+def test_a_difference_that_is_not_worth_a_word_is_no_alarm():
+    for residuals in ((0.04, 0.0), (0.505, 0.5), (1.1, 2.0)):
+        assert alarms(layers=[layer("x", cat=(*residuals, True))]) == []
 
 
 def test_residuals_serve_where_no_sample_was_held_out():
@@ -134,11 +107,6 @@ def test_residuals_serve_where_no_sample_was_held_out():
     assert alarms(layers=beaten) == [("cat", "average")]
     leaking = [layer("x", base=(1.6, 0.5, False))]
     assert alarms(layers=leaking) == [("base", "stack")]
-
-
-def test_an_adapter_that_is_alone_at_a_layer_is_not_compared_with_itself():
-    entry = TaskAtLayerReport("cat", 0.5, 1.0, 8, stacked=0.0, averaged=0.0)
-    assert alarms(layers=[LayerReport("x", 2, (entry,))]) == []
 
 
 def test_a_warning_names_the_blocks_of_layers_once():
@@ -160,12 +128,6 @@ def test_warnings_come_first_and_name_lora_layers_and_what_to_try():
     assert report.to_dict()["alarms"] == [
         {"task": "cat", "than": "nothing", "error": 1.75, "other": 1.0, "layers": ["y", "x"]}
     ]
-
-
-def test_figures_that_are_not_finite_are_null_in_json():
-    report = MergeReport((), fidelity=(TaskFidelity("cat", math.inf, math.nan, 2),))
-    (entry,) = json.loads(json.dumps(report.to_dict(), allow_nan=False))["fidelity"]
-    assert (entry["output_error"], entry["strength"]) == (None, None)
 
 
 def test_alarms_are_those_of_the_report_as_it_is():

@@ -57,8 +57,10 @@ def assert_same_weights(found, expected):
         assert all(torch.equal(weights[key], weight) for key, weight in theirs.state_dict().items())
 
 
-@pytest.mark.parametrize("family", tiny_diffusers.MODELS)
-@pytest.mark.parametrize("kind", ["folder", "file", "half precision"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("SD1.5", "file"), ("SDXL", "file"), ("SDXL", "folder"), ("SD1.5", "half precision")],
+)
 def test_a_model_is_loaded_without_a_network(request, family, kind, tmp_path):
     suffix = "_xl" if family == "SDXL" else ""
     host, saved = (request.getfixturevalue(name + suffix) for name in ("host", "saved"))
@@ -130,39 +132,25 @@ def test_the_prediction_type_is_the_folders(tmp_path):
     assert load_diffusers(str(tmp_path / "v")).prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["/nowhere"], "/nowhere: there is no such folder"),
-        (
-            ["/nowhere.safetensors"],
-            "/nowhere.safetensors: there is no such file; give a checkpoint",
-        ),
-        (["no/body/here"], "no/body/here: a diffusers model cannot be loaded"),
-        (["{pipeline}/unet"], "a diffusers model cannot be loaded"),
-        (["{pipeline}", "{pipeline}"], "config is for a checkpoint of one file"),
-        (
-            ["{one}"],
-            "cannot be loaded with SD1.5's settings from the hub .* give as config a diffusers "
-            "folder",
-        ),
-        (
-            ["{one}", "/nowhere"],
-            "/nowhere: there is no such folder; give a diffusers folder with the model's settings",
-        ),
-        (["{one}", "{other}"], "cannot be loaded with the settings in"),
-    ],
-)
-def test_what_cannot_be_loaded_is_said_in_one_sentence(saved, tmp_path, arguments, said):
+def test_what_cannot_be_loaded_is_said_in_one_sentence(saved, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(saved / "pipeline", other)
     settings = json.loads((other / "unet" / "config.json").read_text())
-    (other / "unet" / "config.json").write_text(
-        json.dumps({**settings, "block_out_channels": [16, 16]})
-    )
-    places = {"pipeline": saved / "pipeline", "one": saved / "one.safetensors", "other": other}
-    with pytest.raises(ConfigError, match=said):
-        load_diffusers(*(argument.format(**places) for argument in arguments))
+    settings["block_out_channels"] = [16, 16]
+    (other / "unet" / "config.json").write_text(json.dumps(settings))
+    pipeline, one = saved / "pipeline", saved / "one.safetensors"
+    for arguments, said in (
+        (["/nowhere"], "/nowhere: there is no such folder"),
+        (["/nowhere.safetensors"], "/nowhere.safetensors: there is no such file; give a check"),
+        (["no/body/here"], "no/body/here: a diffusers model cannot be loaded"),
+        ([pipeline / "unet"], "a diffusers model cannot be loaded"),
+        ([pipeline, pipeline], "config is for a checkpoint of one file"),
+        ([one], "cannot be loaded with SD1.5's settings from the hub .* give as config a diff"),
+        ([one, "/nowhere"], "/nowhere: there is no such folder; give a diffusers folder with"),
+        ([one, other], "cannot be loaded with the settings in"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_diffusers(*map(str, arguments))
 
 
 def test_other_pipelines_pickles_and_devices_are_refused(saved, tmp_path):

@@ -80,8 +80,9 @@ def one_rank(host):
     return tiny_diffusers.adapter(host, 1, wanted=ALL)
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("make", [one_rank, mixed_ranks])
+@pytest.mark.parametrize(
+    ("style", "make"), [("kohya", one_rank), ("kohya", mixed_ranks), ("diffusers", mixed_ranks)]
+)
 def test_diffusers_loads_what_is_saved_and_so_do_we(any_host, tmp_path, style, make):
     host = any_host
     adapter = make(host)
@@ -93,25 +94,6 @@ def test_diffusers_loads_what_is_saved_and_so_do_we(any_host, tmp_path, style, m
     assert (again.name, again.unmatched, again.metadata["iteris.recipe"]) == ("merged", (), "{}")
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
     assert all(torch.equal(again.deltas[p].down, delta.down) for p, delta in adapter.deltas.items())
-
-
-def test_lycoris_reads_what_is_saved_for_kohya(host, tmp_path):
-    """Not so with mixed ranks: lycoris-lora 4.1 cannot read a file without alphas, and diffusers
-    misreads one with them.
-    """
-    from lycoris.modules import get_module, make_module
-
-    adapter = one_rank(host)
-    path = tmp_path / "merged.safetensors"
-    save_lora(host, adapter, path, "kohya")
-    tensors = load_file(path)
-    paths = {host.keys.base_of_module[path]: path for path in adapter.deltas}
-    assert {key.split(".")[0] for key in tensors} == set(paths)
-    for base, module in paths.items():
-        read = make_module(*get_module(tensors, base), base, host.modules[module])
-        difference, _ = read.get_diff_weight(1.0)
-        expected = adapter.deltas[module].dense()
-        assert (difference.reshape(expected.shape) - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_a_file_of_diffusers_itself_keeps_its_alpha(any_host, tmp_path):
@@ -182,22 +164,20 @@ SPELLINGS = {
 OF_ONE_ENCODER = ("PEFT of one part", "without parts")  # which they do not name
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_read(any_host, tmp_path, spelling):
+def test_every_spelling_is_read(any_host, tmp_path):
     adapter = tiny_diffusers.adapter(any_host, 1)
     path = tmp_path / "a.safetensors"
     save_lora(any_host, adapter, path, "diffusers")
-    tensors = renamed(load_file(path), SPELLINGS[spelling])
-    if spelling in OF_ONE_ENCODER and any_host.family.name == "SDXL":
-        save_file(tensors, path)
-        with pytest.raises(AdapterError, match="text encoder"):
-            read_lora(any_host, path)
-        return
-    assert len(tensors) == 2 * len(adapter.deltas)
-    save_file(tensors, path)
-    again = read_lora(any_host, path)
-    assert again.unmatched == ()
-    assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
+    saved = load_file(path)
+    for spelling, change in SPELLINGS.items():
+        save_file(renamed(saved, change), path)
+        if spelling in OF_ONE_ENCODER and any_host.family.name == "SDXL":
+            with pytest.raises(AdapterError, match="text encoder"):
+                read_lora(any_host, path)
+            continue
+        again = read_lora(any_host, path)
+        assert again.unmatched == (), spelling
+        assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
 
 
 def test_kohyas_trainers_call_the_modules_of_sdxl_in_either_way(tmp_path):
@@ -221,14 +201,6 @@ def test_kohyas_trainers_call_the_modules_of_sdxl_in_either_way(tmp_path):
     again = read_lora(host, path)
     assert set(again.deltas) == set(adapter.deltas)
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
-
-
-def test_the_text_encoders_second_name_in_kohyas_files_is_read(host, tmp_path):
-    adapter = tiny_diffusers.adapter(host, 1)
-    path = tmp_path / "a.safetensors"
-    save_lora(host, adapter, path)
-    save_file(renamed(load_file(path), lambda key: key.replace("lora_te_", "lora_te1_")), path)
-    assert set(read_lora(host, path).deltas) == set(adapter.deltas)
 
 
 def test_names_of_the_original_code_are_read(host, tmp_path):
@@ -319,7 +291,7 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"r": 2}, {"r": 64}, {"r": 2, "decompose_both": True}, {"r": 2, "use_effective_conv2d": True}],
+    [{"r": 64}, {"r": 2, "decompose_both": True, "use_effective_conv2d": True}],
     ids=str,
 )
 def test_a_lokr_of_peft_is_read(host, tmp_path, options):

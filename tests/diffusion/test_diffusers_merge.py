@@ -78,7 +78,7 @@ def inputs_of_layers(model, opened, rows, paths):
     return seen
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_type):
     host = recorder(prediction_type)
     loras = [
@@ -126,7 +126,7 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
     assert checked == len(result.adapter.deltas) > 50
 
 
-@pytest.mark.parametrize("stopped", ["Text encoder", "Sampling", "Diffusion model", None])
+@pytest.mark.parametrize("stopped", ["Sampling", None])
 def test_nothing_is_left_behind_wherever_it_is_cancelled(stopped):
     host = tiny_diffusers.model()
     host.unet_model.train()

@@ -117,19 +117,17 @@ def test_prompts_are_read_as_the_pipeline_reads_them():
         host.tokenize("a cat on a mat and a hat, a bat")
 
 
-@pytest.mark.parametrize("text", ["", "a cat", "a cat on a mat", "a cat on a mat and a hat, a bat"])
-def test_positions_are_those_of_the_words(text):
+def test_positions_are_those_of_the_words():
     host = tiny_diffusers.model()
-    (ids,) = torch.cat(host.tokenize(text), dim=-1)
-    assert (
-        ids[host.token_positions(text)].tolist()
-        == host.tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
+    for text in ("", "a cat", "a cat on a mat and a hat, a bat"):
+        (ids,) = torch.cat(host.tokenize(text), dim=-1)
+        words = host.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids[host.token_positions(text)].tolist() == words
 
 
 @pytest.mark.parametrize(
     ("channels", "prediction_type", "factor"),
-    [(4, "epsilon", 8), (27, "sample", 16), (4, "v_prediction", 8)],
+    [(4, "epsilon", 8), (27, "sample", 16)],
 )
 def test_one_lora_merges_to_itself_and_two_to_another(channels, prediction_type, factor):
     host = tiny_diffusers.model(

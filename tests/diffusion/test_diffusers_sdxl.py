@@ -129,8 +129,8 @@ def test_a_long_prompt_has_the_pooled_output_of_its_first_piece():
     assert torch.equal(whole.others["pooled_output"], first.others["pooled_output"])
 
 
-@pytest.mark.parametrize("prediction_type", SCHEDULES)
-def test_one_lora_merges_to_itself(prediction_type):
+def test_one_lora_merges_to_itself():
+    prediction_type = "v_prediction"
     host = tiny_diffusers.model_xl(prediction_type, dtype=torch.float64)
     host = DiffusersModel.of(pipeline_of(host, prediction_type))
     lora = LoadedLora.of(adapter(host), ("a cat",))

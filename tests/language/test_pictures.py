@@ -20,25 +20,25 @@ def saved(picture, kind):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", READ)
-@pytest.mark.parametrize("as_file", [False, True])
-def test_four_formats_are_read_whatever_the_file_is_called(tmp_path, kind, as_file):
-    content = saved(Image.new("RGB", (9, 7), (250, 0, 0)), kind)
-    (tmp_path / "a.png").write_bytes(content)
-    picture = open_picture(tmp_path / "a.png" if as_file else content)
-    assert (picture.mode, picture.size) == ("RGB", (9, 7))
-    red, green, _ = picture.getpixel((4, 4))
-    assert red > 200 and green < 50
+def test_four_formats_are_read_whatever_the_file_is_called(tmp_path):
+    for kind in READ:
+        content = saved(Image.new("RGB", (9, 7), (250, 0, 0)), kind)
+        (tmp_path / "a.png").write_bytes(content)
+        for given in (tmp_path / "a.png", content):
+            picture = open_picture(given)
+            assert (picture.mode, picture.size) == ("RGB", (9, 7))
+            red, green, _ = picture.getpixel((4, 4))
+            assert red > 200 and green < 50
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_no_other_format_is_tried(tmp_path, kind):
-    (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (9, 7)), kind))
-    with pytest.raises(CalibrationError, match=r"a\.png: cannot be read as a picture"):
-        open_picture(tmp_path / "a.png")
+def test_no_other_format_is_tried(tmp_path):
+    for kind in OTHERS:
+        (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (9, 7)), kind))
+        with pytest.raises(CalibrationError, match=r"a\.png: cannot be read as a picture"):
+            open_picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("side", [6_400, 13_300, 14_500])
+@pytest.mark.parametrize("side", [6_400, 14_500])
 def test_a_picture_that_is_small_as_a_file_alone_is_refused_before_its_pixels(
     tmp_path, monkeypatch, side
 ):
@@ -50,12 +50,12 @@ def test_a_picture_that_is_small_as_a_file_alone_is_refused_before_its_pixels(
             open_picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("kind", READ)
-def test_a_picture_that_is_cut_off_is_refused(kind):
-    content = saved(Image.effect_noise((64, 64), 50).convert("RGB"), kind)
-    for length in range(1, len(content) // 2, len(content) // 40):
-        with pytest.raises(CalibrationError, match="cannot be read as a picture"):
-            open_picture(content[:length])
+def test_a_picture_that_is_cut_off_is_refused():
+    for kind in READ:
+        content = saved(Image.effect_noise((64, 64), 50).convert("RGB"), kind)
+        for length in range(1, len(content) // 2, len(content) // 20):
+            with pytest.raises(CalibrationError, match="cannot be read as a picture"):
+                open_picture(content[:length])
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -67,9 +67,7 @@ def test_samples_are_read_from_lines(tmp_path):
     assert read_images(tmp_path / "b.jsonl") == [CaptionSample(x, "y"), CaptionSample(z)]
 
 
-@pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize(
-    ("content", "said"),
+WRONG_LINES = dict(
     [
         ("", "there are no samples in it"),
         ("0.png", "is not JSON"),
@@ -79,18 +77,22 @@ def test_samples_are_read_from_lines(tmp_path):
         ('{"FIRST": "x", "SECOND": 1}', 'line 1: "SECOND" is 1, not a text; write one, or leave'),
         ('{"FIRST": "x", "SECOND": ["a"]}', "not a text"),
         ('{"FIRST": "x", "SECOND": " "}', "\"SECOND\" is ' ', not a text"),
-    ],
+    ]
 )
-def test_wrong_lines_are_named(read, content, said, tmp_path):
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_wrong_lines_are_named(read, tmp_path):
     first, second = READERS[read]
 
     def filled(text):
         return text.replace("FIRST", first).replace("SECOND", second)
 
-    (tmp_path / "a.jsonl").write_text(filled(content))
-    with pytest.raises(CalibrationError) as error:
-        read(tmp_path / "a.jsonl")
-    assert filled(said) in str(error.value)
+    for content, said in WRONG_LINES.items():
+        (tmp_path / "a.jsonl").write_text(filled(content))
+        with pytest.raises(CalibrationError) as error:
+            read(tmp_path / "a.jsonl")
+        assert filled(said) in str(error.value)
 
 
 def test_files_that_are_not_there_are_named(tmp_path):
@@ -105,8 +107,7 @@ def test_files_that_are_not_there_are_named(tmp_path):
         read_images(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])
-@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(("name", "read"), zip(["a.jsonl", "a.JSONL"], READERS, strict=True))
 def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, read, tmp_path):
     text = "one\u2028two\x85three"
     first, second = READERS[read]
@@ -164,20 +165,16 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(blip, proc
     assert counts == [4, 20, 30]
 
 
-@pytest.mark.parametrize(
-    ("caption", "options", "said"),
-    [
+def test_captions_longer_than_the_decoder_reads_are_refused(processor):
+    for caption, options, said in (
         (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder"),
         ("w1 " * 60, {}, "may have 61 tokens"),
         ("w1", {"padding": "count"}, "a caption filled up to max_length may have 64 tokens"),
         (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41"),
-    ],
-    ids=["ids", "text", "filled", "written"],
-)
-def test_captions_longer_than_the_decoder_reads_are_refused(processor, caption, options, said):
-    sample = CaptionSample(torch.zeros(3, 16, 16), caption)
-    with pytest.raises(ConfigError, match=said):
-        encode_captions([[sample]], processor, tiny_language.blip(), CaptionOptions(**options))
+    ):
+        sample = CaptionSample(torch.zeros(3, 16, 16), caption)
+        with pytest.raises(ConfigError, match=said):
+            encode_captions([[sample]], processor, tiny_language.blip(), CaptionOptions(**options))
 
 
 # --- the command ---

@@ -180,6 +180,13 @@ def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[T
     ]
 
 
+def pair(name: str, samples: int = 3) -> tuple[Toy, list[Adapter], list[Task]]:
+    """Return one of the toys, two adapters of it, and a task for each."""
+    net = build(name)
+    adapters = [net.adapter("a"), net.adapter("b")]
+    return net, adapters, own_tasks(net, adapters, samples)
+
+
 def three_adapters() -> tuple[Toy, list[Adapter], list[Task]]:
     """Return a network with cross-attention, three adapters, one of which does not change every
     layer, and their tasks of different weights with a preserve task.
