@@ -14,6 +14,8 @@ from iteris_core import AdapterError, ConfigError
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.files.families import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):

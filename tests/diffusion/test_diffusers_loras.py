@@ -17,6 +17,8 @@ from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.samples import DenoiserRow
 from iteris_core.files.diffusers import ldm_names
 
+pytestmark = pytest.mark.slow
+
 ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
 STYLES = ("kohya", "diffusers")
 

@@ -18,6 +18,8 @@ from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.layers import input_tokens
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
 EXACT = MergeConfig(
     tokens_per_dimension=None,

@@ -18,6 +18,8 @@ from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
 
 

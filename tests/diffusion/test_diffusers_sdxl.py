@@ -22,6 +22,8 @@ from iteris_core.diffusion.sampling import euler_steps
 from iteris_core.progress import nobody
 from iteris_core.rows.wearing import wearing
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
 TRAINED = ("attn1.to_", "attn2.to_", "ff.net", "proj_in", "proj_out", "self_attn", "fc1", "fc2")
 SCHEDULES = {

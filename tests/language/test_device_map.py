@@ -53,6 +53,7 @@ def assert_same(found, expected):
         assert torch.equal(found[path].down, delta.down), path
 
 
+@pytest.mark.slow
 def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
     def merged(base):
         texts = torch.randint(2, 60, (2, 2, 7), generator=torch.Generator().manual_seed(3))
@@ -72,6 +73,7 @@ def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
     assert are_away(base)
 
 
+@pytest.mark.slow
 def test_a_stable_diffusion_model_is_merged_to_the_same_bits():
     def merged(host):
         loras = [LoadedLora.of(adapters[name], (f"a {name}",)) for name in ("cat", "hat")]

@@ -25,6 +25,8 @@ from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample
 from iteris_core.rows.wearing import layer_hooks
 
+pytestmark = pytest.mark.slow
+
 QUERY = "text_decoder.bert.encoder.layer.0.attention.self.query"
 
 
@@ -40,7 +42,10 @@ def cases(tmp_path_factory):
     return case
 
 
-@pytest.fixture(params=["T5", "FLAN-T5", pytest.param("BART", marks=pytest.mark.nightly), "BLIP"])
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in ("FLAN-T5", "BART")]
+
+
+@pytest.fixture(params=["T5", "BLIP", *NIGHTLY])
 def case(request, cases):
     return cases(request.param)
 
