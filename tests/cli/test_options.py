@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import pytest
 import torch
 import typer
 import typer.main
