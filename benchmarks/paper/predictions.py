@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iteris_core.files.writing import append_text, write_text
+from iteris_core.files.writing import write_text
 from iteris_core.progress import Progress
 from iteris_core.settings import shown
 
@@ -61,7 +61,8 @@ def predict(
     for start in range(len(done), len(inputs), batch):
         written = write(inputs[start : start + batch])
         lines = (_line({"index": start + i, "prediction": text}) for i, text in enumerate(written))
-        append_text("".join(lines), path)
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
         done.extend(written)
         progress(len(done), len(inputs))
     return done[: len(inputs)]

@@ -37,7 +37,7 @@ from .kinds import (
 )
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
-from .writing import FolderKind, check_replaceable, whole_folder
+from .writing import FolderKind, blocks_of, check_replaceable, put, whole_folder
 
 CONFIG_FILE = "adapter_config.json"
 _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
@@ -259,10 +259,10 @@ def _number(value: Any) -> float | None:
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _ROLES = {UP, DOWN, MAGNITUDE}
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes")
 _FOLDER = FolderKind(
     "a PEFT adapter",
-    is_one=lambda folder: (folder / CONFIG_FILE).is_file(),
-    owns={CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes"}.__contains__,
+    lambda path: path.name in _FILES and (path.parent / CONFIG_FILE).is_file(),
 )
 WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
@@ -525,9 +525,9 @@ def save(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
     with whole_folder(folder, _FOLDER, overwrite=overwrite) as draft:
-        draft.add_tensors(WEIGHTS_FILE, to_tensors(adapter, kernels), metadata or {})
+        put(draft / WEIGHTS_FILE, blocks_of(to_tensors(adapter, kernels), metadata or {}))
         settings = settings_of(adapter, base_model_name_or_path, task_type)
-        draft.add_text(CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
+        put(draft / CONFIG_FILE, [json.dumps(settings, indent=2).encode("utf-8") + b"\n"])
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:

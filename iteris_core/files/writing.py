@@ -14,9 +14,8 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -27,18 +26,21 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
-_FORMAT = {"format": "pt"}  # by which transformers knows whose tensors they are
 _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
 _DAY = 24 * 3600.0
-_UNFINISHED = ".part"
 _TRIES = 100  # at a name that others take at the same time
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
-_DEVICES = re.compile(
-    r"(con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?", re.IGNORECASE
-)
-_WINDOWS = '<>:"|?*'
 _SHOWN = 60  # characters of a long name in an error
+_DEVICES = r"(?i:con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?"
+# What a name holds -> what is wrong with it. What only Windows refuses is refused everywhere, since
+# files are passed on.
+_FAULTS = {
+    r".*[\0-\x1f].*": "has a control character in it",
+    r".*[\ud800-\udfff].*": "has half a character in it, which no disk can write",
+    r'.*[<>:"|?*].*': 'has one of <>:"|?* in it, which Windows does not allow',
+    r".*[. ]": "ends with a dot or a space, which Windows takes away",
+    _DEVICES: "is the name of a device on Windows",
+}
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some room, or save to another disk",
     errno.EDQUOT: "your share of the disk is used up; free some room, or save to another disk",
@@ -47,13 +49,9 @@ _CAUSES = {
     errno.EROFS: "the disk is read-only; save to another place",
     errno.EACCES: "this is not allowed to you, or another program has it open; save to another "
     "place",
-    errno.EPERM: "this is not allowed to you; save to another place",
-    errno.ENAMETOOLONG: "the name is too long for the disk; choose a shorter one",
     errno.EISDIR: "a folder has this name; choose another name",
     errno.EEXIST: "a part of its path is a file; choose another place",
     errno.ENOTDIR: "a part of its path is a file; choose another place",
-    errno.EINVAL: "the disk does not take this name; choose another name",
-    errno.EIO: "the disk failed; save to another disk",
 }
 
 
@@ -65,47 +63,37 @@ def write_tensors(
     overwrite: bool = False,
     check: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a safetensors file in one step. Equal tensors and metadata give equal bytes.
+    """Write a safetensors file in one step; see `whole_file`.
 
     Args:
         tensors: Key -> tensor in the precision in which it is written, on any device.
-        path: See `whole_file`.
-        metadata: Strings for the file; ``format`` is added.
-        overwrite: See `whole_file`.
+        path: The file.
+        metadata: Strings for the file.
+        overwrite: Whether a file that is there may be replaced.
         check: Is called with the draft, before it gets its name; if it raises, nothing is left.
-
-    Raises:
-        SaveError, NameTakenError: See `whole_file`.
     """
     with whole_file(path, overwrite=overwrite) as file:
-        file.writelines(serialized(tensors, {**_FORMAT, **metadata}))
+        file.writelines(blocks_of(tensors, metadata))
         if check is not None:
             file.flush()
             check(Path(file.name))
 
 
 def write_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a text file in one step.
-
-    Raises:
-        SaveError, NameTakenError: See `whole_file`.
-    """
+    """Write a text file in one step; see `whole_file`."""
     with whole_file(path, overwrite=overwrite) as file:
         file.write(text.encode("utf-8"))
 
 
-def append_text(text: str, path: Path) -> None:
-    """Write at the end of a text file, which is made if needed. A kill may leave a part of it.
+def blocks_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterable[bytes]:
+    """Return the content of a safetensors file; ``format`` tells transformers whose it is."""
+    return serialized(tensors, {"format": "pt", **metadata})
 
-    Raises:
-        SaveError: It cannot be written.
-    """
-    with _one_sentence(path):
-        os.makedirs(path.parent, exist_ok=True)
-        with open(path, "ab") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+
+def put(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write a file in the draft of a folder."""
+    with open(path, "xb") as file:
+        file.writelines(blocks)
 
 
 # --- in one step ---
@@ -115,17 +103,12 @@ def append_text(text: str, path: Path) -> None:
 def whole_file(
     path: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Iterator[BufferedWriter]:
-    """Give a file to write into, which gets its name in one step at the end. After an error nothing
-    is left of it.
-
-    Args:
-        path: The file; its folder is made if needed.
-        overwrite: Whether a file that is there may be replaced.
+    """Give a file to write into, which gets its name in one step at the end; its folder is made if
+    needed. After an error nothing is left of it, and what was there is untouched.
 
     Raises:
-        NameTakenError: There is a folder of that name, or a file and `overwrite` is False; it is
-            untouched.
-        SaveError: It cannot be written; names the cause. What was there is untouched.
+        NameTakenError: See `check_free`.
+        SaveError: It cannot be written; names the cause.
     """
     path = Path(path)
     with _one_sentence(path):
@@ -143,61 +126,27 @@ def whole_file(
 
 
 @dataclass(frozen=True)
-class FolderDraft:
-    """A folder that is not seen before it is whole, so that files are written into it plainly.
-
-    Args:
-        path: The folder.
-    """
-
-    path: Path
-
-    def add_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> None:
-        """Write a safetensors file; see `write_tensors`. It has another suffix until all is
-        written: ComfyUI lists all files of this one, also what a killed process leaves.
-        """
-        with open(self.path / f"{name}{_UNFINISHED}", "xb") as file:
-            file.writelines(serialized(tensors, {**_FORMAT, **metadata}))
-
-    def add_text(self, name: str, text: str) -> None:
-        """Write a text file."""
-        with open(self.path / name, "xb") as file:
-            file.write(text.encode("utf-8"))
-
-
-@dataclass(frozen=True)
 class FolderKind:
     """A kind of folder, of which a new one may take the place of an old one and of nothing else.
 
     Args:
         name: Its name in errors, such as "a PEFT adapter".
-        is_one: Whether a folder that is not empty is of this kind.
-        owns: Whether a file of this name belongs to it.
+        owns: Whether a file is one of such a folder.
     """
 
     name: str
-    is_one: Callable[[Path], bool]
-    owns: Callable[[str], bool]
+    owns: Callable[[Path], bool]
 
 
 @contextlib.contextmanager
-def whole_folder(
-    folder: Path, kind: FolderKind, *, overwrite: bool = False
-) -> Iterator[FolderDraft]:
+def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder to write into, which takes the place of `folder` at the end.
 
     A folder that is there is moved away just before the new one gets its name. If the process is
     killed in between, the next writer in the same place moves it back.
 
-    Args:
-        folder: The folder; its parent is made if needed.
-        kind: See `check_replaceable`.
-        overwrite: See `check_replaceable`.
-
     Raises:
-        NameTakenError: See `check_replaceable`; the folder is untouched.
+        NameTakenError: See `check_replaceable`.
         SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     with _one_sentence(folder):
@@ -205,11 +154,12 @@ def whole_folder(
         check_replaceable(folder, kind, overwrite=overwrite)
         with _draft_of(folder) as draft:
             os.mkdir(draft)
-            yield FolderDraft(draft)
-            _sync_tree(draft)
-            for file in draft.glob(f"*{_UNFINISHED}"):
-                os.rename(file, file.with_suffix(""))
-            _sync_folder(draft)
+            yield draft
+            for place, _, files in os.walk(draft):
+                for name in files:
+                    with open(os.path.join(place, name), "r+b") as file:
+                        os.fsync(file.fileno())
+                _sync_folder(Path(place))
             _take_place(draft, folder, kind, overwrite=overwrite)
             _sync_folder(folder.parent)
 
@@ -265,50 +215,33 @@ def _take_place(draft: Path, folder: Path, kind: FolderKind, *, overwrite: bool)
             with contextlib.suppress(FileNotFoundError):
                 os.rename(folder, moved)
         try:
-            os.rename(draft, folder)
+            return os.rename(draft, folder)
         except OSError as error:
-            if error.errno not in _TAKEN:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        else:
-            return
     raise _taken(folder)
-
-
-def _sync_tree(folder: Path) -> None:
-    for place, _, files in os.walk(folder):
-        for name in files:
-            with open(os.path.join(place, name), "r+b") as file:
-                os.fsync(file.fileno())
-        _sync_folder(Path(place))
 
 
 def _sync_folder(folder: Path) -> None:
     """Send the names in a folder to the disk; until then a power cut may undo a rename. Many
-    network disks cannot, and not every folder can be opened; the names are there all the same.
+    network disks cannot, and Windows opens no folders; the names are there all the same.
     """
-    if sys.platform == "win32":  # which opens no folders
-        return
-    try:
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 # --- what is in the way, and free names ---
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a name for a file. It can be called before a long merge, too.
+    """Refuse a name for a file, as before a long merge.
 
     Raises:
-        NameTakenError: See `whole_file`.
+        NameTakenError: There is a folder of that name, or a file and `overwrite` is False.
     """
     if path.is_dir():
         raise NameTakenError(f"{path} is a folder; choose another name")
@@ -317,13 +250,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
-    """Refuse to write to a folder that is not empty, unless it may be overwritten, is of our kind
-    and holds nothing else.
-
-    Args:
-        folder: The folder to be written; it need not exist.
-        kind: What is written there.
-        overwrite: Whether files in the folder may be replaced.
+    """Refuse to write to a folder that is not empty, unless it may be overwritten and each of its
+    files is one of our kind.
 
     Raises:
         NameTakenError: Something is in the way; says what.
@@ -335,31 +263,27 @@ def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool) -> Non
     except NotADirectoryError:
         raise NameTakenError(f"{folder} is a file; choose another folder") from None
     if inside and not overwrite:
-        raise NameTakenError(
-            f"{folder} exists already; choose another folder, or allow overwriting"
-        )
+        raise _taken(folder)
     if os.path.ismount(folder):
         raise NameTakenError(
             f"{folder} is where a disk begins, such as a container's volume, which cannot be "
             "replaced; choose a folder in it"
         )
-    foreign = [name for name in inside if not kind.owns(name)]
-    if foreign:
+    foreign = next((name for name in inside if not kind.owns(folder / name)), None)
+    if foreign is not None:
         raise NameTakenError(
-            f"{folder} holds {foreign[0]!r}, which does not belong to {kind.name} and would be "
-            "lost; choose another folder, or move that file"
+            f"{folder} holds {foreign!r}, which does not belong to {kind.name} and would be lost; "
+            "choose another folder, or move that file"
         )
-    if inside and not kind.is_one(folder):
-        raise NameTakenError(
-            f"{folder} holds {inside[0]!r} and is not {kind.name}, and nothing else is replaced; "
-            "choose another folder"
-        )
+
+
+def _taken(path: Path) -> NameTakenError:
+    return NameTakenError(f"{path} exists already; choose another name, or allow overwriting")
 
 
 def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overwrite: bool) -> Path:
-    """Save under a name or, where it is taken, under the next free number, and return the path.
-
-    What took hours is not lost because another program was quicker.
+    """Save under a name or, where it is taken, under the next free number, and return the path:
+    what took hours is not lost because another program was quicker.
 
     Args:
         wanted: The file or folder.
@@ -385,37 +309,23 @@ def free_name(wanted: Path) -> Path:
     """
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not that of "t5-v1.1"
     stem = os.fsencode(wanted.name.removesuffix(ending))
-    for number in itertools.count(2):
-        tail = f"_{number:02}{ending}"
-        start = stem[: _LONGEST_NAME - len(tail)].decode("utf-8", "ignore")
-        path = wanted.with_name(start + tail)
-        if not os.path.lexists(path):
-            break
-    return path
+    tails = (f"_{number:02}{ending}" for number in itertools.count(2))
+    names = (stem[: _LONGEST_NAME - len(tail)].decode("utf-8", "ignore") + tail for tail in tails)
+    return next(path for path in map(wanted.with_name, names) if not os.path.lexists(path))
 
 
 def fault_of_name(name: str) -> str:
     """Return what keeps a file from having a name, as the end of a sentence; empty: nothing.
 
-    A name that only Windows refuses is refused everywhere, since files are passed on.
-
     >>> fault_of_name("nul.safetensors")
     'is the name of a device on Windows; choose another name'
     """
-    if any(ord(letter) < ord(" ") for letter in name):
-        return "has a control character in it; choose another name"
-    try:
-        length = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        return "has half a character in it, which no disk can write; choose another name"
+    faults = (what for text, what in _FAULTS.items() if re.fullmatch(text, name, re.DOTALL))
+    if fault := next(faults, None):
+        return f"{fault}; choose another name"
+    length = len(name.encode("utf-8"))
     if length > _LONGEST_NAME:
         return f"is {length} bytes long, and {_LONGEST_NAME} is the most; choose a shorter name"
-    if any(letter in _WINDOWS for letter in name):
-        return f"has one of {_WINDOWS} in it, which Windows does not allow; choose another name"
-    if name.endswith((".", " ")):
-        return "ends with a dot or a space, which Windows takes away; choose another name"
-    if _DEVICES.fullmatch(name):
-        return "is the name of a device on Windows; choose another name"
     return ""
 
 
@@ -423,27 +333,15 @@ def fault_of_path(path: Path) -> str:
     """Return what keeps a path from being made, as a sentence; empty: nothing."""
     for place in (path, *path.parents):
         is_there = place.name == ".." or os.path.lexists(place)
-        fault = "" if is_there else fault_of_name(place.name)
-        if fault:
+        if fault := "" if is_there else fault_of_name(place.name):
             name = place.name if len(place.name) < _SHOWN else f"{place.name[:_SHOWN]}..."
             return f"{name!r} {fault}"
     return ""
 
 
-# --- errors ---
-
-
-def _taken(path: Path) -> NameTakenError:
-    return NameTakenError(f"{path} exists already; choose another name, or allow overwriting")
-
-
 @contextlib.contextmanager
 def _one_sentence(place: Path) -> Iterator[None]:
-    """Turn what a disk can answer into an error that names the cause.
-
-    Raises:
-        SaveError: See above; or the name cannot be one.
-    """
+    """Turn a name that cannot be one, or what a disk can answer, into a `SaveError`."""
     if fault := fault_of_path(place):
         raise SaveError(fault)
     try:
@@ -451,6 +349,6 @@ def _one_sentence(place: Path) -> Iterator[None]:
     except SaveError:
         raise
     except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        cause = _CAUSES.get(code or 0) or getattr(error, "strerror", None) or str(error)
-        raise SaveError(f"{place} cannot be written: {cause}") from error
+        cause = _CAUSES.get(getattr(error, "errno", None) or 0)
+        what = cause or getattr(error, "strerror", None) or error
+        raise SaveError(f"{place} cannot be written: {what}") from error

@@ -76,7 +76,7 @@ def save_merged_model(
     add_to_weights(model, adapter)
     with whole_folder(folder, _folder_of(kinds), overwrite=overwrite) as draft:
         for part in (model, *companions):
-            part.save_pretrained(draft.path)
+            part.save_pretrained(draft)
 
 
 def check_free(folder: Path, kinds: Collection[str], *, overwrite: bool) -> None:
@@ -97,8 +97,7 @@ def check_free(folder: Path, kinds: Collection[str], *, overwrite: bool) -> None
 def _folder_of(kinds: Collection[str]) -> FolderKind:
     return FolderKind(
         f"a model of the kind {' or '.join(kinds)}",
-        is_one=lambda folder: _model_type(folder) in kinds,
-        owns=lambda name: _OWN_FILES.fullmatch(name) is not None,
+        lambda path: bool(_OWN_FILES.fullmatch(path.name)) and _model_type(path.parent) in kinds,
     )
 
 

@@ -263,7 +263,7 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
     assert again.exit_code == 2
     assert (
         again.stderr
-        == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another folder, or allow "
+        == f"iteris merge t5: {tmp_path / 'out'} exists already; choose another name, or allow "
         "overwriting\n"
     )
 
@@ -316,7 +316,7 @@ def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tm
     assert again.exit_code == 2
     assert (
         again.stderr
-        == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another folder, or allow "
+        == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another name, or allow "
         "overwriting\n"
     )
     assert not (tmp_path / "other").exists()
@@ -343,7 +343,10 @@ def contents(folder):
     [
         (MINE, "'README.md', which does not belong to a model of the kind t5 or mt5 or bart"),
         ({**T5, "style.safetensors": b"a LoRA"}, "'style.safetensors', which does not belong"),
-        ({**T5, "config.json": b'{"model_type": "llama"}'}, "is not a model of the kind t5"),
+        (
+            {**T5, "config.json": b'{"model_type": "llama"}'},
+            "'config.json', which does not belong to a model of",
+        ),
     ],
 )
 def test_a_model_takes_the_place_of_such_a_model_alone(t5_folder, texts, tmp_path, files, said):
@@ -361,7 +364,7 @@ def test_an_adapter_takes_the_place_of_an_adapter_alone(t5_folder, texts, tmp_pa
     folder = written(tmp_path / "docs", {"README.md": b"mine"})
     done = in_process(*arguments_on_texts(t5_folder, texts, folder), "--overwrite")
     assert done.exit_code == 2
-    assert "holds 'README.md' and is not a PEFT adapter" in done.stderr
+    assert "holds 'README.md', which does not belong to a PEFT adapter" in done.stderr
     assert contents(folder) == {"README.md": b"mine"}
 
 

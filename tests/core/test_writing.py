@@ -25,7 +25,6 @@ from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, Save
 from iteris_core.files import peft, writing
 from iteris_core.files.writing import (
     FolderKind,
-    append_text,
     fault_of_name,
     free_name,
     under_free_name,
@@ -36,7 +35,7 @@ from iteris_core.files.writing import (
 )
 from iteris_core.language.merged_model import save_merged_model
 
-ANY = FolderKind("anything", is_one=bool, owns=bool)
+ANY = FolderKind("anything", owns=bool)
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
@@ -127,7 +126,7 @@ def test_an_error_in_the_middle_leaves_nothing(folder, overwrite, error):
     assert content(folder) == before
 
 
-@pytest.mark.parametrize("code", [errno.EBADF, errno.EACCES, errno.EINVAL])
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL])
 def test_a_disk_that_sends_no_names_of_folders_will_do(folder, monkeypatch, code):
     sync = os.fsync
 
@@ -160,7 +159,7 @@ def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(
     monkeypatch.setattr(os, "rename", unless_busy(os.rename))
     monkeypatch.setattr(os, "rmdir", unless_busy(os.rmdir))
     with pytest.raises(SaveError), whole_folder(place, ANY, overwrite=overwrite) as draft:
-        draft.add_text("x", "x")
+        (draft / "x").write_text("x")
     assert os.listdir(folder) == ["out"]
 
 
@@ -168,14 +167,6 @@ def test_where_a_disk_begins_no_folder_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
     with pytest.raises(NameTakenError, match="choose a folder in it"):
         writing.check_replaceable(tmp_path, ANY, overwrite=True)
-
-
-def test_lines_are_added_to_a_record(tmp_path):
-    for line in ("a\n", "b\n"):
-        append_text(line, tmp_path / "new" / "x")
-    assert (tmp_path / "new" / "x").read_text() == "a\nb\n"
-    with pytest.raises(SaveError, match="a folder has this name"):
-        append_text("a", tmp_path)
 
 
 # --- names ---
@@ -331,8 +322,6 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(
             expected[NEW],
             *[None] * (writer != save_a_file),
         )
-        for listed in folder.rglob("*.safetensors"):  # ComfyUI lists all of them
-            load_file(listed)
         found = next_save(folder)
         assert found in (before, expected[NEW])
         replaced.append(found == expected[NEW])
