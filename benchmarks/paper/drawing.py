@@ -18,7 +18,7 @@ from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.errors import AdapterError, ConfigError
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.tensors import check_readable
+from iteris_core.files.tensors import read_header
 from iteris_core.files.writing import whole_file, write_text
 from iteris_core.progress import Progress
 from iteris_core.settings import MOST_SEEDS, settings, shown
@@ -88,7 +88,7 @@ def load_pipeline(
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     for file in embeddings:
-        check_readable(file)
+        read_header(file)
         load = partial(
             pipeline.load_textual_inversion,
             str(file.parent),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from iteris_core.devices import with_smaller_calls
 from iteris_core.errors import ConfigError
-from iteris_core.files.tensors import check_readable
+from iteris_core.files.tensors import read_header
 from iteris_core.language.pictures import SUFFIXES, pictures_in
 from iteris_core.progress import Progress, Stage, StageProgress, nobody
 from iteris_core.settings import MOST_AT_ONCE, checked, shown
@@ -162,7 +162,7 @@ def evaluate_pictures(
     sampling = sampling or Sampling()
     _check_concepts(concepts)
     for file in (*run.loras, *run.embeddings):
-        check_readable(file)  # a wrong one is named before anything is drawn
+        read_header(file)  # a wrong one is named before anything is drawn
     photos = [concept.files() for concept in concepts]
     clip = load_clip(run.clip, run.device)
     photo_features = [clip.of_pictures(files) for files in photos]

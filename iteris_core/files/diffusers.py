@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ..adapters import Adapter
 from ..errors import AdapterError
 from . import peft
 from .families import Family
-from .kinds import ALPHA, DOWN, key_of, split_key
+from .kinds import ALPHA, DOWN, key_of, split_key, told_of
 from .kohya import ModelKeys
 from .limits import json_value
 from .metadata import base_metadata
@@ -53,17 +52,9 @@ def ldm_names(paths: Iterable[str]) -> dict[str, str]:
     """
     paths = list(paths)
     in_blocks = [match for match in map(_IN_BLOCK.fullmatch, paths) if match]
-    resnets = [
-        int(match["index"])
-        for match in in_blocks
-        if (match["side"], match["kind"]) == ("down", "resnets")
-    ]
+    resnets = [int(m["index"]) for m in in_blocks if (m["side"], m["kind"]) == ("down", "resnets")]
     layers = max(resnets, default=-1) + 1  # resnets of a down block; an up block has one more
-    attending = {
-        match["level"]
-        for match in in_blocks
-        if (match["side"], match["kind"]) == ("up", "attentions")
-    }
+    attending = {m["level"] for m in in_blocks if (m["side"], m["kind"]) == ("up", "attentions")}
     names = {path: name for path, name in _ENDS.items() if path in paths}
     for match in in_blocks:
         level = int(match["level"])
@@ -161,12 +152,8 @@ def _unet_spellings(name: str, original: str | None) -> Iterator[str]:
 
 
 def _text_spellings(part: str, name: str, starts: Iterable[str]) -> Iterator[str]:
-    """Yield the bases that name a module and its text encoder.
-
-    Args:
-        part: diffusers' name of the text encoder.
-        name: Path of the module in it.
-        starts: How bases in kohya's style begin.
+    """Yield the bases that name a module and its text encoder; in kohya's style they begin with one
+    of `starts`.
     """
     for start in starts:
         yield start + name.replace(".", "_")
@@ -198,52 +185,33 @@ def _old_names(name: str) -> set[str]:
 def with_alphas(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Return the tensors, with the alphas that newer diffusers keep in the metadata.
-
-    Args:
-        name: Name of the file, for errors.
-        tensors: Key -> tensor.
-        metadata: The file's metadata.
+    """Return the tensors of a file, with the alphas that newer diffusers keep in the metadata.
 
     Raises:
         AdapterError: The settings cannot be read, or do not go with the factors.
     """
-    if _SETTINGS_KEY not in metadata:
-        return dict(tensors)
     try:
-        settings = dict(json_value(metadata[_SETTINGS_KEY]))
+        settings = dict(json_value(metadata.get(_SETTINGS_KEY, "{}")))
     except (ValueError, TypeError) as error:
         raise AdapterError(
             f"{name}: {_SETTINGS_KEY} of its metadata cannot be read ({error}); download it again"
         ) from error
-    alphas = {}
+    scales: dict[str, Scales] = {}
     for part in _PARTS:
-        own = {
-            key.removeprefix(f"{part}."): value
-            for key, value in settings.items()
-            if key.startswith(f"{part}.")
-        }
-        if not own:
+        start = f"{part}."
+        own = {k.removeprefix(start): value for k, value in settings.items() if k.startswith(start)}
+        with told_of(f"{name}: its metadata"):
+            scales |= {part: Scales.of(own)} if own else {}
+    alphas = {}
+    for key, tensor in tensors.items():
+        base, role = split_key(key) or (key, "")
+        part, _, path = base.partition(".")
+        if role != DOWN or part not in scales or not tensor.ndim:
             continue
-        scales = _scales(name, own)
-        for key, tensor in tensors.items():
-            base, role = split_key(key) or (key, "")
-            if role != DOWN or not base.startswith(f"{part}.") or not tensor.ndim:
-                continue
-            rank = tensor.shape[0]
-            try:
-                scale = scales.at(base.removeprefix(f"{part}."), rank)
-            except AdapterError as error:
-                raise AdapterError(f"{name}: {base!r} {error}") from error
-            alphas[key_of(base, ALPHA)] = torch.tensor(scale * rank)
+        rank = tensor.shape[0]
+        with told_of(f"{name}: {base!r}"):
+            alphas[key_of(base, ALPHA)] = torch.tensor(scales[part].at(path, rank) * rank)
     return {**tensors, **alphas}
-
-
-def _scales(name: str, settings: Mapping[str, Any]) -> Scales:
-    try:
-        return Scales.of(settings)
-    except AdapterError as error:
-        raise AdapterError(f"{name}: its metadata {error}") from error
 
 
 def check_vectors(adapter: Adapter) -> None:
@@ -262,50 +230,36 @@ def check_vectors(adapter: Adapter) -> None:
 
 def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """Return an adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
-    saves LoRAs.
-
-    Args:
-        adapter: The adapter, in the precision in which it is to be saved.
-        kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
+    saves LoRAs; see `peft.to_tensors`.
 
     Raises:
         AdapterError: See `check_vectors`.
     """
     check_vectors(adapter)
-    return {
-        key.removeprefix(peft.PREFIX): tensor
-        for key, tensor in peft.to_tensors(adapter, kernels).items()
-    }
+    return peft.to_tensors(adapter, kernels, prefix="")
 
 
 def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
     """Return the title of an adapter and its base model; where its layers have different ranks,
     also the settings by which diffusers gives them their alphas.
     """
+    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
     settings: dict[str, Any] = {}
     for part in _PARTS:
-        inside = adapter.select(partial(_is_inside, part))
-        if len({delta.rank for delta in inside.deltas.values()}) > 1:
-            # paths without `text_model`, which fit the text encoder of every version of
-            # transformers
-            names = {
-                path.removeprefix(f"{part}.").removeprefix("text_model."): d
-                for path, d in inside.deltas.items()
-            }
-            own = peft.settings_of(Adapter(adapter.name, names), "", None)
-            settings |= {
-                f"{part}.{key}": own[key]
-                for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-            }
+        # paths without `text_model`, which fit the text encoder of every version of transformers
+        inside = {
+            path.removeprefix(f"{part}.").removeprefix("text_model."): delta
+            for path, delta in adapter.deltas.items()
+            if path.startswith(f"{part}.")
+        }
+        if len({delta.rank for delta in inside.values()}) > 1:
+            own = peft.settings_of(Adapter(adapter.name, inside), "", None)
+            settings |= {f"{part}.{field}": own[field] for field in fields}
     return (
         {"modelspec.title": adapter.name}
         | base_metadata(keys.family, keys.prediction_type)
         | ({_SETTINGS_KEY: json.dumps(settings)} if settings else {})
     )
-
-
-def _is_inside(part: str, path: str) -> bool:
-    return path.startswith(f"{part}.")
 
 
 def kohya_warning(adapter: Adapter) -> str | None:
@@ -316,7 +270,7 @@ def kohya_warning(adapter: Adapter) -> str | None:
     then omits attention layers.
     """
     for part in TEXT_ENCODERS:
-        paths = adapter.select(partial(_is_inside, part)).deltas
+        paths = [path for path in adapter.deltas if path.startswith(f"{part}.")]
         if paths and not any(path.endswith(".out_proj") for path in paths):
             return (
                 "the text encoder part has no out_proj, so that diffusers misreads it in a file in "

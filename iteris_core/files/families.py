@@ -18,12 +18,8 @@ Spelling = Literal["kohya", "comfy"]
 
 @dataclass(frozen=True)
 class Clue:
-    """A module that only adapters of one family change.
-
-    Args:
-        base: Pattern that the base of a key has; ``^`` is the start of the base.
-        d_in: Widths of which the module's input has one; empty: any.
-        ratio: d_out / d_in of the module; 0: any.
+    """A module that only adapters of one family change: a pattern that the base of a key has, the
+    widths of which its input has one (empty: any), and d_out / d_in (0: any).
     """
 
     base: str
@@ -45,13 +41,14 @@ class Family:
 
     Args:
         name: Name in reports and errors.
-        clues: What only its adapters have. A family that is earlier in `FAMILIES` comes first.
-        named: Pattern of its names in metadata (``ss_base_model_version``,
-            ``modelspec.architecture``) and in PEFT's settings, in lower case.
-        base_version: What is written as ``ss_base_model_version``.
-        network_module: What is written as ``ss_network_module``.
-        architecture: What is written as ``modelspec.architecture``, without ``/lora``.
-        implementation: What is written as ``modelspec.implementation``.
+        keys: Pattern of the bases of keys that only its adapters have. A family that is earlier in
+            `FAMILIES` comes first.
+        clues: What only its adapters have, besides.
+        named: Pattern of its names in metadata and in PEFT's settings, in lower case.
+        base_version, network_module: What is written as ``ss_base_model_version`` and
+            ``ss_network_module``.
+        architecture, implementation: What is written as ``modelspec.architecture``, without
+            ``/lora``, and as ``modelspec.implementation``.
         resolution: Side in pixels of the pictures that it was trained on.
         measured_at: Side in pixels at which it is measured, if the user names none.
         guidance: Guidance with which it is sampled, if the user names none; 1 is none.
@@ -63,6 +60,7 @@ class Family:
     """
 
     name: str
+    keys: str = ""
     clues: tuple[Clue, ...] = ()
     named: str = ""
     base_version: str = ""
@@ -89,11 +87,9 @@ _STREAMS = r"(?<!single_)transformer_blocks[._]\d+[._](?:attn|ff|ff_context|norm
 _ROWS = (
     Family(
         "HunyuanVideo",
-        clues=(
-            Clue(
-                r"individual_token_refiner|(?:img|txt)_mlp[._]fc[12]$|(?:img|txt)_mod[._]linear$|"
-                r"single_blocks[._]\d+[._]modulation[._]linear$"
-            ),
+        keys=(
+            r"individual_token_refiner|(?:img|txt)_mlp[._]fc[12]$|(?:img|txt)_mod[._]linear$|"
+            r"single_blocks[._]\d+[._]modulation[._]linear$"
         ),
         named=r"hunyuan[-_]?video|framepack",
     ),
@@ -119,7 +115,7 @@ _ROWS = (
     ),
     Family(
         "Chroma",
-        clues=(Clue(r"distilled_guidance_layer"),),
+        keys=r"distilled_guidance_layer",
         named=r"(?<!zeta_)chroma(?![-_]?radiance)",
         base_version="chroma",
         network_module="networks.lora_flux",
@@ -130,11 +126,9 @@ _ROWS = (
     ),
     Family(
         "AuraFlow",
-        clues=(
-            Clue(
-                r"joint_transformer_blocks|(?:double|single)_layers[._]\d+[._]|"
-                r"single_transformer_blocks[._]\d+[._]ff[._]"
-            ),
+        keys=(
+            r"joint_transformer_blocks|(?:double|single)_layers[._]\d+[._]|"
+            r"single_transformer_blocks[._]\d+[._]ff[._]"
         ),
         named=r"aura[-_]?flow",
         base_version="auraflow",
@@ -143,7 +137,7 @@ _ROWS = (
     ),
     Family(
         "Flux.1",
-        clues=(Clue(r"double_blocks|single_transformer_blocks|single_blocks"),),
+        keys=r"double_blocks|single_transformer_blocks|single_blocks",
         named=r"flux",
         base_version="flux1",
         network_module="networks.lora_flux",
@@ -151,10 +145,11 @@ _ROWS = (
         implementation="https://github.com/black-forest-labs/flux",
         text_bases=("lora_te1_", "lora_te3_", "lora_te2_"),
     ),
-    Family("HiDream", clues=(Clue(r"(?:double|single)_stream_blocks"),), named=r"hidream"),
+    Family("HiDream", keys=r"(?:double|single)_stream_blocks", named=r"hidream"),
     Family(
         "SD3.5",
-        clues=(Clue(r"joint_blocks"), Clue(_STREAMS, d_in=(1536, 2432))),
+        keys=r"joint_blocks",
+        clues=(Clue(_STREAMS, d_in=(1536, 2432)),),
         named=r"stable-diffusion-v?3|(?<![a-z])sd_?v?3|^3-(?:medium|5)",
         base_version="sd_3",  # ai-toolkit's name; that of kohya's trainers depends on the size
         network_module="networks.lora_sd3",
@@ -165,9 +160,9 @@ _ROWS = (
     ),
     Family(
         "Qwen-Image",
-        clues=(
-            Clue(r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"),
-            Clue(r"(?<!single_)transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]"),
+        keys=(
+            r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]|"
+            r"(?<!single_)transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]"
         ),
         named=r"qwen[-_]?image",
         base_version="qwen_image",
@@ -179,11 +174,9 @@ _ROWS = (
     ),
     Family(
         "Krea 2",
-        clues=(
-            Clue(
-                r"txtfusion|text_fusion|" + _BLOCKS + r"attn[._]w[qkvo]$|"
-                r"transformer_blocks[._]\d+[._](?:attn[._]to_gate|ff[._](?:gate|up|down))$"
-            ),
+        keys=(
+            r"txtfusion|text_fusion|" + _BLOCKS + r"attn[._]w[qkvo]$|"
+            r"transformer_blocks[._]\d+[._](?:attn[._]to_gate|ff[._](?:gate|up|down))$"
         ),
         named=r"krea[-_ ]?2",
         base_version="krea2",
@@ -196,7 +189,7 @@ _ROWS = (
     Family("Lumina 2", clues=(Clue(_LAYERS, d_in=(2304,)),), named=r"lumina"),
     Family(
         "Z-Image",
-        clues=(Clue(_LAYERS + r"|(?:noise|context)_refiner"),),
+        keys=_LAYERS + r"|(?:noise|context)_refiner",
         named=r"z[-_]?image",
         base_version="z_image",
         network_module="networks.lora_zimage",
@@ -206,11 +199,9 @@ _ROWS = (
     ),
     Family(
         "Anima",
-        clues=(
-            Clue(
-                r"llm_adapter|" + _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkv]|output)_proj$|"
-                r"mlp[._]layer[12]$|adaln_modulation)"
-            ),
+        keys=(
+            r"llm_adapter|" + _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkv]|output)_proj$|"
+            r"mlp[._]layer[12]$|adaln_modulation)"
         ),
         named=r"(?:^|/)anima(?![a-z])",
         base_version="anima",
@@ -222,11 +213,9 @@ _ROWS = (
     ),
     Family(
         "Wan",
-        clues=(
-            Clue(
-                _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)$|ffn[._]|"
-                r"attn[12][._]to_)"
-            ),
+        keys=(
+            _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)$|ffn[._]|"
+            r"attn[12][._]to_)"
         ),
         named=r"(?:^|/)wan(?![a-z])",
         base_version="wan",
@@ -238,11 +227,9 @@ _ROWS = (
     ),
     Family(
         "LTX-Video or PixArt",
-        clues=(
-            Clue(
-                r"^(?:diffusion_model\.|transformer\.|lora_unet_|base_model\.model\.)?"
-                r"transformer_blocks[._]\d+[._]attn1[._]"
-            ),
+        keys=(
+            r"^(?:diffusion_model\.|transformer\.|lora_unet_|base_model\.model\.)?"
+            r"transformer_blocks[._]\d+[._]attn1[._]"
         ),
         named=r"ltx|pixart",
     ),
@@ -271,10 +258,10 @@ _ROWS = (
         ),
         named=r"(?<![a-z])sd_?v?2|stable-diffusion-v?2",
     ),
-    Family("a video model", clues=(Clue(r"temporal|motion_modules"),)),
-    Family("T5", clues=(Clue(r"^(?:base_model\.model\.)?(?:en|de)coder\.block\.\d+\.layer\."),)),
-    Family("BLIP", clues=(Clue(r"text_decoder\.bert\."),)),
-    Family("BART", clues=(Clue(r"model\.decoder\.layers\.\d+\.encoder_attn"),)),
+    Family("a video model", keys=r"temporal|motion_modules"),
+    Family("T5", keys=r"^(?:base_model\.model\.)?(?:en|de)coder\.block\.\d+\.layer\."),
+    Family("BLIP", keys=r"text_decoder\.bert\."),
+    Family("BART", keys=r"model\.decoder\.layers\.\d+\.encoder_attn"),
     Family(
         "SD1.5",
         clues=(Clue(_ATTENDS_TO_TEXT, d_in=(768,)), Clue(_CLIP_OF_SD, d_in=(768,))),
@@ -295,51 +282,74 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 _OF_DENOISER = ("model.diffusion_model.", "diffusion_model.")
 # Families whose models have the same modules, but for a few.
 _ALIKE = ({"Flux.1", "Chroma"},)
+_Shapes = Mapping[str, tuple[int, int]]  # base -> (d_out, d_in); 0 where that is unknown
+
+# In what follows, of tensors (key -> tensor) only the shapes are read, and metadata are a file's.
 
 
 def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
-    """Return the family that an adapter's keys and shapes show; None if nothing is distinctive.
+    """Return the family that an adapter's keys and shapes show; None if nothing is distinctive."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for key, tensor in tensors.items():
+        base, role = split_key(key) or (key, "")
+        d_out, d_in = shapes.get(base, (0, 0))
+        if role == UP and tensor.ndim:
+            d_out = tensor.shape[0]
+        elif role == DOWN and tensor.ndim > 1:
+            d_in = tensor.shape[1]
+        shapes[base] = d_out, d_in
+    return _family_in(shapes)
 
-    Args:
-        tensors: Key -> tensor, of which only the shape is read.
+
+def model_family(tensors: Mapping[str, Tensor]) -> Family | None:
+    """Return the family that the keys and shapes of a checkpoint or of a diffusion model show; None
+    if nothing is distinctive.
     """
-    return _family_in(_shapes(tensors))
+    start = next((start for start in _OF_DENOISER if any(k.startswith(start) for k in tensors)), "")
+    return _family_in(
+        {
+            key.removeprefix(start).removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+            for key, tensor in tensors.items()
+            if key.startswith(start) and key.endswith(".weight") and tensor.ndim > 1
+        }
+    )
 
 
-def _family_in(shapes: Mapping[str, tuple[int, int]]) -> Family | None:
-    """Return the family that bases and their (d_out, d_in) show; None if nothing is distinctive."""
+def _family_in(shapes: _Shapes) -> Family | None:
     searched = {base: shapes[base] for base in first(shapes, SEARCHED_LETTERS)}
     bases = "\n".join(searched)
-    clues = ((clue, family) for family in _ROWS for clue in family.clues)
-    return next((family for clue, family in clues if _is_seen(clue, bases, searched)), None)
+    for family in _ROWS:
+        clues = (*([Clue(family.keys)] if family.keys else ()), *family.clues)
+        if any(_is_seen(clue, bases, searched) for clue in clues):
+            return family
+    return None
+
+
+def _is_seen(clue: Clue, bases: str, shapes: _Shapes) -> bool:
+    """Whether a clue is among the bases, which are also given one a line: one search is quick."""
+    spend()
+    pattern = re.compile(clue.base, re.MULTILINE)
+    if not pattern.search(bases):
+        return False
+    return any(pattern.search(base) and clue.fits(*shape) for base, shape in shapes.items())
 
 
 def family_named(*names: str | None) -> Family | None:
     """Return the family of the first name of a base model that is known."""
-    return next(
-        (
-            family
-            for name in names
-            if name
-            for family in _ROWS
-            if family.named and re.search(family.named, name.lower())
-        ),
-        None,
-    )
+    for name in filter(None, names):
+        for family in _ROWS:
+            if family.named and re.search(family.named, name.lower()):
+                return family
+    return None
 
 
 def other_family(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: Family
 ) -> Family | None:
     """Return the family of an adapter if it can be none for models of this family; None if it can,
-    or if nothing tells.
-
-    Args:
-        tensors: Key -> tensor, of which only the shape is read.
-        metadata: Metadata of its file, which counts where the tensors do not tell.
-        family: The family of a model.
+    or if nothing tells. The metadata count where the tensors do not tell.
     """
-    found = family_shown(tensors, metadata)
+    found = family_of(tensors) or family_named(*_names(metadata))
     return None if found is None or found.name in fitting(family) else found
 
 
@@ -351,58 +361,20 @@ def fitting(family: Family) -> list[str]:
     return list(dict.fromkeys([family.name, *alike]))
 
 
-def family_shown(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Family | None:
-    """Return the family that an adapter's tensors show, or else its metadata names; None if nothing
-    tells.
-
-    Args:
-        tensors: Key -> tensor, of which only the shape is read.
-        metadata: Metadata of its file.
-    """
-    return family_of(tensors) or family_named(*_names(metadata))
-
-
-def model_family(tensors: Mapping[str, Tensor]) -> Family | None:
-    """Return the family that a whole model's keys and shapes show; None if nothing is distinctive.
-
-    Args:
-        tensors: Key -> tensor of a checkpoint or a diffusion model, of which only the shape is
-            read.
-    """
-    start = next((start for start in _OF_DENOISER if any(k.startswith(start) for k in tensors)), "")
-    shapes = {
-        key.removeprefix(start).removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
-        for key, tensor in tensors.items()
-        if key.startswith(start) and key.endswith(".weight") and tensor.ndim > 1
-    }
-    return _family_in(shapes)
-
-
 def base_family(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Family | None, str]:
     """Return the base model family of an adapter, None if nothing tells; and its name, with the
-    statement of the file in brackets.
-
-    Args:
-        tensors: Key -> tensor, of which only the shape is read.
-        metadata: The metadata of the file.
-        settings: PEFT's settings of the adapter; None: it is not a PEFT adapter.
+    statement of the file, or of PEFT's settings, in brackets.
     """
-    names = [None if settings is None else base_of(settings), *_names(metadata)]
-    name = next((name for name in names if name), None)
+    names = [base_of(settings or {}), *_names(metadata)]
+    name = next(filter(None, names), None)
     family = family_of(tensors) or family_named(*names)
     if family is None:
         return None, name or "unknown"
     return family, f"{family.name} ({name})" if name else family.name
-
-
-def _names(metadata: Mapping[str, str]) -> list[str | None]:
-    """Return what metadata calls the base model; None for what is too long to be a name."""
-    fields = ("modelspec.architecture", "ss_base_model_version")
-    return [_name(metadata.get(field)) for field in fields]
 
 
 def base_of(settings: Mapping[str, Any]) -> str | None:
@@ -410,28 +382,10 @@ def base_of(settings: Mapping[str, Any]) -> str | None:
     return _name(settings.get("base_model_name_or_path"))
 
 
+def _names(metadata: Mapping[str, str]) -> list[str | None]:
+    fields = ("modelspec.architecture", "ss_base_model_version")
+    return [_name(metadata.get(field)) for field in fields]
+
+
 def _name(value: Any) -> str | None:
     return value if isinstance(value, str) and len(value) <= NAME_LETTERS else None
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Return base -> (d_out, d_in) of its factors; 0 where it has none."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for key, tensor in tensors.items():
-        base, role = split_key(key) or (key, "")
-        d_out, d_in = shapes.get(base, (0, 0))
-        if role == UP and tensor.ndim:
-            d_out = tensor.shape[0]
-        elif role == DOWN and tensor.ndim > 1:
-            d_in = tensor.shape[1]
-        shapes[base] = d_out, d_in
-    return shapes
-
-
-def _is_seen(clue: Clue, bases: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a clue is among the bases, which are also given one a line: one search is quick."""
-    spend()
-    pattern = re.compile(clue.base, re.MULTILINE)
-    if not pattern.search(bases):
-        return False
-    return any(pattern.search(base) and clue.fits(*shape) for base, shape in shapes.items())

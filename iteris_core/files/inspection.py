@@ -14,19 +14,7 @@ from torch import Tensor
 from ..errors import AdapterError
 from . import peft
 from .families import base_family
-from .kinds import (
-    ALPHA,
-    DOWN,
-    MAGNITUDE,
-    UP,
-    VECTORS,
-    Group,
-    Shape,
-    Tensors,
-    foreign_kind,
-    grouped,
-    kind_of,
-)
+from .kinds import ALPHA, VECTORS, Group, foreign_kind, grouped, kind_of
 from .limits import budget, spend
 from .tensors import read_tensors
 from .trigger_words import trigger_words, words_beside
@@ -44,7 +32,7 @@ _MODULES = re.compile(
     r"(to_[qkv]|to_out[._]0|ff[._]net[._]0[._]proj|ff[._]net[._]2|[qkv]_proj|out_proj|proj_in|"
     r"proj_out|fc[12]|conv_in|conv_out|conv_shortcut|conv[12]|conv|time_emb_proj|linear_[12])$"
 )
-_NUMBER = re.compile(r"_\d+_")
+_DOTTED = re.compile(r"[^.]*(?:\.\d+)*$")  # the last name of a path, with its numbers
 _BLOCK = re.compile(r"(.*?[._]\d+)(?=[._]|$)")
 _LARGEST = 3  # how many layers are named with their norm
 _LONGEST_VALUE = 200  # of the metadata that is shown
@@ -52,11 +40,8 @@ _LONGEST_VALUE = 200  # of the metadata that is shown
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """The layers that an adapter changes in one block of the model.
-
-    Args:
-        layers: The number of layers that are changed.
-        ranks: The least and the largest rank of them.
+    """How many layers an adapter changes in one block of the model, and their least and largest
+    rank.
     """
 
     layers: int
@@ -124,11 +109,14 @@ def _facts(
     groups, unknown = grouped(tensors)
     if settings is None:
         _check_adapter(path.name, groups, unknown)
-        measured, problems = _measured(path.name, groups)
-        problems += [f"{key!r} is of unknown kind" for key in unknown]
+        problems = [f"{key!r} is of unknown kind" for key in unknown]
     else:
-        measured, problems = _peft_measured(path.name, groups, settings)
-        problems += [f"{key!r} {peft.meaning_of(key)}" for key in unknown]
+        refusal = peft.refusal(settings)
+        problems = [f"it is {refusal}"] if refusal else []
+        others = [*unknown, *peft.strange_keys(groups.values())]
+        problems += [f"{key!r} {peft.meaning_of(key)}" for key in others]
+    measured, unreadable = _measured(path.name, groups, settings)
+    problems += unreadable
     norms = {base: max(squared, 0.0) ** 0.5 for base, (_, squared) in measured.items()}
     kinds = Counter(kind_of(group.tensors).name for group in groups.values())
     return AdapterFacts(
@@ -138,7 +126,13 @@ def _facts(
         base=base_family(tensors, metadata, settings)[1],
         targets=len(groups),
         modules=dict(Counter(map(_module_name, groups)).most_common()),
-        peft=_peft_facts(settings or {}),
+        peft={}
+        if settings is None
+        else {
+            "r": settings.get("r"),
+            "alpha": settings.get("lora_alpha"),
+            "rslora": bool(settings.get("use_rslora")),
+        },
         blocks=_blocks({base: rank for base, (rank, _) in measured.items()}),
         trigger_words=trigger_words(metadata, words_beside(path)).words,
         norm=sum(norm**2 for norm in norms.values()) ** 0.5,
@@ -162,56 +156,31 @@ def _check_adapter(name: str, groups: Mapping[str, Group], unknown: Sequence[str
 _Measured = dict[str, tuple[int, float]]  # base -> rank and squared norm of a delta
 
 
-def _measured(name: str, groups: Mapping[str, Group]) -> tuple[_Measured, list[str]]:
+def _measured(
+    name: str, groups: Mapping[str, Group], settings: Mapping[str, Any] | None
+) -> tuple[_Measured, list[str]]:
     """Return the measures of the groups that can be measured without the base model or the host,
     and the problems of the others.
     """
     measured = {}
     problems = []
+    try:
+        scales = None if settings is None else peft.Scales.of(settings)
+    except AdapterError as error:
+        return {}, [f"{name}: it {error}"]
     for base, group in groups.items():
         spend()
+        path = base.removeprefix(peft.PREFIX)
         try:
-            group.check_single()
-            group.check_vectors()
+            group.check()
             measure = kind_of(group.tensors).measure
             if measure is not None and not set(group.tensors) <= {*VECTORS, ALPHA}:
-                measured[base] = measure(group.tensors)
+                rank, squared = measure(group.tensors)
+                scale = 1.0 if scales is None else scales.at(path, rank)
+                measured[base if scales is None else path] = rank, squared * scale**2
         except AdapterError as error:
             problems.append(f"{name}: {base!r} {error}")
     return measured, problems
-
-
-def _peft_measured(
-    name: str, groups: Mapping[str, Group], settings: Mapping[str, Any]
-) -> tuple[_Measured, list[str]]:
-    """Return the measures of the layers without DoRA, whose delta needs the base weight, and the
-    problems of unreadable ones.
-    """
-    problem = peft.refusal(settings)
-    if problem:
-        return {}, [f"it is {problem}"]
-    is_dora = settings.get("use_dora")
-    plain = [g for g in groups.values() if not (is_dora and MAGNITUDE in g.tensors)]
-    if groups and not plain:
-        return {}, []
-    shapes = {group.base.removeprefix(peft.PREFIX): _own_shape(group.tensors) for group in plain}
-    measured = {}
-    try:
-        for path, delta in peft.deltas_of(name, plain, settings, shapes):
-            spend()
-            measured[path] = (delta.rank, delta.squared_norm().item())
-    except AdapterError as error:
-        return measured, [str(error)]
-    return measured, []
-
-
-def _own_shape(tensors: Tensors) -> Shape:
-    """Return the (d_out, d_in) that a LoRA's factors imply; (0, 0) if some are missing, which the
-    reader reports.
-    """
-    if UP not in tensors or DOWN not in tensors:
-        return 0, 0
-    return tensors[UP].shape[:1].numel(), tensors[DOWN].shape[1:].numel()
 
 
 def _module_name(base: str) -> str:
@@ -220,23 +189,8 @@ def _module_name(base: str) -> str:
     if special:
         return special[1]
     if "." not in base:
-        return _NUMBER.split(base)[-1]
-    *before, last = base.split(".")
-    numbers: list[str] = []
-    while before and last.isdecimal():
-        numbers.insert(0, last)
-        last = before.pop()
-    return ".".join([last, *numbers])
-
-
-def _peft_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    if not settings:
-        return {}
-    return {
-        "r": settings.get("r"),
-        "alpha": settings.get("lora_alpha"),
-        "rslora": bool(settings.get("use_rslora")),
-    }
+        return re.split(r"_\d+_", base)[-1]
+    return str(_DOTTED.findall(base)[0])
 
 
 def _format(keys: Iterable[str]) -> str:

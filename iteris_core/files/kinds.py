@@ -5,6 +5,7 @@ All code that distinguishes kinds or tensors derives from `KINDS` and `ENDINGS`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ from ..errors import AdapterError
 from .limits import PRODUCT_NUMBERS, RANK, spend
 from .parts import WeightPart
 
-# A weight is (d_out, d_in, height, width) for convolutions.
+# Roles of tensors; those that are not here have LyCORIS' names. A weight is (d_out, d_in, height,
+# width) for convolutions.
 UP = "up"  # (d_out, rank)
 DOWN = "down"  # (rank, d_in, height, width)
 MID = "mid"  # the core of LoCon's Tucker form, (rank, rank, height, width)
@@ -33,149 +35,11 @@ W_NORM = "w_norm"  # what is added to a norm's weight
 # Role of a vector -> the module's parameter to which it is added.
 VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
 
-
-# Role of a Tucker form's core -> roles of its two factors.
-_TUCKER = {
-    "lokr_t2": ("lokr_w2_a", "lokr_w2_b"),
-    "hada_t1": ("hada_w1_a", "hada_w1_b"),
-    "hada_t2": ("hada_w2_a", "hada_w2_b"),
-}
-_PAIRS = (
-    *_TUCKER.values(),
-    ("glora_b1", "glora_b2"),
-    ("glora_b2", "glora_b1"),
-)
-
-
-def check_core(tensors: Mapping[str, Tensor], shape: tuple[int, int] | None) -> None:
-    """Refuse a LoCon whose core and factor make more numbers than the layer has room for.
-
-    Args:
-        tensors: Role -> tensor of one layer.
-        shape: Shape of the layer's weight; None: there is no model.
-
-    Raises:
-        AdapterError: Begins with the predicate.
-    """
-    d_out, d_in = shape or (0, 0)
-    if MID in tensors and DOWN in tensors:
-        _check("a core and a factor", _core(tensors), d_out * d_in)
-
-
-def check_products(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
-    """Refuse tensors of which more would be made than the layer has room for.
-
-    Args:
-        tensors: Role -> tensor of one layer, of a kind without exact factors.
-        shape: Shape of the layer's weight.
-
-    Raises:
-        AdapterError: Begins with the predicate.
-    """
-    d_out, d_in = shape
-    check_core(tensors, shape)
-    for what, numbers in (*_of_factors(tensors), *_of_lokr(tensors), *_of_glora(tensors, d_out)):
-        _check(what, numbers, d_out * d_in)
-    if "oft_blocks" in tensors:
-        sides = tensors["oft_blocks"].shape
-        made = sides[:-2].numel() * max(sides[-2:], default=1) ** 2
-        _check("oft_blocks", made, max(d_out, d_in) ** 2)
-    if RESHAPE_WEIGHT in tensors:
-        new = tensors[RESHAPE_WEIGHT].double().abs().clamp_min(1).prod().item()
-        _check(RESHAPE_WEIGHT, new, d_out * d_in)
-
-
-def check_scales(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-    """Refuse factors of rows or columns that make a weight of another shape.
-
-    Args:
-        tensors: Role -> tensor of one layer.
-        shape: Shape of the layer's weight as its tensor has it.
-
-    Raises:
-        AdapterError: Begins with the predicate.
-    """
-    for role in (DORA_SCALE, "rescale"):
-        if role not in tensors:
-            continue
-        found = tuple(tensors[role].shape)
-        sides = zip(reversed(found), reversed(shape), strict=False)
-        if len(found) > len(shape) or any(side not in (1, most) for side, most in sides):
-            raise AdapterError(
-                f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
-                "file is damaged or for another model. Use another LoRA"
-            )
-
-
-def _check(what: str, numbers: float, room: int) -> None:
-    if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
-        raise AdapterError(
-            f"has {what} that make {numbers:g} numbers, where the weight has {room or 'unknown'} "
-            f"and {PRODUCT_NUMBERS} are made at most; the file is damaged or for another model. "
-            "Use another LoRA"
-        )
-
-
-def _of_factors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
-    """Yield what pairs of factors and Tucker forms are called, and how many numbers they make."""
-    for core, (first, second) in _TUCKER.items():
-        if {core, first, second} <= set(tensors):
-            inner = tensors[core].shape
-            across = _columns(tensors[second]) * inner[2:].numel()
-            yield f"{core} and {second}", inner[:1].numel() * across
-            yield f"{core} and {first}", _columns(tensors[first]) * across
-    for first, second in _PAIRS:
-        if first in tensors and second in tensors:
-            yield f"{first} and {second}", _product(tensors, first, second)
-    if {UP, DOWN} <= set(tensors) and not {DORA_SCALE, RESHAPE_WEIGHT}.isdisjoint(tensors):
-        kernel = tensors[MID].shape[2:].numel() if MID in tensors else 1
-        yield "factors", _product(tensors, UP, DOWN) * kernel
-
-
-def _of_lokr(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
-    made = 1
-    for name in ("lokr_w1", "lokr_w2"):
-        if name in tensors:
-            made *= tensors[name].numel()
-        elif f"{name}_a" in tensors and f"{name}_b" in tensors:
-            core = tensors.get("lokr_t2") if name == "lokr_w2" else None
-            rows = _rows if core is None else _columns
-            kernel = 1 if core is None else core.shape[2:].numel()
-            made *= rows(tensors[f"{name}_a"]) * _columns(tensors[f"{name}_b"]) * kernel
-    yield "LoKr factors", made
-
-
-def _of_glora(tensors: Mapping[str, Tensor], d_out: int) -> Iterator[tuple[str, int]]:
-    for role in ("glora_a1", "glora_a2"):
-        if role in tensors:
-            yield role, d_out * _columns(tensors[role])
-
-
-def _core(tensors: Mapping[str, Tensor]) -> int:
-    core = tensors[MID]
-    return _rows(core) * _columns(tensors[DOWN]) * core.shape[2:].numel()
-
-
-def _product(tensors: Mapping[str, Tensor], first: str, second: str) -> int:
-    return _rows(tensors[first]) * _columns(tensors[second])
-
-
-def _rows(tensor: Tensor) -> int:
-    return tensor.shape[:1].numel()
-
-
-def _columns(tensor: Tensor) -> int:
-    return tensor.shape[1:].numel()
-
-
 Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
 Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kernel in d_in
 # (weight or part of one, its tensors) -> its dense delta (d_out, d_in), of the kinds that have no
 # `read`. Rows of a part are in the order of the files.
 DenseDelta = Callable[[WeightPart, Tensors], Tensor]
-
-
-_SMALL_RANK = 16  # of a LoHa whose Khatri-Rao factors are hardly larger than its own
 
 
 class NotMergeable(AdapterError):
@@ -186,41 +50,150 @@ class WrongShape(AdapterError):
     """Tensors for a weight of another shape. The reader of the file adds the likely cause."""
 
 
-@dataclass(frozen=True)
-class AdapterKind:
-    """A kind of adapter.
+@contextlib.contextmanager
+def told_of(place: str, cause: Callable[[], str] = str) -> Iterator[None]:
+    """Put the place before errors, which begin with the predicate in what follows, and the likely
+    cause after those of a wrong shape.
 
-    Args:
-        name: Name of the kind, as its users say it.
-        phrase: Name inside a sentence, with its article.
-        roles: Roles of the tensors that it may have, in ComfyUI's order.
-        marks: Roles of which a single one identifies the kind.
-        needs_weight: Whether the delta depends on the base model's weight.
-        read: Function (tensors, shape) -> delta as exact factors; None: it has no exact factors.
-        read_dense: Function (tensors, base weight or None) -> dense delta; None: only ComfyUI's
-            code makes it, or none does.
-        measure: Function tensors -> rank and squared norm of the delta; None: they are not known
-            without the base model.
+    Raises:
+        AdapterError: Such an error.
     """
-
-    name: str
-    phrase: str
-    roles: tuple[str, ...]
-    marks: tuple[str, ...]
-    needs_weight: bool = False
-    read: Callable[[Tensors, Shape], LowRankDelta] | None = None
-    read_dense: Callable[[Tensors, Tensor | None], Tensor] | None = None
-    measure: Callable[[Tensors], tuple[int, float]] | None = None
+    try:
+        yield
+    except WrongShape as error:
+        raise AdapterError(f"{place} {error}. {cause()}") from error
+    except AdapterError as error:
+        raise AdapterError(f"{place} {error}") from error
 
 
-def kind_of(tensors: Tensors) -> AdapterKind:
-    """Return the kind to which a module's tensors belong. Without an identifying tensor, it is an
-    incomplete LoRA.
+# --- what hostile tensors may make ---
+
+# First factor of a Tucker form -> the core before which it is transposed.
+_CORES = {"hada_w1_a": "hada_t1", "hada_w2_a": "hada_t2", "lokr_w2_a": "lokr_t2"}
+
+
+def check_products(tensors: Tensors, shape: Shape | None) -> None:
+    """Refuse tensors of a layer whose products may have more numbers than its weight has room for
+    (without a shape: than `PRODUCT_NUMBERS`). No product of factors has more rows, columns and
+    places of a kernel than the tensors that have most of them.
+
+    Raises:
+        AdapterError: Names the tensors.
     """
-    kind = next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)
-    if kind is LORA and DOWN in tensors and tensors[DOWN].shape[2:].numel() > 1:
-        return LOCON
-    return kind
+    d_out, d_in = shape or (0, 0)
+    factors = {role: tensor for role, tensor in tensors.items() if role != "oft_blocks"}
+    has_glora = any(role.startswith("glora_a") for role in factors)  # multiplied by the weight
+    rows = {"weight": d_out if has_glora else 1}
+    columns = {"weight": 1}
+    for role, tensor in factors.items():
+        sides = (*tensor.shape[:2], 1, 1)[:2]
+        rows[role], columns[role] = sides[::-1] if _CORES.get(role) in tensors else sides
+    high = max(rows, key=rows.__getitem__)
+    wide = max(columns, key=columns.__getitem__)
+    kernel = max((tensor.shape[2:].numel() for tensor in factors.values()), default=1)
+    _check_room(f"{high} and {wide}", rows[high] * columns[wide] * kernel, d_out * d_in)
+    _check_room("LoKr factors", _lokr_numbers(tensors, rows, columns), d_out * d_in)
+    if "oft_blocks" in tensors:  # rotations of one side of the weight
+        sides = tensors["oft_blocks"].shape
+        made = sides[:-2].numel() * max(sides[-2:], default=1) ** 2
+        _check_room("oft_blocks", made, max(d_out, d_in) ** 2)
+    if RESHAPE_WEIGHT in tensors:
+        new = tensors[RESHAPE_WEIGHT].double().abs().clamp_min(1).prod().item()
+        _check_room(RESHAPE_WEIGHT, new, d_out * d_in)
+
+
+def _check_room(what: str, numbers: float, room: int) -> None:
+    if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
+        raise AdapterError(
+            f"has {what} that make {numbers:g} numbers, where there is room for "
+            f"{room or 'an unknown number'} and {PRODUCT_NUMBERS} are made at most; the file is "
+            "damaged or for another model. Use another LoRA"
+        )
+
+
+def _lokr_numbers(tensors: Tensors, rows: Mapping[str, int], columns: Mapping[str, int]) -> int:
+    made = 1
+    for name, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2")):
+        first, second = (name, name) if name in tensors else (f"{name}_a", f"{name}_b")
+        own = (tensors[role] for role in (first, second, core) if role in tensors)
+        kernel = max((tensor.shape[2:].numel() for tensor in own), default=1)
+        made *= rows.get(first, 1) * columns.get(second, 1) * kernel
+    return made
+
+
+def check_scales(tensors: Tensors, shape: Sequence[int]) -> None:
+    """Refuse factors of rows or columns that make a weight of another shape than its tensor has.
+
+    Raises:
+        AdapterError: Names the factor.
+    """
+    for role in [role for role in (DORA_SCALE, "rescale") if role in tensors]:
+        found = tuple(tensors[role].shape)
+        sides = zip(reversed(found), reversed(shape), strict=False)
+        if len(found) > len(shape) or any(side not in (1, most) for side, most in sides):
+            raise AdapterError(
+                f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
+                "file is damaged or for another model. Use another LoRA"
+            )
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Refuse the weights of a broken training run.
+
+    Raises:
+        AdapterError: A number is infinite, or is not a number.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise AdapterError(
+            "holds NaN or infinite weights; the training run broke. Use an earlier epoch of this "
+            "LoRA"
+        )
+
+
+def check_delta(delta: LowRankDelta) -> None:
+    """Refuse factors of a broken training run, or those whose product no number can hold.
+
+    Raises:
+        AdapterError: A number is infinite, or is not a number, or would be.
+    """
+    check_finite(delta.up, delta.down)
+    largest = (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum()
+    check_finite(largest)
+
+
+def _check_complete(tensors: Tensors, roles: Sequence[str]) -> None:
+    missing = [role for role in roles if role not in tensors]
+    if missing:
+        raise AdapterError(
+            f"has no {' and no '.join(missing)} factor; the file is incomplete. Download it again"
+        )
+
+
+def _check_factors(up: Tensor, down: Tensor, shape: Shape | None, what: str) -> None:
+    """Refuse factors (d_out, r) and (r, d_in) that do not fit each other or the weight."""
+    if up.shape[1] != len(down):
+        raise AdapterError(f"has {what}, which have different ranks; the file is damaged")
+    if len(down) > RANK:
+        raise AdapterError(
+            f"has factors of rank {len(down)}, but at most {RANK} is read; the file is damaged or "
+            "made to do harm. Use another LoRA"
+        )
+    _check_shape((len(up), down.shape[1]), shape, what)
+
+
+def _check_shape(found: tuple[int, ...], expected: Shape | None, what: str) -> None:
+    if expected is not None and found != tuple(expected):
+        raise WrongShape(
+            f"has {what}, but this model's weight there is {expected[0]} x {expected[1]}"
+        )
+
+
+def _damaged(what: str, *tensors: Tensor, why: str) -> AdapterError:
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+    return AdapterError(f"has {what} {shapes}, which {why}; the file is damaged")
+
+
+# --- from tensors to deltas ---
 
 
 def delta_of(
@@ -234,12 +207,11 @@ def delta_of(
     Args:
         tensors: Role -> tensor of the module.
         shape: Shape of the module's weight, or of the part of it; None: the layer cannot be merged.
-        dense_delta: Function that makes deltas without exact factors; None: these are refused.
+        dense_delta: Makes deltas that have no exact factors; None: these are refused.
 
     Raises:
         AdapterError: The tensors are incomplete, have wrong shapes or are not finite, or are of a
-            kind that cannot be read; begins with the predicate, so that the caller can put the
-            place before it.
+            kind that cannot be read.
         NotMergeable: There is no shape.
     """
     if set(tensors) <= {*VECTORS, ALPHA}:
@@ -262,35 +234,30 @@ def delta_of(
 
 
 def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
-    """Return a function that makes dense deltas without ComfyUI.
+    """Return a function that makes dense deltas without ComfyUI, and refuses kinds that only
+    ComfyUI's code applies.
 
     Args:
         weight_at: Module path -> the base model's weight, (d_out, ...), on the CPU.
-
-    Raises:
-        AdapterError: When called, for a kind that only ComfyUI's code applies.
     """
 
     def made(part: WeightPart, tensors: Tensors) -> Tensor:
         kind = kind_of(tensors)
-        if kind.read_dense is None:
-            raise AdapterError(
-                f"is {kind.phrase}, which only ComfyUI's own code applies; merge it there, or use "
-                "a plain LoRA, LoCon or LoHa"
-            )
-        weight = weight_at(part.path)[part.rows] if kind.needs_weight else None
-        return kind.read_dense(tensors, weight)
+        if kind is LOKR:
+            return lokr(tensors)
+        if kind is PEFT_DORA:
+            return peft_dora(tensors, weight_at(part.path)[part.rows])
+        raise AdapterError(
+            f"is {kind.phrase}, which only ComfyUI's own code applies; merge it there, or use a "
+            "plain LoRA, LoCon or LoHa"
+        )
 
     return made
 
 
 def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]:
     """Return the factors of a LoRA or LoCon in float32, (d_out, r) and (r, d_in), without its
-    scale.
-
-    Args:
-        tensors: Role -> tensor.
-        shape: The shape of the module's weight; None: there is no model.
+    scale; without a shape there is no model that they must fit.
 
     Raises:
         AdapterError: A factor is missing, or the factors do not fit together.
@@ -299,34 +266,23 @@ def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]
     _check_complete(tensors, (UP, DOWN))
     up = tensors[UP].float()
     down = tensors[DOWN].float()
-    factors = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if up.ndim < 2 or down.ndim < 2 or not up.numel() or not down.numel():
-        raise AdapterError(f"has {factors}, which are not matrices; the file is damaged")
-    _check_rank(down.shape[0])
+        raise _damaged("factors", up, down, why="are not matrices")
+    what = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if MID in tensors:
         mid = tensors[MID].float()
-        check_core(tensors, shape)
-        if mid.ndim != 4 or mid.shape[1] != down.shape[0]:
-            raise AdapterError(
-                f"has {factors}, which do not fit its core {tuple(mid.shape)}; it is damaged"
-            )
+        check_products({MID: mid, DOWN: down}, shape)
+        if mid.ndim != 4 or mid.shape[1] != len(down):
+            raise _damaged("factors and a core", up, down, mid, why="do not fit together")
         down = torch.einsum("mrhw,rc->mchw", mid, down.flatten(1))
     up = up.flatten(1)
     down = down.flatten(1)
-    if up.shape[1] != down.shape[0]:
-        raise AdapterError(f"has {factors}, which have different ranks; the file is damaged")
-    if shape is not None:
-        _check_shape((up.shape[0], down.shape[1]), shape, factors)
+    _check_factors(up, down, shape, what)
     return up, down
 
 
 def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
-    """Return a dense delta as factors.
-
-    Args:
-        weight: The delta, (d_out, d_in).
-        shape: The shape of the module's weight.
-        what: Name of the delta in errors, such as ``a LoKr``.
+    """Return a dense delta (d_out, d_in), whose name in errors is `what`, as factors.
 
     Raises:
         AdapterError: Numbers that are not finite.
@@ -341,30 +297,6 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
     return delta
 
 
-def check_finite(*tensors: Tensor) -> None:
-    """Refuse the weights of a broken training run.
-
-    Raises:
-        AdapterError: A number is infinite, or none.
-    """
-    if not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise AdapterError(
-            "holds NaN or infinite weights; the training run broke. Use an earlier epoch of this "
-            "LoRA"
-        )
-
-
-def check_delta(delta: LowRankDelta) -> None:
-    """Refuse factors of a broken training run, or those whose product no number can hold.
-
-    Raises:
-        AdapterError: A number is infinite, or none, or would be.
-    """
-    check_finite(delta.up, delta.down)
-    largest = (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum()
-    check_finite(largest)
-
-
 def lokr(tensors: Tensors) -> Tensor:
     """Return the delta of a LoKr, ``kron(w1, w2) alpha / rank``: each of the two matrices is there
     whole or as two factors, as LyCORIS writes them.
@@ -375,10 +307,7 @@ def lokr(tensors: Tensors) -> Tensor:
     first = _lokr_matrix(tensors, "lokr_w1")
     second = _lokr_matrix(tensors, "lokr_w2")
     if first.ndim != 2 or second.ndim not in (2, 4):
-        raise AdapterError(
-            f"has LoKr matrices {tuple(first.shape)} and {tuple(second.shape)}, which cannot be "
-            "multiplied; it is damaged"
-        )
+        raise _damaged("LoKr matrices", first, second, why="cannot be multiplied")
     if second.ndim == 4:
         first = first[:, :, None, None]
     factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
@@ -387,31 +316,19 @@ def lokr(tensors: Tensors) -> Tensor:
 
 
 def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
-    """Return one of the two matrices of a LoKr.
-
-    Raises:
-        AdapterError: Factors are missing or do not fit together.
-    """
     if name in tensors:
         return tensors[name].float()
     _check_complete(tensors, (f"{name}_a", f"{name}_b"))
     up = tensors[f"{name}_a"].float()
     down = tensors[f"{name}_b"].float()
-    core = tensors["lokr_t2"].float() if name == "lokr_w2" and "lokr_t2" in tensors else None
     if up.ndim < 2 or down.ndim < 2 or not down.numel():
-        raise AdapterError(
-            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which are not matrices; "
-            "the file is damaged"
-        )
+        raise _damaged("LoKr factors", up, down, why="are not matrices")
     try:
-        if core is not None:
-            return torch.einsum("ijkl,jr,ip->prkl", core, down, up)
+        if name == "lokr_w2" and "lokr_t2" in tensors:
+            return torch.einsum("ijkl,jr,ip->prkl", tensors["lokr_t2"].float(), down, up)
         return up @ down.flatten(1)
     except RuntimeError as error:
-        raise AdapterError(
-            f"has LoKr factors {tuple(up.shape)} and {tuple(down.shape)}, which do not fit "
-            "together; it is damaged"
-        ) from error
+        raise _damaged("LoKr factors", up, down, why="do not fit together") from error
 
 
 def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
@@ -419,8 +336,6 @@ def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
     with one norm per output.
 
     LyCORIS means the same by its ``dora_scale``, but the host divides by the norms of ``W`` alone.
-    PEFT's files have never been loaded by it, so theirs keep the meaning with which they were
-    trained.
 
     Args:
         tensors: Factors of a LoRA, and d_out magnitudes.
@@ -448,9 +363,9 @@ def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
     return delta
 
 
-def _lora(tensors: Tensors, shape: Shape) -> LowRankDelta:
+def _lora(tensors: Tensors, shape: Shape | None) -> LowRankDelta:
     up, down = lora_factors(tensors, shape)
-    return LowRankDelta(up * _scale(tensors, down.shape[0]), down)
+    return LowRankDelta(up * _scale(tensors, len(down)), down)
 
 
 def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
@@ -458,7 +373,7 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
     Khatri-Rao products.
     """
     up_1, down_1, up_2, down_2 = _loha_factors(tensors, shape)
-    scale = _scale(tensors, down_1.shape[0])
+    scale = _scale(tensors, len(down_1))
     d_out, d_in = shape
     if len(down_1) * len(down_2) * (d_out + d_in) >= d_out * d_in:
         return low_rank((up_1 @ down_1) * (up_2 @ down_2) * scale, shape, "a LoHa")
@@ -467,25 +382,17 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
 
 
 def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
-    """Return the factors of a LoHa in float32: (d_out, r1), (r1, d_in), (d_out, r2), (r2, d_in).
-
-    Raises:
-        AdapterError: A factor is missing, or the factors do not fit together.
-        WrongShape: They do not fit the weight, if there is one.
-    """
-    roles = LOHA.roles[:2] + LOHA.roles[3:5]
+    """Return the factors of a LoHa in float32: (d_out, r1), (r1, d_in), (d_out, r2), (r2, d_in)."""
+    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     _check_complete(tensors, roles)
-    factors = "LoHa factors " + ", ".join(str(tuple(tensors[role].shape)) for role in roles)
-    if any(tensors[role].ndim != 2 or not tensors[role].numel() for role in roles):
-        raise AdapterError(f"has {factors}, which are not matrices; the file is damaged")
-    read = [tensors[role].float() for role in roles]
-    own = (len(read[0]), read[1].shape[1])
-    for up, down in (read[:2], read[2:]):
-        if up.shape[1] != len(down):
-            raise AdapterError(f"has {factors}, which have different ranks; the file is damaged")
-        _check_shape((len(up), down.shape[1]), shape or own, factors)
-        _check_rank(len(down))
-    return read
+    factors = [tensors[role].float() for role in roles]
+    if any(factor.ndim != 2 or not factor.numel() for factor in factors):
+        raise _damaged("LoHa factors", *factors, why="are not matrices")
+    what = "LoHa factors " + ", ".join(str(tuple(factor.shape)) for factor in factors)
+    own = (len(factors[0]), factors[1].shape[1])
+    for up, down in (factors[:2], factors[2:]):
+        _check_factors(up, down, shape or own, what)
+    return factors
 
 
 def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
@@ -494,51 +401,8 @@ def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
 
 def _matrix(difference: Tensor) -> Tensor:
     if difference.ndim < 2 or not difference.numel():
-        raise AdapterError(
-            f"has a difference of {tuple(difference.shape)}, which is not a matrix; the file is "
-            "damaged"
-        )
+        raise _damaged("a difference of", difference, why="is not a matrix")
     return difference.flatten(1)
-
-
-def _measured_lora(tensors: Tensors) -> tuple[int, float]:
-    up, down = lora_factors(tensors, None)
-    delta = LowRankDelta(up * _scale(tensors, down.shape[0]), down)
-    check_delta(delta)
-    return delta.rank, delta.squared_norm().item()
-
-
-def _measured_loha(tensors: Tensors) -> tuple[int, float]:
-    """Measure a LoHa without forming it: its Khatri-Rao factors where they are small, else the
-    delta, a few rows at a time.
-    """
-    factors = _loha_factors(tensors, None)
-    check_finite(*factors)
-    up_1, down_1, up_2, down_2 = factors
-    scale = _scale(tensors, len(down_1))
-    rank = len(down_1) * len(down_2)
-    shape = (len(up_1), down_1.shape[1])
-    if rank <= _SMALL_RANK:
-        delta = _loha(tensors, shape)
-        return rank, delta.squared_norm().item()
-    rows = max(1, PRODUCT_NUMBERS // shape[1])
-    total = 0.0
-    for start in range(0, len(up_1), rows):
-        spend()
-        some = slice(start, start + rows)
-        total += ((up_1[some] @ down_1) * (up_2[some] @ down_2)).square().sum().item()
-    return min(rank, *shape), total * scale**2
-
-
-def _measured_difference(tensors: Tensors) -> tuple[int, float]:
-    weight = _matrix(tensors[DIFF])
-    total = 0.0
-    numbers = weight.flatten()
-    for start in range(0, len(numbers), PRODUCT_NUMBERS):
-        part = numbers[start : start + PRODUCT_NUMBERS].float()
-        check_finite(part)
-        total += part.square().sum().item()
-    return min(weight.shape), total
 
 
 def _scale(tensors: Tensors, rank: int) -> float:
@@ -550,167 +414,141 @@ def _scale(tensors: Tensors, rank: int) -> float:
     return tensors[ALPHA].item() / rank
 
 
-def _check_rank(rank: int) -> None:
-    if rank > RANK:
-        raise AdapterError(
-            f"has factors of rank {rank}, but at most {RANK} is read; the file is damaged or "
-            "made to do harm. Use another LoRA"
-        )
+# --- what can be measured without a model: rank and squared norm ---
 
 
-def _check_complete(tensors: Tensors, roles: tuple[str, ...]) -> None:
-    missing = [role for role in roles if role not in tensors]
-    if missing:
-        raise AdapterError(
-            f"has no {' and no '.join(missing)} factor; the file is incomplete. Download it again"
-        )
+def _measured_lora(tensors: Tensors) -> tuple[int, float]:
+    delta = _lora(tensors, None)
+    check_delta(delta)
+    return delta.rank, delta.squared_norm().item()
 
 
-def _check_shape(found: tuple[int, ...], expected: Shape, what: str) -> None:
-    if found != tuple(expected):
-        raise WrongShape(
-            f"has {what}, but this model's weight there is {expected[0]} x {expected[1]}"
-        )
+def _measured_loha(tensors: Tensors) -> tuple[int, float]:
+    """Measure a LoHa a few rows at a time, since it may be large."""
+    factors = _loha_factors(tensors, None)
+    check_finite(*factors)
+    up_1, down_1, up_2, down_2 = factors
+    rows = max(1, PRODUCT_NUMBERS // down_1.shape[1])
+    total = 0.0
+    for some_1, some_2 in zip(torch.split(up_1, rows), torch.split(up_2, rows), strict=True):
+        spend()
+        total += ((some_1 @ down_1) * (some_2 @ down_2)).square().sum().item()
+    rank = min(len(down_1) * len(down_2), len(up_1), down_1.shape[1])
+    return rank, total * _scale(tensors, len(down_1)) ** 2
 
 
-_LORA_ROLES = (UP, DOWN, ALPHA, MID)
-_LOHA_ROLES = (
-    "hada_w1_a",
-    "hada_w1_b",
-    ALPHA,
-    "hada_w2_a",
-    "hada_w2_b",
-    "hada_t1",
-    "hada_t2",
-)
-_LOKR_ROLES = (
-    "lokr_w1",
-    "lokr_w2",
-    ALPHA,
-    "lokr_w1_a",
-    "lokr_w1_b",
-    "lokr_w2_a",
-    "lokr_w2_b",
-    "lokr_t2",
-)
-_GLORA_ROLES = ("glora_a1", "glora_a2", "glora_b1", "glora_b2", ALPHA)
-_OFT_ROLES = ("oft_blocks", "rescale", ALPHA)
+def _measured_difference(tensors: Tensors) -> tuple[int, float]:
+    weight = _matrix(tensors[DIFF])
+    total = 0.0
+    for rows in torch.split(weight, max(1, PRODUCT_NUMBERS // weight.shape[1])):
+        check_finite(rows.float())
+        total += rows.float().square().sum().item()
+    return min(weight.shape), total
 
 
-def _all_but_alpha(roles: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(role for role in roles if role != ALPHA)
+# --- the kinds ---
 
+
+@dataclass(frozen=True)
+class AdapterKind:
+    """A kind of adapter.
+
+    Args:
+        name: Name of the kind, as its users say it.
+        phrase: Name inside a sentence, with its article.
+        roles: Roles of the tensors that it may have, in ComfyUI's order.
+        marks: Roles of which a single one identifies the kind.
+        read: (tensors, shape) -> delta as exact factors; None: it has no exact factors.
+        measure: Tensors -> rank and squared norm of the delta; None: unknown without a model.
+    """
+
+    name: str
+    phrase: str
+    roles: tuple[str, ...]
+    marks: tuple[str, ...]
+    read: Callable[[Tensors, Shape], LowRankDelta] | None = None
+    measure: Callable[[Tensors], tuple[int, float]] | None = None
+
+
+_LORA = (UP, DOWN, ALPHA, MID)
+_LOHA = ("hada_w1_a", "hada_w1_b", ALPHA, "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+_LOKR_PARTS = ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+_LOKR = ("lokr_w1", "lokr_w2", ALPHA, *_LOKR_PARTS)
+_GLORA = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
+_OFT = ("oft_blocks", "rescale")
 
 REPLACEMENT = AdapterKind(
-    "replaced weight",
-    "a replacement of the weight",
-    roles=(SET_WEIGHT,),
-    marks=(SET_WEIGHT,),
-    needs_weight=True,
+    "replaced weight", "a replacement of the weight", (SET_WEIGHT,), (SET_WEIGHT,)
 )
-DORA = AdapterKind(
-    "DoRA", "a DoRA", roles=(*_LORA_ROLES, DORA_SCALE), marks=(DORA_SCALE,), needs_weight=True
-)
-PEFT_DORA = AdapterKind(
-    "DoRA",
-    "a DoRA",
-    roles=(*_LORA_ROLES, MAGNITUDE),
-    marks=(MAGNITUDE,),
-    needs_weight=True,
-    read_dense=peft_dora,
-)
+PEFT_DORA = AdapterKind("DoRA", "a DoRA", (*_LORA, MAGNITUDE), (MAGNITUDE,))
 RESHAPING = AdapterKind(
     "LoRA",
     "a LoRA that reshapes the weight",
-    roles=(*_LORA_ROLES, DORA_SCALE, RESHAPE_WEIGHT),
-    marks=(RESHAPE_WEIGHT,),
-    needs_weight=True,
+    (*_LORA, DORA_SCALE, RESHAPE_WEIGHT),
+    (RESHAPE_WEIGHT,),
 )
-TUCKER_LOHA = AdapterKind(
-    "LoHa", "a LoHa with a Tucker core", roles=_LOHA_ROLES, marks=("hada_t1",)
-)
-OFT = AdapterKind(
-    "OFT", "an OFT", roles=_OFT_ROLES, marks=_all_but_alpha(_OFT_ROLES), needs_weight=True
-)
-GLORA = AdapterKind(
-    "GLoRA", "a GLoRA", roles=_GLORA_ROLES, marks=_all_but_alpha(_GLORA_ROLES), needs_weight=True
-)
-LOKR = AdapterKind(
-    "LoKr",
-    "a LoKr",
-    roles=_LOKR_ROLES,
-    marks=_all_but_alpha(_LOKR_ROLES),
-    read_dense=lambda tensors, weight: lokr(tensors),
-)
-LOHA = AdapterKind(
-    "LoHa",
-    "a LoHa",
-    roles=_LOHA_ROLES,
-    marks=_all_but_alpha(_LOHA_ROLES),
-    read=_loha,
-    measure=_measured_loha,
-)
-DIFFERENCE = AdapterKind(
-    "full difference",
-    "a difference",
-    roles=(DIFF,),
-    marks=(DIFF,),
-    read=_difference,
-    measure=_measured_difference,
-)
-LOCON = AdapterKind(
-    "LoCon", "a LoCon", roles=_LORA_ROLES, marks=(MID,), read=_lora, measure=_measured_lora
-)
-LORA = AdapterKind(
-    "LoRA", "a LoRA", roles=(UP, DOWN, ALPHA), marks=(UP, DOWN), read=_lora, measure=_measured_lora
-)
-BIAS = AdapterKind("bias", "a bias", roles=(DIFF_B,), marks=(DIFF_B,))
-NORM = AdapterKind("norm", "a norm", roles=(W_NORM, B_NORM), marks=(W_NORM, B_NORM))
-
+OFT = AdapterKind("OFT", "an OFT", (*_OFT, ALPHA), _OFT)
+GLORA = AdapterKind("GLoRA", "a GLoRA", (*_GLORA, ALPHA), _GLORA)
+LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS))
+LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha, _measured_loha)
+LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora, _measured_lora)
+LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora, _measured_lora)
 # A module's tensors are of the first kind of which they have a mark.
 KINDS = (
     REPLACEMENT,
-    DORA,
+    AdapterKind("DoRA", "a DoRA", (*_LORA, DORA_SCALE), (DORA_SCALE,)),
     PEFT_DORA,
     RESHAPING,
-    TUCKER_LOHA,
+    AdapterKind("LoHa", "a LoHa with a Tucker core", _LOHA, ("hada_t1",)),
     OFT,
     GLORA,
     LOKR,
     LOHA,
-    DIFFERENCE,
+    AdapterKind(
+        "full difference", "a difference", (DIFF,), (DIFF,), _difference, _measured_difference
+    ),
     LOCON,
     LORA,
-    BIAS,
-    NORM,
+    AdapterKind("bias", "a bias", (DIFF_B,), (DIFF_B,)),
+    AdapterKind("norm", "a norm", (W_NORM, B_NORM), (W_NORM, B_NORM)),
 )
 
-# How keys end that no LoRA has -> the kind of adapter, which no loader of ComfyUI's applies.
-FOREIGN_ENDINGS = {
-    ".on_input": "an IA3, which scales what flows through a layer",
-    ".ia3_l": "an IA3, which scales what flows through a layer",
-}
+
+def kind_of(tensors: Tensors) -> AdapterKind:
+    """Return the kind to which a module's tensors belong. Without an identifying tensor, it is an
+    incomplete LoRA.
+    """
+    kind = next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)
+    if kind is LORA and DOWN in tensors and tensors[DOWN].shape[2:].numel() > 1:
+        return LOCON
+    return kind
 
 
 def foreign_kind(keys: Iterable[str]) -> str | None:
     """Return what an adapter is that no reader knows, with the key that shows it; None: nothing
     shows it.
     """
-    for key in keys:
-        for ending, phrase in FOREIGN_ENDINGS.items():
-            if key.endswith((ending, f"{ending}.weight")):
-                return f"it is {phrase} ({key!r}), and cannot be merged; use a plain LoRA"
-    return None
+    endings = (".on_input", ".ia3_l", ".on_input.weight", ".ia3_l.weight")
+    key = next((key for key in keys if key.endswith(endings)), None)
+    if key is None:
+        return None
+    return (
+        f"it is an IA3, which scales what flows through a layer ({key!r}), and cannot be merged; "
+        "use a plain LoRA"
+    )
 
 
-# Role -> how the keys that PEFT saves end.
+# --- keys: the base, which names a module, and an ending, which names the role ---
+
+# Role -> how the keys of factors end that PEFT and kohya's trainers save.
 PEFT_ENDINGS = {UP: ".lora_B.weight", DOWN: ".lora_A.weight"}
+KOHYA_ENDINGS = {UP: ".lora_up.weight", DOWN: ".lora_down.weight"}
 # Role -> how the keys of its tensors end, that of kohya's and LyCORIS' trainers first.
 ENDINGS: dict[str, tuple[str, ...]] = {
     role: (f".{role}",) for kind in KINDS for role in kind.roles
 } | {
     UP: (
-        ".lora_up.weight",
+        KOHYA_ENDINGS[UP],
         ".lora_B.default.weight",
         PEFT_ENDINGS[UP],
         ".lora_B",
@@ -719,7 +557,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
         ".lora_linear_layer.up.weight",
     ),
     DOWN: (
-        ".lora_down.weight",
+        KOHYA_ENDINGS[DOWN],
         ".lora_A.default.weight",
         PEFT_ENDINGS[DOWN],
         ".lora_A",
@@ -733,25 +571,15 @@ ENDINGS: dict[str, tuple[str, ...]] = {
         ".lora_magnitude_vector.weight",
         ".lora_magnitude_vector",
     ),
-    "glora_a1": (".a1.weight",),
-    "glora_a2": (".a2.weight",),
-    "glora_b1": (".b1.weight",),
-    "glora_b2": (".b2.weight",),
+    **{role: (f".{role.removeprefix('glora_')}.weight",) for role in _GLORA},
 }
-
-
 _ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending in endings}
 
 
 @dataclass
 class Group:
-    """The tensors that describe one module.
-
-    Args:
-        base: Common beginning of their keys.
-        tensors: Role -> tensor.
-        keys: Role -> the tensor's key.
-        doubled: Roles of which there is a second tensor.
+    """The tensors that describe one module: the common beginning of their keys, role -> tensor,
+    role -> its key, and the roles of which there is a second tensor.
     """
 
     base: str
@@ -759,24 +587,17 @@ class Group:
     keys: dict[str, str] = field(default_factory=dict)
     doubled: list[str] = field(default_factory=list)
 
-    def check_single(self) -> None:
-        """Refuse a group with two tensors for one role.
+    def check(self) -> None:
+        """Refuse two tensors for one role, and vectors that are not finite.
 
         Raises:
-            AdapterError: Begins with the predicate.
+            AdapterError: Names the role or the key.
         """
         if self.doubled:
             raise AdapterError(
                 f"has two tensors for {self.doubled[0]!r}; the file mixes two formats and is "
                 "damaged"
             )
-
-    def check_vectors(self) -> None:
-        """Refuse differences of a bias or of a norm that are not finite.
-
-        Raises:
-            AdapterError: Begins with the predicate.
-        """
         for role in VECTORS:
             if role in self.tensors and not torch.isfinite(self.tensors[role].float()).all():
                 raise AdapterError(
@@ -796,21 +617,17 @@ def split_key(key: str) -> tuple[str, str] | None:
 def grouped(
     tensors: Mapping[str, Tensor], is_base: Callable[[str], bool] = lambda base: True
 ) -> tuple[dict[str, Group], list[str]]:
-    """Return base -> group, and the keys that belong to none.
-
-    Args:
-        tensors: Key -> tensor.
-        is_base: Whether a base is one of a group; else its keys belong to none.
+    """Return base -> group of tensors (key -> tensor), and the keys that belong to none, such as
+    those whose base is none.
     """
     groups: dict[str, Group] = {}
     others = []
     for key, tensor in tensors.items():
         spend()
-        parts = split_key(key)
-        if parts is None or not is_base(parts[0]):
+        base, role = split_key(key) or (key, "")
+        if not role or not is_base(base):
             others.append(key)
             continue
-        base, role = parts
         if role == DIFF and tensor.ndim == 1:  # trainers write a norm's difference like a matrix's
             role = W_NORM
         group = groups.setdefault(base, Group(base))
@@ -821,10 +638,8 @@ def grouped(
     return groups, others
 
 
-def tensors_by_key(base: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a module's tensors, role -> tensor, under the keys that kohya's and LyCORIS' trainers
-    give them.
-    """
+def tensors_by_key(base: str, tensors: Tensors) -> dict[str, Tensor]:
+    """Return a module's tensors by their `key_of`."""
     return {key_of(base, role): tensor for role, tensor in tensors.items()}
 
 
@@ -833,6 +648,13 @@ def key_of(base: str, role: str) -> str:
     return base + ENDINGS[role][0]
 
 
-def peft_key_of(base: str, role: str) -> str:
-    """Return the key under which PEFT saves a tensor."""
-    return base + PEFT_ENDINGS[role]
+def factors_by_key(
+    base: str, delta: LowRankDelta, kernel: Sequence[int], endings: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return the factors of a layer under its keys; with the (height, width) of a convolution's
+    kernel they have four dimensions.
+    """
+    return {
+        base + endings[UP]: delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous(),
+        base + endings[DOWN]: delta.down.reshape(delta.rank, -1, *kernel).contiguous(),
+    }

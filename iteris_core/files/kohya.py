@@ -8,7 +8,7 @@ caller brings the model's keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -25,19 +25,20 @@ from .kinds import (
     ALPHA,
     DIFF,
     DIFF_B,
-    DOWN,
-    UP,
+    KOHYA_ENDINGS,
+    PEFT_ENDINGS,
     VECTORS,
     DenseDelta,
     Group,
     NotMergeable,
     WrongShape,
     delta_of,
+    factors_by_key,
     foreign_kind,
     grouped,
     key_of,
-    peft_key_of,
     split_key,
+    told_of,
 )
 from .metadata import base_metadata, hashes
 from .parts import WeightPart
@@ -84,14 +85,8 @@ class ModelKeys:
         base_of_module: Mapping[str, str],
         **more: Any,
     ) -> Keys:
-        """Return the keys of a model with these modules.
-
-        Args:
-            family: See the class.
-            modules: Module path -> module, from which the sizes are read.
-            module_of_base: See the class.
-            base_of_module: See the class.
-            more: More fields of the class.
+        """Return the keys of a model with these modules, path -> module, whose sizes are read; the
+        other arguments are the fields of the class.
         """
         shapes, refused = sorted_layers(modules)
         return cls(
@@ -123,12 +118,11 @@ class ModelKeys:
 
 def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """Return module path -> (height, width) of every convolution."""
-    kernels = {}
-    for path, module in modules.items():
-        if isinstance(module, nn.Conv2d):
-            height, width = module.kernel_size
-            kernels[path] = (height, width)
-    return kernels
+    return {
+        path: (module.kernel_size[0], module.kernel_size[1])
+        for path, module in modules.items()
+        if isinstance(module, nn.Conv2d)
+    }
 
 
 def _vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -141,7 +135,10 @@ def _vector_sizes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     }
 
 
+# --- reading ---
+
 _KOHYA_TEXT = re.compile(r"lora_te\d*_")
+_ENDS_OF_BASES = re.compile(r"(?=_lora\.|\.)")  # old diffusers keys: <base>_lora.up.weight
 
 
 def parse(
@@ -153,15 +150,15 @@ def parse(
     dense_delta: DenseDelta | None = None,
     progress: Progress = nobody,
 ) -> Adapter:
-    """Return the adapter that a file's tensors describe.
+    """Return the adapter that a file's tensors (key -> tensor) describe. Keys of no module of the
+    model, and vectors of other sizes than the model's, count as unmatched.
 
     Args:
         name: Name of the file, for reports and errors.
-        tensors: The file's content, key -> tensor.
-        keys: The model's keys. Vectors of other sizes than the model's count as unmatched.
+        tensors: The file's content.
+        keys: The model's keys.
         metadata: The file's metadata.
-        dense_delta: Function that makes deltas without exact factors, such as those of a LoKr or a
-            DoRA; None: these are refused.
+        dense_delta: Makes deltas that have no exact factors; None: these are refused.
         progress: Listener for (modules read, modules in all); may raise to cancel.
 
     Raises:
@@ -173,39 +170,43 @@ def parse(
     foreign = foreign_kind(unmatched)
     if foreign:
         raise AdapterError(f"{name}: {foreign}")
+    family = keys.family
     # a file of another family can fit in part; keys that all fit may look like another family's
-    found = other_family(tensors, {}, keys.family) if unmatched else None
+    found = other_family(tensors, {}, family) if unmatched else None
     if found is not None:
-        raise AdapterError(f"{name}: {_for_another(found, keys.family)}")
-    _check_others(name, groups, unmatched)
-    _check_unambiguous(name, unmatched, keys)
+        raise AdapterError(f"{name}: {_for_another(found, family)}")
+    _check_others(name, groups, unmatched, keys)
+
+    def wrong_model() -> str:
+        found = other_family(tensors, metadata or {}, family)
+        trained = f"The file is for {found.name}" if found else "It is for another model"
+        return f"{trained}; use a LoRA for {family.name}"
+
     parts: dict[str, dict[WeightPart, LowRankDelta]] = {}
     vectors: dict[str, Tensor] = {}
     for done, group in enumerate(groups.values()):
         progress(done, len(groups))
-        try:
+        with told_of(f"{name}: {group.base!r}", wrong_model):
             part, delta, of_group, misfits = _read(group, keys, dense_delta)
-        except WrongShape as error:
-            raise AdapterError(
-                f"{name}: {group.base!r} {error}. {_wrong_model(tensors, metadata, keys.family)}"
-            ) from error
-        except AdapterError as error:
-            raise AdapterError(f"{name}: {group.base!r} {error}") from error
+            of_weight = {} if delta is None else parts.setdefault(part.path, {})
+            if any(part.overlaps(other) for other in of_weight):
+                raise AdapterError(f"describes {part.path!r} a second time; the file is damaged")
         vectors |= of_group
         unmatched += misfits
-        if delta is None:
-            continue
-        of_weight = parts.setdefault(part.path, {})
-        if any(part.overlaps(other) for other in of_weight):
-            raise AdapterError(
-                f"{name}: {part.path!r} is described twice, the second time as {group.base!r}; the "
-                "file is damaged"
-            )
-        of_weight[part] = delta
+        if delta is not None:
+            of_weight[part] = delta
     if not parts and not vectors:
-        raise AdapterError(f"{name}: {_no_key_fits(tensors, metadata, keys.family)}")
-    _check_family(name, groups, tensors, metadata or {}, keys.family)
-    deltas = {path: _together(of_weight) for path, of_weight in parts.items()}
+        found = other_family(tensors, metadata or {}, family)
+        example = f", such as {next(iter(tensors))!r}," if tensors else ""
+        raise AdapterError(
+            f"{name}: none of its {len(tensors)} keys{example} fits this model; "
+            f"{_for_another(found, family)}"
+        )
+    _check_family(name, groups, tensors, metadata or {}, family)
+    deltas = {
+        path: stack(of_weight).delta if len(of_weight) > 1 else next(iter(of_weight.values()))
+        for path, of_weight in parts.items()
+    }
     return Adapter(name, deltas, tuple(unmatched), dict(metadata or {}), vectors, len(tensors))
 
 
@@ -222,9 +223,6 @@ def _check_family(
 
     Neither counts against keys that show this family: merges and old trainers write the wrong base
     model, and call SDXL's first text encoder like SD1.5's.
-
-    Raises:
-        AdapterError: It is for another family, and its keys do not show this one.
     """
     of_others = [
         base for base in bases if _KOHYA_TEXT.match(base) and not base.startswith(family.text_bases)
@@ -237,114 +235,11 @@ def _check_family(
         raise AdapterError(f"{name}: {_for_another(said, family)}")
 
 
-def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str]) -> None:
-    """Refuse a key of unknown ending at a module that has other tensors in the file.
-
-    Raises:
-        AdapterError: There is one.
-    """
-    longest = max(map(len, groups), default=0)
-    for key in others:
-        if split_key(key) is not None:
-            continue
-        base = next((start for start in _starts(key, longest) if start in groups), None)
-        if base is not None:
-            raise AdapterError(
-                f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does "
-                f"not know how: its ending {key.removeprefix(base)!r} is of an unknown kind of "
-                "adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
-            )
-
-
-def _starts(key: str, longest: int) -> Iterator[str]:
-    """Yield the possible bases of a key: its part before each dot, longest first.
-
-    Args:
-        key: The key.
-        longest: Letters of the longest base.
-    """
-    end = key.rfind(".", 0, longest + len("_lora.") + 1)
-    while end > 0:
-        yield key[:end]
-        if key.endswith("_lora", 0, end):  # old diffusers keys: <base>_lora.up.weight
-            yield key[: end - len("_lora")]
-        end = key.rfind(".", 0, end)
-
-
-def _vectors(
-    path: str, group: Group, sizes: Mapping[str, int]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return parameter path -> difference of a bias or a norm's weight, and the keys of vectors
-    without a parameter of their size.
-    """
-    group.check_vectors()
-    fitting = {}
-    misfits = []
-    for role, parameter in VECTORS.items():
-        if role not in group.tensors:
-            continue
-        vector = group.tensors[role]
-        if tuple(vector.shape) == (sizes.get(f"{path}.{parameter}"),):
-            fitting[f"{path}.{parameter}"] = vector.float()
-        else:
-            misfits.append(group.keys[role])
-    return fitting, misfits
-
-
-def _read(
-    group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
-) -> tuple[WeightPart, LowRankDelta | None, dict[str, Tensor], list[str]]:
-    """Return the weight or part that a group describes, the delta of the whole weight, the
-    differences of vectors, and the keys of vectors that fit no parameter.
-
-    Raises:
-        AdapterError: Begins with the predicate.
-    """
-    group.check_single()
-    part = cast(WeightPart, keys.place_of(group.base))
-    shape = keys.shapes.get(part.path)
-    if group.base in keys.part_of_base:
-        _check_no_vectors(part, group)
-        shape = shape and (part.length, shape[1])
-    vectors, misfits = _vectors(part.path, group, keys.vector_sizes)
-    make = None if dense_delta is None else partial(dense_delta, part)
-    try:
-        delta = delta_of(group.tensors, shape, make)
-    except NotMergeable as error:
-        if part.path not in keys.refused:
-            raise
-        raise AdapterError(f"changes a layer that {keys.refused[part.path]}") from error
-    except WrongShape as error:
-        where = f" ({part})" if group.base in keys.part_of_base else ""
-        raise WrongShape(f"{error}{where}") from error
-    if delta is not None:
-        delta = part.in_weight(delta, keys.shapes[part.path][0])
-    return part, delta, vectors, misfits
-
-
-def _together(of_weight: Mapping[WeightPart, LowRankDelta]) -> LowRankDelta:
-    return stack(of_weight).delta if len(of_weight) > 1 else next(iter(of_weight.values()))
-
-
-def _check_no_vectors(part: WeightPart, group: Group) -> None:
-    """Refuse the difference of a bias or of a norm at a part of a weight.
-
-    Raises:
-        AdapterError: Begins with the predicate.
-    """
-    role = next((role for role in VECTORS if role in group.tensors), None)
-    if role is not None:
-        raise AdapterError(
-            f"also changes the bias ({group.keys[role]!r}), but it names only {part}, and ComfyUI "
-            "applies no such change to a part. Use a LoRA without biases"
-        )
-
-
-def _check_unambiguous(name: str, others: Iterable[str], keys: ModelKeys) -> None:
-    """Refuse a key that may mean several modules of the model.
-
-    Raises:
-        AdapterError: There is one.
+def _check_others(
+    name: str, groups: Mapping[str, Group], others: Iterable[str], keys: ModelKeys
+) -> None:
+    """Refuse a key that may mean several modules of the model, and one of unknown ending at a
+    module that has other tensors in the file.
     """
     for key in others:
         base, _ = split_key(key) or ("", "")
@@ -354,36 +249,71 @@ def _check_unambiguous(name: str, others: Iterable[str], keys: ModelKeys) -> Non
                 "changes. Save the LoRA again with keys that begin with text_encoder. or "
                 "text_encoder_2."
             )
+        starts = [] if base else [key[: end.start()] for end in _ENDS_OF_BASES.finditer(key)]
+        base = next((start for start in reversed(starts) if start in groups), "")
+        if base:
+            raise AdapterError(
+                f"{name}: {key!r} changes what the other tensors of {base!r} mean, and IterIS does "
+                f"not know how: its ending {key.removeprefix(base)!r} is of an unknown kind of "
+                "adapter. Use a plain LoRA, LoCon, LoHa, LoKr or DoRA"
+            )
 
 
-def _for_another(found: Family, family: Family) -> str:
+def _read(
+    group: Group, keys: ModelKeys, dense_delta: DenseDelta | None
+) -> tuple[WeightPart, LowRankDelta | None, dict[str, Tensor], list[str]]:
+    """Return the weight or part that a group describes, the delta of the whole weight, the
+    differences of vectors by parameter path, and the keys of vectors that fit no parameter.
+
+    Raises:
+        AdapterError: Begins with the predicate.
+    """
+    group.check()
+    part = cast(WeightPart, keys.place_of(group.base))
+    shape = keys.shapes.get(part.path)
+    of_vectors = {role: name for role, name in VECTORS.items() if role in group.tensors}
+    where = ""
+    if group.base in keys.part_of_base:
+        where = f" ({part})"
+        shape = shape and (part.length, shape[1])
+        if of_vectors:
+            raise AdapterError(
+                f"also changes the bias ({group.keys[next(iter(of_vectors))]!r}), but it names "
+                f"only {part}, and ComfyUI applies no such change to a part. Use a LoRA without "
+                "biases"
+            )
+    vectors = {}
+    misfits = []
+    for role, parameter in of_vectors.items():
+        path = f"{part.path}.{parameter}"
+        if tuple(group.tensors[role].shape) == (keys.vector_sizes.get(path),):
+            vectors[path] = group.tensors[role].float()
+        else:
+            misfits.append(group.keys[role])
+    make = None if dense_delta is None else partial(dense_delta, part)
+    try:
+        delta = delta_of(group.tensors, shape, make)
+    except NotMergeable as error:
+        if part.path not in keys.refused:
+            raise
+        raise AdapterError(f"changes a layer that {keys.refused[part.path]}") from error
+    except WrongShape as error:
+        raise WrongShape(f"{error}{where}") from error
+    if delta is not None:
+        delta = part.in_weight(delta, keys.shapes[part.path][0])
+    return part, delta, vectors, misfits
+
+
+def _for_another(found: Family | None, family: Family) -> str:
+    if found is None:
+        return f"it may be for another model, or no LoRA at all. Choose a LoRA for {family.name}"
     return (
         f"this file is for {found.name}, the model is {family.name}; choose a LoRA for "
         f"{family.name}"
     )
 
 
-def _wrong_model(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, family: Family
-) -> str:
-    """Return the likely cause of a wrong shape, and the next step."""
-    found = other_family(tensors, metadata or {}, family)
-    if found is None:
-        return f"The LoRA was trained for another model; use one for this {family.name} model"
-    return f"The file is for {found.name}, the model is {family.name}; use one for {family.name}"
-
-
-def _no_key_fits(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, family: Family
-) -> str:
-    found = other_family(tensors, metadata or {}, family)
-    guess = (
-        _for_another(found, family)
-        if found is not None
-        else "it may be for another model, or no LoRA at all. Choose a LoRA for " + family.name
-    )
-    example = f", such as {next(iter(tensors))!r}," if tensors else ""
-    return f"none of its {len(tensors)} keys{example} fits this model; {guess}"
+# --- writing ---
 
 
 def to_tensors(
@@ -395,11 +325,11 @@ def to_tensors(
     style: Spelling = "kohya",
 ) -> dict[str, Tensor]:
     """Return an adapter as ``<base>.lora_up.weight``, ``<base>.lora_down.weight`` and
-    ``<base>.alpha`` = rank, or as ``<base>.lora_B.weight`` and ``<base>.lora_A.weight``.
+    ``<base>.alpha`` = rank, or in the style ``comfy`` as ``<base>.lora_B.weight`` and
+    ``<base>.lora_A.weight`` without alphas, which diffusers refuses in some families.
 
     Alphas are omitted where layers have different ranks, which means the same. diffusers would give
-    differing alphas of attention layers to other modules. The style ``comfy`` has none, because
-    diffusers refuses them in some families.
+    differing alphas of attention layers to other modules.
 
     Args:
         adapter: The adapter, in the precision in which it is to be saved.
@@ -408,9 +338,6 @@ def to_tensors(
         whole: Whether deltas whose factors are no smaller than the weight are written as
             ``<base>.diff`` instead.
         style: Style of the endings.
-
-    Returns:
-        Key -> contiguous tensor, as safetensors needs it.
 
     Raises:
         AdapterError: A module has no base.
@@ -424,7 +351,7 @@ def to_tensors(
             "adapter"
         )
     tensors: dict[str, Tensor] = {}
-    name_of = key_of if style == "kohya" else peft_key_of
+    endings = KOHYA_ENDINGS if style == "kohya" else PEFT_ENDINGS
     one_rank = len({delta.rank for delta in adapter.deltas.values()}) == 1
     for path, delta in adapter.deltas.items():
         base = base_of_module[path]
@@ -433,8 +360,7 @@ def to_tensors(
             weight = delta.to(dtype=torch.float32).dense().to(delta.up.dtype)
             tensors[key_of(base, DIFF)] = weight.reshape(len(weight), -1, *kernel)
             continue
-        tensors[name_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
-        tensors[name_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
+        tensors |= factors_by_key(base, delta, kernel, endings)
         if one_rank and style == "kohya":
             tensors[key_of(base, ALPHA)] = torch.tensor(float(delta.rank))
     for parameter, vector in adapter.vectors.items():
@@ -451,17 +377,8 @@ def file_of(
     *,
     whole: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of an adapter's file, with the hashes by which other
-    programs recognise it.
-
-    Args:
-        adapter: The adapter, in the precision in which it is to be saved.
-        keys: Names of the model's modules.
-        metadata: More strings for the file; None: only those that the tensors need, and no hashes.
-        whole: See `to_tensors`.
-
-    Raises:
-        AdapterError: See `to_tensors`.
+    """Return the tensors and the metadata of an adapter's file. With more strings for the file it
+    also gets the hashes by which other programs recognise it. See `to_tensors`.
     """
     style = keys.family.saved_as
     tensors = to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole, style=style)
@@ -473,13 +390,7 @@ def file_of(
 
 
 def metadata_of(adapter: Adapter, family: Family, *, whole: bool = False) -> dict[str, str]:
-    """Return the metadata by which other programs recognise a LoRA.
-
-    Args:
-        adapter: The adapter that is saved.
-        family: The family of its base model.
-        whole: Whether large deltas are written without factors; see `to_tensors`.
-    """
+    """Return the metadata by which other programs recognise a LoRA; see `to_tensors`."""
     ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
     rank = str(max(ranks, default=0))
     metadata = {

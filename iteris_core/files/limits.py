@@ -2,8 +2,7 @@
 
 Each number is several times what the largest real files have, and low enough that a small file can
 neither hold up a reader nor fill the memory. A file beyond one is refused with its name, except
-where a limit says otherwise. All of them together could still be too much: `budget` bounds the
-seconds and bytes of one look at a file.
+where a limit says otherwise. `budget` bounds the seconds and bytes of one look at a file.
 """
 
 from __future__ import annotations
@@ -19,53 +18,43 @@ from typing import Any
 
 from ..errors import AdapterError
 
-# A header names every tensor and holds the metadata. Those of LoRAs have some 2,500 keys (0.4 MB),
-# and kohya's trainers add tags of several MB.
+# A header names every tensor and holds the metadata: some 2,500 keys, and tags of several MB.
 HEADER_BYTES = 20_000_000
 HEADER_BRACKETS = 1_000_000  # each may become a list or an object of 64 bytes
 TENSORS = 30_000  # LyCORIS' LoHa of a whole SDXL has some 5,500
 KEY_LETTERS = 300  # the longest have some 120
 DIMENSIONS = 8  # a convolution over time has 5
 NUMBERS = 2**40  # of one tensor, where a side of 0 counts as 1: torch counts in 64 bits
-METADATA_FIELDS = 10_000  # kohya's trainers write some 80, other programs some 200
+METADATA_FIELDS = 10_000  # the largest have some 200
 
-# Rank of the factors of one layer: several times the width of most layers.
-RANK = 16_384
+RANK = 16_384  # of the factors of one layer: several times the width of most layers
 # Numbers of a product of factors: as many as the layer's weight has, or so many, which is more than
-# those at the narrow ends of a model need (rank 1024 at 640 channels makes 6 million).
+# products at the narrow ends of a model need (rank 1024 at 640 channels makes 6 million).
 PRODUCT_NUMBERS = 2**23
 
 # JSON in the metadata, in PEFT's settings, in recipes. What is beyond them counts as unreadable.
-# Every value follows a comma or a bracket; 500,000 counted tags would be 10 MB.
-JSON_SEPARATORS = 500_000
+JSON_SEPARATORS = 500_000  # one before every value; as many counted tags would be 10 MB
 JSON_LEVELS = 50
-# PEFT's adapter_config.json; one with a pattern for each layer has 0.5 MB.
-SETTINGS_BYTES = 10_000_000
+SETTINGS_BYTES = 10_000_000  # adapter_config.json; with a pattern for each layer it has 0.5 MB
+SIDECAR_BYTES = 4_000_000  # what Civitai says about a LoRA takes up to 0.5 MB
+PICTURE_BYTES = 16_000_000  # next to a LoRA's file, which is sent to the page as it is
 
-# A file of another program beside a LoRA's, with what Civitai says about it: its pictures and their
-# prompts take up to 0.5 MB.
-SIDECAR_BYTES = 4_000_000
-# A picture next to a LoRA's file, which is sent to the page as it is.
-PICTURE_BYTES = 16_000_000
-
-# Trigger words: a phrase in which an author lists all of them has some 300 characters. What is
-# longer is a description, and left out.
+# Trigger words: a phrase that lists all has some 300 characters; what is longer is a description.
 WORD_LETTERS = 2_000
 LISTED_WORDS = 1_000  # words between commas that are looked at
 NAME_LETTERS = 200  # of a base model in the metadata; what is longer is not a name
-
-# The budget of one look at a file, besides its tensors: texts that are parsed, and time on the
-# processor. The largest real ones take 12 MB (tags are in the header and are parsed again) and
-# half a second; the time also bounds how long a slow machine may be kept.
-LOOK_BYTES = 40_000_000
-LOOK_SECONDS = 5.0
-BYTES_A_SECOND = 10_000_000  # of tensors; a slow machine reads several times as many
 # Characters of keys in which the family of a file is looked for, and of tags in which its subject
-# is: those of real files have 0.2 million.
+# is: real files have 0.2 million.
 SEARCHED_LETTERS = 1_000_000
 # Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
 MERGED_TAGS = 1_000
 MERGED_TAG_LETTERS = 1_000_000
+
+# The budget of one look at a file, besides its tensors: texts that are parsed, and time on the
+# processor. The largest real files take 12 MB (tags are parsed twice) and half a second.
+LOOK_BYTES = 40_000_000
+LOOK_SECONDS = 5.0
+BYTES_A_SECOND = 10_000_000  # of tensors; a slow machine reads several times as many
 
 
 class _Spent(Exception):
@@ -99,8 +88,11 @@ def budget(path: Path, tensors: Path | None = None) -> Iterator[None]:
     if _BUDGET.get() is not None:  # of the whole look
         yield
         return
-    seconds = LOOK_SECONDS + (_size(tensors) / BYTES_A_SECOND if tensors else 0)
-    before = _BUDGET.set(_Budget(LOOK_BYTES, time.thread_time() + seconds))
+    size = 0
+    with contextlib.suppress(OSError, ValueError):  # the reader says why
+        size = tensors.stat().st_size if tensors else 0
+    end = time.thread_time() + LOOK_SECONDS + size / BYTES_A_SECOND
+    before = _BUDGET.set(_Budget(LOOK_BYTES, end))
     try:
         yield
     except _Spent as spent:
@@ -113,8 +105,8 @@ def budget(path: Path, tensors: Path | None = None) -> Iterator[None]:
 
 
 def spend(count: int = 0) -> None:
-    """Take the bytes of a text, and the time until now, out of the present budget, if there is one.
-    To be called before each step.
+    """Take the bytes of a text, and the time until now, out of the present budget, if there is one;
+    to be called before each step.
     """
     left = _BUDGET.get()
     if left is None:
@@ -124,13 +116,6 @@ def spend(count: int = 0) -> None:
         raise _Spent("the bytes that are read of one file")
     if time.thread_time() > left.end:
         raise _Spent("the seconds of the processor that are spent on one file")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # the reader says why
-        return 0
 
 
 def first(texts: Iterable[str], letters: int) -> Iterator[str]:
@@ -152,20 +137,15 @@ def json_value(text: str) -> Any:
     separators = text.count(",") + text.count("[") + text.count("{")
     if separators > JSON_SEPARATORS:
         raise ValueError(f"about {separators} values, but at most {JSON_SEPARATORS} are read")
-    too_deep = f"more than {JSON_LEVELS} levels of lists and objects"
+    too_deep = ValueError(f"more than {JSON_LEVELS} levels of lists and objects")
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(too_deep) from None
+        raise too_deep from None
     level = [value]
     for _ in range(JSON_LEVELS + 1):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
+        lists = [inner for inner in level if isinstance(inner, (dict, list))]
+        if not lists:
             return value
-    raise ValueError(too_deep)
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+        level = [inner for of in lists for inner in (of.values() if isinstance(of, dict) else of)]
+    raise too_deep

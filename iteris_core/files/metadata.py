@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,12 +23,7 @@ _SHORT_DIGITS = 8
 
 
 def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
-    """Return what ModelSpec says about a base model beside its architecture.
-
-    Args:
-        family: The family of the base model.
-        prediction_type: See `ModelKeys`.
-    """
+    """Return what ModelSpec says about a base model beside its architecture."""
     side = family.resolution
     metadata = {
         "modelspec.implementation": family.implementation,
@@ -43,9 +39,8 @@ def merged_metadata(
     triggers: Sequence[str],
     thumbnail: str = "",
 ) -> dict[str, str]:
-    """Return the metadata of a merge of LoRAs, besides that of their base model.
-
-    ModelSpec's date is not among them: equal merges have equal files.
+    """Return the metadata of a merge of LoRAs, besides that of their base model; without a date:
+    equal merges have equal files.
 
     Args:
         title: The name of the merged LoRA.
@@ -76,15 +71,13 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
     """
     folders: dict[str, Counter[str]] = {}
     for text in frequencies:
-        try:
+        with contextlib.suppress(ValueError, AttributeError, TypeError, OverflowError):
             of_file = {
                 folder: {tag: int(count) for tag, count in tags.items() if len(tag) <= WORD_LETTERS}
                 for folder, tags in json_value(text or "{}").items()
             }
-        except (ValueError, AttributeError, TypeError, OverflowError):
-            continue
-        for folder, counts in _commonest(of_file).items():
-            folders.setdefault(folder, Counter()).update(counts)
+            for folder, counts in _commonest(of_file).items():
+                folders.setdefault(folder, Counter()).update(counts)
     return _commonest(folders)
 
 

@@ -21,8 +21,8 @@ class WeightPart:
         path: Path of the module that has the weight.
         start: The first row.
         length: The number of rows.
-        reorder: Function that brings rows from the order of the files, in which some tensors are
-            swapped, to that of the model: (length, ...) -> the same rows; None: both are the same.
+        reorder: Function that brings rows from the order of the files to that of the model:
+            (length, ...) -> the same rows; None: both are the same.
     """
 
     path: str
@@ -36,8 +36,7 @@ class WeightPart:
         places = torch.arange(self.start, self.start + self.length)
         if self.reorder is None:
             return places
-        order = self.reorder(torch.arange(self.length))
-        return places[torch.argsort(order)]
+        return places[torch.argsort(self.reorder(torch.arange(self.length)))]
 
     def is_whole(self, d_out: int) -> bool:
         """Whether it is a weight of this many rows, in the model's own order."""
@@ -50,11 +49,8 @@ class WeightPart:
         )
 
     def in_weight(self, delta: LowRankDelta, d_out: int) -> LowRankDelta:
-        """Return a delta of the part as one of the weight, which is zero in all other rows.
-
-        Args:
-            delta: Delta of the part, in the order of the files.
-            d_out: The number of rows of the weight.
+        """Return a delta of the part, in the order of the files, as one of the weight of `d_out`
+        rows, which is zero in all other rows.
         """
         if self.is_whole(d_out):
             return delta

@@ -8,12 +8,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
@@ -24,16 +23,17 @@ from .kinds import (
     DOWN,
     MAGNITUDE,
     PEFT_DORA,
+    PEFT_ENDINGS,
     UP,
     Group,
     Shape,
-    WrongShape,
     check_delta,
+    factors_by_key,
     grouped,
     lora_factors,
     low_rank,
     peft_dora,
-    peft_key_of,
+    told_of,
 )
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
@@ -77,9 +77,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        found = (
-            "there is no such folder" if not folder.is_dir() else f"the folder has no {CONFIG_FILE}"
-        )
+        found = f"the folder has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
         raise AdapterError(
             f"{folder.name}: {found} ({folder}); give the folder that PEFT's save_pretrained wrote"
         )
@@ -94,21 +92,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder.name}: {CONFIG_FILE} cannot be read ({error}); download it again"
         ) from error
     if not isinstance(settings, dict):
-        raise AdapterError(
-            f"{folder.name}: {CONFIG_FILE} is a {type(settings).__name__}, not an object; download "
-            "it again"
-        )
+        raise AdapterError(f"{folder.name}: {CONFIG_FILE} is not an object; download it again")
     return settings
 
 
 def refusal(settings: Mapping[str, Any]) -> str | None:
-    """Return the reason why an adapter cannot be merged, and the next step; None if it can.
-
-    Args:
-        settings: Settings, as `read_settings` returns them.
-
-    Returns:
-        Phrase that continues "it is".
+    """Return why an adapter cannot be merged, as the end of "it is", and the next step; None if it
+    can.
     """
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -127,8 +117,8 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
 
 
 def meaning_of(key: str) -> str:
-    """Return a phrase that continues a tensor's key: the meaning of a tensor that is not a
-    factor of a LoRA, and the next step.
+    """Return what a tensor is that is not a factor of a LoRA, as the end of a sentence that begins
+    with its key, and the next step.
     """
     if "lora_embedding_" in key:
         return (
@@ -151,68 +141,7 @@ def meaning_of(key: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Scales:
-    """The factor of each layer's ``up @ down`` in PEFT's settings.
-
-    Args:
-        settings: Settings, as `read_settings` returns them.
-        ranks: Layers of another rank than the settings' ``r``; see `_patterns`.
-        alphas: Layers of another alpha than the settings' ``lora_alpha``.
-    """
-
-    settings: Mapping[str, Any]
-    ranks: Mapping[str, tuple[int, Any]]
-    alphas: Mapping[str, tuple[int, Any]]
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Scales:
-        """Return the factors that settings announce.
-
-        Raises:
-            AdapterError: Patterns of layers cannot be read; begins with the predicate.
-        """
-        return cls(
-            settings, _patterns(settings, "rank_pattern"), _patterns(settings, "alpha_pattern")
-        )
-
-    def at(self, path: str, rank: int) -> float:
-        """Return the factor of a layer: alpha / rank, with rsLoRA alpha / sqrt(rank).
-
-        Args:
-            path: The layer.
-            rank: The rank of its factors.
-
-        Raises:
-            AdapterError: The settings announce another rank, or hold no number; begins with the
-                predicate, so that the caller can put the place before it.
-        """
-        announced = self._setting(self.ranks, "r", path)
-        if announced != rank or not rank:
-            raise AdapterError(
-                f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are "
-                "not of one adapter"
-            )
-        alpha = self._setting(self.alphas, "lora_alpha", path)
-        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
-
-    def _setting(self, patterns: Mapping[str, tuple[int, Any]], name: str, path: str) -> float:
-        """Return a setting of one layer by PEFT's rule: that of the first pattern that is the path
-        or its end after a dot, else the default.
-        """
-        fitting = [patterns[text] for text in (f"^{path}", *_ends(path)) if text in patterns]
-        default = self.settings.get(name, _DEFAULT_RANK_AND_ALPHA)
-        value = min(fitting, key=itemgetter(0))[1] if fitting else default
-        number = _number(value)
-        if number is None:
-            raise AdapterError(
-                f"has no scale: {CONFIG_FILE} gives {shown(value)} as its {name}; it must be a "
-                "number"
-            )
-        return number
-
-
-def _patterns(settings: Mapping[str, Any], name: str) -> dict[str, tuple[int, Any]]:
+def _places_of(patterns: Any) -> Any:
     """Return pattern -> its place and value.
 
     PEFT compiles patterns as regular expressions, ``(.*\\.)?(pattern)$``. A stranger's could keep
@@ -222,23 +151,79 @@ def _patterns(settings: Mapping[str, Any], name: str) -> dict[str, tuple[int, An
     Raises:
         AdapterError: There is another one; begins with the predicate.
     """
-    patterns = settings.get(name) or {}
-    if not isinstance(patterns, Mapping):
-        raise AdapterError(
-            f"has no scale: {name} of {CONFIG_FILE} is a {type(patterns).__name__}; it must be "
-            "an object, pattern -> number"
-        )
-    read: dict[str, tuple[int, Any]] = {}
-    for number, (pattern, value) in enumerate(patterns.items()):
+    if patterns and not isinstance(patterns, Mapping):
+        return patterns  # which is not a dictionary, as the model tells
+    places: dict[str, tuple[int, Any]] = {}
+    for number, (pattern, value) in enumerate((patterns or {}).items()):
         special = _SPECIAL.search(_ESCAPED.sub("", pattern.removeprefix("^")))
         if special:
             raise AdapterError(
-                f"has no scale: {name} of {CONFIG_FILE} holds the pattern {pattern[:60]!r}, a "
-                f"regular expression ({special[0]!r}). Names of layers and ends of their paths are "
-                "read; write each layer's path there"
+                f"has no scale: {CONFIG_FILE} holds the pattern {pattern[:60]!r}, a regular "
+                f"expression ({special[0]!r}). Names of layers and ends of their paths are read; "
+                "write each layer's path there"
             )
-        read.setdefault(_ESCAPED.sub(r"\1", pattern), (number, value))
-    return read
+        places.setdefault(_ESCAPED.sub(r"\1", pattern), (number, value))
+    return places
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Patterns = Annotated[dict[str, tuple[int, _Number]], BeforeValidator(_places_of)]
+
+
+class Scales(BaseModel):
+    """The factor of each layer's ``up @ down`` in PEFT's settings, whose names the fields have."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    r: _Number = _DEFAULT_RANK_AND_ALPHA
+    lora_alpha: _Number = _DEFAULT_RANK_AND_ALPHA
+    rank_pattern: _Patterns = Field(default_factory=dict)
+    alpha_pattern: _Patterns = Field(default_factory=dict)
+    use_rslora: Any = False
+    use_dora: Any = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Scales:
+        """Return the factors that settings announce.
+
+        Raises:
+            AdapterError: Numbers are missing, or patterns of layers cannot be read; begins with the
+                predicate, so that the caller can put the place before it.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            if isinstance(cause := wrong.get("ctx", {}).get("error"), AdapterError):
+                raise cause from error
+            what = "an object, pattern -> number" if "dict" in wrong["type"] else "a number"
+            raise AdapterError(
+                f"has no scale: {CONFIG_FILE} gives {shown(wrong['input'])} as its "
+                f"{wrong['loc'][0]}; it must be {what}"
+            ) from error
+
+    def at(self, path: str, rank: int) -> float:
+        """Return the factor of a layer: alpha / rank, with rsLoRA alpha / sqrt(rank).
+
+        Raises:
+            AdapterError: The settings announce another rank than the factors have; begins with the
+                predicate.
+        """
+        announced = _of_layer(self.rank_pattern, path, self.r)
+        if announced != rank or not rank:
+            raise AdapterError(
+                f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are "
+                "not of one adapter"
+            )
+        alpha = _of_layer(self.alpha_pattern, path, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _of_layer(places: Mapping[str, tuple[int, float]], path: str, default: float) -> float:
+    """Return a layer's value by PEFT's rule: that of the first pattern that is the path or its end
+    after a dot, else the default.
+    """
+    fitting = [places[text] for text in (f"^{path}", *_ends(path)) if text in places]
+    return min(fitting)[1] if fitting else default
 
 
 def _ends(path: str) -> list[str]:
@@ -247,18 +232,8 @@ def _ends(path: str) -> list[str]:
     return [".".join(names[start:]) for start in range(len(names))]
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # JSON has whole numbers that no float can hold
-        return None
-
-
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_ROLES = {UP, DOWN, MAGNITUDE}
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes")
 _FOLDER = FolderKind(
     "a PEFT adapter",
@@ -282,9 +257,45 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
         AdapterError: The folder is incomplete, of another kind or for another base model; names the
             file and what to do.
     """
+    name = folder.name
     settings = read_settings(folder)
     tensors, metadata = read_weights(folder)
-    return parse(folder.name, tensors, settings, shapes, metadata, weight_at)
+    problem = refusal(settings)
+    if problem:
+        raise AdapterError(f"{name}: it is {problem}")
+    groups, others = grouped(tensors)
+    others += strange_keys(groups.values())
+    if others:
+        raise AdapterError(f"{name}: {others[0]!r} {meaning_of(others[0])}")
+    by_path = {group.base.removeprefix(PREFIX): group for group in groups.values()}
+    if len(by_path) < len(groups):
+        twice = next(path for path in by_path if path in groups and PREFIX + path in groups)
+        raise AdapterError(
+            f"{name}: {twice!r} is described twice; the file mixes two adapters and is damaged"
+        )
+    # PEFT names modules exactly, so each of them has to be there
+    foreign = [path for path in by_path if path not in shapes]
+    base = base_of(settings) or "another model"
+    if foreign or not by_path:
+        example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
+        raise AdapterError(
+            f"{name}: {len(by_path) - len(foreign)} of its {len(by_path)} layers are in this model"
+            f"{example}. Perhaps it was trained for {base!r}: choose that as the base"
+        )
+    with told_of(f"{name}: {next(iter(by_path))!r}"):
+        scales = Scales.of(settings)
+    cause = f"The adapter was trained for {base!r}; choose that as the base"
+    deltas = {}
+    for path, group in by_path.items():
+        with told_of(f"{name}: {path!r}", lambda: cause):
+            deltas[path] = _delta(path, group, scales, shapes[path], weight_at)
+    return Adapter(name, deltas, metadata=metadata)
+
+
+def strange_keys(groups: Iterable[Group]) -> list[str]:
+    """Return the keys of tensors that PEFT gives neither to a LoRA nor to a DoRA."""
+    own = (UP, DOWN, MAGNITUDE)
+    return [key for group in groups for role, key in group.keys.items() if role not in own]
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -294,10 +305,8 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         AdapterError: There are no weights, or they cannot be read.
     """
     if (folder / WEIGHTS_FILE).exists():
-        try:
+        with told_of(f"{folder.name}:"):
             return read_tensors(folder / WEIGHTS_FILE)
-        except AdapterError as error:
-            raise AdapterError(f"{folder.name}: {error}") from error
     if (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder.name}: its weights are a pickle (adapter_model.bin), which can run code when "
@@ -310,108 +319,17 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     )
 
 
-def parse(
-    name: str,
-    tensors: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    metadata: Mapping[str, str] | None = None,
-    weight_at: WeightAt | None = None,
-) -> Adapter:
-    """Return the adapter that a folder's tensors and settings describe; see `load`."""
-    problem = refusal(settings)
-    if problem:
-        raise AdapterError(f"{name}: it is {problem}")
-    groups, others = grouped(tensors)
-    if others:
-        raise AdapterError(f"{name}: {others[0]!r} {meaning_of(others[0])}")
-    deltas = dict(deltas_of(name, groups.values(), settings, shapes, weight_at))
-    return Adapter(name, deltas, metadata=dict(metadata or {}))
-
-
-def deltas_of(
-    name: str,
-    groups: Iterable[Group],
-    settings: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    weight_at: WeightAt | None = None,
-) -> Iterator[tuple[str, LowRankDelta]]:
-    """Yield module path and delta of an adapter's groups of tensors.
-
-    Args:
-        name: Name of the adapter, for errors.
-        groups: Tensors of the adapter, by module.
-        settings: Settings, as `read_settings` returns them.
-        shapes: See `load`.
-        weight_at: See `load`.
-
-    Raises:
-        AdapterError: See `load`.
-    """
-    by_path = _by_path(name, groups)
-    # PEFT names modules exactly, so each of them has to be there
-    foreign = [path for path in by_path if path not in shapes]
-    base = base_of(settings)
-    if foreign or not by_path:
-        which = "none" if len(foreign) == len(by_path) else f"only {len(by_path) - len(foreign)}"
-        example = f"; there is no layer {foreign[0]!r} that can be merged" if foreign else ""
-        trained = f"it was trained for {base!r}" if base else "it was trained for another model"
-        raise AdapterError(
-            f"{name}: {which} of its {len(by_path)} layers are in this model{example}. Perhaps "
-            f"{trained}: choose that as the base"
-        )
-    try:
-        scales = Scales.of(settings)
-    except AdapterError as error:
-        raise AdapterError(f"{name}: {next(iter(by_path))!r} {error}") from error
-    for path, group in by_path.items():
-        try:
-            delta = _delta(path, group, scales, shapes[path], weight_at)
-        except WrongShape as error:
-            raise AdapterError(
-                f"{name}: {path!r} {error}. The adapter was trained for "
-                f"{base or 'another model'!r}; choose that as the base"
-            ) from error
-        except AdapterError as error:
-            raise AdapterError(f"{name}: {path!r} {error}") from error
-        yield path, delta
-
-
-def _by_path(name: str, groups: Iterable[Group]) -> dict[str, Group]:
-    """Return module path -> its tensors, all of which PEFT gives to a LoRA or a DoRA."""
-    by_path: dict[str, Group] = {}
-    for group in groups:
-        path = group.base.removeprefix(PREFIX)
-        strange = [key for role, key in group.keys.items() if role not in _ROLES]
-        if strange:
-            raise AdapterError(f"{name}: {strange[0]!r} {meaning_of(strange[0])}")
-        if path in by_path:
-            raise AdapterError(
-                f"{name}: {path!r} is described twice; the file mixes two adapters and is damaged"
-            )
-        by_path[path] = group
-    return by_path
-
-
 def _delta(
-    path: str,
-    group: Group,
-    scales: Scales,
-    shape: Shape,
-    weight_at: WeightAt | None,
+    path: str, group: Group, scales: Scales, shape: Shape, weight_at: WeightAt | None
 ) -> LowRankDelta:
-    """Return one layer's delta. ``fan_in_fan_out`` does not matter, since it concerns the storage
-    of the base weight.
-    """
-    group.check_single()
+    group.check()
     up, down = lora_factors(group.tensors, shape)
     delta = LowRankDelta(up * scales.at(path, len(down)), down)
     check_delta(delta)
-    is_dora = bool(scales.settings.get("use_dora"))
-    if not is_dora and MAGNITUDE not in group.tensors:
+    if not scales.use_dora and MAGNITUDE not in group.tensors:
         return delta
     found = group.tensors[MAGNITUDE].numel() if MAGNITUDE in group.tensors else 0
-    expected = shape[0] if is_dora else 0
+    expected = shape[0] if scales.use_dora else 0
     if found != expected:
         raise AdapterError(
             f"has {found} magnitudes of a DoRA where {CONFIG_FILE} and the model announce "
@@ -423,31 +341,26 @@ def _delta(
 
 
 def to_tensors(
-    adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None
+    adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None, prefix: str = PREFIX
 ) -> dict[str, Tensor]:
-    """Return an adapter's factors under PEFT's keys.
-
-    Args:
-        adapter: The adapter, in the precision in which it is to be saved.
-        kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
+    """Return an adapter's factors under PEFT's keys, which begin with a prefix; those of
+    convolutions, whose (height, width) are given by path, have four dimensions.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path, delta in adapter.deltas.items():
         kernel = (kernels or {}).get(path, ())
-        base = PREFIX + path
-        tensors[peft_key_of(base, DOWN)] = delta.down.reshape(delta.rank, -1, *kernel)
-        tensors[peft_key_of(base, UP)] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
-    return {key: tensor.contiguous() for key, tensor in tensors.items()}
+        tensors |= factors_by_key(prefix + path, delta, kernel, PEFT_ENDINGS)
+    return tensors
 
 
 def settings_of(
     adapter: Adapter, base_model_name_or_path: str, task_type: str | None
 ) -> dict[str, Any]:
-    """Return the settings of an adapter, with alpha = rank everywhere. Layers of another rank than
-    the commonest have patterns.
+    """Return the settings of an adapter that has deltas, with alpha = rank everywhere. Layers of
+    another rank than the commonest have patterns.
 
     Args:
-        adapter: The adapter; it has deltas.
+        adapter: The adapter.
         base_model_name_or_path: The base model, as its users name it.
         task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain
             `PeftModel`.
@@ -497,30 +410,16 @@ def save(
     kernels: Mapping[str, tuple[int, int]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads, in one step: it is there whole or not
-    at all.
-
-    Args:
-        adapter: The adapter, in the precision in which it is to be saved.
-        folder: The adapter's folder; its parent is made if needed.
-        base_model_name_or_path: See `settings_of`.
-        task_type: See `settings_of`.
-        overwrite: Whether an adapter that is there may be replaced.
-        kernels: See `to_tensors`.
-        metadata: Strings for the safetensors file.
+    """Write an adapter, in the precision in which it is to be saved, as a folder that
+    `PeftModel.from_pretrained` loads, in one step. For the arguments see `settings_of`,
+    `to_tensors` and `whole_folder`; `metadata` are strings for the safetensors file.
 
     Raises:
         AdapterError: The adapter has no deltas, or changes for which PEFT's format has no place.
-        NameTakenError: The folder is there and `overwrite` is False, or it is not an adapter's or
-            holds other files than an adapter's; it is untouched.
-        SaveError: It cannot be written; names the cause. What was there is untouched.
+        NameTakenError, SaveError: See `whole_folder`.
     """
     if not adapter.deltas or adapter.vectors:
-        found = (
-            "bias and norm changes, which a PEFT adapter cannot hold"
-            if adapter.vectors
-            else "no deltas"
-        )
+        found = "bias and norm changes" if adapter.vectors else "no deltas"
         raise AdapterError(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
@@ -531,13 +430,9 @@ def save(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder to which `save` would not write. It can be called before a long merge, too.
-
-    Args:
-        folder: The adapter's folder.
-        overwrite: Whether an adapter that is there may be replaced.
+    """Refuse a folder to which `save` would not write, as before a long merge.
 
     Raises:
-        NameTakenError: See `save`.
+        NameTakenError: See `check_replaceable`.
     """
     check_replaceable(folder, _FOLDER, overwrite=overwrite)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..adapters import Adapter
@@ -19,17 +18,6 @@ from . import peft
 DeviceMap = Literal["none", "auto", "balanced"]
 _OF_WEIGHTS = 0.5  # of a GPU's free memory, where a model is spread; rows and sums need the rest
 _FEWEST_WORDS = 8  # of a tokenizer that was loaded and not made up
-# What the libraries raise where files are missing, damaged or of another kind.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    ImportError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
 
 
 def load_model(
@@ -66,15 +54,8 @@ def load_model(
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
     """Load a model, and refuse one whose files lack weights: transformers would draw them at
-    random.
-
-    Nothing is opened by pickle, and no code of the model's own is run.
-
-    Args:
-        auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
-        source: Folder, or name on the hub.
-        what: Name of the model in errors, such as "a model".
-        options: More arguments of ``from_pretrained``.
+    random. Nothing is opened by pickle, and no code of the model's own is run. For the arguments
+    see `loaded`.
 
     Raises:
         ConfigError: It cannot be loaded, or not all of it.
@@ -100,30 +81,23 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
 
 
 def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.Module:
-    """Return a model on a device, ready to be measured.
-
-    Args:
-        model: The model, on the CPU.
-        device: Name of the device.
-        device_map: How a model that is larger than a device is spread over all GPUs by accelerate,
-            instead: ``auto`` fills one after the other, ``balanced`` all alike. What has no room
-            stays on the host, and is on a GPU while it is used.
+    """Return a model from the CPU on a device, ready to be measured; or spread over all GPUs by
+    accelerate: ``auto`` fills one after the other, ``balanced`` all alike. What has no room stays
+    on the host, and is on a GPU while it is used.
 
     Raises:
         ConfigError: The device cannot be used, or the model cannot be spread.
     """
+    model = model.eval().requires_grad_(False)
     if device_map != "none":
-        return _spread(model.eval().requires_grad_(False), device_map)
+        return _spread(model, device_map)
     if device.startswith("meta"):
         raise ConfigError(
             f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU"
         )
     try:
-        return model.to(device).eval().requires_grad_(False)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch's ways to say that a device is not there
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
         raise ConfigError(f"device {device!r} cannot be used: {_first_line(error)}") from error
 
 
@@ -155,9 +129,6 @@ def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
 def load_tokenizer(source: str) -> Any:
     """Load the tokenizer of a base model.
 
-    Args:
-        source: Folder, or name on the hub.
-
     Raises:
         ConfigError: There is none, or it cannot be loaded.
     """
@@ -179,20 +150,13 @@ def load_tokenizer(source: str) -> Any:
 def load_processor(source: str) -> Any:
     """Load the processor that turns pictures and texts into a base model's inputs.
 
-    Args:
-        source: Folder, or name on the hub.
-
     Raises:
         ConfigError: There is none, or it cannot be loaded.
     """
     from transformers import AutoProcessor
 
-    return loaded(
-        AutoProcessor.from_pretrained,
-        source,
-        "an image processor and tokenizer",
-        trust_remote_code=False,
-    )
+    what = "an image processor and tokenizer"
+    return loaded(AutoProcessor.from_pretrained, source, what, trust_remote_code=False)
 
 
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
@@ -214,7 +178,7 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
         )
     try:
         return load(source, **options)
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # whatever the libraries raise where files are missing or damaged
         raise ConfigError(
             f"{source}: {what} cannot be loaded from this folder or hub name "
             f"({_first_line(error)}); give the folder that save_pretrained wrote, or a name on the "
@@ -227,11 +191,7 @@ def _first_line(error: Exception) -> str:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> Adapter:
-    """Read a PEFT adapter for a model; see `peft.load`.
-
-    Raises:
-        AdapterError: It cannot be read, or is for another model.
-    """
+    """Read a PEFT adapter for a model; see `peft.load`."""
 
     def weight_at(path: str) -> Tensor:
         return stored_weight(path, model.get_submodule(path))

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -43,13 +43,7 @@ class _BeyondLimits(Exception):
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says before its tensors.
-
-    Args:
-        shapes: Key -> shape, in the order of the keys.
-        metadata: The metadata.
-        version: See `version`.
-    """
+    """What a file says before its tensors: key -> shape by key, the metadata, and see `version`."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
@@ -59,23 +53,13 @@ class _Header:
 # --- reading ---
 
 
-def check_readable(path: Path) -> None:
-    """Refuse a path that is not a whole safetensors file, without reading its tensors.
-
-    Raises:
-        AdapterError: The file is missing, a pickle, truncated or something else, or has more of
-            something than is read (see `limits`); names the next step.
-    """
-    with _opened(path):
-        pass
-
-
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a safetensors file's tensors without content (on the device ``meta``), and its
     metadata.
 
     Raises:
-        AdapterError: See `check_readable`; also a file beyond its `budget`.
+        AdapterError: The file is missing, a pickle, truncated or something else, or has more of
+            something than is read (see `limits`); names the next step.
     """
     with budget(path), _opened(path) as (_, header):
         pass
@@ -89,7 +73,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     The tensors are copies in memory: what happens to the file afterwards does not change them.
 
     Raises:
-        AdapterError: See `check_readable`; also a file that is changed while it is read.
+        AdapterError: See `read_header`; also a file that is changed while it is read.
     """
     path = Path(path)
     with budget(path, path), _opened(path) as (file, header):
@@ -98,7 +82,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         if len(content) != header.version[1] or version(os.fstat(file.fileno())) != header.version:
             raise AdapterError(
                 f"{path.name}: the file was changed while it was read; wait until the program that "
-                "writes it has finished, and start again"
+                "writes it has ended, and try again"
             )
         try:
             tensors = load(content)
@@ -110,18 +94,16 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
-    """Open a safetensors file, and read its header.
-
-    Raises:
-        AdapterError: See `check_readable`.
-    """
     with _one_sentence(path):
         if not path.is_file():
             raise AdapterError(
                 f"{path.name}: there is no such file ({path}); give the path of a .safetensors file"
             )
         with path.open("rb") as file:
-            if path.suffix in _PICKLE_SUFFIXES or _begins_like_pickle(file):
+            start = file.read(_LENGTH_BYTES)
+            # a header's length may begin like a pickle, but only a header begins with a brace
+            is_pickle = start.startswith(_PICKLE_STARTS) and file.read(1) != b"{"
+            if is_pickle or path.suffix in _PICKLE_SUFFIXES:
                 raise AdapterError(
                     f"{path.name}: this is a pickle file, which can run code when it is opened; "
                     "IterIS reads only .safetensors. Convert it with a tool that you trust, or "
@@ -132,11 +114,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
 
 @contextlib.contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
-    """Turn what a disk can answer into an error that names the file.
-
-    Raises:
-        AdapterError: See above.
-    """
+    """Turn what a disk can answer into an error that names the file."""
     try:
         yield
     except OSError as error:
@@ -144,13 +122,6 @@ def _one_sentence(path: Path) -> Iterator[None]:
             f"{path.name}: the file cannot be read ({error.strerror or error}); look at its path "
             "and its permissions"
         ) from error
-
-
-def _begins_like_pickle(file: BinaryIO) -> bool:
-    start = file.read(_LENGTH_BYTES)
-    # a header's length may begin with the same bytes as a pickle, but only a header begins with a
-    # brace
-    return start.startswith(_PICKLE_STARTS) and file.read(1) != b"{"
 
 
 def _damaged(name: str, size: int, error: object) -> AdapterError:
@@ -166,7 +137,6 @@ def _header(file: BinaryIO, name: str) -> _Header:
     file.seek(0)
     try:
         entries, metadata = _entries(file, size)
-        shapes = {key: _shape(key, entry) for key, entry in sorted(entries.items())}
     except _BeyondLimits as error:
         raise AdapterError(
             f"{name}: {error}. No adapter is known that needs so much, so the file is damaged or "
@@ -184,6 +154,7 @@ def _header(file: BinaryIO, name: str) -> _Header:
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if file.tell() + end != size:
         raise _damaged(name, size, f"the tensors have {end} bytes, {size - file.tell()} are there")
+    shapes = {key: tuple(entry["shape"]) for key, entry in sorted(entries.items())}
     return _Header(shapes, metadata, version(status))
 
 
@@ -197,51 +168,48 @@ def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if _LENGTH_BYTES + length > size:
         raise ValueError("the header is longer than the file")
-    _check_most(length, limits.HEADER_BYTES, "the header has", "bytes")
+    _check_most("the header has", length, limits.HEADER_BYTES, "bytes")
     spend(length)
     text = file.read(length).decode("utf-8")
-    _check_most(text.count("[") + text.count("{"), limits.HEADER_BRACKETS, "the header has", "[")
+    brackets = text.count("[") + text.count("{")
+    _check_most("the header has", brackets, limits.HEADER_BRACKETS, "[")
     entries = json.loads(text)
     if not isinstance(entries, dict):
         raise ValueError("the header is not an object")
     metadata = entries.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("the metadata are not texts")
-    _check_most(len(metadata), limits.METADATA_FIELDS, "its metadata has", "fields")
-    _check_most(len(entries), limits.TENSORS, "it has", "tensors")
+    _check_most("its metadata has", len(metadata), limits.METADATA_FIELDS, "fields")
+    _check_most("it has", len(entries), limits.TENSORS, "tensors")
     for text in (*entries, *metadata, *metadata.values()):
         text.encode("utf-8")  # half a character has no bytes
-    odd = next((key for key, entry in entries.items() if not _is_tensor(entry)), None)
-    if odd is not None:
-        raise ValueError(f"{odd[:60]!r} has no type, no shape or no place in the file")
+    for key, entry in entries.items():
+        spend()
+        _check_entry(key, entry)
     return entries, metadata
 
 
-def _is_tensor(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        return False
-    shape = entry.get("shape")
-    offsets = entry.get("data_offsets")
-    return _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2
+def _check_entry(key: str, entry: Any) -> None:
+    name = repr(key[:60])
+    fields = entry if isinstance(entry, dict) else {}
+    shape: Any = fields.get("shape")
+    places: Any = fields.get("data_offsets")
+    is_whole = isinstance(fields.get("dtype"), str) and _are_counts(shape) and _are_counts(places)
+    if not is_whole or len(places) != 2:
+        raise ValueError(f"{name} has no type, no shape or no place in the file")
+    _check_most(f"the key {name}... has", len(key), limits.KEY_LETTERS, "characters")
+    _check_most(f"{name} has", len(shape), limits.DIMENSIONS, "dimensions")
+    numbers = math.prod(max(side, 1) for side in shape)
+    _check_most(f"{name} has sides that make", numbers, limits.NUMBERS, "numbers")
 
 
-def _are_counts(value: Any) -> TypeGuard[list[int]]:
+def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _shape(key: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    spend()
-    shape = tuple(entry["shape"])
-    _check_most(len(key), limits.KEY_LETTERS, f"the key {key[:60]!r}... has", "characters")
-    _check_most(len(shape), limits.DIMENSIONS, f"{key!r} has", "dimensions")
-    numbers = math.prod(max(side, 1) for side in shape)
-    _check_most(numbers, limits.NUMBERS, f"{key!r} has sides that make", "numbers")
-    return shape
-
-
-def _check_most(found: int, most: int, what: str, of: str) -> None:
+def _check_most(what: str, found: int, most: int, unit: str) -> None:
     if found > most:
-        raise _BeyondLimits(f"{what} {found} {of}, of which {most} are read")
+        raise _BeyondLimits(f"{what} {found} {unit}, of which {most} are read")
 
 
 def version(status: os.stat_result) -> tuple[int, int]:
@@ -268,12 +236,8 @@ def sha256(path: Path) -> str:
 def serialized(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, memoryview]:
-    """Return the header and the data of a safetensors file. They are those that the library writes,
-    but for the order of the metadata: there it is random, here it is fixed.
-
-    Args:
-        tensors: Key -> tensor, on any device.
-        metadata: Strings for the header.
+    """Return the header and the data of a safetensors file: those that the library writes, but for
+    the order of the metadata, which is random there and fixed here.
 
     Raises:
         SaveError: The header would be larger than what is read again.

@@ -64,21 +64,18 @@ def picture_beside(path: Path) -> tuple[bytes, str] | None:
 
     What is not a PNG, JPEG or WebP by its first bytes is none, whatever its name says.
     """
-    for ending in PICTURES:
-        picture = path.with_suffix(ending)
-        kind = _kind(_content(picture, PICTURE_BYTES, _START_BYTES))
-        content = _content(picture, PICTURE_BYTES) if kind else b""
-        if content and kind == _kind(content):
-            return content, kind
+    for picture in map(path.with_suffix, PICTURES):
+        if kind := _kind(_content(picture, PICTURE_BYTES, _START_BYTES)):
+            content = _content(picture, PICTURE_BYTES)
+            if kind == _kind(content):  # it has not changed meanwhile
+                return content, kind
     return None
 
 
 def has_picture(path: Path) -> bool:
     """Whether `picture_beside` finds one."""
-    starts = (
-        _content(path.with_suffix(ending), PICTURE_BYTES, _START_BYTES) for ending in PICTURES
-    )
-    return any(map(_kind, starts))
+    pictures = map(path.with_suffix, PICTURES)
+    return any(_kind(_content(picture, PICTURE_BYTES, _START_BYTES)) for picture in pictures)
 
 
 def _content(path: Path, most: int, count: int = -1) -> bytes:
@@ -100,14 +97,9 @@ def _listed_beside(content: bytes) -> tuple[str, ...]:
         value = json_value(content.decode("utf-8-sig")) if content else None
     except ValueError:
         return ()
-    listed = _list(value) or _list(value.get("civitai") if isinstance(value, dict) else None)
-    stripped = (word.strip(" ,\t\r\n") for word in listed[:LISTED_WORDS] if isinstance(word, str))
-    return tuple(dict.fromkeys(word for word in stripped if 0 < len(word) <= WORD_LETTERS))
-
-
-def _list(value: Any) -> list[Any]:
-    words = value.get("trainedWords") if isinstance(value, dict) else None
-    return words if isinstance(words, list) else []
+    inner = value.get("civitai") if isinstance(value, dict) else None
+    lists = [of.get("trainedWords") for of in (value, inner) if isinstance(of, dict)]
+    return _phrases(next((words for words in lists if words and isinstance(words, list)), []))
 
 
 def _kind(start: bytes) -> str:
@@ -116,9 +108,7 @@ def _kind(start: bytes) -> str:
         return "image/png"
     if start.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
-    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        return "image/webp"
-    return ""
+    return "image/webp" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else ""
 
 
 # --- words, and prompts ---
@@ -136,14 +126,9 @@ _NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the 
 
 @dataclass(frozen=True)
 class TriggerWords:
-    """The trigger words in the metadata of one file.
-
-    Args:
-        words: All trigger words, most likely first.
-        triggers: Trigger words that replace ``{trigger}`` in a prompt.
-        source: Metadata field that names the triggers, or the file next to the LoRA's that does.
-        caption: The commonest tags together, as in training; empty where the author named the
-            triggers.
+    """The trigger words in the metadata of one file: all, most likely first; those that replace
+    ``{trigger}`` in a prompt; the metadata field or the file next to the LoRA's that names these;
+    and the commonest tags together, as in training (empty where the author named the triggers).
     """
 
     words: tuple[str, ...] = ()
@@ -156,59 +141,48 @@ def trigger_words(
     metadata: Mapping[str, str], beside: tuple[str, tuple[str, ...]] = ("", ())
 ) -> TriggerWords:
     """Return the words that another program keeps next to the file, where its user sees and edits
-    them; or else the phrase that the author named, or the words, or the commonest tags of the
-    training captions.
-
-    Args:
-        metadata: Metadata of the file.
-        beside: See `sidecars.words_beside`.
+    them (see `words_beside`); or else the phrase that the author named, or the words, or the
+    commonest tags of the training captions.
     """
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    listed = metadata.get("trained_words", "") or metadata.get("trainedWords", "")
     tags = _tags(metadata.get("ss_tag_frequency", ""))
-    sidecar, words_there = beside
     found = {
-        sidecar: tuple(filter(_is_phrase, words_there)),
+        beside[0]: tuple(filter(_is_phrase, beside[1])),
         "modelspec.trigger_phrase": (phrase,) if _is_phrase(phrase) else (),
-        "trained_words": _listed(
-            metadata.get("trained_words", "") or metadata.get("trainedWords", "")
-        ),
+        "trained_words": _listed(listed),
         "ss_tag_frequency": tags,
     }
     source = next((field for field, words in found.items() if words), "")
-    words = tuple(dict.fromkeys(word for of_field in found.values() for word in of_field))[
-        :_MOST_WORDS
-    ]
+    words = _once(word for of_field in found.values() for word in of_field)[:_MOST_WORDS]
     if source == "ss_tag_frequency":
         return TriggerWords(words, tags[:1], source, ", ".join(tags[:_TAGS_IN_A_CAPTION]))
-    return TriggerWords(words, found[source][:_MOST_TRIGGERS] if source else (), source)
+    return TriggerWords(words, found.get(source, ())[:_MOST_TRIGGERS], source)
+
+
+def _once(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
 
 
 def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ...]:
     """Return each template with each trigger in place of ``{trigger}``."""
-    prompts = [
+    return _once(
         template.replace(_PLACEHOLDER, trigger)
         for trigger in found.triggers
         for template in templates
-    ]
-    return tuple(dict.fromkeys(prompts))
+    )
 
 
 def default_prompts(found: TriggerWords) -> tuple[str, ...]:
     """Return the prompts of a LoRA whose user names none; empty if its file names no trigger
     words.
     """
-    caption = (found.caption,) if found.caption else ()
-    return tuple(dict.fromkeys([*prompts_from(found, TEMPLATES), *caption]))
+    return _once(filter(None, [*prompts_from(found, TEMPLATES), found.caption]))
 
 
 def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str, ...]:
-    """Return a LoRA's prompts with its trigger words in place of ``{trigger}``; default prompts if
-    it has none.
-
-    Args:
-        name: Name of the file, for errors.
-        prompts: Prompts of the user; may be empty.
-        found: Trigger words in the file's metadata.
+    """Return the user's prompts of a LoRA, which may be none, with its trigger words in place of
+    ``{trigger}``; default prompts if there are none.
 
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
@@ -238,9 +212,12 @@ def _listed(text: str) -> tuple[str, ...]:
         words = json_value(text)
     except ValueError:
         words = text.split(",", LISTED_WORDS)
-    words = words[:LISTED_WORDS] if isinstance(words, list) else [words]
-    stripped = (word.strip(" ,") for word in words if isinstance(word, str))
-    return tuple(dict.fromkeys(filter(_is_phrase, stripped)))
+    return _phrases(words if isinstance(words, list) else [words])
+
+
+def _phrases(words: Sequence[Any]) -> tuple[str, ...]:
+    stripped = (word.strip(" ,\t\r\n") for word in words[:LISTED_WORDS] if isinstance(word, str))
+    return _once(filter(_is_phrase, stripped))
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -252,46 +229,36 @@ def _tags(text: str) -> tuple[str, ...]:
     try:
         for folder, tags in json_value(text or "{}").items():
             spend()
-            names.append(_without_repeats(folder))
+            # without how often its pictures are shown: "sks dog" of "10_sks dog"
+            names.append(re.sub(r"^\d+_", "", folder).strip())
             for tag, count in tags.items():
                 if len(tag) <= WORD_LETTERS:  # a longer one is not a phrase, and costs time
                     counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
-    called = _called(filter(_is_phrase, names), counts)
+    called = _called(tuple(filter(_is_phrase, names)), counts)
     common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    return tuple(dict.fromkeys([*called, *filter(_is_phrase, common)]))[:_MOST_WORDS]
+    return _once([*called, *filter(_is_phrase, common)])[:_MOST_WORDS]
 
 
-def _without_repeats(folder: str) -> str:
-    """Return the name of a training folder without how often its pictures are shown: "sks dog" of
-    "10_sks dog".
-    """
-    repeats, underscore, name = folder.partition("_")
-    return (name if underscore and repeats.isdecimal() else folder).strip()
-
-
-def _called(names: Iterable[str], counts: Counter[str]) -> list[str]:
+def _called(names: Sequence[str], counts: Counter[str]) -> list[str]:
     """Return those of the training folders' names that are names of the subject.
 
     A name that equals a tag of the captions is one. A name of general words alone is none. Any
     other is one if there are no tags, if it has several words (kohya's instance and class), or if
     one of the commonest tags has it as a word.
     """
-    names = tuple(names)
     single = {name for name in names if len(name.split()) == 1}
     searched = first((tag for tag, _ in counts.most_common()), SEARCHED_LETTERS) if single else ()
     in_tags = single.intersection(word for tag in searched for word in _words(tag))
 
     def is_subject(name: str) -> bool:
-        if name in counts:
-            return True
         words = name.split()
-        if all(_NO_NAMES.fullmatch(word) for word in words):
-            return False
-        return not counts or len(words) > 1 or name in in_tags
+        is_general = all(_NO_NAMES.fullmatch(word) for word in words)
+        is_new = not counts or len(words) > 1 or name in in_tags
+        return name in counts or (is_new and not is_general)
 
-    return [name for name in names if is_subject(name)]
+    return list(filter(is_subject, names))
 
 
 def _words(tag: str) -> Iterator[str]:
@@ -313,9 +280,6 @@ _LOCK = threading.Lock()  # one look at a time: each may take all that the budge
 def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
     """Remember what a look at a file finds, or why it is refused, until the file changes or what
     lies next to it: a page asks for the same files again and again, and pages of strangers may ask.
-
-    Args:
-        look: Function path -> a few facts; may raise `AdapterError`.
     """
 
     @functools.lru_cache(_FILES)
@@ -347,13 +311,9 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class LoraHeader:
-    """The facts in a LoRA file's header.
-
-    Args:
-        triggers: Trigger words of the LoRA.
-        rank: Largest rank of its low-rank factors; 0 if it has none.
-        base: Base model family for which it was trained, with the statement of its file.
-        family: Name of this family alone; empty if nothing shows it.
+    """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
+    the family for which it was trained, with the statement of the file and alone (empty if nothing
+    shows it).
     """
 
     triggers: TriggerWords

@@ -63,14 +63,8 @@ def write_tensors(
     overwrite: bool = False,
     check: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a safetensors file in one step; see `whole_file`.
-
-    Args:
-        tensors: Key -> tensor in the precision in which it is written, on any device.
-        path: The file.
-        metadata: Strings for the file.
-        overwrite: Whether a file that is there may be replaced.
-        check: Is called with the draft, before it gets its name; if it raises, nothing is left.
+    """Write a safetensors file of tensors on any device in one step; see `whole_file`. `check` is
+    called with the draft, before it gets its name; if it raises, nothing is left.
     """
     with whole_file(path, overwrite=overwrite) as file:
         file.writelines(blocks_of(tensors, metadata))
@@ -85,12 +79,14 @@ def write_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = Fal
         file.write(text.encode("utf-8"))
 
 
-def blocks_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterable[bytes]:
+def blocks_of(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, memoryview]:
     """Return the content of a safetensors file; ``format`` tells transformers whose it is."""
     return serialized(tensors, {"format": "pt", **metadata})
 
 
-def put(path: Path, blocks: Iterable[bytes]) -> None:
+def put(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
     """Write a file in the draft of a folder."""
     with open(path, "xb") as file:
         file.writelines(blocks)
@@ -127,11 +123,8 @@ def whole_file(
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder, of which a new one may take the place of an old one and of nothing else.
-
-    Args:
-        name: Its name in errors, such as "a PEFT adapter".
-        owns: Whether a file is one of such a folder.
+    """A kind of folder, of which a new one may take the place of an old one and of nothing else:
+    its name in errors, such as "a PEFT adapter", and whether a file is one of such a folder.
     """
 
     name: str
@@ -286,9 +279,9 @@ def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overw
     what took hours is not lost because another program was quicker.
 
     Args:
-        wanted: The file or folder.
+        wanted: The file or folder, which alone may be replaced.
         save: (path, whether it may be replaced) -> nothing; saves, or raises `NameTakenError`.
-        overwrite: Whether `wanted` may be replaced; nothing else is.
+        overwrite: Whether `wanted` may be replaced.
     """
     path = wanted
     for _ in range(_TRIES):

@@ -519,7 +519,7 @@ def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_pat
         ),
         (
             iteris(world_xl, *out, "--lora", row(world), command="sdxl"),
-            "this model's weight there is 16 x 40. The file is for SD1.5, the model is SDXL; use one",
+            "this model's weight there is 16 x 40. The file is for SD1.5; use a LoRA for SDXL",
         ),
     ):
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)

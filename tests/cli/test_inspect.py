@@ -112,7 +112,7 @@ def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
     assert "modules_to_save" in inspect_adapter(folder).problems[0]
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": ["q"]}))
-    assert "rank_pattern of adapter_config.json is a list" in inspect_adapter(folder).problems[0]
+    assert "as its rank_pattern; it must be an object" in inspect_adapter(folder).problems[1]
 
 
 def test_texts_of_strangers_change_nothing_at_a_terminal(tmp_path):

@@ -186,7 +186,7 @@ def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
         (fail, "cannot be applied"),
         (
             lambda part, tensors: torch.ones(5, 6),
-            r"has a LoKr of \(5, 6\), but .* use one for this SD1.5 model",
+            r"has a LoKr of \(5, 6\), but .* use a LoRA for SD1.5",
         ),
         (own_dense_delta({}.__getitem__), "has no lokr_w2_a and no lokr_w2_b factor"),
     ):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from iteris_core import AdapterError
-from iteris_core.files.tensors import check_readable, read_tensors, serialized, sha256
+from iteris_core.files.tensors import read_header, read_tensors, serialized, sha256
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 WHOLE = save(TENSORS, {"ss_title": "x"})
@@ -79,7 +79,7 @@ def test_a_broken_file_is_refused_with_the_reason(tmp_path, case):
     content, message = BAD.get(case) or (with_header(INSIDE[case], bytes(4)), BROKEN)
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    for read in (check_readable, read_tensors) if case in BAD else (read_tensors,):
+    for read in (read_header, read_tensors) if case in BAD else (read_tensors,):
         with pytest.raises(AdapterError, match=re.escape(message)):
             read(path)
 

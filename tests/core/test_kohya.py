@@ -295,9 +295,9 @@ def test_a_file_in_the_models_own_names():
 
 def test_a_wrong_shape_names_both_families():
     wrong = factors(shape=(6, 5))
-    with pytest.raises(AdapterError, match=r"another model; use one for this SD1\.5 model"):
+    with pytest.raises(AdapterError, match=r"another model; use a LoRA for SD1\.5"):
         parse(wrong)
-    message = "6 x 4. The file is for SDXL, the model is SD1.5; use one for SD1.5"
+    message = "6 x 4. The file is for SDXL; use a LoRA for SD1.5"
     with pytest.raises(AdapterError, match=re.escape(message)):
         parse(wrong, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
 
@@ -374,7 +374,7 @@ BAD = {
     ),
     "wrong d_out": (
         factors(shape=(7, 4)),
-        "has factors (7, 2) and (2, 4), but this model's weight there is 6 x 4. The LoRA was",
+        "has factors (7, 2) and (2, 4), but this model's weight there is 6 x 4. It is for another",
     ),
     "wrong d_in": (
         factors(shape=(6, 5)),
@@ -408,7 +408,7 @@ BAD = {
     ),
     "twice": (
         {**factors(), **factors("unet.down_blocks.0.attn1.to_q")},
-        "'unet.q' is described twice, the second time as 'unet.down_blocks",
+        "'unet.down_blocks.0.attn1.to_q' describes 'unet.q' a second time",
     ),
     "nothing": (
         {},

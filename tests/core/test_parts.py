@@ -122,20 +122,20 @@ def test_kinds_without_factors_are_asked_for_at_the_part():
 REFUSED = {
     "twice": (
         factors("q", 4, 5) | factors("qk", 8, 5),
-        "file: 'qkv' is described twice, the second time as 'qk'; the file is damaged",
+        "file: 'qk' describes 'qkv' a second time; the file is damaged",
     ),
     "a part and the whole": (
         factors("fused", 12, 5) | factors("v", 4, 5),
-        "file: 'qkv' is described twice, the second time as 'v'",
+        "file: 'v' describes 'qkv' a second time",
     ),
     "the whole in two orders": (
         factors("whole_out", 6, 3) | factors("norm", 6, 3),
-        "file: 'out' is described twice, the second time as 'norm'",
+        "file: 'norm' describes 'out' a second time",
     ),
     "shape": (
         factors("k", 5, 5),
         "file: 'k' has factors (5, 2) and (2, 5), but this model's weight there is 4 x 5 (rows 4 "
-        "to 7 of 'qkv'). The LoRA was trained for another model; use one for this Flux.1 model",
+        "to 7 of 'qkv'). It is for another model; use a LoRA for Flux.1",
     ),
     "bias": (
         factors("k", 4, 5) | {"k.diff_b": torch.zeros(4)},

@@ -37,7 +37,7 @@ from iteris_core.files.families import FAMILIES
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import own_dense_delta
 from iteris_core.files.metadata import merged_tags
-from iteris_core.files.tensors import check_readable, read_header, read_tensors
+from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import lora_header
 from iteris_core.language.caption_samples import read_images
 from iteris_core.language.pictures import open_picture
@@ -134,7 +134,6 @@ def recipe_in(path: Path) -> object:
 
 
 FILES: Mapping[str, Callable[[Path], object]] = {
-    "check_readable": check_readable,
     "read_tensors": read_tensors,
     "lora_header": lora_header,
     "inspect": inspect_adapter,
