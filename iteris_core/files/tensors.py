@@ -198,9 +198,9 @@ def _check_entry(key: str, entry: Any) -> None:
     if not is_whole or len(places) != 2:
         raise ValueError(f"{name} has no type, no shape or no place in the file")
     _check_most(f"the key {name}... has", len(key), limits.KEY_LETTERS, "characters")
-    _check_most(f"{name} has", len(shape), limits.DIMENSIONS, "dimensions")
+    _check_most(f"{key!r} has", len(shape), limits.DIMENSIONS, "dimensions")
     numbers = math.prod(max(side, 1) for side in shape)
-    _check_most(f"{name} has sides that make", numbers, limits.NUMBERS, "numbers")
+    _check_most(f"{key!r} has sides that make", numbers, limits.NUMBERS, "numbers")
 
 
 def _are_counts(value: Any) -> bool:
