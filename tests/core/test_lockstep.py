@@ -32,56 +32,6 @@ def test_all_workers_arrive_before_any_goes_on():
     assert log == ["a at x", "b at x", "solve x", "a at y", "b at y", "solve y"]
 
 
-def test_different_ways_are_an_error_that_names_both():
-    for ways, message in (
-        (["xy", "xz"], "chunk 0 reached 'y' while chunk 1 reached 'z'"),
-        (["xy", "xy", "x"], "chunk 0 reached 'y' while chunk 2 reached the end"),
-        (["", "x"], "chunk 0 reached the end while chunk 1 reached 'x'"),
-    ):
-        with pytest.raises(CalibrationError, match=message):
-            run_in_lockstep([worker([], "w", way) for way in ways], lambda place: None)
-
-
-def test_a_worker_that_returns_the_place_where_the_others_pause_has_still_ended():
-    with pytest.raises(CalibrationError, match="chunk 0 reached the end while chunk 1 reached 'x'"):
-        run_in_lockstep([lambda: "x", worker([], "w", "x")], lambda place: None)
-
-
-@pytest.mark.parametrize(
-    ("culprit", "error"), [("worker", RuntimeError), ("on_arrival", KeyboardInterrupt)]
-)
-def test_an_exception_comes_out_and_unwinds_the_others(culprit, error):
-    unwound = []
-
-    def waits(name):
-        def work():
-            try:
-                pause("x")
-                pause("y")
-            finally:
-                unwound.append(name)
-
-        return work
-
-    def fails():
-        pause("x")
-        if culprit == "worker":
-            raise error("stop")
-        pause("y")
-
-    def on_arrival(place):
-        if culprit == "on_arrival" and place == "y":
-            raise error("stop")
-
-    with pytest.raises(error, match="stop") as caught:
-        run_in_lockstep([waits("a"), fails, waits("b")], on_arrival)
-    assert sorted(unwound) == [
-        "a",
-        "b",
-    ]  # even while somebody still looks at the traceback, which holds the greenlets
-    assert caught.tb
-
-
 def test_a_worker_that_never_started_is_not_started_by_an_exception():
     started = []
 
@@ -184,16 +134,6 @@ def test_inference_mode_inside_a_worker_is_refused_and_does_not_leak():
         return torch.is_inference_mode_enabled()
 
     assert in_a_thread(whole) is False
-
-
-def test_workers_may_be_nested():
-    def outer():
-        pause("outer")
-        inner = run_in_lockstep([worker([], "i", "x"), worker([], "j", "x")], lambda place: None)
-        pause("outer again")
-        return inner
-
-    assert run_in_lockstep([outer, outer], lambda place: None) == [["i", "j"]] * 2
 
 
 @pytest.mark.slow
