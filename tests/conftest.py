@@ -9,6 +9,19 @@ settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=T
 settings.load_profile("iteris")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Do not import a file all of whose tests are left out: diffusers and transformers take
+    seconds.
+    """
+    left_out = [] if "nightly" in config.option.markexpr else ["nightly"]
+    left_out += ["slow"] * ("not slow" in config.option.markexpr)
+    if left_out and collection_path.match("test_*.py"):
+        text = collection_path.read_text(encoding="utf-8")
+        if any(f"\npytestmark = pytest.mark.{mark}\n" in text for mark in left_out):
+            return True
+    return None
+
+
 @pytest.hookimpl(trylast=True)  # the folders have marked their tests by then
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what is slow: two

@@ -19,7 +19,7 @@ from iteris_core.cli.main import app
 from iteris_core.files import peft
 from iteris_core.language.job import PeftMergeResult
 
-pytestmark = pytest.mark.slow  # what they share takes many merges
+pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 ENVIRONMENT = {

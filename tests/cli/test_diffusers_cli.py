@@ -29,7 +29,7 @@ from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.pipeline import DiffusersModel
 
-pytestmark = pytest.mark.slow  # what they share takes many merges
+pytestmark = pytest.mark.slow
 
 QUICK = ["--trajectories", 2, "--timesteps", 1, "--steps", 3, "--resolution", 64, "--cfg", 2]
 QUICK += ["--save-dtype", "float32", "--held-out", 0]

@@ -18,6 +18,8 @@ from faults import (
 
 from iteris_core import merge
 
+pytestmark = pytest.mark.slow
+
 WAYS = {
     "one sample a call": {"samples_per_chunk": 1},
     "all samples in one call": {"samples_per_chunk": 100, "target": "full_output"},
@@ -65,7 +67,6 @@ class Merge:
         return moments.waiting()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way"), zip(["attention", "convolution", "stack", "attention"], WAYS, strict=True)
 )

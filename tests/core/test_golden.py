@@ -10,6 +10,8 @@ from transformers import T5ForConditionalGeneration
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, merge
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 FOLDERS = ["two_tasks", "three_tasks_qkvo", "input_mix_manual", "with_base_weight"]
 

@@ -11,6 +11,8 @@ from demo.server import cache_folder, find_comfyui
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.plans import make_plans
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 77
 TRIGGERS = (
     "sks dog",
@@ -30,7 +32,6 @@ def host():
     return host
 
 
-@pytest.mark.slow  # ComfyUI is unpacked
 @pytest.mark.parametrize("seed", range(3))
 def test_a_members_own_words_the_ends_and_the_padding_are_paired(host, seed):
     uses = [use(name, (name,), trigger=name) for name in TRIGGERS]

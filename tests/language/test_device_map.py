@@ -23,6 +23,8 @@ from iteris_core.language.t5 import load_base, merge_t5
 from iteris_core.language.text_samples import TextSample
 from iteris_core.layers import stored_weight
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"trajectories": 2, "sampling_steps": 2, "resolution": 64, "cfg": 2.0}
 # one sample in a call: the calls are in the same layers by turns
 ONE_BY_ONE = MergeConfig(samples_per_chunk=1, ridge="paper")  # reads the weights of the layers
@@ -53,7 +55,6 @@ def assert_same(found, expected):
         assert torch.equal(found[path].down, delta.down), path
 
 
-@pytest.mark.slow
 def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
     def merged(base):
         texts = torch.randint(2, 60, (2, 2, 7), generator=torch.Generator().manual_seed(3))
@@ -73,7 +74,6 @@ def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
     assert are_away(base)
 
 
-@pytest.mark.slow
 def test_a_stable_diffusion_model_is_merged_to_the_same_bits():
     def merged(host):
         loras = [LoadedLora.of(adapters[name], (f"a {name}",)) for name in ("cat", "hat")]

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from iteris_core import Adapter, AdapterError, LowRankDelta
 from iteris_core.files import peft
 
+pytestmark = pytest.mark.slow
+
 TASK = "SEQ_2_SEQ_LM"
 Q = "encoder.block.0.layer.0.SelfAttention.q"
 V = "decoder.block.1.layer.1.EncDecAttention.v"

@@ -27,6 +27,8 @@ from iteris_core.language.job import AdapterTask, Base
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 
+pytestmark = pytest.mark.slow
+
 QUERY = "text_decoder.bert.encoder.layer.0.attention.self.query"
 READERS = {read_texts: ("input", "target"), read_images: ("image", "caption")}
 
