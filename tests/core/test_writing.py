@@ -487,16 +487,3 @@ def test_a_file_that_is_too_large_is_one_sentence(folder, save):
     assert in_child(work) == 0
     assert content(folder / "place") == before
     assert os.listdir(folder) == ["place"]
-
-
-WRITES = re.compile(
-    r"""open\([^)]*["'][rb+t]*[wax]|\.write_(text|bytes)\(|save_file\(|savefig\(|imsave\("""
-    r"|os\.(rename|replace|link)\(|torch\.save\("
-)
-
-
-def test_nothing_else_writes():
-    root = Path(writing.__file__).parents[2]
-    sources = [*(root / "iteris_core").rglob("*.py"), *(root / "nodes").rglob("*.py")]
-    writers = [path for path in sources if WRITES.search(path.read_text(encoding="utf-8"))]
-    assert writers == [Path(writing.__file__)]
