@@ -23,6 +23,7 @@ UNUSABLE = [
         "task 'a' has weight -1.0; it must be a finite number, 0 or more",
     ),
     ([Task("a", SAMPLES, {0: 1.0}, float("nan"))], "task 'a' has weight nan"),
+    ([Task("a", SAMPLES, {0: 1.0}, float("inf"))], "task 'a' has weight inf"),
     ([Task("a", SAMPLES, {0: float("inf")})], "task 'a'"),
     ([Task("a", SAMPLES, {3: 1.0})], r"task 'a' wears adapter number 3; there are 3 \(from 0\)"),
     ([Task("a", SAMPLES, {-1: 1.0})], "task 'a' wears adapter number -1"),
