@@ -194,10 +194,7 @@ def test_training_folders_and_tags_are_compared_in_linear_time(quick):
     assert time.thread_time() - begun < 1
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    ["(a+)+$", "([a-zA-Z.0-9]+)+X", "(q|v)", "q[01]", "a{3}", "to_.?", r"\d+", "a+", "a*", "a.*q"],
-)
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(q|v)", "q[01]", "a{3}", "to_.?", r"\d+", "a*"])
 def test_a_pattern_of_a_file_is_never_compiled(pattern, tmp_path, quick):
     folder = peft_folder(tmp_path, rank_pattern={pattern: 2})
     with pytest.raises(
@@ -219,6 +216,7 @@ PATTERNS += ("lock.0.attn.q", "kq", "attn", "")
 PATHS = ("q", "attn.q", "block.0.attn.q", "x.block.0.attn.q", "block.0.attn.kq", "block.1.mlp.wi")
 
 
+@pytest.mark.slow  # it loads peft
 def test_patterns_mean_what_they_mean_in_peft():
     from peft.utils.other import get_pattern_key
 
@@ -289,17 +287,6 @@ def test_a_header_beyond_the_limits_is_refused(case, tmp_path, quick):
         quick(lora_header, path)
 
 
-def test_the_largest_header_is_read(tmp_path, quick):
-    """As many keys and as much metadata as the limits allow."""
-    tags = json.dumps({"1_a": {f"tag {i}": i for i in range(200_000)}})
-    metadata = json.dumps({"ss_tag_frequency": tags})
-    entries = ",".join(entry(f"lora_unet_{i}.alpha", i) for i in range(limits.TENSORS))
-    header = '{"__metadata__":' + metadata + "," + entries + "}"
-    path = with_header(tmp_path / "stranger.safetensors", header.encode(), bytes(limits.TENSORS))
-    assert path.stat().st_size > 6_000_000
-    assert quick(lora_header, path).triggers.words[0] == "tag 199999"
-
-
 def layer(d_out, d_in):
     """Return a reader of files for a model of one layer, as `merge sd15` reads them."""
     modules = {"q": nn.Linear(d_in, d_out, device="meta")}
@@ -314,54 +301,45 @@ def layer(d_out, d_in):
     return read
 
 
-def bomb(**shapes):
-    return {f"lora_unet_q.{role}": torch.zeros(shape) for role, shape in shapes.items()}
+def zeros(**shapes):
+    return {role: torch.zeros(shape) for role, shape in shapes.items()}
 
 
 BOMBS = {
-    "lokr": bomb(lokr_w1=(100, 110), lokr_w2=(300, 310)),
-    "lokr_factors": bomb(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
-    "lokr_core": bomb(
+    "lokr": zeros(lokr_w1=(100, 110), lokr_w2=(300, 310)),
+    "lokr_factors": zeros(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
+    "lokr_core": zeros(
         lokr_w1=(1, 1), lokr_t2=(40_000, 1, 1, 1), lokr_w2_a=(40_000, 1), lokr_w2_b=(1, 40_000)
     ),
-    "tucker": {
-        "lora_unet_q.lora_up.weight": torch.zeros(320, 1_000, 1, 1),
-        "lora_unet_q.lora_mid.weight": torch.zeros(1_000, 1, 3, 3),
-        "lora_unet_q.lora_down.weight": torch.zeros(1, 100_000, 1, 1),
-    },
-    "rank": bomb(**{"lora_up.weight": (8, 20_000), "lora_down.weight": (20_000, 8)}),
+    "tucker": zeros(
+        **{
+            "lora_up.weight": (320, 1_000, 1, 1),
+            "lora_mid.weight": (1_000, 1, 3, 3),
+            "lora_down.weight": (1, 100_000, 1, 1),
+        }
+    ),
+    "rank": zeros(**{"lora_up.weight": (8, 20_000), "lora_down.weight": (20_000, 8)}),
 }
 
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_no_product_is_made_before_its_size_is_known(case, file, quick):
-    path = file(BOMBS[case])
+    path = file({f"lora_unet_q.{role}": tensor for role, tensor in BOMBS[case].items()})
     with pytest.raises(AdapterError, match="stranger: 'lora_unet_q' has"):
         quick(layer(320, 320), path)
     quick(inspect_adapter, path)
 
 
 OF_THE_HOST = {
-    "dora": {
-        "up": torch.zeros(100_000, 1),
-        "down": torch.zeros(1, 100_000),
-        "dora_scale": torch.ones(320, 1),
-    },
-    "reshaping": {
-        "up": torch.zeros(320, 1),
-        "down": torch.zeros(1, 320),
-        "reshape_weight": torch.tensor([10**6, 10**6]),
-    },
+    "dora": zeros(up=(100_000, 1), down=(1, 100_000), dora_scale=(320, 1)),
+    "reshaping": zeros(up=(320, 1), down=(1, 320))
+    | {"reshape_weight": torch.tensor([10**6, 10**6])},
     "reshaping_to_nothing": {"reshape_weight": torch.tensor([torch.nan, 3.0])},
-    "loha": {
-        "hada_t1": torch.zeros(40_000, 1, 1, 1),
-        "hada_w1_a": torch.zeros(40_000, 1),
-        "hada_w1_b": torch.zeros(1, 40_000),
-    },
-    "glora_product": {"glora_b1": torch.zeros(60_000, 1), "glora_b2": torch.zeros(1, 60_000)},
-    "glora_weight": {"glora_a1": torch.zeros(1, 90_000)},
-    "oft": {"oft_blocks": torch.zeros(1, 10_000, 1)},
-    "boft": {"oft_blocks": torch.zeros(10_000, 10, 1, 10)},
+    "loha": zeros(hada_t1=(40_000, 1, 1, 1), hada_w1_a=(40_000, 1), hada_w1_b=(1, 40_000)),
+    "glora_product": zeros(glora_b1=(60_000, 1), glora_b2=(1, 60_000)),
+    "glora_weight": zeros(glora_a1=(1, 90_000)),
+    "oft": zeros(oft_blocks=(1, 10_000, 1)),
+    "boft": zeros(oft_blocks=(10_000, 10, 1, 10)),
 }
 
 
@@ -417,13 +395,6 @@ def test_a_norm_needs_no_matrix_of_rank_by_rank(quick):
     delta = LowRankDelta(torch.randn(30, 20_000), torch.randn(20_000, 300))
     expected = (delta.up @ delta.down).square().sum()
     torch.testing.assert_close(quick(delta.squared_norm), expected)
-
-
-def test_a_full_difference_is_measured_without_decomposing_it(file, quick):
-    weight = torch.randn(2_000, 3_000).half()
-    facts = quick(inspect_adapter, file({"lora_unet_q.diff": weight}))
-    assert facts.norm == pytest.approx(weight.double().norm().item(), rel=1e-6)
-    assert facts.blocks["lora_unet_q"].ranks == (2_000, 2_000)
 
 
 HALF = """

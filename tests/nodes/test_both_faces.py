@@ -24,6 +24,8 @@ from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files import kohya
 from iteris_core.progress import nobody
 
+# it loads diffusers
+pytestmark = pytest.mark.slow
 FILES = ("one.safetensors", "two.safetensors", "one.safetensors", "idle.safetensors")
 PROMPTS = ("a {trigger}", "", "a {trigger} mat", "a bat")
 STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25), (0.0, 0.0))

@@ -27,7 +27,7 @@ from iteris_pack.nodes.report import ShowReport
 from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.settings import Settings
-from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
+from iteris_pack.nodes.sockets import ChosenLora, MergedLora
 from iteris_pack.nodes.stack import LorasOnModel, LoraStack
 from safetensors.torch import save_file
 
@@ -278,10 +278,13 @@ def test_a_node_does_its_work_with_good_inputs(host, node):
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
-def test_any_value_on_any_input_is_used_or_named(host, node):
+def test_any_value_on_any_input_is_used_or_named(host, node, monkeypatch):
+    good = good_inputs(node)
+    schema = node.define_schema()  # each call makes it anew, which takes most of the time
+    monkeypatch.setattr(node, "define_schema", lambda: schema)
     for item, name in itertools.product(node.define_schema().inputs, HOSTILE):
         try:
-            said = outcome(node, good_inputs(node) | {item.id: HOSTILE[name]})
+            said = outcome(node, good | {item.id: HOSTILE[name]})
         except Exception as error:
             raise AssertionError(f"{name} on {item.id}") from error
         if "it must be" in said:
@@ -358,14 +361,6 @@ def test_any_block_weights_are_read_or_named(spelling, without, family):
         assert str(error).startswith("LoRA 'cat': ")
     else:
         assert set(made.deltas) <= {path}
-
-
-@MANY
-@given(st.text(st.sampled_from('<lora:ct1.5> |#"\\{}=,sutyleprinwh*\n'), max_size=80))
-def test_any_rows_are_read_or_named(host, text):
-    said = outcome(Merge, good_inputs(Merge) | {"loras": text})
-    assert said == "begins" or "line " in said or "loras folders" in said
-    outcome(LoraStack, good_inputs(LoraStack) | {"text": text})
 
 
 TEXTS = st.text(max_size=40) | st.sampled_from(
@@ -475,14 +470,3 @@ def test_a_recipe_hashes_few_files_whatever_it_names(host, monkeypatch, name):
     lora = asdict(use("cat", file=name, sha256="1f"))
     assert "is not in the loras folders" in load(host, json.dumps(recipe(loras=[lora])))
     assert len(hashed) <= 16
-
-
-def test_scenes_of_strangers_settings_are_refused():
-    with pytest.raises(IterisError, match="scene_weight is nan"):
-        Scenes(math.nan, True, ("{first} and {second}",)).applied_to(Calibration())
-
-
-def test_an_adapter_is_no_lora_of_a_chain(host):
-    adapter = Adapter("a", {"x": LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))})
-    said = outcome(Merge, good_inputs(Merge) | {"more_loras": (adapter,)})
-    assert said.startswith("more_loras is") and "connect the output LoRAs" in said

@@ -45,15 +45,6 @@ def test_keys_of_modules_that_the_host_does_not_know_are_unmatched(keys):
     assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3
 
 
-def test_a_part_has_bases_of_its_own(keys):
-    assert keys.part_of_base == {"fused": WeightPart("diffusion_model.mid.q", 0, 3)}
-    assert keys.bases_of("diffusion_model.mid.q", (0, 0, 3)) == ["fused"]
-    assert keys.bases_of("diffusion_model.mid.q", (0, 1, 3)) == []
-    assert keys.own_base("fused") == "fused"
-    assert keys.own_base("unet.mid_block.q") == "lora_unet_mid_block_q"
-    assert keys.own_base("elsewhere") is None
-
-
 def swap_scale_shift(rows):
     return rows.flip(0)
 
@@ -116,14 +107,6 @@ def test_parts_of_a_transformers_weights():
     assert keys.host_keys == DIT_TABLE and keys.prediction_type == ""
 
 
-def test_the_function_of_the_host_reaches_the_delta():
-    up = torch.randn(8, 2)
-    down = torch.randn(2, 4)
-    tensors = {"transformer.norm_out.lora_A.weight": down, "transformer.norm_out.lora_B.weight": up}
-    delta = kohya.parse("file", tensors, dit_keys("Flux.1")).deltas["diffusion_model.out"]
-    assert torch.equal(delta.dense(), (up @ down).flip(0))
-
-
 @pytest.mark.parametrize(
     ("family", "saved_as"),
     [
@@ -145,10 +128,6 @@ def test_saved_names_are_those_of_the_family(family, saved_as):
     bases = dit_keys(family).base_of_module
     paths = [path for path in DIT if path != "diffusion_model.out"]
     assert [bases[path] for path in paths] == saved_as
-
-
-def test_everything_but_the_diffusion_model_is_text():
-    assert [is_text(path) for path in DIT] == [False, False, True, True]
 
 
 @pytest.fixture

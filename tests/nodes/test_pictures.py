@@ -6,13 +6,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from iteris_pack.nodes.pictures import (
     Labelled,
     broken,
     jpeg_uri,
-    plain_line,
     png_of,
     shortened,
     table,
@@ -88,42 +87,6 @@ def test_a_table_of_many_rows_is_no_higher_than_8192():
     assert 8000 < whole.shape[1] <= 8192
 
 
-def is_written(strip):
-    return strip.max() > 0.6
-
-
-def test_a_title_the_verdict_and_facts_are_around_a_table():
-    rows = [Labelled("a dog", ["base", "merged"], colours(0.2, 0.4, height=300, width=300))]
-    plain = table(rows)
-    strip = 2 * 15
-    one = table(rows, "", ["dog good", "cat weak"], ["sd15", "seed 7"])
-    assert one.shape[1] == plain.shape[1] + 2 * strip
-    assert torch.equal(one[:, : plain.shape[1]], plain)
-    end = plain.shape[1]
-    below = one[0, end : end + strip]
-    assert is_written(below[:, 308:]) and not is_written(below[:, :304]), "of the last column"
-    assert is_written(one[0, end + strip :, :304])
-    titled = table(rows, "A dog")
-    assert torch.equal(titled[:, 2 * strip :], plain)
-    written = (titled[0, : 2 * strip].amax(-1) > 0.6).nonzero()[:, 0]
-    assert written.max() - written.min() > 15, "larger than other letters"
-    assert torch.equal(titled[:, : 2 * strip], table(rows, "A  dog\n")[:, : 2 * strip])
-
-
-def test_what_is_around_a_table_keeps_to_its_room():
-    rows = [Labelled("a dog", ["base", "merged"], colours(0.2, 0.4))]
-    plain = table(rows)
-    verdict = [f"lora_{number} good" for number in range(3)]
-    facts = ["sd15", "512 x 512", "20 steps", "cfg 7", "euler simple", "seed 7"]
-    whole = table(rows, "w" * 500, verdict, facts)
-    title = 2 * 24
-    assert whole.shape[1] == title + plain.shape[1] + (3 + 2) * 24, "a line each, and two"
-    edge = whole[0, :, [0, 1, -2, -1]]
-    assert edge.amax() < 0.2
-    high = [Labelled("x", ["merged"], colours(0.5, height=512, width=512))] * 100
-    assert table(high, "title", verdict, facts).shape[1] <= 8192
-
-
 @given(st.lists(st.text("ab", min_size=1, max_size=9)), st.integers(0, 20))
 def test_a_text_is_broken_between_its_parts_where_its_room_ends(parts, room):
     lines = broken(parts, room, len)
@@ -135,15 +98,11 @@ def test_a_text_is_broken_between_its_parts_where_its_room_ends(parts, room):
 
 @settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=3), st.text(max_size=600))
+@example(["\ud800", "\x00\x1b[31m", ""], "\u202e 水墨画\n\n\ud800")
 def test_any_text_is_a_label(names, row):
     pictures = colours(*[0.5] * len(names), height=8, width=40)
     whole = table([Labelled(row, names, pictures)], row, names, names)
     assert bool(whole.isfinite().all())
-
-
-@pytest.mark.parametrize("text", ["\ud800", "\x00\x1b[31m", "\u202e abc", "水墨画", "", "\n\n"])
-def test_letters_that_no_font_has_do_not_stop_a_table(text):
-    table([Labelled(text, [text], colours(0.5))], text, [text], [text])
 
 
 @given(st.text(max_size=30), st.integers(0, 12))
@@ -155,10 +114,6 @@ def test_what_is_shortened_fits(text, room):
 
 def test_a_name_keeps_its_beginning_and_its_end():
     assert shortened("character_sks_dog-000010", 13, len) == "charac\u2026000010"
-
-
-def test_a_label_is_one_line():
-    assert plain_line("a  dog\n\x00 on\ta beach") == "a dog on a beach"
 
 
 def test_letters_with_accents_are_read_without_them_where_no_font_has_them(monkeypatch):

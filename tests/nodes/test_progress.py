@@ -6,17 +6,6 @@ from iteris_pack.nodes.progress import WorkClock, progress_line
 from iteris_core.progress import Stage
 
 
-def test_the_time_left_is_that_of_the_pace_since_the_stage_began_anew():
-    clock = WorkClock()
-    stage = Stage("Sampling")
-    assert clock.seconds_left(stage, 0, 10, 100.0) == 0
-    assert clock.seconds_left(stage, 5, 10, 150.0) == 50
-    assert clock.seconds_left(stage, 0, 10, 200.0) == 100  # the second sweep has no pace yet
-    assert clock.seconds_left(stage, 5, 10, 205.0) == 5
-    assert clock.seconds_left(stage, 6, 20, 300.0) == 7  # another total, as far
-    assert clock.seconds_left(stage, 7, 20, 301.0) == pytest.approx(13)
-
-
 def test_the_time_left_is_that_of_all_stages():
     clock = WorkClock()
     first = Stage("Sampling", 1, 2, starts=0.0, share=0.4)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from iteris_pack.nodes.save import SaveMergedLora, in_words, read_back
+from iteris_pack.nodes.save import SaveMergedLora, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 
@@ -141,31 +141,12 @@ def test_a_folder_of_that_name_is_not_replaced(saving, tmp_path):
     assert saving().name == "a_02.safetensors"
 
 
-def test_a_bad_name_is_refused_before_the_merge(replace_host, tmp_path):
-    replace_host(output_folder=lambda: tmp_path)
-    assert SaveMergedLora.validate_inputs("loras/a") is True
-    assert SaveMergedLora.validate_inputs(None) is True  # it comes from another node
-    assert SaveMergedLora.validate_inputs("iteris_merged") is True
-    assert "is outside the folder loras" in SaveMergedLora.validate_inputs("../a")
-    assert "is 312 bytes long" in SaveMergedLora.validate_inputs("a" * 300)
-
-
-def test_the_page_is_told_what_to_show_on_the_merge(saving, merged, tmp_path):
-    path = saving("a")
-    told = SaveMergedLora.about(path, "a.safetensors", merged)
-    size = pytest.approx(path.stat().st_size / 1e6)
-    names = {"name": path.name, "listed_as": "a.safetensors"}
-    assert told == {"merge": "7:5", **names, "mb": size, "ranks": [2, 2], "words": []}
-
-
-def test_size_rank_and_trigger_words_are_shown(saving):
-    saving("a")
-    path, read, facts = saving.shown[-1].splitlines()
-    assert path.endswith("loras/a.safetensors")
-    assert facts == "0.0 MB, rank 2, trigger words: none"
-    assert read.startswith("read back: ")
-    facts = {"mb": 143.96, "ranks": [4, 16], "words": ["sks dog", "ink"]}
-    assert in_words(facts) == "144.0 MB, rank 4 to 16, trigger words: sks dog, ink"
+def test_a_user_who_wants_no_metadata_gets_what_other_programs_need(saving, replace_host):
+    """As with ComfyUI's --disable-metadata."""
+    replace_host(saves_metadata=lambda: False)
+    _, metadata = read_tensors(saving())
+    assert "ss_network_dim" in metadata
+    assert all(key.startswith(("ss_", "modelspec.")) or key == "format" for key in metadata)
 
 
 def test_a_cover_is_in_the_file_and_beside_it(saving):
@@ -189,10 +170,3 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
     assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)
-
-
-def test_a_preview_that_cannot_be_written_does_not_cost_the_lora(saving, tmp_path):
-    (tmp_path / "loras" / "a.preview.png").mkdir(parents=True)
-    path = saving("a", overwrite=True, cover=torch.zeros(1, 8, 8, 3))
-    assert path.exists()
-    assert "a.preview.png existed already and was kept" in saving.shown[-1]

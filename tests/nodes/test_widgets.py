@@ -128,12 +128,6 @@ def test_the_core_allows_what_a_widget_offers_and_begins_with(replace_host):
 DEFAULTS = MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN)
 
 
-def test_new_merge_settings_change_nothing(widgets):
-    (changes,) = Settings.execute(**widgets(Settings)).args
-    start = Calibration(), MergeSettings(DEFAULTS)
-    assert changed(*start, changes) == start
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_new_merge_settings_leave_a_preset_as_it_is(preset, widgets):
     (changes,) = Settings.execute(**widgets(Settings)).args

@@ -13,7 +13,6 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow.parquet
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -187,32 +186,8 @@ STACK = [("a.safetensors", 1.0, 0.5), {"lora": "b", "strength": 0.3}, "<lora:c:1
 SAMPLES = (
     [{"input": "a text", "target": "another"}, {"input": "a second"}],
     [{"image": "a.png", "caption": "a dog"}, {"image": "b.png"}],
-    ["input,target", "a,b", "c"],
-    [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "c", "hypothesis": "d"}],
-    [{"image": "a.png", "references": ["a dog", "a cat"]}, {"image": "b.png", "text": '["c"]'}],
-    [{"text": "a lovely dog", "label": "positive"}, {"text": "a bad dog", "label": "negative"}],
-    [{"model": "a"}, {"index": 0, "prediction": "yes"}, {"index": 1, "prediction": "no"}],
     ["a photo of {concepts}", "{concepts} on a beach"],
 )
-# What users write or paste.
-WRITTEN = {
-    "rows": (
-        '<lora:people/dog:0.8:0.5> style priority=2 called="a \\"dog\\"" without=*a* | a dog | b',
-        "# <lora:a:1>\n<lora:b:0.5:lbw=OUTALL> blocks=1,0,0,0.5,1\n<lora:c> <lora:d:unet=1:te=0>",
-    ),
-    "blocks": (
-        "1,0,0,0,1,1,1,1,1,1,1,1",
-        "IN01:0.5, OUT=0, MID00:1, double_blocks.3:0.2",
-        "BASE=0.5,IN04-IN08=0.25",
-    ),
-    "form": ("a photo of {first} and {second}", "{first} in {style} style", "a photo of {first}"),
-    "prompts": (
-        "a {trigger} <lora:b:1> BREAK (best quality:1.2), {red|blue} __animal__ AND a cat,,",
-        "a dog: a dog on a beach\nb/c: {trigger}\n1: x\nSteps: 20, Sampler: Euler a, Seed: 1",
-    ),
-    "numbers": ("1,0.5,-2e3",),
-}
-
 _TEXTS = (
     "",
     "a" * 5000,
@@ -264,9 +239,7 @@ class Case:
         settings: Bytes of a PEFT adapter's settings.
         text: A text file.
         value: A value of JSON's kinds, as other nodes and recipes have them.
-        written: Kind -> a text of a user, in a widget or on the command line.
         picture: A picture in any of Pillow's formats.
-        table: A parquet file.
     """
 
     name: str
@@ -274,13 +247,11 @@ class Case:
     settings: bytes = b"{}"
     text: bytes = b""
     value: Any = field(default=None)
-    written: dict[str, str] = field(default_factory=dict)
     picture: bytes = b""
-    table: bytes = b""
 
     @property
     def size(self) -> int:
-        parts = (self.tensors, self.settings, self.text, self.picture, self.table)
+        parts = (self.tensors, self.settings, self.text, self.picture)
         return sum(map(len, parts))
 
 
@@ -302,16 +273,6 @@ def pictures() -> list[bytes]:
 def _saved(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
-    return file.getvalue()
-
-
-@functools.cache
-def parquet() -> bytes:
-    """Return a small table of pictures and captions."""
-    file = io.BytesIO()
-    image = {"bytes": pictures()[0], "path": "a.png"}
-    rows = {"image": [image] * 3, "text": ["a dog"] * 3, "label": [0, 1, 2]}
-    pyarrow.parquet.write_table(pyarrow.table(rows), file)
     return file.getvalue()
 
 
@@ -341,15 +302,10 @@ def mutated(number: int) -> Case:
     if dice.random() < 0.2:
         settings = _bytes(dice, settings)
         text = _bytes(dice, text)
-    written = {
-        kind: _text(dice, dice.choice(texts), dice.choice((0, 1, 1, 2, 4)))
-        for kind, texts in WRITTEN.items()
-    }
-    picture, table = dice.choice(pictures()), parquet()
+    picture = dice.choice(pictures())
     if dice.random() < 0.8:
         picture = dice.choice((_bytes, _cut))(dice, picture)
-        table = dice.choice((_bytes, _cut))(dice, table)
-    return Case(" ".join(done), content, settings, text, value, written, picture, table)
+    return Case(" ".join(done), content, settings, text, value, picture)
 
 
 def _shape(dice: random.Random, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -452,16 +408,6 @@ def _bytes(dice: random.Random, content: bytes) -> bytes:
 
 def _cut(dice: random.Random, content: bytes) -> bytes:
     return content[: dice.randrange(len(content))] + bytes(dice.choice((0, 0, 1, 100)))
-
-
-def _text(dice: random.Random, text: str, changes: int) -> str:
-    """Return a text with so many pieces moved, repeated, removed or put in."""
-    for _ in range(changes):
-        start, end = sorted((dice.randrange(len(text) + 1), dice.randrange(len(text) + 1)))
-        piece = text[start:end]
-        new = dice.choice(("", piece * 2, piece * 300, dice.choice(_TEXTS)))
-        text = (text[:start] + new + text[end:])[:50_000]
-    return text
 
 
 def _tree(dice: random.Random, value: Any, changes: int) -> Any:

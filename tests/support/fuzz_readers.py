@@ -8,7 +8,6 @@ import json
 import resource
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +24,8 @@ from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
-from iteris_core.cli.options import numbers
 from iteris_core.diffusion import lora_rows as rows
-from iteris_core.diffusion.captions import check_placeholders, check_scene_form
 from iteris_core.diffusion.lora_files import read_lora
-from iteris_core.diffusion.lora_use import plain_prompts
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.block_weights import layer_weights
@@ -149,12 +145,11 @@ FOLDERS: Mapping[str, Callable[[Path], object]] = {
     ),
     "inspect a folder": inspect_adapter,
 }
-TEXTS: Mapping[str, Callable[[Path], object]] = {
+# Name of a file -> its reader.
+BY_NAME: Mapping[str, Callable[[Path], object]] = {
     "texts.txt": read_texts,
     "texts.jsonl": read_texts,
     "images.jsonl": read_images,
-}
-OF_COMMANDS: Mapping[str, Callable[[Path], object]] = {
     "a.png": open_picture,
 }
 
@@ -171,31 +166,6 @@ VALUES: Mapping[str, Callable[[Any], object]] = {
     "rows": lambda value: rows.written(rows.read_rows(str(value), "loras")),
     "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
 }
-
-
-def weights_of(text: str) -> object:
-    for family in ("SD1.5", "SDXL", "Flux.1"):
-        found = layer_weights("a", text, text.split(), FAMILIES[family])
-        [found.of(path) for path in HOST_MODULES]
-    return found
-
-
-# Kind of text and reader -> function.
-WRITTEN: Mapping[tuple[str, str], Callable[[str], object]] = {
-    ("rows", "rows of a text"): lambda text: rows.written(rows.read_rows(text, "loras")),
-    ("rows", "a stack of a text"): stack_of,
-    ("blocks", "block weights of a text"): weights_of,
-    ("form", "a scene form"): check_scene_form,
-    ("form", "a caption form"): lambda text: check_placeholders(text, {"first"}),
-    ("prompts", "plain prompts"): lambda text: plain_prompts("its", text.splitlines()),
-    ("prompts", "prompts of a text"): lambda text: stack_formats.prompts_by_name(
-        text, ["a dog", "b/c"]
-    ),
-    ("numbers", "numbers of an option"): lambda text: numbers("--strength", text),
-}
-
-
-OUTCOMES: Counter[tuple[str, str]] = Counter()  # (reader, what it did) -> how often
 
 
 class TooSlow(BaseException):
@@ -231,28 +201,21 @@ def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
     adapter.mkdir(exist_ok=True)
     (adapter / "adapter_model.safetensors").write_bytes(case.tensors)
     (adapter / "adapter_config.json").write_bytes(case.settings)
-    for name in TEXTS:
-        (folder / name).write_bytes(case.text)
-    (folder / "a.png").write_bytes(case.picture)
-    (folder / "rows.parquet").write_bytes(case.table)
+    for name in BY_NAME:
+        (folder / name).write_bytes(case.picture if name == "a.png" else case.text)
     file.with_suffix(".metadata.json").write_bytes(case.settings)
     beside = {"civitai": {"trainedWords": case.value}}
     file.with_suffix(".civitai.info").write_text(json.dumps(beside))
     file.with_suffix(".png").write_bytes(case.tensors)
     file.with_suffix(".webp").write_bytes(b"RIFF    WEBP" + case.text)
     start = forget_peak()
-    for reader, read in FILES.items():
-        yield from tried(number, reader, read, file, "stranger")
-    for reader, read in FOLDERS.items():
-        yield from tried(number, reader, read, adapter, "stranger")
-    for reader, read in TEXTS.items():
-        yield from tried(number, reader, read, folder / reader, reader)
-    for reader, read in OF_COMMANDS.items():
+    for readers, place in ((FILES, file), (FOLDERS, adapter)):
+        for reader, read in readers.items():
+            yield from tried(number, reader, read, place, "stranger")
+    for reader, read in BY_NAME.items():
         yield from tried(number, reader, read, folder / reader, reader)
     for reader, read in VALUES.items():
         yield from tried(number, reader, read, case.value, "")
-    for (kind, reader), read in WRITTEN.items():
-        yield from tried(number, reader, read, case.written[kind], "")
     grown = peak() - start
     if start and grown > 2 * case.size + BYTES:
         yield Finding(number, "all", f"{grown} bytes of memory for {case.size}")
@@ -266,9 +229,7 @@ def tried(
     try:
         with limited_time():
             problem = _wrong(read(given))
-        OUTCOMES[reader, "read"] += 1
     except IterisError as error:
-        OUTCOMES[reader, "refused"] += 1
         if name not in str(error):
             problem = f"an error that does not name the file: {error}"
         elif len(str(error)) > LETTERS:
