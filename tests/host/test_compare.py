@@ -177,30 +177,6 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     ]
 
 
-def test_without_a_prompt_each_lora_stands_beside_stacked_and_merged(host, workflow, compared):
-    nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
-    nodes["40"]["inputs"].update(prompt="", caption="A first and a second thing")
-    outputs = host.run(nodes)["outputs"]["40"]
-    [image] = outputs["images"]
-    whole = picture(host, image)
-    title, said = 2 * STRIP, 4 * STRIP
-    assert whole.shape == (
-        title + 3 * (2 * STRIP + SIDE + GAP) + said,
-        3 * (SIDE + GAP) + GAP,
-        3,
-    )
-    whole = whole[title:]
-    [cost] = outputs["iteris_drawn"]
-    assert (cost["pictures"], cost["own"], cost["line"]) == (9, 9, 5)
-    rows = outputs["text"][0].splitlines()[:3]
-    nodes["40"]["inputs"].update(prompt="\n".join(rows), caption="")
-    [image] = host.run(nodes)["outputs"]["40"]["images"]
-    every = picture(host, image)  # base, first, second, stacked, merged
-    for row, columns in enumerate([(0, 3, 4), (1, 3, 4), (2, 3, 4)]):
-        for place, column in enumerate(columns):
-            assert abs(cell(whole, row, place) - cell(every, row, column)).max() <= 2, (row, place)
-
-
 def test_what_cannot_be_compared_is_told(host, workflow, compared):
     """The merge is in the server's cache, as after a look at its picture."""
     nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}

@@ -11,6 +11,9 @@ from demo.recogniser import Recogniser
 from demo.run import WEIGHTS, drawn_workflow, read_template
 from demo.server import link
 
+# the demo's own test sees the same in a few pictures
+pytestmark = pytest.mark.nightly
+
 SEEDS = (20_001, 20_002, 20_003)  # none of them was looked at before
 
 

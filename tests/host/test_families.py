@@ -76,6 +76,12 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(family):
     assert 0 < none["missing"] < none["required"] < 2 * none["missing"]
 
 
+def test_rows_that_wait_in_a_file_make_the_same_merge_bit_for_bit():
+    found = figures("SD1.5")["parked"]
+    assert found["written"] > 100 * LAYERS["SD1.5"]
+    assert found["same"] == LAYERS["SD1.5"]
+
+
 def test_rows_and_sampling_runs_are_what_the_host_makes_of_a_lora(family):
     assert family["stock"] < ROUNDING
     # our first step is a call of one row, and the host's of two, which rounds otherwise

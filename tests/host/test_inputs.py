@@ -166,30 +166,6 @@ def loaders(host, first, second):
     return nodes | {"12": {"class_type": "IterISModelLoras", "inputs": inputs}}
 
 
-def test_one_lora_in_a_stack_and_in_the_chain_is_one_task(host, files):
-    nodes = host.merge(latents_per_run=1, sample_runs=1)
-    inputs = {
-        "text": "<lora:first:0.5:-1>",
-        "prompts": "first: another first thing",
-        "previous": ["3", 0],
-    }
-    nodes["9"] = {"class_type": "IterISStack", "inputs": inputs}
-    nodes["5"]["inputs"]["more_loras"] = ["9", 0]
-    report = host.run(nodes)["outputs"]["5"]["iteris_report"][0]
-    assert [
-        (lora["name"], lora["strength_model"], lora["strength_clip"])
-        for lora in report["settings"]["loras"]
-    ] == [
-        ("first", 1.5, 0.0),
-        ("second", 1.0, 1.0),
-    ]
-    assert report["settings"]["loras"][0]["prompts"] == [
-        "a photo of a first thing",
-        "another first thing",
-    ]
-    assert any(note["text"].startswith("first: the same LoRA 2 times") for note in report["notes"])
-
-
 def test_loras_on_a_model_are_taken_off_it(host, files):
     nodes = loaders(host, "tags.safetensors", "second.safetensors")
     outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})[

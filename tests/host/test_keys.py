@@ -1,5 +1,7 @@
 """Keys of the host's own models: parts of fused weights, swapped rows, and every kind of adapter."""
 
+import functools
+
 import pytest
 from comfy_process import figures_of
 
@@ -7,16 +9,19 @@ ROUNDING = 1e-6
 OF_FACTORS = 1e-3  # a dense delta loses its smallest singular values
 
 
-@pytest.fixture(scope="module")
-def figures():
-    """Figures of each family, from a process of its own (the script says why)."""
-    (found,) = figures_of("host_keys.py")
+@functools.cache
+def figures_of_family(name):
+    """Return the figures of a family, from a process of its own (the script says why)."""
+    (found,) = figures_of("host_keys.py", name)
     return found
 
 
-@pytest.fixture(params=["Flux.1", "SD3.5", "Z-Image", "AuraFlow"])
-def family(request, figures):
-    return request.param, figures[request.param]
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in ("Flux.1", "AuraFlow")]
+
+
+@pytest.fixture(params=["SD3.5", "Z-Image", *NIGHTLY])
+def family(request):
+    return request.param, figures_of_family(request.param)
 
 
 def test_every_key_of_the_host_is_read_as_the_host_reads_it(family):

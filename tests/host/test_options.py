@@ -1,9 +1,13 @@
 """What other nodes have put on a MODEL and a CLIP is measured as ComfyUI's own sampler runs it, or
-named in the report.
+named in the report. Learned tokens (textual inversion) are read as the host reads them.
 """
+
+import math
 
 import pytest
 from comfy_process import figures_of
+
+VECTORS = 2  # of the learned token
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +55,38 @@ def test_a_function_of_another_node_that_fails_is_named(cases):
     assert "CalibrationError: the MODEL fails with KeyError: 'of_my_own_sampler'" in error
     assert "failing (attn2_patch)" in error
     assert "Connect MODEL from before its node" in error
+
+
+@pytest.fixture
+def learned(cases):
+    """A merge of two LoRAs, of which one's prompt names a learned token that is there."""
+    return cases["learned tokens"]
+
+
+def test_every_caption_that_names_a_learned_token_is_read_with_it(learned):
+    naming = {
+        caption: count for caption, count in learned["read"].items() if "embedding:sks" in caption
+    }
+    assert set(naming.values()) == {VECTORS}
+    assert any("cat" in caption for caption in naming)  # in a scene, beside the other LoRA
+    assert len(naming) > 3
+    others = [count for caption, count in learned["read"].items() if caption not in naming]
+    assert set(others) == {0}
+
+
+def test_it_is_read_as_the_host_reads_it(learned):
+    assert learned["unlike the host"] < 1e-5
+    assert learned["unlike the word"] > 1e-2
+    words = ["a", "photo", "of", "learned", "learned", "dog"]
+    assert learned["positions"] == list(range(1, len(words) + 1))
+
+
+def test_the_merge_is_measured_with_it(learned):
+    assert "together" in learned["kinds"]
+    assert all(math.isfinite(error) for error in learned["errors"])
+
+
+def test_a_learned_token_that_is_not_there_is_noted(learned):
+    [note] = learned["notes"]
+    assert note.startswith("left out of the negative prompt: embedding:NotThere; there is no such")
+    assert learned["unknown"] == ["gone", "lost.v2"]

@@ -124,19 +124,6 @@ def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(
     assert failed.value.node_type in ("UNETLoader", "DualCLIPLoader", "VAELoader")
 
 
-def test_a_merge_of_a_stack_that_was_saved_is_not_made_again(host, files):
-    nodes = small("loras_of_a_stack")
-    cached = []
-    nodes["5"]["inputs"]["file_name"] = "from_stack_once"
-    host.run(nodes)
-    host.run(
-        nodes,
-        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
-    )
-    assert set(cached) == set(nodes)
-    assert len(list((host.output / "loras").glob("from_stack_once*"))) == 1
-
-
 def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     def client(workflow):
         (tmp_path / "workflow.json").write_text(json.dumps(workflow))

@@ -9,7 +9,7 @@ writes a line of JSON per family: what was measured, or the error.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
 import math
 import re
@@ -44,10 +44,11 @@ from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
+from iteris_core.engines import sweep
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files import kohya
 from iteris_core.rows.lockstep import held_bytes
-from iteris_core.rows.parking import HostMemory, Parking
+from iteris_core.rows.parking import HostMemory, PagedFile, Parking
 from iteris_core.rows.wearing import wearing
 
 SMALL = Calibration(
@@ -355,6 +356,31 @@ def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int) -> Room:
         )
 
 
+def parked(host: ComfyModel, loras: list[LoadedLora]) -> dict[str, int]:
+    """Merge while all rows that wait are in a file, and count what was written and what is the same
+    bit for bit as with room for all of them.
+    """
+    written: list[int] = []
+    write = PagedFile.write
+
+    def noted(file: PagedFile, storage: torch.UntypedStorage) -> Any:
+        written.append(storage.nbytes())
+        return write(file, storage)
+
+    def merged(**settings: Any) -> Adapter:
+        config = MergeSettings(replace(EXACT, **settings))
+        return merge_diffusion(Job.of(host, loras, SMALL, config)).adapter
+
+    expected = merged()
+    with (
+        mock.patch.object(PagedFile, "write", noted),
+        mock.patch.object(sweep, "Parking", functools.partial(Parking, smallest=1)),
+    ):
+        found = merged(waiting_bytes=0)
+    same = [torch.equal(delta.up, found.deltas[path].up) for path, delta in expected.deltas.items()]
+    return {"written": len(written), "same": sum(same)}
+
+
 def saved_prediction(model: Any, clip: Any, sampling: str = "") -> str | None:
     """Return what a file of a model says that it predicts; on a model that ComfyUI's node
     ModelSamplingDiscrete has changed, if a kind of sampling is named.
@@ -367,9 +393,8 @@ def saved_prediction(model: Any, clip: Any, sampling: str = "") -> str | None:
 
 
 def check(name: str) -> dict[str, Any]:
-    tiny = tiny_hosts.TINY[name]
-    model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
-    host = ComfyModel(model, clip)
+    host = tiny_hosts.host_of(name)
+    model, clip = host.model, host.clip
     base = seen(host)
     files = {spelling: lora_of(host, 1, spelling) for spelling in BEGINNINGS}
     first = loaded(host, "first", files["diffusers"], "a photo of sks dog")
@@ -397,12 +422,14 @@ def check(name: str) -> dict[str, Any]:
     single = merge_diffusion(Job.of(host, [first], alone, MergeSettings(EXACT)))
     found["to itself"] = largest_difference(single.adapter, first.adapter)
     found["predicts"] = saved_prediction(model, clip)
+    if name == "SD1.5":
+        found["parked"] = parked(host, [first, second])
     if name == "SDXL":
         found["predicts by a node"] = saved_prediction(model, clip, "v_prediction")
     if name in ("SDXL", "Z-Image"):
         found["on turbo"] = on_turbo(model, clip, host, first)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
-    more = Calibration(**{**vars(SMALL), "trajectories": 8, "held_out": 2})
+    more = Calibration(**{**vars(SMALL), "trajectories": 4, "held_out": 1})
     result = merge_and_check(Job.of(host, [first, second], more, settings))
     assert set(result.adapter.deltas) == set(target_layers([first.adapter, second.adapter]))
     found["errors"] = [entry.output_error for entry in result.report.fidelity]
@@ -420,15 +447,12 @@ def check(name: str) -> dict[str, Any]:
     return found
 
 
-@torch.inference_mode()
-def main() -> None:
-    torch.set_num_threads(1)
-    for name in in_comfy.ARGUMENTS or tiny_hosts.TINY:
-        try:
-            print(json.dumps({"family": name, **check(name)}), flush=True)
-        except Exception:
-            print(json.dumps({"family": name, "failed": traceback.format_exc()}), flush=True)
+def check_or_tell(name: str) -> dict[str, Any]:
+    try:
+        return {"family": name, **check(name)}
+    except Exception:
+        return {"family": name, "failed": traceback.format_exc()}
 
 
 if __name__ == "__main__":
-    main()
+    in_comfy.tell(map(check_or_tell, in_comfy.ARGUMENTS or tiny_hosts.TINY))

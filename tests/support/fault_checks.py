@@ -1,22 +1,20 @@
 """Faults at every layer and in every part of a merge, with ComfyUI's own classes.
 
-    python tests/support/fault_checks.py COMFYUI few|layers|all
+    python tests/support/fault_checks.py COMFYUI EVERY
 
-A small merge is made again and again. Each time something goes wrong at one of its moments: a layer
-is called, or a progress is told. The kinds of faults take turns. With "all": at every layer in every
-part of the merge, and the merge is made again after each fault. With "layers": at every layer in one
-part of the merge, with "few": at every fourth, and it is made again after each tenth fault. After a
-fault everything must be as before. Writes lines of JSON: one for a fault that left something or ended
-in another way than it should, and a last one with the counts, and with what was asked of the outside.
+A small merge is made again and again. Each time something goes wrong at one of its moments: at every
+so many layers, in the part of the merge that has had the fewest faults. The kinds of faults take
+turns. After a fault everything must be as before, and after each tenth the merge is made again. Writes
+lines of JSON: one for a fault that left something or ended in another way than it should, and a last
+one with the counts, and with what was asked of the outside.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,10 +85,9 @@ class Merge:
     """A small merge that can be made again, and goes wrong at a moment."""
 
     def __init__(self) -> None:
-        tiny = tiny_hosts.TINY["SD1.5"]
-        self.model, self.clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
+        host = tiny_hosts.host_of("SD1.5")
+        self.model, self.clip = host.model, host.clip
         self.models = (self.model.model, self.clip.cond_stage_model)
-        host = self._host()
         self.files = {
             ("first", "a photo of sks dog"): family_checks.lora_of(host, 1, "kohya"),
             ("second", "a drawing of zwx car"): family_checks.lora_of(host, 2, "kohya"),
@@ -206,21 +203,9 @@ class State:
         return changed if same_tensors(self.weights, other.weights) else [*changed, "weights"]
 
 
-def chosen(moments: list[Moment]) -> list[Moment]:
-    """Return the first and the last call of each layer in each part, and all steps of progress."""
-    first: dict[tuple[str, str], Moment] = {}
-    last: dict[tuple[str, str], Moment] = {}
-    for moment in moments:
-        first.setdefault((moment.part, moment.path), moment)
-        last[moment.part, moment.path] = moment
-    steps = [moment for moment in moments if not moment.path]
-    of_layers = [m for found in (first, last) for (_, path), m in found.items() if path]
-    return sorted({*of_layers, *steps}, key=lambda moment: moment.number)
-
-
-def once(moments: list[Moment], every: int = 1) -> list[Moment]:
-    """Return one moment of each layer, or of some, in the part of the merge that has the fewest of
-    them yet.
+def once(moments: list[Moment], every: int) -> list[Moment]:
+    """Return one moment of every so many layers, in the part of the merge that has the fewest of them
+    yet.
     """
     of_layers: dict[str, list[Moment]] = {}
     for moment in moments:
@@ -268,21 +253,11 @@ def left_in_host(texts: list[str]) -> list[str]:
     return found + logged[:1]
 
 
-PLACES: dict[str, Callable[[list[Moment]], list[Moment]]] = {
-    "few": lambda moments: once(moments, every=4),
-    "layers": once,
-    "all": lambda moments: moments,
-}
-
-
-@torch.inference_mode()
-def main(where: str) -> None:
-    torch.set_num_threads(1)
+def figures(every: int) -> Iterator[dict[str, Any]]:
     merge = Merge()
     before = State.of(merge).copy()
     watched = merge.moments()
     expected = factors_of(merge.result(watched))
-    moments = chosen(watched.all)
     assert same_tensors(merge.again(), expected)  # on the sampling runs that were kept
     assert not before.changes(State.of(merge))
     asked = outside.refuse()
@@ -291,13 +266,13 @@ def main(where: str) -> None:
     resident = process.memory_info().rss
     counts: Counter[str] = Counter()
     wrong = 0
-    for number, moment in enumerate(PLACES[where](moments)):
+    for number, moment in enumerate(once(watched.all, every)):
         name = list(KINDS)[number % len(KINDS)]
         counts.update(("faults", moment.part, name))
         with family_checks.messages() as texts:
             found = complaints(merge, moment, KINDS[name], before)
             found += left_in_host(texts)
-        if where == "all" or number % 10 == 0:
+        if number % 10 == 0:
             counts["merges after a fault"] += 1
             if not same_tensors(merge.again(), expected):
                 found.append("the next merge differs")
@@ -305,16 +280,11 @@ def main(where: str) -> None:
                 found.append(f"tensors hold {now - held} bytes more")
         if found:
             wrong += 1
-            print(json.dumps({"fault": name, **vars(moment), "wrong": found}), flush=True)
+            yield {"fault": name, **vars(moment), "wrong": found}
     grown = (process.memory_info().rss - resident) / 1e6
-    told = {
-        "asked": asked,
-        "layers": len(merge.layers),
-        "wrong": wrong,
-        "grown MB": round(grown, 1),
-    }
-    print(json.dumps({**told, **counts}), flush=True)
+    left = {"asked": asked, "wrong": wrong, "grown MB": round(grown, 1)}
+    yield {**left, "layers": len(merge.layers), **counts}
 
 
 if __name__ == "__main__":
-    main(*in_comfy.ARGUMENTS)
+    in_comfy.tell(figures(int(in_comfy.ARGUMENTS[0])))

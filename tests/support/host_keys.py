@@ -6,7 +6,6 @@ Prints the largest differences of each family as JSON; see `in_comfy` for how it
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import in_comfy  # noqa: F401
+import in_comfy
 
 # isort: split
 import comfy.lora
@@ -150,6 +149,4 @@ def of_files(
     }
 
 
-torch.set_num_threads(1)
-torch.manual_seed(0)
-print(json.dumps({name: figures_of(name) for name in SMALLER}))
+in_comfy.tell(map(figures_of, in_comfy.ARGUMENTS))

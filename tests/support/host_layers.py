@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import in_comfy  # noqa: F401
+import in_comfy
 
 # isort: split
 import comfy.model_patcher
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from iteris_core import (
     Adapter,
     AdapterError,
-    ConfigError,
     LowRankDelta,
     MergeConfig,
     Network,
@@ -35,7 +34,7 @@ from iteris_core import (
 )
 from iteris_core.files.families import Family
 from iteris_core.files.parts import WeightPart
-from iteris_core.layers import base_weight_and_bias, is_quantised, weight_shape
+from iteris_core.layers import base_weight_and_bias, is_quantised
 from iteris_core.rows.wearing import wearing
 
 FP8 = torch.float8_e4m3fn
@@ -160,25 +159,6 @@ def own_error(net: Net, adapter: Adapter, **settings: Any) -> float:
     )
 
 
-def refused(net: Net) -> list[str]:
-    """Return the settings that the merge refuses."""
-    found = []
-    for name, value in {"balance": "full", "ridge": "paper", "alpha_cross": 1e-3}.items():
-        try:
-            own_error(net, lora(1), **{name: value})
-        except ConfigError:
-            found.append(name)
-    return found
-
-
-def is_refused(module: nn.Module) -> bool:
-    try:
-        weight_shape(module)
-    except AdapterError:
-        return True
-    return False
-
-
 def deltas_of(net: Net) -> HostDeltas:
     keys = HostKeys.of(Family("any"), dict(net.named_modules()), {}, {})
     patcher = patcher_of(net, Adapter("none", {}))
@@ -215,7 +195,6 @@ def packed_message() -> str:
     return ""
 
 
-@torch.inference_mode()
 def figures(make: Callable[[], Net]) -> dict[str, Any]:
     net = make()
     x = torch.randn(3, 6, WIDTH, generator=torch.Generator().manual_seed(3))
@@ -238,8 +217,6 @@ def figures(make: Callable[[], Net]) -> dict[str, Any]:
     return {
         "nn_linear": isinstance(net.first, nn.Linear),
         "quantised": [is_quantised(net.get_submodule(name)) for name in LAYERS],
-        "settings_refused": refused(net),
-        "embedding_refused": is_refused(comfy.ops.manual_cast.Embedding(4, WIDTH)),
         "to_itself": own_error(net, first),
         "dora": dora_error(make()),
         "weight_functions": functions,
@@ -250,7 +227,11 @@ def figures(make: Callable[[], Net]) -> dict[str, Any]:
     }
 
 
+def told() -> Iterator[dict[str, Any]]:
+    for name, make in KINDS.items():
+        yield {name: figures(make)}
+    yield {"packed": packed_message()}
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = {name: figures(make) for name, make in KINDS.items()}
-    print(json.dumps(found | {"packed": packed_message()}))
+    in_comfy.tell(told())

@@ -3,17 +3,20 @@
     python tests/support/option_checks.py COMFYUI
 
 writes a line of JSON per case: the largest difference of our forward calls from the sampler's, what
-the change does there, both relative, and what is noted of it.
+the change does there, both relative, and what is noted of it; and one about learned tokens (textual
+inversion) in prompts, in captions with other LoRAs, and in scenes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import family_checks
+import in_comfy
 
 # isort: split
 import comfy.hooks
@@ -27,16 +30,25 @@ import tiny_hosts
 import torch
 from iteris_pack.nodes import host as pack_host
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.loras.chosen import unread_in
 from iteris_pack.nodes.loras.on_model import notes_on_model
+from safetensors.torch import save_file
 from torch import Tensor
 
-from iteris_core import IterisError
+from iteris_core import IterisError, MergeConfig
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.network import in_calls
 
 KINDS = comfy.patcher_extension.WrappersMP
 PROMPTS = ("a photo of sks dog", "blurry")
 Patched = tuple[Any, Any]
+VECTORS = 2  # of a learned token
+CALIBRATION = replace(
+    family_checks.SMALL, scene_weight=0.3, negative_prompt="blurry, embedding:NotThere"
+)
+CONFIG = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2)
 
 
 class Watched(comfy.samplers.CFGGuider):
@@ -181,8 +193,8 @@ CASES = {
 
 
 def figures_of(case: Case) -> dict[str, Any]:
-    tiny = tiny_hosts.TINY[case.family]
-    model, clip = tiny_hosts.model_of(tiny), tiny_hosts.clip_of(tiny)
+    host = tiny_hosts.host_of(case.family)
+    model, clip = host.model, host.clip
     plain = sampled(model, clip)
     patched = case.change(model, clip)
     found: dict[str, Any] = {"notes": notes(*patched)}
@@ -202,12 +214,70 @@ def figures_of(case: Case) -> dict[str, Any]:
     return found | {"difference": apart(answers), "effect": apart(before)}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+class Read:
+    """What a host's text encoders read: caption -> its learned vectors."""
+
+    def __init__(self, host: ComfyModel) -> None:
+        self.vectors: dict[str, int] = {}
+        self._tokenize = host.texts.tokenize
+        host.texts.tokenize = self.tokenize
+
+    def tokenize(self, caption: str) -> Sequence[Any]:
+        pieces = self._tokenize(caption)
+        self.vectors[caption] = sum(
+            isinstance(token, Tensor) for piece in pieces for token, _ in piece["l"]
+        )
+        return pieces
+
+
+def written(host: ComfyModel, caption: str) -> Tensor:
+    with host.text_encoder() as text:
+        return host.encoded(caption, text.forward(host.tokenize(caption))).tokens
+
+
+def learned_tokens() -> dict[str, Any]:
+    """Merge two LoRAs, of which one's prompt names a learned token that is there."""
+    host = tiny_hosts.host_of("SD1.5")
+    clip = host.clip
+    width = tiny_hosts.CLIP["hidden_size"]
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = torch.randn(VECTORS, width, generator=torch.Generator().manual_seed(5))
+        save_file({"emb_params": vectors}, Path(folder) / "sks.safetensors")
+        clip.tokenizer.clip_l.embedding_directory = [folder]
+        clip.tokenizer.clip_l.embedding_size = width
+        read = Read(host)
+        prompt = "a photo of embedding:sks dog"
+        loras = [
+            family_checks.loaded(
+                host, name, family_checks.lora_of(host, seed, "diffusers"), of_lora, trigger=trigger
+            )
+            for name, seed, of_lora, trigger in (
+                ("dog", 1, prompt, "a embedding:sks dog"),
+                ("cat", 2, "a red embedding:NotThere, cat", ""),
+            )
+        ]
+        notes = [note.text for note in unread_in(host, CALIBRATION)]
+        result = merge_and_check(Job.of(host, loras, CALIBRATION, MergeSettings(CONFIG)))
+        theirs = clip.encode_from_tokens(clip.tokenize(prompt))
+        return {
+            "read": read.vectors,
+            "kinds": [entry.kind for entry in result.report.fidelity],
+            "errors": [entry.output_error for entry in result.report.fidelity],
+            "notes": notes,
+            "unlike the host": (written(host, prompt) - theirs[0]).abs().max().item(),
+            "unlike the word": (written(host, "a photo of sks dog") - theirs[0]).abs().max().item(),
+            "unknown": host.unknown_embeddings(
+                f"{prompt}, embedding:gone, (embedding:lost.v2:1.2)"
+            ),
+            "positions": list(host.token_positions(prompt)),
+        }
+
+
+def figures() -> Iterator[dict[str, Any]]:
     for name, case in CASES.items():
-        print(json.dumps({"case": name, **figures_of(case)}), flush=True)
+        yield {"case": name, **figures_of(case)}
+    yield {"case": "learned tokens", **learned_tokens()}
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    in_comfy.tell(figures())

@@ -1,4 +1,4 @@
-"""Merges that several processes share, compared with one process by `tests/core/test_ranks.py`.
+"""Merges that several processes share, compared with one process by `tests/core/test_shared_merges.py`.
 
     python -m torch.distributed.run --standalone --nproc-per-node 3 tests/support/process_checks.py FOLDER
 
@@ -12,23 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_host
-import tiny_diffusers
 import tiny_language
 import torch
 import toy
 from safetensors.torch import save_file
 from torch import Tensor, distributed
-from transformers import BlipForConditionalGeneration
 
 from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Task, merge
 from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.engines.measure import Measurement
-from iteris_core.language import blip, t5
-from iteris_core.language.caption_samples import CaptionSample
+from iteris_core.language import t5
 from iteris_core.language.job import AdapterTask
 from iteris_core.language.text_samples import TextSample
 from iteris_core.processes import PeerError, Processes
@@ -47,13 +43,8 @@ EXACT = MergeConfig(output_dtype=torch.float64, alpha=1e-3)
 def write_models(folder: Path) -> None:
     """Write small language models, and adapters for them."""
     tiny_language.t5().save_pretrained(folder / "t5")
-    tiny_language.blip().save_pretrained(folder / "blip")
-    caption = {"kind": BlipForConditionalGeneration, "task_type": None}
     for seed in (1, 2):
         tiny_language.adapter(folder / "t5", folder / f"t5-{seed}", seed)
-        tiny_language.adapter(
-            folder / "blip", folder / f"blip-{seed}", seed, ("query", "value", "fc1"), **caption
-        )
 
 
 def toys(**settings) -> Adapter:
@@ -88,18 +79,6 @@ def diffusion() -> Adapter:
     return replace(result.adapter, vectors={"errors": torch.tensor(figures, dtype=torch.float64)})
 
 
-def unet() -> Adapter:
-    """Merge LoRAs of a small Stable Diffusion."""
-    host = tiny_diffusers.model(dtype=torch.float64)
-    loras = [
-        LoadedLora.of(tiny_diffusers.adapter(host, seed), (f"a photo of sks{seed} dog",))
-        for seed in (1, 2)
-    ]
-    return merge_and_check(
-        Job.of(host, loras, SMALL, MergeSettings(replace(EXACT, samples_per_chunk=3)))
-    ).adapter
-
-
 def texts(folder: Path) -> Adapter:
     base = t5.load_base(str(folder / "t5"), torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -116,25 +95,6 @@ def texts(folder: Path) -> Adapter:
     return t5.merge_t5(base, tasks, replace(EXACT, samples_per_chunk=1)).adapter
 
 
-def captions(folder: Path) -> Adapter:
-    base = blip.load_base(str(folder / "blip"), torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    tasks = [
-        AdapterTask(
-            folder / f"blip-{seed}",
-            [
-                CaptionSample(
-                    torch.randn(3, 16, 16, generator=generator),
-                    torch.cat([torch.tensor([3]), torch.randint(4, 50, (n,), generator=generator)]),
-                )
-                for n in (5, 2, 8)
-            ],
-        )
-        for seed in (1, 2)
-    ]
-    return blip.merge_blip(base, tasks, replace(EXACT, samples_per_chunk=2)).adapter
-
-
 def merged(folder: Path) -> dict[str, Tensor]:
     """Return the dense deltas, and vectors, of all merges."""
     merges = {
@@ -144,9 +104,7 @@ def merged(folder: Path) -> dict[str, Tensor]:
         "a size": toys(samples_per_chunk=2, size=300),
         "convolutions": convolutions(),
         "diffusion": diffusion(),
-        "unet": unet(),
         "t5": texts(folder),
-        "blip": captions(folder),
     }
     return {
         f"{name}: {path}": tensor.contiguous()

@@ -5,7 +5,7 @@ encoders. Needs ComfyUI on the path; see `in_comfy.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.text_encoders.z_image
 import torch
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import nn
 
 WIDTH = 48  # of the texts of transformers
@@ -202,14 +203,6 @@ TINY = {
         comfy.sdxl_clip.SDXLTokenizer,
         {"clip_l": CLIP, "clip_g": CLIP},
     ),
-    "SDXL v-prediction": Tiny(
-        "SDXL",
-        _SDXL,
-        comfy.sdxl_clip.SDXLClipModel,
-        comfy.sdxl_clip.SDXLTokenizer,
-        {"clip_l": CLIP, "clip_g": CLIP},
-        {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
-    ),
     "SD3.5": Tiny(
         "SD3",
         _SD3,
@@ -271,6 +264,8 @@ TINY = {
         words={"spiece_model": _PIECES.read_bytes()},
     ),
 }
+_V_PREDICTION = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+TINY["SDXL v-prediction"] = replace(TINY["SDXL"], state=_V_PREDICTION)
 _NEWER: dict[str, dict[str, Any]] = {}  # class -> settings that it has in ComfyUI 0.33 only
 if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
     _NEWER |= {
@@ -353,6 +348,11 @@ def clip_of(tiny: Tiny) -> Any:
     )
     _fill(clip.cond_stage_model)
     return clip
+
+
+def host_of(name: str, dtype: torch.dtype = torch.float32) -> ComfyModel:
+    """Return the merge's view of the tiny model of a family."""
+    return ComfyModel(model_of(TINY[name], dtype), clip_of(TINY[name]))
 
 
 # Buffers of positions.
