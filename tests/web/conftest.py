@@ -6,13 +6,16 @@ from pathlib import Path
 
 import browser
 import pytest
-from checkpoint import write_checkpoint, write_lora
+from checkpoint import write_checkpoint
+from comfy_host import write_few
 from workflow_files import list_transformer
 
 from demo.server import ComfyServer, cache_folder, find_comfyui
 
 CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
-SMALL = {"sample_runs": 1, "sampling_steps": 2, "resolution": 64}
+SMALL = {"sample_runs": 1, "latents_per_run": 1, "sampling_steps": 2, "resolution": 64}
+SMALL |= {"check_runs": 1, "negative_share": 0.0, "protected_prompts": "a street\na tree"}
+BLOCKS = "mid_block|down_blocks.*attn1_to_q"  # two blocks of the diffusion model
 HERE = Path(__file__).parent
 
 
@@ -30,8 +33,9 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfy")
     write_checkpoint(base / "models" / "checkpoints" / "checkpoint.safetensors")
     list_transformer(base / "models")
+    (base / "models" / "loras").mkdir()
     for seed, name in enumerate(("first", "second", "third"), start=1):
-        write_lora(base / "models" / "loras" / f"{name}.safetensors", seed=seed)
+        write_few(base / "models" / "loras" / f"{name}.safetensors", seed, BLOCKS)
     with ComfyServer(
         find_comfyui(cache_folder()), base, base / "server.log", device="cpu"
     ) as running:
@@ -47,8 +51,9 @@ def chromium():
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def frontend(chromium, server):
+    """A page for all tests that load a workflow of their own."""
     return browser.Frontend(chromium, server.address)
 
 
@@ -67,9 +72,11 @@ def open_frontend(chromium, server):
 
 
 @pytest.fixture(params=["canvas", "vue"])
-def in_renderer(request, open_frontend):
-    """A page of its own in each renderer of the frontend."""
-    return open_frontend(Comfy_VueNodes_Enabled=request.param == "vue")
+def in_renderer(request, server):
+    """A page in each renderer of the frontend."""
+    if request.param == "canvas":
+        return request.getfixturevalue("frontend")
+    return request.getfixturevalue("open_frontend")(Comfy_VueNodes_Enabled=True)
 
 
 @pytest.fixture(scope="session")

@@ -156,21 +156,11 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
         },
     }
     output = {"iteris_report": [report]}
-    frontend.send(
-        "executed",
-        prompt_id="a",
-        node=str(MERGE),
-        display_node=str(MERGE),
-        output=output,
-    )
+    of_merge = {"node": str(MERGE), "display_node": str(MERGE)}
+    frontend.send("executed", prompt_id="a", **of_merge, output=output)
     file = {"merge": str(MERGE), "name": f"file {NAME}", "mb": 1, "ranks": [1, 1], "words": [TAG]}
-    frontend.send(
-        "executed",
-        prompt_id="a",
-        node="6",
-        display_node="6",
-        output={"iteris_saved": [file]},
-    )
+    of_save = {"node": "6", "display_node": "6"}
+    frontend.send("executed", prompt_id="a", **of_save, output={"iteris_saved": [file]})
     frontend.page.locator(".iteris-details summary").click()
     frontend.page.locator(".iteris-block").first.hover()
     assert ran(frontend) == []
