@@ -22,16 +22,31 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+SERVERS = {"host": "host", "web": "server"}  # folder -> the fixture that starts its ComfyUI
+
+
+def pytest_itemcollected(item):
+    """Let one process run the tests of a file, and one all that share a ComfyUI server."""
+    folder = item.path.parent.name
+    on_server = SERVERS.get(folder) in item.fixturenames
+    item.add_marker(pytest.mark.xdist_group(folder if on_server else item.location[0]))
+
+
 @pytest.hookimpl(trylast=True)  # the folders have marked their tests by then
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what is slow: two
-    processes that take files from one list end at about the same time.
+    """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what takes longest:
+    two processes that take files from one list end at about the same time.
     """
     if "nightly" not in config.option.markexpr:
         nightly = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=nightly)
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is None,
+            item.path.parent.name not in SERVERS,
+        )
+    )
 
 
 @pytest.fixture(autouse=True)
