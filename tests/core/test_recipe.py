@@ -101,6 +101,7 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
 OF_RANK = "rank is {}; it must be a whole number from 1 to 65536, 'sum' or 'full', or an object"
 REFUSED = [  # where it was edited, what was written there, what the message names
     (("loras",), GONE, "its recipe has no 'loras'"),
+    (("loras",), [], r"loras is \[\]; it must be a list with one LoRA or more"),
     (("loras",), {"a": 1}, "loras is {'a': 1}; it must be a list with one LoRA or more"),
     (("loras", 1), "b", "LoRA 2 is 'b'; it must be an object"),
     (("loras", 1, "sha256"), GONE, "LoRA 2 has no 'sha256'; it must be a text"),
