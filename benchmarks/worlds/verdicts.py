@@ -8,6 +8,7 @@ results/verdicts.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -24,7 +25,13 @@ from iteris_core.adapters import Adapter
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import check_of
-from iteris_core.report.verdict import APART_FROM, TOGETHER_UP_TO, Measured, level_of
+from iteris_core.report.verdict import (
+    APART_FROM,
+    TOGETHER_UP_TO,
+    RunFidelity,
+    TaskFidelity,
+    level_of,
+)
 
 from . import NAMES
 from .bench import ROWS, Bench, load_bench
@@ -207,10 +214,10 @@ class Judged:
         share = self.rate / self.single
         return "good" if share >= 0.75 else "lost" if share < 0.3 else "weak"
 
-    def measured(self, pictures: int | None = None, chance: random.Random = _FIXED) -> Measured:
+    def measured(self, pictures: int | None = None, chance: random.Random = _FIXED) -> TaskFidelity:
         """Return what a check finds on some of the pictures; None: on all."""
         runs = self.runs if pictures is None else tuple(chance.sample(self.runs, pictures))
-        return Measured(self.trigger, fmean(error for error, _ in runs), None, runs)
+        return TaskFidelity.of(self.trigger, list(itertools.starmap(RunFidelity, runs)), len(runs))
 
 
 def judged(folder: Path) -> Iterator[Judged]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
 from ..errors import plain
-from .verdict import Circumstances, Measured, Verdict, line_of, lines_of, verdict_of
-from .watchdog import Alarm, TaskErrors, alarms_of, warnings_of
+from .verdict import FidelityKind as FidelityKind
+from .verdict import RunFidelity as RunFidelity
+from .verdict import TaskFidelity as TaskFidelity
+from .verdict import Verdict, line_of, lines_of, verdict_of
+from .watchdog import Alarm, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; what of the prompts does not count; LoRAs that were given several
@@ -31,10 +34,6 @@ NoteKind = Literal[
     "memory",
 ]
 _WARNING: NoteKind = "twice"
-
-_WORST_LAYERS = 3  # that an alarm names
-
-FidelityKind = Literal["own", "together", "base"]
 
 
 @dataclass(frozen=True)
@@ -128,57 +127,6 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class RunFidelity:
-    """One sampling run of a task at the end of the network.
-
-    In a picture that the merge drew (`diffusion.drawn`), `strength` is how much it shows of the
-    LoRA, relative to pictures of the LoRA alone, and `error` is how far that is from 1. In all
-    others:
-
-    Args:
-        error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect,
-            1 is no better than the base model. Where the teacher wears nothing: ``||student -
-            base|| / ||stacked - base||``, what the merged adapter changes there, relative to what
-            all adapters stacked would change.
-        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
-            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
-    """
-
-    error: float
-    strength: float | None
-
-
-@dataclass(frozen=True)
-class TaskFidelity:
-    """One task at the end of the network, see `fidelity.fidelity`.
-
-    Args:
-        task: Name of the task.
-        output_error: The mean error of its runs.
-        strength: Their mean strength; None where the teacher wears nothing.
-        samples: Number of samples.
-        kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
-            model's prompts.
-        runs: The sampling runs that the samples come from.
-    """
-
-    task: str
-    output_error: float
-    strength: float | None
-    samples: int
-    kind: FidelityKind = "own"
-    runs: tuple[RunFidelity, ...] = ()
-
-    @classmethod
-    def of(cls, task: str, runs: Sequence[RunFidelity], samples: int) -> TaskFidelity:
-        """Return the figures of a task's runs, each of which counts alike."""
-        error = statistics.fmean(run.error for run in runs)
-        strengths = [run.strength for run in runs if run.strength is not None]
-        strength = statistics.fmean(strengths) if strengths else None
-        return cls(task, error, strength, samples, runs=tuple(runs))
-
-
-@dataclass(frozen=True)
 class MergeReport:
     """The whole merge.
 
@@ -227,31 +175,13 @@ class MergeReport:
     @property
     def verdict(self) -> Verdict:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
-        own, together = (
-            [
-                Measured(
-                    entry.task,
-                    entry.output_error,
-                    entry.strength,
-                    tuple((run.error, run.strength) for run in entry.runs),
-                )
-                for entry in self.fidelity
-                if entry.kind == kind
-            ]
-            for kind in ("own", "together")
-        )
-        base = next((e.output_error for e in self.fidelity if e.kind == "base"), None)
-        return verdict_of(own, together, base, self._circumstances())
-
-    def _circumstances(self) -> Circumstances:
         asked = [layer.cut for layer in self.layers if layer.plain_cut is not None]
-        both = self.interference()
-        loras = {adapter for _, adapter in both}
-        return Circumstances(
+        return verdict_of(
+            self.fidelity,
+            self.interference(),
+            cut=statistics.median(asked) if asked else 0.0,
             method=self.method,
             can_check=self.can_check,
-            cut=statistics.median(asked) if asked else 0.0,
-            leaks={(task, other): leak for (task, other), leak in both.items() if task in loras},
             unread=self.unread,
         )
 
@@ -261,7 +191,7 @@ class MergeReport:
         see `watchdog`; none where it was checked on unseen samples, which say more: the verdict
         judges those.
         """
-        return () if self.fidelity else alarms_of(self._errors())
+        return () if self.fidelity else alarms_of(self.layers)
 
     @property
     def warnings(self) -> list[str]:
@@ -296,39 +226,6 @@ class MergeReport:
                 if entry.wears == wears:
                     by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
         return by_task
-
-    def _errors(self) -> list[TaskErrors]:
-        by_task: dict[str, list[TaskAtLayerReport]] = {}
-        for layer in self.layers:
-            for entry in layer.tasks:
-                by_task.setdefault(entry.task, []).append(entry)
-        errors = []
-        for task, of_task in by_task.items():
-            wears = any(entry.wears for entry in of_task)
-            entries = [entry for entry in of_task if entry.wears == wears]
-            shared = [entry for entry in entries if entry.averaged != entry.stacked]
-            averaged = [entry.averaged for entry in shared if entry.averaged is not None]
-            errors.append(
-                TaskErrors(
-                    task,
-                    _median([entry.residual for entry in entries]),
-                    _median(averaged) if averaged else None,
-                    wears,
-                    self._worst_layers(task, wears=wears),
-                )
-            )
-        return errors
-
-    def _worst_layers(self, task: str, *, wears: bool) -> tuple[str, ...]:
-        """Return the layers with the largest residuals of a task; of all tasks of its sort, if it
-        was not measured layer by layer.
-        """
-        residuals = self.residuals(wears=wears)
-        found = residuals.get(task) or [pair for pairs in residuals.values() for pair in pairs]
-        largest: dict[str, float] = {}
-        for residual, path in found:
-            largest[path] = max(residual, largest.get(path, 0.0))
-        return tuple(sorted(largest, key=lambda path: -largest[path])[:_WORST_LAYERS])
 
     def interference(self) -> dict[tuple[str, str], tuple[float, float]]:
         """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute
@@ -400,10 +297,6 @@ class MergeReport:
             )
         if self.memory_bytes is not None:
             yield f"device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB"
-
-
-def _median(errors: Sequence[float]) -> float:
-    return math.nan if any(map(math.isnan, errors)) else statistics.median(errors)
 
 
 def _finite(value: Any) -> Any:

@@ -8,24 +8,24 @@ in worlds that were used for nothing else ("The verdict" in docs/method.md has h
 was right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
-right nine times in ten, see `Measured.between`. Where it reaches over a bound, the word is only the
-likeliest.
+right nine times in ten, see `TaskFidelity.between`. Where it reaches over a bound, the word is only
+the likeliest.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ..settings import called
 
 Level = Literal["good", "weak", "lost"]
 _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 Chance = Literal["likely", "unlikely"]
+FidelityKind = Literal["own", "together", "base"]
 
 # What to do: check the merge on unseen prompts; merge by IterIS and not by the method that is
 # named; allow a higher rank; merge fewer at once. Each of them helped where it was tried
@@ -128,31 +128,72 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of one LoRA in pictures that the merge has not seen.
+class RunFidelity:
+    """One sampling run of a task at the end of the network.
+
+    In a picture that the merge drew (`diffusion.drawn`), `strength` is how much it shows of the
+    LoRA, relative to pictures of the LoRA alone, and `error` is how far that is from 1. In all
+    others:
 
     Args:
-        lora: Name of the LoRA.
-        error: Its error, the mean over runs; 1 is no better than the base model. See
-            `records.RunFidelity`.
-        strength: How much of the LoRA is there, likewise; None where it has no effect.
-        runs: (error, strength) of each sampling run; empty: not told.
+        error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect,
+            1 is no better than the base model. Where the teacher wears nothing: ``||student -
+            base|| / ||stacked - base||``, what the merged adapter changes there, relative to what
+            all adapters stacked would change.
+        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
+            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
     """
 
-    lora: str
     error: float
     strength: float | None
-    runs: tuple[tuple[float, float | None], ...] = ()
 
     @property
     def kept(self) -> float:
-        """The mean strength of the runs, 0 to 1."""
-        return _within(statistics.fmean(itertools.starmap(_kept, self.each_run)))
+        """The strength, at most `_MOST`; of a LoRA without an effect, how little was done
+        instead.
+        """
+        kept = 1 - self.error if self.strength is None else self.strength
+        return max(0.0, min(_MOST, kept)) if math.isfinite(kept) else 0.0
+
+
+@dataclass(frozen=True)
+class TaskFidelity:
+    """One task at the end of the network, see `fidelity.fidelity`.
+
+    Args:
+        task: Name of the task.
+        output_error: The mean error of its runs.
+        strength: Their mean strength; None where the teacher wears nothing.
+        samples: Number of samples.
+        kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
+            model's prompts.
+        runs: The sampling runs that the samples come from.
+    """
+
+    task: str
+    output_error: float
+    strength: float | None
+    samples: int
+    kind: FidelityKind = "own"
+    runs: tuple[RunFidelity, ...] = ()
+
+    @classmethod
+    def of(cls, task: str, runs: Sequence[RunFidelity], samples: int) -> TaskFidelity:
+        """Return the figures of a task's runs, each of which counts alike."""
+        error = statistics.fmean(run.error for run in runs)
+        strengths = [run.strength for run in runs if run.strength is not None]
+        strength = statistics.fmean(strengths) if strengths else None
+        return cls(task, error, strength, samples, runs=tuple(runs))
 
     @property
-    def each_run(self) -> tuple[tuple[float, float | None], ...]:
+    def each_run(self) -> tuple[RunFidelity, ...]:
         """The runs; the means, where they are not told."""
-        return self.runs or ((self.error, self.strength),)
+        return self.runs or (RunFidelity(self.output_error, self.strength),)
+
+    @property
+    def kept(self) -> float:
+        """What was kept of the LoRA, 0 to 1: the mean over runs."""
+        return _within(statistics.fmean(run.kept for run in self.each_run))
 
     @property
     def between(self) -> tuple[float, float] | None:
@@ -165,72 +206,49 @@ class Measured:
         runs = len(self.runs)
         if runs < 2:
             return None
-        spread = statistics.stdev(itertools.starmap(_kept, self.runs))
+        spread = statistics.stdev(run.kept for run in self.runs)
         reach = _STUDENT[min(runs - 1, len(_STUDENT)) - 1] * spread / runs**0.5
         failing = (self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING)
-        lowest = min(self.kept - reach, failing)
-        return _within(lowest), _within(self.kept + reach)
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """How a merge was made, as far as advice depends on it.
-
-    Args:
-        method: Name of the method that the user chose.
-        can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
-        cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
-        leaks: (LoRA, other LoRA) -> how much the other one gets into its prompts, stacked and
-            merged.
-        unread: Name of a LoRA -> share of its file that was not read, where that is much.
-    """
-
-    method: str = "iteris"
-    can_check: bool = False
-    cut: float = 0.0
-    leaks: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    unread: Mapping[str, float] = field(default_factory=dict)
+        return _within(min(self.kept - reach, failing)), _within(self.kept + reach)
 
 
 def verdict_of(
-    measured: Sequence[Measured],
-    together: Sequence[Measured],
-    base: float | None,
-    circumstances: Circumstances,
+    fidelity: Sequence[TaskFidelity],
+    leaks: Mapping[tuple[str, str], tuple[float, float]],
+    *,
+    cut: float,
+    method: str,
+    can_check: bool,
+    unread: Mapping[str, float],
 ) -> Verdict:
     """Return the verdict on a merge.
 
     Args:
-        measured: What was measured of each LoRA on its own prompts; empty if the merge was not
-            checked.
-        together: The same in its half of pictures of two.
-        base: See `Against`.
-        circumstances: How the merge was made.
+        fidelity: What was measured on unseen samples; empty if the merge was not checked.
+        leaks: (task, LoRA) -> how much the LoRA gets into the task's prompts, stacked and merged.
+        cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
+        method: Name of the method that the user chose.
+        can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
+        unread: Name of a LoRA -> share of its file that was not read, where that is much.
     """
-    against = _against(len(measured), base, circumstances.leaks)
-    if not measured:
-        advice = Advice("check") if circumstances.can_check else None
-        return Verdict(against=against, advice=advice)
-    for_all = _advice_for_all(circumstances)
+    own, together, base = (
+        [entry for entry in fidelity if entry.kind == kind] for kind in get_args(FidelityKind)
+    )
+    against = _against(len(own), base, leaks)
+    if not own:
+        return Verdict(against=against, advice=Advice("check") if can_check else None)
+    # what explains a loss of any LoRA
+    for_all = None if method == "iteris" else Advice("method", (method,))
     loras = []
-    for found in measured:
+    for found in own:
         level = level_of(found.kept)
         advice = None
         if level != "good" and for_all is None:
-            advice = _advice(found, len(measured), circumstances)
+            advice = _advice(found, len(own), cut)
         between = found.between
         levels = _levels(*between) if between else (level,)
-        loras.append(
-            Kept(
-                found.lora,
-                found.kept,
-                level,
-                between,
-                levels,
-                advice,
-                circumstances.unread.get(found.lora, 0.0),
-            )
-        )
+        share = unread.get(found.task, 0.0)
+        loras.append(Kept(found.task, found.kept, level, between, levels, advice, share))
     is_good = all(kept.level == "good" for kept in loras)
     return Verdict(tuple(loras), _chance(together), against, None if is_good else for_all)
 
@@ -248,16 +266,16 @@ def _levels(lowest: float, highest: float) -> tuple[Level, ...]:
     return _BEST_FIRST[best : worst + 1]
 
 
-def _chance(together: Sequence[Measured]) -> Chance | None:
+def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
     """Return whether two subjects will both be seen, by the error of each in its half; None where
     that does not tell.
     """
     if len(together) < 2:
         return None
     errors = [
-        min(1.0, error) if math.isfinite(error) else 1.0
+        min(1.0, run.error) if math.isfinite(run.error) else 1.0
         for found in together
-        for error, _ in found.each_run
+        for run in found.each_run
     ]
     error = statistics.fmean(errors)
     if error <= TOGETHER_UP_TO:
@@ -311,24 +329,21 @@ def _range(lowest: float, highest: float) -> str:
     return f"{100 * lowest:.0f} to {100 * highest:.0f}"
 
 
-def _kept(error: float, strength: float | None) -> float:
-    """Return the strength of a run; of a LoRA without an effect, how little was done instead."""
-    kept = 1 - error if strength is None else strength
-    return max(0.0, min(_MOST, kept)) if math.isfinite(kept) else 0.0
-
-
 def _within(share: float) -> float:
     return max(0.0, min(1.0, share))
 
 
 def _against(
-    loras: int, base: float | None, leaks: Mapping[tuple[str, str], tuple[float, float]]
+    loras: int,
+    base: Sequence[TaskFidelity],
+    leaks: Mapping[tuple[str, str], tuple[float, float]],
 ) -> Against:
-    names = {name for pair in leaks for name in pair}
-    if loras == 1 or len(names) == 1:
+    measured = {lora for _, lora in leaks}
+    between = {pair: leak for pair, leak in leaks.items() if pair[0] in measured}
+    if loras == 1 or len({name for pair in between for name in pair}) == 1:
         return Against()  # nobody stacks one LoRA
-    stacked, merged = zip(*leaks.values(), strict=True) if leaks else ((), ())
-    return Against(*map(_mean, (merged, stacked, [] if base is None else [base])))
+    stacked, merged = zip(*between.values(), strict=True) if between else ((), ())
+    return Against(*map(_mean, (merged, stacked, [entry.output_error for entry in base[:1]])))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -336,13 +351,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values and all(map(math.isfinite, values)) else None
 
 
-def _advice_for_all(made: Circumstances) -> Advice | None:
-    """Return what explains a loss of any LoRA, if there is such a thing."""
-    return None if made.method == "iteris" else Advice("method", (made.method,))
-
-
-def _advice(found: Measured, loras: int, made: Circumstances) -> Advice | None:
+def _advice(found: TaskFidelity, loras: int, cut: float) -> Advice | None:
     """Return what to do about a LoRA that is not good: the first that explains it."""
-    if made.cut >= found.error / 2:
+    if cut >= found.output_error / 2:
         return Advice("rank")
     return Advice("fewer") if loras >= _MANY else None

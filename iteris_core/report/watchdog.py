@@ -9,12 +9,16 @@ there is a check, the verdict judges by that alone.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..layers import OTHER, block_of
 from ..settings import called
+
+if TYPE_CHECKING:
+    from .records import LayerReport, TaskAtLayerReport
 
 # What does better: the base model alone; the LoRAs' average; all LoRAs stacked.
 Simpler = Literal["nothing", "average", "stack"]
@@ -25,6 +29,7 @@ _MARGIN = 1.02
 # 1.1 and more. So only this much more than nothing is an alarm.
 _NOTHING = 1.5
 _SMALLEST = 0.05
+_WORST_LAYERS = 3  # that an alarm names
 
 
 @dataclass(frozen=True)
@@ -46,46 +51,35 @@ class Alarm:
     layers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TaskErrors:
-    """The errors of one task, medians over layers.
-
-    Args:
-        task: Name of the task.
-        error: That of the merged adapter; that of the base model is 1, or of all adapters stacked
-            where the teacher wears nothing.
-        averaged: That of the adapters' average; None where it was not measured, or where an adapter
-            is alone, since it is its own average.
-        wears: Whether the teacher wears anything.
-        layers: The layers where the task suffers most, the worst first.
+def alarms_of(layers: Sequence[LayerReport]) -> tuple[Alarm, ...]:
+    """Return the tasks that something simpler does better, by the medians of their errors over
+    layers: that of the base model is 1, or of all adapters stacked where the teacher wears nothing.
     """
-
-    task: str
-    error: float
-    averaged: float | None
-    wears: bool
-    layers: tuple[str, ...]
-
-
-def alarms_of(errors: Sequence[TaskErrors]) -> tuple[Alarm, ...]:
-    """Return the tasks that something simpler does better, of the errors of all tasks."""
-    loses = _loses_to_average(errors)
+    by_task: dict[str, list[tuple[str, TaskAtLayerReport]]] = {}
+    for layer in layers:
+        for entry in layer.tasks:
+            by_task.setdefault(entry.task, []).append((layer.path, entry))
+    errors = {}
+    for task, of_task in by_task.items():
+        wears = any(entry.wears for _, entry in of_task)
+        found = [(path, entry) for path, entry in of_task if entry.wears == wears]
+        # an adapter that is alone at a layer is its own average
+        averaged = [
+            entry.averaged
+            for _, entry in found
+            if entry.averaged is not None and entry.averaged != entry.stacked
+        ]
+        error = _median([entry.residual for _, entry in found])
+        worst = sorted(found, key=lambda place: -place[1].residual)[:_WORST_LAYERS]
+        places = tuple(path for path, _ in worst)
+        errors[task] = (error, _median(averaged) if averaged else None, wears, places)
+    loses = _loses_to_average([both[:2] for both in errors.values()])
     alarms = []
-    for found in errors:
-        if _is_larger(found.error, _NOTHING):
-            than: Simpler = "nothing" if found.wears else "stack"
-            other = 1.0
-        elif (
-            loses
-            and found.wears
-            and found.averaged is not None
-            and _is_larger(found.error, found.averaged)
-        ):
-            than = "average"
-            other = found.averaged
-        else:
-            continue
-        alarms.append(Alarm(found.task, than, found.error, other, found.layers))
+    for task, (error, average, wears, places) in errors.items():
+        if _is_larger(error, _NOTHING):
+            alarms.append(Alarm(task, "nothing" if wears else "stack", error, 1.0, places))
+        elif loses and wears and average is not None and _is_larger(error, average):
+            alarms.append(Alarm(task, "average", error, average, places))
     return tuple(alarms)
 
 
@@ -128,13 +122,17 @@ def _place(layer: str) -> str:
     return layer if block == OTHER else block
 
 
-def _loses_to_average(errors: Sequence[TaskErrors]) -> bool:
+def _loses_to_average(errors: Sequence[tuple[float, float | None]]) -> bool:
     """Whether the average has the smaller errors over all tasks together. A task alone does not
     show it: the base model's is one of them, and the average is far from that.
     """
-    both = [(e.error, e.averaged) for e in errors if e.averaged is not None]
+    both = [pair for pair in errors if pair[1] is not None]
     merged, averaged = (math.hypot(*side) for side in zip(*both, strict=True)) if both else (0, 0)
     return _is_larger(merged, averaged)
+
+
+def _median(errors: Sequence[float]) -> float:
+    return math.nan if any(map(math.isnan, errors)) else statistics.median(errors)
 
 
 def _is_larger(error: float, other: float) -> bool:

@@ -23,7 +23,6 @@ from iteris_core.report.verdict import (
     TOGETHER_UP_TO,
     Advice,
     Against,
-    Measured,
 )
 
 
@@ -125,7 +124,7 @@ def test_the_range_holds_nine_in_ten(strength_of, runs):
     inside = 0
     for _ in range(2000):
         strengths = [strength_of(chance) for _ in range(runs)]
-        found = Measured("cat", 0.0, 1.0, tuple((1 - kept, kept) for kept in strengths))
+        found = TaskFidelity.of("cat", [RunFidelity(1 - kept, kept) for kept in strengths], runs)
         lowest, highest = found.between
         inside += lowest <= truth <= highest
     assert inside / 2000 >= 0.9
