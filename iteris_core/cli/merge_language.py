@@ -21,12 +21,9 @@ from ..language.job import (
     AdapterTask,
     Base,
     Family,
-    PeftMergeResult,
     Preserve,
     merge_peft,
 )
-from ..language.merged_model import check_free as check_model_free
-from ..language.merged_model import save_merged_model
 from ..language.samples import ReadingOptions
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
@@ -102,7 +99,6 @@ def merge_t5_command(
         Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")
     ] = None,
     protect_base: ProtectBaseSetting = None,
-    save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     reading: TextOptions,
@@ -110,7 +106,7 @@ def merge_t5_command(
     placement: Spread,
 ) -> None:
     inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
-    command = _Command(t5.FAMILY, base, adapter, output, save_model, report, overwrite)
+    command = _Command(t5.FAMILY, base, adapter, output, report, overwrite)
     command.check(inputs, config)
     tasks = _tasks(adapter, _texts(samples, token_ids), weights)
     kept = _preserve(preserve, protect_base, _preserved_texts)
@@ -144,14 +140,13 @@ def merge_blip_command(
         Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")
     ] = None,
     protect_base: ProtectBaseSetting = None,
-    save_model: options.SaveModelSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     reading: CaptionOptions,
     config: MergeConfig,
     placement: Spread,
 ) -> None:
-    command = _Command(blip.FAMILY, base, adapter, output, save_model, report, overwrite)
+    command = _Command(blip.FAMILY, base, adapter, output, report, overwrite)
     command.check({"--images": images, "--preserve": [preserve]}, config)
     tasks = _tasks(adapter, _captions(images, prompt), weights)
     kept = _preserve(preserve, protect_base, read_images)
@@ -166,21 +161,18 @@ class _Command:
     base: str
     adapters: Sequence[Path]
     output: Path
-    save_model: Path | None
     report: Path | None
     overwrite: bool
 
     def check(self, inputs: Mapping[str, Sequence[Path | None]], config: MergeConfig) -> None:
         """Refuse settings and places that would fail only after hours of work."""
         Places(
-            whole={"--output": self.output, "--save-model": self.save_model},
+            whole={"--output": self.output},
             files={"--json": self.report},
             inputs={"--base": [self.base], "--adapter": self.adapters, **inputs},
         ).check()
         check_used(config)
         peft.check_free(self.output, overwrite=self.overwrite)
-        if self.save_model is not None:
-            check_model_free(self.save_model, self.family.kinds, overwrite=self.overwrite)
         options.ReportFile(self.report, self.overwrite).check()
 
     def run(
@@ -211,22 +203,6 @@ class _Command:
         saved = under_free_name(self.output, save, overwrite=self.overwrite)
         told = options.ReportFile(self.report, self.overwrite)
         options.tell(result.adapter.name, result.report, saved, self.output, told)
-        if self.save_model:
-            model = self.family.load(self.base, placement.dtype)
-            self._save_model(model, result, self.save_model)
-
-    def _save_model(self, model: Any, result: PeftMergeResult, folder: Path) -> None:
-        """Save the whole model, with the tokenizer or processor that is next to its base."""
-        try:
-            companions = [self.family.load_reader(result.base)]
-        except ConfigError as error:
-            companions = []
-            typer.echo(f"{folder} holds the model alone: {error}")
-        kinds = self.family.kinds
-        save_merged_model(
-            model, result.adapter, folder, companions, kinds=kinds, overwrite=self.overwrite
-        )
-        typer.echo(f"the whole model is in {folder}")
 
 
 def _tasks(

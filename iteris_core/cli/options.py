@@ -55,9 +55,6 @@ _FIRST = ("scene_weight", "rank", "device")
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
 AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
 OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
-SaveModelSetting = Annotated[
-    Path | None, typer.Option(help="Folder for the whole merged model, too.")
-]
 WeightsSetting = Annotated[
     str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
 ]

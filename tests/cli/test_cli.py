@@ -9,7 +9,7 @@ import tiny_language
 import torch
 from safetensors.torch import load_file
 from small_disk import small_disk
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
@@ -193,48 +193,6 @@ def test_a_merge_that_fails_is_saved_and_says_so_on_stderr(t5_folder, texts, tmp
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_the_whole_model_and_the_adapter_are_the_same_model(t5_folder, texts, tmp_path):
-    arguments = [
-        *arguments_on_texts(t5_folder, texts, tmp_path / "out"),
-        "--save-model",
-        tmp_path / "model",
-    ]
-    arguments += [
-        "--preserve",
-        texts / "one.txt",
-        "--preserve-weight",
-        "0.5",
-        "--json",
-        tmp_path / "report.json",
-    ]
-    done = in_process(*arguments)
-    assert (done.exit_code, done.stderr) == (0, "")
-    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
-    assert (settings["samples"], settings["weights"]) == ([3, 2, 3], [1.0, 1.0, 0.5])
-    whole = tiny_language.logits(T5ForConditionalGeneration.from_pretrained(tmp_path / "model"))
-    with_adapter = tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out"))
-    assert torch.allclose(whole, with_adapter, rtol=0, atol=1e-5 * with_adapter.abs().max().item())
-    assert not torch.allclose(whole, tiny_language.logits(tiny_language.t5()), atol=1e-2)
-    assert AutoTokenizer.from_pretrained(tmp_path / "model")("w1 w9")["input_ids"] == [4, 12, 1]
-    again = in_process(
-        *arguments_on_texts(t5_folder, texts, tmp_path / "other"),
-        "--save-model",
-        tmp_path / "model",
-    )
-    assert again.exit_code == 2
-    assert (
-        again.stderr
-        == f"iteris merge t5: {tmp_path / 'model'} exists already; choose another name, or allow "
-        "overwriting\n"
-    )
-    assert not (tmp_path / "other").exists()
-    assert in_process(*arguments, "--overwrite").exit_code == 0
-
-
-MINE = {"style.safetensors": b"a LoRA", "prompts.txt": b"mine", "README.md": b"mine"}
-T5 = {"config.json": b'{"model_type": "t5"}', "model.safetensors": b"weights"}
-
-
 def written(folder, files):
     folder.mkdir()
     for name, content in files.items():
@@ -244,25 +202,6 @@ def written(folder, files):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-FOREIGN = [  # what is in the folder, what the message names
-    (MINE, "'README.md', which does not belong to a model of the kind t5 or mt5 or bart"),
-    ({**T5, "style.safetensors": b"a LoRA"}, "'style.safetensors', which does not belong"),
-    ({**T5, "config.json": b'{"model_type": "llama"}'}, "'config.json', which does not belong"),
-]
-
-
-def test_a_model_takes_the_place_of_such_a_model_alone(t5_folder, texts, tmp_path):
-    """Else `--save-model models/loras --overwrite` would delete all LoRAs."""
-    for number, (files, said) in enumerate(FOREIGN):
-        folder = written(tmp_path / f"models{number}", files)
-        arguments = arguments_on_texts(t5_folder, texts, tmp_path / "out")
-        done = in_process(*arguments, "--save-model", folder, "--overwrite")
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-        assert str(folder) in done.stderr and said in done.stderr
-        assert contents(folder) == files
-        assert not (tmp_path / "out").exists()  # it was refused before the work
 
 
 def test_an_adapter_takes_the_place_of_an_adapter_alone(t5_folder, texts, tmp_path):
@@ -297,46 +236,6 @@ def test_a_report_takes_the_place_of_a_report_alone(t5_folder, texts, tmp_path):
     assert json.loads(report.read_text())["adapter"]
 
 
-def test_the_adapter_is_saved_before_the_whole_model_which_may_fail(t5_folder, texts, tmp_path):
-    options = {"targets": ("lm_head", "v"), "ensure_weight_tying": False}
-    tiny_language.adapter(t5_folder / "base", tmp_path / "head", 7, **options)
-    done = in_process(
-        "merge",
-        "t5",
-        "--base",
-        t5_folder / "base",
-        "--adapter",
-        tmp_path / "head",
-        "--samples",
-        texts / "one.txt",
-        "--output",
-        tmp_path / "out",
-        "--save-model",
-        tmp_path / "model",
-    )
-    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "'lm_head' shares its weight with another module" in done.stderr
-    assert f"saved to {tmp_path / 'out'}" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "out"]
-
-
-def test_a_model_without_a_tokenizer_is_saved_alone(tmp_path):
-    preserved = GOLDEN / "two_tasks" / "golden.safetensors"
-    done = in_process(
-        *golden_arguments(
-            "two_tasks",
-            tmp_path / "out",
-            "--save-model",
-            tmp_path / "model",
-            "--preserve",
-            preserved,
-        )
-    )
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert f"{tmp_path / 'model'} holds the model alone" in done.stdout
-    assert T5ForConditionalGeneration.from_pretrained(tmp_path / "model")
-
-
 @pytest.mark.parametrize("method", ["ties", "regmean_pp"])
 def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, method):
     done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
@@ -359,11 +258,10 @@ WRONG = [  # options, what the message names
     ("--method ties --engine iterate", "--engine is for the method iteris; ties does not use it"),
     ("--weights 1,x", "--weights is '1,x'; write one number per adapter, such as 1,0.5"),
     ("--preserve-weight 0.5", "--protect-base needs --preserve"),
-    ("--save-model {output}/model", "--save-model is {output}/model, inside of --output, {output}"),
     ("--json {output}/report.json", "--json is {output}/report.json, inside of --output"),
     ("--json {texts}/one.txt", "which would take the place of --samples {texts}/one.txt"),
     ("--json /proc/iteris/report.json", "nothing can be written into /proc"),
-    ("--save-model {base} --overwrite", "which would take the place of --base {base}"),
+    ("--output {base} --overwrite", "which would take the place of --base {base}"),
     ("--adapter /nowhere", "3 adapters and samples for 2 tasks"),
     ("--token-ids /nowhere", "both --samples and --token-ids"),
     ("--device tpu9", "device 'tpu9' cannot be used"),
@@ -391,7 +289,7 @@ BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x
 @pytest.mark.parametrize(
     "command",
     [
-        "merge t5 --adapter x --output o --save-model",
+        "merge t5 --adapter x --output",
         "merge blip --adapter x --images i --output",
         "merge sdxl --lora x --output o.safetensors --json",
     ],

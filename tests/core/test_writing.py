@@ -18,7 +18,7 @@ from file_steps import KILLED, Steps, disk_full, in_child, kill, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_disk import small_disk
 
 from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
@@ -33,7 +33,6 @@ from iteris_core.files.writing import (
     write_tensors,
     write_text,
 )
-from iteris_core.language.merged_model import save_merged_model
 
 ANY = FolderKind("anything", owns=bool)
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -440,18 +439,7 @@ def save_large_folder(place, overwrite):
     peft.save(adapter(0.0, LARGE), place, "base", None, overwrite=overwrite)
 
 
-def save_large_model(place, overwrite):
-    """It is safetensors that writes here, and its error is not an OSError."""
-
-    class Large(torch.nn.Linear):
-        def save_pretrained(self, folder):
-            (folder / "config.json").write_text('{"model_type": "toy"}')
-            save_file({"a": torch.zeros(LARGE)}, folder / "model.safetensors")
-
-    save_merged_model(Large(2, 2), Adapter("x", {}), place, kinds=["toy"], overwrite=overwrite)
-
-
-@pytest.mark.parametrize("save", [save_large_file, save_large_folder, save_large_model])
+@pytest.mark.parametrize("save", [save_large_file, save_large_folder])
 def test_a_full_disk_is_one_sentence_and_the_old_is_whole(tmp_path, save):
     with small_disk(tmp_path / "disk", "64k") as disk:
         save(disk / "place", False)
@@ -473,7 +461,7 @@ def test_a_read_only_disk_is_one_sentence(tmp_path):
         assert (disk / "x").read_text() == "old"
 
 
-@pytest.mark.parametrize("save", [save_large_file, save_large_folder, save_large_model])
+@pytest.mark.parametrize("save", [save_large_file, save_large_folder])
 def test_a_file_that_is_too_large_is_one_sentence(folder, save):
     """As on a full disk, but it needs no disk of its own."""
 

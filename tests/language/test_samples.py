@@ -197,21 +197,15 @@ def iteris(blip, pictures, tmp_path):
     return run
 
 
-def test_pictures_are_merged_and_kept_and_the_whole_model_is_saved(
-    blip, iteris, pictures, processor, tmp_path
-):
+def test_pictures_are_merged_and_kept(blip, iteris, pictures, tmp_path):
     kept = ("--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5")
-    done = iteris(*kept, "--save-model", tmp_path / "model")
+    done = iteris(*kept)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "layers merged" in done.stdout
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
     assert (settings["samples"], settings["weights"]) == ([3, 2, 2], [1.0, 1.0, 0.5])
     adapted = blip.logits(tiny_language.peft(tiny_language.blip(), tmp_path / "out"))
-    whole = blip.logits(blip.family.load(str(tmp_path / "model")))
-    assert torch.allclose(whole, adapted, rtol=0, atol=1e-5 * adapted.abs().max().item())
-    assert not torch.allclose(whole, blip.logits(tiny_language.blip()), atol=1e-2)
-    saved = load_processor(str(tmp_path / "model"))
-    assert saved.tokenizer("w1")["input_ids"] == processor.tokenizer("w1")["input_ids"]
+    assert not torch.allclose(adapted, blip.logits(tiny_language.blip()), atol=1e-2)
     wrong = iteris("--images", tmp_path / "nowhere")
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith("iteris merge blip: ")
