@@ -128,14 +128,8 @@ class Processes:
             ConfigError: It differs between processes.
             PeerError: Another process failed before it came here.
         """
-        if self.is_alone:
-            return
-        digest = hashlib.sha256(text.encode()).digest()
-        number = int.from_bytes(digest[:6], "little")  # float64 holds it exactly
-        numbers = torch.zeros(self.size, dtype=torch.float64)
-        numbers[self.number] = number
-        self.add_up([numbers])
-        others = [other for other, found in enumerate(numbers.tolist()) if found != number]
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        others = [other for other, found in enumerate(self.gather([digest])) if found != digest]
         if others:
             raise ConfigError(
                 f"process {self.number} of {self.size} was given other {what} than process "

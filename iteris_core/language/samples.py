@@ -23,13 +23,6 @@ Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 class ReadingOptions:
     """How samples are read."""
 
-    padding: Annotated[
-        Padding,
-        Field(
-            description="ignore leaves padding out of the statistics; count fills samples up to "
-            "max_length and counts the padding, as the published code does."
-        ),
-    ] = "ignore"
     max_length: Annotated[Tokens, Field(description="Tokens of a text; what is longer is cut.")] = (
         256
     )
@@ -181,7 +174,7 @@ def token_weights(masks: Mapping[str, Tensor], padding: Padding) -> dict[str, Te
 
     Args:
         masks: Stream -> 1 for tokens and 0 for padding, (length,).
-        padding: See `ReadingOptions`.
+        padding: See `TextOptions`.
     """
     if padding == "count":
         return {}
