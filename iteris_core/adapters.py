@@ -141,7 +141,6 @@ class Adapter:
         deltas: Module path in the model -> delta of that module's weight.
         unmatched: Keys of the file that belong to no module of the model; reported, never dropped
             silently.
-        metadata: Metadata of the file.
         vectors: Parameter path (a bias, or a norm's weight) -> difference that is added to it.
         keys: Number of keys of the file; 0: it is not known.
     """

@@ -190,7 +190,6 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
     """Return ``tokens @ down^T``, (rows, tokens, r), without making the patches of a convolution.
 
     Args:
-        module: The layer.
         x: Input of the layer, in any precision.
         down: (r, d_in), in the precision of the result.
     """
@@ -218,7 +217,6 @@ def add_to_output(module: nn.Module, y: Tensor, codes: Tensor, up: Tensor) -> No
     """Add ``codes @ up^T`` to rows of a layer's output, in place.
 
     Args:
-        module: The layer.
         y: Rows of its output.
         codes: (rows, tokens, r).
         up: (d_out, r), in the precision of the codes.
@@ -268,7 +266,6 @@ def base_weight_and_bias(
     output position whose patch it is.
 
     Args:
-        module: The layer.
         device: Device of the probes.
         dtype: Precision of the probes.
         size: Factor of the identity. A large one keeps a bias from taking the weight's digits in

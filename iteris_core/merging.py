@@ -35,7 +35,6 @@ class MergeResult:
     """What comes out of a merge.
 
     Args:
-        adapter: The merged adapter.
         report: What the merge tells about itself.
         outputs: Output rows of every teacher and student, see `engines.problem.EngineResult`.
     """
@@ -61,7 +60,6 @@ def merge(
     share of the samples; see `processes`. The result is the same in all.
 
     Args:
-        network: The base model.
         adapters: One or more. Adapters without deltas are left out, with the tasks that only they
             teach.
         tasks: What to reproduce; usually one task per adapter, and a preserve task.

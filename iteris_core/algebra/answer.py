@@ -70,7 +70,6 @@ class Cut:
         Args:
             spectrum: Leading part of the uncut answer's spectrum.
             exact: The uncut answer, if the cost of a plain SVD is to be told; None: it is not.
-            rank: The rank.
         """
         total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
         lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)

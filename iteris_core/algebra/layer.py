@@ -27,7 +27,6 @@ class TaskAtLayer:
     """One task at one layer.
 
     Args:
-        name: Name of the task.
         mix: Adapter index -> share, of the adapters that change this layer.
         weight: The user's weight.
         statistics: Sums over the task's rows; their codes are those of `worn`.
@@ -72,8 +71,6 @@ class LayerProblem:
     Args:
         deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least
             one.
-        tasks: All tasks of the merge.
-        config: Settings of the merge.
         rank: Rank of the answer, see `MergeConfig.rank_at`.
         base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
     """

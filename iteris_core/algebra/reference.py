@@ -45,7 +45,6 @@ def algorithm_1(
     """Yield the merged deltas after each solve, without end; the first solve uses ``X~ = X``.
 
     Args:
-        model: The base model.
         forward: Function that runs a model on one sample.
         adapters: Dense deltas of each adapter; all change the same Linear layers.
         samples: Samples of each adapter's task.
@@ -117,7 +116,6 @@ def normal_equations(
     """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer.
 
     Args:
-        tasks: All tasks at the layer.
         alpha: Ridge on ``X~^T X~``, relative to its Frobenius norm (official ``alpha_2``).
         alpha_cross: Ridge on ``X~^T X`` (official ``alpha_1``); None: the same.
         ridge: Norm to which the second ridge is relative: ``consistent``, that of ``X~^T X~``, as

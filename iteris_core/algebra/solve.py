@@ -74,10 +74,8 @@ def _answer(
     """Return the answer of a factorised layer, cut to its rank.
 
     Args:
-        layer: The layer.
         lambdas: lambda per task, (n,).
         sides: Right sides of the layer's system.
-        system: The system.
         exactly: Orthonormal basis -> directions of the same span for which the system is exact, see
             `coarse.exact_directions`; None: the system itself is exact.
 

@@ -178,9 +178,6 @@ def add_up_moments(
     """Add moments that are sums, and other sums, up over several processes, in place.
 
     Args:
-        moments: Moments of inputs.
-        others: Other sums.
-        processes: The processes.
         counts: Whether those of this process count.
     """
     sums = [part for part in moments if isinstance(part, Sums)]

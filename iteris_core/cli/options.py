@@ -377,8 +377,6 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Report
     for. What the merge fails or has lost is on stderr, too.
 
     Args:
-        name: Name of the merged adapter.
-        report: Report of the merge.
         output: Place of the adapter.
         asked: Place that was asked for; it is another if that was taken during the merge.
         file: Place of the report.

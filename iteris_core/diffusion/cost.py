@@ -85,7 +85,6 @@ class Cost:
 
         Args:
             names: Their names, in order.
-            loras: Number of LoRAs.
         """
         work = {
             PROOF_STAGE: _PROVED * loras,
@@ -233,7 +232,6 @@ def foresee(
     the log.
 
     Args:
-        network: The diffusion model.
         row: What one row reads.
         paths: Target layers.
         samples: Samples of the merge.

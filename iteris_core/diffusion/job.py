@@ -46,7 +46,6 @@ class MergeSettings:
     """Settings of a merge.
 
     Args:
-        config: Settings of the solver and the engine.
         correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
             of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
             LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it
@@ -99,7 +98,6 @@ class Job:
         asked: All LoRAs as the user wants them merged, for the recipe.
         loras: The LoRAs that change something, at least one, each with a name of its own.
         calibration: Settings of the calibration samples, for the model's family.
-        settings: Settings of the merge.
         plans: The plans of its tasks.
         check_plans: The plans of its check; none without one.
         notes: Notes for the report that are known before the merge.
@@ -251,7 +249,6 @@ def _notes(
     Args:
         loras: All of its LoRAs.
         used: Those that change something.
-        calibration: Settings of the calibration samples.
     """
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     if idle:

@@ -29,7 +29,6 @@ class _Kind:
     """How diffusers holds the models of a family.
 
     Args:
-        family: Name of the family.
         pipeline: Name of the class of pipelines.
         parts: The parts that a model needs.
         left_out: Arguments that leave out what a merge does not need.

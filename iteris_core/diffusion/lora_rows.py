@@ -131,7 +131,6 @@ def use_of(
     """Return the LoRA of a row as it is to be merged, its prompts filled in.
 
     Args:
-        row: The row.
         name: Name of the LoRA in reports and errors.
         file: Name of its file.
         triggers: Trigger words in the metadata of the file.
@@ -162,7 +161,6 @@ def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str
 
     Args:
         words: The user's words; may contain ``{trigger}``.
-        use: The LoRA.
         triggers: Trigger words in the metadata of its file.
         field: The place of the words in errors.
 
@@ -270,8 +268,6 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     """Return a row with a word of its line.
 
     Args:
-        row: The row.
-        word: The word.
         said: What the row says already; what the word says is added.
     """
     where = row.where

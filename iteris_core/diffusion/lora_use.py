@@ -308,7 +308,6 @@ def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], 
 
     Args:
         owner: Whose prompts they are, for errors, such as "LoRA 'cat': its".
-        prompts: The prompts.
 
     Raises:
         CalibrationError: A prompt has several readings; shows it.
@@ -372,7 +371,6 @@ def with_plain_prompts(
     something was taken out.
 
     Args:
-        uses: The LoRAs.
         listen: Is called before each LoRA; may raise to cancel.
 
     Raises:

@@ -55,7 +55,6 @@ def merge_and_check(
     it, and write its recipe into the report.
 
     Args:
-        job: The merge.
         progress: Listener for (stage with its number, steps done, steps in all); may raise to
             cancel.
         watch: Listener for the report of each layer, called as soon as the layer is solved.
@@ -148,7 +147,6 @@ def merge_diffusion(
     """Merge LoRAs of one diffusion model, text encoders and diffusion model.
 
     Args:
-        job: The merge.
         progress: Listener for (stage, steps done, steps in all); may raise to cancel.
         watch: Listener for the report of each layer, called as soon as the layer is solved.
 

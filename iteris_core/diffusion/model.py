@@ -56,7 +56,6 @@ class DenoiserRow:
     Args:
         latents: Noisy latents, (channels, height, width), with a time in between for video models.
         sigma: Their noise level, 0-dim, on the host's scale.
-        prompt: The caption.
         is_negative: Whether the caption is the negative prompt, which some hosts tell the model.
     """
 
@@ -79,7 +78,6 @@ def stream_of(path: str, text_layers: tuple[str, ...]) -> str:
     """Return the stream that a layer of a diffusion model reads.
 
     Args:
-        path: The layer.
         text_layers: Ends of the paths of layers that read the text.
     """
     return TEXT_STREAM if path.endswith(text_layers) else IMAGE_STREAM
@@ -90,7 +88,6 @@ class PatchedWeight:
     """A weight on which the host has put a LoRA.
 
     Args:
-        path: Its module.
         before: The base model's weight, float32, (d_out, d_in); zeros where only the layer's own
             code reads what it keeps.
         after: The weight with the LoRA, likewise, before it is rounded to the model's own numbers.
@@ -153,7 +150,6 @@ class DiffusionHost(Protocol):
         """Return a caption as the diffusion model reads it.
 
         Args:
-            caption: The caption.
             outputs: What the text encoder returned for each of its pieces.
         """
         ...

@@ -115,7 +115,6 @@ def prove_loras(
     that the host patches with it.
 
     Args:
-        model: The base model.
         loras: The LoRAs of the merge that change something, at least one.
         calibration: The calibration of the merge, for this family.
         progress: Listener for (steps done, steps in all).
@@ -161,8 +160,6 @@ def prove_merged(
     small picture.
 
     Args:
-        model: The base model.
-        merged: The merged LoRA.
         lora: The LoRA whose caption is drawn.
         calibration: The calibration of the merge, for this family.
         proof: What was found before the merge.

@@ -31,8 +31,6 @@ class Recipe:
 
     Args:
         loras: LoRAs in the file, as their user wanted them merged.
-        calibration: Settings of the calibration samples.
-        config: Settings of the merge.
         is_corrected: Whether its strength was corrected by what the check on unseen samples
             measured.
         made_on: Base model and versions, as far as they are known.
@@ -123,8 +121,6 @@ def settings_of(
 
     Args:
         loras: All of its LoRAs.
-        calibration: Settings of the calibration samples.
-        config: Settings of the merge.
         correction: The factor by which its strength was corrected; None: it was not.
         made_on: The base model and the host's version, as far as they are known.
     """

@@ -146,7 +146,6 @@ class Seen:
     """What a hook sees of a chunk at a layer.
 
     Args:
-        chunk: The chunk.
         x: Input of the layer, one entry per row.
         y: Its output, likewise.
         shape: Shape of the output as the model expects it.

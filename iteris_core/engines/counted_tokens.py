@@ -61,7 +61,6 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
     allow.
 
     Args:
-        module: The layer.
         count: Number of tokens of a row.
         problem: The merge, with the settings ``tokens_per_row``, ``tokens_per_dimension`` and
             ``patches``.

@@ -102,12 +102,10 @@ def _solve_all(
     """Measure and solve every layer once, in as many passes over the rows as the statistics need.
 
     Args:
-        problem: Network, adapters, tasks and settings of the merge.
         chunks: All rows, in chunks of one forward call each.
         merged: Deltas of the last solve, which student rows wear; None: the mixes of their
             teachers.
         solver_at: Module path -> solver of that layer.
-        listener: Callbacks that follow the merge.
         solves: Number of solves of all layers before this one.
 
     Returns:
@@ -156,7 +154,6 @@ class _Pass:
         2. `order` and `measurements` are read.
 
     Args:
-        problem: Network, adapters, tasks and settings of the merge.
         chunks: All rows, in chunks of one forward call each.
         merged: Deltas that student rows wear, by layer; None: the mixes of their teachers.
         waiting: Layers that are still to be measured; empty: the rows only run.

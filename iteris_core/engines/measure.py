@@ -59,9 +59,6 @@ def room_for_sums(
 
     Args:
         modules: Modules of the network; layers that are not among them do not count.
-        adapters: Adapters to merge.
-        tasks: Number of tasks.
-        config: Settings of the merge.
     """
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
     return max(
@@ -150,9 +147,6 @@ class Measurement:
            the sums are large.
 
     Args:
-        problem: The merge.
-        path: Path of the layer.
-        module: The layer.
         place: Device and precisions of the rows and of the sums.
         input: Input of the layer, which earlier layers may share.
         deltas: Adapter index -> delta at this layer, float64 where sums are kept.
@@ -186,9 +180,6 @@ class Measurement:
         """Prepare to measure a layer.
 
         Args:
-            problem: The merge.
-            path: Path of the layer.
-            module: The layer.
             x: Input of the layer, of its first chunk.
             y: Output of the layer, likewise.
             inputs: Inputs that were measured before, to which a new one is added.
@@ -253,7 +244,6 @@ class Measurement:
 
         Args:
             chunk: Chunk whose rows x and y are.
-            x: Input of the layer.
             y: Output of the layer without any adapter.
         """
         self.input.arrive(x, self.path)

@@ -29,10 +29,8 @@ class Problem:
     """The network, the adapters, the tasks and the settings of a merge.
 
     Args:
-        network: The base model.
         adapters: Adapters to merge, each of which changes something.
         tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
-        config: Settings of the merge.
         processes: The processes that share the samples.
     """
 

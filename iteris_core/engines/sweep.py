@@ -66,7 +66,6 @@ def sweep(
         problem: Network, adapters, tasks and settings of the merge. The network is untouched
             afterwards, also after an exception.
         solver_at: Module path -> solver of that layer; a rival method has other solvers.
-        listener: Callbacks that follow the merge.
         parking: Parking of the tensors of paused chunks; None: as ``waiting_bytes`` says.
 
     Raises:
@@ -125,9 +124,7 @@ class _Sweep:
         3. `solve` solves the layer once all chunks wait; they go on to the next layer.
 
     Args:
-        problem: Network, adapters, tasks and settings of the merge.
         solver_at: Module path -> solver of that layer.
-        listener: Callbacks that follow the merge.
         parking: Parking of the tensors of paused chunks; None: they stay on the device.
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
@@ -159,7 +156,6 @@ class _Sweep:
         """Run chunks through the network, and solve every layer on the way.
 
         Args:
-            chunks: All chunks.
             own: Those of this process.
         """
         network = self.problem.network

@@ -48,7 +48,6 @@ def network_of(model: Any, *, head: bool = False) -> Network:
     caption has padding.
 
     Args:
-        model: The model, as `load_base` returns it.
         head: Whether the layers run, too, that make words of the decoder's outputs.
     """
 
@@ -78,7 +77,6 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     """Return the token ids (length,) that the model writes about each picture, greedily.
 
     Args:
-        model: The model, as `load_base` returns it.
         samples: Samples of one batch; their captions begin alike.
         max_new_tokens: Most tokens of a caption, without its beginning.
     """
@@ -109,7 +107,6 @@ def prepare(
 
     Args:
         teachers: The tasks' teachers, who write captions for samples without one.
-        samples: Samples of each task.
         options: Settings with which captions are read.
         processor: Processor of the base model; None if no sample needs it.
 

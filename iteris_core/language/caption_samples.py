@@ -124,7 +124,6 @@ def encode_captions(
     """Return all tasks' samples as pixels and token ids.
 
     Args:
-        tasks: Samples of each task.
         processor: Processor of the model; None if no sample needs one.
         model: The captioning model, as `blip.load_base` returns it.
         options: Settings with which captions are read.
@@ -155,8 +154,6 @@ def check_length(model: Any, length: int, what: str) -> None:
     """Refuse a length that a BLIP's decoder cannot read.
 
     Args:
-        model: The captioning model.
-        length: Number of tokens.
         what: Name of the sequence in the error.
 
     Raises:

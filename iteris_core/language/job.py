@@ -67,7 +67,6 @@ class AdapterTask:
     """An adapter, and the samples on which it is measured.
 
     Args:
-        folder: Folder of the adapter.
         samples: Samples of the task; at least one.
         weight: Weight of the task, relative to the other adapters' tasks.
 

@@ -118,7 +118,6 @@ def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
 
     Args:
         what: Name of the token ids in the error.
-        ids: Token ids.
         vocabulary: Number of the model's tokens.
 
     Raises:

@@ -52,7 +52,6 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
     has padding.
 
     Args:
-        model: The model, as `load_base` returns it.
         decoder: Whether the decoder runs.
         head: Whether the layer runs, too, that makes words of the decoder's outputs.
     """
@@ -85,8 +84,6 @@ def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> l
     """Return the token ids (length,) that the model answers to each sample, greedily.
 
     Args:
-        model: The model, as `load_base` returns it.
-        samples: Samples of one batch.
         max_new_tokens: Most tokens of an answer.
     """
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
@@ -112,7 +109,6 @@ def prepare(
 
     Args:
         teachers: The tasks' teachers, who answer samples without a target.
-        samples: Samples of each task.
         options: Settings with which texts are read.
         tokenizer: Tokenizer of the base model; None if all samples are token ids.
 

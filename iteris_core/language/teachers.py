@@ -26,7 +26,6 @@ class Teachers:
     """A base model that wears, for each task, a mix of adapters.
 
     Args:
-        model: The base model.
         adapters: Adapters that the mixes number.
         mixes: Mix that each task's teacher wears: number of an adapter -> share.
         samples_per_call: Samples in one call of the model.
@@ -43,7 +42,6 @@ class Teachers:
         """Fill in the targets that are missing.
 
         Args:
-            tasks: Samples of each task.
             write: Function that lets the model answer a batch.
 
         Raises:

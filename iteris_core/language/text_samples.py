@@ -138,7 +138,6 @@ def encode(
     """Return samples as token ids.
 
     Args:
-        samples: Samples of one task.
         tokenizer: Tokenizer of the base model; None if all samples are token ids.
         max_length: Most tokens of a text.
         vocabulary: Number of the model's tokens.

@@ -220,7 +220,6 @@ def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
     decided at noise levels where the squares are small.
 
     Args:
-        task: The task.
         wears: Whether its teacher wears anything.
         sums: The sums of `_squares` over each of its sampling runs, (runs, 3).
     """

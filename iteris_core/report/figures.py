@@ -29,10 +29,8 @@ def figures_of(
     Reading at once would make every layer wait for the device.
 
     Args:
-        path: Path of the layer.
         names: Adapter index -> name, of the adapters that change the layer.
         layer: Layer that was solved, with its statistics.
-        solution: Solution of the layer.
         merged: The delta as it will be saved, float64.
     """
     both: dict[int | None, LowRankDelta] = {None: merged}
@@ -69,7 +67,6 @@ class _TaskFigures:
     """One task at a solved layer, before its figures are read from the device.
 
     Args:
-        task: Name of the task.
         wears: Whether its teacher wears anything here.
         tokens: Number of tokens that were counted.
         strangers: Names of the adapters that the teacher does not wear.
@@ -112,7 +109,6 @@ def _task_figures(
     """Measure one task from its sums.
 
     Args:
-        task: The task.
         lam: lambda, 0-dim.
         limited: Whether it was limited, 0-dim.
         stacked: The merged delta, under None, and all adapters'.

@@ -71,7 +71,6 @@ class TaskAtLayerReport:
     """The figures of one task at one layer.
 
     Args:
-        task: Name of the task.
         residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
             ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
             that cancel, so that of a float32 or half-precision network what is below 3e-4 is
@@ -108,7 +107,6 @@ class LayerReport:
     """One target layer, in the order in which the network reached it.
 
     Args:
-        path: Path of the module.
         rank: Rank of the merged delta.
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
@@ -140,7 +138,6 @@ class MergeReport:
         settings: Settings with which the merge can be repeated, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
-        method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
         can_check: Whether it could have been checked on unseen samples, and was not.

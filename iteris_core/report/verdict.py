@@ -161,7 +161,6 @@ class TaskFidelity:
     """One task at the end of the network, see `fidelity.fidelity`.
 
     Args:
-        task: Name of the task.
         output_error: The mean error of its runs.
         strength: Their mean strength; None where the teacher wears nothing.
         samples: Number of samples.

@@ -56,7 +56,6 @@ def linear(layer: Layer, *, coefficients: Sequence[float]) -> LowRankDelta:
     """Return ``sum_k w_k dW_k``.
 
     Args:
-        layer: The layer.
         coefficients: w_k of every adapter of the merge.
     """
     return stack(layer.deltas, {k: coefficients[k] for k in layer.deltas}).delta
@@ -101,7 +100,6 @@ def ties(
     ``ties`` works on the factors, which is another method.
 
     Args:
-        layer: The layer.
         density: p, the share of the entries that is kept, above 0, up to 1.
         sign: Rule by which a sign is elected.
         thinning: Rule by which entries are kept.
@@ -178,7 +176,6 @@ def np_lora(layer: Layer, *, projection: float | None = 0.5) -> LowRankDelta:
     adapter is the style; the paper has one other, here there may be more.
 
     Args:
-        layer: The layer.
         projection: mu, 0 or more: 0 is the plain sum. None: its limit, the hard projection.
     """
     if STYLE not in layer.deltas:

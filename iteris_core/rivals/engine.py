@@ -35,7 +35,6 @@ class RivalSolver:
     """Solves one layer, in the place of `algebra.solve.solve_layer`.
 
     Args:
-        path: Path of the layer.
         reads_text: Whether its input belongs to the network's text stream.
         adapters: Number of adapters, with the ones that do not change this layer.
         rule: Rule that merges the layer.
@@ -95,7 +94,6 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     """Merge by the method that the settings name.
 
     Args:
-        problem: Network, adapters, tasks and settings of the merge.
         listener: Callbacks; `watch` follows the merge itself, `progress` searches too, so that it
             can cancel them.
 

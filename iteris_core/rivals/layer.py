@@ -23,7 +23,6 @@ class Layer:
     """One target layer.
 
     Args:
-        path: Path of the module.
         reads_text: Whether its input belongs to the network's text stream.
         deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
             change this layer.

@@ -45,7 +45,6 @@ def regmean(layer: Layer, *, off_diagonal: float = 0.9) -> LowRankDelta:
     on deltas they are the same, since the base weight cancels out.
 
     Args:
-        layer: The layer.
         off_diagonal: b, 0 to 1; 0.9 in the paper, 0.1 for T5.
 
     Raises:
@@ -106,7 +105,6 @@ def mix_of_show(
     which is IterIS with X~ = X, one weight per token, and no ridge.
 
     Args:
-        layer: The layer.
         solver: The limit, or descent as published.
     """
     tasks = layer.counted

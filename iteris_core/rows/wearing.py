@@ -201,9 +201,7 @@ def dress(
     merged delta.
 
     Args:
-        module: The layer.
         chunk: Chunk whose rows x and y are.
-        x: Input of the layer.
         y: Output of the layer, which may be changed.
         worn: Deltas that those rows wear at this layer.
         codes: Teachers' ``X down^T`` per block, if they were computed before.
